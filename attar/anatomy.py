@@ -1,0 +1,195 @@
+"""Where the parts of a `transformers` causal language model are: body, blocks, head.
+
+Legend: B sequences, T tokens, N tokens counted, V vocabulary, H width.
+
+Layers are numbered as the residual stream is met: layer 0 is the embedding's output, layer l the
+output of block l (counted from 1), always before the final norm. (`output_hidden_states` of
+`transformers` has the last one after the norm: not used here.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attar.errors import ModelError
+
+# Attribute path of the list of blocks below the body, family by family; the first that fits.
+BLOCK_PATHS = ("layers", "h", "encoder.layer", "blocks", "decoder.layers")
+
+
+def unwrap(model: Any) -> Any:
+    """The `transformers` model inside a peft wrapper (its adapters stay where they act)."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def body_of(model: Any) -> nn.Module:
+    """The model below its head: maps ids to the final hidden states, after the final norm."""
+    model = unwrap(model)
+    body = getattr(model, model.base_model_prefix, None)
+    if not isinstance(body, nn.Module) or body is model:
+        raise ModelError(f"{type(model).__name__} has no body below its head; it is not supported.")
+    return body
+
+
+def blocks_of(model: Any) -> nn.ModuleList:
+    """The model's list of blocks."""
+    body = body_of(model)
+    for path in BLOCK_PATHS:
+        found: Any = body
+        for name in path.split("."):
+            found = getattr(found, name, None)
+        if isinstance(found, nn.ModuleList) and len(found) == num_layers(model):
+            return found
+    raise ModelError(
+        f"The blocks of {type(body).__name__} were not found; add their attribute path to "
+        "`BLOCK_PATHS` in attar/anatomy.py."
+    )
+
+
+def num_layers(model: Any) -> int:
+    """Number of blocks."""
+    return int(unwrap(model).config.get_text_config().num_hidden_layers)
+
+
+def width(model: Any) -> int:
+    """Channels of the residual stream, H."""
+    return int(unwrap(model).config.get_text_config().hidden_size)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters of a model, tied ones once, 4-bit ones at their true number."""
+    total = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        total += state.shape.numel() if state is not None else parameter.numel()
+    return total
+
+
+def run_body(model: Any, batch: dict[str, Tensor | None]) -> Tensor:
+    """Final hidden states, after the final norm: what the head reads. Shape (B, T, H)."""
+    output = body_of(model)(**batch, use_cache=False)
+    return output.last_hidden_state  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Head:
+    """The map from final hidden states to logits, over the tokenizer's V ids only.
+
+    Columns that a model has beyond its tokenizer's ids (padding of the vocabulary) are cut off,
+    so no probability can hide there. `scale` and `softcap` are the family's (Cohere, Gemma).
+    """
+
+    weight_VH: Tensor
+    bias_V: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden_NH: Tensor) -> Tensor:
+        """Float32 logits of shape (N, V), multiplied in the dtype of the weight."""
+        raw_NV = matmul_float32(hidden_NH.to(self.weight_VH.dtype), self.weight_VH.T)
+        return self.finish(raw_NV)
+
+    def finish(self, raw_NV: Tensor) -> Tensor:
+        """Bias, scale and soft-cap on a raw product."""
+        if self.bias_V is not None:
+            raw_NV = raw_NV + self.bias_V.float()
+        if self.scale != 1.0:
+            raw_NV = raw_NV * self.scale
+        if self.softcap is not None:
+            raw_NV = torch.tanh(raw_NV / self.softcap) * self.softcap
+        return raw_NV
+
+
+def matmul_float32(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b with a float32 result. On CUDA the product of 16-bit inputs is never rounded back."""
+    if a.dtype == torch.float32:
+        return a @ b
+    if a.is_cuda and not torch.is_grad_enabled():
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return (a @ b).float()
+
+
+def head_of(model: Any, vocabulary: int, dtype: torch.dtype | None = None) -> Head:
+    """The head over the first `vocabulary` ids, differentiable, with any LoRA on it included."""
+    model = unwrap(model)
+    module = model.get_output_embeddings()
+    if module is None or not hasattr(module, "weight"):
+        raise ModelError(f"{type(model).__name__} has no linear output head; it is not supported.")
+    weight_VH = module.weight
+    if hasattr(module, "get_delta_weight"):  # a peft LoRA layer
+        for name in module.active_adapters:
+            if name in module.lora_A:
+                weight_VH = weight_VH + module.get_delta_weight(name)
+    if weight_VH.shape[0] < vocabulary:
+        raise ModelError(
+            f"The model's head has {weight_VH.shape[0]} rows but its tokenizer has {vocabulary} "
+            "ids; resize its embeddings or use the tokenizer it was trained with."
+        )
+    bias_V = getattr(module, "bias", None)
+    config = model.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite divides
+    weight_VH = weight_VH[:vocabulary]
+    return Head(
+        weight_VH=weight_VH if dtype is None else weight_VH.to(dtype),
+        bias_V=None if bias_V is None else bias_V[:vocabulary],
+        scale=scale,
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+@dataclass
+class Captured:
+    """Hidden states by layer number, each (B, T, H), filled while the body runs."""
+
+    layers: dict[int, Tensor] = field(default_factory=dict)
+
+
+@contextmanager
+def capture_layers(model: Any, layers: list[int]) -> Iterator[Captured]:
+    """Keep the outputs of chosen layers of every forward inside the block; no others are kept.
+
+    Hooks sit outside gradient checkpointing, so they see each layer once and in the graph.
+    """
+    check_layers(layers, num_layers(model))
+    captured = Captured()
+    handles = []
+    blocks = blocks_of(model)
+
+    def first(output: Any) -> Tensor:
+        return output[0] if isinstance(output, tuple) else output
+
+    for layer in layers:
+        if layer == 0:
+
+            def keep_input(_m: nn.Module, args: Any, kwargs: Any) -> None:
+                captured.layers[0] = args[0] if args else kwargs["hidden_states"]
+
+            handles.append(blocks[0].register_forward_pre_hook(keep_input, with_kwargs=True))
+        else:
+
+            def keep(_m: nn.Module, _args: Any, output: Any, layer: int = layer) -> None:
+                captured.layers[layer] = first(output)
+
+            handles.append(blocks[layer - 1].register_forward_hook(keep))
+    try:
+        yield captured
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def check_layers(layers: list[int], depth: int) -> None:
+    """Raise `ModelError` for a layer that a model of `depth` blocks does not have."""
+    for layer in layers:
+        if not 0 <= layer <= depth:
+            raise ModelError(
+                f"Layer {layer} does not exist: the model has layers 0 (embeddings) to {depth} "
+                "(output of the last block)."
+            )

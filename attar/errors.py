@@ -1,0 +1,47 @@
+"""The errors a user can mend. Each message is one sentence: what is wrong, where, what to write.
+
+    UserError
+    ├── RecipeError    a key or value of the recipe
+    ├── DataError      a data set, file or row
+    ├── ModelError     a model, tokenizer or layer
+    ├── CacheError     a signal cache on disk
+    └── RunError       a run folder, a stage out of order, two writers
+
+The command line prints the message on one line and exits with 1; anything else is a bug of
+ours and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend; the message says how."""
+
+
+class RecipeError(UserError):
+    """A key or a value of the recipe is wrong."""
+
+
+class DataError(UserError):
+    """A data set, a file or a row cannot be used."""
+
+
+class ModelError(UserError):
+    """A model, a tokenizer or a layer cannot be used."""
+
+
+class CacheError(UserError):
+    """A signal cache is broken, incomplete or was made for something else."""
+
+
+class RunError(UserError):
+    """A run folder is in use, or a stage was asked for before what it needs exists."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """' Did you mean ...?' with the closest known word, or an empty string."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean `{match[0]}`?" if match else ""

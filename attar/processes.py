@@ -1,0 +1,25 @@
+"""This process among those that run the same command (torchrun), as accelerate sees them."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+
+def is_alone() -> bool:
+    """Whether this command runs in one process; known without importing anything heavy."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
+def process_state() -> Any:
+    """accelerate's `PartialState`; on CPU it must be told so, or each rank trains alone.
+
+    The time limit is long because some stages run on the first process while others wait.
+    """
+    import torch
+    from accelerate import PartialState
+
+    if is_alone():
+        return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=2))

@@ -1,0 +1,47 @@
+"""A name -> thing table filled by decorators: registering is the only step that enrols."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from attar.errors import RecipeError, nearest
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Things of one kind by name; an unknown name is a `RecipeError` that names the nearest."""
+
+    def __init__(self, noun: str) -> None:
+        self.noun = noun
+        self._things: dict[str, T] = {}
+
+    def add(self, name: str) -> Callable[[T], T]:
+        """Decorator that enrols a function or class under `name`."""
+
+        def enrol(thing: T) -> T:
+            assert name not in self._things, f"{self.noun} {name} is registered twice"
+            self._things[name] = thing
+            return thing
+
+        return enrol
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._things:
+            known = ", ".join(sorted(self._things))
+            raise RecipeError(
+                f"There is no {self.noun} `{name}`; known are {known}."
+                + nearest(name, self._things)
+            )
+        return self._things[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._things
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._things)
+
+    def items(self) -> list[tuple[str, T]]:
+        """Registered pairs in the order of registration."""
+        return list(self._things.items())

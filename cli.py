@@ -1,0 +1,183 @@
+"""The command line: one command a stage, no logic. A user's mistake is one line and exit 1."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+STAGE_HELP = {
+    "adapt-teacher": "Fine-tune the teacher on the task first (teacher.adapt).",
+    "build": "Make the student: pretrained, fresh, or cut from the teacher.",
+    "train": "Train the distilled student and its control arms.",
+    "specialize": "Quantised LoRA on the distilled student.",
+    "export": "Write the artifacts that are deployed.",
+    "evaluate": "Measure teacher, arms and artifacts on held-out text.",
+    "report": "Write report.json and report.html.",
+}
+
+
+class Group(click.Group):
+    """Turns what a user can mend into one line and exit 1, and Ctrl-C into 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; let only our own bugs show a traceback."""
+        from attar.errors import UserError
+
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("Stopped; the same command goes on from here.", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="attar", prog_name="distill")
+def main() -> None:
+    """From a large teacher to a small, quantised, tested student, on one recipe."""
+
+
+def recipe_options(command: Any) -> Any:
+    """What every command on a recipe takes."""
+    options = [
+        click.argument("recipe", type=click.Path(dir_okay=False)),
+        click.option("--run-dir", type=click.Path(file_okay=False), help="Default: runs/RECIPE."),
+        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override."),
+        click.option("-v", "--verbose", is_flag=True, help="More messages."),
+        click.option("--quiet", is_flag=True, help="Warnings only."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def open_run(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **show: bool) -> Any:
+    """The run that a command's arguments mean."""
+    from distill.console import set_up_logging
+    from distill.recipe import load_recipe
+    from distill.run import Run
+
+    set_up_logging(**show)
+    loaded = load_recipe(recipe, overrides)
+    return Run(loaded, Path(run_dir) if run_dir else Path("runs") / Path(recipe).stem)
+
+
+def do_stages(run: Any, names: list[str], *, alone: bool) -> None:
+    """Run stages; say so when there was nothing to do."""
+    from distill.pipeline import run_stages
+
+    if not run_stages(run, names, alone=alone):
+        click.echo(f"Nothing to do: {', '.join(names)} finished before in {run.folder}.")
+
+
+@main.command()
+@click.argument("path", type=click.Path(dir_okay=False), default="recipe.yaml")
+@click.option("--template", default="causal-lm", help="causal-lm (classification: not yet).")
+def init(path: str, template: str) -> None:
+    """Write a commented starter recipe."""
+    from distill.templates import write_starter
+
+    write_starter(Path(path), template)
+    click.echo(f"Wrote {path}; edit it, then: distill plan {path}")
+
+
+@main.command()
+def schema() -> None:
+    """Print the recipe's JSON schema, for editors."""
+    from distill.recipe import Recipe
+
+    click.echo(json.dumps(Recipe.model_json_schema(by_alias=True), indent=2))
+
+
+@main.command()
+@recipe_options
+def plan(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **show: bool) -> None:
+    """Say what a run would take: tokens, disk, memory, time. Does no work."""
+    from distill.console import print_table
+    from distill.pipeline import check_before_work
+    from distill.plan import estimate, plan_rows
+
+    run = open_run(recipe, run_dir, overrides, **show)
+    check_before_work(run)
+    print_table(plan_rows(estimate(run)))
+
+
+@main.command()
+@recipe_options
+def run(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **show: bool) -> None:
+    """Run all stages; goes on where an earlier run was stopped."""
+    from distill.console import print_table
+    from distill.stages import STAGES
+
+    opened = open_run(recipe, run_dir, overrides, **show)
+    do_stages(opened, list(STAGES), alone=False)
+    from distill.report import read_table
+
+    if not show["quiet"]:
+        lines, sentence = read_table(opened.folder)
+        print_table(lines)
+        click.echo(f"{sentence}\nReport: {opened.folder / 'report.html'}")
+
+
+def add_stage(group: click.Group, command: str, stage: str, help_text: str) -> None:
+    """One command that runs one stage."""
+
+    @group.command(command, help=help_text)
+    @recipe_options
+    def _stage(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **show: bool) -> None:
+        do_stages(open_run(recipe, run_dir, overrides, **show), [stage], alone=True)
+
+
+for name, text in STAGE_HELP.items():
+    add_stage(main, name, name, text)
+
+
+@main.group()
+def cache() -> None:
+    """The teacher's signals on disk."""
+
+
+@cache.command("build")
+@recipe_options
+@click.option("--repair", is_flag=True, help="Check every shard and make damaged ones again.")
+def cache_build(
+    recipe: str, run_dir: str | None, overrides: tuple[str, ...], repair: bool, **show: bool
+) -> None:
+    """Run the teacher once and keep what it says."""
+    opened = open_run(recipe, run_dir, overrides, **show)
+    if repair:
+        from distill.pipeline import repair_cache
+
+        for fault in repair_cache(opened):
+            click.echo(f"To be made again: {fault}", err=True)
+    do_stages(opened, ["cache"], alone=True)
+
+
+@main.command()
+@click.argument("run_or_model")
+@click.option("--artifact", help="Which artifact or arm of a run; default: its first artifact.")
+@click.option("--prompt", "prompts", multiple=True, help="Say this instead of asking.")
+@click.option("--max-tokens", default=128, show_default=True)
+def chat(
+    run_or_model: str, artifact: str | None, prompts: tuple[str, ...], max_tokens: int
+) -> None:
+    """Talk to an artifact of a run, or to any model folder or id."""
+    from distill.chat import chat as talk
+
+    def ask() -> str | None:
+        try:
+            return str(click.prompt("you", prompt_suffix="> "))
+        except click.Abort:
+            return None
+
+    talk(run_or_model, artifact, list(prompts), max_tokens, ask, lambda s: click.echo(s, nl=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How one learns from the other: recipe, data, losses, objective, loop, evaluation, report."""

@@ -1,0 +1,116 @@
+"""Which examples meet in which step: a plan drawn from the seed, the same on every machine.
+
+Legend: B rows, T tokens, N tokens counted.
+
+A row holds one example or, packed, several. Padding is on the right and attention is causal, so no
+counted token can see padding and no mask is passed: position ids that start again at each example
+are what keeps packed examples apart (`transformers` builds the block mask from them).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.data import IGNORE, Example
+
+MicroBatch = list[list[int]]  # rows of example numbers
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch. Counted positions, row by row, are the signals of `keys` concatenated."""
+
+    input_ids_BT: Tensor
+    position_ids_BT: Tensor
+    labels_BT: Tensor
+    keys: list[str]
+
+    @property
+    def num_counted(self) -> int:
+        """N."""
+        return int((self.labels_BT != IGNORE).sum())
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        return Batch(
+            self.input_ids_BT.to(device),
+            self.position_ids_BT.to(device),
+            self.labels_BT.to(device),
+            self.keys,
+        )
+
+    def model_inputs(self) -> dict[str, Tensor | None]:
+        """What the body takes."""
+        return {
+            "input_ids": self.input_ids_BT,
+            "position_ids": self.position_ids_BT,
+            "attention_mask": None,
+        }
+
+
+def pack_rows(order: Sequence[int], lengths: Sequence[int], max_length: int) -> MicroBatch:
+    """Best-fit packing into rows of `max_length`, in the given order, with at most 64 open rows."""
+    rows: MicroBatch = []
+    open_rows: list[tuple[int, int]] = []  # (room left, row)
+    for i in order:
+        fitting = [(room, row) for room, row in open_rows if room >= lengths[i]]
+        if fitting:
+            room, row = min(fitting)
+            open_rows.remove((room, row))
+        else:
+            room, row = max_length, len(rows)
+            rows.append([])
+        rows[row].append(i)
+        if room > lengths[i]:
+            open_rows.append((room - int(lengths[i]), row))
+        if len(open_rows) > 64:
+            open_rows.remove(min(open_rows))
+    return rows
+
+
+def plan_epoch(
+    lengths: Sequence[int], *, batch_size: int, max_length: int, packing: bool, seed: int
+) -> list[MicroBatch]:
+    """All examples once, in an order drawn from the seed, as micro-batches of `batch_size` rows."""
+    order = list(range(len(lengths)))
+    random.Random(seed).shuffle(order)
+    rows = pack_rows(order, lengths, max_length) if packing else [[i] for i in order]
+    return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+
+
+def plan_in_order(lengths: Sequence[int], batch_size: int) -> list[MicroBatch]:
+    """All examples once, longest first, one a row: for evaluation."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    return [[[i] for i in order[s : s + batch_size]] for s in range(0, len(order), batch_size)]
+
+
+def collate(rows: Sequence[Sequence[Example]]) -> Batch:
+    """Rows of examples as tensors, padded on the right."""
+    longest = max(sum(len(example.input_ids) for example in row) for row in rows)
+    ids = np.zeros((len(rows), longest), np.int64)
+    labels = np.full((len(rows), longest), IGNORE, np.int64)
+    positions = np.zeros((len(rows), longest), np.int64)
+    for b, row in enumerate(rows):
+        start = 0
+        for example in row:
+            stop = start + len(example.input_ids)
+            ids[b, start:stop] = example.input_ids
+            labels[b, start:stop] = example.labels
+            positions[b, start:stop] = np.arange(stop - start)
+            start = stop
+        # Padding counts on from the last example: nothing counted comes after it.
+        last = positions[b, start - 1] if start else -1
+        positions[b, start:] = last + 1 + np.arange(longest - start)
+    keys = [example.key for row in rows for example in row if (example.labels != IGNORE).any()]
+    return Batch(*(torch.from_numpy(a) for a in (ids, positions, labels)), keys)
+
+
+def blank(example: Example) -> Example:
+    """The same ids with nothing counted: fills a process's share of an uneven last step."""
+    return Example(example.key, example.input_ids, np.full_like(example.labels, IGNORE))

@@ -1,0 +1,97 @@
+"""State of a training run on disk: all of it for going on, the learned weights of the best step.
+
+accelerate saves optimiser and random states; the weights that learn are written by a hook as one
+safetensors file, so a frozen or quantised base is never written again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from attar.files import read_json, sync_folder, write_json
+
+
+def learned(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters that learn, by name; tied ones once."""
+    return {
+        name: parameter.detach().contiguous()
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def load_learned(module: nn.Module, file: Path) -> None:
+    """Fill the parameters that learn from a file that `save_learned` wrote."""
+    mine = learned(module)
+    stored = load_file(str(file))
+    assert mine.keys() == stored.keys(), f"{file} was written by another run"
+    for name, tensor in stored.items():
+        mine[name].copy_(tensor)
+
+
+def save_learned(module: nn.Module, file: Path) -> None:
+    """The parameters that learn, aside and then renamed."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_suffix(".partial")
+    save_file({name: t.cpu() for name, t in learned(module).items()}, str(aside))
+    aside.replace(file)
+
+
+class Checkpoint:
+    """The last state of a run in `folder/last`, replaced as a whole."""
+
+    def __init__(self, accelerator: Any, learner: nn.Module, folder: Path) -> None:
+        self.accelerator, self.learner = accelerator, learner
+        self.folder = folder / "last"
+        accelerator.register_save_state_pre_hook(self._save_weights)
+        accelerator.register_load_state_pre_hook(self._load_weights)
+
+    def _save_weights(self, models: list[Any], weights: list[Any], folder: str) -> None:
+        if self.accelerator.is_main_process:
+            save_learned(self.learner, Path(folder) / "learned.safetensors")
+        weights.clear()
+
+    def _load_weights(self, models: list[Any], folder: str) -> None:
+        load_learned(self.learner, Path(folder) / "learned.safetensors")
+        models.clear()
+
+    def save(self, progress: dict[str, Any]) -> None:
+        """Everything needed to go on from here, bit for bit."""
+        aside = self.folder.with_name("last.partial")
+        if self.accelerator.is_main_process:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(aside))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            write_json(aside / "progress.json", progress)
+            for file in aside.iterdir():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+            old = self.folder.with_name("last.old")
+            shutil.rmtree(old, ignore_errors=True)
+            if self.folder.exists():
+                self.folder.replace(old)
+            aside.replace(self.folder)
+            sync_folder(self.folder.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def load(self) -> dict[str, Any] | None:
+        """Go back to the saved state; its progress, or None where there is none."""
+        old = self.folder.with_name("last.old")
+        if not self.folder.exists() and old.exists():
+            old.replace(self.folder)  # killed between the two renames
+        if not (self.folder / "progress.json").exists():
+            return None
+        self.accelerator.load_state(str(self.folder))
+        progress: dict[str, Any] = read_json(self.folder / "progress.json")
+        return progress

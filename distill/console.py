@@ -1,0 +1,118 @@
+"""What the user sees while something runs: a bar with tokens/s and time left, or plain lines."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+log = logging.getLogger("distill")
+LINE_SECONDS = 15.0  # between plain lines, where there is no terminal
+
+
+def set_up_logging(verbose: bool = False, quiet: bool = False) -> None:
+    """Messages to the terminal: all with `verbose`, warnings only with `quiet`."""
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
+    handler.setLevel(level)
+    for name in ("distill", "teachers", "students", "attar"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
+
+
+def log_to_file(path: Path) -> None:
+    """Every message also into the run folder, with its time."""
+    handler = logging.FileHandler(path, encoding="utf8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for name in ("distill", "teachers", "students", "attar"):
+        logger = logging.getLogger(name)
+        logger.handlers = [h for h in logger.handlers if not isinstance(h, logging.FileHandler)]
+        logger.addHandler(handler)
+
+
+class _Rate(ProgressColumn):
+    """Tokens a second since the task began."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f} tokens/s" if speed else "", style="cyan")
+
+
+class Meter:
+    """Counts tokens of one stage; knows the rate and the time left."""
+
+    def __init__(self, what: str, total: int, bar: Progress | None) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self._start = self._last_line = time.monotonic()
+        self._bar = bar
+        self._task = bar.add_task(what, total=total, note="") if bar else None
+
+    def advance(self, tokens: int, note: str = "") -> None:
+        """Count tokens that are done; `note` is a number worth watching."""
+        self.done += tokens
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=tokens, note=note)
+        elif time.monotonic() - self._last_line > LINE_SECONDS:
+            self._last_line = time.monotonic()
+            self._line(note)
+
+    def skip(self, tokens: int) -> None:
+        """Tokens that were done before: they count for what is left, not for the rate."""
+        self.total -= tokens
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=self.total)
+
+    def _line(self, note: str) -> None:
+        rate = self.done / max(time.monotonic() - self._start, 1e-9)
+        left = (self.total - self.done) / rate if rate else 0.0
+        log.info(
+            "%s: %s of %s tokens, %.0f tokens/s, %.0f s left%s",
+            self.what,
+            f"{self.done:,}",
+            f"{self.total:,}",
+            rate,
+            left,
+            f", {note}" if note else "",
+        )
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Meter]:
+    """A `Meter` for one stage: a bar on a terminal, a line now and then elsewhere."""
+    handlers = logging.getLogger("distill").handlers
+    quiet = any(isinstance(h, RichHandler) and h.level >= logging.WARNING for h in handlers)
+    if not console.is_terminal or quiet:
+        yield Meter(what, total, None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f}%"),
+        _Rate(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        yield Meter(what, total, bar)
+
+
+def print_table(lines: list[list[str]]) -> None:
+    """A table on standard output, header first, as wide as its content."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for i, head in enumerate(lines[0]):
+        table.add_column(head, justify="left" if i in (0,) else "right", no_wrap=True)
+    for line in lines[1:]:
+        table.add_row(*line)
+    Console(soft_wrap=True, highlight=False).print(table)

@@ -1,0 +1,341 @@
+"""From rows to examples: tokenised, cut into windows, labelled and keyed, once.
+
+Legend: T tokens of an example.
+
+Here, and only here, labels are shifted: `labels[t]` is the id that follows position t, or -100
+where that prediction does not count. The teacher's signal at t belongs to the same prediction.
+Text is cut into windows of `max_length` that overlap by one token, so each token but a document's
+first is predicted exactly once. Conversations are truncated, and only the assistant's tokens count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, field_validator
+
+from attar.errors import DataError
+from attar.files import fingerprint, read_json, staged_folder, write_json
+from attar.strict import Section
+from distill.sources import column_kind, load_rows, local_files, messages_of
+
+IGNORE = -100
+log = logging.getLogger(__name__)
+
+
+class DataConfig(Section):
+    """What is learned from, what is held out, and how text becomes examples."""
+
+    train: str | list[str] = Field(description="hub id, saved folder, or json/jsonl/parquet/txt")
+    name: str | None = Field(None, description="configuration of a hub data set")
+    split: str = Field("train", description="split of a hub data set or saved folder")
+    held_out: float | str = Field(
+        0.02, description="share of the documents, another source, or `split:NAME` of the same"
+    )
+    text_column: str | None = None
+    max_length: int = Field(1024, ge=2)
+    packing: bool = Field(True, description="several examples a row; attention stays inside each")
+    append_eos: bool = Field(True, description="end each text with the end-of-sequence token")
+    train_tokens: int | None = Field(None, ge=1, description="stop at this many counted tokens")
+    held_out_tokens: int | None = Field(None, ge=1)
+
+    @field_validator("held_out")
+    @classmethod
+    def _share(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and not 0 < value < 1:
+            raise ValueError("a share lies between 0 and 1, e.g. 0.02")
+        return value
+
+
+@dataclass(frozen=True)
+class Example:
+    """One window or conversation: ids and labels of shape (T,), int64."""
+
+    key: str
+    input_ids: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def counted(self) -> np.ndarray:
+        """Positions whose prediction counts."""
+        return np.flatnonzero(self.labels != IGNORE)
+
+
+class Examples:
+    """Examples on disk, memory-mapped by `datasets`, with their lengths and counts at hand."""
+
+    def __init__(self, path: Path) -> None:
+        import datasets
+
+        self._rows = datasets.Dataset.from_file(str(path))
+        self.keys: list[str] = self._rows["key"][:]
+        self.lengths = np.asarray(self._rows["length"][:], np.int64)
+        self.counts = np.asarray(self._rows["count"][:], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, i: int) -> Example:
+        row = self._rows[i]
+        ids, labels = (np.asarray(row[name], np.int64) for name in ("input_ids", "labels"))
+        return Example(row["key"], ids, labels)
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens whose prediction counts."""
+        return int(self.counts.sum())
+
+    def fingerprint(self) -> str:
+        """Changes with the set of examples, not with their order."""
+        return fingerprint(sorted(set(self.keys)))
+
+
+# Tokenising ------------------------------------------------------------------------------------
+
+
+def windows(ids: list[int], max_length: int) -> Iterator[tuple[list[int], list[int]]]:
+    """(ids, labels) of windows that overlap by one token; every label but the last id's counts."""
+    for start in range(0, max(1, len(ids) - 1), max_length - 1):
+        piece = ids[start : start + max_length]
+        if len(piece) >= 2:
+            yield piece, [*piece[1:], IGNORE]
+
+
+def render_chat(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, list[range]]:
+    """A conversation through the chat template, and the spans of text the assistant wrote.
+
+    Each turn's span runs from the end of the generation prompt to the end of the turn's marker.
+    Raises `DataError` where the template rewrites earlier turns, so that spans cannot be known.
+    """
+    spans = []
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = tokenizer.apply_chat_template(
+            messages[:i], tokenize=False, add_generation_prompt=True
+        )
+        upto = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False)
+        if not upto.startswith(before):
+            raise DataError("The chat template rewrites earlier turns; its loss mask is unknown.")
+        end = len(upto.rstrip()) if upto.rstrip().endswith(str(tokenizer.eos_token)) else len(upto)
+        spans.append(range(len(before), end))
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    if spans and spans[-1].stop > len(text):
+        raise DataError("The chat template rewrites earlier turns; its loss mask is unknown.")
+    return text, spans
+
+
+def tokenize_chat(
+    tokenizer: Any, messages: list[dict[str, str]], max_length: int
+) -> tuple[list[int], list[int]]:
+    """(ids, labels) of one conversation, truncated; only the assistant's tokens count."""
+    text, spans = render_chat(tokenizer, messages)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = encoded["input_ids"][:max_length]
+    spoken = [
+        any(span.start <= start < span.stop for span in spans)
+        for start, _ in encoded["offset_mapping"][:max_length]
+    ]
+    labels = [ids[t + 1] if t + 1 < len(ids) and spoken[t + 1] else IGNORE for t in range(len(ids))]
+    return ids, labels
+
+
+def tokenize_document(
+    tokenizer: Any, row: dict[str, Any], kind: str, columns: list[str], config: DataConfig
+) -> list[tuple[list[int], list[int]]]:
+    """All examples of one row; those in which nothing counts are left out."""
+    if kind == "text":
+        ids = tokenizer(row[columns[0]] or "", verbose=False)["input_ids"]
+        if not ids:
+            return []
+        if config.append_eos and ids[-1] != tokenizer.eos_token_id:
+            ids = [*ids, tokenizer.eos_token_id]
+        return list(windows(ids, config.max_length))
+    messages = messages_of(row, kind, columns)
+    if not messages:
+        return []
+    if tokenizer.chat_template is None:
+        raise DataError(
+            "The data are conversations but the tokenizer has no chat template; use an instruct "
+            "model's tokenizer, or name a text column with `data.text_column`."
+        )
+    ids, labels = tokenize_chat(tokenizer, messages, config.max_length)
+    return [(ids, labels)] if any(label != IGNORE for label in labels) else []
+
+
+# Preparing -------------------------------------------------------------------------------------
+
+
+def _documents(
+    tokenizer: Any, config: DataConfig, sources: list[str], split: str, seed: int
+) -> tuple[int, Iterator[list[tuple[list[int], list[int]]]]]:
+    """(number of documents, their examples in an order drawn from the seed)."""
+    tables = [load_rows(source, split, config.name) for source in sources]
+    kinds = [
+        column_kind(table.column_names, source, config.text_column)
+        for table, source in zip(tables, sources, strict=True)
+    ]
+    order = [(t, i) for t, table in enumerate(tables) for i in range(len(table))]
+    random.Random(seed).shuffle(order)
+
+    def generate() -> Iterator[list[tuple[list[int], list[int]]]]:
+        for t, i in order:
+            yield tokenize_document(tokenizer, tables[t][i], *kinds[t], config)
+
+    return len(order), generate()
+
+
+def key_of(ids: list[int], labels: list[int]) -> str:
+    """Content address of an example: its ids, and which of its predictions count."""
+    digest = hashlib.blake2b(np.asarray(ids, np.int32).tobytes(), digest_size=16)
+    digest.update(np.packbits(np.asarray(labels) != IGNORE).tobytes())
+    return digest.hexdigest()
+
+
+class _Writer:
+    """Collects examples of one split into an Arrow file, up to a number of counted tokens."""
+
+    SCHEMA = pa.schema(
+        {
+            "key": pa.string(),
+            "document": pa.int64(),
+            "length": pa.int32(),
+            "count": pa.int32(),
+            "input_ids": pa.list_(pa.int32()),
+            "labels": pa.list_(pa.int32()),
+        }
+    )
+
+    def __init__(self, path: Path, limit: int | None, avoid: set[str]) -> None:
+        self._file = pa.OSFile(str(path), "wb")
+        self._stream = pa.ipc.new_stream(self._file, self.SCHEMA)
+        self._rows: list[dict[str, Any]] = []
+        self._limit, self._avoid = limit, avoid
+        self.keys: set[str] = set()
+        self.tokens = self.examples = self.dropped = 0
+
+    @property
+    def full(self) -> bool:
+        return self._limit is not None and self.tokens >= self._limit
+
+    def add(self, document: int, examples: list[tuple[list[int], list[int]]]) -> None:
+        for ids, labels in examples:
+            key = key_of(ids, labels)
+            if self.full or key in self._avoid:
+                self.dropped += key in self._avoid
+                continue
+            count = sum(label != IGNORE for label in labels)
+            values = (key, document, len(ids), count, ids, labels)
+            self._rows.append(dict(zip(self.SCHEMA.names, values, strict=True)))
+            self.keys.add(key)
+            self.tokens += count
+            self.examples += 1
+        if len(self._rows) >= 1000:
+            self.flush()
+
+    def flush(self) -> None:
+        self._stream.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=self.SCHEMA))
+        self._rows = []
+
+    def close(self) -> dict[str, int]:
+        self.flush()
+        self._stream.close()
+        self._file.close()
+        return {"examples": self.examples, "tokens": self.tokens}
+
+
+def sources_of(config: DataConfig) -> list[str]:
+    """The training sources as a list."""
+    return [config.train] if isinstance(config.train, str) else config.train
+
+
+def check_sources(config: DataConfig) -> None:
+    """Raise `DataError` at once for a local file that is not there."""
+    for source in sources_of(config):
+        local_files(source)
+    if isinstance(config.held_out, str) and not config.held_out.startswith("split:"):
+        local_files(config.held_out)
+
+
+def source_stamp(config: DataConfig) -> list[Any]:
+    """Names, sizes and times of the local files, so that an edited file is noticed."""
+    sources = sources_of(config)
+    if isinstance(config.held_out, str) and not config.held_out.startswith("split:"):
+        sources = [*sources, config.held_out]
+    files = [file for source in sources for path in local_files(source) for file in _walk(path)]
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def _walk(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+
+
+def prepare(config: DataConfig, tokenizer: Any, tokenizer_id: str, seed: int, folder: Path) -> Path:
+    """Tokenise into `folder` unless what is there was made from the same; returns the folder.
+
+    Leaves train.arrow, held_out.arrow and stats.json. Raises `DataError` where a split is empty.
+    """
+    wanted = fingerprint([config.model_dump(), tokenizer_id, seed, source_stamp(config)])
+    if (folder / "stats.json").exists():
+        if read_json(folder / "stats.json").get("inputs") == wanted:
+            return folder
+    with staged_folder(folder) as aside:
+        stats = _prepare(config, tokenizer, seed, aside)
+        write_json(aside / "stats.json", {"inputs": wanted, **stats})
+    return folder
+
+
+def _prepare(config: DataConfig, tokenizer: Any, seed: int, aside: Path) -> dict[str, Any]:
+    held = _Writer(aside / "held_out.arrow", config.held_out_tokens, set())
+    sources = sources_of(config)
+    num_documents, documents = _documents(tokenizer, config, sources, config.split, seed)
+    if num_documents == 0:
+        raise DataError(f"`data.train` ({', '.join(sources)}) has no rows.")
+    first = 0
+    if isinstance(config.held_out, str):
+        split, other = config.split, [config.held_out]
+        if config.held_out.startswith("split:"):
+            split, other = config.held_out[6:], sources
+        for i, examples in enumerate(_documents(tokenizer, config, other, split, seed)[1]):
+            held.add(i, examples)
+            if held.full:
+                break
+        rest: list[tuple[list[int], list[int]]] = []
+    elif num_documents == 1:  # one long document: its last windows are held out
+        examples = next(documents)
+        kept = len(examples) - max(1, math.ceil(config.held_out * len(examples)))
+        held.add(0, examples[kept:])
+        rest = examples[:kept]
+    else:
+        first = min(num_documents - 1, max(1, math.ceil(config.held_out * num_documents)))
+        for i in range(first):
+            held.add(i, next(documents))
+        rest = []
+    train = _Writer(aside / "train.arrow", config.train_tokens, held.keys)
+    train.add(0, rest)
+    for i, examples in enumerate(documents, first):
+        if train.full:
+            break
+        train.add(i, examples)
+    if train.dropped:
+        log.info("%d training examples also stand in the held-out part: left out", train.dropped)
+    stats = {"documents": num_documents, "train": train.close(), "held_out": held.close()}
+    for name, source in (("train", sources), ("held_out", config.held_out)):
+        if stats[name]["examples"] == 0:  # type: ignore[index]
+            raise DataError(
+                f"No example of `data.{name}` ({source}) has a token to learn: all its rows are "
+                "empty after tokenising, or stand in the other part."
+            )
+    return stats

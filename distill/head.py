@@ -1,0 +1,208 @@
+"""Loss terms over the vocabulary without the logits of all tokens: chunk by chunk, with gradients.
+
+Legend: N tokens counted, V vocabulary, H width, K entries.
+
+From final hidden states (N, H) and the head (V, H): for each chunk of tokens, float32 logits are
+made, every term's value and the gradient at the logits are formed, and that gradient is multiplied
+back into hidden states and head at once (as Liger's fused losses do). Only chunk x V numbers exist
+at any moment. Any registered loss works through autograd on the chunk; cross-entropy with a sparse
+forward KL at temperature 1, the common case, has its gradient derived by hand:
+
+    d/dz_j [KL] = s_j - t_j                   for an entry j
+                = s_j (1 - t_rest / s_rest)   for any other id
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attar.anatomy import Head, matmul_float32
+from distill.losses import Loss, on_outcomes
+from teachers.signals import Distribution, SparseDistribution
+
+
+@dataclass(frozen=True)
+class HeadTerm:
+    """One term of the objective that reads logits: `scale` holds its weight and T^2."""
+
+    loss: Loss
+    scale: float
+    temperature: float = 1.0
+    parameters: dict[str, Any] = field(default_factory=dict)
+    target: Distribution | None = None
+
+    def values(self, logits_NV: Tensor, labels_N: Tensor, rows: slice) -> Tensor:
+        """The loss of each token of a chunk, (N,), before `scale`."""
+        if self.loss.reads == "labels":
+            return self.loss.function(logits_NV.log_softmax(-1), labels_N, **self.parameters)
+        assert self.target is not None
+        target = self.target.rows(rows.start, rows.stop)
+        student, teacher = on_outcomes(logits_NV, target, self.temperature)
+        return self.loss.function(student, teacher, **self.parameters)
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether the hand-derived gradient covers this term."""
+        if self.loss.name == "cross_entropy":
+            return not self.parameters
+        sparse = isinstance(self.target, SparseDistribution)
+        return self.loss.name == "forward_kl" and sparse and self.temperature == 1.0
+
+
+def head_losses(
+    hidden_NH: Tensor,
+    head: Head,
+    labels_N: Tensor,
+    terms: Sequence[HeadTerm],
+    *,
+    chunk: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """(sum of scaled terms over all tokens, differentiable; sums of each term, unscaled, detached).
+
+    The first is a scalar; the second has one entry a term. Products run in `dtype`; gradients of
+    the head are summed in float32 whatever it is.
+    """
+    grad = torch.is_grad_enabled()
+    total, sums = _HeadLosses.apply(
+        hidden_NH, head.weight_VH, head.bias_V, head, labels_N, terms, chunk, dtype, grad
+    )
+    return total, sums
+
+
+class _HeadLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        head: Head,
+        labels_N: Tensor,
+        terms: Sequence[HeadTerm],
+        chunk: int,
+        dtype: torch.dtype,
+        grad: bool,
+    ) -> tuple[Tensor, Tensor]:
+        needs_hidden, needs_weight, needs_bias = (grad and n for n in ctx.needs_input_grad[:3])
+        weight_VH = weight_VH.to(dtype)
+        sums = torch.zeros(len(terms), dtype=torch.float64, device=hidden_NH.device)
+        grad_hidden = torch.empty_like(hidden_NH) if needs_hidden else None
+        grad_weight = (
+            torch.zeros(weight_VH.shape, dtype=torch.float32, device=weight_VH.device)
+            if needs_weight
+            else None
+        )
+        grad_bias = torch.zeros_like(bias_V) if needs_bias and bias_V is not None else None
+        for start in range(0, len(hidden_NH), chunk):
+            rows = slice(start, min(start + chunk, len(hidden_NH)))
+            hidden = hidden_NH[rows].to(dtype)
+            logits = head.finish(_raw_logits(hidden, weight_VH, bias_V))
+            values, grad_logits = _chunk(logits, labels_N[rows], terms, rows, grad)
+            sums += values
+            if grad_logits is None:
+                continue
+            grad_raw = _through_finish(grad_logits, logits, head)
+            if grad_bias is not None:
+                grad_bias += grad_raw.sum(0)
+            grad_raw = grad_raw.to(dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] = matmul_float32(grad_raw, weight_VH).to(hidden_NH.dtype)
+            if grad_weight is not None:
+                if dtype == torch.float32:
+                    grad_weight.addmm_(grad_raw.T, hidden)
+                else:
+                    grad_weight += matmul_float32(grad_raw.T, hidden)
+        ctx.gradients = grad_hidden, grad_weight, grad_bias
+        scales = torch.tensor([term.scale for term in terms], dtype=sums.dtype, device=sums.device)
+        sums = sums.detach()
+        ctx.mark_non_differentiable(sums)
+        return (sums @ scales).float(), sums
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor, _grad_sums: Tensor) -> Any:  # type: ignore[override]
+        scaled = (None if g is None else g.mul_(grad_total.to(g.dtype)) for g in ctx.gradients)
+        return (*scaled, None, None, None, None, None, None)
+
+
+def _raw_logits(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
+    raw_NV = matmul_float32(hidden_NH, weight_VH.T)
+    return raw_NV if bias_V is None else raw_NV + bias_V.float()
+
+
+def _through_finish(grad_logits: Tensor, logits: Tensor, head: Head) -> Tensor:
+    """The gradient before the head's scale and soft-cap."""
+    if head.softcap is not None:
+        grad_logits = grad_logits * (1 - (logits / head.softcap).square())
+    return grad_logits * head.scale if head.scale != 1.0 else grad_logits
+
+
+def _chunk(
+    logits: Tensor, labels: Tensor, terms: Sequence[HeadTerm], rows: slice, grad: bool
+) -> tuple[Tensor, Tensor | None]:
+    """(sum of each term over the chunk, gradient of the scaled total at the logits)."""
+    names = [term.loss.name for term in terms]
+    if all(term.is_fast for term in terms) and len(set(names)) == len(names):
+        return _chunk_by_hand(logits, labels, terms, rows, grad)
+    with torch.set_grad_enabled(grad):
+        logits = logits.detach().requires_grad_(grad)
+        values = torch.stack([term.values(logits, labels, rows).sum() for term in terms])
+        scales = values.new_tensor([term.scale for term in terms])
+        if not grad:
+            return values.detach(), None
+        (grad_logits,) = torch.autograd.grad(values @ scales, logits)
+    return values.detach(), grad_logits
+
+
+def _chunk_by_hand(
+    logits: Tensor, labels: Tensor, terms: Sequence[HeadTerm], rows: slice, grad: bool
+) -> tuple[Tensor, Tensor | None]:
+    """`_chunk` for cross-entropy and sparse forward KL: one exponential, no autograd."""
+    kl = next((term for term in terms if term.loss.name == "forward_kl"), None)
+    ce = next((term for term in terms if term.loss.name == "cross_entropy"), None)
+    labels = labels.unsqueeze(-1)
+    peak = logits.amax(-1, keepdim=True)
+    label_logits = logits.gather(-1, labels)
+    entries = head_logits = used = None
+    if kl is not None:
+        assert isinstance(kl.target, SparseDistribution)
+        target = kl.target.rows(rows.start, rows.stop)
+        used = target.logprobs_NK > -torch.inf
+        head_logits = logits.gather(-1, target.ids_NK)
+    weights = (logits - peak).exp_()
+    if kl is not None:
+        assert head_logits is not None and used is not None
+        entries = torch.where(used, weights.gather(-1, target.ids_NK), 0.0)
+        weights.scatter_(-1, target.ids_NK, 0.0)
+    rest = weights.sum(-1, keepdim=True)  # over all ids when there is no KL
+    total = rest if entries is None else rest + entries.sum(-1, keepdim=True)
+    log_total = peak + total.log()
+    values = {"cross_entropy": (log_total - label_logits).sum()}
+    coefficient = torch.full_like(total, ce.scale if ce else 0.0)
+    if kl is not None:
+        assert head_logits is not None and used is not None and entries is not None
+        rest = rest.clamp(min=1e-37)
+        teacher_rest = target.tail_N.exp().unsqueeze(-1)
+        log_rest = rest.log() - total.log()
+        teacher = torch.where(used, target.logprobs_NK, 0.0)
+        mass = torch.where(used, teacher.exp(), 0.0)
+        student = head_logits - log_total
+        tail = torch.where(teacher_rest > 0, target.tail_N.unsqueeze(-1) - log_rest, 0.0)
+        values["forward_kl"] = (mass * (teacher - student)).sum() + (teacher_rest * tail).sum()
+        coefficient = coefficient + kl.scale * (1 - teacher_rest * (total / rest))
+    result = torch.stack([values[term.loss.name].double() for term in terms])
+    if not grad:
+        return result, None
+    gradient = weights.mul_(coefficient / total)
+    if kl is not None:
+        assert entries is not None
+        scale = kl.scale + (ce.scale if ce else 0.0)
+        gradient.scatter_add_(-1, target.ids_NK, scale * entries / total - kl.scale * mass)
+    if ce is not None:
+        gradient.scatter_add_(-1, labels, torch.full_like(label_logits, -ce.scale))
+    return result, gradient

@@ -1,0 +1,351 @@
+"""The one training loop: distilling, plain fine-tuning, teacher adaptation and LoRA all run here.
+
+They differ in what is trainable and in the objective's terms, not in the loop. A run that was
+stopped anywhere continues from its last checkpoint and ends bit for bit where it would have.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from attar.errors import RunError
+from attar.strict import Section
+from distill.batches import Batch, MicroBatch, blank, collate, plan_epoch, plan_in_order
+from distill.checkpoint import Checkpoint, load_learned, save_learned
+from distill.console import progress
+from distill.data import Examples
+from distill.objective import AnyTerm, Learner, Sums, needs_teacher
+from distill.schedule import Schedule, learning_rate_factor
+from students.trainable import Trainable
+from teachers.cache import SignalCache
+
+log = logging.getLogger(__name__)
+
+
+class LoopConfig(Section):
+    """How long, how fast, in which precision; shared by every stage that trains."""
+
+    objective: list[AnyTerm]  # type: ignore[valid-type]
+    lr: float = Field(2e-4, gt=0)
+    schedule: Schedule = "cosine"
+    warmup: float = Field(0.05, ge=0, description="share of the steps, or number of steps if >= 1")
+    lr_floor: float = Field(0.0, ge=0, le=1, description="factor on lr at the end")
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    epochs: int = Field(1, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(8, ge=1, description="rows a micro-batch and process")
+    accumulate: int = Field(1, ge=1, description="micro-batches a step")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="autocast over float32 masters; auto: bfloat16 where hardware has it"
+    )
+    gradient_checkpointing: bool = False
+    chunk: int | None = Field(None, ge=1, description="tokens whose logits exist at once")
+    evaluate_every: int | None = Field(None, ge=1, description="steps; five times a run if absent")
+    evaluate_tokens: int = Field(16384, ge=1, description="held-out tokens of those evaluations")
+    checkpoint_every: int | None = Field(None, ge=1, description="steps; at evaluations if absent")
+    keep: Literal["best", "last"] = Field("best", description="which weights are the result")
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+
+
+class TrainConfig(LoopConfig):
+    """How the student is trained, and which control arms are trained beside it."""
+
+    objective: list[AnyTerm] = Field(  # type: ignore[valid-type]
+        default_factory=lambda: [{"loss": "forward_kl"}], min_length=1, validate_default=True
+    )
+    trainable: Trainable = "all"
+    arms: list[Literal["finetune"]] = Field(default_factory=lambda: ["finetune"])
+
+
+@dataclass
+class Job:
+    """One training: what learns, from what, and where its checkpoints go."""
+
+    name: str
+    learner: Learner
+    config: LoopConfig
+    train: Examples
+    held_out: Examples
+    cache: SignalCache | None
+    folder: Path
+    seed: int
+    max_length: int
+    packing: bool
+
+
+@dataclass
+class Result:
+    """What a training left: numbers of the run, and its history for the report's curves."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    best_step: int
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Plan:
+    """Every step's micro-batches for every process, from the seed alone."""
+
+    def __init__(self, job: Job, world: int) -> None:
+        config = job.config
+        self.per_step, self.world = config.accumulate * world, world
+        self.steps: list[list[MicroBatch]] = []
+        for epoch in range(config.epochs):
+            micro = plan_epoch(
+                [int(n) for n in job.train.lengths],
+                batch_size=config.batch_size,
+                max_length=job.max_length,
+                packing=job.packing,
+                seed=job.seed * 1_000_003 + epoch,
+            )
+            size = self.per_step
+            self.steps += [micro[i : i + size] for i in range(0, len(micro), size)]
+        self.steps = self.steps[: config.max_steps]
+        self.counted = [
+            int(sum(job.train.counts[i] for rows in step for row in rows for i in row))
+            for step in self.steps
+        ]
+
+    def batches(self, step: int, examples: Examples, rank: int) -> Iterator[Batch]:
+        """This process's micro-batches; one without counted tokens where the data ran out."""
+        micro = self.steps[step]
+        for m in range(0, len(micro), self.world):
+            if m + rank < len(micro):
+                yield collate([[examples[i] for i in row] for row in micro[m + rank]])
+            else:
+                yield collate([[blank(examples[micro[m][0][0]])]])
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """Turn the first Ctrl-C or SIGTERM into an entry of the list; the second stops at once."""
+    seen: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+        log.warning("Stopping after this step (again to stop at once) ...")
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever owns it handles signals
+        yield seen
+        return
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def make_accelerator(config: LoopConfig, folder: Path) -> Any:
+    """accelerate's view of devices and processes; autocast is ours, so no mixed precision here."""
+    from accelerate import Accelerator
+
+    trackers: Any = list(config.trackers) or None
+    return Accelerator(
+        cpu=not torch.cuda.is_available(), log_with=trackers, project_dir=str(folder)
+    )
+
+
+def make_optimizer(learner: Learner, config: LoopConfig) -> torch.optim.Optimizer:
+    """AdamW; decay on matrices only, as is usual for transformers."""
+    parameters = [p for p in learner.parameters() if p.requires_grad]
+    matrices = [p for p in parameters if p.ndim >= 2]
+    others = [p for p in parameters if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas)
+
+
+class _Run:
+    """One training under way: the pieces that a step needs and what has been seen so far."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.config = job, job.config
+        self.accelerator = make_accelerator(job.config, job.folder)
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.plan = Plan(job, self.world)
+        self.total = len(self.plan.steps)
+        learner = job.learner.to(self.accelerator.device)
+        if job.config.gradient_checkpointing:
+            learner.student.gradient_checkpointing_enable({"use_reentrant": False})
+        self.optimizer = self.accelerator.prepare(make_optimizer(learner, job.config))
+        self.wrapped = self.accelerator.prepare(learner)
+        self.checkpoint = Checkpoint(self.accelerator, learner, job.folder)
+        self.evaluate_every = job.config.evaluate_every or max(1, math.ceil(self.total / 5))
+        self.checkpoint_every = job.config.checkpoint_every or self.evaluate_every
+        self.progress: dict[str, Any] = {
+            "step": 0, "best": math.inf, "best_step": 0, "seconds": 0.0, "history": [],
+        }  # fmt: skip
+
+    @property
+    def best_file(self) -> Path:
+        return self.job.folder / "best.safetensors"
+
+    def step(self, number: int) -> dict[str, float]:
+        """One optimiser step; the objective's terms, in nats a token, and the gradient's norm."""
+        factor = learning_rate_factor(
+            number, self.total, self.config.schedule, self.config.warmup, self.config.lr_floor
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * factor
+        counted = self.plan.counted[number]
+        batches = list(self.plan.batches(number, self.job.train, self.rank))
+        totals: dict[str, Tensor] = {}
+        self.wrapped.train()
+        for i, batch in enumerate(batches):
+            last = i == len(batches) - 1
+            quiet = nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+            with quiet:
+                loss, sums = self._forward(self.wrapped, batch, self.world / max(1, counted))
+                self.accelerator.backward(loss)
+            for name, value in sums.terms.items():
+                totals[name] = totals.get(name, 0) + value
+        norm = self.accelerator.clip_grad_norm_(self.job.learner.parameters(), self.config.clip)
+        if not math.isfinite(float(norm)):
+            raise RunError(
+                f"The gradient of `{self.job.name}` is not finite at step {number}; lower "
+                "`train.lr`, or set `train.precision: float32`. The last checkpoint is kept."
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        means = {
+            name: float(self.accelerator.reduce(value, "sum")) / max(1, counted)
+            for name, value in totals.items()
+        }
+        return {"step": number + 1, "lr": self.config.lr * factor, "norm": float(norm), **means}
+
+    def _forward(self, module: Any, batch: Batch, scale: float) -> tuple[Tensor, Sums]:
+        signals = None
+        if self.job.cache is not None and batch.keys and needs_teacher(self.config.objective):
+            signals = self.job.cache.signals(batch.keys)
+        result: tuple[Tensor, Sums] = module(batch.to(self.accelerator.device), signals, scale)
+        return result
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """The objective and nll on held-out examples, nats a token."""
+        self.job.learner.eval()
+        micro, tokens = [], 0
+        for rows in plan_in_order(list(self.job.held_out.lengths), self.config.batch_size):
+            if tokens < self.config.evaluate_tokens:
+                micro.append(rows)
+                tokens += int(sum(self.job.held_out.counts[i] for row in rows for i in row))
+        totals: dict[str, float] = {}
+        for rows in micro[self.rank :: self.world]:
+            batch = collate([[self.job.held_out[i] for i in row] for row in rows])
+            _, sums = self._forward(self.job.learner, batch, 1.0)
+            for name, value in sums.terms.items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+        if self.world > 1:
+            names = sorted(totals)
+            values = torch.tensor([totals[n] for n in names], dtype=torch.float64)
+            values = self.accelerator.reduce(values.to(self.accelerator.device), "sum")
+            totals = dict(zip(names, values.tolist(), strict=True))
+        means = {f"held_out_{name}": total / tokens for name, total in totals.items()}
+        means["held_out"] = self._value(totals) / tokens
+        return means
+
+    def _value(self, totals: dict[str, float]) -> float:
+        """The objective's value from its terms' sums: what `best` means."""
+        terms = enumerate(self.config.objective)
+        return sum(term.weight * totals[f"{i}:{term.loss}"] for i, term in terms)
+
+    def note(self, record: dict[str, float]) -> None:
+        """Keep a record in the history and give it to the trackers."""
+        self.progress["history"].append(record)
+        if self.config.trackers:
+            values = {k: v for k, v in record.items() if k != "step"}
+            self.accelerator.log(values, step=int(record["step"]))
+
+    def after_step(self, record: dict[str, float], started: float, stopping: bool) -> None:
+        """Evaluate, keep the best, and save where it is time to."""
+        number = int(record["step"])
+        self.progress["step"] = number
+        due = number % self.evaluate_every == 0 or number == self.total
+        if due:
+            record = {**record, **self.evaluate()}
+            if record["held_out"] < self.progress["best"]:
+                self.progress.update(best=record["held_out"], best_step=number)
+                if self.accelerator.is_main_process:
+                    save_learned(self.job.learner, self.best_file)
+            log.info(
+                "%s: step %d of %d, held-out objective %.4f, nll %.4f",
+                self.job.name, number, self.total, record["held_out"], record["held_out_nll"],
+            )  # fmt: skip
+        self.note(record)
+        if number % self.checkpoint_every == 0 or number == self.total or stopping:
+            now = {**self.progress, "seconds": self.progress["seconds"] + time.time() - started}
+            self.checkpoint.save(now)
+
+
+def _any_process(run: _Run, seen: list[int]) -> bool:
+    """Whether any process was asked to stop, so that all stop at the same step."""
+    if run.world == 1:
+        return bool(seen)
+    flag = torch.tensor([float(bool(seen))], device=run.accelerator.device)
+    return bool(run.accelerator.reduce(flag, "sum").item() > 0)
+
+
+def train(job: Job) -> Result:
+    """Train to the end, or go on from the last checkpoint; leaves the kept weights in the learner.
+
+    Raises `KeyboardInterrupt` after saving when asked to stop, `RunError` on a non-finite
+    gradient.
+    """
+    torch.manual_seed(job.seed)
+    run = _Run(job)
+    if job.config.trackers:
+        run.accelerator.init_trackers(job.name)
+    found = run.checkpoint.load()
+    if found is not None:
+        run.progress = found
+        log.info("%s: going on from step %d of %d", job.name, found["step"], run.total)
+    started = time.time()
+    with stop_requests() as seen, progress(job.name, sum(run.plan.counted)) as meter:
+        meter.skip(sum(run.plan.counted[: run.progress["step"]]))
+        for number in range(run.progress["step"], run.total):
+            record = run.step(number)
+            stopping = _any_process(run, seen)
+            run.after_step(record, started, stopping)
+            meter.advance(run.plan.counted[number], _note_of(record))
+            if stopping:
+                raise KeyboardInterrupt
+    if job.config.trackers:
+        run.accelerator.end_training()
+    if job.config.keep == "best" and run.best_file.exists():
+        load_learned(job.learner, run.best_file)
+    job.learner.eval()
+    return Result(
+        steps=run.total,
+        tokens=sum(run.plan.counted),
+        seconds=run.progress["seconds"] + time.time() - started,
+        best_step=run.progress["best_step"],
+        history=run.progress["history"],
+    )
+
+
+def _note_of(record: dict[str, float]) -> str:
+    """The terms of the objective, for the progress bar."""
+    names = {name: name.split(":", 1)[1] for name in record if ":" in name and name[0].isdigit()}
+    return " ".join(f"{short} {record[name]:.3f}" for name, short in names.items())

@@ -1,0 +1,98 @@
+"""Run stages in order: check everything first, skip what is done, record what was made."""
+
+from __future__ import annotations
+
+import logging
+
+from attar.anatomy import check_layers
+from attar.errors import RecipeError, RunError
+from attar.loading import check_same_vocabulary, load_tokenizer
+from attar.processes import is_alone, process_state
+from distill.console import log_to_file
+from distill.data import check_sources
+from distill.inputs import NEEDS, inputs_of, is_done
+from distill.run import Run, Stopwatch
+from distill.stages import PARALLEL, STAGES
+from teachers.store import SignalStore
+
+log = logging.getLogger(__name__)
+
+
+def check_before_work(run: Run) -> None:
+    """Everything that can be known to be wrong before any long work starts."""
+    recipe = run.recipe
+    check_sources(recipe.data)
+    if recipe.specialize is not None and recipe.specialize.data is not None:
+        check_sources(recipe.specialize.data)
+    depth = run.teacher_depth
+    check_layers(recipe.cache.hidden.layers, depth)
+    layers = recipe.student.layers
+    if layers is not None:
+        wrong = (
+            [b for b in layers.keep if not 0 <= b < depth] if isinstance(layers.keep, list) else []
+        )
+        if wrong or (isinstance(layers.keep, int) and not 1 <= layers.keep <= depth):
+            raise RecipeError(
+                f"`student.layers.keep` is {layers.keep}; the teacher has blocks 0 to {depth - 1}."
+            )
+    if isinstance(recipe.student.from_, str) and recipe.student.from_ != "teacher":
+        student = load_tokenizer(recipe.student.from_)
+        check_same_vocabulary(run.tokenizer, student)
+
+
+def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
+    """Run the named stages in order, skipping what is done; False where nothing was left to do.
+
+    With `alone`, a stage whose needs are not done is refused with the command that does them.
+    """
+    if all(is_done(run, name) for name in names):
+        return False
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with run.owned():
+        log_to_file(run.folder / "run.log")
+        check_before_work(run)
+        run.write_recipe()
+        for name in names:
+            if is_done(run, name):
+                log.info("%s: up to date", name)
+                continue
+            if alone:
+                _check_needs(run, name)
+            _run_stage(run, name)
+    return True
+
+
+def _check_needs(run: Run, stage: str) -> None:
+    for need in NEEDS.get(stage, []):
+        if not is_done(run, need):
+            command = "cache build" if need == "cache" else need
+            raise RunError(
+                f"`{stage}` needs `{need}`, which is not done in {run.folder} for this recipe; run "
+                f"`distill {command}` on it first, or `distill run`."
+            )
+
+
+def _run_stage(run: Run, name: str) -> None:
+    log.info("%s ...", name)
+    watch = Stopwatch()
+    state = None if is_alone() else process_state()
+    if state is not None and name not in PARALLEL and not state.is_main_process:
+        state.wait_for_everyone()
+        return
+    record = STAGES[name](run)
+    record.inputs, record.seconds = inputs_of(run, name), watch.seconds
+    if state is None or state.is_main_process:
+        run.write_record(record)
+        log.info("%s: done in %.1f s", name, record.seconds)
+    if state is not None:
+        state.wait_for_everyone()
+
+
+def repair_cache(run: Run) -> list[str]:
+    """Forget damaged shards so that the next build makes them again; says which they were."""
+    store = SignalStore(run.cache_url)
+    with run.owned(), store.writing():
+        faults = store.repair()
+    if faults:
+        (run.folder / "records" / "cache.json").unlink(missing_ok=True)
+    return faults

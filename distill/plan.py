@@ -1,0 +1,222 @@
+"""`distill plan`: tokens, disk, memory and time of each stage, before anything is spent.
+
+Time is arithmetic over speed: multiply-adds counted from the models' configs, divided by what one
+large matrix product reaches on this machine just now (under a second), at 60% of it. Tokens are
+counted where the data is prepared, else estimated from a sample of rows.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from attar.files import read_json
+from attar.loading import default_device, load_config, resolve_precision
+from attar.processes import is_alone
+from distill.data import DataConfig, sources_of, tokenize_document
+from distill.inputs import is_done
+from distill.objective import needs_teacher
+from distill.run import Run
+from distill.sources import column_kind, load_rows
+from teachers.codecs import LAYER_CODECS
+
+EFFICIENCY = 0.6  # of a bare matrix product; the demo's stages lie between 0.5 and 0.8
+SAMPLE_ROWS = 50
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One line of the plan. Memory is the peak of the stage's process; 0 where nothing counts."""
+
+    stage: str
+    tokens: int
+    disk_bytes: float
+    memory_bytes: float
+    seconds: float
+    note: str
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What time and memory depend on: parameters below the head, V, H, depth."""
+
+    body: int
+    vocabulary: int
+    width: int
+    depth: int
+    total: int
+
+    def forward(self, tokens: float) -> float:
+        """Floating-point operations of one forward with logits at every token."""
+        return 2.0 * tokens * (self.body + self.vocabulary * self.width)
+
+
+def shape_of(config: Any, depth: int | None = None) -> Shape:
+    """The shape of a model from its config alone, on the meta device."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    text = config.get_text_config()
+    total = sum(p.numel() for p in model.parameters())
+    embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    body = sum(p.numel() for p in model.parameters() if id(p) not in embeddings)
+    layers = text.num_hidden_layers
+    kept = depth or layers
+    lost = body * (layers - kept) // layers
+    return Shape(body - lost, text.vocab_size, text.hidden_size, kept, total - lost)
+
+
+def flops_per_second(dtype: torch.dtype) -> float:
+    """What a 1,024 x 1,024 x 4,096 product reaches here, best of three."""
+    device = default_device()
+    a = torch.randn(1024, 1024, device=device).to(dtype)
+    b = torch.randn(1024, 4096, device=device).to(dtype)
+    best = 0.0
+    for _ in range(4):
+        start = time.perf_counter()
+        float((a @ b)[0, 0])  # reading a value waits for the device
+        best = max(best, 2 * 1024 * 1024 * 4096 / (time.perf_counter() - start))
+    return best
+
+
+def count_tokens(run: Run, config: DataConfig) -> tuple[int, int, str]:
+    """(training tokens, held-out tokens, how they are known)."""
+    stats = run.folder / "data" / "stats.json"
+    if config is run.recipe.data and stats.exists():
+        found = read_json(stats)
+        return found["train"]["tokens"], found["held_out"]["tokens"], "counted"
+    rows = seen = length = 0
+    for source in sources_of(config):
+        table = load_rows(source, config.split, config.name)
+        kind, columns = column_kind(table.column_names, source, config.text_column)
+        rows += len(table)
+        for i in range(min(len(table), SAMPLE_ROWS)):
+            found = tokenize_document(run.tokenizer, table[i], kind, columns, config)
+            length += sum(sum(label >= 0 for label in labels) for _, labels in found)
+            seen += 1
+    total = int(rows * length / max(1, seen))
+    share = config.held_out if isinstance(config.held_out, float) else 0.1
+    held = min(int(total * share), config.held_out_tokens or total)
+    return min(total - held, config.train_tokens or total), held, f"estimated from {seen} rows"
+
+
+def estimate(run: Run) -> list[Estimate]:
+    """Every stage of the recipe, in order."""
+    recipe = run.recipe
+    teacher = shape_of(load_config(run.recipe.teacher.model))
+    student = _student_shape(run, teacher)
+    train_tokens, held_tokens, known = count_tokens(run, recipe.data)
+    speed = EFFICIENCY * flops_per_second(resolve_precision(recipe.teacher.dtype))
+    train_speed = EFFICIENCY * flops_per_second(resolve_precision(recipe.train.precision))
+    lines: list[Estimate] = []
+
+    def add(
+        stage: str, tokens: float, disk: float, memory: float, seconds: float, note: str
+    ) -> None:
+        note = f"done; {note}" if is_done(run, stage) else note
+        lines.append(Estimate(stage, int(tokens), disk, memory, seconds, note))
+
+    size = {"none": 4 if resolve_precision(recipe.teacher.dtype) == torch.float32 else 2}
+    teacher_bytes = teacher.total * {**size, "int8": 1.1, "nf4": 0.6}[recipe.teacher.quantization]
+    adapt = recipe.teacher.adapt
+    if adapt is not None:
+        tokens = train_tokens * adapt.epochs
+        cost = 3 * teacher.forward(tokens) / train_speed
+        add("adapt-teacher", tokens, teacher.total * 16, teacher.total * 16, cost, "full fine-tune")
+    if any(needs_teacher(terms) for terms in recipe.objectives().values()):
+        a_token = bytes_per_token(run, teacher)
+        tokens = train_tokens + held_tokens
+        cost = teacher.forward(tokens) / speed
+        about = f"{a_token:.0f} bytes a token; tokens {known}"
+        add("cache", tokens, a_token * tokens, teacher_bytes, cost, about)
+    add("build", 0, student.total * 4, teacher.total * 4, _build_seconds(run, teacher, train_speed),
+        f"{student.total / 1e6:.1f} M parameters, {student.depth} blocks")  # fmt: skip
+    tokens = train_tokens * recipe.train.epochs
+    arms = 1 + len(recipe.train.arms)
+    cost = arms * 3 * student.forward(tokens) / train_speed
+    states = student.total * 16
+    add("train", tokens * arms, states * arms, states, cost, f"{arms} arms on the same tokens")
+    if recipe.specialize is not None:
+        tokens = train_tokens * recipe.specialize.epochs
+        cost = 3 * student.forward(tokens) / train_speed
+        add("specialize", tokens, student.total * 4.5, student.total * 2, cost,
+            recipe.specialize.method)  # fmt: skip
+    artifacts = recipe.export.artifacts
+    disk = sum({"bf16": 2.0, "int8": 1.2, "nf4": 0.8}.get(n, 2.0) for n in artifacts)
+    add(
+        "export",
+        0,
+        student.total * disk,
+        student.total * 6,
+        5.0 * len(artifacts),
+        ", ".join(artifacts),
+    )
+    models = 2 + arms + len(artifacts)
+    tokens = min(held_tokens, recipe.evaluate.tokens)
+    cost = models * (20 + 1.2 * student.forward(tokens) / speed) + teacher.forward(tokens) / speed
+    add("evaluate", tokens * models, 0, teacher_bytes, cost, f"{models} models, a process each")
+    return lines
+
+
+def _student_shape(run: Run, teacher: Shape) -> Shape:
+    config = run.recipe.student
+    if config.from_ == "teacher":
+        keep = config.layers.keep if config.layers is not None else None
+        depth = len(keep) if isinstance(keep, list) else keep
+        return shape_of(load_config(run.recipe.teacher.model), depth)
+    if isinstance(config.from_, str):
+        return shape_of(load_config(config.from_))
+    from students.build import fresh_config
+
+    return shape_of(fresh_config(config.from_, load_config(run.recipe.teacher.model)))
+
+
+def _build_seconds(run: Run, teacher: Shape, speed: float) -> float:
+    layers = run.recipe.student.layers
+    if layers is None or isinstance(layers.keep, list):
+        return 5.0
+    one = teacher.forward(layers.calibration_tokens) / speed
+    if layers.by != "greedy":
+        return 5.0 + one
+    removed = teacher.depth - layers.keep
+    return 5.0 + removed * teacher.depth * 0.6 * one
+
+
+def bytes_per_token(run: Run, teacher: Shape) -> float:
+    """Bytes a counted token takes in the cache: its distribution and the chosen layers."""
+    cache = run.recipe.cache
+    layer = LAYER_CODECS[cache.hidden.codec].bytes_per_token(teacher.width)
+    total: float = cache.codec.bytes_per_token(run.vocabulary) + len(cache.hidden.layers) * layer
+    return total
+
+
+def plan_rows(lines: list[Estimate]) -> list[list[str]]:
+    """The plan as a table of text, header first."""
+    table = [["stage", "tokens", "disk", "memory", "time", ""]]
+    for line in lines:
+        memory = _size(line.memory_bytes) if line.memory_bytes else ""
+        disk = _size(line.disk_bytes) if line.disk_bytes else ""
+        tokens = f"{line.tokens:,}" if line.tokens else ""
+        table.append([line.stage, tokens, disk, memory, _duration(line.seconds), line.note])
+    disk = _size(sum(line.disk_bytes for line in lines))
+    processes = "" if is_alone() else " a process"
+    seconds = _duration(sum(line.seconds for line in lines if not line.note.startswith("done")))
+    return [*table, ["all", "", disk, "", seconds, f"estimates{processes}; what is done takes 0"]]
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

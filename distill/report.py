@@ -1,0 +1,219 @@
+"""report.json: what every model measured, what it cost, and whether distilling helped.
+
+docs/report.md documents the schema. The verdict compares the distilled student with plain
+fine-tuning on the same tokens, example by example, with a bootstrap interval on the difference.
+"""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from attar import __version__
+from attar.files import read_json, write_json, write_text
+from distill.evaluate import interval
+from distill.report_html import render
+
+if TYPE_CHECKING:
+    from distill.run import Run
+
+SCHEMA = 1
+STAGES = ("adapt-teacher", "cache", "build", "train", "specialize", "export", "evaluate")
+
+
+def write_report(run: Run) -> dict[str, Any]:
+    """Assemble and write report.json and report.html in the run folder."""
+    found = assemble(run)
+    write_json(run.folder / "report.json", found)
+    curves = {arm: _history(run, arm) for arm in found["arms"] if arm != "init"}
+    write_text(run.folder / "report.html", render(found, curves, _histograms(run)))
+    return found
+
+
+def assemble(run: Run) -> dict[str, Any]:
+    """The content of report.json."""
+    measured = {path.stem: read_json(path) for path in _measured_files(run)}
+    arms = {name: measured[name] for name in ["init", *run.recipe.train.arms, "distill"]}
+    if run.recipe.specialize is not None:
+        arms["specialized"] = measured["specialized"]
+    return {
+        "schema": SCHEMA,
+        "teacher": {"model": run.recipe.teacher.model, **measured["teacher"]},
+        "arms": arms,
+        "artifacts": {name: measured[name] for name in run.recipe.export.artifacts},
+        "verdict": verdict(run, measured),
+        "cost": cost(run),
+        "recipe": run.recipe.model_dump(mode="json", by_alias=True),
+        "environment": {
+            "attar": __version__,
+            "python": platform.python_version(),
+            "machine": platform.processor() or platform.machine(),
+            **{name: version(name) for name in ("torch", "transformers", "accelerate", "peft")},
+        },
+    }
+
+
+def _measured_files(run: Run) -> list[Path]:
+    files = (run.folder / "evaluation").glob("*.json")
+    return sorted(path for path in files if not path.name.endswith(".job.json"))
+
+
+def cost(run: Run) -> dict[str, Any]:
+    """Seconds, tokens and bytes of each stage, and bytes a token of the cache."""
+    records = {name: run.record(name) for name in STAGES}
+    stages = {
+        name: {"seconds": record.seconds, "tokens": record.tokens, "bytes": record.bytes}
+        for name, record in records.items()
+        if record is not None
+    }
+    cache, train = records["cache"], records["train"]
+    return {
+        "stages": stages,
+        "seconds": sum(stage["seconds"] for stage in stages.values()),
+        "cache_bytes_per_token": cache.notes.get("bytes_per_token", 0.0) if cache else 0.0,
+        "arms": train.notes if train else {},
+    }
+
+
+# The verdict -----------------------------------------------------------------------------------
+
+
+def difference(run: Run, name: str, a: str, b: str) -> dict[str, Any]:
+    """Mean of a per-token number of model `a` minus that of `b`, with its 95% interval."""
+    arrays = [np.load(run.folder / "evaluation" / f"{arm}.npz") for arm in (a, b)]
+    values = arrays[0][name].astype(np.float64) - arrays[1][name]
+    bounds = interval(values, arrays[0]["example"], run.recipe.evaluate.bootstrap)
+    return {"difference": float(values.mean()), "interval": bounds}
+
+
+def _side(found: dict[str, Any]) -> str:
+    low, high = found["interval"]
+    return "lower" if high < 0 else "higher" if low > 0 else "not distinguishable"
+
+
+def verdict(run: Run, measured: dict[str, Any]) -> dict[str, Any]:
+    """One sentence on whether distilling beat plain fine-tuning, and the numbers behind it."""
+    teacher = measured["teacher"]["nll"]
+    result: dict[str, Any] = {"helped": None, "teacher_is_better": {}}
+    for arm in ["init", *run.recipe.train.arms]:
+        result["teacher_is_better"][arm] = teacher < measured[arm]["nll"]
+    seconds = cost(run)
+    if "finetune" not in run.recipe.train.arms:
+        result["sentence"] = (
+            "No fine-tuned arm was trained, so whether distilling helped is unknown; add "
+            "`train.arms: [finetune]`."
+        )
+        return result
+    nll, kl = (difference(run, name, "distill", "finetune") for name in ("nll", "kl"))
+    result.update(nll=nll, kl_to_teacher=kl)
+    sides = _side(nll), _side(kl)
+    result["helped"] = sides[0] == "lower" or (sides[0] != "higher" and sides[1] == "lower")
+    result["sentence"] = _sentence(run, measured, nll, kl, seconds)
+    warnings = []
+    if not result["teacher_is_better"]["init"]:
+        warnings.append("The teacher is no better on this text than the untrained student.")
+    elif not result["teacher_is_better"]["finetune"]:
+        warnings.append(
+            "The teacher is no better on this text than the fine-tuned student, so its targets "
+            "can hold the student back: adapt it first (`teacher.adapt`)."
+        )
+    result["warnings"] = warnings
+    return result
+
+
+def _sentence(run: Run, measured: dict[str, Any], nll: Any, kl: Any, costs: dict[str, Any]) -> str:
+    tokens = costs["arms"]["distill"]["tokens"]
+    words = {
+        "lower": "beat plain fine-tuning",
+        "higher": "did worse than plain fine-tuning",
+        "not distinguishable": "cannot be told from plain fine-tuning",
+    }
+    low, high = nll["interval"]
+    stages = costs["stages"]
+    distill, finetune = (costs["arms"][arm]["seconds"] for arm in ("distill", "finetune"))
+    cache = stages.get("cache", {}).get("seconds", 0.0)
+    closer = {
+        "lower": "closer to the teacher",
+        "higher": "further from the teacher",
+        "not distinguishable": "as close to the teacher",
+    }[_side(kl)]
+    return (
+        f"On held-out text, distilling {words[_side(nll)]} at the same {tokens:,} tokens: "
+        f"perplexity {measured['distill']['perplexity']:.2f} against "
+        f"{measured['finetune']['perplexity']:.2f} (nll {nll['difference']:+.4f}, 95% interval "
+        f"{low:+.4f} to {high:+.4f}), and the student is {closer} (KL "
+        f"{measured['distill']['kl_to_teacher']:.3f} against "
+        f"{measured['finetune']['kl_to_teacher']:.3f}); it took {distill:.0f} s of training "
+        f"against {finetune:.0f} s, and {cache:.0f} s for the teacher's cache."
+    )
+
+
+# Tables and curves -----------------------------------------------------------------------------
+
+
+def rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every measured model, teacher first, with its role."""
+    models = [("teacher", "teacher", report["teacher"])]
+    models += [("arm", name, numbers) for name, numbers in report["arms"].items()]
+    models += [("artifact", name, numbers) for name, numbers in report["artifacts"].items()]
+    return [{"role": role, "name": name, **numbers} for role, name, numbers in models]
+
+
+COLUMNS = {
+    "nll": ("nll", lambda r: f"{r['nll']:.3f}"),
+    "ppl": ("perplexity", lambda r: f"{r['perplexity']:,.2f}"),
+    "KL": ("kl_to_teacher", lambda r: f"{r['kl_to_teacher']:.3f}"),
+    "top-1": ("top1_agreement", lambda r: f"{r['top1_agreement']:.3f}"),
+    "M params": ("parameters", lambda r: f"{r['parameters'] / 1e6:.1f}"),
+    "MB": ("bytes", lambda r: f"{r['bytes'] / 1e6:.1f}"),
+    "prefill t/s": ("tokens_per_second", lambda r: f"{r['tokens_per_second']['prefill']:,.0f}"),
+    "gen t/s": ("tokens_per_second", lambda r: f"{r['tokens_per_second']['generate']:,.1f}"),
+    "peak MB": ("peak_memory_bytes", lambda r: f"{r['peak_memory_bytes'] / 1e6:,.0f}"),
+}
+
+
+def table(report: dict[str, Any]) -> list[list[str]]:
+    """The result table as text, header first."""
+    lines = [["", *COLUMNS]]
+    for row in rows(report):
+        cells = [show(row) if row.get(key) is not None else "" for key, show in COLUMNS.values()]
+        lines.append(
+            [f"{row['role']} {row['name']}" if row["role"] != "teacher" else "teacher"] + cells
+        )
+    return lines
+
+
+def measured_lines(numbers: dict[str, Any]) -> str:
+    """A model's numbers as a Markdown table, for its card."""
+    lines = ["| measure | value |", "|---|---|"]
+    for name, (key, show) in COLUMNS.items():
+        if numbers.get(key) is not None:
+            lines.append(f"| {name} | {show(numbers)} |")
+    return "\n".join(lines)
+
+
+def read_table(folder: Path) -> tuple[list[list[str]], str]:
+    """(result table, verdict) of a finished run."""
+    found = read_json(folder / "report.json")
+    return table(found), str(found["verdict"]["sentence"])
+
+
+def _history(run: Run, arm: str) -> list[dict[str, float]]:
+    folder = run.specialized_folder if arm == "specialized" else run.arm_folder(arm)
+    history: list[dict[str, float]] = read_json(folder / "result.json")["history"]
+    return history
+
+
+def _histograms(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(counts, edges) of log10 of the per-token KL to the teacher, by model."""
+    edges = np.linspace(-4, 1.2, 53)
+    found = {}
+    for name in ["init", *run.recipe.train.arms, "distill"]:
+        kl = np.load(run.folder / "evaluation" / f"{name}.npz")["kl"]
+        counts, _ = np.histogram(np.log10(np.clip(kl, 1e-4, 15)), bins=edges)
+        found[name] = (counts / len(kl), edges)
+    return found

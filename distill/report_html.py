@@ -1,0 +1,161 @@
+"""report.html: one file a person can read without us; tables and inline SVG, nothing fetched."""
+
+from __future__ import annotations
+
+import io
+from html import escape
+from typing import Any
+
+import numpy as np
+
+STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1c2430}
+h1{font-size:1.6rem}h2{font-size:1.15rem;margin-top:2.2rem}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
+td,th{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #dde3ea}
+td:first-child,th:first-child{text-align:left}tr.part td{border-top:2px solid #8a97a8}
+.verdict{background:#eef4fb;border-left:4px solid #2c6fbb;padding:.8rem 1rem}
+.warning{background:#fdf3e1;border-left:4px solid #d08a1d;padding:.6rem 1rem}
+pre{background:#f6f8fa;padding:.8rem;overflow:auto;font-size:.82rem;white-space:pre-wrap}
+.plots{display:flex;flex-wrap:wrap;gap:1rem}.plots figure{margin:0;flex:1 1 28rem}
+figcaption{font-size:.85rem;color:#526070}svg{width:100%;height:auto}
+"""
+COLORS = {
+    "teacher": "#444444", "init": "#9aa5b1", "finetune": "#d08a1d", "distill": "#2c6fbb",
+    "specialized": "#7b4bb3",
+}  # fmt: skip
+ARTIFACT = "#2e8b57"
+
+
+def render(
+    report: dict[str, Any],
+    curves: dict[str, list[dict[str, float]]],
+    histograms: dict[str, tuple[np.ndarray, np.ndarray]],
+) -> str:
+    """The page, from report.json's content, the training curves and the histograms."""
+    from distill.report import table
+
+    verdict = report["verdict"]
+    warnings = "".join(
+        f'<p class="warning">{escape(text)}</p>' for text in verdict.get("warnings", [])
+    )
+    plots = [
+        (_curves(curves), "Held-out nll while training (nats a token), same tokens, same order."),
+        (_pareto(report), "Size against quality: lower and further left is better."),
+        (_histogram(histograms), "KL(teacher || student) token by token: left is closer."),
+    ]
+    figures = "".join(
+        f"<figure>{svg}<figcaption>{escape(text)}</figcaption></figure>" for svg, text in plots
+    )
+    import yaml
+
+    recipe = yaml.safe_dump(report["recipe"], sort_keys=False)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>attar report</title>
+<style>{STYLE}</style></head><body>
+<h1>{escape(str(report["teacher"]["model"]))}, distilled</h1>
+<p class="verdict">{escape(verdict["sentence"])}</p>{warnings}
+<h2>Measured on held-out text</h2>{_table(table(report))}
+<p>nll in nats a token; KL(teacher || model) on the full vocabulary; top-1: share of tokens where the
+most likely token is the teacher's; one stream; MB of weights on disk; peak memory of a process
+that loads the model, prefills and generates. Intervals are in report.json.</p>
+<div class="plots">{figures}</div>
+<h2>Cost</h2>{_table(_cost_rows(report["cost"]))}
+<p>The cache takes {report["cost"]["cache_bytes_per_token"]:.0f} bytes a token.</p>
+<h2>What the models write</h2>{_samples(report)}
+<h2>Recipe</h2><pre>{escape(recipe)}</pre>
+<p>{escape(", ".join(f"{k} {v}" for k, v in report["environment"].items()))}</p>
+</body></html>
+"""
+
+
+def _table(lines: list[list[str]]) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in lines[0])
+    body, before = "", ""
+    for line in lines[1:]:
+        part = line[0].split(" ")[0]
+        mark = ' class="part"' if before and part != before and part in ("arm", "artifact") else ""
+        body += f"<tr{mark}>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>"
+        before = part
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cost_rows(cost: dict[str, Any]) -> list[list[str]]:
+    lines = [["stage", "seconds", "tokens", "MB"]]
+    for name, stage in cost["stages"].items():
+        if stage["seconds"] >= 0.05 or stage["tokens"]:
+            size = f"{stage['bytes'] / 1e6:,.1f}" if stage["bytes"] else ""
+            lines.append([name, f"{stage['seconds']:,.1f}", f"{stage['tokens']:,}", size])
+    return [*lines, ["all", f"{cost['seconds']:,.1f}", "", ""]]
+
+
+def _samples(report: dict[str, Any]) -> str:
+    models = {"teacher": report["teacher"], **report["arms"], **report["artifacts"]}
+    lines = [["model", "continuation of the first held-out words, greedy"]]
+    lines += [[name, numbers["sample"]] for name, numbers in models.items()]
+    return _table(lines).replace("<td>", '<td style="text-align:left">')
+
+
+def _figure() -> Any:
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams.update({"svg.hashsalt": "attar", "font.size": 10, "axes.grid": True,
+                            "grid.alpha": 0.3, "axes.spines.top": False,
+                            "axes.spines.right": False})  # fmt: skip
+    return pyplot.subplots(figsize=(6, 3.8), layout="constrained")
+
+
+def _svg(figure: Any) -> str:
+    from matplotlib import pyplot
+
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _curves(curves: dict[str, list[dict[str, float]]]) -> str:
+    figure, axes = _figure()
+    for name, history in curves.items():
+        points = [(r["step"], r["held_out_nll"]) for r in history if "held_out_nll" in r]
+        if points:
+            steps, values = zip(*points, strict=True)
+            color = COLORS.get(name)
+            axes.plot(steps, values, marker="o", markersize=3, label=name, color=color)
+    axes.set_xlabel("step")
+    axes.set_ylabel("held-out nll")
+    axes.legend()
+    return _svg(figure)
+
+
+def _pareto(report: dict[str, Any]) -> str:
+    figure, axes = _figure()
+    points = [("teacher", report["teacher"], COLORS["teacher"], "s")]
+    points += [
+        (name, arm, COLORS.get(name, "#2c6fbb"), "o") for name, arm in report["arms"].items()
+    ]
+    points += [(name, found, ARTIFACT, "^") for name, found in report["artifacts"].items()]
+    for name, numbers, color, marker in points:
+        if numbers["bytes"] is None:
+            continue
+        place = (numbers["bytes"] / 1e6, numbers["perplexity"])
+        axes.scatter(*place, color=color, marker=marker, zorder=3)
+        axes.annotate(name, place, xytext=(5, 4), textcoords="offset points", fontsize=9)
+    axes.set_yscale("log")
+    axes.set_xlabel("weights on disk, MB")
+    axes.set_ylabel("held-out perplexity (log)")
+    return _svg(figure)
+
+
+def _histogram(histograms: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    figure, axes = _figure()
+    for name, (shares, edges) in histograms.items():
+        axes.stairs(shares, edges, label=name, color=COLORS.get(name), fill=False, linewidth=1.5)
+    axes.set_xlabel("log10 of the KL of a token, nats")
+    axes.set_ylabel("share of tokens")
+    axes.legend()
+    return _svg(figure)

@@ -1,0 +1,216 @@
+"""The run folder: where each stage leaves its files, and a record of what they were made from.
+
+recipe.yaml  run.log  report.json  report.html
+data/        tokenised examples          records/     one JSON a finished stage
+teacher/     the adapted teacher         cache/       the teacher's signals
+student/     the student before training arms/NAME/   checkpoints, student/, result.json
+specialized/ adapter/ and merged/        artifacts/   what is deployed
+evaluation/  numbers a model, per-token arrays
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from attar.errors import RunError
+from attar.files import fingerprint, owned, read_json, write_json, write_text
+from attar.loading import (
+    load_config,
+    load_tokenizer,
+    tokenizer_fingerprint,
+    vocabulary_fingerprint,
+    vocabulary_size,
+)
+from attar.processes import is_alone, process_state
+from distill.data import DataConfig, Examples, prepare
+from distill.recipe import Recipe
+from teachers.cache import SignalCache, manifest_of
+from teachers.load import TeacherConfig, teacher_identity
+from teachers.store import SignalStore
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Record:
+    """What a finished stage says of itself."""
+
+    stage: str
+    inputs: str
+    seconds: float = 0.0
+    tokens: int = 0
+    bytes: int = 0
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Run:
+    """One recipe in one folder. Knows where things are; does nothing by itself."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.recipe, self.folder = recipe, folder
+
+    # Places ----------------------------------------------------------------------------------
+
+    @property
+    def teacher_folder(self) -> Path:
+        return self.folder / "teacher"
+
+    @property
+    def student_folder(self) -> Path:
+        return self.folder / "student"
+
+    @property
+    def specialized_folder(self) -> Path:
+        return self.folder / "specialized"
+
+    @property
+    def cache_url(self) -> str:
+        return self.recipe.cache.dir or str(self.folder / "cache")
+
+    def arm_folder(self, arm: str) -> Path:
+        return self.folder / "arms" / arm
+
+    def artifact_folder(self, name: str) -> Path:
+        return self.folder / "artifacts" / name
+
+    @property
+    def deployed_student(self) -> Path:
+        """The full-precision checkpoint that artifacts are made from."""
+        if self.recipe.specialize is not None:
+            return self.specialized_folder / "merged"
+        return self.arm_folder("distill") / "student"
+
+    # What the recipe comes to ------------------------------------------------------------------
+
+    @property
+    def teacher(self) -> TeacherConfig:
+        """The teacher as used: the adapted one where the recipe adapts it."""
+        config = self.recipe.teacher
+        values = config.model_dump(exclude={"adapt"})
+        if config.adapt is not None:
+            values.update(model=str(self.teacher_folder))
+        return TeacherConfig(**values)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The teacher's tokenizer: data is tokenised by it, students keep it."""
+        teacher = self.recipe.teacher
+        return load_tokenizer(teacher.model, trust_remote_code=teacher.trust_remote_code)
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """V: ids the tokenizer knows."""
+        return vocabulary_size(self.tokenizer)
+
+    @cached_property
+    def _teacher_config(self) -> Any:
+        teacher = self.recipe.teacher
+        return load_config(teacher.model, trust_remote_code=teacher.trust_remote_code)
+
+    @property
+    def teacher_width(self) -> int:
+        """H of the teacher."""
+        return int(self._teacher_config.get_text_config().hidden_size)
+
+    @property
+    def teacher_depth(self) -> int:
+        """Number of the teacher's blocks."""
+        return int(self._teacher_config.get_text_config().num_hidden_layers)
+
+    def data(self, config: DataConfig | None = None) -> tuple[Examples, Examples]:
+        """(train, held-out) examples, tokenised on first use."""
+        folder = self.folder / ("data" if config is None else "data-specialize")
+        config = config or self.recipe.data
+        with on_first_process():
+            prepare(
+                config, self.tokenizer, tokenizer_fingerprint(self.tokenizer), self.recipe.seed,
+                folder,
+            )  # fmt: skip
+        return Examples(folder / "train.arrow"), Examples(folder / "held_out.arrow")
+
+    def cached_examples(self) -> list[Examples]:
+        """All sets of examples whose signals some objective reads."""
+        sets = list(self.data())
+        if self.recipe.specialize is not None and self.recipe.specialize.data is not None:
+            sets += self.data(self.recipe.specialize.data)
+        return sets
+
+    def cache_manifest(self) -> dict[str, Any]:
+        """What the cache must say of itself to serve this recipe."""
+        counts = {
+            key: int(count)
+            for examples in self.cached_examples()
+            for key, count in zip(examples.keys, examples.counts, strict=True)
+        }
+        data = {
+            "fingerprint": fingerprint(sorted(counts)),
+            "examples": len(counts),
+            "tokens": sum(counts.values()),
+            "max_length": self.recipe.data.max_length,
+        }
+        tokenizer = {
+            "vocabulary": vocabulary_fingerprint(self.tokenizer),
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "size": self.vocabulary,
+        }
+        return manifest_of(self.recipe.cache, teacher_identity(self.teacher), tokenizer, data)
+
+    def open_cache(self) -> SignalCache:
+        """The finished cache, ready to be read; refused where it does not fit this recipe."""
+        SignalStore(self.cache_url).check_fits(self.cache_manifest())
+        return SignalCache(self.cache_url, self.recipe.cache, self.teacher_width)
+
+    # Records -----------------------------------------------------------------------------------
+
+    def record(self, stage: str) -> Record | None:
+        """The record of a finished stage, or None."""
+        file = self.folder / "records" / f"{stage}.json"
+        return Record(**read_json(file)) if file.exists() else None
+
+    def write_record(self, record: Record) -> None:
+        """Mark a stage as finished."""
+        write_json(self.folder / "records" / f"{record.stage}.json", vars(record))
+
+    def write_recipe(self) -> None:
+        """The recipe as checked, defaults filled in."""
+        values = self.recipe.model_dump(mode="json", by_alias=True)
+        write_text(self.folder / "recipe.yaml", yaml.safe_dump(values, sort_keys=False))
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Hold the run folder: a second command on it is refused by name."""
+        if not is_alone() and not process_state().is_main_process:
+            yield
+            return
+        with owned(self.folder / "run.lock", f"The run folder {self.folder}", RunError):
+            yield
+
+
+@contextmanager
+def on_first_process() -> Iterator[bool]:
+    """Let the first process do the block before the others enter it."""
+    if is_alone():
+        yield True
+        return
+    with process_state().main_process_first():
+        yield bool(process_state().is_main_process)
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start

@@ -1,0 +1,375 @@
+"""The spine: one function a stage, in the order in which data flows.
+
+    adapt_teacher -> cache -> build -> train -> specialize -> export -> evaluate -> report
+
+Each reads files and leaves files in the run folder. `inputs.py` says what each depends on;
+`pipeline.py` runs them in order and skips what is done.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from attar.anatomy import count_parameters, num_layers
+from attar.files import bytes_under, fingerprint, read_json, write_json
+from attar.loading import (
+    check_same_vocabulary,
+    load_causal_lm,
+    load_config,
+    load_tokenizer,
+    resolve_precision,
+)
+from attar.processes import is_alone, process_state
+from distill import report as reporting
+from distill.console import progress
+from distill.data import Examples
+from distill.evaluate import MeasureJob, measure_apart
+from distill.inputs import inputs_of
+from distill.loop import Job, LoopConfig, Result
+from distill.loop import train as train_loop
+from distill.objective import Learner, needs_teacher
+from distill.run import Record, Run, on_first_process
+from students.adapt import add_adapter, load_base, merge_adapter
+from students.build import choose_blocks, cut_student, fresh_model, save_student
+from students.depth import layer_map
+from students.export import export_artifact, model_card
+from students.trainable import choose_trainable
+from teachers.load import load_teacher, teacher_identity
+from teachers.runner import Request, TeacherRunner, build_cache, rows_per_chunk
+from teachers.store import SignalStore
+
+log = logging.getLogger(__name__)
+
+
+# The stages ------------------------------------------------------------------------------------
+
+
+def adapt_teacher(run: Run) -> Record:
+    """Fine-tune the teacher on the task first, where the recipe says so."""
+    config = run.recipe.teacher.adapt
+    if config is None:
+        return Record("adapt-teacher", "")
+    model = load_causal_lm(
+        run.recipe.teacher.model,
+        dtype=torch.float32,
+        trust_remote_code=run.recipe.teacher.trust_remote_code,
+    )
+    choose_trainable(model, config.trainable)
+    result = _train(run, "teacher", model, config, run.data(), run.folder / "arms" / "teacher")
+    with on_first_process() as first:
+        if first:
+            dtype = resolve_precision(run.recipe.teacher.dtype)
+            save_student(model.to(dtype), run.tokenizer, run.teacher_folder)
+    return Record("adapt-teacher", "", tokens=result.tokens, notes={"best_step": result.best_step})
+
+
+def cache(run: Run) -> Record:
+    """Run the teacher once over all examples and keep what it says."""
+    if not any(needs_teacher(terms) for terms in run.recipe.objectives().values()):
+        log.info("cache: no objective reads the teacher; nothing to do")
+        return Record("cache", "", notes={"tokens": 0, "bytes_per_token": 0.0})
+    sets = run.cached_examples()
+    requests = _requests(sets)
+    manifest = run.cache_manifest()
+    store = SignalStore(run.cache_url)
+    state = None if is_alone() else process_state()
+    rank, world = (state.process_index, state.num_processes) if state else (0, 1)
+
+    def make_runner() -> TeacherRunner:
+        return TeacherRunner(load_teacher(run.teacher), run.vocabulary, run.recipe.cache)
+
+    total = sum(len(request.input_ids) for request in requests)
+    with progress("cache", total) as meter:
+        if rank == 0:
+            with store.writing():
+                numbers = build_cache(
+                    store, manifest, requests, make_runner,
+                    rank=rank, world=world, on_tokens=meter.advance, on_skip=meter.skip,
+                )  # fmt: skip
+        else:
+            numbers = build_cache(store, manifest, requests, make_runner, rank=rank, world=world)
+    if state is not None:
+        state.wait_for_everyone()
+        numbers = store.totals()
+    tokens = int(numbers["tokens"])
+    notes = {**numbers, "bytes_per_token": numbers["bytes"] / max(1, tokens)}
+    return Record("cache", "", tokens=tokens, bytes=int(numbers["bytes"]), notes=notes)
+
+
+def build(run: Run) -> Record:
+    """Make the student, before it learns anything."""
+    config = run.recipe.student
+    surgery: dict[str, Any] | None = None
+    if config.from_ == "teacher":
+        surgery = _cut(run)
+    elif isinstance(config.from_, str):
+        tokenizer = load_tokenizer(config.from_, trust_remote_code=config.trust_remote_code)
+        check_same_vocabulary(run.tokenizer, tokenizer)
+        student = load_causal_lm(
+            config.from_, dtype=torch.float32, trust_remote_code=config.trust_remote_code
+        )
+        save_student(student, run.tokenizer, run.student_folder)
+    else:
+        teacher_config = load_config(
+            run.teacher.model, trust_remote_code=run.teacher.trust_remote_code
+        )
+        student = fresh_model(config.from_, teacher_config, run.recipe.seed)
+        save_student(student, run.tokenizer, run.student_folder)
+    return Record("build", "", bytes=bytes_under(run.student_folder), notes=surgery or {})
+
+
+def _cut(run: Run) -> dict[str, Any]:
+    layers = run.recipe.student.layers
+    teacher = load_causal_lm(
+        run.teacher.model,
+        dtype=torch.float32,
+        trust_remote_code=run.teacher.trust_remote_code,
+    )
+    keep, by = list(range(num_layers(teacher))), "all"
+    if layers is not None:
+        calibration = _calibration(run.data()[0], layers.calibration_tokens)
+        by = layers.by if isinstance(layers.keep, int) else "explicit"
+
+        def on_removal(block: int, loss: float) -> None:
+            log.info("build: block %d removed, calibration loss %.3f nats a token", block, loss)
+
+        keep = choose_blocks(teacher, layers, calibration, on_removal)
+    cut_student(teacher, keep, run.teacher.model, run.tokenizer, run.student_folder, by)
+    return {"kept": keep, "by": by}
+
+
+def _calibration(examples: Examples, tokens: int) -> torch.Tensor:
+    """Training text as rows of one length, (B, T)."""
+    length = min(256, tokens, int(examples.lengths.max()))
+    rows: list[torch.Tensor] = []
+    for example in examples:
+        if len(example.input_ids) >= length:
+            rows.append(torch.from_numpy(example.input_ids[:length]))
+        if len(rows) * length >= tokens:
+            break
+    return torch.stack(rows)
+
+
+def train(run: Run) -> Record:
+    """Train the distilled student, and the control arms on the same tokens in the same order."""
+    config = run.recipe.train
+    tokens, notes = 0, {}
+    for arm in ["distill", *config.arms]:
+        folder = run.arm_folder(arm)
+        done = folder / "result.json"
+        arm_config = config
+        if arm == "finetune":
+            plain = [{"loss": "cross_entropy"}]
+            arm_config = type(config).model_validate({**config.model_dump(), "objective": plain})
+        wanted = fingerprint([inputs_of(run, "train"), arm])
+        if not (done.exists() and read_json(done)["inputs"] == wanted):
+            _discard_other(folder, wanted)
+            student = load_causal_lm(str(run.student_folder), dtype=torch.float32)
+            count = choose_trainable(student, config.trainable)
+            log.info(
+                "%s: %s of %s parameters learn", arm, f"{count:,}", f"{count_parameters(student):,}"
+            )
+            result = _train(run, arm, student, arm_config, run.data(), folder)
+            with on_first_process() as first:
+                if first:
+                    save_student(student, run.tokenizer, folder / "student")
+                    write_json(done, {"inputs": wanted, **asdict(result)})
+        found = read_json(done)
+        tokens += found["tokens"]
+        notes[arm] = {key: found[key] for key in ("steps", "tokens", "seconds", "best_step")}
+    return Record("train", "", tokens=tokens, notes=notes)
+
+
+def specialize(run: Run) -> Record:
+    """Low-rank specialising of the distilled student; merged into full precision afterwards."""
+    config = run.recipe.specialize
+    if config is None:
+        return Record("specialize", "")
+    folder = run.specialized_folder
+    _discard_other(folder / "run", inputs_of(run, "specialize"))
+    source = run.arm_folder("distill") / "student"
+    student = add_adapter(load_base(source, config), config, run.recipe.seed)
+    examples = run.data(config.data)
+    result = _train(run, "specialize", student, config, examples, folder / "run")
+    with on_first_process() as first:
+        if first:
+            student.save_pretrained(str(folder / "adapter"))
+            run.tokenizer.save_pretrained(folder / "adapter")
+            write_json(folder / "result.json", asdict(result))
+            merged = merge_adapter(source, folder / "adapter")
+            save_student(merged, run.tokenizer, folder / "merged")
+    return Record("specialize", "", tokens=result.tokens, bytes=bytes_under(folder / "adapter"))
+
+
+def export(run: Run) -> Record:
+    """Make the artifacts, each a plain checkpoint."""
+    for name in run.recipe.export.artifacts:
+        log.info("export: %s", name)
+        card = _card(run, name, "Not measured yet: `distill evaluate` fills this in.")
+        export_artifact(name, run.deployed_student, run.artifact_folder(name), card)
+    size = sum(bytes_under(run.artifact_folder(name)) for name in run.recipe.export.artifacts)
+    return Record("export", "", bytes=size)
+
+
+def evaluate(run: Run) -> Record:
+    """Measure teacher, arms and artifacts on the held-out examples, each in a fresh process."""
+    run.data()
+    tokens = 0
+    for job in _measure_jobs(run):
+        log.info("evaluate: %s", job.name)
+        numbers = measure_apart(job)
+        tokens += numbers["tokens"]
+        if job.name in run.recipe.export.artifacts:
+            measured = reporting.measured_lines(numbers)
+            folder = run.artifact_folder(job.name)
+            (folder / "README.md").write_text(_card(run, job.name, measured), encoding="utf8")
+    return Record("evaluate", "", tokens=tokens)
+
+
+def report(run: Run) -> Record:
+    """report.json and report.html, from what the stages left."""
+    reporting.write_report(run)
+    return Record("report", "")
+
+
+# Shared by stages ------------------------------------------------------------------------------
+
+
+def _train(
+    run: Run,
+    name: str,
+    student: torch.nn.Module,
+    config: LoopConfig,
+    data: tuple[Examples, Examples],
+    folder: Path,
+) -> Result:
+    """The loop on one student."""
+    needs = needs_teacher(config.objective)
+    learner = Learner(
+        student,
+        config.objective,
+        vocabulary=run.vocabulary,
+        dtype=_train_dtype(config),
+        chunk=config.chunk or rows_per_chunk(run.vocabulary, next(student.parameters()).device),
+        layer_pairs=_layer_pairs(run, student),
+        teacher_width=run.teacher_width if needs else None,
+    )
+    job = Job(
+        name=name,
+        learner=learner,
+        config=config,
+        train=data[0],
+        held_out=data[1],
+        cache=run.open_cache() if needs else None,
+        folder=folder,
+        seed=run.recipe.seed,
+        max_length=run.recipe.data.max_length,
+        packing=run.recipe.data.packing,
+    )
+    return train_loop(job)
+
+
+def _train_dtype(config: Any) -> torch.dtype:
+    """Products in bfloat16 for an NF4 base, else as the recipe's precision says."""
+    if getattr(config, "method", "") == "qlora":
+        return torch.bfloat16
+    return resolve_precision(config.precision)
+
+
+def _layer_pairs(run: Run, student: torch.nn.Module) -> list[tuple[int, int]]:
+    """(student layer, teacher layer) for every cached layer, from how the student was cut."""
+    cached = run.recipe.cache.hidden.layers
+    file = run.student_folder / "surgery.json"
+    if file.exists():
+        kept = read_json(file)["kept"]
+        return [(layer_map(kept, layer), layer) for layer in cached]
+    depth = run.teacher_depth
+    return [(round(layer * num_layers(student) / depth), layer) for layer in cached]
+
+
+def _requests(sets: list[Examples]) -> list[Request]:
+    """Every distinct example of the sets, in their order."""
+    seen: set[str] = set()
+    requests = []
+    for examples in sets:
+        for example in examples:
+            if example.key not in seen:
+                seen.add(example.key)
+                requests.append(Request(example.key, example.input_ids, example.counted))
+    return requests
+
+
+def _discard_other(folder: Path, wanted: str) -> None:
+    """Forget checkpoints of a training with other inputs; keep those that can go on."""
+    mark = folder / "inputs.json"
+    if folder.exists() and not (mark.exists() and read_json(mark)["inputs"] == wanted):
+        shutil.rmtree(folder)
+    write_json(mark, {"inputs": wanted})
+
+
+def _card(run: Run, name: str, measured: str) -> str:
+    recipe = run.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return model_card(
+        name=name,
+        recipe=yaml.safe_dump(recipe, sort_keys=False),
+        teacher=run.recipe.teacher.model,
+        data=str(run.recipe.data.train),
+        license=run.recipe.export.license,
+        measured=measured,
+    )
+
+
+def _measure_jobs(run: Run) -> list[MeasureJob]:
+    """Everything that is measured, the teacher first: the others are compared with it."""
+    folder = run.folder / "evaluation"
+    shared: dict[str, Any] = {
+        "vocabulary": run.vocabulary,
+        "held_out": str(run.folder / "data" / "held_out.arrow"),
+        "config": run.recipe.evaluate.model_dump(),
+    }
+    identity = teacher_identity(run.teacher)
+    jobs = [
+        MeasureJob(
+            "teacher",
+            run.teacher.model,
+            out=str(folder / "teacher.json"),
+            dtype=str(identity["dtype"]),
+            quantization=run.teacher.quantization,
+            trust_remote_code=run.teacher.trust_remote_code,
+            is_teacher=True,
+            **shared,
+        )
+    ]
+    models = {"init": run.student_folder}
+    for arm in ["distill", *run.recipe.train.arms]:
+        models[arm] = run.arm_folder(arm) / "student"
+    if run.recipe.specialize is not None:
+        models["specialized"] = run.deployed_student
+    for name in run.recipe.export.artifacts:
+        models[name] = run.artifact_folder(name)
+    for name, path in models.items():
+        out = str(folder / f"{name}.json")
+        signals = str(folder / "teacher")
+        jobs.append(MeasureJob(name, str(path), out=out, teacher_signals=signals, **shared))
+    return jobs
+
+
+STAGES: dict[str, Callable[[Run], Record]] = {
+    "adapt-teacher": adapt_teacher,
+    "cache": cache,
+    "build": build,
+    "train": train,
+    "specialize": specialize,
+    "export": export,
+    "evaluate": evaluate,
+    "report": report,
+}
+PARALLEL = {"adapt-teacher", "cache", "train", "specialize"}  # the rest run on the first process

@@ -1,0 +1,1 @@
+"""What is trained and shrunk: build, cut, choose what trains, adapt, quantise, export."""
