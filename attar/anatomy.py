@@ -163,7 +163,8 @@ def capture_layers(model: Any, layers: list[int]) -> Iterator[Captured]:
     blocks = blocks_of(model)
 
     def first(output: Any) -> Tensor:
-        return output[0] if isinstance(output, tuple) else output
+        tensor: Tensor = output[0] if isinstance(output, tuple) else output
+        return tensor
 
     for layer in layers:
         if layer == 0:

@@ -1,4 +1,4 @@
-"""Files that survive a kill: written aside, flushed, renamed. And fingerprints of what they hold."""
+"""Files that survive a kill: written aside, flushed, renamed; and fingerprints of values."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ refuses to save it, so what is left of it is removed: the weights are plain tens
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -60,7 +61,7 @@ def bitsandbytes_config(quantization: Quantization) -> Any:
     )
 
 
-def _where(source: str) -> tuple[str, dict[str, str]]:
+def _where(source: str) -> tuple[str, dict[str, Any]]:
     """(what `from_pretrained` takes, extra arguments): a GGUF file is a folder and a name."""
     path = Path(source).expanduser()
     if source.endswith(".gguf"):
@@ -104,23 +105,32 @@ def load_causal_lm(
 
     name, extra = _where(source)
     device = device or default_device()
+    _be_quiet()
+    if quantization != "none":
+        quantized = {"quantization_config": bitsandbytes_config(quantization)}
+        extra = {**extra, **quantized, "device_map": {"": device}}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            quantization_config=bitsandbytes_config(quantization),
-            device_map={"": device} if quantization != "none" else None,
-            **extra,
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, trust_remote_code=trust_remote_code, **extra
         )
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise _offline(error, "model", source) from error
-    if extra:
+    if "gguf_file" in extra:
         _forget_gguf(model)
     if quantization == "none" and getattr(model, "hf_quantizer", None) is None:
         model.to(device)
     model.eval()
-    return model  # type: ignore[no-any-return]
+    found: nn.Module = model
+    return found
+
+
+def _be_quiet() -> None:
+    """No progress bars of others between ours, no remark on kernels that a CPU lacks."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    for name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _forget_gguf(model: Any) -> None:
@@ -160,7 +170,7 @@ def vocabulary_fingerprint(tokenizer: Any) -> str:
 
 def vocabulary_size(tokenizer: Any) -> int:
     """Number of ids the tokenizer knows: one more than the highest. Model columns may be padded."""
-    return 1 + max(tokenizer.get_vocab().values())
+    return 1 + int(max(tokenizer.get_vocab().values()))
 
 
 def check_same_vocabulary(teacher: Any, student: Any) -> None:

@@ -108,7 +108,9 @@ def collate(rows: Sequence[Sequence[Example]]) -> Batch:
         last = positions[b, start - 1] if start else -1
         positions[b, start:] = last + 1 + np.arange(longest - start)
     keys = [example.key for row in rows for example in row if (example.labels != IGNORE).any()]
-    return Batch(*(torch.from_numpy(a) for a in (ids, positions, labels)), keys)
+    tensors = (torch.from_numpy(array) for array in (ids, positions, labels))
+    ids_BT, positions_BT, labels_BT = tensors
+    return Batch(ids_BT, positions_BT, labels_BT, keys)
 
 
 def blank(example: Example) -> Example:

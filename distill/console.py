@@ -115,4 +115,5 @@ def print_table(lines: list[list[str]]) -> None:
         table.add_column(head, justify="left" if i in (0,) else "right", no_wrap=True)
     for line in lines[1:]:
         table.add_row(*line)
-    Console(soft_wrap=True, highlight=False).print(table)
+    width = None if Console().is_terminal else 160
+    Console(width=width, highlight=False).print(table)

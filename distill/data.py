@@ -14,7 +14,7 @@ import hashlib
 import logging
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from attar.strict import Section
 from distill.sources import column_kind, load_rows, local_files, messages_of
 
 IGNORE = -100
+Document = list[tuple[list[int], list[int]]]  # (ids, labels) of each of its examples
 log = logging.getLogger(__name__)
 
 
@@ -154,7 +155,7 @@ def tokenize_chat(
 
 def tokenize_document(
     tokenizer: Any, row: dict[str, Any], kind: str, columns: list[str], config: DataConfig
-) -> list[tuple[list[int], list[int]]]:
+) -> Document:
     """All examples of one row; those in which nothing counts are left out."""
     if kind == "text":
         ids = tokenizer(row[columns[0]] or "", verbose=False)["input_ids"]
@@ -180,7 +181,7 @@ def tokenize_document(
 
 def _documents(
     tokenizer: Any, config: DataConfig, sources: list[str], split: str, seed: int
-) -> tuple[int, Iterator[list[tuple[list[int], list[int]]]]]:
+) -> tuple[int, Iterator[Document]]:
     """(number of documents, their examples in an order drawn from the seed)."""
     tables = [load_rows(source, split, config.name) for source in sources]
     kinds = [
@@ -190,7 +191,7 @@ def _documents(
     order = [(t, i) for t, table in enumerate(tables) for i in range(len(table))]
     random.Random(seed).shuffle(order)
 
-    def generate() -> Iterator[list[tuple[list[int], list[int]]]]:
+    def generate() -> Iterator[Document]:
         for t, i in order:
             yield tokenize_document(tokenizer, tables[t][i], *kinds[t], config)
 
@@ -230,7 +231,7 @@ class _Writer:
     def full(self) -> bool:
         return self._limit is not None and self.tokens >= self._limit
 
-    def add(self, document: int, examples: list[tuple[list[int], list[int]]]) -> None:
+    def add(self, document: int, examples: Document) -> None:
         for ids, labels in examples:
             key = key_of(ids, labels)
             if self.full or key in self._avoid:
@@ -300,42 +301,49 @@ def prepare(config: DataConfig, tokenizer: Any, tokenizer_id: str, seed: int, fo
 def _prepare(config: DataConfig, tokenizer: Any, seed: int, aside: Path) -> dict[str, Any]:
     held = _Writer(aside / "held_out.arrow", config.held_out_tokens, set())
     sources = sources_of(config)
-    num_documents, documents = _documents(tokenizer, config, sources, config.split, seed)
-    if num_documents == 0:
+    number, documents = _documents(tokenizer, config, sources, config.split, seed)
+    if number == 0:
         raise DataError(f"`data.train` ({', '.join(sources)}) has no rows.")
-    first = 0
     if isinstance(config.held_out, str):
         split, other = config.split, [config.held_out]
         if config.held_out.startswith("split:"):
             split, other = config.held_out[6:], sources
-        for i, examples in enumerate(_documents(tokenizer, config, other, split, seed)[1]):
-            held.add(i, examples)
-            if held.full:
-                break
-        rest: list[tuple[list[int], list[int]]] = []
-    elif num_documents == 1:  # one long document: its last windows are held out
-        examples = next(documents)
-        kept = len(examples) - max(1, math.ceil(config.held_out * len(examples)))
-        held.add(0, examples[kept:])
-        rest = examples[:kept]
+        _fill(held, _documents(tokenizer, config, other, split, seed)[1])
     else:
-        first = min(num_documents - 1, max(1, math.ceil(config.held_out * num_documents)))
-        for i in range(first):
-            held.add(i, next(documents))
-        rest = []
+        documents = _hold_out(held, documents, number, config.held_out)
     train = _Writer(aside / "train.arrow", config.train_tokens, held.keys)
-    train.add(0, rest)
-    for i, examples in enumerate(documents, first):
-        if train.full:
-            break
-        train.add(i, examples)
+    _fill(train, documents)
     if train.dropped:
         log.info("%d training examples also stand in the held-out part: left out", train.dropped)
-    stats = {"documents": num_documents, "train": train.close(), "held_out": held.close()}
+    stats = {"train": train.close(), "held_out": held.close()}
     for name, source in (("train", sources), ("held_out", config.held_out)):
-        if stats[name]["examples"] == 0:  # type: ignore[index]
+        if stats[name]["examples"] == 0:
             raise DataError(
                 f"No example of `data.{name}` ({source}) has a token to learn: all its rows are "
                 "empty after tokenising, or stand in the other part."
             )
-    return stats
+    return {"documents": number, **stats}
+
+
+def _fill(writer: _Writer, documents: Iterable[Document]) -> None:
+    for i, examples in enumerate(documents):
+        if writer.full:
+            return
+        writer.add(i, examples)
+
+
+def _hold_out(
+    held: _Writer, documents: Iterator[Document], number: int, share: float
+) -> Iterator[Document]:
+    """Write a share of the documents to `held`; gives the others. At least one on each side.
+
+    Of a single long document, the last windows are held out.
+    """
+    if number == 1:
+        examples = next(documents)
+        kept = len(examples) - max(1, math.ceil(share * len(examples)))
+        held.add(0, examples[kept:])
+        return iter([examples[:kept]])
+    for i in range(min(number - 1, max(1, math.ceil(share * number)))):
+        held.add(i, next(documents))
+    return documents

@@ -9,13 +9,10 @@ measured in a process of its own, loaded from disk as a user would load it.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +24,7 @@ from torch import Tensor, nn
 
 from attar.anatomy import Head, count_parameters, head_of, run_body
 from attar.errors import ModelError
-from attar.files import bytes_under, write_json
+from attar.files import bytes_under, read_json, write_json
 from attar.loading import (
     Quantization,
     default_device,
@@ -35,6 +32,7 @@ from attar.loading import (
     load_tokenizer,
 )
 from attar.strict import Section
+from distill.apart import run_apart
 from distill.batches import Batch, collate, plan_in_order
 from distill.data import IGNORE, Examples
 
@@ -153,7 +151,7 @@ class _TeacherReader:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         tensors = load_file(str(folder / "signals.safetensors"), device=str(device))
-        meta = json.loads((folder / "head.json").read_text())
+        meta = read_json(folder / "head.json")
         self.hidden_NH = tensors["hidden"]
         self.head = Head(tensors["weight"], tensors.get("bias"), **meta)
 
@@ -180,7 +178,7 @@ def _timed(function: Any, device: torch.device, repeats: int = 3) -> float:
 def measure_speed(
     model: Any, tokenizer: Any, prompt: list[int], config: EvaluateConfig
 ) -> dict[str, Any]:
-    """Tokens a second of one forward (`prefill`) and of greedy generation, one stream, and a sample."""
+    """Tokens a second of one forward and of greedy generation, one stream, and a sample."""
     device = next(model.parameters()).device
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     length = min(config.prefill_tokens, limit or config.prefill_tokens)
@@ -231,7 +229,7 @@ def measure(job: MeasureJob) -> dict[str, Any]:
     speed = measure_speed(model, tokenizer, examples[0].input_ids.tolist(), config)
     memory = peak_memory_bytes(default_device())
     arrays = measure_quality(model, examples, job, config)
-    np.savez_compressed(Path(job.out).with_suffix(".npz"), **arrays)
+    np.savez_compressed(Path(job.out).with_suffix(".npz"), **arrays)  # type: ignore[arg-type]
     nll = float(arrays["nll"].mean())
     numbers: dict[str, Any] = {
         "nll": nll,
@@ -279,29 +277,27 @@ def interval(values: np.ndarray, groups: np.ndarray, resamples: int) -> list[flo
 
 
 def measure_apart(job: MeasureJob) -> dict[str, Any]:
-    """`measure` in a fresh process, so that memory is the model's own and nothing is left over."""
+    """`measure` in a fresh process, so that memory is the model's own and nothing is left over.
+
+    Raises `ModelError` with the reason where the model cannot be loaded and run.
+    """
     out = Path(job.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)
-    write_json(out.with_suffix(".job.json"), asdict(job))
-    command = [sys.executable, "-m", "distill.evaluate", str(out.with_suffix(".job.json"))]
-    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    done = subprocess.run(command, capture_output=True, text=True, env=alone)
-    log.debug("%s", done.stderr)
-    if done.returncode != 0 or not out.exists():
-        if done.returncode in (-2, 130):
-            raise KeyboardInterrupt
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ModelError(f"`{job.name}` ({job.model}) could not be loaded and run: {last}")
-    found: dict[str, Any] = json.loads(out.read_text())
+    run_apart(_measure_to_file, job)
+    if not out.exists():
+        raise ModelError(f"`{job.name}` ({job.model}) could not be run: its process died.")
+    found: dict[str, Any] = read_json(out)
+    if "error" in found:
+        out.unlink()
+        raise ModelError(f"`{job.name}` ({job.model}) could not be run: {found['error']}")
     return found
 
 
-def main() -> None:
-    """Entry of the measuring process: the job's JSON in, its numbers' JSON out."""
-    job = MeasureJob(**json.loads(Path(sys.argv[1]).read_text()))
-    write_json(Path(job.out), measure(job))
-
-
-if __name__ == "__main__":
-    main()
+def _measure_to_file(job: MeasureJob) -> None:
+    try:
+        numbers = measure(job)
+    except Exception as error:  # goes to the parent as one line
+        log.exception("measuring %s", job.name)
+        numbers = {"error": f"{type(error).__name__}: {error}"}
+    write_json(Path(job.out), numbers)

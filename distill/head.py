@@ -77,7 +77,7 @@ def head_losses(
 
 class _HeadLosses(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden_NH: Tensor,
         weight_VH: Tensor,
@@ -125,7 +125,7 @@ class _HeadLosses(torch.autograd.Function):
         return (sums @ scales).float(), sums
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor, _grad_sums: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad_total: Tensor, _grad_sums: Tensor) -> Any:
         scaled = (None if g is None else g.mul_(grad_total.to(g.dtype)) for g in ctx.gradients)
         return (*scaled, None, None, None, None, None, None)
 
@@ -176,7 +176,8 @@ def _chunk_by_hand(
         head_logits = logits.gather(-1, target.ids_NK)
     weights = (logits - peak).exp_()
     if kl is not None:
-        assert head_logits is not None and used is not None
+        assert head_logits is not None
+        assert used is not None
         entries = torch.where(used, weights.gather(-1, target.ids_NK), 0.0)
         weights.scatter_(-1, target.ids_NK, 0.0)
     rest = weights.sum(-1, keepdim=True)  # over all ids when there is no KL
@@ -185,7 +186,9 @@ def _chunk_by_hand(
     values = {"cross_entropy": (log_total - label_logits).sum()}
     coefficient = torch.full_like(total, ce.scale if ce else 0.0)
     if kl is not None:
-        assert head_logits is not None and used is not None and entries is not None
+        assert head_logits is not None
+        assert used is not None
+        assert entries is not None
         rest = rest.clamp(min=1e-37)
         teacher_rest = target.tail_N.exp().unsqueeze(-1)
         log_rest = rest.log() - total.log()

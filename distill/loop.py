@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 class LoopConfig(Section):
     """How long, how fast, in which precision; shared by every stage that trains."""
 
-    objective: list[AnyTerm]  # type: ignore[valid-type]
+    objective: list[AnyTerm]
     lr: float = Field(2e-4, gt=0)
     schedule: Schedule = "cosine"
     warmup: float = Field(0.05, ge=0, description="share of the steps, or number of steps if >= 1")
@@ -65,11 +65,11 @@ class LoopConfig(Section):
 class TrainConfig(LoopConfig):
     """How the student is trained, and which control arms are trained beside it."""
 
-    objective: list[AnyTerm] = Field(  # type: ignore[valid-type]
+    objective: list[AnyTerm] = Field(
         default_factory=lambda: [{"loss": "forward_kl"}], min_length=1, validate_default=True
     )
     trainable: Trainable = "all"
-    arms: list[Literal["finetune"]] = Field(default_factory=lambda: ["finetune"])
+    arms: list[Literal["finetune"]] = Field(default=["finetune"])
 
 
 @dataclass
@@ -188,7 +188,8 @@ class _Run:
         self.total = len(self.plan.steps)
         learner = job.learner.to(self.accelerator.device)
         if job.config.gradient_checkpointing:
-            learner.student.gradient_checkpointing_enable({"use_reentrant": False})
+            student: Any = learner.student
+            student.gradient_checkpointing_enable({"use_reentrant": False})
         self.optimizer = self.accelerator.prepare(make_optimizer(learner, job.config))
         self.wrapped = self.accelerator.prepare(learner)
         self.checkpoint = Checkpoint(self.accelerator, learner, job.folder)
@@ -269,7 +270,7 @@ class _Run:
     def _value(self, totals: dict[str, float]) -> float:
         """The objective's value from its terms' sums: what `best` means."""
         terms = enumerate(self.config.objective)
-        return sum(term.weight * totals[f"{i}:{term.loss}"] for i, term in terms)
+        return float(sum(term.weight * totals[f"{i}:{term.loss}"] for i, term in terms))
 
     def note(self, record: dict[str, float]) -> None:
         """Keep a record in the history and give it to the trackers."""

@@ -86,7 +86,7 @@ def cross_entropy(student_NV: Tensor, labels_N: Tensor) -> Tensor:
 
 @loss("hidden_mse", reads="hidden", source="FitNets, 1412.6550; normalised here")
 def hidden_mse(student_NH: Tensor, teacher_NH: Tensor) -> Tensor:
-    """|s - t|^2 / |t|^2: squared error relative to the teacher's energy, so width does not count."""
+    """|s - t|^2 / |t|^2: squared error by the teacher's energy, so width does not count."""
     student_NH, teacher_NH = student_NH.float(), teacher_NH.float()
     energy_N = teacher_NH.square().mean(-1).clamp(min=1e-12)
     return (student_NH - teacher_NH).square().mean(-1) / energy_N

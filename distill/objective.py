@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field, create_model
@@ -52,7 +52,10 @@ def _term_model(found: Loss) -> type[Term]:
 
 
 TERM_MODELS = {name: _term_model(found) for name, found in LOSSES.items()}
-AnyTerm = Annotated[reduce(or_, TERM_MODELS.values()), Field(discriminator="loss")]
+if TYPE_CHECKING:
+    AnyTerm = Any  # one of TERM_MODELS
+else:
+    AnyTerm = Annotated[reduce(or_, TERM_MODELS.values()), Field(discriminator="loss")]
 
 
 def reads(terms: list[Any], what: str) -> bool:
@@ -109,7 +112,7 @@ class Learner(nn.Module):
             for layer, _ in pairs:
                 if not 0 <= layer <= depth:
                     raise RecipeError(
-                        f"`objective[{i}].layers`: the student has layers 0 to {depth}, not {layer}."
+                        f"`objective[{i}].layers` names student layer {layer}; it has 0 to {depth}."
                     )
         used = sorted({pair for pairs in self.pairs.values() for pair in pairs})
         self.layers = sorted({student_layer for student_layer, _ in used})

@@ -52,13 +52,15 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
         log_to_file(run.folder / "run.log")
         check_before_work(run)
         run.write_recipe()
+        worked = False
         for name in names:
-            if is_done(run, name):
+            if is_done(run, name) and not (name == "report" and worked):
                 log.info("%s: up to date", name)
                 continue
             if alone:
                 _check_needs(run, name)
             _run_stage(run, name)
+            worked = True
     return True
 
 

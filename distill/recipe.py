@@ -29,7 +29,7 @@ from teachers.load import TeacherConfig
 class AdaptConfig(LoopConfig):
     """Fine-tune the teacher on the task first, so that it has something to teach."""
 
-    objective: list[AnyTerm] = Field(  # type: ignore[valid-type]
+    objective: list[AnyTerm] = Field(
         default_factory=lambda: [{"loss": "cross_entropy"}], min_length=1, validate_default=True
     )
     lr: float = Field(2e-5, gt=0)
@@ -52,7 +52,7 @@ class SpecializeConfig(LoraOptions, LoopConfig):
     """Low-rank specialising of the distilled student, on its own data or the same."""
 
     data: DataConfig | None = Field(None, description="the run's data when absent")
-    objective: list[AnyTerm] = Field(  # type: ignore[valid-type]
+    objective: list[AnyTerm] = Field(
         default_factory=lambda: [{"loss": "cross_entropy"}], min_length=1, validate_default=True
     )
 

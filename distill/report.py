@@ -182,7 +182,7 @@ def table(report: dict[str, Any]) -> list[list[str]]:
     for row in rows(report):
         cells = [show(row) if row.get(key) is not None else "" for key, show in COLUMNS.values()]
         lines.append(
-            [f"{row['role']} {row['name']}" if row["role"] != "teacher" else "teacher"] + cells
+            [f"{row['role']} {row['name']}" if row["role"] != "teacher" else "teacher", *cells]
         )
     return lines
 

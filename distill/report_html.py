@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1c2430}
+body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;
+color:#1c2430}
 h1{font-size:1.6rem}h2{font-size:1.15rem;margin-top:2.2rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
 td,th{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #dde3ea}
@@ -56,8 +57,8 @@ def render(
 <h1>{escape(str(report["teacher"]["model"]))}, distilled</h1>
 <p class="verdict">{escape(verdict["sentence"])}</p>{warnings}
 <h2>Measured on held-out text</h2>{_table(table(report))}
-<p>nll in nats a token; KL(teacher || model) on the full vocabulary; top-1: share of tokens where the
-most likely token is the teacher's; one stream; MB of weights on disk; peak memory of a process
+<p>nll in nats a token; KL(teacher || model) on the full vocabulary; top-1: share of tokens where
+the most likely token is the teacher's; one stream; MB of weights on disk; peak memory of a process
 that loads the model, prefills and generates. Intervals are in report.json.</p>
 <div class="plots">{figures}</div>
 <h2>Cost</h2>{_table(_cost_rows(report["cost"]))}

@@ -62,24 +62,30 @@ class Run:
 
     @property
     def teacher_folder(self) -> Path:
+        """The adapted teacher."""
         return self.folder / "teacher"
 
     @property
     def student_folder(self) -> Path:
+        """The student before training."""
         return self.folder / "student"
 
     @property
     def specialized_folder(self) -> Path:
+        """Adapter and merged student of the low-rank stage."""
         return self.folder / "specialized"
 
     @property
     def cache_url(self) -> str:
+        """Folder or URL of the signal cache."""
         return self.recipe.cache.dir or str(self.folder / "cache")
 
     def arm_folder(self, arm: str) -> Path:
+        """Checkpoints and student of one arm."""
         return self.folder / "arms" / arm
 
     def artifact_folder(self, name: str) -> Path:
+        """One deployable checkpoint."""
         return self.folder / "artifacts" / name
 
     @property
@@ -213,4 +219,5 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
+        """So far."""
         return time.perf_counter() - self._start

@@ -72,7 +72,7 @@ def _load_files(source: str, files: list[Path]) -> Any:
 
 
 def column_kind(columns: list[str], source: str, text_column: str | None) -> tuple[str, list[str]]:
-    """('text' | 'messages' | 'pair', columns that hold it), from the names a field's user expects."""
+    """('text', 'messages' or 'pair'; columns that hold it), from the usual names."""
     if text_column is not None:
         if text_column not in columns:
             raise DataError(

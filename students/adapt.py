@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from attar.errors import ModelError
-from attar.loading import load_causal_lm, resolve_precision
+from attar.loading import Quantization, load_causal_lm
 from attar.strict import Section
 
 
@@ -23,7 +23,7 @@ class LoraOptions(Section):
 
     method: Literal["qlora", "lora"] = "qlora"
     rank: int = Field(16, ge=1)
-    alpha: float | None = Field(None, description="scale x rank; twice the rank when absent")
+    alpha: int | None = Field(None, ge=1, description="scale x rank; twice the rank if absent")
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: str | list[str] = Field(
         "all-linear", description="all-linear (every linear map but the head) or module names"
@@ -32,7 +32,7 @@ class LoraOptions(Section):
 
 def load_base(folder: Path, options: LoraOptions) -> nn.Module:
     """The student that an adapter sits on: NF4 with bfloat16 compute, or float32 masters."""
-    quantization = "nf4" if options.method == "qlora" else "none"
+    quantization: Quantization = "nf4" if options.method == "qlora" else "none"
     dtype = torch.bfloat16 if options.method == "qlora" else torch.float32
     return load_causal_lm(str(folder), dtype=dtype, quantization=quantization)
 
@@ -75,8 +75,3 @@ def merge_adapter(student: Path, adapter: Path) -> nn.Module:
     base = load_causal_lm(str(student), dtype=torch.float32)
     merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
     return merged.eval()  # type: ignore[no-any-return]
-
-
-def compute_dtype(options: LoraOptions, precision: Any) -> torch.dtype:
-    """The dtype of the products while an adapter trains."""
-    return torch.bfloat16 if options.method == "qlora" else resolve_precision(precision)

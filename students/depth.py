@@ -46,7 +46,7 @@ def keep_evenly(depth: int, keep: int) -> list[int]:
 
 @torch.inference_mode()
 def block_cosines(model: nn.Module, input_ids_BT: Tensor) -> list[float]:
-    """Mean cosine between each block's input and output on calibration text; near 1: needed least."""
+    """Mean cosine between each block's input and output on calibration text; 1: not needed."""
     depth = num_layers(model)
     with capture_layers(model, list(range(depth + 1))) as captured:
         run_body(model, {"input_ids": input_ids_BT, "attention_mask": None})

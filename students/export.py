@@ -33,7 +33,7 @@ def bf16(student: Path) -> nn.Module:
 
 @ARTIFACTS.add("nf4")
 def nf4(student: Path) -> nn.Module:
-    """Linear maps in 4-bit NormalFloat with double quantisation, bfloat16 compute; by bitsandbytes."""
+    """Linear maps in 4-bit NormalFloat, double quantisation, bfloat16 compute; by bitsandbytes."""
     return load_causal_lm(str(student), dtype=torch.bfloat16, quantization="nf4")
 
 

@@ -54,7 +54,7 @@ def plan_shards(tokens: Sequence[int], shard_tokens: int) -> list[range]:
 
 
 def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Group examples of like length, so that B x T stays within `batch_tokens` with little padding."""
+    """Group examples of like length: B x T stays within `batch_tokens`, with little padding."""
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         longest = lengths[batches[-1][0]] if batches else 0

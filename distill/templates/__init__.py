@@ -17,7 +17,8 @@ def write_starter(path: Path, template: str) -> None:
         raise RecipeError("The classification template does not exist yet; use `causal-lm`.")
     if template not in KNOWN:
         raise RecipeError(
-            f"There is no template `{template}`; known: {', '.join(KNOWN)}.{nearest(template, KNOWN)}"
+            f"There is no template `{template}`; known: {', '.join(KNOWN)}."
+            + nearest(template, KNOWN)
         )
     if path.exists():
         raise RecipeError(f"{path} exists; choose another name or delete it.")

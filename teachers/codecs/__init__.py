@@ -6,7 +6,7 @@ numpy arrays whose first axis is tokens, or, flattened, what one example's row s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class LayerCodec(Protocol):
         """Bytes a counted token and layer take on disk."""
 
 
-CODECS: Registry[type[DistributionCodec]] = Registry("codec")
+CODECS: Registry[type[Any]] = Registry("codec")  # of pydantic models that are DistributionCodecs
 LAYER_CODECS: Registry[LayerCodec] = Registry("codec of hidden states")
 
 from teachers.codecs import layers, topk  # noqa: E402, F401  (registering enrols)

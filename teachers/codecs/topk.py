@@ -32,7 +32,7 @@ def log1mexp(x: Tensor) -> Tensor:
 
 @CODECS.add("topk")
 class TopK(Section):
-    """The k largest entries and the tail's mass: best a byte for a single token, biased over many."""
+    """The k largest entries and the tail's mass: good for single tokens, biased over many."""
 
     name: Literal["topk"] = "topk"
     k: int = Field(32, ge=1, description="entries kept a token")
