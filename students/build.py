@@ -74,6 +74,7 @@ def choose_blocks(
 
 def fresh_config(config: dict[str, Any], teacher_config: Any) -> Any:
     """A `PretrainedConfig`: the teacher's with some keys changed, or another family's."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     values = dict(config)
@@ -91,15 +92,15 @@ def fresh_config(config: dict[str, Any], teacher_config: Any) -> Any:
         kept = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
         base = {key: getattr(teacher_config, key, None) for key in kept}
     try:
-        made = AutoConfig.for_model(kind, **{**base, **values})
-    except (ValueError, TypeError) as error:
-        raise RecipeError(f"`student.from` does not make a config: {error}") from None
-    known = made.to_dict()
-    for key in values:
-        if key not in known:
-            hint = nearest(key, known)
-            raise RecipeError(f"`student.from.{key}` is not a key of a {kind} config.{hint}")
-    return made
+        known = AutoConfig.for_model(kind).to_dict()
+        for key in values:
+            if key not in known:
+                hint = nearest(key, known)
+                raise RecipeError(f"`student.from.{key}` is not a key of a {kind} config.{hint}")
+        return AutoConfig.for_model(kind, **{**base, **values})
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"`student.from` does not make a model: {reason}") from None
 
 
 def fresh_model(config: dict[str, Any], teacher_config: Any, seed: int) -> nn.Module:

@@ -5,8 +5,8 @@ Legend: B sequences, T tokens, H width, V vocabulary.
 `greedy` removes, one by one, the block without which the calibration loss rises least; the order
 is found anew after every removal, because blocks lean on each other. `influence` removes at once
 the blocks that turn the residual stream least (mean cosine of a block's input and output; the
-block influence of ShortGPT, arXiv 2403.03853). Greedy costs about (removals x blocks / 2) forward
-passes over the calibration text and is far better when much is removed.
+block influence of ShortGPT, arXiv 2403.03853). Greedy costs some five half passes over the
+calibration text a removal and is far better when much is removed.
 """
 
 from __future__ import annotations
@@ -72,32 +72,69 @@ def keep_greedily(
 ) -> list[int]:
     """Blocks left after removing, one at a time, the one whose absence costs least.
 
-    A candidate's pass starts from the stored input of the block under test, so it runs only the
-    blocks behind it. `on_removal` is told the block and the loss (nats a token) after removing it.
+    Lazy: a block is tried again only while its cost when it was last tried could still win (costs
+    grow as others go, Minoux 1978), and a trial starts from the stored input of its block, so it
+    runs only the blocks behind. `on_removal` is told the block and the loss (nats a token) left.
     """
-    blocks = blocks_of(model)
-    originals = list(blocks)
-    kept = list(range(len(originals)))
-    with capture_layers(model, list(range(len(originals) + 1))) as captured:
-        outputs = _block_output_is_tuple(model, input_ids_BT)
-        entering = dict(captured.layers)
+    trial = _Trial(model, input_ids_BT)
+    costs = dict.fromkeys(trial.kept, 0.0)
     try:
-        while len(kept) > keep:
-            losses = {
-                block: _loss_without(model, originals, kept, block, entering, input_ids_BT, outputs)
-                for block in kept
-            }
-            worst = min(losses, key=lambda block: losses[block])
-            kept.remove(worst)
-            on_removal(worst, losses[worst])
-            _install(blocks, originals, set(kept), outputs)
-            with capture_layers(model, list(range(len(originals) + 1))) as captured:
-                run_body(model, {"input_ids": input_ids_BT, "attention_mask": None})
-                entering = dict(captured.layers)
+        while len(trial.kept) > keep:
+            losses: dict[int, float] = {}
+            for block in sorted(trial.kept, key=lambda block: costs[block]):
+                if losses and trial.loss + costs[block] >= min(losses.values()):
+                    break
+                losses[block] = trial.loss_without(block)
+                costs[block] = losses[block] - trial.loss
+            cheapest = min(losses, key=lambda block: losses[block])
+            trial.remove(cheapest)
+            on_removal(cheapest, trial.loss)
     finally:
-        for i, block in enumerate(originals):
-            blocks[i] = block
-    return kept
+        trial.restore()
+    return trial.kept
+
+
+class _Trial:
+    """A model under removal: which blocks are left, what enters each, and the loss as it stands."""
+
+    def __init__(self, model: nn.Module, input_ids_BT: Tensor) -> None:
+        self.model, self.input_ids_BT = model, input_ids_BT
+        self.blocks = blocks_of(model)
+        self.originals = list(self.blocks)
+        self.kept = list(range(len(self.originals)))
+        self.returns_tuple = _block_output_is_tuple(model, input_ids_BT)
+        self._look()
+
+    def _run(self) -> Tensor:
+        return run_body(self.model, {"input_ids": self.input_ids_BT, "attention_mask": None})
+
+    def _look(self) -> None:
+        with capture_layers(self.model, list(range(len(self.originals) + 1))) as captured:
+            hidden_BTH = self._run()
+        self.entering = dict(captured.layers)
+        self.loss = calibration_loss(self.model, hidden_BTH, self.input_ids_BT)
+
+    def _install(self, present: set[int]) -> None:
+        for i, block in enumerate(self.originals):
+            self.blocks[i] = block if i in present else _Skip(self.returns_tuple)
+
+    def loss_without(self, block: int) -> float:
+        """Next-token loss with one more block gone, run from that block on."""
+        self._install({other for other in self.kept if other > block})
+        start = self.blocks[block]
+        assert isinstance(start, _Skip)
+        start.instead = self.entering[block]
+        return calibration_loss(self.model, self._run(), self.input_ids_BT)
+
+    def remove(self, block: int) -> None:
+        """Take a block out for good and look again."""
+        self.kept.remove(block)
+        self._install(set(self.kept))
+        self._look()
+
+    def restore(self) -> None:
+        """Put every block back: the model is the caller's."""
+        self._install(set(range(len(self.originals))))
 
 
 def _block_output_is_tuple(model: nn.Module, input_ids_BT: Tensor) -> bool:
@@ -108,33 +145,6 @@ def _block_output_is_tuple(model: nn.Module, input_ids_BT: Tensor) -> bool:
     run_body(model, {"input_ids": input_ids_BT, "attention_mask": None})
     handle.remove()
     return seen[0]
-
-
-def _install(
-    blocks: nn.ModuleList, originals: list[nn.Module], kept: set[int], returns_tuple: bool
-) -> None:
-    for i, block in enumerate(originals):
-        blocks[i] = block if i in kept else _Skip(returns_tuple)
-
-
-def _loss_without(
-    model: nn.Module,
-    originals: list[nn.Module],
-    kept: list[int],
-    candidate: int,
-    entering: dict[int, Tensor],
-    input_ids_BT: Tensor,
-    returns_tuple: bool,
-) -> float:
-    """Next-token loss with one more block gone, run from that block on."""
-    blocks = blocks_of(model)
-    behind = {block for block in kept if block > candidate}
-    _install(blocks, originals, behind, returns_tuple)
-    start = blocks[candidate]
-    assert isinstance(start, _Skip)
-    start.instead = entering[candidate]
-    hidden_BTH = run_body(model, {"input_ids": input_ids_BT, "attention_mask": None})
-    return calibration_loss(model, hidden_BTH, input_ids_BT)
 
 
 def calibration_loss(model: nn.Module, hidden_BTH: Tensor, input_ids_BT: Tensor) -> float:

@@ -1,0 +1,58 @@
+# Everything runs in the environment .venv, which the first target that needs it makes.
+#
+#   make demo        fetch a teacher and text, run examples/demo.yaml into runs/demo
+#   make check       format, lint, types, stale documents, the house rules
+#   make test        all tests that this machine can run
+#   make test-fast   the default tier only: small models, no whole runs
+#   make bench       every benchmark, small; BENCH= for the full measure
+#   make docs        write docs/losses.md
+#   make results     write README's results table from runs/demo
+#   make clean       forget the environment and the caches; runs/ and .demo/ stay
+
+PYTHON ?= python3
+BENCH ?= --quick
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TEST_ENV := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 HF_HUB_OFFLINE=1
+SCRIPTS = $(filter-out benchmarks/results_table.py,$(wildcard benchmarks/*.py))
+
+.PHONY: demo test test-fast check bench docs results clean
+
+# torch first and alone: pip then takes the build its settings offer (a CPU one, say), and the
+# second command leaves it as it is.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q torch==2.13.0
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python examples/get_demo.py .demo
+	$(BIN)/distill run examples/demo.yaml --run-dir runs/demo
+
+test: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m pytest
+
+test-fast: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not gpu"
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python docs/make_losses.py --check
+	$(TEST_ENV) $(BIN)/python -m pytest -q tests/test_architecture.py
+
+bench: $(STAMP)
+	set -e; for script in $(SCRIPTS); do $(BIN)/python $$script $(BENCH); done
+
+docs: $(STAMP)
+	$(BIN)/python docs/make_losses.py
+
+results: $(STAMP)
+	$(BIN)/python benchmarks/results_table.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,119 @@
+"""Building, adapting and exporting students: what is shipped loads without this package."""
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from attar.errors import ModelError, RecipeError
+from students.adapt import LoraOptions, add_adapter, load_base, merge_adapter
+from students.build import check_reload, cut_student, fresh_model, save_student
+from students.export import ARTIFACTS, export_artifact, model_card
+
+IDS = torch.randint(4, 300, (2, 10), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def student(make_model, tokenizer, tmp_path):
+    """A folder with a student of a size that 4-bit blocks divide."""
+    folder = tmp_path / "student"
+    save_student(make_model(1, width=64, vocabulary=320), tokenizer, folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", list(ARTIFACTS))
+def test_an_artifact_loads_and_generates_without_us(name, student, tmp_path):
+    card = model_card(
+        name=name, recipe="seed: 0", teacher="t", data="d", license=None, measured="none"
+    )
+    export_artifact(name, student, tmp_path / name, card)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+    original = AutoModelForCausalLM.from_pretrained(student)
+    assert tokenizer.chat_template
+    with torch.inference_mode():
+        close = torch.cosine_similarity(
+            model(input_ids=IDS).logits.float(), original(input_ids=IDS).logits, dim=-1
+        )
+    assert close.min() > 0.9
+    assert model.generate(IDS, max_new_tokens=4, min_new_tokens=4).shape == (2, 14)
+    sums = json.loads((tmp_path / name / "checksums.json").read_text())
+    assert "model.safetensors" in sums
+    assert (tmp_path / name / "README.md").read_text().startswith("---\nlibrary_name")
+
+
+def test_quantised_artifacts_are_smaller(make_model, tokenizer, tmp_path):
+    save_student(make_model(1, width=128, vocabulary=320), tokenizer, tmp_path / "student")
+    sizes = {}
+    for name in ("bf16", "int8", "nf4"):
+        export_artifact(name, tmp_path / "student", tmp_path / name, "")
+        sizes[name] = (tmp_path / name / "model.safetensors").stat().st_size
+    assert sizes["nf4"] < sizes["int8"] < sizes["bf16"]
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_an_adapter_trains_saves_and_merges(method, student, tmp_path):
+    options = LoraOptions(method=method, rank=4)
+    wrapped = add_adapter(load_base(student, options), options, seed=0)
+    learning = [p for p in wrapped.parameters() if p.requires_grad]
+    assert {p.dtype for p in learning} == {torch.float32}
+    for p in learning:
+        torch.nn.init.normal_(p, std=0.2)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    merged = merge_adapter(student, tmp_path / "adapter").requires_grad_(False)
+    base = AutoModelForCausalLM.from_pretrained(student)
+    unmerged = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    with torch.inference_mode():
+        expected = unmerged(input_ids=IDS).logits
+        plain = AutoModelForCausalLM.from_pretrained(student)(input_ids=IDS).logits
+        torch.testing.assert_close(merged(input_ids=IDS).logits, expected, atol=1e-4, rtol=1e-4)
+        assert (expected - plain).abs().max() > 0.01
+    assert not any("lora" in name for name in merged.state_dict())
+
+
+def test_targets_that_match_nothing_list_what_exists(student):
+    options = LoraOptions(method="lora", targets=["query"])
+    with pytest.raises(ModelError, match=r"q_proj"):
+        add_adapter(load_base(student, options), options, seed=0)
+
+
+def test_a_cut_records_what_was_kept(make_model, tokenizer, tmp_path):
+    teacher = make_model(layers=3, vocabulary=320)
+    cut_student(teacher, [0, 2], "the teacher", tokenizer, tmp_path / "cut", "explicit")
+    surgery = json.loads((tmp_path / "cut" / "surgery.json").read_text())
+    assert surgery == {
+        "teacher": "the teacher",
+        "teacher_layers": 3,
+        "kept": [0, 2],
+        "by": "explicit",
+    }
+    assert len(AutoModelForCausalLM.from_pretrained(tmp_path / "cut").model.layers) == 2
+
+
+def test_a_checkpoint_that_does_not_reload_is_an_error(make_model, student):
+    with pytest.raises(ModelError, match="does not reload"):
+        check_reload(make_model(2, width=64, vocabulary=320), student)
+
+
+def test_a_fresh_model_takes_the_teachers_config_for_what_is_left_out(make_model):
+    teacher = make_model(vocabulary=320)
+    model = fresh_model({"num_hidden_layers": 1, "hidden_size": 16}, teacher.config, seed=0)
+    assert model.config.vocab_size == 320
+    assert model.config.num_hidden_layers == 1
+    again = fresh_model({"num_hidden_layers": 1, "hidden_size": 16}, teacher.config, seed=0)
+    assert torch.equal(model.lm_head.weight, again.lm_head.weight)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"num_hiden_layers": 1}, "num_hidden_layers"),
+        ({"model_type": "lama"}, "does not make"),
+        ({"hidden_size": 30, "num_attention_heads": 4}, "does not make"),
+    ],
+)
+def test_a_fresh_config_that_makes_no_model_is_refused(make_model, config, says):
+    with pytest.raises(RecipeError, match=says):
+        fresh_model(config, make_model().config, seed=0)

@@ -1,0 +1,340 @@
+"""Nothing is only shown: commands exist, recipes are valid, keys and defaults are the recipe's."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args
+
+import click
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from pydantic import BaseModel, TypeAdapter
+
+import cli
+from attar.files import fingerprint
+from distill.data import key_of
+from distill.loop import LoopConfig, TrainConfig
+from distill.losses import LOSSES
+from distill.objective import TERM_MODELS
+from distill.recipe import Recipe, check_recipe, parse_yaml
+from distill.report import SCHEMA
+from teachers.cache import CacheConfig, SignalCache, manifest_of
+from teachers.runner import Request, TeacherRunner, build_cache
+from teachers.store import SignalStore
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+RECIPES = [ROOT / "distill/templates/causal-lm.yaml", *sorted((ROOT / "examples").glob("*.yaml"))]
+LEAST = {"data": {"train": "x"}, "teacher": {"model": "x"}, "student": {}}
+
+
+def shown(path: Any) -> str:
+    return str(path.relative_to(ROOT)) if isinstance(path, Path) else str(path)
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.M | re.S)
+
+
+def spans(text: str) -> list[str]:
+    """What stands between backticks inside a line."""
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+# Links and commands ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=shown)
+def test_links_lead_to_files(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf8"))
+    local = [link for link in links if "://" not in link]
+    assert not [link for link in local if not (page.parent / link).exists()]
+
+
+def commands_in(text: str) -> set[str]:
+    """Every `distill ...` of a page, in a code span or alone on an indented line."""
+    lines = [line.strip() for line in re.findall(r"^ {4}(distill .*)$", text, flags=re.M)]
+    return {found for found in [*lines, *spans(text)] if found.startswith("distill ")}
+
+
+@pytest.mark.parametrize(
+    "command", sorted({c for page in PAGES for c in commands_in(page.read_text(encoding="utf8"))})
+)
+def test_commands_exist(command: str) -> None:
+    here: click.Command = cli.main
+    path, words = [], command.split()[1:]
+    while isinstance(here, click.Group):
+        assert words, f"`{command}` ends before a command"
+        assert words[0] in here.commands, f"there is no `{command}`"
+        path.append(words.pop(0))
+        here = here.commands[path[-1]]
+    result = CliRunner().invoke(cli.main, [*path, "--help"])
+    assert result.exit_code == 0
+    known = {name for parameter in here.params for name in parameter.opts}
+    assert {word for word in words if word.startswith("-")} <= known
+
+
+def test_readme_names_every_command() -> None:
+    named = {" ".join(command.split()[1:3]) for command in commands_in(text_of("README.md"))}
+    for name, command in cli.main.commands.items():
+        inner = command.commands if isinstance(command, click.Group) else {"": None}
+        for sub in inner:
+            wanted = f"{name} {sub}".strip()
+            assert any(f"{found} ".startswith(f"{wanted} ") for found in named), wanted
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/losses.md", ".ci/run"])
+def test_make_targets_exist(name: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", text_of("Makefile"), flags=re.M))
+    lines = re.findall(r"(?:^ *|`)(?:\w+=\S+ )*make ([a-z -]+?)(?:`| *#|$)", text_of(name), re.M)
+    named = {word for line in lines for word in line.split()}
+    assert named
+    assert named <= targets
+
+
+def test_readme_holds_the_place_of_the_results() -> None:
+    text = text_of("README.md")
+    assert 0 < text.find("<!-- demo:begin -->") < text.find("<!-- demo:end -->")
+
+
+# Losses ----------------------------------------------------------------------------------------
+
+
+def make_losses() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_losses", ROOT / "docs/make_losses.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_losses_is_fresh() -> None:
+    assert make_losses().page() == text_of("docs/losses.md"), "run `make docs`"
+
+
+# Recipes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=shown)
+def test_shipped_recipes_are_valid(path: Path) -> None:
+    check_recipe(parse_yaml(path.read_text(encoding="utf8"), shown(path)))
+
+
+def test_the_recipe_of_the_readme_is_valid() -> None:
+    (recipe,) = blocks(text_of("README.md"), "yaml")
+    check_recipe(parse_yaml(recipe, "README.md"))
+
+
+@pytest.mark.parametrize("name", ["docs/recipe.md", "docs/losses.md"])
+def test_parts_of_recipes_in_the_documents_are_valid(name: str) -> None:
+    parts = blocks(text_of(name), "yaml")
+    assert parts
+    for part in parts:
+        check_recipe({**LEAST, **parse_yaml(part, name)})
+
+
+def models_of(annotation: Any) -> list[type[BaseModel]]:
+    """The section models inside an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in models_of(part)]
+
+
+def fields_of(models: list[type[BaseModel]]) -> dict[str, Any]:
+    return {f.alias or name: f for model in models for name, f in model.model_fields.items()}
+
+
+def models_at(path: str) -> list[type[BaseModel]]:
+    """The models of a section by its path: `cache.hidden`."""
+    models: list[type[BaseModel]] = [Recipe]
+    for key in path.split("."):
+        models = models_of(fields_of(models)[key].annotation)
+    return models
+
+
+def documented() -> dict[str, dict[str, str]]:
+    """Default, as written, of each key of each table of docs/recipe.md, by section."""
+    tables: dict[str, dict[str, str]] = {}
+    section = ""
+    for line in text_of("docs/recipe.md").splitlines():
+        if line.startswith("#"):
+            section = line.strip("# `") if "`" in line else ""
+        elif row := re.match(r"\| `([\w.]+)` \| (required|`[^`]*`) \|", line):
+            tables.setdefault(section, {})[row[1]] = row[2].strip("`")
+    return tables
+
+
+SECTIONS = [path for path in documented() if path not in ("", "train.objective")]
+
+
+def rows() -> Iterator[tuple[str, str, str]]:
+    for section, keys in documented().items():
+        for key, default in keys.items():
+            yield section, key, default
+
+
+def default_of(field: Any) -> Any:
+    """A field's default as the recipe has it after checking."""
+    return TypeAdapter(field.annotation).validate_python(
+        field.get_default(call_default_factory=True)
+    )
+
+
+@pytest.mark.parametrize(("section", "key", "default"), list(rows()))
+def test_documented_keys_exist_with_that_default(section: str, key: str, default: str) -> None:
+    models = models_at(section) if section else [Recipe]
+    if section == "train.objective":
+        models = [model for model in models if key in fields_of([model])]
+    fields = fields_of(models)
+    assert key in fields
+    if default == "required" or key == "loss":
+        assert default == "required"
+        assert fields[key].is_required() or key == "loss"
+        return
+    assert not fields[key].is_required()
+    written = TypeAdapter(fields[key].annotation).validate_python(parse_yaml(default, key))
+    assert written == default_of(fields[key])
+
+
+@pytest.mark.parametrize("section", ["", *SECTIONS])
+def test_every_key_is_documented(section: str) -> None:
+    models = models_at(section) if section else [Recipe]
+    known = fields_of(models)
+    named = documented()[section]
+    shared: dict[str, Any] = {}
+    if issubclass(models[0], LoopConfig) and models[0] is not TrainConfig:
+        train = fields_of([TrainConfig])
+        shared = {
+            name: field
+            for name, field in known.items()
+            if name in train and default_of(field) == default_of(train[name])
+        }
+    assert set(known) - set(shared) <= set(named)
+
+
+def test_every_key_of_a_term_is_documented() -> None:
+    keys = {name for model in TERM_MODELS.values() for name in model.model_fields}
+    own = {name for _, loss in LOSSES.items() for name in loss.parameters()}  # in docs/losses.md
+    assert keys - own == set(documented()["train.objective"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=shown)
+def test_paths_of_keys_in_prose_exist(page: Path) -> None:
+    for span in spans(page.read_text(encoding="utf8")):
+        match = re.fullmatch(r"([a-z_]+(?:\.[a-z_]+)+)", span)
+        if match is None or span.split(".")[0] not in Recipe.model_fields or "/" in span:
+            continue
+        if page.name == "cache.md" and span.split(".")[0] in MANIFEST_KEYS and _in_manifest(span):
+            continue
+        if span.split(".")[-1] in ("md", "py", "json", "html"):
+            continue
+        parent, _, key = span.rpartition(".")
+        assert key in fields_of(models_at(parent)), f"{shown(page)}: {span}"
+
+
+# The cache -------------------------------------------------------------------------------------
+
+
+MANIFEST_KEYS = ("teacher", "tokenizer", "data", "hidden", "codec")
+IDENTITY = {
+    "teacher": {"model": "m", "weights": None, "dtype": "float32", "quantization": "none"},
+    "tokenizer": {"vocabulary": "v", "tokenizer": "t", "size": 100},
+    "data": {"fingerprint": "f", "examples": 4, "tokens": 22, "max_length": 10},
+}
+
+
+def _in_manifest(span: str) -> bool:
+    room, key = span.split(".", 1)
+    return key in IDENTITY.get(room, {})
+
+
+def small_cache(url: Path, config: CacheConfig) -> SignalStore:
+    """A cache of four examples of a model of random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2,
+    )  # fmt: skip
+    model = LlamaForCausalLM(shape).eval()
+    requests = [Request(f"{i}", np.arange(5 + i), np.arange(4 + i)) for i in range(4)]
+    store = SignalStore(str(url))
+    manifest = manifest_of(config, IDENTITY["teacher"], IDENTITY["tokenizer"], IDENTITY["data"])
+    build_cache(store, manifest, requests, lambda: TeacherRunner(model, 100, config))
+    return store
+
+
+def test_the_cache_reads_as_its_page_says(tmp_path: Path) -> None:
+    config = CacheConfig.model_validate(
+        {
+            "codec": {"k": 4, "temperatures": [1.0, 1.5]},
+            "hidden": {"layers": [1]},
+            "shard_tokens": 9,
+        }
+    )
+    store = small_cache(tmp_path, config)
+    (code,) = blocks(text_of("docs/cache.md"), "python")
+    names: dict[str, Any] = {}
+    exec(code.replace('"runs/demo/cache"', repr(str(tmp_path))), names)
+    ours = SignalCache(str(tmp_path), config, 16)
+    assert set(names["signals"]) == {"0", "1", "2", "3"}
+    for key, (ids, probabilities, tail) in names["signals"].items():
+        target = ours.signals([key]).distribution()
+        assert np.array_equal(ids, target.ids_NK.numpy())
+        assert np.allclose(probabilities, target.logprobs_NK.exp().numpy(), atol=2e-3)
+        assert np.allclose(tail, target.tail_N.exp().numpy(), atol=2e-3)
+    manifest = names["manifest"]
+    checksum = manifest.pop("checksum")
+    assert fingerprint(manifest) == checksum
+    page = spans(text_of("docs/cache.md"))
+    for key, value in manifest.items():
+        inner = [f"{key}.{name}" for name in value] if isinstance(value, dict) else [key]
+        assert key in page or set(inner) <= set(page), key
+    for entry in store.entries().values():
+        assert {*entry, "checksum"} <= set(page)
+
+
+def test_the_columns_of_a_shard_are_those_of_its_page(tmp_path: Path) -> None:
+    config = CacheConfig.model_validate(
+        {"codec": {"k": 4, "temperatures": [1.0, 1.5]}, "hidden": {"layers": [1]}}
+    )
+    store = small_cache(tmp_path, config)
+    (entry,) = store.entries().values()
+    schema = store.read_shard(0, entry).schema
+    table = {
+        row[0]: row[1]
+        for row in re.findall(r"^\| `(\w+)` \| (\w[^|]*) \|", text_of("docs/cache.md"), re.M)
+    }
+    general = {"norm_1.5": "norm_T", "layer_1": "layer_L", "layer_1_scale": "layer_L_scale"}
+    for field in schema:
+        documented_type = table[general.get(field.name, field.name)]
+        kind = str(field.type).replace("large_list<item: ", "").rstrip(">")
+        assert {"halffloat": "float16", "float": "float32"}.get(kind, kind) in documented_type
+
+
+def test_the_key_of_an_example_is_what_its_page_says() -> None:
+    ids, labels = [5, 70_000, 7], [-100, 7, -100]
+    told = blake2b(
+        b"".join(i.to_bytes(4, "little") for i in ids) + bytes([0b01000000]), digest_size=16
+    )
+    assert key_of(ids, labels) == told.hexdigest()
+
+
+# The report ------------------------------------------------------------------------------------
+
+
+def test_the_schema_of_the_report_is_the_documented_one() -> None:
+    assert f"| `schema` | {SCHEMA} |" in text_of("docs/report.md")
