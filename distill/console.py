@@ -15,6 +15,7 @@ from rich.text import Text
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 log = logging.getLogger("distill")
+PACKAGES = ("distill", "teachers", "students", "attar")
 LINE_SECONDS = 15.0  # between plain lines, where there is no terminal
 
 
@@ -23,21 +24,27 @@ def set_up_logging(verbose: bool = False, quiet: bool = False) -> None:
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
     handler.setLevel(level)
-    for name in ("distill", "teachers", "students", "attar"):
+    for name in PACKAGES:
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(logging.DEBUG)
         logger.propagate = False
 
 
-def log_to_file(path: Path) -> None:
-    """Every message also into the run folder, with its time."""
+@contextmanager
+def log_to_file(path: Path) -> Iterator[None]:
+    """Every message also into a file, with its time, while the block runs."""
     handler = logging.FileHandler(path, encoding="utf8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for name in ("distill", "teachers", "students", "attar"):
-        logger = logging.getLogger(name)
-        logger.handlers = [h for h in logger.handlers if not isinstance(h, logging.FileHandler)]
+    loggers = [logging.getLogger(name) for name in PACKAGES]
+    for logger in loggers:
         logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
 
 
 class _Rate(ProgressColumn):

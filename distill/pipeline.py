@@ -48,8 +48,7 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
     if all(is_done(run, name) for name in names):
         return False
     run.folder.mkdir(parents=True, exist_ok=True)
-    with run.owned():
-        log_to_file(run.folder / "run.log")
+    with run.owned(), log_to_file(run.folder / "run.log"):
         check_before_work(run)
         run.write_recipe()
         worked = False

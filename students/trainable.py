@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import AfterValidator
 from torch import nn
 
 from attar.anatomy import blocks_of, num_layers, unwrap
 from attar.errors import RecipeError
 
-Trainable = str | list[str]
-TRAINABLE = TypeAdapter(Trainable)
+
+
+def _known_words(parts: str | list[str]) -> str | list[str]:
+    for part in [parts] if isinstance(parts, str) else parts:
+        if not re.fullmatch(r"all|head|last:[1-9]\d*|re:.+", part):
+            raise ValueError(f"`{part}` is not known; write `all`, `head`, `last:N`, `re:PATTERN`")
+    return parts
+
+
+Trainable = Annotated[str | list[str], AfterValidator(_known_words)]
 
 
 def choose_trainable(model: Any, parts: Trainable) -> int:
@@ -49,6 +57,4 @@ def _parameters_of(model: Any, part: str) -> list[nn.Parameter]:
         except re.error as error:
             raise RecipeError(f"`trainable: {part}` is not a regular expression: {error}") from None
         return [p for name, p in model.named_parameters() if pattern.search(name)]
-    raise RecipeError(
-        f"`trainable: {part}` is not known; write `all`, `head`, `last:N` or `re:PATTERN`."
-    )
+    raise RecipeError(f"`trainable: {part}` is not known.")
