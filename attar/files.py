@@ -105,23 +105,26 @@ def owned(lock: Path, what: str, error: type[UserError]) -> Iterator[None]:
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     mine = {"host": socket.gethostname(), "pid": os.getpid()}
-    for _ in range(2):
-        try:
-            handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            break
-        except FileExistsError:
-            owner = _owner(lock)
-            if owner is None or (owner["host"] == mine["host"] and not _is_alive(owner["pid"])):
-                lock.unlink(missing_ok=True)
-                continue
-            raise error(
-                f"{what} is in use by process {owner['pid']} on {owner['host']}; wait for it, or "
-                f"delete {lock} if that process is no more."
-            ) from None
-    else:
-        raise error(f"{what} is being claimed by several processes at once; try again.")
-    os.write(handle, json.dumps(mine).encode())
-    os.close(handle)
+    claim = lock.with_name(f"{lock.name}.{mine['pid']}")
+    claim.write_text(json.dumps(mine))
+    try:
+        for _ in range(2):
+            try:
+                os.link(claim, lock)  # a lock is never seen half written
+                break
+            except FileExistsError:
+                owner = _owner(lock)
+                if owner is None or (owner["host"] == mine["host"] and not _is_alive(owner["pid"])):
+                    lock.unlink(missing_ok=True)
+                    continue
+                raise error(
+                    f"{what} is in use by process {owner['pid']} on {owner['host']}; wait for it, "
+                    f"or delete {lock} if that process is no more."
+                ) from None
+        else:
+            raise error(f"{what} is being claimed by several processes at once; try again.")
+    finally:
+        claim.unlink(missing_ok=True)
     try:
         yield
     finally:

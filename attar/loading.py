@@ -7,6 +7,7 @@ refuses to save it, so what is left of it is removed: the weights are plain tens
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from pathlib import Path
@@ -192,6 +193,32 @@ def check_same_vocabulary(teacher: Any, student: Any) -> None:
         )
 
 
+def fetch_weights(source: str) -> None:
+    """Bring a hub model's files to this machine, unless they are there: what identifies them is
+    read from the files, so it must not change in the middle of a run.
+    """
+    if Path(_where(source)[0]).exists() or weights_fingerprint(source) is not None:
+        return
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
+        folder = snapshot_download(source, allow_patterns=patterns)
+        if not list(Path(folder).glob("*.safetensors")):
+            snapshot_download(source, allow_patterns=["*.bin"])
+    except (OSError, ValueError) as error:
+        raise _offline(error, "model", source) from error
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every shard that a checkpoint's index names is there."""
+    for index in folder.glob("*.index.json"):
+        names = set(json.loads(index.read_text(encoding="utf8"))["weight_map"].values())
+        if not all((folder / name).exists() for name in names):
+            return False
+    return True
+
+
 def weights_fingerprint(source: str) -> str | None:
     """Identifies a model's weights from its files without reading all of them.
 
@@ -210,7 +237,7 @@ def weights_fingerprint(source: str) -> str | None:
     suffixes = (".safetensors", ".bin", ".gguf")
     files = [folder / extra["gguf_file"]] if extra else sorted(folder.iterdir())
     weights = [file for file in files if file.suffix in suffixes]
-    if not weights:
+    if not weights or not _is_whole(folder):
         return None
     digest = hashlib.sha256()
     config_file = folder / "config.json"

@@ -12,6 +12,11 @@ def is_alone() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) == 1
 
 
+def is_first_process() -> bool:
+    """Whether this process is alone or the first: the one that writes and speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def process_state() -> Any:
     """accelerate's `PartialState`; on CPU it must be told so, or each rank trains alone.
 

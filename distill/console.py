@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from attar.processes import is_first_process
+
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 log = logging.getLogger("distill")
 PACKAGES = ("distill", "teachers", "students", "attar")
@@ -21,6 +24,8 @@ LINE_SECONDS = 15.0  # between plain lines, where there is no terminal
 
 def set_up_logging(verbose: bool = False, quiet: bool = False) -> None:
     """Messages to the terminal: all with `verbose`, warnings only with `quiet`."""
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft
+    quiet = quiet or not is_first_process()
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
     handler.setLevel(level)

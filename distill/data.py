@@ -121,20 +121,20 @@ def render_chat(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, li
     Raises `DataError` where the template rewrites earlier turns, so that spans cannot be known.
     """
     spans = []
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
+            continue
+        if i == 0:  # nothing asked for it, and templates render no empty conversation
             continue
         before = tokenizer.apply_chat_template(
             messages[:i], tokenize=False, add_generation_prompt=True
         )
         upto = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False)
-        if not upto.startswith(before):
+        if not upto.startswith(before) or not text.startswith(upto.rstrip()):
             raise DataError("The chat template rewrites earlier turns; its loss mask is unknown.")
         end = len(upto.rstrip()) if upto.rstrip().endswith(str(tokenizer.eos_token)) else len(upto)
         spans.append(range(len(before), end))
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    if spans and spans[-1].stop > len(text):
-        raise DataError("The chat template rewrites earlier turns; its loss mask is unknown.")
     return text, spans
 
 
@@ -161,8 +161,9 @@ def tokenize_document(
         ids = tokenizer(row[columns[0]] or "", verbose=False)["input_ids"]
         if not ids:
             return []
-        if config.append_eos and ids[-1] != tokenizer.eos_token_id:
-            ids = [*ids, tokenizer.eos_token_id]
+        eos = tokenizer.eos_token_id
+        if config.append_eos and eos is not None and ids[-1] != eos:
+            ids = [*ids, eos]
         return list(windows(ids, config.max_length))
     messages = messages_of(row, kind, columns)
     if not messages:

@@ -162,16 +162,16 @@ class _TeacherReader:
 # Speed and memory ------------------------------------------------------------------------------
 
 
-def _timed(function: Any, device: torch.device, repeats: int = 3) -> float:
-    """Median seconds of a call, after one that warms up."""
+def _timed(function: Any, device: torch.device) -> float:
+    """Median seconds of three calls; the first, which warms up, is hardly ever that."""
     seconds = []
-    for _ in range(repeats + 1):
+    for _ in range(3):
         start = time.perf_counter()
         function()
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    return sorted(seconds[1:])[repeats // 2]
+    return sorted(seconds)[1]
 
 
 @torch.inference_mode()
@@ -196,7 +196,7 @@ def measure_speed(
         "pad_token_id": tokenizer.pad_token_id,
     }
     produced: list[Tensor] = []
-    seconds = _timed(lambda: produced.append(model.generate(start, **settings)), device, repeats=2)
+    seconds = _timed(lambda: produced.append(model.generate(start, **settings)), device)
     if produced[-1].shape[1] != start.shape[1] + new:
         raise ModelError(f"The model generated {produced[-1].shape[1]} tokens, not {new}.")
     return {

@@ -102,7 +102,7 @@ class _HeadLosses(torch.autograd.Function):
         for start in range(0, len(hidden_NH), chunk):
             rows = slice(start, min(start + chunk, len(hidden_NH)))
             hidden = hidden_NH[rows].to(dtype)
-            logits = head.finish(_raw_logits(hidden, weight_VH, bias_V))
+            logits = head.finish(matmul_float32(hidden, weight_VH.T))
             values, grad_logits = _chunk(logits, labels_N[rows], terms, rows, grad)
             sums += values
             if grad_logits is None:
@@ -128,11 +128,6 @@ class _HeadLosses(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor, _grad_sums: Tensor) -> Any:
         scaled = (None if g is None else g.mul_(grad_total.to(g.dtype)) for g in ctx.gradients)
         return (*scaled, None, None, None, None, None, None)
-
-
-def _raw_logits(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
-    raw_NV = matmul_float32(hidden_NH, weight_VH.T)
-    return raw_NV if bias_V is None else raw_NV + bias_V.float()
 
 
 def _through_finish(grad_logits: Tensor, logits: Tensor, head: Head) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from attar import __version__
@@ -10,6 +11,9 @@ from distill.data import source_stamp
 from distill.run import Run
 from teachers.load import teacher_identity
 
+ORDER = (
+    "adapt-teacher", "cache", "build", "train", "specialize", "export", "evaluate", "report",
+)  # fmt: skip
 NEEDS = {
     "cache": ["adapt-teacher"],
     "build": ["adapt-teacher"],
@@ -49,6 +53,28 @@ def inputs_of(run: Run, stage: str) -> str:
 
 
 def is_done(run: Run, stage: str) -> bool:
-    """Whether a stage's record says that its result is of these very inputs."""
+    """Whether a stage has nothing to do: the recipe leaves it out, or its result is there and its
+    record says that it was made from these very inputs.
+    """
+    recipe = run.recipe
+    if (stage == "adapt-teacher" and recipe.teacher.adapt is None) or (
+        stage == "specialize" and recipe.specialize is None
+    ):
+        return True
     record = run.record(stage)
-    return record is not None and record.inputs == inputs_of(run, stage)
+    made = all(path.exists() for path in _outputs(run, stage))
+    return made and record is not None and record.inputs == inputs_of(run, stage)
+
+
+def _outputs(run: Run, stage: str) -> list[Path]:
+    """Local files without which a stage is not done, whatever its record says."""
+    arms = ["distill", *run.recipe.train.arms]
+    found = {
+        "adapt-teacher": [run.teacher_folder],
+        "build": [run.student_folder],
+        "train": [run.arm_folder(arm) / "student" for arm in arms],
+        "specialize": [run.specialized_folder / "merged"],
+        "export": [run.artifact_folder(name) for name in run.recipe.export.artifacts],
+        "report": [run.folder / "report.json", run.folder / "report.html"],
+    }
+    return found.get(stage, [])

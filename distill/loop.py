@@ -189,7 +189,8 @@ class _Run:
         learner = job.learner.to(self.accelerator.device)
         if job.config.gradient_checkpointing:
             student: Any = learner.student
-            student.gradient_checkpointing_enable({"use_reentrant": False})
+            old = student.gradient_checkpointing_enable  # its name before transformers 5.23
+            getattr(student, "activation_checkpointing_enable", old)({"use_reentrant": False})
         self.optimizer = self.accelerator.prepare(make_optimizer(learner, job.config))
         self.wrapped = self.accelerator.prepare(learner)
         self.checkpoint = Checkpoint(self.accelerator, learner, job.folder)

@@ -6,8 +6,8 @@ import logging
 
 from attar.anatomy import check_layers
 from attar.errors import RecipeError, RunError
-from attar.loading import check_same_vocabulary, load_tokenizer
-from attar.processes import is_alone, process_state
+from attar.loading import check_same_vocabulary, fetch_weights, load_tokenizer
+from attar.processes import is_alone, is_first_process, process_state
 from distill.console import log_to_file
 from distill.data import check_sources
 from distill.inputs import NEEDS, inputs_of, is_done
@@ -36,7 +36,8 @@ def check_before_work(run: Run) -> None:
                 f"`student.layers.keep` is {layers.keep}; the teacher has blocks 0 to {depth - 1}."
             )
     if isinstance(recipe.student.from_, str) and recipe.student.from_ != "teacher":
-        student = load_tokenizer(recipe.student.from_)
+        trust = recipe.student.trust_remote_code
+        student = load_tokenizer(recipe.student.from_, trust_remote_code=trust)
         check_same_vocabulary(run.tokenizer, student)
 
 
@@ -45,22 +46,37 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
 
     With `alone`, a stage whose needs are not done is refused with the command that does them.
     """
-    if all(is_done(run, name) for name in names):
+    fetch_weights(run.recipe.teacher.model)
+    todo = _agree([name for name in names if not is_done(run, name)])
+    if not todo:
         return False
+    if "report" in names and "report" not in todo:
+        todo.append("report")  # it shows what the others made
     run.folder.mkdir(parents=True, exist_ok=True)
     with run.owned(), log_to_file(run.folder / "run.log"):
         check_before_work(run)
-        run.write_recipe()
-        worked = False
+        if is_first_process():
+            run.write_recipe()
         for name in names:
-            if is_done(run, name) and not (name == "report" and worked):
+            if name not in todo:
                 log.info("%s: up to date", name)
                 continue
             if alone:
                 _check_needs(run, name)
             _run_stage(run, name)
-            worked = True
     return True
+
+
+def _agree(todo: list[str]) -> list[str]:
+    """What the first process found to do: a later one may already see its fresh records."""
+    if is_alone():
+        return todo
+    from accelerate.utils import broadcast_object_list
+
+    process_state()
+    shared: list[list[str]] = [todo]
+    broadcast_object_list(shared)
+    return shared[0]
 
 
 def _check_needs(run: Run, stage: str) -> None:
@@ -82,7 +98,7 @@ def _run_stage(run: Run, name: str) -> None:
         return
     record = STAGES[name](run)
     record.inputs, record.seconds = inputs_of(run, name), watch.seconds
-    if state is None or state.is_main_process:
+    if is_first_process():
         run.write_record(record)
         log.info("%s: done in %.1f s", name, record.seconds)
     if state is not None:
@@ -93,7 +109,7 @@ def repair_cache(run: Run) -> list[str]:
     """Forget damaged shards so that the next build makes them again; says which they were."""
     store = SignalStore(run.cache_url)
     with run.owned(), store.writing():
-        faults = store.repair()
+        faults = store.repair(run.cache_manifest())
     if faults:
         (run.folder / "records" / "cache.json").unlink(missing_ok=True)
     return faults

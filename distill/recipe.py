@@ -57,7 +57,7 @@ class SpecializeConfig(LoraOptions, LoopConfig):
     )
 
     @model_validator(mode="after")
-    def _no_hidden(self) -> SpecializeConfig:
+    def _computes_in_bfloat16(self) -> SpecializeConfig:
         if self.method == "qlora" and self.precision == "float32":
             raise ValueError("qlora computes in bfloat16; leave `precision` out, or use lora")
         return self
@@ -108,7 +108,16 @@ class Recipe(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which `1e-4` is a number, as everyone expects (YAML 1.2)."""
+    """Safe YAML in which `1e-4` is a number (YAML 1.2) and no key stands twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"`{twice}` is written twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -131,7 +140,11 @@ def load_recipe(path: str, overrides: tuple[str, ...] = ()) -> Recipe:
     file = Path(path)
     if not file.is_file():
         raise RecipeError(f"There is no recipe {path}; `distill init {path}` writes a starter.")
-    values = parse_yaml(file.read_text(encoding="utf8"), path)
+    try:
+        text = file.read_text(encoding="utf8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not UTF-8 text ({error}); save it as UTF-8.") from None
+    values = parse_yaml(text, path)
     if not isinstance(values, dict):
         raise RecipeError(f"{path} is not a recipe: it must map `data`, `teacher`, `student` ...")
     for override in overrides:
@@ -158,6 +171,8 @@ def _set(values: dict[str, Any], override: str) -> None:
         if isinstance(here, list):
             here = _item(here, key, path)
             continue
+        if not isinstance(here, dict):
+            raise RecipeError(f"`--set {path}`: `{key}` stands below a single value.")
         if not isinstance(here.get(key), (dict, list)):
             here[key] = {}
         here = here[key]
@@ -165,8 +180,10 @@ def _set(values: dict[str, Any], override: str) -> None:
     if isinstance(here, list):
         _item(here, last, path)
         here[int(last)] = value
-    else:
+    elif isinstance(here, dict):
         here[last] = value
+    else:
+        raise RecipeError(f"`--set {path}`: `{last}` stands below a single value.")
 
 
 def _item(values: list[Any], key: str, path: str) -> Any:

@@ -16,13 +16,13 @@ import numpy as np
 from attar import __version__
 from attar.files import read_json, write_json, write_text
 from distill.evaluate import interval
+from distill.inputs import ORDER
 from distill.report_html import render
 
 if TYPE_CHECKING:
     from distill.run import Run
 
 SCHEMA = 1
-STAGES = ("adapt-teacher", "cache", "build", "train", "specialize", "export", "evaluate")
 
 
 def write_report(run: Run) -> dict[str, Any]:
@@ -30,7 +30,8 @@ def write_report(run: Run) -> dict[str, Any]:
     found = assemble(run)
     write_json(run.folder / "report.json", found)
     curves = {arm: _history(run, arm) for arm in found["arms"] if arm != "init"}
-    write_text(run.folder / "report.html", render(found, curves, _histograms(run)))
+    page = render(found, table(found), curves, _histograms(run))
+    write_text(run.folder / "report.html", page)
     return found
 
 
@@ -64,7 +65,7 @@ def _measured_files(run: Run) -> list[Path]:
 
 def cost(run: Run) -> dict[str, Any]:
     """Seconds, tokens and bytes of each stage, and bytes a token of the cache."""
-    records = {name: run.record(name) for name in STAGES}
+    records = {name: run.record(name) for name in ORDER}
     stages = {
         name: {"seconds": record.seconds, "tokens": record.tokens, "bytes": record.bytes}
         for name, record in records.items()

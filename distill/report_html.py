@@ -30,12 +30,11 @@ ARTIFACT = "#2e8b57"
 
 def render(
     report: dict[str, Any],
+    table: list[list[str]],
     curves: dict[str, list[dict[str, float]]],
     histograms: dict[str, tuple[np.ndarray, np.ndarray]],
 ) -> str:
-    """The page, from report.json's content, the training curves and the histograms."""
-    from distill.report import table
-
+    """The page, from report.json's content, its table, the training curves and histograms."""
     verdict = report["verdict"]
     warnings = "".join(
         f'<p class="warning">{escape(text)}</p>' for text in verdict.get("warnings", [])
@@ -56,7 +55,7 @@ def render(
 <style>{STYLE}</style></head><body>
 <h1>{escape(str(report["teacher"]["model"]))}, distilled</h1>
 <p class="verdict">{escape(verdict["sentence"])}</p>{warnings}
-<h2>Measured on held-out text</h2>{_table(table(report))}
+<h2>Measured on held-out text</h2>{_table(table)}
 <p>nll in nats a token; KL(teacher || model) on the full vocabulary; top-1: share of tokens where
 the most likely token is the teacher's; one stream; MB of weights on disk; peak memory of a process
 that loads the model, prefills and generates. Intervals are in report.json.</p>

@@ -32,7 +32,7 @@ from distill import report as reporting
 from distill.console import progress
 from distill.data import Examples
 from distill.evaluate import MeasureJob, measure_apart
-from distill.inputs import inputs_of
+from distill.inputs import ORDER, inputs_of
 from distill.loop import Job, LoopConfig, Result
 from distill.loop import train as train_loop
 from distill.objective import Learner, needs_teacher
@@ -90,11 +90,15 @@ def cache(run: Run) -> Record:
     with progress("cache", total) as meter:
         if rank == 0:
             with store.writing():
+                store.begin(manifest)
+                if state is not None:
+                    state.wait_for_everyone()
                 numbers = build_cache(
                     store, manifest, requests, make_runner,
                     rank=rank, world=world, on_tokens=meter.advance, on_skip=meter.skip,
                 )  # fmt: skip
         else:
+            process_state().wait_for_everyone()  # the first process finds the cache to fit
             numbers = build_cache(store, manifest, requests, make_runner, rank=rank, world=world)
     if state is not None:
         state.wait_for_everyone()
@@ -362,14 +366,6 @@ def _measure_jobs(run: Run) -> list[MeasureJob]:
     return jobs
 
 
-STAGES: dict[str, Callable[[Run], Record]] = {
-    "adapt-teacher": adapt_teacher,
-    "cache": cache,
-    "build": build,
-    "train": train,
-    "specialize": specialize,
-    "export": export,
-    "evaluate": evaluate,
-    "report": report,
-}
+_ALL = (adapt_teacher, cache, build, train, specialize, export, evaluate, report)
+STAGES: dict[str, Callable[[Run], Record]] = dict(zip(ORDER, _ALL, strict=True))
 PARALLEL = {"adapt-teacher", "cache", "train", "specialize"}  # the rest run on the first process

@@ -12,7 +12,6 @@ from attar.anatomy import blocks_of, num_layers, unwrap
 from attar.errors import RecipeError
 
 
-
 def _known_words(parts: str | list[str]) -> str | list[str]:
     for part in [parts] if isinstance(parts, str) else parts:
         if not re.fullmatch(r"all|head|last:[1-9]\d*|re:.+", part):

@@ -118,7 +118,8 @@ class SignalCache:
         self._shards: dict[int, pa.RecordBatch] = {}
         self._where: dict[str, tuple[int, int]] = {}
         self._columns: dict[int, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
-        for number, entry in self.store.entries().items():
+        self._unchecked = self.store.entries()
+        for number, entry in self._unchecked.items():
             batch = self.store.read_shard(number, entry)
             self._shards[number] = batch
             for row, key in enumerate(batch.column("key").to_pylist()):
@@ -147,6 +148,7 @@ class SignalCache:
     def _arrays(self, number: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """(offsets, values) of every column of a shard, without a copy."""
         if number not in self._columns:
+            self.store.check_shard(number, self._unchecked.pop(number))
             batch = self._shards[number]
             self._columns[number] = {
                 name: (

@@ -79,7 +79,7 @@ class TeacherRunner:
         self.model, self.config = model, config
         self.device = next(model.parameters()).device
         self.head = head_of(model, vocabulary)
-        self.padding_mass: float | None = None  # of the first tokens run, see _measure_padding
+        self.padding_mass: float | None = None  # of the first tokens of a shard
         self.chunk = rows_per_chunk(vocabulary, self.device)
 
     @torch.inference_mode()
@@ -87,6 +87,7 @@ class TeacherRunner:
         self, requests: Sequence[Request], on_tokens: Callable[[int], None] = lambda n: None
     ) -> list[Columns]:
         """Columns of each request, in order. `on_tokens` is told of tokens as they are done."""
+        self.padding_mass = None
         results: list[Columns] = [{} for _ in requests]
         lengths = [len(request.input_ids) for request in requests]
         for batch in plan_batches(lengths, self.config.batch_tokens):
@@ -176,6 +177,9 @@ def build_cache(
     """
     if rank == 0:
         store.begin(manifest)
+    else:
+        store.check_fits(manifest)
+    requests = sorted(requests, key=lambda request: request.key)  # nothing depends on order
     counts = [len(request.counted) for request in requests]
     shards = plan_shards(counts, manifest["shard_tokens"])
     done = store.entries()
@@ -187,6 +191,6 @@ def build_cache(
         elif number % world == rank:
             runner = runner or make_runner()
             rows = runner.run(group, on_tokens)
-            store.write_shard(number, [request.key for request in group], rows)
-    mass = (runner.padding_mass if runner else None) or 0.0
-    return {**store.totals(), "padding_mass": mass}
+            keys = [request.key for request in group]
+            store.write_shard(number, keys, rows, manifest, runner.padding_mass)
+    return store.totals()

@@ -6,7 +6,6 @@ Legend: N tokens counted, K entries, V vocabulary, H width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 from torch import Tensor
 
@@ -61,7 +60,6 @@ class TeacherChunk:
     hidden_NH: Tensor
     head: Head
 
-    @cached_property
-    def logits_NV(self) -> Tensor:
-        """Float32 logits; computed once, for the codecs that need them."""
+    def logits(self) -> Tensor:
+        """Float32 logits (N, V), made anew at each call: whoever asks may write into them."""
         return self.head.logits(self.hidden_NH)

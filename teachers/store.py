@@ -54,7 +54,7 @@ class SignalStore:
         try:
             found = json.loads(self.folder.read(name))
             checksum = found.pop("checksum")
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, AttributeError, TypeError):
             checksum = found = None
         if found is None or fingerprint(found) != checksum:
             raise CacheError(
@@ -81,11 +81,14 @@ class SignalStore:
         if found is None:
             raise CacheError(f"There is no cache at {self.url}; run `distill cache build` first.")
         for key, value in wanted.items():
-            if found.get(key) == value:
-                continue
             was, now = found.get(key), value
+            if was == value:
+                continue
             if isinstance(value, dict) and isinstance(was, dict):
-                field = next(name for name in {**value, **was} if was.get(name) != value.get(name))
+                names = [name for name in {**value, **was} if was.get(name) != value.get(name)]
+                if not names:  # an absent key and a null one say the same
+                    continue
+                field = names[0]
                 key, was, now = f"{key}.{field}", was.get(field), value.get(field)
             raise CacheError(
                 f"The cache {self.url} was made with {key} = {was}, the recipe asks for {now}; "
@@ -106,10 +109,22 @@ class SignalStore:
             "examples": sum(entry["rows"] for entry in entries),
             "tokens": sum(entry["tokens"] for entry in entries),
             "bytes": sum(entry["bytes"] for entry in entries),
+            "padding_mass": max((entry["padding_mass"] for entry in entries), default=0.0),
         }
 
-    def write_shard(self, number: int, keys: list[str], rows: list[Columns]) -> dict[str, Any]:
-        """Write examples and their columns as shard `number`; returns its entry."""
+    def write_shard(
+        self,
+        number: int,
+        keys: list[str],
+        rows: list[Columns],
+        manifest: dict[str, Any],
+        padding_mass: float | None = None,
+    ) -> dict[str, Any]:
+        """Write examples and their columns as shard `number`; returns its entry.
+
+        The entry carries the fingerprint of the manifest it was made for, and the probability
+        that the teacher gave to ids its tokenizer does not have.
+        """
         tokens = [len(next(iter(row.values()))) for row in rows]
         table = {"key": pa.array(keys), "tokens": pa.array(tokens, pa.int32())}
         for name in rows[0]:
@@ -127,6 +142,8 @@ class SignalStore:
             "tokens": sum(tokens),
             "bytes": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),
+            "made_for": fingerprint(manifest),
+            "padding_mass": padding_mass or 0.0,
         }
         self._write_json(f"shards/{number:05d}.json", entry)
         return entry
@@ -144,22 +161,46 @@ class SignalStore:
             return f"{self.folder.path(name)} is corrupted (its SHA-256 does not fit)"
         return None
 
-    def read_shard(self, number: int, entry: dict[str, Any]) -> pa.RecordBatch:
-        """A shard's rows, memory-mapped where local. A damaged one is a `CacheError` naming it."""
+    def check_shard(self, number: int, entry: dict[str, Any]) -> None:
+        """Raise `CacheError` naming a shard whose bytes are not as written."""
         fault = self.fault_of(number, entry)
         if fault:
             raise CacheError(f"{fault}; run `distill cache build RECIPE --repair` to rebuild it.")
-        source = self.folder.open_arrow(f"shards/{number:05d}.arrow")
-        return pa.ipc.open_file(source).get_batch(0)
 
-    def repair(self) -> list[str]:
-        """Forget every damaged shard, so that a build makes it again; says what was wrong."""
+    def read_shard(self, number: int, entry: dict[str, Any]) -> pa.RecordBatch:
+        """A shard's rows, memory-mapped where local, unchecked as long as they can be read."""
+        try:
+            source = self.folder.open_arrow(f"shards/{number:05d}.arrow")
+            batch = pa.ipc.open_file(source).get_batch(0)
+            batch.column("key").to_pylist()
+        except (pa.ArrowException, OSError, ValueError):
+            self.check_shard(number, entry)
+            raise
+        return batch
+
+    def repair(self, wanted: dict[str, Any]) -> list[str]:
+        """Forget every damaged shard, so that a build makes it again; says what was wrong.
+
+        A damaged manifest is written anew as `wanted`, and shards made for another are forgotten.
+        """
         faults = []
+        manifest_fault = None
+        try:
+            self.manifest()
+        except CacheError as error:
+            manifest_fault = str(error).split(";")[0]
+            if "damaged" not in manifest_fault:
+                raise
+            faults.append(manifest_fault)
+            self._write_json("manifest.json", {"format": FORMAT_VERSION, **wanted})
         for name in self.folder.names("shards"):
             if not name.endswith(".json"):
                 continue
             try:
-                fault = self.fault_of(int(name[:-5]), self._json(f"shards/{name}"))
+                entry = self._json(f"shards/{name}")
+                fault = self.fault_of(int(name[:-5]), entry)
+                if manifest_fault and entry["made_for"] != fingerprint(wanted):
+                    fault = f"{self.folder.path(f'shards/{name}')} was made for something else"
             except CacheError as error:
                 fault = str(error).split(";")[0]
             if fault:

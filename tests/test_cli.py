@@ -10,9 +10,8 @@ from click.testing import CliRunner
 
 from cli import main
 
-COMMANDS = (
-    "init schema plan run adapt-teacher cache build train specialize export evaluate report chat"
-).split()
+COMMANDS = ["init", "schema", "plan", "run", "adapt-teacher", "cache", "build", "train",
+            "specialize", "export", "evaluate", "report", "chat"]  # fmt: skip
 
 
 @pytest.fixture

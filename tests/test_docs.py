@@ -248,7 +248,7 @@ def test_paths_of_keys_in_prose_exist(page: Path) -> None:
 
 
 MANIFEST_KEYS = ("teacher", "tokenizer", "data", "hidden", "codec")
-IDENTITY = {
+IDENTITY: dict[str, dict[str, Any]] = {
     "teacher": {"model": "m", "weights": None, "dtype": "float32", "quantization": "none"},
     "tokenizer": {"vocabulary": "v", "tokenizer": "t", "size": 100},
     "data": {"fingerprint": "f", "examples": 4, "tokens": 22, "max_length": 10},
@@ -318,7 +318,12 @@ def test_the_columns_of_a_shard_are_those_of_its_page(tmp_path: Path) -> None:
         row[0]: row[1]
         for row in re.findall(r"^\| `(\w+)` \| (\w[^|]*) \|", text_of("docs/cache.md"), re.M)
     }
-    general = {"norm_1.5": "norm_T", "layer_1": "layer_L", "layer_1_scale": "layer_L_scale"}
+    general = {
+        "tail_1": "tail_T",
+        "tail_1.5": "tail_T",
+        "layer_1": "layer_L",
+        "layer_1_scale": "layer_L_scale",
+    }
     for field in schema:
         documented_type = table[general.get(field.name, field.name)]
         kind = str(field.type).replace("large_list<item: ", "").rstrip(">")

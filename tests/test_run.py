@@ -18,12 +18,12 @@ from transformers import AutoModelForCausalLM
 from cli import main
 
 pytestmark = pytest.mark.slow
-WORDS = "the teacher says what a student learns when light falls on water and nobody counts".split()
+WORDS = ["teacher", "says", "what", "student", "learns", "light", "falls", "on", "water", "nobody"]
 
 
 @pytest.fixture
 def workshop(make_model, tokenizer, tmp_path, monkeypatch):
-    """A folder with a teacher, text and a recipe that takes seconds; and the way to run commands."""
+    """A folder with a teacher, text and a recipe that takes seconds; and how to run commands."""
     monkeypatch.chdir(tmp_path)
     teacher = make_model(0, width=64, layers=4, vocabulary=320)
     teacher.save_pretrained("teacher")
@@ -87,12 +87,14 @@ def digest(folder):
 
 
 def test_a_run_leaves_a_student_artifacts_and_a_report_and_then_has_nothing_to_do(workshop):
-    first = workshop("run", "recipe.yaml", "--run-dir", "out", "--set", "export.artifacts=[bf16, nf4, int8]")  # noqa: E501
+    first = workshop(
+        "run", "recipe.yaml", "--run-dir", "out", "--set", "export.artifacts=[bf16, nf4, int8]"
+    )
     report = json.loads(Path("out/report.json").read_text())
     assert set(report["arms"]) == {"init", "finetune", "distill"}
     assert set(report["artifacts"]) == {"bf16", "nf4", "int8"}
     for numbers in [report["teacher"], *report["arms"].values(), *report["artifacts"].values()]:
-        for key in ("nll", "perplexity", "accuracy", "parameters", "bytes", "peak_memory_bytes"):
+        for key in ("nll", "perplexity", "parameters", "bytes", "peak_memory_bytes"):
             assert numbers[key] > 0
         assert set(numbers["tokens_per_second"]) == {"prefill", "generate"}
         low, high = numbers["nll_interval"]
@@ -103,11 +105,15 @@ def test_a_run_leaves_a_student_artifacts_and_a_report_and_then_has_nothing_to_d
     assert report["verdict"]["sentence"] in first.output
     page = Path("out/report.html").read_text()
     assert page.count("<svg") == 3
-    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "").replace("https://matplotlib.org", "")  # noqa: E501
+    assert "http" not in page.replace("http://www.w3.org", "").replace(
+        "http://purl.org", ""
+    ).replace("http://creativecommons.org", "").replace("https://matplotlib.org", "")
     card = Path("out/artifacts/nf4/README.md").read_text()
     assert "| perplexity |" in card or "| ppl |" in card
 
-    again = workshop("run", "recipe.yaml", "--run-dir", "out", "--set", "export.artifacts=[bf16, nf4, int8]")  # noqa: E501
+    again = workshop(
+        "run", "recipe.yaml", "--run-dir", "out", "--set", "export.artifacts=[bf16, nf4, int8]"
+    )
     assert "Nothing to do" in again.output
 
     talk = workshop("chat", "out", "--artifact", "nf4", "--prompt", "light", "--max-tokens", "4")
@@ -177,7 +183,17 @@ def test_a_damaged_shard_is_named_and_rebuilt_on_request(workshop):
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    result = workshop("train", "recipe.yaml", "--run-dir", "out", "--set", "seed=0", "--set", "train.lr=2e-3", ok=False)  # noqa: E501
+    result = workshop(
+        "train",
+        "recipe.yaml",
+        "--run-dir",
+        "out",
+        "--set",
+        "seed=0",
+        "--set",
+        "train.lr=2e-3",
+        ok=False,
+    )
     assert result.exit_code == 1
     assert shard.name in result.output
     assert "--repair" in result.output

@@ -2,9 +2,9 @@
 
 Legend: N tokens counted, K entries, V vocabulary.
 
-Stored a token: k ids (2 bytes each for V <= 65,536, else 4), k log-probabilities (float16), the
-log of the tail's mass (float16), and for every temperature other than 1 the log of
-sum_v p_v^(1/T) (float32): with it, entries and tail are exact at that temperature too.
+Stored a token: k ids (2 bytes each for V <= 65,536, else 4), k log-probabilities (float16), and
+for every temperature T the log of sum p_v^(1/T) over the other ids (float16; at T = 1 the tail's
+mass): with it, entries and tail are right at that temperature too.
 The tail is one outcome for whoever reads it (`bucket`): a valid, coarser divergence.
 """
 
@@ -15,19 +15,11 @@ from typing import Literal
 import numpy as np
 import torch
 from pydantic import Field, field_validator
-from torch import Tensor
 
 from attar.errors import RecipeError
 from attar.strict import Section
 from teachers.codecs import CODECS, Columns
 from teachers.signals import SparseDistribution, TeacherChunk
-
-
-def log1mexp(x: Tensor) -> Tensor:
-    """log(1 - e^x) for x <= 0 without cancellation (Mächler 2012); -inf at 0."""
-    x = x.clamp(max=0.0)
-    near = x > -0.6931472
-    return torch.where(near, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
 
 
 @CODECS.add("topk")
@@ -49,25 +41,22 @@ class TopK(Section):
 
     def encode(self, chunk: TeacherChunk) -> Columns:
         """Ids by falling probability, their log-probabilities, the tail. See the file's head."""
-        logits_NV = chunk.logits_NV
+        logits_NV = chunk.logits()
         vocabulary = logits_NV.shape[1]
-        k = min(self.k, vocabulary)
-        lse_N1 = logits_NV.logsumexp(-1, keepdim=True)
-        top = logits_NV.topk(k, dim=-1)
-        logprobs_NK = top.values - lse_N1
-        tail_N = log1mexp(logprobs_NK.logsumexp(-1))
-        if k == vocabulary:
-            tail_N = torch.full_like(tail_N, -torch.inf)
+        top = logits_NV.topk(min(self.k, vocabulary), dim=-1)
+        others_NV = logits_NV.scatter_(-1, top.indices, -torch.inf)  # they are ours to use up
+        rest_N = others_NV.logsumexp(-1)
+        lse_N = torch.logaddexp(top.values.logsumexp(-1), rest_N)
         ids_type = np.uint16 if vocabulary <= 1 << 16 else np.uint32
         columns = {
             "ids": top.indices.cpu().numpy().astype(ids_type),
-            "logprobs": logprobs_NK.cpu().numpy().astype(np.float16),
-            "tail": tail_N.cpu().numpy().astype(np.float16),
+            "logprobs": (top.values - lse_N.unsqueeze(-1)).cpu().numpy().astype(np.float16),
         }
         for temperature in self.temperatures:
-            if temperature != 1.0:
-                norm_N = ((logits_NV - lse_N1) / temperature).logsumexp(-1)
-                columns[f"norm_{temperature:g}"] = norm_N.cpu().numpy()
+            hot = temperature != 1.0
+            warmed_N = (others_NV / temperature).logsumexp(-1) if hot else rest_N
+            tail_N = warmed_N - lse_N / temperature
+            columns[f"tail_{temperature:g}"] = tail_N.cpu().numpy().astype(np.float16)
         return columns
 
     def decode(self, columns: Columns, num_tokens: int, temperature: float) -> SparseDistribution:
@@ -81,17 +70,12 @@ class TopK(Section):
         logprobs_NK = torch.from_numpy(
             columns["logprobs"].reshape(num_tokens, -1).astype(np.float32)
         )
-        if temperature == 1.0:
-            tail_N = torch.from_numpy(columns["tail"].astype(np.float32))
-            total_N1 = torch.logaddexp(logprobs_NK.logsumexp(-1), tail_N).unsqueeze(-1)
-            return SparseDistribution(ids_NK, logprobs_NK - total_N1, tail_N - total_N1.squeeze(-1))
-        norm_N1 = torch.from_numpy(np.array(columns[f"norm_{temperature:g}"])).unsqueeze(-1)
-        logprobs_NK = logprobs_NK / temperature - norm_N1
-        mass_N = logprobs_NK.logsumexp(-1)
-        over_N1 = mass_N.clamp(min=0.0).unsqueeze(-1)  # float16 may round the head above one
-        return SparseDistribution(ids_NK, logprobs_NK - over_N1, log1mexp(mass_N))
+        logprobs_NK = logprobs_NK / temperature
+        tail_N = torch.from_numpy(columns[f"tail_{temperature:g}"].astype(np.float32))
+        total_N = torch.logaddexp(logprobs_NK.logsumexp(-1), tail_N)
+        return SparseDistribution(ids_NK, logprobs_NK - total_N.unsqueeze(-1), tail_N - total_N)
 
     def bytes_per_token(self, vocabulary: int) -> float:
-        """Ids, values, tail and one number for each further temperature."""
-        further = sum(temperature != 1.0 for temperature in self.temperatures)
-        return self.k * ((2 if vocabulary <= 1 << 16 else 4) + 2) + 2 + 4 * further
+        """Ids, values and one tail a temperature."""
+        k = min(self.k, vocabulary)
+        return k * ((2 if vocabulary <= 1 << 16 else 4) + 2) + 2 * len(self.temperatures)

@@ -10,16 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attar.errors import DataError
-from distill.data import (
-    IGNORE,
-    DataConfig,
-    Examples,
-    key_of,
-    prepare,
-    render_chat,
-    tokenize_chat,
-    windows,
-)
+from distill.data import IGNORE, DataConfig, Examples, key_of, prepare, tokenize_chat, windows
 
 CHAT = [
     {"role": "system", "content": "Be kind."},
@@ -85,14 +76,10 @@ def test_labels_are_the_following_ids(prepared):
 
 @pytest.mark.parametrize("append", [True, False])
 def test_each_text_ends_with_the_end_of_sequence(prepared, tokenizer, append):
-    train, held_out = prepared(
-        [{"text": text} for text in texts(5)], append_eos=append, max_length=512
-    )
-    ends = [example.input_ids[-1] == tokenizer.eos_token_id for part in (train, held_out)
-            for example in part]  # fmt: skip
-    assert len(ends) == 5
-    assert all(ends) == append
-    assert any(ends) == append
+    rows = [{"text": text} for text in texts(5)]
+    train, held_out = prepared(rows, append_eos=append, max_length=512)
+    ends = [example.input_ids[-1] for example in [*train, *held_out]]
+    assert [end == tokenizer.eos_token_id for end in ends] == [append] * 5
 
 
 def test_tokenizer_without_an_end_of_sequence_appends_nothing(prepared, tokenizer):
@@ -128,15 +115,22 @@ def test_only_the_assistants_words_and_end_of_turn_count(tokenizer):
     assert all(label in (IGNORE, shifted[t]) for t, label in enumerate(labels))
 
 
-@given(st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=6), st.integers(0, 1))
+@given(st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=6))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
-def test_whatever_is_said_only_the_assistant_counts(tokenizer, said, first):
+def test_whatever_is_said_only_the_assistant_counts(tokenizer, said):
     said = [text.replace("<|", "") for text in said]
     roles = ["user", "assistant"]
-    chat = [{"role": roles[(i + first) % 2], "content": t} for i, t in enumerate(said)]
+    chat = [{"role": roles[i % 2], "content": t} for i, t in enumerate(said)]
     labels = tokenize_chat(tokenizer, chat, 4096)[1]
     want = "".join(f"{m['content']}<|im_end|>" for m in chat if m["role"] == "assistant")
     assert counted_text(tokenizer, labels) == want
+
+
+def test_conversation_that_the_assistant_opens_still_teaches_its_replies(tokenizer):
+    """ShareGPT has many; a template cannot render the empty conversation before the first turn."""
+    chat = [{"role": "assistant", "content": "Hello!"}, *CHAT[1:]]
+    labels = tokenize_chat(tokenizer, chat, 512)[1]
+    assert counted_text(tokenizer, labels).endswith(REPLIES)
 
 
 @pytest.mark.parametrize("max_length", [4, 40, 60])
@@ -161,85 +155,57 @@ def test_template_that_rewrites_earlier_turns_is_refused(tokenizer):
         {"role": "assistant", "content": "Yes."},
     ]
     with pytest.raises(DataError, match="rewrites earlier turns"):
-        render_chat(tokenizer, thinking)
+        tokenize_chat(tokenizer, thinking, 512)
 
 
 def test_template_that_needs_a_later_turn_is_refused(tokenizer):
-    tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}" + (
-        "{% endfor %}"
-    )
+    tokenizer.chat_template = "{{ messages | length }}{{ messages[-1]['content'] }}"
     with pytest.raises(DataError, match="rewrites earlier turns"):
-        render_chat(tokenizer, CHAT)
+        tokenize_chat(tokenizer, CHAT, 512)
 
 
 def test_conversations_without_an_assistant_are_left_out(prepared, tokenizer):
-    silent = {"messages": CHAT[:2]}
-    rows = [silent, *({"messages": [*CHAT[:2], {"role": "assistant", "content": str(i)}]}
-                      for i in range(9)), silent]  # fmt: skip
-    train, held_out = prepared(rows, max_length=128)
+    answers = [{"role": "assistant", "content": str(i)} for i in range(9)]
+    rows = [{"messages": [*CHAT[:2], answer]} for answer in answers]
+    train, held_out = prepared([{"messages": CHAT[:2]}, *rows], max_length=128)
     assert len(train) + len(held_out) == 9
 
 
 # Kinds of files ----------------------------------------------------------------------------------
 
 
-def as_jsonl_gz(path):
-    with gzip.open(path / "data.jsonl.gz", "wt") as file:
-        file.writelines(json.dumps({"text": text}) + "\n" for text in texts(8))
-    return path / "data.jsonl.gz"
+ROWS = [{"text": text} for text in texts(8)]
+TABLE = datasets.Dataset.from_list(ROWS)
 
 
-def as_json(path):
-    (path / "data.json").write_text(json.dumps([{"text": text} for text in texts(8)]))
-    return path / "data.json"
+def write_each(write, pattern):
+    """One file a row, at the places that a glob will find."""
+    for i, row in enumerate(ROWS):
+        write(pattern.with_name(re.sub(r"[*?]", str(i), pattern.name)), row)
 
 
-def as_parquet(path):
-    datasets.Dataset.from_dict({"text": texts(8)}).to_parquet(str(path / "data.parquet"))
-    return path / "data.parquet"
+WRITERS = {
+    "data.json": lambda path: path.write_text(json.dumps(ROWS)),
+    "data.jsonl": lambda path: write_jsonl(path, ROWS),
+    "data.jsonl.gz": lambda path: path.write_bytes(
+        gzip.compress("\n".join(json.dumps(row) for row in ROWS).encode())
+    ),
+    "data.parquet": lambda path: TABLE.to_parquet(str(path)),
+    "saved": lambda path: TABLE.save_to_disk(str(path)),
+    "splits": lambda path: datasets.DatasetDict(train=TABLE, other=TABLE).save_to_disk(str(path)),
+    "part*.txt": lambda path: write_each(lambda p, row: p.write_text(row["text"]), path),
+    "part?.jsonl": lambda path: write_each(lambda p, row: write_jsonl(p, [row]), path),
+    "folder": lambda path: path.mkdir() or write_jsonl(path / "train.jsonl", ROWS),
+}
 
 
-def as_saved_folder(path):
-    datasets.Dataset.from_dict({"text": texts(8)}).save_to_disk(str(path / "saved"))
-    return path / "saved"
-
-
-def as_saved_splits(path):
-    rows = datasets.Dataset.from_dict({"text": texts(8)})
-    datasets.DatasetDict({"train": rows, "other": rows}).save_to_disk(str(path / "splits"))
-    return path / "splits"
-
-
-def as_txt_glob(path):
-    for i, text in enumerate(texts(8)):
-        (path / f"part{i}.txt").write_text(text)
-    return path / "part*.txt"
-
-
-def as_jsonl_glob(path):
-    for i, text in enumerate(texts(8)):
-        write_jsonl(path / f"part{i}.jsonl", [{"text": text}])
-    return path / "part?.jsonl"
-
-
-def as_folder_of_files(path):
-    (path / "folder").mkdir()
-    write_jsonl(path / "folder" / "train.jsonl", [{"text": text} for text in texts(8)])
-    return path / "folder"
-
-
-SOURCES = [as_jsonl_gz, as_json, as_parquet, as_saved_folder, as_saved_splits, as_txt_glob,
-           as_jsonl_glob, as_folder_of_files]  # fmt: skip
-
-
-@pytest.mark.filterwarnings("ignore:.*unclosed:ResourceWarning")
-@pytest.mark.parametrize("make", SOURCES, ids=lambda make: make.__name__)
-def test_every_kind_of_file_gives_the_same_documents(prepared, tokenizer, tmp_path, make):
-    train, held_out = prepared(
-        str(make(tmp_path)), held_out=0.2, max_length=512, append_eos=False
-    )
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_kind_of_file_gives_the_same_documents(prepared, tokenizer, tmp_path, name):
+    WRITERS[name](tmp_path / name)
+    source = str(tmp_path / name)
+    train, held_out = prepared(source, held_out=0.2, max_length=512, append_eos=False)
     assert len(held_out) == 2
-    assert decode(tokenizer, [*train, *held_out]) == sorted(texts(8))
+    assert decode(tokenizer, [*train, *held_out]) == texts(8)
 
 
 def test_several_sources_are_one(prepared, tokenizer, tmp_path):
@@ -249,13 +215,13 @@ def test_several_sources_are_one(prepared, tokenizer, tmp_path):
     assert decode(tokenizer, [*train, *held_out]) == texts(8)
 
 
+HUMAN = {"from": "human", "value": "What is 2 + 2?"}
 SAME_CHAT = {
     "messages": {"messages": CHAT[1:3]},
-    "sharegpt": {"conversations": [{"from": "human", "value": "What is 2 + 2?"},
-                                   {"from": "gpt", "value": "It is four."}]},
+    "sharegpt": {"conversations": [HUMAN, {"from": "gpt", "value": "It is four."}]},
     "pair": {"prompt": "What is 2 + 2?", "completion": "It is four."},
     "instruction": {"instruction": "What is 2 + 2?", "output": "It is four."},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("row", SAME_CHAT.values(), ids=SAME_CHAT.keys())

@@ -68,7 +68,9 @@ def test_value_is_its_definition_one_value_a_token(name):
 def test_divergence_is_zero_at_the_teacher_and_positive_elsewhere(name):
     student, teacher = sample(name)
     zero = LOSSES[name].function(teacher, teacher)
-    torch.testing.assert_close(zero.double(), torch.zeros(N, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        zero.double(), torch.zeros(N, dtype=torch.float64), atol=1e-6, rtol=0
+    )
     assert (LOSSES[name].function(student, teacher) > 1e-3).all()
     for seed in range(2, 20):
         assert (LOSSES[name].function(*sample(name, seed)) >= 0).all()
@@ -87,10 +89,7 @@ def test_gradient_is_zero_at_the_teacher(name):
 def test_permuting_the_vocabulary_changes_nothing(name):
     student, teacher = sample(name)
     order = torch.randperm(V, generator=torch.Generator().manual_seed(5))
-    if LOSSES[name].reads == "labels":
-        moved = order.argsort()[teacher]
-    else:
-        moved = teacher[:, order]
+    moved = order.argsort()[teacher] if LOSSES[name].reads == "labels" else teacher[:, order]
     torch.testing.assert_close(
         LOSSES[name].function(student[:, order], moved), LOSSES[name].function(student, teacher)
     )
