@@ -15,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_ENV := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 HF_HUB_OFFLINE=1
-SCRIPTS = $(filter-out benchmarks/results_table.py,$(wildcard benchmarks/*.py))
+SCRIPTS = $(filter-out %/results_table.py %/harness.py,$(wildcard benchmarks/*.py))
 
 .PHONY: demo test test-fast check bench docs results clean
 
@@ -45,6 +45,7 @@ check: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest -q tests/test_architecture.py
 
 bench: $(STAMP)
+	$(BIN)/python examples/get_demo.py .demo
 	set -e; for script in $(SCRIPTS); do $(BIN)/python $$script $(BENCH); done
 
 docs: $(STAMP)

@@ -47,7 +47,7 @@ class DataConfig(Section):
     packing: bool = Field(True, description="several examples a row; attention stays inside each")
     append_eos: bool = Field(True, description="end each text with the end-of-sequence token")
     train_tokens: int | None = Field(None, ge=1, description="stop at this many counted tokens")
-    held_out_tokens: int | None = Field(None, ge=1)
+    held_out_tokens: int | None = Field(None, ge=1, description="spread over its documents")
 
     @field_validator("held_out")
     @classmethod
@@ -81,6 +81,7 @@ class Examples:
         self.keys: list[str] = self._rows["key"][:]
         self.lengths = np.asarray(self._rows["length"][:], np.int64)
         self.counts = np.asarray(self._rows["count"][:], np.int64)
+        self.documents = np.asarray(self._rows["document"][:], np.int64)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -309,9 +310,10 @@ def _prepare(config: DataConfig, tokenizer: Any, seed: int, aside: Path) -> dict
         split, other = config.split, [config.held_out]
         if config.held_out.startswith("split:"):
             split, other = config.held_out[6:], sources
-        _fill(held, _documents(tokenizer, config, other, split, seed)[1])
+        count, others = _documents(tokenizer, config, other, split, seed)
+        _fill(held, _spread(others, count, config))
     else:
-        documents = _hold_out(held, documents, number, config.held_out)
+        documents = _hold_out(held, documents, number, config)
     train = _Writer(aside / "train.arrow", config.train_tokens, held.keys)
     _fill(train, documents)
     if train.dropped:
@@ -334,17 +336,28 @@ def _fill(writer: _Writer, documents: Iterable[Document]) -> None:
 
 
 def _hold_out(
-    held: _Writer, documents: Iterator[Document], number: int, share: float
+    held: _Writer, documents: Iterator[Document], number: int, config: DataConfig
 ) -> Iterator[Document]:
     """Write a share of the documents to `held`; gives the others. At least one on each side.
 
     Of a single long document, the last windows are held out.
     """
+    assert isinstance(config.held_out, float)
     if number == 1:
         examples = next(documents)
-        kept = len(examples) - max(1, math.ceil(share * len(examples)))
+        kept = len(examples) - max(1, math.ceil(config.held_out * len(examples)))
         held.add(0, examples[kept:])
         return iter([examples[:kept]])
-    for i in range(min(number - 1, max(1, math.ceil(share * number)))):
-        held.add(i, next(documents))
+    chosen = min(number - 1, max(1, math.ceil(config.held_out * number)))
+    first = [next(documents) for _ in range(chosen)]
+    _fill(held, _spread(first, chosen, config))
     return documents
+
+
+def _spread(documents: Iterable[Document], number: int, config: DataConfig) -> Iterator[Document]:
+    """Documents cut short, so that a limit on held-out tokens still sees all of them."""
+    share = None
+    if config.held_out_tokens is not None:
+        windows_wanted = config.held_out_tokens / (config.max_length - 1)
+        share = max(1, math.ceil(windows_wanted / max(1, number)))
+    return (document[:share] for document in documents)

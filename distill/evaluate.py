@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,8 @@ def measure_quality(
             kept.append(hidden_NH.cpu())
         counts = [int(examples.counts[i]) for i in numbers]
         parts.setdefault("example", []).append(np.repeat(numbers, counts))
+        documents = examples.documents[numbers]
+        parts.setdefault("document", []).append(np.repeat(documents, counts))
         for start in range(0, len(labels_N), 256):
             piece = slice(start, start + 256)
             logprobs_NV = head.logits(hidden_NH[piece]).log_softmax(-1)
@@ -237,10 +240,10 @@ def measure(job: MeasureJob) -> dict[str, Any]:
         "accuracy": float(arrays["correct"].mean()),
         "tokens": len(arrays["nll"]),
     }
-    numbers["nll_interval"] = interval(arrays["nll"], arrays["example"], config.bootstrap)
+    numbers["nll_interval"] = interval(arrays, "nll", config.bootstrap)
     if "kl" in arrays:
         numbers["kl_to_teacher"] = float(arrays["kl"].mean())
-        numbers["kl_interval"] = interval(arrays["kl"], arrays["example"], config.bootstrap)
+        numbers["kl_interval"] = interval(arrays, "kl", config.bootstrap)
         numbers["top1_agreement"] = float(arrays["agree"].mean())
     path = Path(job.model)
     return {
@@ -260,13 +263,20 @@ def weight_bytes(folder: Path) -> int:
     return sum(bytes_under(file) for file in folder.iterdir() if file.suffix in suffixes)
 
 
-def interval(values: np.ndarray, groups: np.ndarray, resamples: int) -> list[float]:
-    """95% bootstrap interval of the mean over tokens, resampling whole examples.
+FEWEST_DOCUMENTS = 8  # fewer cannot carry a bootstrap; windows are drawn instead
 
-    Tokens of one example depend on each other, so examples are what is drawn.
+
+def interval(arrays: Mapping[str, np.ndarray], name: str, resamples: int) -> list[float]:
+    """95% bootstrap interval of the mean over tokens, resampling whole documents.
+
+    Tokens of one document depend on each other, so documents are what is drawn; with fewer than
+    eight, their windows, which makes the interval too narrow.
     """
+    groups = arrays["document"]
+    if len(np.unique(groups)) < FEWEST_DOCUMENTS:
+        groups = arrays["example"]
     _, index = np.unique(groups, return_inverse=True)
-    sums = np.bincount(index, weights=values.astype(np.float64))
+    sums = np.bincount(index, weights=arrays[name].astype(np.float64))
     counts = np.bincount(index).astype(np.float64)
     draws = np.random.default_rng(0).integers(0, len(sums), (resamples, len(sums)))
     means = sums[draws].sum(1) / counts[draws].sum(1)

@@ -57,6 +57,7 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
         check_before_work(run)
         if is_first_process():
             run.write_recipe()
+        run.prepare_data()
         for name in names:
             if name not in todo:
                 log.info("%s: up to date", name)
@@ -109,6 +110,7 @@ def repair_cache(run: Run) -> list[str]:
     """Forget damaged shards so that the next build makes them again; says which they were."""
     store = SignalStore(run.cache_url)
     with run.owned(), store.writing():
+        run.prepare_data()
         faults = store.repair(run.cache_manifest())
     if faults:
         (run.folder / "records" / "cache.json").unlink(missing_ok=True)

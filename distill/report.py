@@ -87,7 +87,7 @@ def difference(run: Run, name: str, a: str, b: str) -> dict[str, Any]:
     """Mean of a per-token number of model `a` minus that of `b`, with its 95% interval."""
     arrays = [np.load(run.folder / "evaluation" / f"{arm}.npz") for arm in (a, b)]
     values = arrays[0][name].astype(np.float64) - arrays[1][name]
-    bounds = interval(values, arrays[0]["example"], run.recipe.evaluate.bootstrap)
+    bounds = interval({**arrays[0], name: values}, name, run.recipe.evaluate.bootstrap)
     return {"difference": float(values.mean()), "interval": bounds}
 
 

@@ -132,15 +132,22 @@ class Run:
         """Number of the teacher's blocks."""
         return int(self._teacher_config.get_text_config().num_hidden_layers)
 
-    def data(self, config: DataConfig | None = None) -> tuple[Examples, Examples]:
-        """(train, held-out) examples, tokenised on first use."""
-        folder = self.folder / ("data" if config is None else "data-specialize")
-        config = config or self.recipe.data
+    def prepare_data(self) -> None:
+        """Tokenise what the recipe learns from, unless it is there. All processes call this."""
+        special = self.recipe.specialize.data if self.recipe.specialize is not None else None
+        identity = tokenizer_fingerprint(self.tokenizer)
         with on_first_process():
-            prepare(
-                config, self.tokenizer, tokenizer_fingerprint(self.tokenizer), self.recipe.seed,
-                folder,
-            )  # fmt: skip
+            for config in (self.recipe.data, special):
+                if config is not None:
+                    folder = self._data_folder(config)
+                    prepare(config, self.tokenizer, identity, self.recipe.seed, folder)
+
+    def _data_folder(self, config: DataConfig) -> Path:
+        return self.folder / ("data" if config is self.recipe.data else "data-specialize")
+
+    def data(self, config: DataConfig | None = None) -> tuple[Examples, Examples]:
+        """(train, held-out) examples, as `prepare_data` left them."""
+        folder = self._data_folder(config or self.recipe.data)
         return Examples(folder / "train.arrow"), Examples(folder / "held_out.arrow")
 
     def cached_examples(self) -> list[Examples]:

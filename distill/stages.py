@@ -36,6 +36,7 @@ from distill.inputs import ORDER, inputs_of
 from distill.loop import Job, LoopConfig, Result
 from distill.loop import train as train_loop
 from distill.objective import Learner, needs_teacher
+from distill.packing import check_examples_stay_apart
 from distill.run import Record, Run, on_first_process
 from students.adapt import add_adapter, load_base, merge_adapter
 from students.build import choose_blocks, cut_student, fresh_model, save_student
@@ -175,7 +176,9 @@ def train(run: Run) -> Record:
             arm_config = type(config).model_validate({**config.model_dump(), "objective": plain})
         wanted = fingerprint([inputs_of(run, "train"), arm])
         if not (done.exists() and read_json(done)["inputs"] == wanted):
-            _discard_other(folder, wanted)
+            with on_first_process() as first:
+                if first:
+                    _discard_other(folder, wanted)
             student = load_causal_lm(str(run.student_folder), dtype=torch.float32)
             count = choose_trainable(student, config.trainable)
             log.info(
@@ -198,7 +201,9 @@ def specialize(run: Run) -> Record:
     if config is None:
         return Record("specialize", "")
     folder = run.specialized_folder
-    _discard_other(folder / "run", inputs_of(run, "specialize"))
+    with on_first_process() as first:
+        if first:
+            _discard_other(folder / "run", inputs_of(run, "specialize"))
     source = run.arm_folder("distill") / "student"
     student = add_adapter(load_base(source, config), config, run.recipe.seed)
     examples = run.data(config.data)
@@ -225,7 +230,6 @@ def export(run: Run) -> Record:
 
 def evaluate(run: Run) -> Record:
     """Measure teacher, arms and artifacts on the held-out examples, each in a fresh process."""
-    run.data()
     tokens = 0
     for job in _measure_jobs(run):
         log.info("evaluate: %s", job.name)
@@ -257,6 +261,8 @@ def _train(
 ) -> Result:
     """The loop on one student."""
     needs = needs_teacher(config.objective)
+    if run.recipe.data.packing:
+        check_examples_stay_apart(student, run.vocabulary)
     learner = Learner(
         student,
         config.objective,

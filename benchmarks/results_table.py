@@ -1,0 +1,43 @@
+"""Write the demo's result table into README.md from its report.json.
+
+python benchmarks/results_table.py runs/demo
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from attar.files import read_json
+from distill.report import read_table
+
+
+def main() -> None:
+    """Replace what stands between the markers; keep the report beside the other results."""
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
+    lines, sentence = read_table(folder)
+    report = read_json(folder / "report.json")
+    rows = ["| " + " | ".join(line) + " |" for line in lines]
+    rows.insert(1, "|---|" + "---:|" * (len(lines[0]) - 1))
+    stages = report["cost"]["stages"]
+    seconds = ", ".join(f"{name} {stage['seconds']:.0f} s" for name, stage in stages.items()
+                        if stage["seconds"] >= 1)  # fmt: skip
+    cost = (
+        f"Time: {report['cost']['seconds'] / 60:.1f} minutes on two CPU cores ({seconds}); the "
+        f"cache takes {report['cost']['cache_bytes_per_token']:.0f} bytes a token."
+    )
+    block = "\n".join([*rows, "", sentence, "", cost])
+    readme = Path("README.md")
+    text = readme.read_text(encoding="utf8")
+    pattern = r"(<!-- demo:begin -->\n).*?(\n<!-- demo:end -->)"
+    readme.write_text(re.sub(pattern, rf"\g<1>{block}\g<2>", text, flags=re.S), encoding="utf8")
+    target = Path("benchmarks/results/demo")
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("report.json", "report.html"):
+        shutil.copy(folder / name, target / name)
+
+
+if __name__ == "__main__":
+    main()
