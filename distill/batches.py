@@ -111,8 +111,3 @@ def collate(rows: Sequence[Sequence[Example]]) -> Batch:
     tensors = (torch.from_numpy(array) for array in (ids, positions, labels))
     ids_BT, positions_BT, labels_BT = tensors
     return Batch(ids_BT, positions_BT, labels_BT, keys)
-
-
-def blank(example: Example) -> Example:
-    """The same ids with nothing counted: fills a process's share of an uneven last step."""
-    return Example(example.key, example.input_ids, np.full_like(example.labels, IGNORE))

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from attar.errors import RunError
 from attar.strict import Section
-from distill.batches import Batch, MicroBatch, blank, collate, plan_epoch, plan_in_order
+from distill.batches import Batch, MicroBatch, collate, plan_epoch, plan_in_order
 from distill.checkpoint import Checkpoint, load_learned, save_learned
 from distill.console import progress
 from distill.data import Examples
@@ -122,14 +122,17 @@ class Plan:
             for step in self.steps
         ]
 
-    def batches(self, step: int, examples: Examples, rank: int) -> Iterator[Batch]:
-        """This process's micro-batches; one without counted tokens where the data ran out."""
+    def batches(self, step: int, examples: Examples, rank: int) -> Iterator[tuple[Batch, float]]:
+        """This process's micro-batches and how much they count.
+
+        Where the last step has none left for it, a process repeats a row that counts nothing, so
+        that all take part in every exchange of gradients.
+        """
         micro = self.steps[step]
         for m in range(0, len(micro), self.world):
-            if m + rank < len(micro):
-                yield collate([[examples[i] for i in row] for row in micro[m + rank]])
-            else:
-                yield collate([[blank(examples[micro[m][0][0]])]])
+            mine = m + rank < len(micro)
+            rows = micro[m + rank] if mine else micro[m][:1]
+            yield collate([[examples[i] for i in row] for row in rows]), float(mine)
 
 
 @contextmanager
@@ -215,14 +218,14 @@ class _Run:
         batches = list(self.plan.batches(number, self.job.train, self.rank))
         totals: dict[str, Tensor] = {}
         self.wrapped.train()
-        for i, batch in enumerate(batches):
+        for i, (batch, share) in enumerate(batches):
             last = i == len(batches) - 1
             quiet = nullcontext() if last else self.accelerator.no_sync(self.wrapped)
             with quiet:
-                loss, sums = self._forward(self.wrapped, batch, self.world / max(1, counted))
+                loss, sums = self._forward(self.wrapped, batch, share * self.world / counted)
                 self.accelerator.backward(loss)
             for name, value in sums.terms.items():
-                totals[name] = totals.get(name, 0) + value
+                totals[name] = totals.get(name, 0) + share * value
         norm = self.accelerator.clip_grad_norm_(self.job.learner.parameters(), self.config.clip)
         if not math.isfinite(float(norm)):
             raise RunError(
@@ -232,14 +235,14 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         means = {
-            name: float(self.accelerator.reduce(value, "sum")) / max(1, counted)
+            name: float(self.accelerator.reduce(value, "sum")) / counted
             for name, value in totals.items()
         }
         return {"step": number + 1, "lr": self.config.lr * factor, "norm": float(norm), **means}
 
     def _forward(self, module: Any, batch: Batch, scale: float) -> tuple[Tensor, Sums]:
         signals = None
-        if self.job.cache is not None and batch.keys and needs_teacher(self.config.objective):
+        if self.job.cache is not None and needs_teacher(self.config.objective):
             signals = self.job.cache.signals(batch.keys)
         result: tuple[Tensor, Sums] = module(batch.to(self.accelerator.device), signals, scale)
         return result

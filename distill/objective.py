@@ -135,9 +135,6 @@ class Learner(nn.Module):
         where = batch.labels_BT != IGNORE
         labels_N = batch.labels_BT[where]
         sums: dict[str, Tensor] = {}
-        if len(labels_N) == 0:  # a process's share of an uneven last step
-            zero = hidden_BTH.sum() + sum(p.sum() for p in self.projectors.parameters())
-            return zero * 0.0, Sums(sums, 0)
         total = self._head_terms(hidden_BTH[where], labels_N, signals, sums)
         for i, pairs in self.pairs.items():
             value = self._hidden_term(self.terms[i], pairs, captured.layers, where, signals)

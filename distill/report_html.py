@@ -146,6 +146,8 @@ def _pareto(report: dict[str, Any]) -> str:
         axes.scatter(*place, color=color, marker=marker, zorder=3)
         axes.annotate(name, place, xytext=(5, 4), textcoords="offset points", fontsize=9)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_xlabel("weights on disk, MB")
     axes.set_ylabel("held-out perplexity (log)")
     return _svg(figure)

@@ -6,14 +6,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.batches import blank, collate, pack_rows, plan_epoch, plan_in_order
-from distill.data import IGNORE
+from distill.batches import collate, pack_rows, plan_epoch, plan_in_order
+from distill.data import IGNORE, Example
 
 MAX_LENGTH = 32
 lengths_lists = st.lists(st.integers(2, MAX_LENGTH), min_size=1, max_size=120)
 plan_options = st.fixed_dictionaries(
     {"batch_size": st.integers(1, 9), "packing": st.booleans(), "seed": st.integers(0, 99)}
 )
+
+
+def blank(example):
+    """The same ids with nothing counted."""
+    return Example(example.key, example.input_ids, np.full_like(example.labels, IGNORE))
 
 
 def flat(plan):
@@ -100,14 +105,6 @@ def test_rows_hold_their_examples_and_positions_start_again(make_examples):
         assert (batch.labels_BT[b, start:] == IGNORE).all()
         steps = batch.position_ids_BT[b, start - 1 :].diff()
         assert (steps == 1).all(), "padding belongs to the last example: nothing starts there"
-
-
-def test_blank_keeps_ids_and_counts_nothing(make_examples):
-    example = make_examples(1)[0]
-    batch = collate([[blank(example)]])
-    assert batch.input_ids_BT[0].tolist() == example.input_ids.tolist()
-    assert batch.num_counted == 0
-    assert batch.keys == []
 
 
 def test_no_attention_mask_is_passed(make_examples):
