@@ -164,8 +164,13 @@ def cache_build(
 @click.option("--artifact", help="Which artifact or arm of a run; default: its first artifact.")
 @click.option("--prompt", "prompts", multiple=True, help="Say this instead of asking.")
 @click.option("--max-tokens", default=128, show_default=True)
+@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")
 def chat(
-    run_or_model: str, artifact: str | None, prompts: tuple[str, ...], max_tokens: int
+    run_or_model: str,
+    artifact: str | None,
+    prompts: tuple[str, ...],
+    max_tokens: int,
+    trust_remote_code: bool,
 ) -> None:
     """Talk to an artifact of a run, or to any model folder or id."""
     from distill.chat import chat as talk
@@ -176,7 +181,10 @@ def chat(
         except click.Abort:
             return None
 
-    talk(run_or_model, artifact, list(prompts), max_tokens, ask, lambda s: click.echo(s, nl=False))
+    def write(text: str) -> None:
+        click.echo(text, nl=False)
+
+    talk(run_or_model, artifact, list(prompts), max_tokens, trust_remote_code, ask, write)
 
 
 if __name__ == "__main__":

@@ -66,12 +66,14 @@ def chat(
     artifact: str | None,
     prompts: list[str],
     max_tokens: int,
+    trust_remote_code: bool,
     ask: Callable[[], str | None],
     write: Callable[[str], None],
 ) -> None:
     """Answer the prompts, or, without any, whatever `ask` gives until it gives None."""
     name = find_model(run_or_model, artifact)
-    model, tokenizer = load_causal_lm(name, dtype="auto"), load_tokenizer(name)
+    model = load_causal_lm(name, dtype="auto", trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     messages: list[dict[str, str]] = []
     waiting = list(prompts)
     while True:

@@ -107,7 +107,7 @@ def count_tokens(run: Run, config: DataConfig) -> tuple[int, int, str]:
 def estimate(run: Run) -> list[Estimate]:
     """Every stage of the recipe, in order."""
     recipe = run.recipe
-    teacher = shape_of(load_config(run.recipe.teacher.model))
+    teacher = shape_of(run.teacher_config)
     student = _student_shape(run, teacher)
     train_tokens, held_tokens, known = count_tokens(run, recipe.data)
     speed = EFFICIENCY * flops_per_second(resolve_precision(recipe.teacher.dtype))
@@ -167,12 +167,12 @@ def _student_shape(run: Run, teacher: Shape) -> Shape:
     if config.from_ == "teacher":
         keep = config.layers.keep if config.layers is not None else None
         depth = len(keep) if isinstance(keep, list) else keep
-        return shape_of(load_config(run.recipe.teacher.model), depth)
+        return shape_of(run.teacher_config, depth)
     if isinstance(config.from_, str):
-        return shape_of(load_config(config.from_))
+        return shape_of(load_config(config.from_, trust_remote_code=config.trust_remote_code))
     from students.build import fresh_config
 
-    return shape_of(fresh_config(config.from_, load_config(run.recipe.teacher.model)))
+    return shape_of(fresh_config(config.from_, run.teacher_config))
 
 
 def _build_seconds(run: Run, teacher: Shape, speed: float) -> float:

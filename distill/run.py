@@ -106,6 +106,11 @@ class Run:
             values.update(model=str(self.teacher_folder))
         return TeacherConfig(**values)
 
+    @property
+    def trusts_code(self) -> bool:
+        """Whether students may load code that came with a model: one of the two was trusted."""
+        return self.recipe.teacher.trust_remote_code or self.recipe.student.trust_remote_code
+
     @cached_property
     def tokenizer(self) -> Any:
         """The teacher's tokenizer: data is tokenised by it, students keep it."""
@@ -118,19 +123,20 @@ class Run:
         return vocabulary_size(self.tokenizer)
 
     @cached_property
-    def _teacher_config(self) -> Any:
+    def teacher_config(self) -> Any:
+        """The teacher's `PretrainedConfig`."""
         teacher = self.recipe.teacher
         return load_config(teacher.model, trust_remote_code=teacher.trust_remote_code)
 
     @property
     def teacher_width(self) -> int:
         """H of the teacher."""
-        return int(self._teacher_config.get_text_config().hidden_size)
+        return int(self.teacher_config.get_text_config().hidden_size)
 
     @property
     def teacher_depth(self) -> int:
         """Number of the teacher's blocks."""
-        return int(self._teacher_config.get_text_config().num_hidden_layers)
+        return int(self.teacher_config.get_text_config().num_hidden_layers)
 
     def prepare_data(self) -> None:
         """Tokenise what the recipe learns from, unless it is there. All processes call this."""

@@ -147,7 +147,8 @@ def _cut(run: Run) -> dict[str, Any]:
             log.info("build: block %d removed, calibration loss %.3f nats a token", block, loss)
 
         keep = choose_blocks(teacher, layers, calibration, on_removal)
-    cut_student(teacher, keep, run.teacher.model, run.tokenizer, run.student_folder, by)
+    trust = run.trusts_code
+    cut_student(teacher, keep, run.teacher.model, run.tokenizer, run.student_folder, by, trust)
     return {"kept": keep, "by": by}
 
 
@@ -179,7 +180,9 @@ def train(run: Run) -> Record:
             with on_first_process() as first:
                 if first:
                     _discard_other(folder, wanted)
-            student = load_causal_lm(str(run.student_folder), dtype=torch.float32)
+            student = load_causal_lm(
+                str(run.student_folder), dtype=torch.float32, trust_remote_code=run.trusts_code
+            )
             count = choose_trainable(student, config.trainable)
             log.info(
                 "%s: %s of %s parameters learn", arm, f"{count:,}", f"{count_parameters(student):,}"
@@ -205,7 +208,8 @@ def specialize(run: Run) -> Record:
         if first:
             _discard_other(folder / "run", inputs_of(run, "specialize"))
     source = run.arm_folder("distill") / "student"
-    student = add_adapter(load_base(source, config), config, run.recipe.seed)
+    student = load_base(source, config, run.trusts_code)
+    student = add_adapter(student, config, run.recipe.seed)
     examples = run.data(config.data)
     result = _train(run, "specialize", student, config, examples, folder / "run")
     with on_first_process() as first:
@@ -213,7 +217,7 @@ def specialize(run: Run) -> Record:
             student.save_pretrained(str(folder / "adapter"))
             run.tokenizer.save_pretrained(folder / "adapter")
             write_json(folder / "result.json", asdict(result))
-            merged = merge_adapter(source, folder / "adapter")
+            merged = merge_adapter(source, folder / "adapter", run.trusts_code)
             save_student(merged, run.tokenizer, folder / "merged")
     return Record("specialize", "", tokens=result.tokens, bytes=bytes_under(folder / "adapter"))
 
@@ -223,7 +227,8 @@ def export(run: Run) -> Record:
     for name in run.recipe.export.artifacts:
         log.info("export: %s", name)
         card = _card(run, name, "Not measured yet: `distill evaluate` fills this in.")
-        export_artifact(name, run.deployed_student, run.artifact_folder(name), card)
+        folder = run.artifact_folder(name)
+        export_artifact(name, run.deployed_student, folder, card, run.trusts_code)
     size = sum(bytes_under(run.artifact_folder(name)) for name in run.recipe.export.artifacts)
     return Record("export", "", bytes=size)
 
@@ -344,6 +349,7 @@ def _measure_jobs(run: Run) -> list[MeasureJob]:
         "vocabulary": run.vocabulary,
         "held_out": str(run.folder / "data" / "held_out.arrow"),
         "config": run.recipe.evaluate.model_dump(),
+        "trust_remote_code": run.trusts_code,
     }
     identity = teacher_identity(run.teacher)
     jobs = [
@@ -353,7 +359,6 @@ def _measure_jobs(run: Run) -> list[MeasureJob]:
             out=str(folder / "teacher.json"),
             dtype=str(identity["dtype"]),
             quantization=run.teacher.quantization,
-            trust_remote_code=run.teacher.trust_remote_code,
             is_teacher=True,
             **shared,
         )

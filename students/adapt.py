@@ -30,11 +30,13 @@ class LoraOptions(Section):
     )
 
 
-def load_base(folder: Path, options: LoraOptions) -> nn.Module:
+def load_base(folder: Path, options: LoraOptions, trust_remote_code: bool = False) -> nn.Module:
     """The student that an adapter sits on: NF4 with bfloat16 compute, or float32 masters."""
     quantization: Quantization = "nf4" if options.method == "qlora" else "none"
     dtype = torch.bfloat16 if options.method == "qlora" else torch.float32
-    return load_causal_lm(str(folder), dtype=dtype, quantization=quantization)
+    return load_causal_lm(
+        str(folder), dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code
+    )
 
 
 def add_adapter(model: Any, options: LoraOptions, seed: int) -> Any:
@@ -68,10 +70,10 @@ def add_adapter(model: Any, options: LoraOptions, seed: int) -> Any:
     return wrapped
 
 
-def merge_adapter(student: Path, adapter: Path) -> nn.Module:
+def merge_adapter(student: Path, adapter: Path, trust_remote_code: bool = False) -> nn.Module:
     """The full-precision student with the adapter merged in, both freshly loaded from disk."""
     from peft import PeftModel
 
-    base = load_causal_lm(str(student), dtype=torch.float32)
+    base = load_causal_lm(str(student), dtype=torch.float32, trust_remote_code=trust_remote_code)
     merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
     return merged.eval()  # type: ignore[no-any-return]

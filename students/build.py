@@ -128,21 +128,29 @@ def save_student(
 
 
 def cut_student(
-    teacher: nn.Module, keep: list[int], source: str, tokenizer: Any, folder: Path, by: str
+    teacher: nn.Module,
+    keep: list[int],
+    source: str,
+    tokenizer: Any,
+    folder: Path,
+    by: str,
+    trust_remote_code: bool = False,
 ) -> nn.Module:
     """Cut, save with a record of what was kept, reload, and check that the logits are the same."""
     student = cut_depth(teacher, keep).float()
     surgery = {"teacher": source, "teacher_layers": num_layers(teacher), "kept": keep, "by": by}
     save_student(student, tokenizer, folder, surgery)
-    check_reload(student, folder)
+    check_reload(student, folder, trust_remote_code)
     return student
 
 
 @torch.inference_mode()
-def check_reload(model: Any, folder: Path) -> None:
+def check_reload(model: Any, folder: Path, trust_remote_code: bool = False) -> None:
     """Raise `ModelError` unless the checkpoint, loaded as a user would, gives identical logits."""
     device = next(model.parameters()).device
-    again = load_causal_lm(str(folder), dtype=torch.float32, device=device)
+    again = load_causal_lm(
+        str(folder), dtype=torch.float32, device=device, trust_remote_code=trust_remote_code
+    )
     ids_BT = torch.arange(8, device=device).unsqueeze(0) % model.config.get_text_config().vocab_size
     if not torch.equal(model(input_ids=ids_BT).logits, again(input_ids=ids_BT).logits):
         raise ModelError(f"{folder} does not reload to the same model; this family is unsupported.")

@@ -16,31 +16,40 @@ from torch import nn
 
 from attar.errors import RecipeError
 from attar.files import sha256_of, staged_folder, write_json, write_text
-from attar.loading import load_causal_lm, load_tokenizer
+from attar.loading import Quantization, load_causal_lm, load_tokenizer
 from attar.registry import Registry
 from attar.strict import Section
 
-ARTIFACTS: Registry[Callable[[Path], nn.Module]] = Registry("artifact")
+ARTIFACTS: Registry[Callable[[Path, bool], nn.Module]] = Registry("artifact")
 
 MERGE_NOTE = "Any adapter was merged into the full-precision student before."
 
 
 @ARTIFACTS.add("bf16")
-def bf16(student: Path) -> nn.Module:
+def bf16(student: Path, trust_remote_code: bool = False) -> nn.Module:
     """bfloat16 weights: two bytes a parameter."""
-    return load_causal_lm(str(student), dtype=torch.bfloat16)
+    return load_causal_lm(str(student), dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
 
 
 @ARTIFACTS.add("nf4")
-def nf4(student: Path) -> nn.Module:
+def nf4(student: Path, trust_remote_code: bool = False) -> nn.Module:
     """Linear maps in 4-bit NormalFloat, double quantisation, bfloat16 compute; by bitsandbytes."""
-    return load_causal_lm(str(student), dtype=torch.bfloat16, quantization="nf4")
+    return _quantised(student, "nf4", trust_remote_code)
 
 
 @ARTIFACTS.add("int8")
-def int8(student: Path) -> nn.Module:
+def int8(student: Path, trust_remote_code: bool = False) -> nn.Module:
     """Linear maps in LLM.int8() (arXiv 2208.07339), bfloat16 elsewhere; by bitsandbytes."""
-    return load_causal_lm(str(student), dtype=torch.bfloat16, quantization="int8")
+    return _quantised(student, "int8", trust_remote_code)
+
+
+def _quantised(student: Path, kind: Quantization, trust_remote_code: bool) -> nn.Module:
+    return load_causal_lm(
+        str(student),
+        dtype=torch.bfloat16,
+        quantization=kind,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 class ExportConfig(Section):
@@ -60,12 +69,14 @@ class ExportConfig(Section):
         return value
 
 
-def export_artifact(name: str, student: Path, folder: Path, card: str) -> None:
+def export_artifact(
+    name: str, student: Path, folder: Path, card: str, trust_remote_code: bool = False
+) -> None:
     """Make one artifact in `folder`: weights, tokenizer, template, card, checksums."""
-    model: Any = ARTIFACTS[name](student)
+    model: Any = ARTIFACTS[name](student, trust_remote_code)
     with staged_folder(folder) as aside:
         model.save_pretrained(aside, safe_serialization=True)
-        load_tokenizer(str(student)).save_pretrained(aside)
+        load_tokenizer(str(student), trust_remote_code=trust_remote_code).save_pretrained(aside)
         files = sorted(file for file in aside.rglob("*") if file.is_file())
         sums = {str(file.relative_to(aside)): sha256_of(file) for file in files}
         write_json(aside / "checksums.json", sums)

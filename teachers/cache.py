@@ -35,7 +35,7 @@ class HiddenConfig(Section):
     """Which layers' hidden states are kept. Layer 0 is the embeddings, l the output of block l."""
 
     layers: list[int] = Field(default_factory=list)
-    codec: str = Field("int8", description="bf16 or int8")
+    codec: str = Field("int8", description="how they are stored: " + ", ".join(LAYER_CODECS))
 
     @field_validator("codec")
     @classmethod

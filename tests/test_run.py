@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from cli import main
 
 pytestmark = pytest.mark.slow
+EXAMPLES = Path(__file__).parents[1] / "examples"
 WORDS = ["teacher", "says", "what", "student", "learns", "light", "falls", "on", "water", "nobody"]
 
 
@@ -278,3 +279,24 @@ def test_two_processes_train_the_same_student(workshop):
     ]
     for name, tensor in students[0].items():
         assert (tensor - students[1][name]).abs().max() < 1e-4, name
+
+
+@pytest.mark.parametrize("example", sorted(p.name for p in EXAMPLES.glob("*.yaml")))
+def test_every_example_runs_from_end_to_end(workshop, example):
+    """With a tiny teacher and little text in the place of its own; all else as it stands."""
+    stand_ins = {
+        "teacher.model": "teacher",
+        "data.train": "text.jsonl",
+        "data.name": "null",
+        "data.held_out": "0.2",
+        "data.max_length": "48",
+        "data.train_tokens": "1500",
+        "student.layers.keep": "2",
+        "student.layers.calibration_tokens": "64",
+        "evaluate.tokens": "200",
+        "evaluate.prefill_tokens": "32",
+        "evaluate.generate_tokens": "4",
+    }
+    changes = [word for key, value in stand_ins.items() for word in ("--set", f"{key}={value}")]
+    workshop("run", EXAMPLES / example, "--run-dir", "out", *changes)
+    assert json.loads(Path("out/report.json").read_text())["verdict"]["sentence"]
