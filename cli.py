@@ -70,9 +70,10 @@ def open_run(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **sho
 
 def do_stages(run: Any, names: list[str], *, alone: bool) -> None:
     """Run stages; say so when there was nothing to do."""
+    from attar.processes import is_first_process
     from distill.pipeline import run_stages
 
-    if not run_stages(run, names, alone=alone):
+    if not run_stages(run, names, alone=alone) and is_first_process():
         click.echo(f"Nothing to do: {', '.join(names)} finished before in {run.folder}.")
 
 
@@ -117,9 +118,10 @@ def run(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **show: bo
 
     opened = open_run(recipe, run_dir, overrides, **show)
     do_stages(opened, list(STAGES), alone=False)
+    from attar.processes import is_first_process
     from distill.report import read_table
 
-    if not show["quiet"]:
+    if not show["quiet"] and is_first_process():
         lines, sentence = read_table(opened.folder)
         print_table(lines)
         click.echo(f"{sentence}\nReport: {opened.folder / 'report.html'}")

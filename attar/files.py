@@ -114,7 +114,7 @@ def owned(lock: Path, what: str, error: type[UserError]) -> Iterator[None]:
                 break
             except FileExistsError:
                 owner = _owner(lock)
-                if owner is None or (owner["host"] == mine["host"] and not _is_alive(owner["pid"])):
+                if owner is None or (owner["host"] == mine["host"] and _is_gone(owner["pid"])):
                     lock.unlink(missing_ok=True)
                     continue
                 raise error(
@@ -139,11 +139,11 @@ def _owner(lock: Path) -> dict[str, Any] | None:
     return owner
 
 
-def _is_alive(pid: int) -> bool:
+def _is_gone(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        return False
-    except PermissionError:
         return True
-    return True
+    except PermissionError:
+        return False
+    return False

@@ -38,7 +38,8 @@ def resolve_precision(precision: Precision) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, precision)
         return dtype
     if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
 
@@ -212,11 +213,34 @@ def fetch_weights(source: str) -> None:
 
 def _is_whole(folder: Path) -> bool:
     """Whether every shard that a checkpoint's index names is there."""
-    for index in folder.glob("*.index.json"):
+    safe = list(folder.glob("*.safetensors.index.json"))
+    for index in safe or folder.glob("*.index.json"):
         names = set(json.loads(index.read_text(encoding="utf8"))["weight_map"].values())
         if not all((folder / name).exists() for name in names):
             return False
     return True
+
+
+def _local_folder(name: str) -> Path | None:
+    """The folder that holds a model's files on this machine: its own, or the hub's cache."""
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json")
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def tokenizer_files_fingerprint(source: str) -> str | None:
+    """Changes with a tokenizer's files, chat template included, without loading it (a second)."""
+    name, extra = _where(source)
+    folder = _local_folder(name)
+    if folder is None or extra:
+        return None  # a GGUF file's weights tell
+    words = ("token", "vocab", "merges", "chat_template", "spiece")
+    files = [f for f in sorted(folder.iterdir()) if f.is_file() and any(w in f.name for w in words)]
+    return fingerprint([[f.name, hashlib.sha256(f.read_bytes()).hexdigest()] for f in files])
 
 
 def weights_fingerprint(source: str) -> str | None:
@@ -226,14 +250,9 @@ def weights_fingerprint(source: str) -> str | None:
     spread over it, plus config.json. None where the files are not on this machine.
     """
     name, extra = _where(source)
-    folder = Path(name)
-    if not folder.is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        config = try_to_load_from_cache(name, "config.json")
-        if not isinstance(config, str):
-            return None
-        folder = Path(config).parent
+    folder = _local_folder(name)
+    if folder is None:
+        return None
     suffixes = (".safetensors", ".bin", ".gguf")
     files = [folder / extra["gguf_file"]] if extra else sorted(folder.iterdir())
     weights = [file for file in files if file.suffix in suffixes]

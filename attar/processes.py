@@ -17,6 +17,17 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def free_memory() -> None:
+    """Give back what is no longer used: cycles first, then the GPU memory that torch holds."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def process_state() -> Any:
     """accelerate's `PartialState`; on CPU it must be told so, or each rank trains alone.
 

@@ -21,7 +21,9 @@ def find_model(run_or_model: str, artifact: str | None) -> str:
                 f"{run_or_model} is not a run folder, so it has no artifact `{artifact}`."
             )
         return run_or_model
-    models = {path.name: path for path in sorted((folder / "artifacts").glob("*")) if path.is_dir()}
+    made = [path for path in (folder / "artifacts").glob("*") if (path / "config.json").exists()]
+    made = [path for path in made if path.suffix not in (".partial", ".old")]
+    models = {path.name: path for path in sorted(made)}
     for path in sorted((folder / "arms").glob("*/student")):
         models.setdefault(path.parent.name, path)
     if not models:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from jinja2.exceptions import TemplateError
 from pydantic import Field, field_validator
 
 from attar.errors import DataError
@@ -104,6 +105,12 @@ class Examples:
         return fingerprint(sorted(set(self.keys)))
 
 
+def first_examples(examples: Examples, tokens: int) -> list[int]:
+    """Numbers of the first examples that hold at least so many counted tokens, or of all."""
+    enough = int(np.searchsorted(np.cumsum(examples.counts), tokens)) + 1
+    return list(range(min(enough, len(examples))))
+
+
 # Tokenising ------------------------------------------------------------------------------------
 
 
@@ -144,7 +151,7 @@ def tokenize_chat(
 ) -> tuple[list[int], list[int]]:
     """(ids, labels) of one conversation, truncated; only the assistant's tokens count."""
     text, spans = render_chat(tokenizer, messages)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = encoded["input_ids"][:max_length]
     spoken = [
         any(span.start <= start < span.stop for span in spans)
@@ -174,7 +181,11 @@ def tokenize_document(
             "The data are conversations but the tokenizer has no chat template; use an instruct "
             "model's tokenizer, or name a text column with `data.text_column`."
         )
-    ids, labels = tokenize_chat(tokenizer, messages, config.max_length)
+    try:
+        ids, labels = tokenize_chat(tokenizer, messages, config.max_length)
+    except TemplateError as error:
+        turns = ", ".join(message["role"] for message in messages[:6])
+        raise DataError(f"The chat template refuses a conversation ({turns}): {error}") from None
     return [(ids, labels)] if any(label != IGNORE for label in labels) else []
 
 
@@ -194,8 +205,18 @@ def _documents(
     random.Random(seed).shuffle(order)
 
     def generate() -> Iterator[Document]:
+        cut = nothing = 0
         for t, i in order:
-            yield tokenize_document(tokenizer, tables[t][i], *kinds[t], config)
+            document = tokenize_document(tokenizer, tables[t][i], *kinds[t], config)
+            chat = kinds[t][0] != "text"
+            cut += chat and any(len(ids) == config.max_length for ids, _ in document)
+            nothing += not document
+            yield document
+        if cut or nothing:
+            log.warning(
+                "data: %d conversations reach `data.max_length` %d and end there; %d rows have "
+                "nothing to learn and are left out", cut, config.max_length, nothing,
+            )  # fmt: skip
 
     return len(order), generate()
 

@@ -35,7 +35,7 @@ from attar.loading import (
 from attar.strict import Section
 from distill.apart import run_apart
 from distill.batches import Batch, collate, plan_in_order
-from distill.data import IGNORE, Examples
+from distill.data import IGNORE, Examples, first_examples
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +72,7 @@ class MeasureJob:
 
 def held_out_batches(examples: Examples, config: EvaluateConfig) -> list[list[int]]:
     """Numbers of the examples measured, in batches; the same for every model."""
-    chosen, tokens = [], 0
-    for i in range(len(examples)):
-        if tokens >= config.tokens:
-            break
-        chosen.append(i)
-        tokens += int(examples.counts[i])
+    chosen = first_examples(examples, config.tokens)
     lengths = [int(examples.lengths[i]) for i in chosen]
     plan = plan_in_order(lengths, config.batch_size)
     return [[chosen[row[0]] for row in rows] for rows in plan]

@@ -192,7 +192,8 @@ def _chunk_by_hand(
         student = head_logits - log_total
         tail = torch.where(teacher_rest > 0, target.tail_N.unsqueeze(-1) - log_rest, 0.0)
         values["forward_kl"] = (mass * (teacher - student)).sum() + (teacher_rest * tail).sum()
-        coefficient = coefficient + kl.scale * (1 - teacher_rest * (total / rest))
+        ratio = torch.where(teacher_rest > 0, teacher_rest * (total / rest), 0.0)
+        coefficient = coefficient + kl.scale * (1 - ratio)
     result = torch.stack([values[term.loss.name].double() for term in terms])
     if not grad:
         return result, None

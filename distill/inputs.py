@@ -7,6 +7,7 @@ from typing import Any
 
 from attar import __version__
 from attar.files import fingerprint
+from attar.loading import tokenizer_files_fingerprint, weights_fingerprint
 from distill.data import source_stamp
 from distill.run import Run
 from teachers.load import teacher_identity
@@ -28,15 +29,20 @@ NEEDS = {
 def _sections(run: Run, stage: str) -> list[Any]:
     """The parts of the recipe that a stage reads itself."""
     recipe = run.recipe
-    data = [recipe.data.model_dump(), source_stamp(recipe.data), recipe.seed]
+    tokenizer = tokenizer_files_fingerprint(recipe.teacher.model)
+    data = [recipe.data.model_dump(), source_stamp(recipe.data), recipe.seed, tokenizer]
     special = recipe.specialize
-    if special is not None and special.data is not None and stage in ("cache", "specialize"):
-        data.append([special.data.model_dump(), source_stamp(special.data)])
+    if special is not None and special.data is not None:
+        if stage == "specialize" or (stage == "cache" and run.specialize_reads_cache):
+            data.append([special.data.model_dump(), source_stamp(special.data)])
+    student = recipe.student.from_
+    named = isinstance(student, str) and student != "teacher"
+    weights = weights_fingerprint(str(student)) if named else None
     teacher = [teacher_identity(recipe.teacher), recipe.teacher.model_dump()]
     parts: dict[str, list[Any]] = {
         "adapt-teacher": [data, teacher],
         "cache": [data, teacher, recipe.cache.model_dump(exclude={"batch_tokens"})],
-        "build": [data, teacher, recipe.student.model_dump()],
+        "build": [data, teacher, recipe.student.model_dump(), weights],
         "train": [recipe.train.model_dump(exclude={"trackers"})],
         "specialize": [data, special.model_dump() if special is not None else None],
         "export": [recipe.export.model_dump()],
@@ -61,6 +67,8 @@ def is_done(run: Run, stage: str) -> bool:
         stage == "specialize" and recipe.specialize is None
     ):
         return True
+    if stage == "cache" and run.reads_cache and not run.has_cache():
+        return False
     record = run.record(stage)
     made = all(path.exists() for path in _outputs(run, stage))
     return made and record is not None and record.inputs == inputs_of(run, stage)
@@ -75,6 +83,7 @@ def _outputs(run: Run, stage: str) -> list[Path]:
         "train": [run.arm_folder(arm) / "student" for arm in arms],
         "specialize": [run.specialized_folder / "merged"],
         "export": [run.artifact_folder(name) for name in run.recipe.export.artifacts],
+        "evaluate": [run.folder / "evaluation" / f"{name}.npz" for name in ["teacher", *arms]],
         "report": [run.folder / "report.json", run.folder / "report.html"],
     }
     return found.get(stage, [])

@@ -6,6 +6,7 @@ stopped anywhere continues from its last checkpoint and ends bit for bit where i
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
 import signal
@@ -21,12 +22,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from attar.errors import RunError
+from attar.errors import RecipeError, RunError
 from attar.strict import Section
 from distill.batches import Batch, MicroBatch, collate, plan_epoch, plan_in_order
 from distill.checkpoint import Checkpoint, load_learned, save_learned
 from distill.console import progress
-from distill.data import Examples
+from distill.data import Examples, first_examples
 from distill.objective import AnyTerm, Learner, Sums, needs_teacher
 from distill.schedule import Schedule, learning_rate_factor
 from students.trainable import Trainable
@@ -163,6 +164,9 @@ def make_accelerator(config: LoopConfig, folder: Path) -> Any:
     from accelerate import Accelerator
 
     trackers: Any = list(config.trackers) or None
+    for name in config.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise RecipeError(f"`train.trackers` names {name}, which is not installed.")
     return Accelerator(
         cpu=not torch.cuda.is_available(), log_with=trackers, project_dir=str(folder)
     )
@@ -201,6 +205,7 @@ class _Run:
         self.checkpoint_every = job.config.checkpoint_every or self.evaluate_every
         self.progress: dict[str, Any] = {
             "step": 0, "best": math.inf, "best_step": 0, "seconds": 0.0, "history": [],
+            "world": self.world,
         }  # fmt: skip
 
     @property
@@ -251,22 +256,22 @@ class _Run:
     def evaluate(self) -> dict[str, float]:
         """The objective and nll on held-out examples, nats a token."""
         self.job.learner.eval()
-        micro, tokens = [], 0
-        for rows in plan_in_order(list(self.job.held_out.lengths), self.config.batch_size):
-            if tokens < self.config.evaluate_tokens:
-                micro.append(rows)
-                tokens += int(sum(self.job.held_out.counts[i] for row in rows for i in row))
-        totals: dict[str, float] = {}
+        chosen = first_examples(self.job.held_out, self.config.evaluate_tokens)
+        tokens = int(self.job.held_out.counts[chosen].sum())
+        lengths = self.job.held_out.lengths[chosen]
+        plan = plan_in_order(list(lengths), self.config.batch_size)
+        micro = [[[chosen[i] for i in row] for row in rows] for rows in plan]
+        names = [f"{i}:{term.loss}" for i, term in enumerate(self.config.objective)]
+        totals = dict.fromkeys([*names, "nll"], 0.0)
         for rows in micro[self.rank :: self.world]:
             batch = collate([[self.job.held_out[i] for i in row] for row in rows])
             _, sums = self._forward(self.job.learner, batch, 1.0)
-            for name, value in sums.terms.items():
-                totals[name] = totals.get(name, 0.0) + float(value)
+            for name in totals:
+                totals[name] += float(sums.terms[name])
         if self.world > 1:
-            names = sorted(totals)
-            values = torch.tensor([totals[n] for n in names], dtype=torch.float64)
-            values = self.accelerator.reduce(values.to(self.accelerator.device), "sum")
-            totals = dict(zip(names, values.tolist(), strict=True))
+            values = torch.tensor(list(totals.values()), device=self.accelerator.device)
+            values = self.accelerator.reduce(values, "sum")
+            totals = dict(zip(totals, values.tolist(), strict=True))
         means = {f"held_out_{name}": total / tokens for name, total in totals.items()}
         means["held_out"] = self._value(totals) / tokens
         return means
@@ -324,6 +329,11 @@ def train(job: Job) -> Result:
         run.accelerator.init_trackers(job.name)
     found = run.checkpoint.load()
     if found is not None:
+        if found["world"] != run.world:
+            raise RunError(
+                f"`{job.name}` was stopped on {found['world']} processes and cannot go on on "
+                f"{run.world}; use as many again, or delete {run.checkpoint.folder}."
+            )
         run.progress = found
         log.info("%s: going on from step %d of %d", job.name, found["step"], run.total)
     started = time.time()

@@ -7,11 +7,11 @@ import logging
 from attar.anatomy import check_layers
 from attar.errors import RecipeError, RunError
 from attar.loading import check_same_vocabulary, fetch_weights, load_tokenizer
-from attar.processes import is_alone, is_first_process, process_state
+from attar.processes import free_memory, is_alone, is_first_process, process_state
 from distill.console import log_to_file
 from distill.data import check_sources
 from distill.inputs import NEEDS, inputs_of, is_done
-from distill.run import Run, Stopwatch
+from distill.run import Run, Stopwatch, on_first_process
 from distill.stages import PARALLEL, STAGES
 from teachers.store import SignalStore
 
@@ -26,6 +26,11 @@ def check_before_work(run: Run) -> None:
         check_sources(recipe.specialize.data)
     depth = run.teacher_depth
     check_layers(recipe.cache.hidden.layers, depth)
+    positions = getattr(run.teacher_config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and recipe.data.max_length > positions:
+        raise RecipeError(
+            f"`data.max_length` is {recipe.data.max_length}; the teacher has {positions} positions."
+        )
     layers = recipe.student.layers
     if layers is not None:
         wrong = (
@@ -47,6 +52,8 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
     With `alone`, a stage whose needs are not done is refused with the command that does them.
     """
     fetch_weights(run.recipe.teacher.model)
+    if isinstance(run.recipe.student.from_, str) and run.recipe.student.from_ != "teacher":
+        fetch_weights(run.recipe.student.from_)
     todo = _agree([name for name in names if not is_done(run, name)])
     if not todo:
         return False
@@ -99,6 +106,7 @@ def _run_stage(run: Run, name: str) -> None:
         return
     record = STAGES[name](run)
     record.inputs, record.seconds = inputs_of(run, name), watch.seconds
+    free_memory()  # evaluation's processes want it
     if is_first_process():
         run.write_record(record)
         log.info("%s: done in %.1f s", name, record.seconds)
@@ -108,10 +116,11 @@ def _run_stage(run: Run, name: str) -> None:
 
 def repair_cache(run: Run) -> list[str]:
     """Forget damaged shards so that the next build makes them again; says which they were."""
-    store = SignalStore(run.cache_url)
-    with run.owned(), store.writing():
-        run.prepare_data()
-        faults = store.repair(run.cache_manifest())
-    if faults:
-        (run.folder / "records" / "cache.json").unlink(missing_ok=True)
+    store, faults = SignalStore(run.cache_url), []
+    run.prepare_data()
+    with on_first_process() as first:
+        if first:
+            with run.owned(), store.writing():
+                faults = store.repair(run.cache_manifest())
+                (run.folder / "records" / "cache.json").unlink(missing_ok=True)
     return faults

@@ -18,6 +18,7 @@ from attar.loading import default_device, load_config, resolve_precision
 from attar.processes import is_alone
 from distill.data import DataConfig, sources_of, tokenize_document
 from distill.inputs import is_done
+from distill.loop import LoopConfig
 from distill.objective import needs_teacher
 from distill.run import Run
 from distill.sources import column_kind, load_rows
@@ -99,9 +100,23 @@ def count_tokens(run: Run, config: DataConfig) -> tuple[int, int, str]:
             length += sum(sum(label >= 0 for label in labels) for _, labels in found)
             seen += 1
     total = int(rows * length / max(1, seen))
-    share = config.held_out if isinstance(config.held_out, float) else 0.1
-    held = min(int(total * share), config.held_out_tokens or total)
-    return min(total - held, config.train_tokens or total), held, f"estimated from {seen} rows"
+    known = f"estimated from {seen} rows"
+    if isinstance(config.held_out, str):  # another source, not counted here
+        return (
+            min(total, config.train_tokens or total),
+            config.held_out_tokens or total // 10,
+            known,
+        )
+    held = min(int(total * config.held_out), config.held_out_tokens or total)
+    return min(total - held, config.train_tokens or total), held, known
+
+
+def trained_tokens(config: LoopConfig, data: DataConfig, tokens: int) -> int:
+    """Tokens one training passes over: its epochs, or fewer where `max_steps` ends it."""
+    total = tokens * config.epochs
+    if config.max_steps is None:
+        return total
+    return min(total, config.max_steps * config.batch_size * config.accumulate * data.max_length)
 
 
 def estimate(run: Run) -> list[Estimate]:
@@ -124,7 +139,7 @@ def estimate(run: Run) -> list[Estimate]:
     teacher_bytes = teacher.total * {**size, "int8": 1.1, "nf4": 0.6}[recipe.teacher.quantization]
     adapt = recipe.teacher.adapt
     if adapt is not None:
-        tokens = train_tokens * adapt.epochs
+        tokens = trained_tokens(adapt, recipe.data, train_tokens)
         cost = 3 * teacher.forward(tokens) / train_speed
         add("adapt-teacher", tokens, teacher.total * 16, teacher.total * 16, cost, "full fine-tune")
     if any(needs_teacher(terms) for terms in recipe.objectives().values()):
@@ -133,15 +148,18 @@ def estimate(run: Run) -> list[Estimate]:
         cost = teacher.forward(tokens) / speed
         about = f"{a_token:.0f} bytes a token; tokens {known}"
         add("cache", tokens, a_token * tokens, teacher_bytes, cost, about)
-    add("build", 0, student.total * 4, teacher.total * 4, _build_seconds(run, teacher, train_speed),
+    build_seconds = _build_seconds(run, teacher, EFFICIENCY * flops_per_second(torch.float32))
+    add("build", 0, student.total * 4, teacher.total * 4 + student.total * 8, build_seconds,
         f"{student.total / 1e6:.1f} M parameters, {student.depth} blocks")  # fmt: skip
-    tokens = train_tokens * recipe.train.epochs
+    tokens = trained_tokens(recipe.train, recipe.data, train_tokens)
     arms = 1 + len(recipe.train.arms)
     cost = arms * 3 * student.forward(tokens) / train_speed
     states = student.total * 16
     add("train", tokens * arms, states * arms, states, cost, f"{arms} arms on the same tokens")
     if recipe.specialize is not None:
-        tokens = train_tokens * recipe.specialize.epochs
+        own = recipe.specialize.data or recipe.data
+        its_tokens = count_tokens(run, own)[0] if recipe.specialize.data else train_tokens
+        tokens = trained_tokens(recipe.specialize, own, its_tokens)
         cost = 3 * student.forward(tokens) / train_speed
         add("specialize", tokens, student.total * 4.5, student.total * 2, cost,
             recipe.specialize.method)  # fmt: skip
@@ -155,7 +173,7 @@ def estimate(run: Run) -> list[Estimate]:
         5.0 * len(artifacts),
         ", ".join(artifacts),
     )
-    models = 2 + arms + len(artifacts)
+    models = 2 + arms + len(artifacts) + (recipe.specialize is not None)
     tokens = min(held_tokens, recipe.evaluate.tokens)
     cost = models * (20 + 1.2 * student.forward(tokens) / speed) + teacher.forward(tokens) / speed
     add("evaluate", tokens * models, 0, teacher_bytes, cost, f"{models} models, a process each")
@@ -182,8 +200,8 @@ def _build_seconds(run: Run, teacher: Shape, speed: float) -> float:
     one = teacher.forward(layers.calibration_tokens) / speed
     if layers.by != "greedy":
         return 5.0 + one
-    removed = teacher.depth - layers.keep
-    return 5.0 + removed * teacher.depth * 0.6 * one
+    removed = teacher.depth - layers.keep  # about five half passes a removal, after all once
+    return 5.0 + (0.5 * teacher.depth + 3.5 * removed) * one
 
 
 def bytes_per_token(run: Run, teacher: Shape) -> float:

@@ -65,7 +65,9 @@ def _measured_files(run: Run) -> list[Path]:
 
 def cost(run: Run) -> dict[str, Any]:
     """Seconds, tokens and bytes of each stage, and bytes a token of the cache."""
-    records = {name: run.record(name) for name in ORDER}
+    recipe = run.recipe
+    left_out = {"adapt-teacher": recipe.teacher.adapt, "specialize": recipe.specialize}
+    records = {name: run.record(name) for name in ORDER if left_out.get(name, True) is not None}
     stages = {
         name: {"seconds": record.seconds, "tokens": record.tokens, "bytes": record.bytes}
         for name, record in records.items()

@@ -32,6 +32,7 @@ from attar.loading import (
 )
 from attar.processes import is_alone, process_state
 from distill.data import DataConfig, Examples, prepare
+from distill.objective import needs_teacher
 from distill.recipe import Recipe
 from teachers.cache import SignalCache, manifest_of
 from teachers.load import TeacherConfig, teacher_identity
@@ -159,9 +160,25 @@ class Run:
     def cached_examples(self) -> list[Examples]:
         """All sets of examples whose signals some objective reads."""
         sets = list(self.data())
-        if self.recipe.specialize is not None and self.recipe.specialize.data is not None:
-            sets += self.data(self.recipe.specialize.data)
+        special = self.recipe.specialize
+        if special is not None and special.data is not None and self.specialize_reads_cache:
+            sets += self.data(special.data)
         return sets
+
+    @property
+    def reads_cache(self) -> bool:
+        """Whether any objective reads the teacher's signals."""
+        return needs_teacher(self.recipe.train.objective) or self.specialize_reads_cache
+
+    @property
+    def specialize_reads_cache(self) -> bool:
+        """Whether specialising does."""
+        special = self.recipe.specialize
+        return special is not None and needs_teacher(special.objective)
+
+    def has_cache(self) -> bool:
+        """Whether a cache was begun where the recipe puts it."""
+        return SignalStore(self.cache_url).folder.exists("manifest.json")
 
     def cache_manifest(self) -> dict[str, Any]:
         """What the cache must say of itself to serve this recipe."""

@@ -45,14 +45,23 @@ def load_rows(source: str, split: str, name: str | None) -> Any:
         if files[0].is_dir():
             if (files[0] / "state.json").exists() or (files[0] / "dataset_dict.json").exists():
                 loaded = datasets.load_from_disk(str(files[0]))
-                return loaded if isinstance(loaded, datasets.Dataset) else loaded[split]
+                if isinstance(loaded, datasets.DatasetDict):
+                    return loaded[split]
+                _check_no_split(source, split)
+                return loaded
             return datasets.load_dataset(str(files[0]), name, split=split)
+        _check_no_split(source, split)
         return _load_files(source, files)
     except DataError:
         raise
     except Exception as error:  # datasets raises many kinds, from many libraries
         reason = " ".join(f"{error.__cause__ or error}".split())[:300]
         raise DataError(f"`{source}` cannot be read as a data set: {reason}") from error
+
+
+def _check_no_split(source: str, split: str) -> None:
+    if split != "train":
+        raise DataError(f"`{source}` has no splits, so there is no `{split}` in it; name a file.")
 
 
 def _load_files(source: str, files: list[Path]) -> Any:
@@ -86,7 +95,8 @@ def column_kind(columns: list[str], source: str, text_column: str | None) -> tup
     for prompt in ("prompt", "instruction", "question"):
         for answer in ("completion", "response", "answer", "output"):
             if prompt in columns and answer in columns:
-                return "pair", [prompt, answer]
+                more = [name for name in ("input", "context") if name in columns]
+                return "pair", [prompt, *more, answer]
     for name in ("text", "content"):
         if name in columns:
             return "text", [name]
@@ -99,8 +109,9 @@ def column_kind(columns: list[str], source: str, text_column: str | None) -> tup
 def messages_of(row: dict[str, Any], kind: str, columns: list[str]) -> list[dict[str, str]]:
     """A row as chat messages with `role` and `content`."""
     if kind == "pair":
-        roles = ("user", "assistant")
-        return [{"role": r, "content": row[c]} for r, c in zip(roles, columns, strict=True)]
+        asked = "\n\n".join(row[column] for column in columns[:-1] if row[column])
+        answer = {"role": "assistant", "content": row[columns[-1]]}
+        return [{"role": "user", "content": asked}, answer]
     names = {"human": "user", "gpt": "assistant", "system": "system"}
     messages = []
     for message in row[columns[0]] or []:
@@ -108,5 +119,7 @@ def messages_of(row: dict[str, Any], kind: str, columns: list[str]) -> list[dict
             role = names.get(message["from"], message["from"])
             messages.append({"role": role, "content": message["value"]})
         else:
+            if message.get("role") is None or message.get("content") is None:
+                raise DataError(f"A message has no `role` or no `content`: {str(message)[:120]}")
             messages.append({"role": message["role"], "content": message["content"]})
     return messages

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,10 @@ from attar.loading import (
     load_tokenizer,
     resolve_precision,
 )
-from attar.processes import is_alone, process_state
+from attar.processes import free_memory, is_alone, process_state
 from distill import report as reporting
 from distill.console import progress
-from distill.data import Examples
+from distill.data import DataConfig, Examples
 from distill.evaluate import MeasureJob, measure_apart
 from distill.inputs import ORDER, inputs_of
 from distill.loop import Job, LoopConfig, Result
@@ -64,7 +65,11 @@ def adapt_teacher(run: Run) -> Record:
         trust_remote_code=run.recipe.teacher.trust_remote_code,
     )
     choose_trainable(model, config.trainable)
-    result = _train(run, "teacher", model, config, run.data(), run.folder / "arms" / "teacher")
+    folder = run.arm_folder("teacher")
+    with on_first_process() as first:
+        if first:
+            _discard_other(folder, inputs_of(run, "adapt-teacher"))
+    result = _train(run, "teacher", model, config, run.recipe.data, folder)
     with on_first_process() as first:
         if first:
             dtype = resolve_precision(run.recipe.teacher.dtype)
@@ -74,7 +79,7 @@ def adapt_teacher(run: Run) -> Record:
 
 def cache(run: Run) -> Record:
     """Run the teacher once over all examples and keep what it says."""
-    if not any(needs_teacher(terms) for terms in run.recipe.objectives().values()):
+    if not run.reads_cache:
         log.info("cache: no objective reads the teacher; nothing to do")
         return Record("cache", "", notes={"tokens": 0, "bytes_per_token": 0.0})
     sets = run.cached_examples()
@@ -87,23 +92,24 @@ def cache(run: Run) -> Record:
     def make_runner() -> TeacherRunner:
         return TeacherRunner(load_teacher(run.teacher), run.vocabulary, run.recipe.cache)
 
+    def meet() -> None:
+        if state is not None:
+            state.wait_for_everyone()
+
     total = sum(len(request.input_ids) for request in requests)
-    with progress("cache", total) as meter:
+    with progress("cache", total) as meter, store.writing() if rank == 0 else nullcontext():
         if rank == 0:
-            with store.writing():
-                store.begin(manifest)
-                if state is not None:
-                    state.wait_for_everyone()
-                numbers = build_cache(
-                    store, manifest, requests, make_runner,
-                    rank=rank, world=world, on_tokens=meter.advance, on_skip=meter.skip,
-                )  # fmt: skip
-        else:
-            process_state().wait_for_everyone()  # the first process finds the cache to fit
-            numbers = build_cache(store, manifest, requests, make_runner, rank=rank, world=world)
-    if state is not None:
-        state.wait_for_everyone()
-        numbers = store.totals()
+            store.begin(manifest)
+        meet()  # the others find the cache begun, and to fit
+        build_cache(
+            store, manifest, requests, make_runner,
+            rank=rank, world=world, on_tokens=meter.advance, on_skip=meter.skip,
+        )  # fmt: skip
+        meet()
+    numbers = store.totals()
+    if numbers["padding_mass"] > 0:
+        mass = numbers["padding_mass"]
+        log.info("cache: %.2g of the teacher's probability is on ids without a token, cut", mass)
     tokens = int(numbers["tokens"])
     notes = {**numbers, "bytes_per_token": numbers["bytes"] / max(1, tokens)}
     return Record("cache", "", tokens=tokens, bytes=int(numbers["bytes"]), notes=notes)
@@ -187,7 +193,7 @@ def train(run: Run) -> Record:
             log.info(
                 "%s: %s of %s parameters learn", arm, f"{count:,}", f"{count_parameters(student):,}"
             )
-            result = _train(run, arm, student, arm_config, run.data(), folder)
+            result = _train(run, arm, student, arm_config, run.recipe.data, folder)
             with on_first_process() as first:
                 if first:
                     save_student(student, run.tokenizer, folder / "student")
@@ -210,8 +216,8 @@ def specialize(run: Run) -> Record:
     source = run.arm_folder("distill") / "student"
     student = load_base(source, config, run.trusts_code)
     student = add_adapter(student, config, run.recipe.seed)
-    examples = run.data(config.data)
-    result = _train(run, "specialize", student, config, examples, folder / "run")
+    data = config.data or run.recipe.data
+    result = _train(run, "specialize", student, config, data, folder / "run")
     with on_first_process() as first:
         if first:
             student.save_pretrained(str(folder / "adapter"))
@@ -261,12 +267,13 @@ def _train(
     name: str,
     student: torch.nn.Module,
     config: LoopConfig,
-    data: tuple[Examples, Examples],
+    data: DataConfig,
     folder: Path,
 ) -> Result:
     """The loop on one student."""
     needs = needs_teacher(config.objective)
-    if run.recipe.data.packing:
+    torch.manual_seed(run.recipe.seed)  # projectors are drawn from it
+    if data.packing:
         check_examples_stay_apart(student, run.vocabulary)
     learner = Learner(
         student,
@@ -277,19 +284,22 @@ def _train(
         layer_pairs=_layer_pairs(run, student),
         teacher_width=run.teacher_width if needs else None,
     )
+    train, held_out = run.data(data)
     job = Job(
         name=name,
         learner=learner,
         config=config,
-        train=data[0],
-        held_out=data[1],
+        train=train,
+        held_out=held_out,
         cache=run.open_cache() if needs else None,
         folder=folder,
         seed=run.recipe.seed,
-        max_length=run.recipe.data.max_length,
-        packing=run.recipe.data.packing,
+        max_length=data.max_length,
+        packing=data.packing,
     )
-    return train_loop(job)
+    result = train_loop(job)
+    free_memory()
+    return result
 
 
 def _train_dtype(config: Any) -> torch.dtype:
@@ -360,7 +370,7 @@ def _measure_jobs(run: Run) -> list[MeasureJob]:
             dtype=str(identity["dtype"]),
             quantization=run.teacher.quantization,
             is_teacher=True,
-            **shared,
+            **{**shared, "trust_remote_code": run.teacher.trust_remote_code},
         )
     ]
     models = {"init": run.student_folder}

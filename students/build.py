@@ -61,6 +61,7 @@ def choose_blocks(
     """Numbers of the blocks to keep."""
     depth = num_layers(model)
     keep = config.keep
+    calibration_BT = calibration_BT.to(next(model.parameters()).device)
     if isinstance(keep, list):
         return keep
     if not 1 <= keep <= depth:

@@ -176,7 +176,7 @@ def cut_depth(model: Any, keep: list[int]) -> nn.Module:
     text = config.get_text_config()
     text.num_hidden_layers = len(keep)
     for name, value in list(vars(text).items()):  # layer_types, rope or window patterns by layer
-        if isinstance(value, (list, tuple)) and len(value) == depth:
+        if isinstance(value, (list, tuple)) and len(value) == depth and "token" not in name:
             setattr(text, name, [value[block] for block in keep])
     dtype = next(model.parameters()).dtype
     student = type(model)._from_config(config, dtype=dtype)
@@ -187,7 +187,12 @@ def cut_depth(model: Any, keep: list[int]) -> nn.Module:
         for name, tensor in weights.items():
             if match := re.match(rf"{re.escape(prefix)}{old}\.(.*)", name):
                 renamed[f"{prefix}{new}.{match[1]}"] = tensor
-    student.load_state_dict(renamed, strict=True)
+    try:
+        student.load_state_dict(renamed, strict=True)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be cut by blocks yet: {str(error)[:200]}"
+        ) from None
     student.tie_weights()
     student.generation_config = copy.deepcopy(model.generation_config)
     return student.eval()  # type: ignore[no-any-return]

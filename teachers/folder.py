@@ -34,6 +34,7 @@ class Folder:
 
     def names(self, folder: str) -> list[str]:
         """Names of the finished files in a sub-folder, sorted."""
+        self._fs.invalidate_cache()  # other processes write here too
         try:
             found = self._fs.ls(self.path(folder), detail=False)
         except FileNotFoundError:

@@ -154,6 +154,7 @@ def test_schema_is_json_and_names_every_loss():
 def test_chat_with_an_unknown_artifact_names_those_that_exist(tmp_path):
     (tmp_path / "recipe.yaml").write_text("seed: 0")
     (tmp_path / "artifacts" / "bf16").mkdir(parents=True)
+    (tmp_path / "artifacts" / "bf16" / "config.json").write_text("{}")
     result = CliRunner().invoke(main, ["chat", str(tmp_path), "--artifact", "bf61"])
     assert result.exit_code == 1
     assert "Did you mean `bf16`?" in result.output
