@@ -300,3 +300,33 @@ def test_every_example_runs_from_end_to_end(workshop, example):
     changes = [word for key, value in stand_ins.items() for word in ("--set", f"{key}={value}")]
     workshop("run", EXAMPLES / example, "--run-dir", "out", *changes)
     assert json.loads(Path("out/report.json").read_text())["verdict"]["sentence"]
+
+
+def test_a_cache_that_was_deleted_is_built_again(workshop):
+    import shutil
+
+    workshop.upto_train("out")
+    before = digest("out/cache")
+    shutil.rmtree("out/cache")
+    workshop("cache", "build", "recipe.yaml", "--run-dir", "out")
+    assert digest("out/cache") == before
+
+
+def test_another_way_of_adapting_makes_another_teacher(workshop):
+    adapt = "teacher.adapt={{lr: {}, batch_size: 4, precision: float32}}"
+    teachers = []
+    for lr in ("1e-3", "3e-3"):
+        workshop("adapt-teacher", "recipe.yaml", "--run-dir", "out", "--set", adapt.format(lr))
+        teachers.append(digest("out/teacher"))
+    assert teachers[0] != teachers[1]
+
+
+def test_a_run_stopped_on_other_processes_is_not_mixed_up(workshop):
+    workshop.upto_train("out")
+    state = Path("out/arms/distill/last/progress.json")
+    state.write_text(json.dumps({**json.loads(state.read_text()), "world": 2}))
+    Path("out/arms/distill/result.json").unlink()
+    Path("out/records/train.json").unlink()
+    result = workshop("train", "recipe.yaml", "--run-dir", "out", ok=False)
+    assert result.exit_code == 1
+    assert "2 processes" in result.output

@@ -317,3 +317,20 @@ def test_padded_columns_of_the_model_have_no_part_in_the_loss(make_model):
     total.backward()
     assert model.lm_head.weight.grad[:90].abs().max() > 0
     assert (model.lm_head.weight.grad[90:] == 0).all()
+
+
+def test_a_flat_student_on_targets_of_every_id_has_finite_gradients():
+    """k = V leaves no rest: what divides by it must not reach the gradient."""
+    vocabulary = 256
+    teacher = normal(N, vocabulary, seed=5).log_softmax(-1)
+    ids = torch.arange(vocabulary).expand(N, -1)
+    target = SparseDistribution(ids, teacher, torch.full((N,), -math.inf))
+    hidden = torch.zeros(N, H, requires_grad=True)
+    weight = normal(vocabulary, H, seed=6).requires_grad_()
+    terms = [HeadTerm(LOSSES["forward_kl"], 1.0, target=target)]
+    labels = torch.zeros(N, dtype=torch.long)
+    total, _ = head_losses(hidden, Head(weight), labels, terms, chunk=4, dtype=torch.float32)
+    total.backward()
+    uniform = torch.full((N, vocabulary), 1 / vocabulary)
+    expected = (uniform - teacher.exp()) @ weight.detach()
+    torch.testing.assert_close(hidden.grad, expected, atol=1e-5, rtol=1e-4)
