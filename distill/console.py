@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -27,7 +28,9 @@ def set_up_logging(verbose: bool = False, quiet: bool = False) -> None:
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft
     quiet = quiet or not is_first_process()
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
-    handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)  # plain lines in files and pipes
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
     handler.setLevel(level)
     for name in PACKAGES:
         logger = logging.getLogger(name)
