@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
-from attar.files import read_json
+from harness import processor
+
+from attar.files import read_json, write_json
 from distill.report import read_table
 
 
@@ -37,6 +41,14 @@ def main() -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name in ("report.json", "report.html"):
         shutil.copy(folder / name, target / name)
+    measured = date.fromtimestamp((folder / "report.json").stat().st_mtime).isoformat()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=folder, capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    command = "distill run examples/demo.yaml --run-dir runs/demo"
+    found = {"date": measured, "machine": processor(), "commit": commit, "command": command}
+    write_json(target / "record.json", found)
 
 
 if __name__ == "__main__":

@@ -53,9 +53,12 @@ def _sections(run: Run, stage: str) -> list[Any]:
 
 
 def inputs_of(run: Run, stage: str) -> str:
-    """Fingerprint of everything a stage's result depends on."""
-    upstream = [inputs_of(run, need) for need in NEEDS.get(stage, [])]
-    return fingerprint([__version__, stage, _sections(run, stage), upstream])
+    """Fingerprint of everything a stage's result depends on; taken once a command."""
+    if stage not in run.inputs:
+        upstream = [inputs_of(run, need) for need in NEEDS.get(stage, [])]
+        parts = [__version__, stage, _sections(run, stage), upstream]
+        run.inputs[stage] = fingerprint(parts)
+    return run.inputs[stage]
 
 
 def is_done(run: Run, stage: str) -> bool:

@@ -58,6 +58,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe, self.folder = recipe, folder
+        self.inputs: dict[str, str] = {}  # fingerprints by stage, see inputs.py
 
     # Places ----------------------------------------------------------------------------------
 

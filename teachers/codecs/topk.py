@@ -15,11 +15,14 @@ from typing import Literal
 import numpy as np
 import torch
 from pydantic import Field, field_validator
+from torch import Tensor
 
 from attar.errors import RecipeError
 from attar.strict import Section
 from teachers.codecs import CODECS, Columns
 from teachers.signals import SparseDistribution, TeacherChunk
+
+CACHE_BYTES = 6 << 20
 
 
 @CODECS.add("topk")
@@ -42,6 +45,13 @@ class TopK(Section):
     def encode(self, chunk: TeacherChunk) -> Columns:
         """Ids by falling probability, their log-probabilities, the tail. See the file's head."""
         logits_NV = chunk.logits()
+        rows = len(logits_NV)
+        if logits_NV.device.type == "cpu":  # as many as stay in the cache between the passes
+            rows = max(8, CACHE_BYTES // (4 * logits_NV.shape[1]))
+        parts = [self._encode(piece_NV) for piece_NV in logits_NV.split(max(1, rows))]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _encode(self, logits_NV: Tensor) -> Columns:
         vocabulary = logits_NV.shape[1]
         top = logits_NV.topk(min(self.k, vocabulary), dim=-1)
         others_NV = logits_NV.scatter_(-1, top.indices, -torch.inf)  # they are ours to use up
