@@ -159,14 +159,18 @@ def stop_requests() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def check_trackers(config: LoopConfig) -> None:
+    """Raise `RecipeError` for a tracker that is not installed: accelerate drops it silently."""
+    for name in config.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise RecipeError(f"`train.trackers` names {name}, which is not installed.")
+
+
 def make_accelerator(config: LoopConfig, folder: Path) -> Any:
     """accelerate's view of devices and processes; autocast is ours, so no mixed precision here."""
     from accelerate import Accelerator
 
     trackers: Any = list(config.trackers) or None
-    for name in config.trackers:
-        if importlib.util.find_spec(name) is None:
-            raise RecipeError(f"`train.trackers` names {name}, which is not installed.")
     return Accelerator(
         cpu=not torch.cuda.is_available(), log_with=trackers, project_dir=str(folder)
     )

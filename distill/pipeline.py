@@ -11,6 +11,7 @@ from attar.processes import free_memory, is_alone, is_first_process, process_sta
 from distill.console import log_to_file
 from distill.data import check_sources
 from distill.inputs import NEEDS, inputs_of, is_done
+from distill.loop import check_trackers
 from distill.run import Run, Stopwatch, on_first_process
 from distill.stages import PARALLEL, STAGES
 from teachers.store import SignalStore
@@ -22,6 +23,9 @@ def check_before_work(run: Run) -> None:
     """Everything that can be known to be wrong before any long work starts."""
     recipe = run.recipe
     check_sources(recipe.data)
+    for config in (recipe.train, recipe.teacher.adapt, recipe.specialize):
+        if config is not None:
+            check_trackers(config)
     if recipe.specialize is not None and recipe.specialize.data is not None:
         check_sources(recipe.specialize.data)
     depth = run.teacher_depth

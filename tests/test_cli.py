@@ -72,6 +72,8 @@ def test_no_such_command_is_bad_usage():
         ("student.layers.keep=[0, 2]", "blocks 0 to 1"),
         ("cache.hidden.layers=[7]", "Layer 7 does not exist"),
         ("student={from: ./nobody}", "./nobody"),
+        ("train.trackers=[wandb]", "not installed"),
+        ("data.max_length=999", "128 positions"),
         ("train", "KEY=VALUE"),
     ],
 )
