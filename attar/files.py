@@ -77,6 +77,11 @@ def staged_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     yield aside
+    put_in_place(aside, path)
+
+
+def put_in_place(aside: Path, path: Path) -> None:
+    """Flush a filled folder and let it take the place of `path`, whose content goes."""
     for file in aside.rglob("*"):
         if file.is_file():
             with file.open("rb") as handle:

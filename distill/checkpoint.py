@@ -6,7 +6,6 @@ safetensors file, so a frozen or quantised base is never written again.
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from attar.files import read_json, sync_folder, write_json
+from attar.files import put_in_place, read_json, write_json
 
 
 def learned(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -73,16 +72,7 @@ class Checkpoint:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             write_json(aside / "progress.json", progress)
-            for file in aside.iterdir():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-            old = self.folder.with_name("last.old")
-            shutil.rmtree(old, ignore_errors=True)
-            if self.folder.exists():
-                self.folder.replace(old)
-            aside.replace(self.folder)
-            sync_folder(self.folder.parent)
-            shutil.rmtree(old, ignore_errors=True)
+            put_in_place(aside, self.folder)
         self.accelerator.wait_for_everyone()
 
     def load(self) -> dict[str, Any] | None:

@@ -287,17 +287,21 @@ def sources_of(config: DataConfig) -> list[str]:
 
 def check_sources(config: DataConfig) -> None:
     """Raise `DataError` at once for a local file that is not there."""
-    for source in sources_of(config):
+    for source in _all_sources(config):
         local_files(source)
+
+
+def _all_sources(config: DataConfig) -> list[str]:
+    """Training sources, and the held-out one where it is a source of its own."""
+    sources = sources_of(config)
     if isinstance(config.held_out, str) and not config.held_out.startswith("split:"):
-        local_files(config.held_out)
+        return [*sources, config.held_out]
+    return sources
 
 
 def source_stamp(config: DataConfig) -> list[Any]:
     """Names, sizes and times of the local files, so that an edited file is noticed."""
-    sources = sources_of(config)
-    if isinstance(config.held_out, str) and not config.held_out.startswith("split:"):
-        sources = [*sources, config.held_out]
+    sources = _all_sources(config)
     files = [file for source in sources for path in local_files(source) for file in _walk(path)]
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 

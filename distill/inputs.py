@@ -26,38 +26,38 @@ NEEDS = {
 }
 
 
-def _sections(run: Run, stage: str) -> list[Any]:
-    """The parts of the recipe that a stage reads itself."""
+def _sections(run: Run) -> dict[str, list[Any]]:
+    """The parts of the recipe, and the files, that each stage reads itself."""
     recipe = run.recipe
     tokenizer = tokenizer_files_fingerprint(recipe.teacher.model)
     data = [recipe.data.model_dump(), source_stamp(recipe.data), recipe.seed, tokenizer]
-    special = recipe.specialize
+    special, student = recipe.specialize, recipe.student.from_
+    with_special = data
     if special is not None and special.data is not None:
-        if stage == "specialize" or (stage == "cache" and run.specialize_reads_cache):
-            data.append([special.data.model_dump(), source_stamp(special.data)])
-    student = recipe.student.from_
+        with_special = [*data, [special.data.model_dump(), source_stamp(special.data)]]
     named = isinstance(student, str) and student != "teacher"
     weights = weights_fingerprint(str(student)) if named else None
     teacher = [teacher_identity(recipe.teacher), recipe.teacher.model_dump()]
-    parts: dict[str, list[Any]] = {
+    cached = with_special if run.specialize_reads_cache else data
+    return {
         "adapt-teacher": [data, teacher],
-        "cache": [data, teacher, recipe.cache.model_dump(exclude={"batch_tokens"})],
+        "cache": [cached, teacher, recipe.cache.model_dump(exclude={"batch_tokens"})],
         "build": [data, teacher, recipe.student.model_dump(), weights],
         "train": [recipe.train.model_dump(exclude={"trackers"})],
-        "specialize": [data, special.model_dump() if special is not None else None],
+        "specialize": [with_special, special.model_dump() if special is not None else None],
         "export": [recipe.export.model_dump()],
         "evaluate": [data, recipe.evaluate.model_dump()],
         "report": [],
     }
-    return parts[stage]
 
 
 def inputs_of(run: Run, stage: str) -> str:
-    """Fingerprint of everything a stage's result depends on; taken once a command."""
-    if stage not in run.inputs:
-        upstream = [inputs_of(run, need) for need in NEEDS.get(stage, [])]
-        parts = [__version__, stage, _sections(run, stage), upstream]
-        run.inputs[stage] = fingerprint(parts)
+    """Fingerprint of everything a stage's result depends on; all are taken once a command."""
+    if not run.inputs:
+        sections = _sections(run)
+        for name in ORDER:
+            upstream = [run.inputs[need] for need in NEEDS.get(name, [])]
+            run.inputs[name] = fingerprint([__version__, name, sections[name], upstream])
     return run.inputs[stage]
 
 

@@ -19,7 +19,6 @@ from attar.processes import is_alone
 from distill.data import DataConfig, sources_of, tokenize_document
 from distill.inputs import is_done
 from distill.loop import LoopConfig
-from distill.objective import needs_teacher
 from distill.run import Run
 from distill.sources import column_kind, load_rows
 from teachers.codecs import LAYER_CODECS
@@ -142,7 +141,7 @@ def estimate(run: Run) -> list[Estimate]:
         tokens = trained_tokens(adapt, recipe.data, train_tokens)
         cost = 3 * teacher.forward(tokens) / train_speed
         add("adapt-teacher", tokens, teacher.total * 16, teacher.total * 16, cost, "full fine-tune")
-    if any(needs_teacher(terms) for terms in recipe.objectives().values()):
+    if run.reads_cache:
         a_token = bytes_per_token(run, teacher)
         tokens = train_tokens + held_tokens
         cost = teacher.forward(tokens) / speed

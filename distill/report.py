@@ -37,7 +37,9 @@ def write_report(run: Run) -> dict[str, Any]:
 
 def assemble(run: Run) -> dict[str, Any]:
     """The content of report.json."""
-    measured = {path.stem: read_json(path) for path in _measured_files(run)}
+    files = sorted((run.folder / "evaluation").glob("*.json"))
+    measured = {path.stem: read_json(path) for path in files}
+    costs = cost(run)
     arms = {name: measured[name] for name in ["init", *run.recipe.train.arms, "distill"]}
     if run.recipe.specialize is not None:
         arms["specialized"] = measured["specialized"]
@@ -46,8 +48,8 @@ def assemble(run: Run) -> dict[str, Any]:
         "teacher": {"model": run.recipe.teacher.model, **measured["teacher"]},
         "arms": arms,
         "artifacts": {name: measured[name] for name in run.recipe.export.artifacts},
-        "verdict": verdict(run, measured),
-        "cost": cost(run),
+        "verdict": verdict(run, measured, costs),
+        "cost": costs,
         "recipe": run.recipe.model_dump(mode="json", by_alias=True),
         "environment": {
             "attar": __version__,
@@ -56,11 +58,6 @@ def assemble(run: Run) -> dict[str, Any]:
             **{name: version(name) for name in ("torch", "transformers", "accelerate", "peft")},
         },
     }
-
-
-def _measured_files(run: Run) -> list[Path]:
-    files = (run.folder / "evaluation").glob("*.json")
-    return sorted(path for path in files if not path.name.endswith(".job.json"))
 
 
 def cost(run: Run) -> dict[str, Any]:
@@ -98,13 +95,12 @@ def _side(found: dict[str, Any]) -> str:
     return "lower" if high < 0 else "higher" if low > 0 else "not distinguishable"
 
 
-def verdict(run: Run, measured: dict[str, Any]) -> dict[str, Any]:
+def verdict(run: Run, measured: dict[str, Any], costs: dict[str, Any]) -> dict[str, Any]:
     """One sentence on whether distilling beat plain fine-tuning, and the numbers behind it."""
     teacher = measured["teacher"]["nll"]
     result: dict[str, Any] = {"helped": None, "teacher_is_better": {}}
     for arm in ["init", *run.recipe.train.arms]:
         result["teacher_is_better"][arm] = teacher < measured[arm]["nll"]
-    seconds = cost(run)
     if "finetune" not in run.recipe.train.arms:
         result["sentence"] = (
             "No fine-tuned arm was trained, so whether distilling helped is unknown; add "
@@ -115,7 +111,7 @@ def verdict(run: Run, measured: dict[str, Any]) -> dict[str, Any]:
     result.update(nll=nll, kl_to_teacher=kl)
     sides = _side(nll), _side(kl)
     result["helped"] = sides[0] == "lower" or (sides[0] != "higher" and sides[1] == "lower")
-    result["sentence"] = _sentence(run, measured, nll, kl, seconds)
+    result["sentence"] = _sentence(measured, nll, kl, costs)
     warnings = []
     if not result["teacher_is_better"]["init"]:
         warnings.append("The teacher is no better on this text than the untrained student.")
@@ -128,7 +124,7 @@ def verdict(run: Run, measured: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _sentence(run: Run, measured: dict[str, Any], nll: Any, kl: Any, costs: dict[str, Any]) -> str:
+def _sentence(measured: dict[str, Any], nll: Any, kl: Any, costs: dict[str, Any]) -> str:
     tokens = costs["arms"]["distill"]["tokens"]
     words = {
         "lower": "beat plain fine-tuning",

@@ -24,7 +24,6 @@ from attar.files import bytes_under, fingerprint, read_json, write_json
 from attar.loading import (
     check_same_vocabulary,
     load_causal_lm,
-    load_config,
     load_tokenizer,
     resolve_precision,
 )
@@ -129,10 +128,7 @@ def build(run: Run) -> Record:
         )
         save_student(student, run.tokenizer, run.student_folder)
     else:
-        teacher_config = load_config(
-            run.teacher.model, trust_remote_code=run.teacher.trust_remote_code
-        )
-        student = fresh_model(config.from_, teacher_config, run.recipe.seed)
+        student = fresh_model(config.from_, run.teacher_config, run.recipe.seed)
         save_student(student, run.tokenizer, run.student_folder)
     return Record("build", "", bytes=bytes_under(run.student_folder), notes=surgery or {})
 

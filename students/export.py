@@ -28,22 +28,22 @@ MERGE_NOTE = "Any adapter was merged into the full-precision student before."
 @ARTIFACTS.add("bf16")
 def bf16(student: Path, trust_remote_code: bool = False) -> nn.Module:
     """bfloat16 weights: two bytes a parameter."""
-    return load_causal_lm(str(student), dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
+    return _load(student, "none", trust_remote_code)
 
 
 @ARTIFACTS.add("nf4")
 def nf4(student: Path, trust_remote_code: bool = False) -> nn.Module:
     """Linear maps in 4-bit NormalFloat, double quantisation, bfloat16 compute; by bitsandbytes."""
-    return _quantised(student, "nf4", trust_remote_code)
+    return _load(student, "nf4", trust_remote_code)
 
 
 @ARTIFACTS.add("int8")
 def int8(student: Path, trust_remote_code: bool = False) -> nn.Module:
     """Linear maps in LLM.int8() (arXiv 2208.07339), bfloat16 elsewhere; by bitsandbytes."""
-    return _quantised(student, "int8", trust_remote_code)
+    return _load(student, "int8", trust_remote_code)
 
 
-def _quantised(student: Path, kind: Quantization, trust_remote_code: bool) -> nn.Module:
+def _load(student: Path, kind: Quantization, trust_remote_code: bool) -> nn.Module:
     return load_causal_lm(
         str(student),
         dtype=torch.bfloat16,
