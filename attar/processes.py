@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from datetime import timedelta
 from typing import Any
@@ -38,4 +39,14 @@ def process_state() -> Any:
 
     if is_alone():
         return PartialState(cpu=not torch.cuda.is_available())
+    if not torch.distributed.is_initialized():
+        atexit.register(_leave_group)
     return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=2))
+
+
+def _leave_group() -> None:
+    """Stop the group's threads before the interpreter goes; else it may abort as it leaves."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

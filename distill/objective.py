@@ -156,7 +156,7 @@ class Learner(nn.Module):
                 terms.append(HeadTerm(found, term.weight, parameters=term.own()))
                 continue
             assert signals is not None
-            target = _to(signals.distribution(term.temperature), hidden_NH.device)
+            target = signals.distribution(term.temperature).to(hidden_NH.device)
             scale = term.weight * term.temperature**2
             terms.append(HeadTerm(found, scale, term.temperature, term.own(), target))
         if not any(term.loss.name == "cross_entropy" for term in terms):
@@ -191,8 +191,3 @@ class Learner(nn.Module):
             values_N = LOSSES[term.loss].function(student_NH, teacher_NH, **term.own())
             total = total + values_N.sum() / len(pairs)
         return total
-
-
-def _to(target: Any, device: torch.device) -> Any:
-    """A sparse distribution on a device."""
-    return type(target)(*(tensor.to(device) for tensor in vars(target).values()))

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from attar.anatomy import Head
@@ -14,22 +16,28 @@ from attar.anatomy import Head
 
 @dataclass(frozen=True)
 class SparseDistribution:
-    """Next-token distributions by their largest entries and the mass of all others (`bucket`).
+    """Next-token distributions by some entries, and how the mass outside them is meant.
 
-    ids_NK: int64, distinct in a row. logprobs_NK: float32, natural log of the probabilities;
-    -inf marks an unused slot. tail_N: float32, log of the mass outside the entries, -inf when
-    there is none. Entries and tail sum to one.
+    ids_NK: int64, distinct in a row but for unused slots, which repeat a used id (or 0 where a
+    row has none). logprobs_NK: float32, natural log of the entries' weights; -inf marks an unused
+    slot. With tail_N (float32, log of the mass outside the entries, -inf when there is none) the
+    rest is one more outcome (`bucket`): entries and tail sum to one. Without it (`sampled`) the
+    weights are an unbiased estimate of the whole distribution: their sum is one on average.
     """
 
     ids_NK: Tensor
     logprobs_NK: Tensor
-    tail_N: Tensor
+    tail_N: Tensor | None
 
     def rows(self, start: int, stop: int) -> SparseDistribution:
         """The distributions of tokens start..stop."""
-        return SparseDistribution(
-            self.ids_NK[start:stop], self.logprobs_NK[start:stop], self.tail_N[start:stop]
-        )
+        tail_N = None if self.tail_N is None else self.tail_N[start:stop]
+        return SparseDistribution(self.ids_NK[start:stop], self.logprobs_NK[start:stop], tail_N)
+
+    def to(self, device: torch.device) -> SparseDistribution:
+        """The same on a device."""
+        tail_N = None if self.tail_N is None else self.tail_N.to(device)
+        return SparseDistribution(self.ids_NK.to(device), self.logprobs_NK.to(device), tail_N)
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,10 @@ class DenseDistribution:
         """The distributions of tokens start..stop."""
         return DenseDistribution(self.hidden_NH[start:stop], self.head, self.temperature)
 
+    def to(self, device: torch.device) -> DenseDistribution:
+        """The same on a device."""
+        return DenseDistribution(self.hidden_NH.to(device), self.head.to(device), self.temperature)
+
     def logprobs(self) -> Tensor:
         """Float32 log-probabilities of shape (N, V). Never differentiated."""
         logits_NV = self.head.logits(self.hidden_NH).detach()
@@ -55,11 +67,39 @@ Distribution = SparseDistribution | DenseDistribution
 
 @dataclass(frozen=True)
 class TeacherChunk:
-    """Some tokens of a teacher's run, as a codec meets them: final hidden states and the head."""
+    """Some tokens of a teacher's run, as a codec meets them: final hidden states and the head.
+
+    seeds_N: uint64, one a token, made of the example's key and the token's position, so that what
+    is drawn depends on neither order nor batch.
+    """
 
     hidden_NH: Tensor
     head: Head
+    seeds_N: np.ndarray
 
     def logits(self) -> Tensor:
         """Float32 logits (N, V), made anew at each call: whoever asks may write into them."""
         return self.head.logits(self.hidden_NH)
+
+
+def seeds_of(key: str, num_tokens: int) -> np.ndarray:
+    """A seed a token, uint64: the key's first 16 hex digits plus multiples of an odd constant."""
+    start = np.uint64(int(key[:16], 16))
+    return start + np.arange(num_tokens, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+
+
+def uniforms(seeds_N: np.ndarray, count: int, stream: int) -> np.ndarray:
+    """(N, count) float64 uniform in [0, 1): splitmix64 of seed, stream and column.
+
+    Counter-based (Steele, Lea, Flood 2014), so a number depends on its own token only.
+    """
+    columns = np.arange(count, dtype=np.uint64) + np.uint64((stream << 32) + 1)
+    with np.errstate(over="ignore"):
+        bits = _mix(_mix(seeds_N)[:, None] + columns * np.uint64(0x9E3779B97F4A7C15))
+    return (bits >> np.uint64(11)).astype(np.float64) / (1 << 53)
+
+
+def _mix(bits: np.ndarray) -> np.ndarray:
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))  # type: ignore[no-any-return]
