@@ -10,6 +10,8 @@ forward KL at temperature 1, the common case, has its gradient derived by hand:
 
     d/dz_j [KL] = s_j - t_j                   for an entry j
                 = s_j (1 - t_rest / s_rest)   for any other id
+
+and where the entries are an unbiased sample, sum(t) s_j - t_j.
 """
 
 from __future__ import annotations
@@ -163,45 +165,61 @@ def _chunk_by_hand(
     labels = labels.unsqueeze(-1)
     peak = logits.amax(-1, keepdim=True)
     label_logits = logits.gather(-1, labels)
-    entries = head_logits = used = None
+    sparse = None
     if kl is not None:
         assert isinstance(kl.target, SparseDistribution)
-        target = kl.target.rows(rows.start, rows.stop)
-        used = target.logprobs_NK > -torch.inf
-        head_logits = logits.gather(-1, target.ids_NK)
+        sparse = _Entries(kl.target.rows(rows.start, rows.stop), logits, peak)
     weights = (logits - peak).exp_()
-    if kl is not None:
-        assert head_logits is not None
-        assert used is not None
-        entries = torch.where(used, weights.gather(-1, target.ids_NK), 0.0)
-        weights.scatter_(-1, target.ids_NK, 0.0)
+    if sparse is not None:
+        weights.scatter_(-1, sparse.ids, 0.0)
     rest = weights.sum(-1, keepdim=True)  # over all ids when there is no KL
-    total = rest if entries is None else rest + entries.sum(-1, keepdim=True)
+    total = rest if sparse is None else rest + sparse.weights.sum(-1, keepdim=True)
     log_total = peak + total.log()
     values = {"cross_entropy": (log_total - label_logits).sum()}
     coefficient = torch.full_like(total, ce.scale if ce else 0.0)
-    if kl is not None:
-        assert head_logits is not None
-        assert used is not None
-        assert entries is not None
-        rest = rest.clamp(min=1e-37)
-        teacher_rest = target.tail_N.exp().unsqueeze(-1)
-        log_rest = rest.log() - total.log()
-        teacher = torch.where(used, target.logprobs_NK, 0.0)
-        mass = torch.where(used, teacher.exp(), 0.0)
-        student = head_logits - log_total
-        tail = torch.where(teacher_rest > 0, target.tail_N.unsqueeze(-1) - log_rest, 0.0)
-        values["forward_kl"] = (mass * (teacher - student)).sum() + (teacher_rest * tail).sum()
-        ratio = torch.where(teacher_rest > 0, teacher_rest * (total / rest), 0.0)
-        coefficient = coefficient + kl.scale * (1 - ratio)
+    if kl is not None and sparse is not None:
+        values["forward_kl"], on_rest, on_entries = sparse.finish(rest, total, log_total)
+        entry_gradient = coefficient * sparse.weights / total + kl.scale * on_entries
+        coefficient = coefficient + kl.scale * on_rest
     result = torch.stack([values[term.loss.name].double() for term in terms])
     if not grad:
         return result, None
     gradient = weights.mul_(coefficient / total)
-    if kl is not None:
-        assert entries is not None
-        scale = kl.scale + (ce.scale if ce else 0.0)
-        gradient.scatter_add_(-1, target.ids_NK, scale * entries / total - kl.scale * mass)
+    if sparse is not None:
+        gradient.scatter_add_(-1, sparse.ids, entry_gradient)
     if ce is not None:
         gradient.scatter_add_(-1, labels, torch.full_like(label_logits, -ce.scale))
     return result, gradient
+
+
+class _Entries:
+    """The entries of a sparse forward KL on a chunk of logits: value and gradient by hand."""
+
+    def __init__(self, target: SparseDistribution, logits: Tensor, peak: Tensor) -> None:
+        self.target, self.ids = target, target.ids_NK
+        self.used = target.logprobs_NK > -torch.inf
+        self.logits = logits.gather(-1, self.ids)
+        self.weights = torch.where(self.used, (self.logits - peak).exp(), 0.0)
+
+    def finish(
+        self, rest: Tensor, total: Tensor, log_total: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(value of the chunk, factor on s_j of the other ids (N, 1), gradient at entries (N, K)).
+
+        `rest` and `total`: sums of exponentials, below the peak, of the other and of all ids.
+        """
+        teacher = torch.where(self.used, self.target.logprobs_NK, 0.0)
+        mass = torch.where(self.used, teacher.exp(), 0.0)
+        value = (mass * (teacher - self.logits + log_total)).sum()
+        student = self.weights / total
+        if self.target.tail_N is None:  # an unbiased sample: sum(t) s - t
+            sum_N1 = mass.sum(-1, keepdim=True)
+            return value, sum_N1, sum_N1 * student - mass
+        tail = self.target.tail_N.unsqueeze(-1)
+        rest = rest.clamp(min=1e-37)
+        has_tail = tail > -torch.inf
+        value = (
+            value + torch.where(has_tail, tail.exp() * (tail - rest.log() + total.log()), 0).sum()
+        )
+        ratio = torch.where(has_tail, tail.exp() * (total / rest), 0.0)
+        return value, 1 - ratio, student - mass

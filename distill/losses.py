@@ -25,12 +25,17 @@ Reads = Literal["distribution", "labels", "hidden"]
 
 @dataclass(frozen=True)
 class Loss:
-    """A registered loss: what it reads, its function, and whether it is zero at the teacher."""
+    """A registered loss: what it reads, its function, and two of its properties.
+
+    `divergence`: zero at the teacher. `linear`: its gradient is linear in the teacher's
+    probabilities, so that an unbiased sample of them gives an unbiased gradient.
+    """
 
     name: str
     reads: Reads
     function: Callable[..., Tensor]
     divergence: bool
+    linear: bool
     source: str
 
     def parameters(self) -> dict[str, tuple[Any, Any]]:
@@ -47,12 +52,12 @@ LOSSES: Registry[Loss] = Registry("loss")
 
 
 def loss(
-    name: str, *, reads: Reads, divergence: bool = True, source: str
+    name: str, *, reads: Reads, divergence: bool = True, linear: bool = False, source: str
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Decorator that enrols a loss in the recipe, the tests and the table of docs/losses.md."""
 
     def enrol(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        LOSSES.add(name)(Loss(name, reads, function, divergence, source))
+        LOSSES.add(name)(Loss(name, reads, function, divergence, linear, source))
         return function
 
     return enrol
@@ -66,7 +71,7 @@ def _expected(logprobs_NO: Tensor, values_NO: Tensor) -> Tensor:
     return torch.where(possible, weights * torch.where(possible, values_NO, zero), zero).sum(-1)
 
 
-@loss("forward_kl", reads="distribution", source="Hinton et al. 2015, 1503.02531")
+@loss("forward_kl", reads="distribution", linear=True, source="Hinton et al. 2015, 1503.02531")
 def forward_kl(student_NO: Tensor, teacher_NO: Tensor) -> Tensor:
     """KL(teacher || student) = sum_o t_o (log t_o - log s_o). Covers all the teacher's modes."""
     return _expected(teacher_NO, teacher_NO - student_NO)
@@ -103,8 +108,9 @@ def on_outcomes(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of student and teacher over the outcomes that the target tells apart.
 
-    Dense targets: all V ids. Sparse ones: their K entries and the rest, on both sides. The
-    student's rest is summed from its own logits, not taken as one minus a sum near one.
+    Dense targets: all V ids. Sparse ones with a tail: their K entries and the rest, on both sides;
+    the student's rest is summed from its own logits, not taken as one minus a sum near one.
+    Unbiased samples: their entries only, which serves losses that are linear in the teacher.
     """
     student_NV = (student_logits_NV / temperature).log_softmax(-1)
     if not isinstance(target, SparseDistribution):
@@ -112,7 +118,7 @@ def on_outcomes(
     entries_NK = student_NV.gather(-1, target.ids_NK)
     used_NK = target.logprobs_NK > -torch.inf
     entries_NK = torch.where(used_NK, entries_NK, -torch.inf)
-    if target.ids_NK.shape[-1] == student_NV.shape[-1]:
+    if target.tail_N is None or target.ids_NK.shape[-1] == student_NV.shape[-1]:
         return entries_NK, target.logprobs_NK
     # An unused slot repeats a used id of its row, so masking by id is right for it as well.
     rest_N1 = student_NV.scatter(-1, target.ids_NK, -torch.inf).logsumexp(-1, keepdim=True)

@@ -21,7 +21,6 @@ from distill.inputs import is_done
 from distill.loop import LoopConfig
 from distill.run import Run
 from distill.sources import column_kind, load_rows
-from teachers.codecs import LAYER_CODECS
 
 EFFICIENCY = 0.6  # of a bare matrix product; the demo's stages lie between 0.5 and 0.8
 SAMPLE_ROWS = 50
@@ -206,9 +205,9 @@ def _build_seconds(run: Run, teacher: Shape, speed: float) -> float:
 def bytes_per_token(run: Run, teacher: Shape) -> float:
     """Bytes a counted token takes in the cache: its distribution and the chosen layers."""
     cache = run.recipe.cache
-    layer = LAYER_CODECS[cache.hidden.codec].bytes_per_token(teacher.width)
-    total: float = cache.codec.bytes_per_token(run.vocabulary) + len(cache.hidden.layers) * layer
-    return total
+    layers: float = len(cache.hidden.layers) * cache.hidden.codec.bytes_per_token(teacher.width)
+    own: float = cache.codec.bytes_per_token(run.vocabulary, teacher.width)
+    return own + layers
 
 
 def plan_rows(lines: list[Estimate]) -> list[list[str]]:

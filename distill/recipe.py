@@ -17,6 +17,7 @@ from attar.strict import Section
 from distill.data import DataConfig
 from distill.evaluate import EvaluateConfig
 from distill.loop import LoopConfig, TrainConfig
+from distill.losses import LOSSES
 from distill.objective import AnyTerm, needs_teacher
 from students.adapt import LoraOptions
 from students.build import StudentConfig
@@ -78,16 +79,21 @@ class Recipe(Section):
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
 
     @model_validator(mode="after")
-    def _temperatures_are_cached(self) -> Recipe:
-        known = getattr(self.cache.codec, "temperatures", None)
+    def _cache_serves_objectives(self) -> Recipe:
+        codec = self.cache.codec
         for path, terms in self.objectives().items():
             for i, term in enumerate(terms):
-                asked = getattr(term, "temperature", None)
-                if known is not None and asked is not None and asked not in known:
-                    raise ValueError(
-                        f"`{path}[{i}].temperature` is {asked:g} but `cache.codec.temperatures` "
-                        f"is {known}; add it there"
-                    )
+                if LOSSES[term.loss].reads == "distribution":
+                    try:
+                        codec.check_temperature(term.temperature)
+                    except RecipeError as error:
+                        raise ValueError(f"`{path}[{i}].temperature`: {error}") from None
+                    if codec.tail == "sampled" and not LOSSES[term.loss].linear:
+                        raise ValueError(
+                            f"`{path}[{i}]`: {term.loss} is not linear in the teacher's "
+                            f"probabilities, so the samples of the codec `{codec.name}` would bias "
+                            "it; use `topk`, `nucleus` or `hidden` in `cache.codec`"
+                        )
                 for _, layer in getattr(term, "layers", None) or []:
                     if layer not in self.cache.hidden.layers:
                         raise ValueError(

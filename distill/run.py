@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -37,6 +37,9 @@ from distill.recipe import Recipe
 from teachers.cache import SignalCache, manifest_of
 from teachers.load import TeacherConfig, teacher_identity
 from teachers.store import SignalStore
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -201,10 +204,10 @@ class Run:
         }
         return manifest_of(self.recipe.cache, teacher_identity(self.teacher), tokenizer, data)
 
-    def open_cache(self) -> SignalCache:
+    def open_cache(self, device: torch.device | None = None) -> SignalCache:
         """The finished cache, ready to be read; refused where it does not fit this recipe."""
         SignalStore(self.cache_url).check_fits(self.cache_manifest())
-        return SignalCache(self.cache_url, self.recipe.cache, self.teacher_width)
+        return SignalCache(self.cache_url, unfinished=self.recipe.cache.unfinished, device=device)
 
     # Records -----------------------------------------------------------------------------------
 

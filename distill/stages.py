@@ -102,7 +102,7 @@ def cache(run: Run) -> Record:
         meet()  # the others find the cache begun, and to fit
         build_cache(
             store, manifest, requests, make_runner,
-            rank=rank, world=world, on_tokens=meter.advance, on_skip=meter.skip,
+            rank=rank, world=world, on_tokens=meter.advance, on_skip=meter.skip, meet=meet,
         )  # fmt: skip
         meet()
     numbers = store.totals()
@@ -287,7 +287,7 @@ def _train(
         config=config,
         train=train,
         held_out=held_out,
-        cache=run.open_cache() if needs else None,
+        cache=run.open_cache(next(student.parameters()).device) if needs else None,
         folder=folder,
         seed=run.recipe.seed,
         max_length=data.max_length,

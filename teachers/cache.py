@@ -5,46 +5,51 @@ Legend: N tokens counted, H width.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 from typing import Annotated, Any
 
 import numpy as np
-import pyarrow as pa
+import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
 from attar.errors import CacheError, RecipeError
+from attar.registry import Registry
 from attar.strict import Section
-from teachers.codecs import CODECS, LAYER_CODECS, Columns
+from teachers.codecs import CODECS, LAYER_CODECS, Assets, Columns
+from teachers.codecs.layers import Int8
 from teachers.codecs.topk import TopK
+from teachers.shard import Arrays, Row
 from teachers.signals import Distribution
-from teachers.store import SignalStore
+from teachers.store import ShardReader, SignalStore
 
 
-def _codec_field() -> Any:
+def _codec_field(codecs: Registry[type[Any]]) -> Any:
     """Any registered codec, told apart by its name; what enrols a codec in the recipe's schema."""
-    kinds = [kind for _, kind in CODECS.items()]
-    if len(kinds) == 1:
-        return kinds[0]
-    return Annotated[reduce(or_, kinds), Field(discriminator="name")]
+    return Annotated[reduce(or_, [kind for _, kind in codecs.items()]), Field(discriminator="name")]
 
 
 class HiddenConfig(Section):
     """Which layers' hidden states are kept. Layer 0 is the embeddings, l the output of block l."""
 
     layers: list[int] = Field(default_factory=list)
-    codec: str = Field("int8", description="how they are stored: " + ", ".join(LAYER_CODECS))
+    codec: _codec_field(LAYER_CODECS) = Field(  # type: ignore[valid-type]
+        default_factory=Int8, description="how they are stored: a name, or a name and parameters"
+    )
 
-    @field_validator("codec")
+    @field_validator("codec", mode="before")
     @classmethod
-    def _known(cls, value: str) -> str:
+    def _by_name(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
         try:
-            LAYER_CODECS[value]
+            return LAYER_CODECS[value]()
         except RecipeError as error:
             raise ValueError(str(error)) from None
-        return value
 
     @field_validator("layers")
     @classmethod
@@ -55,9 +60,12 @@ class HiddenConfig(Section):
 class CacheConfig(Section):
     """How the teacher's signals are stored."""
 
-    codec: _codec_field() = Field(default_factory=TopK)  # type: ignore[valid-type]
+    codec: _codec_field(CODECS) = Field(default_factory=TopK)  # type: ignore[valid-type]
     hidden: HiddenConfig = Field(default_factory=HiddenConfig)
     dir: str | None = Field(None, description="folder or fsspec URL; RUN/cache when absent")
+    unfinished: bool = Field(
+        False, description="learn from a cache that is still being built, from what is there"
+    )
     shard_tokens: int = Field(32768, ge=1, description="counted tokens a shard; a kill loses one")
     batch_tokens: int = Field(2048, ge=1, description="padded tokens in one teacher forward")
 
@@ -76,18 +84,33 @@ def manifest_of(
     }
 
 
+def config_of(manifest: dict[str, Any]) -> CacheConfig:
+    """How the signals of an existing cache are stored, from its manifest."""
+    try:
+        return CacheConfig.model_validate(
+            {key: manifest[key] for key in ("codec", "hidden", "shard_tokens")}
+        )
+    except (KeyError, ValueError) as error:
+        about = str(error).split("\n")[0]
+        raise CacheError(f"The manifest of the cache names no known codec ({about}).") from None
+
+
 @dataclass(frozen=True)
 class Signals:
-    """What the teacher said at N counted tokens, in the order in which they were asked for."""
+    """The cached signals of some tokens, decoded when asked for. Order: as the examples."""
 
     columns: Columns
     num_tokens: int
     config: CacheConfig
-    width: int
+    assets: dict[str, Assets]
 
-    def distribution(self, temperature: float = 1.0) -> Distribution:
+    def distribution(self, temperature: float) -> Distribution:
         """Next-token distributions at a temperature."""
-        result: Distribution = self.config.codec.decode(self.columns, self.num_tokens, temperature)
+        assets = self.assets.get("distribution", {})
+        columns = {k: v for k, v in self.columns.items() if not k.startswith("layer_")}
+        result: Distribution = self.config.codec.decode(
+            columns, self.num_tokens, temperature, assets
+        )
         return result
 
     def hidden(self, layer: int) -> Tensor:
@@ -103,59 +126,112 @@ class Signals:
             for name, column in self.columns.items()
             if name == prefix or name.startswith(prefix + "_")
         }
-        return LAYER_CODECS[self.config.hidden.codec].decode(mine, self.width)
+        assets = self.assets.get(prefix, {})
+        result: Tensor = self.config.hidden.codec.decode(mine, self.num_tokens, assets)
+        return result
 
 
 class SignalCache:
-    """Reads a finished cache. Shards are checked against their SHA-256 when first touched."""
+    """Reads a cache. Shards are checked against their SHA-256 when first touched.
 
-    def __init__(self, url: str, config: CacheConfig, width: int = 0) -> None:
-        """Opens the cache; `width` is the teacher's H, needed where hidden states are cached."""
-        self.config, self.width = config, width
+    Unpacked record batches are kept up to `keep_bytes`, the ones used last.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        unfinished: bool = False,
+        device: torch.device | None = None,
+        keep_bytes: int = 256 << 20,
+    ) -> None:
+        """Opens the cache; one still being built is refused unless `unfinished` is asked for."""
         self.store = SignalStore(url)
-        if self.store.manifest() is None:
+        manifest = self.store.manifest()
+        if manifest is None:
             raise CacheError(f"There is no cache at {url}; run `distill cache build` first.")
-        self._shards: dict[int, pa.RecordBatch] = {}
-        self._where: dict[str, tuple[int, int]] = {}
-        self._columns: dict[int, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
-        self._unchecked = self.store.entries()
-        for number, entry in self._unchecked.items():
-            batch = self.store.read_shard(number, entry)
-            self._shards[number] = batch
-            for row, key in enumerate(batch.column("key").to_pylist()):
-                self._where[key] = (number, row)
+        self.manifest, self.config = manifest, config_of(manifest)
+        entries = self.store.entries()
+        self._check_finished(entries, unfinished)
+        self.assets = _on_device(self.store.assets() or {}, device or torch.device("cpu"))
+        self._entries = entries
+        self._where: dict[str, tuple[int, Row]] = {}
+        with ThreadPoolExecutor(8) as pool:  # a remote cache answers slowly, but many at once
+            for number, rows in zip(entries, pool.map(self.store.rows, entries), strict=True):
+                if len(rows) != entries[number]["rows"]:
+                    self.store.check_file(f"shards/{number:05d}.arrow", entries[number])
+                self._where |= {row.key: (number, row) for row in rows}
+        self._readers: dict[int, ShardReader] = {}
+        self._batches: OrderedDict[tuple[int, int], Arrays] = OrderedDict()
+        self._keep, self._kept = keep_bytes, 0
 
     def __contains__(self, key: str) -> bool:
         return key in self._where
 
+    def keys(self) -> list[str]:
+        """Keys of the examples it holds, in its own order."""
+        return list(self._where)
+
+    def tokens(self, key: str) -> int:
+        """Counted tokens of an example."""
+        return self._where[key][1].tokens
+
     def signals(self, keys: list[str]) -> Signals:
         """Signals of whole examples, concatenated in the order of `keys`."""
-        pieces: dict[str, list[np.ndarray]] = {}
-        num_tokens = 0
-        for key in keys:
-            if key not in self._where:
-                raise CacheError(
-                    f"The cache {self.store.url} lacks example {key}; it was made from other data: "
-                    "build it again with this recipe."
-                )
-            number, row = self._where[key]
-            num_tokens += self._shards[number].column("tokens")[row].as_py()
-            for name, (offsets, values) in self._arrays(number).items():
-                pieces.setdefault(name, []).append(values[offsets[row] : offsets[row + 1]])
-        columns = {name: np.concatenate(parts) for name, parts in pieces.items()}
-        return Signals(columns, num_tokens, self.config, self.width)
+        rows = [self.columns(key) for key in keys]
+        columns = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        num_tokens = sum(self.tokens(key) for key in keys)
+        return Signals(columns, num_tokens, self.config, self.assets)
 
-    def _arrays(self, number: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """(offsets, values) of every column of a shard, without a copy."""
-        if number not in self._columns:
-            self.store.check_shard(number, self._unchecked.pop(number))
-            batch = self._shards[number]
-            self._columns[number] = {
-                name: (
-                    batch.column(name).offsets.to_numpy(),
-                    batch.column(name).values.to_numpy(zero_copy_only=True),
-                )
-                for name in batch.schema.names
-                if name not in ("key", "tokens")
-            }
-        return self._columns[number]
+    def columns(self, key: str) -> Columns:
+        """What is stored of one example, flat."""
+        if key not in self._where:
+            raise CacheError(
+                f"The cache {self.store.url} lacks example {key}; it was made from other data: "
+                "build it again with this recipe."
+            )
+        number, row = self._where[key]
+        arrays = self._batch(number, row.batch)
+        return {
+            name: values[offsets[row.row] : offsets[row.row + 1]]
+            for name, (offsets, values) in arrays.items()
+        }
+
+    def _batch(self, number: int, batch: int) -> Arrays:
+        if (number, batch) in self._batches:
+            self._batches.move_to_end((number, batch))
+            return self._batches[number, batch]
+        if number not in self._readers:
+            self._readers[number] = self.store.open_shard(number, self._entries[number])
+        arrays = self._readers[number].batch(batch)
+        self._batches[number, batch] = arrays
+        self._kept += _size(arrays)
+        while self._kept > self._keep and len(self._batches) > 1:
+            _, oldest = self._batches.popitem(last=False)
+            self._kept -= _size(oldest)
+        return arrays
+
+    def _check_finished(self, entries: dict[int, dict[str, Any]], unfinished: bool) -> None:
+        rows, wanted = sum(e["rows"] for e in entries.values()), self.manifest["data"]["examples"]
+        if rows != wanted and not unfinished:
+            raise CacheError(
+                f"The cache {self.store.url} has {rows} of {wanted} examples: it is still being "
+                "built, or its build was stopped. Run `distill cache build` on its recipe, or set "
+                "`cache.unfinished: true` to learn from what is there."
+            )
+
+
+def _size(arrays: Arrays) -> int:
+    return sum(offsets.nbytes + values.nbytes for offsets, values in arrays.values())
+
+
+def _on_device(assets: dict[str, Assets], device: torch.device) -> dict[str, Assets]:
+    """Assets where they are used; on a CPU heads in 16 bits are multiplied in float32."""
+    cpu = device.type == "cpu"
+    return {
+        part: {
+            name: tensor.float() if cpu and tensor.is_floating_point() else tensor.to(device)
+            for name, tensor in own.items()
+        }
+        for part, own in assets.items()
+    }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from pathlib import Path
 
 import fsspec
 import pyarrow as pa
 
 from attar.errors import CacheError
-from attar.files import write_bytes
+from attar.files import sha256_of, write_bytes
 
 
 class Folder:
@@ -23,6 +24,7 @@ class Folder:
         except (ValueError, ImportError) as error:
             raise CacheError(f"The cache folder `{url}` cannot be opened: {error}.") from None
         self.is_local = "file" in self._fs.protocol
+        self._spool: tempfile.TemporaryDirectory[str] | None = None
 
     def path(self, name: str) -> str:
         """The full path of a file, for messages and for readers outside this package."""
@@ -62,11 +64,32 @@ class Folder:
         """All bytes of a file."""
         return self._fs.cat_file(self.path(name))  # type: ignore[no-any-return]
 
-    def open_arrow(self, name: str) -> pa.NativeFile:
-        """A file for Arrow to read: memory-mapped where it is local, else in memory."""
+    def open_parts(self, name: str) -> pa.NativeFile:
+        """A file of which Arrow reads only the parts it needs."""
         if self.is_local:
             return pa.memory_map(self.path(name))
-        return pa.BufferReader(self.read(name))
+        return pa.PythonFile(self._fs.open(self.path(name), "rb", block_size=1 << 16), mode="r")
+
+    def open_arrow(self, name: str) -> pa.NativeFile:
+        """A whole file for Arrow to read, memory-mapped: a remote one from its copy here."""
+        return pa.memory_map(str(self._here(name)))
+
+    def sha256(self, name: str) -> str:
+        """SHA-256 of a file, in hex."""
+        return sha256_of(self._here(name))
+
+    def _here(self, name: str) -> Path:
+        """The file on this machine: a remote one is fetched once and kept while we live."""
+        if self.is_local:
+            return Path(self.path(name))
+        if self._spool is None:
+            self._spool = tempfile.TemporaryDirectory(prefix="attar-cache-")
+        path = Path(self._spool.name) / name.replace("/", "-")
+        if not path.exists():
+            aside = path.with_suffix(".partial")
+            self._fs.get_file(self.path(name), str(aside))
+            aside.replace(path)
+        return path
 
     def size(self, name: str) -> int:
         """Bytes of a file."""

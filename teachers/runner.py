@@ -26,9 +26,12 @@ from attar.anatomy import (
 )
 from attar.errors import CacheError
 from teachers.cache import CacheConfig
-from teachers.codecs import LAYER_CODECS, Columns
-from teachers.signals import TeacherChunk
+from teachers.codecs import Assets, Columns, split_columns
+from teachers.signals import TeacherChunk, seeds_of
 from teachers.store import SignalStore
+
+LEARN_TOKENS = 2048  # counted tokens from which codecs learn
+PROBE_TOKENS = 256  # ... whose ids are kept, to ask the teacher again
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,10 @@ class TeacherRunner:
 
     @torch.inference_mode()
     def run(
-        self, requests: Sequence[Request], on_tokens: Callable[[int], None] = lambda n: None
+        self,
+        requests: Sequence[Request],
+        assets: dict[str, Assets],
+        on_tokens: Callable[[int], None] = lambda n: None,
     ) -> list[Columns]:
         """Columns of each request, in order. `on_tokens` is told of tokens as they are done."""
         self.padding_mass = None
@@ -92,25 +98,52 @@ class TeacherRunner:
         lengths = [len(request.input_ids) for request in requests]
         for batch in plan_batches(lengths, self.config.batch_tokens):
             group = [requests[i] for i in batch]
-            for i, columns in zip(batch, self._run_batch(group), strict=True):
+            for i, columns in zip(batch, self._run_batch(group, assets), strict=True):
                 results[i] = columns
             on_tokens(sum(lengths[i] for i in batch))
         return results
 
-    def _run_batch(self, group: list[Request]) -> list[Columns]:
+    @torch.inference_mode()
+    def learn(self, requests: Sequence[Request]) -> dict[str, Assets]:
+        """What the codecs need to know of this teacher before the first shard."""
+        codec, layer_codec = self.config.codec, self.config.hidden.codec
+        if not (codec.learns or (self.config.hidden.layers and layer_codec.learns)):
+            return {}
+        finals: list[Tensor] = []
+        seeds: list[np.ndarray] = []
+        layers: dict[int, list[Tensor]] = {layer: [] for layer in self.config.hidden.layers}
+        lengths = [len(request.input_ids) for request in requests]
+        for batch in plan_batches(lengths, self.config.batch_tokens):
+            group = [requests[i] for i in batch]
+            final_NH, captured = self._states(group)
+            finals.append(final_NH)
+            for layer, layer_NH in captured.items():
+                layers[layer].append(layer_NH)
+            seeds += [seeds_of(request.key, len(request.counted)) for request in group]
+        chunk = TeacherChunk(torch.cat(finals), self.head, np.concatenate(seeds))
+        learned = {"distribution": codec.learn(chunk)}
+        for layer, states in layers.items():
+            learned[f"layer_{layer}"] = layer_codec.learn(torch.cat(states))
+        return {part: assets for part, assets in learned.items() if assets}
+
+    def _states(self, group: list[Request]) -> tuple[Tensor, dict[int, Tensor]]:
+        """Final and chosen layers' hidden states (N, H) of the counted tokens of a batch."""
         with capture_layers(self.model, self.config.hidden.layers) as captured:
             hidden_BTH = run_body(self.model, self._collate(group))
-        rows, columns_of = _positions(group, self.device)
+        rows, columns = _positions(group, self.device)
+        layers = {layer: states[rows, columns] for layer, states in captured.layers.items()}
+        return hidden_BTH[rows, columns], layers
+
+    def _run_batch(self, group: list[Request], assets: dict[str, Assets]) -> list[Columns]:
+        hidden_NH, layers = self._states(group)
         if self.padding_mass is None:
-            self.padding_mass = self._measure_padding(hidden_BTH[rows, columns_of][: self.chunk])
-        columns = self._encode(hidden_BTH[rows, columns_of], group)
-        for layer, layer_BTH in captured.layers.items():
-            codec = LAYER_CODECS[self.config.hidden.codec]
-            for suffix, column in codec.encode(layer_BTH[rows, columns_of]).items():
+            self.padding_mass = self._measure_padding(hidden_NH[: self.chunk])
+        columns = self._encode(hidden_NH, group, assets.get("distribution", {}))
+        for layer, layer_NH in layers.items():
+            own = assets.get(f"layer_{layer}", {})
+            for suffix, column in self.config.hidden.codec.encode(layer_NH, own).items():
                 columns[f"layer_{layer}{suffix}"] = column
-        ends = np.cumsum([len(request.counted) for request in group])[:-1]
-        split = {name: np.split(column, ends) for name, column in columns.items()}
-        return [{name: parts[i] for name, parts in split.items()} for i in range(len(group))]
+        return split_columns(columns, [len(request.counted) for request in group])
 
     def _measure_padding(self, hidden_NH: Tensor) -> float:
         """Mean probability on columns beyond the tokenizer's ids, which are cut off: about 0."""
@@ -134,13 +167,19 @@ class TeacherRunner:
             "attention_mask": None if full else mask_BT.to(self.device),
         }
 
-    def _encode(self, hidden_NH: Tensor, group: list[Request]) -> Columns:
+    def _encode(self, hidden_NH: Tensor, group: list[Request], assets: Assets) -> Columns:
+        seeds_N = np.concatenate([seeds_of(r.key, len(r.counted)) for r in group])
         parts = []
-        for piece_NH in hidden_NH.split(self.chunk):
-            parts.append(self.config.codec.encode(TeacherChunk(piece_NH, self.head)))
+        for start in range(0, len(hidden_NH), self.chunk):
+            part = slice(start, start + self.chunk)
+            chunk = TeacherChunk(hidden_NH[part], self.head, seeds_N[part])
+            parts.append(self.config.codec.encode(chunk, assets))
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         finite = torch.isfinite(hidden_NH).all(-1).cpu().numpy()
-        finite &= ~np.isnan(columns["logprobs"]).any(-1) if "logprobs" in columns else True
+        for column in columns.values():
+            if column.dtype.kind == "f" and len(column) == len(finite):
+                finite &= ~np.isnan(column.reshape(len(finite), -1)).any(-1)
+        finite &= columns.get("entries", 1) != 0
         if not finite.all():
             token = int(np.argmin(finite))
             ends = np.cumsum([len(request.counted) for request in group])
@@ -169,10 +208,12 @@ def build_cache(
     world: int = 1,
     on_tokens: Callable[[int], None] = lambda n: None,
     on_skip: Callable[[int], None] = lambda n: None,
+    meet: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Make what is missing of a cache; the teacher is loaded only if something is.
 
-    Each of `world` processes makes every world-th shard. Returns the numbers of examples and
+    Each of `world` processes makes every world-th shard; the first one learns what the codecs
+    need, while the others wait at `meet`. Returns the numbers of examples and
     tokens, the bytes of the whole cache, and the probability mass on padded vocabulary columns.
     """
     if rank == 0:
@@ -184,13 +225,52 @@ def build_cache(
     shards = plan_shards(counts, manifest["shard_tokens"])
     done = store.entries()
     runner = None
+    assets = store.assets()
+    if assets is None and rank == 0:
+        runner = make_runner()
+        sample = _sample(requests, LEARN_TOKENS)
+        assets = {**runner.learn(sample), "probe": _probe(_sample(requests, PROBE_TOKENS))}
+        store.write_assets(assets, manifest)
+    meet()
+    assets = store.assets() or {}  # as stored, by whoever learned them
     for number, part in enumerate(shards):
         group = [requests[i] for i in part]
         if number in done:
             on_skip(sum(len(request.input_ids) for request in group))
         elif number % world == rank:
             runner = runner or make_runner()
-            rows = runner.run(group, on_tokens)
+            rows = runner.run(group, assets, on_tokens)
             keys = [request.key for request in group]
-            store.write_shard(number, keys, rows, manifest, runner.padding_mass)
+            tokens = [len(request.counted) for request in group]
+            store.write_shard(number, keys, tokens, rows, manifest, runner.padding_mass)
     return store.totals()
+
+
+def _probe(requests: Sequence[Request]) -> Assets:
+    """The ids of some examples, so that `cache verify` can ask the teacher again."""
+    probe = {}
+    for request in requests:
+        probe[f"{request.key}.input_ids"] = torch.from_numpy(np.asarray(request.input_ids).copy())
+        probe[f"{request.key}.counted"] = torch.from_numpy(np.asarray(request.counted).copy())
+    return probe
+
+
+def probe_requests(assets: dict[str, Assets]) -> list[Request]:
+    """The examples that a build kept whole."""
+    probe = assets.get("probe", {})
+    keys = [name.removesuffix(".input_ids") for name in probe if name.endswith(".input_ids")]
+    return [
+        Request(key, probe[f"{key}.input_ids"].numpy(), probe[f"{key}.counted"].numpy())
+        for key in keys
+    ]
+
+
+def _sample(requests: Sequence[Request], tokens: int) -> list[Request]:
+    """The first examples in the order of keys, which is random, up to so many tokens."""
+    chosen, held = [], 0
+    for request in requests:
+        chosen.append(request)
+        held += len(request.counted)
+        if held >= tokens:
+            break
+    return chosen

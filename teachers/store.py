@@ -3,6 +3,7 @@
     manifest.json        what the signals are: format, teacher, tokenizer, codec, layers, checksum
     shards/00000.arrow   one row an example: its key, its counted tokens, one list a column
     shards/00000.json    rows, tokens, bytes and SHA-256 of that shard, written after it
+    assets.safetensors   what the codecs learned before the first shard; assets.json, its entry
 
 A shard counts once its entry exists, so a kill at any byte loses the shard in flight only. Rows
 are keyed by content: nothing depends on order, batch size or the number of processes.
@@ -13,20 +14,37 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+from safetensors.torch import load, save
 
 from attar.errors import CacheError
 from attar.files import fingerprint, owned
-from teachers.codecs import Columns
+from teachers.codecs import Assets, Columns
 from teachers.folder import Folder
+from teachers.shard import Arrays, Row, read_batch, rows_of, to_arrow
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+REBUILD = "run `distill cache build RECIPE --repair` to rebuild it"
+ENTRY_NAME = re.compile(r"\d{5,9}\.json")
+LARGEST_JSON = 1 << 20  # bytes: manifests and entries are far smaller
+
+
+class ShardReader:
+    """A checked shard, memory-mapped."""
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        self._source: pa.NativeFile = folder.open_arrow(name)
+        self._name = folder.path(name)
+
+    def batch(self, number: int) -> Arrays:
+        """The columns of one of its record batches."""
+        return read_batch(self._source, number, self._name)
 
 
 class SignalStore:
@@ -43,15 +61,20 @@ class SignalStore:
         if not self.folder.exists("manifest.json"):
             return None
         found = self._json("manifest.json")
-        if found.get("format", 0) > FORMAT_VERSION:
+        version = found.get("format")
+        if version != FORMAT_VERSION:
+            newer = isinstance(version, int) and version > FORMAT_VERSION
+            mend = "upgrade attar" if newer else "delete it and build it again"
             raise CacheError(
-                f"The cache {self.url} has format {found['format']}, this version reads up to "
-                f"{FORMAT_VERSION}; upgrade attar."
+                f"The cache {self.url} has format {version}, this version reads {FORMAT_VERSION}; "
+                f"{mend}."
             )
         return found
 
     def _json(self, name: str) -> dict[str, Any]:
         try:
+            if self.folder.size(name) > LARGEST_JSON:
+                raise ValueError
             found = json.loads(self.folder.read(name))
             checksum = found.pop("checksum")
         except (ValueError, KeyError, AttributeError, TypeError):
@@ -99,8 +122,11 @@ class SignalStore:
 
     def entries(self) -> dict[int, dict[str, Any]]:
         """Finished shards by number."""
-        names = [name for name in self.folder.names("shards") if name.endswith(".json")]
-        return {int(name[:-5]): self._json(f"shards/{name}") for name in names}
+        return {number: self._json(f"shards/{name}") for number, name in self._entry_names()}
+
+    def _entry_names(self) -> list[tuple[int, str]]:
+        names = self.folder.names("shards")
+        return [(int(name[:-5]), name) for name in names if ENTRY_NAME.fullmatch(name)]
 
     def totals(self) -> dict[str, float]:
         """Examples, counted tokens and bytes of all finished shards."""
@@ -116,26 +142,17 @@ class SignalStore:
         self,
         number: int,
         keys: list[str],
+        tokens: list[int],
         rows: list[Columns],
         manifest: dict[str, Any],
         padding_mass: float | None = None,
     ) -> dict[str, Any]:
-        """Write examples and their columns as shard `number`; returns its entry.
+        """Write examples, their counted tokens and columns as shard `number`; returns its entry.
 
         The entry carries the fingerprint of the manifest it was made for, and the probability
         that the teacher gave to ids its tokenizer does not have.
         """
-        tokens = [len(next(iter(row.values()))) for row in rows]
-        table = {"key": pa.array(keys), "tokens": pa.array(tokens, pa.int32())}
-        for name in rows[0]:
-            flat = np.concatenate([row[name].reshape(-1) for row in rows])
-            offsets = np.cumsum([0] + [row[name].size for row in rows])
-            table[name] = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), flat)
-        batch = pa.record_batch(table)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, batch.schema) as writer:
-            writer.write_batch(batch)
-        data = sink.getvalue().to_pybytes()
+        data = to_arrow(keys, tokens, rows)
         self.folder.write(f"shards/{number:05d}.arrow", data)
         entry = {
             "rows": len(keys),
@@ -148,35 +165,68 @@ class SignalStore:
         self._write_json(f"shards/{number:05d}.json", entry)
         return entry
 
-    def fault_of(self, number: int, entry: dict[str, Any]) -> str | None:
-        """What is wrong with a shard's file, in words; None when its bytes are as written."""
+    def rows(self, number: int) -> list[Row]:
+        """What a shard holds, unchecked as long as it can be read."""
         name = f"shards/{number:05d}.arrow"
+        try:
+            source = self.folder.open_parts(name)
+        except FileNotFoundError:
+            raise CacheError(f"{self.folder.path(name)} is missing; {REBUILD}.") from None
+        return rows_of(source, self.folder.path(name))
+
+    def open_shard(self, number: int, entry: dict[str, Any]) -> ShardReader:
+        """A shard whose bytes are as written, for reading its batches; else a `CacheError`.
+
+        A remote shard is brought here once and kept until this process ends.
+        """
+        self.check_file(f"shards/{number:05d}.arrow", entry)
+        return ShardReader(self.folder, f"shards/{number:05d}.arrow")
+
+    # Files with an entry -----------------------------------------------------------------------
+
+    def fault_of(self, name: str, entry: dict[str, Any]) -> str | None:
+        """What is wrong with a file, in words; None when its bytes are as written."""
+        path = self.folder.path(name)
         if not self.folder.exists(name):
-            return f"{self.folder.path(name)} is missing"
+            return f"{path} is missing"
         if self.folder.size(name) != entry["bytes"]:
-            return f"{self.folder.path(name)} is truncated ({self.folder.size(name)} of " + (
-                f"{entry['bytes']} bytes)"
-            )
-        if hashlib.sha256(self.folder.read(name)).hexdigest() != entry["sha256"]:
-            return f"{self.folder.path(name)} is corrupted (its SHA-256 does not fit)"
+            return f"{path} is truncated ({self.folder.size(name)} of {entry['bytes']} bytes)"
+        if self.folder.sha256(name) != entry["sha256"]:
+            return f"{path} is corrupted (its SHA-256 does not fit)"
         return None
 
-    def check_shard(self, number: int, entry: dict[str, Any]) -> None:
-        """Raise `CacheError` naming a shard whose bytes are not as written."""
-        fault = self.fault_of(number, entry)
+    def check_file(self, name: str, entry: dict[str, Any]) -> None:
+        """Raise `CacheError` naming a file whose bytes are not as written."""
+        fault = self.fault_of(name, entry)
         if fault:
-            raise CacheError(f"{fault}; run `distill cache build RECIPE --repair` to rebuild it.")
+            raise CacheError(f"{fault}; {REBUILD}.")
 
-    def read_shard(self, number: int, entry: dict[str, Any]) -> pa.RecordBatch:
-        """A shard's rows, memory-mapped where local, unchecked as long as they can be read."""
-        try:
-            source = self.folder.open_arrow(f"shards/{number:05d}.arrow")
-            batch = pa.ipc.open_file(source).get_batch(0)
-            batch.column("key").to_pylist()
-        except (pa.ArrowException, OSError, ValueError):
-            self.check_shard(number, entry)
-            raise
-        return batch
+    def assets(self) -> dict[str, Assets] | None:
+        """What the codecs learned, by `distribution` and `layer_L`; None before a build has it."""
+        if not self.folder.exists("assets.json"):
+            return None
+        self.check_file("assets.safetensors", self._json("assets.json"))
+        found: dict[str, Assets] = {}
+        for name, tensor in load(self.folder.read("assets.safetensors")).items():
+            part, _, own = name.partition(".")
+            found.setdefault(part, {})[own] = tensor
+        return found
+
+    def write_assets(self, assets: dict[str, Assets], manifest: dict[str, Any]) -> None:
+        """Keep what the codecs learned, before any shard that needs it."""
+        flat = {
+            f"{part}.{name}": tensor.contiguous()
+            for part, own in assets.items()
+            for name, tensor in own.items()
+        }
+        data = save(flat)
+        self.folder.write("assets.safetensors", data)
+        entry = {
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "made_for": fingerprint(manifest),
+        }
+        self._write_json("assets.json", entry)
 
     def repair(self, wanted: dict[str, Any]) -> list[str]:
         """Forget every damaged shard, so that a build makes it again; says what was wrong.
@@ -193,20 +243,44 @@ class SignalStore:
                 raise
             faults.append(manifest_fault)
             self._write_json("manifest.json", {"format": FORMAT_VERSION, **wanted})
-        for name in self.folder.names("shards"):
-            if not name.endswith(".json"):
-                continue
+        for name, content in self._files():
             try:
-                entry = self._json(f"shards/{name}")
-                fault = self.fault_of(int(name[:-5]), entry)
+                entry = self._json(name)
+                fault = self.fault_of(content, entry)
                 if manifest_fault and entry["made_for"] != fingerprint(wanted):
-                    fault = f"{self.folder.path(f'shards/{name}')} was made for something else"
+                    fault = f"{self.folder.path(name)} was made for something else"
             except CacheError as error:
                 fault = str(error).split(";")[0]
             if fault:
                 faults.append(fault)
+                self.folder.remove(name)
+        if not self.folder.exists("assets.json") and "assets" in " ".join(faults):
+            for _, name in self._entry_names():  # shards mean nothing without what was learned
                 self.folder.remove(f"shards/{name}")
         return faults
+
+    def faults(self) -> list[str]:
+        """Every file that is not as written, in words. The manifest is checked as well."""
+        found = []
+        try:
+            self.manifest()
+        except CacheError as error:
+            found.append(str(error).split(";")[0])
+        for name, content in self._files():
+            try:
+                fault = self.fault_of(content, self._json(name))
+            except CacheError as error:
+                fault = str(error).split(";")[0]
+            if fault:
+                found.append(fault)
+        return found
+
+    def _files(self) -> list[tuple[str, str]]:
+        """(entry, the file it is of): the assets first, then the shards."""
+        assets = self.folder.exists("assets.json")
+        pairs = [("assets.json", "assets.safetensors")] if assets else []
+        names = [f"shards/{name}" for _, name in self._entry_names()]
+        return pairs + [(name, name[:-5] + ".arrow") for name in names]
 
     # One writer ------------------------------------------------------------------------------
 

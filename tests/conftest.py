@@ -108,12 +108,12 @@ def make_cache():
         store = SignalStore(str(url))
         build_cache(
             store,
-            manifest_of(config, {"model": "tiny"}, {"ids": "97"}, {"examples": len(examples)}),
+            manifest_of(config, {"model": "tiny"}, {"ids": "97"}, {"examples": len({e.key for e in examples})}),
             [Request(e.key, e.input_ids, e.counted) for e in examples],
             lambda: TeacherRunner(model, vocabulary, config),
             on_tokens=on_tokens,
         )
-        return SignalCache(str(url), config, model.config.hidden_size)
+        return SignalCache(str(url))
 
     return make
 

@@ -1,0 +1,58 @@
+"""Draws from many distributions at once without a running sum over the whole vocabulary.
+
+The vocabulary is cut into blocks of 256 ids. A draw is looked up in the running sum over the
+blocks' weights (V / 256 numbers a token), then within its block: one pass over V instead of the
+several that a running sum and a search over V cost.
+
+Legend: N tokens, J draws a token, V vocabulary, B blocks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+BLOCK = 256
+
+
+class Weights:
+    """Unnormalised probabilities (N, V) of a piece of tokens, in blocks; ours to change."""
+
+    def __init__(self, logits_NV: Tensor) -> None:
+        """Takes logits and uses them up."""
+        peak_N1 = logits_NV.amax(-1, keepdim=True)
+        weights_NV = logits_NV.sub_(peak_N1).exp_()
+        missing = -weights_NV.shape[1] % BLOCK
+        if missing:
+            weights_NV = functional.pad(weights_NV, (0, missing))
+        self.blocks_NBI = weights_NV.view(len(weights_NV), -1, BLOCK)
+        self.sums_NB = self.blocks_NBI.sum(-1)
+        self.total_N = self.sums_NB.sum(-1)
+
+    def take_above(self, threshold_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(token, id, weight) of every id whose weight reaches the threshold, set to zero here."""
+        flat_NV = self.blocks_NBI.view(len(self.total_N), -1)
+        # Only blocks that hold enough can hold one: few of them, so that V is not read again.
+        tokens, blocks = (self.sums_NB >= threshold_N[:, None]).nonzero(as_tuple=True)
+        found, inside = (self.blocks_NBI[tokens, blocks] >= threshold_N[tokens, None]).nonzero(
+            as_tuple=True
+        )
+        tokens_E, ids_E = tokens[found], blocks[found] * BLOCK + inside
+        weights_E = flat_NV[tokens_E, ids_E]
+        flat_NV[tokens_E, ids_E] = 0.0
+        self.sums_NB[tokens, blocks] = self.blocks_NBI[tokens, blocks].sum(-1)
+        return tokens_E, ids_E, weights_E
+
+    def at(self, points_NJ: Tensor) -> Tensor:
+        """The ids (N, J) where the running sum of the weights passes the points (float64)."""
+        ends_NB = self.sums_NB.double().cumsum(-1)
+        highest_N1 = (ends_NB < ends_NB[:, -1:]).sum(-1, keepdim=True)  # last block with weight
+        block_NJ = torch.searchsorted(ends_NB, points_NJ, right=True).minimum(highest_N1)
+        before_NJ = functional.pad(ends_NB, (1, 0)).gather(-1, block_NJ)
+        tokens_N1 = torch.arange(len(points_NJ), device=points_NJ.device)[:, None]
+        inner_NJI = self.blocks_NBI[tokens_N1, block_NJ].double().cumsum(-1)
+        left_NJ1 = (points_NJ - before_NJ).unsqueeze(-1)
+        inside_NJ = (inner_NJI <= left_NJ1).sum(-1)
+        last_NJ = (inner_NJI < inner_NJI[..., -1:]).sum(-1)  # never an id without weight
+        return block_NJ * BLOCK + inside_NJ.minimum(last_NJ)

@@ -1,0 +1,104 @@
+"""`hybrid`: likely ids exactly, the others drawn: an unbiased target in few bytes.
+
+Every id of probability 1/k or more is an entry with its probability. Of the others, systematic
+sampling draws each with chance k p and gives it the weight 1/k: on average every id has its
+probability. Among unbiased sparse targets of as many entries this has the least variance of the
+gradient at the logits (inclusion proportional to size), and one threshold for all tokens spends
+the entries where the teacher is unsure. At most k + 1 entries a token, in practice half of that.
+
+Weights are whole multiples of 1 / (k steps); probabilities between two of them are rounded up or
+down at random, so rounding is unbiased as well.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from attar.strict import Section
+from teachers.codecs import CODECS, Assets, Columns
+from teachers.codecs.drawing import Weights
+from teachers.codecs.entries import joined, learn_ranks, pack, pieces
+from teachers.codecs.sampled import refuse_temperature, unbiased, with_seed
+from teachers.signals import SparseDistribution, TeacherChunk, uniforms
+
+
+@CODECS.add("hybrid")
+class Hybrid(Section):
+    """Likely ids exactly, the tail drawn: unbiased, so its error averages out over a batch."""
+
+    tail: ClassVar[str] = "sampled"
+    learns: ClassVar[bool] = True
+    name: Literal["hybrid"] = "hybrid"
+    k: int = Field(
+        32, ge=1, le=4096, description="ids of probability 1/k or more are exact; others drawn"
+    )
+    steps: int = Field(4, ge=1, le=64, description="weights are multiples of 1 / (k steps)")
+    seed: int = Field(0, description="of the draws")
+
+    def learn(self, chunk: TeacherChunk) -> Assets:
+        """The order of the ids."""
+        return learn_ranks(chunk, 1 / self.k)
+
+    def encode(self, chunk: TeacherChunk, assets: Assets) -> Columns:
+        """Entries and their weights as codes."""
+        parts = []
+        for logits_NV, seeds_N in pieces(chunk):
+            num_tokens = len(logits_NV)
+            seeds_N = with_seed(seeds_N, self.seed)
+            weights = Weights(logits_NV)
+            threshold_N = weights.total_N / self.k
+            tokens_E, ids_E, exact_E = weights.take_above(threshold_N)
+            codes_E = exact_E / threshold_N[tokens_E] * self.steps
+            up_E = uniforms(seeds_N, self.k + 1, 1)[_numpy(tokens_E), _slots(_numpy(tokens_E))]
+            start_N1 = torch.from_numpy(uniforms(seeds_N, 1, 0)).to(threshold_N.device)
+            columns_J = torch.arange(self.k, device=threshold_N.device)
+            points_NJ = (start_N1 + columns_J) * threshold_N.double()[:, None]
+            drawn_NJ = points_NJ < weights.sums_NB.double().sum(-1, keepdim=True)
+            drawn_ids_D = weights.at(points_NJ)[drawn_NJ]
+            drawn_tokens_D = drawn_NJ.nonzero(as_tuple=True)[0]
+            parts.append(
+                pack(
+                    np.concatenate([_numpy(tokens_E), _numpy(drawn_tokens_D)]),
+                    np.concatenate([_numpy(ids_E), _numpy(drawn_ids_D)]),
+                    np.concatenate(
+                        [
+                            np.floor(_numpy(codes_E.double()) + up_E).astype(np.int64),
+                            np.full(len(drawn_ids_D), self.steps),
+                        ]
+                    ),
+                    num_tokens,
+                    self.k * self.steps,
+                    assets,
+                )
+            )
+        return joined(parts)
+
+    def decode(
+        self, columns: Columns, num_tokens: int, temperature: float, assets: Assets
+    ) -> SparseDistribution:
+        """Entries with their weights; their sum is one on average."""
+        self.check_temperature(temperature)
+        return unbiased(columns, 1 / (self.k * self.steps), assets)
+
+    def check_temperature(self, temperature: float) -> None:
+        """Drawn at temperature 1, of use at no other."""
+        refuse_temperature(self.name, temperature)
+
+    def bytes_per_token(self, vocabulary: int, width: int) -> float:
+        """As measured on English text (docs/cache.md): about half of k entries at 1.5 bytes."""
+        return 1.0 + 1.35 * float(self.k**0.83)
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.cpu().numpy()
+
+
+def _slots(tokens_E: np.ndarray) -> np.ndarray:
+    """Position of each entry within its token, for rising tokens."""
+    first_E = np.diff(tokens_E, prepend=-1) != 0
+    starts = np.flatnonzero(first_E)
+    return np.arange(len(tokens_E)) - np.repeat(starts, np.diff([*starts, len(tokens_E)]))
