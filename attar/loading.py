@@ -165,6 +165,16 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return fingerprint([tokenizer.get_vocab(), added, tokenizer.chat_template])
 
 
+def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
+    """What a cache must share with its user, part by part, so that a difference has a name."""
+    return {
+        "vocabulary": vocabulary_fingerprint(tokenizer),
+        "chat_template": fingerprint(tokenizer.chat_template),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "size": vocabulary_size(tokenizer),
+    }
+
+
 def vocabulary_fingerprint(tokenizer: Any) -> str:
     """Changes with the id -> string map alone: what two models must share to be compared."""
     return fingerprint(tokenizer.get_vocab())

@@ -14,7 +14,8 @@ import hashlib
 import logging
 import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,16 @@ class Examples:
         self.lengths = np.asarray(self._rows["length"][:], np.int64)
         self.counts = np.asarray(self._rows["count"][:], np.int64)
         self.documents = np.asarray(self._rows["document"][:], np.int64)
+
+    def among(self, keys: Container[str]) -> Examples:
+        """Only the examples with these keys."""
+        chosen = [i for i, key in enumerate(self.keys) if key in keys]
+        part = copy(self)
+        part._rows = self._rows.select(chosen)
+        part.keys = [self.keys[i] for i in chosen]
+        for name in ("lengths", "counts", "documents"):
+            setattr(part, name, getattr(self, name)[chosen])
+        return part
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -174,7 +174,7 @@ class Fidelity:
         if self.group is not None and self._open_tokens >= self.group:
             for name, closed in self._open_group().items():
                 self._totals[name] += closed
-            self._open_tokens = 0
+            self._reference_VH, self._sums_VH, self._open_tokens = None, {}, 0
 
     def _open_group(self) -> dict[str, Totals]:
         """The summed part of each target's totals, of the group that is open."""
@@ -359,7 +359,7 @@ class _Teacher:
         """(KL, weight of the likeliest id, largest weight), each (N,)."""
         weights_NK = target.logprobs_NK.exp()
         used_NK = weights_NK > 0
-        is_likeliest_NK = used_NK & (target.ids_NK == self.likeliest_N.unsqueeze(-1))
+        is_likeliest_NK = target.ids_NK == self.likeliest_N.unsqueeze(-1)
         weight_N = weights_NK.masked_fill(~is_likeliest_NK, 0.0).sum(-1)
         largest_N = weights_NK.amax(-1)
         if target.tail_N is None:

@@ -11,6 +11,7 @@ from attar.loading import tokenizer_files_fingerprint, weights_fingerprint
 from distill.data import source_stamp
 from distill.run import Run
 from teachers.load import teacher_identity
+from teachers.store import SignalStore
 
 ORDER = (
     "adapt-teacher", "cache", "build", "train", "specialize", "export", "evaluate", "report",
@@ -70,7 +71,11 @@ def is_done(run: Run, stage: str) -> bool:
         stage == "specialize" and recipe.specialize is None
     ):
         return True
-    if stage == "cache" and run.reads_cache and not run.has_cache():
+    if (
+        stage == "cache"
+        and run.reads_cache
+        and not SignalStore(run.cache_url).folder.exists("manifest.json")
+    ):
         return False
     record = run.record(stage)
     made = all(path.exists() for path in _outputs(run, stage))

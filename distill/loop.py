@@ -12,7 +12,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -28,10 +28,11 @@ from distill.batches import Batch, MicroBatch, collate, plan_epoch, plan_in_orde
 from distill.checkpoint import Checkpoint, load_learned, save_learned
 from distill.console import progress
 from distill.data import Examples, first_examples
-from distill.objective import AnyTerm, Learner, Sums, needs_teacher
+from distill.objective import AnyTerm, Learner, needs_teacher
+from distill.prefetch import Prefetch
 from distill.schedule import Schedule, learning_rate_factor
 from students.trainable import Trainable
-from teachers.cache import SignalCache
+from teachers.cache import SignalCache, Signals
 
 log = logging.getLogger(__name__)
 
@@ -202,6 +203,7 @@ class _Run:
             student: Any = learner.student
             old = student.gradient_checkpointing_enable  # its name before transformers 5.23
             getattr(student, "activation_checkpointing_enable", old)({"use_reentrant": False})
+        self.ahead = Prefetch(self.load, self.total)
         self.optimizer = self.accelerator.prepare(make_optimizer(learner, job.config))
         self.wrapped = self.accelerator.prepare(learner)
         self.checkpoint = Checkpoint(self.accelerator, learner, job.folder)
@@ -224,14 +226,15 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * factor
         counted = self.plan.counted[number]
-        batches = list(self.plan.batches(number, self.job.train, self.rank))
+        batches = self.ahead.get(number)
         totals: dict[str, Tensor] = {}
         self.wrapped.train()
-        for i, (batch, share) in enumerate(batches):
+        for i, (batch, share, signals) in enumerate(batches):
             last = i == len(batches) - 1
             quiet = nullcontext() if last else self.accelerator.no_sync(self.wrapped)
             with quiet:
-                loss, sums = self._forward(self.wrapped, batch, share * self.world / counted)
+                scale = share * self.world / counted
+                loss, sums = self.wrapped(batch.to(self.accelerator.device), signals, scale)
                 self.accelerator.backward(loss)
             for name, value in sums.terms.items():
                 totals[name] = totals.get(name, 0) + share * value
@@ -249,12 +252,17 @@ class _Run:
         }
         return {"step": number + 1, "lr": self.config.lr * factor, "norm": float(norm), **means}
 
-    def _forward(self, module: Any, batch: Batch, scale: float) -> tuple[Tensor, Sums]:
-        signals = None
-        if self.job.cache is not None and needs_teacher(self.config.objective):
-            signals = self.job.cache.signals(batch.keys)
-        result: tuple[Tensor, Sums] = module(batch.to(self.accelerator.device), signals, scale)
-        return result
+    def load(self, number: int) -> list[tuple[Batch, float, Signals | None]]:
+        """This process's micro-batches of a step, how much they count, and their signals."""
+        plan = self.plan.batches(number, self.job.train, self.rank)
+        return [(batch, share, self._signals(batch)) for batch, share in plan]
+
+    def _signals(self, batch: Batch) -> Signals | None:
+        if self.job.cache is None or not needs_teacher(self.config.objective):
+            return None
+        signals = self.job.cache.signals(batch.keys)
+        self.job.learner.decode(signals)
+        return signals
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -269,7 +277,8 @@ class _Run:
         totals = dict.fromkeys([*names, "nll"], 0.0)
         for rows in micro[self.rank :: self.world]:
             batch = collate([[self.job.held_out[i] for i in row] for row in rows])
-            _, sums = self._forward(self.job.learner, batch, 1.0)
+            batch, signals = batch.to(self.accelerator.device), self._signals(batch)
+            _, sums = self.job.learner(batch, signals, 1.0)
             for name in totals:
                 totals[name] += float(sums.terms[name])
         if self.world > 1:
@@ -341,7 +350,8 @@ def train(job: Job) -> Result:
         run.progress = found
         log.info("%s: going on from step %d of %d", job.name, found["step"], run.total)
     started = time.time()
-    with stop_requests() as seen, progress(job.name, sum(run.plan.counted)) as meter:
+    bar = progress(job.name, sum(run.plan.counted))
+    with closing(run.ahead), stop_requests() as seen, bar as meter:
         meter.skip(sum(run.plan.counted[: run.progress["step"]]))
         for number in range(run.progress["step"], run.total):
             record = run.step(number)

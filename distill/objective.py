@@ -123,6 +123,14 @@ class Learner(nn.Module):
                 nn.init.orthogonal_(projector.weight)
                 self.projectors[f"{s}_{t}"] = projector
 
+    def decode(self, signals: Signals) -> None:
+        """Decode what the terms will ask for: done ahead, by another thread."""
+        for term in self.terms:
+            if LOSSES[term.loss].reads == "distribution":
+                signals.distribution(term.temperature)
+        for layer in {t for pairs in self.pairs.values() for _, t in pairs}:
+            signals.hidden(layer)
+
     def forward(self, batch: Batch, signals: Signals | None, scale: float) -> tuple[Tensor, Sums]:
         """(scaled loss, sums). `scale` is processes / counted tokens of the whole step."""
         device = batch.labels_BT.device

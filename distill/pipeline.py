@@ -8,6 +8,7 @@ from attar.anatomy import check_layers
 from attar.errors import RecipeError, RunError
 from attar.loading import check_same_vocabulary, fetch_weights, load_tokenizer
 from attar.processes import free_memory, is_alone, is_first_process, process_state
+from distill.caching import cache_manifest
 from distill.console import log_to_file
 from distill.data import check_sources
 from distill.inputs import NEEDS, inputs_of, is_done
@@ -125,6 +126,6 @@ def repair_cache(run: Run) -> list[str]:
     with on_first_process() as first:
         if first:
             with run.owned(), store.writing():
-                faults = store.repair(run.cache_manifest())
+                faults = store.repair(cache_manifest(run))
                 (run.folder / "records" / "cache.json").unlink(missing_ok=True)
     return faults

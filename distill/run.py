@@ -17,29 +17,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from attar.errors import RunError
-from attar.files import fingerprint, owned, read_json, write_json, write_text
+from attar.files import owned, read_json, write_json, write_text
 from attar.loading import (
     load_config,
     load_tokenizer,
     tokenizer_fingerprint,
-    vocabulary_fingerprint,
     vocabulary_size,
 )
 from attar.processes import is_alone, process_state
 from distill.data import DataConfig, Examples, prepare
 from distill.objective import needs_teacher
 from distill.recipe import Recipe
-from teachers.cache import SignalCache, manifest_of
-from teachers.load import TeacherConfig, teacher_identity
-from teachers.store import SignalStore
-
-if TYPE_CHECKING:
-    import torch
+from teachers.load import TeacherConfig
 
 log = logging.getLogger(__name__)
 
@@ -179,35 +173,6 @@ class Run:
         """Whether specialising does."""
         special = self.recipe.specialize
         return special is not None and needs_teacher(special.objective)
-
-    def has_cache(self) -> bool:
-        """Whether a cache was begun where the recipe puts it."""
-        return SignalStore(self.cache_url).folder.exists("manifest.json")
-
-    def cache_manifest(self) -> dict[str, Any]:
-        """What the cache must say of itself to serve this recipe."""
-        counts = {
-            key: int(count)
-            for examples in self.cached_examples()
-            for key, count in zip(examples.keys, examples.counts, strict=True)
-        }
-        data = {
-            "fingerprint": fingerprint(sorted(counts)),
-            "examples": len(counts),
-            "tokens": sum(counts.values()),
-            "max_length": self.recipe.data.max_length,
-        }
-        tokenizer = {
-            "vocabulary": vocabulary_fingerprint(self.tokenizer),
-            "tokenizer": tokenizer_fingerprint(self.tokenizer),
-            "size": self.vocabulary,
-        }
-        return manifest_of(self.recipe.cache, teacher_identity(self.teacher), tokenizer, data)
-
-    def open_cache(self, device: torch.device | None = None) -> SignalCache:
-        """The finished cache, ready to be read; refused where it does not fit this recipe."""
-        SignalStore(self.cache_url).check_fits(self.cache_manifest())
-        return SignalCache(self.cache_url, unfinished=self.recipe.cache.unfinished, device=device)
 
     # Records -----------------------------------------------------------------------------------
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,9 @@ from attar.loading import (
     load_tokenizer,
     resolve_precision,
 )
-from attar.processes import free_memory, is_alone, process_state
+from attar.processes import free_memory
 from distill import report as reporting
-from distill.console import progress
+from distill.caching import make_cache, open_cache, what_is_there
 from distill.data import DataConfig, Examples
 from distill.evaluate import MeasureJob, measure_apart
 from distill.inputs import ORDER, inputs_of
@@ -43,9 +42,8 @@ from students.build import choose_blocks, cut_student, fresh_model, save_student
 from students.depth import layer_map
 from students.export import export_artifact, model_card
 from students.trainable import choose_trainable
-from teachers.load import load_teacher, teacher_identity
-from teachers.runner import Request, TeacherRunner, build_cache, rows_per_chunk
-from teachers.store import SignalStore
+from teachers.load import teacher_identity
+from teachers.runner import rows_per_chunk
 
 log = logging.getLogger(__name__)
 
@@ -81,34 +79,7 @@ def cache(run: Run) -> Record:
     if not run.reads_cache:
         log.info("cache: no objective reads the teacher; nothing to do")
         return Record("cache", "", notes={"tokens": 0, "bytes_per_token": 0.0})
-    sets = run.cached_examples()
-    requests = _requests(sets)
-    manifest = run.cache_manifest()
-    store = SignalStore(run.cache_url)
-    state = None if is_alone() else process_state()
-    rank, world = (state.process_index, state.num_processes) if state else (0, 1)
-
-    def make_runner() -> TeacherRunner:
-        return TeacherRunner(load_teacher(run.teacher), run.vocabulary, run.recipe.cache)
-
-    def meet() -> None:
-        if state is not None:
-            state.wait_for_everyone()
-
-    total = sum(len(request.input_ids) for request in requests)
-    with progress("cache", total) as meter, store.writing() if rank == 0 else nullcontext():
-        if rank == 0:
-            store.begin(manifest)
-        meet()  # the others find the cache begun, and to fit
-        build_cache(
-            store, manifest, requests, make_runner,
-            rank=rank, world=world, on_tokens=meter.advance, on_skip=meter.skip, meet=meet,
-        )  # fmt: skip
-        meet()
-    numbers = store.totals()
-    if numbers["padding_mass"] > 0:
-        mass = numbers["padding_mass"]
-        log.info("cache: %.2g of the teacher's probability is on ids without a token, cut", mass)
+    numbers = make_cache(run)
     tokens = int(numbers["tokens"])
     notes = {**numbers, "bytes_per_token": numbers["bytes"] / max(1, tokens)}
     return Record("cache", "", tokens=tokens, bytes=int(numbers["bytes"]), notes=notes)
@@ -280,14 +251,17 @@ def _train(
         layer_pairs=_layer_pairs(run, student),
         teacher_width=run.teacher_width if needs else None,
     )
+    cached = open_cache(run, next(student.parameters()).device) if needs else None
     train, held_out = run.data(data)
+    if cached is not None and run.recipe.cache.unfinished:
+        train, held_out = what_is_there(cached, folder, train, held_out)
     job = Job(
         name=name,
         learner=learner,
         config=config,
         train=train,
         held_out=held_out,
-        cache=run.open_cache(next(student.parameters()).device) if needs else None,
+        cache=cached,
         folder=folder,
         seed=run.recipe.seed,
         max_length=data.max_length,
@@ -314,18 +288,6 @@ def _layer_pairs(run: Run, student: torch.nn.Module) -> list[tuple[int, int]]:
         return [(layer_map(kept, layer), layer) for layer in cached]
     depth = run.teacher_depth
     return [(round(layer * num_layers(student) / depth), layer) for layer in cached]
-
-
-def _requests(sets: list[Examples]) -> list[Request]:
-    """Every distinct example of the sets, in their order."""
-    seen: set[str] = set()
-    requests = []
-    for examples in sets:
-        for example in examples:
-            if example.key not in seen:
-                seen.add(example.key)
-                requests.append(Request(example.key, example.input_ids, example.counted))
-    return requests
 
 
 def _discard_other(folder: Path, wanted: str) -> None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
+from threading import Lock
 from typing import Annotated, Any
 
 import numpy as np
@@ -95,22 +96,24 @@ def config_of(manifest: dict[str, Any]) -> CacheConfig:
         raise CacheError(f"The manifest of the cache names no known codec ({about}).") from None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Signals:
-    """The cached signals of some tokens, decoded when asked for. Order: as the examples."""
+    """The cached signals of some tokens, decoded when first asked for. Order: as the examples."""
 
     columns: Columns
     num_tokens: int
     config: CacheConfig
     assets: dict[str, Assets]
+    _decoded: dict[Any, Any] = field(default_factory=dict)
 
     def distribution(self, temperature: float) -> Distribution:
         """Next-token distributions at a temperature."""
-        assets = self.assets.get("distribution", {})
-        columns = {k: v for k, v in self.columns.items() if not k.startswith("layer_")}
-        result: Distribution = self.config.codec.decode(
-            columns, self.num_tokens, temperature, assets
-        )
+        if temperature not in self._decoded:
+            columns = {k: v for k, v in self.columns.items() if not k.startswith("layer_")}
+            self._decoded[temperature] = self.config.codec.decode(
+                columns, self.num_tokens, temperature, self.assets.get("distribution", {})
+            )
+        result: Distribution = self._decoded[temperature]
         return result
 
     def hidden(self, layer: int) -> Tensor:
@@ -121,13 +124,16 @@ class Signals:
                 f"(now {self.config.hidden.layers})."
             )
         prefix = f"layer_{layer}"
-        mine = {
-            name.removeprefix(prefix): column
-            for name, column in self.columns.items()
-            if name == prefix or name.startswith(prefix + "_")
-        }
-        assets = self.assets.get(prefix, {})
-        result: Tensor = self.config.hidden.codec.decode(mine, self.num_tokens, assets)
+        if prefix not in self._decoded:
+            mine = {
+                name.removeprefix(prefix): column
+                for name, column in self.columns.items()
+                if name == prefix or name.startswith(prefix + "_")
+            }
+            self._decoded[prefix] = self.config.hidden.codec.decode(
+                mine, self.num_tokens, self.assets.get(prefix, {})
+            )
+        result: Tensor = self._decoded[prefix]
         return result
 
 
@@ -164,6 +170,7 @@ class SignalCache:
         self._readers: dict[int, ShardReader] = {}
         self._batches: OrderedDict[tuple[int, int], Arrays] = OrderedDict()
         self._keep, self._kept = keep_bytes, 0
+        self._lock = Lock()
 
     def __contains__(self, key: str) -> bool:
         return key in self._where
@@ -198,6 +205,10 @@ class SignalCache:
         }
 
     def _batch(self, number: int, batch: int) -> Arrays:
+        with self._lock:  # training reads ahead in a thread while evaluation reads in another
+            return self._read_batch(number, batch)
+
+    def _read_batch(self, number: int, batch: int) -> Arrays:
         if (number, batch) in self._batches:
             self._batches.move_to_end((number, batch))
             return self._batches[number, batch]

@@ -63,10 +63,9 @@ class Basis(Section):
 def principal(centred_NH: Tensor) -> Tensor:
     """Orthogonal (H, H): columns are the directions of falling variance."""
     _, vectors_HH = torch.linalg.eigh(centred_NH.T @ centred_NH)
-    vectors_HH = vectors_HH.flip(-1)
-    largest_H = vectors_HH.abs().argmax(0)  # the sign is free: fix it, so that files agree
-    signs_H: Tensor = vectors_HH.gather(0, largest_H[None]).sign()
-    return vectors_HH * signs_H
+    falling_HH: Tensor = vectors_HH.flip(-1)
+    largest_H = falling_HH.abs().argmax(0)  # the sign is free: fix it, so that files agree
+    return falling_HH * falling_HH.gather(0, largest_H[None]).sign()
 
 
 def to_bands(codes_NH: Tensor) -> Columns:

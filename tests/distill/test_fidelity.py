@@ -59,6 +59,12 @@ def drawn(logprobs_NV, draws=6, seed=5):
     return SparseDistribution(ids_NK, logprobs_NK, None)
 
 
+def thinned():
+    """Unbiased as well, but what a token's weights sum to is one on average only."""
+    target = drawn(teacher())
+    return SparseDistribution(target.ids_NK, target.logprobs_NK + 0.3 * normal(N, 1, seed=8), None)
+
+
 def dense():
     return DenseDistribution(normal(N, H, seed=6), Head(normal(V, H, seed=7)))
 
@@ -74,6 +80,7 @@ TARGETS = {
     "ragged": lambda: ragged(teacher()),
     "all ids": lambda: bucket((0.5 * teacher()).log_softmax(-1), V),
     "drawn": lambda: drawn(teacher()),
+    "thinned": thinned,
     "dense": dense,
     "another loss": squared,
 }
@@ -174,7 +181,7 @@ def spread(target):
     full_NV = torch.zeros(N, V, dtype=torch.float64)
     for n in range(N):
         used = target.logprobs_NK[n] > -math.inf
-        if used.sum() < V:
+        if target.tail_N is not None and used.sum() < V:
             full_NV[n] = target.tail_N[n].double().exp() / (V - used.sum())
         full_NV[n, target.ids_NK[n][used]] = target.logprobs_NK[n][used].double().exp()
     return full_NV
@@ -202,6 +209,16 @@ def test_kl_is_infinite_without_the_tail_and_unknown_for_samples():
     assert math.isnan(fidelity.result()["cut"].calibration)
 
 
+def test_kl_is_finite_where_what_is_cut_off_has_no_probability():
+    logprobs_NV = torch.full((1, V), -200.0)
+    logprobs_NV[0, :2] = math.log(0.5)
+    ids_NK = torch.tensor([[0, 1]])
+    target = SparseDistribution(ids_NK, logprobs_NV[:, :2], torch.tensor([-math.inf]))
+    fidelity = Fidelity(make_head(), group=None)
+    fidelity.add(hidden(1), logprobs_NV, {"x": target})
+    assert fidelity.result()["x"].kl == pytest.approx(0, abs=1e-6)
+
+
 def test_top1_is_kept_where_the_likeliest_id_weighs_most():
     weights = torch.tensor([[0.5, 0.2], [0.2, 0.5], [0.4, 0.4], [0.1, 0.1]])
     target = SparseDistribution(
@@ -215,17 +232,18 @@ def test_top1_is_kept_where_the_likeliest_id_weighs_most():
     assert fidelity.result()["x"].top1_kept == 3 / 8
 
 
-def test_calibration_by_hand():
-    target = drawn(teacher())
+@pytest.mark.parametrize("kind", ["drawn", "of another teacher"])
+def test_calibration_by_hand(kind):
+    target = drawn(teacher()) if kind == "drawn" else bucket(normal(N, V, seed=9).log_softmax(-1))
+    decoded_NV = spread(target)
     labels = (teacher().argmax(-1) + torch.arange(N) % 2) % V
     fidelity = Fidelity(make_head(), group=None)
     fidelity.add(hidden(), teacher(), {"x": target}, labels)
     gaps, dense_gaps = [0.0] * 15, [0.0] * 15
     for n in range(N):
         confidence, likeliest = teacher()[n].exp().max(-1)
-        entry = (target.ids_NK[n] == likeliest) & (target.logprobs_NK[n] > -math.inf)
         hit = float(labels[n] == likeliest)
-        gaps[int(confidence * 15)] += float(target.logprobs_NK[n][entry].exp().sum()) - hit
+        gaps[int(confidence * 15)] += float(decoded_NV[n, likeliest]) - hit
         dense_gaps[int(confidence * 15)] += float(confidence) - hit
     found = fidelity.result()["x"]
     assert close(found.calibration, sum(map(abs, gaps)) / N)
