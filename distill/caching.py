@@ -72,10 +72,8 @@ def _check_serves(store: SignalStore, wanted: dict[str, Any]) -> None:
         wanted = {**wanted, "shard_tokens": found.get("shard_tokens")}
         wanted["data"] = {**found.get("data", {}), "max_length": length}
         members = found.get("teacher", {}).get("ensemble", [])
-        if any(
-            {**member, "weight": None} == {**wanted["teacher"], "weight": None}
-            for member in members
-        ):
+        names = list(wanted["teacher"])
+        if wanted["teacher"] in [{name: one.get(name) for name in names} for one in members]:
             log.info("The cache %s is of %d teachers together", store.url, len(members))
             wanted["teacher"] = found["teacher"]
     store.check_fits(wanted)

@@ -71,12 +71,10 @@ def is_done(run: Run, stage: str) -> bool:
         stage == "specialize" and recipe.specialize is None
     ):
         return True
-    if (
-        stage == "cache"
-        and run.reads_cache
-        and not SignalStore(run.cache_url).folder.exists("manifest.json")
-    ):
-        return False
+    if stage == "cache" and run.reads_cache:
+        manifest = SignalStore(run.cache_url).folder.exists("manifest.json")
+        if not manifest:
+            return False
     record = run.record(stage)
     made = all(path.exists() for path in _outputs(run, stage))
     return made and record is not None and record.inputs == inputs_of(run, stage)

@@ -126,6 +126,19 @@ class TeacherRunner:
             learned[f"layer_{layer}"] = layer_codec.learn(torch.cat(states))
         return {part: assets for part, assets in learned.items() if assets}
 
+    @torch.inference_mode()
+    def final_states(self, requests: Sequence[Request]) -> Tensor:
+        """Final hidden states (N, H) of the counted tokens of the requests, in their order."""
+        found: list[Tensor] = [torch.empty(0)] * len(requests)
+        lengths = [len(request.input_ids) for request in requests]
+        for batch in plan_batches(lengths, self.config.batch_tokens):
+            group = [requests[i] for i in batch]
+            states_NH, _ = self._states(group)
+            parts = states_NH.split([len(request.counted) for request in group])
+            for i, part in zip(batch, parts, strict=True):
+                found[i] = part
+        return torch.cat(found)
+
     def _states(self, group: list[Request]) -> tuple[Tensor, dict[int, Tensor]]:
         """Final and chosen layers' hidden states (N, H) of the counted tokens of a batch."""
         with capture_layers(self.model, self.config.hidden.layers) as captured:
@@ -228,8 +241,8 @@ def build_cache(
     assets = store.assets()
     if assets is None and rank == 0:
         runner = make_runner()
-        sample = _sample(requests, LEARN_TOKENS)
-        assets = {**runner.learn(sample), "probe": _probe(_sample(requests, PROBE_TOKENS))}
+        sample = first_requests(requests, LEARN_TOKENS)
+        assets = {**runner.learn(sample), "probe": _probe(first_requests(requests, PROBE_TOKENS))}
         store.write_assets(assets, manifest)
     meet()
     assets = store.assets() or {}  # as stored, by whoever learned them
@@ -265,7 +278,7 @@ def probe_requests(assets: dict[str, Assets]) -> list[Request]:
     ]
 
 
-def _sample(requests: Sequence[Request], tokens: int) -> list[Request]:
+def first_requests(requests: Sequence[Request], tokens: int) -> list[Request]:
     """The first examples in the order of keys, which is random, up to so many tokens."""
     chosen, held = [], 0
     for request in requests:

@@ -6,6 +6,7 @@ Legend: N tokens counted, K entries, V vocabulary, H width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -65,6 +66,20 @@ class DenseDistribution:
 Distribution = SparseDistribution | DenseDistribution
 
 
+class HasLogits(Protocol):
+    """Some tokens whose full distribution is known, whoever knows it: what sparse codecs read."""
+
+    @property
+    def seeds_N(self) -> np.ndarray:
+        """A seed a token, see `TeacherChunk`."""
+
+    def logits(self) -> Tensor:
+        """Float32 logits (N, V), made anew at each call: whoever asks may write into them."""
+
+    def rows(self, start: int, stop: int) -> HasLogits:
+        """Tokens start..stop of these."""
+
+
 @dataclass(frozen=True)
 class TeacherChunk:
     """Some tokens of a teacher's run, as a codec meets them: final hidden states and the head.
@@ -80,6 +95,10 @@ class TeacherChunk:
     def logits(self) -> Tensor:
         """Float32 logits (N, V), made anew at each call: whoever asks may write into them."""
         return self.head.logits(self.hidden_NH)
+
+    def rows(self, start: int, stop: int) -> TeacherChunk:
+        """Tokens start..stop of these."""
+        return TeacherChunk(self.hidden_NH[start:stop], self.head, self.seeds_N[start:stop])
 
 
 def seeds_of(key: str, num_tokens: int) -> np.ndarray:

@@ -106,9 +106,10 @@ def make_cache():
     def make(url, model, examples, config=None, *, vocabulary=VOCABULARY, on_tokens=lambda n: None):
         config = config or CacheConfig()
         store = SignalStore(str(url))
+        data = {"examples": len({example.key for example in examples})}
         build_cache(
             store,
-            manifest_of(config, {"model": "tiny"}, {"ids": "97"}, {"examples": len({e.key for e in examples})}),
+            manifest_of(config, {"model": "tiny"}, {"ids": "97"}, data),
             [Request(e.key, e.input_ids, e.counted) for e in examples],
             lambda: TeacherRunner(model, vocabulary, config),
             on_tokens=on_tokens,

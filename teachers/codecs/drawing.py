@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 BLOCK = 256
+GATHERED = 4 << 20  # weights that a look-up copies at once: many draws would fill the memory
 
 
 class Weights:
@@ -50,9 +51,21 @@ class Weights:
         highest_N1 = (ends_NB < ends_NB[:, -1:]).sum(-1, keepdim=True)  # last block with weight
         block_NJ = torch.searchsorted(ends_NB, points_NJ, right=True).minimum(highest_N1)
         before_NJ = functional.pad(ends_NB, (1, 0)).gather(-1, block_NJ)
-        tokens_N1 = torch.arange(len(points_NJ), device=points_NJ.device)[:, None]
+        rows = max(1, GATHERED // (BLOCK * points_NJ.shape[1]))
+        inside = [
+            self._inside(start, *piece)
+            for start, *piece in zip(
+                range(0, len(points_NJ), rows),
+                block_NJ.split(rows),
+                (points_NJ - before_NJ).split(rows),
+                strict=True,
+            )
+        ]
+        return block_NJ * BLOCK + torch.cat(inside)
+
+    def _inside(self, start: int, block_NJ: Tensor, left_NJ: Tensor) -> Tensor:
+        """Places within blocks (N, J), of tokens from `start` on; never an id without weight."""
+        tokens_N1 = torch.arange(start, start + len(block_NJ), device=block_NJ.device)[:, None]
         inner_NJI = self.blocks_NBI[tokens_N1, block_NJ].double().cumsum(-1)
-        left_NJ1 = (points_NJ - before_NJ).unsqueeze(-1)
-        inside_NJ = (inner_NJI <= left_NJ1).sum(-1)
-        last_NJ = (inner_NJI < inner_NJI[..., -1:]).sum(-1)  # never an id without weight
-        return block_NJ * BLOCK + inside_NJ.minimum(last_NJ)
+        inside_NJ = (inner_NJI <= left_NJ.unsqueeze(-1)).sum(-1)
+        return inside_NJ.minimum((inner_NJI < inner_NJI[..., -1:]).sum(-1))

@@ -16,8 +16,9 @@ from torch import Tensor
 from attar.strict import Section
 from teachers.codecs import CODECS, Assets, Columns
 from teachers.codecs.entries import joined, learn_ranks, pack, pieces, unpack
-from teachers.codecs.topk import Temperatures, refuse_uncached, tails, with_tail
-from teachers.signals import SparseDistribution, TeacherChunk
+from teachers.codecs.largest import Largest, largest_of, sorted_largest, stored_tails
+from teachers.codecs.topk import Temperatures, refuse_uncached
+from teachers.signals import HasLogits, SparseDistribution
 
 LOWEST = 16.0  # nats: probabilities below e^-16 are stored as that
 
@@ -35,39 +36,50 @@ class Nucleus(Section):
         [1.0], description="temperatures at which losses may read the targets"
     )
 
-    def learn(self, chunk: TeacherChunk) -> Assets:
+    def learn(self, chunk: HasLogits) -> Assets:
         """The order of the ids."""
         return learn_ranks(chunk, 1 / self.k)
 
-    def encode(self, chunk: TeacherChunk, assets: Assets) -> Columns:
+    def encode(self, chunk: HasLogits, assets: Assets) -> Columns:
         """Entries, codes and tails."""
-        return joined([self._encode(logits_NV, assets) for logits_NV, _ in pieces(chunk)])
+        parts = []
+        for logits_NV, _ in pieces(chunk):
+            vocabulary = logits_NV.shape[1]
+            largest = largest_of(logits_NV, self.k, self.temperatures)
+            parts.append(self.encode_largest(largest, vocabulary, assets))
+        return joined(parts)
 
-    def _encode(self, logits_NV: Tensor, assets: Assets) -> Columns:
-        num_tokens, vocabulary = logits_NV.shape
-        lse_N1 = logits_NV.logsumexp(-1, keepdim=True)
-        top = logits_NV.topk(min(self.k, vocabulary), dim=-1)
-        logprobs_NK = top.values - lse_N1
-        before_NK = logprobs_NK.exp().cumsum(-1).roll(1, -1)
+    def encode_largest(self, largest: Largest, vocabulary: int, assets: Assets) -> Columns:
+        """The same columns from more entries than these may be."""
+        largest = largest.first(self.k)
+        before_NK = largest.logprobs_NK.exp().cumsum(-1).roll(1, -1)
         before_NK[:, 0] = 0.0
-        used_NK = before_NK < self.mass
-        logits_NV.scatter_(-1, top.indices, top.values.masked_fill(used_NK, -torch.inf))
-        codes_NK = ((-logprobs_NK).clamp(0, LOWEST) / LOWEST).sqrt() * 255
+        used_NK = (before_NK < self.mass) & (largest.logprobs_NK > -torch.inf)
+        largest = largest.keep(used_NK)
+        codes_NK = ((-largest.logprobs_NK).clamp(0, LOWEST) / LOWEST).sqrt() * 255
         tokens_E = used_NK.nonzero(as_tuple=True)[0].cpu().numpy()
-        ids_E = top.indices[used_NK].cpu().numpy()
+        ids_E = largest.ids_NK[used_NK].cpu().numpy()
         codes_E = codes_NK[used_NK].round().long().cpu().numpy()
-        columns = pack(tokens_E, ids_E, codes_E, num_tokens, 255, assets)
-        return {**columns, **tails(logits_NV, lse_N1.squeeze(-1), self.temperatures)}
+        columns = pack(tokens_E, ids_E, codes_E, len(used_NK), 255, assets)
+        return {**columns, **largest.tail_columns(self.temperatures)}
+
+    def decode_largest(self, columns: Columns, num_tokens: int, assets: Assets) -> Largest:
+        """Entries by falling probability and every tail, as stored."""
+        ids_NK, logprobs_NK = self._entries(columns, assets)
+        return sorted_largest(ids_NK, logprobs_NK, stored_tails(columns, self.temperatures))
+
+    def _entries(self, columns: Columns, assets: Assets) -> tuple[Tensor, Tensor]:
+        ids_NK, codes_NK, used_NK = unpack(columns, assets)
+        logprobs_NK = (codes_NK / 255).square() * -LOWEST
+        return ids_NK, logprobs_NK.masked_fill(~used_NK, -torch.inf)
 
     def decode(
         self, columns: Columns, num_tokens: int, temperature: float, assets: Assets
     ) -> SparseDistribution:
-        """Entries and tail, scaled together to sum to one."""
+        """Entries in the order of their ranks, and the tail, scaled together to sum to one."""
         self.check_temperature(temperature)
-        ids_NK, codes_NK, used_NK = unpack(columns, assets)
-        logprobs_NK = (codes_NK / 255).square() * -LOWEST
-        logprobs_NK = logprobs_NK.masked_fill(~used_NK, -torch.inf)
-        return with_tail(ids_NK, logprobs_NK, columns, temperature)
+        tails = stored_tails(columns, [temperature])
+        return Largest(*self._entries(columns, assets), tails).at(temperature)
 
     def check_temperature(self, temperature: float) -> None:
         """Only what was captured."""

@@ -16,13 +16,13 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 import torch
 from pydantic import AfterValidator, Field
-from torch import Tensor
 
 from attar.errors import RecipeError
 from attar.strict import Section
 from teachers.codecs import CODECS, Assets, Columns
 from teachers.codecs.entries import joined, pieces
-from teachers.signals import SparseDistribution, TeacherChunk
+from teachers.codecs.largest import Largest, largest_of, stored_tails
+from teachers.signals import HasLogits, SparseDistribution
 
 
 def _positive(value: list[float]) -> list[float]:
@@ -46,40 +46,49 @@ class TopK(Section):
         [1.0], description="temperatures at which losses may read the targets"
     )
 
-    def learn(self, chunk: TeacherChunk) -> Assets:
+    def learn(self, chunk: HasLogits) -> Assets:
         """Nothing."""
         return {}
 
-    def encode(self, chunk: TeacherChunk, assets: Assets) -> Columns:
+    def encode(self, chunk: HasLogits, assets: Assets) -> Columns:
         """Ids by falling probability, their log-probabilities, the tail. See the file's head."""
-        return joined([self._encode(logits_NV) for logits_NV, _ in pieces(chunk)])
+        parts = []
+        for logits_NV, _ in pieces(chunk):
+            vocabulary = logits_NV.shape[1]
+            largest = largest_of(logits_NV, self.k, self.temperatures)
+            parts.append(self.encode_largest(largest, vocabulary, assets))
+        return joined(parts)
 
-    def _encode(self, logits_NV: Tensor) -> Columns:
-        vocabulary = logits_NV.shape[1]
-        top = logits_NV.topk(min(self.k, vocabulary), dim=-1)
-        others_NV = logits_NV.scatter_(-1, top.indices, -torch.inf)  # they are ours to use up
-        rest_N = others_NV.logsumexp(-1)
-        lse_N = torch.logaddexp(top.values.logsumexp(-1), rest_N)
-        ids_NK = top.indices.cpu().numpy()
+    def encode_largest(self, largest: Largest, vocabulary: int, assets: Assets) -> Columns:
+        """The same columns from entries; where there are too few, unused slots follow."""
+        largest = largest.first(self.k)
+        ids_NK, logprobs_NK = largest.ids_NK.cpu().numpy(), largest.logprobs_NK.cpu().numpy()
+        missing = min(self.k, vocabulary) - ids_NK.shape[1]
+        if missing:
+            ids_NK = np.pad(ids_NK, ((0, 0), (0, missing)), mode="edge")
+            logprobs_NK = np.pad(logprobs_NK, ((0, 0), (0, missing)), constant_values=-np.inf)
+        ids_NK = np.where(np.isinf(logprobs_NK), ids_NK[:, :1], ids_NK)
         columns = {"ids": (ids_NK & 0xFFFF).astype(np.uint16)}
         if vocabulary > 1 << 16:
             columns["ids_high"] = (ids_NK >> 16).astype(np.uint8)
-        logprobs_NK = top.values - lse_N.unsqueeze(-1)
-        columns["logprobs"] = logprobs_NK.cpu().numpy().astype(np.float16)
-        return {**columns, **tails(others_NV, lse_N, self.temperatures, rest_N)}
+        columns["logprobs"] = logprobs_NK.astype(np.float16)
+        return {**columns, **largest.tail_columns(self.temperatures)}
+
+    def decode_largest(self, columns: Columns, num_tokens: int, assets: Assets) -> Largest:
+        """Entries and every tail, as stored."""
+        ids_NK = columns["ids"].reshape(num_tokens, -1).astype(np.int64)
+        if "ids_high" in columns:
+            ids_NK |= columns["ids_high"].reshape(num_tokens, -1).astype(np.int64) << 16
+        logprobs_NK = columns["logprobs"].reshape(num_tokens, -1).astype(np.float32)
+        tails = stored_tails(columns, self.temperatures)
+        return Largest(torch.from_numpy(ids_NK), torch.from_numpy(logprobs_NK), tails)
 
     def decode(
         self, columns: Columns, num_tokens: int, temperature: float, assets: Assets
     ) -> SparseDistribution:
         """Entries and tail, scaled together to sum to one whatever float16 rounded."""
         self.check_temperature(temperature)
-        ids_NK = columns["ids"].reshape(num_tokens, -1).astype(np.int64)
-        if "ids_high" in columns:
-            ids_NK |= columns["ids_high"].reshape(num_tokens, -1).astype(np.int64) << 16
-        logprobs_NK = columns["logprobs"].reshape(num_tokens, -1).astype(np.float32)
-        return with_tail(
-            torch.from_numpy(ids_NK), torch.from_numpy(logprobs_NK), columns, temperature
-        )
+        return self.decode_largest(columns, num_tokens, assets).at(temperature)
 
     def check_temperature(self, temperature: float) -> None:
         """Only what was captured."""
@@ -89,32 +98,6 @@ class TopK(Section):
         """Ids, values and one tail a temperature; zstd saves about an eighth of it."""
         k = min(self.k, vocabulary)
         return k * ((2 if vocabulary <= 1 << 16 else 2.3) + 2) + 2 * len(self.temperatures)
-
-
-def tails(
-    others_NV: Tensor, lse_N: Tensor, temperatures: Sequence[float], rest_N: Tensor | None = None
-) -> Columns:
-    """`tail_T` for each T: log sum p^(1/T) over the ids whose logits are not -inf, float16."""
-    columns = {}
-    for temperature in temperatures:
-        if temperature == 1.0 and rest_N is not None:
-            warmed_N = rest_N
-        else:
-            hot = temperature != 1.0
-            warmed_N = (others_NV / temperature if hot else others_NV).logsumexp(-1)
-        tail_N = warmed_N - lse_N / temperature
-        columns[f"tail_{temperature:g}"] = tail_N.cpu().numpy().astype(np.float16)
-    return columns
-
-
-def with_tail(
-    ids_NK: Tensor, logprobs_NK: Tensor, columns: Columns, temperature: float
-) -> SparseDistribution:
-    """Entries at a temperature and their tail, scaled together to sum to one."""
-    logprobs_NK = logprobs_NK / temperature
-    tail_N = torch.from_numpy(columns[f"tail_{temperature:g}"].astype(np.float32))
-    total_N = torch.logaddexp(logprobs_NK.logsumexp(-1), tail_N)
-    return SparseDistribution(ids_NK, logprobs_NK - total_N.unsqueeze(-1), tail_N - total_N)
 
 
 def refuse_uncached(temperatures: Sequence[float], temperature: float) -> None:
