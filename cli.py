@@ -9,6 +9,9 @@ from typing import Any
 
 import click
 
+from distill.cache_commands import cache
+from distill.commands import cache_audit, cache_build, do_stages, open_run, recipe_options
+
 STAGE_HELP = {
     "adapt-teacher": "Fine-tune the teacher on the task first (teacher.adapt).",
     "build": "Make the student: pretrained, fresh, or cut from the teacher.",
@@ -41,40 +44,6 @@ class Group(click.Group):
 @click.version_option(package_name="attar", prog_name="distill")
 def main() -> None:
     """From a large teacher to a small, quantised, tested student, on one recipe."""
-
-
-def recipe_options(command: Any) -> Any:
-    """What every command on a recipe takes."""
-    options = [
-        click.argument("recipe", type=click.Path(dir_okay=False)),
-        click.option("--run-dir", type=click.Path(file_okay=False), help="Default: runs/RECIPE."),
-        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override."),
-        click.option("-v", "--verbose", is_flag=True, help="More messages."),
-        click.option("--quiet", is_flag=True, help="Warnings only."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def open_run(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **show: bool) -> Any:
-    """The run that a command's arguments mean."""
-    from distill.console import set_up_logging
-    from distill.recipe import load_recipe
-    from distill.run import Run
-
-    set_up_logging(**show)
-    loaded = load_recipe(recipe, overrides)
-    return Run(loaded, Path(run_dir) if run_dir else Path("runs") / Path(recipe).stem)
-
-
-def do_stages(run: Any, names: list[str], *, alone: bool) -> None:
-    """Run stages; say so when there was nothing to do."""
-    from attar.processes import is_first_process
-    from distill.pipeline import run_stages
-
-    if not run_stages(run, names, alone=alone) and is_first_process():
-        click.echo(f"Nothing to do: {', '.join(names)} finished before in {run.folder}.")
 
 
 @main.command()
@@ -140,25 +109,9 @@ for name, text in STAGE_HELP.items():
     add_stage(main, name, name, text)
 
 
-@main.group()
-def cache() -> None:
-    """The teacher's signals on disk."""
-
-
-@cache.command("build")
-@recipe_options
-@click.option("--repair", is_flag=True, help="Check every shard and make damaged ones again.")
-def cache_build(
-    recipe: str, run_dir: str | None, overrides: tuple[str, ...], repair: bool, **show: bool
-) -> None:
-    """Run the teacher once and keep what it says."""
-    opened = open_run(recipe, run_dir, overrides, **show)
-    if repair:
-        from distill.pipeline import repair_cache
-
-        for fault in repair_cache(opened):
-            click.echo(f"To be made again: {fault}", err=True)
-    do_stages(opened, ["cache"], alone=True)
+main.add_command(cache)
+cache.add_command(cache_build)
+cache.add_command(cache_audit)
 
 
 @main.command()

@@ -10,29 +10,25 @@ learned once (a head, an order of ids) reported apart; for DistillKit they are i
 Errors are those of distill/fidelity.py: of a single token's gradient at the student's final hidden
 states, and of the gradient at the head summed over 16,384 tokens of one text.
 
-Legend: B windows, N tokens, H width, V vocabulary.
+Legend: N tokens, H width, V vocabulary.
 """
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import json
 import math
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from distillkit import BUDGET, HANDLINGS, RECOMMENDED, Setting, target
 from harness import arguments, record
-from torch import Tensor, nn
+from held_out import WINDOW, Side, Text, read_texts, say, side_of, states
+from torch import Tensor
 
-from attar.anatomy import Head, head_of, run_body
 from attar.loading import load_causal_lm, load_tokenizer, vocabulary_size
 from distill.fidelity import Fidelity, Measures, Totals
 from students.depth import cut_depth
@@ -41,93 +37,33 @@ from teachers.runner import LEARN_TOKENS
 from teachers.signals import TeacherChunk, seeds_of
 from teachers.store import SignalStore
 
-WINDOW, GROUP = 512, 16384
+GROUP = 16384
 DEMO = Path("runs/demo/arms/distill/student")
-# What `greedy` keeps of SmolLM2-135M-Instruct in examples/demo.yaml.
-KEPT = [*range(5), *range(6, 12), *range(19, 30)]
+KEPT = [*range(5), *range(6, 12), *range(19, 30)]  # by `greedy` in examples/demo.yaml
 TRIED: list[dict[str, Any]] = [
-    *({"name": "topk", "k": k} for k in (8, 16, 32, 64)),
+    *({"name": "topk", "k": k} for k in (16, 64)),
     *({"name": "nucleus", "mass": m, "k": k} for m, k in ((0.8, 16), (0.9, 32), (0.95, 64))),
-    *({"name": "sampled", "draws": draws} for draws in (12, 50)),
-    *({"name": "hybrid", "k": k} for k in (8, 16, 32, 64, 128)),
-    *({"name": "hidden", "kl": kl} for kl in (1e-2, 1e-3, 1e-4)),
+    *({"name": "sampled", "draws": draws} for draws in (50,)),
+    *({"name": "hybrid", "k": k} for k in (8, 16, 32, 64, 80, 128)),
+    *({"name": "hidden", "kl": kl} for kl in (1e-2, 2.5e-3, 3e-4)),
 ]
+PEER = "DistillKit"
+FIT64 = "k=128 fit in float64"
 PEERS: dict[str, tuple[Setting, torch.dtype]] = {
-    "DistillKit k=50": (BUDGET, torch.float32),
-    "DistillKit k=128": (RECOMMENDED, torch.float32),
-    "DistillKit k=128, fit in float64": (RECOMMENDED, torch.float64),
+    "k=50": (BUDGET, torch.float32),
+    "k=128": (RECOMMENDED, torch.float32),
+    FIT64: (RECOMMENDED, torch.float64),  # kinder than it is
 }
-Peer = tuple[Tensor, Tensor]  # ids and log-probabilities of a window
 
 
-def say(what: str) -> None:
-    """A line of progress."""
-    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
-
-
-# Text and states -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Text:
-    """Windows of one more id than WINDOW: what is measured, and what codecs learn from."""
-
-    name: str
-    measured_BT: Tensor
-    sample_BT: Tensor
-
-    def labels(self, window: int) -> Tensor:
-        """The ids that follow, (N,)."""
-        return self.measured_BT[window, 1:]
-
-    def key(self, window: int) -> str:
-        """The window's, made of its ids."""
-        return hashlib.blake2b(
-            self.measured_BT[window].numpy().tobytes(), digest_size=16
-        ).hexdigest()
-
-
-def read_texts(data: Path, tokenizer: Any, windows: int, sample: int) -> list[Text]:
-    """Two kinds of text that neither teacher nor students were trained on here."""
-    raw = {"WikiText-2": gzip.open(data / "wikitext2_eval/validation.txt.gz", "rt").read()}
-    chapters = []
-    for split in ("test", "validation"):
-        with gzip.open(data / f"lm_austen/{split}.jsonl.gz", "rt") as lines:
-            chapters += [json.loads(line)["text"] for line in lines]
-    raw["Austen"] = "\n\n".join(chapters)
-    texts = []
-    for name, text in raw.items():
-        ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"])
-        rows_BT = ids.unfold(0, WINDOW + 1, WINDOW)
-        if len(rows_BT) < windows + sample:
-            raise SystemExit(f"{name} has {len(rows_BT)} windows; ask for fewer --tokens.")
-        texts.append(Text(name, rows_BT[:windows], rows_BT[windows : windows + sample]))
-    return texts
-
-
-@torch.no_grad()
-def final_states(model: nn.Module, rows_BT: Tensor) -> Tensor:
-    """Final hidden states (B, N, H) of windows."""
-    parts = [
-        run_body(model, {"input_ids": pair_BT[:, :-1], "attention_mask": None}).float()
-        for pair_BT in rows_BT.to(next(model.parameters()).device).split(2)
-    ]
-    return torch.cat(parts)
-
-
-@dataclass(frozen=True)
-class Side:
-    """A model on all texts: its head, and final hidden states (B, N, H) by text."""
-
-    head: Head
-    states: dict[str, Tensor]
-
-
-def side_of(model: nn.Module, vocabulary: int, texts: list[Text]) -> Side:
-    """Run a model once; its body is not needed afterwards."""
-    head = head_of(model, vocabulary)
-    plain = Head(head.weight_VH.detach().clone(), head.bias_V, head.scale, head.softcap)
-    return Side(plain, {text.name: final_states(model, text.measured_BT) for text in texts})
+def peer_labels(vocabulary: int) -> dict[str, tuple[str, str, float]]:
+    """(name, handling, bytes a token) of every line of the peer's."""
+    return {
+        f"{PEER} {name} {handling}": (name, handling, float(setting.bytes_per_token(vocabulary)))
+        for name, (setting, _) in PEERS.items()
+        for handling in HANDLINGS
+        if (name, handling) != (FIT64, "zero")  # never the better one
+    }
 
 
 def distilled_student(options: Any) -> Path:
@@ -138,9 +74,11 @@ def distilled_student(options: Any) -> Path:
     from distill.recipe import load_recipe
     from distill.run import Run
 
-    quick = ("data.train_tokens=1024", "train.max_steps=2") if options.quick else ()
-    asked = (f"teacher.model={options.model}", f"student.layers.keep={KEPT}", "train.arms=[]")
-    run = Run(load_recipe("examples/demo.yaml", (*asked, *quick)), Path("runs/cache_codecs"))
+    asked = [f"teacher.model={options.model}", f"student.layers.keep={KEPT}", "train.arms=[]"]
+    if options.quick:
+        asked += ["data.train_tokens=1024", "data.held_out_tokens=512", "train.max_steps=2"]
+    folder = Path("runs", "cache_codecs_quick" if options.quick else "cache_codecs")
+    run = Run(load_recipe("examples/demo.yaml", tuple(asked)), folder)
     run_stages(run, ["cache", "build", "train"])
     return run.arm_folder("distill") / "student"
 
@@ -174,33 +112,55 @@ class Candidate:
         return " ".join([self.codec.name, *(f"{key}={value:g}" for key, value in values.items())])
 
 
+@dataclass
+class Stored:
+    """What every codec, and every setting of the peer, made of every window."""
+
+    candidates: list[Candidate]
+    peer_ids: dict[str, list[Tensor]]  # by text
+    peer_values: dict[str, dict[str, list[Tensor]]]  # by name and text
+
+    def targets(self, text: str, window: int, vocabulary: int) -> dict[str, Any]:
+        """Decoded, by label."""
+        found: dict[str, Any] = {}
+        for one in self.candidates:
+            columns = {name: c.reshape(-1) for name, c in one.columns[text][window].items()}
+            found[one.label] = one.codec.decode(columns, WINDOW, 1.0, one.assets)
+        for label, (name, handling, _) in peer_labels(vocabulary).items():
+            values_NK = self.peer_values[name][text][window]
+            ids_NK = self.peer_ids[text][window][:, : values_NK.shape[1]]
+            found[label] = target(ids_NK, values_NK, handling)
+        return found
+
+
 @torch.no_grad()
 def store_all(
-    texts: list[Text], teacher: Side, sample_NH: Tensor
-) -> tuple[list[Candidate], dict[str, dict[str, list[Peer]]]]:
+    texts: list[Text], teacher: Side, sample_NH: Tensor, tried: list[dict[str, Any]]
+) -> Stored:
     """Every codec, and every setting of the peer, on every window."""
     sample = TeacherChunk(sample_NH, teacher.head, seeds_of("0" * 16, len(sample_NH)))
     candidates = []
-    for values in TRIED:
+    for values in tried:
         codec = CODECS[values["name"]].model_validate(values)
         candidates.append(Candidate(codec, codec.learn(sample), {t.name: [] for t in texts}))
     say("codecs have learned")
-    peers: dict[str, dict[str, list[Peer]]] = {
-        name: {text.name: [] for text in texts} for name in PEERS
-    }
+    names = [text.name for text in texts]
+    peer_values: dict[str, dict[str, list[Tensor]]] = {n: {t: [] for t in names} for n in PEERS}
+    stored = Stored(candidates, {name: [] for name in names}, peer_values)
     for text in texts:
         for window, hidden_NH in enumerate(teacher.states[text.name]):
             logits_NV = teacher.head.logits(hidden_NH)
             seeds_N = seeds_of(text.key(window), len(hidden_NH))
             chunk = SharedChunk(hidden_NH, teacher.head, seeds_N, logits_NV)
-            for candidate in candidates:
-                found = candidate.codec.encode(chunk, candidate.assets)
-                candidate.columns[text.name].append(found)
-            logprobs_NV = logits_NV.log_softmax(-1)
+            for one in candidates:
+                one.columns[text.name].append(one.codec.encode(chunk, one.assets))
+            top = logits_NV.topk(RECOMMENDED.k, dim=-1)
+            top_NK = top.values - logits_NV.logsumexp(-1, keepdim=True)
+            stored.peer_ids[text.name].append(top.indices)
             for name, (setting, dtype) in PEERS.items():
-                peers[name][text.name].append(setting.stored(logprobs_NV, dtype))
+                peer_values[name][text.name].append(setting.stored(top_NK, dtype))
         say(f"{text.name} is stored")
-    return candidates, peers
+    return stored
 
 
 def bytes_on_disk(candidate: Candidate, texts: list[Text]) -> tuple[dict[str, float], int]:
@@ -220,101 +180,109 @@ def bytes_on_disk(candidate: Candidate, texts: list[Text]) -> tuple[dict[str, fl
 # Measuring -------------------------------------------------------------------------------------
 
 
-def measure(
-    text: Text,
-    teacher: Side,
-    student: Side,
-    candidates: list[Candidate],
-    peers: dict[str, dict[str, list[Peer]]],
-) -> dict[str, Totals]:
+def measure(text: Text, teacher: Side, student: Side, stored: Stored) -> dict[str, Totals]:
     """What a student feels of every codec on one text."""
     windows = len(text.measured_BT)
     group = min(GROUP, windows * WINDOW)
     fidelity = Fidelity(student.head, group=group)
-    full_groups = windows * WINDOW // group * group
+    in_groups = windows * WINDOW // group * group
     for window in range(windows):
-        targets: dict[str, Any] = {}
-        for candidate in candidates:
-            columns = {k: v.reshape(-1) for k, v in candidate.columns[text.name][window].items()}
-            decoded = candidate.codec.decode(columns, WINDOW, 1.0, candidate.assets)
-            targets[candidate.label] = decoded
-        for name, by_text in peers.items():
-            for handling in HANDLINGS:
-                targets[f"{name} {handling}"] = target(*by_text[text.name][window], handling)
         with torch.no_grad():
             dense_NV = teacher.head.logits(teacher.states[text.name][window]).log_softmax(-1)
         fidelity.add(
             student.states[text.name][window],
             dense_NV,
-            targets,
+            stored.targets(text.name, window, dense_NV.shape[1]),
             text.labels(window).to(dense_NV.device),
-            summed=window * WINDOW < full_groups,
+            summed=window * WINDOW < in_groups,
         )
-        if window % 16 == 15:
+        if window % 8 == 7:
             say(f"  {text.name}: {window + 1} of {windows} windows")
     return fidelity.totals()
 
 
+def measure_all(
+    texts: list[Text],
+    teacher: Side,
+    students: dict[str, Side],
+    stored: Stored,
+    sizes: dict[str, dict[str, float]],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(rows of both texts together, rows of each text), one a codec and student."""
+    rows, rows_of_texts = [], []
+    for stage, student in students.items():
+        say(f"measuring the student: {stage}")
+        pooled: dict[str, Totals] = {}
+        for text in texts:
+            for label, totals in measure(text, teacher, student, stored).items():
+                row = row_of(label, stage, sizes[label][text.name], totals.measures())
+                rows_of_texts.append({"text": text.name, **row})
+                pooled[label] = pooled.get(label, Totals()) + totals
+        for label, totals in pooled.items():
+            size = sum(sizes[label].values()) / len(texts)
+            rows.append(row_of(label, stage, size, totals.measures()))
+    return rows, rows_of_texts
+
+
 def row_of(label: str, student: str, size: float, measures: Measures) -> dict[str, Any]:
     """One line of the table. A KL is infinite where ids have no probability left."""
+    kl: float | str = round(measures.kl, 5)
+    if not math.isfinite(measures.kl):
+        kl = "unbiased" if math.isnan(measures.kl) else "infinite"
     return {
         "codec": label,
         "student": student,
         "bytes/token": round(size, 2),
-        "KL": round(measures.kl, 5) if math.isfinite(measures.kl) else _in_words(measures.kl),
+        "KL": kl,
         "error": round(measures.gradient_error, 4),
         "cosine": round(measures.gradient_cosine, 4),
-        "summed error": round(measures.summed_error, 4),
-        "summed cosine": round(measures.summed_cosine, 4),
+        "summed error": round(measures.summed_error, 5),
+        "summed cosine": round(measures.summed_cosine, 5),
         "top-1 kept": round(measures.top1_kept, 4),
         "calibration": round(measures.calibration, 4),
         "teacher's": round(measures.teacher_calibration, 4),
     }
 
 
-def _in_words(kl: float) -> str:
-    return "unbiased" if math.isnan(kl) else "infinite"
-
-
-# What was to be reached ------------------------------------------------------------------------
-
-
 def comparisons(rows: list[dict[str, Any]], width: int) -> Iterator[dict[str, Any]]:
-    """Our best codec within a size against the peer with its better handling, by student."""
+    """What was to be reached: our best within a size against the peer at its best, by student."""
     aims = [
-        ("error", 64, "DistillKit k=50"),
-        ("summed error", 48, "DistillKit k=128"),
-        ("error", 1.1 * width, None),
-        ("error", 0.55 * width, None),
+        ("error", 64, f"{PEER} k=50"),
+        ("summed error", 48, f"{PEER} k=128"),
+        ("error", 1.1 * width, "hidden"),
+        ("error", 0.55 * width, "hidden"),
     ]
     for student in dict.fromkeys(row["student"] for row in rows):
         mine = [row for row in rows if row["student"] == student]
-        for measure, most, peer in aims:
-            able = [
-                row
-                for row in mine
-                if row["bytes/token"] <= most
-                and not row["codec"].startswith("DistillKit")
-                and (peer or row["codec"].startswith("hidden"))
-            ]
-            theirs = [row[measure] for row in mine if peer and row["codec"].startswith(peer)]
-            best = min(able, key=lambda row: row[measure], default=None)
-            limit = min(theirs) if theirs else 0.03
+        for measure, most, against in aims:
+            ours = [row for row in mine if not row["codec"].startswith(PEER)]
+            theirs = [row for row in mine if row["codec"].startswith(against)]
+            limit, what = 0.03, "3% of the gradient"
+            if against == "hidden":
+                ours = theirs
+            else:
+                best = min(theirs, key=lambda row: row[measure])
+                limit, what = best[measure], best["codec"]
+            able = [row for row in ours if row["bytes/token"] <= most]
+            found = min(able, key=lambda row: row[measure], default={})
             yield {
                 "student": student,
                 "measure": measure,
                 "bytes at most": round(most, 1),
+                "against": what,
                 "to reach": limit,
-                "against": peer or "3% of the gradient",
-                "codec": best and best["codec"],
-                "bytes/token": best and best["bytes/token"],
-                "found": best and best[measure],
-                "reached": bool(best and best[measure] <= limit),
+                "found": found.get(measure),
+                "codec": found.get("codec"),
+                "bytes/token": found.get("bytes/token"),
+                "reached": bool(found) and found[measure] <= limit,
             }
 
 
-def draw(rows: list[dict[str, Any]], group: int, file: str) -> None:
-    """Error against bytes, one curve a codec; the freshly cut student's are dashed."""
+# Showing ---------------------------------------------------------------------------------------
+
+
+def draw(rows: list[dict[str, Any]], tokens: int, file: str) -> None:
+    """Error against bytes, one curve a codec; the freshly cut student's are dashed and pale."""
     try:
         import matplotlib
     except ImportError:
@@ -323,37 +291,43 @@ def draw(rows: list[dict[str, Any]], group: int, file: str) -> None:
     from matplotlib import pyplot
 
     pyplot.rcParams["svg.hashsalt"] = "attar"  # the same picture is the same file
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), sharex=True, constrained_layout=True)
-    titles = {"error": "one token", "summed error": f"sum over {group:,} tokens"}
-    families = list(dict.fromkeys(row["codec"].split()[0] for row in rows))
-    markers = {"zero": "x", "symmetric_uniform": "+"}
+    figure, axes = pyplot.subplots(1, 2, figsize=(13, 4.6), sharex=True, constrained_layout=True)
+    titles = {"error": "one token", "summed error": f"sum over {tokens:,} tokens"}
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        name = row["codec"]
+        lines.setdefault(name if name.startswith(PEER) else name.split()[0], []).append(row)
     for axis, (measure, title) in zip(axes, titles.items(), strict=True):
-        for number, family in enumerate(families):
-            for student, style in (("distilled", "-"), ("cut", "--")):
-                mine = [
-                    (row["bytes/token"], row[measure], row["codec"])
-                    for row in rows
-                    if row["codec"].split()[0] == family and row["student"] == student
-                ]
-                known = {"color": f"C{number}", "alpha": 1.0 if style == "-" else 0.45}
-                if family != "DistillKit":
-                    x, y, _ = zip(*sorted(mine), strict=True)
-                    label = family if style == "-" else None
-                    axis.plot(x, y, style, marker="o", markersize=4, label=label, **known)
-                    continue
-                for x, y, name in mine:
-                    kind = name.split()[-1]
-                    axis.plot(x, y, markers[kind], markersize=9, markeredgewidth=2, **known)
+        for number, (name, mine) in enumerate(lines.items()):
+            peer = name.startswith(PEER)
+            for student, style, strength in (("distilled", "-", 1.0), ("cut", "--", 0.4)):
+                points = sorted(
+                    (row["bytes/token"], row[measure]) for row in mine if row["student"] == student
+                )
+                axis.plot(
+                    *zip(*points, strict=True),
+                    linestyle="none" if peer else style,
+                    marker="xXP*D"[number % 5] if peer else "o",
+                    markersize=8 if peer else 4,
+                    color=f"C{number}",
+                    alpha=strength,
+                    label=name if student == "distilled" else None,
+                )
         axis.set(xscale="log", yscale="log", title=title, xlabel="bytes a token")
+        axis.set_xticks([16, 32, 64, 128, 256, 512], ["16", "32", "64", "128", "256", "512"])
+        axis.set_xticks([], minor=True)
         axis.grid(visible=True, which="both", alpha=0.25)
     axes[0].set_ylabel("relative error of the gradient against the dense target")
-    for kind, marker in markers.items():
-        color = f"C{families.index('DistillKit')}"
-        axes[1].plot([], [], marker, color=color, label=f"DistillKit, {kind}", markeredgewidth=2)
     axes[1].plot([], [], "--", color="grey", label="freshly cut student")
-    axes[1].legend(fontsize=8)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(file, metadata={"Date": None} if file.endswith(".svg") else None)
     pyplot.close(figure)
+
+
+def add_to_record(file: str, **more: Any) -> None:
+    """Keep what is no row of the table in the same file."""
+    found = json.loads(Path(file).read_text())
+    Path(file).write_text(json.dumps({**found, **more}, indent=2) + "\n")
 
 
 def main() -> None:
@@ -372,58 +346,38 @@ def main() -> None:
     texts = read_texts(options.data, tokenizer, windows, sample)
     model = load_causal_lm(options.model, dtype=torch.float32)
     teacher = side_of(model, vocabulary, texts)
-    sample_NH = torch.cat([final_states(model, text.sample_BT).flatten(0, 1) for text in texts])
+    sample_NH = torch.cat([states(model, text.sample_BT)[-1].flatten(0, 1) for text in texts])
     students = {"cut": side_of(cut_depth(model, KEPT), vocabulary, texts)}
-    del model
     folder = distilled_student(options)
     distilled = load_causal_lm(str(folder), dtype=torch.float32)
     students["distilled"] = side_of(distilled, vocabulary, texts)
     say(f"teacher and students have run; distilled: {folder}")
-    candidates, peers = store_all(texts, teacher, sample_NH)
-    sizes: dict[str, dict[str, float]] = {}
+    stored = store_all(texts, teacher, sample_NH, TRIED[:: 3 if options.quick else 1])
+    sizes = {
+        label: dict.fromkeys((text.name for text in texts), size)
+        for label, (_, _, size) in peer_labels(vocabulary).items()
+    }
     assets = {}
-    for candidate in candidates:
+    for candidate in stored.candidates:
         sizes[candidate.label], assets[candidate.label] = bytes_on_disk(candidate, texts)
-    for name, (setting, _) in PEERS.items():
-        formula = float(setting.bytes_per_token(vocabulary))
-        for handling in HANDLINGS:
-            sizes[f"{name} {handling}"] = {text.name: formula for text in texts}
-    rows, rows_of_texts, group = [], [], 0
-    for stage, student in students.items():
-        pooled: dict[str, Totals] = {}
-        say(f"measuring the student: {stage}")
-        for text in texts:
-            for label, totals in measure(text, teacher, student, candidates, peers).items():
-                found = totals.measures()
-                row = row_of(label, stage, sizes[label][text.name], found)
-                rows_of_texts.append({"text": text.name, **row})
-                pooled[label] = pooled.get(label, Totals()) + totals
-        for label, totals in pooled.items():
-            size = sum(sizes[label].values()) / len(texts)
-            rows.append(row_of(label, stage, size, totals.measures()))
-            group = totals.measures().summed_tokens
+    rows, rows_of_texts = measure_all(texts, teacher, students, stored, sizes)
     record(rows, options.json)
     aims = list(comparisons(rows, teacher.head.weight_VH.shape[1]))
     for aim in aims:
         say(", ".join(f"{key}: {value}" for key, value in aim.items()))
+    summed_tokens = min(GROUP, windows * WINDOW)
     if options.json:
         add_to_record(
             options.json,
             tokens=2 * windows * WINDOW,
-            summed_tokens=group,
-            student=str(folder),
+            summed_tokens=summed_tokens,
+            distilled=str(folder),
             asset_bytes=assets,
             targets=aims,
             texts=rows_of_texts,
         )
     if options.picture:
-        draw(rows, group, options.picture)
-
-
-def add_to_record(file: str, **more: Any) -> None:
-    """Keep what is no row of the table in the same file."""
-    found = json.loads(Path(file).read_text())
-    Path(file).write_text(json.dumps({**found, **more}, indent=2) + "\n")
+        draw(rows, summed_tokens, options.picture)
 
 
 if __name__ == "__main__":

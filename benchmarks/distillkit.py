@@ -1,4 +1,4 @@
-"""What arcee-ai/DistillKit stores of a token and how its KL reads it, for benchmarks/cache_codecs.py.
+"""What arcee-ai/DistillKit stores of a token, and how its KL reads that: for cache_codecs.py.
 
 Written anew from what its source says at commit a61c2e7d25c2e990d45832e12bd8542bdee9c810:
 
@@ -51,21 +51,17 @@ class Setting:
         values = 2 * self.exact_k + 4 * len(self.terms)
         return values + ceil(self.k * ceil(log2(vocabulary)) / 8)
 
-    def stored(
-        self, logprobs_NV: Tensor, dtype: torch.dtype = torch.float32
-    ) -> tuple[Tensor, Tensor]:
-        """(ids, log-probabilities) as they come back from its cache, each (N, K), float32.
+    def stored(self, top_NK: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(N, k) log-probabilities as they come back, float32; takes at least k, by falling value.
 
         It fits in float32, which with powers up to 4 of positions up to 111 loses most of the fit;
         `dtype` float64 shows what the same bytes could hold.
         """
-        top = logprobs_NV.topk(self.k, dim=-1)  # by falling value
-        exact = top.values[:, : self.exact_k].bfloat16().float()
-        rest = top.values[:, self.exact_k :]
-        design, solver = _fit(rest.shape[1], self.terms, dtype)
-        coefficients = (rest.to(dtype) @ solver.T).float()
-        fitted = (coefficients.to(dtype) @ design.T).float()
-        return top.indices, torch.cat([exact, fitted], dim=-1)
+        exact = top_NK[:, : self.exact_k].bfloat16().float()
+        rest = top_NK[:, self.exact_k : self.k].to(dtype)
+        design, solver = _fit(self.k - self.exact_k, self.terms, dtype)
+        coefficients = (rest @ solver.T).float()
+        return torch.cat([exact, (coefficients.to(dtype) @ design.T).float()], dim=-1)
 
 
 BUDGET = Setting("budget", 50, 1, (0, 1, "sqrt"))
@@ -76,7 +72,7 @@ RECOMMENDED = Setting("recommended", 128, 16, (0, 1, 2, 3, 4, "sqrt"))
 def _fit(count: int, terms: tuple[int | str, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The terms at each position, and the map from values to coefficients."""
     positions = torch.arange(count, dtype=dtype)
-    columns = [positions.sqrt() if term == "sqrt" else positions**term for term in terms]
+    columns = [positions.sqrt() if isinstance(term, str) else positions**term for term in terms]
     design = torch.stack(columns, dim=-1)
     left, singular, right = torch.linalg.svd(design, full_matrices=False)
     inverse = torch.where(singular > 1e-5, 1 / singular, 0.0)

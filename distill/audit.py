@@ -27,6 +27,7 @@ from distill.console import progress
 from distill.data import Examples, first_examples
 from distill.fidelity import Fidelity, Measures
 from distill.losses import LOSSES
+from distill.pipeline import run_stages
 from distill.run import Run
 from teachers.cache import CacheConfig
 from teachers.codecs import CODECS, Assets, Columns, split_columns
@@ -60,9 +61,8 @@ class Audited:
     @property
     def label(self) -> str:
         """Name and the parameters that are not defaults."""
-        plain = CODECS[self.codec["name"]]().model_dump()
-        own = [f"{k}={v}" for k, v in self.codec.items() if k != "name" and plain[k] != v]
-        return " ".join([self.codec["name"], *own])
+        name, *own = _own_values(self.codec).items()
+        return " ".join([name[1], *(f"{key}={value}" for key, value in own)])
 
 
 @dataclass(frozen=True)
@@ -218,10 +218,18 @@ def choose(found: list[Audited], budget: float) -> Audited:
     return min(able, key=lambda one: one.measures.summed_error)
 
 
-def keep_result(run: Run, found: list[Audited], tokens: int) -> None:
-    """audit.json in the run folder: `plan` reads bytes a token from it."""
+def audit_run(run: Run, tokens: int) -> list[Audited]:
+    """Audit a run's teacher and student, which is built first where it is not yet.
+
+    Leaves audit.json in the run folder: `plan` reads bytes a token from it.
+    """
+    run_stages(run, ["adapt-teacher", "build"])
+    part = take_slice(run, tokens)
+    terms = [term for objective in run.recipe.objectives().values() for term in objective]
+    found = audit(part, candidates(run.recipe.cache.codec), terms)
     lines = [{**asdict(one), "label": one.label, "key": fingerprint(one.codec)} for one in found]
-    write_json(run.folder / "audit.json", {"tokens": tokens, "codecs": lines})
+    write_json(run.folder / "audit.json", {"tokens": len(part.labels_N), "codecs": lines})
+    return found
 
 
 def table(found: list[Audited]) -> list[list[str]]:
@@ -274,11 +282,21 @@ def plot(found: list[Audited], file: Path) -> None:
     pyplot.close(figure)
 
 
+def _own_values(codec: dict[str, Any]) -> dict[str, Any]:
+    """A codec's name and the parameters that are not defaults."""
+    plain = CODECS[codec["name"]]().model_dump()
+    return {k: v for k, v in codec.items() if k == "name" or plain[k] != v}
+
+
+def short(codec: dict[str, Any]) -> str:
+    """A codec as a recipe writes it."""
+    values = _own_values(codec)
+    return yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=1000).strip()
+
+
 def write_codec(recipe: Path, codec: dict[str, Any]) -> None:
     """Put `cache.codec` into a recipe file; its comments and the rest of it stay as they are."""
-    plain = CODECS[codec["name"]]().model_dump()
-    short = {k: v for k, v in codec.items() if k == "name" or plain[k] != v}
-    value = yaml.safe_dump(short, default_flow_style=True, sort_keys=False, width=1000).strip()
+    value = short(codec)
     text = recipe.read_text(encoding="utf8")
     root = yaml.compose(text)
     assert isinstance(root, yaml.MappingNode), "the recipe was read before"

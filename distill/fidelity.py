@@ -25,6 +25,7 @@ from torch.nn import functional
 from attar.anatomy import Head
 from teachers.signals import Distribution, SparseDistribution
 
+Loss = Callable[[Tensor], Tensor]
 BINS = 15  # of confidence, equally wide
 SMALL_REST = 1e-3  # below it, one minus a sum has lost its digits: the rest is summed itself
 
@@ -38,7 +39,7 @@ class WithLoss:
     """
 
     target: SparseDistribution
-    loss: Callable[[Tensor], Tensor]
+    loss: Loss
 
 
 Target = Distribution | WithLoss
@@ -49,18 +50,17 @@ Decoded = SparseDistribution | Tensor  # a dense one as its log-probabilities (N
 class Measures:
     """What was found for one codec. Errors are relative: 0 is perfect, 1 as bad as no gradient.
 
-    kl: mean KL(dense || decoded), nats a token, a bucket's mass being spread evenly over the ids
-    outside (which its loss does not assume). Infinite where an id has no probability left; NaN for
-    unbiased samples, which are no distribution to compare with: they are right on average only.
+    kl: mean KL(dense || decoded), nats a token, a bucket's mass spread evenly over the ids outside
+    (which its loss does not assume). Infinite where an id has no probability left; NaN for unbiased
+    samples, which are right on average only.
     gradient_error, gradient_cosine: at the student's final hidden states, sqrt(sum |g' - g|^2 /
     sum |g|^2) over tokens, and the mean cosine of a token's.
     summed_error, summed_cosine: the same of the gradient at the head's weights summed over
     `summed_tokens` tokens, from all such groups together; NaN where none was asked for.
     top1_kept: share of tokens whose likeliest id still has the largest weight (ties count).
-    calibration: expected calibration error of the decoded weight of the teacher's likeliest id
-    against the text, tokens binned by the teacher's own confidence: that, a student that sees many
-    of them learns. teacher_calibration: the same of the dense teacher, which no codec is to blame
-    for. Both NaN without labels.
+    calibration: expected calibration error, against the text, of the decoded weight of the
+    teacher's likeliest id; tokens are binned by the teacher's own confidence, so that what is right
+    on average counts as right. teacher_calibration: the dense teacher's own. NaN without labels.
     """
 
     tokens: int
@@ -158,19 +158,16 @@ class Fidelity:
         dense_NH = dense.at_hidden(student)
         summed = summed and self.group is not None
         if summed:
-            self._reference_VH = _add_to(self._reference_VH, dense, student)
+            self._reference_VH = dense.added_to(self._reference_VH, student)
             self._open_tokens += len(hidden_NH)
         for name, target in targets.items():
             totals = self._totals.setdefault(name, Totals())
-            loss = target.loss if isinstance(target, WithLoss) else None
-            given = target.target if isinstance(target, WithLoss) else target
-            given = given.to(hidden_NH.device)
-            decoded = given if isinstance(given, SparseDistribution) else given.logprobs()
+            decoded, loss = _decode(target, hidden_NH.device)
             teacher.compare(decoded, totals)
             gradient = _gradient(decoded, loss, student)
             _compare_tokens(gradient.at_hidden(student), dense_NH, totals)
             if summed:
-                self._sums_VH[name] = _add_to(self._sums_VH.get(name), gradient, student)
+                self._sums_VH[name] = gradient.added_to(self._sums_VH.get(name), student)
         if self.group is not None and self._open_tokens >= self.group:
             for name, closed in self._open_group().items():
                 self._totals[name] += closed
@@ -181,13 +178,14 @@ class Fidelity:
         found = {}
         for name, sum_VH in self._sums_VH.items():
             assert self._reference_VH is not None
-            mine, reference = sum_VH.flatten(), self._reference_VH.flatten()
+            products = _products(sum_VH, self._reference_VH)
+            lengths = (products[1, 1] * products[2, 2]).sqrt()
             found[name] = Totals(
                 groups=1,
                 summed_tokens=self._open_tokens,
-                summed_difference=float((mine - reference).norm().double().square()),
-                summed_reference=float(reference.norm().double().square()),
-                summed_cosine=float(torch.cosine_similarity(mine, reference, dim=0)),
+                summed_difference=float(products[0, 0]),
+                summed_reference=float(products[1, 1]),
+                summed_cosine=float(products[1, 2] / lengths),
             )
         return found
 
@@ -206,6 +204,13 @@ class Fidelity:
 
 
 # Gradients of one target -----------------------------------------------------------------------
+
+
+def _decode(target: Target, device: torch.device) -> tuple[Decoded, Loss | None]:
+    """What a target says, and the loss that reads it where that is not ours."""
+    loss = target.loss if isinstance(target, WithLoss) else None
+    given = (target.target if isinstance(target, WithLoss) else target).to(device)
+    return given if isinstance(given, SparseDistribution) else given.logprobs(), loss
 
 
 class _Student:
@@ -246,9 +251,10 @@ class _DenseGradient:
         """(N, H)."""
         return self.gradient_NV @ student.weight_VH
 
-    def add_to(self, sum_VH: Tensor, student: _Student) -> None:
-        """Add what reaches the head's weights."""
-        sum_VH.addmm_(self.gradient_NV.T, student.hidden_NH)
+    def added_to(self, sum_VH: Tensor | None, student: _Student) -> Tensor:
+        """A sum (V, H), with what reaches the head's weights."""
+        sum_VH = torch.zeros_like(student.weight_VH) if sum_VH is None else sum_VH
+        return sum_VH.addmm_(self.gradient_NV.T, student.hidden_NH)
 
 
 @dataclass(frozen=True)
@@ -260,40 +266,38 @@ class _SparseGradient:
     extra_NK: Tensor
 
     def _capped_extra(self, student: _Student) -> Tensor:
-        if student.slope_NV is None:
-            return self.extra_NK
-        return self.extra_NK * student.slope_NV.gather(-1, self.ids_NK)
+        slope_NV = student.slope_NV
+        return self.extra_NK * (1 if slope_NV is None else slope_NV.gather(-1, self.ids_NK))
 
     def at_hidden(self, student: _Student) -> Tensor:
         """(N, H)."""
+        extra_NK, weight_VH = self._capped_extra(student), student.weight_VH
         entries_NH = functional.embedding_bag(
-            self.ids_NK,
-            student.weight_VH,
-            per_sample_weights=self._capped_extra(student),
-            mode="sum",
+            self.ids_NK, weight_VH, per_sample_weights=extra_NK, mode="sum"
         )
         return self.rest_N.unsqueeze(-1) * student.mean_NH + entries_NH
 
-    def add_to(self, sum_VH: Tensor, student: _Student) -> None:
-        """Add what reaches the head's weights."""
+    def added_to(self, sum_VH: Tensor | None, student: _Student) -> Tensor:
+        """A sum (V, H), with what reaches the head's weights."""
+        sum_VH = torch.zeros_like(student.weight_VH) if sum_VH is None else sum_VH
         hidden_NH = student.hidden_NH
         sum_VH.addmm_(student.capped_NV.T, self.rest_N.unsqueeze(-1) * hidden_NH)
         tokens_E, slots_E = self.extra_NK.nonzero(as_tuple=True)
         extra_E1 = self._capped_extra(student)[tokens_E, slots_E].unsqueeze(-1)
-        sum_VH.index_add_(0, self.ids_NK[tokens_E, slots_E], extra_E1 * hidden_NH[tokens_E])
+        return sum_VH.index_add_(0, self.ids_NK[tokens_E, slots_E], extra_E1 * hidden_NH[tokens_E])
 
 
-def _add_to(
-    sum_VH: Tensor | None, gradient: _DenseGradient | _SparseGradient, student: _Student
-) -> Tensor:
-    if sum_VH is None:
-        sum_VH = torch.zeros_like(student.weight_VH)
-    gradient.add_to(sum_VH, student)
-    return sum_VH
+def _products(mine_VH: Tensor, reference_VH: Tensor) -> Tensor:
+    """Inner products (3, 3) of G' - G, G and G', float64, some rows at a time."""
+    products = torch.zeros(3, 3, dtype=torch.float64, device=mine_VH.device)
+    for mine, reference in zip(mine_VH.split(512), reference_VH.split(512), strict=True):
+        rows = torch.stack([mine - reference, reference, mine]).double().flatten(1)
+        products += rows @ rows.T
+    return products.cpu()
 
 
 def _gradient(
-    decoded: Decoded, loss: Callable[[Tensor], Tensor] | None, student: _Student
+    decoded: Decoded, loss: Loss | None, student: _Student
 ) -> _DenseGradient | _SparseGradient:
     """The gradient of the decoded target's loss at the student's logits."""
     if isinstance(decoded, Tensor):
@@ -312,9 +316,7 @@ def _gradient(
     return _SparseGradient(rest_N, decoded.ids_NK, extra_NK)
 
 
-def _gradient_of_loss(
-    ids_NK: Tensor, loss: Callable[[Tensor], Tensor], student: _Student
-) -> _SparseGradient:
+def _gradient_of_loss(ids_NK: Tensor, loss: Loss, student: _Student) -> _SparseGradient:
     """log s_k = z_k - log sum exp z, so a gradient a_k there is a_k - s sum(a) at the logits."""
     entries_NK = student.logprobs_NV.gather(-1, ids_NK)
     with torch.enable_grad():
@@ -336,7 +338,7 @@ class _Teacher:
     """The dense teacher on a chunk, and what follows in the text."""
 
     def __init__(self, logprobs_NV: Tensor, labels_N: Tensor | None) -> None:
-        self.logprobs_NV, self.labels_N = logprobs_NV, labels_N
+        self.labels_N = labels_N
         self.probs_NV = logprobs_NV.exp()
         self.negative_entropy_N = (self.probs_NV * logprobs_NV).sum(-1)
         self.confidence_N, self.likeliest_N = self.probs_NV.max(-1)
@@ -372,11 +374,7 @@ class _Teacher:
         mass_N = (1 - entries_NK.double().sum(-1)).clamp(min=0.0).float()
         spread_N = (outside_N > 0) & (mass_N > 0)
         crossed_N = crossed_NK.sum(-1) + torch.where(spread_N, mass_N * share_N, 0.0)
-        return (
-            self.negative_entropy_N - crossed_N,
-            weight_N,
-            torch.maximum(largest_N, share_N.exp()),
-        )
+        return self.negative_entropy_N - crossed_N, weight_N, largest_N
 
     def _calibrate(self, weight_N: Tensor, totals: Totals) -> None:
         """Add (hits, dense confidence, decoded confidence) to the bins of dense confidence."""

@@ -118,7 +118,7 @@ def on_outcomes(
     entries_NK = student_NV.gather(-1, target.ids_NK)
     used_NK = target.logprobs_NK > -torch.inf
     entries_NK = torch.where(used_NK, entries_NK, -torch.inf)
-    if target.tail_N is None or target.ids_NK.shape[-1] == student_NV.shape[-1]:
+    if target.tail_N is None:
         return entries_NK, target.logprobs_NK
     # An unused slot repeats a used id of its row, so masking by id is right for it as well.
     rest_N1 = student_NV.scatter(-1, target.ids_NK, -torch.inf).logsumexp(-1, keepdim=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from attar.files import read_json
+from attar.files import fingerprint, read_json
 from attar.loading import default_device, load_config, resolve_precision
 from attar.processes import is_alone
 from distill.data import DataConfig, sources_of, tokenize_document
@@ -144,7 +144,8 @@ def estimate(run: Run) -> list[Estimate]:
         a_token = bytes_per_token(run, teacher)
         tokens = train_tokens + held_tokens
         cost = teacher.forward(tokens) / speed
-        about = f"{a_token:.0f} bytes a token; tokens {known}"
+        how = "measured" if audited_bytes(run) else "about"
+        about = f"{how} {a_token:.0f} bytes a token; tokens {known}"
         add("cache", tokens, a_token * tokens, teacher_bytes, cost, about)
     build_seconds = _build_seconds(run, teacher, EFFICIENCY * flops_per_second(torch.float32))
     add("build", 0, student.total * 4, teacher.total * 4 + student.total * 8, build_seconds,
@@ -207,7 +208,17 @@ def bytes_per_token(run: Run, teacher: Shape) -> float:
     cache = run.recipe.cache
     layers: float = len(cache.hidden.layers) * cache.hidden.codec.bytes_per_token(teacher.width)
     own: float = cache.codec.bytes_per_token(run.vocabulary, teacher.width)
-    return own + layers
+    return (audited_bytes(run) or own) + layers
+
+
+def audited_bytes(run: Run) -> float | None:
+    """What `distill cache audit` measured for the recipe's codec, if it was run."""
+    file = run.folder / "audit.json"
+    if not file.exists():
+        return None
+    wanted = fingerprint(run.recipe.cache.codec.model_dump())
+    found = [one["bytes_per_token"] for one in read_json(file)["codecs"] if one["key"] == wanted]
+    return found[0] if found else None
 
 
 def plan_rows(lines: list[Estimate]) -> list[list[str]]:

@@ -207,7 +207,7 @@ def _explain(error: ValidationError, values: Any) -> str:
     first = mistakes[0]
     path, model = _walk(first["loc"], values)
     more = f" ({len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").removesuffix(".")
     if first["type"] == "extra_forbidden":
         known = [field.alias or name for name, field in model.model_fields.items()]
         key = str(first["loc"][-1])
@@ -220,6 +220,9 @@ def _explain(error: ValidationError, values: Any) -> str:
         tags = [word.strip(" '") for word in first["ctx"]["expected_tags"].split(",")]
         tag = first["ctx"]["tag"]
         return f"`{path}`: there is no `{tag}`; known are {', '.join(tags)}.{nearest(tag, tags)}"
+    if first["type"] == "union_tag_not_found":
+        key = first["ctx"]["discriminator"].strip("'")
+        return f"`{path}` lacks `{key}`, which says what the other keys mean.{more}"
     found = first["input"]
     shown = "" if isinstance(found, (dict, BaseModel)) else f" (found {found!r})"
     prefix = f"`{path}`: " if path else ""

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from attar.errors import RunError
-from attar.files import owned, read_json, write_json, write_text
+from attar.files import LockFile, owned, read_json, write_json, write_text
 from attar.loading import (
     load_config,
     load_tokenizer,
@@ -196,7 +196,7 @@ class Run:
         if not is_alone() and not process_state().is_main_process:
             yield
             return
-        with owned(self.folder / "run.lock", f"The run folder {self.folder}", RunError):
+        with owned(LockFile(self.folder / "run.lock"), f"The run folder {self.folder}", RunError):
             yield
 
 

@@ -6,16 +6,17 @@ Legend: N tokens counted, H width.
 from __future__ import annotations
 
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
 from threading import Lock
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 from torch import Tensor
 
 from attar.errors import CacheError, RecipeError
@@ -24,33 +25,44 @@ from attar.strict import Section
 from teachers.codecs import CODECS, LAYER_CODECS, Assets, Columns
 from teachers.codecs.layers import Int8
 from teachers.codecs.topk import TopK
-from teachers.shard import Arrays, Row
-from teachers.signals import Distribution
-from teachers.store import ShardReader, SignalStore
+from teachers.shard import Arrays, Row, ShardReader, rows_of
+from teachers.signals import DenseDistribution, Distribution
+from teachers.store import SignalStore
 
 
-def _codec_field(codecs: Registry[type[Any]]) -> Any:
-    """Any registered codec, told apart by its name; what enrols a codec in the recipe's schema."""
-    return Annotated[reduce(or_, [kind for _, kind in codecs.items()]), Field(discriminator="name")]
+def _by_name(codecs: Registry[type[Any]]) -> Any:
+    """Any registered codec, told apart by its name; a name alone is the codec with its defaults.
+
+    What enrols a codec in the recipe's schema.
+    """
+
+    def full(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return codecs[value]()
+        except RecipeError as error:
+            raise ValueError(str(error)) from None
+
+    kinds: Any = reduce(or_, [kind for _, kind in codecs.items()])
+    told_apart: Any = Annotated[kinds, Field(discriminator="name")]
+    return Annotated[told_apart, BeforeValidator(full, json_schema_input_type=str | told_apart)]
+
+
+if TYPE_CHECKING:
+    AnyCodec = Any
+    AnyLayerCodec = Any
+else:
+    AnyCodec, AnyLayerCodec = _by_name(CODECS), _by_name(LAYER_CODECS)
 
 
 class HiddenConfig(Section):
     """Which layers' hidden states are kept. Layer 0 is the embeddings, l the output of block l."""
 
     layers: list[int] = Field(default_factory=list)
-    codec: _codec_field(LAYER_CODECS) = Field(  # type: ignore[valid-type]
+    codec: AnyLayerCodec = Field(
         default_factory=Int8, description="how they are stored: a name, or a name and parameters"
     )
-
-    @field_validator("codec", mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            return LAYER_CODECS[value]()
-        except RecipeError as error:
-            raise ValueError(str(error)) from None
 
     @field_validator("layers")
     @classmethod
@@ -61,7 +73,7 @@ class HiddenConfig(Section):
 class CacheConfig(Section):
     """How the teacher's signals are stored."""
 
-    codec: _codec_field(CODECS) = Field(default_factory=TopK)  # type: ignore[valid-type]
+    codec: AnyCodec = Field(default_factory=TopK, description="a name, or a name and parameters")
     hidden: HiddenConfig = Field(default_factory=HiddenConfig)
     dir: str | None = Field(None, description="folder or fsspec URL; RUN/cache when absent")
     unfinished: bool = Field(
@@ -104,15 +116,18 @@ class Signals:
     num_tokens: int
     config: CacheConfig
     assets: dict[str, Assets]
+    vocabulary: int | None = None  # ids are below it; None: not known
     _decoded: dict[Any, Any] = field(default_factory=dict)
 
     def distribution(self, temperature: float) -> Distribution:
         """Next-token distributions at a temperature."""
         if temperature not in self._decoded:
             columns = {k: v for k, v in self.columns.items() if not k.startswith("layer_")}
-            self._decoded[temperature] = self.config.codec.decode(
-                columns, self.num_tokens, temperature, self.assets.get("distribution", {})
-            )
+            with _as_written_by(self.config.codec.name):
+                self._decoded[temperature] = self.config.codec.decode(
+                    columns, self.num_tokens, temperature, self.assets.get("distribution", {})
+                )
+                _check_ids(self._decoded[temperature], self.vocabulary)
         result: Distribution = self._decoded[temperature]
         return result
 
@@ -130,11 +145,35 @@ class Signals:
                 for name, column in self.columns.items()
                 if name == prefix or name.startswith(prefix + "_")
             }
-            self._decoded[prefix] = self.config.hidden.codec.decode(
-                mine, self.num_tokens, self.assets.get(prefix, {})
-            )
+            with _as_written_by(self.config.hidden.codec.name):
+                self._decoded[prefix] = self.config.hidden.codec.decode(
+                    mine, self.num_tokens, self.assets.get(prefix, {})
+                )
         result: Tensor = self._decoded[prefix]
         return result
+
+
+@contextmanager
+def _as_written_by(codec: str) -> Iterator[None]:
+    """Columns that the codec does not understand are the cache's fault, whoever made it."""
+    try:
+        yield
+    except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        about = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+        raise CacheError(
+            f"The cache's columns are not those that codec `{codec}` writes ({about}); delete it "
+            "and build it again."
+        ) from error
+
+
+def _check_ids(decoded: Distribution, vocabulary: int | None) -> None:
+    if vocabulary is None or isinstance(decoded, DenseDistribution) or not decoded.ids_NK.numel():
+        return
+    lowest, highest = decoded.ids_NK.aminmax()
+    if lowest < 0 or highest >= vocabulary:
+        raise ValueError(f"id {int(highest)} with {vocabulary} ids in the vocabulary")
 
 
 class SignalCache:
@@ -157,16 +196,16 @@ class SignalCache:
         if manifest is None:
             raise CacheError(f"There is no cache at {url}; run `distill cache build` first.")
         self.manifest, self.config = manifest, config_of(manifest)
-        entries = self.store.entries()
-        self._check_finished(entries, unfinished)
+        self._entries = self.store.entries()
+        self._check_finished(unfinished)
+        self.store.check_there(self._entries)
         self.assets = _on_device(self.store.assets() or {}, device or torch.device("cpu"))
-        self._entries = entries
         self._where: dict[str, tuple[int, Row]] = {}
-        with ThreadPoolExecutor(8) as pool:  # a remote cache answers slowly, but many at once
-            for number, rows in zip(entries, pool.map(self.store.rows, entries), strict=True):
-                if len(rows) != entries[number]["rows"]:
-                    self.store.check_file(f"shards/{number:05d}.arrow", entries[number])
-                self._where |= {row.key: (number, row) for row in rows}
+        for number, entry in self._entries.items():
+            for row in rows_of(entry):
+                if row.key in self._where:
+                    raise CacheError(f"Two shards of the cache {url} hold example {row.key}.")
+                self._where[row.key] = (number, row)
         self._readers: dict[int, ShardReader] = {}
         self._batches: OrderedDict[tuple[int, int], Arrays] = OrderedDict()
         self._keep, self._kept = keep_bytes, 0
@@ -188,7 +227,9 @@ class SignalCache:
         rows = [self.columns(key) for key in keys]
         columns = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         num_tokens = sum(self.tokens(key) for key in keys)
-        return Signals(columns, num_tokens, self.config, self.assets)
+        size = self.manifest["tokenizer"].get("size")
+        vocabulary = size if isinstance(size, int) else None
+        return Signals(columns, num_tokens, self.config, self.assets, vocabulary)
 
     def columns(self, key: str) -> Columns:
         """What is stored of one example, flat."""
@@ -222,8 +263,9 @@ class SignalCache:
             self._kept -= _size(oldest)
         return arrays
 
-    def _check_finished(self, entries: dict[int, dict[str, Any]], unfinished: bool) -> None:
-        rows, wanted = sum(e["rows"] for e in entries.values()), self.manifest["data"]["examples"]
+    def _check_finished(self, unfinished: bool) -> None:
+        rows = sum(entry["rows"] for entry in self._entries.values())
+        wanted = self.manifest["data"].get("examples")
         if rows != wanted and not unfinished:
             raise CacheError(
                 f"The cache {self.store.url} has {rows} of {wanted} examples: it is still being "

@@ -27,7 +27,8 @@ from attar.anatomy import (
 from attar.errors import CacheError
 from teachers.cache import CacheConfig
 from teachers.codecs import Assets, Columns, split_columns
-from teachers.signals import TeacherChunk, seeds_of
+from teachers.codecs.entries import joined
+from teachers.signals import HasLogits, TeacherChunk, seeds_of
 from teachers.store import SignalStore
 
 LEARN_TOKENS = 2048  # counted tokens from which codecs learn
@@ -72,6 +73,12 @@ def rows_per_chunk(vocabulary: int, device: torch.device) -> int:
     """Tokens whose logits are held at once: small enough for a CPU's cache, large for a GPU."""
     budget = (64 << 20) if device.type == "cpu" else (512 << 20)
     return max(16, budget // (4 * vocabulary))
+
+
+def encode_by_chunks(codec: Any, chunk: HasLogits, assets: Assets, size: int) -> Columns:
+    """What the codec stores of many tokens, the logits of `size` of them being held at once."""
+    starts = range(0, len(chunk.seeds_N), size)
+    return joined([codec.encode(chunk.rows(start, start + size), assets) for start in starts])
 
 
 class TeacherRunner:
@@ -124,6 +131,11 @@ class TeacherRunner:
         learned = {"distribution": codec.learn(chunk)}
         for layer, states in layers.items():
             learned[f"layer_{layer}"] = layer_codec.learn(torch.cat(states))
+        if any(tensor.isnan().any() for own in learned.values() for tensor in own.values()):
+            raise CacheError(
+                "The teacher gave NaN or infinite logits for finite hidden states: its head is "
+                "damaged or overflows; set `teacher.dtype: float32`, or fetch the model again."
+            )
         return {part: assets for part, assets in learned.items() if assets}
 
     @torch.inference_mode()
@@ -145,7 +157,10 @@ class TeacherRunner:
             hidden_BTH = run_body(self.model, self._collate(group))
         rows, columns = _positions(group, self.device)
         layers = {layer: states[rows, columns] for layer, states in captured.layers.items()}
-        return hidden_BTH[rows, columns], layers
+        final_NH = hidden_BTH[rows, columns]
+        finite = [torch.isfinite(states).all(-1) for states in (final_NH, *layers.values())]
+        _refuse_bad(torch.stack(finite).all(0).cpu().numpy(), group)
+        return final_NH, layers
 
     def _run_batch(self, group: list[Request], assets: dict[str, Assets]) -> list[Columns]:
         hidden_NH, layers = self._states(group)
@@ -182,26 +197,27 @@ class TeacherRunner:
 
     def _encode(self, hidden_NH: Tensor, group: list[Request], assets: Assets) -> Columns:
         seeds_N = np.concatenate([seeds_of(r.key, len(r.counted)) for r in group])
-        parts = []
-        for start in range(0, len(hidden_NH), self.chunk):
-            part = slice(start, start + self.chunk)
-            chunk = TeacherChunk(hidden_NH[part], self.head, seeds_N[part])
-            parts.append(self.config.codec.encode(chunk, assets))
-        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        finite = torch.isfinite(hidden_NH).all(-1).cpu().numpy()
+        chunk = TeacherChunk(hidden_NH, self.head, seeds_N)
+        columns = encode_by_chunks(self.config.codec, chunk, assets, self.chunk)
+        finite = np.ones(len(hidden_NH), bool)
         for column in columns.values():
             if column.dtype.kind == "f" and len(column) == len(finite):
                 finite &= ~np.isnan(column.reshape(len(finite), -1)).any(-1)
         finite &= columns.get("entries", 1) != 0
-        if not finite.all():
-            token = int(np.argmin(finite))
-            ends = np.cumsum([len(request.counted) for request in group])
-            key = group[int(np.searchsorted(ends, token, side="right"))].key
-            raise CacheError(
-                f"The teacher gave NaN or infinite values for example {key}; set `teacher.dtype: "
-                "float32`, or look at that example. Finished shards are kept."
-            )
+        _refuse_bad(finite, group)
         return columns
+
+
+def _refuse_bad(finite: np.ndarray, group: list[Request]) -> None:
+    """Raise `CacheError` naming the first example of which a counted token is not finite."""
+    if not finite.all():
+        token = int(np.argmin(finite))
+        ends = np.cumsum([len(request.counted) for request in group])
+        key = group[int(np.searchsorted(ends, token, side="right"))].key
+        raise CacheError(
+            f"The teacher gave NaN or infinite values for example {key}; set `teacher.dtype: "
+            "float32`, or look at that example. Finished shards are kept."
+        )
 
 
 def _positions(group: list[Request], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -236,7 +252,6 @@ def build_cache(
     requests = sorted(requests, key=lambda request: request.key)  # nothing depends on order
     counts = [len(request.counted) for request in requests]
     shards = plan_shards(counts, manifest["shard_tokens"])
-    done = store.entries()
     runner = None
     assets = store.assets()
     if assets is None and rank == 0:
@@ -246,6 +261,7 @@ def build_cache(
         store.write_assets(assets, manifest)
     meet()
     assets = store.assets() or {}  # as stored, by whoever learned them
+    done = store.entries()
     for number, part in enumerate(shards):
         group = [requests[i] for i in part]
         if number in done:

@@ -2,49 +2,48 @@
 
     manifest.json        what the signals are: format, teacher, tokenizer, codec, layers, checksum
     shards/00000.arrow   one row an example: its key, its counted tokens, one list a column
-    shards/00000.json    rows, tokens, bytes and SHA-256 of that shard, written after it
+    shards/00000.json    its entry, written after it: keys, tokens, bytes and SHA-256 of that shard
     assets.safetensors   what the codecs learned before the first shard; assets.json, its entry
 
 A shard counts once its entry exists, so a kill at any byte loses the shard in flight only. Rows
-are keyed by content: nothing depends on order, batch size or the number of processes.
+are keyed by content: nothing depends on order, batch size or the number of processes. An entry
+names the manifest and the assets it was made for, so files of two caches are never mixed up.
 docs/cache.md describes the format for other programs.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from attar.errors import CacheError
-from attar.files import fingerprint, owned
+from attar.files import owned, sha256_of
 from teachers.codecs import Assets, Columns
 from teachers.folder import Folder
-from teachers.shard import Arrays, Row, read_batch, rows_of, to_arrow
+from teachers.records import (
+    ASSETS,
+    LARGEST,
+    MANIFEST,
+    Damaged,
+    check,
+    check_shard,
+    decode,
+    encode,
+    identity,
+)
+from teachers.shard import Layout, Row, ShardReader, rows_of, rows_per_batch, to_arrow
 
 FORMAT_VERSION = 2
-REBUILD = "run `distill cache build RECIPE --repair` to rebuild it"
-ENTRY_NAME = re.compile(r"\d{5,9}\.json")
-LARGEST_JSON = 1 << 20  # bytes: manifests and entries are far smaller
-
-
-class ShardReader:
-    """A checked shard, memory-mapped."""
-
-    def __init__(self, folder: Folder, name: str) -> None:
-        self._source: pa.NativeFile = folder.open_arrow(name)
-        self._name = folder.path(name)
-
-    def batch(self, number: int) -> Arrays:
-        """The columns of one of its record batches."""
-        return read_batch(self._source, number, self._name)
+ENTRY_NAME = re.compile(r"[0-9]{5,9}\.json")
+AT_ONCE = 8  # files: a remote cache answers slowly, but many at once
 
 
 class SignalStore:
@@ -53,6 +52,7 @@ class SignalStore:
     def __init__(self, url: str) -> None:
         self.folder = Folder(url)
         self.url = url
+        self._layouts: list[Layout] = []
 
     # The manifest ----------------------------------------------------------------------------
 
@@ -60,7 +60,7 @@ class SignalStore:
         """The manifest, or None where there is no cache yet. A damaged one is a `CacheError`."""
         if not self.folder.exists("manifest.json"):
             return None
-        found = self._json("manifest.json")
+        found = self._record("manifest.json")
         version = found.get("format")
         if version != FORMAT_VERSION:
             newer = isinstance(version, int) and version > FORMAT_VERSION
@@ -69,32 +69,29 @@ class SignalStore:
                 f"The cache {self.url} has format {version}, this version reads {FORMAT_VERSION}; "
                 f"{mend}."
             )
-        return found
+        return check(found, MANIFEST, self.folder.path("manifest.json"))
 
-    def _json(self, name: str) -> dict[str, Any]:
-        try:
-            if self.folder.size(name) > LARGEST_JSON:
-                raise ValueError
-            found = json.loads(self.folder.read(name))
-            checksum = found.pop("checksum")
-        except (ValueError, KeyError, AttributeError, TypeError):
-            checksum = found = None
-        if found is None or fingerprint(found) != checksum:
+    def _record(self, name: str) -> dict[str, Any]:
+        path, size = self.folder.path(name), self.folder.size(name)
+        if size is None:
+            raise Damaged(f"{path} is missing")
+        if size > LARGEST:
+            raise Damaged(f"{path} is damaged ({size} bytes are too many)")
+        return decode(self.folder.read(name), path)
+
+    def _write_record(self, name: str, record: dict[str, Any]) -> None:
+        data = encode(record)
+        if len(data) > LARGEST:
             raise CacheError(
-                f"{self.folder.path(name)} is damaged (its checksum does not fit); "
-                "run `distill cache build RECIPE --repair`, or delete the cache."
+                f"{self.folder.path(name)} would be too large with {len(data)} bytes; set "
+                "`cache.shard_tokens` lower."
             )
-        return found  # type: ignore[no-any-return]
-
-    def _write_json(self, name: str, value: dict[str, Any]) -> None:
-        value = {**value, "checksum": fingerprint(value)}
-        self.folder.write(name, (json.dumps(value, indent=2) + "\n").encode())
+        self.folder.write(name, data)
 
     def begin(self, manifest: dict[str, Any]) -> None:
         """Start a cache, or go on with one: refused where a field of its manifest differs."""
-        found = self.manifest()
-        if found is None:
-            self._write_json("manifest.json", {"format": FORMAT_VERSION, **manifest})
+        if self.manifest() is None:
+            self._write_record("manifest.json", {"format": FORMAT_VERSION, **manifest})
         else:
             self.check_fits(manifest)
 
@@ -121,12 +118,36 @@ class SignalStore:
     # Shards ----------------------------------------------------------------------------------
 
     def entries(self) -> dict[int, dict[str, Any]]:
-        """Finished shards by number."""
-        return {number: self._json(f"shards/{name}") for number, name in self._entry_names()}
+        """Finished shards by number; one made for another manifest or assets is refused."""
+        manifest, assets = self.manifest(), self._assets_entry()
+        if assets is not None:
+            self._check_belongs("assets.json", assets, manifest)
+        names = self._entry_names()
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            found = list(pool.map(self._entry, names))
+        for name, entry in zip(names, found, strict=True):
+            self._check_belongs(name, entry, manifest)
+            if assets is not None and entry["assets"] != assets["sha256"]:
+                raise Damaged(f"{self.folder.path(name)} was made with other assets")
+        return dict(zip(map(_number, names), found, strict=True))
 
-    def _entry_names(self) -> list[tuple[int, str]]:
-        names = self.folder.names("shards")
-        return [(int(name[:-5]), name) for name in names if ENTRY_NAME.fullmatch(name)]
+    def _entry(self, name: str) -> dict[str, Any]:
+        return check_shard(self._record(name), self.folder.path(name))
+
+    def _assets_entry(self) -> dict[str, Any] | None:
+        if not self.folder.exists("assets.json"):
+            return None
+        return check(self._record("assets.json"), ASSETS, self.folder.path("assets.json"))
+
+    def _entry_names(self) -> list[str]:
+        names = [n for n in self.folder.names("shards") if ENTRY_NAME.fullmatch(n)]
+        return [f"shards/{n}" for n in names if n == f"{_number(n):05d}.json"]
+
+    def _check_belongs(
+        self, name: str, entry: dict[str, Any], manifest: dict[str, Any] | None
+    ) -> None:
+        if manifest is not None and entry["made_for"] != identity(manifest):
+            raise Damaged(f"{self.folder.path(name)} was made for another manifest")
 
     def totals(self) -> dict[str, float]:
         """Examples, counted tokens and bytes of all finished shards."""
@@ -153,67 +174,112 @@ class SignalStore:
         that the teacher gave to ids its tokenizer does not have.
         """
         data = to_arrow(keys, tokens, rows)
-        self.folder.write(f"shards/{number:05d}.arrow", data)
+        assets = self._assets_entry()
+        self.folder.write(_arrow(number), data)
         entry = {
             "rows": len(keys),
             "tokens": sum(tokens),
-            "bytes": len(data),
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "made_for": fingerprint(manifest),
+            **_sums(data),
+            "made_for": identity(manifest),
+            "assets": assets["sha256"] if assets else None,
             "padding_mass": padding_mass or 0.0,
+            "keys": keys,
+            "row_tokens": tokens,
+            "batch_rows": rows_per_batch(tokens),
         }
-        self._write_json(f"shards/{number:05d}.json", entry)
+        self._write_record(f"shards/{number:05d}.json", entry)
         return entry
 
     def rows(self, number: int) -> list[Row]:
-        """What a shard holds, unchecked as long as it can be read."""
-        name = f"shards/{number:05d}.arrow"
-        try:
-            source = self.folder.open_parts(name)
-        except FileNotFoundError:
-            raise CacheError(f"{self.folder.path(name)} is missing; {REBUILD}.") from None
-        return rows_of(source, self.folder.path(name))
+        """What a shard holds, by its entry."""
+        return rows_of(self._entry(f"shards/{number:05d}.json"))
 
     def open_shard(self, number: int, entry: dict[str, Any]) -> ShardReader:
         """A shard whose bytes are as written, for reading its batches; else a `CacheError`.
 
         A remote shard is brought here once and kept until this process ends.
         """
-        self.check_file(f"shards/{number:05d}.arrow", entry)
-        return ShardReader(self.folder, f"shards/{number:05d}.arrow")
+        path = self._verified(_arrow(number), entry)
+        return ShardReader(path, self.folder.path(_arrow(number)), rows_of(entry), self._layouts)
 
     # Files with an entry -----------------------------------------------------------------------
 
     def fault_of(self, name: str, entry: dict[str, Any]) -> str | None:
         """What is wrong with a file, in words; None when its bytes are as written."""
-        path = self.folder.path(name)
-        if not self.folder.exists(name):
+        size = self.folder.size(name)
+        fault = self._wrong_size(name, size, entry)
+        if fault is None and self.folder.sha256(name) != entry["sha256"]:
+            return f"{self.folder.path(name)} is corrupted (its SHA-256 does not fit)"
+        return fault
+
+    def _wrong_size(self, name: str, size: int | None, entry: dict[str, Any]) -> str | None:
+        path, wanted = self.folder.path(name), entry["bytes"]
+        if size is None:
             return f"{path} is missing"
-        if self.folder.size(name) != entry["bytes"]:
-            return f"{path} is truncated ({self.folder.size(name)} of {entry['bytes']} bytes)"
-        if self.folder.sha256(name) != entry["sha256"]:
-            return f"{path} is corrupted (its SHA-256 does not fit)"
+        if size != wanted:
+            how = "truncated" if size < wanted else "too long"
+            return f"{path} is {how} ({size} of {wanted} bytes)"
         return None
 
     def check_file(self, name: str, entry: dict[str, Any]) -> None:
         """Raise `CacheError` naming a file whose bytes are not as written."""
         fault = self.fault_of(name, entry)
         if fault:
-            raise CacheError(f"{fault}; {REBUILD}.")
+            raise Damaged(fault)
+
+    def check_there(self, entries: dict[int, dict[str, Any]]) -> None:
+        """Raise `CacheError` naming a file that finished shards need and that is not there, whole.
+
+        One listing: no shard is read.
+        """
+        sizes = self.folder.sizes("shards")
+        for number, entry in entries.items():
+            name = _arrow(number)
+            fault = self._wrong_size(name, sizes.get(name.removeprefix("shards/")), entry)
+            if fault:
+                raise Damaged(fault)
+        needing = any(entry["assets"] is not None for entry in entries.values())
+        if needing and not self.folder.exists("assets.json"):
+            raise Damaged(f"{self.folder.path('assets.json')} is missing")
+
+    def _verified(self, name: str, entry: dict[str, Any]) -> Path:
+        """A file on this machine whose bytes are as written."""
+        try:
+            path = self.folder.here(name)
+        except FileNotFoundError:
+            raise Damaged(f"{self.folder.path(name)} is missing") from None
+        size = path.stat().st_size if path.exists() else None
+        fault = self._wrong_size(name, size, entry)
+        if fault is None and sha256_of(path) != entry["sha256"]:
+            fault = f"{self.folder.path(name)} is corrupted (its SHA-256 does not fit)"
+        if fault:
+            self.folder.forget(name)
+            raise Damaged(fault)
+        return path
 
     def assets(self) -> dict[str, Assets] | None:
         """What the codecs learned, by `distribution` and `layer_L`; None before a build has it."""
-        if not self.folder.exists("assets.json"):
+        entry = self._assets_entry()
+        if entry is None:
             return None
-        self.check_file("assets.safetensors", self._json("assets.json"))
+        self._check_belongs("assets.json", entry, self.manifest())
+        path = self._verified("assets.safetensors", entry)
         found: dict[str, Assets] = {}
-        for name, tensor in load(self.folder.read("assets.safetensors")).items():
+        try:
+            tensors = load(path.read_bytes())
+        except (SafetensorError, ValueError, KeyError, OverflowError) as error:
+            name = self.folder.path("assets.safetensors")
+            raise Damaged(f"{name} cannot be read ({error})") from None
+        for name, tensor in tensors.items():
             part, _, own = name.partition(".")
             found.setdefault(part, {})[own] = tensor
         return found
 
     def write_assets(self, assets: dict[str, Assets], manifest: dict[str, Any]) -> None:
-        """Keep what the codecs learned, before any shard that needs it."""
+        """Keep what the codecs learned, before any shard that needs it.
+
+        Shards that were made with other assets mean nothing any more, and are forgotten.
+        """
         flat = {
             f"{part}.{name}": tensor.contiguous()
             for part, own in assets.items()
@@ -221,74 +287,84 @@ class SignalStore:
         }
         data = save(flat)
         self.folder.write("assets.safetensors", data)
-        entry = {
-            "bytes": len(data),
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "made_for": fingerprint(manifest),
-        }
-        self._write_json("assets.json", entry)
-
-    def repair(self, wanted: dict[str, Any]) -> list[str]:
-        """Forget every damaged shard, so that a build makes it again; says what was wrong.
-
-        A damaged manifest is written anew as `wanted`, and shards made for another are forgotten.
-        """
-        faults = []
-        manifest_fault = None
-        try:
-            self.manifest()
-        except CacheError as error:
-            manifest_fault = str(error).split(";")[0]
-            if "damaged" not in manifest_fault:
-                raise
-            faults.append(manifest_fault)
-            self._write_json("manifest.json", {"format": FORMAT_VERSION, **wanted})
-        for name, content in self._files():
-            try:
-                entry = self._json(name)
-                fault = self.fault_of(content, entry)
-                if manifest_fault and entry["made_for"] != fingerprint(wanted):
-                    fault = f"{self.folder.path(name)} was made for something else"
-            except CacheError as error:
-                fault = str(error).split(";")[0]
-            if fault:
-                faults.append(fault)
+        entry = {**_sums(data), "made_for": identity(manifest)}
+        for name in self._entry_names():
+            if self._entry(name)["assets"] != entry["sha256"]:
                 self.folder.remove(name)
-        if not self.folder.exists("assets.json") and "assets" in " ".join(faults):
-            for _, name in self._entry_names():  # shards mean nothing without what was learned
-                self.folder.remove(f"shards/{name}")
-        return faults
+        self._write_record("assets.json", entry)
+
+    # Whether all is well -------------------------------------------------------------------------
 
     def faults(self) -> list[str]:
         """Every file that is not as written, in words. The manifest is checked as well."""
+        return [fault for _, fault in self._faults(None)]
+
+    def repair(self, wanted: dict[str, Any]) -> list[str]:
+        """Forget every damaged file, so that a build makes it again; says what was wrong.
+
+        A damaged manifest is written anew as `wanted`, and shards made for another are forgotten.
+        """
         found = []
-        try:
-            self.manifest()
-        except CacheError as error:
-            found.append(str(error).split(";")[0])
-        for name, content in self._files():
-            try:
-                fault = self.fault_of(content, self._json(name))
-            except CacheError as error:
-                fault = str(error).split(";")[0]
-            if fault:
-                found.append(fault)
+        for name, fault in self._faults(wanted):
+            found.append(fault)
+            if name == "manifest.json":
+                self._write_record(name, {"format": FORMAT_VERSION, **wanted})
+            else:
+                self.folder.remove(name)
         return found
 
-    def _files(self) -> list[tuple[str, str]]:
-        """(entry, the file it is of): the assets first, then the shards."""
-        assets = self.folder.exists("assets.json")
-        pairs = [("assets.json", "assets.safetensors")] if assets else []
-        names = [f"shards/{name}" for _, name in self._entry_names()]
-        return pairs + [(name, name[:-5] + ".arrow") for name in names]
+    def _faults(self, wanted: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+        """(a manifest or entry to be forgotten, why); in the place of a damaged manifest `wanted`.
+
+        What cannot be read for want of a network is no fault: that error is raised.
+        """
+        names = self._entry_names()
+        manifest, assets = None, None
+        try:
+            manifest = self.manifest()
+            if manifest is None and names:
+                raise Damaged(f"{self.folder.path('manifest.json')} is missing")
+        except Damaged as error:
+            yield "manifest.json", error.fault
+            manifest = wanted
+        needing, learned = False, self.folder.exists("assets.json")
+        try:
+            found = self._assets_entry()
+            if found is not None:
+                self._check_belongs("assets.json", found, manifest)
+                self.check_file("assets.safetensors", found)
+            assets = found
+        except Damaged as error:
+            yield "assets.json", error.fault
+        for name in names:
+            try:
+                entry = self._entry(name)
+                needing |= entry["assets"] is not None
+                self._check_belongs(name, entry, manifest)
+                if assets is not None and entry["assets"] != assets["sha256"]:
+                    raise Damaged(f"{self.folder.path(name)} was made with other assets")
+                self.check_file(name.removesuffix("json") + "arrow", entry)
+            except Damaged as error:
+                yield name, error.fault
+        if needing and not learned:
+            yield "assets.json", f"{self.folder.path('assets.json')} is missing"
 
     # One writer ------------------------------------------------------------------------------
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the cache for one build; a second builder is refused by name of host and process."""
-        if not self.folder.is_local:
-            yield  # an object store has no lock; its puts are whole and keyed by shard
-            return
-        with owned(Path(self.folder.path("writer.lock")), f"The cache {self.url}", CacheError):
+        with owned(self.folder.lock("writer.lock"), f"The cache {self.url}", CacheError):
             yield
+
+
+def _number(name: str) -> int:
+    return int(name.rsplit("/", 1)[-1].removesuffix(".json"))
+
+
+def _arrow(number: int) -> str:
+    return f"shards/{number:05d}.arrow"
+
+
+def _sums(data: bytes) -> dict[str, Any]:
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -5,13 +5,22 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of transformers: no test may reach out
 
+import json
+import os
+import random
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
+import yaml
+from click.testing import CliRunner
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from cli import main
 from distill.data import IGNORE, Example, key_of
 from teachers.cache import CacheConfig, SignalCache, manifest_of
 from teachers.runner import Request, TeacherRunner, build_cache
@@ -103,13 +112,16 @@ def make_examples():
 def make_cache():
     """`make_cache(url, model, examples, config)`: build a signal cache as a run does, open it."""
 
-    def make(url, model, examples, config=None, *, vocabulary=VOCABULARY, on_tokens=lambda n: None):
+    def make(
+        url, model, examples, config=None, *, vocabulary=VOCABULARY, on_tokens=lambda n: None,
+        teacher=None,
+    ):  # fmt: skip
         config = config or CacheConfig()
         store = SignalStore(str(url))
         data = {"examples": len({example.key for example in examples})}
         build_cache(
             store,
-            manifest_of(config, {"model": "tiny"}, {"ids": "97"}, data),
+            manifest_of(config, teacher or {"model": "tiny"}, {"ids": "97"}, data),
             [Request(e.key, e.input_ids, e.counted) for e in examples],
             lambda: TeacherRunner(model, vocabulary, config),
             on_tokens=on_tokens,
@@ -149,3 +161,65 @@ def tokenizer(bytes_bpe):
 def bare_tokenizer(bytes_bpe):
     """The same without a chat template and without a pad token."""
     return PreTrainedTokenizerFast(tokenizer_object=bytes_bpe, eos_token="<|endoftext|>")
+
+
+WORDS = ["teacher", "says", "what", "student", "learns", "light", "falls", "on", "water", "nobody"]
+
+
+@pytest.fixture
+def workshop(make_model, tokenizer, tmp_path, monkeypatch):
+    """A folder with a teacher, text and a recipe that takes seconds; and how to run commands."""
+    monkeypatch.chdir(tmp_path)
+    teacher = make_model(0, width=64, layers=4, vocabulary=320)
+    teacher.save_pretrained("teacher")
+    tokenizer.save_pretrained("teacher")
+    dice = random.Random(0)
+    rows = [{"text": " ".join(dice.choices(WORDS, k=dice.randint(20, 60)))} for _ in range(60)]
+    Path("text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = {
+        "data": {"train": "text.jsonl", "held_out": 0.1, "max_length": 48},
+        "teacher": {"model": "teacher", "dtype": "float32"},
+        "cache": {
+            "codec": {"name": "topk", "k": 16},
+            "hidden": {"layers": [2, 4], "codec": "int8"},
+            "shard_tokens": 400,
+        },
+        "student": {"from": "teacher", "layers": {"keep": 2, "calibration_tokens": 96}},
+        "train": {
+            "objective": [
+                {"loss": "forward_kl"},
+                {"loss": "cross_entropy", "weight": 0.1},
+                {"loss": "hidden_mse", "weight": 0.1},
+            ],
+            "lr": 1e-3,
+            "batch_size": 4,
+            "precision": "float32",
+            "checkpoint_every": 2,
+            "evaluate_every": 4,
+        },
+        "export": {"artifacts": ["bf16"]},
+        "evaluate": {"tokens": 200, "prefill_tokens": 32, "generate_tokens": 4},
+    }
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return Workshop()
+
+
+class Workshop:
+    """Commands on the recipe of the current folder."""
+
+    def __call__(self, *arguments, ok=True):
+        result = CliRunner().invoke(main, [str(a) for a in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        if ok:
+            assert result.exit_code == 0, result.output
+        return result
+
+    def start(self, *arguments):
+        command = [sys.executable, "-m", "cli", *map(str, arguments)]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
+
+    def upto_train(self, folder, *more):
+        for stage in (["adapt-teacher"], ["cache", "build"], ["build"], ["train"]):
+            self(*stage, "recipe.yaml", "--run-dir", folder, *more)

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import click
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from click.testing import CliRunner
@@ -26,7 +27,9 @@ from distill.objective import TERM_MODELS
 from distill.recipe import Recipe, check_recipe, parse_yaml
 from distill.report import SCHEMA
 from teachers.cache import CacheConfig, SignalCache, manifest_of
+from teachers.codecs import CODECS, LAYER_CODECS
 from teachers.runner import Request, TeacherRunner, build_cache
+from teachers.signals import SparseDistribution
 from teachers.store import SignalStore
 
 ROOT = Path(__file__).parents[1]
@@ -160,7 +163,10 @@ def models_at(path: str) -> list[type[BaseModel]]:
     """The models of a section by its path: `cache.hidden`."""
     models: list[type[BaseModel]] = [Recipe]
     for key in path.split("."):
-        models = models_of(fields_of(models)[key].annotation)
+        if key in fields_of(models):
+            models = models_of(fields_of(models)[key].annotation)
+        else:  # `cache.codec.topk`: one of several kinds, by its name
+            models = [model for model in models if model.model_fields["name"].default == key]
     return models
 
 
@@ -185,11 +191,15 @@ def rows() -> Iterator[tuple[str, str, str]]:
             yield section, key, default
 
 
+def checked(field: Any, value: Any) -> Any:
+    """A value of a field as the recipe has it after checking."""
+    kind = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    return TypeAdapter(kind).validate_python(value)
+
+
 def default_of(field: Any) -> Any:
     """A field's default as the recipe has it after checking."""
-    return TypeAdapter(field.annotation).validate_python(
-        field.get_default(call_default_factory=True)
-    )
+    return checked(field, field.get_default(call_default_factory=True))
 
 
 @pytest.mark.parametrize(("section", "key", "default"), list(rows()))
@@ -204,7 +214,7 @@ def test_documented_keys_exist_with_that_default(section: str, key: str, default
         assert fields[key].is_required() or key == "loss"
         return
     assert not fields[key].is_required()
-    written = TypeAdapter(fields[key].annotation).validate_python(parse_yaml(default, key))
+    written = checked(fields[key], parse_yaml(default, key))
     assert written == default_of(fields[key])
 
 
@@ -241,7 +251,9 @@ def test_paths_of_keys_in_prose_exist(page: Path) -> None:
         if span.split(".")[-1] in ("md", "py", "json", "html"):
             continue
         parent, _, key = span.rpartition(".")
-        assert key in fields_of(models_at(parent)), f"{shown(page)}: {span}"
+        models = models_at(parent)
+        kinds = {model.model_fields["name"].default for model in models if len(models) > 1}
+        assert key in {*fields_of(models), *kinds}, f"{shown(page)}: {span}"
 
 
 # The cache -------------------------------------------------------------------------------------
@@ -250,14 +262,14 @@ def test_paths_of_keys_in_prose_exist(page: Path) -> None:
 MANIFEST_KEYS = ("teacher", "tokenizer", "data", "hidden", "codec")
 IDENTITY: dict[str, dict[str, Any]] = {
     "teacher": {"model": "m", "weights": None, "dtype": "float32", "quantization": "none"},
-    "tokenizer": {"vocabulary": "v", "tokenizer": "t", "size": 100},
+    "tokenizer": {"vocabulary": "v", "chat_template": "c", "tokenizer": "t", "size": 100},
     "data": {"fingerprint": "f", "examples": 4, "tokens": 22, "max_length": 10},
 }
 
 
 def _in_manifest(span: str) -> bool:
     room, key = span.split(".", 1)
-    return key in IDENTITY.get(room, {})
+    return span == "teacher.ensemble" or key in IDENTITY.get(room, {})
 
 
 def small_cache(url: Path, config: CacheConfig) -> SignalStore:
@@ -270,29 +282,33 @@ def small_cache(url: Path, config: CacheConfig) -> SignalStore:
         num_attention_heads=2, num_key_value_heads=2,
     )  # fmt: skip
     model = LlamaForCausalLM(shape).eval()
-    requests = [Request(f"{i}", np.arange(5 + i), np.arange(4 + i)) for i in range(4)]
+    requests = [Request(f"{i:032x}", np.arange(5 + i), np.arange(4 + i)) for i in range(4)]
     store = SignalStore(str(url))
     manifest = manifest_of(config, IDENTITY["teacher"], IDENTITY["tokenizer"], IDENTITY["data"])
     build_cache(store, manifest, requests, lambda: TeacherRunner(model, 100, config))
     return store
 
 
+def read_as_documented(number: int, folder: Path) -> dict[str, Any]:
+    """What the page's program leaves, run on a cache."""
+    code = blocks(text_of("docs/cache.md"), "python")[number]
+    names: dict[str, Any] = {}
+    exec(code.replace('"runs/demo/cache"', repr(str(folder))), names)
+    return names
+
+
 def test_the_cache_reads_as_its_page_says(tmp_path: Path) -> None:
+    codec = {"name": "topk", "k": 4, "temperatures": [1.0, 1.5]}
     config = CacheConfig.model_validate(
-        {
-            "codec": {"k": 4, "temperatures": [1.0, 1.5]},
-            "hidden": {"layers": [1]},
-            "shard_tokens": 9,
-        }
+        {"codec": codec, "hidden": {"layers": [1]}, "shard_tokens": 9}
     )
     store = small_cache(tmp_path, config)
-    (code,) = blocks(text_of("docs/cache.md"), "python")
-    names: dict[str, Any] = {}
-    exec(code.replace('"runs/demo/cache"', repr(str(tmp_path))), names)
-    ours = SignalCache(str(tmp_path), config, 16)
-    assert set(names["signals"]) == {"0", "1", "2", "3"}
+    names, ours = read_as_documented(0, tmp_path), SignalCache(str(tmp_path))
+    assert set(names["signals"]) == {"0" * 31 + digit for digit in "0123"}
     for key, (ids, probabilities, tail) in names["signals"].items():
-        target = ours.signals([key]).distribution()
+        target = ours.signals([key]).distribution(1.0)
+        assert isinstance(target, SparseDistribution)
+        assert target.tail_N is not None
         assert np.array_equal(ids, target.ids_NK.numpy())
         assert np.allclose(probabilities, target.logprobs_NK.exp().numpy(), atol=2e-3)
         assert np.allclose(tail, target.tail_N.exp().numpy(), atol=2e-3)
@@ -307,27 +323,50 @@ def test_the_cache_reads_as_its_page_says(tmp_path: Path) -> None:
         assert {*entry, "checksum"} <= set(page)
 
 
-def test_the_columns_of_a_shard_are_those_of_its_page(tmp_path: Path) -> None:
+def test_a_packed_cache_reads_as_its_page_says(tmp_path: Path) -> None:
+    config = CacheConfig.model_validate({"codec": {"name": "hybrid", "k": 8}, "shard_tokens": 9})
+    small_cache(tmp_path, config)
+    names, ours = read_as_documented(1, tmp_path), SignalCache(str(tmp_path))
+    assert len(names["signals"]) == 4
+    for key, tokens in names["signals"].items():
+        target = ours.signals([key]).distribution(1.0)
+        assert isinstance(target, SparseDistribution)
+        for n, told in enumerate(tokens):
+            weights = target.logprobs_NK[n].exp()
+            found = dict(zip(target.ids_NK[n].tolist(), weights.tolist(), strict=True))
+            assert {i: w for i, w in told.items() if w} == pytest.approx(
+                {i: found[i] for i in told if found[i]}
+            )
+
+
+@pytest.mark.parametrize("layer_codec", list(LAYER_CODECS))
+@pytest.mark.parametrize("codec", list(CODECS))
+def test_the_columns_of_a_shard_are_those_of_its_page(
+    codec: str, layer_codec: str, tmp_path: Path
+) -> None:
     config = CacheConfig.model_validate(
-        {"codec": {"k": 4, "temperatures": [1.0, 1.5]}, "hidden": {"layers": [1]}}
+        {"codec": {"name": codec}, "hidden": {"layers": [1], "codec": layer_codec}}
     )
-    store = small_cache(tmp_path, config)
-    (entry,) = store.entries().values()
-    schema = store.read_shard(0, entry).schema
-    table = {
-        row[0]: row[1]
-        for row in re.findall(r"^\| `(\w+)` \| (\w[^|]*) \|", text_of("docs/cache.md"), re.M)
-    }
-    general = {
-        "tail_1": "tail_T",
-        "tail_1.5": "tail_T",
-        "layer_1": "layer_L",
-        "layer_1_scale": "layer_L_scale",
-    }
-    for field in schema:
-        documented_type = table[general.get(field.name, field.name)]
+    small_cache(tmp_path, config)
+    rows = pa.ipc.open_file(tmp_path / "shards" / "00000.arrow").read_all()
+    table = {}
+    for names, kind in re.findall(
+        r"^\| (`\w+`[^|]*) \| (\w[^|]*) \|", text_of("docs/cache.md"), re.M
+    ):
+        table.update(dict.fromkeys(_expand(names), kind))
+    for field in rows.schema:
+        general = re.sub(r"^layer_1", "layer_L", re.sub(r"^tail_.*", "tail_T", field.name))
         kind = str(field.type).replace("large_list<item: ", "").rstrip(">")
-        assert {"halffloat": "float16", "float": "float32"}.get(kind, kind) in documented_type
+        assert {"halffloat": "float16", "float": "float32"}.get(kind, kind) in table[general]
+
+
+def _expand(names: str) -> list[str]:
+    """Column names of a cell: `a_0` .. `a_7` is eight of them, `a_0`, `_1` two."""
+    found = spans(names)
+    stem = found[0].rstrip("0123456789")
+    if " .. " in names:
+        return [f"{stem}{i}" for i in range(8)] + found[2:]
+    return [name if not name.startswith("_") else stem.rstrip("_") + name for name in found]
 
 
 def test_the_key_of_an_example_is_what_its_page_says() -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -11,74 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
-from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
-
-from cli import main
 
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parents[1] / "examples"
-WORDS = ["teacher", "says", "what", "student", "learns", "light", "falls", "on", "water", "nobody"]
-
-
-@pytest.fixture
-def workshop(make_model, tokenizer, tmp_path, monkeypatch):
-    """A folder with a teacher, text and a recipe that takes seconds; and how to run commands."""
-    monkeypatch.chdir(tmp_path)
-    teacher = make_model(0, width=64, layers=4, vocabulary=320)
-    teacher.save_pretrained("teacher")
-    tokenizer.save_pretrained("teacher")
-    dice = random.Random(0)
-    rows = [{"text": " ".join(dice.choices(WORDS, k=dice.randint(20, 60)))} for _ in range(60)]
-    Path("text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = {
-        "data": {"train": "text.jsonl", "held_out": 0.1, "max_length": 48},
-        "teacher": {"model": "teacher", "dtype": "float32"},
-        "cache": {
-            "codec": {"name": "topk", "k": 16},
-            "hidden": {"layers": [2, 4], "codec": "int8"},
-            "shard_tokens": 400,
-        },
-        "student": {"from": "teacher", "layers": {"keep": 2, "calibration_tokens": 96}},
-        "train": {
-            "objective": [
-                {"loss": "forward_kl"},
-                {"loss": "cross_entropy", "weight": 0.1},
-                {"loss": "hidden_mse", "weight": 0.1},
-            ],
-            "lr": 1e-3,
-            "batch_size": 4,
-            "precision": "float32",
-            "checkpoint_every": 2,
-            "evaluate_every": 4,
-        },
-        "export": {"artifacts": ["bf16"]},
-        "evaluate": {"tokens": 200, "prefill_tokens": 32, "generate_tokens": 4},
-    }
-    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
-    return Workshop()
-
-
-class Workshop:
-    """Commands on the recipe of the current folder."""
-
-    def __call__(self, *arguments, ok=True):
-        result = CliRunner().invoke(main, [str(a) for a in arguments])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        if ok:
-            assert result.exit_code == 0, result.output
-        return result
-
-    def start(self, *arguments):
-        command = [sys.executable, "-m", "cli", *map(str, arguments)]
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
-
-    def upto_train(self, folder, *more):
-        for stage in (["adapt-teacher"], ["cache", "build"], ["build"], ["train"]):
-            self(*stage, "recipe.yaml", "--run-dir", folder, *more)
 
 
 def digest(folder):

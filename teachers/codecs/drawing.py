@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 BLOCK = 256
-GATHERED = 4 << 20  # weights that a look-up copies at once: many draws would fill the memory
+# Weights that a look-up copies at once: many draws would fill the memory, or a CPU's cache.
+GATHERED = {"cpu": 1 << 18, "other": 1 << 24}
 
 
 class Weights:
@@ -51,7 +52,8 @@ class Weights:
         highest_N1 = (ends_NB < ends_NB[:, -1:]).sum(-1, keepdim=True)  # last block with weight
         block_NJ = torch.searchsorted(ends_NB, points_NJ, right=True).minimum(highest_N1)
         before_NJ = functional.pad(ends_NB, (1, 0)).gather(-1, block_NJ)
-        rows = max(1, GATHERED // (BLOCK * points_NJ.shape[1]))
+        gathered = GATHERED.get(points_NJ.device.type, GATHERED["other"])
+        rows = max(1, gathered // (BLOCK * points_NJ.shape[1]))
         inside = [
             self._inside(start, *piece)
             for start, *piece in zip(

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from teachers.codecs import Assets, Columns
-from teachers.signals import TeacherChunk
+from teachers.signals import HasLogits
 
 CPU_CACHE_BYTES = 6 << 20
 
 
-def pieces(chunk: TeacherChunk) -> Iterator[tuple[Tensor, np.ndarray]]:
+def pieces(chunk: HasLogits) -> Iterator[tuple[Tensor, np.ndarray]]:
     """(logits, seeds) of some tokens at a time: on a CPU as many as stay in its cache."""
     logits_NV = chunk.logits()
     rows = len(logits_NV)
@@ -38,12 +38,12 @@ def joined(parts: list[Columns]) -> Columns:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def learn_ranks(chunk: TeacherChunk, cap: float) -> Assets:
+def learn_ranks(chunk: HasLogits, cap: float) -> Assets:
     """`id_of_rank` (V,) int32: ids by falling chance of being an entry, min(1, p / cap)."""
-    chance_V = torch.zeros(chunk.head.weight_VH.shape[0], device=chunk.hidden_NH.device)
-    for start in range(0, len(chunk.hidden_NH), 256):
-        logits_NV = chunk.head.logits(chunk.hidden_NH[start : start + 256])
-        chance_V += logits_NV.softmax(-1).clamp_(max=cap).sum(0)
+    chance_V = torch.tensor(0.0)
+    for start in range(0, len(chunk.seeds_N), 256):
+        p_NV = chunk.rows(start, start + 256).logits().softmax(-1)
+        chance_V = p_NV.clamp_(max=cap).sum(0) + chance_V.to(p_NV.device)
     return {"id_of_rank": chance_V.argsort(descending=True, stable=True).int().cpu()}
 
 
@@ -78,21 +78,42 @@ def pack(
 def unpack(columns: Columns, assets: Assets) -> tuple[Tensor, Tensor, Tensor]:
     """(ids_NK int64, codes_NK float32, used_NK bool); unused slots repeat their row's first id."""
     counts_N = columns["entries"].astype(np.int64)
-    ends_N = np.cumsum(counts_N)
-    starts_N = ends_N - counts_N
-    steps_E = _planes(columns, "entry_gap") + 1
-    walked_E = np.cumsum(steps_E)
-    before_N = np.where(starts_N > 0, walked_E[starts_N - 1], 0)
-    tokens_E = np.repeat(np.arange(len(counts_N)), counts_N)
-    ids_E = assets["id_of_rank"].cpu().numpy()[walked_E - before_N[tokens_E] - 1]
-    slots_E = np.arange(len(ids_E)) - starts_N[tokens_E]
-    longest = int(counts_N.max())
+    tokens_E, ids_E, codes_E = flat_entries(columns, assets)
+    slots_E = np.arange(len(ids_E)) - np.repeat(np.cumsum(counts_N) - counts_N, counts_N)
+    longest = int(counts_N.max(initial=0))
     used_NK = np.arange(longest) < counts_N[:, None]
-    ids_NK = np.repeat(ids_E[starts_N][:, None].astype(np.int64), longest, axis=1)
+    first_N = np.zeros(len(counts_N), np.int64)
+    first_N[counts_N > 0] = ids_E[slots_E == 0]
+    ids_NK = np.repeat(first_N[:, None], longest, axis=1)
     ids_NK[tokens_E, slots_E] = ids_E
     codes_NK = np.zeros((len(counts_N), longest), np.float32)
-    codes_NK[tokens_E, slots_E] = _planes(columns, "entry_code")
+    codes_NK[tokens_E, slots_E] = codes_E
     return torch.from_numpy(ids_NK), torch.from_numpy(codes_NK), torch.from_numpy(used_NK)
+
+
+def flat_entries(columns: Columns, assets: Assets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(token, id, code) of every entry, token by token, by rank: what `pack` was given."""
+    counts_N = columns["entries"].astype(np.int64)
+    starts_N = np.cumsum(counts_N) - counts_N
+    walked_E = np.cumsum(_planes(columns, "entry_gap") + 1)
+    before_N = np.concatenate([[0], walked_E])[starts_N]
+    tokens_E = np.repeat(np.arange(len(counts_N)), counts_N)
+    ids_E = assets["id_of_rank"].cpu().numpy()[walked_E - before_N[tokens_E] - 1]
+    return tokens_E, ids_E, _planes(columns, "entry_code")
+
+
+def repack(columns: Columns, old: Assets, new: Assets) -> Columns:
+    """The same entries in another order of the ids; columns of tokens stay as they are."""
+    tokens_E, ids_E, codes_E = flat_entries(columns, old)
+    highest_code = (1 << 8 * sum(name.startswith("entry_code_") for name in columns)) - 1
+    packed = pack(tokens_E, ids_E, codes_E, len(columns["entries"]), highest_code, new)
+    return {name: packed.get(name, column) for name, column in columns.items()}
+
+
+def slots(tokens_E: np.ndarray) -> np.ndarray:
+    """Position of each entry within its token, for rising tokens."""
+    starts = np.flatnonzero(np.diff(tokens_E, prepend=-1) != 0)
+    return np.arange(len(tokens_E)) - np.repeat(starts, np.diff([*starts, len(tokens_E)]))
 
 
 def _add_planes(columns: Columns, name: str, values: np.ndarray, highest: int) -> None:

@@ -21,9 +21,9 @@ from pydantic import Field
 from attar.strict import Section
 from teachers.codecs import CODECS, Assets, Columns
 from teachers.codecs.drawing import Weights
-from teachers.codecs.entries import joined, learn_ranks, pack, pieces
-from teachers.codecs.sampled import refuse_temperature, unbiased, with_seed
-from teachers.signals import SparseDistribution, TeacherChunk, uniforms
+from teachers.codecs.entries import joined, learn_ranks, pack, pieces, slots
+from teachers.codecs.sampled import pack_weights, refuse_temperature, unbiased, with_seed
+from teachers.signals import HasLogits, SparseDistribution, uniforms
 
 
 @CODECS.add("hybrid")
@@ -39,11 +39,11 @@ class Hybrid(Section):
     steps: int = Field(4, ge=1, le=64, description="weights are multiples of 1 / (k steps)")
     seed: int = Field(0, description="of the draws")
 
-    def learn(self, chunk: TeacherChunk) -> Assets:
+    def learn(self, chunk: HasLogits) -> Assets:
         """The order of the ids."""
         return learn_ranks(chunk, 1 / self.k)
 
-    def encode(self, chunk: TeacherChunk, assets: Assets) -> Columns:
+    def encode(self, chunk: HasLogits, assets: Assets) -> Columns:
         """Entries and their weights as codes."""
         parts = []
         for logits_NV, seeds_N in pieces(chunk):
@@ -53,7 +53,7 @@ class Hybrid(Section):
             threshold_N = weights.total_N / self.k
             tokens_E, ids_E, exact_E = weights.take_above(threshold_N)
             codes_E = exact_E / threshold_N[tokens_E] * self.steps
-            up_E = uniforms(seeds_N, self.k + 1, 1)[_numpy(tokens_E), _slots(_numpy(tokens_E))]
+            up_E = uniforms(seeds_N, self.k + 1, 1)[_numpy(tokens_E), slots(_numpy(tokens_E))]
             start_N1 = torch.from_numpy(uniforms(seeds_N, 1, 0)).to(threshold_N.device)
             columns_J = torch.arange(self.k, device=threshold_N.device)
             points_NJ = (start_N1 + columns_J) * threshold_N.double()[:, None]
@@ -77,12 +77,29 @@ class Hybrid(Section):
             )
         return joined(parts)
 
+    def encode_weights(
+        self,
+        tokens_E: np.ndarray,
+        ids_E: np.ndarray,
+        weights_E: np.ndarray,
+        seeds_N: np.ndarray,
+        assets: Assets,
+    ) -> Columns:
+        """The same columns from an unbiased estimate; tokens rise."""
+        seeds_N = with_seed(seeds_N, self.seed)
+        return pack_weights(tokens_E, ids_E, weights_E, seeds_N, self.unit, assets)
+
+    @property
+    def unit(self) -> float:
+        """Weights are multiples of this."""
+        return 1 / (self.k * self.steps)
+
     def decode(
         self, columns: Columns, num_tokens: int, temperature: float, assets: Assets
     ) -> SparseDistribution:
         """Entries with their weights; their sum is one on average."""
         self.check_temperature(temperature)
-        return unbiased(columns, 1 / (self.k * self.steps), assets)
+        return unbiased(columns, self.unit, assets)
 
     def check_temperature(self, temperature: float) -> None:
         """Drawn at temperature 1, of use at no other."""
@@ -95,10 +112,3 @@ class Hybrid(Section):
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.cpu().numpy()
-
-
-def _slots(tokens_E: np.ndarray) -> np.ndarray:
-    """Position of each entry within its token, for rising tokens."""
-    first_E = np.diff(tokens_E, prepend=-1) != 0
-    starts = np.flatnonzero(first_E)
-    return np.arange(len(tokens_E)) - np.repeat(starts, np.diff([*starts, len(tokens_E)]))

@@ -78,7 +78,7 @@ def largest_of(logits_NV: Tensor, k: int, temperatures: Sequence[float]) -> Larg
 
 def sorted_largest(ids_NK: Tensor, logprobs_NK: Tensor, tails: dict[float, Tensor]) -> Largest:
     """From entries in any order; unused slots (-inf) come last."""
-    order = logprobs_NK.sort(-1, descending=True, stable=True)
+    order = logprobs_NK.sort(dim=-1, descending=True, stable=True)
     return Largest(ids_NK.gather(-1, order.indices), order.values, tails)
 
 

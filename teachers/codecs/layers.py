@@ -93,5 +93,5 @@ def rotation(width: int) -> Tensor:
     row, column = torch.arange(odd)[:, None], torch.arange(odd)[None]
     cosine = torch.cos(torch.pi * (column + 0.5).double() * row / odd) * (2 / odd) ** 0.5
     cosine[0] /= 2**0.5
-    signs = np.where(uniforms(np.arange(width, dtype=np.uint64), 1, 0) < 0.5, -1.0, 1.0)
-    return (torch.kron(hadamard, cosine) * torch.from_numpy(signs)).float()
+    signs_H1 = np.where(uniforms(np.arange(width, dtype=np.uint64), 1, 0) < 0.5, -1.0, 1.0)
+    return (torch.kron(hadamard, cosine) * torch.from_numpy(signs_H1)).float()

@@ -16,8 +16,8 @@ from attar.errors import RecipeError
 from attar.strict import Section
 from teachers.codecs import CODECS, Assets, Columns
 from teachers.codecs.drawing import Weights
-from teachers.codecs.entries import joined, learn_ranks, pack, pieces, unpack
-from teachers.signals import SparseDistribution, TeacherChunk, uniforms
+from teachers.codecs.entries import joined, learn_ranks, pack, pieces, slots, unpack
+from teachers.signals import HasLogits, SparseDistribution, uniforms
 
 
 @CODECS.add("sampled")
@@ -30,31 +30,47 @@ class Sampled(Section):
     draws: int = Field(50, ge=1, le=65535, description="draws a token, with replacement")
     seed: int = Field(0, description="of the draws")
 
-    def learn(self, chunk: TeacherChunk) -> Assets:
+    def learn(self, chunk: HasLogits) -> Assets:
         """The order of the ids."""
         return learn_ranks(chunk, 1 / self.draws)
 
-    def encode(self, chunk: TeacherChunk, assets: Assets) -> Columns:
+    def encode(self, chunk: HasLogits, assets: Assets) -> Columns:
         """Ids and how often each was drawn."""
         parts = []
         for logits_NV, seeds_N in pieces(chunk):
             weights = Weights(logits_NV)
             draws_NJ = torch.from_numpy(uniforms(with_seed(seeds_N, self.seed), self.draws, 0))
             points_NJ = draws_NJ.to(weights.total_N.device) * weights.total_N.double()[:, None]
-            ids_NJ = weights.at(points_NJ).cpu().numpy()
-            tokens_E = np.repeat(np.arange(len(ids_NJ)), self.draws)
-            ones_E = np.ones(ids_NJ.size, np.int64)
-            parts.append(
-                pack(tokens_E, ids_NJ.reshape(-1), ones_E, len(ids_NJ), self.draws, assets)
-            )
+            drawn_NJ = points_NJ.isfinite()  # no entry at all where the teacher gave NaN
+            ids_E = weights.at(points_NJ)[drawn_NJ].cpu().numpy()
+            tokens_E = drawn_NJ.nonzero(as_tuple=True)[0].cpu().numpy()
+            ones_E = np.ones(len(ids_E), np.int64)
+            parts.append(pack(tokens_E, ids_E, ones_E, len(seeds_N), self.draws, assets))
         return joined(parts)
+
+    def encode_weights(
+        self,
+        tokens_E: np.ndarray,
+        ids_E: np.ndarray,
+        weights_E: np.ndarray,
+        seeds_N: np.ndarray,
+        assets: Assets,
+    ) -> Columns:
+        """The same columns from an unbiased estimate; tokens rise."""
+        seeds_N = with_seed(seeds_N, self.seed)
+        return pack_weights(tokens_E, ids_E, weights_E, seeds_N, self.unit, assets)
+
+    @property
+    def unit(self) -> float:
+        """Weights are multiples of this."""
+        return 1 / self.draws
 
     def decode(
         self, columns: Columns, num_tokens: int, temperature: float, assets: Assets
     ) -> SparseDistribution:
         """Entries with their share of the draws."""
         self.check_temperature(temperature)
-        return unbiased(columns, 1 / self.draws, assets)
+        return unbiased(columns, self.unit, assets)
 
     def check_temperature(self, temperature: float) -> None:
         """Drawn at temperature 1, of use at no other."""
@@ -63,6 +79,24 @@ class Sampled(Section):
     def bytes_per_token(self, vocabulary: int, width: int) -> float:
         """As measured on English text (docs/cache.md)."""
         return 1.0 + 1.35 * float(self.draws**0.83)
+
+
+def pack_weights(
+    tokens_E: np.ndarray,
+    ids_E: np.ndarray,
+    weights_E: np.ndarray,
+    seeds_N: np.ndarray,
+    unit: float,
+    assets: Assets,
+) -> Columns:
+    """Columns of weights as multiples of `unit`, rounded up or down at random: right on average."""
+    slots_E = slots(tokens_E)
+    up_E = uniforms(seeds_N, int(slots_E.max(initial=0)) + 1, 2)[tokens_E, slots_E]
+    # Whole multiples stay what they are, whatever is left of float64's rounding.
+    codes_E = np.floor(np.round(weights_E / unit, 6) + up_E).astype(np.int64)
+    kept_E = codes_E > 0
+    highest = round(1 / unit)
+    return pack(tokens_E[kept_E], ids_E[kept_E], codes_E[kept_E], len(seeds_N), highest, assets)
 
 
 def unbiased(columns: Columns, unit: float, assets: Assets) -> SparseDistribution:

@@ -40,7 +40,9 @@ def make_head(tensors, options):
 
 
 def make_target(kind, temperature=1.0):
-    """A teacher's targets: dense, the 5 largest and a bucket, or the same with unused slots."""
+    """A teacher's targets: dense, the 5 largest and a bucket, the same with unused slots, or those
+    slots without a bucket, as unbiased samples have them.
+    """
     teacher = DenseDistribution(normal(N, H, seed=3), Head(normal(V, H, seed=4)), temperature)
     if kind == "dense":
         return teacher
@@ -48,11 +50,11 @@ def make_target(kind, temperature=1.0):
     top = dense.topk(5, -1)
     tail = dense.scatter(-1, top.indices, -math.inf).logsumexp(-1)
     ids, logprobs = top.indices, top.values
-    if kind == "ragged":  # the first tokens use three slots only; a used id fills the others
+    if kind != "topk":  # the first tokens use three slots only; a used id fills the others
         ids, logprobs, tail = ids.clone(), logprobs.clone(), tail.clone()
         tail[:4] = torch.logaddexp(tail[:4], logprobs[:4, 3:].logsumexp(-1))
         ids[:4, 3:], logprobs[:4, 3:] = ids[:4, :1], -math.inf
-    return SparseDistribution(ids, logprobs, tail)
+    return SparseDistribution(ids, logprobs, None if kind == "sampled" else tail)
 
 
 LABELS = torch.arange(N) * 7 % V
@@ -81,6 +83,8 @@ def outcomes(logits, target, temperature):
         rest = [i for i in range(V) if i not in set(used.tolist())]
         missing = s.new_full((len(ids) - len(used),), -math.inf)
         rows.append(torch.cat([s[used], missing, s[rest].logsumexp(0, keepdim=True)]))
+    if target.tail_N is None:
+        return torch.stack(rows)[:, :-1], target.logprobs_NK.double()
     return torch.stack(rows), torch.cat([target.logprobs_NK, target.tail_N[:, None]], -1).double()
 
 
@@ -133,6 +137,17 @@ def test_value_and_gradients_equal_the_dense_reference(name, kind, temperature):
 def test_bias_scale_and_softcap_of_the_family_are_applied(options, terms):
     tensors = leaves(bias="bias_V" in options)
     check(tensors, options, make_terms(*((name, 0.7) for name in terms)))
+
+
+@pytest.mark.parametrize("options", HEADS.values(), ids=HEADS.keys())
+@pytest.mark.parametrize("weights", [(0.7, 0.0), (0.7, 0.3)])
+def test_samples_have_the_gradients_of_the_dense_reference(options, weights):
+    """By hand; one more term of the same loss takes the generic path."""
+    tensors = leaves(bias="bias_V" in options)
+    named = zip(("forward_kl", "cross_entropy"), weights, strict=True)
+    terms = make_terms(*named, kind="sampled")
+    check(tensors, options, terms)
+    check(tensors, options, [*terms, *make_terms(("forward_kl", 0.1), kind="sampled")])
 
 
 @pytest.mark.parametrize("options", HEADS.values(), ids=HEADS.keys())
@@ -261,7 +276,7 @@ def long_batch(names, kind):
     return hidden, torch.arange(LONG) % V, terms
 
 
-@pytest.mark.parametrize("kind", ["dense", "topk"])
+@pytest.mark.parametrize("kind", ["dense", "topk", "sampled"])
 @pytest.mark.parametrize("names", [("cross_entropy", "forward_kl"), tuple(vocabulary_losses)])
 def test_logits_of_all_tokens_never_exist(kind, names):
     hidden, labels, terms = long_batch(names, kind)

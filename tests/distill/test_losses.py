@@ -235,3 +235,25 @@ def test_sparse_gradient_is_finite_where_student_probabilities_vanish(name):
     value.sum().backward()
     assert value.isfinite().all()
     assert leaf.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", distribution_losses)
+def test_a_token_of_every_id_leaves_the_others_their_rest(name):
+    """Ragged entries in a small vocabulary: one token keeps all ids, so K = V for all tokens."""
+    logits, teacher = normal(N, V, seed=0), normal(N, V, seed=1).log_softmax(-1)
+    few = sparse(teacher, 5)
+    ids, logprobs = few.ids_NK[:, :1].repeat(1, V), torch.full((N, V), -math.inf).double()
+    ids[:, :5], logprobs[:, :5] = few.ids_NK, few.logprobs_NK
+    ids[0], logprobs[0] = torch.arange(V), teacher[0]
+    tail = few.tail_N.clone()
+    tail[0] = -math.inf
+    leaf = logits.clone().requires_grad_()
+    value = LOSSES[name].function(*on_outcomes(leaf, SparseDistribution(ids, logprobs, tail), 1.0))
+    torch.testing.assert_close(value[1:], LOSSES[name].function(*on_outcomes(logits, few, 1.0))[1:])
+    dense = LOSSES[name].function(logits.log_softmax(-1), teacher)
+    torch.testing.assert_close(value[:1], dense[:1])
+    twin = logits.clone().requires_grad_()
+    LOSSES[name].function(twin.log_softmax(-1), teacher).sum().backward()
+    value.sum().backward()
+    torch.testing.assert_close(leaf.grad[0], twin.grad[0])
+    assert leaf.grad.isfinite().all()

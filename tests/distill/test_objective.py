@@ -13,6 +13,7 @@ from distill.data import IGNORE, Example
 from distill.losses import LOSSES
 from distill.objective import TERM_MODELS, Learner
 from teachers.cache import CacheConfig
+from teachers.codecs import CODECS
 
 VOCABULARY = 97
 EVERYTHING = [
@@ -216,6 +217,57 @@ def test_blank_rows_change_nothing(make_learner, cache, examples):
     whole = step(make_learner(), cache, [collate([[example] for example in examples])])
     filled = [collate([[e], [blank(examples[0])]]) for e in examples]
     assert_same(whole, step(make_learner(), cache, filled))
+
+
+# Codecs -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cache_of(make_cache, tiny_model, examples, tmp_path_factory):
+    """`cache_of(codec)`: a cache of the same teacher and examples; `hidden` is all but exact."""
+
+    def make(name, **options):
+        config = CacheConfig.model_validate({"codec": {"name": name, **options}})
+        folder = tmp_path_factory.mktemp(name)
+        return make_cache(folder, tiny_model, examples, config)
+
+    return make
+
+
+@pytest.mark.parametrize("name", list(CODECS))
+def test_splitting_changes_nothing_whatever_the_codec(make_learner, cache_of, examples, name):
+    """Ragged targets have other shapes in other batches: no token may notice."""
+    cache, kl = cache_of(name), ("forward_kl", {})
+    whole = step(make_learner(kl), cache, [collate([examples[:2], examples[2:]])])
+    parts = [collate([[example]]) for example in examples]
+    assert_same(whole, step(make_learner(kl), cache, parts))
+
+
+@pytest.mark.parametrize("name", list(CODECS))
+def test_every_codec_points_the_student_the_teachers_way(make_learner, cache_of, examples, name):
+    batch, kl = collate([examples]), ("forward_kl", {})
+    _, exact = step(make_learner(kl), cache_of("hidden", kl=1e-7), [batch])
+    _, stored = step(make_learner(kl), cache_of(name), [batch])
+    flat = [torch.cat([x[key].flatten() for key in exact]) for x in (exact, stored)]
+    assert torch.cosine_similarity(*flat, dim=0) > 0.95
+    assert flat[1].norm().item() == pytest.approx(flat[0].norm().item(), rel=0.2)
+
+
+@pytest.mark.parametrize("name", [n for n, loss in LOSSES.items() if loss.reads == "distribution"])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_full_targets_serve_any_divergence_at_any_temperature(
+    make_learner, make_model, tiny_model, cache_of, examples, name, temperature
+):
+    """Against the two models' own logits: nothing of the teacher's is left out."""
+    cache, batch = cache_of("hidden", kl=1e-7), collate([[example] for example in examples])
+    got, _ = step(make_learner((name, {"temperature": temperature})), cache, [batch])
+    sides = []
+    for model in (make_model(7), tiny_model):
+        hidden = run_body(model, batch.model_inputs())[batch.labels_BT != IGNORE]
+        logits = head_of(model, VOCABULARY).logits(hidden).double()
+        sides.append((logits / temperature).log_softmax(-1))
+    want = temperature**2 * LOSSES[name].function(*sides).mean().item()
+    assert got == pytest.approx(want, rel=1e-3)
 
 
 # Student and teacher ----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from attar.errors import RecipeError
 from distill.losses import LOSSES
 from distill.recipe import Recipe, check_recipe, load_recipe, parse_yaml
-from teachers.codecs import CODECS
+from teachers.codecs import CODECS, LAYER_CODECS
 
 GOOD = """
 task: causal-lm
@@ -173,7 +173,33 @@ MISTAKES = {
     "temperature not cached": (
         ["train", "objective", 0, "temperature"],
         3.0,
-        r"`train\.objective\[0\]\.temperature` is 3 .*cache\.codec\.temperatures",
+        r"`train\.objective\[0\]\.temperature`: .*\[1\.0, 2\.0\].* 3; .*cache\.codec\.temperatures",
+    ),
+    "temperature of samples": (
+        ["cache", "codec"],
+        {"name": "hybrid", "k": 16},
+        r"`train\.objective\[0\]\.temperature`: .*`hybrid` .* asks for 2; use `hidden`",
+    ),
+    "codec without a name": (["cache", "codec"], {"k": 16}, r"`cache\.codec` lacks `name`"),
+    "term without a loss": (
+        ["train", "objective", 1],
+        {"weight": 2.0},
+        r"`train\.objective\[1\]` lacks `loss`",
+    ),
+    "key of another codec": (
+        ["cache", "codec"],
+        {"name": "topk", "draws": 4},
+        r"`cache\.codec\.draws` is not a key.*name, k, temperatures",
+    ),
+    "key of a hidden codec": (
+        ["cache", "hidden", "codec"],
+        {"name": "basis", "stap": 0.2},
+        r"`cache\.hidden\.codec\.stap` is not a key.*`step`",
+    ),
+    "value of a hidden codec": (
+        ["cache", "hidden", "codec"],
+        {"name": "basis", "step": 0.0},
+        r"`cache\.hidden\.codec\.step`: .*greater than 0.*found 0",
     ),
     "layer not cached": (
         ["train", "objective", 2, "layers"],
@@ -200,6 +226,32 @@ def test_mistake_names_its_path_and_its_mend(path, value, words):
     with pytest.raises(RecipeError, match=words) as caught:
         check_recipe(set_in(path, value))
     assert "\n" not in str(caught.value)
+    assert ".." not in str(caught.value)
+
+
+SAMPLES = [name for name, codec in CODECS.items() if codec.tail == "sampled"]
+CURVED = [n for n, loss in LOSSES.items() if loss.reads == "distribution" and not loss.linear]
+
+
+@pytest.mark.parametrize("codec", SAMPLES)
+@pytest.mark.parametrize("loss", CURVED)
+@pytest.mark.parametrize("section", ["train", "specialize"])
+def test_samples_are_refused_where_they_would_bias_the_loss(codec, loss, section):
+    values = set_in(["cache"], {"codec": {"name": codec}})
+    values["train"]["objective"] = [{"loss": "forward_kl"}]
+    assert check_recipe(values).cache.codec.name == codec
+    objective = [{"loss": "cross_entropy"}, {"loss": loss}]
+    values[section] = {**values.get(section, {}), "objective": objective}
+    path = rf"`{section}\.objective\[1\]`: {loss} is not linear"
+    mend = rf"`{codec}` would bias it; use `topk`, `nucleus` or `hidden` in `cache\.codec`"
+    with pytest.raises(RecipeError, match=f"{path}.*{mend}"):
+        check_recipe(values)
+
+
+def test_a_codec_of_hidden_states_is_a_name_or_a_name_and_parameters():
+    for value, step in (("basis", 0.4), ({"name": "basis", "step": 0.1}, 0.1)):
+        codec = check_recipe(set_in(["cache", "hidden", "codec"], value)).cache.hidden.codec
+        assert (codec.name, codec.step) == ("basis", step)
 
 
 @pytest.mark.parametrize("section", ["data", "teacher"])
@@ -293,7 +345,7 @@ def test_whatever_stands_at_a_key_is_accepted_or_refused_in_one_line(path, value
 
 def test_schema_knows_every_registered_loss_and_codec():
     text = json.dumps(Recipe.model_json_schema())
-    for name in [*LOSSES, *CODECS]:
+    for name in [*LOSSES, *CODECS, *LAYER_CODECS]:
         assert f'"{name}"' in text
 
 

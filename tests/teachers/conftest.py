@@ -1,11 +1,20 @@
 """Chunks of a teacher's run, and the way through a codec as the cache takes it."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load, save
 
 from attar.anatomy import Head
+from attar.files import fingerprint
+from teachers.cache import CacheConfig, SignalCache, manifest_of
+from teachers.runner import Request, TeacherRunner, build_cache
 from teachers.signals import SparseDistribution, TeacherChunk, seeds_of
+from teachers.store import SignalStore
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +74,108 @@ def probabilities():
         return empty.scatter_add_(-1, decoded.ids_NK, decoded.logprobs_NK.double().exp())
 
     return make
+
+
+@pytest.fixture(scope="module")
+def builder():
+    """`builder(url=..., out=FILE)`: the process of a child that builds; `builder(wait=pid)`."""
+    script = Path(__file__).with_name("builder.py")
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+
+        def ask(**order):
+            process.stdin.write(json.dumps(order) + "\n")
+            process.stdin.flush()
+            return int(process.stdout.readline())
+
+        yield ask
+        process.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def cache_of():
+    """`cache_of(url, model, examples, codec, ...)`: a cache whose manifest is like a run's."""
+
+    def make(url, model, examples, codec, *, layers=None, name="tiny", tokenizer=None, tokens=60):
+        config = CacheConfig.model_validate(
+            {"codec": codec, "hidden": layers or {}, "shard_tokens": tokens}
+        )
+        counts = {example.key: len(example.counted) for example in examples}
+        data = {
+            "fingerprint": fingerprint(sorted(counts)),
+            "examples": len(counts),
+            "tokens": sum(counts.values()),
+            "max_length": 32,
+        }
+        teacher = {"model": name, "weights": None, "dtype": "float32", "quantization": "none"}
+        vocabulary = model.config.vocab_size
+        named = tokenizer or {"vocabulary": "ids", "tokenizer": "and more", "size": vocabulary}
+        build_cache(
+            SignalStore(str(url)),
+            manifest_of(config, teacher, named, data),
+            [Request(e.key, e.input_ids, e.counted) for e in examples],
+            lambda: TeacherRunner(model, named["size"], config),
+        )
+        return str(url)
+
+    return make
+
+
+# Caches made from caches -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def teachers(make_model):
+    """Two teachers of one vocabulary, of different width."""
+    return [make_model(0), make_model(1, width=48)]
+
+
+@pytest.fixture(scope="module")
+def built(cache_of, teachers, make_examples, tmp_path_factory):
+    """`built(codec, teacher=0, layers=None, part=slice(None))`: a cache of 30 examples or fewer."""
+    folder, examples, made = tmp_path_factory.mktemp("built"), make_examples(30, seed=3), {}
+
+    def make(codec, teacher=0, *, part=slice(None), **more):
+        codec = {"name": codec} if isinstance(codec, str) else codec
+        key = str((codec, teacher, part, more))
+        if key not in made:
+            url, name = folder / str(len(made)), f"teacher {teacher}"
+            made[key] = cache_of(url, teachers[teacher], examples[part], codec, name=name, **more)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def signals():
+    """`signals(url, keys=None)`: the signals of examples, of all in the order of keys."""
+
+    def read(url, keys=None):
+        cache = SignalCache(str(url))
+        return cache.signals(sorted(cache.keys()) if keys is None else keys)
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def weights_of(signals, probabilities):
+    """`weights_of(url, temperature=1.0)`: float64 weights of all ids, and of the tail or None."""
+
+    def read(url, temperature=1.0):
+        found = signals(url).distribution(temperature)
+        tail = getattr(found, "tail_N", None)
+        return probabilities(found, 97), None if tail is None else tail.double().exp()
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def close():
+    """`close(one, other, atol=1e-6)`: float64, no relative tolerance."""
+
+    def check(one, other, atol=1e-6):
+        torch.testing.assert_close(one.double(), other.double(), rtol=0, atol=atol)
+
+    return check

@@ -12,6 +12,7 @@ from attar.errors import CacheError, ModelError
 from attar.loading import load_causal_lm, load_tokenizer, vocabulary_size
 from distill.data import Example, key_of, windows
 from teachers.cache import CacheConfig, SignalCache
+from teachers.codecs import CODECS, LAYER_CODECS
 from teachers.runner import Request, TeacherRunner, plan_batches, plan_shards
 
 VOCABULARY = 97
@@ -77,7 +78,7 @@ def test_signals_of_the_small_real_model(make_cache, shared_data, tmp_path):
     config = CacheConfig.model_validate({"codec": {"name": "topk", "k": 8}})
     cache = make_cache(tmp_path, model, examples, config, vocabulary=vocabulary)
     for example in examples:
-        found = cache.signals([example.key]).distribution()
+        found = cache.signals([example.key]).distribution(1.0)
         want = direct(model, example)[0][:, :vocabulary].log_softmax(-1)
         torch.testing.assert_close(
             found.logprobs_NK.double(), want.gather(-1, found.ids_NK), rtol=2e-3, atol=2e-3
@@ -109,8 +110,62 @@ def assert_same_signals(one, other):
 def test_signals_come_in_the_order_of_the_keys(make_cache, tiny_model, examples, tmp_path):
     cache = make_cache(tmp_path, tiny_model, examples, config_of(shard_tokens=9))
     keys = [examples[i].key for i in (5, 0, 7, 5)]
-    parts = [cache.signals([key]).distribution().logprobs_NK for key in keys]
-    assert torch.equal(cache.signals(keys).distribution().logprobs_NK, torch.cat(parts))
+    parts = [cache.signals([key]).distribution(1.0).logprobs_NK for key in keys]
+    assert torch.equal(cache.signals(keys).distribution(1.0).logprobs_NK, torch.cat(parts))
+
+
+@pytest.mark.parametrize("codec", [{"name": "sampled", "draws": 9}, {"name": "hybrid", "k": 9}])
+@pytest.mark.parametrize("changed", [{"batch_tokens": 1}, {"shard_tokens": 7}, {"order": -1}])
+def test_draws_are_those_of_the_example_however_it_was_run(
+    make_cache, tiny_model, examples, tmp_path, codec, changed
+):
+    """Ids and weights to the last bit: a token draws by its example's key and its position."""
+    order = changed.get("order", 1)
+    changed = {key: value for key, value in changed.items() if key != "order"}
+    one = make_cache(tmp_path / "one", tiny_model, examples, config_of(codec=codec))
+    other = make_cache(
+        tmp_path / "other", tiny_model, examples[::order], config_of(codec=codec, **changed)
+    )
+    keys = [example.key for example in examples]
+    assert weights(one.signals(keys)) == weights(other.signals(keys))
+
+
+def weights(signals):
+    """{id: weight} of every token."""
+    found = signals.distribution(1.0)
+    return [
+        {i: w for i, w in zip(ids, logprobs, strict=True) if w > -np.inf}
+        for ids, logprobs in zip(found.ids_NK.tolist(), found.logprobs_NK.tolist(), strict=True)
+    ]
+
+
+LEARNED = {
+    "codec": {"name": "hidden", "kl": 1e-6},
+    "hidden": {"layers": [0, 2], "codec": {"name": "basis", "step": 0.01}},
+}
+
+
+def test_what_codecs_learned_is_in_the_cache(make_cache, tiny_model, examples, tmp_path):
+    """Opened by its address alone, it gives full distributions and every layer's own basis."""
+    make_cache(tmp_path, tiny_model, examples, config_of(**LEARNED))
+    cache = SignalCache(str(tmp_path))
+    for example in examples:
+        signals = cache.signals([example.key])
+        logits, layers = direct(tiny_model, example)
+        want = (logits / 3).log_softmax(-1)
+        found = signals.distribution(3.0).logprobs().double()
+        torch.testing.assert_close(found, want, rtol=0, atol=0.02)
+        for layer in (0, 2):
+            off = (signals.hidden(layer).double() - layers[layer]).norm(dim=-1)
+            assert (off < 0.005 * layers[layer].norm(dim=-1) + 1e-6).all()
+
+
+def test_what_codecs_learn_does_not_depend_on_the_order_of_examples(
+    make_cache, tiny_model, examples, tmp_path
+):
+    make_cache(tmp_path / "one", tiny_model, examples, config_of(**LEARNED))
+    make_cache(tmp_path / "other", tiny_model, examples[::-1], config_of(**LEARNED))
+    assert contents(tmp_path / "one") == contents(tmp_path / "other")
 
 
 def test_unknown_example_is_named(make_cache, tiny_model, examples, tmp_path):
@@ -123,7 +178,7 @@ def test_unknown_example_is_named(make_cache, tiny_model, examples, tmp_path):
 
 def test_opening_what_is_not_there_is_refused(tmp_path):
     with pytest.raises(CacheError, match="distill cache build"):
-        SignalCache(str(tmp_path / "none"), config_of())
+        SignalCache(str(tmp_path / "none"))
 
 
 # Resuming ----------------------------------------------------------------------------------------
@@ -219,6 +274,30 @@ def test_nan_of_the_teacher_names_the_example(
         make_cache(tmp_path, model, examples, config_of(batch_tokens=batch_tokens))
 
 
+@pytest.mark.parametrize("name", list(CODECS))
+@pytest.mark.parametrize("layers", list(LAYER_CODECS))
+def test_nan_is_told_whatever_the_codecs(
+    make_cache, make_model, make_examples, tmp_path, name, layers
+):
+    model = make_model(0).requires_grad_(False)
+    model.model.embed_tokens.weight[96] = float("nan")
+    examples = make_examples(6, seed=2, vocabulary=96)
+    examples[3].input_ids[0] = 96
+    config = config_of(codec={"name": name}, hidden={"layers": [1], "codec": layers})
+    with pytest.raises(CacheError, match=f"NaN or infinite.*{examples[3].key}"):
+        make_cache(tmp_path, model, examples, config)
+
+
+@pytest.mark.parametrize("name", list(CODECS))
+def test_nan_of_the_head_alone_is_told_too(make_cache, make_model, make_examples, tmp_path, name):
+    """Hidden states are finite, logits are not."""
+    model = make_model(0).requires_grad_(False)
+    model.lm_head.weight[3] = float("nan")
+    config = config_of(codec={"name": name}, hidden={"layers": []})
+    with pytest.raises(CacheError, match="NaN or infinite"):
+        make_cache(tmp_path, model, make_examples(6, seed=2), config)
+
+
 def test_layer_that_the_teacher_lacks_is_refused(tiny_model):
     config = config_of(hidden={"layers": [1, 3], "codec": "int8"})
     with pytest.raises(ModelError, match=r"Layer 3 does not exist.*0 .*to 2"):
@@ -233,7 +312,7 @@ def test_tokenizer_larger_than_the_head_is_refused(tiny_model):
 def test_padded_columns_are_cut_off_and_their_mass_is_told(tiny_model, make_examples):
     example = make_examples(1, seed=5, vocabulary=90)[0]
     runner = TeacherRunner(tiny_model, 90, config_of())
-    columns = runner.run([Request(example.key, example.input_ids, example.counted)])[0]
+    columns = runner.run([Request(example.key, example.input_ids, example.counted)], {})[0]
     logits, _ = direct(tiny_model, example)
     assert columns["ids"].max() == 89
     got = np.take_along_axis(columns["logprobs"], columns["ids"].argsort(-1), -1)
@@ -247,5 +326,5 @@ def test_padded_columns_are_cut_off_and_their_mass_is_told(tiny_model, make_exam
 def test_no_padded_columns_no_mass(tiny_model, make_examples):
     example = make_examples(1)[0]
     runner = TeacherRunner(tiny_model, VOCABULARY, config_of())
-    runner.run([Request(example.key, example.input_ids, example.counted)])
+    runner.run([Request(example.key, example.input_ids, example.counted)], {})
     assert runner.padding_mass == 0.0

@@ -148,9 +148,7 @@ def test_ids_survive_large_vocabularies(kind, learned, round_trip, vocabulary):
 
 @pytest.mark.parametrize("temperature", GRID)
 @pytest.mark.parametrize("k", [1, 8, 64])
-def test_topk_entries_are_the_dense_ones_by_falling_probability(
-    tokens, round_trip, k, temperature
-):
+def test_topk_entries_are_the_dense_ones_by_falling_probability(tokens, round_trip, k, temperature):
     made = tokens()
     decoded, dense = round_trip(TopK(k=k, temperatures=GRID), made, temperature), dense64(made)
     order = dense.argsort(-1, descending=True)[:, :k]

@@ -4,6 +4,8 @@ Legend: P distributions, R tokens with each, V vocabulary.
 """
 
 import math
+from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,21 +18,23 @@ from teachers.codecs.sampled import Sampled
 from teachers.signals import TeacherChunk, seeds_of
 
 R = 1024
-CODECS = [
-    Sampled(draws=1),
-    Sampled(draws=20),
-    Hybrid(k=1),
-    Hybrid(k=2, steps=1),
-    Hybrid(k=8, steps=1),
-    Hybrid(k=32),
-    Hybrid(k=300, steps=3),
+CASES = [
+    (Sampled(draws=1), 211),
+    (Sampled(draws=20), 2),
+    (Sampled(draws=20), 600),
+    (Hybrid(k=1), 211),
+    (Hybrid(k=2, steps=1), 256),
+    (Hybrid(k=8, steps=1), 2),
+    (Hybrid(k=8, steps=1), 600),
+    (Hybrid(k=32), 257),
+    (Hybrid(k=90, steps=3), 80),
 ]
-every = pytest.mark.parametrize("codec", CODECS, ids=repr)
+every = pytest.mark.parametrize(("codec", "vocabulary"), CASES, ids=repr)
 
 
 @pytest.fixture(scope="module")
 def teachers(normal):
-    """`teachers(V)`: logits (P, V) of a flat, a sure, an undecided, a Zipfian and a wild teacher."""
+    """`teachers(V)`: logits (P, V): a flat, a sure, an undecided, a Zipfian, a wild teacher."""
 
     def make(vocabulary):
         logits = torch.zeros(5, vocabulary)
@@ -44,14 +48,16 @@ def teachers(normal):
 
 
 @pytest.fixture(scope="module")
-def drawn(chunk_of, round_trip, probabilities):
-    """`drawn(codec, logits_PV, R)`: (decoded targets (P, R, V), the dense ones (P, V)), float64."""
+def drawn(teachers, chunk_of, round_trip, probabilities):
+    """`drawn(codec, V, R)`: (decoded targets (P, R, V), the dense ones (P, V)), float64."""
 
-    def draw(codec, logits_PV, repeat=R):
+    @lru_cache(maxsize=len(CASES))
+    def draw(codec, vocabulary, repeat=R):
+        logits_PV = teachers(vocabulary)
         decoded = round_trip(codec, chunk_of(logits_PV, repeat))
         assert decoded.tail_N is None
-        full = probabilities(decoded, logits_PV.shape[1])
-        return full.view(len(logits_PV), repeat, -1), logits_PV.double().softmax(-1)
+        full = probabilities(decoded, vocabulary)
+        return full.view(len(logits_PV), repeat, vocabulary), logits_PV.double().softmax(-1)
 
     return draw
 
@@ -67,10 +73,9 @@ def variance(codec, p_PV):
 
 
 @every
-@pytest.mark.parametrize("vocabulary", [2, 211, 256, 600])
-def test_the_mean_target_converges_on_the_dense_one(codec, vocabulary, teachers, drawn):
+def test_the_mean_target_converges_on_the_dense_one(codec, vocabulary, drawn):
     """The squared error of a mean of n targets is their variance / n, for n = 1 to all."""
-    full_PRV, p_PV = drawn(codec, teachers(vocabulary))
+    full_PRV, p_PV = drawn(codec, vocabulary)
     expected_P = variance(codec, p_PV).sum(-1)
     varies = expected_P > 1e-9
     for n in (1, 16, 64, R):
@@ -85,10 +90,9 @@ def test_the_mean_target_converges_on_the_dense_one(codec, vocabulary, teachers,
 
 
 @every
-@pytest.mark.parametrize("vocabulary", [2, 211, 256, 600])
-def test_no_id_is_favoured(codec, vocabulary, teachers, drawn):
+def test_no_id_is_favoured(codec, vocabulary, drawn):
     """Bernstein's bound at one in a billion, id by id: also the rare ones and the last ones."""
-    full_PRV, p_PV = drawn(codec, teachers(vocabulary))
+    full_PRV, p_PV = drawn(codec, vocabulary)
     variance_PV = variance(codec, p_PV)
     jump = 1 / (codec.draws if isinstance(codec, Sampled) else codec.k)
     surprise = math.log(2e9)
@@ -97,8 +101,8 @@ def test_no_id_is_favoured(codec, vocabulary, teachers, drawn):
 
 
 @every
-def test_weights_sum_to_about_one(codec, teachers, drawn):
-    full_PRV, p_PV = drawn(codec, teachers(211))
+def test_weights_sum_to_about_one(codec, vocabulary, drawn):
+    full_PRV, p_PV = drawn(codec, vocabulary)
     sums_PR = full_PRV.sum(-1)
     if isinstance(codec, Sampled):
         torch.testing.assert_close(sums_PR, torch.ones_like(sums_PR))
@@ -112,8 +116,8 @@ def test_weights_sum_to_about_one(codec, teachers, drawn):
 # sampled -----------------------------------------------------------------------------------------
 
 
-def test_sampled_weights_are_shares_of_the_draws(teachers, drawn):
-    full_PRV, _ = drawn(Sampled(draws=20), teachers(211))
+def test_sampled_weights_are_shares_of_the_draws(drawn):
+    full_PRV, _ = drawn(Sampled(draws=20), 211)
     counts = full_PRV * 20
     torch.testing.assert_close(counts, counts.round(), atol=1e-5, rtol=0)
     assert (full_PRV[1] > 0).sum(-1).float().mean() < 3  # a sure teacher: few different ids
@@ -125,8 +129,8 @@ def test_sampled_weights_are_shares_of_the_draws(teachers, drawn):
 
 @pytest.mark.parametrize("steps", [1, 4, 64])
 @pytest.mark.parametrize("k", [1, 2, 8, 32, 300])
-def test_hybrid_always_has_the_likely_ids_and_few_others(teachers, drawn, k, steps):
-    full_PRV, p_PV = drawn(Hybrid(k=k, steps=steps), teachers(211), 100)
+def test_hybrid_always_has_the_likely_ids_and_few_others(drawn, k, steps):
+    full_PRV, p_PV = drawn(Hybrid(k=k, steps=steps), 211, 64)
     likely_PV = p_PV > (1 + 1e-5) / k
     present_PRV = full_PRV > 0
     assert (present_PRV | ~likely_PV[:, None]).all()
@@ -134,24 +138,22 @@ def test_hybrid_always_has_the_likely_ids_and_few_others(teachers, drawn, k, ste
     assert present_PRV.sum(-1).min() >= 1
     off = (full_PRV - p_PV[:, None]).abs().amax(1)
     assert (off[likely_PV] < 1 / (k * steps) + 1e-6).all()
-    drawn_weights = full_PRV[(present_PRV & ~likely_PV[:, None])]
-    torch.testing.assert_close(drawn_weights, torch.full_like(drawn_weights, 1 / k), atol=1e-6, rtol=1e-5)
+    others = full_PRV[present_PRV & ~likely_PV[:, None]]
+    torch.testing.assert_close(others, torch.full_like(others, 1 / k), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("k", [8, 32])
-def test_hybrid_has_less_variance_than_sampled_in_as_many_entries(teachers, drawn, k):
-    """For every teacher: at the number of draws whose different ids are as many, or more."""
-    logits = teachers(211)
-    full_PRV, p_PV = drawn(Hybrid(k=k), logits, 200)
+def test_hybrid_has_less_variance_than_sampled_in_as_many_entries(drawn, k):
+    """Against as many draws as give this number of different ids, teacher by teacher."""
+    full_PRV, p_PV = drawn(Hybrid(k=k), 211, 256)
     entries_P = (full_PRV > 0).sum(-1).double().mean(-1)
     error_P = (full_PRV - p_PV[:, None]).square().sum(-1).mean(-1)
-    for row in range(len(logits)):
-        draws = 1
-        while (1 - (1 - p_PV[row]) ** draws).sum() < entries_P[row] and draws < 500:
-            draws += 1
-        other_RV, _ = drawn(Sampled(draws=draws), logits[row : row + 1], 200)
-        other = (other_RV[0] - p_PV[row]).square().sum(-1).mean()
-        assert error_P[row] < 0.8 * other, row
+    for row, p_V in enumerate(p_PV):
+        different = [(1 - (1 - p_V) ** draws).sum() for draws in range(1, 100)]
+        draws = max(1, sum(int(number <= entries_P[row]) for number in different))
+        other = drawn(Sampled(draws=draws), 211, 256)[0][row]
+        ratio = error_P[row] / (other - p_V).square().sum(-1).mean()
+        assert ratio < (1.0 if row == 0 else 0.8), (row, draws)  # a flat teacher is hard for both
 
 
 # What is drawn depends on the example's key and the token's position only ------------------------
@@ -183,14 +185,15 @@ def test_other_keys_positions_and_seeds_draw_anew(kind, teachers, chunk_of, lear
     other = chunk_of(logits, 30, key="a" * 15 + "b" + "a" * 16)
     assets = learned(kind(), made)
     tokens = rows_of(kind(), made, np.arange(30), assets)
-    assert all(one != two for one, two in zip(tokens, tokens[1:], strict=False))
+    assert sum(one == two for one, two in pairwise(tokens)) < 10
+    # hybrid draws once a token: of a flat teacher a few tokens coincide
     assert rows_of(kind(seed=0), made, np.arange(30), assets) == tokens
     for moved in (
         rows_of(kind(), other, np.arange(30), assets),
         rows_of(kind(seed=1), made, np.arange(30), assets),
         rows_of(kind(seed=-1), made, np.arange(30), assets),
     ):
-        assert all(one != two for one, two in zip(tokens, moved, strict=True))
+        assert sum(one == two for one, two in zip(tokens, moved, strict=True)) < 10
 
 
 def test_a_token_keeps_its_seed_however_long_its_example():
@@ -199,6 +202,10 @@ def test_a_token_keeps_its_seed_however_long_its_example():
 
 
 @pytest.mark.parametrize("codec", [Sampled(), Hybrid()], ids=repr)
-def test_other_temperatures_are_refused_with_what_would_serve(codec, teachers, chunk_of, round_trip):
-    with pytest.raises(RecipeError, match=rf"`{codec.name}` draws at temperature 1.* 2; use `hidden`"):
+def test_other_temperatures_are_refused_with_what_would_serve(
+    codec, teachers, chunk_of, round_trip
+):
+    with pytest.raises(
+        RecipeError, match=rf"`{codec.name}` draws at temperature 1.* 2; use `hidden`"
+    ):
         round_trip(codec, chunk_of(teachers(20)), 2.0)
