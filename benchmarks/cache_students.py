@@ -7,11 +7,13 @@ the teacher without 8 of its 30 blocks, the objective is forward KL alone, and f
 students see the same tokens in the same order, from caches that differ in nothing but the codec.
 `dense` is the codec `hidden` at a KL of 1e-6: the full distribution. Measured on held-out text:
 perplexity, and the expected calibration error of the likeliest id (15 bins). The targets are a
-perplexity within 2% of dense at no more than 32 bytes a token, and a calibration as good.
+perplexity within 2% of dense at no more than 32 bytes a token, and a calibration as good. With
+`--json FILE` every finished student is kept in FILE.partial, and the same command goes on.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 import tempfile
@@ -37,6 +39,7 @@ CODECS: dict[str, dict[str, Any]] = {
     "hybrid k=32": {"name": "hybrid", "k": 32},
     "nucleus k=16": {"name": "nucleus", "k": 16, "mass": 0.9},
 }
+ONE_SEED = {"nucleus k=16"}  # biased, for comparison only
 KEPT = [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29]  # greedy
 STAGES = ["cache", "build", "train"]
 
@@ -103,9 +106,15 @@ def main() -> None:
     tokens, seeds, held_out = (256, 1, 256) if options.quick else (
         options.tokens, options.seeds, 8192,
     )  # fmt: skip
-    rows = []
+    kept = Path(f"{options.json}.partial") if options.json else None
+    lines = kept.read_text().splitlines() if kept and kept.exists() else []
+    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
     for seed in range(seeds):
         for name, codec in CODECS.items():
+            if (name in ONE_SEED and seed) or (seed, name) in {
+                (r["seed"], r["cache"]) for r in rows
+            }:
+                continue
             with tempfile.TemporaryDirectory() as folder:
                 recipe = Path(folder) / "recipe.yaml"
                 recipe.write_text(recipe_of(options.demo, codec, seed, tokens, held_out))
@@ -118,7 +127,11 @@ def main() -> None:
             share = numbers.notes["bytes_per_token"]
             rows.append({"seed": seed, "cache": name, "bytes/token": share, **found})
             print(rows[-1], file=sys.stderr, flush=True)
+            if kept is not None:
+                kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
     record(rows + _summary(rows), options.json)
+    if kept is not None:
+        kept.unlink()
 
 
 def _summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -133,20 +133,17 @@ def estimate(run: Run) -> list[Estimate]:
         note = f"done; {note}" if is_done(run, stage) else note
         lines.append(Estimate(stage, int(tokens), disk, memory, seconds, note))
 
-    size = {"none": 4 if resolve_precision(recipe.teacher.dtype) == torch.float32 else 2}
+    size = {"none": resolve_precision(recipe.teacher.dtype).itemsize}
     teacher_bytes = teacher.total * {**size, "int8": 1.1, "nf4": 0.6}[recipe.teacher.quantization]
-    adapt = recipe.teacher.adapt
-    if adapt is not None:
+    if (adapt := recipe.teacher.adapt) is not None:
         tokens = trained_tokens(adapt, recipe.data, train_tokens)
         cost = 3 * teacher.forward(tokens) / train_speed
         add("adapt-teacher", tokens, teacher.total * 16, teacher.total * 16, cost, "full fine-tune")
     if run.reads_cache:
         a_token = bytes_per_token(run, teacher)
         tokens = train_tokens + held_tokens
-        cost = teacher.forward(tokens) / speed
-        how = "measured" if audited_bytes(run) else "about"
-        about = f"{how} {a_token:.0f} bytes a token; tokens {known}"
-        add("cache", tokens, a_token * tokens, teacher_bytes, cost, about)
+        about = f"{a_token:.0f} bytes a token{_how_known(run)}; tokens {known}"
+        add("cache", tokens, a_token * tokens, teacher_bytes, teacher.forward(tokens) / speed, about)
     build_seconds = _build_seconds(run, teacher, EFFICIENCY * flops_per_second(torch.float32))
     add("build", 0, student.total * 4, teacher.total * 4 + student.total * 8, build_seconds,
         f"{student.total / 1e6:.1f} M parameters, {student.depth} blocks")  # fmt: skip
@@ -209,6 +206,10 @@ def bytes_per_token(run: Run, teacher: Shape) -> float:
     layers: float = len(cache.hidden.layers) * cache.hidden.codec.bytes_per_token(teacher.width)
     own: float = cache.codec.bytes_per_token(run.vocabulary, teacher.width)
     return (audited_bytes(run) or own) + layers
+
+
+def _how_known(run: Run) -> str:
+    return " as measured" if audited_bytes(run) else ""
 
 
 def audited_bytes(run: Run) -> float | None:

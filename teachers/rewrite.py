@@ -50,6 +50,7 @@ class Draft:
         return sum(self.counts.values())
 
 
+@torch.inference_mode()
 def write(
     draft: Draft,
     out: str,

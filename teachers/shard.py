@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ ROOM = 64 << 20  # bytes that any batch may unpack to ...
 LARGEST_RATIO = 64  # ... and how many times its size a larger one; real columns reach about 5
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # name -> (offsets of the rows, values)
 Layout = dict[str, tuple[str, int | None]]  # name -> (dtype, numbers a token; None: an entry)
+Seen = dict[str, tuple[str, Layout]]  # under "layout": the shard read first, and its columns
 NUMBERS = {
     pa.large_list(kind)
     for kind in (
@@ -103,10 +105,10 @@ def to_arrow(keys: list[str], tokens: list[int], rows: list[Columns]) -> bytes:
 class ShardReader:
     """A shard on this machine, memory-mapped.
 
-    `seen` is shared by the shards of a cache: the layout of the first batch that was read.
+    `seen` is shared by the shards of a cache, so that all have the columns of the first one read.
     """
 
-    def __init__(self, path: Path, name: str, rows: list[Row], seen: list[Layout]) -> None:
+    def __init__(self, path: Path, name: str, rows: list[Row], seen: Seen) -> None:
         self._name, self._seen = name, seen
         self._rows: dict[int, list[Row]] = {}
         for row in rows:
@@ -135,10 +137,21 @@ class ShardReader:
                 for name in batch.schema.names[2:]
             }
             layout = _layout_of(arrays, np.array(expected["tokens"], np.int64))
-            if self._seen and self._seen[0] != layout:
-                raise ValueError(f"it holds {layout}, another batch {self._seen[0]}")
-            self._seen[:] = [layout]
+            first, before = self._seen.setdefault("layout", (self._name, layout))
+            if before != layout:
+                differ = sorted(dict(before.items() ^ layout.items()))
+                raise ValueError(f"its column `{differ[0]}` is not as in {first}")
         return arrays
+
+    def column_bytes(self, number: int) -> dict[str, int]:
+        """What each column of a record batch takes in the file, its buffers filled up to eights."""
+        with _reading(self._name):
+            buffers = iter(_buffers(self._batches[number])[1])
+            return {
+                # Whether a value is there, where it starts, and the values: of lists, in a child.
+                name: sum(-(-length // 8) * 8 for _, length in islice(buffers, held))
+                for name, held in zip(self._schema.names, chain([3, 2], repeat(4)), strict=False)
+            }
 
 
 def _message(source: pa.NativeFile, kind: str) -> pa.Message:
@@ -185,16 +198,11 @@ def _check_claims(message: pa.Message) -> None:
     """Refuse a batch that would unpack to implausibly much, before it is unpacked.
 
     A compressed buffer starts with the size it claims to unpack to: int64, -1 for one left as it
-    is. Where the buffers are stands in the message's flatbuffer, which Arrow has verified.
+    is.
     """
-    metadata, body = message.metadata.to_pybytes(), message.body
-    header = _pointed(metadata, _field(metadata, _pointed(metadata, 0), 2))
-    compressed = _field(metadata, header, 3) != 0
-    vector = _pointed(metadata, _field(metadata, header, 2))
-    (count,) = struct.unpack_from("<I", metadata, vector)
-    claimed = 0
-    for i in range(count):
-        offset, length = struct.unpack_from("<qq", metadata, vector + 4 + 16 * i)
+    compressed, buffers = _buffers(message)
+    body, claimed = message.body, 0
+    for offset, length in buffers:
         if compressed and length > 0:
             (unpacked,) = struct.unpack("<q", body.slice(offset, 8).to_pybytes())
             length = length - 8 if unpacked == -1 else unpacked
@@ -203,6 +211,19 @@ def _check_claims(message: pa.Message) -> None:
         claimed += length
     if claimed > max(ROOM, LARGEST_RATIO * body.size):
         raise ValueError(f"a batch of {body.size} bytes claims to unpack to {claimed}")
+
+
+def _buffers(message: pa.Message) -> tuple[bool, list[tuple[int, int]]]:
+    """Whether a batch is compressed, and (offset, length) of every buffer in its body.
+
+    Both stand in the message's flatbuffer, which Arrow has verified.
+    """
+    metadata = message.metadata.to_pybytes()
+    header = _pointed(metadata, _field(metadata, _pointed(metadata, 0), 2))
+    vector = _pointed(metadata, _field(metadata, header, 2))
+    (count,) = struct.unpack_from("<I", metadata, vector)
+    places = [struct.unpack_from("<qq", metadata, vector + 4 + 16 * i) for i in range(count)]
+    return _field(metadata, header, 3) != 0, places
 
 
 def _pointed(data: bytes, at: int) -> int:

@@ -1,7 +1,7 @@
 """What a cache holds and what it costs: rows, tokens, bytes a token by part, histograms.
 
-Bytes of a column are measured by compressing its buffers as the shards' writer does, so that
-columns and what Arrow adds (schema, headers, footer) sum to the size of the files.
+Bytes of a column are those of its buffers in the shards, compressed as they are; with what Arrow
+adds (schema, headers, footer) they sum to the size of the files.
 
 Legend: N tokens counted, K entries, V vocabulary.
 """
@@ -15,16 +15,13 @@ from math import ceil, inf, log
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from teachers.cache import SignalCache
-from teachers.codecs import Columns
 from teachers.convert import a_temperature
 from teachers.rewrite import vocabulary_of
 from teachers.runner import rows_per_chunk
-from teachers.shard import COMPRESSION
 from teachers.signals import DenseDistribution, Distribution
 
 DENSE_TOKENS = 16384  # of a full distribution: its entropy costs a product with the head a token
@@ -99,6 +96,7 @@ class Statistics:
         return found
 
 
+@torch.inference_mode()
 def statistics(
     url: str,
     *,
@@ -113,10 +111,10 @@ def statistics(
     found = _empty(cache)
     for number, entry in cache.store.entries().items():
         found.shard_bytes += entry["bytes"]
-        for _, rows in groupby(cache.store.rows(number), lambda row: row.batch):
+        reader = cache.store.open_shard(number, entry)
+        for batch, rows in groupby(cache.store.rows(number), lambda row: row.batch):
             keys = [row.key for row in rows]
-            counts = [cache.tokens(key) for key in keys]
-            for name, size in packed_bytes(keys, counts, cache).items():
+            for name, size in reader.column_bytes(batch).items():
                 found.columns[name] = found.columns.get(name, 0) + size
             signals = cache.signals(keys)
             if found.kept is not None or found.entropy.tokens < dense_tokens:
@@ -154,33 +152,6 @@ def _empty(cache: SignalCache) -> Statistics:
         kept=None if dense else _histogram([*MASS_EDGES, inf]),
         entries=None if dense else _histogram([0.0, *powers, inf], whole=True),
     )
-
-
-# Bytes -----------------------------------------------------------------------------------------
-
-
-def packed_bytes(keys: list[str], counts: list[int], cache: SignalCache) -> dict[str, int]:
-    """Bytes by column of a record batch with these examples, as it lies in its shard."""
-    rows: list[Columns] = [cache.columns(key) for key in keys]
-    key_ends = np.cumsum([0] + [len(key.encode()) for key in keys]).astype(np.int32)
-    text = np.frombuffer("".join(keys).encode(), np.uint8)
-    found = {
-        "key": _packed(key_ends) + _packed(text),
-        "tokens": _packed(np.array(counts, np.int32)),
-    }
-    for name in rows[0]:
-        parts = [row[name] for row in rows]
-        offsets = np.cumsum([0] + [len(part) for part in parts]).astype(np.int64)
-        found[name] = _packed(offsets) + _packed(np.concatenate(parts))
-    return found
-
-
-def _packed(buffer: np.ndarray) -> int:
-    """Bytes of a buffer in an Arrow file: its length, what zstd leaves, filled up to eights."""
-    if not buffer.nbytes:
-        return 0
-    size = int(pa.Codec(COMPRESSION).compress(np.ascontiguousarray(buffer).data).size)
-    return -(-(8 + size) // 8) * 8
 
 
 # Histograms ------------------------------------------------------------------------------------

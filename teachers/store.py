@@ -39,7 +39,7 @@ from teachers.records import (
     encode,
     identity,
 )
-from teachers.shard import Layout, Row, ShardReader, rows_of, rows_per_batch, to_arrow
+from teachers.shard import Row, Seen, ShardReader, rows_of, rows_per_batch, to_arrow
 
 FORMAT_VERSION = 2
 ENTRY_NAME = re.compile(r"[0-9]{5,9}\.json")
@@ -52,7 +52,7 @@ class SignalStore:
     def __init__(self, url: str) -> None:
         self.folder = Folder(url)
         self.url = url
-        self._layouts: list[Layout] = []
+        self._seen: Seen = {}
 
     # The manifest ----------------------------------------------------------------------------
 
@@ -80,13 +80,7 @@ class SignalStore:
         return decode(self.folder.read(name), path)
 
     def _write_record(self, name: str, record: dict[str, Any]) -> None:
-        data = encode(record)
-        if len(data) > LARGEST:
-            raise CacheError(
-                f"{self.folder.path(name)} would be too large with {len(data)} bytes; set "
-                "`cache.shard_tokens` lower."
-            )
-        self.folder.write(name, data)
+        self.folder.write(name, encode(record))
 
     def begin(self, manifest: dict[str, Any]) -> None:
         """Start a cache, or go on with one: refused where a field of its manifest differs."""
@@ -175,7 +169,6 @@ class SignalStore:
         """
         data = to_arrow(keys, tokens, rows)
         assets = self._assets_entry()
-        self.folder.write(_arrow(number), data)
         entry = {
             "rows": len(keys),
             "tokens": sum(tokens),
@@ -187,7 +180,14 @@ class SignalStore:
             "row_tokens": tokens,
             "batch_rows": rows_per_batch(tokens),
         }
-        self._write_record(f"shards/{number:05d}.json", entry)
+        name, encoded = f"shards/{number:05d}.json", encode(entry)
+        if len(encoded) > LARGEST:
+            raise CacheError(
+                f"{self.folder.path(name)} would have {len(encoded)} bytes, for {len(keys)} "
+                "examples; set `cache.shard_tokens` lower."
+            )
+        self.folder.write(_arrow(number), data)
+        self.folder.write(name, encoded)
         return entry
 
     def rows(self, number: int) -> list[Row]:
@@ -200,7 +200,7 @@ class SignalStore:
         A remote shard is brought here once and kept until this process ends.
         """
         path = self._verified(_arrow(number), entry)
-        return ShardReader(path, self.folder.path(_arrow(number)), rows_of(entry), self._layouts)
+        return ShardReader(path, self.folder.path(_arrow(number)), rows_of(entry), self._seen)
 
     # Files with an entry -----------------------------------------------------------------------
 

@@ -28,7 +28,11 @@ Assets = dict[str, "Tensor"]
 
 
 class DistributionCodec(Protocol):
-    """Stores next-token distributions."""
+    """Stores next-token distributions.
+
+    So that caches can be converted and mixed, one whose tail is `bucket` also has `encode_largest`
+    and `decode_largest` (`largest.py`), one whose tail is `sampled` has `encode_weights`.
+    """
 
     name: str
     learns: ClassVar[bool]  # whether `learn` gives anything, and needs a sample

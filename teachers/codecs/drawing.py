@@ -46,28 +46,32 @@ class Weights:
         self.sums_NB[tokens, blocks] = self.blocks_NBI[tokens, blocks].sum(-1)
         return tokens_E, ids_E, weights_E
 
-    def at(self, points_NJ: Tensor) -> Tensor:
-        """The ids (N, J) where the running sum of the weights passes the points (float64)."""
+    def at(self, points_NJ: Tensor, wanted_NJ: Tensor | None = None) -> Tensor:
+        """The ids (N, J) where the running sum of the weights passes the points (float64).
+
+        Only `wanted_NJ` (bool) are looked up, where it is given; the others are 0.
+        """
+        if wanted_NJ is None:
+            wanted_NJ = torch.ones_like(points_NJ, dtype=torch.bool)
         ends_NB = self.sums_NB.double().cumsum(-1)
         highest_N1 = (ends_NB < ends_NB[:, -1:]).sum(-1, keepdim=True)  # last block with weight
         block_NJ = torch.searchsorted(ends_NB, points_NJ, right=True).minimum(highest_N1)
-        before_NJ = functional.pad(ends_NB, (1, 0)).gather(-1, block_NJ)
-        gathered = GATHERED.get(points_NJ.device.type, GATHERED["other"])
-        rows = max(1, gathered // (BLOCK * points_NJ.shape[1]))
+        left_NJ = points_NJ - functional.pad(ends_NB, (1, 0)).gather(-1, block_NJ)
+        tokens_D, _ = wanted_NJ.nonzero(as_tuple=True)
+        block_D, left_D = block_NJ[wanted_NJ], left_NJ[wanted_NJ]
+        rows = max(1, GATHERED.get(points_NJ.device.type, GATHERED["other"]) // BLOCK)
         inside = [
-            self._inside(start, *piece)
-            for start, *piece in zip(
-                range(0, len(points_NJ), rows),
-                block_NJ.split(rows),
-                (points_NJ - before_NJ).split(rows),
-                strict=True,
+            self._inside(*piece)
+            for piece in zip(
+                tokens_D.split(rows), block_D.split(rows), left_D.split(rows), strict=True
             )
         ]
-        return block_NJ * BLOCK + torch.cat(inside)
+        ids_NJ = torch.zeros_like(block_NJ)
+        ids_NJ[wanted_NJ] = block_D * BLOCK + torch.cat(inside)
+        return ids_NJ
 
-    def _inside(self, start: int, block_NJ: Tensor, left_NJ: Tensor) -> Tensor:
-        """Places within blocks (N, J), of tokens from `start` on; never an id without weight."""
-        tokens_N1 = torch.arange(start, start + len(block_NJ), device=block_NJ.device)[:, None]
-        inner_NJI = self.blocks_NBI[tokens_N1, block_NJ].double().cumsum(-1)
-        inside_NJ = (inner_NJI <= left_NJ.unsqueeze(-1)).sum(-1)
-        return inside_NJ.minimum((inner_NJI < inner_NJI[..., -1:]).sum(-1))
+    def _inside(self, tokens_D: Tensor, block_D: Tensor, left_D: Tensor) -> Tensor:
+        """Places within blocks (D,); never an id without weight."""
+        inner_DI = self.blocks_NBI[tokens_D, block_D].double().cumsum(-1)
+        inside_D = (inner_DI <= left_D.unsqueeze(-1)).sum(-1)
+        return inside_D.minimum((inner_DI < inner_DI[:, -1:]).sum(-1))

@@ -58,7 +58,7 @@ class Hybrid(Section):
             columns_J = torch.arange(self.k, device=threshold_N.device)
             points_NJ = (start_N1 + columns_J) * threshold_N.double()[:, None]
             drawn_NJ = points_NJ < weights.sums_NB.double().sum(-1, keepdim=True)
-            drawn_ids_D = weights.at(points_NJ)[drawn_NJ]
+            drawn_ids_D = weights.at(points_NJ, drawn_NJ)[drawn_NJ]
             drawn_tokens_D = drawn_NJ.nonzero(as_tuple=True)[0]
             parts.append(
                 pack(

@@ -42,7 +42,7 @@ class Sampled(Section):
             draws_NJ = torch.from_numpy(uniforms(with_seed(seeds_N, self.seed), self.draws, 0))
             points_NJ = draws_NJ.to(weights.total_N.device) * weights.total_N.double()[:, None]
             drawn_NJ = points_NJ.isfinite()  # no entry at all where the teacher gave NaN
-            ids_E = weights.at(points_NJ)[drawn_NJ].cpu().numpy()
+            ids_E = weights.at(points_NJ, drawn_NJ)[drawn_NJ].cpu().numpy()
             tokens_E = drawn_NJ.nonzero(as_tuple=True)[0].cpu().numpy()
             ones_E = np.ones(len(ids_E), np.int64)
             parts.append(pack(tokens_E, ids_E, ones_E, len(seeds_N), self.draws, assets))

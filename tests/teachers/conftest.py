@@ -1,6 +1,8 @@
 """Chunks of a teacher's run, and the way through a codec as the cache takes it."""
 
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,10 @@ import torch
 from safetensors.torch import load, save
 
 from attar.anatomy import Head
+from attar.errors import CacheError
 from attar.files import fingerprint
 from teachers.cache import CacheConfig, SignalCache, manifest_of
+from teachers.records import encode, identity
 from teachers.runner import Request, TeacherRunner, build_cache
 from teachers.signals import SparseDistribution, TeacherChunk, seeds_of
 from teachers.store import SignalStore
@@ -179,3 +183,81 @@ def close():
         torch.testing.assert_close(one.double(), other.double(), rtol=0, atol=atol)
 
     return check
+
+
+@pytest.fixture(scope="session")
+def sound(make_cache, tiny_model, make_examples, tmp_path_factory):
+    """A finished cache of several shards whose codecs learned something. Read only."""
+    config = CacheConfig.model_validate(
+        {
+            "codec": {"name": "hybrid", "k": 8},
+            "hidden": {"layers": [1], "codec": "basis"},
+            "shard_tokens": 60,
+        }
+    )
+    folder = tmp_path_factory.mktemp("sound") / "cache"
+    make_cache(folder, tiny_model, make_examples(24), config)
+    return folder
+
+
+class Forgery:
+    """A cache that a stranger changed, making every checksum fit."""
+
+    def __init__(self, folder):
+        self.folder, self.first = folder, folder / "shards/00000.arrow"
+
+    def record(self, name):
+        """A record without its checksum."""
+        found = json.loads((self.folder / name).read_text())
+        del found["checksum"]
+        return found
+
+    def manifest(self):
+        """What a recipe would ask of this cache."""
+        return {key: v for key, v in self.record("manifest.json").items() if key != "format"}
+
+    def forge(self, name, /, **changed):
+        """Change fields of a record; a value of ... removes the field."""
+        fields = {**self.record(name), **changed}
+        (self.folder / name).write_bytes(encode({k: v for k, v in fields.items() if v is not ...}))
+
+    def shard(self, data, **changed):
+        """Put other bytes in the place of the first shard."""
+        self.first.write_bytes(data)
+        sums = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        self.forge("shards/00000.json", **sums, **changed)
+
+    def assets(self, data):
+        """Put other bytes in the place of the assets."""
+        (self.folder / "assets.safetensors").write_bytes(data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        self.forge("assets.json", bytes=len(data), sha256=sha256)
+        for path in self.folder.glob("shards/*.json"):
+            self.forge(f"shards/{path.name}", assets=sha256)
+
+    def everywhere(self, **changed):
+        """Change the manifest, and let assets and shards say that they were made for it."""
+        self.forge("manifest.json", **changed)
+        made_for = identity(self.record("manifest.json"))
+        for name in [
+            "assets.json",
+            *(f"shards/{p.name}" for p in self.folder.glob("shards/*.json")),
+        ]:
+            self.forge(name, made_for=made_for)
+
+    def read(self):
+        """All signals of it."""
+        cache = SignalCache(str(self.folder), unfinished=True)
+        signals = cache.signals(cache.keys())
+        return signals.distribution(1.0), signals.hidden(1)
+
+    def is_refused(self, words=None):
+        """Assert that reading it is a `CacheError`, of these words."""
+        with pytest.raises(CacheError, match=words):
+            self.read()
+
+
+@pytest.fixture
+def forged(sound, tmp_path):
+    """A copy of that cache to tamper with."""
+    return Forgery(shutil.copytree(sound, tmp_path / "cache"))

@@ -21,9 +21,9 @@ def folder(make_model, tmp_path_factory):
 def signals_of(folder, **config):
     teacher = load_teacher(TeacherConfig(model=str(folder), **config))
     assert not any(p.requires_grad for p in teacher.parameters())
-    request = Request("one", np.arange(5, 25), np.arange(19))
-    (columns,) = TeacherRunner(teacher, 320, CacheConfig()).run([request])
-    return CacheConfig().codec.decode(columns, 19, 1.0)
+    request = Request("1" * 32, np.arange(5, 25), np.arange(19))
+    (columns,) = TeacherRunner(teacher, 320, CacheConfig()).run([request], {})
+    return CacheConfig().codec.decode(columns, 19, 1.0, {})
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])

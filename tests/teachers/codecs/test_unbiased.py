@@ -27,7 +27,7 @@ CASES = [
     (Hybrid(k=8, steps=1), 2),
     (Hybrid(k=8, steps=1), 600),
     (Hybrid(k=32), 257),
-    (Hybrid(k=90, steps=3), 80),
+    (Hybrid(k=40, steps=3), 30),
 ]
 every = pytest.mark.parametrize(("codec", "vocabulary"), CASES, ids=repr)
 
