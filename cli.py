@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
 from distill.cache_commands import cache
+from distill.command_group import Group
 from distill.commands import cache_audit, cache_build, do_stages, open_run, recipe_options
 
 STAGE_HELP = {
@@ -21,23 +20,6 @@ STAGE_HELP = {
     "evaluate": "Measure teacher, arms and artifacts on held-out text.",
     "report": "Write report.json and report.html.",
 }
-
-
-class Group(click.Group):
-    """Turns what a user can mend into one line and exit 1, and Ctrl-C into 130."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; let only our own bugs show a traceback."""
-        from attar.errors import UserError
-
-        try:
-            return super().invoke(ctx)
-        except UserError as error:
-            click.echo(f"Error: {error}", err=True)
-            sys.exit(1)
-        except KeyboardInterrupt:
-            click.echo("Stopped; the same command goes on from here.", err=True)
-            sys.exit(130)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -86,17 +86,6 @@ def distilled_student(options: Any) -> Path:
 # Storing ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class SharedChunk(TeacherChunk):
-    """A chunk whose logits are made once for all codecs."""
-
-    known_NV: Tensor
-
-    def logits(self) -> Tensor:
-        """A copy, as the caller may write into it."""
-        return self.known_NV.clone()
-
-
 @dataclass
 class Candidate:
     """A codec, what it learned, and what it stored of every text, window by window."""
@@ -151,7 +140,7 @@ def store_all(
         for window, hidden_NH in enumerate(teacher.states[text.name]):
             logits_NV = teacher.head.logits(hidden_NH)
             seeds_N = seeds_of(text.key(window), len(hidden_NH))
-            chunk = SharedChunk(hidden_NH, teacher.head, seeds_N, logits_NV)
+            chunk = TeacherChunk(hidden_NH, teacher.head, seeds_N, logits_NV)
             for one in candidates:
                 one.columns[text.name].append(one.codec.encode(chunk, one.assets))
             top = logits_NV.topk(RECOMMENDED.k, dim=-1)

@@ -111,9 +111,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
     for seed in range(seeds):
         for name, codec in CODECS.items():
-            if (name in ONE_SEED and seed) or (seed, name) in {
-                (r["seed"], r["cache"]) for r in rows
-            }:
+            done = any((row["seed"], row["cache"]) == (seed, name) for row in rows)
+            if done or (name in ONE_SEED and seed):
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 recipe = Path(folder) / "recipe.yaml"

@@ -140,14 +140,16 @@ def audit(part: Slice, codecs: list[Any], objectives: list[Any]) -> list[Audited
     with progress("audit", len(part.teacher_NH)) as meter, torch.inference_mode():
         for start in range(0, len(part.teacher_NH), size):
             rows = slice(start, start + size)
-            chunk = TeacherChunk(part.teacher_NH[rows], part.teacher_head, seeds_N[rows])
+            teacher_NH = part.teacher_NH[rows]
+            logits_NV = part.teacher_head.logits(teacher_NH)
+            chunk = TeacherChunk(teacher_NH, part.teacher_head, seeds_N[rows], logits_NV)
             targets = {}
             for i, (codec, assets) in enumerate(zip(codecs, learned, strict=True)):
                 found = codec.encode(chunk, assets)
                 columns[i].append(found)
                 flat = {name: column.reshape(-1) for name, column in found.items()}
                 targets[str(i)] = codec.decode(flat, len(chunk.hidden_NH), 1.0, assets)
-            dense_NV = chunk.logits().log_softmax(-1)
+            dense_NV = logits_NV.log_softmax(-1)
             fidelity.add(part.student_NH[rows], dense_NV, targets, part.labels_N[rows])
             meter.advance(len(dense_NV))
     measured = fidelity.result()

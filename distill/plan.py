@@ -142,8 +142,9 @@ def estimate(run: Run) -> list[Estimate]:
     if run.reads_cache:
         a_token = bytes_per_token(run, teacher)
         tokens = train_tokens + held_tokens
+        cost = teacher.forward(tokens) / speed
         about = f"{a_token:.0f} bytes a token{_how_known(run)}; tokens {known}"
-        add("cache", tokens, a_token * tokens, teacher_bytes, teacher.forward(tokens) / speed, about)
+        add("cache", tokens, a_token * tokens, teacher_bytes, cost, about)
     build_seconds = _build_seconds(run, teacher, EFFICIENCY * flops_per_second(torch.float32))
     add("build", 0, student.total * 4, teacher.total * 4 + student.total * 8, build_seconds,
         f"{student.total / 1e6:.1f} M parameters, {student.depth} blocks")  # fmt: skip

@@ -85,20 +85,24 @@ class TeacherChunk:
     """Some tokens of a teacher's run, as a codec meets them: final hidden states and the head.
 
     seeds_N: uint64, one a token, made of the example's key and the token's position, so that what
-    is drawn depends on neither order nor batch.
+    is drawn depends on neither order nor batch. known_NV: the logits, where several codecs are to
+    read the same.
     """
 
     hidden_NH: Tensor
     head: Head
     seeds_N: np.ndarray
+    known_NV: Tensor | None = None
 
     def logits(self) -> Tensor:
         """Float32 logits (N, V), made anew at each call: whoever asks may write into them."""
-        return self.head.logits(self.hidden_NH)
+        return self.head.logits(self.hidden_NH) if self.known_NV is None else self.known_NV.clone()
 
     def rows(self, start: int, stop: int) -> TeacherChunk:
         """Tokens start..stop of these."""
-        return TeacherChunk(self.hidden_NH[start:stop], self.head, self.seeds_N[start:stop])
+        known_NV = None if self.known_NV is None else self.known_NV[start:stop]
+        seeds_N = self.seeds_N[start:stop]
+        return TeacherChunk(self.hidden_NH[start:stop], self.head, seeds_N, known_NV)
 
 
 def seeds_of(key: str, num_tokens: int) -> np.ndarray:

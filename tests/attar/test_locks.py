@@ -64,9 +64,9 @@ def test_lock_that_another_took_meanwhile_stays(tmp_path):
 
 def test_place_without_a_right_to_write_is_named(tmp_path):
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(RunError, match="file/lock cannot be written"):
-        with hold(LockFile(tmp_path / "file" / "lock")):
-            pass
+    lock = LockFile(tmp_path / "file" / "lock")
+    with pytest.raises(RunError, match="file/lock cannot be written"), hold(lock):
+        pass
 
 
 class ReadTogether(LockFile):
