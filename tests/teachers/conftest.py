@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -192,7 +193,7 @@ def sound(make_cache, tiny_model, make_examples, tmp_path_factory):
         {
             "codec": {"name": "hybrid", "k": 8},
             "hidden": {"layers": [1], "codec": "basis"},
-            "shard_tokens": 60,
+            "shard_tokens": 40,
         }
     )
     folder = tmp_path_factory.mktemp("sound") / "cache"
@@ -261,3 +262,19 @@ class Forgery:
 def forged(sound, tmp_path):
     """A copy of that cache to tamper with."""
     return Forgery(shutil.copytree(sound, tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def start_s3():
+    """`start_s3(port=0)`: an S3 server on this machine; it has `url`, `port` and `stop()`."""
+    server_module = pytest.importorskip("moto.server")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+
+    def start(port=0):
+        server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+        server.start()
+        host, server.port = server.get_host_and_port()
+        server.url = f"http://{host}:{server.port}"
+        return server
+
+    return start
