@@ -15,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_ENV := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 HF_HUB_OFFLINE=1
-SCRIPTS = $(filter-out %/results_table.py %/harness.py %/distillkit.py %/held_out.py,$(wildcard benchmarks/*.py))
+SCRIPTS = $(filter-out %/results_table.py %/codecs_table.py %/harness.py %/distillkit.py %/held_out.py,$(wildcard benchmarks/*.py))
 
 .PHONY: demo test test-fast check bench docs results clean
 
@@ -42,6 +42,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python docs/make_losses.py --check
+	$(BIN)/python benchmarks/codecs_table.py --check
 	$(TEST_ENV) $(BIN)/python -m pytest -q tests/test_architecture.py
 
 bench: $(STAMP)
@@ -53,6 +54,7 @@ docs: $(STAMP)
 
 results: $(STAMP)
 	$(BIN)/python benchmarks/results_table.py
+	$(BIN)/python benchmarks/codecs_table.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -35,7 +35,7 @@ LAYERS = [10, 20, 30]
 TRIED: list[dict[str, Any]] = [
     {"name": "bf16"},
     {"name": "int8"},
-    *({"name": "basis", "step": step} for step in (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)),
+    *({"name": "basis", "step": step} for step in (0.05, 0.1, 0.2, 0.4, 0.5, 0.8)),
 ]
 
 

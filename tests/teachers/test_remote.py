@@ -242,3 +242,25 @@ def test_processes_that_share_a_build_are_killed_and_go_on(s3, builder, tmp_path
     assert [builder(wait=pid) for pid in pids] == [0, 0, 0]
     assert [Path(out).read_text() for out in outs] == ["built"] * 3
     assert contents(shared) == contents(whole)
+
+
+@pytest.mark.slow
+def test_recipe_with_a_cache_in_a_bucket_trains_the_same_student(s3, workshop, tmp_path):
+    weights = {}
+    for name, place in (("local", "shared"), ("remote", f"{s3}/{tmp_path.name}/shared")):
+        workshop.upto_train(name, "--set", f"cache.dir={place}", "--set", "train.arms=[]")
+        student = Path(name) / "arms/distill/student/model.safetensors"
+        weights[name] = student.read_bytes()
+    assert contents("shared") == contents(f"{s3}/{tmp_path.name}/shared")
+    assert weights["local"] == weights["remote"]
+    again = workshop(
+        "train",
+        "recipe.yaml",
+        "--run-dir",
+        "remote",
+        "--set",
+        f"cache.dir={s3}/{tmp_path.name}/shared",
+        "--set",
+        "train.arms=[]",
+    )
+    assert "Nothing to do" in again.output
