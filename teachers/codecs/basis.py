@@ -26,7 +26,7 @@ BANDS = 8
 
 @LAYER_CODECS.add("basis")
 class Basis(Section):
-    """A learned basis and entropy-coded codes: two bits a channel or less, at a cosine of 0.99."""
+    """A learned basis and entropy-coded codes: two and a half bits a channel at a cosine of 0.99."""
 
     learns: ClassVar[bool] = True
     name: Literal["basis"] = "basis"
@@ -57,7 +57,7 @@ class Basis(Section):
 
     def bytes_per_token(self, width: int) -> float:
         """As measured (docs/cache.md); what it really is depends on the layer."""
-        return 4 + width * max(0.1, 1.1 - log2(self.step / 0.05)) / 8
+        return 4 + width * max(0.5, 2.8 - 0.95 * log2(self.step / 0.4)) / 8
 
 
 def principal(centred_NH: Tensor) -> Tensor:
