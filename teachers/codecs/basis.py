@@ -26,7 +26,7 @@ BANDS = 8
 
 @LAYER_CODECS.add("basis")
 class Basis(Section):
-    """A learned basis and entropy-coded codes: two and a half bits a channel at a cosine of 0.99."""
+    """A learned basis and entropy-coded codes: 2.5 bits a channel at a cosine of 0.99."""
 
     learns: ClassVar[bool] = True
     name: Literal["basis"] = "basis"
