@@ -30,8 +30,6 @@ from teachers.store import SignalStore
 
 CODECS: list[dict[str, Any]] = [
     {"name": "hybrid", "k": 64},
-    {"name": "nucleus", "k": 32},
-    {"name": "topk", "k": 32},
     {"name": "hidden"},
 ]
 
@@ -67,7 +65,7 @@ def steps(learner: Learner, ahead: Prefetch[tuple[Batch, Signals | None]], numbe
 def compare(codec: dict[str, Any], model: Any, examples: list[Example], options: Any) -> Any:
     """Seconds of each side for one codec, and bytes a token."""
     vocabulary = model.config.vocab_size
-    config = CacheConfig.model_validate({"codec": codec, "shard_tokens": 1024})
+    config = CacheConfig.model_validate({"codec": codec, "shard_tokens": 400})
     requests = [Request(e.key, e.input_ids, e.counted) for e in examples]
     batches = [collate([[e] for e in examples[i : i + 2]]) for i in range(0, len(examples), 2)]
     with tempfile.TemporaryDirectory() as folder:
@@ -112,7 +110,7 @@ def compare(codec: dict[str, Any], model: Any, examples: list[Example], options:
 
         sides = {"memory": from_memory, "cache": from_cache, "no teacher": without,
                  "bare forward": bare, "runner": lambda: runner.run(requests, assets)}  # fmt: skip
-        seconds = in_turn(sides, 2 if options.quick else 5)
+        seconds = in_turn(sides, 2 if options.quick else 3)
     return {
         "codec": " ".join(str(value) for value in codec.values()),
         "tokens": int(totals["tokens"]),
@@ -131,8 +129,7 @@ def main() -> None:
     options = parser.parse_args()
     model = load_causal_lm(options.model, dtype=torch.float32).eval()
     options.keep = keep_evenly(model.config.num_hidden_layers, 10)
-    examples = examples_of(4 if options.quick else 16, 128 if options.quick else 256,
-                           model.config.vocab_size)  # fmt: skip
+    examples = examples_of(4, 64 if options.quick else 256, model.config.vocab_size)
     codecs = CODECS[:1] if options.quick else CODECS
     record([compare(codec, model, examples, options) for codec in codecs], options.json)
 

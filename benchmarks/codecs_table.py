@@ -44,6 +44,19 @@ def _any(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return next(iter(rows.values()))
 
 
+def layers_block(found: dict[str, Any]) -> str:
+    """One line a codec of hidden states: bits a channel and cosine, means over the layers."""
+    lines = ["| codec | bits/channel | cosine | worst 1% |", "|---|---:|---:|---:|"]
+    for name in dict.fromkeys(row["codec"] for row in found["rows"]):
+        mine = [row for row in found["rows"] if row["codec"] == name]
+        bits, cosine, worst = (
+            sum(row[key] for row in mine) / len(mine)
+            for key in ("bits/channel", "cosine", "worst 1%")
+        )
+        lines.append(f"| {name} | {bits:.2f} | {cosine:.5f} | {worst:.5f} |")
+    return "\n".join(lines)
+
+
 def students_block(found: dict[str, Any]) -> str:
     """Perplexity relative to dense, by seed, and calibration."""
     lines = [
@@ -62,6 +75,7 @@ def page() -> str:
     """docs/cache.md as the results want it."""
     blocks = {
         "codecs": codecs_block(read_json(RESULTS / "cache_codecs.json")),
+        "layers": layers_block(read_json(RESULTS / "layer_codecs.json")),
         "students": students_block(read_json(RESULTS / "cache_students.json")),
     }
     text = PAGE.read_text(encoding="utf8")
