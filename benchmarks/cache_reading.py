@@ -5,8 +5,8 @@
 Both sides do the same optimiser-less steps (forward, objective, backward) on the same batches of a
 student cut from the teacher. `memory`: signals decoded before the clock starts. `cache`: batches
 come through `SignalCache` and the prefetch thread, unpacked anew in every round; opening the cache,
-once a run, stands apart. `no teacher`: the same steps with cross-entropy alone. The target is `cache` within 3% of
-`memory`. Beside it, what encoding costs: runner with the codec against the bare forward.
+once a run, stands apart. `no teacher`: the same steps with cross-entropy alone. The target is
+`cache` within 3% of `memory`. Beside it, what encoding costs: runner with the codec against the bare forward.
 """
 
 from __future__ import annotations
