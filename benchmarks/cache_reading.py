@@ -6,7 +6,8 @@ Both sides do the same optimiser-less steps (forward, objective, backward) on th
 student cut from the teacher. `memory`: signals decoded before the clock starts. `cache`: batches
 come through `SignalCache` and the prefetch thread, unpacked anew in every round; opening the cache,
 once a run, stands apart. `no teacher`: the same steps with cross-entropy alone. The target is
-`cache` within 3% of `memory`. Beside it, what encoding costs: runner with the codec against the bare forward.
+`cache` within 3% of `memory`. Beside it, what encoding costs: the runner with the codec against the
+bare forward.
 """
 
 from __future__ import annotations
@@ -63,6 +64,14 @@ def steps(learner: Learner, ahead: Prefetch[tuple[Batch, Signals | None]], numbe
     ahead.close()
 
 
+@torch.inference_mode()
+def bare(model: torch.nn.Module, examples: list[Example]) -> None:
+    """The teacher's forward with its logits, four examples at a time, and nothing else."""
+    for first in range(0, len(examples), 4):
+        ids = np.stack([example.input_ids for example in examples[first : first + 4]])
+        model(input_ids=torch.from_numpy(ids), use_cache=False)
+
+
 def compare(codec: dict[str, Any], model: Any, examples: list[Example], options: Any) -> Any:
     """Seconds of each side for one codec, and bytes a token."""
     vocabulary = model.config.vocab_size
@@ -103,16 +112,13 @@ def compare(codec: dict[str, Any], model: Any, examples: list[Example], options:
             steps(plain, Prefetch(lambda i: (batches[i], None), len(batches)), len(batches))
 
         assets = store.assets() or {}
-        ids = [torch.from_numpy(np.stack([e.input_ids for e in examples[i : i + 4]]))
-               for i in range(0, len(examples), 4)]  # fmt: skip
-
-        def bare() -> None:
-            with torch.inference_mode():
-                for batch in ids:
-                    model(input_ids=batch, use_cache=False).logits  # noqa: B018
-
-        sides = {"memory": from_memory, "cache": from_cache, "no teacher": without,
-                 "bare forward": bare, "runner": lambda: runner.run(requests, assets)}  # fmt: skip
+        sides = {
+            "memory": from_memory,
+            "cache": from_cache,
+            "no teacher": without,
+            "bare forward": lambda: bare(model, examples),
+            "runner": lambda: runner.run(requests, assets),
+        }
         seconds = in_turn(sides, 2 if options.quick else 3)
     return {
         "codec": " ".join(str(value) for value in codec.values()),
