@@ -95,10 +95,17 @@ class Head:
         bias_V = None if self.bias_V is None else self.bias_V.to(device)
         return replace(self, weight_VH=self.weight_VH.to(device), bias_V=bias_V)
 
-    def logits(self, hidden_NH: Tensor) -> Tensor:
-        """Float32 logits of shape (N, V), multiplied in the dtype of the weight."""
-        raw_NV = matmul_float32(hidden_NH.to(self.weight_VH.dtype), self.weight_VH.T)
-        return self.finish(raw_NV)
+    def logits(self, hidden_NH: Tensor, room_NV: Tensor | None = None) -> Tensor:
+        """Float32 logits of shape (N, V), multiplied in the dtype of the weight.
+
+        With `room_NV`, of that dtype, the product is written there, and they may lie there.
+        """
+        hidden_NH = hidden_NH.to(self.weight_VH.dtype)
+        if room_NV is None:
+            return self.finish(matmul_float32(hidden_NH, self.weight_VH.T))
+        with torch.no_grad():
+            raw_NV = torch.mm(hidden_NH.detach(), self.weight_VH.detach().T, out=room_NV)
+        return self.finish(raw_NV.float())
 
     def finish(self, raw_NV: Tensor) -> Tensor:
         """Bias, scale and soft-cap on a raw product."""
@@ -140,7 +147,8 @@ def head_of(model: Any, vocabulary: int, dtype: torch.dtype | None = None) -> He
     config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite divides
-    weight_VH = weight_VH[:vocabulary]
+    if weight_VH.shape[0] > vocabulary:  # else no view: its gradient would be copied
+        weight_VH = weight_VH[:vocabulary]
     return Head(
         weight_VH=weight_VH if dtype is None else weight_VH.to(dtype),
         bias_V=None if bias_V is None else bias_V[:vocabulary],

@@ -1,31 +1,40 @@
 """Loss terms over the vocabulary without the logits of all tokens: chunk by chunk, with gradients.
 
-Legend: N tokens counted, V vocabulary, H width, K entries.
+Legend: N tokens counted, V vocabulary, H width.
 
-From final hidden states (N, H) and the head (V, H): for each chunk of tokens, float32 logits are
-made, every term's value and the gradient at the logits are formed, and that gradient is multiplied
-back into hidden states and head at once (as Liger's fused losses do). Only chunk x V numbers exist
-at any moment. Any registered loss works through autograd on the chunk; cross-entropy with a sparse
-forward KL at temperature 1, the common case, has its gradient derived by hand:
-
-    d/dz_j [KL] = s_j - t_j                   for an entry j
-                = s_j (1 - t_rest / s_rest)   for any other id
-
-and where the entries are an unbiased sample, sum(t) s_j - t_j.
+From final hidden states (N, H) and the head (V, H): for each chunk of tokens the logits are made by
+one product, turned block by block into every term's value and the gradient at the logits, which is
+written over them, and multiplied back into hidden states and head at once (as Liger's fused losses
+do): three products, and no more than chunk x V numbers at any moment, twice that where the teacher
+gives its full distribution. A block is a few tokens on a CPU, so that the passes between
+the products stay in its caches (benchmarks/step.py), and the whole chunk on a GPU. Any registered
+loss works through autograd on the block; `closed_form.py` has the common ones by hand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from attar.anatomy import Head, matmul_float32
+from distill.closed_form import covers, value_and_gradient
 from distill.losses import Loss, on_outcomes
-from teachers.signals import Distribution, SparseDistribution
+from teachers.signals import DenseDistribution, KnownLogits, SparseDistribution, Target
+
+CHUNK_TOKENS = 512  # a head's gradient is read and written once a chunk: 3% of the time at 512
+CHUNK_BYTES = {"cpu": 512 << 20, "cuda": 1 << 30}  # ... unless the logits would take more than this
+BLOCK_BYTES = 2 << 20  # logits that the passes between two products work on, on a CPU
+
+
+def tokens_per_chunk(vocabulary: int, device: torch.device) -> int:
+    """Tokens whose logits are held at once while training, by what was measured."""
+    most = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (4 * vocabulary)
+    wanted = CHUNK_TOKENS if device.type == "cpu" else 4 * CHUNK_TOKENS
+    return max(16, min(wanted, most))
 
 
 @dataclass(frozen=True)
@@ -36,24 +45,22 @@ class HeadTerm:
     scale: float
     temperature: float = 1.0
     parameters: dict[str, Any] = field(default_factory=dict)
-    target: Distribution | None = None
+    target: Target | None = None
 
-    def values(self, logits_NV: Tensor, labels_N: Tensor, rows: slice) -> Tensor:
-        """The loss of each token of a chunk, (N,), before `scale`."""
+    def values(self, logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+        """The loss of each token, (N,), before `scale`; labels and target are of these tokens."""
         if self.loss.reads == "labels":
             return self.loss.function(logits_NV.log_softmax(-1), labels_N, **self.parameters)
         assert self.target is not None
-        target = self.target.rows(rows.start, rows.stop)
-        student, teacher = on_outcomes(logits_NV, target, self.temperature)
-        return self.loss.function(student, teacher, **self.parameters)
+        sides = on_outcomes(logits_NV, self.target, self.temperature)
+        if not self.loss.ordered:
+            return self.loss.function(*sides, **self.parameters)
+        has_rest = isinstance(self.target, SparseDistribution) and self.target.tail_N is not None
+        return self.loss.function(*sides, has_rest, **self.parameters)
 
-    @property
-    def is_fast(self) -> bool:
-        """Whether the hand-derived gradient covers this term."""
-        if self.loss.name == "cross_entropy":
-            return not self.parameters
-        sparse = isinstance(self.target, SparseDistribution)
-        return self.loss.name == "forward_kl" and sparse and self.temperature == 1.0
+    def rows(self, start: int, stop: int) -> HeadTerm:
+        """The term for tokens start..stop."""
+        return replace(self, target=self.target.rows(start, stop)) if self.target else self
 
 
 def head_losses(
@@ -91,36 +98,20 @@ class _HeadLosses(torch.autograd.Function):
         dtype: torch.dtype,
         grad: bool,
     ) -> tuple[Tensor, Tensor]:
-        needs_hidden, needs_weight, needs_bias = (grad and n for n in ctx.needs_input_grad[:3])
-        weight_VH = weight_VH.to(dtype)
+        needs = tuple(grad and need for need in ctx.needs_input_grad[:3])
+        head = replace(head, weight_VH=weight_VH.to(dtype))
+        size = max(1, min(chunk, len(hidden_NH)))
+        made = _Gradients(hidden_NH, head, needs)
+        products = _Products(head, size, terms)
         sums = torch.zeros(len(terms), dtype=torch.float64, device=hidden_NH.device)
-        grad_hidden = torch.empty_like(hidden_NH) if needs_hidden else None
-        grad_weight = (
-            torch.zeros(weight_VH.shape, dtype=torch.float32, device=weight_VH.device)
-            if needs_weight
-            else None
-        )
-        grad_bias = torch.zeros_like(bias_V) if needs_bias and bias_V is not None else None
-        for start in range(0, len(hidden_NH), chunk):
-            rows = slice(start, min(start + chunk, len(hidden_NH)))
-            hidden = hidden_NH[rows].to(dtype)
-            logits = head.finish(matmul_float32(hidden, weight_VH.T))
-            values, grad_logits = _chunk(logits, labels_N[rows], terms, rows, grad)
-            sums += values
-            if grad_logits is None:
-                continue
-            grad_raw = _through_finish(grad_logits, logits, head)
-            if grad_bias is not None:
-                grad_bias += grad_raw.sum(0)
-            grad_raw = grad_raw.to(dtype)
-            if grad_hidden is not None:
-                grad_hidden[rows] = matmul_float32(grad_raw, weight_VH).to(hidden_NH.dtype)
-            if grad_weight is not None:
-                if dtype == torch.float32:
-                    grad_weight.addmm_(grad_raw.T, hidden)
-                else:
-                    grad_weight += matmul_float32(grad_raw.T, hidden)
-        ctx.gradients = grad_hidden, grad_weight, grad_bias
+        for start in range(0, len(hidden_NH), size):
+            stop = min(start + size, len(hidden_NH))
+            hidden = hidden_NH[start:stop].to(dtype)
+            raw, part = products.student(hidden), products.terms(start, stop)
+            sums += _over_blocks(raw, labels_N[start:stop], part, head, any(needs))
+            if any(needs):
+                made.add(start, raw.to(dtype), hidden)
+        ctx.gradients = made.hidden_NH, made.weight_VH, made.bias_V
         scales = torch.tensor([term.scale for term in terms], dtype=sums.dtype, device=sums.device)
         sums = sums.detach()
         ctx.mark_non_differentiable(sums)
@@ -128,98 +119,124 @@ class _HeadLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, _grad_sums: Tensor) -> Any:
-        scaled = (None if g is None else g.mul_(grad_total.to(g.dtype)) for g in ctx.gradients)
-        return (*scaled, None, None, None, None, None, None)
+        gradients = ctx.gradients
+        if grad_total.device.type != "cpu" or grad_total != 1:
+            gradients = [None if g is None else g.mul_(grad_total.to(g.dtype)) for g in gradients]
+        return (*gradients, None, None, None, None, None, None)
 
 
-def _through_finish(grad_logits: Tensor, logits: Tensor, head: Head) -> Tensor:
-    """The gradient before the head's scale and soft-cap."""
-    if head.softcap is not None:
-        grad_logits = grad_logits * (1 - (logits / head.softcap).square())
-    return grad_logits * head.scale if head.scale != 1.0 else grad_logits
+class _Products:
+    """The logits of a chunk, student's and teachers', in memory that all chunks share."""
+
+    def __init__(self, head: Head, size: int, terms: Sequence[HeadTerm]) -> None:
+        self._head, self._terms, self._size = head, terms, size
+        self._memory: dict[int, Tensor] = {}
+
+    def _room(self, weight_VH: Tensor, owner: int, rows: int) -> Tensor | None:
+        """Where a product of so many rows goes; None on a GPU, where 16 bits give float32."""
+        if weight_VH.is_cuda:
+            return None
+        if owner not in self._memory:
+            self._memory[owner] = weight_VH.new_empty(self._size, weight_VH.shape[0])
+        return self._memory[owner][:rows]
+
+    def student(self, hidden: Tensor) -> Tensor:
+        """The raw product (n, V): float32, or on a CPU the dtype of the weight."""
+        weight_VH = self._head.weight_VH
+        room = self._room(weight_VH, id(self), len(hidden))
+        if room is None:
+            return matmul_float32(hidden, weight_VH.T)
+        return torch.mm(hidden, weight_VH.T, out=room)
+
+    def terms(self, start: int, stop: int) -> list[HeadTerm]:
+        """The terms of a chunk; a teacher known by hidden states is there by its logits."""
+        found: dict[int, KnownLogits] = {}
+        result = []
+        for term in self._terms:
+            target = term.target
+            if isinstance(target, DenseDistribution):
+                if id(target) not in found:
+                    part = target.rows(start, stop)
+                    room = self._room(target.head.weight_VH, id(target), stop - start)
+                    logits = part.head.logits(part.hidden_NH, room)
+                    found[id(target)] = KnownLogits(logits, target.temperature)
+                result.append(replace(term, target=found[id(target)]))
+            else:
+                result.append(term.rows(start, stop))
+        return result
 
 
-def _chunk(
-    logits: Tensor, labels: Tensor, terms: Sequence[HeadTerm], rows: slice, grad: bool
+class _Gradients:
+    """What is given back: gradients of hidden states, head and bias, summed over chunks."""
+
+    def __init__(self, hidden_NH: Tensor, head: Head, needs: tuple[bool, ...]) -> None:
+        self._head, self._needs = head, needs
+        self.hidden_NH = torch.empty_like(hidden_NH) if needs[0] else None
+        self.weight_VH: Tensor | None = None
+        self.bias_V: Tensor | None = None
+
+    def add(self, start: int, grad: Tensor, hidden: Tensor) -> None:
+        """One chunk: gradient at its raw logits (n, V), and its hidden states (n, H)."""
+        if self.hidden_NH is not None:
+            mine, weight = self.hidden_NH[start : start + len(hidden)], self._head.weight_VH
+            if mine.dtype == grad.dtype and not mine.is_cuda:
+                torch.mm(grad, weight, out=mine)
+            else:
+                mine.copy_(matmul_float32(grad, weight))
+        if self._needs[1]:
+            if self.weight_VH is None:
+                self.weight_VH = matmul_float32(grad.T, hidden)
+            elif grad.dtype == torch.float32:
+                self.weight_VH.addmm_(grad.T, hidden)
+            else:
+                self.weight_VH += matmul_float32(grad.T, hidden)
+        if self._needs[2]:
+            ones = grad.sum(0, dtype=torch.float32)
+            self.bias_V = ones if self.bias_V is None else self.bias_V.add_(ones)
+
+
+def _over_blocks(
+    raw: Tensor, labels_N: Tensor, terms: list[HeadTerm], head: Head, grad: bool
+) -> Tensor:
+    """Sums of the terms over a chunk; its raw logits become the gradient of the scaled total."""
+    by_hand = covers(terms) and head.softcap is None
+    size = len(raw)
+    if raw.device.type == "cpu":
+        size = max(torch.get_num_threads(), BLOCK_BYTES // (4 * raw.shape[1]))
+    sums = torch.zeros(len(terms), dtype=torch.float64, device=raw.device)
+    for start in range(0, len(raw), size):
+        rows = raw[start : start + size]
+        logits = head.finish(rows.float())
+        labels = labels_N[start : start + size]
+        mine = [term.rows(start, start + len(rows)) for term in terms]
+        if by_hand:
+            values, gradient = value_and_gradient(logits, labels, mine, grad)
+        else:
+            values, gradient = _by_autograd(logits, labels, mine, grad)
+        sums += values
+        if gradient is not None:
+            gradient = _through_finish(gradient, logits, head)
+            if gradient.data_ptr() != rows.data_ptr():
+                rows.copy_(gradient)
+    return sums
+
+
+def _by_autograd(
+    logits: Tensor, labels: Tensor, terms: Sequence[HeadTerm], grad: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """(sum of each term over the chunk, gradient of the scaled total at the logits)."""
-    names = [term.loss.name for term in terms]
-    if all(term.is_fast for term in terms) and len(set(names)) == len(names):
-        return _chunk_by_hand(logits, labels, terms, rows, grad)
+    """(sum of each term over the block, gradient of the scaled total at the logits)."""
     with torch.set_grad_enabled(grad):
         logits = logits.detach().requires_grad_(grad)
-        values = torch.stack([term.values(logits, labels, rows).sum() for term in terms])
+        values = torch.stack([term.values(logits, labels).sum() for term in terms])
         scales = values.new_tensor([term.scale for term in terms])
         if not grad:
             return values.detach(), None
-        (grad_logits,) = torch.autograd.grad(values @ scales, logits)
-    return values.detach(), grad_logits
+        (gradient,) = torch.autograd.grad(values @ scales, logits)
+    return values.detach(), gradient
 
 
-def _chunk_by_hand(
-    logits: Tensor, labels: Tensor, terms: Sequence[HeadTerm], rows: slice, grad: bool
-) -> tuple[Tensor, Tensor | None]:
-    """`_chunk` for cross-entropy and sparse forward KL: one exponential, no autograd."""
-    kl = next((term for term in terms if term.loss.name == "forward_kl"), None)
-    ce = next((term for term in terms if term.loss.name == "cross_entropy"), None)
-    labels = labels.unsqueeze(-1)
-    peak = logits.amax(-1, keepdim=True)
-    label_logits = logits.gather(-1, labels)
-    sparse = None
-    if kl is not None:
-        assert isinstance(kl.target, SparseDistribution)
-        sparse = _Entries(kl.target.rows(rows.start, rows.stop), logits, peak)
-    weights = (logits - peak).exp_()
-    if sparse is not None:
-        weights.scatter_(-1, sparse.ids, 0.0)
-    rest = weights.sum(-1, keepdim=True)  # over all ids when there is no KL
-    total = rest if sparse is None else rest + sparse.weights.sum(-1, keepdim=True)
-    log_total = peak + total.log()
-    values = {"cross_entropy": (log_total - label_logits).sum()}
-    coefficient = torch.full_like(total, ce.scale if ce else 0.0)
-    if kl is not None and sparse is not None:
-        values["forward_kl"], on_rest, on_entries = sparse.finish(rest, total, log_total)
-        entry_gradient = coefficient * sparse.weights / total + kl.scale * on_entries
-        coefficient = coefficient + kl.scale * on_rest
-    result = torch.stack([values[term.loss.name].double() for term in terms])
-    if not grad:
-        return result, None
-    gradient = weights.mul_(coefficient / total)
-    if sparse is not None:
-        gradient.scatter_add_(-1, sparse.ids, entry_gradient)
-    if ce is not None:
-        gradient.scatter_add_(-1, labels, torch.full_like(label_logits, -ce.scale))
-    return result, gradient
-
-
-class _Entries:
-    """The entries of a sparse forward KL on a chunk of logits: value and gradient by hand."""
-
-    def __init__(self, target: SparseDistribution, logits: Tensor, peak: Tensor) -> None:
-        self.target, self.ids = target, target.ids_NK
-        self.used = target.logprobs_NK > -torch.inf
-        self.logits = logits.gather(-1, self.ids)
-        self.weights = torch.where(self.used, (self.logits - peak).exp(), 0.0)
-
-    def finish(
-        self, rest: Tensor, total: Tensor, log_total: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(value of the chunk, factor on s_j of the other ids (N, 1), gradient at entries (N, K)).
-
-        `rest` and `total`: sums of exponentials, below the peak, of the other and of all ids.
-        """
-        teacher = torch.where(self.used, self.target.logprobs_NK, 0.0)
-        mass = torch.where(self.used, teacher.exp(), 0.0)
-        value = (mass * (teacher - self.logits + log_total)).sum()
-        student = self.weights / total
-        if self.target.tail_N is None:  # an unbiased sample: sum(t) s - t
-            sum_N1 = mass.sum(-1, keepdim=True)
-            return value, sum_N1, sum_N1 * student - mass
-        tail = self.target.tail_N.unsqueeze(-1)
-        rest = rest.clamp(min=1e-37)
-        has_tail = tail > -torch.inf
-        value = (
-            value + torch.where(has_tail, tail.exp() * (tail - rest.log() + total.log()), 0).sum()
-        )
-        ratio = torch.where(has_tail, tail.exp() * (total / rest), 0.0)
-        return value, 1 - ratio, student - mass
+def _through_finish(gradient: Tensor, logits: Tensor, head: Head) -> Tensor:
+    """The gradient before the head's scale and soft-cap."""
+    if head.softcap is not None:
+        gradient = gradient * (1 - (logits / head.softcap).square())
+    return gradient.mul_(head.scale) if head.scale != 1.0 else gradient

@@ -10,25 +10,29 @@ times T^2) is applied by the objective. docs/losses.md is generated from this re
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from attar.registry import Registry
-from teachers.signals import Distribution, SparseDistribution
+from teachers.signals import SparseDistribution, Target
 
-Reads = Literal["distribution", "labels", "hidden"]
+Reads = Literal["distribution", "labels", "hidden", "relation"]
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A registered loss: what it reads, its function, and two of its properties.
+    """A registered loss: what it reads, its function, and some of its properties.
 
     `divergence`: zero at the teacher. `linear`: its gradient is linear in the teacher's
-    probabilities, so that an unbiased sample of them gives an unbiased gradient.
+    probabilities, so that an unbiased sample of them gives an unbiased gradient. `full`: it needs
+    every id, entries and a rest will not do. `ordered`: its function takes a third argument,
+    whether the last outcome is a rest of many ids.
     """
 
     name: str
@@ -36,6 +40,8 @@ class Loss:
     function: Callable[..., Tensor]
     divergence: bool
     linear: bool
+    full: bool
+    ordered: bool
     source: str
 
     def parameters(self) -> dict[str, tuple[Any, Any]]:
@@ -48,19 +54,35 @@ class Loss:
         }
 
 
+LEAST = -1e4  # stands for log 0 where a sum must stay differentiable; exp of it is 0
 LOSSES: Registry[Loss] = Registry("loss")
 
 
 def loss(
-    name: str, *, reads: Reads, divergence: bool = True, linear: bool = False, source: str
+    name: str,
+    *,
+    reads: Reads,
+    divergence: bool = True,
+    linear: bool = False,
+    full: bool = False,
+    ordered: bool = False,
+    source: str,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Decorator that enrols a loss in the recipe, the tests and the table of docs/losses.md."""
 
     def enrol(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        LOSSES.add(name)(Loss(name, reads, function, divergence, linear, source))
+        LOSSES.add(name)(Loss(name, reads, function, divergence, linear, full, ordered, source))
         return function
 
     return enrol
+
+
+# Parameters that must lie strictly between 0 and 1, or in a range that includes 0.
+Between = Annotated[float, Field(gt=0, lt=1)]
+Smoothing = Annotated[float, Field(ge=0, lt=1)]
+
+
+# Distributions -----------------------------------------------------------------------------------
 
 
 def _expected(logprobs_NO: Tensor, values_NO: Tensor) -> Tensor:
@@ -69,6 +91,14 @@ def _expected(logprobs_NO: Tensor, values_NO: Tensor) -> Tensor:
     zero = torch.zeros_like(values_NO)
     weights = torch.where(possible, logprobs_NO, zero).exp()
     return torch.where(possible, weights * torch.where(possible, values_NO, zero), zero).sum(-1)
+
+
+def _mixture(first_NO: Tensor, second_NO: Tensor, share: float) -> Tensor:
+    """log(share x first + (1 - share) x second), finite where both are -inf."""
+    possible = (first_NO > -torch.inf) | (second_NO > -torch.inf)
+    first_NO = first_NO.clamp(min=LEAST) + math.log(share)
+    second_NO = second_NO.clamp(min=LEAST) + math.log1p(-share)
+    return torch.where(possible, torch.logaddexp(first_NO, second_NO), -torch.inf)
 
 
 @loss("forward_kl", reads="distribution", linear=True, source="Hinton et al. 2015, 1503.02531")
@@ -83,10 +113,95 @@ def reverse_kl(student_NO: Tensor, teacher_NO: Tensor) -> Tensor:
     return _expected(student_NO, student_NO - teacher_NO)
 
 
+@loss("jsd", reads="distribution", source="GKD, 2306.13649, equation 1")
+def jsd(student_NO: Tensor, teacher_NO: Tensor, *, beta: Between = 0.5) -> Tensor:
+    """beta KL(teacher || m) + (1 - beta) KL(student || m), m = beta teacher + (1 - beta) student.
+
+    Bounded by log 2. Divided by beta it tends to the forward KL as beta goes to 0; by 1 - beta, to
+    the reverse KL as beta goes to 1: for those ends name `forward_kl` and `reverse_kl`.
+    """
+    mixture_NO = _mixture(teacher_NO, student_NO, beta)
+    ahead = _expected(teacher_NO, teacher_NO - mixture_NO)
+    return beta * ahead + (1 - beta) * _expected(student_NO, student_NO - mixture_NO)
+
+
+@loss("skew_kl", reads="distribution", source="DistiLLM, 2402.03898")
+def skew_kl(student_NO: Tensor, teacher_NO: Tensor, *, alpha: Between = 0.1) -> Tensor:
+    """KL(teacher || alpha teacher + (1 - alpha) student). Never more than -log alpha."""
+    mixture_NO = _mixture(teacher_NO, student_NO, alpha)
+    return _expected(teacher_NO, teacher_NO - mixture_NO)
+
+
+@loss("skew_reverse_kl", reads="distribution", source="DistiLLM, 2402.03898")
+def skew_reverse_kl(student_NO: Tensor, teacher_NO: Tensor, *, alpha: Between = 0.1) -> Tensor:
+    """KL(student || alpha student + (1 - alpha) teacher). Never more than -log alpha."""
+    mixture_NO = _mixture(student_NO, teacher_NO, alpha)
+    return _expected(student_NO, student_NO - mixture_NO)
+
+
+@loss("adaptive_kl", reads="distribution", ordered=True, source="AKL, 2404.02657, section 4")
+def adaptive_kl(
+    student_NO: Tensor, teacher_NO: Tensor, rest: bool = False, *, head: Between = 0.5
+) -> Tensor:
+    """w KL(teacher || student) + (1 - w) KL(student || teacher), w the head's share of the gap.
+
+    The gap is sum_o |t_o - s_o|; the head are the teacher's likeliest ids until their mass reaches
+    `head`, the id that reaches it included. w takes no gradient. The rest outside stored entries
+    belongs to the tail.
+    """
+    with torch.no_grad():
+        teacher, gap_NO = teacher_NO.exp(), (teacher_NO.exp() - student_NO.exp()).abs()
+        known = teacher.clone()
+        if rest:
+            known[..., -1] = -1.0  # sorted to the end, whatever its mass
+        order_NO = known.argsort(dim=-1, descending=True, stable=True)
+        ranked_NO = teacher.gather(-1, order_NO)
+        before_NO = ranked_NO.cumsum(-1) - ranked_NO
+        in_head_NO = before_NO < head
+        if rest:
+            in_head_NO[..., -1] = False
+        ranked_gap_NO = gap_NO.gather(-1, order_NO)
+        in_head_N = (ranked_gap_NO * in_head_NO).sum(-1)
+        in_all_N = gap_NO.sum(-1)
+        share_N = torch.where(in_all_N > 0, in_head_N / in_all_N.clamp(min=1e-30), 0.5)
+    ahead_N, back_N = forward_kl(student_NO, teacher_NO), reverse_kl(student_NO, teacher_NO)
+    return share_N * ahead_N + (1 - share_N) * back_N
+
+
+@loss("tvd", reads="distribution", source="f-distill, 2307.15190")
+def tvd(student_NO: Tensor, teacher_NO: Tensor) -> Tensor:
+    """1/2 sum_o |t_o - s_o|: total variation distance, in probability (0 to 1), not in nats."""
+    return 0.5 * (teacher_NO.exp() - student_NO.exp()).abs().sum(-1)
+
+
+@loss("logit_mse", reads="distribution", full=True, source="Ba and Caruana 2014, 1312.6184")
+def logit_mse(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
+    """mean_v (log s_v - log t_v - c)^2, c the mean difference: logits, each side less its mean.
+
+    Every id counts the same, so the many unlikely ones set its value. Needs the full vocabulary.
+    """
+    difference_NV = student_NV - teacher_NV
+    return (difference_NV - difference_NV.mean(-1, keepdim=True)).square().mean(-1)
+
+
+# Labels ------------------------------------------------------------------------------------------
+
+
 @loss("cross_entropy", reads="labels", divergence=False, source="maximum likelihood")
-def cross_entropy(student_NV: Tensor, labels_N: Tensor) -> Tensor:
-    """-log s(label): plain next-token loss on the text itself."""
-    return -student_NV.gather(-1, labels_N.unsqueeze(-1)).squeeze(-1)
+def cross_entropy(
+    student_NV: Tensor, labels_N: Tensor, *, label_smoothing: Smoothing = 0.0
+) -> Tensor:
+    """-(1 - e) log s(label) - e mean_v log s_v, e the label smoothing: the text itself as target.
+
+    Positions labelled -100 are no counted tokens, and never come here.
+    """
+    hit_N = -student_NV.gather(-1, labels_N.unsqueeze(-1)).squeeze(-1)
+    if label_smoothing == 0:
+        return hit_N
+    return (1 - label_smoothing) * hit_N - label_smoothing * student_NV.mean(-1)
+
+
+# Hidden states -----------------------------------------------------------------------------------
 
 
 @loss("hidden_mse", reads="hidden", source="FitNets, 1412.6550; normalised here")
@@ -103,14 +218,18 @@ def hidden_cosine(student_NH: Tensor, teacher_NH: Tensor) -> Tensor:
     return 1 - torch.cosine_similarity(student_NH.float(), teacher_NH.float(), dim=-1)
 
 
+# Outcomes ----------------------------------------------------------------------------------------
+
+
 def on_outcomes(
-    student_logits_NV: Tensor, target: Distribution, temperature: float
+    student_logits_NV: Tensor, target: Target, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of student and teacher over the outcomes that the target tells apart.
 
     Dense targets: all V ids. Sparse ones with a tail: their K entries and the rest, on both sides;
     the student's rest is summed from its own logits, not taken as one minus a sum near one.
-    Unbiased samples: their entries only, which serves losses that are linear in the teacher.
+    Closed ones: the K entries, both sides scaled to sum to one over them. Else (unbiased samples)
+    the entries only, which serves losses that are linear in the teacher.
     """
     student_NV = (student_logits_NV / temperature).log_softmax(-1)
     if not isinstance(target, SparseDistribution):
@@ -118,6 +237,8 @@ def on_outcomes(
     entries_NK = student_NV.gather(-1, target.ids_NK)
     used_NK = target.logprobs_NK > -torch.inf
     entries_NK = torch.where(used_NK, entries_NK, -torch.inf)
+    if target.closed:
+        return entries_NK - entries_NK.logsumexp(-1, keepdim=True), target.logprobs_NK
     if target.tail_N is None:
         return entries_NK, target.logprobs_NK
     # An unused slot repeats a used id of its row, so masking by id is right for it as well.

@@ -6,13 +6,15 @@ Legend: N tokens counted, K entries, V vocabulary, H width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from attar.anatomy import Head
+
+Tail = Literal["drop", "renormalize", "renormalize_both"]
 
 
 @dataclass(frozen=True)
@@ -24,21 +26,56 @@ class SparseDistribution:
     slot. With tail_N (float32, log of the mass outside the entries, -inf when there is none) the
     rest is one more outcome (`bucket`): entries and tail sum to one. Without it (`sampled`) the
     weights are an unbiased estimate of the whole distribution: their sum is one on average.
+    `closed`: the entries are all there is, on the student's side too.
     """
 
     ids_NK: Tensor
     logprobs_NK: Tensor
     tail_N: Tensor | None
+    closed: bool = False
 
     def rows(self, start: int, stop: int) -> SparseDistribution:
         """The distributions of tokens start..stop."""
         tail_N = None if self.tail_N is None else self.tail_N[start:stop]
-        return SparseDistribution(self.ids_NK[start:stop], self.logprobs_NK[start:stop], tail_N)
+        ids_NK, logprobs_NK = self.ids_NK[start:stop], self.logprobs_NK[start:stop]
+        return SparseDistribution(ids_NK, logprobs_NK, tail_N, self.closed)
 
     def to(self, device: torch.device) -> SparseDistribution:
         """The same on a device."""
         tail_N = None if self.tail_N is None else self.tail_N.to(device)
-        return SparseDistribution(self.ids_NK.to(device), self.logprobs_NK.to(device), tail_N)
+        ids_NK, logprobs_NK = self.ids_NK.to(device), self.logprobs_NK.to(device)
+        return SparseDistribution(ids_NK, logprobs_NK, tail_N, self.closed)
+
+    def without_tail(self, tail: Tail) -> SparseDistribution:
+        """Without the rest, as other toolkits have it: see `tail` in docs/losses.md.
+
+        `drop`: the weights as they are. `renormalize`: they are scaled to sum to one.
+        `renormalize_both`: and so are the student's.
+        """
+        logprobs_NK = self.logprobs_NK
+        if tail != "drop":
+            logprobs_NK = logprobs_NK - logprobs_NK.logsumexp(-1, keepdim=True)
+        return SparseDistribution(self.ids_NK, logprobs_NK, None, tail == "renormalize_both")
+
+
+@dataclass(frozen=True)
+class KnownLogits:
+    """Distributions in full, from logits that are there: classes, or a small vocabulary."""
+
+    logits_NV: Tensor
+    temperature: float = 1.0
+
+    def rows(self, start: int, stop: int) -> KnownLogits:
+        """The distributions of tokens (or labelled texts) start..stop."""
+        return KnownLogits(self.logits_NV[start:stop], self.temperature)
+
+    def to(self, device: torch.device) -> KnownLogits:
+        """The same on a device."""
+        return KnownLogits(self.logits_NV.to(device), self.temperature)
+
+    def logprobs(self) -> Tensor:
+        """Float32 log-probabilities of shape (N, V). Never differentiated."""
+        return (self.logits_NV.detach().float() / self.temperature).log_softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -63,7 +100,8 @@ class DenseDistribution:
         return (logits_NV / self.temperature).log_softmax(-1)
 
 
-Distribution = SparseDistribution | DenseDistribution
+Distribution = SparseDistribution | DenseDistribution  # what codecs give
+Target = Distribution | KnownLogits  # what losses read
 
 
 class HasLogits(Protocol):
