@@ -23,11 +23,13 @@ from harness import arguments, in_turn, record
 from attar.loading import load_causal_lm
 from distill.batches import Batch, collate
 from distill.data import IGNORE, Example, key_of
-from distill.objective import TERM_MODELS, Learner
+from distill.head import tokens_per_chunk
+from distill.objective import Learner
 from distill.prefetch import Prefetch
+from distill.terms import TERM_MODELS
 from students.depth import cut_depth, keep_evenly
 from teachers.cache import CacheConfig, SignalCache, Signals, manifest_of
-from teachers.runner import Request, TeacherRunner, build_cache, rows_per_chunk
+from teachers.runner import Request, TeacherRunner, build_cache
 from teachers.store import SignalStore
 
 CODECS: list[dict[str, Any]] = [
@@ -50,7 +52,7 @@ def examples_of(number: int, length: int, vocabulary: int) -> list[Example]:
 def learner_of(student: torch.nn.Module, vocabulary: int, loss: str) -> Learner:
     """A student with one term."""
     terms = [TERM_MODELS[loss].model_validate({"loss": loss})]
-    chunk = rows_per_chunk(vocabulary, torch.device("cpu"))
+    chunk = tokens_per_chunk(vocabulary, torch.device("cpu"))
     return Learner(student, terms, vocabulary=vocabulary, dtype=torch.float32, chunk=chunk)
 
 
@@ -58,7 +60,7 @@ def steps(learner: Learner, ahead: Prefetch[tuple[Batch, Signals | None]], numbe
     """Forward and backward of each batch."""
     for step in range(number):
         batch, signals = ahead.get(step)
-        total, _ = learner(batch, signals, 1.0)
+        total, _ = learner(batch, {"cache": signals} if signals else {}, 1.0)
         total.backward()
         learner.zero_grad()
     ahead.close()

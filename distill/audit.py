@@ -29,6 +29,7 @@ from distill.fidelity import Fidelity, Measures
 from distill.losses import LOSSES
 from distill.pipeline import run_stages
 from distill.run import Run
+from distill.terms import check_served, terms_reading
 from teachers.cache import CacheConfig
 from teachers.codecs import CODECS, Assets, Columns, split_columns
 from teachers.load import load_teacher
@@ -176,17 +177,13 @@ def _asset_bytes(assets: Assets) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in assets.values())
 
 
-def _serves(codec: Any, objectives: list[Any]) -> bool:
-    for term in objectives:
-        found = LOSSES[term.loss]
-        if found.reads != "distribution":
-            continue
-        try:
-            codec.check_temperature(term.temperature)
-        except RecipeError:
-            return False
-        if codec.tail == "sampled" and not found.linear:
-            return False
+def _serves(codec: Any, terms: list[Any]) -> bool:
+    try:
+        for term in terms:
+            if LOSSES[term.loss].reads == "distribution":
+                check_served(term, codec)
+    except RecipeError:
+        return False
     return True
 
 
@@ -227,7 +224,11 @@ def audit_run(run: Run, tokens: int) -> list[Audited]:
     """
     run_stages(run, ["adapt-teacher", "build"])
     part = take_slice(run, tokens)
-    terms = [term for objective in run.recipe.objectives().values() for term in objective]
+    terms = [
+        term
+        for section in run.recipe.learning().values()
+        for term in terms_reading(section.objective, "cache", section.source)
+    ]
     found = audit(part, candidates(run.recipe.cache.codec), terms)
     lines = [{**asdict(one), "label": one.label, "key": fingerprint(one.codec)} for one in found]
     write_json(run.folder / "audit.json", {"tokens": len(part.labels_N), "codecs": lines})

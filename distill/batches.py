@@ -24,12 +24,16 @@ MicroBatch = list[list[int]]  # rows of example numbers
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch. Counted positions, row by row, are the signals of `keys` concatenated."""
+    """One micro-batch. Counted positions, row by row, are the signals of `keys` concatenated.
+
+    `counts`: how many of them each of the keys has.
+    """
 
     input_ids_BT: Tensor
     position_ids_BT: Tensor
     labels_BT: Tensor
     keys: list[str]
+    counts: list[int]
 
     @property
     def num_counted(self) -> int:
@@ -43,6 +47,7 @@ class Batch:
             self.position_ids_BT.to(device),
             self.labels_BT.to(device),
             self.keys,
+            self.counts,
         )
 
     def model_inputs(self) -> dict[str, Tensor | None]:
@@ -107,7 +112,8 @@ def collate(rows: Sequence[Sequence[Example]]) -> Batch:
         # Padding counts on from the last example: nothing counted comes after it.
         last = positions[b, start - 1] if start else -1
         positions[b, start:] = last + 1 + np.arange(longest - start)
-    keys = [example.key for row in rows for example in row if (example.labels != IGNORE).any()]
+    counts = {e.key: int((e.labels != IGNORE).sum()) for row in rows for e in row}
     tensors = (torch.from_numpy(array) for array in (ids, positions, labels))
     ids_BT, positions_BT, labels_BT = tensors
-    return Batch(ids_BT, positions_BT, labels_BT, keys)
+    keys = [e.key for row in rows for e in row if counts[e.key]]
+    return Batch(ids_BT, positions_BT, labels_BT, keys, [counts[key] for key in keys])

@@ -97,20 +97,26 @@ def stats(url: str, file: str | None, **show: bool) -> None:
 @click.option("--examples", type=click.IntRange(min=1), help="So many, the first by their keys.")
 @click.option("--keys", type=click.File(), metavar="FILE", help="Those; one key a line.")
 @click.option("--layers", metavar="NUMBERS", help="Keep these, as in `4,8`; or `none`.")
+@click.option("--attention", metavar="NUMBERS", help="Keep these blocks' attention; or `none`.")
 @output_options
 def slice_(
-    url: str, out: str, examples: int | None, keys: Any, layers: str | None, **show: bool
+    url: str,
+    out: str,
+    examples: int | None,
+    keys: Any,
+    layers: str | None,
+    attention: str | None,
+    **show: bool,
 ) -> None:
-    """A smaller cache: fewer examples, or fewer layers' hidden states."""
+    """A smaller cache: fewer examples, or fewer layers' hidden states or blocks' attention."""
     from attar.errors import RecipeError
     from teachers.rewrite import sliced
 
-    if examples is None and keys is None and layers is None:
-        raise RecipeError("Say what to keep: --examples, --keys or --layers.")
+    if examples is None and keys is None and layers is None and attention is None:
+        raise RecipeError("Say what to keep: --examples, --keys, --layers or --attention.")
     chosen = None if keys is None else [line.strip() for line in keys if line.strip()]
-    write_draft(
-        lambda: sliced(url, examples=examples, keys=chosen, layers=_numbers(layers)), out, show
-    )
+    kept = {"layers": _numbers(layers), "attention": _numbers(attention)}
+    write_draft(lambda: sliced(url, examples=examples, keys=chosen, **kept), out, show)
 
 
 @cache.command()

@@ -25,6 +25,7 @@ def print_statistics(found: Statistics) -> None:
             ["shards", f"{found.shards:,}, {found.shard_bytes:,} bytes"],
             ["codec", found.codec],
             ["layers", ", ".join(map(str, found.layers)) or "none"],
+            ["attention", ", ".join(map(str, found.attention)) or "none"],
         ]
     )
     click.echo()

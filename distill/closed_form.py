@@ -34,8 +34,8 @@ def covers(terms: Sequence[HeadTerm]) -> bool:
 
 
 def _known(term: HeadTerm) -> bool:
-    if term.loss.name == "cross_entropy":
-        return not any(term.parameters.values())
+    if term.is_nll:
+        return True
     closed = isinstance(term.target, SparseDistribution) and term.target.closed
     return term.loss.name == "forward_kl" and not closed
 

@@ -47,6 +47,11 @@ class HeadTerm:
     parameters: dict[str, Any] = field(default_factory=dict)
     target: Target | None = None
 
+    @property
+    def is_nll(self) -> bool:
+        """Whether its value is the text's plain negative log-likelihood."""
+        return self.loss.name == "cross_entropy" and not any(self.parameters.values())
+
     def values(self, logits_NV: Tensor, labels_N: Tensor) -> Tensor:
         """The loss of each token, (N,), before `scale`; labels and target are of these tokens."""
         if self.loss.reads == "labels":

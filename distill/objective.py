@@ -8,64 +8,25 @@ the whole step, over micro-batches and processes).  Splitting a batch therefore 
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import reduce
-from operator import or_
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, create_model
 from torch import Tensor, nn
 
-from attar.anatomy import capture_layers, head_of, num_layers, run_body, width
-from attar.errors import RecipeError
-from attar.strict import Section
+from attar.anatomy import capture_layers, head_of, run_body, width
+from attar.attention import attention_heads, attention_projections, capture_attention
 from distill.batches import Batch
 from distill.data import IGNORE
 from distill.head import HeadTerm, head_losses
-from distill.losses import LOSSES, Loss
-from teachers.cache import Signals
+from distill.losses import LOSSES
+from distill.relations import relation_values
+from distill.terms import Source
+from teachers.signals import GivesSignals, SparseDistribution
 
-
-class Term(Section):
-    """One term: which loss, how much of it, and the loss's own parameters."""
-
-    loss: str
-    weight: float = Field(1.0, ge=0)
-
-    def own(self) -> dict[str, Any]:
-        """The loss's own parameters."""
-        return {name: getattr(self, name) for name in LOSSES[self.loss].parameters()}
-
-
-def _term_model(found: Loss) -> type[Term]:
-    """The recipe's model of one loss's term, from the function's signature."""
-    fields: dict[str, Any] = {"loss": (Literal[found.name], found.name), **found.parameters()}
-    if found.reads == "distribution":
-        fields["temperature"] = (float, Field(1.0, gt=0, description="T; the value is times T^2"))
-    if found.reads == "hidden":
-        pairs = list[tuple[int, int]]
-        about = "[student layer, teacher layer] pairs; every cached layer, mapped, when absent"
-        fields["layers"] = (pairs | None, Field(None, description=about))
-    made: type[Term] = create_model(f"{found.name}_term", __base__=Term, **fields)
-    return made
-
-
-TERM_MODELS = {name: _term_model(found) for name, found in LOSSES.items()}
-if TYPE_CHECKING:
-    AnyTerm = Any  # one of TERM_MODELS
-else:
-    AnyTerm = Annotated[reduce(or_, TERM_MODELS.values()), Field(discriminator="loss")]
-
-
-def reads(terms: list[Any], what: str) -> bool:
-    """Whether any term reads `distribution`, `labels` or `hidden`."""
-    return any(LOSSES[term.loss].reads == what for term in terms)
-
-
-def needs_teacher(terms: list[Any]) -> bool:
-    """Whether the cache is needed at all."""
-    return reads(terms, "distribution") or reads(terms, "hidden")
+Pairs = list[tuple[int, int]]
+Given = dict[Source, GivesSignals]  # the teacher's signals of a batch, by where they come from
 
 
 @dataclass
@@ -76,11 +37,22 @@ class Sums:
     tokens: int
 
 
+@dataclass
+class Seen:
+    """What a forward of the student left for the terms on layers; `where` marks counted tokens."""
+
+    layers: dict[int, Tensor]
+    blocks: dict[int, tuple[Tensor, Tensor, Tensor]]
+    where_BT: Tensor
+    counts: list[int]
+
+
 class Learner(nn.Module):
     """A student, its objective and its projectors: a batch and its signals in, a loss out.
 
     It is what data-parallel wrappers wrap. Projectors (teacher and student of different width)
-    are linear, orthogonal at first, and never part of the student's checkpoint.
+    are linear, orthogonal at first, and never part of the student's checkpoint. `pairs`: layers or
+    blocks of every term on them, by the term's number.
     """
 
     def __init__(
@@ -91,111 +63,141 @@ class Learner(nn.Module):
         vocabulary: int,
         dtype: torch.dtype,
         chunk: int,
-        layer_pairs: list[tuple[int, int]] | None = None,
+        pairs: dict[int, Pairs] | None = None,
         teacher_width: int | None = None,
+        source: Source = "cache",
     ) -> None:
         super().__init__()
-        self.student, self.terms = student, terms
+        self.student, self.terms, self.source = student, terms, source
         self.vocabulary, self.dtype, self.chunk = vocabulary, dtype, chunk
-        self.pairs = {
-            i: getattr(term, "layers", None) or (layer_pairs or [])
-            for i, term in enumerate(terms)
-            if LOSSES[term.loss].reads == "hidden"
-        }
-        depth = num_layers(student)
-        for i, pairs in self.pairs.items():
-            if not pairs:
-                raise RecipeError(
-                    f"`objective[{i}]` ({terms[i].loss}) has no layers; name teacher layers in "
-                    "`cache.hidden.layers`."
-                )
-            for layer, _ in pairs:
-                if not 0 <= layer <= depth:
-                    raise RecipeError(
-                        f"`objective[{i}].layers` names student layer {layer}; it has 0 to {depth}."
-                    )
-        used = sorted({pair for pairs in self.pairs.values() for pair in pairs})
-        self.layers = sorted({student_layer for student_layer, _ in used})
+        self.pairs = pairs or {}
+        layers = self._used("hidden")
+        self.layers = sorted({s for s, _ in layers})
+        self.blocks = sorted({s for s, _ in self._used("relation")})
+        for block in self.blocks:
+            attention_projections(student, block)  # refused now, not in the first step
         self.projectors = nn.ModuleDict()
-        if used and teacher_width is not None and teacher_width != width(student):
-            for s, t in used:
+        if layers and teacher_width is not None and teacher_width != width(student):
+            for s, t in layers:
                 projector = nn.Linear(width(student), teacher_width, bias=False)
                 nn.init.orthogonal_(projector.weight)
                 self.projectors[f"{s}_{t}"] = projector
 
-    def decode(self, signals: Signals) -> None:
-        """Decode what the terms will ask for: done ahead, by another thread."""
-        for term in self.terms:
-            if LOSSES[term.loss].reads == "distribution":
-                signals.distribution(term.temperature)
-        for layer in {t for pairs in self.pairs.values() for _, t in pairs}:
-            signals.hidden(layer)
+    def _used(self, reads: str) -> Pairs:
+        mine = (p for i, p in self.pairs.items() if LOSSES[self.terms[i].loss].reads == reads)
+        return sorted({pair for pairs in mine for pair in pairs})
 
-    def forward(self, batch: Batch, signals: Signals | None, scale: float) -> tuple[Tensor, Sums]:
-        """(scaled loss, sums). `scale` is processes / counted tokens of the whole step."""
+    def at(self, step: int, total: int) -> list[Any]:
+        """The terms of one step of so many, from 0: every schedule a number."""
+        return [term.at(step, total) for term in self.terms]
+
+    def decode(self, signals: GivesSignals, terms: list[Any] | None = None) -> None:
+        """Decode what the terms will ask the cache for: done ahead, by another thread."""
+        for i, term in enumerate(terms or self.at(1, 1)):
+            reads = LOSSES[term.loss].reads
+            if reads == "labels" or self._source(term) != "cache":
+                continue
+            if reads == "distribution":
+                signals.distribution(term.temperature)
+            for _, t in self.pairs.get(i, []):
+                if reads == "hidden":
+                    signals.hidden(t)
+                else:
+                    signals.attention(t)
+
+    def _source(self, term: Any) -> Source:
+        found: Source = term.source or self.source
+        return found
+
+    def forward(
+        self, batch: Batch, given: Given, scale: float, terms: list[Any] | None = None
+    ) -> tuple[Tensor, Sums]:
+        """(scaled loss, sums). `scale` is processes / counted tokens of the whole step.
+
+        `terms`: those of this step, from `at`; the values they end with when absent.
+        """
+        terms = terms or self.at(1, 1)
         device = batch.labels_BT.device
         enabled = self.dtype != torch.float32
-        with (
-            torch.autocast(device.type, self.dtype, enabled=enabled),
-            capture_layers(self.student, self.layers) as captured,
-        ):
+        with ExitStack() as stack:
+            stack.enter_context(torch.autocast(device.type, self.dtype, enabled=enabled))
+            captured = stack.enter_context(capture_layers(self.student, self.layers))
+            attended = stack.enter_context(capture_attention(self.student, self.blocks))
             hidden_BTH = run_body(self.student, batch.model_inputs())
-        where = batch.labels_BT != IGNORE
-        labels_N = batch.labels_BT[where]
+        where_BT = batch.labels_BT != IGNORE
+        labels_N = batch.labels_BT[where_BT]
+        seen = Seen(captured.layers, attended.blocks, where_BT, batch.counts)
         sums: dict[str, Tensor] = {}
-        total = self._head_terms(hidden_BTH[where], labels_N, signals, sums)
+        total = self._head_terms(hidden_BTH[where_BT], labels_N, given, terms, scale, sums)
         for i, pairs in self.pairs.items():
-            value = self._hidden_term(self.terms[i], pairs, captured.layers, where, signals)
-            sums[f"{i}:{self.terms[i].loss}"] = value.detach()
-            total = total + self.terms[i].weight * value
-        return total * scale, Sums(sums, len(labels_N))
+            term = terms[i]
+            of = self._hidden if LOSSES[term.loss].reads == "hidden" else self._relation
+            signals = given[self._source(term)]
+            parts = [of(term, s, t, seen, signals).sum() for s, t in pairs]
+            value = torch.stack(parts).mean()
+            sums[f"{i}:{term.loss}"] = value.detach()
+            total = total + scale * term.weight * value
+        return total, Sums(sums, len(labels_N))
 
     def _head_terms(
-        self, hidden_NH: Tensor, labels_N: Tensor, signals: Signals | None, sums: dict[str, Tensor]
+        self,
+        hidden_NH: Tensor,
+        labels_N: Tensor,
+        given: Given,
+        terms: list[Any],
+        scale: float,
+        sums: dict[str, Tensor],
     ) -> Tensor:
         """All terms over the vocabulary in one pass; nll rides along wherever it is not a term."""
-        terms, names = [], []
-        for i, term in enumerate(self.terms):
+        parts, names, squared = [], [], []
+        for i, term in enumerate(terms):
             found = LOSSES[term.loss]
-            if found.reads == "hidden":
+            if i in self.pairs:
                 continue
             names.append(f"{i}:{term.loss}")
+            squared.append(1.0)
             if found.reads == "labels":
-                terms.append(HeadTerm(found, term.weight, parameters=term.own()))
+                parts.append(HeadTerm(found, scale * term.weight, parameters=term.own()))
                 continue
-            assert signals is not None
-            target = signals.distribution(term.temperature).to(hidden_NH.device)
-            scale = term.weight * term.temperature**2
-            terms.append(HeadTerm(found, scale, term.temperature, term.own(), target))
-        if not any(term.loss.name == "cross_entropy" for term in terms):
+            target = given[self._source(term)].distribution(term.temperature)
+            target = target.to(hidden_NH.device)
+            if term.tail is not None:
+                assert isinstance(target, SparseDistribution), "the recipe was checked"
+                target = target.without_tail(term.tail)
+            squared[-1] = term.temperature**2
+            weight = scale * term.weight * squared[-1]
+            parts.append(HeadTerm(found, weight, term.temperature, term.own(), target))
+        if not any(part.is_nll for part in parts):
             names.append("nll")
-            terms.append(HeadTerm(LOSSES["cross_entropy"], 0.0))
+            squared.append(1.0)
+            parts.append(HeadTerm(LOSSES["cross_entropy"], 0.0))
         head = head_of(self.student, self.vocabulary)
         total, values = head_losses(
-            hidden_NH, head, labels_N, terms, chunk=self.chunk, dtype=self.dtype
+            hidden_NH, head, labels_N, parts, chunk=self.chunk, dtype=self.dtype
         )
-        for name, term, value in zip(names, terms, values, strict=True):
-            sums[name] = value * (term.temperature**2)
-            if term.loss.name == "cross_entropy":
+        for name, factor, part, value in zip(names, squared, parts, values, strict=True):
+            sums[name] = value * factor
+            if part.is_nll:
                 sums["nll"] = value
         return total
 
-    def _hidden_term(
-        self,
-        term: Any,
-        pairs: list[tuple[int, int]],
-        captured: dict[int, Tensor],
-        where: Tensor,
-        signals: Signals | None,
-    ) -> Tensor:
-        """Mean over layer pairs of the sum over tokens."""
-        assert signals is not None
-        total = torch.zeros((), device=where.device)
-        for s, t in pairs:
-            student_NH = captured[s][where].float()
-            if f"{s}_{t}" in self.projectors:
-                student_NH = self.projectors[f"{s}_{t}"](student_NH)
-            teacher_NH = signals.hidden(t).to(where.device)
-            values_N = LOSSES[term.loss].function(student_NH, teacher_NH, **term.own())
-            total = total + values_N.sum() / len(pairs)
-        return total
+    def _hidden(self, term: Any, s: int, t: int, seen: Seen, signals: GivesSignals) -> Tensor:
+        """Values (N,) of a pair of layers."""
+        student_NH = seen.layers[s][seen.where_BT].float()
+        if f"{s}_{t}" in self.projectors:
+            student_NH = self.projectors[f"{s}_{t}"](student_NH)
+        teacher_NH = signals.hidden(t).to(student_NH.device)
+        values_N: Tensor = LOSSES[term.loss].function(student_NH, teacher_NH, **term.own())
+        return values_N
+
+    def _relation(self, term: Any, s: int, t: int, seen: Seen, signals: GivesSignals) -> Tensor:
+        """Values (N,) of a pair of attention blocks."""
+        query, key, value = (vectors[seen.where_BT] for vectors in seen.blocks[s])
+        return relation_values(
+            (query, key, value),
+            signals.attention(t).to(query.device),
+            seen.counts,
+            term,
+            LOSSES[term.loss].function,
+            attention_heads(self.student)[1],
+        )

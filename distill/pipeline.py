@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from attar.anatomy import check_layers
+from attar.attention import check_blocks
 from attar.errors import RecipeError, RunError
 from attar.loading import check_same_vocabulary, fetch_weights, load_tokenizer
 from attar.processes import free_memory, is_alone, is_first_process, process_state
@@ -12,7 +13,9 @@ from distill.caching import cache_manifest
 from distill.console import log_to_file
 from distill.data import check_sources
 from distill.inputs import NEEDS, inputs_of, is_done
+from distill.layers import LayerMap
 from distill.loop import check_trackers
+from distill.relations import check_relations
 from distill.run import Run, Stopwatch, on_first_process
 from distill.stages import PARALLEL, STAGES
 from teachers.store import SignalStore
@@ -31,6 +34,7 @@ def check_before_work(run: Run) -> None:
         check_sources(recipe.specialize.data)
     depth = run.teacher_depth
     check_layers(recipe.cache.hidden.layers, depth)
+    check_blocks(recipe.cache.hidden.attention, depth)
     positions = getattr(run.teacher_config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and recipe.data.max_length > positions:
         raise RecipeError(
@@ -49,6 +53,18 @@ def check_before_work(run: Run) -> None:
         trust = recipe.student.trust_remote_code
         student = load_tokenizer(recipe.student.from_, trust_remote_code=trust)
         check_same_vocabulary(run.tokenizer, student)
+    _check_layer_terms(run)
+
+
+def _check_layer_terms(run: Run) -> None:
+    """Terms on layers and blocks: that both sides have them, and that heads fit."""
+    hidden, depth = run.recipe.cache.hidden, run.student_depth
+    kept = list(range(depth)) if run.recipe.student.from_ == "teacher" else None
+    known = LayerMap(depth, run.teacher_depth, hidden.layers, hidden.attention, kept)
+    for name, section in run.recipe.learning().items():
+        known.pairs(section.objective, section.source, name)
+        configs = run.student_config, run.teacher_config
+        check_relations(f"{name}.objective", section.objective, *configs)
 
 
 def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:

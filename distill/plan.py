@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from attar.files import fingerprint, read_json
-from attar.loading import default_device, load_config, resolve_precision
+from attar.loading import default_device, resolve_precision
 from attar.processes import is_alone
 from distill.data import DataConfig, sources_of, tokenize_document
 from distill.inputs import is_done
 from distill.loop import LoopConfig
 from distill.run import Run
 from distill.sources import column_kind, load_rows
+from distill.terms import reads_from
 
 EFFICIENCY = 0.6  # of a bare matrix product; the demo's stages lie between 0.5 and 0.8
 SAMPLE_ROWS = 50
@@ -121,7 +122,7 @@ def estimate(run: Run) -> list[Estimate]:
     """Every stage of the recipe, in order."""
     recipe = run.recipe
     teacher = shape_of(run.teacher_config)
-    student = _student_shape(run, teacher)
+    student = shape_of(run.student_config, run.student_depth)
     train_tokens, held_tokens, known = count_tokens(run, recipe.data)
     speed = EFFICIENCY * flops_per_second(resolve_precision(recipe.teacher.dtype))
     train_speed = EFFICIENCY * flops_per_second(resolve_precision(recipe.train.precision))
@@ -152,7 +153,10 @@ def estimate(run: Run) -> list[Estimate]:
     arms = 1 + len(recipe.train.arms)
     cost = arms * 3 * student.forward(tokens) / train_speed
     states = student.total * 16
-    add("train", tokens * arms, states * arms, states, cost, f"{arms} arms on the same tokens")
+    in_step = teacher if reads_from(recipe.train, "online") else None
+    cost += in_step.forward(tokens) / speed if in_step else 0
+    memory = states + (teacher_bytes if in_step else 0)
+    add("train", tokens * arms, states * arms, memory, cost, f"{arms} arms on the same tokens")
     if recipe.specialize is not None:
         own = recipe.specialize.data or recipe.data
         its_tokens = count_tokens(run, own)[0] if recipe.specialize.data else train_tokens
@@ -162,32 +166,13 @@ def estimate(run: Run) -> list[Estimate]:
             recipe.specialize.method)  # fmt: skip
     artifacts = recipe.export.artifacts
     disk = sum({"bf16": 2.0, "int8": 1.2, "nf4": 0.8}.get(n, 2.0) for n in artifacts)
-    add(
-        "export",
-        0,
-        student.total * disk,
-        student.total * 6,
-        5.0 * len(artifacts),
-        ", ".join(artifacts),
-    )
+    add("export", 0, student.total * disk, student.total * 6, 5.0 * len(artifacts),
+        ", ".join(artifacts))  # fmt: skip
     models = 2 + arms + len(artifacts) + (recipe.specialize is not None)
     tokens = min(held_tokens, recipe.evaluate.tokens)
     cost = models * (20 + 1.2 * student.forward(tokens) / speed) + teacher.forward(tokens) / speed
     add("evaluate", tokens * models, 0, teacher_bytes, cost, f"{models} models, a process each")
     return lines
-
-
-def _student_shape(run: Run, teacher: Shape) -> Shape:
-    config = run.recipe.student
-    if config.from_ == "teacher":
-        keep = config.layers.keep if config.layers is not None else None
-        depth = len(keep) if isinstance(keep, list) else keep
-        return shape_of(run.teacher_config, depth)
-    if isinstance(config.from_, str):
-        return shape_of(load_config(config.from_, trust_remote_code=config.trust_remote_code))
-    from students.build import fresh_config
-
-    return shape_of(fresh_config(config.from_, run.teacher_config))
 
 
 def _build_seconds(run: Run, teacher: Shape, speed: float) -> float:
@@ -204,7 +189,7 @@ def _build_seconds(run: Run, teacher: Shape, speed: float) -> float:
 def bytes_per_token(run: Run, teacher: Shape) -> float:
     """Bytes a counted token takes in the cache: its distribution and the chosen layers."""
     cache = run.recipe.cache
-    layers: float = len(cache.hidden.layers) * cache.hidden.codec.bytes_per_token(teacher.width)
+    layers: float = len(cache.hidden.parts) * cache.hidden.codec.bytes_per_token(teacher.width)
     own: float = cache.codec.bytes_per_token(run.vocabulary, teacher.width)
     return (audited_bytes(run) or own) + layers
 

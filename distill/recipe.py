@@ -18,7 +18,7 @@ from distill.data import DataConfig
 from distill.evaluate import EvaluateConfig
 from distill.loop import LoopConfig, TrainConfig
 from distill.losses import LOSSES
-from distill.objective import AnyTerm, needs_teacher
+from distill.terms import AnyTerm, check_online, check_served, reads_from
 from students.adapt import LoraOptions
 from students.build import StudentConfig
 from students.export import ExportConfig
@@ -38,7 +38,7 @@ class AdaptConfig(LoopConfig):
 
     @model_validator(mode="after")
     def _no_teacher(self) -> AdaptConfig:
-        if needs_teacher(self.objective):
+        if reads_from(self, "cache") or reads_from(self, "online"):
             raise ValueError("the teacher cannot learn from itself; use `cross_entropy`")
         return self
 
@@ -79,34 +79,42 @@ class Recipe(Section):
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
 
     @model_validator(mode="after")
-    def _cache_serves_objectives(self) -> Recipe:
-        codec = self.cache.codec
-        for path, terms in self.objectives().items():
-            for i, term in enumerate(terms):
-                if LOSSES[term.loss].reads == "distribution":
+    def _signals_serve_objectives(self) -> Recipe:
+        for name, section in self.learning().items():
+            if section.source == "online" and not reads_from(section, "online"):
+                raise ValueError(
+                    f"`{name}.source: online` has no effect: no term reads it from there; leave it "
+                    "out"
+                )
+            for i, term in enumerate(section.objective):
+                reads = LOSSES[term.loss].reads
+                online = reads != "labels" and (term.source or section.source) == "online"
+                if reads == "distribution":
                     try:
-                        codec.check_temperature(term.temperature)
+                        check_online(term) if online else check_served(term, self.cache.codec)
                     except RecipeError as error:
-                        raise ValueError(f"`{path}[{i}].temperature`: {error}") from None
-                    if codec.tail == "sampled" and not LOSSES[term.loss].linear:
-                        raise ValueError(
-                            f"`{path}[{i}]`: {term.loss} is not linear in the teacher's "
-                            f"probabilities, so the samples of the codec `{codec.name}` would bias "
-                            "it; use `topk`, `nucleus` or `hidden` in `cache.codec`"
-                        )
-                for _, layer in getattr(term, "layers", None) or []:
-                    if layer not in self.cache.hidden.layers:
-                        raise ValueError(
-                            f"`{path}[{i}].layers` reads teacher layer {layer}, which is not in "
-                            f"`cache.hidden.layers` {self.cache.hidden.layers}; add it there"
-                        )
+                        key = ".temperature" if "temperature" in str(error) else ""
+                        raise ValueError(f"`{name}.objective[{i}]{key}`: {error}") from None
+                elif reads != "labels" and not online:
+                    self._check_cached(f"{name}.objective[{i}]", term, reads)
         return self
 
-    def objectives(self) -> dict[str, list[Any]]:
-        """Every objective that reads the cache, by its path in the recipe."""
-        found = {"train.objective": self.train.objective}
+    def _check_cached(self, path: str, term: Any, reads: str) -> None:
+        """Whether the cache keeps the layers or blocks that a term names."""
+        key, what = ("attention", "block") if reads == "relation" else ("layers", "layer")
+        kept = getattr(self.cache.hidden, key)
+        for _, layer in term.layers if isinstance(term.layers, list) else ():
+            if layer not in kept:
+                raise ValueError(
+                    f"`{path}.layers` reads teacher {what} {layer}, which is not in "
+                    f"`cache.hidden.{key}` {kept}; add it there"
+                )
+
+    def learning(self) -> dict[str, LoopConfig]:
+        """The sections that learn from the teacher's signals, by name."""
+        found: dict[str, LoopConfig] = {"train": self.train}
         if self.specialize is not None:
-            found["specialize.objective"] = self.specialize.objective
+            found["specialize"] = self.specialize
         return found
 
 

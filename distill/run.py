@@ -31,8 +31,9 @@ from attar.loading import (
 )
 from attar.processes import is_alone, process_state
 from distill.data import DataConfig, Examples, prepare
-from distill.objective import needs_teacher
 from distill.recipe import Recipe
+from distill.terms import reads_from
+from students.build import fresh_config
 from teachers.load import TeacherConfig
 
 log = logging.getLogger(__name__)
@@ -137,6 +138,24 @@ class Run:
         """Number of the teacher's blocks."""
         return int(self.teacher_config.get_text_config().num_hidden_layers)
 
+    @cached_property
+    def student_config(self) -> Any:
+        """The student's `PretrainedConfig`; the teacher's where the student is cut from it."""
+        student = self.recipe.student
+        if student.from_ == "teacher":
+            return self.teacher_config
+        if isinstance(student.from_, str):
+            return load_config(student.from_, trust_remote_code=student.trust_remote_code)
+        return fresh_config(student.from_, self.teacher_config)
+
+    @property
+    def student_depth(self) -> int:
+        """Number of the student's blocks, known before it is built."""
+        layers = self.recipe.student.layers
+        if layers is not None:
+            return len(layers.keep) if isinstance(layers.keep, list) else layers.keep
+        return int(self.student_config.get_text_config().num_hidden_layers)
+
     def prepare_data(self) -> None:
         """Tokenise what the recipe learns from, unless it is there. All processes call this."""
         special = self.recipe.specialize.data if self.recipe.specialize is not None else None
@@ -166,13 +185,13 @@ class Run:
     @property
     def reads_cache(self) -> bool:
         """Whether any objective reads the teacher's signals."""
-        return needs_teacher(self.recipe.train.objective) or self.specialize_reads_cache
+        return reads_from(self.recipe.train, "cache") or self.specialize_reads_cache
 
     @property
     def specialize_reads_cache(self) -> bool:
         """Whether specialising does."""
         special = self.recipe.specialize
-        return special is not None and needs_teacher(special.objective)
+        return special is not None and reads_from(special, "cache")
 
     # Records -----------------------------------------------------------------------------------
 

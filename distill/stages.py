@@ -31,19 +31,22 @@ from distill import report as reporting
 from distill.caching import make_cache, open_cache, what_is_there
 from distill.data import DataConfig, Examples
 from distill.evaluate import MeasureJob, measure_apart
+from distill.head import tokens_per_chunk
 from distill.inputs import ORDER, inputs_of
+from distill.layers import LayerMap
 from distill.loop import Job, LoopConfig, Result
 from distill.loop import train as train_loop
-from distill.objective import Learner, needs_teacher
+from distill.losses import LOSSES
+from distill.objective import Learner
 from distill.packing import check_examples_stay_apart
 from distill.run import Record, Run, on_first_process
+from distill.terms import reads_from, terms_reading
 from students.adapt import add_adapter, load_base, merge_adapter
 from students.build import choose_blocks, cut_student, fresh_model, save_student
-from students.depth import layer_map
 from students.export import export_artifact, model_card
 from students.trainable import choose_trainable
-from teachers.load import teacher_identity
-from teachers.runner import rows_per_chunk
+from teachers.load import load_teacher, teacher_identity
+from teachers.online import OnlineTeacher
 
 log = logging.getLogger(__name__)
 
@@ -238,20 +241,22 @@ def _train(
     folder: Path,
 ) -> Result:
     """The loop on one student."""
-    needs = needs_teacher(config.objective)
     torch.manual_seed(run.recipe.seed)  # projectors are drawn from it
     if data.packing:
         check_examples_stay_apart(student, run.vocabulary)
+    pairs = _layer_map(run, student).pairs(config.objective, config.source)
+    device = next(student.parameters()).device
     learner = Learner(
         student,
         config.objective,
         vocabulary=run.vocabulary,
         dtype=_train_dtype(config),
-        chunk=config.chunk or rows_per_chunk(run.vocabulary, next(student.parameters()).device),
-        layer_pairs=_layer_pairs(run, student),
-        teacher_width=run.teacher_width if needs else None,
+        chunk=config.chunk or tokens_per_chunk(run.vocabulary, device),
+        pairs=pairs,
+        teacher_width=run.teacher_width if pairs else None,
+        source=config.source,
     )
-    cached = open_cache(run, next(student.parameters()).device) if needs else None
+    cached = open_cache(run, device) if reads_from(config, "cache") else None
     train, held_out = run.data(data)
     if cached is not None and run.recipe.cache.unfinished:
         train, held_out = what_is_there(cached, folder, train, held_out)
@@ -262,6 +267,7 @@ def _train(
         train=train,
         held_out=held_out,
         cache=cached,
+        online=_online_teacher(run, config, pairs, data.packing),
         folder=folder,
         seed=run.recipe.seed,
         max_length=data.max_length,
@@ -279,15 +285,30 @@ def _train_dtype(config: Any) -> torch.dtype:
     return resolve_precision(config.precision)
 
 
-def _layer_pairs(run: Run, student: torch.nn.Module) -> list[tuple[int, int]]:
-    """(student layer, teacher layer) for every cached layer, from how the student was cut."""
-    cached = run.recipe.cache.hidden.layers
-    file = run.student_folder / "surgery.json"
-    if file.exists():
-        kept = read_json(file)["kept"]
-        return [(layer_map(kept, layer), layer) for layer in cached]
-    depth = run.teacher_depth
-    return [(round(layer * num_layers(student) / depth), layer) for layer in cached]
+def _layer_map(run: Run, student: torch.nn.Module) -> LayerMap:
+    """What is known of both models' layers, and how the student was cut."""
+    hidden, file = run.recipe.cache.hidden, run.student_folder / "surgery.json"
+    kept = read_json(file)["kept"] if file.exists() else None
+    return LayerMap(num_layers(student), run.teacher_depth, hidden.layers, hidden.attention, kept)
+
+
+def _online_teacher(
+    run: Run, config: LoopConfig, pairs: dict[int, list[tuple[int, int]]], packing: bool
+) -> OnlineTeacher | None:
+    """The teacher itself, where some term learns from it without the cache."""
+    online = terms_reading(config.objective, "online", config.source)
+    if not online:
+        return None
+    used: dict[str, set[int]] = {"hidden": set(), "relation": set(), "distribution": set()}
+    for i, term in enumerate(config.objective):
+        if term in online:
+            used[LOSSES[term.loss].reads] |= {t for _, t in pairs.get(i, [])}
+    layers, blocks = sorted(used["hidden"]), sorted(used["relation"])
+    log.info("the teacher runs in every step: %s", ", ".join(term.loss for term in online))
+    teacher = load_teacher(run.teacher)
+    if packing:
+        check_examples_stay_apart(teacher, run.vocabulary)
+    return OnlineTeacher(teacher, run.vocabulary, layers, blocks)
 
 
 def _discard_other(folder: Path, wanted: str) -> None:

@@ -13,18 +13,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from attar.errors import RecipeError
 from distill.losses import LOSSES, Loss
+from distill.terms import TERM_MODELS, check_served
+from teachers.codecs import CODECS
 
 PAGE = Path(__file__).with_name("losses.md")
 READS = {
     "distribution": "the teacher's next-token distribution",
     "labels": "the text's own next token",
     "hidden": "the teacher's hidden states",
+    "relation": "queries, keys and values of the teacher's attention",
 }
 SNIPPETS = {
     "distribution": "train:\n  objective:\n    - {{loss: {name}, weight: 1.0, temperature: 1.0}}",
     "labels": "train:\n  objective:\n    - {{loss: {name}, weight: 0.1}}",
     "hidden": "cache:\n  hidden: {{layers: [10, 20, 30]}}\ntrain:\n  objective:\n"
+    "    - {{loss: forward_kl}}\n    - {{loss: {name}, weight: 0.1}}",
+    "relation": "cache:\n  hidden: {{attention: [30]}}\ntrain:\n  objective:\n"
     "    - {{loss: forward_kl}}\n    - {{loss: {name}, weight: 0.1}}",
 }
 BEGIN, END = "<!-- losses:begin -->\n", "<!-- losses:end -->\n"
@@ -42,9 +48,27 @@ def parameters(loss: Loss) -> str:
     found: dict[str, Any] = {name: default for name, (_, default) in loss.parameters().items()}
     if loss.reads == "distribution":
         found["temperature"] = 1.0
+        found["tail"] = "as the codec says"
+    if loss.reads != "labels":
+        found["source"] = "the section's"
     if loss.reads == "hidden":
         found["layers"] = "every cached layer"
+    if loss.reads == "relation":
+        found.update(layers="every cached block", heads="key-value heads", relations="all three")
     return ", ".join(f"`{name}` ({default})" for name, default in found.items()) or "none"
+
+
+def served(loss: Loss) -> str:
+    """Which codecs of `cache.codec` have targets for it."""
+    term = TERM_MODELS[loss.name].model_validate({"loss": loss.name})
+    able = []
+    for name, codec in CODECS.items():
+        try:
+            check_served(term, codec())
+        except RecipeError:
+            continue
+        able.append(f"`{name}`")
+    return ", ".join(able) + ", and `source: online`"
 
 
 def section(loss: Loss) -> str:
@@ -57,10 +81,15 @@ def section(loss: Loss) -> str:
         ("keys beside `weight`", parameters(loss)),
         ("source", loss.source),
     ]
+    if loss.reads == "distribution":
+        rows.insert(1, ("from codecs", served(loss)))
     lines = [f"### {loss.name}", "", f"    {formula}", ""]
     lines += [remark, ""] if remark else []
     lines += ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows), ""]
-    return "\n".join([*lines, "```yaml", SNIPPETS[loss.reads].format(name=loss.name), "```", ""])
+    snippet = SNIPPETS[loss.reads].format(name=loss.name)
+    if loss.full:
+        snippet = f"cache:\n  codec: hidden\n{snippet}"
+    return "\n".join([*lines, "```yaml", snippet, "```", ""])
 
 
 def page() -> str:

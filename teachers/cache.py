@@ -5,9 +5,10 @@ Legend: N tokens counted, H width.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
@@ -16,17 +17,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 from torch import Tensor
 
 from attar.errors import CacheError, RecipeError
 from attar.registry import Registry
 from attar.strict import Section
+from teachers.attention import attention_from
 from teachers.codecs import CODECS, LAYER_CODECS, Assets, Columns
 from teachers.codecs.layers import Int8
 from teachers.codecs.topk import TopK
 from teachers.shard import Arrays, Row, ShardReader, rows_of
-from teachers.signals import DenseDistribution, Distribution
+from teachers.signals import Attention, DenseDistribution, Distribution
 from teachers.store import SignalStore
 
 
@@ -60,14 +68,40 @@ class HiddenConfig(Section):
     """Which layers' hidden states are kept. Layer 0 is the embeddings, l the output of block l."""
 
     layers: list[int] = Field(default_factory=list)
+    attention: list[int] = Field(
+        default_factory=list, description="blocks whose attention inputs are kept, for `relation`"
+    )
     codec: AnyLayerCodec = Field(
         default_factory=Int8, description="how they are stored: a name, or a name and parameters"
     )
 
-    @field_validator("layers")
+    @field_validator("layers", "attention")
     @classmethod
     def _sorted(cls, value: list[int]) -> list[int]:
         return sorted(set(value))
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without attention, manifests are what they were before there was such a key."""
+        found: dict[str, Any] = dump(self)
+        if not found.get("attention"):
+            found.pop("attention", None)
+        return found
+
+    @property
+    def parts(self) -> list[str]:
+        """What goes through `codec`, as columns and assets name it: `layer_4`, `attention_7`."""
+        layers = [f"layer_{layer}" for layer in self.layers]
+        return layers + [f"attention_{block}" for block in self.attention]
+
+
+PART = re.compile(r"((?:layer|attention)_\d+)(_.*)?")
+
+
+def part_of(column: str) -> str | None:
+    """The part of the hidden states that a column holds; None for columns of distributions."""
+    found = PART.fullmatch(column)
+    return found[1] if found else None
 
 
 class CacheConfig(Section):
@@ -122,8 +156,8 @@ class Signals:
     def distribution(self, temperature: float) -> Distribution:
         """Next-token distributions at a temperature."""
         if temperature not in self._decoded:
-            columns = {k: v for k, v in self.columns.items() if not k.startswith("layer_")}
-            with _as_written_by(self.config.codec.name):
+            columns = {k: v for k, v in self.columns.items() if part_of(k) is None}
+            with _written_by(self.config.codec):
                 self._decoded[temperature] = self.config.codec.decode(
                     columns, self.num_tokens, temperature, self.assets.get("distribution", {})
                 )
@@ -138,34 +172,65 @@ class Signals:
                 f"Layer {layer} is not in the cache; add it to `cache.hidden.layers` "
                 f"(now {self.config.hidden.layers})."
             )
-        prefix = f"layer_{layer}"
-        if prefix not in self._decoded:
-            mine = {
-                name.removeprefix(prefix): column
-                for name, column in self.columns.items()
-                if name == prefix or name.startswith(prefix + "_")
-            }
-            with _as_written_by(self.config.hidden.codec.name):
-                self._decoded[prefix] = self.config.hidden.codec.decode(
-                    mine, self.num_tokens, self.assets.get(prefix, {})
-                )
-        result: Tensor = self._decoded[prefix]
+        part = f"layer_{layer}"
+        if part not in self._decoded:
+            self._decoded[part] = self.states(part)
+        result: Tensor = self._decoded[part]
         return result
+
+    def attention(self, block: int) -> Attention:
+        """Queries, keys and values of a block whose attention inputs are cached."""
+        if block not in self.config.hidden.attention:
+            raise RecipeError(
+                f"The attention of block {block} is not in the cache; add it to "
+                f"`cache.hidden.attention` (now {self.config.hidden.attention})."
+            )
+        part = f"attention_{block}"
+        if part not in self._decoded:
+            inputs_NH, assets = self.states(part), self.assets.get(part, {})
+            if "query_weight" not in assets:
+                raise _lacks(f"maps of `{part}` in its assets")
+            with _checked(f"maps of `{part}` are not those of its inputs"):
+                self._decoded[part] = attention_from(inputs_NH, assets)
+        result: Attention = self._decoded[part]
+        return result
+
+    def states(self, part: str) -> Tensor:
+        """Float32 states (N, H) of a part of the hidden states, decoded anew at each call."""
+        mine = {
+            name.removeprefix(part): column
+            for name, column in self.columns.items()
+            if part_of(name) == part
+        }
+        if not mine:
+            raise _lacks(f"columns `{part}`")
+        with _written_by(self.config.hidden.codec):
+            found: Tensor = self.config.hidden.codec.decode(
+                mine, self.num_tokens, self.assets.get(part, {})
+            )
+        return found
+
+
+def _lacks(what: str) -> CacheError:
+    return CacheError(
+        f"The cache has no {what}, though its manifest promises them; delete it and build it again."
+    )
 
 
 @contextmanager
-def _as_written_by(codec: str) -> Iterator[None]:
-    """Columns that the codec does not understand are the cache's fault, whoever made it."""
+def _checked(fault: str) -> Iterator[None]:
+    """What cannot be decoded is the cache's fault, whoever made it."""
     try:
         yield
     except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         about = f"{type(error).__name__}: {error}".split("\n")[0][:300]
-        raise CacheError(
-            f"The cache's columns are not those that codec `{codec}` writes ({about}); delete it "
-            "and build it again."
-        ) from error
+        raise CacheError(f"The cache's {fault} ({about}); delete it and build it again.") from error
+
+
+def _written_by(codec: Any) -> AbstractContextManager[None]:
+    return _checked(f"columns are not those that codec `{codec.name}` writes")
 
 
 def _check_ids(decoded: Distribution, vocabulary: int | None) -> None:

@@ -3,7 +3,8 @@
     hidden            -> any codec        the full distribution is there
     topk, nucleus     -> topk, nucleus    with at most as many entries; the others join the tail
     hybrid, sampled   -> nothing          ids that were not drawn are unknown, their mass as well
-    layers' states    -> any codec        decoded and encoded again; what was rounded stays rounded
+    hidden states     -> any codec        of layers, and attention inputs: decoded and encoded
+                                          again; what was rounded stays rounded
 
 Legend: N tokens counted, H width, V vocabulary.
 """
@@ -18,13 +19,13 @@ import torch
 from torch import Tensor
 
 from attar.errors import CacheError
-from teachers.cache import SignalCache, Signals
+from teachers.attention import maps_among
+from teachers.cache import SignalCache, Signals, part_of
 from teachers.codecs import Assets, Columns, split_columns
 from teachers.rewrite import (
     Draft,
     counts_of,
     in_groups,
-    layer_of,
     manifest_like,
     probe_among,
     vocabulary_of,
@@ -84,7 +85,7 @@ def converted(
     layer_codec = layer_codec or config.hidden.codec
     changes = codec != config.codec
     changes_layers = layer_codec != config.hidden.codec
-    if changes_layers and not config.hidden.layers:
+    if changes_layers and not config.hidden.parts:
         raise CacheError(f"The cache {url} has no hidden states of layers to convert.")
     if not changes and not changes_layers:
         raise CacheError(f"The cache {url} is in that codec already; there is nothing to convert.")
@@ -97,7 +98,7 @@ def converted(
         device or torch.device("cpu"),
     )
     counts = counts_of(cache)
-    hidden = {"layers": config.hidden.layers, "codec": layer_codec.model_dump()}
+    hidden = {**cache.manifest["hidden"], "codec": layer_codec.model_dump()}
     was = {"codec": cache.manifest["codec"], "hidden": cache.manifest["hidden"]}
     return Draft(
         sources=[url],
@@ -165,9 +166,10 @@ class _Conversion:
         counts = counts_of(self.cache)
         learned = probe_among(stored, counts)
         for part, own in stored.items():
-            codec = self.codec if layer_of(part) is None else self.layer_codec
-            if part != "probe" and codec is None:
-                learned[part] = own
+            codec = self.codec if part_of(part) is None else self.layer_codec
+            kept = own if codec is None else maps_among(own)
+            if part != "probe" and kept:
+                learned[part] = kept
         sample = in_groups(sorted(counts), counts, LEARN_TOKENS)[0]
         signals = self.cache.signals(sample)
         if self.codec is not None and self.codec.learns:
@@ -175,8 +177,9 @@ class _Conversion:
                 self._chunk(signals, sample), stored.get("distribution", {})
             )
         if self.layer_codec is not None and self.layer_codec.learns:
-            for layer in self.cache.config.hidden.layers:
-                learned[f"layer_{layer}"] = self.layer_codec.learn(signals.hidden(layer))
+            for part in self.cache.config.hidden.parts:
+                own = self.layer_codec.learn(signals.states(part))
+                learned[part] = {**learned.get(part, {}), **own}
         return learned
 
     def _learn_distribution(self, chunk: HasLogits, stored: Assets) -> Assets:
@@ -185,11 +188,11 @@ class _Conversion:
         return {**found, **head}  # as it is stored, whatever it was multiplied in here
 
     def rows(self, keys: list[str], assets: dict[str, Assets]) -> list[Columns]:
-        """The new columns of some examples: distributions first, then layers."""
+        """The new columns of some examples: distributions first, then hidden states."""
         signals, tokens = self.cache.signals(keys), [self.cache.tokens(key) for key in keys]
         copied = [self.cache.columns(key) for key in keys]
-        old = [{n: c for n, c in row.items() if layer_of(n) is None} for row in copied]
-        old_layers = [{n: c for n, c in row.items() if layer_of(n) is not None} for row in copied]
+        old = [{n: c for n, c in row.items() if part_of(n) is None} for row in copied]
+        old_layers = [{n: c for n, c in row.items() if part_of(n) is not None} for row in copied]
         new, new_layers = old, old_layers
         if self.codec is not None:
             new = split_columns(self._encode(signals, keys, assets.get("distribution", {})), tokens)
@@ -203,7 +206,7 @@ class _Conversion:
             chunk = self._chunk(signals, keys)
             size = rows_per_chunk(self.vocabulary, self.device)
             return encode_by_chunks(self.codec, chunk, assets, size)
-        columns = {n: c for n, c in signals.columns.items() if layer_of(n) is None}
+        columns = {n: c for n, c in signals.columns.items() if part_of(n) is None}
         stored = self.cache.assets.get("distribution", {})
         largest = own.decode_largest(columns, signals.num_tokens, stored)
         found: Columns = self.codec.encode_largest(largest, self.vocabulary, assets)
@@ -211,10 +214,10 @@ class _Conversion:
 
     def _encode_layers(self, signals: Signals, assets: dict[str, Assets]) -> Columns:
         columns = {}
-        for layer in self.cache.config.hidden.layers:
-            own = assets.get(f"layer_{layer}", {})
-            for suffix, column in self.layer_codec.encode(signals.hidden(layer), own).items():
-                columns[f"layer_{layer}{suffix}"] = column
+        for part in self.cache.config.hidden.parts:
+            own = assets.get(part, {})
+            for suffix, column in self.layer_codec.encode(signals.states(part), own).items():
+                columns[f"{part}{suffix}"] = column
         return columns
 
     def _chunk(self, signals: Signals, keys: list[str]) -> HasLogits:

@@ -7,7 +7,8 @@
                       weighted sum of the tails. So entries and tail sum to one, and an entry is at
                       least what is stored of it.
 
-Hidden states of layers lie in each teacher's own space and cannot be averaged: they are left out.
+Hidden states of layers, and attention inputs, lie in each teacher's own space and cannot be
+averaged: they are left out.
 
 Legend: N tokens counted, E entries of all tokens, M members, V vocabulary.
 """
@@ -92,12 +93,13 @@ def mixed(
     counts = _common_counts(caches, common)
     job = _Ensemble(caches, weights, codec)
     for cache in caches:
-        layers = cache.config.hidden.layers
-        if layers:
-            url = cache.store.url
-            logger.warning(
-                "Hidden states of layers %s of %s are left out of the mixture", layers, url
-            )
+        hidden, url = cache.config.hidden, cache.store.url
+        for states, numbers in (
+            ("Hidden states of layers", hidden.layers),
+            ("Attention inputs of blocks", hidden.attention),
+        ):
+            if numbers:
+                logger.warning("%s %s of %s are left out of the mixture", states, numbers, url)
     first = caches[0].manifest
     teachers = [
         {**cache.manifest["teacher"], "weight": weight}
@@ -110,7 +112,7 @@ def mixed(
             counts,
             teacher={**first["teacher"], "ensemble": teachers},
             codec=codec.model_dump(),
-            hidden={**first["hidden"], "layers": []},
+            hidden={"layers": [], "codec": first["hidden"]["codec"]},
             converted_from=[{"codec": cache.manifest["codec"]} for cache in caches],
         ),
         counts=counts,

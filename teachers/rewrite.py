@@ -1,6 +1,6 @@
 """A cache made from other caches: how any is written, and the two kinds that copy rows.
 
-    slice    fewer examples, or fewer layers          merge    the examples of several caches
+    slice    fewer examples, layers or blocks         merge    the examples of several caches
 
 A `Draft` says what the new cache will be; `write` makes it as a build makes one: shards of the
 examples in the order of their keys, each counted once its entry exists, so that a kill loses the
@@ -9,7 +9,6 @@ shard in flight and the same command goes on. Nothing holds more than a shard in
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +17,14 @@ import torch
 
 from attar.errors import CacheError
 from attar.files import fingerprint
-from teachers.cache import SignalCache
+from teachers.attention import maps_among
+from teachers.cache import HiddenConfig, SignalCache, part_of
 from teachers.codecs import Assets, Columns
 from teachers.codecs.entries import repack
 from teachers.runner import plan_shards
 from teachers.store import SignalStore
 
 GROUP_TOKENS = 4096  # counted tokens decoded and encoded at once
-LAYER_COLUMN = re.compile(r"layer_(\d+)(_.*)?")
 REBUILD = "or build one cache of all that data with one recipe"
 
 
@@ -152,12 +151,6 @@ def first_difference(
     return None
 
 
-def layer_of(column: str) -> int | None:
-    """The layer whose hidden states a column holds; None for columns of distributions."""
-    found = LAYER_COLUMN.fullmatch(column)
-    return int(found[1]) if found else None
-
-
 def probe_among(assets: dict[str, Assets], counts: dict[str, int]) -> dict[str, Assets]:
     """The part of the assets with which `verify` asks the teacher again, for these examples."""
     probe = assets.get("probe", {})
@@ -174,28 +167,32 @@ def sliced(
     examples: int | None = None,
     keys: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
+    attention: Sequence[int] | None = None,
 ) -> Draft:
     """A smaller cache: the first so many `examples` in the order of keys, which is random, or those
-    with the given `keys`; of hidden states, those of the given `layers`. None keeps all.
+    with the given `keys`; of hidden states, those of the given `layers` and of the `attention` of
+    the given blocks. None keeps all.
     """
     cache = SignalCache(url)
     counts = _chosen(cache, examples, keys)
-    kept_layers = _chosen_layers(cache, layers)
+    stored, codec = cache.config.hidden, cache.config.hidden.codec
+    kept_layers = _chosen_among(stored.layers, layers, "layer", url)
+    kept_blocks = _chosen_among(stored.attention, attention, "attention of block", url)
+    hidden = HiddenConfig(layers=kept_layers, attention=kept_blocks, codec=codec)
+    wanted = (None, *hidden.parts)
     assets = cache.store.assets() or {}
     learned = {part: own for part, own in assets.items() if part != "probe"}
-    learned = {part: own for part, own in learned.items() if layer_of(part) in (None, *kept_layers)}
+    learned = {part: own for part, own in learned.items() if part_of(part) in wanted}
 
     def rows(keys: list[str], _assets: dict[str, Assets]) -> list[Columns]:
-        wanted = (None, *kept_layers)
         return [
-            {name: c for name, c in cache.columns(key).items() if layer_of(name) in wanted}
+            {name: c for name, c in cache.columns(key).items() if part_of(name) in wanted}
             for key in keys
         ]
 
-    hidden = {**cache.manifest["hidden"], "layers": kept_layers}
     return Draft(
         sources=[url],
-        manifest=manifest_like(cache.manifest, counts, hidden=hidden),
+        manifest=manifest_like(cache.manifest, counts, hidden=hidden.model_dump()),
         counts=counts,
         learn=lambda: {**learned, **probe_among(assets, counts)},
         rows=rows,
@@ -224,14 +221,15 @@ def _chosen(cache: SignalCache, examples: int | None, keys: Sequence[str] | None
     return counts
 
 
-def _chosen_layers(cache: SignalCache, layers: Sequence[int] | None) -> list[int]:
-    stored = cache.config.hidden.layers
-    if layers is None:
+def _chosen_among(
+    stored: list[int], wanted: Sequence[int] | None, noun: str, url: str
+) -> list[int]:
+    if wanted is None:
         return list(stored)
-    lacking = [layer for layer in layers if layer not in stored]
+    lacking = [number for number in wanted if number not in stored]
     if lacking:
-        raise CacheError(f"The cache {cache.store.url} has no layer {lacking[0]}; it has {stored}.")
-    return sorted(set(layers))
+        raise CacheError(f"The cache {url} has no {noun} {lacking[0]}; it has {stored}.")
+    return sorted(set(wanted))
 
 
 # Merge -----------------------------------------------------------------------------------------
@@ -298,10 +296,17 @@ def _translation(
     if differ == ["distribution"] and "id_of_rank" in own.get("distribution", {}):
         old, new = own["distribution"], wanted["distribution"]
         return lambda columns: repack(columns, old, new)
-    layer = layer_of(differ[0])
-    codec = cache.config.codec if layer is None else cache.config.hidden.codec
-    option = "--codec" if layer is None else "--hidden"
-    kind = "topk" if layer is None else "int8"
+    part = part_of(differ[0])
+    maps = [{differ[0]: maps_among(side.get(differ[0], {}))} for side in (own, wanted)]
+    if not _same(maps[0], maps[1], differ[0]):
+        raise CacheError(
+            f"The caches differ in the teacher's maps to queries, keys and values ({differ[0]}), "
+            "so they are not of one teacher; leave them out of each with `distill cache slice`, "
+            f"{REBUILD}."
+        )
+    codec = cache.config.codec if part is None else cache.config.hidden.codec
+    option = "--codec" if part is None else "--hidden"
+    kind = "topk" if part is None else "int8"
     raise CacheError(
         f"The caches learned `{codec.name}` ({differ[0]}) from different samples, and codes in one "
         f"basis are no codes in another; convert each of them first (`distill cache convert CACHE "

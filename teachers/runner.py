@@ -24,7 +24,9 @@ from attar.anatomy import (
     run_body,
     unwrap,
 )
+from attar.attention import attention_projections, capture_attention_inputs
 from attar.errors import CacheError
+from teachers.attention import attention_maps
 from teachers.cache import CacheConfig
 from teachers.codecs import Assets, Columns, split_columns
 from teachers.codecs.entries import joined
@@ -86,6 +88,8 @@ class TeacherRunner:
 
     def __init__(self, model: nn.Module, vocabulary: int, config: CacheConfig) -> None:
         check_layers(config.hidden.layers, num_layers(model))
+        for block in config.hidden.attention:
+            attention_projections(model, block)  # refused before the first shard
         self.model, self.config = model, config
         self.device = next(model.parameters()).device
         self.head = head_of(model, vocabulary)
@@ -112,31 +116,39 @@ class TeacherRunner:
 
     @torch.inference_mode()
     def learn(self, requests: Sequence[Request]) -> dict[str, Assets]:
-        """What the codecs need to know of this teacher before the first shard."""
-        codec, layer_codec = self.config.codec, self.config.hidden.codec
-        if not (codec.learns or (self.config.hidden.layers and layer_codec.learns)):
-            return {}
-        finals: list[Tensor] = []
-        seeds: list[np.ndarray] = []
-        layers: dict[int, list[Tensor]] = {layer: [] for layer in self.config.hidden.layers}
-        lengths = [len(request.input_ids) for request in requests]
-        for batch in plan_batches(lengths, self.config.batch_tokens):
-            group = [requests[i] for i in batch]
-            final_NH, captured = self._states(group)
-            finals.append(final_NH)
-            for layer, layer_NH in captured.items():
-                layers[layer].append(layer_NH)
-            seeds += [seeds_of(request.key, len(request.counted)) for request in group]
-        chunk = TeacherChunk(torch.cat(finals), self.head, np.concatenate(seeds))
-        learned = {"distribution": codec.learn(chunk)}
-        for layer, states in layers.items():
-            learned[f"layer_{layer}"] = layer_codec.learn(torch.cat(states))
+        """What a cache has of this teacher beside its shards: maps, and what the codecs learn."""
+        hidden = self.config.hidden
+        learned = {
+            f"attention_{block}": attention_maps(self.model, block) for block in hidden.attention
+        }
+        if self.config.codec.learns or (hidden.parts and hidden.codec.learns):
+            for part, own in self._learn_codecs(requests).items():
+                learned[part] = {**learned.get(part, {}), **own}
         if any(tensor.isnan().any() for own in learned.values() for tensor in own.values()):
             raise CacheError(
                 "The teacher gave NaN or infinite logits for finite hidden states: its head is "
                 "damaged or overflows; set `teacher.dtype: float32`, or fetch the model again."
             )
         return {part: assets for part, assets in learned.items() if assets}
+
+    def _learn_codecs(self, requests: Sequence[Request]) -> dict[str, Assets]:
+        codec, layer_codec = self.config.codec, self.config.hidden.codec
+        finals: list[Tensor] = []
+        seeds: list[np.ndarray] = []
+        parts: dict[str, list[Tensor]] = {part: [] for part in self.config.hidden.parts}
+        lengths = [len(request.input_ids) for request in requests]
+        for batch in plan_batches(lengths, self.config.batch_tokens):
+            group = [requests[i] for i in batch]
+            final_NH, captured = self._states(group)
+            finals.append(final_NH)
+            for part, part_NH in captured.items():
+                parts[part].append(part_NH)
+            seeds += [seeds_of(request.key, len(request.counted)) for request in group]
+        chunk = TeacherChunk(torch.cat(finals), self.head, np.concatenate(seeds))
+        learned = {"distribution": codec.learn(chunk)}
+        for part, states in parts.items():
+            learned[part] = layer_codec.learn(torch.cat(states))
+        return learned
 
     @torch.inference_mode()
     def final_states(self, requests: Sequence[Request]) -> Tensor:
@@ -151,26 +163,32 @@ class TeacherRunner:
                 found[i] = part
         return torch.cat(found)
 
-    def _states(self, group: list[Request]) -> tuple[Tensor, dict[int, Tensor]]:
-        """Final and chosen layers' hidden states (N, H) of the counted tokens of a batch."""
-        with capture_layers(self.model, self.config.hidden.layers) as captured:
+    def _states(self, group: list[Request]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Final hidden states (N, H) of the counted tokens of a batch, and chosen ones by part."""
+        hidden = self.config.hidden
+        with (
+            capture_layers(self.model, hidden.layers) as captured,
+            capture_attention_inputs(self.model, hidden.attention) as inputs,
+        ):
             hidden_BTH = run_body(self.model, self._collate(group))
         rows, columns = _positions(group, self.device)
-        layers = {layer: states[rows, columns] for layer, states in captured.layers.items()}
+        found = {f"layer_{layer}": captured.layers[layer] for layer in hidden.layers}
+        found |= {f"attention_{block}": inputs[block] for block in hidden.attention}
+        parts = {part: states[rows, columns] for part, states in found.items()}
         final_NH = hidden_BTH[rows, columns]
-        finite = [torch.isfinite(states).all(-1) for states in (final_NH, *layers.values())]
+        finite = [torch.isfinite(states).all(-1) for states in (final_NH, *parts.values())]
         _refuse_bad(torch.stack(finite).all(0).cpu().numpy(), group)
-        return final_NH, layers
+        return final_NH, parts
 
     def _run_batch(self, group: list[Request], assets: dict[str, Assets]) -> list[Columns]:
-        hidden_NH, layers = self._states(group)
+        hidden_NH, parts = self._states(group)
         if self.padding_mass is None:
             self.padding_mass = self._measure_padding(hidden_NH[: self.chunk])
         columns = self._encode(hidden_NH, group, assets.get("distribution", {}))
-        for layer, layer_NH in layers.items():
-            own = assets.get(f"layer_{layer}", {})
-            for suffix, column in self.config.hidden.codec.encode(layer_NH, own).items():
-                columns[f"layer_{layer}{suffix}"] = column
+        for part, part_NH in parts.items():
+            own = assets.get(part, {})
+            for suffix, column in self.config.hidden.codec.encode(part_NH, own).items():
+                columns[f"{part}{suffix}"] = column
         return split_columns(columns, [len(request.counted) for request in group])
 
     def _measure_padding(self, hidden_NH: Tensor) -> float:

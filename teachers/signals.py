@@ -1,6 +1,7 @@
 """What a teacher gives at a token, as the losses read it.
 
-Legend: N tokens counted, K entries, V vocabulary, H width.
+Legend: N tokens counted, K entries, V vocabulary, H width, C channels of all query heads, D of all
+key-value heads.
 """
 
 from __future__ import annotations
@@ -49,13 +50,15 @@ class SparseDistribution:
     def without_tail(self, tail: Tail) -> SparseDistribution:
         """Without the rest, as other toolkits have it: see `tail` in docs/losses.md.
 
-        `drop`: the weights as they are. `renormalize`: they are scaled to sum to one.
-        `renormalize_both`: and so are the student's.
+        `drop`: the weights as they are. `renormalize`: they are scaled to sum to one, and the rest
+        has none of the teacher's mass. `renormalize_both`: and none of the student's.
         """
-        logprobs_NK = self.logprobs_NK
-        if tail != "drop":
-            logprobs_NK = logprobs_NK - logprobs_NK.logsumexp(-1, keepdim=True)
-        return SparseDistribution(self.ids_NK, logprobs_NK, None, tail == "renormalize_both")
+        if tail == "drop":
+            return SparseDistribution(self.ids_NK, self.logprobs_NK, None)
+        logprobs_NK = self.logprobs_NK - self.logprobs_NK.logsumexp(-1, keepdim=True)
+        nothing_N = torch.full_like(logprobs_NK[:, 0], -torch.inf)
+        closed = tail == "renormalize_both"
+        return SparseDistribution(self.ids_NK, logprobs_NK, None if closed else nothing_N, closed)
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,43 @@ class DenseDistribution:
 
 Distribution = SparseDistribution | DenseDistribution  # what codecs give
 Target = Distribution | KnownLogits  # what losses read
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What the attention of one block makes of the tokens: float32, before norms and rotation.
+
+    queries_NC: `num_heads` heads side by side. keys_ND, values_ND: `num_kv_heads` heads, which may
+    be fewer; head h of the queries reads head h * num_kv_heads // num_heads of them.
+    """
+
+    queries_NC: Tensor
+    keys_ND: Tensor
+    values_ND: Tensor
+    num_heads: int
+    num_kv_heads: int
+
+    def to(self, device: torch.device) -> Attention:
+        """The same on a device."""
+        states = self.queries_NC, self.keys_ND, self.values_ND
+        query, key, value = (one.to(device) for one in states)
+        return Attention(query, key, value, self.num_heads, self.num_kv_heads)
+
+
+class GivesSignals(Protocol):
+    """The signals of some tokens, from a cache or from a teacher that runs beside the student.
+
+    What was not asked of either is refused with a `RecipeError`.
+    """
+
+    def distribution(self, temperature: float) -> Distribution:
+        """Next-token distributions at a temperature; the same object when asked again."""
+
+    def hidden(self, layer: int) -> Tensor:
+        """Float32 hidden states (N, H) of a layer."""
+
+    def attention(self, block: int) -> Attention:
+        """Queries, keys and values of a block."""
 
 
 class HasLogits(Protocol):

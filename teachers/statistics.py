@@ -73,6 +73,7 @@ class Statistics:
     shards: int
     codec: str
     layers: list[int]
+    attention: list[int]
     temperature: float
     shard_bytes: int
     columns: dict[str, int]
@@ -140,6 +141,7 @@ def _empty(cache: SignalCache) -> Statistics:
         shards=len(cache.store.entries()),
         codec=codec.name,
         layers=cache.config.hidden.layers,
+        attention=cache.config.hidden.attention,
         temperature=a_temperature(codec),
         shard_bytes=0,
         columns={},

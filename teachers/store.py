@@ -258,7 +258,7 @@ class SignalStore:
         return path
 
     def assets(self) -> dict[str, Assets] | None:
-        """What the codecs learned, by `distribution` and `layer_L`; None before a build has it."""
+        """What signals share, by `distribution`, `layer_L`, `attention_B`; None before a build."""
         entry = self._assets_entry()
         if entry is None:
             return None

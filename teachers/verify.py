@@ -32,6 +32,7 @@ from torch import Tensor
 from attar.errors import CacheError
 from attar.files import fingerprint
 from attar.loading import tokenizer_identity
+from teachers.attention import attention_maps, maps_among
 from teachers.cache import SignalCache, Signals, config_of
 from teachers.convert import a_temperature
 from teachers.load import TeacherConfig, load_teacher, teacher_identity
@@ -172,6 +173,9 @@ def _content_fault(cache: SignalCache, keys: list[str]) -> str | None:
         signals = cache.signals(keys)
         found = signals.distribution(a_temperature(cache.config.codec))
         states = [signals.hidden(layer) for layer in cache.config.hidden.layers]
+        for block in cache.config.hidden.attention:
+            made = signals.attention(block)
+            states += [made.queries_NC, made.keys_ND, made.values_ND]
     except CacheError as error:
         return str(error)
     if isinstance(found, SparseDistribution):
@@ -190,11 +194,11 @@ def _content_fault(cache: SignalCache, keys: list[str]) -> str | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Stored against recomputed signals of the probe: see the file's head."""
+    """Stored against recomputed signals of the probe: see the file's head. cosines: by part."""
 
     tokens: int
     distance: float
-    cosines: dict[int, float]
+    cosines: dict[str, float]
 
 
 def _teacher_faults(cache: SignalCache, teacher: TeacherConfig) -> list[str]:
@@ -211,10 +215,10 @@ def _teacher_faults(cache: SignalCache, teacher: TeacherConfig) -> list[str]:
         about = str(error).split("\n")[0]
         return [f"{teacher.model} is not of the shape of the cache's teacher ({about})"]
     logger.info(
-        "Over %d tokens: distance %.4f; cosine of layers %s",
+        "Over %d tokens: distance %.4f; cosine of hidden states %s",
         compared.tokens,
         compared.distance,
-        {layer: round(cosine, 4) for layer, cosine in compared.cosines.items()} or "none",
+        {part: round(cosine, 4) for part, cosine in compared.cosines.items()} or "none",
     )
     exact = teacher.dtype == "float32" and teacher.quantization == "none"
     allowed = FLOAT32_DISTANCE if exact else DISTANCE
@@ -224,13 +228,33 @@ def _teacher_faults(cache: SignalCache, teacher: TeacherConfig) -> list[str]:
             f"the teacher gives other probabilities: {compared.distance:.3f} of the mass lies "
             f"elsewhere, at most {allowed:g} is rounding"
         )
-    for layer, cosine in compared.cosines.items():
+    for part, cosine in compared.cosines.items():
         if not cosine >= COSINE:
             faults.append(
-                f"the teacher's layer {layer} is another: mean cosine {cosine:.3f}, rounding "
-                f"leaves {COSINE:g}"
+                f"the teacher's {part.replace('_', ' ')} is another: mean cosine {cosine:.3f}, "
+                f"rounding leaves {COSINE:g}"
             )
+    return faults + _map_faults(cache, model)
+
+
+def _map_faults(cache: SignalCache, model: Any) -> list[str]:
+    """Blocks whose stored maps to queries, keys and values are not the teacher's."""
+    faults = []
+    for block in cache.config.hidden.attention:
+        stored = maps_among(cache.assets.get(f"attention_{block}", {}))
+        own = attention_maps(model, block)
+        for name in sorted({*stored, *own}):
+            if not _alike(stored.get(name), own.get(name)):
+                faults.append(f"the teacher's attention {block} has another `{name}`")
     return faults
+
+
+def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two maps differ by no more than states of cosine `COSINE` do."""
+    if one is None or other is None or one.shape != other.shape:
+        return False
+    apart = (one.double() - other.double()).norm()
+    return bool(apart <= (2 * (1 - COSINE)) ** 0.5 * other.double().norm())
 
 
 @torch.inference_mode()
@@ -255,8 +279,8 @@ def compare(cache: SignalCache, model: Any) -> Comparison:
         pair = [_outcomes(d.rows(start, start + size), vocabulary, likely_NV) for d in (was, now)]
         distance += 0.5 * float((pair[0] - pair[1]).abs().sum())
     cosines = {
-        layer: float(torch.cosine_similarity(old.hidden(layer), new.hidden(layer)).mean())
-        for layer in cache.config.hidden.layers
+        part: float(torch.cosine_similarity(old.states(part), new.states(part)).mean())
+        for part in cache.config.hidden.parts
     }
     return Comparison(old.num_tokens, distance / old.num_tokens, cosines)
 

@@ -132,7 +132,7 @@ def test_losses_know_nothing_of_distill() -> None:
 
 
 def test_the_head_knows_only_losses() -> None:
-    assert reach("head") == {"losses"}
+    assert reach("head") == {"losses", "closed_form"}
 
 
 @pytest.mark.parametrize("module", MUST_NOT_REACH)

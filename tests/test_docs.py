@@ -23,9 +23,9 @@ from attar.files import fingerprint
 from distill.data import key_of
 from distill.loop import LoopConfig, TrainConfig
 from distill.losses import LOSSES
-from distill.objective import TERM_MODELS
 from distill.recipe import Recipe, check_recipe, parse_yaml
 from distill.report import SCHEMA
+from distill.terms import TERM_MODELS
 from teachers.cache import CacheConfig, SignalCache, manifest_of
 from teachers.codecs import CODECS, LAYER_CODECS
 from teachers.runner import Request, TeacherRunner, build_cache
@@ -345,7 +345,10 @@ def test_the_columns_of_a_shard_are_those_of_its_page(
     codec: str, layer_codec: str, tmp_path: Path
 ) -> None:
     config = CacheConfig.model_validate(
-        {"codec": {"name": codec}, "hidden": {"layers": [1], "codec": layer_codec}}
+        {
+            "codec": {"name": codec},
+            "hidden": {"layers": [1], "attention": [2], "codec": layer_codec},
+        }
     )
     small_cache(tmp_path, config)
     rows = pa.ipc.open_file(tmp_path / "shards" / "00000.arrow").read_all()
@@ -356,6 +359,7 @@ def test_the_columns_of_a_shard_are_those_of_its_page(
         table.update(dict.fromkeys(_expand(names), kind))
     for field in rows.schema:
         general = re.sub(r"^layer_1", "layer_L", re.sub(r"^tail_.*", "tail_T", field.name))
+        general = re.sub(r"^attention_2", "attention_B", general)
         kind = str(field.type).replace("large_list<item: ", "").rstrip(">")
         assert {"halffloat": "float16", "float": "float32"}.get(kind, kind) in table[general]
 

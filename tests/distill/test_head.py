@@ -10,7 +10,8 @@ from torch.utils._pytree import tree_leaves
 from attar.anatomy import Head, head_of, run_body
 from distill.head import HeadTerm, head_losses
 from distill.losses import LOSSES
-from teachers.signals import DenseDistribution, SparseDistribution
+from teachers.signals import DenseDistribution, KnownLogits, SparseDistribution
+from tests.distill.definitions import DISTRIBUTION_LOSSES, VOCABULARY_LOSSES, defined, defined_on
 
 N, V, H = 11, 41, 16
 HEADS = {
@@ -20,8 +21,6 @@ HEADS = {
     "softcap": {"softcap": 3.0},
     "all": {"bias_V": True, "scale": 0.4, "softcap": 3.0},
 }
-vocabulary_losses = [name for name, loss in LOSSES.items() if loss.reads != "hidden"]
-distribution_losses = [name for name, loss in LOSSES.items() if loss.reads == "distribution"]
 
 
 def normal(*shape, seed):
@@ -40,12 +39,14 @@ def make_head(tensors, options):
 
 
 def make_target(kind, temperature=1.0):
-    """A teacher's targets: dense, the 5 largest and a bucket, the same with unused slots, or those
-    slots without a bucket, as unbiased samples have them.
+    """A teacher's targets: dense by states or by logits, the 5 largest and a bucket, the same with
+    unused slots, or those slots without a bucket, as unbiased samples have them.
     """
     teacher = DenseDistribution(normal(N, H, seed=3), Head(normal(V, H, seed=4)), temperature)
     if kind == "dense":
         return teacher
+    if kind == "known":
+        return KnownLogits(teacher.head.logits(teacher.hidden_NH), temperature)
     dense = teacher.logprobs()
     top = dense.topk(5, -1)
     tail = dense.scatter(-1, top.indices, -math.inf).logsumexp(-1)
@@ -72,24 +73,8 @@ def make_terms(*weighted, kind="topk", temperature=1.0):
     return terms
 
 
-def outcomes(logits, target, temperature):
-    """Dense float64 log-probabilities of both sides over what the target tells apart."""
-    student = (logits / temperature).log_softmax(-1)
-    if not isinstance(target, SparseDistribution):
-        return student, target.logprobs().double()
-    rows = []
-    for s, ids, logprobs in zip(student, target.ids_NK, target.logprobs_NK, strict=True):
-        used = ids[logprobs > -math.inf]
-        rest = [i for i in range(V) if i not in set(used.tolist())]
-        missing = s.new_full((len(ids) - len(used),), -math.inf)
-        rows.append(torch.cat([s[used], missing, s[rest].logsumexp(0, keepdim=True)]))
-    if target.tail_N is None:
-        return torch.stack(rows)[:, :-1], target.logprobs_NK.double()
-    return torch.stack(rows), torch.cat([target.logprobs_NK, target.tail_N[:, None]], -1).double()
-
-
 def reference(tensors, options, terms):
-    """(scaled total, sum of each term, gradients) by autograd on all N x V logits in float64."""
+    """(scaled total, sums, gradients) of the definitions on all N x V logits in float64."""
     wide = [x.detach().double().requires_grad_() for x in tensors]
     logits = wide[0] @ wide[1].T
     if len(wide) > 2:
@@ -100,10 +85,11 @@ def reference(tensors, options, terms):
     sums = []
     for term in terms:
         if term.loss.reads == "labels":
-            sums.append(-logits.log_softmax(-1)[torch.arange(N), LABELS].sum())
+            values = defined(term.loss.name, (logits.log_softmax(-1), LABELS), **term.parameters)
         else:
-            sides = outcomes(logits, term.target, term.temperature)
-            sums.append(term.loss.function(*sides).sum())
+            how = (logits, term.target, term.temperature)
+            values = defined_on(term.loss.name, *how, **term.parameters)
+        sums.append(values.sum())
     total = sum(term.scale * value for term, value in zip(terms, sums, strict=True))
     return total.detach(), torch.stack(sums).detach(), torch.autograd.grad(total, wide)
 
@@ -125,10 +111,22 @@ def check(tensors, options, terms, rtol=1e-4, atol=2e-5, **more):
         )
 
 
-@pytest.mark.parametrize("name", vocabulary_losses)
-@pytest.mark.parametrize("kind", ["dense", "topk", "ragged"])
+def serves(kind, names):
+    """Those of the losses that such targets can be right for, by their flags."""
+    found = [LOSSES[name] for name in names]
+    if kind not in ("dense", "known"):
+        found = [loss for loss in found if not loss.full]
+    if kind == "sampled":
+        found = [loss for loss in found if loss.linear or loss.reads == "labels"]
+    return tuple(loss.name for loss in found)
+
+
+KINDS = [(k, name) for k in ("dense", "known", "topk", "ragged") for name in VOCABULARY_LOSSES]
+
+
+@pytest.mark.parametrize(("kind", "name"), [(k, n) for k, n in KINDS if serves(k, [n])])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_value_and_gradients_equal_the_dense_reference(name, kind, temperature):
+def test_value_and_gradients_equal_the_dense_reference(kind, name, temperature):
     check(leaves(), {}, make_terms((name, 0.7), kind=kind, temperature=temperature))
 
 
@@ -184,17 +182,18 @@ def test_hand_derived_gradient_equals_autograd(kind, names):
 @pytest.mark.parametrize("scale", [1.0, 30.0, 300.0])
 def test_peaked_students_keep_finite_values_and_gradients(scale):
     tensors = [(x * scale).detach().requires_grad_() for x in leaves()]
-    for names in (["forward_kl", "cross_entropy"], vocabulary_losses):
-        total, sums, gradients = run(tensors, {}, make_terms(*((name, 1.0) for name in names)))
+    for names in (["forward_kl", "cross_entropy"], VOCABULARY_LOSSES):
+        named = ((name, 1.0) for name in serves("topk", names))
+        total, sums, gradients = run(tensors, {}, make_terms(*named))
         assert total.isfinite()
         assert sums.isfinite().all()
         assert all(g.isfinite().all() for g in gradients)
 
 
-@pytest.mark.parametrize("name", vocabulary_losses)
+@pytest.mark.parametrize("name", VOCABULARY_LOSSES)
 def test_bfloat16_products_stay_close(name):
     tensors = leaves()
-    terms = make_terms((name, 1.0))
+    terms = make_terms((name, 1.0), kind="topk" if serves("topk", [name]) else "dense")
     total, _, gradients = run(tensors, {}, terms, dtype=torch.bfloat16)
     want, _, exact = reference(tensors, {}, terms)
     assert total.item() == pytest.approx(want.item(), rel=0.02)
@@ -229,13 +228,14 @@ def test_what_is_frozen_gets_no_gradient(trainable):
     assert tensors[1 - trainable].grad is None
 
 
-@pytest.mark.parametrize("name", distribution_losses)
+@pytest.mark.parametrize("name", DISTRIBUTION_LOSSES)
 def test_no_gradient_reaches_the_teacher(name):
     dense, sparse = make_target("dense"), make_target("topk")
     watched = [dense.hidden_NH, dense.head.weight_VH, sparse.logprobs_NK, sparse.tail_N]
     for tensor in watched:
         tensor.requires_grad_()
-    terms = [HeadTerm(LOSSES[name], 1.0, target=target) for target in (dense, sparse)]
+    targets = (dense, sparse) if serves("topk", [name]) else (dense,)
+    terms = [HeadTerm(LOSSES[name], 1.0, target=target) for target in targets]
     tensors = leaves()
     total, _ = head_losses(
         tensors[0], Head(tensors[1]), LABELS, terms, chunk=4, dtype=torch.float32
@@ -270,14 +270,14 @@ def long_batch(names, kind):
     target = type(target)(**{**vars(target), **repeated})
     terms = [
         HeadTerm(LOSSES[n], 1.0, target=None if LOSSES[n].reads == "labels" else target)
-        for n in names
+        for n in serves(kind, names)
     ]
     hidden = normal(LONG, H, seed=0).requires_grad_()
     return hidden, torch.arange(LONG) % V, terms
 
 
 @pytest.mark.parametrize("kind", ["dense", "topk", "sampled"])
-@pytest.mark.parametrize("names", [("cross_entropy", "forward_kl"), tuple(vocabulary_losses)])
+@pytest.mark.parametrize("names", [("cross_entropy", "forward_kl"), tuple(VOCABULARY_LOSSES)])
 def test_logits_of_all_tokens_never_exist(kind, names):
     hidden, labels, terms = long_batch(names, kind)
     weight = normal(V, H, seed=1).requires_grad_()
@@ -289,7 +289,7 @@ def test_logits_of_all_tokens_never_exist(kind, names):
     assert 0 < largest.elements <= max(CHUNK * V, V * H, LONG * H) < LONG * V
 
 
-@pytest.mark.parametrize("names", [("cross_entropy", "forward_kl"), tuple(vocabulary_losses)])
+@pytest.mark.parametrize("names", [("cross_entropy", "forward_kl"), tuple(VOCABULARY_LOSSES)])
 def test_without_grad_no_gradient_is_formed(names):
     hidden, labels, terms = long_batch(names, "topk")
     weight = normal(V, H, seed=1).requires_grad_()

@@ -259,6 +259,12 @@ class Forgery:
 
 
 @pytest.fixture
+def forgery():
+    """`forgery(folder)`: that cache, to be tampered with."""
+    return Forgery
+
+
+@pytest.fixture
 def forged(sound, tmp_path):
     """A copy of that cache to tamper with."""
     return Forgery(shutil.copytree(sound, tmp_path / "cache"))

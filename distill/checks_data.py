@@ -1,0 +1,193 @@
+"""Checks of `distill doctor` on tokenizer and data: one meaning of every id, and what counts.
+
+Rows of the source are read and tokenised again; what they must come to is worked out here from the
+texts and messages themselves.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any
+
+import numpy as np
+
+from attar.loading import load_config, load_tokenizer
+from distill import data
+from distill.checkup import Finding, check, judged
+from distill.data import IGNORE, Document
+from distill.patient import Patient, Row
+from distill.sources import messages_of
+
+LETTERS = 2000  # of a text that go through the tokenizer and back
+SHOWN = 48  # letters of an excerpt
+
+
+@check("tokenizer")
+def tokenizer(patient: Patient) -> Finding:
+    """Teacher, saved student and data mean the same by an id, and text survives the way to ids."""
+    run, ours = patient.run, patient.run.tokenizer
+    others = {"the student's": str(run.student_folder)}
+    if run.teacher.model != run.recipe.teacher.model:
+        others["the adapted teacher's"] = run.teacher.model
+    texts = [text for row in patient.rows for text in _texts(row)]
+    for name, source in others.items():
+        theirs = load_tokenizer(source, trust_remote_code=run.trusts_code)
+        for difference in _differences(ours, theirs, texts):
+            return judged(False, f"{name} tokenizer is not the teacher's: {difference}")
+    changed = [text for text in texts if _plain(_there_and_back(ours, text)) != _plain(text)]
+    if changed:
+        back = _there_and_back(ours, changed[0])
+        at = next((i for i, (a, b) in enumerate(zip(changed[0], back, strict=False)) if a != b), 0)
+        was, now = (repr(text[max(0, at - 8) : at + 16]) for text in (changed[0], back))
+        return judged(False, f"{len(changed)} of {len(texts)} texts come back changed: {was} {now}")
+    says = f"teacher and student agree on {run.vocabulary:,} ids; {len(texts)} texts come back"
+    end = _end_ids(load_config(str(run.student_folder), trust_remote_code=run.trusts_code))
+    if ours.eos_token_id is not None and end and ours.eos_token_id not in end:
+        about = f"its config ends a text at {end}, the tokenizer at {ours.eos_token_id}"
+        return Finding("warn", f"{says}; the student may not stop: {about}")
+    return judged(True, says, ids=run.vocabulary, texts=len(texts))
+
+
+def _texts(row: Row) -> list[str]:
+    if row.kind == "text":
+        found = [row.values[row.columns[0]] or ""]
+    else:
+        found = [m["content"] for m in messages_of(row.values, row.kind, row.columns)]
+    return [text[:LETTERS] for text in found if text]
+
+
+def _differences(ours: Any, theirs: Any, texts: list[str]) -> list[str]:
+    """What two tokenizers disagree on, in words."""
+    found = []
+    one, other = ({i: t for t, i in side.get_vocab().items()} for side in (ours, theirs))
+    wrong = [i for i in sorted(one.keys() | other.keys()) if one.get(i) != other.get(i)]
+    if wrong:
+        i = wrong[0]
+        says = f"{len(wrong)} ids differ, e.g. {i} is {other.get(i)!r} where the teacher has "
+        found.append(f"{says}{one.get(i)!r}")
+    sides = [{i: str(t) for i, t in side.added_tokens_decoder.items()} for side in (ours, theirs)]
+    if sides[0] != sides[1]:
+        found.append("other added tokens")
+    if ours.chat_template != theirs.chat_template:
+        found.append("another chat template")
+    for name in ("bos", "eos", "pad", "unk"):
+        ids = [getattr(side, f"{name}_token_id", None) for side in (ours, theirs)]
+        if ids[0] != ids[1]:
+            found.append(f"its {name} token is id {ids[1]}, the teacher's {ids[0]}")
+    for text in texts:
+        if ours(text, verbose=False)["input_ids"] != theirs(text, verbose=False)["input_ids"]:
+            found.append(f"it cuts {text[:SHOWN]!r} into other ids")
+            break
+    return found
+
+
+def _there_and_back(tokenizer: Any, text: str) -> str:
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def _plain(text: str) -> str:
+    """Without what tokenizers may rightly change: spaces, case, Unicode's compatible forms."""
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _end_ids(config: Any) -> list[int]:
+    end = getattr(config.get_text_config(), "eos_token_id", None)
+    return [end] if isinstance(end, int) else list(end or [])
+
+
+# What counts -------------------------------------------------------------------------------------
+
+
+@check("mask")
+def mask(patient: Patient) -> Finding:
+    """Every label is the next id; of text all but a document's first token counts, of
+    conversations what the assistant says.
+    """
+    tokens = counted = 0
+    for example in [*patient.held_out, *patient.examples]:
+        at = example.counted
+        wrong = at[(at + 1 >= len(example.input_ids))]
+        if not len(wrong):
+            wrong = at[example.labels[at] != example.input_ids[at + 1]]
+        if len(wrong):
+            t = int(wrong[0])
+            says = f"{len(wrong)} of {len(at)} labels of example {example.key[:8]} are not the "
+            return judged(False, f"{says}next id, first at position {t}: off by one?")
+        tokens, counted = tokens + len(example.input_ids), counted + len(at)
+    shown = ""
+    for row in patient.rows:
+        document = data.tokenize_document(
+            patient.run.tokenizer, row.values, row.kind, row.columns, patient.run.recipe.data
+        )
+        find = _fault_of_text if row.kind == "text" else _fault_of_chat
+        fault = find(patient, row, document)
+        if fault:
+            return judged(False, fault)
+        spoken = [int(i) for _, labels in document for i in labels if i != IGNORE]
+        shown = shown or str(patient.run.tokenizer.decode(spoken))
+    what = "the assistant's turns" if patient.rows[0].kind != "text" else "all but first tokens"
+    share = counted / max(1, tokens)
+    says = f"{counted:,} of {tokens:,} positions count, each label the next id; of {what}: "
+    return judged(counted > 0, says + repr(shown[:SHOWN]), counted=counted, share=share)
+
+
+def _fault_of_text(patient: Patient, row: Row, document: Document) -> str | None:
+    tokenizer = patient.run.tokenizer
+    ids = list(tokenizer(row.values[row.columns[0]] or "", verbose=False)["input_ids"])
+    if patient.run.recipe.data.append_eos and ids and ids[-1] != tokenizer.eos_token_id:
+        ids += [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    labels = [label for _, labels in document for label in labels if label != IGNORE]
+    if labels == ids[1:]:
+        return None
+    return (
+        f"of a document of {len(ids)} tokens {len(labels)} count, which are not all but the "
+        f"first: {_shown(patient, labels)}"
+    )
+
+
+def _fault_of_chat(patient: Patient, row: Row, document: Document) -> str | None:
+    tokenizer, messages = patient.run.tokenizer, messages_of(row.values, row.kind, row.columns)
+    said = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i > 0]
+    for ids, labels in document:
+        runs = _runs(np.asarray(labels))
+        whole = len(ids) < patient.run.recipe.data.max_length
+        if len(runs) > len(said) or (whole and len(runs) < len(said)):
+            return f"{len(runs)} turns count of a conversation with {len(said)} of the assistant"
+        for number, (i, run) in enumerate(zip(said, runs, strict=False)):
+            want = _plain(_there_and_back(tokenizer, messages[i]["content"].strip()))
+            cut = not whole and number == len(runs) - 1
+            got = _plain(str(tokenizer.decode(run, skip_special_tokens=True)))
+            before = tokenizer.apply_chat_template(
+                messages[:i], tokenize=False, add_generation_prompt=True
+            )
+            if not _is_said(got, want, _plain(before), cut):
+                return (
+                    f"where the assistant says {messages[i]['content'][:SHOWN]!r}, there counts "
+                    f"{_shown(patient, run)}"
+                )
+    return None
+
+
+def _runs(labels: np.ndarray) -> list[list[int]]:
+    """The labels of each stretch of counted positions."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], labels != IGNORE, [0]])))
+    return [labels[a:b].tolist() for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _is_said(got: str, want: str, before: str, cut: bool) -> bool:
+    """Whether what counts is the message; a template may open a turn with more of its own (tags
+    of thoughts), the end of the prompt it may not count.
+    """
+    if cut:
+        return want.startswith(got.rstrip("\ufffd")) or want[:8] in got
+    start = got.rfind(want)
+    if start < 0:
+        return False
+    opened = got[:start]
+    return not opened or not before.endswith(opened)
+
+
+def _shown(patient: Patient, ids: list[int]) -> str:
+    text = str(patient.run.tokenizer.decode(ids))
+    return repr(text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]} ... {text[-SHOWN:]}")

@@ -1,0 +1,158 @@
+"""Checks of `distill doctor` on a step: how examples are batched must not change what is learned.
+
+Legend: B rows, T tokens, N tokens counted, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attar.loading import resolve_precision
+from distill.batches import Batch
+from distill.checkup import Finding, check, judged, not_applicable
+from distill.data import IGNORE
+from distill.loop import train
+from distill.patient import Patient, Step, apart, take_step, without_dropout
+from distill.terms import TERM_MODELS
+
+VALUE, GRADIENT = 1e-4, 1e-3  # float32 sums in another order: relative difference allowed
+ROUGH = 0.3  # ... of the gradient where products are in 16 bits
+PADDING = 17  # more tokens of padding
+
+
+def _same(what: str, one: Step, other: Step) -> Finding:
+    """Whether two ways to take a step gave one value and one gradient."""
+    value, gradient = apart(one, other)
+    says = f"{what}: value off by {value:.1e}, gradient by {gradient:.1e} (relative)"
+    return judged(value <= VALUE and gradient <= GRADIENT, says, value=value, gradient=gradient)
+
+
+@check("normaliser")
+def normaliser(patient: Patient) -> Finding:
+    """A step of the loop has the mean over all counted tokens, and the gradient of that mean.
+
+    The reference is the plain model on one example at a time, its logits in float64.
+    """
+    plain = without_dropout(patient.load_student(little=True))
+    nll, norm = plain_mean(plain, patient)
+    learner = patient.learner(plain, [TERM_MODELS["cross_entropy"]()], {})
+    job = patient.job(
+        "normaliser", learner, objective=learner.terms, batch_size=2, accumulate=64,
+        max_steps=1, epochs=1,
+    )  # fmt: skip
+    seen = train(job).history[0]
+    value, gradient = abs(seen["nll"] - nll) / nll, abs(seen["norm"] - norm) / norm
+    terms = patient.whole.at(1, 1)
+    parts = sum(t.weight * patient.reference.terms[f"{i}:{t.loss}"] for i, t in enumerate(terms))
+    total = abs(patient.reference.value - parts) / max(abs(parts), 1e-12)
+    ours = abs(patient.reference.terms["nll"] - nll) / nll
+    says = (
+        f"nll {seen['nll']:.4f} in a step of {patient.examples.num_tokens} tokens, {nll:.4f} from "
+        f"the plain model; gradient's length {seen['norm']:.4f}, {norm:.4f}"
+    )
+    if total > VALUE:
+        says += f"; the objective is {patient.reference.value:.4f}, its terms sum to {parts:.4f}"
+    well = max(value, ours, total) <= VALUE and gradient <= GRADIENT
+    return judged(well, says, nll=seen["nll"], plain_nll=nll, norm=seen["norm"], plain_norm=norm)
+
+
+def plain_mean(model: Any, patient: Patient) -> tuple[float, float]:
+    """(mean nll of the next ids at counted positions, length of its gradient)."""
+    model.zero_grad(set_to_none=True)
+    total, counted = 0.0, patient.examples.num_tokens
+    for example in patient.examples:
+        ids_1T = torch.from_numpy(example.input_ids)[None].to(patient.device)
+        at_N = torch.from_numpy(example.counted).to(patient.device)
+        logits_NV = model(input_ids=ids_1T, use_cache=False).logits[0, at_N]
+        logprobs_NV = logits_NV[:, : patient.run.vocabulary].double().log_softmax(-1)
+        nll = -logprobs_NV.gather(-1, ids_1T[0, at_N + 1].unsqueeze(-1)).sum() / counted
+        nll.backward()
+        total += float(nll)
+    gradients = [p.grad.double() for p in model.parameters() if p.grad is not None]
+    model.zero_grad(set_to_none=True)
+    return total, math.sqrt(sum(float(g.square().sum()) for g in gradients))
+
+
+@check("accumulation")
+def accumulation(patient: Patient) -> Finding:
+    """One micro-batch or one an example: the same step."""
+    parts = [patient.batch([row]) for row in patient.one_a_row]
+    other = take_step(patient.whole, parts, patient.given)
+    return _same(f"1 micro-batch or {len(parts)}", patient.reference, other)
+
+
+@check("padding")
+def padding(patient: Patient) -> Finding:
+    """More padding, of other ids, changes nothing."""
+    batch = more_padding(patient.batch(patient.one_a_row), patient.run.vocabulary)
+    other = take_step(patient.whole, [batch], patient.given)
+    return _same(f"{PADDING} more columns of padding, other ids", patient.reference, other)
+
+
+def more_padding(batch: Batch, vocabulary: int) -> Batch:
+    """The same rows with more padding on the right, its ids drawn from the vocabulary."""
+    rows, length = batch.input_ids_BT.shape
+    steps = torch.arange(1, PADDING + 1, device=batch.input_ids_BT.device)
+
+    def wider(tensor_BT: Tensor, more_BP: Tensor) -> Tensor:
+        return torch.cat([tensor_BT, more_BP], 1)
+
+    ids_BT = wider(batch.input_ids_BT, steps.expand(rows, -1))
+    positions_BT = wider(batch.position_ids_BT, batch.position_ids_BT[:, -1:] + steps)
+    labels_BT = wider(batch.labels_BT, torch.full_like(steps, IGNORE).expand(rows, -1))
+    last_B1 = torch.where(labels_BT != IGNORE, torch.arange(length + PADDING).to(ids_BT), 0)
+    unseen_BT = torch.arange(length + PADDING).to(ids_BT) > last_B1.amax(1, keepdim=True) + 1
+    drawn_BT = torch.randint(0, vocabulary, ids_BT.shape, generator=_fixed()).to(ids_BT)
+    ids_BT = torch.where(unseen_BT, drawn_BT, ids_BT)
+    return Batch(ids_BT, positions_BT, labels_BT, batch.keys, batch.counts)
+
+
+def _fixed() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@check("packing")
+def packing(patient: Patient) -> Finding:
+    """Several examples in a row or one: the same step."""
+    rows = [list(range(0, len(patient.examples), 2)), list(range(1, len(patient.examples), 2))]
+    other = take_step(patient.whole, [patient.batch(rows)], patient.given)
+    found = _same(f"{len(patient.examples)} examples in 2 rows", patient.reference, other)
+    if patient.run.recipe.data.packing:
+        return found
+    mixed = "" if found.outcome == "pass" else "; leave it so: this model would mix examples up"
+    return not_applicable(f"the recipe does not pack{mixed} ({found.says})")
+
+
+@check("chunk")
+def chunk(patient: Patient) -> Finding:
+    """Logits of all tokens at once, of seven or of one: the same step."""
+    batch, before = patient.batch(patient.few), patient.whole.chunk
+    steps = []
+    try:
+        for size in (batch.num_counted, 7, 1):
+            patient.whole.chunk = size
+            steps.append(take_step(patient.whole, [batch], patient.given))
+    finally:
+        patient.whole.chunk = before
+    worst = max(steps[1:], key=lambda step: max(apart(steps[0], step)))
+    return _same(f"logits of {batch.num_counted}, 7 or 1 tokens at once", steps[0], worst)
+
+
+@check("precision")
+def precision(patient: Patient) -> Finding:
+    """What the recipe's precision does to the gradient."""
+    dtype = resolve_precision(patient.config.precision)
+    if dtype == torch.float32:
+        says = f"`train.precision: {patient.config.precision}` is float32 on this machine"
+        return not_applicable(says)
+    learner = patient.learner(
+        patient.student, patient.config.objective, patient.pairs(patient.config.objective), dtype
+    )
+    other = take_step(learner, [patient.batch(patient.one_a_row)], patient.given)
+    value, gradient = apart(patient.reference, other)
+    says = f"{dtype} against float32: value off by {value:.1e}, gradient by {gradient:.1e}"
+    return judged(value <= 0.1 and gradient <= ROUGH, says, value=value, gradient=gradient)

@@ -1,0 +1,420 @@
+"""What `distill doctor` looks at: the user's own models and some of their data.
+
+Legend: B rows, T tokens, N tokens counted.
+
+Everything is made when a check first asks for it: so one that cannot be made fails those checks
+only that need it. The examples of steps are crops of the user's, of very different lengths: a
+mistake in a mean shows, and the work stays small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from attar.anatomy import blocks_of, num_layers
+from attar.errors import DataError
+from attar.files import read_json
+from attar.loading import load_causal_lm, tokenizer_identity
+from distill.batches import Batch, collate
+from distill.data import IGNORE, Example, Examples, first_examples, key_of, sources_of
+from distill.head import tokens_per_chunk
+from distill.layers import LayerMap
+from distill.loop import Job, LoopConfig
+from distill.losses import LOSSES
+from distill.objective import Given, Learner, Pairs
+from distill.run import Run
+from distill.sources import column_kind, load_rows
+from distill.terms import reads_from, terms_reading
+from students.trainable import choose_trainable
+from teachers.cache import CacheConfig, SignalCache, manifest_of
+from teachers.load import load_teacher, teacher_identity
+from teachers.online import OnlineTeacher
+from teachers.runner import LEARN_TOKENS, Request, TeacherRunner, build_cache
+from teachers.store import SignalStore
+
+SHARES = (0.38, 0.25, 0.16, 0.1, 0.07, 0.04)  # of the tokens, one an example: lengths differ
+ROWS = 8  # of the source that are read again
+LITTLE = 20_000_000  # parameters; where more learn, a few do for checks of files
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the source as it came: its values, `text`, `messages` or `pair`, its columns."""
+
+    values: dict[str, Any]
+    kind: str
+    columns: list[str]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step: the objective's value, its gradient, each term's mean, nats a token."""
+
+    value: float
+    gradient: dict[str, Tensor]
+    terms: dict[str, float]
+
+    @property
+    def norm(self) -> float:
+        """Length of the gradient."""
+        return math.sqrt(sum(float(g.float().square().sum()) for g in self.gradient.values()))
+
+
+def apart(one: Step, other: Step) -> tuple[float, float]:
+    """How far another step is from one: of the value and of the gradient, relative to its size."""
+    value = abs(other.value - one.value) / max(abs(one.value), 1e-12)
+    if one.gradient.keys() != other.gradient.keys():
+        return value, math.inf
+    squares = (
+        float((other.gradient[name].float() - gradient.float()).square().sum())
+        for name, gradient in one.gradient.items()
+    )
+    return value, math.sqrt(sum(squares)) / max(one.norm, 1e-12)
+
+
+def take_step(learner: Learner, batches: Sequence[Batch], given: Callable[[Batch], Given]) -> Step:
+    """A step over micro-batches as the loop scales it; parameters are left as they were."""
+    learner.zero_grad(set_to_none=True)
+    counted = sum(batch.num_counted for batch in batches)
+    value, terms = 0.0, dict[str, float]()
+    for batch in batches:
+        loss, sums = learner(batch, given(batch), 1 / counted)
+        loss.backward()
+        value += float(loss)
+        for name, total in sums.terms.items():
+            terms[name] = terms.get(name, 0.0) + float(total) / counted
+    named = learner.named_parameters()
+    gradient = {name: p.grad.detach() for name, p in named if p.grad is not None}
+    learner.zero_grad(set_to_none=True)
+    return Step(value, gradient, terms)
+
+
+class Patient:
+    """A run's teacher, student and data, and a small cache of their own in `folder`."""
+
+    def __init__(self, run: Run, tokens: int, folder: Path) -> None:
+        self.run, self.tokens, self.folder = run, tokens, folder
+
+    @property
+    def config(self) -> LoopConfig:
+        """How the recipe trains."""
+        return self.run.recipe.train
+
+    # Data ------------------------------------------------------------------------------------
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Rows of the training sources, read again."""
+        data, found = self.run.recipe.data, []
+        sources = sources_of(data)
+        for source in sources:
+            table = load_rows(source, data.split, data.name)
+            kind, columns = column_kind(table.column_names, source, data.text_column)
+            each = math.ceil(ROWS / len(sources))
+            for i in sorted(set(np.linspace(0, len(table) - 1, each).astype(int).tolist())):
+                found.append(Row(table[i], kind, columns))
+        return found
+
+    @cached_property
+    def examples(self) -> Examples:
+        """Crops of training examples, the longest first; tokens in all as the user asked."""
+        train = self.run.data()[0]
+        places = np.linspace(0, len(train) - 1, len(SHARES)).astype(int)
+        crops = [
+            _crop(train[int(i)], max(4, round(share * self.tokens)))
+            for i, share in zip(places, SHARES, strict=True)
+        ]
+        unique = list({example.key: example for example in crops}.values())
+        return _write(unique, self.folder / "examples.arrow")
+
+    def batch(self, rows: Sequence[Sequence[int]]) -> Batch:
+        """Rows of these examples as the loop makes them."""
+        chosen = [[self.examples[i] for i in row] for row in rows]
+        return collate(chosen).to(self.device)
+
+    @property
+    def one_a_row(self) -> list[list[int]]:
+        """All examples, each in a row of its own."""
+        return [[i] for i in range(len(self.examples))]
+
+    @cached_property
+    def few(self) -> list[list[int]]:
+        """The shortest examples that have some twenty counted tokens together, one a row."""
+        counts = np.cumsum(self.examples.counts[::-1])
+        number = int(np.searchsorted(counts, 20)) + 1
+        return self.one_a_row[-number:]
+
+    @cached_property
+    def held_out(self) -> list[Example]:
+        """Whole held-out examples, at least four times as many counted tokens."""
+        held_out = self.run.data()[1]
+        return [held_out[i] for i in first_examples(held_out, 4 * self.tokens)]
+
+    # Models ----------------------------------------------------------------------------------
+
+    @cached_property
+    def teacher(self) -> nn.Module:
+        """The frozen teacher as the recipe holds it in memory."""
+        return load_teacher(self.run.teacher)
+
+    @cached_property
+    def student(self) -> nn.Module:
+        """The student before training, without dropout: what learns, learns as the recipe says."""
+        return without_dropout(self.load_student())
+
+    def load_student(self, *, little: bool = False) -> nn.Module:
+        """Another copy; with `little`, only norms, biases and the last block of a large one
+        learn, so that optimiser and checkpoints stay small.
+        """
+        folder, trust = str(self.run.student_folder), self.run.trusts_code
+        student = load_causal_lm(folder, dtype=torch.float32, trust_remote_code=trust)
+        choose_trainable(student, self.run.recipe.train.trainable)
+        learning = [p for p in student.parameters() if p.requires_grad]
+        if not little or sum(p.numel() for p in learning) <= LITTLE:
+            return student
+        last = {id(p) for p in blocks_of(student)[-1].parameters()}
+        kept = {id(p) for p in learning if p.ndim == 1 or id(p) in last}
+        for parameter in learning if kept else []:
+            parameter.requires_grad_(id(parameter) in kept)
+        return student
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return next(self.student.parameters()).device
+
+    @cached_property
+    def layer_map(self) -> LayerMap:
+        """Which layers learn from which."""
+        hidden, file = self.run.recipe.cache.hidden, self.run.student_folder / "surgery.json"
+        kept = read_json(file)["kept"] if file.exists() else None
+        depth = num_layers(self.student)
+        return LayerMap(depth, self.run.teacher_depth, hidden.layers, hidden.attention, kept)
+
+    def pairs(self, terms: list[Any]) -> dict[int, Pairs]:
+        """(student, teacher) layers of each of these terms that has some."""
+        return self.layer_map.pairs(terms, self.config.source)
+
+    def learner(
+        self,
+        student: nn.Module,
+        terms: list[Any],
+        pairs: dict[int, Pairs],
+        dtype: torch.dtype = torch.float32,
+    ) -> Learner:
+        """A learner as the training makes it, not training."""
+        torch.manual_seed(self.run.recipe.seed)
+        made = Learner(
+            student,
+            terms,
+            vocabulary=self.run.vocabulary,
+            dtype=dtype,
+            chunk=self.config.chunk or tokens_per_chunk(self.run.vocabulary, self.device),
+            pairs=pairs,
+            teacher_width=self.run.teacher_width if pairs else None,
+            source=self.config.source,
+        )
+        return made.to(self.device).eval()
+
+    # Signals ---------------------------------------------------------------------------------
+
+    @property
+    def divergences(self) -> list[Any]:
+        """The terms that compare with the teacher."""
+        terms = self.config.objective
+        return [term for term in terms if LOSSES[term.loss].reads != "labels"]
+
+    @cached_property
+    def online(self) -> OnlineTeacher:
+        """The teacher on the student's batches, with every layer that a term reads."""
+        used: dict[str, set[int]] = {"hidden": set(), "relation": set()}
+        for i, pairs in self.pairs(self.divergences).items():
+            used[LOSSES[self.divergences[i].loss].reads] |= {t for _, t in pairs}
+        layers, blocks = sorted(used["hidden"]), sorted(used["relation"])
+        return OnlineTeacher(self.teacher, self.run.vocabulary, layers, blocks)
+
+    @property
+    def reads_cache(self) -> bool:
+        """Whether training reads the cache."""
+        return reads_from(self.config, "cache")
+
+    @cached_property
+    def cache(self) -> SignalCache:
+        """A cache of the examples through the recipe's codecs, made by its teacher as one is."""
+        recipe = self.run.recipe.cache
+        config = CacheConfig.model_validate(
+            {**recipe.model_dump(exclude={"dir", "unfinished"}), "dir": None, "unfinished": False}
+        )
+        wanted = list(self.examples)
+        if config.codec.learns or (config.hidden.parts and config.hidden.codec.learns):
+            train = self.run.data()[0]  # a codec that learns from a few tokens would learn little
+            wanted += [train[i] for i in first_examples(train, LEARN_TOKENS)]
+        requests = [Request(e.key, e.input_ids, e.counted) for e in wanted]
+        requests = list({request.key: request for request in requests}.values())
+        manifest = manifest_of(
+            config,
+            teacher_identity(self.run.teacher),
+            tokenizer_identity(self.run.tokenizer),
+            {
+                "examples": len(requests),
+                "tokens": sum(len(request.counted) for request in requests),
+                "max_length": self.run.recipe.data.max_length,
+            },
+        )
+        url = str(self.folder / "cache")
+        build_cache(
+            SignalStore(url),
+            manifest,
+            requests,
+            lambda: TeacherRunner(self.teacher, self.run.vocabulary, config),
+        )
+        return SignalCache(url, device=self.device)
+
+    def given(self, batch: Batch) -> Given:
+        """The signals of a batch, each from where the recipe has it."""
+        found: Given = {}
+        if self.reads_cache:
+            found["cache"] = self.cache.signals(batch.keys)
+        if reads_from(self.config, "online"):
+            found["online"] = self.all_online(batch)["online"]
+        return found
+
+    def all_online(self, batch: Batch) -> Given:
+        """The signals of a batch, all of them from the teacher on that batch."""
+        signals = self.online.signals(batch.model_inputs(), batch.labels_BT != IGNORE)
+        return {"cache": signals, "online": signals}
+
+    # Steps that several checks compare with --------------------------------------------------
+
+    @cached_property
+    def whole(self) -> Learner:
+        """The recipe's objective on the student, in float32."""
+        return self.learner(self.student, self.config.objective, self.pairs(self.config.objective))
+
+    @cached_property
+    def reference(self) -> Step:
+        """The whole objective, all examples in one micro-batch, one a row."""
+        return take_step(self.whole, [self.batch(self.one_a_row)], self.given)
+
+    @cached_property
+    def taught(self) -> Step:
+        """The terms that compare with the teacher, with the recipe's sources."""
+        return self._taught(self.given)
+
+    @cached_property
+    def taught_online(self) -> Step:
+        """The same with the teacher in the step."""
+        return self._taught(self.all_online)
+
+    def _taught(self, given: Callable[[Batch], Given]) -> Step:
+        learner = self.learner(self.student, self.divergences, self.pairs(self.divergences))
+        return take_step(learner, [self.batch(self.one_a_row)], given)
+
+    def _at_teacher(self, given: Callable[[Batch], Given]) -> Step:
+        pairs = {i: [(t, t) for _, t in mine] for i, mine in self.pairs(self.divergences).items()}
+        with norms_learning(self.teacher):
+            learner = self.learner(self.teacher, self.divergences, pairs)
+            return take_step(learner, [self.batch(self.one_a_row)], given)
+
+    @cached_property
+    def teacher_taught(self) -> Step:
+        """The teacher itself in the student's place; the gradient of its norms and biases."""
+        return self._at_teacher(self.given)
+
+    @cached_property
+    def teacher_taught_online(self) -> Step:
+        """The same with the teacher in the step."""
+        return self._at_teacher(self.all_online)
+
+    # The loop --------------------------------------------------------------------------------
+
+    def job(self, name: str, learner: Learner, **changes: Any) -> Job:
+        """A training of these examples by the loop, the recipe's but for some keys."""
+        always = {
+            "trackers": [], "keep": "last", "evaluate_tokens": 1, "evaluate_every": None,
+            "checkpoint_every": 1,
+        }  # fmt: skip
+        config = self.run.recipe.train.model_copy(update={**always, **changes})
+        terms = config.objective
+        return Job(
+            name=f"doctor: {name}",
+            learner=learner,
+            config=config,
+            train=self.examples,
+            held_out=self.examples,
+            cache=self.cache if reads_from(config, "cache") else None,
+            online=self.online if terms_reading(terms, "online", config.source) else None,
+            folder=self.folder / name,
+            seed=self.run.recipe.seed,
+            max_length=self.run.recipe.data.max_length,
+            packing=self.run.recipe.data.packing,
+        )
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """The model with every dropout at zero: the same value twice needs the same network twice."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+    return model
+
+
+@contextmanager
+def norms_learning(model: nn.Module) -> Iterator[None]:
+    """Let norms and biases take a gradient (all floating parameters where there are none)."""
+    floating = [p for p in model.parameters() if p.is_floating_point()]
+    chosen = [p for p in floating if p.ndim == 1] or floating
+    before = [p.requires_grad for p in chosen]
+    try:
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter, flag in zip(chosen, before, strict=True):
+            parameter.requires_grad_(flag)
+
+
+def _crop(example: Example, length: int) -> Example:
+    """A part of an example of at most `length` tokens in which something counts."""
+    first = int(example.counted[0])
+    start = max(0, min(first - length // 4, len(example.input_ids) - length))
+    ids = example.input_ids[start : start + length].copy()
+    labels = example.labels[start : start + length].copy()
+    if len(ids) < len(example.input_ids):
+        labels[-1] = IGNORE  # the id that follows is not here
+    return Example(key_of(ids.tolist(), labels.tolist()), ids, labels)
+
+
+def _write(examples: list[Example], path: Path) -> Examples:
+    """Examples as a data folder has them, those that count something."""
+    rows = [
+        {
+            "key": example.key,
+            "document": i,
+            "length": len(example.input_ids),
+            "count": len(example.counted),
+            "input_ids": example.input_ids.tolist(),
+            "labels": example.labels.tolist(),
+        }
+        for i, example in enumerate(examples)
+        if len(example.counted)
+    ]
+    if len(rows) < 2:
+        raise DataError("Fewer than two training examples have a counted token: too few to look at")
+    table = pa.Table.from_pylist(rows)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    return Examples(path)
