@@ -9,7 +9,14 @@ import click
 
 from distill.cache_commands import cache
 from distill.command_group import Group
-from distill.commands import cache_audit, cache_build, do_stages, open_run, recipe_options
+from distill.commands import (
+    cache_audit,
+    cache_build,
+    do_stages,
+    doctor,
+    open_run,
+    recipe_options,
+)
 
 STAGE_HELP = {
     "adapt-teacher": "Fine-tune the teacher on the task first (teacher.adapt).",
@@ -92,6 +99,7 @@ for name, text in STAGE_HELP.items():
 
 
 main.add_command(cache)
+main.add_command(doctor)
 cache.add_command(cache_build)
 cache.add_command(cache_audit)
 

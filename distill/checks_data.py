@@ -105,6 +105,7 @@ def mask(patient: Patient) -> Finding:
     conversations what the assistant says.
     """
     tokens = counted = 0
+    ends: set[int] = set()
     for example in [*patient.held_out, *patient.examples]:
         at = example.counted
         wrong = at[(at + 1 >= len(example.input_ids))]
@@ -125,11 +126,20 @@ def mask(patient: Patient) -> Finding:
         if fault:
             return judged(False, fault)
         spoken = [int(i) for _, labels in document for i in labels if i != IGNORE]
+        ends |= {run[-1] for _, labels in document for run in _runs(np.asarray(labels))}
         shown = shown or str(patient.run.tokenizer.decode(spoken))
-    what = "the assistant's turns" if patient.rows[0].kind != "text" else "all but first tokens"
-    share = counted / max(1, tokens)
-    says = f"{counted:,} of {tokens:,} positions count, each label the next id; of {what}: "
-    return judged(counted > 0, says + repr(shown[:SHOWN]), counted=counted, share=share)
+    what = "all but a text's first token" if patient.rows[0].kind == "text" else "what is answered"
+    says = f"{counted:,} of {tokens:,} positions count, each label the next id, {what}: "
+    says += repr(shown[:SHOWN])
+    if patient.rows[0].kind != "text" and not ends & _specials(patient):
+        return Finding("warn", f"{says}; no turn's end counts: the student will not learn to stop")
+    return judged(counted > 0, says, counted=counted, tokens=tokens)
+
+
+def _specials(patient: Patient) -> set[int]:
+    """Ids of special and added tokens."""
+    tokenizer = patient.run.tokenizer
+    return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
 
 
 def _fault_of_text(patient: Patient, row: Row, document: Document) -> str | None:
@@ -155,13 +165,12 @@ def _fault_of_chat(patient: Patient, row: Row, document: Document) -> str | None
         if len(runs) > len(said) or (whole and len(runs) < len(said)):
             return f"{len(runs)} turns count of a conversation with {len(said)} of the assistant"
         for number, (i, run) in enumerate(zip(said, runs, strict=False)):
-            want = _plain(_there_and_back(tokenizer, messages[i]["content"].strip()))
+            want = _there_and_back(tokenizer, messages[i]["content"])
             cut = not whole and number == len(runs) - 1
-            got = _plain(str(tokenizer.decode(run, skip_special_tokens=True)))
             before = tokenizer.apply_chat_template(
                 messages[:i], tokenize=False, add_generation_prompt=True
             )
-            if not _is_said(got, want, _plain(before), cut):
+            if not _is_said(str(tokenizer.decode(run)), want, before, cut):
                 return (
                     f"where the assistant says {messages[i]['content'][:SHOWN]!r}, there counts "
                     f"{_shown(patient, run)}"
@@ -177,15 +186,15 @@ def _runs(labels: np.ndarray) -> list[list[int]]:
 
 def _is_said(got: str, want: str, before: str, cut: bool) -> bool:
     """Whether what counts is the message; a template may open a turn with more of its own (tags
-    of thoughts), the end of the prompt it may not count.
+    of thoughts), but the end of the prompt must not count.
     """
-    if cut:
-        return want.startswith(got.rstrip("\ufffd")) or want[:8] in got
-    start = got.rfind(want)
-    if start < 0:
+    plain_got, plain_want = _plain(got), _plain(want)
+    if cut and plain_want not in plain_got:
+        return plain_want.startswith(plain_got.rstrip("\ufffd")) or plain_want[:8] in plain_got
+    if plain_want not in plain_got:
         return False
-    opened = got[:start]
-    return not opened or not before.endswith(opened)
+    start = next((got.find(w) for w in (want, want.rstrip(), want.strip()) if w in got), 0)
+    return start <= 0 or not before.endswith(got[:start])
 
 
 def _shown(patient: Patient, ids: list[int]) -> str:

@@ -13,13 +13,15 @@ from torch import Tensor
 
 from attar.loading import resolve_precision
 from distill.batches import Batch
-from distill.checkup import Finding, check, judged, not_applicable
+from distill.checkup import Finding, brief, check, judged, not_applicable
 from distill.data import IGNORE
 from distill.loop import train
-from distill.patient import Patient, Step, apart, take_step, without_dropout
+from distill.patient import Patient
 from distill.terms import TERM_MODELS
+from distill.trial import Step, apart, take_step, without_dropout
 
-VALUE, GRADIENT = 1e-4, 1e-3  # float32 sums in another order: relative difference allowed
+VALUE = 1e-4  # float32 sums in another order: relative difference allowed
+GRADIENT = 5e-3  # ... of gradients, where massive activations cancel (1e-3 is seen, examples/demo)
 ROUGH = 0.3  # ... of the gradient where products are in 16 bits
 PADDING = 17  # more tokens of padding
 
@@ -27,8 +29,12 @@ PADDING = 17  # more tokens of padding
 def _same(what: str, one: Step, other: Step) -> Finding:
     """Whether two ways to take a step gave one value and one gradient."""
     value, gradient = apart(one, other)
-    says = f"{what}: value off by {value:.1e}, gradient by {gradient:.1e} (relative)"
+    says = f"{what}: {_differs(value, gradient)}"
     return judged(value <= VALUE and gradient <= GRADIENT, says, value=value, gradient=gradient)
+
+
+def _differs(value: float, gradient: float) -> str:
+    return f"value differs by {brief(value)} of itself, gradient by {brief(gradient)}"
 
 
 @check("normaliser")
@@ -39,7 +45,7 @@ def normaliser(patient: Patient) -> Finding:
     """
     plain = without_dropout(patient.load_student(little=True))
     nll, norm = plain_mean(plain, patient)
-    learner = patient.learner(plain, [TERM_MODELS["cross_entropy"]()], {})
+    learner = patient.learner(plain, [TERM_MODELS["cross_entropy"].model_validate({})], {})
     job = patient.job(
         "normaliser", learner, objective=learner.terms, batch_size=2, accumulate=64,
         max_steps=1, epochs=1,
@@ -71,7 +77,7 @@ def plain_mean(model: Any, patient: Patient) -> tuple[float, float]:
         logprobs_NV = logits_NV[:, : patient.run.vocabulary].double().log_softmax(-1)
         nll = -logprobs_NV.gather(-1, ids_1T[0, at_N + 1].unsqueeze(-1)).sum() / counted
         nll.backward()
-        total += float(nll)
+        total += nll.item()
     gradients = [p.grad.double() for p in model.parameters() if p.grad is not None]
     model.zero_grad(set_to_none=True)
     return total, math.sqrt(sum(float(g.square().sum()) for g in gradients))
@@ -154,5 +160,6 @@ def precision(patient: Patient) -> Finding:
     )
     other = take_step(learner, [patient.batch(patient.one_a_row)], patient.given)
     value, gradient = apart(patient.reference, other)
-    says = f"{dtype} against float32: value off by {value:.1e}, gradient by {gradient:.1e}"
+    name = str(dtype).removeprefix("torch.")
+    says = f"{name} against float32: {_differs(value, gradient)}"
     return judged(value <= 0.1 and gradient <= ROUGH, says, value=value, gradient=gradient)

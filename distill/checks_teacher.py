@@ -6,21 +6,31 @@ Legend: N tokens counted, O outcomes, V vocabulary, H width.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from distill.checkup import Finding, check, judged, not_applicable
-from distill.losses import LOSSES
-from distill.patient import Patient, Step
+from attar.anatomy import head_of, run_body, unwrap
+from distill.batches import collate
+from distill.checkup import Finding, brief, check, judged, not_applicable
+from distill.data import IGNORE, Example
+from distill.losses import LOSSES, on_outcomes
+from distill.patient import Patient
+from distill.trial import Step, apart, take_step
+from teachers.online import OnlineTeacher
 from teachers.signals import SparseDistribution
 
 EXACT = 1e-4  # nats a token, or the loss's unit: float32 at the teacher
 SIXTEEN_BITS = 1e-2  # the same where the teacher is held in 16 bits: batches round differently
+STORED = 1e-3  # the same of what is stored in 16 bits
 CODEC = 0.1  # of the student's value, at the teacher; what a codec may add
 FLAT = 0.25  # of the student's gradient, at the teacher
 PART = 0.3  # of a value, between cache and teacher
-TURNED = 0.6  # of the gradient, between cache and teacher
+UNLIKELY = 5.0  # standard errors
+TURNED = 0.6  # of the gradient, between cache and teacher: told, not judged
 CHANCE = 3.0  # times what independent draws give
 KINKED = {"tvd"}  # an absolute value: its gradient jumps at the teacher
 
@@ -29,35 +39,43 @@ def _names(patient: Patient) -> list[str]:
     return [f"{i}:{term.loss}" for i, term in enumerate(patient.divergences)]
 
 
+def _term(patient: Patient, name: str) -> Any:
+    return patient.divergences[int(name.split(":")[0])]
+
+
+def _source(patient: Patient, name: str) -> str:
+    return str(_term(patient, name).source or patient.config.source)
+
+
 def _is_drawn(patient: Patient, name: str) -> bool:
     """Whether a term reads drawn entries: unbiased in the gradient, its value off by a constant."""
-    term = patient.divergences[int(name.split(":")[0])]
-    return _reads_entries(patient, term) and patient.cache.config.codec.tail == "sampled"
-
-
-def _reads_entries(patient: Patient, term: Any) -> bool:
-    source = term.source or patient.config.source
-    return LOSSES[term.loss].reads == "distribution" and source == "cache"
+    if LOSSES[_term(patient, name).loss].reads != "distribution":
+        return False
+    drawn = patient.run.recipe.cache.codec.tail == "sampled"
+    return drawn and _source(patient, name) == "cache"
 
 
 def _is_cut(patient: Patient, name: str) -> bool:
     """Whether a term drops the mass outside the entries, so that it is not zero at the teacher."""
-    tail = getattr(patient.divergences[int(name.split(":")[0])], "tail", None)
-    return tail in ("drop", "renormalize")
+    return getattr(_term(patient, name), "tail", None) in ("drop", "renormalize")
+
+
+def _rounding(patient: Patient) -> float:
+    """Difference in nats a token that is no more than rounding."""
+    dtype = next(p for p in patient.teacher.parameters() if p.is_floating_point()).dtype
+    return EXACT if dtype == torch.float32 else SIXTEEN_BITS
 
 
 def _floor(patient: Patient) -> float:
-    """Difference in nats a token that is no more than rounding and what the codec promises."""
-    dtype = next(p for p in patient.teacher.parameters() if p.is_floating_point()).dtype
-    exact = EXACT if dtype == torch.float32 else SIXTEEN_BITS
-    promised = getattr(patient.cache.config.codec, "kl", 0.0) if patient.reads_cache else 0.0
-    return max(exact, 3 * promised, 1e-3 if patient.reads_cache else 0.0)
+    """The same with what the codec promises of its own, and 16 bits of what it stores."""
+    promised = getattr(patient.run.recipe.cache.codec, "kl", 0.0)
+    return max(_rounding(patient), STORED, 3 * promised)
 
 
 # At the teacher ----------------------------------------------------------------------------------
 
 
-@check("zero")
+@check("zero at teacher")
 def zero(patient: Patient) -> Finding:
     """With the teacher in the student's place every divergence is 0, and flat."""
     terms = [term for term in patient.divergences if LOSSES[term.loss].divergence]
@@ -65,13 +83,14 @@ def zero(patient: Patient) -> Finding:
         return not_applicable("no term of the objective compares with the teacher")
     names = [n for n in _names(patient) if LOSSES[n.split(":")[1]].divergence]
     exact = {name: patient.teacher_taught_online.terms[name] for name in names}
-    limit = EXACT if _floor(patient) < SIXTEEN_BITS else SIXTEEN_BITS
+    limit = _rounding(patient)
     faults = [f"{name} is {value:.2g}" for name, value in exact.items() if abs(value) > limit]
     slope = _slope(patient, patient.teacher_taught_online, patient.taught_online)
     if slope > 0.01 and not faults and limit == EXACT:
         faults.append(f"the gradient is {slope:.2g} of the student's")
     online = max(map(abs, exact.values()))
-    says = f"at the teacher at most {online:.1e}, slope {slope:.1e} of the student's"
+    says = f"the teacher as student has at most {brief(online)}, gradient {brief(slope)} of the "
+    says += "student's"
     numbers = {"online": online, "online_slope": slope}
     if patient.reads_cache and not faults:
         more, faults, found = _zero_from_cache(patient, names)
@@ -95,9 +114,10 @@ def _zero_from_cache(patient: Patient, names: list[str]) -> tuple[str, list[str]
     at_teacher, at_student = patient.teacher_taught.terms, patient.taught.terms
     parts, faults = [], []
     drawn = [name for name in names if _is_drawn(patient, name)]
-    for name in names:
+    for name in [name for name in names if _source(patient, name) == "cache"]:
         value = at_teacher[name]
-        parts.append(f"{name.split(':')[1]} {value:.1e} ({at_student[name]:.3g} at the student)")
+        loss = name.split(":")[1]
+        parts.append(f"{loss} {brief(value)} (the student: {at_student[name]:.3g})")
         if name in drawn:
             parts[-1] = f"{parts[-1]}: a constant of the draws"
         elif _is_cut(patient, name):
@@ -114,7 +134,8 @@ def _zero_from_cache(patient: Patient, names: list[str]) -> tuple[str, list[str]
     elif slope > FLAT and not any(_is_cut(patient, name) for name in names):
         if max(abs(at_student[name]) for name in names) > _floor(patient):
             faults.append(f"the gradient from the cache is {slope:.2g} of the student's")
-    return ", ".join(parts), faults, {"cache_slope": slope} | {f"at_teacher {n}": at_teacher[n] for n in names}  # fmt: skip
+    numbers = {f"at the teacher, {name}": at_teacher[name] for name in names}
+    return ", ".join(parts), faults, numbers | {"cache_slope": slope}
 
 
 def _noise(patient: Patient) -> float:
@@ -132,3 +153,205 @@ def _noise(patient: Patient) -> float:
     slopes_NV.scatter_add_(-1, target.to(teacher_NV.device).ids_NK, -weights_NK)
     together = float(slopes_NV.sum(0).square().sum())
     return together / max(float(slopes_NV.square().sum()), 1e-12)
+
+
+# The vocabulary ----------------------------------------------------------------------------------
+
+
+@check("vocabulary")
+def vocabulary(patient: Patient) -> Finding:
+    """Columns beyond the tokenizer's ids have no part, whatever stands in them."""
+    ids = patient.run.vocabulary
+    extra = {
+        name: _rows_of(model) - ids
+        for name, model in (("student", patient.student), ("teacher", patient.teacher))
+    }
+    if not any(extra.values()):
+        return not_applicable(f"both heads have exactly the tokenizer's {ids:,} ids")
+    batch = patient.batch(patient.few)
+    before = take_step(patient.whole, [batch], patient.given), _logprobs(patient)
+    with scrambled(patient.student, ids), scrambled(patient.teacher, ids):
+        after = take_step(patient.whole, [batch], patient.given), _logprobs(patient)
+    value, gradient = apart(before[0], after[0])
+    off = float((after[1] - before[1]).abs().max())
+    says = f"{extra['student']} columns of the student's head and {extra['teacher']} of the "
+    says += f"teacher's made large: value differs by {brief(value)}, gradient by "
+    says += f"{brief(gradient)}, teacher by {brief(off)}"
+    mass = _padding_mass(patient) if extra["teacher"] else 0.0
+    says += f"; the teacher's mass on them is {brief(mass)}"
+    well = max(value, gradient, off) <= EXACT
+    return judged(well, says, value=value, gradient=gradient, teacher=off, mass=mass)
+
+
+def _rows_of(model: Any) -> int:
+    return int(unwrap(model).get_output_embeddings().weight.shape[0])
+
+
+@torch.no_grad()
+def _logprobs(patient: Patient) -> Tensor:
+    """The teacher's log-probabilities of a few tokens, as losses read them, from its head now."""
+    batch = patient.batch(patient.few)
+    teacher = OnlineTeacher(patient.teacher, patient.run.vocabulary, [], [])
+    signals = teacher.signals(batch.model_inputs(), batch.labels_BT != IGNORE)
+    return signals.distribution(1.0).logprobs()
+
+
+@torch.no_grad()
+def _padding_mass(patient: Patient) -> float:
+    """Mean probability that the teacher gives to ids without a token."""
+    batch, ids = patient.batch(patient.few), patient.run.vocabulary
+    hidden_NH = run_body(patient.teacher, batch.model_inputs())[batch.labels_BT != IGNORE]
+    logits_NV = head_of(patient.teacher, _rows_of(patient.teacher)).logits(hidden_NH)
+    return float(logits_NV.softmax(-1)[:, ids:].sum(-1).mean())
+
+
+@contextmanager
+def scrambled(model: Any, vocabulary: int) -> Iterator[None]:
+    """Large random numbers in the head's rows beyond the vocabulary, while the block runs."""
+    head = unwrap(model).get_output_embeddings()
+    tensors = [t for t in (head.weight, getattr(head, "bias", None)) if t is not None]
+    kept = [tensor.detach()[vocabulary:].clone() for tensor in tensors]
+    with torch.no_grad():
+        for tensor in tensors:
+            tensor[vocabulary:] = 100 * torch.randn_like(tensor[vocabulary:])
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, old in zip(tensors, kept, strict=True):
+                tensor[vocabulary:] = old
+
+
+# The teacher in the step -------------------------------------------------------------------------
+
+
+@check("cache")
+def cache(patient: Patient) -> Finding:
+    """The cached signals are the teacher's on these very tokens, but for the codec's error."""
+    if not patient.reads_cache:
+        return not_applicable("no term of `train` reads the cache")
+    cached, online = patient.taught, patient.taught_online
+    parts, faults, telling = [], [], False
+    numbers: dict[str, float] = {}
+    for name, term in zip(_names(patient), patient.divergences, strict=True):
+        if _source(patient, name) != "cache":
+            continue
+        value, there = cached.terms[name], online.terms[name]
+        if _is_drawn(patient, name):  # the constant of the draws is the same at the teacher
+            value -= patient.teacher_taught.terms[name]
+        part, fault = _compared(patient, term, value, there)
+        parts.append(f"{term.loss} {value:.4g} from the cache, {there:.4g} online{part}")
+        faults += [f"{name} {fault}"] if fault else []
+        telling |= abs(there) > _floor(patient) and not _is_cut(patient, name)
+        numbers |= {f"{name}, cached": value, f"{name}, online": there}
+    numbers["gradient"] = gradient = apart(online, cached)[1]
+    if faults:
+        return judged(False, f"not these tokens' signals? {'; '.join(faults)}", **numbers)
+    codec = patient.cache.config.codec.name
+    says = f"{'; '.join(parts)}; gradient off by {gradient:.3f} (codec {codec})"
+    if telling and gradient > TURNED:
+        return Finding("warn", f"{says}: few bytes for this teacher; see `distill cache audit`",
+                       numbers)  # fmt: skip
+    return judged(True, says, **numbers)
+
+
+def _compared(patient: Patient, term: Any, value: float, there: float) -> tuple[str, str]:
+    """(what is known of a term's signals, what is wrong with them)."""
+    if LOSSES[term.loss].reads != "distribution":
+        wrong = abs(value - there) > max(_floor(patient), PART * abs(there))
+        return "", f"is {value:.3g} from the cache, {there:.3g} online" if wrong else ""
+    batch, temperature = patient.batch(patient.one_a_row), term.at(1, 1).temperature
+    target = patient.cache.signals(batch.keys).distribution(temperature).to(patient.device)
+    dense = patient.all_online(batch)["online"].distribution(temperature)
+    exact_NV = dense.logprobs()  # type: ignore[union-attr]
+    if isinstance(target, SparseDistribution) and target.tail_N is None:
+        z = _surprise(exact_NV, target)
+        wrong = abs(z) > UNLIKELY
+        return f" (draws {z:+.1f} standard errors off)", f"is {z:.1f} standard errors off" * wrong
+    kl = _coarse_kl(exact_NV * temperature, target, temperature)
+    wrong = not kl <= _floor(patient)
+    rest = ", the rest being one outcome" if isinstance(target, SparseDistribution) else ""
+    return f" (KL {brief(kl)} to what is stored{rest})", f"is KL {kl:.2g} off" * wrong
+
+
+def _coarse_kl(exact_NV: Tensor, target: Any, temperature: float) -> float:
+    """KL(teacher || stored) over the outcomes that are told apart: what rounding costs."""
+    exact_NO, stored_NO = on_outcomes(exact_NV, target, temperature)
+    kl_NO = exact_NO.double().exp() * (exact_NO - stored_NO)
+    return float(torch.where(exact_NO > -math.inf, kl_NO, 0).sum(-1).mean())
+
+
+def _surprise(exact_NV: Tensor, target: SparseDistribution) -> float:
+    """How far the draws' mean log-probability is from the distribution's, in standard errors.
+
+    Right on average, whatever was drawn: entries of other tokens would be far less likely.
+    """
+    weights_NK = target.logprobs_NK.exp()
+    drawn_N = (weights_NK * exact_NV.gather(-1, target.ids_NK)).double().sum(-1)
+    gap_N = drawn_N - (exact_NV.exp() * exact_NV).double().sum(-1)
+    return float(gap_N.mean() / (gap_N.std() / math.sqrt(len(gap_N)) + 1e-6))
+
+
+@check("frozen teacher")
+def frozen(patient: Patient) -> Finding:
+    """No gradient reaches the teacher, and it shares nothing with what learns."""
+    if not patient.divergences:
+        return not_applicable("no term of the objective compares with the teacher")
+    _ = patient.taught_online  # a step with the teacher in it
+    teacher = dict(patient.teacher.named_parameters())
+    learns = [name for name, p in teacher.items() if p.requires_grad or p.grad is not None]
+    ours = {p.data_ptr() for p in patient.student.parameters()}
+    shared = [name for name, p in teacher.items() if p.data_ptr() in ours]
+    batch = patient.batch(patient.few)
+    signals = patient.all_online(batch)["online"]
+    tensors = [signals.distribution(1.0).logprobs()]  # type: ignore[union-attr]
+    tensors += [signals.hidden(layer) for layer in patient.online.layers]
+    graph = any(tensor.requires_grad for tensor in tensors)
+    modes = [name for name, module in patient.teacher.named_modules() if module.training]
+    faults = [
+        says
+        for wrong, says in (
+            (learns, f"{len(learns)} of its tensors would learn, e.g. {learns[:1]}"),
+            (shared, f"{len(shared)} of its tensors are the student's too, e.g. {shared[:1]}"),
+            (graph, "its signals require a gradient"),
+            (modes, "it is in training mode, so dropout acts"),
+        )
+        if wrong
+    ]
+    says = f"after a step none of its {len(teacher)} tensors has a gradient"
+    return judged(not faults, f"the teacher is not frozen: {'; '.join(faults)}" if faults else says)
+
+
+@check("fitness")
+def fitness(patient: Patient) -> Finding:
+    """Whether the teacher knows the held-out text better than the untrained student."""
+    teacher, tokens = mean_nll(patient.teacher, patient)
+    student, _ = mean_nll(patient.student, patient)
+    says = f"nll {teacher:.3f} on {tokens} held-out tokens, the untrained student {student:.3f}"
+    numbers = {"teacher": teacher, "student": student, "tokens": float(tokens)}
+    if teacher < student:
+        return judged(True, says, **numbers)
+    about = "it has little to teach on this text; adapt it first (`teacher.adapt`)?"
+    return Finding("warn", f"{says}: {about}", numbers)
+
+
+@torch.no_grad()
+def mean_nll(model: nn.Module, patient: Patient) -> tuple[float, int]:
+    """(nll in nats a token, tokens) on the held-out examples."""
+    head, total, counted = head_of(model, patient.run.vocabulary), 0.0, 0
+    for example in patient.held_out:
+        total += _nll(model, head, example, patient)
+        counted += len(example.counted)
+    return total / max(1, counted), counted
+
+
+def _nll(model: nn.Module, head: Any, example: Example, patient: Patient) -> float:
+    batch = collate([[example]]).to(patient.device)
+    where_BT = batch.labels_BT != IGNORE
+    hidden_NH = run_body(model, batch.model_inputs())[where_BT]
+    total = 0.0
+    parts = zip(hidden_NH.split(64), batch.labels_BT[where_BT].split(64), strict=True)
+    for hidden, labels in parts:
+        logprobs = head.logits(hidden).log_softmax(-1)
+        total -= float(logprobs.gather(-1, labels.unsqueeze(-1)).sum())
+    return total

@@ -53,6 +53,11 @@ def judged(well: bool, says: str, **numbers: float) -> Finding:
     return Finding("pass" if well else "FAIL", says, numbers)
 
 
+def brief(value: float) -> str:
+    """A small number in few letters."""
+    return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e+") if value else "0"
+
+
 def not_applicable(says: str) -> Finding:
     """Nothing to check here, and why."""
     return Finding("n.a.", says)
@@ -112,7 +117,7 @@ def summary(found: list[Checked]) -> str:
         by[one.outcome].append(one.name)
     parts = [f"{len(by['pass'])} of {len(found)} checks passed"]
     if by["n.a."]:
-        parts.append(f"{len(by['n.a.'])} do not apply")
+        parts.append(f"{', '.join(by['n.a.'])} not applicable")
     if by["warn"]:
         parts.append(f"{', '.join(by['warn'])} with a warning")
     seconds = sum(one.seconds for one in found)

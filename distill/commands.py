@@ -5,6 +5,7 @@ Heavy modules are imported inside the functions, so that help and mistakes answe
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +103,37 @@ def cache_audit(
     if write:
         write_codec(Path(recipe), chosen.codec)
         click.echo(f"Wrote it into {recipe}.")
+
+
+@click.command("doctor")
+@recipe_options
+@click.option(
+    "--tokens", type=click.IntRange(32), default=128, show_default=True, help="Tokens of a step."
+)
+@click.option("--json", "file", type=click.Path(dir_okay=False), help="Write the findings there.")
+def doctor(
+    recipe: str,
+    run_dir: str | None,
+    overrides: tuple[str, ...],
+    tokens: int,
+    file: str | None,
+    **show: bool,
+) -> None:
+    """Check that learning is right on this recipe's models and data. Exit 1 if something is not.
+
+    The student is built first where it is not yet. Runs teacher and student over a few examples,
+    and trains a copy for three steps; the run's own cache and training are not touched.
+    """
+    from distill.checkup import Checked, line_of, summary, write_findings
+    from distill.doctor import diagnose
+
+    def say(done: Checked) -> None:
+        if not show["quiet"] or done.outcome in ("FAIL", "warn"):
+            click.echo(line_of(done))
+
+    found = diagnose(open_run(recipe, run_dir, overrides, **show), tokens, say)
+    click.echo(summary(found))
+    if file:
+        write_findings(found, Path(file))
+    if any(done.outcome == "FAIL" for done in found):
+        sys.exit(1)

@@ -89,6 +89,18 @@ def head_losses(
     return total, sums
 
 
+def logit_losses(
+    logits_NC: Tensor, labels_N: Tensor, terms: Sequence[HeadTerm]
+) -> tuple[Tensor, Tensor]:
+    """`head_losses` on logits that are there already: of C classes, one row a text.
+
+    Targets are `KnownLogits` (N, C). By plain autograd: classes are few.
+    """
+    values = torch.stack([term.values(logits_NC.float(), labels_N).sum() for term in terms])
+    scales = values.new_tensor([term.scale for term in terms])
+    return values @ scales, values.detach().double()
+
+
 class _HeadLosses(torch.autograd.Function):
     @staticmethod
     def forward(

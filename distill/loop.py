@@ -245,17 +245,19 @@ class _Run:
             for name, value in sums.terms.items():
                 totals[name] = totals.get(name, 0) + share * value
         norm = self.accelerator.clip_grad_norm_(self.job.learner.parameters(), self.config.clip)
-        if not math.isfinite(float(norm)):
-            raise RunError(
-                f"The gradient of `{self.job.name}` is not finite at step {number}; lower "
-                "`train.lr`, or set `train.precision: float32`. The last checkpoint is kept."
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
         means = {
             name: float(self.accelerator.reduce(value, "sum")) / counted
             for name, value in totals.items()
         }
+        bad = [name.split(":")[-1] for name, mean in means.items() if not math.isfinite(mean)]
+        if bad or not math.isfinite(float(norm)):
+            raise RunError(
+                f"The {bad[0] if bad else 'gradient'} of `{self.job.name}` is not finite at step "
+                f"{number}; lower `train.lr`, or set `train.precision: float32`. The last "
+                "checkpoint is kept."
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         return {"step": number + 1, "lr": self.config.lr * factor, "norm": float(norm), **means}
 
     def load(self, number: int) -> list[tuple[Batch, float, Signals | None]]:

@@ -243,7 +243,7 @@ def relation(
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(
             scores.shape[-1] - scores.shape[-2] + 1
         )
-        return scores.masked_fill(later, -torch.inf).log_softmax(-1)
+        return scores.masked_fill(later, LEAST).log_softmax(-1)
 
     with torch.no_grad():
         teacher = logprobs(teacher_ANE)

@@ -10,8 +10,7 @@ mistake in a mean shows, and the work stays small.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from attar.anatomy import blocks_of, num_layers
 from attar.errors import DataError
@@ -36,6 +35,7 @@ from distill.objective import Given, Learner, Pairs
 from distill.run import Run
 from distill.sources import column_kind, load_rows
 from distill.terms import reads_from, terms_reading
+from distill.trial import Step, norms_learning, take_step, without_dropout
 from students.trainable import choose_trainable
 from teachers.cache import CacheConfig, SignalCache, manifest_of
 from teachers.load import load_teacher, teacher_identity
@@ -55,49 +55,6 @@ class Row:
     values: dict[str, Any]
     kind: str
     columns: list[str]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One optimiser step: the objective's value, its gradient, each term's mean, nats a token."""
-
-    value: float
-    gradient: dict[str, Tensor]
-    terms: dict[str, float]
-
-    @property
-    def norm(self) -> float:
-        """Length of the gradient."""
-        return math.sqrt(sum(float(g.float().square().sum()) for g in self.gradient.values()))
-
-
-def apart(one: Step, other: Step) -> tuple[float, float]:
-    """How far another step is from one: of the value and of the gradient, relative to its size."""
-    value = abs(other.value - one.value) / max(abs(one.value), 1e-12)
-    if one.gradient.keys() != other.gradient.keys():
-        return value, math.inf
-    squares = (
-        float((other.gradient[name].float() - gradient.float()).square().sum())
-        for name, gradient in one.gradient.items()
-    )
-    return value, math.sqrt(sum(squares)) / max(one.norm, 1e-12)
-
-
-def take_step(learner: Learner, batches: Sequence[Batch], given: Callable[[Batch], Given]) -> Step:
-    """A step over micro-batches as the loop scales it; parameters are left as they were."""
-    learner.zero_grad(set_to_none=True)
-    counted = sum(batch.num_counted for batch in batches)
-    value, terms = 0.0, dict[str, float]()
-    for batch in batches:
-        loss, sums = learner(batch, given(batch), 1 / counted)
-        loss.backward()
-        value += float(loss)
-        for name, total in sums.terms.items():
-            terms[name] = terms.get(name, 0.0) + float(total) / counted
-    named = learner.named_parameters()
-    gradient = {name: p.grad.detach() for name, p in named if p.grad is not None}
-    learner.zero_grad(set_to_none=True)
-    return Step(value, gradient, terms)
 
 
 class Patient:
@@ -157,9 +114,9 @@ class Patient:
 
     @cached_property
     def held_out(self) -> list[Example]:
-        """Whole held-out examples, at least four times as many counted tokens."""
+        """Whole held-out examples, at least twice as many counted tokens."""
         held_out = self.run.data()[1]
-        return [held_out[i] for i in first_examples(held_out, 4 * self.tokens)]
+        return [held_out[i] for i in first_examples(held_out, 2 * self.tokens)]
 
     # Models ----------------------------------------------------------------------------------
 
@@ -310,32 +267,38 @@ class Patient:
     @cached_property
     def taught(self) -> Step:
         """The terms that compare with the teacher, with the recipe's sources."""
-        return self._taught(self.given)
+        return self._taught(self.divergences, self.given)
 
     @cached_property
     def taught_online(self) -> Step:
         """The same with the teacher in the step."""
-        return self._taught(self.all_online)
+        return self._taught(self._in_full, self.all_online)
 
-    def _taught(self, given: Callable[[Batch], Given]) -> Step:
-        learner = self.learner(self.student, self.divergences, self.pairs(self.divergences))
+    @property
+    def _in_full(self) -> list[Any]:
+        """These terms as the full distribution has them: there is no tail to cut."""
+        cut = {"tail": None}
+        return [t.model_copy(update=cut) if hasattr(t, "tail") else t for t in self.divergences]
+
+    def _taught(self, terms: list[Any], given: Callable[[Batch], Given]) -> Step:
+        learner = self.learner(self.student, terms, self.pairs(terms))
         return take_step(learner, [self.batch(self.one_a_row)], given)
 
-    def _at_teacher(self, given: Callable[[Batch], Given]) -> Step:
+    def _at_teacher(self, terms: list[Any], given: Callable[[Batch], Given]) -> Step:
         pairs = {i: [(t, t) for _, t in mine] for i, mine in self.pairs(self.divergences).items()}
         with norms_learning(self.teacher):
-            learner = self.learner(self.teacher, self.divergences, pairs)
+            learner = self.learner(self.teacher, terms, pairs)
             return take_step(learner, [self.batch(self.one_a_row)], given)
 
     @cached_property
     def teacher_taught(self) -> Step:
         """The teacher itself in the student's place; the gradient of its norms and biases."""
-        return self._at_teacher(self.given)
+        return self._at_teacher(self.divergences, self.given)
 
     @cached_property
     def teacher_taught_online(self) -> Step:
         """The same with the teacher in the step."""
-        return self._at_teacher(self.all_online)
+        return self._at_teacher(self._in_full, self.all_online)
 
     # The loop --------------------------------------------------------------------------------
 
@@ -360,31 +323,6 @@ class Patient:
             max_length=self.run.recipe.data.max_length,
             packing=self.run.recipe.data.packing,
         )
-
-
-def without_dropout(model: nn.Module) -> nn.Module:
-    """The model with every dropout at zero: the same value twice needs the same network twice."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
-    return model
-
-
-@contextmanager
-def norms_learning(model: nn.Module) -> Iterator[None]:
-    """Let norms and biases take a gradient (all floating parameters where there are none)."""
-    floating = [p for p in model.parameters() if p.is_floating_point()]
-    chosen = [p for p in floating if p.ndim == 1] or floating
-    before = [p.requires_grad for p in chosen]
-    try:
-        for parameter in chosen:
-            parameter.requires_grad_(True)
-        yield
-    finally:
-        for parameter, flag in zip(chosen, before, strict=True):
-            parameter.requires_grad_(flag)
 
 
 def _crop(example: Example, length: int) -> Example:
@@ -413,7 +351,7 @@ def _write(examples: list[Example], path: Path) -> Examples:
         if len(example.counted)
     ]
     if len(rows) < 2:
-        raise DataError("Fewer than two training examples have a counted token: too few to look at")
+        raise DataError("Fewer than two training examples count a token; give `data.train` more.")
     table = pa.Table.from_pylist(rows)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
         stream.write_table(table)

@@ -22,6 +22,8 @@ SPINE = {"stages", "pipeline", "plan", "chat"}
 RUN = {"run", "recipe", "inputs", "report"} | SPINE
 MUST_NOT_REACH = {
     "objective": {"loop", "evaluate"} | RUN,
+    "terms": {"head", "objective", "loop", "evaluate"} | RUN,
+    "layers": {"head", "objective", "loop", "evaluate"} | RUN,
     "data": {"losses", "head", "objective", "loop", "evaluate"} | RUN,
     "batches": {"losses", "head", "objective", "loop", "evaluate"} | RUN,
     "loop": {"evaluate"} | RUN,
@@ -133,6 +135,11 @@ def test_losses_know_nothing_of_distill() -> None:
 
 def test_the_head_knows_only_losses() -> None:
     assert reach("head") == {"losses", "closed_form"}
+
+
+@pytest.mark.parametrize("module", ["schedule", "relations", "closed_form"])
+def test_what_computes_alone_knows_losses_at_most(module: str) -> None:
+    assert reach(module) <= {"losses"}
 
 
 @pytest.mark.parametrize("module", MUST_NOT_REACH)

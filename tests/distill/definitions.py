@@ -131,6 +131,8 @@ def sample(name, seed=0, dtype=torch.float64, scale=3.0):
     """(student, teacher) as a loss reads them: log-probabilities, labels, states, heads."""
     reads = LOSSES[name].reads
     shape = {"hidden": (N, H), "relation": (A, N, D)}.get(reads, (N, V))
+    if reads == "relation":  # scores are products: longer vectors see nothing but themselves
+        scale = scale / 3
     student, teacher = (normal(*shape, seed=seed + i, scale=scale).to(dtype) for i in (0, 1))
     if reads in ("hidden", "relation"):
         return student, teacher

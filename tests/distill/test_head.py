@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from attar.anatomy import Head, head_of, run_body
-from distill.head import HeadTerm, head_losses
+from distill.head import HeadTerm, head_losses, logit_losses
 from distill.losses import LOSSES
 from teachers.signals import DenseDistribution, KnownLogits, SparseDistribution
 from tests.distill.definitions import DISTRIBUTION_LOSSES, VOCABULARY_LOSSES, defined, defined_on
@@ -349,3 +349,22 @@ def test_a_flat_student_on_targets_of_every_id_has_finite_gradients():
     uniform = torch.full((N, vocabulary), 1 / vocabulary)
     expected = (uniform - teacher.exp()) @ weight.detach()
     torch.testing.assert_close(hidden.grad, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", VOCABULARY_LOSSES)
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_losses_on_logits_of_classes_equal_the_definition(name, temperature):
+    """As sequence classification has them: logits that are there, one row a text."""
+    logits = (3 * normal(N, V, seed=0)).requires_grad_()
+    known = KnownLogits(3 * normal(N, V, seed=1), temperature)
+    target = known if LOSSES[name].reads == "distribution" else None
+    terms = [HeadTerm(LOSSES[name], 0.7, temperature, {}, target)]
+    total, sums = logit_losses(logits, LABELS, terms)
+    wide = logits.detach().double().requires_grad_()
+    if target is None:
+        want = defined(name, (wide.log_softmax(-1), LABELS)).sum()
+    else:
+        want = defined_on(name, wide, known, temperature).sum()
+    assert sums[0].item() == pytest.approx(want.item(), rel=1e-5)
+    got, expected = torch.autograd.grad(total, logits)[0], torch.autograd.grad(0.7 * want, wide)[0]
+    torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5)

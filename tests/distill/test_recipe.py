@@ -229,25 +229,6 @@ def test_mistake_names_its_path_and_its_mend(path, value, words):
     assert ".." not in str(caught.value)
 
 
-SAMPLES = [name for name, codec in CODECS.items() if codec.tail == "sampled"]
-CURVED = [n for n, loss in LOSSES.items() if loss.reads == "distribution" and not loss.linear]
-
-
-@pytest.mark.parametrize("codec", SAMPLES)
-@pytest.mark.parametrize("loss", CURVED)
-@pytest.mark.parametrize("section", ["train", "specialize"])
-def test_samples_are_refused_where_they_would_bias_the_loss(codec, loss, section):
-    values = set_in(["cache"], {"codec": {"name": codec}})
-    values["train"]["objective"] = [{"loss": "forward_kl"}]
-    assert check_recipe(values).cache.codec.name == codec
-    objective = [{"loss": "cross_entropy"}, {"loss": loss}]
-    values[section] = {**values.get(section, {}), "objective": objective}
-    path = rf"`{section}\.objective\[1\]`: {loss} is not linear"
-    mend = rf"`{codec}` would bias it; use `topk`, `nucleus` or `hidden` in `cache\.codec`"
-    with pytest.raises(RecipeError, match=f"{path}.*{mend}"):
-        check_recipe(values)
-
-
 def test_a_codec_of_hidden_states_is_a_name_or_a_name_and_parameters():
     for value, step in (("basis", 0.4), ({"name": "basis", "step": 0.1}, 0.1)):
         codec = check_recipe(set_in(["cache", "hidden", "codec"], value)).cache.hidden.codec
@@ -357,6 +338,21 @@ def test_schema_gives_each_loss_its_own_parameters():
         if "const" in d.get("properties", {}).get("loss", {})
     }
     assert set(by_loss) == set(LOSSES)
+    reads = {
+        "labels": set(),
+        "distribution": {"source", "temperature", "tail"},
+        "hidden": {"source", "layers"},
+        "relation": {"source", "layers", "heads", "relations"},
+    }
     for name, found in LOSSES.items():
-        own = {"distribution": {"temperature"}, "hidden": {"layers"}}.get(found.reads, set())
-        assert by_loss[name] == {"loss", "weight"} | own | set(found.parameters())
+        assert by_loss[name] == {"loss", "weight"} | reads[found.reads] | set(found.parameters())
+
+
+def test_schema_lets_every_number_of_a_term_follow_the_steps():
+    terms = Recipe.model_json_schema()["$defs"]
+    for name, found in LOSSES.items():
+        own = {key for key, (_, default) in found.parameters().items() if type(default) is float}
+        numbers = {"weight", *own} | ({"temperature"} if found.reads == "distribution" else set())
+        for number in numbers:
+            kinds = terms[f"{name}_term"]["properties"][number]
+            assert "Ramp" in json.dumps(kinds), f"{name}.{number}"

@@ -1,0 +1,33 @@
+"""`distill doctor`: the invariances of distilling, on the user's own models and data.
+
+Each check is a bug that some toolkit has shipped. The data are prepared and the student is built
+in the run folder, as for `distill cache audit`; everything else happens in a folder below it that
+is gone afterwards, the run's own cache and training among what is not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attar.errors import RunError
+from attar.processes import is_alone
+from distill import (
+    checks_data,  # noqa: F401  (registering enrols, in this order)
+    checks_objective,  # noqa: F401
+    checks_teacher,  # noqa: F401
+    checks_weights,  # noqa: F401
+)
+from distill.checkup import Checked, examine
+from distill.pipeline import run_stages
+from distill.run import Run
+
+
+def diagnose(run: Run, tokens: int, on_checked: Callable[[Checked], None]) -> list[Checked]:
+    """Every check on a run, about so many counted tokens a step; the student is built first
+    where it is not yet. Raises a `UserError` where that cannot be done.
+    """
+    if not is_alone():
+        raise RunError("`distill doctor` runs in one process; start it without torchrun.")
+    run_stages(run, ["adapt-teacher", "build"])
+    run.prepare_data()
+    return examine(run, tokens, on_checked)
