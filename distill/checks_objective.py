@@ -52,7 +52,7 @@ def normaliser(patient: Patient) -> Finding:
     )  # fmt: skip
     seen = train(job).history[0]
     value, gradient = abs(seen["nll"] - nll) / nll, abs(seen["norm"] - norm) / norm
-    terms = patient.whole.at(1, 1)
+    terms = patient.whole.final()
     parts = sum(t.weight * patient.reference.terms[f"{i}:{t.loss}"] for i, t in enumerate(terms))
     total = abs(patient.reference.value - parts) / max(abs(parts), 1e-12)
     ours = abs(patient.reference.terms["nll"] - nll) / nll

@@ -15,7 +15,7 @@ import click
 def recipe_options(command: Any) -> Any:
     """What every command on a recipe takes."""
     options = [
-        click.argument("recipe", type=click.Path(dir_okay=False)),
+        click.argument("recipe", type=click.Path()),
         click.option("--run-dir", type=click.Path(file_okay=False), help="Default: runs/RECIPE."),
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override."),
         click.option("-v", "--verbose", is_flag=True, help="More messages."),
@@ -33,6 +33,8 @@ def open_run(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **sho
     from distill.run import Run
 
     set_up_logging(**show)
+    if Path(recipe).is_dir():  # a run's folder stands for its recipe
+        recipe, run_dir = str(Path(recipe) / "recipe.yaml"), run_dir or recipe
     loaded = load_recipe(recipe, overrides)
     return Run(loaded, Path(run_dir) if run_dir else Path("runs") / Path(recipe).stem)
 

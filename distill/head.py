@@ -178,6 +178,9 @@ class _Products:
                     logits = part.head.logits(part.hidden_NH, room)
                     found[id(target)] = KnownLogits(logits, target.temperature)
                 result.append(replace(term, target=found[id(target)]))
+            elif isinstance(target, KnownLogits):  # a copy: closed forms write over it
+                logits = target.logits_NV[start:stop].to(torch.float32, copy=True)
+                result.append(replace(term, target=KnownLogits(logits, target.temperature)))
             else:
                 result.append(term.rows(start, stop))
         return result

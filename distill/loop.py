@@ -290,7 +290,7 @@ class _Run:
         lengths = self.job.held_out.lengths[chosen]
         plan = plan_in_order(list(lengths), self.config.batch_size)
         micro = [[[chosen[i] for i in row] for row in rows] for rows in plan]
-        terms = self.job.learner.at(1, 1)  # as they end, so that evaluations compare
+        terms = self.job.learner.final()
         names = [f"{i}:{term.loss}" for i, term in enumerate(terms)]
         totals = dict.fromkeys([*names, "nll"], 0.0)
         for rows in micro[self.rank :: self.world]:
@@ -309,7 +309,7 @@ class _Run:
 
     def _value(self, totals: dict[str, float]) -> float:
         """The objective's value from its terms' sums: what `best` means."""
-        terms = enumerate(self.job.learner.at(1, 1))
+        terms = enumerate(self.job.learner.final())
         return float(sum(term.weight * totals[f"{i}:{term.loss}"] for i, term in terms))
 
     def note(self, record: dict[str, float]) -> None:

@@ -91,9 +91,13 @@ class Learner(nn.Module):
         """The terms of one step of so many, from 0: every schedule a number."""
         return [term.at(step, total) for term in self.terms]
 
+    def final(self) -> list[Any]:
+        """The terms as they end: what evaluations use, so that they compare."""
+        return self.at(1, 1)
+
     def decode(self, signals: GivesSignals, terms: list[Any] | None = None) -> None:
         """Decode what the terms will ask the cache for: done ahead, by another thread."""
-        for i, term in enumerate(terms or self.at(1, 1)):
+        for i, term in enumerate(terms or self.final()):
             reads = LOSSES[term.loss].reads
             if reads == "labels" or self._source(term) != "cache":
                 continue
@@ -116,7 +120,7 @@ class Learner(nn.Module):
 
         `terms`: those of this step, from `at`; the values they end with when absent.
         """
-        terms = terms or self.at(1, 1)
+        terms = terms or self.final()
         device = batch.labels_BT.device
         enabled = self.dtype != torch.float32
         with ExitStack() as stack:

@@ -21,14 +21,12 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from attar.anatomy import blocks_of, num_layers
+from attar.anatomy import blocks_of
 from attar.errors import DataError
-from attar.files import read_json
 from attar.loading import load_causal_lm, tokenizer_identity
 from distill.batches import Batch, collate
 from distill.data import IGNORE, Example, Examples, first_examples, key_of, sources_of
 from distill.head import tokens_per_chunk
-from distill.layers import LayerMap
 from distill.loop import Job, LoopConfig
 from distill.losses import LOSSES
 from distill.objective import Given, Learner, Pairs
@@ -151,17 +149,9 @@ class Patient:
         """Where the models are."""
         return next(self.student.parameters()).device
 
-    @cached_property
-    def layer_map(self) -> LayerMap:
-        """Which layers learn from which."""
-        hidden, file = self.run.recipe.cache.hidden, self.run.student_folder / "surgery.json"
-        kept = read_json(file)["kept"] if file.exists() else None
-        depth = num_layers(self.student)
-        return LayerMap(depth, self.run.teacher_depth, hidden.layers, hidden.attention, kept)
-
     def pairs(self, terms: list[Any]) -> dict[int, Pairs]:
         """(student, teacher) layers of each of these terms that has some."""
-        return self.layer_map.pairs(terms, self.config.source)
+        return self.run.layer_map().pairs(terms, self.config.source)
 
     def learner(
         self,

@@ -13,7 +13,6 @@ from distill.caching import cache_manifest
 from distill.console import log_to_file
 from distill.data import check_sources
 from distill.inputs import NEEDS, inputs_of, is_done
-from distill.layers import LayerMap
 from distill.loop import check_trackers
 from distill.relations import check_relations
 from distill.run import Run, Stopwatch, on_first_process
@@ -58,9 +57,7 @@ def check_before_work(run: Run) -> None:
 
 def _check_layer_terms(run: Run) -> None:
     """Terms on layers and blocks: that both sides have them, and that heads fit."""
-    hidden, depth = run.recipe.cache.hidden, run.student_depth
-    kept = list(range(depth)) if run.recipe.student.from_ == "teacher" else None
-    known = LayerMap(depth, run.teacher_depth, hidden.layers, hidden.attention, kept)
+    known = run.layer_map()
     for name, section in run.recipe.learning().items():
         known.pairs(section.objective, section.source, name)
         configs = run.student_config, run.teacher_config

@@ -31,6 +31,7 @@ from attar.loading import (
 )
 from attar.processes import is_alone, process_state
 from distill.data import DataConfig, Examples, prepare
+from distill.layers import LayerMap
 from distill.recipe import Recipe
 from distill.terms import reads_from
 from students.build import fresh_config
@@ -155,6 +156,16 @@ class Run:
         if layers is not None:
             return len(layers.keep) if isinstance(layers.keep, list) else layers.keep
         return int(self.student_config.get_text_config().num_hidden_layers)
+
+    def layer_map(self) -> LayerMap:
+        """What is known of both models' layers, and how the student was cut where it was."""
+        hidden, file = self.recipe.cache.hidden, self.student_folder / "surgery.json"
+        depth, kept = self.student_depth, None
+        if self.recipe.student.from_ == "teacher":
+            kept = read_json(file)["kept"] if file.exists() else []
+            if len(kept) != depth:  # not cut yet, or for another recipe: enough to check by
+                kept = list(range(depth))
+        return LayerMap(depth, self.teacher_depth, hidden.layers, hidden.attention, kept)
 
     def prepare_data(self) -> None:
         """Tokenise what the recipe learns from, unless it is there. All processes call this."""

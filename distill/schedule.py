@@ -58,7 +58,8 @@ class Ramp(Section):
     from_: float | None = Field(None, alias="from", description="value until it starts")
     to: float = Field(description="value from its end on")
     over: tuple[float, float] | None = Field(
-        None, description="start and end: shares of the steps up to 1, numbers of steps above"
+        None,
+        description="start and end: shares of the steps, or numbers of steps",
     )
 
     @model_validator(mode="after")
@@ -67,8 +68,15 @@ class Ramp(Section):
             raise ValueError(f"a `{self.schedule}` schedule needs `from`")
         if self.schedule == "constant" and (self.from_ is not None or self.over is not None):
             raise ValueError("a `constant` schedule has `to` alone")
-        if self.over is not None and not 0 <= self.over[0] < self.over[1]:
-            raise ValueError("`over` is [start, end], the end after the start")
+        if self.over is not None:
+            start, end = self.over
+            if not 0 <= start < end:
+                raise ValueError("`over` is [start, end], the end after the start")
+            if end > 1 and 0 < start < 1:
+                raise ValueError(
+                    f"`over` is two shares of the steps (up to 1) or two numbers of steps, not "
+                    f"{start:g} and {end:g}"
+                )
         return self
 
     @property
@@ -79,12 +87,14 @@ class Ramp(Section):
         return (0.0 if self.from_ is None else self.from_), self.to
 
     def at(self, step: int, total: int) -> float:
-        """Its value in step `step` of `total`, from 0: the last step has the last value."""
+        """Its value in step `step` of `total`, from 0; at `total`, behind the last, its end."""
         first, last = self.ends
+        if step >= total:
+            return last
         start, stop = self.over or ((0.0, 0.1) if self.schedule == "warmup" else (0.0, 1.0))
-        most = max(1, total - 1)
-        start, stop = (edge * most if edge <= 1 else edge for edge in (start, stop))
-        progress = min(1.0, max(0.0, (step - start) / max(1e-9, stop - start)))
+        if stop <= 1:
+            start, stop = start * max(1, total - 1), stop * max(1, total - 1)
+        progress = min(1.0, max(0.0, (step - start) / (stop - start)))
         if self.schedule == "cosine":
             progress = 0.5 * (1 - math.cos(math.pi * progress))
         return first + (last - first) * progress

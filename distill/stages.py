@@ -33,7 +33,6 @@ from distill.data import DataConfig, Examples
 from distill.evaluate import MeasureJob, measure_apart
 from distill.head import tokens_per_chunk
 from distill.inputs import ORDER, inputs_of
-from distill.layers import LayerMap
 from distill.loop import Job, LoopConfig, Result
 from distill.loop import train as train_loop
 from distill.losses import LOSSES
@@ -244,7 +243,7 @@ def _train(
     torch.manual_seed(run.recipe.seed)  # projectors are drawn from it
     if data.packing:
         check_examples_stay_apart(student, run.vocabulary)
-    pairs = _layer_map(run, student).pairs(config.objective, config.source)
+    pairs = run.layer_map().pairs(config.objective, config.source)
     device = next(student.parameters()).device
     learner = Learner(
         student,
@@ -283,13 +282,6 @@ def _train_dtype(config: Any) -> torch.dtype:
     if getattr(config, "method", "") == "qlora":
         return torch.bfloat16
     return resolve_precision(config.precision)
-
-
-def _layer_map(run: Run, student: torch.nn.Module) -> LayerMap:
-    """What is known of both models' layers, and how the student was cut."""
-    hidden, file = run.recipe.cache.hidden, run.student_folder / "surgery.json"
-    kept = read_json(file)["kept"] if file.exists() else None
-    return LayerMap(num_layers(student), run.teacher_depth, hidden.layers, hidden.attention, kept)
 
 
 def _online_teacher(

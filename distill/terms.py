@@ -46,7 +46,7 @@ class Term(Section):
         return {name: getattr(self, name) for name in LOSSES[self.loss].parameters()}
 
     def at(self, step: int, total: int) -> Term:
-        """The term in one step of so many, every schedule a number."""
+        """The term in one step of so many, from 0, schedules as numbers; at `total`, its end."""
         ramps = {name: value.at(step, total) for name, value in self if isinstance(value, Ramp)}
         return self.model_copy(update=ramps) if ramps else self
 
@@ -112,6 +112,8 @@ def check_served(term: Any, codec: Any) -> None:
     found = LOSSES[term.loss]
     if not isinstance(term.temperature, Ramp):
         codec.check_temperature(term.temperature)
+    elif len(set(term.temperature.ends)) == 1:
+        codec.check_temperature(term.temperature.to)
     elif codec.tail != "none":
         raise RecipeError(
             f"a scheduled temperature passes values that the codec `{codec.name}` does not hold; "
@@ -154,4 +156,4 @@ def check_online(term: Any) -> None:
 
 def _codecs(*tails: str) -> str:
     names = [f"`{name}`" for name, kind in CODECS.items() if kind.tail in tails]
-    return " or ".join(names)
+    return " or ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)

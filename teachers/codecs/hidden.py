@@ -21,10 +21,13 @@ from pydantic import Field
 from torch import Tensor
 
 from attar.anatomy import Head
+from attar.errors import RecipeError
 from attar.strict import Section
 from teachers.codecs import CODECS, Assets, Columns
 from teachers.codecs.basis import from_bands, principal, to_bands
 from teachers.signals import DenseDistribution, TeacherChunk
+
+LARGEST = 16_000  # code among the tokens it learns from: half of what 16 bits hold
 
 
 @CODECS.add("hidden")
@@ -45,10 +48,17 @@ class FinalHidden(Section):
         root_HH, inverse_HH = _roots(_metric(chunk))
         directions_HH = principal((hidden_NH - mean_H) @ root_HH)
         step = sqrt(24 * self.kl / len(mean_H))  # H coefficients, each off by step^2 / 12
+        forward_HH = root_HH @ directions_HH / step
+        largest = float(((hidden_NH - mean_H) @ forward_HH).abs().max())
+        if largest > LARGEST:
+            raise RecipeError(
+                f"`cache.codec.kl` {self.kl:g} needs codes up to {largest:.0f}, beyond the 16 bits "
+                f"that are stored; {self.kl * (largest / LARGEST) ** 2:.0e} can be had."
+            )
         head = chunk.head
         assets = {
             "mean": mean_H.float(),
-            "forward": (root_HH @ directions_HH / step).float(),
+            "forward": forward_HH.float(),
             "backward": (step * directions_HH.T @ inverse_HH).float(),
             "head_weight": head.weight_VH.detach().clone(),
             "head_scale": torch.tensor(head.scale),

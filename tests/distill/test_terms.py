@@ -45,7 +45,7 @@ def test_recipe_takes_what_serves_a_loss_and_refuses_the_rest_by_its_path(sectio
     found, tail = LOSSES[loss], CODECS[codec].tail
     terms = [{"loss": "cross_entropy"}, {"loss": loss}]
     path = rf"`{section}\.objective\[1\]`: {loss}"
-    others = r"use `\w+`( or `\w+`)* in `cache\.codec`"
+    others = r"use `\w+`((, | or )`\w+`)* in `cache\.codec`"
     if found.full and tail != "none":
         words = rf"{path} compares every id, .*`{codec}` do not hold; {others}, or `source: online`"
         refused(words, *terms, codec=codec, section=section)
