@@ -27,7 +27,8 @@ from teachers.signals import DenseDistribution, KnownLogits, SparseDistribution,
 
 CHUNK_TOKENS = 512  # a head's gradient is read and written once a chunk: 3% of the time at 512
 CHUNK_BYTES = {"cpu": 512 << 20, "cuda": 1 << 30}  # ... unless the logits would take more than this
-BLOCK_BYTES = 2 << 20  # logits that the passes between two products work on, on a CPU
+ROWS = 8192  # ids of a 16-bit product that is added to the head's float32 gradient
+BLOCK_BYTES = 8 << 20  # logits that the passes between two products work on, on a CPU
 
 
 def tokens_per_chunk(vocabulary: int, device: torch.device) -> int:
@@ -137,6 +138,7 @@ class _HeadLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, _grad_sums: Tensor) -> Any:
         gradients = ctx.gradients
+        del ctx.gradients  # held by nobody else, they become .grad without a copy
         if grad_total.device.type != "cpu" or grad_total != 1:
             gradients = [None if g is None else g.mul_(grad_total.to(g.dtype)) for g in gradients]
         return (*gradients, None, None, None, None, None, None)
@@ -204,15 +206,27 @@ class _Gradients:
             else:
                 mine.copy_(matmul_float32(grad, weight))
         if self._needs[1]:
-            if self.weight_VH is None:
-                self.weight_VH = matmul_float32(grad.T, hidden)
-            elif grad.dtype == torch.float32:
-                self.weight_VH.addmm_(grad.T, hidden)
-            else:
-                self.weight_VH += matmul_float32(grad.T, hidden)
+            self._add_to_weight(grad.T, hidden)
         if self._needs[2]:
             ones = grad.sum(0, dtype=torch.float32)
             self.bias_V = ones if self.bias_V is None else self.bias_V.add_(ones)
+
+    def _add_to_weight(self, grad_VN: Tensor, hidden: Tensor) -> None:
+        """In 16 bits some rows of the product at a time, so that it never lies beside the sum."""
+        if self.weight_VH is None and grad_VN.dtype == torch.float32:
+            self.weight_VH = torch.mm(grad_VN, hidden)
+        elif grad_VN.dtype == torch.float32:
+            assert self.weight_VH is not None
+            self.weight_VH.addmm_(grad_VN, hidden)
+        else:
+            first = self.weight_VH is None
+            if self.weight_VH is None:
+                size = grad_VN.shape[0], hidden.shape[1]
+                self.weight_VH = torch.empty(size, dtype=torch.float32, device=hidden.device)
+            parts = zip(grad_VN.split(ROWS), self.weight_VH.split(ROWS), strict=True)
+            for part, rows in parts:
+                product = matmul_float32(part, hidden)
+                rows.copy_(product) if first else rows.add_(product)
 
 
 def _over_blocks(

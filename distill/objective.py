@@ -8,14 +8,15 @@ the whole step, over micro-batches and processes).  Splitting a batch therefore 
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attar.anatomy import capture_layers, head_of, run_body, width
+from attar.anatomy import capture_layers, head_of, run_body, unwrap, width
 from attar.attention import attention_heads, attention_projections, capture_attention
 from distill.batches import Batch
 from distill.data import IGNORE
@@ -127,6 +128,7 @@ class Learner(nn.Module):
             stack.enter_context(torch.autocast(device.type, self.dtype, enabled=enabled))
             captured = stack.enter_context(capture_layers(self.student, self.layers))
             attended = stack.enter_context(capture_attention(self.student, self.blocks))
+            stack.enter_context(_rows_of_tied_embedding(self.student))
             hidden_BTH = run_body(self.student, batch.model_inputs())
         where_BT = batch.labels_BT != IGNORE
         labels_N = batch.labels_BT[where_BT]
@@ -205,3 +207,23 @@ class Learner(nn.Module):
             LOSSES[term.loss].function,
             attention_heads(self.student)[1],
         )
+
+
+@contextmanager
+def _rows_of_tied_embedding(student: nn.Module) -> Iterator[None]:
+    """Where head and embedding are one matrix, the embedding's gradient is its rows alone.
+
+    They are added into the head's gradient, which is dense and always there: a second matrix of
+    V x H, mostly zero, is neither made nor added.
+    """
+    model: Any = unwrap(student)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = isinstance(embedding, nn.Embedding) and embedding.weight is head.weight
+    if not tied or embedding.sparse:
+        yield
+        return
+    embedding.sparse = True
+    try:
+        yield
+    finally:
+        embedding.sparse = False
