@@ -15,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_ENV := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 HF_HUB_OFFLINE=1
-SCRIPTS = $(filter-out %/results_table.py %/codecs_table.py %/harness.py %/distillkit.py %/held_out.py,$(wildcard benchmarks/*.py))
+SCRIPTS = $(filter-out %/results_table.py %/tables.py %/peak.py %/step_sides.py %/harness.py %/distillkit.py %/held_out.py,$(wildcard benchmarks/*.py))
 
 .PHONY: demo test test-fast check bench docs results clean
 
@@ -42,7 +42,8 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python docs/make_losses.py --check
-	$(BIN)/python benchmarks/codecs_table.py --check
+	$(BIN)/python docs/make_conformance.py --check
+	$(BIN)/python benchmarks/tables.py --check
 	$(TEST_ENV) $(BIN)/python -m pytest -q tests/test_architecture.py
 
 bench: $(STAMP)
@@ -51,10 +52,11 @@ bench: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python docs/make_losses.py
+	$(BIN)/python docs/make_conformance.py
 
 results: $(STAMP)
 	$(BIN)/python benchmarks/results_table.py
-	$(BIN)/python benchmarks/codecs_table.py
+	$(BIN)/python benchmarks/tables.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

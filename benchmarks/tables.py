@@ -1,6 +1,6 @@
-"""Write what the codecs' benchmarks found into docs/cache.md; with --check, fail where it is stale.
+"""Write what the benchmarks found into docs/cache.md and docs/speed.md; --check: fail where stale.
 
-python benchmarks/codecs_table.py
+python benchmarks/tables.py
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from attar.files import read_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "cache.md"
 
 
 def codecs_block(found: dict[str, Any]) -> str:
@@ -71,29 +70,74 @@ def students_block(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def page() -> str:
-    """docs/cache.md as the results want it."""
+def steps_block(*found: dict[str, Any]) -> str:
+    """A line a side and shape: seconds and peak memory, and both by the plain step's."""
+    lines = [
+        "| shape | side | seconds | of `hf` | peak MiB | of `hf` |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {row['shape']} | {row['side']} | {_number(row['seconds'], 2)} "
+        f"| {_number(row['time / hf'], 3)} | {row['peak MiB']:,} | {_number(row['peak / hf'], 3)} |"
+        for one in found
+        for row in one["rows"]
+    ]
+    return "\n".join(lines)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None or value != value else f"{value:.{digits}f}"
+
+
+def gradients_block(found: dict[str, Any]) -> str:
+    """Relative error of the gradients at hidden states and at the head's weight."""
+    rows = found["rows"]
+    names = [name for name in rows[0] if name not in ("seconds",)]
+    lines = ["| " + " | ".join(names) + " |", "|---" * 3 + "|---:" * (len(names) - 3) + "|"]
+    for row in rows:
+        cells = (f"{v:.1e}" if isinstance(v, float) else str(v) for v in row.values())
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _result(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = read_json(RESULTS / f"{name}.json")
+    return found
+
+
+def pages() -> dict[Path, str]:
+    """The pages as the results want them."""
     blocks = {
-        "codecs": codecs_block(read_json(RESULTS / "cache_codecs.json")),
-        "layers": layers_block(read_json(RESULTS / "layer_codecs.json")),
-        "students": students_block(read_json(RESULTS / "cache_students.json")),
+        "cache.md": {
+            "codecs": codecs_block(_result("cache_codecs")),
+            "layers": layers_block(_result("layer_codecs")),
+            "students": students_block(_result("cache_students")),
+        },
+        "speed.md": {
+            "steps": steps_block(_result("step"), _result("step_8x1024")),
+            "memory": steps_block(_result("step_memory_bf16")),
+            "gradients": gradients_block(_result("gradients")),
+        },
     }
-    text = PAGE.read_text(encoding="utf8")
+    return {ROOT / "docs" / name: _filled(name, own) for name, own in blocks.items()}
+
+
+def _filled(page: str, blocks: dict[str, str]) -> str:
+    text = (ROOT / "docs" / page).read_text(encoding="utf8")
     for name, block in blocks.items():
         pattern = rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)"
-        assert re.search(pattern, text, re.S), f"docs/cache.md has no place for {name}"
+        assert re.search(pattern, text, re.S), f"docs/{page} has no place for {name}"
         text = re.sub(pattern, rf"\g<1>{block}\n\g<2>", text, flags=re.S)
     return text
 
 
 def main() -> None:
     """Write or check."""
-    wanted = page()
-    if "--check" in sys.argv:
-        if wanted != PAGE.read_text(encoding="utf8"):
-            sys.exit("docs/cache.md is stale: python benchmarks/codecs_table.py writes it.")
-        return
-    PAGE.write_text(wanted, encoding="utf8")
+    for page, wanted in pages().items():
+        if "--check" not in sys.argv:
+            page.write_text(wanted, encoding="utf8")
+        elif wanted != page.read_text(encoding="utf8"):
+            sys.exit(f"docs/{page.name} is stale: python benchmarks/tables.py writes it.")
 
 
 if __name__ == "__main__":
