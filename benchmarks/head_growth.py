@@ -34,8 +34,8 @@ WIDTH, ENTRIES = 576, 32
 TOKENS, QUICK_TOKENS, VOCABULARY = 1024, 256, 49152  # where the others vary
 Point = tuple[int, int, int]  # tokens, vocabulary, chunk
 SWEEPS: dict[str, list[int]] = {
-    "vocabulary": [32768, 49152, 65536, 131072, 262144],
-    "tokens": [1024, 2048, 4096, 8192, 16384],
+    "vocabulary": [32768, 65536, 131072, 262144],
+    "tokens": [1024, 4096, 16384],
     "chunk": [64, 128, 256, 512, 1024, 2048],
 }
 QUICK: dict[str, list[int]] = {
