@@ -87,10 +87,8 @@ def cache_audit(
     from distill.audit import audit_run, choose, plot, short, table, write_codec
     from distill.console import print_table
 
-    if Path(recipe).is_dir():
-        run_dir, recipe = run_dir or recipe, str(Path(recipe) / "recipe.yaml")
-        if write:
-            raise RecipeError("--write needs the recipe's own file, not a run folder.")
+    if write and Path(recipe).is_dir():
+        raise RecipeError("--write needs the recipe's own file, not a run folder.")
     if write and budget is None:
         raise RecipeError("--write needs --budget: the bytes a token that the codec may take.")
     opened = open_run(recipe, run_dir, overrides, **show)

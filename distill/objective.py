@@ -23,7 +23,7 @@ from distill.data import IGNORE
 from distill.head import HeadTerm, head_losses
 from distill.losses import LOSSES
 from distill.relations import relation_values
-from distill.terms import Source
+from distill.terms import Source, source_of
 from teachers.signals import GivesSignals, SparseDistribution
 
 Pairs = list[tuple[int, int]]
@@ -100,7 +100,7 @@ class Learner(nn.Module):
         """Decode what the terms will ask the cache for: done ahead, by another thread."""
         for i, term in enumerate(terms or self.final()):
             reads = LOSSES[term.loss].reads
-            if reads == "labels" or self._source(term) != "cache":
+            if source_of(term, self.source) != "cache":
                 continue
             if reads == "distribution":
                 signals.distribution(term.temperature)
@@ -110,9 +110,10 @@ class Learner(nn.Module):
                 else:
                     signals.attention(t)
 
-    def _source(self, term: Any) -> Source:
-        found: Source = term.source or self.source
-        return found
+    def _signals(self, term: Any, given: Given) -> GivesSignals:
+        source = source_of(term, self.source)
+        assert source is not None
+        return given[source]
 
     def forward(
         self, batch: Batch, given: Given, scale: float, terms: list[Any] | None = None
@@ -138,7 +139,7 @@ class Learner(nn.Module):
         for i, pairs in self.pairs.items():
             term = terms[i]
             of = self._hidden if LOSSES[term.loss].reads == "hidden" else self._relation
-            signals = given[self._source(term)]
+            signals = self._signals(term, given)
             parts = [of(term, s, t, seen, signals).sum() for s, t in pairs]
             value = torch.stack(parts).mean()
             sums[f"{i}:{term.loss}"] = value.detach()
@@ -165,7 +166,7 @@ class Learner(nn.Module):
             if found.reads == "labels":
                 parts.append(HeadTerm(found, scale * term.weight, parameters=term.own()))
                 continue
-            target = given[self._source(term)].distribution(term.temperature)
+            target = self._signals(term, given).distribution(term.temperature)
             target = target.to(hidden_NH.device)
             if term.tail is not None:
                 assert isinstance(target, SparseDistribution), "the recipe was checked"

@@ -18,7 +18,7 @@ from distill.data import DataConfig
 from distill.evaluate import EvaluateConfig
 from distill.loop import LoopConfig, TrainConfig
 from distill.losses import LOSSES
-from distill.terms import AnyTerm, check_online, check_served, reads_from
+from distill.terms import AnyTerm, check_online, check_served, reads_from, source_of
 from students.adapt import LoraOptions
 from students.build import StudentConfig
 from students.export import ExportConfig
@@ -88,7 +88,7 @@ class Recipe(Section):
                 )
             for i, term in enumerate(section.objective):
                 reads = LOSSES[term.loss].reads
-                online = reads != "labels" and (term.source or section.source) == "online"
+                online = source_of(term, section.source) == "online"
                 if reads == "distribution":
                     try:
                         check_online(term) if online else check_served(term, self.cache.codec)

@@ -94,10 +94,17 @@ else:
     AnyTerm = Annotated[reduce(or_, TERM_MODELS.values()), Field(discriminator="loss")]
 
 
+def source_of(term: Any, default: Source) -> Source | None:
+    """Where a term's signals come from, in a section with this default; None: it reads none."""
+    if LOSSES[term.loss].reads == "labels":
+        return None
+    found: Source = term.source or default
+    return found
+
+
 def terms_reading(terms: list[Any], source: Source, default: Source) -> list[Any]:
     """The terms whose teacher's signal comes from a source; `default` is the section's own."""
-    reading = [term for term in terms if LOSSES[term.loss].reads != "labels"]
-    return [term for term in reading if (term.source or default) == source]
+    return [term for term in terms if source_of(term, default) == source]
 
 
 def reads_from(section: Any, source: Source) -> bool:

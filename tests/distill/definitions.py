@@ -186,3 +186,28 @@ def ragged(target, seed=0):
             tail[n] = torch.logaddexp(tail[n], logprobs[n, kept:].logsumexp(-1))
         ids[n, kept:], logprobs[n, kept:] = ids[n, 0], -torch.inf
     return SparseDistribution(ids, logprobs, tail, target.closed)
+
+
+def over_all_logits(tensors, options, labels, terms):
+    """(scaled total, sum of each term, gradients) on all N x V logits in float64.
+
+    `tensors`: hidden states, the head's weight and, where it has one, its bias. `options`: the
+    head's scale and soft-cap.
+    """
+    wide = [x.detach().double().requires_grad_() for x in tensors]
+    logits = wide[0] @ wide[1].T
+    if len(wide) > 2:
+        logits = logits + wide[2]
+    logits = logits * options.get("scale", 1.0)
+    if options.get("softcap"):
+        logits = options["softcap"] * torch.tanh(logits / options["softcap"])
+    sums = []
+    for term in terms:
+        if term.loss.reads == "labels":
+            values = defined(term.loss.name, (logits.log_softmax(-1), labels), **term.parameters)
+        else:
+            how = (logits, term.target, term.temperature)
+            values = defined_on(term.loss.name, *how, **term.parameters)
+        sums.append(values.sum())
+    total = sum(term.scale * value for term, value in zip(terms, sums, strict=True))
+    return total.detach(), torch.stack(sums).detach(), torch.autograd.grad(total, wide)

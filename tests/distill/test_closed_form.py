@@ -17,7 +17,7 @@ from distill.closed_form import covers
 from distill.head import HeadTerm, head_losses
 from distill.losses import LOSSES
 from teachers.signals import DenseDistribution, KnownLogits
-from tests.distill.definitions import defined, defined_on, ragged, sparse
+from tests.distill.definitions import over_all_logits, ragged, sparse
 
 N, V, H, K = 7, 31, 8, 5
 LABELS = torch.arange(N) * 7 % V
@@ -79,22 +79,8 @@ def run(terms, options=None, chunk=3, seed=0):
 def true_values(terms, options=None, seed=0):
     """The same from the definitions in float64, over all logits at once."""
     options = options or {}
-    wide = [x.detach().double().requires_grad_() for x in leaves(seed)]
-    logits = wide[0] @ wide[1].T + (wide[2] if options.get("bias_V") else 0.0)
-    logits = logits * options.get("scale", 1.0)
-    if options.get("softcap"):
-        logits = options["softcap"] * torch.tanh(logits / options["softcap"])
-    sums = []
-    for term in terms:
-        if term.loss.reads == "labels":
-            values = defined(term.loss.name, (logits.log_softmax(-1), LABELS), **term.parameters)
-        else:
-            how = (logits, term.target, term.temperature)
-            values = defined_on(term.loss.name, *how, **term.parameters)
-        sums.append(values.sum())
-    total = sum(term.scale * value for term, value in zip(terms, sums, strict=True))
-    wanted = wide if options.get("bias_V") else wide[:2]
-    return total.detach(), torch.stack(sums).detach(), torch.autograd.grad(total, wanted)
+    tensors = leaves(seed) if options.get("bias_V") else leaves(seed)[:2]
+    return over_all_logits(tensors, options, LABELS, terms)
 
 
 def assert_same(got, want, rtol=1e-4, atol=2e-5):

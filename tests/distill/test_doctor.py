@@ -19,9 +19,6 @@ from distill.loop import Plan
 from distill.losses import LOSSES
 from distill.objective import Learner
 from distill.patient import Patient
-from distill.pipeline import run_stages
-from distill.recipe import load_recipe
-from distill.run import Run
 from teachers.cache import SignalCache, Signals
 from teachers.load import load_teacher
 
@@ -34,18 +31,6 @@ CHAT = [
     ]}
     for i in range(40)
 ]  # fmt: skip
-
-
-@pytest.fixture
-def open_run(workshop):
-    """`open_run(*changes)`: the workshop's run with some keys changed, its student built."""
-
-    def make(*changes):
-        run = Run(load_recipe("recipe.yaml", changes), Path("run"))
-        run_stages(run, ["build"])
-        return run
-
-    return make
 
 
 @pytest.fixture

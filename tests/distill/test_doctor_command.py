@@ -9,26 +9,11 @@ from click.testing import CliRunner
 
 from cli import main
 from distill.checkup import CHECKS, examine
-from distill.pipeline import run_stages
-from distill.recipe import load_recipe
-from distill.run import Run
 
 NAMES = [
     "tokenizer", "mask", "normaliser", "accumulation", "padding", "packing", "chunk", "precision",
     "zero at teacher", "vocabulary", "cache", "frozen teacher", "fitness", "resume", "checkpoint",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def open_run(workshop):
-    """`open_run(*changes)`: the workshop's run with some keys changed, its student built."""
-
-    def make(*changes):
-        run = Run(load_recipe("recipe.yaml", changes), Path("run"))
-        run_stages(run, ["build"])
-        return run
-
-    return make
 
 
 def test_a_healthy_recipe_passes_and_leaves_nothing_behind(workshop):

@@ -11,7 +11,13 @@ from attar.anatomy import Head, head_of, run_body
 from distill.head import HeadTerm, head_losses, logit_losses
 from distill.losses import LOSSES
 from teachers.signals import DenseDistribution, KnownLogits, SparseDistribution
-from tests.distill.definitions import DISTRIBUTION_LOSSES, VOCABULARY_LOSSES, defined, defined_on
+from tests.distill.definitions import (
+    DISTRIBUTION_LOSSES,
+    VOCABULARY_LOSSES,
+    defined,
+    defined_on,
+    over_all_logits,
+)
 
 N, V, H = 11, 41, 16
 HEADS = {
@@ -74,24 +80,8 @@ def make_terms(*weighted, kind="topk", temperature=1.0):
 
 
 def reference(tensors, options, terms):
-    """(scaled total, sums, gradients) of the definitions on all N x V logits in float64."""
-    wide = [x.detach().double().requires_grad_() for x in tensors]
-    logits = wide[0] @ wide[1].T
-    if len(wide) > 2:
-        logits = logits + wide[2]
-    logits = logits * options.get("scale", 1.0)
-    if options.get("softcap"):
-        logits = options["softcap"] * torch.tanh(logits / options["softcap"])
-    sums = []
-    for term in terms:
-        if term.loss.reads == "labels":
-            values = defined(term.loss.name, (logits.log_softmax(-1), LABELS), **term.parameters)
-        else:
-            how = (logits, term.target, term.temperature)
-            values = defined_on(term.loss.name, *how, **term.parameters)
-        sums.append(values.sum())
-    total = sum(term.scale * value for term, value in zip(terms, sums, strict=True))
-    return total.detach(), torch.stack(sums).detach(), torch.autograd.grad(total, wide)
+    """(scaled total, sums, gradients) of the definitions."""
+    return over_all_logits(tensors, options, LABELS, terms)
 
 
 def run(tensors, options, terms, chunk=4, dtype=torch.float32):

@@ -1,0 +1,21 @@
+"""Fixtures that several tests of distill share."""
+
+from pathlib import Path
+
+import pytest
+
+from distill.pipeline import run_stages
+from distill.recipe import load_recipe
+from distill.run import Run
+
+
+@pytest.fixture
+def open_run(workshop):
+    """`open_run(*changes)`: the workshop's run with some keys changed, its student built."""
+
+    def make(*changes):
+        run = Run(load_recipe("recipe.yaml", changes), Path("run"))
+        run_stages(run, ["build"])
+        return run
+
+    return make
