@@ -43,6 +43,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/python docs/make_losses.py --check
 	$(BIN)/python docs/make_conformance.py --check
+	$(BIN)/python docs/make_deploy.py --check
 	$(BIN)/python benchmarks/tables.py --check
 	$(TEST_ENV) $(BIN)/python -m pytest -q tests/test_architecture.py
 
@@ -53,6 +54,7 @@ bench: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python docs/make_losses.py
 	$(BIN)/python docs/make_conformance.py
+	$(BIN)/python docs/make_deploy.py
 
 results: $(STAMP)
 	$(BIN)/python benchmarks/results_table.py

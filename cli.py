@@ -15,18 +15,21 @@ from distill.commands import (
     do_stages,
     doctor,
     open_run,
+    print_report,
     recipe_options,
 )
+from distill.deploy_commands import evaluate, export
 
 STAGE_HELP = {
     "adapt-teacher": "Fine-tune the teacher on the task first (teacher.adapt).",
     "build": "Make the student: pretrained, fresh, or cut from the teacher.",
     "train": "Train the distilled student and its control arms.",
     "specialize": "Quantised LoRA on the distilled student.",
-    "export": "Write the artifacts that are deployed.",
-    "evaluate": "Measure teacher, arms and artifacts on held-out text.",
     "report": "Write report.json and report.html.",
 }
+ADAPTER_HELP = (
+    "Of a run `specialized`, else NAME=FOLDER or a folder; repeat it and all answer in one batch."
+)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -56,33 +59,34 @@ def schema() -> None:
 
 @main.command()
 @recipe_options
-def plan(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **show: bool) -> None:
+@click.option("--choices", is_flag=True, help="Also the memory of specialising by other choices.")
+def plan(
+    recipe: str, run_dir: str | None, overrides: tuple[str, ...], choices: bool, **show: bool
+) -> None:
     """Say what a run would take: tokens, disk, memory, time. Does no work."""
     from distill.console import print_table
     from distill.pipeline import check_before_work
-    from distill.plan import estimate, plan_rows
+    from distill.plan import choice_rows, estimate, plan_rows
 
     run = open_run(recipe, run_dir, overrides, **show)
     check_before_work(run)
     print_table(plan_rows(estimate(run)))
+    if choices:
+        print_table(choice_rows(run))
 
 
 @main.command()
 @recipe_options
 def run(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **show: bool) -> None:
     """Run all stages; goes on where an earlier run was stopped."""
-    from distill.console import print_table
     from distill.stages import STAGES
 
     opened = open_run(recipe, run_dir, overrides, **show)
     do_stages(opened, list(STAGES), alone=False)
     from attar.processes import is_first_process
-    from distill.report import read_table
 
     if not show["quiet"] and is_first_process():
-        lines, sentence = read_table(opened.folder)
-        print_table(lines)
-        click.echo(f"{sentence}\nReport: {opened.folder / 'report.html'}")
+        print_report(opened.folder)
 
 
 def add_stage(group: click.Group, command: str, stage: str, help_text: str) -> None:
@@ -98,6 +102,8 @@ for name, text in STAGE_HELP.items():
     add_stage(main, name, name, text)
 
 
+main.add_command(export)
+main.add_command(evaluate)
 main.add_command(cache)
 main.add_command(doctor)
 cache.add_command(cache_build)
@@ -107,17 +113,19 @@ cache.add_command(cache_audit)
 @main.command()
 @click.argument("run_or_model")
 @click.option("--artifact", help="Which artifact or arm of a run; default: its first artifact.")
+@click.option("--adapter", "adapters", metavar="NAME", multiple=True, help=ADAPTER_HELP)
 @click.option("--prompt", "prompts", multiple=True, help="Say this instead of asking.")
 @click.option("--max-tokens", default=128, show_default=True)
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")
 def chat(
     run_or_model: str,
     artifact: str | None,
+    adapters: tuple[str, ...],
     prompts: tuple[str, ...],
     max_tokens: int,
     trust_remote_code: bool,
 ) -> None:
-    """Talk to an artifact of a run, or to any model folder or id."""
+    """Talk to an artifact of a run, to any model folder or id, or to adapters on one of them."""
     from distill.chat import chat as talk
 
     def ask() -> str | None:
@@ -129,7 +137,10 @@ def chat(
     def write(text: str) -> None:
         click.echo(text, nl=False)
 
-    talk(run_or_model, artifact, list(prompts), max_tokens, trust_remote_code, ask, write)
+    talk(
+        run_or_model, artifact, list(adapters), list(prompts), max_tokens, trust_remote_code,
+        ask, write,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

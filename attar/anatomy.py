@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attar.adapted import adapted_head, prepends, run_prompted
 from attar.errors import ModelError
 
 # Attribute path of the list of blocks below the body, family by family; the first that fits.
@@ -72,7 +73,12 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def run_body(model: Any, batch: dict[str, Tensor | None]) -> Tensor:
-    """Final hidden states, after the final norm: what the head reads. Shape (B, T, H)."""
+    """Final hidden states, after the final norm: what the head reads. Shape (B, T, H).
+
+    Where learned positions stand before the text, those of the text alone.
+    """
+    if prepends(model):
+        return run_prompted(model, body_of(model), batch)
     output = body_of(model)(**batch, use_cache=False)
     return output.last_hidden_state  # type: ignore[no-any-return]
 
@@ -128,22 +134,17 @@ def matmul_float32(a: Tensor, b: Tensor) -> Tensor:
 
 
 def head_of(model: Any, vocabulary: int, dtype: torch.dtype | None = None) -> Head:
-    """The head over the first `vocabulary` ids, differentiable, with any LoRA on it included."""
+    """The head over the first `vocabulary` ids, differentiable, with any adapter on it included."""
     model = unwrap(model)
     module = model.get_output_embeddings()
     if module is None or not hasattr(module, "weight"):
         raise ModelError(f"{type(model).__name__} has no linear output head; it is not supported.")
-    weight_VH = module.weight
-    if hasattr(module, "get_delta_weight"):  # a peft LoRA layer
-        for name in module.active_adapters:
-            if name in module.lora_A:
-                weight_VH = weight_VH + module.get_delta_weight(name)
+    weight_VH, bias_V = adapted_head(module)
     if weight_VH.shape[0] < vocabulary:
         raise ModelError(
             f"The model's head has {weight_VH.shape[0]} rows but its tokenizer has {vocabulary} "
             "ids; resize its embeddings or use the tokenizer it was trained with."
         )
-    bias_V = getattr(module, "bias", None)
     config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite divides

@@ -21,7 +21,7 @@ from attar.files import fingerprint
 from attar.processes import process_state
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Quantization = Literal["none", "int8", "nf4"]
+Quantization = Literal["none", "int8", "nf4", "fp4"]
 
 
 def default_device() -> torch.device:
@@ -47,7 +47,8 @@ def resolve_precision(precision: Precision) -> torch.dtype:
 def bitsandbytes_config(quantization: Quantization) -> Any:
     """The `BitsAndBytesConfig` for one of our names, or None for `none`.
 
-    nf4 is QLoRA's: NormalFloat4, double quantisation, bfloat16 compute (arXiv 2305.14314).
+    nf4 is QLoRA's: NormalFloat4, double quantisation, bfloat16 compute (arXiv 2305.14314); fp4 the
+    same with 4-bit floating point.
     """
     if quantization == "none":
         return None
@@ -57,7 +58,7 @@ def bitsandbytes_config(quantization: Quantization) -> Any:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
+        bnb_4bit_quant_type=quantization,
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
@@ -107,7 +108,7 @@ def load_causal_lm(
 
     name, extra = _where(source)
     device = device or default_device()
-    _be_quiet()
+    be_quiet()
     if quantization != "none":
         quantized = {"quantization_config": bitsandbytes_config(quantization)}
         extra = {**extra, **quantized, "device_map": {"": device}}
@@ -126,12 +127,21 @@ def load_causal_lm(
     return found
 
 
-def _be_quiet() -> None:
-    """No progress bars of others between ours, no remark on kernels that a CPU lacks."""
+def be_quiet() -> None:
+    """No progress bars of others between ours, no remark on kernels that a CPU lacks.
+
+    torchao, where it is installed, is imported with the first model and says much of that kind.
+    """
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    for name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
+    for name in (
+        "bitsandbytes.autograd._functions",
+        "bitsandbytes.backends.cpu.ops",
+        "transformers.integrations.bitsandbytes",
+        "torchao",
+        "torch.utils._pytree",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

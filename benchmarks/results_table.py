@@ -14,17 +14,23 @@ from pathlib import Path
 
 from harness import processor
 
-from attar.files import read_json, write_json
-from distill.report import read_table
+from attar.files import write_json
+from distill.report_tables import matrix, read_report, table
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A table of text, header first, as Markdown."""
+    rows = ["| " + " | ".join(line) + " |" for line in lines]
+    rows.insert(1, "|---|" + "---:|" * (len(lines[0]) - 1))
+    return "\n".join(rows)
 
 
 def main() -> None:
     """Replace what stands between the markers; keep the report beside the other results."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
-    lines, sentence = read_table(folder)
-    report = read_json(folder / "report.json")
-    rows = ["| " + " | ".join(line) + " |" for line in lines]
-    rows.insert(1, "|---|" + "---:|" * (len(lines[0]) - 1))
+    report = read_report(folder)
+    sentence = report["verdict"]["sentence"]
+    advice = "\n".join(f"- {one['sentence']}" for one in report["advice"])
     stages = report["cost"]["stages"]
     seconds = ", ".join(f"{name} {stage['seconds']:.0f} s" for name, stage in stages.items()
                         if stage["seconds"] >= 1)  # fmt: skip
@@ -32,7 +38,8 @@ def main() -> None:
         f"Time: {report['cost']['seconds'] / 60:.1f} minutes on two CPU cores ({seconds}); the "
         f"cache takes {report['cost']['cache_bytes_per_token']:.0f} bytes a token."
     )
-    block = "\n".join([*rows, "", sentence, "", cost])
+    parts = [markdown(table(report)), sentence, markdown(matrix(report)), advice, cost]
+    block = "\n\n".join(parts)
     readme = Path("README.md")
     text = readme.read_text(encoding="utf8")
     pattern = r"(<!-- demo:begin -->\n).*?(\n<!-- demo:end -->)"

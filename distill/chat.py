@@ -1,21 +1,30 @@
-"""`distill chat`: talk to a student, an artifact or any model folder."""
+"""`distill chat`: talk to a student, an artifact, any model folder, or to adapters on one base."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from attar.errors import RunError, nearest
-from attar.loading import load_causal_lm, load_tokenizer
+from attar.files import read_json
+from attar.loading import Quantization, load_causal_lm, load_tokenizer
+
+Write = Callable[[str], None]
+Messages = list[dict[str, str]]
+
+
+def is_run(run_or_model: str) -> bool:
+    """Whether a folder is a run's, not a model's."""
+    return (Path(run_or_model) / "recipe.yaml").is_file()
 
 
 def find_model(run_or_model: str, artifact: str | None) -> str:
     """The model that a run folder and a name mean; anything else is a model id or folder itself."""
     folder = Path(run_or_model)
-    if not (folder / "recipe.yaml").is_file():
+    if not is_run(run_or_model):
         if artifact is not None:
             raise RunError(
                 f"{run_or_model} is not a run folder, so it has no artifact `{artifact}`."
@@ -35,54 +44,161 @@ def find_model(run_or_model: str, artifact: str | None) -> str:
     return str(models[name])
 
 
-@torch.inference_mode()
-def reply(
-    model: Any, tokenizer: Any, messages: list[dict[str, str]], max_tokens: int,
-    write: Callable[[str], None],
-) -> str:  # fmt: skip
-    """The model's greedy answer, written piece by piece; plain continuation without a template."""
-    from transformers import TextStreamer
+def find_adapters(run_or_model: str, wanted: Sequence[str]) -> tuple[str, dict[str, Path]]:
+    """The base, and the folders of adapters by name.
 
-    class Stream(TextStreamer):
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            write(text)
+    Each is wanted as `NAME=FOLDER`, as a folder, or as the name of an adapter of the run; the base
+    is the run's distilled student, or the model itself. Raises `RunError` for what is not there.
+    """
+    base, known = run_or_model, {}
+    if is_run(run_or_model):
+        base = find_model(run_or_model, "distill")
+        own = Path(run_or_model) / "specialized" / "adapter"
+        known = {"specialized": own} if _holds_adapter(own) else {}
+    found: dict[str, Path] = {}
+    for word in wanted:
+        name, equals, folder = word.partition("=")
+        if not equals:
+            name, folder = (word, str(known[word])) if word in known else (Path(word).name, word)
+        if not _holds_adapter(Path(folder)):
+            has = f"{run_or_model} has {', '.join(known) or 'no adapter'}"
+            raise RunError(
+                f"There is no adapter `{word}`: {has}; others are given as NAME=FOLDER, or as a "
+                f"folder with an adapter_config.json.{nearest(word, known)}"
+            )
+        if name in found:
+            raise RunError(
+                f"Two adapters are called `{name}`: {found[name]} and {folder}; give one of them "
+                "another name as NAME=FOLDER."
+            )
+        found[name] = Path(folder)
+    return base, found
 
-    if tokenizer.chat_template is None:
-        inputs = tokenizer(messages[-1]["content"], return_tensors="pt")
-    else:
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+
+def _holds_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
+
+
+def quantization_for(adapters: dict[str, Path]) -> Quantization:
+    """How the base of all these adapters was quantised; one made elsewhere says nothing of it.
+
+    Raises `RunError` where they differ: they share one base.
+    """
+    files = {name: folder / "base.json" for name, folder in adapters.items()}
+    said = {name: read_json(f)["quantization"] for name, f in files.items() if f.is_file()}
+    if len(set(said.values())) > 1:
+        told = ", ".join(f"`{name}` {quantization}" for name, quantization in said.items())
+        raise RunError(
+            f"These adapters were trained on bases quantised differently ({told}), so they cannot "
+            "share one; chat with those of one kind at a time."
         )
-    inputs = {k: v.to(model.device) for k, v in inputs.items() if k != "token_type_ids"}
-    streamer = Stream(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    ids = model.generate(
-        **inputs, max_new_tokens=max_tokens, do_sample=False, streamer=streamer,
-        pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    start = inputs["input_ids"].shape[1]
-    return str(tokenizer.decode(ids[0, start:], skip_special_tokens=True))
+    only: Quantization = next(iter(said.values()), "none")
+    return only
+
+
+def _prompt(tokenizer: Any, messages: Messages) -> Any:
+    """Ids and mask, (1, T); the last message as plain text where there is no template."""
+    if tokenizer.chat_template is None:
+        return tokenizer(messages[-1]["content"], return_tensors="pt")
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+
+
+class OneModel:
+    """A conversation with one model."""
+
+    def __init__(self, name: str, trust_remote_code: bool) -> None:
+        self.model: Any = load_causal_lm(name, dtype="auto", trust_remote_code=trust_remote_code)
+        self.tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+        self.messages: Messages = []
+
+    @torch.inference_mode()
+    def answer(self, text: str, max_tokens: int, write: Write) -> None:
+        """The greedy answer, written piece by piece; plain continuation without a template."""
+        from transformers import TextStreamer
+
+        class Stream(TextStreamer):
+            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+                write(text)
+
+        self.messages.append({"role": "user", "content": text})
+        inputs = _prompt(self.tokenizer, self.messages)
+        inputs = {k: v.to(self.model.device) for k, v in inputs.items() if k != "token_type_ids"}
+        streamer = Stream(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        ids = self.model.generate(
+            **inputs, max_new_tokens=max_tokens, do_sample=False, streamer=streamer,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )  # fmt: skip
+        write("\n")
+        start = inputs["input_ids"].shape[1]
+        said = str(self.tokenizer.decode(ids[0, start:], skip_special_tokens=True))
+        self.messages.append({"role": "assistant", "content": said})
+
+
+class ManyAdapters:
+    """A conversation with each of several adapters on one base, all answering in one batch."""
+
+    def __init__(self, base: str, adapters: dict[str, Path], trust_remote_code: bool) -> None:
+        from students.adapters import check_adapter_fits, load_base
+        from students.mixed import MixedAdapters
+
+        for folder in adapters.values():
+            check_adapter_fits(folder, Path(base))
+        quantization = quantization_for(adapters)
+        model = load_base(Path(base), quantization, trust_remote_code)
+        self.tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
+        self.stop_ids = _stop_ids(model, self.tokenizer)
+        self.mixed = MixedAdapters(model, adapters)
+        self.messages: dict[str, Messages] = {name: [] for name in adapters}
+
+    def answer(self, text: str, max_tokens: int, write: Write) -> None:
+        """Everyone's greedy answer; under its name where there are several."""
+        for messages in self.messages.values():
+            messages.append({"role": "user", "content": text})
+        prompts = [
+            _prompt(self.tokenizer, messages)["input_ids"][0].tolist()
+            for messages in self.messages.values()
+        ]
+        names = list(self.messages)
+        answers = self.mixed.generate(prompts, names, max_tokens, self.stop_ids)
+        for name, ids in zip(names, answers, strict=True):
+            said = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+            self.messages[name].append({"role": "assistant", "content": said})
+            write(f"{name}: {said}\n" if len(names) > 1 else f"{said}\n")
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> set[int]:
+    """Every id that ends an answer, as the model and its tokenizer say."""
+    said = getattr(model.generation_config, "eos_token_id", None)
+    ids = said if isinstance(said, list) else [said]
+    return {i for i in [*ids, tokenizer.eos_token_id] if i is not None}
 
 
 def chat(
     run_or_model: str,
     artifact: str | None,
+    adapters: list[str],
     prompts: list[str],
     max_tokens: int,
     trust_remote_code: bool,
     ask: Callable[[], str | None],
-    write: Callable[[str], None],
+    write: Write,
 ) -> None:
     """Answer the prompts, or, without any, whatever `ask` gives until it gives None."""
-    name = find_model(run_or_model, artifact)
-    model = load_causal_lm(name, dtype="auto", trust_remote_code=trust_remote_code)
-    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    messages: list[dict[str, str]] = []
+    if artifact is not None and adapters:
+        raise RunError(
+            "Give either --artifact or --adapter: adapters sit on the distilled student."
+        )
+    other: OneModel | ManyAdapters
+    if adapters:
+        base, folders = find_adapters(run_or_model, adapters)
+        other = ManyAdapters(base, folders, trust_remote_code)
+    else:
+        other = OneModel(find_model(run_or_model, artifact), trust_remote_code)
     waiting = list(prompts)
     while True:
         text = waiting.pop(0) if waiting else (None if prompts else ask())
         if text is None:
             return
-        messages.append({"role": "user", "content": text})
-        answer = reply(model, tokenizer, messages, max_tokens, write)
-        write("\n")
-        messages.append({"role": "assistant", "content": answer})
+        other.answer(text, max_tokens, write)

@@ -7,16 +7,17 @@ texts and messages themselves.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from attar.loading import load_config, load_tokenizer
-from distill import data
+from distill import tokenizing
 from distill.checkup import Finding, check, judged
-from distill.data import IGNORE, Document
+from distill.layouts import conversation_of, join, pair_of
 from distill.patient import Patient, Row
-from distill.sources import messages_of
+from distill.tokenizing import IGNORE, Document
 
 LETTERS = 2000  # of a text that go through the tokenizer and back
 SHOWN = 48  # letters of an excerpt
@@ -49,10 +50,10 @@ def tokenizer(patient: Patient) -> Finding:
 
 
 def _texts(row: Row) -> list[str]:
-    if row.kind == "text":
-        found = [row.values[row.columns[0]] or ""]
+    if row.layout.kind == "text":
+        found = [row.values[row.layout.columns[0]] or ""]
     else:
-        found = [m["content"] for m in messages_of(row.values, row.kind, row.columns)]
+        found = [m["content"] for m in conversation_of(row.values, row.layout).messages]
     return [text[:LETTERS] for text in found if text]
 
 
@@ -118,20 +119,20 @@ def mask(patient: Patient) -> Finding:
         tokens, counted = tokens + len(example.input_ids), counted + len(at)
     shown = ""
     for row in patient.rows:
-        document = data.tokenize_document(
-            patient.run.tokenizer, row.values, row.kind, row.columns, patient.run.recipe.data
+        document = tokenizing.tokenize_document(
+            patient.run.tokenizer, row.values, row.layout, patient.run.recipe.data
         )
-        find = _fault_of_text if row.kind == "text" else _fault_of_chat
-        fault = find(patient, row, document)
+        fault = _fault_finder(patient, row)(patient, row, document)
         if fault:
             return judged(False, fault)
         spoken = [int(i) for _, labels in document for i in labels if i != IGNORE]
         ends |= {run[-1] for _, labels in document for run in _runs(np.asarray(labels))}
         shown = shown or str(patient.run.tokenizer.decode(spoken))
-    what = "all but a text's first token" if patient.rows[0].kind == "text" else "what is answered"
+    text = patient.rows[0].layout.kind == "text"
+    what = "all but a text's first token" if text else "what is answered"
     says = f"{counted:,} of {tokens:,} positions count, each label the next id, {what}: "
     says += repr(shown[:SHOWN])
-    if patient.rows[0].kind != "text" and not ends & _specials(patient):
+    if not text and not ends & _specials(patient):
         return Finding("warn", f"{says}; no turn's end counts: the student will not learn to stop")
     return judged(counted > 0, says, counted=counted, tokens=tokens)
 
@@ -142,9 +143,17 @@ def _specials(patient: Patient) -> set[int]:
     return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
 
 
+def _fault_finder(patient: Patient, row: Row) -> Callable[[Patient, Row, Document], str | None]:
+    if row.layout.kind == "text":
+        return _fault_of_text
+    if row.layout.kind == "pair" and patient.run.tokenizer.chat_template is None:
+        return _fault_of_pair
+    return _fault_of_chat
+
+
 def _fault_of_text(patient: Patient, row: Row, document: Document) -> str | None:
     tokenizer = patient.run.tokenizer
-    ids = list(tokenizer(row.values[row.columns[0]] or "", verbose=False)["input_ids"])
+    ids = list(tokenizer(row.values[row.layout.columns[0]] or "", verbose=False)["input_ids"])
     if patient.run.recipe.data.append_eos and ids and ids[-1] != tokenizer.eos_token_id:
         ids += [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     labels = [label for _, labels in document for label in labels if label != IGNORE]
@@ -156,9 +165,28 @@ def _fault_of_text(patient: Patient, row: Row, document: Document) -> str | None
     )
 
 
+def _fault_of_pair(patient: Patient, row: Row, document: Document) -> str | None:
+    """Of a prompt and its answer without a chat template, the answer counts and no more."""
+    tokenizer = patient.run.tokenizer
+    asked, answer = pair_of(row.values, row.layout)
+    whole = asked + answer if row.layout.template is None else join(asked, answer)
+    for ids, labels in document:
+        (run, *more) = _runs(np.asarray(labels))
+        want = _plain(_there_and_back(tokenizer, whole[len(asked) :]))
+        got = _plain(str(tokenizer.decode(run, skip_special_tokens=True)))
+        cut = len(ids) == patient.run.recipe.data.max_length
+        joined = _plain(str(tokenizer.decode(run[:1])))  # may begin with the prompt's last letters
+        before = got[: got.find(want)] if want in got else ""
+        whole_answer = got == before + want and joined.startswith(before)
+        if more or not (whole_answer or (cut and want.startswith(got.rstrip("\ufffd")))):
+            return f"where the answer is {answer[:SHOWN]!r}, there counts {_shown(patient, run)}"
+    return None
+
+
 def _fault_of_chat(patient: Patient, row: Row, document: Document) -> str | None:
-    tokenizer, messages = patient.run.tokenizer, messages_of(row.values, row.kind, row.columns)
-    said = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i > 0]
+    tokenizer, asked = patient.run.tokenizer, conversation_of(row.values, row.layout)
+    messages, first = asked.messages, max(1, asked.first)
+    said = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= first]
     for ids, labels in document:
         runs = _runs(np.asarray(labels))
         whole = len(ids) < patient.run.recipe.data.max_length

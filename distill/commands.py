@@ -48,6 +48,20 @@ def do_stages(run: Any, names: list[str], *, alone: bool) -> None:
         click.echo(f"Nothing to do: {', '.join(names)} finished before in {run.folder}.")
 
 
+def print_report(folder: Path) -> None:
+    """A finished run's tables, verdict and advice."""
+    from distill.console import print_table
+    from distill.report_tables import matrix, read_report, table
+
+    report = read_report(folder)
+    print_table(table(report))
+    click.echo(report["verdict"]["sentence"] + "\n")
+    print_table(matrix(report))
+    for one in report["advice"]:
+        click.echo(one["sentence"])
+    click.echo(f"Report: {folder / 'report.html'}")
+
+
 @click.command("build")
 @recipe_options
 @click.option("--repair", is_flag=True, help="Check every shard and make damaged ones again.")

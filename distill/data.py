@@ -1,11 +1,9 @@
-"""From rows to examples: tokenised, cut into windows, labelled and keyed, once.
+"""Examples on disk: rows tokenised, labelled, keyed by content, and a part held out; made once.
 
 Legend: T tokens of an example.
 
-Here, and only here, labels are shifted: `labels[t]` is the id that follows position t, or -100
-where that prediction does not count. The teacher's signal at t belongs to the same prediction.
-Text is cut into windows of `max_length` that overlap by one token, so each token but a document's
-first is predicted exactly once. Conversations are truncated, and only the assistant's tokens count.
+`labels[t]` is the id that follows position t, or -100 where that prediction does not count
+(`tokenizing.py`). The teacher's signal at t belongs to the same prediction.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ import hashlib
 import logging
 import math
 import random
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass
@@ -22,20 +21,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jinja2.exceptions import TemplateError
 from pydantic import Field, field_validator
 
 from attar.errors import DataError
 from attar.files import fingerprint, read_json, staged_folder, write_json
-from attar.strict import Section
-from distill.sources import column_kind, load_rows, local_files, messages_of
+from distill.layouts import RowOptions, layout_of
+from distill.sources import load_rows, local_files
+from distill.tokenizing import CUT, Document, tokenize_document
+from distill.tokenizing import IGNORE as IGNORE
 
-IGNORE = -100
-Document = list[tuple[list[int], list[int]]]  # (ids, labels) of each of its examples
 log = logging.getLogger(__name__)
 
 
-class DataConfig(Section):
+class DataConfig(RowOptions):
     """What is learned from, what is held out, and how text becomes examples."""
 
     train: str | list[str] = Field(description="hub id, saved folder, or json/jsonl/parquet/txt")
@@ -44,7 +42,6 @@ class DataConfig(Section):
     held_out: float | str = Field(
         0.02, description="share of the documents, another source, or `split:NAME` of the same"
     )
-    text_column: str | None = None
     max_length: int = Field(1024, ge=2)
     packing: bool = Field(True, description="several examples a row; attention stays inside each")
     append_eos: bool = Field(True, description="end each text with the end-of-sequence token")
@@ -122,114 +119,35 @@ def first_examples(examples: Examples, tokens: int) -> list[int]:
     return list(range(min(enough, len(examples))))
 
 
-# Tokenising ------------------------------------------------------------------------------------
-
-
-def windows(ids: list[int], max_length: int) -> Iterator[tuple[list[int], list[int]]]:
-    """(ids, labels) of windows that overlap by one token; every label but the last id's counts."""
-    for start in range(0, max(1, len(ids) - 1), max_length - 1):
-        piece = ids[start : start + max_length]
-        if len(piece) >= 2:
-            yield piece, [*piece[1:], IGNORE]
-
-
-def render_chat(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, list[range]]:
-    """A conversation through the chat template, and the spans of text the assistant wrote.
-
-    Each turn's span runs from the end of the generation prompt to the end of the turn's marker.
-    Raises `DataError` where the template rewrites earlier turns, so that spans cannot be known.
-    """
-    spans = []
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        if i == 0:  # nothing asked for it, and templates render no empty conversation
-            continue
-        before = tokenizer.apply_chat_template(
-            messages[:i], tokenize=False, add_generation_prompt=True
-        )
-        upto = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False)
-        if not upto.startswith(before) or not text.startswith(upto.rstrip()):
-            raise DataError("The chat template rewrites earlier turns; its loss mask is unknown.")
-        end = len(upto.rstrip()) if upto.rstrip().endswith(str(tokenizer.eos_token)) else len(upto)
-        spans.append(range(len(before), end))
-    return text, spans
-
-
-def tokenize_chat(
-    tokenizer: Any, messages: list[dict[str, str]], max_length: int
-) -> tuple[list[int], list[int]]:
-    """(ids, labels) of one conversation, truncated; only the assistant's tokens count."""
-    text, spans = render_chat(tokenizer, messages)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids = encoded["input_ids"][:max_length]
-    spoken = [
-        any(span.start <= start < span.stop for span in spans)
-        for start, _ in encoded["offset_mapping"][:max_length]
-    ]
-    labels = [ids[t + 1] if t + 1 < len(ids) and spoken[t + 1] else IGNORE for t in range(len(ids))]
-    return ids, labels
-
-
-def tokenize_document(
-    tokenizer: Any, row: dict[str, Any], kind: str, columns: list[str], config: DataConfig
-) -> Document:
-    """All examples of one row; those in which nothing counts are left out."""
-    if kind == "text":
-        ids = tokenizer(row[columns[0]] or "", verbose=False)["input_ids"]
-        if not ids:
-            return []
-        eos = tokenizer.eos_token_id
-        if config.append_eos and eos is not None and ids[-1] != eos:
-            ids = [*ids, eos]
-        return list(windows(ids, config.max_length))
-    messages = messages_of(row, kind, columns)
-    if not messages:
-        return []
-    if tokenizer.chat_template is None:
-        raise DataError(
-            "The data are conversations but the tokenizer has no chat template; use an instruct "
-            "model's tokenizer, or name a text column with `data.text_column`."
-        )
-    try:
-        ids, labels = tokenize_chat(tokenizer, messages, config.max_length)
-    except TemplateError as error:
-        turns = ", ".join(message["role"] for message in messages[:6])
-        raise DataError(f"The chat template refuses a conversation ({turns}): {error}") from None
-    return [(ids, labels)] if any(label != IGNORE for label in labels) else []
-
-
 # Preparing -------------------------------------------------------------------------------------
 
 
 def _documents(
-    tokenizer: Any, config: DataConfig, sources: list[str], split: str, seed: int
+    tokenizer: Any,
+    config: DataConfig,
+    sources: list[str],
+    split: str,
+    seed: int,
+    tally: Counter[str],
 ) -> tuple[int, Iterator[Document]]:
     """(number of documents, their examples in an order drawn from the seed)."""
     tables = [load_rows(source, split, config.name) for source in sources]
-    kinds = [
-        column_kind(table.column_names, source, config.text_column)
+    layouts = [
+        layout_of(table.features, source, config)
         for table, source in zip(tables, sources, strict=True)
     ]
     order = [(t, i) for t, table in enumerate(tables) for i in range(len(table))]
     random.Random(seed).shuffle(order)
+    return len(order), (
+        tokenize_document(tokenizer, tables[t][i], layouts[t], config, tally) for t, i in order
+    )
 
-    def generate() -> Iterator[Document]:
-        cut = nothing = 0
-        for t, i in order:
-            document = tokenize_document(tokenizer, tables[t][i], *kinds[t], config)
-            chat = kinds[t][0] != "text"
-            cut += chat and any(len(ids) == config.max_length for ids, _ in document)
-            nothing += not document
-            yield document
-        if cut or nothing:
-            log.warning(
-                "data: %d conversations reach `data.max_length` %d and end there; %d rows have "
-                "nothing to learn and are left out", cut, config.max_length, nothing,
-            )  # fmt: skip
 
-    return len(order), generate()
+def _told(tally: Counter[str]) -> str:
+    """How many rows were cut, and how many left out and why; empty where none was."""
+    parts = [f"{count} {reason}" for reason, count in tally.items() if count]
+    parts = [part if part.endswith(CUT) else f"{part}, and are left out" for part in parts]
+    return "; ".join(parts)
 
 
 def key_of(ids: list[int], labels: list[int]) -> str:
@@ -336,22 +254,41 @@ def prepare(config: DataConfig, tokenizer: Any, tokenizer_id: str, seed: int, fo
     return folder
 
 
+def prepare_whole(config: DataConfig, tokenizer: Any, seed: int, folder: Path) -> Path:
+    """Tokenise all of `train` as held-out examples, for measuring on it; returns the folder.
+
+    Raises `DataError` where nothing counts.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    held, tally = _Writer(folder / "held_out.arrow", config.held_out_tokens, set()), Counter[str]()
+    sources = sources_of(config)
+    number, documents = _documents(tokenizer, config, sources, config.split, seed, tally)
+    _fill(held, _spread(documents, number, config))
+    if held.close()["examples"] == 0:
+        told = _told(tally)
+        why = told and f" ({told})"
+        raise DataError(f"No row of {', '.join(sources)} has a token to measure{why}.")
+    return folder
+
+
 def _prepare(config: DataConfig, tokenizer: Any, seed: int, aside: Path) -> dict[str, Any]:
     held = _Writer(aside / "held_out.arrow", config.held_out_tokens, set())
-    sources = sources_of(config)
-    number, documents = _documents(tokenizer, config, sources, config.split, seed)
+    sources, tally = sources_of(config), Counter[str]()
+    number, documents = _documents(tokenizer, config, sources, config.split, seed, tally)
     if number == 0:
         raise DataError(f"`data.train` ({', '.join(sources)}) has no rows.")
     if isinstance(config.held_out, str):
         split, other = config.split, [config.held_out]
         if config.held_out.startswith("split:"):
             split, other = config.held_out[6:], sources
-        count, others = _documents(tokenizer, config, other, split, seed)
+        count, others = _documents(tokenizer, config, other, split, seed, tally)
         _fill(held, _spread(others, count, config))
     else:
         documents = _hold_out(held, documents, number, config)
     train = _Writer(aside / "train.arrow", config.train_tokens, held.keys)
     _fill(train, documents)
+    if told := _told(tally):
+        log.warning("data: of the rows, %s", told)
     if train.dropped:
         log.info("%d training examples also stand in the held-out part: left out", train.dropped)
     stats = {"train": train.close(), "held_out": held.close()}
@@ -359,7 +296,7 @@ def _prepare(config: DataConfig, tokenizer: Any, seed: int, aside: Path) -> dict
         if stats[name]["examples"] == 0:
             raise DataError(
                 f"No example of `data.{name}` ({source}) has a token to learn: all its rows are "
-                "empty after tokenising, or stand in the other part."
+                f"empty after tokenising, or stand in the other part{told and f' ({told})'}."
             )
     return {"documents": number, **stats}
 

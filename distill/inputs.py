@@ -10,6 +10,7 @@ from attar.files import fingerprint
 from attar.loading import tokenizer_files_fingerprint, weights_fingerprint
 from distill.data import source_stamp
 from distill.run import Run
+from distill.tasks import task_stamp
 from teachers.load import teacher_identity
 from teachers.store import SignalStore
 
@@ -47,7 +48,7 @@ def _sections(run: Run) -> dict[str, list[Any]]:
         "train": [recipe.train.model_dump(exclude={"trackers"})],
         "specialize": [with_special, special.model_dump() if special is not None else None],
         "export": [recipe.export.model_dump()],
-        "evaluate": [data, recipe.evaluate.model_dump()],
+        "evaluate": [data, recipe.evaluate.model_dump(), task_stamp(recipe.evaluate.tasks)],
         "report": [],
     }
 
@@ -80,6 +81,14 @@ def is_done(run: Run, stage: str) -> bool:
     return made and record is not None and record.inputs == inputs_of(run, stage)
 
 
+def _specialized(run: Run) -> list[Path]:
+    folder, special = run.specialized_folder, run.recipe.specialize
+    if special is None:
+        return []
+    adapter = [folder / "adapter"] if special.leaves == "adapter" else []
+    return [*adapter, folder / "merged"] if special.merges else adapter
+
+
 def _outputs(run: Run, stage: str) -> list[Path]:
     """Local files without which a stage is not done, whatever its record says."""
     arms = ["distill", *run.recipe.train.arms]
@@ -87,8 +96,8 @@ def _outputs(run: Run, stage: str) -> list[Path]:
         "adapt-teacher": [run.teacher_folder],
         "build": [run.student_folder],
         "train": [run.arm_folder(arm) / "student" for arm in arms],
-        "specialize": [run.specialized_folder / "merged"],
-        "export": [run.artifact_folder(name) for name in run.recipe.export.artifacts],
+        "specialize": _specialized(run),
+        "export": [run.artifact_folder(name) for name in run.artifacts],
         "evaluate": [run.folder / "evaluation" / f"{name}.npz" for name in ["teacher", *arms]],
         "report": [run.folder / "report.json", run.folder / "report.html"],
     }

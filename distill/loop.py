@@ -23,12 +23,14 @@ from pydantic import Field
 from torch import Tensor
 
 from attar.errors import RecipeError, RunError
+from attar.memory import peak_memory, peak_memory_bytes
 from attar.strict import Section
 from distill.batches import Batch, MicroBatch, collate, plan_epoch, plan_in_order
 from distill.checkpoint import Checkpoint, load_learned, save_learned
 from distill.console import progress
 from distill.data import IGNORE, Examples, first_examples
 from distill.objective import Given, Learner
+from distill.optimizers import OptimizerName, make_optimizer, page_again
 from distill.prefetch import Prefetch
 from distill.schedule import Schedule, learning_rate_factor
 from distill.terms import AnyTerm, Source
@@ -44,6 +46,7 @@ class LoopConfig(Section):
 
     objective: list[AnyTerm]
     source: Source = Field("cache", description="of the teacher's signals; a term may differ")
+    optimizer: OptimizerName = Field("adamw", description="8-bit and paged ones by bitsandbytes")
     lr: float = Field(2e-4, gt=0)
     schedule: Schedule = "cosine"
     warmup: float = Field(0.05, ge=0, description="share of the steps, or number of steps if >= 1")
@@ -102,6 +105,7 @@ class Result:
     tokens: int
     seconds: float
     best_step: int
+    peak_memory_bytes: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -181,24 +185,11 @@ def make_accelerator(config: LoopConfig, folder: Path) -> Any:
     )
 
 
-def make_optimizer(learner: Learner, config: LoopConfig) -> torch.optim.Optimizer:
-    """AdamW, fused (a fifth of the time on a CPU); decay on matrices only, as is usual."""
-    parameters = [p for p in learner.parameters() if p.requires_grad]
-    matrices = [p for p in parameters if p.ndim >= 2]
-    others = [p for p in parameters if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
-
-
 class _Run:
     """One training under way: the pieces that a step needs and what has been seen so far."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.config = job, job.config
+        self.job, self.config = job, (config := job.config)
         self.accelerator = make_accelerator(job.config, job.folder)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.plan = Plan(job, self.world)
@@ -209,14 +200,16 @@ class _Run:
             old = student.gradient_checkpointing_enable  # its name before transformers 5.23
             getattr(student, "activation_checkpointing_enable", old)({"use_reentrant": False})
         self.ahead = Prefetch(self.load, self.total)
-        self.optimizer = self.accelerator.prepare(make_optimizer(learner, job.config))
+        rates = config.lr, config.betas, config.weight_decay
+        made = make_optimizer(learner, config.optimizer, *rates)
+        self.optimizer = self.accelerator.prepare(made)
         self.wrapped = self.accelerator.prepare(learner)
         self.checkpoint = Checkpoint(self.accelerator, learner, job.folder)
         self.evaluate_every = job.config.evaluate_every or max(1, math.ceil(self.total / 5))
         self.checkpoint_every = job.config.checkpoint_every or self.evaluate_every
         self.progress: dict[str, Any] = {
             "step": 0, "best": math.inf, "best_step": 0, "seconds": 0.0, "history": [],
-            "world": self.world,
+            "world": self.world, "peak": 0,
         }  # fmt: skip
 
     @property
@@ -336,7 +329,9 @@ class _Run:
             )  # fmt: skip
         self.note(record)
         if number % self.checkpoint_every == 0 or number == self.total or stopping:
-            now = {**self.progress, "seconds": self.progress["seconds"] + time.time() - started}
+            peak = max(self.progress["peak"], peak_memory_bytes(self.accelerator.device))
+            seconds = self.progress["seconds"] + time.time() - started
+            now = {**self.progress, "seconds": seconds, "peak": peak}
             self.checkpoint.save(now)
 
 
@@ -366,10 +361,11 @@ def train(job: Job) -> Result:
                 f"{run.world}; use as many again, or delete {run.checkpoint.folder}."
             )
         run.progress = found
+        page_again(run.optimizer.optimizer)
         log.info("%s: going on from step %d of %d", job.name, found["step"], run.total)
     started = time.time()
     bar = progress(job.name, sum(run.plan.counted))
-    with closing(run.ahead), stop_requests() as seen, bar as meter:
+    with closing(run.ahead), stop_requests() as seen, bar as meter, peak_memory() as peak:
         meter.skip(sum(run.plan.counted[: run.progress["step"]]))
         for number in range(run.progress["step"], run.total):
             record = run.step(number)
@@ -388,6 +384,7 @@ def train(job: Job) -> Result:
         tokens=sum(run.plan.counted),
         seconds=run.progress["seconds"] + time.time() - started,
         best_step=run.progress["best_step"],
+        peak_memory_bytes=max(run.progress["peak"], peak.bytes),
         history=run.progress["history"],
     )
 

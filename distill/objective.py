@@ -46,6 +46,7 @@ class Seen:
     blocks: dict[int, tuple[Tensor, Tensor, Tensor]]
     where_BT: Tensor
     counts: list[int]
+    text: slice
 
 
 class Learner(nn.Module):
@@ -133,7 +134,9 @@ class Learner(nn.Module):
             hidden_BTH = run_body(self.student, batch.model_inputs())
         where_BT = batch.labels_BT != IGNORE
         labels_N = batch.labels_BT[where_BT]
-        seen = Seen(captured.layers, attended.blocks, where_BT, batch.counts)
+        text = slice(-hidden_BTH.shape[1], None)  # learned positions before it are nobody's token
+        layers = {s: layer[:, text] for s, layer in captured.layers.items()}
+        seen = Seen(layers, attended.blocks, where_BT, batch.counts, text)
         sums: dict[str, Tensor] = {}
         total = self._head_terms(hidden_BTH[where_BT], labels_N, given, terms, scale, sums)
         for i, pairs in self.pairs.items():
@@ -199,7 +202,7 @@ class Learner(nn.Module):
 
     def _relation(self, term: Any, s: int, t: int, seen: Seen, signals: GivesSignals) -> Tensor:
         """Values (N,) of a pair of attention blocks."""
-        query, key, value = (vectors[seen.where_BT] for vectors in seen.blocks[s])
+        query, key, value = (vectors[:, seen.text][seen.where_BT] for vectors in seen.blocks[s])
         return relation_values(
             (query, key, value),
             signals.attention(t).to(query.device),

@@ -27,11 +27,12 @@ from attar.loading import load_causal_lm, tokenizer_identity
 from distill.batches import Batch, collate
 from distill.data import IGNORE, Example, Examples, first_examples, key_of, sources_of
 from distill.head import tokens_per_chunk
+from distill.layouts import Layout, layout_of
 from distill.loop import Job, LoopConfig
 from distill.losses import LOSSES
 from distill.objective import Given, Learner, Pairs
 from distill.run import Run
-from distill.sources import column_kind, load_rows
+from distill.sources import load_rows
 from distill.terms import reads_from, terms_reading
 from distill.trial import Step, norms_learning, take_step, without_dropout
 from students.trainable import choose_trainable
@@ -48,11 +49,10 @@ LITTLE = 20_000_000  # parameters; where more learn, a few do for checks of file
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the source as it came: its values, `text`, `messages` or `pair`, its columns."""
+    """A row of the source as it came, and what its columns say."""
 
     values: dict[str, Any]
-    kind: str
-    columns: list[str]
+    layout: Layout
 
 
 class Patient:
@@ -75,10 +75,10 @@ class Patient:
         sources = sources_of(data)
         for source in sources:
             table = load_rows(source, data.split, data.name)
-            kind, columns = column_kind(table.column_names, source, data.text_column)
+            layout = layout_of(table.features, source, data)
             each = math.ceil(ROWS / len(sources))
             for i in sorted(set(np.linspace(0, len(table) - 1, each).astype(int).tolist())):
-                found.append(Row(table[i], kind, columns))
+                found.append(Row(table[i], layout))
         return found
 
     @cached_property

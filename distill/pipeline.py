@@ -7,16 +7,26 @@ import logging
 from attar.anatomy import check_layers
 from attar.attention import check_blocks
 from attar.errors import RecipeError, RunError
-from attar.loading import check_same_vocabulary, fetch_weights, load_tokenizer
+from attar.loading import (
+    check_same_vocabulary,
+    default_device,
+    fetch_weights,
+    load_tokenizer,
+)
+from attar.memory import peak_memory
 from attar.processes import free_memory, is_alone, is_first_process, process_state
 from distill.caching import cache_manifest
 from distill.console import log_to_file
 from distill.data import check_sources
+from distill.exporting import check_makeable
 from distill.inputs import NEEDS, inputs_of, is_done
 from distill.loop import check_trackers
+from distill.optimizers import check_optimizer
 from distill.relations import check_relations
 from distill.run import Run, Stopwatch, on_first_process
 from distill.stages import PARALLEL, STAGES
+from distill.tasks import check_tasks
+from students.depth import cut_config
 from teachers.store import SignalStore
 
 log = logging.getLogger(__name__)
@@ -26,9 +36,15 @@ def check_before_work(run: Run) -> None:
     """Everything that can be known to be wrong before any long work starts."""
     recipe = run.recipe
     check_sources(recipe.data)
-    for config in (recipe.train, recipe.teacher.adapt, recipe.specialize):
+    sections = {
+        "teacher.adapt": recipe.teacher.adapt,
+        "train": recipe.train,
+        "specialize": recipe.specialize,
+    }
+    for name, config in sections.items():
         if config is not None:
             check_trackers(config)
+            check_optimizer(f"{name}.optimizer", config.optimizer, default_device())
     if recipe.specialize is not None and recipe.specialize.data is not None:
         check_sources(recipe.specialize.data)
     depth = run.teacher_depth
@@ -52,7 +68,23 @@ def check_before_work(run: Run) -> None:
         trust = recipe.student.trust_remote_code
         student = load_tokenizer(recipe.student.from_, trust_remote_code=trust)
         check_same_vocabulary(run.tokenizer, student)
+    check_makeable(run.artifacts, run.student_config)
+    check_tasks(recipe.evaluate.tasks, run.tokenizer.chat_template is not None)
     _check_layer_terms(run)
+    if recipe.specialize is not None:
+        _check_method(run, positions)
+
+
+def _check_method(run: Run, positions: int | None) -> None:
+    """Whether the student that will be built can learn by the method of `specialize`."""
+    special = run.recipe.specialize
+    length = (special.data or run.recipe.data).max_length
+    special.check(cut_config(run.student_config, list(range(run.student_depth))))
+    if special.prepends and positions is not None and special.virtual_tokens + length > positions:
+        raise RecipeError(
+            f"`specialize.virtual_tokens` is {special.virtual_tokens} before texts of up to "
+            f"{length} tokens (`max_length`); the student has {positions} positions."
+        )
 
 
 def _check_layer_terms(run: Run) -> None:
@@ -122,8 +154,10 @@ def _run_stage(run: Run, name: str) -> None:
     if state is not None and name not in PARALLEL and not state.is_main_process:
         state.wait_for_everyone()
         return
-    record = STAGES[name](run)
+    with peak_memory() as peak:
+        record = STAGES[name](run)
     record.inputs, record.seconds = inputs_of(run, name), watch.seconds
+    record.peak_memory_bytes = peak.bytes
     free_memory()  # evaluation's processes want it
     if is_first_process():
         run.write_record(record)

@@ -2,7 +2,8 @@
 
 Time is arithmetic over speed: multiply-adds counted from the models' configs, divided by what one
 large matrix product reaches on this machine just now (under a second), at 60% of it. Tokens are
-counted where the data is prepared, else estimated from a sample of rows.
+counted where the data is prepared, else estimated from a sample of rows. Memory of trainings is
+counted by `footprint.py`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,20 @@ import torch
 from attar.files import fingerprint, read_json
 from attar.loading import default_device, resolve_precision
 from attar.processes import is_alone
-from distill.data import DataConfig, sources_of, tokenize_document
+from distill.choices import (
+    adapting_memory,
+    choice_lines,
+    specializing_memory,
+    training_memory,
+)
+from distill.data import DataConfig, sources_of
 from distill.inputs import is_done
+from distill.layouts import layout_of
 from distill.loop import LoopConfig
 from distill.run import Run
-from distill.sources import column_kind, load_rows
+from distill.sources import load_rows
 from distill.terms import reads_from
+from distill.tokenizing import tokenize_document
 
 EFFICIENCY = 0.6  # of a bare matrix product; the demo's stages lie between 0.5 and 0.8
 SAMPLE_ROWS = 50
@@ -92,10 +101,10 @@ def count_tokens(run: Run, config: DataConfig) -> tuple[int, int, str]:
     rows = seen = length = 0
     for source in sources_of(config):
         table = load_rows(source, config.split, config.name)
-        kind, columns = column_kind(table.column_names, source, config.text_column)
+        layout = layout_of(table.features, source, config)
         rows += len(table)
         for i in range(min(len(table), SAMPLE_ROWS)):
-            found = tokenize_document(run.tokenizer, table[i], kind, columns, config)
+            found = tokenize_document(run.tokenizer, table[i], layout, config)
             length += sum(sum(label >= 0 for label in labels) for _, labels in found)
             seen += 1
     total = int(rows * length / max(1, seen))
@@ -135,11 +144,14 @@ def estimate(run: Run) -> list[Estimate]:
         lines.append(Estimate(stage, int(tokens), disk, memory, seconds, note))
 
     size = {"none": resolve_precision(recipe.teacher.dtype).itemsize}
-    teacher_bytes = teacher.total * {**size, "int8": 1.1, "nf4": 0.6}[recipe.teacher.quantization]
+    teacher_bytes = (
+        teacher.total * {**size, "int8": 1.1, "nf4": 0.6, "fp4": 0.6}[recipe.teacher.quantization]
+    )
     if (adapt := recipe.teacher.adapt) is not None:
         tokens = trained_tokens(adapt, recipe.data, train_tokens)
         cost = 3 * teacher.forward(tokens) / train_speed
-        add("adapt-teacher", tokens, teacher.total * 16, teacher.total * 16, cost, "full fine-tune")
+        memory = adapting_memory(run).peak
+        add("adapt-teacher", tokens, teacher.total * 16, memory, cost, "full fine-tune")
     if run.reads_cache:
         a_token = bytes_per_token(run, teacher)
         tokens = train_tokens + held_tokens
@@ -152,19 +164,20 @@ def estimate(run: Run) -> list[Estimate]:
     tokens = trained_tokens(recipe.train, recipe.data, train_tokens)
     arms = 1 + len(recipe.train.arms)
     cost = arms * 3 * student.forward(tokens) / train_speed
-    states = student.total * 16
     in_step = teacher if reads_from(recipe.train, "online") else None
     cost += in_step.forward(tokens) / speed if in_step else 0
-    memory = states + (teacher_bytes if in_step else 0)
-    add("train", tokens * arms, states * arms, memory, cost, f"{arms} arms on the same tokens")
+    memory = training_memory(run).peak + (teacher_bytes if in_step else 0)
+    states = student.total * 16 * arms
+    add("train", tokens * arms, states, memory, cost, f"{arms} arms on the same tokens")
     if recipe.specialize is not None:
         own = recipe.specialize.data or recipe.data
         its_tokens = count_tokens(run, own)[0] if recipe.specialize.data else train_tokens
         tokens = trained_tokens(recipe.specialize, own, its_tokens)
         cost = 3 * student.forward(tokens) / train_speed
-        add("specialize", tokens, student.total * 4.5, student.total * 2, cost,
-            recipe.specialize.method)  # fmt: skip
-    artifacts = recipe.export.artifacts
+        memory = specializing_memory(run).peak
+        memory += teacher_bytes if reads_from(recipe.specialize, "online") else 0
+        add("specialize", tokens, student.total * 4.5, memory, cost, recipe.specialize.method)
+    artifacts = run.artifacts
     disk = sum({"bf16": 2.0, "int8": 1.2, "nf4": 0.8}.get(n, 2.0) for n in artifacts)
     add("export", 0, student.total * disk, student.total * 6, 5.0 * len(artifacts),
         ", ".join(artifacts))  # fmt: skip
@@ -222,10 +235,23 @@ def plan_rows(lines: list[Estimate]) -> list[list[str]]:
     return [*table, ["all", "", disk, "", seconds, f"estimates{processes}; what is done takes 0"]]
 
 
+def choice_rows(run: Run) -> list[list[str]]:
+    """The memory of specialising by each choice, as a table of text, header first."""
+    parts = ("weights", "gradients", "states", "activations", "peak")
+    table = [["method", "optimizer", "checkpointing", "learns", *parts, ""]]
+    for i, (method, optimizer, checkpointing, traced, found) in enumerate(choice_lines(run)):
+        learns = f"{sum(traced.learning) / 1e6:.2f} M"
+        sizes = [_size(getattr(found, part)) for part in parts]
+        note = "the recipe's" if i == 0 and run.recipe.specialize is not None else ""
+        kept = "yes" if checkpointing else "no"
+        table.append([method, optimizer, kept, learns, *sizes, note])
+    return table
+
+
 def _size(number: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000:
-            return f"{number:.0f} {unit}"
+            return f"{number:.1f} {unit}" if unit == "GB" else f"{number:.0f} {unit}"
         number /= 1000
     return f"{number:.1f} TB"
 

@@ -16,12 +16,12 @@ from attar.errors import RecipeError, nearest
 from attar.strict import Section
 from distill.data import DataConfig
 from distill.evaluate import EvaluateConfig
+from distill.exporting import ExportConfig, check_possible
 from distill.loop import LoopConfig, TrainConfig
 from distill.losses import LOSSES
+from distill.specializing import SpecializeConfig
 from distill.terms import AnyTerm, check_online, check_served, reads_from, source_of
-from students.adapt import LoraOptions
 from students.build import StudentConfig
-from students.export import ExportConfig
 from students.trainable import Trainable
 from teachers.cache import CacheConfig
 from teachers.load import TeacherConfig
@@ -49,21 +49,6 @@ class TeacherSection(TeacherConfig):
     adapt: AdaptConfig | None = None
 
 
-class SpecializeConfig(LoraOptions, LoopConfig):
-    """Low-rank specialising of the distilled student, on its own data or the same."""
-
-    data: DataConfig | None = Field(None, description="the run's data when absent")
-    objective: list[AnyTerm] = Field(
-        default_factory=lambda: [{"loss": "cross_entropy"}], min_length=1, validate_default=True
-    )
-
-    @model_validator(mode="after")
-    def _computes_in_bfloat16(self) -> SpecializeConfig:
-        if self.method == "qlora" and self.precision == "float32":
-            raise ValueError("qlora computes in bfloat16; leave `precision` out, or use lora")
-        return self
-
-
 class Recipe(Section):
     """The whole recipe. `distill schema` prints it as JSON schema for editors."""
 
@@ -74,9 +59,17 @@ class Recipe(Section):
     cache: CacheConfig = Field(default_factory=CacheConfig)
     student: StudentConfig
     train: TrainConfig = Field(default_factory=lambda: TrainConfig.model_validate({}))
-    specialize: SpecializeConfig | None = None
+    specialize: SpecializeConfig = None
     export: ExportConfig = Field(default_factory=ExportConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+
+    @model_validator(mode="after")
+    def _artifacts_can_be_made(self) -> Recipe:
+        try:
+            check_possible(self.export, self.specialize)
+        except RecipeError as error:
+            raise ValueError(str(error)) from None
+        return self
 
     @model_validator(mode="after")
     def _signals_serve_objectives(self) -> Recipe:
@@ -161,9 +154,7 @@ def load_recipe(path: str, overrides: tuple[str, ...] = ()) -> Recipe:
     values = parse_yaml(text, path)
     if not isinstance(values, dict):
         raise RecipeError(f"{path} is not a recipe: it must map `data`, `teacher`, `student` ...")
-    for override in overrides:
-        _set(values, override)
-    return check_recipe(values)
+    return check_recipe(overridden(values, overrides))
 
 
 def check_recipe(values: dict[str, Any]) -> Recipe:
@@ -172,6 +163,13 @@ def check_recipe(values: dict[str, Any]) -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise RecipeError(_explain(error, values)) from None
+
+
+def overridden(values: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
+    """The values with every `a.b=c` applied, in place."""
+    for override in overrides:
+        _set(values, override)
+    return values
 
 
 def _set(values: dict[str, Any], override: str) -> None:
@@ -264,9 +262,12 @@ def _walk(location: tuple[int | str, ...], values: Any) -> tuple[str, type[BaseM
     return path, holder
 
 
+TAGS = ("loss", "name", "method", "kind")  # fields that tell members of a union apart
+
+
 def _tags(model: type[BaseModel]) -> set[Any]:
-    """Values of the field that tells members of a union apart."""
-    tags = (model.model_fields.get(name) for name in ("loss", "name"))
+    """Values of that field of a member."""
+    tags = (model.model_fields.get(name) for name in TAGS)
     return {value for field in tags if field is not None for value in get_args(field.annotation)}
 
 

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from attar import __version__
 from attar.files import read_json, write_json, write_text
-from distill.evaluate import interval
 from distill.inputs import ORDER
+from distill.measuring import reference_of
+from distill.quality import interval
 from distill.report_html import render
+from distill.report_tables import matrix, merges, table
+from distill.shipping import advise, judge, mark_fronts
+from students.artifacts import ARTIFACTS
 
 if TYPE_CHECKING:
     from distill.run import Run
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def write_report(run: Run) -> dict[str, Any]:
@@ -30,7 +33,7 @@ def write_report(run: Run) -> dict[str, Any]:
     found = assemble(run)
     write_json(run.folder / "report.json", found)
     curves = {arm: _history(run, arm) for arm in found["arms"] if arm != "init"}
-    page = render(found, table(found), curves, _histograms(run))
+    page = render(found, table(found), matrix(found), merges(found), curves, _histograms(run))
     write_text(run.folder / "report.html", page)
     return found
 
@@ -43,11 +46,14 @@ def assemble(run: Run) -> dict[str, Any]:
     arms = {name: measured[name] for name in ["init", *run.recipe.train.arms, "distill"]}
     if run.recipe.specialize is not None:
         arms["specialized"] = measured["specialized"]
+    artifacts = judged_artifacts(run, measured)
     return {
         "schema": SCHEMA,
         "teacher": {"model": run.recipe.teacher.model, **measured["teacher"]},
         "arms": arms,
-        "artifacts": {name: measured[name] for name in run.recipe.export.artifacts},
+        "artifacts": artifacts,
+        "advice": advise(artifacts, {name: ARTIFACTS[name].runtime for name in artifacts}),
+        "specialize": _specialised(run),
         "verdict": verdict(run, measured, costs),
         "cost": costs,
         "recipe": run.recipe.model_dump(mode="json", by_alias=True),
@@ -60,13 +66,37 @@ def assemble(run: Run) -> dict[str, Any]:
     }
 
 
+def judged_artifacts(run: Run, measured: dict[str, Any]) -> dict[str, Any]:
+    """Numbers of the artifacts, each with `fit` (to ship?) and `pareto` (on a front?)."""
+    found = {name: dict(measured[name]) for name in run.artifacts}
+    for name, numbers in found.items():
+        reference = reference_of(run, name)
+        numbers["runtime"] = ARTIFACTS[name].runtime
+        numbers["fit"] = judge(numbers, measured[reference], reference, run.recipe.export.tolerance)
+    mark_fronts(found)
+    return found
+
+
+def _specialised(run: Run) -> dict[str, Any] | None:
+    """What specialising learned with, and each way of merging before and after it."""
+    if run.recipe.specialize is None:
+        return None
+    found = read_json(run.specialized_folder / "result.json")
+    return {key: value for key, value in found.items() if key != "history"}
+
+
 def cost(run: Run) -> dict[str, Any]:
-    """Seconds, tokens and bytes of each stage, and bytes a token of the cache."""
+    """Seconds, tokens, bytes and peak memory of each stage, and bytes a token of the cache."""
     recipe = run.recipe
     left_out = {"adapt-teacher": recipe.teacher.adapt, "specialize": recipe.specialize}
     records = {name: run.record(name) for name in ORDER if left_out.get(name, True) is not None}
     stages = {
-        name: {"seconds": record.seconds, "tokens": record.tokens, "bytes": record.bytes}
+        name: {
+            "seconds": record.seconds,
+            "tokens": record.tokens,
+            "bytes": record.bytes,
+            "peak_memory_bytes": record.peak_memory_bytes,
+        }
         for name, record in records.items()
         if record is not None
     }
@@ -151,54 +181,7 @@ def _sentence(measured: dict[str, Any], nll: Any, kl: Any, costs: dict[str, Any]
     )
 
 
-# Tables and curves -----------------------------------------------------------------------------
-
-
-def rows(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every measured model, teacher first, with its role."""
-    models = [("teacher", "teacher", report["teacher"])]
-    models += [("arm", name, numbers) for name, numbers in report["arms"].items()]
-    models += [("artifact", name, numbers) for name, numbers in report["artifacts"].items()]
-    return [{"role": role, "name": name, **numbers} for role, name, numbers in models]
-
-
-COLUMNS = {
-    "nll": ("nll", lambda r: f"{r['nll']:.3f}"),
-    "ppl": ("perplexity", lambda r: f"{r['perplexity']:,.2f}"),
-    "KL": ("kl_to_teacher", lambda r: f"{r['kl_to_teacher']:.3f}"),
-    "top-1": ("top1_agreement", lambda r: f"{r['top1_agreement']:.3f}"),
-    "M params": ("parameters", lambda r: f"{r['parameters'] / 1e6:.1f}"),
-    "MB": ("bytes", lambda r: f"{r['bytes'] / 1e6:.1f}"),
-    "prefill t/s": ("tokens_per_second", lambda r: f"{r['tokens_per_second']['prefill']:,.0f}"),
-    "gen t/s": ("tokens_per_second", lambda r: f"{r['tokens_per_second']['generate']:,.1f}"),
-    "peak MB": ("peak_memory_bytes", lambda r: f"{r['peak_memory_bytes'] / 1e6:,.0f}"),
-}
-
-
-def table(report: dict[str, Any]) -> list[list[str]]:
-    """The result table as text, header first."""
-    lines = [["", *COLUMNS]]
-    for row in rows(report):
-        cells = [show(row) if row.get(key) is not None else "" for key, show in COLUMNS.values()]
-        lines.append(
-            [f"{row['role']} {row['name']}" if row["role"] != "teacher" else "teacher", *cells]
-        )
-    return lines
-
-
-def measured_lines(numbers: dict[str, Any]) -> str:
-    """A model's numbers as a Markdown table, for its card."""
-    lines = ["| measure | value |", "|---|---|"]
-    for name, (key, show) in COLUMNS.items():
-        if numbers.get(key) is not None:
-            lines.append(f"| {name} | {show(numbers)} |")
-    return "\n".join(lines)
-
-
-def read_table(folder: Path) -> tuple[list[list[str]], str]:
-    """(result table, verdict) of a finished run."""
-    found = read_json(folder / "report.json")
-    return table(found), str(found["verdict"]["sentence"])
+# Curves ---------------------------------------------------------------------------------------
 
 
 def _history(run: Run, arm: str) -> list[dict[str, float]]:

@@ -25,28 +25,32 @@ COLORS = {
     "teacher": "#444444", "init": "#9aa5b1", "finetune": "#d08a1d", "distill": "#2c6fbb",
     "specialized": "#7b4bb3",
 }  # fmt: skip
-ARTIFACT = "#2e8b57"
+ARTIFACT, UNFIT = "#2e8b57", "#c0392b"
 
 
 def render(
     report: dict[str, Any],
     table: list[list[str]],
+    matrix: list[list[str]],
+    merges: list[list[str]],
     curves: dict[str, list[dict[str, float]]],
     histograms: dict[str, tuple[np.ndarray, np.ndarray]],
 ) -> str:
-    """The page, from report.json's content, its table, the training curves and histograms."""
+    """The page, from report.json's content, its tables, the training curves and histograms."""
     verdict = report["verdict"]
     warnings = "".join(
         f'<p class="warning">{escape(text)}</p>' for text in verdict.get("warnings", [])
     )
     plots = [
         (_curves(curves), "Held-out nll while training (nats a token), same tokens, same order."),
-        (_pareto(report), "Size against quality: lower and further left is better."),
         (_histogram(histograms), "KL(teacher || student) token by token: left is closer."),
     ]
-    figures = "".join(
-        f"<figure>{svg}<figcaption>{escape(text)}</figcaption></figure>" for svg, text in plots
-    )
+    shipped = [
+        (_pareto(report, "bytes"), "Size against quality: lower and further left is better."),
+        (_pareto(report, "speed"), "Speed against quality: lower and further right is better."),
+    ]
+    advice = "".join(f"<li>{escape(one['sentence'])}</li>" for one in report["advice"])
+    merged = f"<h2>Specialising, before and after merging</h2>{_table(merges)}" if merges else ""
     import yaml
 
     recipe = yaml.safe_dump(report["recipe"], sort_keys=False)
@@ -59,7 +63,12 @@ def render(
 <p>nll in nats a token; KL(teacher || model) on the full vocabulary; top-1: share of tokens where
 the most likely token is the teacher's; one stream; MB of weights on disk; peak memory of a process
 that loads the model, prefills and generates. Intervals are in report.json.</p>
-<div class="plots">{figures}</div>
+<div class="plots">{_figures(plots)}</div>{merged}
+<h2>Artifacts</h2><ul class="verdict">{advice}</ul>{_table(matrix)}
+<p>Each was loaded from disk in a fresh process by what will run it. ppl lost: against the same
+student unquantised; same until: tokens of a greedy answer before it differs from that student's;
+front: no other artifact is both smaller (faster) and better; ship: within the recipe's tolerance.
+</p><div class="plots">{_figures(shipped)}</div>
 <h2>Cost</h2>{_table(_cost_rows(report["cost"]))}
 <p>The cache takes {report["cost"]["cache_bytes_per_token"]:.0f} bytes a token.</p>
 <h2>What the models write</h2>{_samples(report)}
@@ -69,24 +78,37 @@ that loads the model, prefills and generates. Intervals are in report.json.</p>
 """
 
 
+def _figures(plots: list[tuple[str, str]]) -> str:
+    return "".join(
+        f"<figure>{svg}<figcaption>{escape(text)}</figcaption></figure>" for svg, text in plots
+    )
+
+
 def _table(lines: list[list[str]]) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in lines[0])
     body, before = "", ""
     for line in lines[1:]:
         part = line[0].split(" ")[0]
-        mark = ' class="part"' if before and part != before and part in ("arm", "artifact") else ""
+        mark = ' class="part"' if before and part != before and part == "arm" else ""
         body += f"<tr{mark}>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>"
         before = part
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _cost_rows(cost: dict[str, Any]) -> list[list[str]]:
-    lines = [["stage", "seconds", "tokens", "MB"]]
+    lines = [["stage", "seconds", "tokens", "MB", "peak memory, MB"]]
     for name, stage in cost["stages"].items():
         if stage["seconds"] >= 0.05 or stage["tokens"]:
-            size = f"{stage['bytes'] / 1e6:,.1f}" if stage["bytes"] else ""
-            lines.append([name, f"{stage['seconds']:,.1f}", f"{stage['tokens']:,}", size])
-    return [*lines, ["all", f"{cost['seconds']:,.1f}", "", ""]]
+            lines.append(_cost_row(name, stage))
+        if name == "train":
+            lines += [_cost_row(f"… {arm}", own) for arm, own in cost["arms"].items()]
+    return [*lines, ["all", f"{cost['seconds']:,.1f}", "", "", ""]]
+
+
+def _cost_row(name: str, own: dict[str, Any]) -> list[str]:
+    size = f"{own['bytes'] / 1e6:,.1f}" if own.get("bytes") else ""
+    peak = f"{own['peak_memory_bytes'] / 1e6:,.0f}" if own.get("peak_memory_bytes") else ""
+    return [name, f"{own['seconds']:,.1f}", f"{own['tokens']:,}", size, peak]
 
 
 def _samples(report: dict[str, Any]) -> str:
@@ -132,25 +154,42 @@ def _curves(curves: dict[str, list[dict[str, float]]]) -> str:
     return _svg(figure)
 
 
-def _pareto(report: dict[str, Any]) -> str:
+def _pareto(report: dict[str, Any], by: str) -> str:
+    """Quality of every model against its bytes or its speed; the artifacts' front as a line."""
     figure, axes = _figure()
     points = [("teacher", report["teacher"], COLORS["teacher"], "s")]
     points += [
         (name, arm, COLORS.get(name, "#2c6fbb"), "o") for name, arm in report["arms"].items()
     ]
-    points += [(name, found, ARTIFACT, "^") for name, found in report["artifacts"].items()]
+    points += [
+        (name, found, ARTIFACT if found["fit"]["ships"] else UNFIT, "^")
+        for name, found in report["artifacts"].items()
+    ]
+    line = []
     for name, numbers, color, marker in points:
-        if numbers["bytes"] is None:
+        across = _across(numbers, by)
+        if across is None:
             continue
-        place = (numbers["bytes"] / 1e6, numbers["perplexity"])
+        place = (across, numbers["perplexity"])
         axes.scatter(*place, color=color, marker=marker, zorder=3)
         axes.annotate(name, place, xytext=(5, 4), textcoords="offset points", fontsize=9)
+        if numbers.get("pareto", {}).get(by):
+            line.append(place)
+    if line:
+        axes.plot(*zip(*sorted(line), strict=True), color=ARTIFACT, linewidth=1, alpha=0.6)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
-    axes.set_xlabel("weights on disk, MB")
+    axes.set_xlabel("weights on disk, MB" if by == "bytes" else "generated tokens a second")
     axes.set_ylabel("held-out perplexity (log)")
     return _svg(figure)
+
+
+def _across(numbers: dict[str, Any], by: str) -> float | None:
+    if by == "bytes":
+        return None if numbers["bytes"] is None else numbers["bytes"] / 1e6
+    speed: float | None = numbers["tokens_per_second"]["generate"]
+    return speed
 
 
 def _histogram(histograms: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:

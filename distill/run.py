@@ -31,6 +31,7 @@ from attar.loading import (
 )
 from attar.processes import is_alone, process_state
 from distill.data import DataConfig, Examples, prepare
+from distill.exporting import artifacts_of
 from distill.layers import LayerMap
 from distill.recipe import Recipe
 from distill.terms import reads_from
@@ -49,6 +50,7 @@ class Record:
     seconds: float = 0.0
     tokens: int = 0
     bytes: int = 0
+    peak_memory_bytes: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -90,11 +92,21 @@ class Run:
         return self.folder / "artifacts" / name
 
     @property
-    def deployed_student(self) -> Path:
-        """The full-precision checkpoint that artifacts are made from."""
-        if self.recipe.specialize is not None:
-            return self.specialized_folder / "merged"
-        return self.arm_folder("distill") / "student"
+    def merged_student(self) -> Path | None:
+        """The student in full precision with what was specialised merged in; the distilled student
+        where nothing was, None where the method leaves an adapter that cannot be merged.
+        """
+        special = self.recipe.specialize
+        if special is None:
+            return self.arm_folder("distill") / "student"
+        if special.leaves == "adapter" and not special.merges:
+            return None
+        return self.specialized_folder / "merged"
+
+    @property
+    def artifacts(self) -> list[str]:
+        """Names of the artifacts to make."""
+        return artifacts_of(self.recipe.export, self.recipe.specialize)
 
     # What the recipe comes to ------------------------------------------------------------------
 

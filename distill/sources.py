@@ -1,4 +1,4 @@
-"""Rows of text or conversations from wherever they are, through `datasets`."""
+"""Rows from wherever they are, through `datasets`; what their columns say is in `layouts.py`."""
 
 from __future__ import annotations
 
@@ -78,48 +78,3 @@ def _load_files(source: str, files: list[Path]) -> Any:
     extra = {"sample_by": "document"} if kind == "text" else {}
     paths = [str(path) for path in files]
     return datasets.load_dataset(kind, data_files={"train": paths}, split="train", **extra)
-
-
-def column_kind(columns: list[str], source: str, text_column: str | None) -> tuple[str, list[str]]:
-    """('text', 'messages' or 'pair'; columns that hold it), from the usual names."""
-    if text_column is not None:
-        if text_column not in columns:
-            raise DataError(
-                f"`{source}` has no column `{text_column}` (`data.text_column`); it has "
-                f"{', '.join(columns)}.{nearest(text_column, columns)}"
-            )
-        return "text", [text_column]
-    for name in ("messages", "conversations", "conversation"):
-        if name in columns:
-            return "messages", [name]
-    for prompt in ("prompt", "instruction", "question"):
-        for answer in ("completion", "response", "answer", "output"):
-            if prompt in columns and answer in columns:
-                more = [name for name in ("input", "context") if name in columns]
-                return "pair", [prompt, *more, answer]
-    for name in ("text", "content"):
-        if name in columns:
-            return "text", [name]
-    raise DataError(
-        f"`{source}` has columns {', '.join(columns)}: none of them is `text`, `messages`, or "
-        "`prompt` with `completion`; name the text with `data.text_column`."
-    )
-
-
-def messages_of(row: dict[str, Any], kind: str, columns: list[str]) -> list[dict[str, str]]:
-    """A row as chat messages with `role` and `content`."""
-    if kind == "pair":
-        asked = "\n\n".join(row[column] for column in columns[:-1] if row[column])
-        answer = {"role": "assistant", "content": row[columns[-1]]}
-        return [{"role": "user", "content": asked}, answer]
-    names = {"human": "user", "gpt": "assistant", "system": "system"}
-    messages = []
-    for message in row[columns[0]] or []:
-        if "from" in message:  # ShareGPT
-            role = names.get(message["from"], message["from"])
-            messages.append({"role": role, "content": message["value"]})
-        else:
-            if message.get("role") is None or message.get("content") is None:
-                raise DataError(f"A message has no `role` or no `content`: {str(message)[:120]}")
-            messages.append({"role": message["role"], "content": message["content"]})
-    return messages

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
+from attar.adapted import prepends
 from attar.anatomy import count_parameters, num_layers
 from attar.files import bytes_under, fingerprint, read_json, write_json
 from attar.loading import (
@@ -29,22 +29,26 @@ from attar.loading import (
 from attar.processes import free_memory
 from distill import report as reporting
 from distill.caching import make_cache, open_cache, what_is_there
-from distill.data import DataConfig, Examples
-from distill.evaluate import MeasureJob, measure_apart
+from distill.data import DataConfig
+from distill.evaluate import measure_apart
+from distill.exporting import calibration_rows, card_of, given_of
 from distill.head import tokens_per_chunk
 from distill.inputs import ORDER, inputs_of
 from distill.loop import Job, LoopConfig, Result
 from distill.loop import train as train_loop
 from distill.losses import LOSSES
+from distill.measuring import measure_jobs
+from distill.merging import keep_specialized, what_learns
 from distill.objective import Learner
 from distill.packing import check_examples_stay_apart
+from distill.report_tables import measured_lines
 from distill.run import Record, Run, on_first_process
 from distill.terms import reads_from, terms_reading
-from students.adapt import add_adapter, load_base, merge_adapter
+from students.adapters import load_base
+from students.artifacts import check_whole, export_artifact, write_card
 from students.build import choose_blocks, cut_student, fresh_model, save_student
-from students.export import export_artifact, model_card
 from students.trainable import choose_trainable
-from teachers.load import load_teacher, teacher_identity
+from teachers.load import load_teacher
 from teachers.online import OnlineTeacher
 
 log = logging.getLogger(__name__)
@@ -115,7 +119,7 @@ def _cut(run: Run) -> dict[str, Any]:
     )
     keep, by = list(range(num_layers(teacher))), "all"
     if layers is not None:
-        calibration = _calibration(run.data()[0], layers.calibration_tokens)
+        calibration = calibration_rows(run.data()[0], layers.calibration_tokens)
         by = layers.by if isinstance(layers.keep, int) else "explicit"
 
         def on_removal(block: int, loss: float) -> None:
@@ -125,18 +129,6 @@ def _cut(run: Run) -> dict[str, Any]:
     trust = run.trusts_code
     cut_student(teacher, keep, run.teacher.model, run.tokenizer, run.student_folder, by, trust)
     return {"kept": keep, "by": by}
-
-
-def _calibration(examples: Examples, tokens: int) -> torch.Tensor:
-    """Training text as rows of one length, (B, T)."""
-    length = min(256, tokens, int(examples.lengths.max()))
-    rows: list[torch.Tensor] = []
-    for example in examples:
-        if len(example.input_ids) >= length:
-            rows.append(torch.from_numpy(example.input_ids[:length]))
-        if len(rows) * length >= tokens:
-            break
-    return torch.stack(rows)
 
 
 def train(run: Run) -> Record:
@@ -169,12 +161,15 @@ def train(run: Run) -> Record:
                     write_json(done, {"inputs": wanted, **asdict(result)})
         found = read_json(done)
         tokens += found["tokens"]
-        notes[arm] = {key: found[key] for key in ("steps", "tokens", "seconds", "best_step")}
+        notes[arm] = {
+            key: found[key]
+            for key in ("steps", "tokens", "seconds", "best_step", "peak_memory_bytes")
+        }
     return Record("train", "", tokens=tokens, notes=notes)
 
 
 def specialize(run: Run) -> Record:
-    """Low-rank specialising of the distilled student; merged into full precision afterwards."""
+    """Train the distilled student further by the recipe's method; keep the adapter, and a merge."""
     config = run.recipe.specialize
     if config is None:
         return Record("specialize", "")
@@ -182,43 +177,43 @@ def specialize(run: Run) -> Record:
     with on_first_process() as first:
         if first:
             _discard_other(folder / "run", inputs_of(run, "specialize"))
-    source = run.arm_folder("distill") / "student"
-    student = load_base(source, config, run.trusts_code)
-    student = add_adapter(student, config, run.recipe.seed)
+    base = load_base(run.arm_folder("distill") / "student", config.base, run.trusts_code)
+    student = config.attach(base, run.recipe.seed)
+    for line in what_learns(student, config):
+        log.info("specialize: %s", line)
     data = config.data or run.recipe.data
     result = _train(run, "specialize", student, config, data, folder / "run")
     with on_first_process() as first:
         if first:
-            student.save_pretrained(str(folder / "adapter"))
-            run.tokenizer.save_pretrained(folder / "adapter")
-            write_json(folder / "result.json", asdict(result))
-            merged = merge_adapter(source, folder / "adapter", run.trusts_code)
-            save_student(merged, run.tokenizer, folder / "merged")
-    return Record("specialize", "", tokens=result.tokens, bytes=bytes_under(folder / "adapter"))
+            keep_specialized(run, student, config, asdict(result))
+    left = "adapter" if config.leaves == "adapter" else "merged"
+    return Record("specialize", "", tokens=result.tokens, bytes=bytes_under(folder / left))
 
 
 def export(run: Run) -> Record:
-    """Make the artifacts, each a plain checkpoint."""
-    for name in run.recipe.export.artifacts:
+    """Make the artifacts, each in a folder of its own."""
+    given = given_of(run)
+    for name in run.artifacts:
         log.info("export: %s", name)
-        card = _card(run, name, "Not measured yet: `distill evaluate` fills this in.")
-        folder = run.artifact_folder(name)
-        export_artifact(name, run.deployed_student, folder, card, run.trusts_code)
-    size = sum(bytes_under(run.artifact_folder(name)) for name in run.recipe.export.artifacts)
+        card = card_of(run, name, "Not measured yet: `distill evaluate` fills this in.")
+        export_artifact(name, given, run.artifact_folder(name), card)
+    size = sum(bytes_under(run.artifact_folder(name)) for name in run.artifacts)
     return Record("export", "", bytes=size)
 
 
 def evaluate(run: Run) -> Record:
     """Measure teacher, arms and artifacts on the held-out examples, each in a fresh process."""
     tokens = 0
-    for job in _measure_jobs(run):
+    for job in measure_jobs(run):
         log.info("evaluate: %s", job.name)
+        artifact = job.name in run.artifacts
+        if artifact:
+            check_whole(Path(job.model))
         numbers = measure_apart(job)
         tokens += numbers["tokens"]
-        if job.name in run.recipe.export.artifacts:
-            measured = reporting.measured_lines(numbers)
-            folder = run.artifact_folder(job.name)
-            (folder / "README.md").write_text(_card(run, job.name, measured), encoding="utf8")
+        if artifact:
+            measured = measured_lines(numbers)
+            write_card(Path(job.model), job.name, card_of(run, job.name, measured))
     return Record("evaluate", "", tokens=tokens)
 
 
@@ -241,7 +236,10 @@ def _train(
 ) -> Result:
     """The loop on one student."""
     torch.manual_seed(run.recipe.seed)  # projectors are drawn from it
-    if data.packing:
+    packing = data.packing and not prepends(student)
+    if data.packing and not packing:
+        log.info("%s: nothing is packed, since each text follows learned positions", name)
+    if packing:
         check_examples_stay_apart(student, run.vocabulary)
     pairs = run.layer_map().pairs(config.objective, config.source)
     device = next(student.parameters()).device
@@ -266,11 +264,11 @@ def _train(
         train=train,
         held_out=held_out,
         cache=cached,
-        online=_online_teacher(run, config, pairs, data.packing),
+        online=_online_teacher(run, config, pairs, packing),
         folder=folder,
         seed=run.recipe.seed,
         max_length=data.max_length,
-        packing=data.packing,
+        packing=packing,
     )
     result = train_loop(job)
     free_memory()
@@ -278,8 +276,8 @@ def _train(
 
 
 def _train_dtype(config: Any) -> torch.dtype:
-    """Products in bfloat16 for an NF4 base, else as the recipe's precision says."""
-    if getattr(config, "method", "") == "qlora":
+    """Products in bfloat16 on a quantised base, else as the recipe's precision says."""
+    if getattr(config, "base", "none") != "none":
         return torch.bfloat16
     return resolve_precision(config.precision)
 
@@ -309,53 +307,6 @@ def _discard_other(folder: Path, wanted: str) -> None:
     if folder.exists() and not (mark.exists() and read_json(mark)["inputs"] == wanted):
         shutil.rmtree(folder)
     write_json(mark, {"inputs": wanted})
-
-
-def _card(run: Run, name: str, measured: str) -> str:
-    recipe = run.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    return model_card(
-        name=name,
-        recipe=yaml.safe_dump(recipe, sort_keys=False),
-        teacher=run.recipe.teacher.model,
-        data=str(run.recipe.data.train),
-        license=run.recipe.export.license,
-        measured=measured,
-    )
-
-
-def _measure_jobs(run: Run) -> list[MeasureJob]:
-    """Everything that is measured, the teacher first: the others are compared with it."""
-    folder = run.folder / "evaluation"
-    shared: dict[str, Any] = {
-        "vocabulary": run.vocabulary,
-        "held_out": str(run.folder / "data" / "held_out.arrow"),
-        "config": run.recipe.evaluate.model_dump(),
-        "trust_remote_code": run.trusts_code,
-    }
-    identity = teacher_identity(run.teacher)
-    jobs = [
-        MeasureJob(
-            "teacher",
-            run.teacher.model,
-            out=str(folder / "teacher.json"),
-            dtype=str(identity["dtype"]),
-            quantization=run.teacher.quantization,
-            is_teacher=True,
-            **{**shared, "trust_remote_code": run.teacher.trust_remote_code},
-        )
-    ]
-    models = {"init": run.student_folder}
-    for arm in ["distill", *run.recipe.train.arms]:
-        models[arm] = run.arm_folder(arm) / "student"
-    if run.recipe.specialize is not None:
-        models["specialized"] = run.deployed_student
-    for name in run.recipe.export.artifacts:
-        models[name] = run.artifact_folder(name)
-    for name, path in models.items():
-        out = str(folder / f"{name}.json")
-        signals = str(folder / "teacher")
-        jobs.append(MeasureJob(name, str(path), out=out, teacher_signals=signals, **shared))
-    return jobs
 
 
 _ALL = (adapt_teacher, cache, build, train, specialize, export, evaluate, report)

@@ -159,6 +159,17 @@ def calibration_loss(model: nn.Module, hidden_BTH: Tensor, input_ids_BT: Tensor)
     return total / len(labels_N)
 
 
+def cut_config(config: Any, keep: list[int]) -> Any:
+    """The `PretrainedConfig` of a model with only the blocks `keep`."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    depth, text.num_hidden_layers = text.num_hidden_layers, len(keep)
+    for name, value in list(vars(text).items()):  # layer_types, rope or window patterns by layer
+        if isinstance(value, (list, tuple)) and len(value) == depth and "token" not in name:
+            setattr(text, name, [value[block] for block in keep])
+    return config
+
+
 def cut_depth(model: Any, keep: list[int]) -> nn.Module:
     """A new model with only the blocks `keep` (numbers from 0), in that order.
 
@@ -172,12 +183,7 @@ def cut_depth(model: Any, keep: list[int]) -> nn.Module:
             f"Block {wrong[0] if wrong else '(none)'} cannot be kept: the teacher has blocks 0 to "
             f"{depth - 1} and at least one must stay."
         )
-    config = copy.deepcopy(model.config)
-    text = config.get_text_config()
-    text.num_hidden_layers = len(keep)
-    for name, value in list(vars(text).items()):  # layer_types, rope or window patterns by layer
-        if isinstance(value, (list, tuple)) and len(value) == depth and "token" not in name:
-            setattr(text, name, [value[block] for block in keep])
+    config = cut_config(model.config, keep)
     dtype = next(model.parameters()).dtype
     student = type(model)._from_config(config, dtype=dtype)
     prefix = _blocks_prefix(model)

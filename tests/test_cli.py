@@ -120,6 +120,27 @@ def test_plan_names_every_stage_and_makes_nothing(bench):
     assert not Path("out").exists()
 
 
+def test_plan_shows_the_memory_of_choices_the_recipes_own_first(bench):
+    changes = (
+        "specialize.method=ia3",
+        "specialize.gradient_checkpointing=true",
+        "export.artifacts=[bf16]",
+    )
+    arguments = ["plan", "recipe.yaml", "--run-dir", "out", "--choices"]
+    for change in changes:
+        arguments += ["--set", change]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.output.splitlines()]
+    start = next(i for i, line in enumerate(lines) if line[:2] == ["method", "optimizer"])
+    assert lines[start + 1][:3] == ["ia3", "adamw", "yes"]
+    assert "recipe's" in result.output
+    chosen = [tuple(line[:3]) for line in lines[start + 2 :]]
+    assert len(chosen) == len(set(chosen)) == 12
+    assert {method for method, _, _ in chosen} == {"full", "lora", "qlora"}
+    assert not Path("out").exists()
+
+
 def test_a_second_command_on_a_run_folder_is_refused_by_process(bench):
     Path("out").mkdir()
     import os

@@ -39,8 +39,13 @@ def test_a_run_leaves_a_student_artifacts_and_a_report_and_then_has_nothing_to_d
     assert arms["distill"]["kl_to_teacher"] < arms["init"]["kl_to_teacher"]
     assert arms["distill"]["kl_to_teacher"] < arms["finetune"]["kl_to_teacher"]
     assert report["verdict"]["sentence"] in first.output
+    cost = report["cost"]
+    peaks = [cost["stages"][name]["peak_memory_bytes"] for name in ("cache", "build", "train")]
+    assert min(peaks) > 0
+    assert 0 < max(arm["peak_memory_bytes"] for arm in cost["arms"].values()) <= peaks[-1]
     page = Path("out/report.html").read_text()
-    assert page.count("<svg") == 3
+    assert "peak memory, MB" in page
+    assert page.count("<svg") == 4
     assert "http" not in page.replace("http://www.w3.org", "").replace(
         "http://purl.org", ""
     ).replace("http://creativecommons.org", "").replace("https://matplotlib.org", "")

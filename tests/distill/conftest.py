@@ -1,5 +1,6 @@
 """Fixtures that several tests of distill share."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -17,5 +18,16 @@ def open_run(workshop):
         run = Run(load_recipe("recipe.yaml", changes), Path("run"))
         run_stages(run, ["build"])
         return run
+
+    return make
+
+
+@pytest.fixture
+def write_rows(tmp_path):
+    """`write_rows(rows)`: a file of them."""
+
+    def make(rows, name="rows.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
 
     return make

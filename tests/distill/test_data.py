@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attar.errors import DataError
-from distill.data import IGNORE, DataConfig, Examples, key_of, prepare, tokenize_chat, windows
+from distill.data import IGNORE, DataConfig, Examples, key_of, prepare
+from distill.tokenizing import tokenize_chat, windows
 
 CHAT = [
     {"role": "system", "content": "Be kind."},

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from attar.anatomy import head_of
-from distill import data, objective
+from distill import objective, tokenizing
 from distill.batches import Batch
 from distill.checkpoint import Checkpoint
 from distill.checkup import CHECKS
@@ -102,6 +102,22 @@ def test_conversations(finding):
     assert finding("padding", *chat_data()).outcome == "pass"
 
 
+def pair_data(tokenizer):
+    """Prompts with answers, and a teacher whose tokenizer has no chat template."""
+    Path("teacher/chat_template.jinja").unlink()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained("teacher")
+    rows = [{"prompt": f"who says {i}? ", "completion": f"the teacher {i}"} for i in range(40)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ("data.train=pairs.jsonl", "data.max_length=96")
+
+
+def test_prompts_with_answers_without_a_chat_template(finding, tokenizer):
+    found = finding("mask", *pair_data(tokenizer))
+    assert found.outcome == "pass", found.says
+    assert "' the teacher " in found.says  # one token of the two sides
+
+
 def test_what_does_not_apply_says_why(finding):
     plain = "train.objective=[{loss: cross_entropy}]"
     for name in ("zero at teacher", "cache", "frozen teacher"):
@@ -130,7 +146,7 @@ def test_a_window_whose_labels_are_not_shifted(finding, monkeypatch):
             if len(piece) >= 2:
                 yield piece, [*piece[:-1], IGNORE]
 
-    monkeypatch.setattr(data, "windows", unshifted)
+    monkeypatch.setattr(tokenizing, "windows", unshifted)
     caught(finding("mask"), "off by one")
     caught(finding("normaliser"))
 
@@ -138,39 +154,49 @@ def test_a_window_whose_labels_are_not_shifted(finding, monkeypatch):
 @pytest.mark.parametrize("late", [1, -1])
 def test_a_mask_of_conversations_one_token_off(finding, monkeypatch, late):
     """Labels that are the next ids, but counted where the token itself was said (DistillKit)."""
-    right = data.tokenize_chat
+    right = tokenizing.tokenize_chat
 
-    def shifted(tokenizer, messages, max_length):
-        ids, labels = right(tokenizer, messages, max_length)
+    def shifted(tokenizer, messages, max_length, first):
+        ids, labels = right(tokenizer, messages, max_length, first)
         counted = [label != IGNORE for label in labels]
         counted = [False, *counted[:-1]] if late > 0 else [*counted[1:], False]
         following = [*ids[1:], None]
         pairs = zip(following, counted, strict=True)
         return ids, [i if c and i is not None else IGNORE for i, c in pairs]
 
-    monkeypatch.setattr(data, "tokenize_chat", shifted)
+    monkeypatch.setattr(tokenizing, "tokenize_chat", shifted)
     caught(finding("mask", *chat_data()), "where the assistant says")
+
+
+def test_a_prompt_that_counts_with_its_answer(finding, tokenizer, monkeypatch):
+    right = tokenizing.tokenize_pair
+
+    def all_of_it(tokenizer, prompt, text, max_length, *, append_eos):
+        return right(tokenizer, "", text, max_length, append_eos=append_eos)
+
+    monkeypatch.setattr(tokenizing, "tokenize_pair", all_of_it)
+    caught(finding("mask", *pair_data(tokenizer)), "where the answer is")
 
 
 def test_an_end_of_turn_that_does_not_count(finding, monkeypatch):
     """pad == eos, and padding is masked by id: the student never learns to stop."""
-    right = data.tokenize_chat
+    right = tokenizing.tokenize_chat
 
-    def without_end(tokenizer, messages, max_length):
-        ids, labels = right(tokenizer, messages, max_length)
+    def without_end(tokenizer, messages, max_length, first):
+        ids, labels = right(tokenizer, messages, max_length, first)
         return ids, [IGNORE if i == tokenizer.eos_token_id else i for i in labels]
 
-    monkeypatch.setattr(data, "tokenize_chat", without_end)
+    monkeypatch.setattr(tokenizing, "tokenize_chat", without_end)
     assert finding("mask", *chat_data()).outcome == "warn"
 
 
 def test_a_document_whose_end_does_not_count(finding, monkeypatch):
-    right = data.windows
+    right = tokenizing.windows
 
     def without_end(ids, max_length):
         yield from right(ids[:-1], max_length)
 
-    monkeypatch.setattr(data, "windows", without_end)
+    monkeypatch.setattr(tokenizing, "windows", without_end)
     caught(finding("mask"), "not all but the first")
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from attar.errors import RecipeError
 from distill.losses import LOSSES
 from distill.recipe import Recipe, check_recipe, load_recipe, parse_yaml
+from students.tuning import METHODS
 from teachers.codecs import CODECS, LAYER_CODECS
 
 GOOD = """
@@ -218,6 +219,37 @@ MISTAKES = {
         {"method": "qlora", "precision": "float32"},
         r"`specialize`.*qlora",
     ),
+    "quantised base in float32": (
+        ["specialize"],
+        {"method": "ia3", "base": "int8", "precision": "float32"},
+        r"`specialize`: ia3 on an int8 base computes in bfloat16",
+    ),
+    "no such method": (["specialize"], {"method": "lorra"}, r"`specialize`.*no `lorra`.*`lora`"),
+    "key of no method": (
+        ["specialize"],
+        {"method": "prefix", "virtual_token": 4},
+        r"`specialize\.virtual_token` is not a key.*`virtual_tokens`",
+    ),
+    "key of another method": (
+        ["specialize"],
+        {"method": "lora", "base": "nf4"},
+        r"`specialize\.base` is not a key",
+    ),
+    "value of a method's key": (
+        ["specialize"],
+        {"method": "p_tuning", "encoder": "gru"},
+        r"`specialize\.encoder`: .*'lstm'.*found 'gru'",
+    ),
+    "pissa on 4 bits": (
+        ["specialize"],
+        {"init": "pissa"},
+        r"`specialize`: `init: pissa` takes the weights apart.*use `method: lora`",
+    ),
+    "prefix with checkpointing": (
+        ["specialize"],
+        {"method": "prefix", "gradient_checkpointing": True},
+        r"`specialize`: prefix gives every block its keys and values.*gradient_checkpointing",
+    ),
 }
 
 
@@ -321,12 +353,20 @@ def test_whatever_stands_at_a_key_is_accepted_or_refused_in_one_line(path, value
         assert check_recipe(told.model_dump(by_alias=True, mode="json")) == told
 
 
+def test_a_method_brings_its_own_keys_to_those_of_a_training():
+    special = {"method": "p_tuning", "encoder": "lstm", "lr": 1e-2, "data": {"train": "x"}}
+    recipe = check_recipe(set_in(["specialize"], special))
+    assert (recipe.specialize.encoder, recipe.specialize.lr) == ("lstm", 1e-2)
+    again = check_recipe(recipe.model_dump(by_alias=True, mode="json"))
+    assert again.specialize == recipe.specialize
+
+
 # The schema --------------------------------------------------------------------------------------
 
 
-def test_schema_knows_every_registered_loss_and_codec():
+def test_schema_knows_every_registered_loss_codec_and_method():
     text = json.dumps(Recipe.model_json_schema())
-    for name in [*LOSSES, *CODECS, *LAYER_CODECS]:
+    for name in [*LOSSES, *CODECS, *LAYER_CODECS, *METHODS]:
         assert f'"{name}"' in text
 
 

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from attar.errors import DataError
-from distill.sources import column_kind, load_rows, messages_of
+from distill.layouts import RowOptions, conversation_of, layout_of
+from distill.sources import load_rows
 
 
 def test_a_plain_file_has_no_splits(tmp_path):
@@ -26,17 +27,17 @@ def test_a_saved_folder_of_one_data_set_has_no_splits(tmp_path):
 @pytest.mark.parametrize("context", ["input", "context"])
 def test_what_an_instruction_is_about_stays_with_it(context):
     row = {"instruction": "Translate.", context: "Guten Tag", "output": "Good day"}
-    kind, columns = column_kind(list(row), "rows", None)
-    asked, answered = messages_of(row, kind, columns)
+    layout = layout_of(row, "rows", RowOptions())
+    asked, answered = conversation_of(row, layout).messages
     assert asked == {"role": "user", "content": "Translate.\n\nGuten Tag"}
     assert answered == {"role": "assistant", "content": "Good day"}
-    assert messages_of({**row, context: ""}, kind, columns)[0]["content"] == "Translate."
+    assert conversation_of({**row, context: ""}, layout).messages[0]["content"] == "Translate."
 
 
 def test_a_message_without_content_is_named(tmp_path):
     row = {"messages": [{"role": "user"}]}
     with pytest.raises(DataError, match="content"):
-        messages_of(row, *column_kind(["messages"], "rows", None))
+        conversation_of(row, layout_of(row, "rows", RowOptions()))
 
 
 def test_rows_that_are_no_json_are_told(tmp_path):

@@ -1,14 +1,12 @@
-"""Building, adapting and exporting students: what is shipped loads without this package."""
+"""Building and exporting students: what is shipped loads without this package."""
 
 import json
 
 import pytest
 import torch
-from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from attar.errors import ModelError, RecipeError
-from students.adapt import LoraOptions, add_adapter, load_base, merge_adapter
 from students.build import check_reload, cut_student, fresh_model, save_student
 from students.export import ARTIFACTS, export_artifact, model_card
 
@@ -51,32 +49,6 @@ def test_quantised_artifacts_are_smaller(make_model, tokenizer, tmp_path):
         export_artifact(name, tmp_path / "student", tmp_path / name, "")
         sizes[name] = (tmp_path / name / "model.safetensors").stat().st_size
     assert sizes["nf4"] < sizes["int8"] < sizes["bf16"]
-
-
-@pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_an_adapter_trains_saves_and_merges(method, student, tmp_path):
-    options = LoraOptions(method=method, rank=4)
-    wrapped = add_adapter(load_base(student, options), options, seed=0)
-    learning = [p for p in wrapped.parameters() if p.requires_grad]
-    assert {p.dtype for p in learning} == {torch.float32}
-    for p in learning:
-        torch.nn.init.normal_(p, std=0.2)
-    wrapped.save_pretrained(tmp_path / "adapter")
-    merged = merge_adapter(student, tmp_path / "adapter").requires_grad_(False)
-    base = AutoModelForCausalLM.from_pretrained(student)
-    unmerged = PeftModel.from_pretrained(base, tmp_path / "adapter")
-    with torch.inference_mode():
-        expected = unmerged(input_ids=IDS).logits
-        plain = AutoModelForCausalLM.from_pretrained(student)(input_ids=IDS).logits
-        torch.testing.assert_close(merged(input_ids=IDS).logits, expected, atol=1e-4, rtol=1e-4)
-        assert (expected - plain).abs().max() > 0.01
-    assert not any("lora" in name for name in merged.state_dict())
-
-
-def test_targets_that_match_nothing_list_what_exists(student):
-    options = LoraOptions(method="lora", targets=["query"])
-    with pytest.raises(ModelError, match=r"q_proj"):
-        add_adapter(load_base(student, options), options, seed=0)
 
 
 def test_a_cut_records_what_was_kept(make_model, tokenizer, tmp_path):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from attar.errors import CacheError, ModelError
 from attar.loading import load_causal_lm, load_tokenizer, vocabulary_size
-from distill.data import Example, key_of, windows
+from distill.data import Example, key_of
+from distill.tokenizing import windows
 from teachers.cache import CacheConfig, SignalCache
 from teachers.codecs import CODECS, LAYER_CODECS
 from teachers.runner import Request, TeacherRunner, plan_batches, plan_shards

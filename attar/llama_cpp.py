@@ -1,0 +1,326 @@
+"""llama.cpp through its C interface, out of the library that the `xllamacpp` wheel brings.
+
+Legend: T tokens, n positions wanted, V vocabulary.
+
+The wheel's own Python interface gives texts and the best few logprobs of a generated token;
+measuring needs every logit at every position, which only the C functions give. Structures that the
+library passes by value have grown over its versions, so none of their fields is taken on trust:
+parameters travel as opaque memory, larger than any of them, that the library itself fills in; the
+two numbers set here are found by their defaults, threads are set by a function, and a library
+that does not look as expected is refused.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from ctypes import POINTER, c_bool, c_char_p, c_int8, c_int32, c_uint32, c_uint64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attar.errors import ModelError
+
+TESTED = "2026.10.11549"  # of xllamacpp
+CHUNK = 512  # positions a call computes; llama.cpp's own default for a physical batch
+CHUNK_READ = 128  # the same where logits of all of them are wanted: CHUNK_READ x V floats
+_said: deque[str] = deque(maxlen=4)  # the library's last complaints
+_LOGGER = ctypes.CFUNCTYPE(None, ctypes.c_int, c_char_p, c_void_p)
+_WARNING, _ERROR = 3, 4
+
+
+class _Parameters(ctypes.Structure):
+    """`llama_model_params` or `llama_context_params`, whatever their fields."""
+
+    _fields_ = (("words", c_uint64 * 128),)
+
+
+class _Batch(ctypes.Structure):
+    """`llama_batch`."""
+
+    _fields_ = (
+        ("n_tokens", c_int32),
+        ("token", POINTER(c_int32)),
+        ("embd", c_void_p),
+        ("pos", POINTER(c_int32)),
+        ("n_seq_id", POINTER(c_int32)),
+        ("seq_id", POINTER(POINTER(c_int32))),
+        ("logits", POINTER(c_int8)),
+    )
+
+
+_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
+    "llama_backend_init": (None, []),
+    "llama_log_set": (None, [_LOGGER, c_void_p]),
+    "llama_model_default_params": (_Parameters, []),
+    "llama_context_default_params": (_Parameters, []),
+    "llama_model_load_from_file": (c_void_p, [c_char_p, _Parameters]),
+    "llama_model_free": (None, [c_void_p]),
+    "llama_model_get_vocab": (c_void_p, [c_void_p]),
+    "llama_model_n_ctx_train": (c_int32, [c_void_p]),
+    "llama_model_n_params": (c_uint64, [c_void_p]),
+    "llama_model_chat_template": (c_char_p, [c_void_p, c_char_p]),
+    "llama_vocab_n_tokens": (c_int32, [c_void_p]),
+    "llama_vocab_get_attr": (c_int32, [c_void_p, c_int32]),
+    "llama_tokenize": (
+        c_int32, [c_void_p, c_char_p, c_int32, POINTER(c_int32), c_int32, c_bool, c_bool]
+    ),
+    "llama_detokenize": (
+        c_int32, [c_void_p, POINTER(c_int32), c_int32, c_char_p, c_int32, c_bool, c_bool]
+    ),
+    "llama_init_from_model": (c_void_p, [c_void_p, _Parameters]),
+    "llama_free": (None, [c_void_p]),
+    "llama_n_ctx": (c_uint32, [c_void_p]),
+    "llama_n_batch": (c_uint32, [c_void_p]),
+    "llama_set_n_threads": (None, [c_void_p, c_int32, c_int32]),
+    "llama_get_memory": (c_void_p, [c_void_p]),
+    "llama_memory_clear": (None, [c_void_p, c_bool]),
+    "llama_batch_init": (_Batch, [c_int32, c_int32, c_int32]),
+    "llama_batch_free": (None, [_Batch]),
+    "llama_decode": (c_int32, [c_void_p, _Batch]),
+    "llama_get_logits": (POINTER(ctypes.c_float), [c_void_p]),
+}  # fmt: skip
+
+
+def _hear(level: int, text: bytes, _data: int | None) -> None:
+    if level in (_WARNING, _ERROR):
+        _said.append(" ".join(text.decode("utf8", "replace").split()))
+
+
+_listen = _LOGGER(_hear)  # kept: the library calls it as long as it lives
+
+
+def _complaint() -> str:
+    return "; ".join(line for line in _said if line) or "it gives no reason"
+
+
+def check_usable() -> None:
+    """Raise `ModelError` where the installed wheel does not offer what is used here."""
+    _library()
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    """The wheel's library with its functions declared; `ModelError` where it is laid out else."""
+    import xllamacpp
+
+    def refuse(what: str) -> ModelError:
+        return ModelError(
+            f"xllamacpp {xllamacpp.__version__} {what}, so no logits can be had from it on this "
+            f'machine; version {TESTED} on Linux is tested: pip install "xllamacpp=={TESTED}".'
+        )
+
+    try:
+        library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
+    except OSError as error:
+        raise refuse(f"cannot be opened ({error})") from None
+    for name, (gives, takes) in _FUNCTIONS.items():
+        function = getattr(library, name, None)
+        if function is None:
+            raise refuse(f"does not offer {name}")
+        function.restype, function.argtypes = gives, takes
+    library.llama_backend_init()
+    library.llama_log_set(_listen, None)
+    parameters = library.llama_context_default_params()
+    if list(_context_numbers(parameters)[:4]) != [512, 2048, 512, 1]:
+        raise refuse("has other parameters of a context than expected")
+    batch = library.llama_batch_init(3, 0, 1)
+    there = [bool(part) for part in (batch.token, batch.pos, batch.n_seq_id, batch.logits)]
+    if batch.n_tokens != 0 or batch.embd or not all(there) or not batch.seq_id[0]:
+        raise refuse("has other batches than expected")
+    library.llama_batch_free(batch)
+    return library
+
+
+def _context_numbers(parameters: _Parameters) -> Any:
+    """First fields of a context's parameters: n_ctx, n_batch, n_ubatch, n_seq_max."""
+    return (c_uint32 * 4).from_buffer(parameters)
+
+
+class GGUFModel:
+    """A GGUF file that llama.cpp has loaded: as it is deployed, defaults everywhere.
+
+    On all GPUs where the wheel was built for them, else on `threads` of the CPU; keys and values
+    in float16; memory for no more positions than the longest text so far.
+    """
+
+    def __init__(self, file: Path, threads: int = 1) -> None:
+        self._library, self.file, self.threads = _library(), file, threads
+        self._model = self._context = None
+        if not file.is_file():
+            raise ModelError(f"There is no GGUF file {file}.")
+        _said.clear()
+        parameters = self._library.llama_model_default_params()
+        self._model = self._library.llama_model_load_from_file(str(file).encode(), parameters)
+        if not self._model:
+            raise ModelError(f"llama.cpp cannot load {file}: {_complaint()}.")
+        self._words = self._library.llama_model_get_vocab(self._model)
+        self.num_ids = int(self._library.llama_vocab_n_tokens(self._words))
+        self.context = int(self._library.llama_model_n_ctx_train(self._model))
+        self.parameters = int(self._library.llama_model_n_params(self._model))
+        self._batch = self._library.llama_batch_init(CHUNK, 0, 1)
+        self._length = 0
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free all memory; nothing can be asked of it afterwards."""
+        if self._context:
+            self._library.llama_free(self._context)
+        if self._model:
+            self._library.llama_batch_free(self._batch)
+            self._library.llama_model_free(self._model)
+        self._context = self._model = None
+
+    # Text ------------------------------------------------------------------------------------
+
+    @property
+    def chat_template(self) -> str | None:
+        """The file's own template of conversations."""
+        text = self._library.llama_model_chat_template(self._model, None)
+        return None if text is None else text.decode()
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids that text can have: all of them but the unused ones at the end."""
+        last = self.num_ids
+        while last > 0 and self._library.llama_vocab_get_attr(self._words, last - 1) & 2:
+            last -= 1
+        return last
+
+    def encode(self, text: str, *, add_special: bool = True) -> list[int]:
+        """Ids of a text, special tokens in it recognised; `add_special`: what the file asks for."""
+        data = text.encode()
+        room = len(data) + 8
+        while True:
+            ids = (c_int32 * room)()
+            number = self._library.llama_tokenize(
+                self._words, data, len(data), ids, room, add_special, True
+            )
+            if number >= 0:
+                return list(ids[:number])
+            room = -number
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens included."""
+        given = (c_int32 * len(ids))(*ids)
+        room = 16 * len(ids) + 16
+        while True:
+            text = ctypes.create_string_buffer(room)
+            number = self._library.llama_detokenize(
+                self._words, given, len(ids), text, room, False, True
+            )
+            if number >= 0:
+                return text.raw[:number].decode("utf8", "replace")
+            room = -number
+
+    # Logits ----------------------------------------------------------------------------------
+
+    def start(self, room: int) -> None:
+        """Forget all positions and have memory for `room` of them; `ModelError` beyond context."""
+        if room > self.context:
+            raise ModelError(f"{self.file} sees {self.context} positions; the text has {room}.")
+        if not self._context or self._library.llama_n_ctx(self._context) < room:
+            self._make_context(min(self.context, -(-room // CHUNK) * CHUNK))
+        self._library.llama_set_n_threads(self._context, self.threads, self.threads)
+        self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
+        self._length = 0
+
+    def _make_context(self, room: int) -> None:
+        if self._context:
+            self._library.llama_free(self._context)
+        parameters = self._library.llama_context_default_params()
+        numbers = _context_numbers(parameters)
+        numbers[0], numbers[1] = room, CHUNK
+        _said.clear()
+        self._context = self._library.llama_init_from_model(self._model, parameters)
+        if not self._context:
+            raise ModelError(f"llama.cpp cannot run {self.file}: {_complaint()}.")
+        assert self._library.llama_n_ctx(self._context) >= room
+        assert self._library.llama_n_batch(self._context) >= min(CHUNK, room)
+
+    def extend(self, ids: Sequence[int], wanted_T: np.ndarray | None = None) -> np.ndarray:
+        """Float32 logits (n, V) of the wanted ones of the next positions; of the last if None."""
+        wrong = [i for i in ids if not 0 <= i < self.num_ids]
+        if wrong:
+            raise ModelError(f"{self.file} has {self.num_ids} ids; {wrong[0]} is not one of them.")
+        if wanted_T is None:
+            wanted_T = np.arange(len(ids)) == len(ids) - 1
+        size = CHUNK if wanted_T.sum() <= 1 else CHUNK_READ
+        pieces = [
+            self._decode(ids[at : at + size], wanted_T[at : at + size])
+            for at in range(0, len(ids), size)
+        ]
+        return np.concatenate(pieces) if pieces else np.zeros((0, self.num_ids), np.float32)
+
+    def _decode(self, ids: Sequence[int], wanted: np.ndarray) -> np.ndarray:
+        batch = self._batch
+        batch.n_tokens = len(ids)
+        for i, token in enumerate(ids):
+            batch.token[i], batch.pos[i] = token, self._length + i
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+            batch.logits[i] = int(wanted[i])
+        _said.clear()
+        if self._library.llama_decode(self._context, batch) != 0:
+            raise ModelError(f"llama.cpp cannot compute {self.file}: {_complaint()}.")
+        self._length += len(ids)
+        shape = (int(wanted.sum()), self.num_ids)
+        if not shape[0]:
+            return np.zeros(shape, np.float32)
+        logits = self._library.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(logits, shape).copy()
+
+
+# Conversations -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _server(file: Path) -> Iterator[Any]:
+    """llama.cpp's server on a file, for what only its C++ side does."""
+    import xllamacpp
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(file)
+    parameters.n_ctx, parameters.n_parallel, parameters.verbosity = 256, 1, 0
+    parameters.cpuparams.n_threads = 1
+    parameters.warmup = parameters.fit_params = False
+    try:
+        server = xllamacpp.Server(parameters)
+    except RuntimeError as error:
+        raise ModelError(
+            f"llama.cpp cannot serve {file} ({error}); its chat template may be at fault."
+        ) from None
+    try:
+        yield server
+    finally:
+        del server
+        _library().llama_log_set(_listen, None)  # the server had taken it
+
+
+def chat_prompts(file: Path, conversations: Sequence[list[dict[str, str]]]) -> list[str]:
+    """Conversations that wait for the assistant's answer, by the file's template.
+
+    By llama.cpp's own template engine, which only its server offers: the file is loaded once more
+    (mapped, not copied) and asked over the loopback interface. `ModelError` where it refuses one.
+    """
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    prompts = []
+    with _server(file) as server:
+        for messages in conversations:
+            body = json.dumps({"messages": messages}).encode()
+            where = f"{server.listening_address}/apply-template"
+            try:
+                with urlopen(Request(where, body, {"Content-Type": "application/json"})) as reply:
+                    prompts.append(str(json.loads(reply.read())["prompt"]))
+            except HTTPError as error:
+                reason = " ".join(error.read().decode("utf8", "replace").split())[:300]
+                raise ModelError(f"The chat template of {file} fails: {reason}") from None
+    return prompts

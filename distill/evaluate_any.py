@@ -1,0 +1,84 @@
+"""`distill evaluate MODEL --data D`: measure any model folder, id or GGUF file, wherever made.
+
+No recipe is needed. With a teacher, KL and agreement are measured too. All models are measured on
+the ids of one tokenizer (the teacher's, else the first model's), and one that reads text as other
+ids is refused.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from attar.errors import DataError, RecipeError
+from attar.files import write_json
+from attar.loading import load_tokenizer, vocabulary_size
+from attar.strict import Section
+from distill.data import DataConfig, Examples, check_sources, prepare_whole
+from distill.evaluate import EvaluateConfig, MeasureJob, measure_apart
+from distill.probes import make_probes
+from distill.runtimes import check_runtime, runtime_of
+
+
+class MeasureConfig(Section):
+    """What `--set` may override: the keys of `data` and `evaluate` of a recipe."""
+
+    data: DataConfig
+    evaluate: EvaluateConfig = Field(default_factory=lambda: EvaluateConfig.model_validate({}))
+
+
+def measure_config(data: tuple[str, ...], values: dict[str, Any]) -> MeasureConfig:
+    """The configuration from `--data` and the values of `--set`."""
+    if not data:
+        raise DataError("Measuring a model needs text to measure it on: add `--data FILE`.")
+    values = {**values, "data": {"train": list(data), **values.get("data", {})}}
+    try:
+        return MeasureConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise RecipeError(f"`--set {path}`: {first['msg']}.") from None
+
+
+def evaluate_any(
+    models: tuple[str, ...],
+    teacher: str | None,
+    config: MeasureConfig,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Numbers of each model, and of the teacher, as in report.json."""
+    check_sources(config.data)
+    for model in models:
+        check_runtime(runtime_of(model))
+    named = teacher or _tokenizer_of(models[0])
+    tokenizer = load_tokenizer(named, trust_remote_code=trust_remote_code)
+    with tempfile.TemporaryDirectory(prefix="attar-evaluate-") as name:
+        folder = prepare_whole(config.data, tokenizer, 0, Path(name))
+        probes = folder / "probes.json"
+        write_json(probes, make_probes(tokenizer, Examples(folder / "held_out.arrow")))
+        shared: dict[str, Any] = {
+            "vocabulary": vocabulary_size(tokenizer),
+            "held_out": str(folder / "held_out.arrow"),
+            "config": config.evaluate.model_dump(),
+            "trust_remote_code": trust_remote_code,
+            "probes": str(probes),
+        }
+        found: dict[str, Any] = {"data": config.data.train, "models": {}}
+        if teacher is not None:
+            out = str(folder / "teacher.json")
+            job = MeasureJob("teacher", teacher, out=out, is_teacher=True, **shared)
+            found["teacher"] = {"model": teacher, **measure_apart(job)}
+            shared["teacher_signals"] = str(folder / "teacher")
+        for i, model in enumerate(models):
+            job = MeasureJob(model, model, out=str(folder / f"model-{i}.json"), **shared)
+            found["models"][model] = {"runtime": runtime_of(model), **measure_apart(job)}
+    return found
+
+
+def _tokenizer_of(model: str) -> str:
+    """Where a model's tokenizer lies: an artifact of base and adapter has it with the base."""
+    base = Path(model) / "base"
+    return str(base) if (base / "tokenizer_config.json").is_file() else model

@@ -1,0 +1,138 @@
+"""`transformers` as a runtime: plain checkpoints, bitsandbytes, torchao, and peft's adapters.
+
+Legend: T tokens, N tokens counted, V vocabulary, H width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attar.anatomy import Head, count_parameters, head_of, run_body
+from attar.loading import load_causal_lm, load_tokenizer, vocabulary_size
+from distill.batches import Batch
+from distill.data import IGNORE
+from distill.runtimes import RUNTIMES, Logits, Source
+from students.adapters import load_adapter
+
+
+class FromHidden:
+    """Logits by the model's head, from final hidden states (N, H) of counted positions."""
+
+    def __init__(self, hidden_NH: Tensor, head: Head) -> None:
+        self.hidden_NH, self.head = hidden_NH, head
+
+    def __len__(self) -> int:
+        return len(self.hidden_NH)
+
+    def piece(self, rows: slice) -> Tensor:
+        """Float32 logits (n, V) of some of the positions."""
+        return self.head.logits(self.hidden_NH[rows])
+
+
+def _end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """What ends a text: as the tokenizer and as the settings of generation say."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    ends = ends if isinstance(ends, list) else [ends]
+    return tuple(sorted({i for i in (tokenizer.eos_token_id, *ends) if i is not None}))
+
+
+@RUNTIMES.add("transformers")
+class Transformers:
+    """A checkpoint in a folder or on the hub; an artifact of base and adapter, one on the other."""
+
+    can_generate = True
+
+    def __init__(self, source: Source) -> None:
+        where, adapter = source.path, source.adapter
+        if (Path(where) / "adapter" / "adapter_config.json").is_file():
+            where, adapter = str(Path(where) / "base"), str(Path(where) / "adapter")
+        self.model: Any = load_causal_lm(
+            where,
+            dtype="auto" if source.dtype == "auto" else getattr(torch, source.dtype),
+            quantization=source.quantization,
+            trust_remote_code=source.trust_remote_code,
+        )
+        if adapter is not None:
+            self.model = load_adapter(self.model, Path(adapter)).eval()
+        self.tokenizer = load_tokenizer(where, trust_remote_code=source.trust_remote_code)
+        self.vocabulary = source.vocabulary or vocabulary_size(self.tokenizer)
+        config = self.model.config.get_text_config()
+        self.context: int | None = getattr(config, "max_position_embeddings", None)
+        self.parameters: int | None = count_parameters(self.model)
+        self.device = next(self.model.parameters()).device
+        self.end_ids = _end_ids(self.model, self.tokenizer)
+
+    @property
+    def head(self) -> Head:
+        """The head over the V ids."""
+        return head_of(self.model, self.vocabulary)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Final hidden states (N, H) of the batch's counted positions."""
+        batch = batch.to(self.device)
+        hidden_BTH = run_body(self.model, batch.model_inputs())
+        return hidden_BTH[batch.labels_BT != IGNORE]
+
+    @torch.inference_mode()
+    def read(self, batch: Batch) -> Logits:
+        """Logits of the batch's counted positions, row by row."""
+        return FromHidden(self.hidden(batch), self.head)
+
+    @torch.inference_mode()
+    def logits(self, ids: list[int]) -> Tensor:
+        """Float32 logits (T, V) at every position of one text, on the CPU."""
+        inputs: dict[str, Tensor | None] = {
+            "input_ids": torch.tensor([ids], device=self.device),
+            "position_ids": torch.arange(len(ids), device=self.device).unsqueeze(0),
+            "attention_mask": None,
+        }
+        return self.head.logits(run_body(self.model, inputs)[0]).cpu()
+
+    @torch.inference_mode()
+    def prefill(self, ids: list[int]) -> None:
+        """One forward over a prompt, logits of the last position only."""
+        input_ids = torch.tensor([ids], device=self.device)
+        self.model(input_ids=input_ids, use_cache=False, logits_to_keep=1)
+        self._wait()
+
+    @torch.inference_mode()
+    def generate(self, ids: list[int], new: int, stop_ids: tuple[int, ...] = ()) -> list[int]:
+        """Up to `new` ids after a prompt, greedily; ends early only after one of `stop_ids`."""
+        start = torch.tensor([ids], device=self.device)
+        produced = self.model.generate(
+            input_ids=start,
+            attention_mask=torch.ones_like(start),
+            max_new_tokens=new,
+            min_new_tokens=None if stop_ids else new,
+            eos_token_id=list(stop_ids) or self.tokenizer.eos_token_id,
+            do_sample=False,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        self._wait()
+        found: list[int] = produced[0, len(ids) :].tolist()
+        return found
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, with what the tokenizer adds at the start."""
+        ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
+        return ids
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        """Ids of a conversation that waits for the assistant's answer."""
+        text = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids, special tokens included."""
+        return str(self.tokenizer.decode(ids))

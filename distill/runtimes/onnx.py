@@ -1,0 +1,118 @@
+"""onnxruntime as a runtime: ONNX graphs from ids to logits, on the CPU.
+
+Legend: B rows, T tokens, n positions wanted, V vocabulary.
+
+A graph keeps no keys and values: it scores texts, and generating is left out of its evaluation.
+It computes the logits of every position, so a prefill costs more than elsewhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attar.errors import ModelError
+from attar.loading import load_config, load_tokenizer, vocabulary_size
+from distill.batches import Batch
+from distill.runtimes import RUNTIMES, Logits, Source
+from distill.runtimes.rows import FromRows
+from students.artifacts.onnx_graphs import INPUTS, open_session
+
+
+@RUNTIMES.add("onnxruntime")
+class OnnxRuntime:
+    """A folder with one ONNX graph, its configuration and its tokenizer."""
+
+    can_generate = False
+
+    def __init__(self, source: Source) -> None:
+        folder = Path(source.path).expanduser()
+        self._file = _file_of(folder)
+        self._session = open_session(self._file, torch.get_num_threads())
+        self._check_inputs()
+        trust = source.trust_remote_code
+        self.tokenizer = load_tokenizer(str(folder), trust_remote_code=trust)
+        self.vocabulary = source.vocabulary or vocabulary_size(self.tokenizer)
+        config = load_config(str(folder), trust_remote_code=trust).get_text_config()
+        self.context: int | None = getattr(config, "max_position_embeddings", None)
+        known = self._session.get_modelmeta().custom_metadata_map.get("parameters")
+        self.parameters: int | None = None if known is None else int(known)
+        end = self.tokenizer.eos_token_id
+        self.end_ids: tuple[int, ...] = () if end is None else (end,)
+        self.device = torch.device("cpu")
+
+    def _check_inputs(self) -> None:
+        others = [i.name for i in self._session.get_inputs() if i.name not in INPUTS]
+        if others:
+            raise ModelError(
+                f"{self._file} also takes {', '.join(others)}; graphs that can be run here take "
+                f"{' and '.join(INPUTS)} alone."
+            )
+
+    def run(self, ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Tensor]:
+        """The graph's outputs by name, whatever their shape, of rows padded on the right."""
+        given = {"input_ids": ids_BT.numpy(), "attention_mask": mask_BT.numpy()}
+        taken = {i.name: given[i.name] for i in self._session.get_inputs()}
+        arrays = self._session.run(None, taken)
+        names = [output.name for output in self._session.get_outputs()]
+        return {n: torch.from_numpy(array) for n, array in zip(names, arrays, strict=True)}
+
+    def some_logits(self, ids: list[int], wanted_T: np.ndarray) -> Tensor:
+        """Float32 logits (n, V) at the wanted positions of one text."""
+        return self.logits(ids)[torch.from_numpy(wanted_T)]
+
+    def read(self, batch: Batch) -> Logits:
+        """Logits of the batch's counted positions, row by row (one example a row, padded right)."""
+        return FromRows(self, batch)
+
+    def logits(self, ids: list[int]) -> Tensor:
+        """Float32 logits (T, V) at every position of one text, on the CPU."""
+        ids_BT = torch.tensor([ids], dtype=torch.long)
+        outputs = self.run(ids_BT, torch.ones_like(ids_BT))
+        if "logits" not in outputs:
+            raise ModelError(f"{self._file} gives {', '.join(outputs)}, and no `logits`.")
+        logits_TV = outputs["logits"][0]
+        if logits_TV.dim() != 2 or logits_TV.shape[1] < self.vocabulary:
+            raise ModelError(
+                f"{self._file} gives logits of shape {tuple(logits_TV.shape)} for a text of "
+                f"{len(ids)} tokens and is to be compared on {self.vocabulary} ids; it was made "
+                "for another task or tokenizer."
+            )
+        return logits_TV[:, : self.vocabulary].float()
+
+    def prefill(self, ids: list[int]) -> None:
+        """One forward over a prompt, logits of all positions included: what is timed."""
+        ids_BT = torch.tensor([ids], dtype=torch.long)
+        self.run(ids_BT, torch.ones_like(ids_BT))
+
+    def generate(self, ids: list[int], new: int, stop_ids: tuple[int, ...] = ()) -> list[int]:
+        """Refused: without keys and values each token would cost a whole forward."""
+        raise ModelError(f"{self._file} has no cache of keys and values, so it cannot generate.")
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, with what the tokenizer adds at the start."""
+        ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
+        return ids
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        """Ids of a conversation that waits for the assistant's answer."""
+        text = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids, special tokens included."""
+        return str(self.tokenizer.decode(ids))
+
+
+def _file_of(folder: Path) -> Path:
+    """The graph in a folder; `ModelError` where there is none or there are several."""
+    found = sorted(folder.glob("*.onnx"))
+    if len(found) != 1:
+        raise ModelError(f"{folder} has {len(found)} files *.onnx; one is needed.")
+    return found[0]

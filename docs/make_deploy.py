@@ -1,0 +1,80 @@
+"""Write the tables of artifacts and of tuning methods from their registries into docs/deploy.md and
+docs/specialize.md; `--check` exits with 1 where one is stale.
+
+What stands outside the markers of those pages is written by hand and left as it is.
+
+    python docs/make_deploy.py
+    python docs/make_deploy.py --check
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from students.artifacts import ARTIFACTS
+from students.tuning import METHODS
+
+HERE = Path(__file__).parent
+MADE_OF = {
+    "student": "the distilled student",
+    "merged": "the student, with what was specialised merged in",
+    "adapter": "the adapter and its base",
+}
+
+
+def first_sentences(doc: str | None) -> str:
+    """A docstring on one line, without its references."""
+    return " ".join((doc or "").split()).rstrip(".")
+
+
+def artifacts() -> str:
+    """One row a registered artifact."""
+    rows = ["| artifact | what it is | made of | run by | needs |", "|---|---|---|---|---|"]
+    for name, found in ARTIFACTS.items():
+        needs = f"`attar[{found.extra}]`" if found.extra else ""
+        rows.append(
+            f"| `{name}` | {found.about.rstrip('.')} | {MADE_OF[found.of]} | {found.runtime} "
+            f"| {needs} |"
+        )
+    return "\n".join(rows)
+
+
+def methods() -> str:
+    """One row a registered method."""
+    rows = ["| method | what it is | leaves | merges | own keys |", "|---|---|---|---|---|"]
+    for name, kind in METHODS.items():
+        keys = ", ".join(f"`{key}`" for key in kind.model_fields if key != "method")
+        merges = "yes" if kind.merges or kind.leaves == "weights" else "no"
+        about = first_sentences(kind.__doc__)
+        rows.append(f"| `{name}` | {about} | {kind.leaves} | {merges} | {keys} |")
+    return "\n".join(rows)
+
+
+PAGES = {"deploy.md": ("artifacts", artifacts), "specialize.md": ("methods", methods)}
+
+
+def page(name: str) -> str:
+    """A page with its table between its markers."""
+    marker, make = PAGES[name]
+    text = (HERE / name).read_text(encoding="utf8")
+    pattern = rf"(<!-- {marker}:begin -->\n).*?(\n<!-- {marker}:end -->)"
+    assert re.search(pattern, text, flags=re.S), f"{name} has lost its markers"
+    return re.sub(pattern, lambda m: f"{m[1]}{make()}{m[2]}", text, flags=re.S)
+
+
+def main() -> int:
+    """Write the pages, or check them; returns the exit status."""
+    stale = [name for name in PAGES if page(name) != (HERE / name).read_text(encoding="utf8")]
+    if "--check" in sys.argv[1:]:
+        for name in stale:
+            print(f"{name} is stale: run `make docs`.", file=sys.stderr)
+        return 1 if stale else 0
+    for name in stale:
+        (HERE / name).write_text(page(name), encoding="utf8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

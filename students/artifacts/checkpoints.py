@@ -1,0 +1,47 @@
+"""Artifacts that `transformers` loads by itself: bfloat16, bitsandbytes' NF4 and INT8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attar.loading import Quantization, load_causal_lm, load_tokenizer
+from students.artifacts import Given, artifact
+
+TRANSFORMERS = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained("PATH")
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
+```"""
+
+
+@artifact("bf16", of="merged", runtime="transformers", usage=TRANSFORMERS)
+def bf16(source: Path, folder: Path, given: Given) -> None:
+    """bfloat16 weights: two bytes a parameter."""
+    _save(source, folder, "none", given)
+
+
+@artifact("nf4", of="student", runtime="transformers", usage=TRANSFORMERS, needs=("bitsandbytes",))
+def nf4(source: Path, folder: Path, given: Given) -> None:
+    """Linear maps in 4-bit NormalFloat, double quantisation, bfloat16 compute; by bitsandbytes."""
+    _save(source, folder, "nf4", given)
+
+
+@artifact("int8", of="student", runtime="transformers", usage=TRANSFORMERS, needs=("bitsandbytes",))
+def int8(source: Path, folder: Path, given: Given) -> None:
+    """Linear maps in LLM.int8() (arXiv 2208.07339), bfloat16 elsewhere; by bitsandbytes."""
+    _save(source, folder, "int8", given)
+
+
+def _save(source: Path, folder: Path, kind: Quantization, given: Given) -> None:
+    trust = given.trust_remote_code
+    model: Any = load_causal_lm(
+        str(source), dtype=torch.bfloat16, quantization=kind, trust_remote_code=trust
+    )
+    model.save_pretrained(folder, safe_serialization=True)
+    load_tokenizer(str(source), trust_remote_code=trust).save_pretrained(folder)

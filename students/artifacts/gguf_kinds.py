@@ -1,0 +1,211 @@
+"""GGUF artifacts: one file that llama.cpp, and what is built on it, runs on laptops and servers.
+
+The kinds up to 5 bits a weight in blocks of 32 are written here. K-quants (blocks of 256) are made
+by a llama.cpp of the user's: `llama-quantize` on PATH or below the folder that LLAMA_CPP names, or
+the llama-cpp-python package.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from attar.errors import ModelError
+from attar.loading import load_causal_lm, load_tokenizer
+from students.artifacts import Given, artifact
+from students.artifacts.gguf_families import check_config, head_width
+from students.artifacts.gguf_file import write_gguf
+from students.grids import GRIDS
+from students.quantized import gguf_bytes
+from students.rounding import round_model
+
+FILE = "model.gguf"
+USAGE = """\
+In a shell, with [llama.cpp](https://github.com/ggml-org/llama.cpp):
+
+```sh
+llama-cli -m PATH/model.gguf -p "Once upon a time" -n 32
+```
+
+In Python, after `pip install xllamacpp`:
+
+```python
+import xllamacpp
+parameters = xllamacpp.CommonParams()
+parameters.model.path = "PATH/model.gguf"
+parameters.n_ctx, parameters.verbosity = 2048, 0
+server = xllamacpp.Server(parameters)
+answer = server.handle_completions({"prompt": "Once upon a time", "max_tokens": 32})
+print(answer["choices"][0]["text"])
+```"""
+TRAITS: dict[str, Any] = {
+    "of": "merged", "runtime": "llama.cpp", "usage": USAGE, "library": "gguf",
+    "needs": ("gguf", "xllamacpp"), "extra": "gguf", "suffixes": (".gguf",),
+}  # fmt: skip
+BLOCK, SMALL_BLOCK = 256, 32  # weights: of K-quants, of the others
+COARSE = ("q4_0", "q4_1", "q5_0", "q5_1")
+
+
+@artifact("gguf-f16", **TRAITS, check=check_config)
+def gguf_f16(source: Path, folder: Path, given: Given) -> None:
+    """GGUF with float16 weights: 16 bits a weight."""
+    _write(source, folder, "f16", given)
+
+
+@artifact("gguf-q8_0", **TRAITS, check=check_config)
+def gguf_q8_0(source: Path, folder: Path, given: Given) -> None:
+    """GGUF in 8 bits, a float16 scale every 32 weights: 8.5 bits a weight."""
+    _write(source, folder, "q8_0", given)
+
+
+@artifact("gguf-q5_1", **TRAITS, check=check_config)
+def gguf_q5_1(source: Path, folder: Path, given: Given) -> None:
+    """GGUF in 5 bits, scale and minimum every 32 weights: 6 bits; embedding and head in 8."""
+    _write(source, folder, "q5_1", given)
+
+
+@artifact("gguf-q5_0", **TRAITS, check=check_config)
+def gguf_q5_0(source: Path, folder: Path, given: Given) -> None:
+    """GGUF in 5 bits, a scale every 32 weights: 5.5 bits; embedding and head in 8."""
+    _write(source, folder, "q5_0", given)
+
+
+@artifact("gguf-q4_1", **TRAITS, check=check_config)
+def gguf_q4_1(source: Path, folder: Path, given: Given) -> None:
+    """GGUF in 4 bits, scale and minimum every 32 weights: 5 bits; embedding and head in 8."""
+    _write(source, folder, "q4_1", given)
+
+
+@artifact("gguf-q4_0", **TRAITS, check=check_config)
+def gguf_q4_0(source: Path, folder: Path, given: Given) -> None:
+    """GGUF in 4 bits, a scale every 32 weights: 4.5 bits; embedding and head in 8."""
+    _write(source, folder, "q4_0", given)
+
+
+def _write(source: Path, folder: Path, kind: str, given: Given) -> None:
+    trust = given.trust_remote_code
+    encoded = _compensated(source, kind, given)
+    write_gguf(source, folder / FILE, kind, encoded=encoded, trust_remote_code=trust)
+    _save_tokenizer(source, folder, given)
+
+
+def _compensated(source: Path, kind: str, given: Given) -> dict[str, np.ndarray]:
+    """Bytes of the linear maps of a 4- or 5-bit kind, rounded on calibration text if there is any.
+
+    Eight bits lose too little for it to pay. A map whose rows are no whole blocks is left out.
+    """
+    if given.rounding != "compensated" or given.calibration is None or kind not in COARSE:
+        return {}
+    model = load_causal_lm(
+        str(source), dtype=torch.float32, trust_remote_code=given.trust_remote_code
+    )
+    rounded = round_model(model, GRIDS[kind], given.calibration())
+    return {
+        f"{name}.weight": gguf_bytes(found)
+        for name, found in rounded.items()
+        if found.codes_OI.shape[1] % SMALL_BLOCK == 0
+    }
+
+
+def _save_tokenizer(source: Path, folder: Path, given: Given) -> None:
+    """The file runs without it; it says what the ids were before, so that they can be compared."""
+    trust = given.trust_remote_code
+    load_tokenizer(str(source), trust_remote_code=trust).save_pretrained(folder)
+
+
+# K-quants, by a llama.cpp of the user's -----------------------------------------------------------
+
+
+def check_k_quants(config: Any) -> None:
+    """Raise `ModelError` where K-quants do not fit a model, or nothing here can make them."""
+    check_config(config)
+    rows = {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "head_dim x num_attention_heads": head_width(config) * config.num_attention_heads,
+    }
+    odd = {name: size for name, size in rows.items() if size % BLOCK}
+    if odd:
+        name, size = next(iter(odd.items()))
+        raise ModelError(
+            f"K-quants need rows of a multiple of {BLOCK} weights and this model's {name} is "
+            f"{size}: llama.cpp would store such tensors in other, larger types; export "
+            "`gguf-q4_0`, `gguf-q5_0` or `gguf-q8_0`."
+        )
+    _tool()
+
+
+def _tool() -> str | None:
+    """Path of `llama-quantize`; None where llama-cpp-python does it. `ModelError` without both."""
+    named = os.environ.get("LLAMA_CPP")
+    if named:
+        folder = Path(named).expanduser()
+        for below in ("", "bin", "build/bin"):
+            found = shutil.which("llama-quantize", path=str(folder / below))
+            if found:
+                return found
+        raise ModelError(f"LLAMA_CPP names {named}, where there is no llama-quantize.")
+    found = shutil.which("llama-quantize")
+    if found is None and importlib.util.find_spec("llama_cpp") is None:
+        raise ModelError(
+            "K-quants are made by llama.cpp's own tool, which is not here: put `llama-quantize` on "
+            "PATH, name its folder in the environment variable LLAMA_CPP, or install "
+            "llama-cpp-python; `gguf-q4_0`, `gguf-q5_0` and `gguf-q8_0` need nothing more."
+        )
+    return found
+
+
+@artifact("gguf-q4_k_m", **TRAITS, check=check_k_quants)
+def gguf_q4_k_m(source: Path, folder: Path, given: Given) -> None:
+    """GGUF in K-quants of 4 bits, medium, by a llama.cpp of yours: 4.9 bits a weight."""
+    _requantize(source, folder, "Q4_K_M", given)
+
+
+@artifact("gguf-q5_k_m", **TRAITS, check=check_k_quants)
+def gguf_q5_k_m(source: Path, folder: Path, given: Given) -> None:
+    """GGUF in K-quants of 5 bits, medium, by a llama.cpp of yours: 5.7 bits a weight."""
+    _requantize(source, folder, "Q5_K_M", given)
+
+
+@artifact("gguf-q6_k", **TRAITS, check=check_k_quants)
+def gguf_q6_k(source: Path, folder: Path, given: Given) -> None:
+    """GGUF in K-quants of 6 bits, by a llama.cpp of yours: 6.6 bits a weight."""
+    _requantize(source, folder, "Q6_K", given)
+
+
+def _requantize(source: Path, folder: Path, kind: str, given: Given) -> None:
+    tool = _tool()
+    with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+        whole, file = Path(aside) / "f16.gguf", folder / FILE
+        write_gguf(source, whole, "f16", trust_remote_code=given.trust_remote_code)
+        if tool is None:
+            _by_llama_cpp_python(whole, file, kind)
+        else:
+            command = [tool, str(whole), str(file), kind]
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+            if done.returncode:
+                said = " ".join(done.stderr.split())[-300:]
+                raise ModelError(f"{tool} failed ({done.returncode}): {said}")
+    _save_tokenizer(source, folder, given)
+
+
+def _by_llama_cpp_python(whole: Path, file: Path, kind: str) -> None:
+    import ctypes
+
+    import llama_cpp
+
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+    code = llama_cpp.llama_model_quantize(
+        str(whole).encode(), str(file).encode(), ctypes.byref(parameters)
+    )
+    if code:
+        raise ModelError(f"llama-cpp-python's llama_model_quantize failed ({code}) on {kind}.")

@@ -1,0 +1,263 @@
+"""8-bit weights in an ONNX graph, in place: of products with a constant matrix, and of embeddings.
+
+Legend: B rows, T tokens, O outputs of a product, I its inputs, M blocks of a row.
+
+Two forms, because onnxruntime has two kinds of kernels. `round_dynamic`: weights with a scale an
+output, activations rounded to 8 bits as they come, integer products; fast, in standard operators.
+Encoders bear it; small decoders do not, their activations have outliers. `round_weights`: weights
+and, where the processor has kernels for it, activations in blocks of 64 with a scale each, by
+onnxruntime's `MatMulNBits`: an outlier spoils its own block only.
+In both, an embedding that is also the head is stored once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+BLOCK = 64  # inputs that share a scale
+EIGHT_BITS = 4  # `accuracy_level`: inputs of a product may be rounded too, block by block
+ZERO = 128  # the byte that stands for 0 in `MatMulNBits`
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A product with a constant matrix: its node, the constant, whether the graph transposes it."""
+
+    node: ir.Node
+    weight: ir.Value
+    transposed: bool
+
+    def matrix(self) -> np.ndarray:
+        """The constant as (O, I) float32."""
+        assert self.weight.const_value is not None
+        stored = self.weight.const_value.numpy()
+        return stored if self.transposed else stored.T
+
+
+def round_weights(model: ir.Model) -> None:
+    """Products become `MatMulNBits` on blocks of 64 bytes; the embedding's rows are read so too."""
+    graph = model.graph
+    stored: dict[tuple[str, bool], tuple[ir.Value, ir.Value]] = {}
+    products = _products(graph)
+    for product in products:
+        key = str(product.weight.name), product.transposed
+        if key not in stored:
+            stored[key] = _store_blocks(graph, key, product.matrix())
+        num_outputs, num_inputs = product.matrix().shape
+        builder = _Builder(graph, product.node)
+        found = builder.add(
+            "MatMulNBits", [product.node.inputs[0], *stored[key]], domain="com.microsoft",
+            N=num_outputs, K=num_inputs, bits=8, block_size=BLOCK, accuracy_level=EIGHT_BITS,
+        )  # fmt: skip
+        builder.finish(found)
+    for node, table in _embeddings(graph):
+        key = str(table.name), True
+        assert table.const_value is not None
+        table_VI = table.const_value.numpy()
+        if key not in stored:
+            stored[key] = _store_blocks(graph, key, table_VI)
+        _read_blocks(graph, node, stored[key], table_VI.shape[1])
+    model.opset_imports.setdefault("com.microsoft", 1)
+    _forget_unused(graph)
+
+
+def round_dynamic(model: ir.Model) -> None:
+    """Products become integer ones, of weights rounded by output and inputs rounded as they come.
+
+    The pattern of operators is the one that onnxruntime fuses into a single kernel.
+    """
+    graph = model.graph
+    stored: dict[tuple[str, bool], tuple[ir.Value, ir.Value]] = {}
+    rounded: dict[ir.Value, list[ir.Value]] = {}  # inputs that several products share
+    for product in _products(graph):
+        key = str(product.weight.name), product.transposed
+        if key not in stored:
+            stored[key] = _store_rows(graph, key, product.matrix())
+        weight, scale = stored[key]
+        builder = _Builder(graph, product.node)
+        given = product.node.inputs[0]
+        assert given is not None
+        if given not in rounded:
+            rounded[given] = builder.add_many("DynamicQuantizeLinear", [given], 3)
+        bytes_BTI, scale_of_input, zero_of_input = rounded[given]
+        if product.transposed:
+            weight = builder.add("Transpose", [weight], perm=[1, 0])
+        sums = builder.add("MatMulInteger", [bytes_BTI, weight, zero_of_input])
+        sums = builder.add("Cast", [sums], to=int(ir.DataType.FLOAT))
+        scales = builder.add("Mul", [scale_of_input, scale])
+        builder.finish(builder.add("Mul", [sums, scales]))
+    for node, table in _embeddings(graph):
+        key = str(table.name), True
+        assert table.const_value is not None
+        if key not in stored:
+            stored[key] = _store_rows(graph, key, table.const_value.numpy())
+        _read_rows(graph, node, stored[key])
+    _forget_unused(graph)
+
+
+# What is rounded -------------------------------------------------------------------------------
+
+
+def _products(graph: ir.Graph) -> list[_Product]:
+    found = []
+    for node in graph:
+        if node.op_type != "MatMul" or node.inputs[1] is None:
+            continue
+        weight, producer = node.inputs[1], node.inputs[1].producer()
+        transposed = producer is not None and producer.op_type == "Transpose"
+        if transposed:
+            assert producer is not None
+            weight = producer.inputs[0] or weight
+        if weight.is_initializer() and weight.const_value is not None:
+            kind = weight.const_value.dtype, len(weight.const_value.shape)
+            if kind == (ir.DataType.FLOAT, 2):
+                found.append(_Product(node, weight, transposed))
+    return found
+
+
+def _embeddings(graph: ir.Graph) -> list[tuple[ir.Node, ir.Value]]:
+    """Nodes that read a table's rows by the ids, and the table (V, I)."""
+    ids = next(value for value in graph.inputs if value.name == "input_ids")
+    return [
+        (node, node.inputs[0])
+        for node in graph
+        if node.op_type == "Gather"
+        and node.inputs[1] is ids
+        and node.inputs[0] is not None
+        and node.inputs[0].is_initializer()
+    ]
+
+
+# Rounding --------------------------------------------------------------------------------------
+
+
+def round_blocks(weight_OI: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """(int8 of shape (O, M, block), their float32 scales (O, M)); the last block has zeros added.
+
+    Symmetric, from -127 to 127.
+    """
+    num_blocks = -(-weight_OI.shape[1] // block)
+    room = ((0, 0), (0, num_blocks * block - weight_OI.shape[1]))
+    weight_OMb = np.pad(weight_OI, room).reshape(len(weight_OI), num_blocks, block)
+    scale_OM = (np.abs(weight_OMb).max(-1) / 127).astype(np.float32)
+    scale_OM[scale_OM == 0] = 1
+    return np.rint(weight_OMb / scale_OM[..., None]).astype(np.int8), scale_OM
+
+
+def _store_blocks(
+    graph: ir.Graph, key: tuple[str, bool], weight_OI: np.ndarray
+) -> tuple[ir.Value, ir.Value]:
+    rounded_OMb, scale_OM = round_blocks(weight_OI, BLOCK)
+    bytes_OMb = (rounded_OMb.astype(np.int16) + ZERO).astype(np.uint8)
+    return _pair(graph, key, bytes_OMb, scale_OM)
+
+
+def _store_rows(
+    graph: ir.Graph, key: tuple[str, bool], weight_OI: np.ndarray
+) -> tuple[ir.Value, ir.Value]:
+    rounded_O1I, scale_O1 = round_blocks(weight_OI, weight_OI.shape[1])
+    rounded_OI = rounded_O1I[:, 0]
+    transposed = key[1]
+    stored = rounded_OI if transposed else np.ascontiguousarray(rounded_OI.T)
+    return _pair(graph, key, stored, scale_O1[:, 0])
+
+
+def _pair(
+    graph: ir.Graph, key: tuple[str, bool], stored: np.ndarray, scale: np.ndarray
+) -> tuple[ir.Value, ir.Value]:
+    name = f"{key[0]}.rows" if key[1] else key[0]
+    return _constant(graph, f"{name}.bytes", stored), _constant(graph, f"{name}.scale", scale)
+
+
+# Reading an embedding's rows -------------------------------------------------------------------
+
+
+def _read_blocks(
+    graph: ir.Graph, node: ir.Node, stored: tuple[ir.Value, ir.Value], width: int
+) -> None:
+    """Rows of ids, (B, T, width), out of blocks."""
+    ids, builder = node.inputs[1], _Builder(graph, node)
+    assert ids is not None
+    bytes_BTMb = builder.add("Gather", [stored[0], ids])
+    scale_BTM = builder.add("Gather", [stored[1], ids])
+    values = builder.add("Cast", [bytes_BTMb], to=int(ir.DataType.FLOAT))
+    values = builder.add("Sub", [values, builder.constant(np.float32(ZERO))])
+    scales = builder.add("Unsqueeze", [scale_BTM, builder.constant(np.array([-1]))])
+    values = builder.add("Mul", [values, scales])
+    values = builder.add("Reshape", [values, builder.constant(np.array([0, 0, -1]))])
+    if width % BLOCK:
+        limits = [builder.constant(np.array([limit])) for limit in (0, width, 2)]
+        values = builder.add("Slice", [values, *limits])
+    builder.finish(values)
+
+
+def _read_rows(graph: ir.Graph, node: ir.Node, stored: tuple[ir.Value, ir.Value]) -> None:
+    """Rows of ids, (B, T, I), each with its scale."""
+    ids, builder = node.inputs[1], _Builder(graph, node)
+    assert ids is not None
+    rows = builder.add("Cast", [builder.add("Gather", [stored[0], ids])], to=int(ir.DataType.FLOAT))
+    scale_BT = builder.add("Gather", [stored[1], ids])
+    scales = builder.add("Unsqueeze", [scale_BT, builder.constant(np.array([-1]))])
+    builder.finish(builder.add("Mul", [rows, scales]))
+
+
+# Building --------------------------------------------------------------------------------------
+
+
+class _Builder:
+    """Nodes put in the place of one node."""
+
+    def __init__(self, graph: ir.Graph, place: ir.Node) -> None:
+        self.graph, self.place, self.name = graph, place, str(place.outputs[0].name)
+        self.number = 0
+
+    def add(self, operator: str, inputs: list[Any], *, domain: str = "", **traits: Any) -> ir.Value:
+        """The one output of a new node."""
+        return self.add_many(operator, inputs, 1, domain=domain, **traits)[0]
+
+    def add_many(
+        self, operator: str, inputs: list[Any], outputs: int, *, domain: str = "", **traits: Any
+    ) -> list[ir.Value]:
+        """The outputs of a new node."""
+        names = [f"{self.name}.{self.number + i}" for i in range(outputs)]
+        self.number += outputs
+        node = ir.node(
+            operator, inputs, traits, domain=domain, outputs=[ir.Value(name=n) for n in names]
+        )
+        self.graph.insert_before(self.place, node)
+        return list(node.outputs)
+
+    def constant(self, value: Any) -> ir.Value:
+        """A small constant."""
+        self.number += 1
+        return _constant(self.graph, f"{self.name}.{self.number - 1}", np.asarray(value))
+
+    def finish(self, value: ir.Value) -> None:
+        """Let `value` stand for the node's output, under its name, and take the node out."""
+        old = self.place.outputs[0]
+        value.shape, value.type = old.shape, old.type
+        name = old.name
+        old.replace_all_uses_with(value, replace_graph_outputs=True)
+        self.graph.remove(self.place, safe=True)
+        value.name = name
+
+
+def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
+    value.const_value = tensor
+    graph.register_initializer(value)
+    return value
+
+
+def _forget_unused(graph: ir.Graph) -> None:
+    for node in reversed(list(graph)):
+        if not any(out.uses() or out.is_graph_output() for out in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses():
+            del graph.initializers[name]

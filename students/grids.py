@@ -1,0 +1,172 @@
+"""Grids that quantised weights lie on: their levels, their blocks, and how scales are stored.
+
+A weight is `scale x level + shift`, with one scale and one shift for a block of neighbours in a
+row-major weight. The grids are those of bitsandbytes (nf4, fp4, int8) and of llama.cpp (q4_0 ...).
+
+Legend: O outputs and I inputs of a linear map, K blocks, S weights of a block, L levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from attar.registry import Registry
+
+SHRINK = (1.1, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Of every block, as its format stores them: float32, shape (K,); `shift_K` None where all 0.
+
+    `parts`: what the format writes instead, where that is more than the values.
+    """
+
+    scale_K: Tensor
+    shift_K: Tensor | None = None
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A format's grid.
+
+    block: weights under one scale, along rows; None: a row. levels_L: ascending, float32; a code
+    numbers them. naive: blocks (K, S) to the scales that round to nearest without a search.
+    store: what storing leaves of scales. factors: of the naive scale, those a search tries.
+    """
+
+    name: str
+    block: int | None
+    levels_L: Tensor
+    naive: Callable[[Tensor], Scales] = field(repr=False)
+    store: Callable[[Scales], Scales] = field(repr=False)
+    factors: tuple[float, ...] = field(default=SHRINK, repr=False)
+
+    def blocks(self, weight_OI: Tensor) -> Tensor:
+        """The weight as blocks (K, S); the last one ends in zeros where it is not full."""
+        size = weight_OI.shape[1] if self.block is None else self.block
+        flat = weight_OI.flatten()
+        return pad(flat, (0, -len(flat) % size)).view(-1, size)
+
+    def spread(self, scales: Scales, weight_OI: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Scale and shift of every weight, (O, I)."""
+        size = weight_OI.shape[1] if self.block is None else self.block
+
+        def one(value_K: Tensor) -> Tensor:
+            each = value_K.repeat_interleave(size)[: weight_OI.numel()]
+            return each.view(weight_OI.shape)
+
+        shift_K = scales.shift_K
+        return one(scales.scale_K), None if shift_K is None else one(shift_K)
+
+    def codes(self, weight: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+        """The code of the level nearest to each weight, int32; scales broadcast."""
+        centred = weight if shift is None else weight - shift
+        levels_L = self.levels_L.to(weight.device)
+        middle = (levels_L[1:] + levels_L[:-1]) / 2
+        usable = torch.where(scale == 0, 1, scale)
+        return torch.bucketize((centred / usable).contiguous(), middle, out_int32=True)
+
+    def values(self, codes: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+        """The weights that codes stand for, float32; scales broadcast."""
+        scaled = self.levels_L.to(codes.device)[codes.int()] * scale
+        return scaled if shift is None else scaled + shift
+
+    def trial(self, naive: Scales, factor: float) -> Scales:
+        """Naive scales times a factor; around the middle of the block where there is a shift."""
+        scale_K = naive.scale_K * factor
+        if naive.shift_K is None:
+            return Scales(scale_K)
+        middle = float(self.levels_L[0] + self.levels_L[-1]) / 2
+        return Scales(scale_K, naive.shift_K + (naive.scale_K - scale_K) * middle)
+
+
+GRIDS: Registry[Grid] = Registry("grid")
+
+
+# How the formats find and store scales -----------------------------------------------------------
+
+
+def _largest(blocks_KS: Tensor) -> Scales:
+    return Scales(blocks_KS.abs().amax(-1))
+
+
+def _largest_over(levels: float) -> Callable[[Tensor], Scales]:
+    return lambda blocks_KS: Scales(blocks_KS.abs().amax(-1) / levels)
+
+
+def _signed_largest_over(levels: float) -> Callable[[Tensor], Scales]:
+    """The weight that is largest in size falls on the lowest level, whatever its sign."""
+
+    def find(blocks_KS: Tensor) -> Scales:
+        at_K1 = blocks_KS.abs().argmax(-1, keepdim=True)
+        return Scales(blocks_KS.gather(-1, at_K1)[:, 0] / -levels)
+
+    return find
+
+
+def _range_over(levels: float) -> Callable[[Tensor], Scales]:
+    def find(blocks_KS: Tensor) -> Scales:
+        low_K, high_K = blocks_KS.amin(-1), blocks_KS.amax(-1)
+        return Scales((high_K - low_K) / levels, low_K)
+
+    return find
+
+
+def _as_float32(scales: Scales) -> Scales:
+    return Scales(scales.scale_K.float())
+
+
+def _as_float16(scales: Scales) -> Scales:
+    shift_K = None if scales.shift_K is None else scales.shift_K.half().float()
+    return Scales(scales.scale_K.half().float(), shift_K)
+
+
+def _twice(scales: Scales) -> Scales:
+    """Scales in 8 bits by bitsandbytes' double quantisation (arXiv 2305.14314, section 3)."""
+    from bitsandbytes.functional import dequantize_blockwise, quantize_blockwise
+
+    scale_K = scales.scale_K.float()
+    offset = scale_K.mean()
+    codes_K, state = quantize_blockwise(scale_K - offset, blocksize=256)
+    stored_K = dequantize_blockwise(codes_K, state) + offset
+    parts = {"absmax": codes_K, "nested_absmax": state.absmax, "nested_quant_map": state.code,
+             "nested_offset": offset}  # fmt: skip
+    return Scales(stored_K, None, parts)
+
+
+# The grids ---------------------------------------------------------------------------------------
+
+NORMAL_FLOAT = (  # quantiles of a normal distribution, appendix E of arXiv 2305.14314
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+    0.7229568362236023, 1.0,
+)  # fmt: skip
+FLOAT4 = tuple(value / 12 for value in (0, 0.0625, 2, 3, 4, 6, 8, 12))
+BOTH_SIGNS = SHRINK + tuple(-factor for factor in SHRINK[:6])
+
+
+def _integers(first: int, last: int) -> Tensor:
+    return torch.arange(first, last + 1, dtype=torch.float32)
+
+
+def _enrol(grid: Grid) -> None:
+    GRIDS.add(grid.name)(grid)
+
+
+_FLOAT4_L = torch.tensor([-value for value in reversed(FLOAT4[1:])] + list(FLOAT4))
+_enrol(Grid("nf4", 64, torch.tensor(NORMAL_FLOAT), _largest, _twice))
+_enrol(Grid("fp4", 64, _FLOAT4_L, _largest, _twice))
+_enrol(Grid("int8", None, _integers(-127, 127), _largest_over(127), _as_float32))
+_enrol(Grid("q4_0", 32, _integers(-8, 7), _signed_largest_over(8), _as_float16, BOTH_SIGNS))
+_enrol(Grid("q4_1", 32, _integers(0, 15), _range_over(15), _as_float16))
+_enrol(Grid("q5_0", 32, _integers(-16, 15), _signed_largest_over(16), _as_float16, BOTH_SIGNS))
+_enrol(Grid("q5_1", 32, _integers(0, 31), _range_over(31), _as_float16))
+_enrol(Grid("q8_0", 32, _integers(-127, 127), _largest_over(127), _as_float16))

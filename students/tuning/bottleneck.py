@@ -1,0 +1,70 @@
+"""`adapter`: bottleneck adapters behind attention and feed-forward (`students/bottleneck.py`)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from attar.errors import ModelError, RecipeError
+from attar.loading import Quantization
+from attar.strict import Section
+from students.bottleneck import BottleneckConfig, adapted_maps, add_bottleneck
+from students.tuning import METHODS, Leaves
+from students.tuning.targets import skeleton
+
+
+@METHODS.add("adapter")
+class BottleneckAdapter(Section):
+    """Two small linear maps with a nonlinearity between them, which is why it cannot be merged."""
+
+    leaves: ClassVar[Leaves] = "adapter"
+    merges: ClassVar[bool] = False
+    prepends: ClassVar[bool] = False
+    method: Literal["adapter"] = "adapter"
+    base: Quantization = Field("none", description="the frozen weights' form")
+    placement: Literal["houlsby", "pfeiffer"] = Field(
+        "pfeiffer",
+        description="houlsby: behind attention and behind feed-forward (arXiv 1902.00751); "
+        "pfeiffer: behind feed-forward only (2005.00247)",
+    )
+    reduction: int = Field(
+        16, ge=1, description="channels between the two maps: the student's width / reduction"
+    )
+    size: int | None = Field(None, ge=1, description="the number of those channels itself")
+    activation: Literal["gelu", "relu", "silu", "tanh"] = Field(
+        "gelu", description="the nonlinearity between the two maps"
+    )
+    scale: float = Field(1.0, gt=0, description="factor of what the adapter adds")
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> BottleneckAdapter:
+        usual = type(self).model_fields["reduction"].default
+        if self.size is not None and self.reduction != usual:
+            raise ValueError("`reduction` has no effect beside `size`; leave one of them out")
+        return self
+
+    @property
+    def layout(self) -> BottleneckConfig:
+        """What is written beside the adapter's weights."""
+        return BottleneckConfig(
+            self.placement, self.reduction, self.size, self.activation, self.scale
+        )
+
+    def check(self, config: Any) -> None:
+        """Raise `RecipeError` where no channel is left, or the family's maps are not known."""
+        try:
+            self.layout.size_for(int(config.get_text_config().hidden_size))
+            model = skeleton(config)
+            if model is not None:
+                adapted_maps(model, self.placement)
+        except ValueError as error:
+            raise RecipeError(f"`specialize.method: adapter`: {error}") from None
+
+    def attach(self, model: Any, seed: int) -> nn.Module:
+        """The student itself with adapters set in, which change nothing at first."""
+        try:
+            return add_bottleneck(model, self.layout, seed)
+        except ValueError as error:
+            raise ModelError(f"`specialize.method: adapter`: {error}") from None

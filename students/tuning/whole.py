@@ -1,0 +1,65 @@
+"""`full` and `head`: the student's own weights learn; what is left is a student, no adapter."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import nn
+
+from attar.errors import RecipeError
+from attar.loading import Quantization
+from attar.strict import Section
+from students.trainable import Trainable, choose_trainable
+from students.tuning import METHODS, Leaves
+from students.tuning.targets import skeleton
+
+
+class Whole(Section):
+    """What both have in common: the result is the student itself."""
+
+    leaves: ClassVar[Leaves] = "weights"
+    merges: ClassVar[bool] = True
+    prepends: ClassVar[bool] = False
+    base: ClassVar[Quantization] = "none"
+
+
+@METHODS.add("full")
+class Full(Whole):
+    """Every weight of the student learns, or the parts that `trainable` names."""
+
+    method: Literal["full"] = "full"
+    trainable: Trainable = Field(
+        "all", description="all, head, last:N, re:PATTERN, or a list of these"
+    )
+
+    def check(self, config: Any) -> None:
+        """Raise `RecipeError` where `trainable` fits no parameter of the student."""
+        model = skeleton(config)
+        if model is not None:
+            try:
+                choose_trainable(model, self.trainable)
+            except RecipeError as error:
+                raise RecipeError(
+                    str(error).replace("`trainable", "`specialize.trainable")
+                ) from None
+
+    def attach(self, model: Any, seed: int) -> nn.Module:
+        """The student itself; nothing is drawn."""
+        choose_trainable(model, self.trainable)
+        return model  # type: ignore[no-any-return]
+
+
+@METHODS.add("head")
+class Head(Whole):
+    """The map to logits alone learns; where it is tied to the embedding, that changes too."""
+
+    method: Literal["head"] = "head"
+
+    def check(self, config: Any) -> None:
+        """Nothing: every student has a head."""
+
+    def attach(self, model: Any, seed: int) -> nn.Module:
+        """The student itself; nothing is drawn."""
+        choose_trainable(model, "head")
+        return model  # type: ignore[no-any-return]

@@ -1,0 +1,167 @@
+"""`distill chat --adapter`: whose answer is whose, on which base, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from cli import main
+from distill.chat import find_adapters, quantization_for
+from students.adapters import load_adapter, load_base, save_adapter
+from students.bottleneck import BottleneckConfig, add_bottleneck
+
+TASK = {"task_type": "CAUSAL_LM"}
+KINDS = {
+    "lora": lambda model: get_peft_model(
+        model, LoraConfig(r=4, target_modules="all-linear", **TASK)
+    ),
+    "prefix": lambda model: get_peft_model(model, PrefixTuningConfig(num_virtual_tokens=4, **TASK)),
+    "adapter": lambda model: add_bottleneck(model, BottleneckConfig(size=8)),
+}
+
+
+def save(kind, folder, student, quantization="none"):
+    """An adapter that has learned something, as the specialise stage leaves it."""
+    torch.manual_seed(len(kind))
+    model = KINDS[kind](load_base(student, quantization))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+    save_adapter(model, folder, student, quantization)
+
+
+@pytest.fixture
+def run(make_model, tokenizer, tmp_path, monkeypatch):
+    """A run folder `out` with a distilled student and a specialised adapter; gives the student."""
+    monkeypatch.chdir(tmp_path)
+    student = Path("out/arms/distill/student")
+    make_model(1, width=64, vocabulary=320).save_pretrained(student)
+    tokenizer.save_pretrained(student)
+    Path("out/recipe.yaml").write_text("seed: 0")
+    save("lora", Path("out/specialized/adapter"), student)
+    return student
+
+
+def chat(*arguments):
+    result = CliRunner().invoke(main, ["chat", *map(str, arguments), "--max-tokens", "6"])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def answered(*arguments):
+    result = chat(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(says, *arguments):
+    result = chat(*arguments, "--prompt", "light")
+    assert result.exit_code == 1
+    assert says in result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
+def greedy(tokenizer, messages, student, folder):
+    """What transformers itself generates with one adapter."""
+    model = load_adapter(AutoModelForCausalLM.from_pretrained(student), Path(folder))
+    inputs = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    ids = model.generate(
+        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
+        max_new_tokens=6, do_sample=False, pad_token_id=0,
+    )  # fmt: skip
+    return tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_the_runs_adapter_answers_by_its_name(run, tokenizer):
+    said = answered("out", "--adapter", "specialized", "--prompt", "light falls")
+    messages = [{"role": "user", "content": "light falls"}]
+    assert said == greedy(tokenizer, messages, run, "out/specialized/adapter") + "\n"
+    assert said != answered("out", "--artifact", "distill", "--prompt", "light falls")
+
+
+def test_several_adapters_answer_each_in_its_own_conversation(run, tokenizer):
+    save("adapter", Path("elsewhere/behind"), run)
+    save("prefix", Path("elsewhere/before"), run)
+    said = answered(
+        "out", "--adapter", "specialized", "--adapter", "elsewhere/behind",
+        "--adapter", "first=elsewhere/before", "--prompt", "light", "--prompt", "on water",
+    )  # fmt: skip
+    folders = {
+        "specialized": "out/specialized/adapter",
+        "behind": "elsewhere/behind",
+        "first": "elsewhere/before",
+    }
+    talks = {name: [] for name in folders}
+    expected = ""
+    for text in ("light", "on water"):
+        for name, folder in folders.items():
+            talks[name].append({"role": "user", "content": text})
+            answer = greedy(tokenizer, talks[name], run, folder)
+            talks[name].append({"role": "assistant", "content": answer})
+            expected += f"{name}: {answer}\n"
+    assert said == expected
+
+
+def test_a_plain_model_takes_an_adapter_too(run):
+    shutil.copytree(run, "model")
+    of_run = answered("out", "--adapter", "specialized", "--prompt", "light")
+    of_model = answered("model", "--adapter", "out/specialized/adapter", "--prompt", "light")
+    assert of_model == of_run
+
+
+def test_the_base_is_quantised_as_it_was_in_training(run):
+    save("lora", Path("four-bit"), run, "nf4")
+    assert quantization_for({"a": Path("four-bit")}) == "nf4"
+    assert answered("out", "--adapter", "four-bit", "--prompt", "light")
+    says = "`specialized` none, `four-bit` nf4"
+    refused(says, "out", "--adapter", "specialized", "--adapter", "four-bit")
+
+
+def test_a_run_with_one_adapter_finds_its_student(run):
+    base, found = find_adapters("out", ["specialized"])
+    assert Path(base) == run
+    assert found == {"specialized": Path("out/specialized/adapter")}
+
+
+@pytest.mark.parametrize(
+    ("adapters", "says"),
+    [
+        (["specialised"], "Did you mean `specialized`?"),
+        (["nothing"], "out has specialized; others are given as NAME=FOLDER"),
+        (["mine=nowhere"], "There is no adapter `mine=nowhere`"),
+        (["specialized", "specialized"], "Two adapters are called `specialized`"),
+    ],
+)
+def test_a_name_that_means_nothing_is_one_clear_sentence(run, adapters, says):
+    refused(says, "out", *[word for name in adapters for word in ("--adapter", name)])
+
+
+def test_an_adapter_for_another_base_is_refused_by_both_names(run, make_model, tokenizer):
+    make_model(7, width=64, vocabulary=320).save_pretrained("other")
+    tokenizer.save_pretrained("other")
+    refused(
+        "was made for out/arms/distill/student", "other", "--adapter", "out/specialized/adapter"
+    )
+
+
+def test_an_adapter_that_changed_its_base_is_refused(run):
+    file = Path("out/specialized/adapter/adapter_config.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "init_lora_weights": "pissa"}))
+    refused("cannot share a base", "out", "--adapter", "specialized")
+
+
+def test_an_artifact_and_an_adapter_at_once_are_refused(run):
+    refused("either --artifact or --adapter", "out", "--artifact", "x", "--adapter", "specialized")
+
+
+def test_a_run_without_a_student_says_what_to_run(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("seed: 0")
+    refused("run `distill run` on it first", tmp_path, "--adapter", "specialized")
