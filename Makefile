@@ -1,6 +1,7 @@
 # Everything runs in the environment .venv, which the first target that needs it makes.
 #
 #   make demo        fetch a teacher and text, run examples/demo.yaml into runs/demo
+#   make demo-classification   the same for classes of texts: an encoder, movie reviews
 #   make check       format, lint, types, stale documents, the house rules
 #   make test        all tests that this machine can run
 #   make test-fast   the default tier only: small models, no whole runs
@@ -17,7 +18,7 @@ STAMP := $(VENV)/.installed
 TEST_ENV := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 HF_HUB_OFFLINE=1
 SCRIPTS = $(filter-out %/results_table.py %/tables.py %/peak.py %/step_sides.py %/harness.py %/distillkit.py %/held_out.py,$(wildcard benchmarks/*.py))
 
-.PHONY: demo test test-fast check bench docs results clean
+.PHONY: demo demo-classification test test-fast check bench docs results clean
 
 # torch first and alone: pip then takes the build its settings offer (a CPU one, say), and the
 # second command leaves it as it is.
@@ -30,6 +31,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/python examples/get_demo.py .demo
 	$(BIN)/distill run examples/demo.yaml --run-dir runs/demo
+
+demo-classification: $(STAMP)
+	$(BIN)/python examples/get_classification_demo.py .demo/classification
+	$(BIN)/distill run examples/classification.yaml --run-dir runs/classification
 
 test: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest

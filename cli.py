@@ -19,6 +19,7 @@ from distill.commands import (
     recipe_options,
 )
 from distill.deploy_commands import evaluate, export
+from distill.feature_commands import features
 
 STAGE_HELP = {
     "adapt-teacher": "Fine-tune the teacher on the task first (teacher.adapt).",
@@ -40,7 +41,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("path", type=click.Path(dir_okay=False), default="recipe.yaml")
-@click.option("--template", default="causal-lm", help="causal-lm (classification: not yet).")
+@click.option("--template", default="causal-lm", help="Or: sequence-classification.")
 def init(path: str, template: str) -> None:
     """Write a commented starter recipe."""
     from distill.templates import write_starter
@@ -64,13 +65,14 @@ def plan(
     recipe: str, run_dir: str | None, overrides: tuple[str, ...], choices: bool, **show: bool
 ) -> None:
     """Say what a run would take: tokens, disk, memory, time. Does no work."""
+    from distill.class_plan import estimates
     from distill.console import print_table
     from distill.pipeline import check_before_work
-    from distill.plan import choice_rows, estimate, plan_rows
+    from distill.plan import choice_rows, plan_rows
 
     run = open_run(recipe, run_dir, overrides, **show)
     check_before_work(run)
-    print_table(plan_rows(estimate(run)))
+    print_table(plan_rows(estimates(run)))
     if choices:
         print_table(choice_rows(run))
 
@@ -104,6 +106,7 @@ for name, text in STAGE_HELP.items():
 
 main.add_command(export)
 main.add_command(evaluate)
+main.add_command(features)
 main.add_command(cache)
 main.add_command(doctor)
 cache.add_command(cache_build)

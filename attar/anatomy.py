@@ -21,7 +21,7 @@ from attar.adapted import adapted_head, prepends, run_prompted
 from attar.errors import ModelError
 
 # Attribute path of the list of blocks below the body, family by family; the first that fits.
-BLOCK_PATHS = ("layers", "h", "encoder.layer", "blocks", "decoder.layers")
+BLOCK_PATHS = ("layers", "h", "encoder.layer", "transformer.layer", "blocks", "decoder.layers")
 
 
 def unwrap(model: Any) -> Any:
@@ -30,10 +30,15 @@ def unwrap(model: Any) -> Any:
 
 
 def body_of(model: Any) -> nn.Module:
-    """The model below its head: maps ids to the final hidden states, after the final norm."""
+    """The model below its head: maps ids to the final hidden states, after the final norm.
+
+    Of a model that was loaded without a head, itself.
+    """
     model = unwrap(model)
     body = getattr(model, model.base_model_prefix, None)
-    if not isinstance(body, nn.Module) or body is model:
+    if body is None and model.get_output_embeddings() is None:
+        body = model
+    if not isinstance(body, nn.Module):
         raise ModelError(f"{type(model).__name__} has no body below its head; it is not supported.")
     return body
 
@@ -65,11 +70,13 @@ def width(model: Any) -> int:
 
 def count_parameters(model: nn.Module) -> int:
     """Parameters of a model, tied ones once, 4-bit ones at their true number."""
-    total = 0
-    for parameter in model.parameters():
-        state = getattr(parameter, "quant_state", None)
-        total += state.shape.numel() if state is not None else parameter.numel()
-    return total
+    return sum(parameter_size(parameter) for parameter in model.parameters())
+
+
+def parameter_size(parameter: nn.Parameter) -> int:
+    """Numbers in a parameter; of a 4-bit one, those that it stands for."""
+    state = getattr(parameter, "quant_state", None)
+    return int(state.shape.numel()) if state is not None else parameter.numel()
 
 
 def run_body(model: Any, batch: dict[str, Tensor | None]) -> Tensor:

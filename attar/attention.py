@@ -21,7 +21,11 @@ from attar.anatomy import blocks_of, num_layers, unwrap
 from attar.errors import ModelError
 
 # Names of the maps to queries, keys and values in a module of attention, family by family.
-PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"))
+PROJECTIONS = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("q_lin", "k_lin", "v_lin"),
+)
 
 
 def check_blocks(blocks: list[int], depth: int) -> None:
@@ -73,6 +77,13 @@ def attention_projections(model: Any, block: int) -> tuple[nn.Module, nn.Module,
             "losses cannot read it."
         )
     return query, key, value
+
+
+def reads_both_ways(model: Any) -> bool:
+    """Whether the attention of a model's blocks sees later tokens too, as encoders' does."""
+    flags = [getattr(module, "is_causal", None) for module in blocks_of(model)[0].modules()]
+    known = [flag for flag in flags if isinstance(flag, bool)]
+    return bool(known) and not any(known)
 
 
 @torch.no_grad()

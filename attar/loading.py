@@ -104,7 +104,28 @@ def load_causal_lm(
 
     Raises `ModelError` where the model cannot be found, read or quantised.
     """
-    from transformers import AutoModelForCausalLM
+    return load_model(
+        source,
+        auto="AutoModelForCausalLM",
+        dtype=dtype,
+        quantization=quantization,
+        trust_remote_code=trust_remote_code,
+        device=device,
+    )
+
+
+def load_model(
+    source: str,
+    *,
+    auto: str,
+    dtype: torch.dtype | Literal["auto"],
+    quantization: Quantization = "none",
+    trust_remote_code: bool = False,
+    device: torch.device | None = None,
+    **options: Any,
+) -> nn.Module:
+    """The same by any of transformers' auto classes, with further options of `from_pretrained`."""
+    import transformers
 
     name, extra = _where(source)
     device = device or default_device()
@@ -113,8 +134,8 @@ def load_causal_lm(
         quantized = {"quantization_config": bitsandbytes_config(quantization)}
         extra = {**extra, **quantized, "device_map": {"": device}}
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, trust_remote_code=trust_remote_code, **extra
+        model: Any = getattr(transformers, auto).from_pretrained(
+            name, dtype=dtype, trust_remote_code=trust_remote_code, **extra, **options
         )
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise _offline(error, "model", source) from error

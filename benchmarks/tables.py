@@ -1,4 +1,4 @@
-"""Write what the benchmarks found into docs/cache.md and docs/speed.md; --check: fail where stale.
+"""Write what the benchmarks found into docs/cache, speed and transfer; --check: fail where stale.
 
 python benchmarks/tables.py
 """
@@ -100,6 +100,20 @@ def gradients_block(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def trainable_block(found: dict[str, Any]) -> str:
+    """A line a choice of what learns: numbers, how far down gradients go, time and memory."""
+    lines = [
+        "| `trainable` | learn | gradients down to | seconds a step | of `all` | peak MiB | of `all` |",
+        "|---|---:|---|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| `{row['trainable']}` | {row['learn']:,} | {row['down to']} | {row['seconds']:.2f} "
+        f"| {row['time / all']:.2f} | {row['peak MiB']:,} | {row['peak / all']:.2f} |"
+        for row in found["rows"]
+    ]
+    return "\n".join(lines)
+
+
 def _result(name: str) -> dict[str, Any]:
     found: dict[str, Any] = read_json(RESULTS / f"{name}.json")
     return found
@@ -118,6 +132,7 @@ def pages() -> dict[Path, str]:
             "memory": steps_block(_result("step_memory_bf16")),
             "gradients": gradients_block(_result("gradients")),
         },
+        "transfer.md": {"trainable": trainable_block(_result("trainable"))},
     }
     return {ROOT / "docs" / name: _filled(name, own) for name, own in blocks.items()}
 

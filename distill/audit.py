@@ -29,6 +29,7 @@ from distill.fidelity import Fidelity, Measures
 from distill.losses import LOSSES
 from distill.pipeline import run_stages
 from distill.run import Run
+from distill.task import check_next_tokens
 from distill.terms import check_served, terms_reading
 from teachers.cache import CacheConfig
 from teachers.codecs import CODECS, Assets, Columns, split_columns
@@ -222,6 +223,7 @@ def audit_run(run: Run, tokens: int) -> list[Audited]:
 
     Leaves audit.json in the run folder: `plan` reads bytes a token from it.
     """
+    check_next_tokens(run.recipe, "distill cache audit")
     run_stages(run, ["adapt-teacher", "build"])
     part = take_slice(run, tokens)
     terms = [

@@ -4,29 +4,34 @@ Legend: B rows, T tokens, N tokens counted.
 
 A row holds one example or, packed, several. Padding is on the right and attention is causal, so no
 counted token can see padding and no mask is passed: position ids that start again at each example
-are what keeps packed examples apart (`transformers` builds the block mask from them).
+are what keeps packed examples apart (`transformers` builds the block mask from them). Texts to be
+labelled are read both ways: one a row, of like length in a batch, with a mask.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from attar.heads import padded_texts
 from distill.data import IGNORE, Example
 
 MicroBatch = list[list[int]]  # rows of example numbers
+POOL = 16  # batches whose texts are sorted by length together
 
 
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch. Counted positions, row by row, are the signals of `keys` concatenated.
 
-    `counts`: how many of them each of the keys has.
+    `counts`: how many of them each of the keys has. With a mask, rows are texts whose every token
+    has signals and `counts` are their lengths.
     """
 
     input_ids_BT: Tensor
@@ -34,24 +39,43 @@ class Batch:
     labels_BT: Tensor
     keys: list[str]
     counts: list[int]
+    mask_BT: Tensor | None = None
+    token_types_BT: Tensor | None = None
 
     @property
     def num_counted(self) -> int:
         """N."""
         return int((self.labels_BT != IGNORE).sum())
 
+    def total(self, values_N: Tensor) -> Tensor:
+        """Sum of values of the tokens that have signals; of a labelled text, their mean."""
+        if self.mask_BT is None:
+            return values_N.sum()
+        lengths = torch.tensor(self.counts, device=values_N.device)
+        return (values_N / lengths.repeat_interleave(lengths)).sum()
+
+    @property
+    def signals_BT(self) -> Tensor:
+        """Where the tokens are whose hidden states are compared."""
+        return self.labels_BT != IGNORE if self.mask_BT is None else self.mask_BT.bool()
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        return Batch(
-            self.input_ids_BT.to(device),
-            self.position_ids_BT.to(device),
-            self.labels_BT.to(device),
-            self.keys,
-            self.counts,
-        )
+        tensors: dict[str, Any] = {
+            field.name: value.to(device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **tensors)
 
     def model_inputs(self) -> dict[str, Tensor | None]:
-        """What the body takes."""
+        """What the body takes; of texts to be labelled, what the whole model does."""
+        if self.mask_BT is not None:
+            return {
+                "input_ids": self.input_ids_BT,
+                "attention_mask": self.mask_BT,
+                "token_type_ids": self.token_types_BT,
+            }
         return {
             "input_ids": self.input_ids_BT,
             "position_ids": self.position_ids_BT,
@@ -89,6 +113,28 @@ def plan_epoch(
     return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
 
 
+def plan_epoch_by_length(
+    lengths: Sequence[int], *, batch_size: int, max_length: int, packing: bool, seed: int
+) -> list[MicroBatch]:
+    """The same with texts of like length together, so that little is padded.
+
+    Of every `POOL` batches' texts in drawn order, the shortest make a batch, and so on; the order
+    of the batches is drawn too.
+    """
+    dice = random.Random(seed)
+    order = list(range(len(lengths)))
+    dice.shuffle(order)
+    size = POOL * batch_size
+    batches = []
+    for start in range(0, len(order), size):
+        pool = sorted(order[start : start + size], key=lambda i: lengths[i])
+        batches += [
+            [[i] for i in pool[s : s + batch_size]] for s in range(0, len(pool), batch_size)
+        ]
+    dice.shuffle(batches)
+    return batches
+
+
 def plan_in_order(lengths: Sequence[int], batch_size: int) -> list[MicroBatch]:
     """All examples once, longest first, one a row: for evaluation."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
@@ -117,3 +163,31 @@ def collate(rows: Sequence[Sequence[Example]]) -> Batch:
     ids_BT, positions_BT, labels_BT = tensors
     keys = [e.key for row in rows for e in row if counts[e.key]]
     return Batch(ids_BT, positions_BT, labels_BT, keys, [counts[key] for key in keys])
+
+
+def collate_texts(rows: Sequence[Sequence[Example]]) -> Batch:
+    """Labelled texts, one a row, as tensors with a mask, padded on the right."""
+    texts = [example for row in rows for example in row]
+    assert len(texts) == len(rows), "labelled texts are not packed"
+    types = [text.token_types for text in texts]
+    inputs = padded_texts([text.input_ids for text in texts], types)
+    ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
+    assert ids_BT is not None and mask_BT is not None  # noqa: PT018
+    labels_BT = torch.full_like(ids_BT, IGNORE)
+    for b, text in enumerate(texts):
+        labels_BT[b, : len(text.labels)] = torch.from_numpy(text.labels)
+    positions_BT = torch.arange(ids_BT.shape[1]).expand_as(ids_BT)
+    keys, counts = [text.key for text in texts], [len(text.input_ids) for text in texts]
+    return Batch(ids_BT, positions_BT, labels_BT, keys, counts, mask_BT, inputs["token_type_ids"])
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How examples meet: which are in which rows of an epoch, and as which tensors."""
+
+    plan: Callable[..., list[MicroBatch]]
+    collate: Callable[[Sequence[Sequence[Example]]], Batch]
+
+
+OF_TOKENS = Batching(plan_epoch, collate)
+OF_TEXTS = Batching(plan_epoch_by_length, collate_texts)

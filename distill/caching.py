@@ -21,8 +21,8 @@ from distill.console import progress
 from distill.data import Examples
 from distill.run import Run
 from teachers.cache import SignalCache, manifest_of
-from teachers.load import load_teacher, teacher_identity
-from teachers.runner import Request, TeacherRunner, build_cache
+from teachers.load import teacher_identity
+from teachers.runner import build_cache
 from teachers.store import SignalStore
 
 log = logging.getLogger(__name__)
@@ -42,11 +42,11 @@ def cache_manifest(run: Run) -> dict[str, Any]:
 
 
 def _wanted(run: Run) -> dict[str, int]:
-    """Counted tokens of every example whose signals some objective reads, by key."""
+    """Tokens kept of every example whose signals some objective reads, by key."""
     return {
         key: int(count)
         for examples in run.cached_examples()
-        for key, count in zip(examples.keys, examples.counts, strict=True)
+        for key, count in zip(examples.keys, run.task.kept(run, examples), strict=True)
     }
 
 
@@ -112,16 +112,11 @@ def make_cache(run: Run) -> dict[str, float]:
         log.info("cache: %s holds this recipe's examples, and others", run.cache_url)
         return store.totals()
     requests = [
-        Request(example.key, example.input_ids, example.counted)
-        for examples in run.cached_examples()
-        for example in examples
+        run.task.request(run, example) for examples in run.cached_examples() for example in examples
     ]
     requests = list({request.key: request for request in requests}.values())
     state = None if is_alone() else process_state()
     rank, world = (state.process_index, state.num_processes) if state else (0, 1)
-
-    def make_runner() -> TeacherRunner:
-        return TeacherRunner(load_teacher(run.teacher), run.vocabulary, run.recipe.cache)
 
     def meet() -> None:
         if state is not None:
@@ -133,7 +128,7 @@ def make_cache(run: Run) -> dict[str, float]:
             store.begin(manifest)
         meet()  # the others find the cache begun, and to fit
         build_cache(
-            store, manifest, requests, make_runner,
+            store, manifest, requests, lambda: run.task.runner(run),
             rank=rank, world=world, on_tokens=meter.advance, on_skip=meter.skip, meet=meet,
         )  # fmt: skip
         meet()

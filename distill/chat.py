@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from attar.errors import RunError, nearest
+from attar.errors import ModelError, RunError, nearest
 from attar.files import read_json
+from attar.heads import holds_classifier
 from attar.loading import Quantization, load_causal_lm, load_tokenizer
 
 Write = Callable[[str], None]
@@ -109,6 +110,8 @@ class OneModel:
     """A conversation with one model."""
 
     def __init__(self, name: str, trust_remote_code: bool) -> None:
+        if holds_classifier(Path(name)):
+            raise ModelError(f"{name} is a classifier: it labels texts and has nothing to say.")
         self.model: Any = load_causal_lm(name, dtype="auto", trust_remote_code=trust_remote_code)
         self.tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
         self.messages: Messages = []

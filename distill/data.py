@@ -13,11 +13,11 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -27,10 +27,12 @@ from attar.errors import DataError
 from attar.files import fingerprint, read_json, staged_folder, write_json
 from distill.layouts import RowOptions, layout_of
 from distill.sources import load_rows, local_files
-from distill.tokenizing import CUT, Document, tokenize_document
+from distill.tokenizing import CUT, tokenize_document
 from distill.tokenizing import IGNORE as IGNORE
 
 log = logging.getLogger(__name__)
+Found = Sequence[tuple[Any, ...]]  # (ids, labels) of each example of a row; token types behind
+Reading = Callable[[Mapping[str, Any], Counter[str]], Found]  # ... from the row; what it left out
 
 
 class DataConfig(RowOptions):
@@ -58,11 +60,15 @@ class DataConfig(RowOptions):
 
 @dataclass(frozen=True)
 class Example:
-    """One window or conversation: ids and labels of shape (T,), int64."""
+    """One window, conversation or labelled text: ids and labels of shape (T,), int64.
+
+    token_types: of a pair of texts, which of the two an id belongs to.
+    """
 
     key: str
     input_ids: np.ndarray
     labels: np.ndarray
+    token_types: np.ndarray | None = None
 
     @property
     def counted(self) -> np.ndarray:
@@ -98,7 +104,8 @@ class Examples:
     def __getitem__(self, i: int) -> Example:
         row = self._rows[i]
         ids, labels = (np.asarray(row[name], np.int64) for name in ("input_ids", "labels"))
-        return Example(row["key"], ids, labels)
+        types = row.get("token_types")
+        return Example(row["key"], ids, labels, None if types is None else np.asarray(types))
 
     def __iter__(self) -> Iterator[Example]:
         return (self[i] for i in range(len(self)))
@@ -122,25 +129,60 @@ def first_examples(examples: Examples, tokens: int) -> list[int]:
 # Preparing -------------------------------------------------------------------------------------
 
 
+class Reader(Protocol):
+    """How rows become examples: what differs between a text to continue and one to label."""
+
+    @property
+    def stamp(self) -> list[Any]:
+        """What examples depend on beside data, tokenizer and seed."""
+
+    def open(
+        self, tokenizer: Any, config: DataConfig, tables: Sequence[Any], sources: Sequence[str]
+    ) -> list[Reading]:
+        """For each table, what makes a row examples; the first call is of the training tables."""
+
+    def finish(self, train: Path, held_out: Path) -> dict[str, Any]:
+        """What is kept beside the numbers of both parts, from their files."""
+
+
+class Documents:
+    """Texts, conversations, prompts with their answers: every next token is a prediction."""
+
+    stamp: list[Any] = []  # noqa: RUF012
+
+    def open(
+        self, tokenizer: Any, config: DataConfig, tables: Sequence[Any], sources: Sequence[str]
+    ) -> list[Reading]:
+        """By what each table's columns say."""
+        pairs = zip(tables, sources, strict=True)
+        layouts = [layout_of(table.features, source, config) for table, source in pairs]
+        return [
+            lambda row, tally, layout=layout: tokenize_document(  # type: ignore[misc]
+                tokenizer, row, layout, config, tally
+            )
+            for layout in layouts
+        ]
+
+    def finish(self, train: Path, held_out: Path) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+
 def _documents(
+    reader: Reader,
     tokenizer: Any,
     config: DataConfig,
     sources: list[str],
     split: str,
     seed: int,
     tally: Counter[str],
-) -> tuple[int, Iterator[Document]]:
+) -> tuple[int, Iterator[Found]]:
     """(number of documents, their examples in an order drawn from the seed)."""
     tables = [load_rows(source, split, config.name) for source in sources]
-    layouts = [
-        layout_of(table.features, source, config)
-        for table, source in zip(tables, sources, strict=True)
-    ]
+    readings = reader.open(tokenizer, config, tables, sources)
     order = [(t, i) for t, table in enumerate(tables) for i in range(len(table))]
     random.Random(seed).shuffle(order)
-    return len(order), (
-        tokenize_document(tokenizer, tables[t][i], layouts[t], config, tally) for t, i in order
-    )
+    return len(order), (readings[t](tables[t][i], tally) for t, i in order)
 
 
 def _told(tally: Counter[str]) -> str:
@@ -150,10 +192,12 @@ def _told(tally: Counter[str]) -> str:
     return "; ".join(parts)
 
 
-def key_of(ids: list[int], labels: list[int]) -> str:
-    """Content address of an example: its ids, and which of its predictions count."""
+def key_of(ids: list[int], labels: list[int], token_types: list[int] | None = None) -> str:
+    """Content address of an example: its ids, which of its predictions count, its token types."""
     digest = hashlib.blake2b(np.asarray(ids, np.int32).tobytes(), digest_size=16)
     digest.update(np.packbits(np.asarray(labels) != IGNORE).tobytes())
+    if token_types is not None:
+        digest.update(np.asarray(token_types, np.int8).tobytes())
     return digest.hexdigest()
 
 
@@ -168,6 +212,7 @@ class _Writer:
             "count": pa.int32(),
             "input_ids": pa.list_(pa.int32()),
             "labels": pa.list_(pa.int32()),
+            "token_types": pa.list_(pa.int8()),
         }
     )
 
@@ -183,14 +228,15 @@ class _Writer:
     def full(self) -> bool:
         return self._limit is not None and self.tokens >= self._limit
 
-    def add(self, document: int, examples: Document) -> None:
-        for ids, labels in examples:
-            key = key_of(ids, labels)
+    def add(self, document: int, examples: Found) -> None:
+        for ids, labels, *more in examples:
+            types = more[0] if more else None
+            key = key_of(ids, labels, types)
             if self.full or key in self._avoid:
                 self.dropped += key in self._avoid
                 continue
             count = sum(label != IGNORE for label in labels)
-            values = (key, document, len(ids), count, ids, labels)
+            values = (key, document, len(ids), count, ids, labels, types)
             self._rows.append(dict(zip(self.SCHEMA.names, values, strict=True)))
             self.keys.add(key)
             self.tokens += count
@@ -239,22 +285,33 @@ def _walk(path: Path) -> list[Path]:
     return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
 
 
-def prepare(config: DataConfig, tokenizer: Any, tokenizer_id: str, seed: int, folder: Path) -> Path:
+def prepare(
+    config: DataConfig,
+    tokenizer: Any,
+    tokenizer_id: str,
+    seed: int,
+    folder: Path,
+    reader: Reader | None = None,
+) -> Path:
     """Tokenise into `folder` unless what is there was made from the same; returns the folder.
 
     Leaves train.arrow, held_out.arrow and stats.json. Raises `DataError` where a split is empty.
     """
-    wanted = fingerprint([config.model_dump(), tokenizer_id, seed, source_stamp(config)])
+    reader = reader or Documents()
+    sources = source_stamp(config)
+    wanted = fingerprint([config.model_dump(), tokenizer_id, seed, sources, *reader.stamp])
     if (folder / "stats.json").exists():
         if read_json(folder / "stats.json").get("inputs") == wanted:
             return folder
     with staged_folder(folder) as aside:
-        stats = _prepare(config, tokenizer, seed, aside)
+        stats = _prepare(reader, config, tokenizer, seed, aside)
         write_json(aside / "stats.json", {"inputs": wanted, **stats})
     return folder
 
 
-def prepare_whole(config: DataConfig, tokenizer: Any, seed: int, folder: Path) -> Path:
+def prepare_whole(
+    config: DataConfig, tokenizer: Any, seed: int, folder: Path, reader: Reader | None = None
+) -> Path:
     """Tokenise all of `train` as held-out examples, for measuring on it; returns the folder.
 
     Raises `DataError` where nothing counts.
@@ -262,7 +319,10 @@ def prepare_whole(config: DataConfig, tokenizer: Any, seed: int, folder: Path) -
     folder.mkdir(parents=True, exist_ok=True)
     held, tally = _Writer(folder / "held_out.arrow", config.held_out_tokens, set()), Counter[str]()
     sources = sources_of(config)
-    number, documents = _documents(tokenizer, config, sources, config.split, seed, tally)
+    opened = _documents(
+        reader or Documents(), tokenizer, config, sources, config.split, seed, tally
+    )
+    number, documents = opened
     _fill(held, _spread(documents, number, config))
     if held.close()["examples"] == 0:
         told = _told(tally)
@@ -271,17 +331,19 @@ def prepare_whole(config: DataConfig, tokenizer: Any, seed: int, folder: Path) -
     return folder
 
 
-def _prepare(config: DataConfig, tokenizer: Any, seed: int, aside: Path) -> dict[str, Any]:
+def _prepare(
+    reader: Reader, config: DataConfig, tokenizer: Any, seed: int, aside: Path
+) -> dict[str, Any]:
     held = _Writer(aside / "held_out.arrow", config.held_out_tokens, set())
     sources, tally = sources_of(config), Counter[str]()
-    number, documents = _documents(tokenizer, config, sources, config.split, seed, tally)
+    number, documents = _documents(reader, tokenizer, config, sources, config.split, seed, tally)
     if number == 0:
         raise DataError(f"`data.train` ({', '.join(sources)}) has no rows.")
     if isinstance(config.held_out, str):
         split, other = config.split, [config.held_out]
         if config.held_out.startswith("split:"):
             split, other = config.held_out[6:], sources
-        count, others = _documents(tokenizer, config, other, split, seed, tally)
+        count, others = _documents(reader, tokenizer, config, other, split, seed, tally)
         _fill(held, _spread(others, count, config))
     else:
         documents = _hold_out(held, documents, number, config)
@@ -298,10 +360,11 @@ def _prepare(config: DataConfig, tokenizer: Any, seed: int, aside: Path) -> dict
                 f"No example of `data.{name}` ({source}) has a token to learn: all its rows are "
                 f"empty after tokenising, or stand in the other part{told and f' ({told})'}."
             )
-    return {"documents": number, **stats}
+    more = reader.finish(aside / "train.arrow", aside / "held_out.arrow")
+    return {"documents": number, **stats, **more}
 
 
-def _fill(writer: _Writer, documents: Iterable[Document]) -> None:
+def _fill(writer: _Writer, documents: Iterable[Found]) -> None:
     for i, examples in enumerate(documents):
         if writer.full:
             return
@@ -309,8 +372,8 @@ def _fill(writer: _Writer, documents: Iterable[Document]) -> None:
 
 
 def _hold_out(
-    held: _Writer, documents: Iterator[Document], number: int, config: DataConfig
-) -> Iterator[Document]:
+    held: _Writer, documents: Iterator[Found], number: int, config: DataConfig
+) -> Iterator[Found]:
     """Write a share of the documents to `held`; gives the others. At least one on each side.
 
     Of a single long document, the last windows are held out.
@@ -327,7 +390,7 @@ def _hold_out(
     return documents
 
 
-def _spread(documents: Iterable[Document], number: int, config: DataConfig) -> Iterator[Document]:
+def _spread(documents: Iterable[Found], number: int, config: DataConfig) -> Iterator[Found]:
     """Documents cut short, so that a limit on held-out tokens still sees all of them."""
     share = None
     if config.held_out_tokens is not None:

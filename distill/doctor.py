@@ -20,6 +20,7 @@ from distill import (
 from distill.checkup import Checked, examine
 from distill.pipeline import run_stages
 from distill.run import Run
+from distill.task import check_next_tokens
 
 
 def diagnose(run: Run, tokens: int, on_checked: Callable[[Checked], None]) -> list[Checked]:
@@ -28,6 +29,7 @@ def diagnose(run: Run, tokens: int, on_checked: Callable[[Checked], None]) -> li
     """
     if not is_alone():
         raise RunError("`distill doctor` runs in one process; start it without torchrun.")
+    check_next_tokens(run.recipe, "distill doctor")
     run_stages(run, ["adapt-teacher", "build"])
     run.prepare_data()
     return examine(run, tokens, on_checked)

@@ -21,6 +21,7 @@ from attar.loading import Quantization
 from attar.memory import peak_memory_bytes
 from attar.strict import Section
 from distill.apart import run_apart
+from distill.class_metrics import measure_class_speed, measure_classes, summarise_classes
 from distill.data import Examples
 from distill.probes import check_probes
 from distill.quality import (
@@ -58,7 +59,8 @@ class MeasureJob:
     """One model to measure; written as JSON and read by the process that measures.
 
     probes: JSON of ids that its tokenizer must give. reference: JSON with the generations of the
-    same student unquantised; written where this model is that one.
+    same student unquantised; written where this model is that one. classes: names of what a
+    classifier of texts tells apart.
     """
 
     name: str
@@ -76,10 +78,11 @@ class MeasureJob:
     probes: str | None = None
     reference: str | None = None
     is_reference: bool = False
+    classes: list[str] | None = None
 
 
 def measure(job: MeasureJob) -> dict[str, Any]:
-    """All numbers of one model; per-token arrays go to `out` with the ending .npz."""
+    """All numbers of one model; arrays by token, or by text, go to `out` with the ending .npz."""
     config = EvaluateConfig.model_validate(job.config)
     examples = Examples(Path(job.held_out))
     source = Source(
@@ -88,29 +91,60 @@ def measure(job: MeasureJob) -> dict[str, Any]:
     runtime = Transformers(source) if job.is_teacher else open_runtime(source)
     if job.probes is not None:
         check_probes(runtime, read_json(Path(job.probes)), job.name)
+    of_its_task = _language if job.classes is None else _classes
+    path = Path(job.model)
+    return {
+        **of_its_task(runtime, examples, job, config),
+        "parameters": runtime.parameters,
+        "bytes": weight_bytes(path, job.adapter) if path.exists() else None,
+    }
+
+
+def _language(
+    runtime: Any, examples: Examples, job: MeasureJob, config: EvaluateConfig
+) -> dict[str, Any]:
+    """Speed first, as memory is the model's own then; quality on every counted token."""
     prompt = examples[0].input_ids.tolist()
     speed = measure_speed(runtime, prompt, config.prefill_tokens, config.generate_tokens)
     memory = peak_memory_bytes()
-    folder = Path(job.out).parent
     batches = held_out_batches(examples, config.tokens, config.batch_size)
     teacher = None
     if job.teacher_signals is not None:
         teacher = TeacherReader(Path(job.teacher_signals), runtime.device)
-    keep = folder / "teacher" if job.is_teacher else None
-    arrays = measure_quality(runtime, examples, batches, teacher, keep)
+    arrays = measure_quality(runtime, examples, batches, teacher, _kept(job))
     del teacher
-    arrays_file = Path(job.out).with_suffix(".npz")
-    np.savez_compressed(arrays_file, **arrays)  # type: ignore[arg-type]
-    path = Path(job.model)
+    _save_arrays(job, arrays)
     return {
         **summarise(arrays, config),
         **_generations(runtime, examples, job, config),
         **({"tasks": _tasks(runtime, config)} if config.tasks else {}),
-        "parameters": runtime.parameters,
-        "bytes": weight_bytes(path, job.adapter) if path.exists() else None,
         **speed,
         "peak_memory_bytes": memory,
     }
+
+
+def _classes(
+    runtime: Any, examples: Examples, job: MeasureJob, config: EvaluateConfig
+) -> dict[str, Any]:
+    """The same of a classifier, on every text."""
+    batches = held_out_batches(examples, config.tokens, config.batch_size)
+    speed = measure_class_speed(runtime, examples, batches)
+    memory = peak_memory_bytes()
+    teacher = Path(job.teacher_signals) if job.teacher_signals is not None else None
+    arrays = measure_classes(runtime, examples, batches, teacher, _kept(job))
+    _save_arrays(job, arrays)
+    assert job.classes is not None
+    numbers = summarise_classes(arrays, job.classes, config.bootstrap)
+    return {**numbers, **speed, "peak_memory_bytes": memory}
+
+
+def _kept(job: MeasureJob) -> Path | None:
+    """Where the teacher's signals are left for the others."""
+    return Path(job.out).parent / "teacher" if job.is_teacher else None
+
+
+def _save_arrays(job: MeasureJob, arrays: dict[str, np.ndarray]) -> None:
+    np.savez_compressed(Path(job.out).with_suffix(".npz"), **arrays)  # type: ignore[arg-type]
 
 
 def summarise(arrays: dict[str, np.ndarray], config: EvaluateConfig) -> dict[str, Any]:
@@ -147,7 +181,7 @@ def _generations(
 
 
 def _tasks(runtime: Any, config: EvaluateConfig) -> dict[str, Any]:
-    """Accuracy of each task, its interval and the examples behind it; a reason where there is none."""
+    """Accuracy of each task, its interval, the examples behind it; a reason where there is none."""
     found: dict[str, Any] = {}
     for task in config.tasks:
         if reason := refusal(task, runtime):

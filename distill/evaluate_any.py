@@ -1,8 +1,8 @@
 """`distill evaluate MODEL --data D`: measure any model folder, id or GGUF file, wherever made.
 
-No recipe is needed. With a teacher, KL and agreement are measured too. All models are measured on
-the ids of one tokenizer (the teacher's, else the first model's), and one that reads text as other
-ids is refused.
+No recipe is needed. A classifier is measured on labelled texts. With a teacher, KL and agreement
+are measured too. All models are measured on the ids of one tokenizer (the teacher's, else the first
+model's), and one that reads text as other ids is refused.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from pydantic import Field, ValidationError
 
 from attar.errors import DataError, RecipeError
 from attar.files import write_json
-from attar.loading import load_tokenizer, vocabulary_size
+from attar.heads import class_names
+from attar.loading import load_config, load_tokenizer, vocabulary_size
 from attar.strict import Section
 from distill.data import DataConfig, Examples, check_sources, prepare_whole
 from distill.evaluate import EvaluateConfig, MeasureJob, measure_apart
+from distill.labelled import LabelledTexts
 from distill.probes import make_probes
 from distill.runtimes import check_runtime, runtime_of
 
@@ -56,7 +58,9 @@ def evaluate_any(
     named = teacher or _tokenizer_of(models[0])
     tokenizer = load_tokenizer(named, trust_remote_code=trust_remote_code)
     with tempfile.TemporaryDirectory(prefix="attar-evaluate-") as name:
-        folder = prepare_whole(config.data, tokenizer, 0, Path(name))
+        classes = class_names(load_config(named, trust_remote_code=trust_remote_code))
+        reader = None if classes is None else LabelledTexts(classes)
+        folder = prepare_whole(config.data, tokenizer, 0, Path(name), reader)
         probes = folder / "probes.json"
         write_json(probes, make_probes(tokenizer, Examples(folder / "held_out.arrow")))
         shared: dict[str, Any] = {
@@ -65,6 +69,7 @@ def evaluate_any(
             "config": config.evaluate.model_dump(),
             "trust_remote_code": trust_remote_code,
             "probes": str(probes),
+            "classes": classes,
         }
         found: dict[str, Any] = {"data": config.data.train, "models": {}}
         if teacher is not None:

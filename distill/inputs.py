@@ -32,7 +32,13 @@ def _sections(run: Run) -> dict[str, list[Any]]:
     """The parts of the recipe, and the files, that each stage reads itself."""
     recipe = run.recipe
     tokenizer = tokenizer_files_fingerprint(recipe.teacher.model)
-    data = [recipe.data.model_dump(), source_stamp(recipe.data), recipe.seed, tokenizer]
+    data = [
+        recipe.task,
+        recipe.data.model_dump(),
+        source_stamp(recipe.data),
+        recipe.seed,
+        tokenizer,
+    ]
     special, student = recipe.specialize, recipe.student.from_
     with_special = data
     if special is not None and special.data is not None:

@@ -30,6 +30,9 @@ class RowOptions(Section):
     """What the columns of the data say, where their names do not."""
 
     text_column: str | None = None
+    pair_column: str | None = Field(
+        None, description="second text of a pair, for `task: sequence-classification`"
+    )
     label_column: str | None = Field(None, description="column of the class or word to answer with")
     label_names: list[str] | None = Field(
         None,

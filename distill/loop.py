@@ -9,13 +9,11 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -25,16 +23,18 @@ from torch import Tensor
 from attar.errors import RecipeError, RunError
 from attar.memory import peak_memory, peak_memory_bytes
 from attar.strict import Section
-from distill.batches import Batch, MicroBatch, collate, plan_epoch, plan_in_order
+from distill.batches import OF_TOKENS, Batch, Batching, MicroBatch, plan_in_order
 from distill.checkpoint import Checkpoint, load_learned, save_learned
 from distill.console import progress
 from distill.data import IGNORE, Examples, first_examples
 from distill.objective import Given, Learner
-from distill.optimizers import OptimizerName, make_optimizer, page_again
+from distill.optimizers import OptimizerName, make_optimizer, page_again, set_rate
+from distill.pace import Unfreeze, learning_table, pace_of
 from distill.prefetch import Prefetch
 from distill.schedule import Schedule, learning_rate_factor
+from distill.stopping import stop_requests
 from distill.terms import AnyTerm, Source
-from students.trainable import Trainable
+from students.trainable import Reinitialized, Trainable
 from teachers.cache import SignalCache, Signals
 from teachers.online import OnlineTeacher
 
@@ -51,6 +51,8 @@ class LoopConfig(Section):
     schedule: Schedule = "cosine"
     warmup: float = Field(0.05, ge=0, description="share of the steps, or number of steps if >= 1")
     lr_floor: float = Field(0.0, ge=0, le=1, description="factor on lr at the end")
+    layer_lr_decay: float = Field(1.0, gt=0, le=1, description="factor on lr a block below the top")
+    unfreeze: Unfreeze | None = Field(None, description="blocks that learn later than others")
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
@@ -77,6 +79,7 @@ class TrainConfig(LoopConfig):
         default_factory=lambda: [{"loss": "forward_kl"}], min_length=1, validate_default=True
     )
     trainable: Trainable = "all"
+    reinitialize: Reinitialized = Field(None, description="blocks or head that start afresh")
     arms: list[Literal["finetune"]] = Field(default=["finetune"])
 
 
@@ -95,6 +98,7 @@ class Job:
     seed: int
     max_length: int
     packing: bool
+    batching: Batching = OF_TOKENS
 
 
 @dataclass
@@ -115,9 +119,10 @@ class Plan:
     def __init__(self, job: Job, world: int) -> None:
         config = job.config
         self.per_step, self.world = config.accumulate * world, world
+        self.collate = job.batching.collate
         self.steps: list[list[MicroBatch]] = []
         for epoch in range(config.epochs):
-            micro = plan_epoch(
+            micro = job.batching.plan(
                 [int(n) for n in job.train.lengths],
                 batch_size=config.batch_size,
                 max_length=job.max_length,
@@ -142,30 +147,7 @@ class Plan:
         for m in range(0, len(micro), self.world):
             mine = m + rank < len(micro)
             rows = micro[m + rank] if mine else micro[m][:1]
-            yield collate([[examples[i] for i in row] for row in rows]), float(mine)
-
-
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """Turn the first Ctrl-C or SIGTERM into an entry of the list; the second stops at once."""
-    seen: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-        log.warning("Stopping after this step (again to stop at once) ...")
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever owns it handles signals
-        yield seen
-        return
-    try:
-        yield seen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+            yield self.collate([[examples[i] for i in row] for row in rows]), float(mine)
 
 
 def check_trackers(config: LoopConfig) -> None:
@@ -178,11 +160,20 @@ def check_trackers(config: LoopConfig) -> None:
 def make_accelerator(config: LoopConfig, folder: Path) -> Any:
     """accelerate's view of devices and processes; autocast is ours, so no mixed precision here."""
     from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
 
     trackers: Any = list(config.trackers) or None
-    return Accelerator(
-        cpu=not torch.cuda.is_available(), log_with=trackers, project_dir=str(folder)
-    )
+    waits = DistributedDataParallelKwargs(find_unused_parameters=config.unfreeze is not None)
+    cpu = not torch.cuda.is_available()
+    return Accelerator(cpu=cpu, log_with=trackers, project_dir=str(folder), kwargs_handlers=[waits])
+
+
+def _keep_inputs_of_blocks_only(student: Any) -> None:
+    old = student.gradient_checkpointing_enable  # its name before transformers 5.23
+    getattr(student, "activation_checkpointing_enable", old)({"use_reentrant": False})
+    # It makes the embeddings' output ask for a gradient, which re-entrant checkpointing alone
+    # needs: frozen blocks would run once more, and backward, for nothing.
+    student.disable_input_require_grads()
 
 
 class _Run:
@@ -196,12 +187,12 @@ class _Run:
         self.total = len(self.plan.steps)
         learner = job.learner.to(self.accelerator.device)
         if job.config.gradient_checkpointing:
-            student: Any = learner.student
-            old = student.gradient_checkpointing_enable  # its name before transformers 5.23
-            getattr(student, "activation_checkpointing_enable", old)({"use_reentrant": False})
+            _keep_inputs_of_blocks_only(learner.student)
         self.ahead = Prefetch(self.load, self.total)
+        pace = config.layer_lr_decay, config.unfreeze
+        self.pace = pace_of(learner.student, *pace, self.total, path="")
         rates = config.lr, config.betas, config.weight_decay
-        made = make_optimizer(learner, config.optimizer, *rates)
+        made = make_optimizer(learner, config.optimizer, *rates, self.pace.factors)
         self.optimizer = self.accelerator.prepare(made)
         self.wrapped = self.accelerator.prepare(learner)
         self.checkpoint = Checkpoint(self.accelerator, learner, job.folder)
@@ -221,8 +212,7 @@ class _Run:
         factor = learning_rate_factor(
             number, self.total, self.config.schedule, self.config.warmup, self.config.lr_floor
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * factor
+        set_rate(self.optimizer, self.config.lr * factor)
         counted = self.plan.counted[number]
         batches, terms = self.ahead.get(number), self.job.learner.at(number, self.total)
         totals: dict[str, Tensor] = {}
@@ -230,7 +220,7 @@ class _Run:
         for i, (batch, share, signals) in enumerate(batches):
             last = i == len(batches) - 1
             quiet = nullcontext() if last else self.accelerator.no_sync(self.wrapped)
-            with quiet:
+            with quiet, self.pace.at(self.job.learner, number):
                 scale = share * self.world / counted
                 batch = batch.to(self.accelerator.device)
                 loss, sums = self.wrapped(batch, self._given(batch, signals), scale, terms)
@@ -287,7 +277,7 @@ class _Run:
         names = [f"{i}:{term.loss}" for i, term in enumerate(terms)]
         totals = dict.fromkeys([*names, "nll"], 0.0)
         for rows in micro[self.rank :: self.world]:
-            batch = collate([[self.job.held_out[i] for i in row] for row in rows])
+            batch = self.plan.collate([[self.job.held_out[i] for i in row] for row in rows])
             signals, batch = self._cached(batch, terms), batch.to(self.accelerator.device)
             _, sums = self.job.learner(batch, self._given(batch, signals), 1.0, terms)
             for name in totals:
@@ -363,6 +353,9 @@ def train(job: Job) -> Result:
         run.progress = found
         page_again(run.optimizer.optimizer)
         log.info("%s: going on from step %d of %d", job.name, found["step"], run.total)
+    else:
+        for line in learning_table(job.learner.student, run.pace):
+            log.info("%s: %s", job.name, line)
     started = time.time()
     bar = progress(job.name, sum(run.plan.counted))
     with closing(run.ahead), stop_requests() as seen, bar as meter, peak_memory() as peak:

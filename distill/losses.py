@@ -229,17 +229,25 @@ def hidden_cosine(student_NH: Tensor, teacher_NH: Tensor) -> Tensor:
 
 @loss("relation", reads="relation", source="MiniLMv2, 2012.15828, section 3")
 def relation(
-    student_AND: Tensor, teacher_ANE: Tensor, first: int = 0, last: int | None = None
+    student_AND: Tensor,
+    teacher_ANE: Tensor,
+    first: int = 0,
+    last: int | None = None,
+    both_ways: bool = False,
 ) -> Tensor:
-    """mean_a KL(softmax(t_i t_j / sqrt E) || softmax(s_i s_j / sqrt D)) over tokens j <= i.
+    """mean_a KL(softmax(t_i t_j / sqrt E) || softmax(s_i s_j / sqrt D)) over tokens j <= i, and
+    over all tokens j of a text in models that read both ways.
 
     For vectors s and t of a relation head a: queries to queries, keys to keys, values to values.
     Widths, heads and their number may differ between the models.
     """
 
     def logprobs(vectors: Tensor) -> Tensor:
-        rows, columns = vectors[:, first:last], vectors[:, :last]
+        rows = vectors[:, first:last]
+        columns = vectors if both_ways else vectors[:, :last]
         scores = rows @ columns.transpose(-1, -2) / math.sqrt(vectors.shape[-1])
+        if both_ways:
+            return scores.log_softmax(-1)
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(
             scores.shape[-1] - scores.shape[-2] + 1
         )

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from attar.anatomy import count_parameters
 from attar.files import write_json
 from attar.processes import free_memory
 from distill.batches import collate, plan_in_order
 from distill.data import Examples, first_examples
 from distill.head import tokens_per_chunk
 from distill.objective import Learner
+from distill.pace import how_much_learns
 from distill.run import Run
 from distill.terms import TERM_MODELS
 from students.adapters import (
@@ -43,13 +43,10 @@ log = logging.getLogger(__name__)
 def what_learns(student: nn.Module, config: Any) -> list[str]:
     """What a method trains, for the log: how much of the student, where, and what it will take."""
     learning = {n: p.numel() for n, p in student.named_parameters() if p.requires_grad}
-    total = sum(learning.values())
-    frozen = count_parameters(student) - total
-    share = 100 * total / (total if config.leaves == "weights" and not frozen else frozen + total)
     kept = f"; adapter of {adapter_bytes(student) / 1e3:,.1f} kB"
     base = "" if config.base == "none" else f" on an {config.base} base"
     lines = [
-        f"{config.method}{base}: {total:,} of {frozen + total:,} parameters learn ({share:.3g}%)"
+        f"{config.method}{base}: {how_much_learns(student)}"
         + (kept if config.leaves == "adapter" else "")
     ]
     places: dict[str, list[int]] = {}

@@ -16,12 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attar.anatomy import capture_layers, head_of, run_body, unwrap, width
-from attar.attention import attention_heads, attention_projections, capture_attention
+from attar.anatomy import capture_layers, unwrap, width
+from attar.attention import (
+    attention_heads,
+    attention_projections,
+    capture_attention,
+    reads_both_ways,
+)
 from distill.batches import Batch
 from distill.data import IGNORE
-from distill.head import HeadTerm, head_losses
+from distill.head import HeadTerm
 from distill.losses import LOSSES
+from distill.readouts import LanguageReadout, Readout
 from distill.relations import relation_values
 from distill.terms import Source, source_of
 from teachers.signals import GivesSignals, SparseDistribution
@@ -40,7 +46,9 @@ class Sums:
 
 @dataclass
 class Seen:
-    """What a forward of the student left for the terms on layers; `where` marks counted tokens."""
+    """What a forward of the student left for the terms on layers; `where` marks tokens that have
+    signals.
+    """
 
     layers: dict[int, Tensor]
     blocks: dict[int, tuple[Tensor, Tensor, Tensor]]
@@ -53,8 +61,10 @@ class Learner(nn.Module):
     """A student, its objective and its projectors: a batch and its signals in, a loss out.
 
     It is what data-parallel wrappers wrap. Projectors (teacher and student of different width)
-    are linear, orthogonal at first, and never part of the student's checkpoint. `pairs`: layers or
-    blocks of every term on them, by the term's number.
+    are linear and never part of the student's checkpoint; at first orthogonal, or, where the
+    student was cut from a wider teacher, the way back: `channel_map` (teacher's channels,
+    student's). `pairs`: layers or blocks of every term on them, by the term's number. `readout`:
+    of another task than predicting the next token.
     """
 
     def __init__(
@@ -67,22 +77,28 @@ class Learner(nn.Module):
         chunk: int,
         pairs: dict[int, Pairs] | None = None,
         teacher_width: int | None = None,
+        channel_map: Tensor | None = None,
         source: Source = "cache",
+        readout: Readout | None = None,
     ) -> None:
         super().__init__()
         self.student, self.terms, self.source = student, terms, source
-        self.vocabulary, self.dtype, self.chunk = vocabulary, dtype, chunk
+        self.dtype = dtype
+        self.readout = readout or LanguageReadout(vocabulary, chunk, dtype)
         self.pairs = pairs or {}
         layers = self._used("hidden")
         self.layers = sorted({s for s, _ in layers})
         self.blocks = sorted({s for s, _ in self._used("relation")})
         for block in self.blocks:
             attention_projections(student, block)  # refused now, not in the first step
+        self.both_ways = bool(self.blocks) and reads_both_ways(student)
         self.projectors = nn.ModuleDict()
         if layers and teacher_width is not None and teacher_width != width(student):
             for s, t in layers:
                 projector = nn.Linear(width(student), teacher_width, bias=False)
                 nn.init.orthogonal_(projector.weight)
+                if channel_map is not None and channel_map.shape == projector.weight.shape:
+                    projector.weight.data.copy_(channel_map)
                 self.projectors[f"{s}_{t}"] = projector
 
     def _used(self, reads: str) -> Pairs:
@@ -131,34 +147,34 @@ class Learner(nn.Module):
             captured = stack.enter_context(capture_layers(self.student, self.layers))
             attended = stack.enter_context(capture_attention(self.student, self.blocks))
             stack.enter_context(_rows_of_tied_embedding(self.student))
-            hidden_BTH = run_body(self.student, batch.model_inputs())
-        where_BT = batch.labels_BT != IGNORE
-        labels_N = batch.labels_BT[where_BT]
-        text = slice(-hidden_BTH.shape[1], None)  # learned positions before it are nobody's token
+            output = self.readout.run(self.student, batch)
+        labels_N = batch.labels_BT[batch.labels_BT != IGNORE]
+        # Learned positions before the text are nobody's token.
+        text = slice(-batch.labels_BT.shape[1], None)
         layers = {s: layer[:, text] for s, layer in captured.layers.items()}
-        seen = Seen(layers, attended.blocks, where_BT, batch.counts, text)
+        seen = Seen(layers, attended.blocks, batch.signals_BT, batch.counts, text)
         sums: dict[str, Tensor] = {}
-        total = self._head_terms(hidden_BTH[where_BT], labels_N, given, terms, scale, sums)
+        total = self._outcome_terms(output, labels_N, given, terms, scale, sums)
         for i, pairs in self.pairs.items():
             term = terms[i]
             of = self._hidden if LOSSES[term.loss].reads == "hidden" else self._relation
             signals = self._signals(term, given)
-            parts = [of(term, s, t, seen, signals).sum() for s, t in pairs]
+            parts = [batch.total(of(term, s, t, seen, signals)) for s, t in pairs]
             value = torch.stack(parts).mean()
             sums[f"{i}:{term.loss}"] = value.detach()
             total = total + scale * term.weight * value
         return total, Sums(sums, len(labels_N))
 
-    def _head_terms(
+    def _outcome_terms(
         self,
-        hidden_NH: Tensor,
+        output: Tensor,
         labels_N: Tensor,
         given: Given,
         terms: list[Any],
         scale: float,
         sums: dict[str, Tensor],
     ) -> Tensor:
-        """All terms over the vocabulary in one pass; nll rides along wherever it is not a term."""
+        """All terms over outcomes in one pass; nll rides along wherever it is not a term."""
         parts, names, squared = [], [], []
         for i, term in enumerate(terms):
             found = LOSSES[term.loss]
@@ -170,7 +186,7 @@ class Learner(nn.Module):
                 parts.append(HeadTerm(found, scale * term.weight, parameters=term.own()))
                 continue
             target = self._signals(term, given).distribution(term.temperature)
-            target = target.to(hidden_NH.device)
+            target = target.to(output.device)
             if term.tail is not None:
                 assert isinstance(target, SparseDistribution), "the recipe was checked"
                 target = target.without_tail(term.tail)
@@ -181,10 +197,7 @@ class Learner(nn.Module):
             names.append("nll")
             squared.append(1.0)
             parts.append(HeadTerm(LOSSES["cross_entropy"], 0.0))
-        head = head_of(self.student, self.vocabulary)
-        total, values = head_losses(
-            hidden_NH, head, labels_N, parts, chunk=self.chunk, dtype=self.dtype
-        )
+        total, values = self.readout.losses(self.student, output, labels_N, parts)
         for name, factor, part, value in zip(names, squared, parts, values, strict=True):
             sums[name] = value * factor
             if part.is_nll:
@@ -210,6 +223,7 @@ class Learner(nn.Module):
             term,
             LOSSES[term.loss].function,
             attention_heads(self.student)[1],
+            self.both_ways,
         )
 
 
@@ -222,8 +236,8 @@ def _rows_of_tied_embedding(student: nn.Module) -> Iterator[None]:
     """
     model: Any = unwrap(student)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = isinstance(embedding, nn.Embedding) and embedding.weight is head.weight
-    if not tied or embedding.sparse:
+    tied = isinstance(embedding, nn.Embedding) and head is not None
+    if not tied or embedding.weight is not head.weight or embedding.sparse:
         yield
         return
     embedding.sparse = True

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -147,17 +147,33 @@ def check_optimizer(path: str, name: str, device: torch.device) -> None:
 
 
 def make_optimizer(
-    module: nn.Module, name: str, lr: float, betas: Betas, weight_decay: float
+    module: nn.Module,
+    name: str,
+    lr: float,
+    betas: Betas,
+    weight_decay: float,
+    factors: Mapping[int, float] | None = None,
 ) -> torch.optim.Optimizer:
-    """The optimiser of a module's parameters that learn; decay on matrices only, as is usual."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    matrices = [p for p in parameters if p.ndim >= 2]
-    others = [p for p in parameters if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return OPTIMIZERS[name].build([group for group in groups if group["params"]], lr, betas)
+    """The optimiser of a module's parameters that learn; decay on matrices only, as is usual.
+
+    Each group's `lr_factor` is that of its parameters in `factors`, which are by id; 1 for others.
+    """
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for parameter in module.parameters():
+        if not parameter.requires_grad:
+            continue
+        factor, matrix = (factors or {}).get(id(parameter), 1.0), parameter.ndim >= 2
+        decay = weight_decay if matrix else 0.0
+        group = {"params": [], "weight_decay": decay, "lr_factor": factor}
+        groups.setdefault((factor, matrix), group)["params"].append(parameter)
+    order = sorted(groups, reverse=True)
+    return OPTIMIZERS[name].build([groups[key] for key in order], lr, betas)
+
+
+def set_rate(made: Any, lr: float) -> None:
+    """Set the learning rate of every group: `lr` times the group's own factor."""
+    for group in made.param_groups:
+        group["lr"] = lr * group["lr_factor"]
 
 
 def page_again(made: Any) -> None:

@@ -35,7 +35,7 @@ from distill.run import Run
 from distill.sources import load_rows
 from distill.terms import reads_from, terms_reading
 from distill.trial import Step, norms_learning, take_step, without_dropout
-from students.trainable import choose_trainable
+from students.trainable import prepare_learning
 from teachers.cache import CacheConfig, SignalCache, manifest_of
 from teachers.load import load_teacher, teacher_identity
 from teachers.online import OnlineTeacher
@@ -134,7 +134,8 @@ class Patient:
         """
         folder, trust = str(self.run.student_folder), self.run.trusts_code
         student = load_causal_lm(folder, dtype=torch.float32, trust_remote_code=trust)
-        choose_trainable(student, self.run.recipe.train.trainable)
+        config = self.run.recipe.train
+        prepare_learning(student, config.trainable, config.reinitialize, self.run.recipe.seed)
         learning = [p for p in student.parameters() if p.requires_grad]
         if not little or sum(p.numel() for p in learning) <= LITTLE:
             return student
@@ -170,6 +171,7 @@ class Patient:
             chunk=self.config.chunk or tokens_per_chunk(self.run.vocabulary, self.device),
             pairs=pairs,
             teacher_width=self.run.teacher_width if pairs else None,
+            channel_map=self.run.channel_map(),
             source=self.config.source,
         )
         return made.to(self.device).eval()

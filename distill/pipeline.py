@@ -16,6 +16,7 @@ from attar.loading import (
 from attar.memory import peak_memory
 from attar.processes import free_memory, is_alone, is_first_process, process_state
 from distill.caching import cache_manifest
+from distill.checks_learning import check_learning
 from distill.console import log_to_file
 from distill.data import check_sources
 from distill.exporting import check_makeable
@@ -47,6 +48,7 @@ def check_before_work(run: Run) -> None:
             check_optimizer(f"{name}.optimizer", config.optimizer, default_device())
     if recipe.specialize is not None and recipe.specialize.data is not None:
         check_sources(recipe.specialize.data)
+    run.task.check(run)
     depth = run.teacher_depth
     check_layers(recipe.cache.hidden.layers, depth)
     check_blocks(recipe.cache.hidden.attention, depth)
@@ -55,15 +57,6 @@ def check_before_work(run: Run) -> None:
         raise RecipeError(
             f"`data.max_length` is {recipe.data.max_length}; the teacher has {positions} positions."
         )
-    layers = recipe.student.layers
-    if layers is not None:
-        wrong = (
-            [b for b in layers.keep if not 0 <= b < depth] if isinstance(layers.keep, list) else []
-        )
-        if wrong or (isinstance(layers.keep, int) and not 1 <= layers.keep <= depth):
-            raise RecipeError(
-                f"`student.layers.keep` is {layers.keep}; the teacher has blocks 0 to {depth - 1}."
-            )
     if isinstance(recipe.student.from_, str) and recipe.student.from_ != "teacher":
         trust = recipe.student.trust_remote_code
         student = load_tokenizer(recipe.student.from_, trust_remote_code=trust)
@@ -71,6 +64,7 @@ def check_before_work(run: Run) -> None:
     check_makeable(run.artifacts, run.student_config)
     check_tasks(recipe.evaluate.tasks, run.tokenizer.chat_template is not None)
     _check_layer_terms(run)
+    check_learning(run)
     if recipe.specialize is not None:
         _check_method(run, positions)
 

@@ -189,14 +189,18 @@ def estimate(run: Run) -> list[Estimate]:
 
 
 def _build_seconds(run: Run, teacher: Shape, speed: float) -> float:
-    layers = run.recipe.student.layers
+    student = run.recipe.student
+    layers, seconds = student.layers, 5.0
+    if student.reads_text:  # once to judge; a refit passes five times and multiplies as much again
+        passes = (1 if student.needs_text() else 0) + (10 if student.refit else 0)
+        seconds += passes * teacher.forward(student.calibration_tokens) / speed
     if layers is None or isinstance(layers.keep, list):
-        return 5.0
+        return seconds
     one = teacher.forward(layers.calibration_tokens) / speed
     if layers.by != "greedy":
-        return 5.0 + one
+        return seconds + one
     removed = teacher.depth - layers.keep  # about five half passes a removal, after all once
-    return 5.0 + (0.5 * teacher.depth + 3.5 * removed) * one
+    return seconds + (0.5 * teacher.depth + 3.5 * removed) * one
 
 
 def bytes_per_token(run: Run, teacher: Shape) -> float:

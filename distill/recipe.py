@@ -7,7 +7,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -17,12 +17,16 @@ from attar.strict import Section
 from distill.data import DataConfig
 from distill.evaluate import EvaluateConfig
 from distill.exporting import ExportConfig, check_possible
+from distill.features import FeaturesConfig
 from distill.loop import LoopConfig, TrainConfig
 from distill.losses import LOSSES
 from distill.specializing import SpecializeConfig
+from distill.task import TASKS, task_of
+from distill.task_classes import SequenceClassification as SequenceClassification  # enrols it
+from distill.task_language import CausalLM as CausalLM  # enrols it
 from distill.terms import AnyTerm, check_online, check_served, reads_from, source_of
 from students.build import StudentConfig
-from students.trainable import Trainable
+from students.trainable import Reinitialized, Trainable
 from teachers.cache import CacheConfig
 from teachers.load import TeacherConfig
 
@@ -35,6 +39,7 @@ class AdaptConfig(LoopConfig):
     )
     lr: float = Field(2e-5, gt=0)
     trainable: Trainable = "all"
+    reinitialize: Reinitialized = Field(None, description="blocks or head that start afresh")
 
     @model_validator(mode="after")
     def _no_teacher(self) -> AdaptConfig:
@@ -49,10 +54,16 @@ class TeacherSection(TeacherConfig):
     adapt: AdaptConfig | None = None
 
 
+if TYPE_CHECKING:
+    TaskName = str
+else:
+    TaskName = Literal[tuple(TASKS)]
+
+
 class Recipe(Section):
     """The whole recipe. `distill schema` prints it as JSON schema for editors."""
 
-    task: Literal["causal-lm"] = "causal-lm"
+    task: TaskName = "causal-lm"
     seed: int = 0
     data: DataConfig
     teacher: TeacherSection
@@ -60,8 +71,24 @@ class Recipe(Section):
     student: StudentConfig
     train: TrainConfig = Field(default_factory=lambda: TrainConfig.model_validate({}))
     specialize: SpecializeConfig = None
+    features: FeaturesConfig | None = None
     export: ExportConfig = Field(default_factory=ExportConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _codec_of_classes(cls, values: Any) -> Any:
+        """Classes of texts have one codec, which need not be named."""
+        if isinstance(values, dict) and values.get("task") == "sequence-classification":
+            cache = values.get("cache") or {}
+            if isinstance(cache, dict):
+                return {**values, "cache": {"codec": "classes", **cache}}
+        return values
+
+    @model_validator(mode="after")
+    def _serves_its_task(self) -> Recipe:
+        task_of(self).check_recipe(self)
+        return self
 
     @model_validator(mode="after")
     def _artifacts_can_be_made(self) -> Recipe:

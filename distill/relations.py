@@ -4,8 +4,8 @@ Legend: N tokens counted, A relation heads, R rows of a chunk, D channels of a r
 
 The vectors of all attention heads are joined and split into A relation heads on both sides, so that
 students with other heads, fewer key-value heads or another width learn too. Tokens relate to
-earlier counted tokens of their own example and to themselves. Only A x R x N numbers of one
-example exist at once; the backward pass makes them again.
+earlier counted tokens of their own example and to themselves, in encoders to later ones too. Only
+A x R x N numbers of one example exist at once; the backward pass makes them again.
 """
 
 from __future__ import annotations
@@ -68,10 +68,12 @@ def relation_values(
     term: Any,
     function: Callable[..., Tensor],
     num_kv_heads: int,
+    both_ways: bool = False,
 ) -> Tensor:
     """The term's value of each token, (N,): the mean over its relations.
 
     `student`: queries, keys and values (N, D) of the tokens of examples with so many `counts`.
+    `both_ways`: tokens relate to all of their example.
     """
     sides = dict(zip(("query", "key", "value"), student, strict=True))
     theirs = {"query": teacher.queries_NC, "key": teacher.keys_ND, "value": teacher.values_ND}
@@ -86,7 +88,10 @@ def relation_values(
         part = slice(start, start + count)
         parts = [
             _one_example(
-                _split(sides[name][part], heads), _split(theirs[name][part], heads), function
+                _split(sides[name][part], heads),
+                _split(theirs[name][part], heads),
+                function,
+                both_ways,
             )
             for name in term.relations
         ]
@@ -100,11 +105,14 @@ def _split(vectors_ND: Tensor, heads: int) -> Tensor:
     return vectors_ND.float().reshape(len(vectors_ND), heads, -1).transpose(0, 1)
 
 
-def _one_example(student: Tensor, teacher: Tensor, function: Callable[..., Tensor]) -> Tensor:
+def _one_example(
+    student: Tensor, teacher: Tensor, function: Callable[..., Tensor], both_ways: bool
+) -> Tensor:
     heads, tokens, _ = student.shape
     rows = max(16, CHUNK_NUMBERS // max(1, heads * tokens))
     parts: list[Tensor] = []
     for first in range(0, tokens, rows):
         last = min(first + rows, tokens)
-        parts.append(checkpoint(function, student, teacher, first, last, use_reentrant=False))
+        part = first, last, both_ways
+        parts.append(checkpoint(function, student, teacher, *part, use_reentrant=False))
     return torch.cat(parts)

@@ -14,9 +14,10 @@ import numpy as np
 
 from attar import __version__
 from attar.files import read_json, write_json, write_text
+from distill import class_report
+from distill.comparing import difference, side
 from distill.inputs import ORDER
 from distill.measuring import reference_of
-from distill.quality import interval
 from distill.report_html import render
 from distill.report_tables import matrix, merges, table
 from distill.shipping import advise, judge, mark_fronts
@@ -33,7 +34,11 @@ def write_report(run: Run) -> dict[str, Any]:
     found = assemble(run)
     write_json(run.folder / "report.json", found)
     curves = {arm: _history(run, arm) for arm in found["arms"] if arm != "init"}
-    page = render(found, table(found), matrix(found), merges(found), curves, _histograms(run))
+    tables = table(found), matrix(found)
+    if class_report.is_of_classes(found):
+        page = class_report.render(found, *tables, curves)
+    else:
+        page = render(found, *tables, merges(found), curves, _histograms(run))
     write_text(run.folder / "report.html", page)
     return found
 
@@ -47,14 +52,18 @@ def assemble(run: Run) -> dict[str, Any]:
     if run.recipe.specialize is not None:
         arms["specialized"] = measured["specialized"]
     artifacts = judged_artifacts(run, measured)
+    runtimes = {name: ARTIFACTS[name].runtime for name in artifacts}
+    classes = run.recipe.task == "sequence-classification"
+    advice = class_report.advise(artifacts) if classes else advise(artifacts, runtimes)
+    told = class_report.verdict(run, measured, costs) if classes else verdict(run, measured, costs)
     return {
         "schema": SCHEMA,
         "teacher": {"model": run.recipe.teacher.model, **measured["teacher"]},
         "arms": arms,
         "artifacts": artifacts,
-        "advice": advise(artifacts, {name: ARTIFACTS[name].runtime for name in artifacts}),
+        "advice": advice,
         "specialize": _specialised(run),
-        "verdict": verdict(run, measured, costs),
+        "verdict": told,
         "cost": costs,
         "recipe": run.recipe.model_dump(mode="json", by_alias=True),
         "environment": {
@@ -69,11 +78,12 @@ def assemble(run: Run) -> dict[str, Any]:
 def judged_artifacts(run: Run, measured: dict[str, Any]) -> dict[str, Any]:
     """Numbers of the artifacts, each with `fit` (to ship?) and `pareto` (on a front?)."""
     found = {name: dict(measured[name]) for name in run.artifacts}
+    classes = run.recipe.task == "sequence-classification"
     for name, numbers in found.items():
-        reference = reference_of(run, name)
+        reference, fits = reference_of(run, name), class_report.judge if classes else judge
         numbers["runtime"] = ARTIFACTS[name].runtime
-        numbers["fit"] = judge(numbers, measured[reference], reference, run.recipe.export.tolerance)
-    mark_fronts(found)
+        numbers["fit"] = fits(numbers, measured[reference], reference, run.recipe.export.tolerance)
+    class_report.mark_fronts(found) if classes else mark_fronts(found)
     return found
 
 
@@ -112,19 +122,6 @@ def cost(run: Run) -> dict[str, Any]:
 # The verdict -----------------------------------------------------------------------------------
 
 
-def difference(run: Run, name: str, a: str, b: str) -> dict[str, Any]:
-    """Mean of a per-token number of model `a` minus that of `b`, with its 95% interval."""
-    arrays = [np.load(run.folder / "evaluation" / f"{arm}.npz") for arm in (a, b)]
-    values = arrays[0][name].astype(np.float64) - arrays[1][name]
-    bounds = interval({**arrays[0], name: values}, name, run.recipe.evaluate.bootstrap)
-    return {"difference": float(values.mean()), "interval": bounds}
-
-
-def _side(found: dict[str, Any]) -> str:
-    low, high = found["interval"]
-    return "lower" if high < 0 else "higher" if low > 0 else "not distinguishable"
-
-
 def verdict(run: Run, measured: dict[str, Any], costs: dict[str, Any]) -> dict[str, Any]:
     """One sentence on whether distilling beat plain fine-tuning, and the numbers behind it."""
     teacher = measured["teacher"]["nll"]
@@ -139,7 +136,7 @@ def verdict(run: Run, measured: dict[str, Any], costs: dict[str, Any]) -> dict[s
         return result
     nll, kl = (difference(run, name, "distill", "finetune") for name in ("nll", "kl"))
     result.update(nll=nll, kl_to_teacher=kl)
-    sides = _side(nll), _side(kl)
+    sides = side(nll), side(kl)
     result["helped"] = sides[0] == "lower" or (sides[0] != "higher" and sides[1] == "lower")
     result["sentence"] = _sentence(measured, nll, kl, costs)
     warnings = []
@@ -169,9 +166,9 @@ def _sentence(measured: dict[str, Any], nll: Any, kl: Any, costs: dict[str, Any]
         "lower": "closer to the teacher",
         "higher": "further from the teacher",
         "not distinguishable": "as close to the teacher",
-    }[_side(kl)]
+    }[side(kl)]
     return (
-        f"On held-out text, distilling {words[_side(nll)]} at the same {tokens:,} tokens: "
+        f"On held-out text, distilling {words[side(nll)]} at the same {tokens:,} tokens: "
         f"perplexity {measured['distill']['perplexity']:.2f} against "
         f"{measured['finetune']['perplexity']:.2f} (nll {nll['difference']:+.4f}, 95% interval "
         f"{low:+.4f} to {high:+.4f}), and the student is {closer} (KL "

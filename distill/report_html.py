@@ -37,12 +37,11 @@ def render(
     histograms: dict[str, tuple[np.ndarray, np.ndarray]],
 ) -> str:
     """The page, from report.json's content, its tables, the training curves and histograms."""
-    verdict = report["verdict"]
-    warnings = "".join(
-        f'<p class="warning">{escape(text)}</p>' for text in verdict.get("warnings", [])
-    )
     plots = [
-        (_curves(curves), "Held-out nll while training (nats a token), same tokens, same order."),
+        (
+            plot_curves(curves),
+            "Held-out nll while training (nats a token), same tokens, same order.",
+        ),
         (_histogram(histograms), "KL(teacher || student) token by token: left is closer."),
     ]
     shipped = [
@@ -50,41 +49,52 @@ def render(
         (_pareto(report, "speed"), "Speed against quality: lower and further right is better."),
     ]
     advice = "".join(f"<li>{escape(one['sentence'])}</li>" for one in report["advice"])
-    merged = f"<h2>Specialising, before and after merging</h2>{_table(merges)}" if merges else ""
+    merged = f"<h2>Specialising, before and after merging</h2>{as_table(merges)}" if merges else ""
+    body = f"""<h2>Measured on held-out text</h2>{as_table(table)}
+<p>nll in nats a token; KL(teacher || model) on the full vocabulary; top-1: share of tokens where
+the most likely token is the teacher's; one stream; MB of weights on disk; peak memory of a process
+that loads the model, prefills and generates. Intervals are in report.json.</p>
+<div class="plots">{figures(plots)}</div>{merged}
+<h2>Artifacts</h2><ul class="verdict">{advice}</ul>{as_table(matrix)}
+<p>Each was loaded from disk in a fresh process by what will run it. ppl lost: against the same
+student unquantised; same until: tokens of a greedy answer before it differs from that student's;
+front: no other artifact is both smaller (faster) and better; ship: within the recipe's tolerance.
+</p><div class="plots">{figures(shipped)}</div>
+<h2>Cost</h2>{as_table(cost_rows(report["cost"]))}
+<p>The cache takes {report["cost"]["cache_bytes_per_token"]:.0f} bytes a token.</p>
+<h2>What the models write</h2>{_samples(report)}"""
+    return page(report, body)
+
+
+def page(report: dict[str, Any], body: str) -> str:
+    """The whole page: the verdict above what is shown, the recipe below it."""
     import yaml
 
-    recipe = yaml.safe_dump(report["recipe"], sort_keys=False)
+    verdict, recipe = report["verdict"], yaml.safe_dump(report["recipe"], sort_keys=False)
+    warnings = "".join(
+        f'<p class="warning">{escape(text)}</p>' for text in verdict.get("warnings", [])
+    )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>attar report</title>
 <style>{STYLE}</style></head><body>
 <h1>{escape(str(report["teacher"]["model"]))}, distilled</h1>
 <p class="verdict">{escape(verdict["sentence"])}</p>{warnings}
-<h2>Measured on held-out text</h2>{_table(table)}
-<p>nll in nats a token; KL(teacher || model) on the full vocabulary; top-1: share of tokens where
-the most likely token is the teacher's; one stream; MB of weights on disk; peak memory of a process
-that loads the model, prefills and generates. Intervals are in report.json.</p>
-<div class="plots">{_figures(plots)}</div>{merged}
-<h2>Artifacts</h2><ul class="verdict">{advice}</ul>{_table(matrix)}
-<p>Each was loaded from disk in a fresh process by what will run it. ppl lost: against the same
-student unquantised; same until: tokens of a greedy answer before it differs from that student's;
-front: no other artifact is both smaller (faster) and better; ship: within the recipe's tolerance.
-</p><div class="plots">{_figures(shipped)}</div>
-<h2>Cost</h2>{_table(_cost_rows(report["cost"]))}
-<p>The cache takes {report["cost"]["cache_bytes_per_token"]:.0f} bytes a token.</p>
-<h2>What the models write</h2>{_samples(report)}
+{body}
 <h2>Recipe</h2><pre>{escape(recipe)}</pre>
 <p>{escape(", ".join(f"{k} {v}" for k, v in report["environment"].items()))}</p>
 </body></html>
 """
 
 
-def _figures(plots: list[tuple[str, str]]) -> str:
+def figures(plots: list[tuple[str, str]]) -> str:
+    """Plots side by side, each with its caption."""
     return "".join(
         f"<figure>{svg}<figcaption>{escape(text)}</figcaption></figure>" for svg, text in plots
     )
 
 
-def _table(lines: list[list[str]]) -> str:
+def as_table(lines: list[list[str]]) -> str:
+    """Rows as a table, header first."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in lines[0])
     body, before = "", ""
     for line in lines[1:]:
@@ -95,7 +105,8 @@ def _table(lines: list[list[str]]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _cost_rows(cost: dict[str, Any]) -> list[list[str]]:
+def cost_rows(cost: dict[str, Any]) -> list[list[str]]:
+    """Seconds, tokens, bytes and memory of each stage, header first."""
     lines = [["stage", "seconds", "tokens", "MB", "peak memory, MB"]]
     for name, stage in cost["stages"].items():
         if stage["seconds"] >= 0.05 or stage["tokens"]:
@@ -115,10 +126,11 @@ def _samples(report: dict[str, Any]) -> str:
     models = {"teacher": report["teacher"], **report["arms"], **report["artifacts"]}
     lines = [["model", "continuation of the first held-out words, greedy"]]
     lines += [[name, numbers["sample"]] for name, numbers in models.items()]
-    return _table(lines).replace("<td>", '<td style="text-align:left">')
+    return as_table(lines).replace("<td>", '<td style="text-align:left">')
 
 
-def _figure() -> Any:
+def new_figure() -> Any:
+    """An empty figure of matplotlib and its axes."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -130,7 +142,8 @@ def _figure() -> Any:
     return pyplot.subplots(figsize=(6, 3.8), layout="constrained")
 
 
-def _svg(figure: Any) -> str:
+def as_svg(figure: Any) -> str:
+    """A figure as inline SVG, the same at every run; it is closed."""
     from matplotlib import pyplot
 
     buffer = io.StringIO()
@@ -140,8 +153,9 @@ def _svg(figure: Any) -> str:
     return text[text.index("<svg") :]
 
 
-def _curves(curves: dict[str, list[dict[str, float]]]) -> str:
-    figure, axes = _figure()
+def plot_curves(curves: dict[str, list[dict[str, float]]]) -> str:
+    """Held-out nll by step of every arm."""
+    figure, axes = new_figure()
     for name, history in curves.items():
         points = [(r["step"], r["held_out_nll"]) for r in history if "held_out_nll" in r]
         if points:
@@ -151,12 +165,12 @@ def _curves(curves: dict[str, list[dict[str, float]]]) -> str:
     axes.set_xlabel("step")
     axes.set_ylabel("held-out nll")
     axes.legend()
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def _pareto(report: dict[str, Any], by: str) -> str:
     """Quality of every model against its bytes or its speed; the artifacts' front as a line."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     points = [("teacher", report["teacher"], COLORS["teacher"], "s")]
     points += [
         (name, arm, COLORS.get(name, "#2c6fbb"), "o") for name, arm in report["arms"].items()
@@ -182,7 +196,7 @@ def _pareto(report: dict[str, Any], by: str) -> str:
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_xlabel("weights on disk, MB" if by == "bytes" else "generated tokens a second")
     axes.set_ylabel("held-out perplexity (log)")
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def _across(numbers: dict[str, Any], by: str) -> float | None:
@@ -193,10 +207,10 @@ def _across(numbers: dict[str, Any], by: str) -> float | None:
 
 
 def _histogram(histograms: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
-    figure, axes = _figure()
+    figure, axes = new_figure()
     for name, (shares, edges) in histograms.items():
         axes.stairs(shares, edges, label=name, color=COLORS.get(name), fill=False, linewidth=1.5)
     axes.set_xlabel("log10 of the KL of a token, nats")
     axes.set_ylabel("share of tokens")
     axes.legend()
-    return _svg(figure)
+    return as_svg(figure)

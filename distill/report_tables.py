@@ -48,6 +48,32 @@ MATRIX: Columns = {
     "front": ("pareto", lambda r: ", ".join(name for name, on in r["pareto"].items() if on)),
     "ship": ("fit", lambda r: "yes" if r["fit"]["ships"] else "NO"),
 }  # fmt: skip
+CLASS_COLUMNS: Columns = {
+    "accuracy": ("accuracy", lambda r: f"{100 * r['accuracy']:.1f}%"),
+    "macro-F1": ("macro_f1", lambda r: f"{r['macro_f1']:.3f}"),
+    "ECE": ("calibration_error", lambda r: f"{r['calibration_error']:.3f}"),
+    "nll": COLUMNS["nll"],
+    "KL": COLUMNS["KL"],
+    "agree": ("top1_agreement", lambda r: f"{100 * r['top1_agreement']:.1f}%"),
+    "M params": COLUMNS["M params"],
+    "MB": COLUMNS["MB"],
+    "texts/s": ("texts_per_second", lambda r: f"{r['texts_per_second']:,.0f}"),
+    "ms a text": ("seconds_a_text", lambda r: f"{1000 * r['seconds_a_text']:.1f}"),
+    "peak MB": COLUMNS["peak MB"],
+}
+CLASS_MATRIX: Columns = {
+    "run by": MATRIX["run by"],
+    **{name: CLASS_COLUMNS[name] for name in ("accuracy", "macro-F1", "ECE", "KL", "agree")},
+    "lost": ("fit", lambda r: f"{100 * r['fit']['accuracy_lost']:+.1f}"),
+    **{name: CLASS_COLUMNS[name] for name in ("MB", "texts/s", "ms a text", "peak MB")},
+    "front": MATRIX["front"],
+    "ship": MATRIX["ship"],
+}
+
+
+def _columns(found: Measured) -> Columns:
+    """What is shown of a model: a classifier is known by its numbers."""
+    return CLASS_COLUMNS if "macro_f1" in found else COLUMNS
 
 
 def _cells(found: Measured, columns: Columns) -> list[str]:
@@ -56,26 +82,30 @@ def _cells(found: Measured, columns: Columns) -> list[str]:
 
 def table(report: Measured) -> list[list[str]]:
     """Teacher and arms as text, header first."""
-    lines = [["", *COLUMNS], ["teacher", *_cells(report["teacher"], COLUMNS)]]
+    columns = _columns(report["teacher"])
+    lines = [["", *columns], ["teacher", *_cells(report["teacher"], columns)]]
     arms = report["arms"].items()
-    return [*lines, *([f"arm {name}", *_cells(found, COLUMNS)] for name, found in arms)]
+    return [*lines, *([f"arm {name}", *_cells(found, columns)] for name, found in arms)]
 
 
 def matrix(report: Measured) -> list[list[str]]:
     """The artifact matrix as text, header first: every artifact by every measure."""
     artifacts = report["artifacts"]
     tasks = sorted({task for found in artifacts.values() for task in found.get("tasks", {})})
-    lines = [["artifact", *MATRIX, *tasks]]
+    columns = CLASS_MATRIX if "macro_f1" in report["teacher"] else MATRIX
+    lines = [["artifact", *columns, *tasks]]
     for name, found in artifacts.items():
         scores = [found.get("tasks", {}).get(task, {}).get("accuracy") for task in tasks]
         shown = ["" if score is None else f"{score:.3f}" for score in scores]
-        lines.append([name, *_cells(found, MATRIX), *shown])
+        lines.append([name, *_cells(found, columns), *shown])
     return lines
 
 
 def measured_table(found: Measured) -> list[list[str]]:
     """Models measured without a recipe as text, header first; the teacher on top."""
-    columns = {**COLUMNS, "first token ms": MATRIX["first token ms"]}
+    columns = _columns(next(iter(found["models"].values())))
+    if columns is COLUMNS:
+        columns = {**COLUMNS, "first token ms": MATRIX["first token ms"]}
     lines = [["", *columns]]
     if "teacher" in found:
         lines.append(["teacher", *_cells(found["teacher"], columns)])
@@ -93,7 +123,7 @@ def merges(report: Measured) -> list[list[str]]:
 def measured_lines(numbers: Measured) -> str:
     """A model's numbers as a Markdown table, for its card."""
     lines = ["| measure | value |", "|---|---|"]
-    for name, (key, show) in COLUMNS.items():
+    for name, (key, show) in _columns(numbers).items():
         if numbers.get(key) is not None:
             lines.append(f"| {name} | {show(numbers)} |")
     return "\n".join(lines)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
 from attar.errors import RunError
 from attar.files import LockFile, owned, read_json, write_json, write_text
@@ -34,8 +35,9 @@ from distill.data import DataConfig, Examples, prepare
 from distill.exporting import artifacts_of
 from distill.layers import LayerMap
 from distill.recipe import Recipe
+from distill.task import Task, task_of
 from distill.terms import reads_from
-from students.build import fresh_config
+from students.build import channel_map, fresh_config
 from teachers.load import TeacherConfig
 
 log = logging.getLogger(__name__)
@@ -125,6 +127,17 @@ class Run:
         return self.recipe.teacher.trust_remote_code or self.recipe.student.trust_remote_code
 
     @cached_property
+    def task(self) -> Task:
+        """What is the recipe's task's own."""
+        return task_of(self.recipe)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, as `prepare_data` found them; of labelled texts."""
+        found: list[str] = read_json(self.folder / "data" / "stats.json")["classes"]
+        return found
+
+    @cached_property
     def tokenizer(self) -> Any:
         """The teacher's tokenizer: data is tokenised by it, students keep it."""
         teacher = self.recipe.teacher
@@ -153,10 +166,10 @@ class Run:
 
     @cached_property
     def student_config(self) -> Any:
-        """The student's `PretrainedConfig`; the teacher's where the student is cut from it."""
+        """The student's `PretrainedConfig`, known before it is built."""
         student = self.recipe.student
         if student.from_ == "teacher":
-            return self.teacher_config
+            return student.cut_config(self.teacher_config)
         if isinstance(student.from_, str):
             return load_config(student.from_, trust_remote_code=student.trust_remote_code)
         return fresh_config(student.from_, self.teacher_config)
@@ -164,9 +177,6 @@ class Run:
     @property
     def student_depth(self) -> int:
         """Number of the student's blocks, known before it is built."""
-        layers = self.recipe.student.layers
-        if layers is not None:
-            return len(layers.keep) if isinstance(layers.keep, list) else layers.keep
         return int(self.student_config.get_text_config().num_hidden_layers)
 
     def layer_map(self) -> LayerMap:
@@ -179,6 +189,14 @@ class Run:
                 kept = list(range(depth))
         return LayerMap(depth, self.teacher_depth, hidden.layers, hidden.attention, kept)
 
+    def channel_map(self) -> Tensor | None:
+        """How the teacher's channels became the student's, where it was cut from a wider teacher:
+        (teacher's, student's).
+        """
+        if self.recipe.student.from_ != "teacher":
+            return None
+        return channel_map(self.student_folder, self.teacher_width)
+
     def prepare_data(self) -> None:
         """Tokenise what the recipe learns from, unless it is there. All processes call this."""
         special = self.recipe.specialize.data if self.recipe.specialize is not None else None
@@ -187,7 +205,8 @@ class Run:
             for config in (self.recipe.data, special):
                 if config is not None:
                     folder = self._data_folder(config)
-                    prepare(config, self.tokenizer, identity, self.recipe.seed, folder)
+                    reader = self.task.reader(self)
+                    prepare(config, self.tokenizer, identity, self.recipe.seed, folder, reader)
 
     def _data_folder(self, config: DataConfig) -> Path:
         return self.folder / ("data" if config is self.recipe.data else "data-specialize")

@@ -35,6 +35,14 @@ class SpecializeLoop(LoopConfig):
                 "prefix gives every block its keys and values, which `gradient_checkpointing` "
                 "drops; leave it out, or use prompt or p_tuning"
             )
+        paced = [
+            key for key in ("layer_lr_decay", "unfreeze") if getattr(self, key) not in (1, None)
+        ]
+        if paced and (method.prepends or method.method == "head"):
+            raise ValueError(
+                f"`{paced[0]}` has no effect: what {method.method} trains stands at one depth; "
+                "leave it out"
+            )
         return self
 
 

@@ -18,20 +18,15 @@ from typing import Any
 import torch
 
 from attar.adapted import prepends
-from attar.anatomy import count_parameters, num_layers
 from attar.files import bytes_under, fingerprint, read_json, write_json
-from attar.loading import (
-    check_same_vocabulary,
-    load_causal_lm,
-    load_tokenizer,
-    resolve_precision,
-)
+from attar.heads import load_as_saved
+from attar.loading import check_same_vocabulary, load_tokenizer, resolve_precision
 from attar.processes import free_memory
 from distill import report as reporting
 from distill.caching import make_cache, open_cache, what_is_there
 from distill.data import DataConfig
 from distill.evaluate import measure_apart
-from distill.exporting import calibration_rows, card_of, given_of
+from distill.exporting import card_of, given_of
 from distill.head import tokens_per_chunk
 from distill.inputs import ORDER, inputs_of
 from distill.loop import Job, LoopConfig, Result
@@ -40,14 +35,16 @@ from distill.losses import LOSSES
 from distill.measuring import measure_jobs
 from distill.merging import keep_specialized, what_learns
 from distill.objective import Learner
+from distill.pace import how_much_learns
 from distill.packing import check_examples_stay_apart
 from distill.report_tables import measured_lines
 from distill.run import Record, Run, on_first_process
+from distill.surgery import cut
 from distill.terms import reads_from, terms_reading
 from students.adapters import load_base
 from students.artifacts import check_whole, export_artifact, write_card
-from students.build import choose_blocks, cut_student, fresh_model, save_student
-from students.trainable import choose_trainable
+from students.build import save_student
+from students.trainable import prepare_learning
 from teachers.load import load_teacher
 from teachers.online import OnlineTeacher
 
@@ -62,12 +59,10 @@ def adapt_teacher(run: Run) -> Record:
     config = run.recipe.teacher.adapt
     if config is None:
         return Record("adapt-teacher", "")
-    model = load_causal_lm(
-        run.recipe.teacher.model,
-        dtype=torch.float32,
-        trust_remote_code=run.recipe.teacher.trust_remote_code,
-    )
-    choose_trainable(model, config.trainable)
+    teacher = run.recipe.teacher
+    model: Any = run.task.load(run, teacher.model, teacher.trust_remote_code)
+    prepare_learning(model, config.trainable, config.reinitialize, run.recipe.seed)
+    log.info("teacher: %s", how_much_learns(model))
     folder = run.arm_folder("teacher")
     with on_first_process() as first:
         if first:
@@ -96,39 +91,15 @@ def build(run: Run) -> Record:
     config = run.recipe.student
     surgery: dict[str, Any] | None = None
     if config.from_ == "teacher":
-        surgery = _cut(run)
+        surgery = cut(run)
     elif isinstance(config.from_, str):
         tokenizer = load_tokenizer(config.from_, trust_remote_code=config.trust_remote_code)
         check_same_vocabulary(run.tokenizer, tokenizer)
-        student = load_causal_lm(
-            config.from_, dtype=torch.float32, trust_remote_code=config.trust_remote_code
-        )
+        student = run.task.load(run, config.from_, config.trust_remote_code)
         save_student(student, run.tokenizer, run.student_folder)
     else:
-        student = fresh_model(config.from_, run.teacher_config, run.recipe.seed)
-        save_student(student, run.tokenizer, run.student_folder)
+        save_student(run.task.fresh(run), run.tokenizer, run.student_folder)
     return Record("build", "", bytes=bytes_under(run.student_folder), notes=surgery or {})
-
-
-def _cut(run: Run) -> dict[str, Any]:
-    layers = run.recipe.student.layers
-    teacher = load_causal_lm(
-        run.teacher.model,
-        dtype=torch.float32,
-        trust_remote_code=run.teacher.trust_remote_code,
-    )
-    keep, by = list(range(num_layers(teacher))), "all"
-    if layers is not None:
-        calibration = calibration_rows(run.data()[0], layers.calibration_tokens)
-        by = layers.by if isinstance(layers.keep, int) else "explicit"
-
-        def on_removal(block: int, loss: float) -> None:
-            log.info("build: block %d removed, calibration loss %.3f nats a token", block, loss)
-
-        keep = choose_blocks(teacher, layers, calibration, on_removal)
-    trust = run.trusts_code
-    cut_student(teacher, keep, run.teacher.model, run.tokenizer, run.student_folder, by, trust)
-    return {"kept": keep, "by": by}
 
 
 def train(run: Run) -> Record:
@@ -147,13 +118,11 @@ def train(run: Run) -> Record:
             with on_first_process() as first:
                 if first:
                     _discard_other(folder, wanted)
-            student = load_causal_lm(
+            student = load_as_saved(
                 str(run.student_folder), dtype=torch.float32, trust_remote_code=run.trusts_code
             )
-            count = choose_trainable(student, config.trainable)
-            log.info(
-                "%s: %s of %s parameters learn", arm, f"{count:,}", f"{count_parameters(student):,}"
-            )
+            prepare_learning(student, config.trainable, config.reinitialize, run.recipe.seed)
+            log.info("%s: %s", arm, how_much_learns(student))
             result = _train(run, arm, student, arm_config, run.recipe.data, folder)
             with on_first_process() as first:
                 if first:
@@ -236,8 +205,8 @@ def _train(
 ) -> Result:
     """The loop on one student."""
     torch.manual_seed(run.recipe.seed)  # projectors are drawn from it
-    packing = data.packing and not prepends(student)
-    if data.packing and not packing:
+    packing = data.packing and run.task.packs and not prepends(student)
+    if data.packing and run.task.packs and not packing:
         log.info("%s: nothing is packed, since each text follows learned positions", name)
     if packing:
         check_examples_stay_apart(student, run.vocabulary)
@@ -251,7 +220,9 @@ def _train(
         chunk=config.chunk or tokens_per_chunk(run.vocabulary, device),
         pairs=pairs,
         teacher_width=run.teacher_width if pairs else None,
+        channel_map=run.channel_map(),
         source=config.source,
+        readout=run.task.readout(),
     )
     cached = open_cache(run, device) if reads_from(config, "cache") else None
     train, held_out = run.data(data)
@@ -269,6 +240,7 @@ def _train(
         seed=run.recipe.seed,
         max_length=data.max_length,
         packing=packing,
+        batching=run.task.batching,
     )
     result = train_loop(job)
     free_memory()

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from attar.anatomy import num_layers
+from attar.anatomy import num_layers, width
 from attar.errors import ModelError, RecipeError, nearest
-from attar.files import staged_folder, write_json
-from attar.loading import load_causal_lm
+from attar.files import read_json, staged_folder, write_json
+from attar.heads import CAUSAL, load_as_saved
 from attar.strict import Section
-from students.depth import (
-    cut_depth,
-    keep_by_influence,
-    keep_evenly,
-    keep_greedily,
-)
+from students.depth import cut_depth, keep_by_influence, keep_evenly, keep_greedily
+from students.families import family_of, sizes_of
+from students.surgery.cutting import Kept, cut
+from students.surgery.refit import refit
+from students.surgery.rotation import principal_channels, rotate
+from students.surgery.scores import Scores
+from students.surgery.widths import Widths, choose_parts, sized_config
+
+ROTATION_FILE = "rotation.safetensors"
 
 
 class LayersConfig(Section):
@@ -33,8 +38,8 @@ class LayersConfig(Section):
     calibration_tokens: int = Field(1024, ge=2, description="training tokens to judge blocks on")
 
 
-class StudentConfig(Section):
-    """Where the student comes from."""
+class StudentConfig(Widths):
+    """Where the student comes from, and what is cut out of the teacher to make it."""
 
     from_: str | dict[str, Any] = Field(
         "teacher",
@@ -43,12 +48,54 @@ class StudentConfig(Section):
         "model: keys of its transformers config, the teacher's for those left out",
     )
     layers: LayersConfig | None = None
+    refit: bool = Field(
+        False, description="fit output maps by least squares to the teacher's stream after the cut"
+    )
+    calibration_tokens: int = Field(
+        8192, ge=2, description="training tokens to judge heads, neurons, channels on and to refit"
+    )
     trust_remote_code: bool = False
 
+    def cut_config(self, teacher_config: Any) -> Any:
+        """The student's `PretrainedConfig` where it is cut from a teacher, before it is cut.
+
+        Raises `RecipeError`, naming the key, for what this teacher cannot give.
+        """
+        depth = int(teacher_config.get_text_config().num_hidden_layers)
+        blocks = list(range(depth))
+        if self.layers is not None:
+            keep = self.layers.keep
+            blocks = keep if isinstance(keep, list) else blocks[:keep]
+            there = {*blocks} <= {*range(depth)} if isinstance(keep, list) else 1 <= keep <= depth
+            if not blocks or not there:
+                raise RecipeError(
+                    f"`student.layers.keep` is {keep}; the teacher has blocks 0 to {depth - 1}."
+                )
+        if self.refit and len(blocks) < depth and family_of(teacher_config).norms == "behind":
+            raise RecipeError(
+                f"`student.refit` cannot make up for removed blocks of a "
+                f"{family_of(teacher_config).name}, whose norms stand behind its sums; leave it "
+                "out, or cut its width only."
+            )
+        return sized_config(teacher_config, blocks, self)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether parts are judged, or maps refitted, on calibration ids."""
+        return self.refit or self.needs_text()
+
     @model_validator(mode="after")
-    def _layers_need_teacher(self) -> StudentConfig:
-        if self.layers is not None and self.from_ != "teacher":
-            raise ValueError("`layers` cuts the teacher; it has no effect unless `from: teacher`")
+    def _cuts_need_teacher(self) -> StudentConfig:
+        cuts = [*(["layers"] if self.layers is not None else []), *self.given]
+        if cuts and self.from_ != "teacher":
+            raise ValueError(
+                f"`{cuts[0]}` cuts the teacher; it has no effect unless `from: teacher`"
+            )
+        if self.refit and not cuts:
+            raise ValueError(
+                "`refit` has no effect where nothing is cut; give `layers`, `heads`, "
+                "`feed_forward` or `hidden`"
+            )
         return self
 
 
@@ -104,14 +151,16 @@ def fresh_config(config: dict[str, Any], teacher_config: Any) -> Any:
         raise RecipeError(f"`student.from` does not make a model: {reason}") from None
 
 
-def fresh_model(config: dict[str, Any], teacher_config: Any, seed: int) -> nn.Module:
-    """A float32 model with random weights, drawn from the seed."""
-    from transformers import AutoModelForCausalLM
+def fresh_model(
+    config: dict[str, Any], teacher_config: Any, seed: int, auto: str = CAUSAL
+) -> nn.Module:
+    """A float32 model with random weights, drawn from the seed; `auto`: transformers' class."""
+    import transformers
 
     made = fresh_config(config, teacher_config)
     torch.manual_seed(seed)
     try:
-        model = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
+        model = getattr(transformers, auto).from_config(made, dtype=torch.float32)
     except (ValueError, TypeError, AssertionError, RuntimeError) as error:
         raise RecipeError(f"`student.from` does not make a model: {error}") from None
     return model.eval()  # type: ignore[no-any-return]
@@ -129,27 +178,104 @@ def save_student(
 
 
 def cut_student(
-    teacher: nn.Module,
-    keep: list[int],
-    source: str,
+    teacher: Any,
+    blocks: list[int],
+    config: StudentConfig,
+    calibration_BT: Tensor | None,
+    on_refit: Callable[[int, int], None] = lambda done, blocks: None,
+) -> tuple[nn.Module, dict[str, Any], Tensor | None]:
+    """The student of the kept blocks that a recipe cuts out of its teacher, and a record of it.
+
+    In float32. The last is the rotation (teacher's channels, student's), where there was one.
+    `calibration_BT`: ids that parts are judged on and maps are refitted to; None where the recipe
+    asks for neither. Raises `RecipeError` for what cannot be cut so.
+    """
+    rotation_HH = None
+    if config.rotates and calibration_BT is not None:
+        rotation_HH = principal_channels(teacher, calibration_BT)
+        teacher = rotate(teacher, rotation_HH)
+    kept, scores = choose_parts(teacher, blocks, config, calibration_BT)
+    student = cut(teacher, kept) if config.given else cut_depth(teacher, blocks)
+    student = student.float()
+    if config.refit:
+        assert calibration_BT is not None
+        refit(student, teacher, kept, calibration_BT, on_block=on_refit)
+    surgery = surgery_record(teacher, kept, config, scores)
+    if rotation_HH is None:
+        return student, surgery, None
+    return student, {**surgery, "channels": None}, rotation_HH[:, : width(student)].contiguous()
+
+
+def surgery_record(
+    teacher: Any, kept: Kept, config: StudentConfig, scores: Scores | None
+) -> dict[str, Any]:
+    """What surgery.json says: what was kept, by which scores, and how layers and channels map.
+
+    `layers[s]` is the teacher's layer that stands where the student's layer s does (behind s of its
+    blocks), `channels` the teacher's channel of each of the student's; null: all of them.
+    """
+    depth, layers = num_layers(teacher), config.layers
+    by = "all" if layers is None else layers.by if isinstance(layers.keep, int) else "explicit"
+    found: dict[str, Any] = {
+        "teacher_layers": depth,
+        "kept": kept.blocks,
+        "by": by,
+        "layers": [*kept.blocks, depth],
+        "groups": kept.groups,
+        "neurons": kept.neurons,
+        "channels": kept.channels,
+        "refit": config.refit,
+    }
+    if config.given:
+        found["widths"] = {key: one.model_dump() for key, one in config.given.items()}
+        found["teacher_sizes"] = asdict(sizes_of(teacher.config))
+    if scores is not None:
+        lists = {"groups": scores.groups_LG, "neurons": scores.neurons_LI}
+        wanted = {"channels": scores.channels_H, **lists}
+        found["scores"] = {name: _brief(one.tolist()) for name, one in wanted.items()}
+    return found
+
+
+def _brief(numbers: Any) -> Any:
+    """Four digits of every number in nested lists."""
+    if isinstance(numbers, list):
+        return [_brief(one) for one in numbers]
+    return float(f"{numbers:.4g}")
+
+
+def save_cut(
+    student: nn.Module,
+    surgery: dict[str, Any],
+    rotation: Tensor | None,
     tokenizer: Any,
     folder: Path,
-    by: str,
     trust_remote_code: bool = False,
-) -> nn.Module:
-    """Cut, save with a record of what was kept, reload, and check that the logits are the same."""
-    student = cut_depth(teacher, keep).float()
-    surgery = {"teacher": source, "teacher_layers": num_layers(teacher), "kept": keep, "by": by}
+) -> None:
+    """Save a cut student with its surgery.json, reload, and check that the logits are the same."""
     save_student(student, tokenizer, folder, surgery)
+    if rotation is not None:
+        save_file({"rotation": rotation}, str(folder / ROTATION_FILE))
     check_reload(student, folder, trust_remote_code)
-    return student
+
+
+def channel_map(folder: Path, teacher_width: int) -> Tensor | None:
+    """How the teacher's channels became a cut student's, (teacher's, student's); None where the
+    folder holds no student that was made narrower.
+    """
+    if (folder / ROTATION_FILE).exists():
+        return load_file(str(folder / ROTATION_FILE))["rotation"]
+    file = folder / "surgery.json"
+    channels = read_json(file).get("channels") if file.exists() else None
+    if channels is None:
+        return None
+    return torch.eye(teacher_width)[:, channels]
 
 
 @torch.inference_mode()
 def check_reload(model: Any, folder: Path, trust_remote_code: bool = False) -> None:
     """Raise `ModelError` unless the checkpoint, loaded as a user would, gives identical logits."""
     device = next(model.parameters()).device
-    again = load_causal_lm(
+    again = load_as_saved(
         str(folder), dtype=torch.float32, device=device, trust_remote_code=trust_remote_code
     )
     ids_BT = torch.arange(8, device=device).unsqueeze(0) % model.config.get_text_config().vocab_size

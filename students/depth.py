@@ -200,7 +200,8 @@ def cut_depth(model: Any, keep: list[int]) -> nn.Module:
             f"{type(model).__name__} cannot be cut by blocks yet: {str(error)[:200]}"
         ) from None
     student.tie_weights()
-    student.generation_config = copy.deepcopy(model.generation_config)
+    if hasattr(model, "generation_config"):  # classifiers have none
+        student.generation_config = copy.deepcopy(model.generation_config)
     return student.eval()  # type: ignore[no-any-return]
 
 

@@ -30,15 +30,15 @@ from attar.errors import CacheError, RecipeError
 from attar.registry import Registry
 from attar.strict import Section
 from teachers.attention import attention_from
-from teachers.codecs import CODECS, LAYER_CODECS, Assets, Columns
+from teachers.codecs import CLASS_CODECS, CODECS, LAYER_CODECS, Assets, Columns
 from teachers.codecs.layers import Int8
 from teachers.codecs.topk import TopK
 from teachers.shard import Arrays, Row, ShardReader, rows_of
-from teachers.signals import Attention, DenseDistribution, Distribution
+from teachers.signals import Attention, Distribution, SparseDistribution
 from teachers.store import SignalStore
 
 
-def _by_name(codecs: Registry[type[Any]]) -> Any:
+def _by_name(*registries: Registry[type[Any]]) -> Any:
     """Any registered codec, told apart by its name; a name alone is the codec with its defaults.
 
     What enrols a codec in the recipe's schema.
@@ -47,12 +47,13 @@ def _by_name(codecs: Registry[type[Any]]) -> Any:
     def full(value: Any) -> Any:
         if not isinstance(value, str):
             return value
+        codecs = next((one for one in registries if value in one), registries[0])
         try:
             return codecs[value]()
         except RecipeError as error:
             raise ValueError(str(error)) from None
 
-    kinds: Any = reduce(or_, [kind for _, kind in codecs.items()])
+    kinds: Any = reduce(or_, [kind for codecs in registries for _, kind in codecs.items()])
     told_apart: Any = Annotated[kinds, Field(discriminator="name")]
     return Annotated[told_apart, BeforeValidator(full, json_schema_input_type=str | told_apart)]
 
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     AnyCodec = Any
     AnyLayerCodec = Any
 else:
-    AnyCodec, AnyLayerCodec = _by_name(CODECS), _by_name(LAYER_CODECS)
+    AnyCodec, AnyLayerCodec = _by_name(CODECS, CLASS_CODECS), _by_name(LAYER_CODECS)
 
 
 class HiddenConfig(Section):
@@ -154,7 +155,7 @@ class Signals:
     _decoded: dict[Any, Any] = field(default_factory=dict)
 
     def distribution(self, temperature: float) -> Distribution:
-        """Next-token distributions at a temperature."""
+        """Next-token distributions at a temperature; of classes, one a text."""
         if temperature not in self._decoded:
             columns = {k: v for k, v in self.columns.items() if part_of(k) is None}
             with _written_by(self.config.codec):
@@ -234,7 +235,9 @@ def _written_by(codec: Any) -> AbstractContextManager[None]:
 
 
 def _check_ids(decoded: Distribution, vocabulary: int | None) -> None:
-    if vocabulary is None or isinstance(decoded, DenseDistribution) or not decoded.ids_NK.numel():
+    if vocabulary is None or not isinstance(decoded, SparseDistribution):
+        return
+    if not decoded.ids_NK.numel():
         return
     lowest, highest = decoded.ids_NK.aminmax()
     if lowest < 0 or highest >= vocabulary:

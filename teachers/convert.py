@@ -34,6 +34,7 @@ from teachers.runner import LEARN_TOKENS, encode_by_chunks, rows_per_chunk
 from teachers.signals import (
     DenseDistribution,
     HasLogits,
+    KnownLogits,
     SparseDistribution,
     TeacherChunk,
     seeds_of,
@@ -225,6 +226,8 @@ class _Conversion:
         found = signals.distribution(a_temperature(self.cache.config.codec))
         if isinstance(found, DenseDistribution):
             return TeacherChunk(found.hidden_NH, found.head, seeds_N)
+        if isinstance(found, KnownLogits):
+            raise CacheError("A cache of classes holds their logits: nothing to convert.")
         return SparseChunk(found, self.vocabulary, seeds_N)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -39,11 +39,16 @@ PROBE_TOKENS = 256  # ... whose ids are kept, to ask the teacher again
 
 @dataclass(frozen=True)
 class Request:
-    """One example: its key, its ids (T,), and the positions whose prediction counts."""
+    """One example: its key, its ids (T,), and the positions whose prediction counts.
+
+    Of a labelled text `counted` are the positions whose hidden states are kept, and `token_types`
+    (T,) tell a pair's first text from its second where a model asks for it.
+    """
 
     key: str
     input_ids: np.ndarray
     counted: np.ndarray
+    token_types: np.ndarray | None = None
 
 
 def plan_shards(tokens: Sequence[int], shard_tokens: int) -> list[range]:
@@ -81,6 +86,23 @@ def encode_by_chunks(codec: Any, chunk: HasLogits, assets: Assets, size: int) ->
     """What the codec stores of many tokens, the logits of `size` of them being held at once."""
     starts = range(0, len(chunk.seeds_N), size)
     return joined([codec.encode(chunk.rows(start, start + size), assets) for start in starts])
+
+
+class Runner(Protocol):
+    """A teacher that is run for a cache."""
+
+    padding_mass: float | None  # probability of ids that the tokenizer lacks
+
+    def run(
+        self,
+        requests: Sequence[Request],
+        assets: dict[str, Assets],
+        on_tokens: Callable[[int], None] = lambda n: None,
+    ) -> list[Columns]:
+        """Columns of each request, in order."""
+
+    def learn(self, requests: Sequence[Request]) -> dict[str, Assets]:
+        """What the cache has of this teacher beside its shards."""
 
 
 class TeacherRunner:
@@ -171,13 +193,13 @@ class TeacherRunner:
             capture_attention_inputs(self.model, hidden.attention) as inputs,
         ):
             hidden_BTH = run_body(self.model, self._collate(group))
-        rows, columns = _positions(group, self.device)
+        rows, columns = positions_of(group, self.device)
         found = {f"layer_{layer}": captured.layers[layer] for layer in hidden.layers}
         found |= {f"attention_{block}": inputs[block] for block in hidden.attention}
         parts = {part: states[rows, columns] for part, states in found.items()}
         final_NH = hidden_BTH[rows, columns]
         finite = [torch.isfinite(states).all(-1) for states in (final_NH, *parts.values())]
-        _refuse_bad(torch.stack(finite).all(0).cpu().numpy(), group)
+        refuse_bad(torch.stack(finite).all(0).cpu().numpy(), group)
         return final_NH, parts
 
     def _run_batch(self, group: list[Request], assets: dict[str, Assets]) -> list[Columns]:
@@ -222,11 +244,11 @@ class TeacherRunner:
             if column.dtype.kind == "f" and len(column) == len(finite):
                 finite &= ~np.isnan(column.reshape(len(finite), -1)).any(-1)
         finite &= columns.get("entries", 1) != 0
-        _refuse_bad(finite, group)
+        refuse_bad(finite, group)
         return columns
 
 
-def _refuse_bad(finite: np.ndarray, group: list[Request]) -> None:
+def refuse_bad(finite: np.ndarray, group: list[Request]) -> None:
     """Raise `CacheError` naming the first example of which a counted token is not finite."""
     if not finite.all():
         token = int(np.argmin(finite))
@@ -238,7 +260,7 @@ def _refuse_bad(finite: np.ndarray, group: list[Request]) -> None:
         )
 
 
-def _positions(group: list[Request], device: torch.device) -> tuple[Tensor, Tensor]:
+def positions_of(group: list[Request], device: torch.device) -> tuple[Tensor, Tensor]:
     """(row, column) of every counted token, example by example."""
     rows = np.concatenate([np.full(len(r.counted), b) for b, r in enumerate(group)])
     columns = np.concatenate([r.counted for r in group])
@@ -249,7 +271,7 @@ def build_cache(
     store: SignalStore,
     manifest: dict[str, Any],
     requests: Sequence[Request],
-    make_runner: Callable[[], TeacherRunner],
+    make_runner: Callable[[], Runner],
     *,
     rank: int = 0,
     world: int = 1,

@@ -103,8 +103,8 @@ class DenseDistribution:
         return (logits_NV / self.temperature).log_softmax(-1)
 
 
-Distribution = SparseDistribution | DenseDistribution  # what codecs give
-Target = Distribution | KnownLogits  # what losses read
+Distribution = SparseDistribution | DenseDistribution | KnownLogits  # what codecs give
+Target = Distribution  # what losses read
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,9 @@ class GivesSignals(Protocol):
     """
 
     def distribution(self, temperature: float) -> Distribution:
-        """Next-token distributions at a temperature; the same object when asked again."""
+        """Next-token distributions at a temperature, or those over classes, one a text; the same
+        object when asked again.
+        """
 
     def hidden(self, layer: int) -> Tensor:
         """Float32 hidden states (N, H) of a layer."""

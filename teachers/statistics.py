@@ -22,7 +22,7 @@ from teachers.cache import SignalCache
 from teachers.convert import a_temperature
 from teachers.rewrite import vocabulary_of
 from teachers.runner import rows_per_chunk
-from teachers.signals import DenseDistribution, Distribution
+from teachers.signals import DenseDistribution, Distribution, KnownLogits, SparseDistribution
 
 DENSE_TOKENS = 16384  # of a full distribution: its entropy costs a product with the head a token
 MASS_EDGES = [0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0]
@@ -160,6 +160,9 @@ def _empty(cache: SignalCache) -> Statistics:
 
 
 def _add(found: Statistics, decoded: Distribution, vocabulary: int) -> None:
+    if isinstance(decoded, KnownLogits):
+        found.entropy.add(entropy_of(decoded))
+        return
     if isinstance(decoded, DenseDistribution):
         size = rows_per_chunk(vocabulary, decoded.hidden_NH.device)
         for start in range(0, len(decoded.hidden_NH), size):
@@ -177,7 +180,7 @@ def _add(found: Statistics, decoded: Distribution, vocabulary: int) -> None:
 
 def entropy_of(decoded: Distribution) -> Tensor:
     """Entropy (N,) in nats of decoded targets; a tail is one outcome, samples are scaled to one."""
-    if isinstance(decoded, DenseDistribution):
+    if not isinstance(decoded, SparseDistribution):
         logprobs_NV = decoded.logprobs()
         return -(logprobs_NV.exp() * logprobs_NV).sum(-1)
     outcomes = decoded.logprobs_NK

@@ -38,7 +38,7 @@ from teachers.convert import a_temperature
 from teachers.load import TeacherConfig, load_teacher, teacher_identity
 from teachers.rewrite import counts_of, in_groups, vocabulary_of
 from teachers.runner import TeacherRunner, probe_requests, rows_per_chunk
-from teachers.signals import Distribution, SparseDistribution
+from teachers.signals import Distribution, KnownLogits, SparseDistribution
 from teachers.store import SignalStore
 
 logger = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ def _content_fault(cache: SignalCache, keys: list[str]) -> str | None:
         if any((one.isnan() | (one == torch.inf)).any() for one in numbers):
             return "a probability that is no number"
     else:
-        states.append(found.hidden_NH)
+        states.append(found.logits_NV if isinstance(found, KnownLogits) else found.hidden_NH)
     if not all(one.isfinite().all() for one in states):
         return "a hidden state that is no number"
     return None

@@ -162,8 +162,12 @@ def test_init_writes_a_recipe_that_is_valid_and_never_overwrites(tmp_path, monke
     again = CliRunner().invoke(main, ["init", "my.yaml"])
     assert again.exit_code == 1
     assert "exists" in again.output
-    other = CliRunner().invoke(main, ["init", "c.yaml", "--template", "classification"])
+    classes = ["init", "c.yaml", "--template", "sequence-classification"]
+    assert CliRunner().invoke(main, classes).exit_code == 0
+    assert load_recipe("c.yaml").cache.codec.name == "classes"
+    other = CliRunner().invoke(main, ["init", "d.yaml", "--template", "classification"])
     assert other.exit_code == 1
+    assert "sequence-classification" in other.output
 
 
 def test_schema_is_json_and_names_every_loss():

@@ -35,7 +35,7 @@ from teachers.store import SignalStore
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-RECIPES = [ROOT / "distill/templates/causal-lm.yaml", *sorted((ROOT / "examples").glob("*.yaml"))]
+RECIPES = [*ROOT.glob("distill/templates/*.yaml"), *ROOT.glob("examples/*.yaml")]
 LEAST = {"data": {"train": "x"}, "teacher": {"model": "x"}, "student": {}}
 
 
@@ -141,7 +141,7 @@ def test_the_recipe_of_the_readme_is_valid() -> None:
     check_recipe(parse_yaml(recipe, "README.md"))
 
 
-@pytest.mark.parametrize("name", ["docs/recipe.md", "docs/losses.md"])
+@pytest.mark.parametrize("name", ["docs/recipe.md", "docs/losses.md", "docs/classification.md"])
 def test_parts_of_recipes_in_the_documents_are_valid(name: str) -> None:
     parts = blocks(text_of(name), "yaml")
     assert parts

@@ -96,6 +96,22 @@ class Runtime(Protocol):
         """Text of ids, special tokens included."""
 
 
+class ClassRuntime(Protocol):
+    """A loaded classifier of texts, whatever runs it."""
+
+    parameters: int | None
+    device: torch.device
+
+    def classes(self, batch: Batch) -> Tensor:
+        """Float32 logits (B, C) of labelled texts, on the CPU."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text by the runtime's own tokenizer, with what it adds."""
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        """Ids of a conversation, where the tokenizer has a template."""
+
+
 RUNTIMES: Registry[Any] = Registry("runtime")  # of classes: Runtime, made from a Source
 EXTRAS = {"llama.cpp": ("xllamacpp", "gguf"), "onnxruntime": ("onnxruntime", "onnx")}
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from attar.anatomy import Head, count_parameters, head_of, run_body
-from attar.loading import load_causal_lm, load_tokenizer, vocabulary_size
+from attar.heads import class_logits, load_as_saved
+from attar.loading import load_tokenizer, vocabulary_size
 from distill.batches import Batch
 from distill.data import IGNORE
 from distill.runtimes import RUNTIMES, Logits, Source
@@ -35,7 +36,7 @@ class FromHidden:
 
 def _end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """What ends a text: as the tokenizer and as the settings of generation say."""
-    ends = getattr(model.generation_config, "eos_token_id", None)
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ends = ends if isinstance(ends, list) else [ends]
     return tuple(sorted({i for i in (tokenizer.eos_token_id, *ends) if i is not None}))
 
@@ -50,7 +51,7 @@ class Transformers:
         where, adapter = source.path, source.adapter
         if (Path(where) / "adapter" / "adapter_config.json").is_file():
             where, adapter = str(Path(where) / "base"), str(Path(where) / "adapter")
-        self.model: Any = load_causal_lm(
+        self.model: Any = load_as_saved(
             where,
             dtype="auto" if source.dtype == "auto" else getattr(torch, source.dtype),
             quantization=source.quantization,
@@ -81,6 +82,11 @@ class Transformers:
     def read(self, batch: Batch) -> Logits:
         """Logits of the batch's counted positions, row by row."""
         return FromHidden(self.hidden(batch), self.head)
+
+    @torch.inference_mode()
+    def classes(self, batch: Batch) -> Tensor:
+        """Float32 logits (B, C) of labelled texts, on the CPU; of a classifier."""
+        return class_logits(self.model, batch.to(self.device).model_inputs()).float().cpu()
 
     @torch.inference_mode()
     def logits(self, ids: list[int]) -> Tensor:

@@ -38,6 +38,7 @@ class OnnxRuntime:
         self.vocabulary = source.vocabulary or vocabulary_size(self.tokenizer)
         config = load_config(str(folder), trust_remote_code=trust).get_text_config()
         self.context: int | None = getattr(config, "max_position_embeddings", None)
+        self._padding: int | None = config.pad_token_id
         known = self._session.get_modelmeta().custom_metadata_map.get("parameters")
         self.parameters: int | None = None if known is None else int(known)
         end = self.tokenizer.eos_token_id
@@ -49,12 +50,26 @@ class OnnxRuntime:
         if others:
             raise ModelError(
                 f"{self._file} also takes {', '.join(others)}; graphs that can be run here take "
-                f"{' and '.join(INPUTS)} alone."
+                f"{', '.join(INPUTS[:2])} and, of classifiers, {INPUTS[2]} alone."
             )
 
-    def run(self, ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Tensor]:
+    def classes(self, batch: Batch) -> Tensor:
+        """Float32 logits (B, C) of labelled texts; of a classifier."""
+        inputs = batch.model_inputs()
+        ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
+        assert ids_BT is not None and mask_BT is not None  # noqa: PT018
+        if self._padding is not None:
+            ids_BT = ids_BT.masked_fill(mask_BT == 0, self._padding)
+        return self.run(ids_BT, mask_BT, inputs["token_type_ids"])["logits"].float()
+
+    def run(
+        self, ids_BT: Tensor, mask_BT: Tensor, token_types_BT: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The graph's outputs by name, whatever their shape, of rows padded on the right."""
-        given = {"input_ids": ids_BT.numpy(), "attention_mask": mask_BT.numpy()}
+        if token_types_BT is None:
+            token_types_BT = torch.zeros_like(ids_BT)
+        tensors = (ids_BT, mask_BT, token_types_BT)
+        given = {name: tensor.numpy() for name, tensor in zip(INPUTS, tensors, strict=True)}
         taken = {i.name: given[i.name] for i in self._session.get_inputs()}
         arrays = self._session.run(None, taken)
         names = [output.name for output in self._session.get_outputs()]

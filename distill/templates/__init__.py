@@ -8,13 +8,11 @@ from pathlib import Path
 from attar.errors import RecipeError, nearest
 from attar.files import write_text
 
-KNOWN = ("causal-lm",)
+KNOWN = ("causal-lm", "sequence-classification")
 
 
 def write_starter(path: Path, template: str) -> None:
     """Write a commented recipe; an existing file is never overwritten."""
-    if template == "classification":
-        raise RecipeError("The classification template does not exist yet; use `causal-lm`.")
     if template not in KNOWN:
         raise RecipeError(
             f"There is no template `{template}`; known: {', '.join(KNOWN)}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from attar.heads import holds_classifier
 from students.artifacts import ARTIFACTS, Given
 
 
@@ -20,7 +21,7 @@ def model_card(
     usage = found.usage(given) if callable(found.usage) else found.usage
     return f"""---
 library_name: {found.library}
-pipeline_tag: text-generation
+pipeline_tag: {_pipeline(given)}
 license: {license or "other"}
 base_model: {teacher}
 tags: [distillation, attar]
@@ -48,6 +49,11 @@ Attar is not needed. `PATH` is this folder.
 {recipe.strip()}
 ```
 """
+
+
+def _pipeline(given: Given) -> str:
+    """What the hub calls the student's task."""
+    return "text-classification" if holds_classifier(given.student) else "text-generation"
 
 
 def _origin(name: str, given: Given) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from attar.loading import Quantization, load_causal_lm, load_tokenizer
+from attar.heads import holds_classifier, load_as_saved
+from attar.loading import Quantization, load_tokenizer
 from students.artifacts import Given, artifact
 
 TRANSFORMERS = """\
@@ -18,21 +19,32 @@ tokenizer = AutoTokenizer.from_pretrained("PATH")
 inputs = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
 ```"""
+CLASSIFIER = """\
+```python
+from transformers import pipeline
+classify = pipeline("text-classification", "PATH")
+print(classify("A text to be labelled"))
+```"""
 
 
-@artifact("bf16", of="merged", runtime="transformers", usage=TRANSFORMERS)
+def usage(given: Given) -> str:
+    """How `transformers` loads the student, by the head it carries."""
+    return CLASSIFIER if holds_classifier(given.student) else TRANSFORMERS
+
+
+@artifact("bf16", of="merged", runtime="transformers", usage=usage)
 def bf16(source: Path, folder: Path, given: Given) -> None:
     """bfloat16 weights: two bytes a parameter."""
     _save(source, folder, "none", given)
 
 
-@artifact("nf4", of="student", runtime="transformers", usage=TRANSFORMERS, needs=("bitsandbytes",))
+@artifact("nf4", of="student", runtime="transformers", usage=usage, needs=("bitsandbytes",))
 def nf4(source: Path, folder: Path, given: Given) -> None:
     """Linear maps in 4-bit NormalFloat, double quantisation, bfloat16 compute; by bitsandbytes."""
     _save(source, folder, "nf4", given)
 
 
-@artifact("int8", of="student", runtime="transformers", usage=TRANSFORMERS, needs=("bitsandbytes",))
+@artifact("int8", of="student", runtime="transformers", usage=usage, needs=("bitsandbytes",))
 def int8(source: Path, folder: Path, given: Given) -> None:
     """Linear maps in LLM.int8() (arXiv 2208.07339), bfloat16 elsewhere; by bitsandbytes."""
     _save(source, folder, "int8", given)
@@ -40,7 +52,7 @@ def int8(source: Path, folder: Path, given: Given) -> None:
 
 def _save(source: Path, folder: Path, kind: Quantization, given: Given) -> None:
     trust = given.trust_remote_code
-    model: Any = load_causal_lm(
+    model: Any = load_as_saved(
         str(source), dtype=torch.bfloat16, quantization=kind, trust_remote_code=trust
     )
     model.save_pretrained(folder, safe_serialization=True)

@@ -3,10 +3,11 @@
 Legend: B rows, T tokens.
 
 The graph takes `input_ids` and `attention_mask`, (B, T) int64 with B and T free, padded on the
-right. It keeps no keys and values: encoders lose nothing by that; a decoder is for scoring text.
-Made by torch's exporter from `torch.export`: it takes longer than the deprecated one that traces
-TorchScript, but stores a tied weight once and gives a third of the nodes. Graphs are checked
-against torch, on another shape than the traced one, before they are kept.
+right, and `token_type_ids` of classifiers that tell a pair's texts apart. It keeps no keys and
+values: encoders lose nothing by that; a decoder is for scoring text. Made by torch's exporter from
+`torch.export`: it takes longer than the deprecated one that traces TorchScript, but stores a tied
+weight once and gives a third of the nodes. Graphs are checked against torch, on another shape than
+the traced one, before they are kept.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from torch import Tensor, nn
 
 from attar.anatomy import count_parameters
 from attar.errors import ModelError
-from attar.loading import load_causal_lm, load_tokenizer
+from attar.heads import is_classifier, load_as_saved, takes_token_types
+from attar.loading import load_tokenizer
 from students.artifacts import Given, artifact
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 Form = Literal["float32", "int8"]
 FILE = "model.onnx"
-INPUTS = ("input_ids", "attention_mask")
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 ONE_FILE_BYTES = 1_500_000_000  # a file of Protocol Buffers ends at 2 GiB
 TOLERANCE = 1e-2  # of the outputs' largest magnitude: rounding stays 100 times below
 NEEDS = ("onnx", "onnxruntime", "onnxscript")
@@ -40,7 +42,8 @@ NOISY = ("torch.onnx._internal.exporter._registration", "torch.utils._pytree")
 
 ONNXRUNTIME = """\
 The graph keeps no keys and values: it scores texts (or gives what an encoder gives), and is no way
-to generate. Its inputs are `input_ids` and `attention_mask`, padded on the right.
+to generate. Its inputs are `input_ids` and `attention_mask`, padded on the right, and of
+classifiers that tell a pair's texts apart `token_type_ids`.
 
 ```python
 import onnxruntime
@@ -48,7 +51,7 @@ from transformers import AutoTokenizer
 session = onnxruntime.InferenceSession("PATH/model.onnx")
 tokenizer = AutoTokenizer.from_pretrained("PATH", padding_side="right")
 batch = tokenizer(["The first text", "A second"], padding=True, return_tensors="np")
-inputs = {name: batch[name].astype("int64") for name in ("input_ids", "attention_mask")}
+inputs = {i.name: batch[i.name].astype("int64") for i in session.get_inputs()}
 outputs = session.run(None, inputs)
 print([(o.name, value.shape) for o, value in zip(session.get_outputs(), outputs)])
 ```"""
@@ -74,7 +77,7 @@ def onnx_int8(source: Path, folder: Path, given: Given) -> None:
 
 def _export(source: Path, folder: Path, form: Form, given: Given) -> None:
     trust = given.trust_remote_code
-    model: Any = load_causal_lm(
+    model: Any = load_as_saved(
         str(source),
         dtype=torch.float32,
         trust_remote_code=trust,
@@ -133,23 +136,27 @@ class _Outputs(nn.Module):
         super().__init__()
         self.model, self.names = model, tuple(names)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        given = self.model(input_ids=input_ids, attention_mask=attention_mask)
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        more = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        given = self.model(input_ids=input_ids, attention_mask=attention_mask, **more)
         return tuple(given[name] for name in self.names)
 
 
 def trace(model: Any, outputs: Sequence[str] = ("logits",)) -> onnx_ir.Model:
     """The graph of a model on the CPU, batch and length free; `ModelError` where it has none."""
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
+    names = inputs_of(model)
     with _scoring(model), _quiet():
-        ids_BT, mask_BT = _sample(model, rows=2, tokens=16)
+        sample = _sample(model, rows=2, tokens=16)
         try:
             program: Any = torch.onnx.export(
                 _Outputs(model, outputs).eval(),
-                (ids_BT, mask_BT),
-                input_names=list(INPUTS),
+                tuple(sample[name] for name in names),
+                input_names=names,
                 output_names=list(outputs),
-                dynamic_shapes=dict.fromkeys(INPUTS, sizes),
+                dynamic_shapes=dict.fromkeys(names, sizes),
                 dynamo=True,
                 verbose=False,
             )
@@ -189,21 +196,34 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _sample(model: Any, rows: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask (B, T), each row but the first padded on the right by one token more."""
+def inputs_of(model: Any) -> list[str]:
+    """Names of what the graph of a model takes."""
+    typed = is_classifier(model.config) and takes_token_types(model.config.get_text_config())
+    return list(INPUTS if typed else INPUTS[:2])
+
+
+def _sample(model: Any, rows: int, tokens: int) -> dict[str, Tensor]:
+    """Inputs (B, T), each row but the first padded on the right by one token more."""
     size = model.get_input_embeddings().weight.shape[0]
     ids_BT = (7 + 11 * torch.arange(rows * tokens)).reshape(rows, tokens) % size
     mask_BT = (torch.arange(tokens) < (tokens - torch.arange(rows)).unsqueeze(1)).long()
-    return ids_BT, mask_BT
+    padding = model.config.get_text_config().pad_token_id
+    if padding is not None:
+        ids_BT = ids_BT.masked_fill(ids_BT == padding, (padding + 1) % size)
+        ids_BT = ids_BT.masked_fill(mask_BT == 0, padding)
+    types_BT = (torch.arange(tokens) >= tokens // 2).long().expand(rows, tokens) * mask_BT
+    sample = dict(zip(INPUTS, (ids_BT, mask_BT, types_BT), strict=True))
+    return {name: sample[name] for name in inputs_of(model)}
 
 
 def check_equal(model: Any, file: Path, outputs: Sequence[str]) -> None:
     """Raise `ModelError` unless a float32 graph computes what the model does, padded rows too."""
     session = open_session(file, torch.get_num_threads())
-    ids_BT, mask_BT = _sample(model, rows=3, tokens=11)
+    sample = _sample(model, rows=3, tokens=11)
+    mask_BT = sample["attention_mask"]
     with _scoring(model):
-        expected = _Outputs(model, outputs)(ids_BT, mask_BT)
-    found = session.run(None, {"input_ids": ids_BT.numpy(), "attention_mask": mask_BT.numpy()})
+        expected = _Outputs(model, outputs)(**sample)
+    found = session.run(None, {name: value.numpy() for name, value in sample.items()})
     for name, one, other in zip(outputs, expected, found, strict=True):
         real = torch.from_numpy(other)
         if one.dim() == 3:  # padded positions hold nothing that counts

@@ -7,32 +7,30 @@ from typing import Any
 
 import torch
 
-from attar.loading import load_tokenizer
+from attar.heads import auto_class_of
+from attar.loading import load_config, load_tokenizer
 from students.artifacts import Given, artifact
+from students.artifacts.checkpoints import usage
 
-TORCHAO = """\
-`torchao` must be installed.
 
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained("PATH")
-tokenizer = AutoTokenizer.from_pretrained("PATH")
-inputs = tokenizer("Once upon a time", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
-```"""
+def with_torchao(given: Given) -> str:
+    """How `transformers` loads the student, and what else it takes."""
+    return f"`torchao` must be installed.\n\n{usage(given)}"
 
 
 @artifact(
-    "torchao-int8", of="merged", runtime="transformers", usage=TORCHAO,
+    "torchao-int8", of="merged", runtime="transformers", usage=with_torchao,
     needs=("torchao",), extra="torchao",
 )  # fmt: skip
 def torchao_int8(source: Path, folder: Path, given: Given) -> None:
     """Weights of linear maps in 8 bits with a scale an output, bfloat16 elsewhere; by torchao."""
+    import transformers
     from torchao.quantization import Int8WeightOnlyConfig
-    from transformers import AutoModelForCausalLM, TorchAoConfig
+    from transformers import TorchAoConfig
 
     trust = given.trust_remote_code
-    model: Any = AutoModelForCausalLM.from_pretrained(
+    auto = auto_class_of(load_config(str(source), trust_remote_code=trust))
+    model: Any = getattr(transformers, auto).from_pretrained(
         source,
         dtype=torch.bfloat16,
         quantization_config=TorchAoConfig(Int8WeightOnlyConfig()),

@@ -7,10 +7,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from attar.errors import RecipeError
 from attar.loading import Quantization
 from attar.strict import Section
-from students.trainable import Trainable, choose_trainable
+from students.trainable import Reinitialized, Trainable, choose_trainable, prepare_learning
 from students.tuning import METHODS, Leaves
 from students.tuning.targets import skeleton
 
@@ -29,24 +28,18 @@ class Full(Whole):
     """Every weight of the student learns, or the parts that `trainable` names."""
 
     method: Literal["full"] = "full"
-    trainable: Trainable = Field(
-        "all", description="all, head, last:N, re:PATTERN, or a list of these"
-    )
+    trainable: Trainable = Field("all", description="which parts: words, or a list of them")
+    reinitialize: Reinitialized = Field(None, description="blocks or head that start afresh")
 
     def check(self, config: Any) -> None:
-        """Raise `RecipeError` where `trainable` fits no parameter of the student."""
+        """Raise `RecipeError` where the student has not what is to learn or to start afresh."""
         model = skeleton(config)
         if model is not None:
-            try:
-                choose_trainable(model, self.trainable)
-            except RecipeError as error:
-                raise RecipeError(
-                    str(error).replace("`trainable", "`specialize.trainable")
-                ) from None
+            prepare_learning(model, self.trainable, self.reinitialize, 0, "specialize.")
 
     def attach(self, model: Any, seed: int) -> nn.Module:
-        """The student itself; nothing is drawn."""
-        choose_trainable(model, self.trainable)
+        """The student itself; what starts afresh is drawn from the seed."""
+        prepare_learning(model, self.trainable, self.reinitialize, seed)
         return model  # type: ignore[no-any-return]
 
 

@@ -94,9 +94,11 @@ def split_columns(columns: Columns, tokens: Sequence[int]) -> list[Columns]:
 
 CODECS: Registry[type[Any]] = Registry("codec")  # of pydantic models that are DistributionCodecs
 LAYER_CODECS: Registry[type[Any]] = Registry("codec of hidden states")  # ... LayerCodecs
+CLASS_CODECS: Registry[type[Any]] = Registry("codec of classes")  # of a classifier's logits
 
 from teachers.codecs import (  # noqa: E402  (registering enrols)
     basis,  # noqa: F401
+    classes,  # noqa: F401
     hidden,  # noqa: F401
     hybrid,  # noqa: F401
     layers,  # noqa: F401

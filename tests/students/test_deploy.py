@@ -7,7 +7,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from attar.errors import ModelError, RecipeError
-from students.build import check_reload, cut_student, fresh_model, save_student
+from students.build import (
+    StudentConfig,
+    check_reload,
+    cut_student,
+    fresh_model,
+    save_cut,
+    save_student,
+)
 from students.export import ARTIFACTS, export_artifact, model_card
 
 IDS = torch.randint(4, 300, (2, 10), generator=torch.Generator().manual_seed(0))
@@ -53,13 +60,18 @@ def test_quantised_artifacts_are_smaller(make_model, tokenizer, tmp_path):
 
 def test_a_cut_records_what_was_kept(make_model, tokenizer, tmp_path):
     teacher = make_model(layers=3, vocabulary=320)
-    cut_student(teacher, [0, 2], "the teacher", tokenizer, tmp_path / "cut", "explicit")
+    config = StudentConfig.model_validate({"layers": {"keep": [0, 2]}})
+    save_cut(*cut_student(teacher, [0, 2], config, None), tokenizer, tmp_path / "cut")
     surgery = json.loads((tmp_path / "cut" / "surgery.json").read_text())
     assert surgery == {
-        "teacher": "the teacher",
         "teacher_layers": 3,
         "kept": [0, 2],
         "by": "explicit",
+        "layers": [0, 2, 3],
+        "groups": None,
+        "neurons": None,
+        "channels": None,
+        "refit": False,
     }
     assert len(AutoModelForCausalLM.from_pretrained(tmp_path / "cut").model.layers) == 2
 

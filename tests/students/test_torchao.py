@@ -11,7 +11,8 @@ from safetensors import safe_open
 
 from attar.errors import RecipeError
 from attar.loading import load_causal_lm
-from students.artifacts import ARTIFACTS, Given, check_installed, check_whole, export_artifact
+from students.artifacts import Given, check_installed, check_whole, export_artifact
+from students.artifacts.torchao_int8 import with_torchao
 from students.build import save_student
 
 IDS = torch.randint(4, 300, (2, 10), generator=torch.Generator().manual_seed(0))
@@ -31,7 +32,7 @@ def artifact(make_model, tokenizer, tmp_path):
 def test_it_loads_and_generates_without_us(artifact):
     _, folder = artifact
     assert check_whole(folder)["runtime"] == "transformers"
-    code = re.search(r"```python\n(.*?)```", ARTIFACTS["torchao-int8"].usage, re.DOTALL)[1]
+    code = re.search(r"```python\n(.*?)```", with_torchao(Given(folder, folder)), re.DOTALL)[1]
     code = code.replace("PATH", str(folder))
     code += "import sys; assert not {'attar', 'students', 'distill'} & set(sys.modules)"
     done = subprocess.run(

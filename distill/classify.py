@@ -1,0 +1,283 @@
+"""`distill features`: features of labelled texts from a run's model, a classifier, its numbers.
+
+Left in the run's folder, below features/: data/ (texts as ids, with classes), cache/ (features by
+model, layer and pooling), classifier.skops, classifier.json (what it needs to be used), and
+metrics.json. Legend: F texts, H width, C classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attar import __version__
+from attar.anatomy import check_layers
+from attar.errors import ModelError, RecipeError, RunError
+from attar.files import fingerprint, read_json, write_json
+from attar.loading import (
+    fetch_weights,
+    load_config,
+    load_tokenizer,
+    tokenizer_fingerprint,
+    weights_fingerprint,
+)
+from attar.memory import peak_memory
+from distill.console import log_to_file, progress
+from distill.data import DataConfig, Examples, check_sources, prepare
+from distill.features import FeaturesConfig, check_classifier, fit, load, measure, save
+from distill.labelled import LabelledTexts, tokenize_labelled
+from distill.run import Run, Stopwatch
+from teachers.features import FeatureCache, features_of, load_body
+from teachers.load import TeacherConfig, teacher_identity
+from teachers.runner import Request
+
+log = logging.getLogger(__name__)
+
+
+def fit_classifier(run: Run) -> dict[str, Any]:
+    """Features of the recipe's texts, a classifier on them, and its numbers on held-out texts.
+
+    What is there and was made from the same is not made again. Raises `RecipeError` or `DataError`
+    for what cannot be, before the model runs.
+    """
+    config = run.recipe.features
+    if config is None:
+        raise RecipeError(
+            "The recipe has no section `features`; add one, e.g. `features: {layer: last, pool: "
+            "mean, classifier: logistic_regression}`, and name the classes with "
+            "`data.label_column`."
+        )
+    data = config.data or run.recipe.data
+    check_sources(data)
+    check_classifier(config, run.recipe.seed)
+    source = _model_of(run, config)
+    fetch_weights(source.model)
+    tokenizer = load_tokenizer(source.model, trust_remote_code=source.trust_remote_code)
+    _check_model(config, source, tokenizer, data)
+    folder = run.folder / "features"
+    folder.mkdir(parents=True, exist_ok=True)
+    with run.owned(), log_to_file(run.folder / "run.log"):
+        texts = LabelledTexts()
+        identity = tokenizer_fingerprint(tokenizer)
+        prepare(data, tokenizer, identity, run.recipe.seed, folder / "data", texts)
+        stats = read_json(folder / "data" / "stats.json")
+        wanted = fingerprint(
+            [__version__, config.model_dump(), stats["inputs"], teacher_identity(source)]
+        )
+        metrics = folder / "metrics.json"
+        if metrics.exists() and (folder / "classifier.skops").exists():
+            if read_json(metrics)["inputs"] == wanted:
+                log.info("features: up to date")
+                found: dict[str, Any] = read_json(metrics)
+                return found
+        found = _fit(run, config, source, data, folder, stats["classes"])
+        write_json(metrics, {"inputs": wanted, **found})
+    return found
+
+
+def _model_of(run: Run, config: FeaturesConfig) -> TeacherConfig:
+    """Where the model is, and how it is held."""
+    if config.model == "teacher":
+        source = run.teacher
+        if run.recipe.teacher.adapt is not None and not run.teacher_folder.exists():
+            raise RunError(
+                f"`features.model: teacher` is the adapted teacher, which is not in {run.folder} "
+                "yet; run `distill adapt-teacher` on this recipe first."
+            )
+        return source
+    if config.model == "student":
+        folder = run.merged_student
+        if folder is None or not folder.exists():
+            raise RunError(
+                f"`features.model: student` is the trained student, which is not in {run.folder} "
+                "yet; run `distill run` on this recipe first."
+            )
+        return TeacherConfig(model=str(folder), trust_remote_code=run.trusts_code)
+    return TeacherConfig(model=config.model, trust_remote_code=run.trusts_code)
+
+
+def _check_model(
+    config: FeaturesConfig, source: TeacherConfig, tokenizer: Any, data: DataConfig
+) -> None:
+    text = load_config(source.model, trust_remote_code=source.trust_remote_code).get_text_config()
+    if config.layer != "last":
+        try:
+            check_layers([config.layer], text.num_hidden_layers)
+        except ModelError as error:
+            raise RecipeError(f"`features.layer`: {error}") from None
+    if config.pool == "cls" and tokenizer.cls_token_id is None:
+        raise RecipeError(
+            "`features.pool: cls` reads the CLS token, and the tokenizer of "
+            f"{source.model} has none: a decoder's first token sees nothing else; use `mean` or "
+            "`last`."
+        )
+    positions = getattr(text, "max_position_embeddings", None)
+    if positions is not None and data.max_length > positions:
+        raise RecipeError(
+            f"`data.max_length` is {data.max_length}; {source.model} has {positions} positions."
+        )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Training or held-out texts: features (F, H), and the number of each text's class (F,)."""
+
+    features_FH: np.ndarray
+    classes_F: np.ndarray
+
+
+def _parts(
+    run: Run, config: FeaturesConfig, source: TeacherConfig, folder: Path
+) -> dict[str, _Part]:
+    """Both parts of the data, from the cache; texts that are not there yet are run."""
+    parts = {name: Examples(folder / "data" / f"{name}.arrow") for name in ("train", "held_out")}
+    identity = [teacher_identity(source), config.layer, config.pool]
+    cache = FeatureCache(folder / "cache" / fingerprint(identity))
+    wanted = {
+        example.key: Request(example.key, example.input_ids, example.counted, example.token_types)
+        for examples in parts.values()
+        for example in examples
+    }
+    total = sum(len(request.input_ids) for request in wanted.values())
+    with progress("features", total) as meter:
+        made = cache.build(
+            list(wanted.values()),
+            lambda: load_body(source),
+            config.layer,
+            config.pool,
+            batch_tokens=run.recipe.cache.batch_tokens,
+            on_tokens=meter.advance,
+        )
+    log.info("features: %d texts run, %d found in the cache", made, len(wanted) - made)
+    return {
+        name: _Part(
+            cache.read(examples.keys), np.asarray([int(example.labels[0]) for example in examples])
+        )
+        for name, examples in parts.items()
+    }
+
+
+def _fit(
+    run: Run,
+    config: FeaturesConfig,
+    source: TeacherConfig,
+    data: DataConfig,
+    folder: Path,
+    names: list[str],
+) -> dict[str, Any]:
+    """The classifier and what it needs, left in the folder; its numbers."""
+    watch = Stopwatch()
+    with peak_memory() as peak:
+        parts = _parts(run, config, source, folder)
+    train = parts["train"]
+    learned, compact_F = np.unique(train.classes_F, return_inverse=True)
+    if len(learned) < 2:
+        raise RunError(
+            f"All {len(compact_F)} training texts are of one class ({names[learned[0]]}); a "
+            "classifier needs two. Give `data.train` more, or hold out less."
+        )
+    running = watch.seconds
+    estimator = fit(config, run.recipe.seed, train.features_FH, compact_F)
+    fitting = watch.seconds - running
+    save(estimator, folder / "classifier.skops")
+    about = {
+        "layer": config.layer,
+        "pool": config.pool,
+        "classifier": config.classifier,
+        "classes": [names[i] for i in learned],
+    }
+    needs = {
+        "model": source.model_dump(),
+        "weights": weights_fingerprint(source.model),
+        "max_length": data.max_length,
+    }
+    write_json(folder / "classifier.json", {**needs, **about})
+    most = Counter(train.classes_F.tolist()).most_common(1)[0][0]
+    found: dict[str, Any] = {
+        "model": source.model,
+        **about,
+        "width": int(train.features_FH.shape[1]),
+        "seconds": {"features": running, "fit": fitting},
+        "peak_memory_bytes": peak.bytes,
+    }
+    for name, part in parts.items():
+        predicted_F = learned[estimator.predict(part.features_FH)]
+        found[name] = {
+            "texts": len(predicted_F),
+            **measure(predicted_F, part.classes_F),
+            "most_frequent": float((part.classes_F == most).mean()),
+        }
+    return found
+
+
+def rows_of(found: dict[str, Any]) -> list[list[str]]:
+    """The numbers as a table, its header first."""
+    rows = [["", "texts", "accuracy", "macro-F1", "always the most frequent"]]
+    for name in ("train", "held_out"):
+        part = found[name]
+        numbers = [f"{part[key]:.4f}" for key in ("accuracy", "macro_f1", "most_frequent")]
+        rows.append([name.replace("_", "-"), f"{part['texts']:,}", *numbers])
+    return rows
+
+
+# Using it ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class FeatureClassifier:
+    """A classifier on the features of a model, as `distill features` left it."""
+
+    model: Any
+    tokenizer: Any
+    estimator: Any
+    known: dict[str, Any]
+
+    def probabilities(self, texts: list[str]) -> np.ndarray:
+        """Probability of each class for each text, (F, C), in the order of `classes`."""
+        rows = []
+        for text in texts:
+            ids, labels, types = tokenize_labelled(
+                self.tokenizer, [text], 0, self.known["max_length"], Counter()
+            )
+            known_types = None if types is None else np.asarray(types)
+            counted = np.flatnonzero(np.asarray(labels) >= 0)
+            one = Request("", np.asarray(ids), counted, known_types)
+            vector_1H = features_of(self.model, [one], self.known["layer"], self.known["pool"])
+            rows.append(vector_1H.cpu().numpy())
+        found: np.ndarray = self.estimator.predict_proba(np.concatenate(rows))
+        return found
+
+    def predict(self, texts: list[str]) -> list[str]:
+        """The most probable class of each text."""
+        chosen = self.probabilities(texts).argmax(-1)
+        return [self.classes[i] for i in chosen]
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes."""
+        names: list[str] = self.known["classes"]
+        return names
+
+
+def load_classifier(folder: Path) -> FeatureClassifier:
+    """What `distill features` left in a run's folder features/, with its model.
+
+    Raises `RunError` where nothing is there, `ModelError` where the model is not the one that the
+    classifier was fitted on.
+    """
+    if not (folder / "classifier.json").exists():
+        raise RunError(f"There is no classifier in {folder}; `distill features` makes one.")
+    known = read_json(folder / "classifier.json")
+    source = TeacherConfig(**known["model"])
+    if weights_fingerprint(source.model) != known["weights"]:
+        raise ModelError(
+            f"{source.model} is not the model that the classifier in {folder} was fitted on: its "
+            "weights are others; run `distill features` again."
+        )
+    tokenizer = load_tokenizer(source.model, trust_remote_code=source.trust_remote_code)
+    return FeatureClassifier(load_body(source), tokenizer, load(folder / "classifier.skops"), known)

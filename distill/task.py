@@ -1,0 +1,97 @@
+"""Kinds of task: what differs between predicting the next token and labelling a text.
+
+The stages, the loop and the cache are the same for all; they ask a task for what is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+from torch import nn
+
+from attar.errors import RecipeError
+from attar.registry import Registry
+from distill.batches import Batching
+from distill.data import DataConfig, Example, Examples, Reader
+from distill.readouts import Readout
+from teachers.runner import Request, Runner
+
+if TYPE_CHECKING:
+    from distill.recipe import Recipe
+    from distill.run import Run
+    from students.build import LayersConfig
+
+
+class Task(Protocol):
+    """What a task has of its own. `auto`: transformers' class of its models. `packs`: whether
+    several examples may share a row.
+    """
+
+    auto: ClassVar[str]
+    batching: ClassVar[Batching]
+    packs: ClassVar[bool]
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Raise `ValueError` for a key that this task cannot serve."""
+
+    def check(self, run: Run) -> None:
+        """Raise an error for what is known to be wrong before any work."""
+
+    def reader(self, run: Run) -> Reader | None:
+        """How rows become examples."""
+
+    def load(self, run: Run, source: str, trust_remote_code: bool) -> nn.Module:
+        """A pretrained model in float32, with the head that the task needs."""
+
+    def teacher(self, run: Run) -> nn.Module:
+        """The teacher as used, in float32: what students are cut from."""
+
+    def fresh(self, run: Run) -> nn.Module:
+        """A student of random weights, from the recipe's configuration."""
+
+    def choose_blocks(self, run: Run, teacher: nn.Module, layers: LayersConfig) -> list[int]:
+        """Numbers of the teacher's blocks that the student keeps."""
+
+    def runner(self, run: Run) -> Runner:
+        """The teacher, loaded, to be run for the cache."""
+
+    def kept(self, run: Run, examples: Examples) -> np.ndarray:
+        """How many tokens of each example the cache keeps signals of."""
+
+    def request(self, run: Run, example: Example) -> Request:
+        """What the teacher is asked of an example."""
+
+    def readout(self) -> Readout | None:
+        """How terms get the student's logits; None: from the head, next token by next token."""
+
+
+TASKS: Registry[type[Any]] = Registry("task")  # of Tasks
+
+
+def task_of(recipe: Recipe) -> Task:
+    """The recipe's task."""
+    found: Task = TASKS[recipe.task]()
+    return found
+
+
+def check_next_tokens(recipe: Recipe, command: str) -> None:
+    """Raise `RecipeError` for a command that is about next tokens, on a recipe of another task."""
+    if recipe.task != "causal-lm":
+        raise RecipeError(
+            f"`{command}` is about next tokens (`task: causal-lm`); this recipe has `task: "
+            f"{recipe.task}`."
+        )
+
+
+def refuse_keys(section: Any, path: str, keys: Sequence[str], task: str) -> None:
+    """Raise `ValueError` for a key that was given and that a task has no use for."""
+    for key in keys:
+        if key in section.model_fields_set:
+            raise ValueError(f"`{path}.{key}` has no effect with `task: {task}`; leave it out")
+
+
+def used_by_texts_alone(data: DataConfig, task: str) -> None:
+    """Raise `ValueError` for keys of labelled texts in another task."""
+    refuse_keys(data, "data", ["pair_column"], task)

@@ -1,0 +1,188 @@
+"""Task `sequence-classification`: one class a text, or a pair of texts; encoders and decoders."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from attar.anatomy import num_layers
+from attar.errors import RecipeError
+from attar.heads import (
+    CLASSIFIER,
+    class_names,
+    give_padding,
+    is_classifier,
+    load_classifier,
+)
+from attar.loading import load_model, resolve_precision
+from distill.batches import OF_TEXTS, Batching, collate_texts, plan_in_order
+from distill.data import Example, Examples
+from distill.labelled import LabelledTexts
+from distill.readouts import ClassReadout
+from distill.task import TASKS, refuse_keys
+from students.artifacts import ARTIFACTS
+from students.build import LayersConfig, fresh_model
+from students.class_depth import Texts, keep_by_classes, keep_by_cosine
+from students.depth import keep_evenly
+from teachers.class_runner import ClassRunner
+from teachers.codecs import CLASS_CODECS
+from teachers.runner import Request
+
+if TYPE_CHECKING:
+    from distill.recipe import Recipe
+    from distill.run import Run
+
+log = logging.getLogger(__name__)
+NAME = "sequence-classification"
+NO_EFFECT = {
+    "data": ["prompt", "packing", "append_eos"],
+    "train": ["chunk"],
+    "export": ["rounding", "calibration_tokens"],
+    "evaluate": [
+        "prefill_tokens", "generate_tokens", "agreement_prompts", "agreement_tokens", "tasks",
+    ],
+}  # fmt: skip
+
+
+@TASKS.add(NAME)
+class SequenceClassification:
+    """Classes of texts, by any model of transformers with a head over them."""
+
+    auto: ClassVar[str] = CLASSIFIER
+    batching: ClassVar[Batching] = OF_TEXTS
+    packs: ClassVar[bool] = False
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """What only language models have is refused, in a sentence each."""
+        for path, keys in NO_EFFECT.items():
+            refuse_keys(getattr(recipe, path), path, keys, NAME)
+        if recipe.specialize is not None:
+            raise ValueError(
+                f"`specialize` is for language models; with `task: {NAME}` a student learns in "
+                "`train` alone: leave it out"
+            )
+        if recipe.cache.codec.name not in CLASS_CODECS:
+            raise ValueError(
+                f"`cache.codec: {recipe.cache.codec.name}` holds next tokens; a text's few classes "
+                "are kept in full by `classes`: leave it out"
+            )
+        if recipe.train.source == "online" or any(
+            getattr(term, "source", None) == "online" for term in recipe.train.objective
+        ):
+            raise ValueError(
+                f"`source: online` is for language models; with `task: {NAME}` signals come from "
+                "the cache, which holds them in full: leave it out"
+            )
+        if recipe.teacher.quantization != "none" or recipe.teacher.model.endswith(".gguf"):
+            raise ValueError(
+                f"`teacher` is a checkpoint in full precision with `task: {NAME}`; leave "
+                "`quantization` out"
+            )
+        _check_artifacts(recipe)
+
+    def check(self, run: Run) -> None:
+        """The teacher classifies, or is taught to."""
+        if run.recipe.teacher.adapt is None and not is_classifier(run.teacher_config):
+            raise RecipeError(
+                f"`teacher.model` ({run.recipe.teacher.model}) has no head over classes; fine-tune "
+                "it first with `teacher.adapt: {}`, or name a fine-tuned classifier."
+            )
+
+    def reader(self, run: Run) -> LabelledTexts:
+        """Labelled texts, in the classes of a teacher that knows them already."""
+        adapted = run.recipe.teacher.adapt is not None
+        return LabelledTexts(None if adapted else class_names(run.teacher_config))
+
+    def load(self, run: Run, source: str, trust_remote_code: bool) -> nn.Module:
+        """Any encoder or decoder, with a head over the data's classes."""
+        torch.manual_seed(run.recipe.seed)  # a new head is drawn from it
+        padding = run.tokenizer.pad_token_id
+        return load_classifier(source, run.classes, padding, trust_remote_code=trust_remote_code)
+
+    def teacher(self, run: Run) -> nn.Module:
+        """The fine-tuned classifier."""
+        return self._teacher(run, torch.float32)
+
+    def _teacher(self, run: Run, dtype: torch.dtype) -> nn.Module:
+        model = load_model(
+            run.teacher.model,
+            auto=CLASSIFIER,
+            dtype=dtype,
+            trust_remote_code=run.teacher.trust_remote_code,
+        )
+        give_padding(model, run.tokenizer.pad_token_id)
+        return model
+
+    def fresh(self, run: Run) -> nn.Module:
+        """Of the recipe's configuration, and the data's classes."""
+        config = run.recipe.student.from_
+        assert isinstance(config, dict)
+        labels = {
+            "id2label": dict(enumerate(run.classes)),
+            "label2id": {name: i for i, name in enumerate(run.classes)},
+        }
+        wanted = {**config, **labels}
+        model = fresh_model(wanted, run.teacher_config, run.recipe.seed, auto=CLASSIFIER)
+        give_padding(model, run.tokenizer.pad_token_id)
+        return model
+
+    def choose_blocks(self, run: Run, teacher: nn.Module, layers: LayersConfig) -> list[int]:
+        """By what a block's absence does to the classes of training texts."""
+        depth, keep = num_layers(teacher), layers.keep
+        if isinstance(keep, list):
+            return keep
+        if layers.by == "even":
+            return keep_evenly(depth, keep)
+        texts = _calibration_texts(run.data()[0], layers.calibration_tokens, teacher)
+        if layers.by == "influence":
+            return keep_by_cosine(teacher, texts, keep)
+
+        def on_removal(block: int, loss: float) -> None:
+            log.info("build: block %d removed, KL to the teacher %.4f nats a text", block, loss)
+
+        return keep_by_classes(teacher, texts, keep, on_removal)
+
+    def runner(self, run: Run) -> ClassRunner:
+        """The whole classifier."""
+        model = self._teacher(run, resolve_precision(run.teacher.dtype))
+        return ClassRunner(model.requires_grad_(False), run.recipe.cache)
+
+    def kept(self, run: Run, examples: Examples) -> np.ndarray:
+        """All, where layers are compared; else one stands for the text."""
+        return examples.lengths if run.recipe.cache.hidden.parts else examples.counts
+
+    def request(self, run: Run, example: Example) -> Request:
+        """Its ids, and token types of a pair."""
+        every = run.recipe.cache.hidden.parts
+        kept = np.arange(len(example.input_ids)) if every else example.counted
+        return Request(example.key, example.input_ids, kept, example.token_types)
+
+    def readout(self) -> ClassReadout:
+        """Logits of the classes."""
+        return ClassReadout()
+
+
+def _check_artifacts(recipe: Recipe) -> None:
+    """Forms that hold language models alone are refused."""
+    for name in recipe.export.artifacts or []:
+        if ARTIFACTS[name].runtime == "llama.cpp":
+            raise ValueError(
+                f"`export.artifacts: {name}`: GGUF files hold language models, and no classifier; "
+                "use bf16, int8, nf4, onnx or onnx-int8"
+            )
+
+
+def _calibration_texts(examples: Examples, tokens: int, model: Any) -> list[Texts]:
+    """Batches of the first training texts that hold so many tokens together."""
+    device = next(model.parameters()).device
+    chosen, held = 0, 0
+    while chosen < len(examples) and held < tokens:
+        held += int(examples.lengths[chosen])
+        chosen += 1
+    plan = plan_in_order([int(n) for n in examples.lengths[:chosen]], 32)
+    batches = [collate_texts([[examples[i] for i in row] for row in rows]) for rows in plan]
+    return [batch.to(device).model_inputs() for batch in batches]

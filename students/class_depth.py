@@ -1,0 +1,84 @@
+"""Which blocks of a classifier to keep, judged on texts: encoders read both ways and need a mask.
+
+Legend: B texts, T tokens, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attar.anatomy import blocks_of, capture_layers, num_layers
+from attar.heads import class_logits
+
+Texts = dict[str, Tensor | None]  # what `class_logits` takes
+
+
+@contextmanager
+def only_blocks(model: Any, keep: Sequence[int]) -> Iterator[None]:
+    """The model with only the blocks `keep` (numbers from 0) inside the block."""
+    blocks = blocks_of(model)
+    originals = list(blocks)
+    _put(blocks, [originals[block] for block in keep])
+    try:
+        yield
+    finally:
+        _put(blocks, originals)
+
+
+def _put(blocks: nn.ModuleList, modules: Sequence[nn.Module]) -> None:
+    del blocks[:]
+    blocks.extend(modules)
+
+
+@torch.inference_mode()
+def keep_by_classes(
+    model: Any,
+    batches: Sequence[Texts],
+    keep: int,
+    on_removal: Callable[[int, float], None] = lambda block, loss: None,
+) -> list[int]:
+    """Blocks left after removing, one at a time, the one whose absence changes the classes least:
+    by mean KL of the whole model's distribution to the cut one's, in nats a text.
+    """
+    whole = [_logprobs(model, texts) for texts in batches]
+    number = sum(len(one) for one in whole)
+
+    def loss(kept: list[int]) -> float:
+        with only_blocks(model, kept):
+            cut = [_logprobs(model, texts) for texts in batches]
+        pairs = zip(whole, cut, strict=True)
+        return sum(float((w.exp() * (w - c)).sum()) for w, c in pairs) / number
+
+    kept = list(range(num_layers(model)))
+    while len(kept) > keep:
+        losses = {block: loss([other for other in kept if other != block]) for block in kept}
+        cheapest = min(losses, key=lambda block: losses[block])
+        kept.remove(cheapest)
+        on_removal(cheapest, losses[cheapest])
+    return kept
+
+
+@torch.inference_mode()
+def keep_by_cosine(model: Any, batches: Sequence[Texts], keep: int) -> list[int]:
+    """The `keep` blocks that turn the residual stream of the texts' tokens most."""
+    depth = num_layers(model)
+    totals = torch.zeros(depth)
+    for texts in batches:
+        mask_BT = texts["attention_mask"]
+        assert mask_BT is not None
+        with capture_layers(model, list(range(depth + 1))) as captured:
+            class_logits(model, texts)
+        states = [captured.layers[layer][mask_BT.bool()].float() for layer in range(depth + 1)]
+        for i in range(depth):
+            totals[i] += torch.cosine_similarity(states[i], states[i + 1], dim=-1).sum().cpu()
+    order = totals.argsort().tolist()
+    return sorted(order[:keep])
+
+
+def _logprobs(model: Any, texts: Texts) -> Tensor:
+    return class_logits(model, texts).float().log_softmax(-1).cpu()
