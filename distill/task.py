@@ -86,9 +86,10 @@ def check_next_tokens(recipe: Recipe, command: str) -> None:
 
 
 def refuse_keys(section: Any, path: str, keys: Sequence[str], task: str) -> None:
-    """Raise `ValueError` for a key that was given and that a task has no use for."""
+    """Raise `ValueError` for a key with a value of its own that a task has no use for."""
     for key in keys:
-        if key in section.model_fields_set:
+        default = type(section).model_fields[key].get_default(call_default_factory=True)
+        if getattr(section, key) != default:
             raise ValueError(f"`{path}.{key}` has no effect with `task: {task}`; leave it out")
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from attar.errors import CacheError
 from teachers.attention import maps_among
 from teachers.cache import SignalCache, Signals, part_of
-from teachers.codecs import Assets, Columns, split_columns
+from teachers.codecs import CLASS_CODECS, Assets, Columns, split_columns
 from teachers.rewrite import (
     Draft,
     counts_of,
@@ -90,6 +90,10 @@ def converted(
         raise CacheError(f"The cache {url} has no hidden states of layers to convert.")
     if not changes and not changes_layers:
         raise CacheError(f"The cache {url} is in that codec already; there is nothing to convert.")
+    if changes and config.codec.name in CLASS_CODECS:
+        raise CacheError(
+            f"The cache {url} holds classes of texts, as they are: leave `--codec` out."
+        )
     if changes:
         check_convertible(config.codec, codec, url)
     job = _Conversion(
@@ -226,8 +230,7 @@ class _Conversion:
         found = signals.distribution(a_temperature(self.cache.config.codec))
         if isinstance(found, DenseDistribution):
             return TeacherChunk(found.hidden_NH, found.head, seeds_N)
-        if isinstance(found, KnownLogits):
-            raise CacheError("A cache of classes holds their logits: nothing to convert.")
+        assert not isinstance(found, KnownLogits), "refused before"
         return SparseChunk(found, self.vocabulary, seeds_N)
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
+from attar.errors import CacheError
 from attar.heads import class_logits, load_classifier
 from distill.batches import OF_TEXTS, collate_texts
 from distill.class_metrics import calibration_error, macro_f1
@@ -16,8 +17,12 @@ from distill.terms import TERM_MODELS
 from students.class_depth import keep_by_classes, keep_by_cosine, only_blocks
 from teachers.cache import CacheConfig, SignalCache, manifest_of
 from teachers.class_runner import ClassRunner
+from teachers.codecs import CODECS
+from teachers.convert import converted
 from teachers.runner import Request, build_cache
+from teachers.statistics import statistics
 from teachers.store import SignalStore
+from teachers.verify import verify
 from tests.distill.classifying import WORDS, tiny_bert, tiny_llama, word_tokenizer
 
 MODELS = {"bert": tiny_bert, "llama": tiny_llama}
@@ -290,3 +295,15 @@ def test_calibration_error_is_the_gap_in_bins_of_confidence():
 def test_the_tokenizer_of_these_tests_marks_pairs():
     encoded = word_tokenizer()("the film", "was fine")
     assert encoded["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_the_cache_of_a_classifier_is_counted_and_checked(tmp_path):
+    examples = texts(10)
+    cache_of(tmp_path, tiny_bert(), examples, layers=[1])
+    found = statistics(str(tmp_path))
+    assert found.examples == 10
+    assert found.tokens == sum(len(e.input_ids) for e in examples)
+    assert 0 < found.entropy.mean < np.log(2) + 1e-6
+    assert not [fault for fault in verify(str(tmp_path)) if "manifest says" not in fault]
+    with pytest.raises(CacheError, match="holds classes of texts"):
+        converted(str(tmp_path), codec=CODECS["topk"]())

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import pipeline
 
 from attar.errors import RecipeError
@@ -136,11 +136,29 @@ def test_students_need_not_be_cut(classroom, student):
     Path("recipe.yaml").write_text(yaml.safe_dump(values))
     run = Run(load_recipe("recipe.yaml"), Path("out"))
     run_stages(run, ["adapt-teacher", "cache", "build", "train"])
-    weights = torch.load  # a projector bridged the widths, and is not in the student
-    del weights
+    student = load_file("out/arms/distill/student/model.safetensors")
+    assert not any("projector" in name for name in student)
     kept = Path("out/arms/distill/student/config.json").read_text()
     assert json.loads(kept)["hidden_size"] == 16
     assert json.loads(kept)["id2label"] == {"0": "bad", "1": "good"}
+
+
+@pytest.mark.slow
+def test_any_classifier_is_measured_without_a_recipe(classroom):
+    model = tiny_bert()
+    model.config.id2label = {0: "GOOD", 1: "BAD"}
+    model.config.label2id = {"GOOD": 0, "BAD": 1}
+    model.save_pretrained("model")
+    word_tokenizer().save_pretrained("model")
+    classroom("evaluate", "model", "--data", "test.jsonl", "--teacher", "model", "--json", "n.json")
+    numbers = json.loads(Path("n.json").read_text())["models"]["model"]
+    labels = [json.loads(line) for line in Path("test.jsonl").read_text().splitlines()]
+    classify = pipeline("text-classification", "model")
+    said = [found["label"] for found in classify([row["text"] for row in labels])]
+    right = sum(s.lower() == row["label"] for s, row in zip(said, labels, strict=True))
+    assert numbers["accuracy"] == pytest.approx(right / len(labels))
+    assert numbers["kl_to_teacher"] == pytest.approx(0, abs=1e-6)
+    assert numbers["top1_agreement"] == 1
 
 
 def test_a_plan_is_told_before_any_work(classroom):
@@ -161,7 +179,7 @@ def test_a_body_without_classes_must_be_adapted(classroom):
     ("changes", "said"),
     [
         ({"data": {"prompt": "{text}\nLabel:"}}, "`data.prompt` has no effect"),
-        ({"data": {"packing": True}}, "`data.packing` has no effect"),
+        ({"data": {"append_eos": False}}, "`data.append_eos` has no effect"),
         ({"evaluate": {"prefill_tokens": 9}}, "`evaluate.prefill_tokens` has no effect"),
         ({"specialize": {"method": "lora"}}, "`specialize` is for language models"),
         ({"cache": {"codec": "topk"}}, "`cache.codec: topk` holds next tokens"),
@@ -177,6 +195,11 @@ def test_what_classes_cannot_have_is_refused(changes, said):
         values["cache"]["codec"] = "classes"
     with pytest.raises(RecipeError, match=said):
         check_recipe(values)
+
+
+def test_a_recipe_with_its_defaults_filled_in_is_the_same():
+    recipe = check_recipe(classification_recipe())
+    assert check_recipe(recipe.model_dump(mode="json", by_alias=True)) == recipe
 
 
 def test_pairs_are_for_classes_alone():
