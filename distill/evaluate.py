@@ -86,11 +86,11 @@ def measure(job: MeasureJob) -> dict[str, Any]:
         job.model, job.adapter, job.vocabulary, job.dtype, job.quantization, job.trust_remote_code
     )
     runtime = Transformers(source) if job.is_teacher else open_runtime(source)
-    if job.probes is not None:
-        check_probes(runtime, read_json(Path(job.probes)), job.name)
     prompt = examples[0].input_ids.tolist()
     speed = measure_speed(runtime, prompt, config.prefill_tokens, config.generate_tokens)
     memory = peak_memory_bytes()
+    if job.probes is not None:  # after memory: a runtime may load its file again for its template
+        check_probes(runtime, read_json(Path(job.probes)), job.name)
     folder = Path(job.out).parent
     batches = held_out_batches(examples, config.tokens, config.batch_size)
     teacher = None
@@ -147,7 +147,7 @@ def _generations(
 
 
 def _tasks(runtime: Any, config: EvaluateConfig) -> dict[str, Any]:
-    """Accuracy of each task, its interval and the examples behind it; a reason where there is none."""
+    """Accuracy of each task and its interval; a reason where a runtime cannot be asked."""
     found: dict[str, Any] = {}
     for task in config.tasks:
         if reason := refusal(task, runtime):

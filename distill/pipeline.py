@@ -18,7 +18,7 @@ from attar.processes import free_memory, is_alone, is_first_process, process_sta
 from distill.caching import cache_manifest
 from distill.console import log_to_file
 from distill.data import check_sources
-from distill.exporting import check_makeable
+from distill.exporting import check_makeable, check_rounding
 from distill.inputs import NEEDS, inputs_of, is_done
 from distill.loop import check_trackers
 from distill.optimizers import check_optimizer
@@ -40,6 +40,7 @@ def check_before_work(run: Run) -> None:
         "teacher.adapt": recipe.teacher.adapt,
         "train": recipe.train,
         "specialize": recipe.specialize,
+        "export.recover": recipe.export.recover,
     }
     for name, config in sections.items():
         if config is not None:
@@ -69,6 +70,7 @@ def check_before_work(run: Run) -> None:
         student = load_tokenizer(recipe.student.from_, trust_remote_code=trust)
         check_same_vocabulary(run.tokenizer, student)
     check_makeable(run.artifacts, run.student_config)
+    check_rounding(recipe.export, run.artifacts)
     check_tasks(recipe.evaluate.tasks, run.tokenizer.chat_template is not None)
     _check_layer_terms(run)
     if recipe.specialize is not None:

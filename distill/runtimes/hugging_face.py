@@ -28,6 +28,7 @@ class FromHidden:
     def __len__(self) -> int:
         return len(self.hidden_NH)
 
+    @torch.inference_mode()
     def piece(self, rows: slice) -> Tensor:
         """Float32 logits (n, V) of some of the positions."""
         return self.head.logits(self.hidden_NH[rows])

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from attar.loading import load_tokenizer
+from attar.loading import be_quiet, load_tokenizer
 from students.artifacts import Given, artifact
 
 TORCHAO = """\
@@ -31,6 +31,7 @@ def torchao_int8(source: Path, folder: Path, given: Given) -> None:
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import AutoModelForCausalLM, TorchAoConfig
 
+    be_quiet()
     trust = given.trust_remote_code
     model: Any = AutoModelForCausalLM.from_pretrained(
         source,
