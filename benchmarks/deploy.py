@@ -53,11 +53,11 @@ def opened(options: Any) -> Run:
     return Run(load_recipe(options.recipe, overrides), Path(options.run_dir))
 
 
-def rounded_otherwise(run: Run, found: dict[str, Any]) -> None:
+def rounded_otherwise(run: Run, found: dict[str, Any], ways: list[str]) -> None:
     """The same artifacts without learning, and to the nearest code, measured like the others."""
     jobs = {job.name: job for job in measure_jobs(run)}
-    for rounding in ("compensated", "nearest"):
-        given = replace(given_of(run), rounding=rounding)
+    for rounding in ways:
+        given: Any = replace(given_of(run), rounding=rounding)
         for name in AGAIN:
             folder = run.folder / rounding / name
             export_artifact(name, given, folder, card_of(run, name, ""))
@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="examples/demo.yaml")
     parser.add_argument("--run-dir", default="runs/deploy")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--rounding", action="append", choices=["compensated", "nearest"])
     options = parser.parse_args()
     if options.quick:
         options.run_dir += "-quick"
@@ -109,7 +110,7 @@ def main() -> None:
     run_stages(run, list(STAGES))
     report = assemble(run)
     found = {**report["arms"], **report["artifacts"]}
-    rounded_otherwise(run, found)
+    rounded_otherwise(run, found, options.rounding or ["compensated", "nearest"])
     record(rows_of(found, report["arms"]["specialized"]), options.json)
     for one in report["specialize"]["merges"]:
         print(f"{one['path']:40} nll {one['nll']:.4f}  perplexity {one['perplexity']:.2f}")
