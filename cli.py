@@ -25,7 +25,7 @@ STAGE_HELP = {
     "adapt-teacher": "Fine-tune the teacher on the task first (teacher.adapt).",
     "build": "Make the student: pretrained, fresh, or cut from the teacher.",
     "train": "Train the distilled student and its control arms.",
-    "specialize": "Quantised LoRA on the distilled student.",
+    "specialize": "Train the distilled student further: an adapter, or its own weights.",
     "report": "Write report.json and report.html.",
 }
 ADAPTER_HELP = (

@@ -67,6 +67,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "llama_model_chat_template": (c_char_p, [c_void_p, c_char_p]),
     "llama_vocab_n_tokens": (c_int32, [c_void_p]),
     "llama_vocab_get_attr": (c_int32, [c_void_p, c_int32]),
+    "llama_vocab_is_eog": (c_bool, [c_void_p, c_int32]),
     "llama_tokenize": (
         c_int32, [c_void_p, c_char_p, c_int32, POINTER(c_int32), c_int32, c_bool, c_bool]
     ),
@@ -193,6 +194,12 @@ class GGUFModel:
         while last > 0 and self._library.llama_vocab_get_attr(self._words, last - 1) & 2:
             last -= 1
         return last
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end a generation: of text, of a turn."""
+        ends = self._library.llama_vocab_is_eog
+        return tuple(i for i in range(self.num_ids) if ends(self._words, i))
 
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         """Ids of a text, special tokens in it recognised; `add_special`: what the file asks for."""

@@ -18,6 +18,7 @@ from torch import nn
 
 from attar.errors import ModelError
 from attar.files import fingerprint
+from attar.four_bit import check_rows
 from attar.processes import process_state
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -143,6 +144,7 @@ def load_model(
         _forget_gguf(model)
     if quantization == "none" and getattr(model, "hf_quantizer", None) is None:
         model.to(device)
+    check_rows(model, source)
     model.eval()
     found: nn.Module = model
     return found

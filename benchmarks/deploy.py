@@ -1,9 +1,9 @@
-"""What reaches the user: every artifact of a student that was distilled and then brought back to its
+"""What reaches the user: every artifact of a student that was distilled and brought back to its
 teacher on a 4-bit base, and what each way of merging and rounding keeps.
 
-The demo's recipe, with recovery distilling (qlora, forward_kl from the same cache). Each artifact is
-measured by its own runtime in a fresh process, with compensated rounding and, where weights are
-rounded again, to the nearest code as well.
+The demo's recipe, with recovery distilling (qlora, forward_kl from the same cache). Each artifact
+is measured by its own runtime in a fresh process. Weights that are rounded again are so with scales
+and norms that learn after compensated rounding; without learning; and to the nearest code.
 
     python benchmarks/deploy.py --run-dir runs/deploy --json benchmarks/results/deploy.json
 """
@@ -16,8 +16,8 @@ from typing import Any
 
 from harness import arguments, record
 
-from distill.exporting import card_of, given_of
 from distill.evaluate import MeasureJob, measure_apart
+from distill.exporting import card_of, given_of
 from distill.measuring import measure_jobs
 from distill.pipeline import run_stages
 from distill.recipe import load_recipe
@@ -30,39 +30,40 @@ SPECIALIZE = (
     "{method: qlora, rank: 32, lr: 1.0e-3, epochs: 2, batch_size: 2, schedule: linear, "
     "evaluate_tokens: 1024, objective: [{loss: forward_kl}]}"
 )
+RECOVER = "{max_steps: 24, batch_size: 2, evaluate_tokens: 1024, evaluate_every: 24}"
 ARTIFACTS = (
-    "[adapter, bf16, nf4, merged-requantized-nf4, merged-requantized-int8, torchao-int8, gguf-f16, "
-    "gguf-q8_0, gguf-q5_1, gguf-q4_1, gguf-q4_0]"
+    "[adapter, bf16, nf4, int8, merged-requantized-nf4, torchao-int8, gguf-f16, gguf-q8_0, "
+    "gguf-q4_0]"
 )
-AGAIN = ("merged-requantized-nf4", "gguf-q4_1", "gguf-q4_0")  # rounded to the nearest as well
+AGAIN = ("merged-requantized-nf4", "gguf-q4_0")  # whose rounding is varied
 QUICK = (
     "data.train_tokens=2500", "data.held_out_tokens=1024", "evaluate.tokens=512",
     "student.layers.by=even", "specialize.epochs=1", "evaluate.agreement_prompts=1",
     "export.artifacts=[adapter, bf16, nf4, merged-requantized-nf4, gguf-q8_0, gguf-q4_0]",
-    "train.arms=[]", "export.calibration_tokens=512", "evaluate.generate_tokens=8",
+    "export.calibration_tokens=512", "evaluate.generate_tokens=8", "export.recover.max_steps=2",
 )  # fmt: skip
 
 
 def opened(options: Any) -> Run:
     """The demo's run with recovery distilling and many artifacts."""
-    overrides = (f"specialize={SPECIALIZE}", f"export.artifacts={ARTIFACTS}")
+    overrides = (
+        f"specialize={SPECIALIZE}", f"export.artifacts={ARTIFACTS}", f"export.recover={RECOVER}",
+    )  # fmt: skip
     overrides += QUICK if options.quick else tuple(options.overrides)
     return Run(load_recipe(options.recipe, overrides), Path(options.run_dir))
 
 
-def nearest(run: Run, found: dict[str, Any]) -> None:
-    """The same artifacts rounded to the nearest code, measured like the others."""
-    given = replace(given_of(run), rounding="nearest")
+def rounded_otherwise(run: Run, found: dict[str, Any], ways: list[str]) -> None:
+    """The same artifacts without learning, and to the nearest code, measured like the others."""
     jobs = {job.name: job for job in measure_jobs(run)}
-    for name in AGAIN:
-        if name not in jobs:
-            continue
-        folder = run.folder / "nearest" / name
-        export_artifact(name, given, folder, card_of(run, name, ""))
-        job: MeasureJob = replace(
-            jobs[name], model=str(folder), out=str(run.folder / "nearest" / f"{name}.json")
-        )
-        found[f"{name}, nearest"] = measure_apart(job)
+    for rounding in ways:
+        given: Any = replace(given_of(run), rounding=rounding)
+        for name in AGAIN:
+            folder = run.folder / rounding / name
+            export_artifact(name, given, folder, card_of(run, name, ""))
+            out = run.folder / rounding / f"{name}.json"
+            job: MeasureJob = replace(jobs[name], model=str(folder), out=str(out))
+            found[f"{name}, {rounding}"] = measure_apart(job)
 
 
 def kept(value: float, worst: float, best: float) -> float:
@@ -101,6 +102,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="examples/demo.yaml")
     parser.add_argument("--run-dir", default="runs/deploy")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--rounding", action="append", choices=["compensated", "nearest"])
     options = parser.parse_args()
     if options.quick:
         options.run_dir += "-quick"
@@ -108,7 +110,7 @@ def main() -> None:
     run_stages(run, list(STAGES))
     report = assemble(run)
     found = {**report["arms"], **report["artifacts"]}
-    nearest(run, found)
+    rounded_otherwise(run, found, options.rounding or ["compensated", "nearest"])
     record(rows_of(found, report["arms"]["specialized"]), options.json)
     for one in report["specialize"]["merges"]:
         print(f"{one['path']:40} nll {one['nll']:.4f}  perplexity {one['perplexity']:.2f}")

@@ -78,9 +78,10 @@ def recipe_of(options: Any, tokens: int, held_out: int) -> str:
             "data": data,
             "teacher": {"model": f"{options.demo}/teacher", "dtype": "float32"},
             "cache": {"codec": {"name": "topk", "k": 32}, "shard_tokens": 8192},
-            "student": {"from": "teacher", "layers": {"keep": KEPT}},
+            "student": {"from": "teacher", "layers": {"keep": KEPT[:: 7 if options.quick else 1]}},
             "train": {**learning, "lr": 3.0e-4, "arms": [], "precision": "float32"},
             "specialize": {**learning, "method": "qlora", "lr": 1.0e-3},
+            "export": {"artifacts": ["bf16"]},
         }
     )
 

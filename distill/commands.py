@@ -55,7 +55,7 @@ def print_report(folder: Path) -> None:
 
     report = read_report(folder)
     print_table(table(report))
-    click.echo(report["verdict"]["sentence"] + "\n")
+    click.echo("\n".join([report["verdict"]["sentence"], *report["verdict"]["warnings"], ""]))
     print_table(matrix(report))
     for one in report["advice"]:
         click.echo(one["sentence"])

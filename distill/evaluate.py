@@ -89,8 +89,6 @@ def measure(job: MeasureJob) -> dict[str, Any]:
         job.model, job.adapter, job.vocabulary, job.dtype, job.quantization, job.trust_remote_code
     )
     runtime = Transformers(source) if job.is_teacher else open_runtime(source)
-    if job.probes is not None:
-        check_probes(runtime, read_json(Path(job.probes)), job.name)
     of_its_task = _language if job.classes is None else _classes
     path = Path(job.model)
     return {
@@ -107,6 +105,7 @@ def _language(
     prompt = examples[0].input_ids.tolist()
     speed = measure_speed(runtime, prompt, config.prefill_tokens, config.generate_tokens)
     memory = peak_memory_bytes()
+    _probe(runtime, job)
     batches = held_out_batches(examples, config.tokens, config.batch_size)
     teacher = None
     if job.teacher_signals is not None:
@@ -130,12 +129,19 @@ def _classes(
     batches = held_out_batches(examples, config.tokens, config.batch_size)
     speed = measure_class_speed(runtime, examples, batches)
     memory = peak_memory_bytes()
+    _probe(runtime, job)
     teacher = Path(job.teacher_signals) if job.teacher_signals is not None else None
     arrays = measure_classes(runtime, examples, batches, teacher, _kept(job))
     _save_arrays(job, arrays)
     assert job.classes is not None
     numbers = summarise_classes(arrays, job.classes, config.bootstrap)
     return {**numbers, **speed, "peak_memory_bytes": memory}
+
+
+def _probe(runtime: Any, job: MeasureJob) -> None:
+    """Compare ids and template; after memory, as a runtime may load its file again for them."""
+    if job.probes is not None:
+        check_probes(runtime, read_json(Path(job.probes)), job.name)
 
 
 def _kept(job: MeasureJob) -> Path | None:
@@ -181,7 +187,7 @@ def _generations(
 
 
 def _tasks(runtime: Any, config: EvaluateConfig) -> dict[str, Any]:
-    """Accuracy of each task, its interval, the examples behind it; a reason where there is none."""
+    """Accuracy of each task and its interval; a reason where a runtime cannot be asked."""
     found: dict[str, Any] = {}
     for task in config.tasks:
         if reason := refusal(task, runtime):

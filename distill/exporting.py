@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import yaml
 from pydantic import Field, field_validator
+from torch import nn
 
 from attar.errors import RecipeError
 from attar.strict import Section
 from distill.data import Examples
+from distill.loop import LoopConfig
 from distill.runtimes import check_runtime
+from distill.schedule import Schedule
+from distill.terms import AnyTerm
 from students.artifacts import ARTIFACTS, Given, check_family, check_installed
 from students.artifacts.card import model_card
 
@@ -24,6 +29,17 @@ class Tolerance(Section):
 
     perplexity: float = Field(0.02, ge=0, description="share of the perplexity")
     accuracy: float = Field(0.005, ge=0, description="of any of `evaluate.tasks`, as a share")
+
+
+class RecoverConfig(LoopConfig):
+    """Let the scales of rounded weights, and the norms, learn back what rounding lost."""
+
+    objective: list[AnyTerm] = Field(
+        default_factory=lambda: [{"loss": "forward_kl"}], min_length=1, validate_default=True
+    )
+    lr: float = Field(2e-3, gt=0)
+    schedule: Schedule = "linear"
+    weight_decay: float = Field(0.0, ge=0)
 
 
 class ExportConfig(Section):
@@ -40,6 +56,9 @@ class ExportConfig(Section):
     )
     calibration_tokens: int = Field(
         8192, ge=64, description="training tokens that compensated rounding measures on"
+    )
+    recover: RecoverConfig | None = Field(
+        None, description="train scales and norms of what is rounded, by these keys of `train`"
     )
     license: str | None = Field(None, description="licence id for the model card")
 
@@ -70,7 +89,7 @@ def check_possible(config: ExportConfig, method: Any) -> None:
     for name in config.artifacts or []:
         found = ARTIFACTS[name]
         if method is None:
-            if found.of == "adapter" or found.specialised:
+            if found.of == "adapter":
                 raise RecipeError(
                     f"`export.artifacts: {name}` is made from what `specialize` leaves, and the "
                     "recipe does not specialise; use `nf4`, `int8` or `bf16`."
@@ -97,8 +116,19 @@ def check_makeable(names: list[str], config: Any) -> None:
         check_family(name, config)
 
 
-def given_of(run: Run) -> Given:
-    """What the run's artifacts are made from."""
+def check_rounding(config: ExportConfig, names: list[str]) -> None:
+    """Raise `RecipeError` for a key about rounding where nothing is rounded by us."""
+    if config.recover is None or any(ARTIFACTS[name].rounds for name in names):
+        return
+    able = [name for name, found in ARTIFACTS.items() if found.rounds]
+    raise RecipeError(
+        "`export.recover` has no effect: none of `export.artifacts` is rounded by us; leave it "
+        f"out, or add one of {', '.join(able)}."
+    )
+
+
+def given_of(run: Run, recover: Callable[[str, nn.Module], None] | None = None) -> Given:
+    """What the run's artifacts are made from; `recover` teaches a rounded model, in place."""
     special, export = run.recipe.specialize, run.recipe.export
     adapter = run.specialized_folder / "adapter"
     return Given(
@@ -108,6 +138,7 @@ def given_of(run: Run) -> Given:
         base=special.base if special is not None else "none",
         calibration=lambda: calibration_rows(run.data()[0], export.calibration_tokens),
         rounding=export.rounding,
+        recover=recover if export.recover is not None else None,
         trust_remote_code=run.trusts_code,
     )
 

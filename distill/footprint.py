@@ -114,9 +114,14 @@ def footprint(
         logits=logits,
         waiting=gradients if accumulates else waiting,
         copies=copies,
-        libraries=LIBRARIES if on_cpu else 0,
+        libraries=libraries(),
         on_cpu=on_cpu,
     )
+
+
+def libraries() -> float:
+    """Bytes resident on a CPU before any model is there; a GPU's allocator does not count them."""
+    return LIBRARIES if _device() == "cpu" else 0.0
 
 
 def _device() -> str:

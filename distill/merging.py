@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from attar.files import write_json
+from attar.loading import Quantization, resolve_precision
 from attar.processes import free_memory
 from distill.batches import collate, plan_in_order
 from distill.data import Examples, first_examples
@@ -94,12 +95,16 @@ class _Ways:
         """The student as it was: in full precision, and as the base that was learned on."""
         for kind in dict.fromkeys(("none", self.config.base)):
             name = "student" if kind == "none" else f"{kind} base"
-            yield name, load_base(self.source, kind, self.run.trusts_code)
+            yield name, self._base(kind)
 
     def adapted(self) -> nn.Module:
         """The adapter on its base."""
-        base = load_base(self.source, self.config.base, self.run.trusts_code)
-        return load_adapter(base, self.adapter, base=self.source)
+        return load_adapter(self._base(self.config.base), self.adapter, base=self.source)
+
+    def _base(self, kind: Quantization) -> nn.Module:
+        compute = resolve_precision(self.config.precision)
+        base: nn.Module = load_base(self.source, kind, self.run.trusts_code, compute)
+        return base
 
     def merged(self) -> Iterator[tuple[str, nn.Module]]:
         """Every way of merging it into full precision."""

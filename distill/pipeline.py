@@ -19,7 +19,7 @@ from distill.caching import cache_manifest
 from distill.checks_learning import check_learning
 from distill.console import log_to_file
 from distill.data import check_sources
-from distill.exporting import check_makeable
+from distill.exporting import check_makeable, check_rounding
 from distill.inputs import NEEDS, inputs_of, is_done
 from distill.loop import check_trackers
 from distill.optimizers import check_optimizer
@@ -41,6 +41,7 @@ def check_before_work(run: Run) -> None:
         "teacher.adapt": recipe.teacher.adapt,
         "train": recipe.train,
         "specialize": recipe.specialize,
+        "export.recover": recipe.export.recover,
     }
     for name, config in sections.items():
         if config is not None:
@@ -62,6 +63,7 @@ def check_before_work(run: Run) -> None:
         student = load_tokenizer(recipe.student.from_, trust_remote_code=trust)
         check_same_vocabulary(run.tokenizer, student)
     check_makeable(run.artifacts, run.student_config)
+    check_rounding(recipe.export, run.artifacts)
     check_tasks(recipe.evaluate.tasks, run.tokenizer.chat_template is not None)
     _check_layer_terms(run)
     check_learning(run)

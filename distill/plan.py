@@ -24,6 +24,7 @@ from distill.choices import (
     training_memory,
 )
 from distill.data import DataConfig, sources_of
+from distill.footprint import libraries
 from distill.inputs import is_done
 from distill.layouts import layout_of
 from distill.loop import LoopConfig
@@ -34,6 +35,7 @@ from distill.tokenizing import tokenize_document
 
 EFFICIENCY = 0.6  # of a bare matrix product; the demo's stages lie between 0.5 and 0.8
 SAMPLE_ROWS = 50
+TRAININGS = ("adapt-teacher", "train", "specialize")
 
 
 @dataclass(frozen=True)
@@ -141,12 +143,10 @@ def estimate(run: Run) -> list[Estimate]:
         stage: str, tokens: float, disk: float, memory: float, seconds: float, note: str
     ) -> None:
         note = f"done; {note}" if is_done(run, stage) else note
+        memory += 0 if stage in TRAININGS else libraries()  # theirs are in it
         lines.append(Estimate(stage, int(tokens), disk, memory, seconds, note))
 
-    size = {"none": resolve_precision(recipe.teacher.dtype).itemsize}
-    teacher_bytes = (
-        teacher.total * {**size, "int8": 1.1, "nf4": 0.6, "fp4": 0.6}[recipe.teacher.quantization]
-    )
+    teacher_bytes = _weights_of_teacher(run, teacher)
     if (adapt := recipe.teacher.adapt) is not None:
         tokens = trained_tokens(adapt, recipe.data, train_tokens)
         cost = 3 * teacher.forward(tokens) / train_speed
@@ -186,6 +186,13 @@ def estimate(run: Run) -> list[Estimate]:
     cost = models * (20 + 1.2 * student.forward(tokens) / speed) + teacher.forward(tokens) / speed
     add("evaluate", tokens * models, 0, teacher_bytes, cost, f"{models} models, a process each")
     return lines
+
+
+def _weights_of_teacher(run: Run, teacher: Shape) -> float:
+    """Bytes of the teacher as it runs; quantising leaves embeddings and norms as they are."""
+    config = run.recipe.teacher
+    plain = resolve_precision(config.dtype).itemsize
+    return teacher.total * {"none": plain, "int8": 1.1, "nf4": 0.6, "fp4": 0.6}[config.quantization]
 
 
 def _build_seconds(run: Run, teacher: Shape, speed: float) -> float:

@@ -135,6 +135,8 @@ class Recipe(Section):
         found: dict[str, LoopConfig] = {"train": self.train}
         if self.specialize is not None:
             found["specialize"] = self.specialize
+        if self.export.recover is not None:
+            found["export.recover"] = self.export.recover
         return found
 
 

@@ -227,7 +227,7 @@ class Run:
     @property
     def reads_cache(self) -> bool:
         """Whether any objective reads the teacher's signals."""
-        return reads_from(self.recipe.train, "cache") or self.specialize_reads_cache
+        return any(reads_from(section, "cache") for section in self.recipe.learning().values())
 
     @property
     def specialize_reads_cache(self) -> bool:

@@ -25,11 +25,6 @@ class SpecializeLoop(LoopConfig):
     @model_validator(mode="after")
     def _can_run(self) -> SpecializeLoop:
         method: Any = self
-        if method.base != "none" and self.precision == "float32":
-            raise ValueError(
-                f"{method.method} on an {method.base} base computes in bfloat16; leave `precision` "
-                "out, or choose a method and base in full precision"
-            )
         if method.method == "prefix" and self.gradient_checkpointing:
             raise ValueError(
                 "prefix gives every block its keys and values, which `gradient_checkpointing` "

@@ -12,6 +12,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,8 @@ def specialize(run: Run) -> Record:
     with on_first_process() as first:
         if first:
             _discard_other(folder / "run", inputs_of(run, "specialize"))
-    base = load_base(run.arm_folder("distill") / "student", config.base, run.trusts_code)
+    compute = resolve_precision(config.precision)
+    base = load_base(run.arm_folder("distill") / "student", config.base, run.trusts_code, compute)
     student = config.attach(base, run.recipe.seed)
     for line in what_learns(student, config):
         log.info("specialize: %s", line)
@@ -161,7 +163,7 @@ def specialize(run: Run) -> Record:
 
 def export(run: Run) -> Record:
     """Make the artifacts, each in a folder of its own."""
-    given = given_of(run)
+    given = given_of(run, partial(_recover, run))
     for name in run.artifacts:
         log.info("export: %s", name)
         card = card_of(run, name, "Not measured yet: `distill evaluate` fills this in.")
@@ -216,7 +218,7 @@ def _train(
         student,
         config.objective,
         vocabulary=run.vocabulary,
-        dtype=_train_dtype(config),
+        dtype=resolve_precision(config.precision),
         chunk=config.chunk or tokens_per_chunk(run.vocabulary, device),
         pairs=pairs,
         teacher_width=run.teacher_width if pairs else None,
@@ -247,13 +249,6 @@ def _train(
     return result
 
 
-def _train_dtype(config: Any) -> torch.dtype:
-    """Products in bfloat16 on a quantised base, else as the recipe's precision says."""
-    if getattr(config, "base", "none") != "none":
-        return torch.bfloat16
-    return resolve_precision(config.precision)
-
-
 def _online_teacher(
     run: Run, config: LoopConfig, pairs: dict[int, list[tuple[int, int]]], packing: bool
 ) -> OnlineTeacher | None:
@@ -271,6 +266,16 @@ def _online_teacher(
     if packing:
         check_examples_stay_apart(teacher, run.vocabulary)
     return OnlineTeacher(teacher, run.vocabulary, layers, blocks)
+
+
+def _recover(run: Run, grid: str, model: torch.nn.Module) -> None:
+    """Train what learns of a rounded student, in place; a stopped training goes on."""
+    config = run.recipe.export.recover
+    assert config is not None
+    folder = run.folder / "recovered" / grid
+    _discard_other(folder, fingerprint([inputs_of(run, "export"), grid]))
+    result = _train(run, f"recover {grid}", model, config, run.recipe.data, folder)
+    log.info("export: scales and norms of %s learned from %d tokens", grid, result.tokens)
 
 
 def _discard_other(folder: Path, wanted: str) -> None:

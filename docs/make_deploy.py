@@ -9,7 +9,6 @@ What stands outside the markers of those pages is written by hand and left as it
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
@@ -59,9 +58,10 @@ def page(name: str) -> str:
     """A page with its table between its markers."""
     marker, make = PAGES[name]
     text = (HERE / name).read_text(encoding="utf8")
-    pattern = rf"(<!-- {marker}:begin -->\n).*?(\n<!-- {marker}:end -->)"
-    assert re.search(pattern, text, flags=re.S), f"{name} has lost its markers"
-    return re.sub(pattern, lambda m: f"{m[1]}{make()}{m[2]}", text, flags=re.S)
+    begin, end = f"<!-- {marker}:begin -->\n", f"<!-- {marker}:end -->"
+    head, rest = text.split(begin)
+    _, tail = rest.split(end)
+    return f"{head}{begin}{make()}\n{end}{tail}"
 
 
 def main() -> int:

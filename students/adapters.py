@@ -17,7 +17,8 @@ from torch import nn
 
 from attar.errors import ModelError
 from attar.files import read_json, write_json
-from attar.loading import Quantization, load_causal_lm, weights_fingerprint
+from attar.heads import load_as_saved
+from attar.loading import Quantization, resolve_precision, weights_fingerprint
 from students.bottleneck import PEFT_TYPE as BOTTLENECK
 from students.bottleneck import load_bottleneck, save_bottleneck
 from students.tuning.low_rank import keep_rows_readable
@@ -34,12 +35,36 @@ WHY_UNMERGED = {
 }
 
 
-def load_base(folder: Path, quantization: Quantization, trust_remote_code: bool = False) -> Any:
-    """The student that an adapter sits on: float32 masters, or quantised with bfloat16 beside."""
+def load_base(
+    folder: Path,
+    quantization: Quantization,
+    trust_remote_code: bool = False,
+    compute: torch.dtype | None = None,
+) -> Any:
+    """The student that an adapter sits on: float32 masters, or quantised.
+
+    Always quantised from bfloat16, so that its codes are those of what is shipped. `compute`: dtype
+    of its products; when None bfloat16 where the hardware multiplies it, else float32, which takes
+    less than half the time there.
+    """
     dtype = torch.float32 if quantization == "none" else torch.bfloat16
-    return load_causal_lm(
+    model: Any = load_as_saved(
         str(folder), dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code
     )
+    if quantization != "none" and (compute or resolve_precision("auto")) == torch.float32:
+        _compute_in_float32(model)
+    return model
+
+
+def _compute_in_float32(model: nn.Module) -> None:
+    """Widen what is not quantised; the codes stay."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype == torch.bfloat16:
+            tensor.data = tensor.data.float()
+    module: Any
+    for module in model.modules():
+        if hasattr(module, "compute_dtype"):  # bitsandbytes' 4-bit maps
+            module.compute_dtype, module.compute_type_is_set = torch.float32, True
 
 
 def adapter_bytes(model: Any) -> int:

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from attar.registry import Registry
 
-SHRINK = (1.1, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+SHRINK = (1.05, 1.0, 0.95, 0.9, 0.85, 0.8)
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class Grid:
     store: Callable[[Scales], Scales] = field(repr=False)
     factors: tuple[float, ...] = field(default=SHRINK, repr=False)
 
+    @property
+    def even(self) -> bool:
+        """Whether the levels are whole numbers in a row, which is quicker than a search."""
+        return len(self.levels_L) == int(self.levels_L[-1] - self.levels_L[0]) + 1
+
     def blocks(self, weight_OI: Tensor) -> Tensor:
         """The weight as blocks (K, S); the last one ends in zeros where it is not full."""
         size = weight_OI.shape[1] if self.block is None else self.block
@@ -68,14 +73,19 @@ class Grid:
     def codes(self, weight: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
         """The code of the level nearest to each weight, int32; scales broadcast."""
         centred = weight if shift is None else weight - shift
+        ratio = centred / torch.where(scale == 0, 1, scale)
         levels_L = self.levels_L.to(weight.device)
+        if self.even:
+            last = len(levels_L) - 1
+            return (ratio - (levels_L[0] + 0.5)).ceil_().clamp_(0, last).int()
         middle = (levels_L[1:] + levels_L[:-1]) / 2
-        usable = torch.where(scale == 0, 1, scale)
-        return torch.bucketize((centred / usable).contiguous(), middle, out_int32=True)
+        return torch.bucketize(ratio.contiguous(), middle, out_int32=True)
 
     def values(self, codes: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
         """The weights that codes stand for, float32; scales broadcast."""
-        scaled = self.levels_L.to(codes.device)[codes.int()] * scale
+        levels_L = self.levels_L.to(codes.device)
+        levels = codes + levels_L[0] if self.even else levels_L[codes.int()]
+        scaled = levels * scale
         return scaled if shift is None else scaled + shift
 
     def trial(self, naive: Scales, factor: float) -> Scales:
@@ -150,7 +160,7 @@ NORMAL_FLOAT = (  # quantiles of a normal distribution, appendix E of arXiv 2305
     0.7229568362236023, 1.0,
 )  # fmt: skip
 FLOAT4 = tuple(value / 12 for value in (0, 0.0625, 2, 3, 4, 6, 8, 12))
-BOTH_SIGNS = SHRINK + tuple(-factor for factor in SHRINK[:6])
+BOTH_SIGNS = SHRINK + tuple(-factor for factor in SHRINK[1:5])
 
 
 def _integers(first: int, last: int) -> Tensor:

@@ -6,7 +6,6 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of transformers: no test may reach out
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -217,7 +216,8 @@ class Workshop:
 
     def start(self, *arguments):
         command = [sys.executable, "-m", "cli", *map(str, arguments)]
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        # as many threads as here: an LSTM's last bits follow their number
+        env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
 
     def upto_train(self, folder, *more):

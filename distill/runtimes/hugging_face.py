@@ -17,7 +17,7 @@ from attar.loading import load_tokenizer, vocabulary_size
 from distill.batches import Batch
 from distill.data import IGNORE
 from distill.runtimes import RUNTIMES, Logits, Source
-from students.adapters import load_adapter
+from students.adapters import load_adapter, load_base
 
 
 class FromHidden:
@@ -29,6 +29,7 @@ class FromHidden:
     def __len__(self) -> int:
         return len(self.hidden_NH)
 
+    @torch.inference_mode()
     def piece(self, rows: slice) -> Tensor:
         """Float32 logits (n, V) of some of the positions."""
         return self.head.logits(self.hidden_NH[rows])
@@ -48,17 +49,22 @@ class Transformers:
     can_generate = True
 
     def __init__(self, source: Source) -> None:
-        where, adapter = source.path, source.adapter
-        if (Path(where) / "adapter" / "adapter_config.json").is_file():
-            where, adapter = str(Path(where) / "base"), str(Path(where) / "adapter")
-        self.model: Any = load_as_saved(
-            where,
-            dtype="auto" if source.dtype == "auto" else getattr(torch, source.dtype),
-            quantization=source.quantization,
-            trust_remote_code=source.trust_remote_code,
-        )
+        where, adapter = source.path, None
+        if (Path(where) / "adapter" / "adapter_config.json").is_file():  # our artifact
+            where, adapter = str(Path(where) / "base"), Path(where) / "adapter"
+        trust = source.trust_remote_code
+        if source.adapter is not None:
+            base = load_base(Path(where), source.quantization, trust)
+            self.model: Any = load_adapter(base, Path(source.adapter)).eval()
+        else:
+            self.model = load_as_saved(
+                where,
+                dtype="auto" if source.dtype == "auto" else getattr(torch, source.dtype),
+                quantization=source.quantization,
+                trust_remote_code=trust,
+            )
         if adapter is not None:
-            self.model = load_adapter(self.model, Path(adapter)).eval()
+            self.model = load_adapter(self.model, adapter).eval()
         self.tokenizer = load_tokenizer(where, trust_remote_code=source.trust_remote_code)
         self.vocabulary = source.vocabulary or vocabulary_size(self.tokenizer)
         config = self.model.config.get_text_config()

@@ -39,6 +39,7 @@ class LlamaCpp:
             )
         self.context: int | None = self._model.context
         self.parameters: int | None = self._model.parameters
+        self.end_ids = self._model.end_ids
         self.device = torch.device("cpu")  # where its logits are
 
     def some_logits(self, ids: list[int], wanted_T: np.ndarray) -> Tensor:

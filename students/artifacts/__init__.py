@@ -20,7 +20,7 @@ from attar.loading import Quantization
 from attar.registry import Registry
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 Of = Literal["student", "merged", "adapter"]
 MANIFEST = "manifest.json"
@@ -33,7 +33,8 @@ class Given:
     student: folder of the distilled student, float32. merged: the same with what was specialised
     merged in; the student where nothing was; None where the method cannot be merged. adapter:
     folder of the adapter, None where there is none; base: the quantisation it was trained on.
-    calibration: ids of training text, (B, T), for those that measure before they round.
+    calibration: ids of training text, (B, T), for those that measure before they round. recover:
+    teaches a rounded model, in place, what rounding to the grid of that name lost.
     """
 
     student: Path
@@ -42,6 +43,7 @@ class Given:
     base: Quantization = "none"
     calibration: Callable[[], Tensor] | None = None
     rounding: Literal["nearest", "compensated"] = "compensated"
+    recover: Callable[[str, nn.Module], None] | None = None
     trust_remote_code: bool = False
 
 
@@ -58,7 +60,7 @@ class Artifact:
     runtime: str
     usage: str | Callable[[Given], str]  # Markdown for the card; PATH stands for the folder
     library: str = "transformers"  # the card's `library_name`
-    specialised: bool = False  # is made only where something was specialised
+    rounds: bool = False  # rounds weights itself: `export.rounding` and `recover` are about it
     needs: tuple[str, ...] = ()  # modules that making and running it import
     extra: str | None = None  # of this package that brings them
     check: Callable[[Any], None] | None = None  # from the student's config: raises ModelError
@@ -162,6 +164,7 @@ def check_whole(folder: Path) -> dict[str, Any]:
 
 
 from students.artifacts import (  # noqa: E402  (registering enrols)
+    adapters,  # noqa: F401
     checkpoints,  # noqa: F401
     gguf_kinds,  # noqa: F401
     onnx_graphs,  # noqa: F401

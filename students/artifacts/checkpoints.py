@@ -10,6 +10,8 @@ import torch
 from attar.heads import holds_classifier, load_as_saved
 from attar.loading import Quantization, load_tokenizer
 from students.artifacts import Given, artifact
+from students.artifacts.rounded import rounded_student
+from students.quantized import quantized_model
 
 TRANSFORMERS = """\
 ```python
@@ -50,10 +52,48 @@ def int8(source: Path, folder: Path, given: Given) -> None:
     _save(source, folder, "int8", given)
 
 
+@artifact(
+    "merged-requantized-nf4",
+    of="merged",
+    runtime="transformers",
+    usage=TRANSFORMERS,
+    needs=("bitsandbytes",),
+    rounds=True,
+)
+def merged_requantized_nf4(source: Path, folder: Path, given: Given) -> None:
+    """NF4 of the merged student, rounded so that what was learned stays; by bitsandbytes."""
+    _requantize(source, folder, "nf4", given)
+
+
+@artifact(
+    "merged-requantized-int8",
+    of="merged",
+    runtime="transformers",
+    usage=TRANSFORMERS,
+    needs=("bitsandbytes",),
+    rounds=True,
+)
+def merged_requantized_int8(source: Path, folder: Path, given: Given) -> None:
+    """LLM.int8() of the merged student, rounded so that what was learned stays."""
+    _requantize(source, folder, "int8", given)
+
+
+def _requantize(source: Path, folder: Path, grid: str, given: Given) -> None:
+    with rounded_student(source, grid, given) as (student, rounded):
+        model: Any = quantized_model(student, rounded, trust_remote_code=given.trust_remote_code)
+        model.save_pretrained(folder, safe_serialization=True)
+    _save_tokenizer(source, folder, given)
+
+
+def _save_tokenizer(source: Path, folder: Path, given: Given) -> None:
+    trust = given.trust_remote_code
+    load_tokenizer(str(source), trust_remote_code=trust).save_pretrained(folder)
+
+
 def _save(source: Path, folder: Path, kind: Quantization, given: Given) -> None:
     trust = given.trust_remote_code
     model: Any = load_as_saved(
         str(source), dtype=torch.bfloat16, quantization=kind, trust_remote_code=trust
     )
     model.save_pretrained(folder, safe_serialization=True)
-    load_tokenizer(str(source), trust_remote_code=trust).save_pretrained(folder)
+    _save_tokenizer(source, folder, given)

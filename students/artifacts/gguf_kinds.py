@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from attar.errors import ModelError
-from attar.loading import load_causal_lm, load_tokenizer
+from attar.loading import load_tokenizer
 from students.artifacts import Given, artifact
 from students.artifacts.gguf_families import check_config, head_width
 from students.artifacts.gguf_file import write_gguf
-from students.grids import GRIDS
+from students.artifacts.rounded import rounded_student
 from students.quantized import gguf_bytes
-from students.rounding import round_model
+from students.rounding import Rounded
 
 FILE = "model.gguf"
 USAGE = """\
@@ -66,48 +65,43 @@ def gguf_q8_0(source: Path, folder: Path, given: Given) -> None:
     _write(source, folder, "q8_0", given)
 
 
-@artifact("gguf-q5_1", **TRAITS, check=check_config)
+@artifact("gguf-q5_1", **TRAITS, check=check_config, rounds=True)
 def gguf_q5_1(source: Path, folder: Path, given: Given) -> None:
     """GGUF in 5 bits, scale and minimum every 32 weights: 6 bits; embedding and head in 8."""
     _write(source, folder, "q5_1", given)
 
 
-@artifact("gguf-q5_0", **TRAITS, check=check_config)
+@artifact("gguf-q5_0", **TRAITS, check=check_config, rounds=True)
 def gguf_q5_0(source: Path, folder: Path, given: Given) -> None:
     """GGUF in 5 bits, a scale every 32 weights: 5.5 bits; embedding and head in 8."""
     _write(source, folder, "q5_0", given)
 
 
-@artifact("gguf-q4_1", **TRAITS, check=check_config)
+@artifact("gguf-q4_1", **TRAITS, check=check_config, rounds=True)
 def gguf_q4_1(source: Path, folder: Path, given: Given) -> None:
     """GGUF in 4 bits, scale and minimum every 32 weights: 5 bits; embedding and head in 8."""
     _write(source, folder, "q4_1", given)
 
 
-@artifact("gguf-q4_0", **TRAITS, check=check_config)
+@artifact("gguf-q4_0", **TRAITS, check=check_config, rounds=True)
 def gguf_q4_0(source: Path, folder: Path, given: Given) -> None:
     """GGUF in 4 bits, a scale every 32 weights: 4.5 bits; embedding and head in 8."""
     _write(source, folder, "q4_0", given)
 
 
 def _write(source: Path, folder: Path, kind: str, given: Given) -> None:
-    trust = given.trust_remote_code
-    encoded = _compensated(source, kind, given)
-    write_gguf(source, folder / FILE, kind, encoded=encoded, trust_remote_code=trust)
+    """Eight bits and more lose too little for rounding of our own to pay."""
+    file, trust = folder / FILE, given.trust_remote_code
+    if kind not in COARSE or given.rounding == "nearest":
+        write_gguf(source, file, kind, trust_remote_code=trust)
+    else:
+        with rounded_student(source, kind, given) as (student, rounded):
+            write_gguf(student, file, kind, encoded=_encoded(rounded), trust_remote_code=trust)
     _save_tokenizer(source, folder, given)
 
 
-def _compensated(source: Path, kind: str, given: Given) -> dict[str, np.ndarray]:
-    """Bytes of the linear maps of a 4- or 5-bit kind, rounded on calibration text if there is any.
-
-    Eight bits lose too little for it to pay. A map whose rows are no whole blocks is left out.
-    """
-    if given.rounding != "compensated" or given.calibration is None or kind not in COARSE:
-        return {}
-    model = load_causal_lm(
-        str(source), dtype=torch.float32, trust_remote_code=given.trust_remote_code
-    )
-    rounded = round_model(model, GRIDS[kind], given.calibration())
+def _encoded(rounded: dict[str, Rounded]) -> dict[str, np.ndarray]:
+    """Bytes of the linear maps by their weight's name; rows of no whole blocks are left out."""
     return {
         f"{name}.weight": gguf_bytes(found)
         for name, found in rounded.items()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from attar.heads import auto_class_of
-from attar.loading import load_config, load_tokenizer
+from attar.loading import be_quiet, load_config, load_tokenizer
 from students.artifacts import Given, artifact
 from students.artifacts.checkpoints import usage
 
@@ -28,6 +28,7 @@ def torchao_int8(source: Path, folder: Path, given: Given) -> None:
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 
+    be_quiet()
     trust = given.trust_remote_code
     auto = auto_class_of(load_config(str(source), trust_remote_code=trust))
     model: Any = getattr(transformers, auto).from_pretrained(

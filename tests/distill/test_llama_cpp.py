@@ -76,6 +76,15 @@ def test_logits_are_those_of_transformers_on_the_tokenizers_ids(student, runtime
     assert runtime.parameters == sum(p.numel() for p in student[0].parameters())
 
 
+def test_the_end_of_text_and_of_a_turn_end_a_generation(student, runtime):
+    tokenizer = AutoTokenizer.from_pretrained(student[1])
+    assert tokenizer.eos_token_id in runtime.end_ids
+    assert len(runtime.end_ids) < 4
+    written = runtime.generate(IDS[:5], 20)
+    stopped = runtime.generate(IDS[:5], 20, (written[3],))
+    assert stopped == written[: written.index(written[3]) + 1]
+
+
 def test_a_text_is_not_read_with_what_came_before(runtime):
     first = runtime.logits(IDS[:40])
     runtime.logits(IDS[50:])

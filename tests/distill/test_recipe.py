@@ -214,16 +214,6 @@ MISTAKES = {
         {"objective": [{"loss": "forward_kl"}]},
         r"`teacher\.adapt`.*cross_entropy",
     ),
-    "qlora in float32": (
-        ["specialize"],
-        {"method": "qlora", "precision": "float32"},
-        r"`specialize`.*qlora",
-    ),
-    "quantised base in float32": (
-        ["specialize"],
-        {"method": "ia3", "base": "int8", "precision": "float32"},
-        r"`specialize`: ia3 on an int8 base computes in bfloat16",
-    ),
     "no such method": (["specialize"], {"method": "lorra"}, r"`specialize`.*no `lorra`.*`lora`"),
     "key of no method": (
         ["specialize"],

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from attar.errors import ModelError, RecipeError
 from students.build import (
@@ -15,7 +15,6 @@ from students.build import (
     save_cut,
     save_student,
 )
-from students.export import ARTIFACTS, export_artifact, model_card
 
 IDS = torch.randint(4, 300, (2, 10), generator=torch.Generator().manual_seed(0))
 
@@ -26,36 +25,6 @@ def student(make_model, tokenizer, tmp_path):
     folder = tmp_path / "student"
     save_student(make_model(1, width=64, vocabulary=320), tokenizer, folder)
     return folder
-
-
-@pytest.mark.parametrize("name", list(ARTIFACTS))
-def test_an_artifact_loads_and_generates_without_us(name, student, tmp_path):
-    card = model_card(
-        name=name, recipe="seed: 0", teacher="t", data="d", license=None, measured="none"
-    )
-    export_artifact(name, student, tmp_path / name, card)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / name)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
-    original = AutoModelForCausalLM.from_pretrained(student)
-    assert tokenizer.chat_template
-    with torch.inference_mode():
-        close = torch.cosine_similarity(
-            model(input_ids=IDS).logits.float(), original(input_ids=IDS).logits, dim=-1
-        )
-    assert close.min() > 0.9
-    assert model.generate(IDS, max_new_tokens=4, min_new_tokens=4).shape == (2, 14)
-    sums = json.loads((tmp_path / name / "checksums.json").read_text())
-    assert "model.safetensors" in sums
-    assert (tmp_path / name / "README.md").read_text().startswith("---\nlibrary_name")
-
-
-def test_quantised_artifacts_are_smaller(make_model, tokenizer, tmp_path):
-    save_student(make_model(1, width=128, vocabulary=320), tokenizer, tmp_path / "student")
-    sizes = {}
-    for name in ("bf16", "int8", "nf4"):
-        export_artifact(name, tmp_path / "student", tmp_path / name, "")
-        sizes[name] = (tmp_path / name / "model.safetensors").stat().st_size
-    assert sizes["nf4"] < sizes["int8"] < sizes["bf16"]
 
 
 def test_a_cut_records_what_was_kept(make_model, tokenizer, tmp_path):
