@@ -10,6 +10,7 @@ import click
 from distill.cache_commands import cache
 from distill.command_group import Group
 from distill.commands import (
+    build,
     cache_audit,
     cache_build,
     do_stages,
@@ -23,7 +24,6 @@ from distill.feature_commands import features
 
 STAGE_HELP = {
     "adapt-teacher": "Fine-tune the teacher on the task first (teacher.adapt).",
-    "build": "Make the student: pretrained, fresh, or cut from the teacher.",
     "train": "Train the distilled student and its control arms.",
     "specialize": "Train the distilled student further: an adapter, or its own weights.",
     "report": "Write report.json and report.html.",
@@ -104,6 +104,7 @@ for name, text in STAGE_HELP.items():
     add_stage(main, name, name, text)
 
 
+main.add_command(build)
 main.add_command(export)
 main.add_command(evaluate)
 main.add_command(features)

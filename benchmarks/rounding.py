@@ -36,8 +36,8 @@ from torch import Tensor, nn
 from attar.anatomy import Head, head_of
 from attar.loading import load_causal_lm
 from distill.caching import open_cache
+from distill.calibration import calibration_rows
 from distill.data import first_examples
-from distill.exporting import calibration_rows
 from distill.head import tokens_per_chunk
 from distill.loop import Job, TrainConfig
 from distill.loop import train as train_loop

@@ -103,7 +103,7 @@ def gradients_block(found: dict[str, Any]) -> str:
 def trainable_block(found: dict[str, Any]) -> str:
     """A line a choice of what learns: numbers, how far down gradients go, time and memory."""
     lines = [
-        "| `trainable` | learn | gradients down to | seconds a step | of `all` | peak MiB | of `all` |",
+        "| `trainable` | learn | gradients down to | s a step | of `all` | peak MiB | of `all` |",
         "|---|---:|---|---:|---:|---:|---:|",
     ]
     lines += [

@@ -132,3 +132,12 @@ def print_table(lines: list[list[str]]) -> None:
         table.add_row(*line)
     width = None if Console().is_terminal else 160
     Console(width=width, highlight=False).print(table)
+
+
+def aligned(lines: list[list[str]]) -> list[str]:
+    """A table as lines of text for a log, the first column to the left."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
+        for line in lines
+    ]

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 import yaml
 from pydantic import Field, field_validator
 from torch import nn
 
 from attar.errors import RecipeError
 from attar.strict import Section
-from distill.data import Examples
+from distill.calibration import calibration_rows
 from distill.loop import LoopConfig
 from distill.runtimes import check_runtime
 from distill.schedule import Schedule
@@ -141,18 +140,6 @@ def given_of(run: Run, recover: Callable[[str, nn.Module], None] | None = None) 
         recover=recover if export.recover is not None else None,
         trust_remote_code=run.trusts_code,
     )
-
-
-def calibration_rows(examples: Examples, tokens: int) -> torch.Tensor:
-    """Training text as rows of one length, (B, T)."""
-    length = min(256, tokens, int(examples.lengths.max()))
-    rows: list[torch.Tensor] = []
-    for example in examples:
-        if len(example.input_ids) >= length:
-            rows.append(torch.from_numpy(example.input_ids[:length]))
-        if len(rows) * length >= tokens:
-            break
-    return torch.stack(rows)
 
 
 def card_of(run: Run, name: str, measured: str) -> str:

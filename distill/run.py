@@ -169,10 +169,23 @@ class Run:
         """The student's `PretrainedConfig`, known before it is built."""
         student = self.recipe.student
         if student.from_ == "teacher":
-            return student.cut_config(self.teacher_config)
+            return self._searched_config() or student.cut_config(self.teacher_config)
         if isinstance(student.from_, str):
             return load_config(student.from_, trust_remote_code=student.trust_remote_code)
         return fresh_config(student.from_, self.teacher_config)
+
+    def _searched_config(self) -> Any:
+        """That of the shape which a search found for the recipe's target; None before it did."""
+        file, target = self.student_folder / "surgery.json", self.recipe.student.target
+        if target is None or not file.exists():
+            return None
+        if read_json(file).get("target") != target.model_dump():
+            return None
+        return load_config(str(self.student_folder), trust_remote_code=self.trusts_code)
+
+    def student_was_built(self) -> None:
+        """Look at the student's shape anew: a search may have found another than was assumed."""
+        self.__dict__.pop("student_config", None)
 
     @property
     def student_depth(self) -> int:

@@ -100,6 +100,7 @@ def build(run: Run) -> Record:
         save_student(student, run.tokenizer, run.student_folder)
     else:
         save_student(run.task.fresh(run), run.tokenizer, run.student_folder)
+    run.student_was_built()
     return Record("build", "", bytes=bytes_under(run.student_folder), notes=surgery or {})
 
 

@@ -1,21 +1,18 @@
-"""The student that is cut out of the teacher: blocks, parts, a refit, and the record of all that.
-
-Legend: B rows, T tokens.
-"""
+"""The student that is cut out of the teacher: its shape, its parts, a refit, and the record."""
 
 from __future__ import annotations
 
 import logging
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
+from torch import nn
 
 from attar.anatomy import num_layers
-from distill.data import Examples
+from distill.calibration import calibration_rows
+from distill.console import aligned
 from distill.run import Run
-from students.build import cut_student, save_cut
+from distill.shapes import search_shape
+from students.build import StudentConfig, cut_student, save_cut
 
 log = logging.getLogger(__name__)
 
@@ -26,37 +23,29 @@ def cut(run: Run) -> dict[str, Any]:
     Raises `RecipeError` where the recipe asks for what this teacher cannot give.
     """
     config, teacher = run.recipe.student, run.task.teacher(run)
-    blocks = list(range(num_layers(teacher)))
-    if config.layers is not None:
-        blocks = run.task.choose_blocks(run, teacher, config.layers)
-    calibration_BT = None
-    if config.reads_text:
-        calibration_BT = even_rows(run.data()[0], config.calibration_tokens)
-        log.info("build: %d x %d calibration tokens", *calibration_BT.shape)
-
-    def on_refit(done: int, of: int) -> None:
-        log.info("build: maps of block %d of %d refitted", done, of)
-
-    student, surgery, rotation = cut_student(teacher, blocks, config, calibration_BT, on_refit)
-    surgery = {"teacher": run.teacher.model, **surgery}
+    found: dict[str, Any] = {"teacher": run.teacher.model}
+    if config.target is not None:
+        shape = search_shape(run, teacher, config.target)
+        for line in aligned(shape.table()):
+            log.info("build: %s", line)
+        config, found = shape.config, {**found, **shape.record()}
+    student, surgery, rotation = _cut(run, teacher, config)
+    surgery = {**surgery, **found}
     del teacher
     save_cut(student, surgery, rotation, run.tokenizer, run.student_folder, run.trusts_code)
     return {key: surgery[key] for key in ("kept", "by", "refit")}
 
 
-def even_rows(examples: Examples, tokens: int, longest: int = 256) -> Tensor:
-    """Beginnings of training texts, all of one length, (B, T) with B x T near `tokens`.
+def _cut(run: Run, teacher: nn.Module, config: StudentConfig) -> Any:
+    blocks = list(range(num_layers(teacher)))
+    if config.layers is not None:
+        blocks = run.task.choose_blocks(run, teacher, config.layers)
+    calibration_BT = None
+    if config.reads_text:
+        calibration_BT = calibration_rows(run.data()[0], config.calibration_tokens)
+        log.info("build: %d x %d calibration tokens", *calibration_BT.shape)
 
-    The length, up to `longest`, is the one at which texts that are as long hold most tokens, so
-    a corpus of short texts gives short rows.
-    """
-    lengths = np.sort(np.minimum(examples.lengths, min(longest, tokens)))[::-1]
-    held = np.minimum(lengths * np.arange(1, len(lengths) + 1), tokens)
-    length = int(lengths[int(held.argmax())])
-    rows: list[Tensor] = []
-    for example in examples:
-        if len(example.input_ids) >= length:
-            rows.append(torch.from_numpy(example.input_ids[:length]))
-        if len(rows) * length >= tokens:
-            break
-    return torch.stack(rows)
+    def on_refit(done: int, of: int) -> None:
+        log.info("build: maps of block %d of %d refitted", done, of)
+
+    return cut_student(teacher, blocks, config, calibration_BT, on_refit)

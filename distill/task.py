@@ -16,6 +16,7 @@ from attar.registry import Registry
 from distill.batches import Batching
 from distill.data import DataConfig, Example, Examples, Reader
 from distill.readouts import Readout
+from students.surgery.yardstick import Yardstick
 from teachers.runner import Request, Runner
 
 if TYPE_CHECKING:
@@ -53,6 +54,12 @@ class Task(Protocol):
 
     def choose_blocks(self, run: Run, teacher: nn.Module, layers: LayersConfig) -> list[int]:
         """Numbers of the teacher's blocks that the student keeps."""
+
+    def removal_order(self, run: Run, teacher: nn.Module, count: int) -> list[int]:
+        """Numbers of so many of the teacher's blocks, in the order in which they go best."""
+
+    def yardstick(self, run: Run, teacher: nn.Module, tokens: int, heals: bool) -> Yardstick:
+        """The teacher on the last training texts, `tokens` in all; on as many others to heal on."""
 
     def runner(self, run: Run) -> Runner:
         """The teacher, loaded, to be run for the cache."""

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attar.anatomy import num_layers
 from attar.errors import RecipeError
 from attar.heads import (
     CLASSIFIER,
+    class_logits,
     class_names,
     give_padding,
     is_classifier,
@@ -28,6 +29,7 @@ from students.artifacts import ARTIFACTS
 from students.build import LayersConfig, fresh_model
 from students.class_depth import Texts, keep_by_classes, keep_by_cosine
 from students.depth import keep_evenly
+from students.surgery.yardstick import Reading, Yardstick
 from teachers.class_runner import ClassRunner
 from teachers.codecs import CLASS_CODECS
 from teachers.runner import Request
@@ -146,6 +148,26 @@ class SequenceClassification:
 
         return keep_by_classes(teacher, texts, keep, on_removal)
 
+    def removal_order(self, run: Run, teacher: nn.Module, count: int) -> list[int]:
+        """Greedily by what a block's absence does to the classes."""
+        order: list[int] = []
+
+        def on_removal(block: int, loss: float) -> None:
+            order.append(block)
+            log.info("build: block %d removed, KL to the teacher %.4f nats a text", block, loss)
+
+        tokens = LayersConfig(keep=1).calibration_tokens
+        texts = _calibration_texts(run.data()[0], tokens, teacher)
+        keep_by_classes(teacher, texts, num_layers(teacher) - count, on_removal)
+        return order
+
+    def yardstick(self, run: Run, teacher: nn.Module, tokens: int, heals: bool) -> Yardstick:
+        """On the classes of texts."""
+        texts = _calibration_texts(run.data()[0], (1 + heals) * tokens, teacher, last=True)
+        held = max(1, len(texts) // 2) if heals else len(texts)
+        reading = Reading(class_logits, lambda model: Tensor.float)
+        return Yardstick(teacher, reading, texts[:held], texts[held:])
+
     def runner(self, run: Run) -> ClassRunner:
         """The whole classifier."""
         model = self._teacher(run, resolve_precision(run.teacher.dtype))
@@ -176,13 +198,15 @@ def _check_artifacts(recipe: Recipe) -> None:
             )
 
 
-def _calibration_texts(examples: Examples, tokens: int, model: Any) -> list[Texts]:
-    """Batches of the first training texts that hold so many tokens together."""
+def _calibration_texts(
+    examples: Examples, tokens: int, model: Any, *, last: bool = False
+) -> list[Texts]:
+    """Batches of the first, or last, training texts that hold so many tokens together."""
     device = next(model.parameters()).device
-    chosen, held = 0, 0
-    while chosen < len(examples) and held < tokens:
-        held += int(examples.lengths[chosen])
-        chosen += 1
-    plan = plan_in_order([int(n) for n in examples.lengths[:chosen]], 32)
-    batches = [collate_texts([[examples[i] for i in row] for row in rows]) for rows in plan]
+    numbers = np.arange(len(examples))[:: -1 if last else 1]
+    chosen = numbers[: 1 + int(np.searchsorted(examples.lengths[numbers].cumsum(), tokens))]
+    plan = plan_in_order([int(n) for n in examples.lengths[chosen]], 32)
+    batches = [
+        collate_texts([[examples[int(chosen[i])] for i in row] for row in rows]) for rows in plan
+    ]
     return [batch.to(device).model_inputs() for batch in batches]

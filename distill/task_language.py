@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from attar.anatomy import head_of, num_layers, run_body
 from attar.heads import CAUSAL
 from attar.loading import load_causal_lm
 from distill.batches import OF_TOKENS, Batching
+from distill.calibration import calibration_rows
 from distill.data import Example, Examples, Reader
-from distill.exporting import calibration_rows
 from distill.readouts import Readout
 from distill.task import TASKS, used_by_texts_alone
 from students.build import LayersConfig, choose_blocks, fresh_model
+from students.stream import ROWS
+from students.surgery.yardstick import Reading, Yardstick
 from teachers.codecs import CLASS_CODECS
 from teachers.load import load_teacher
 from teachers.runner import Request, TeacherRunner
@@ -74,6 +77,31 @@ class CausalLM:
             log.info("build: block %d removed, calibration loss %.3f nats a token", block, loss)
 
         return choose_blocks(teacher, layers, calibration, on_removal)
+
+    def removal_order(self, run: Run, teacher: nn.Module, count: int) -> list[int]:
+        """Greedily by the loss on the next token."""
+        order: list[int] = []
+
+        def on_removal(block: int, loss: float) -> None:
+            order.append(block)
+            log.info("build: block %d removed, calibration loss %.3f nats a token", block, loss)
+
+        layers = LayersConfig(keep=num_layers(teacher) - count)
+        calibration_BT = calibration_rows(run.data()[0], layers.calibration_tokens)
+        choose_blocks(teacher, layers, calibration_BT, on_removal)
+        return order
+
+    def yardstick(self, run: Run, teacher: nn.Module, tokens: int, heals: bool) -> Yardstick:
+        """On the distribution of every next token."""
+        device = next(teacher.parameters()).device
+        rows_BT = calibration_rows(run.data()[0], (1 + heals) * tokens, last=True).to(device)
+        held = max(1, round(tokens / rows_BT.shape[1])) if heals else len(rows_BT)
+
+        def states(model: Any, ids_BT: Tensor) -> Tensor:
+            return run_body(model, {"input_ids": ids_BT, "attention_mask": None}).flatten(0, 1)
+
+        reading = Reading(states, lambda model: head_of(model, run.vocabulary).logits)
+        return Yardstick(teacher, reading, rows_BT[:held].split(ROWS), rows_BT[held:].split(ROWS))
 
     def runner(self, run: Run) -> TeacherRunner:
         """The teacher's body and its head over the tokenizer's ids."""

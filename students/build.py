@@ -18,11 +18,12 @@ from attar.files import read_json, staged_folder, write_json
 from attar.heads import CAUSAL, load_as_saved
 from attar.strict import Section
 from students.depth import cut_depth, keep_by_influence, keep_evenly, keep_greedily
-from students.families import family_of, sizes_of
+from students.families import Sizes, family_of, sizes_of
 from students.surgery.cutting import Kept, cut
 from students.surgery.refit import refit
 from students.surgery.rotation import principal_channels, rotate
 from students.surgery.scores import Scores
+from students.surgery.target import TargetConfig
 from students.surgery.widths import Widths, choose_parts, sized_config
 
 ROTATION_FILE = "rotation.safetensors"
@@ -48,6 +49,9 @@ class StudentConfig(Widths):
         "model: keys of its transformers config, the teacher's for those left out",
     )
     layers: LayersConfig | None = None
+    target: TargetConfig | None = Field(
+        None, description="how small it must be; the shape is searched instead of given"
+    )
     refit: bool = Field(
         False, description="fit output maps by least squares to the teacher's stream after the cut"
     )
@@ -62,6 +66,10 @@ class StudentConfig(Widths):
         Raises `RecipeError`, naming the key, for what this teacher cannot give.
         """
         depth = int(teacher_config.get_text_config().num_hidden_layers)
+        if self.target is not None:
+            whole, sizes = sizes_of(teacher_config), self.target.provisional(teacher_config)
+            shaped = self.with_shape(sizes, list(range(sizes.blocks)), whole)
+            return shaped.cut_config(teacher_config)
         blocks = list(range(depth))
         if self.layers is not None:
             keep = self.layers.keep
@@ -82,11 +90,30 @@ class StudentConfig(Widths):
     @property
     def reads_text(self) -> bool:
         """Whether parts are judged, or maps refitted, on calibration ids."""
-        return self.refit or self.needs_text()
+        return self.refit or self.target is not None or self.needs_text()
+
+    def with_shape(self, sizes: Sizes, blocks: list[int], whole: Sizes) -> StudentConfig:
+        """The recipe's section with a shape in place of the target, and what stays of the blocks.
+
+        whole: the teacher's sizes; an axis that is not cut is not named.
+        """
+        wanted = {
+            "heads": (sizes.heads, whole.heads),
+            "feed_forward": (sizes.neurons, whole.neurons),
+            "hidden": (sizes.channels, whole.channels),
+        }
+        sections = {key: {"keep": keep} for key, (keep, of) in wanted.items() if keep < of}
+        rest = self.model_dump(by_alias=True, exclude={"target", "layers", *wanted})
+        return StudentConfig.model_validate({**rest, "layers": {"keep": blocks}, **sections})
 
     @model_validator(mode="after")
     def _cuts_need_teacher(self) -> StudentConfig:
         cuts = [*(["layers"] if self.layers is not None else []), *self.given]
+        if self.target is not None and cuts:
+            raise ValueError(
+                f"`target` searches for the shape that `{cuts[0]}` gives; leave one of them out"
+            )
+        cuts += ["target"] if self.target is not None else []
         if cuts and self.from_ != "teacher":
             raise ValueError(
                 f"`{cuts[0]}` cuts the teacher; it has no effect unless `from: teacher`"
@@ -94,7 +121,7 @@ class StudentConfig(Widths):
         if self.refit and not cuts:
             raise ValueError(
                 "`refit` has no effect where nothing is cut; give `layers`, `heads`, "
-                "`feed_forward` or `hidden`"
+                "`feed_forward`, `hidden` or `target`"
             )
         return self
 

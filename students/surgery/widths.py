@@ -86,7 +86,7 @@ def student_sizes(teacher_config: Any, blocks: int, widths: Widths) -> Sizes:
     family, teacher = family_of(teacher_config), sizes_of(teacher_config)
     groups = _groups(widths.heads, teacher)
     neurons = _number(widths.feed_forward, "feed_forward", teacher.neurons)
-    step = _step_of_channels(family, teacher, groups * teacher.heads_a_group)
+    step = channel_step(family, teacher, groups * teacher.heads_a_group)
     channels = _number(widths.hidden, "hidden", teacher.channels, step)
     if not family.head_size_key and widths.heads is None:
         groups = max(1, channels // teacher.head_size)  # heads make up the width
@@ -117,12 +117,18 @@ def _groups(section: WidthConfig | None, teacher: Sizes) -> int:
     return section.keep // each
 
 
-def _step_of_channels(family: Family, teacher: Sizes, heads: int) -> int:
+def neuron_step(whole: int) -> int:
+    """What numbers of neurons, and of channels that nothing else binds, are multiples of."""
+    return MULTIPLE if whole % MULTIPLE == 0 else 1
+
+
+def channel_step(family: Family, teacher: Sizes, heads: int) -> int:
+    """What numbers of channels must be multiples of, in a student of so many heads."""
     if not family.head_size_key:
         return teacher.head_size
     if family.width_in_heads:
         return heads
-    return MULTIPLE if teacher.channels % MULTIPLE == 0 else 1
+    return neuron_step(teacher.channels)
 
 
 def _number(
@@ -132,7 +138,7 @@ def _number(
     if section is None:
         return whole
     if isinstance(section.keep, float):
-        step = step or (MULTIPLE if whole % MULTIPLE == 0 else 1)
+        step = step or neuron_step(whole)
         return min(whole, max(step, round(section.keep * whole / step) * step))
     if section.keep > whole:
         raise RecipeError(f"`student.{key}.keep` is {section.keep}; the teacher has {whole}.")
@@ -211,3 +217,15 @@ def choose_parts(
         values_H = scores.channels_H if scores else None
         channels = chosen(widths.hidden, values_H, whole.channels, sizes.channels)
     return Kept(blocks, groups, neurons, channels), scores
+
+
+def kept_of(sizes: Sizes, whole: Sizes, blocks: list[int], scores: Scores) -> Kept:
+    """What stays of the kept blocks in a student of some sizes: what is worth most."""
+    groups = neurons = channels = None
+    if sizes.groups < whole.groups:
+        groups = [scores.best_groups(block, sizes.groups) for block in blocks]
+    if sizes.neurons < whole.neurons:
+        neurons = [scores.best_neurons(block, sizes.neurons) for block in blocks]
+    if sizes.channels < whole.channels:
+        channels = best(scores.channels_H, sizes.channels)
+    return Kept(blocks, groups, neurons, channels)

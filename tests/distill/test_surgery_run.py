@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from distill.calibration import calibration_rows
 from distill.objective import Learner
 from distill.plan import shape_of
 from distill.recipe import load_recipe
 from distill.run import Run
-from distill.surgery import even_rows
 from distill.terms import TERM_MODELS
 from students.families import sizes_of
 
@@ -94,6 +94,6 @@ class Lengths:
 
 
 def test_rows_are_as_long_as_most_tokens_need():
-    assert even_rows(Lengths(3, 300, 280, 290), 512).shape == (2, 256)
-    assert even_rows(Lengths(*[10] * 9, 40), 1000).shape == (10, 10)
-    assert even_rows(Lengths(*[10] * 9, 40), 50).shape == (5, 10)
+    assert calibration_rows(Lengths(3, 300, 280, 290), 512).shape == (2, 256)
+    assert calibration_rows(Lengths(*[10] * 9, 40), 1000).shape == (10, 10)
+    assert calibration_rows(Lengths(*[10] * 9, 40), 50).shape == (5, 10)

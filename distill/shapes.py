@@ -1,0 +1,173 @@
+"""`student.target`: the search for the shape of a student that is cut out of its teacher."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from distill.calibration import calibration_rows
+from distill.run import Run
+from students.build import StudentConfig
+from students.families import Sizes
+from students.surgery.costs import Costs, Latencies
+from students.surgery.cutting import Kept, cut
+from students.surgery.refit import refit
+from students.surgery.scores import measure
+from students.surgery.search import Candidate, Measures, search
+from students.surgery.target import TargetConfig
+from students.surgery.widths import kept_of
+from students.surgery.yardstick import Yardstick
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A shape that was measured: its cost, what was expected, its harm, and that after mending.
+
+    `mended` is None of a shape that did not come so far. Harms are KL(teacher || student), nats.
+    """
+
+    sizes: Sizes
+    parameters: int
+    cost: float
+    expected: float
+    harm: float
+    mended: float | None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a search found: the recipe's section with the chosen shape, and all that were measured.
+
+    The chosen one is the first of `measured`.
+    """
+
+    target: TargetConfig
+    config: StudentConfig
+    whole: Sizes
+    measured: list[Finalist]
+    limit: float
+    seconds: float | None  # a step of the teacher, where latency was the target
+
+    def record(self) -> dict[str, Any]:
+        """What surgery.json says of the search."""
+        return {
+            "by": "search",
+            "target": self.target.model_dump(),
+            "limit": self.limit,
+            "latency_of_teacher": self.seconds,
+            "candidates": [asdict(one) for one in self.measured],
+        }
+
+    def table(self) -> list[list[str]]:
+        """The measured shapes, the chosen one first; header first."""
+        kind = {"latency": ["of the latency"], "bytes": ["bytes"], "parameters": []}[
+            self.target.kind
+        ]
+        sizes = ["blocks", "heads", "neurons", "channels", "parameters"]
+        lines = [["", *sizes, *kind, "KL expected", "KL", "KL mended"]]
+        for number, one in enumerate(self.measured):
+            shape = (one.sizes.blocks, one.sizes.heads, one.sizes.neurons, one.sizes.channels)
+            cost = f"{one.cost:.0%}" if self.target.kind == "latency" else f"{one.cost:,.0f}"
+            lines.append(
+                [
+                    "chosen" if number == 0 else "",
+                    *(f"{n:,}" for n in (*shape, one.parameters)),
+                    *([cost] if kind else []),
+                    f"{one.expected:.4f}",
+                    f"{one.harm:.4f}",
+                    f"{one.mended:.4f}" if one.mended is not None else "",
+                ]
+            )
+        return lines
+
+
+class _Bench:
+    """Cuts shapes out of a teacher and measures them."""
+
+    def __init__(self, run: Run, teacher: nn.Module, target: TargetConfig) -> None:
+        self.run, self.teacher, self.config = run, teacher, run.recipe.student
+        self.target, self.costs = target, Costs(teacher)
+        self.space = target.space(teacher.config)
+        self.latencies = Latencies(teacher, self.costs) if target.kind == "latency" else None
+        self.limit = target.limit(self.costs, self.latencies)
+        if self.latencies is None:
+            target.check_possible(self.space, self.costs, self.limit)
+            self.space = self.space.within(self.cost, self.limit)
+        self.calibration_BT = calibration_rows(run.data()[0], self.config.calibration_tokens)
+        self.scores = measure(teacher, self.calibration_BT)
+        gone = self.space.whole.blocks - self.space.fewest
+        self.order = run.task.removal_order(run, teacher, gone) if gone else []
+        heals = target.heal_steps > 0
+        self.yardstick: Yardstick = run.task.yardstick(run, teacher, target.tokens, heals)
+
+    def cost(self, sizes: Sizes) -> float:
+        """Of a shape, at once."""
+        if self.latencies is not None:
+            return self.latencies.predict(sizes)
+        return self.target.cost(self.costs, sizes)
+
+    def exact(self, sizes: Sizes) -> float:
+        """Of a shape, measured where that is the target."""
+        return self.cost(sizes) if self.latencies is None else self.latencies.measure(sizes)
+
+    def kept(self, sizes: Sizes) -> Kept:
+        """What stays in a student of some sizes."""
+        gone = set(self.order[: self.space.whole.blocks - sizes.blocks])
+        blocks = [block for block in range(self.space.whole.blocks) if block not in gone]
+        return kept_of(sizes, self.space.whole, blocks, self.scores)
+
+    def harm(self, sizes: Sizes) -> float:
+        """Of a shape right after the cut."""
+        return self.yardstick.harm(cut(self.teacher, self.kept(sizes)))
+
+    def mended(self, sizes: Sizes) -> float:
+        """The same after what the recipe does about it: a refit, a few steps of distilling."""
+        kept = self.kept(sizes)
+        student = cut(self.teacher, kept)
+        if self.config.refit:
+            refit(student, self.teacher, kept, self.calibration_BT)
+        if self.target.heal_steps:
+            student = self.yardstick.healed(student, self.target.heal_steps)
+        return self.yardstick.harm(student)
+
+
+def search_shape(run: Run, teacher: nn.Module, target: TargetConfig) -> Shape:
+    """The best shape that was found under the recipe's target, for a teacher in float32.
+
+    Raises `RecipeError` where no shape is under it.
+    """
+    bench = _Bench(run, teacher, target)
+
+    def on_candidate(found: Candidate) -> None:
+        log.info(
+            "build: %s: KL %.4f, expected %.4f", words(found.sizes), found.harm, found.expected
+        )
+
+    measures = Measures(bench.cost, bench.exact, bench.harm)
+    found = search(bench.space, measures, bench.limit, target.candidates, on_candidate)
+    measured = []
+    mends = bench.config.refit or target.heal_steps > 0
+    for number, one in enumerate(found):
+        mended = bench.mended(one.sizes) if mends and number < target.finalists else None
+        if mended is not None:
+            log.info("build: %s: KL %.4f once mended", words(one.sizes), mended)
+        parameters = round(bench.costs.parameters(one.sizes))
+        measured.append(Finalist(one.sizes, parameters, one.cost, one.expected, one.harm, mended))
+    measured.sort(key=lambda one: (one.mended is None, one.mended or one.harm, one.harm))
+    sizes = measured[0].sizes
+    config = bench.config.with_shape(sizes, bench.kept(sizes).blocks, bench.space.whole)
+    seconds = bench.latencies.seconds if bench.latencies is not None else None
+    return Shape(target, config, bench.space.whole, measured, bench.limit, seconds)
+
+
+def words(sizes: Sizes) -> str:
+    """A shape in a few words."""
+    return (
+        f"{sizes.blocks} blocks, {sizes.heads} heads, {sizes.neurons} neurons, "
+        f"{sizes.channels} channels"
+    )

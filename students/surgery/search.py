@@ -1,0 +1,247 @@
+"""The best shape under a target: blocks, heads, neurons and channels weighed against each other.
+
+First each axis is cut alone at a few places and measured; between them the harm is interpolated,
+and that of a shape is taken as the sum of its axes'. Then shapes under the target are measured in
+the order of what is expected of them, and every one corrects what is expected of shapes like it.
+Neurons fill up what the other axes leave of the target.
+
+The harm of a cut is KL(teacher || student) on calibration text, in nats, right after it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
+
+from attar.errors import RecipeError
+from students.families import Family, Sizes
+from students.surgery.widths import channel_step, neuron_step
+
+Axis = Literal["layers", "heads", "feed_forward", "hidden"]
+FIELDS: dict[Axis, str] = {
+    "layers": "blocks", "heads": "groups", "feed_forward": "neurons", "hidden": "channels",
+}  # fmt: skip
+PROBED = (0.125, 0.25, 0.5)  # shares of an axis that are removed to learn what that does
+LEAST = 0.25  # share of heads, neurons, channels that stays at least
+LEVELS = 16  # of channels, between all and the least
+ALIKE = 0.08  # shapes whose shares differ by so much tell much of each other
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A shape that was measured: its cost, what was expected of it, and its harm (nats)."""
+
+    sizes: Sizes
+    cost: float
+    expected: float
+    harm: float
+
+
+@dataclass(frozen=True)
+class Space:
+    """What may be cut: the teacher's sizes, its family, the axes that a recipe allows.
+
+    `fewest`: blocks that stay at least.
+    """
+
+    whole: Sizes
+    family: Family
+    axes: tuple[Axis, ...]
+    fewest: int = 1
+
+    def sized(self, blocks: int, groups: int, neurons: int, channels: int) -> Sizes:
+        """Sizes with heads to match; of an encoder, heads are the width."""
+        if not self.family.head_size_key:
+            groups = channels // self.whole.head_size
+        heads = groups * self.whole.heads_a_group
+        return replace(
+            self.whole,
+            blocks=blocks,
+            heads=heads,
+            groups=groups,
+            neurons=neurons,
+            channels=channels,
+        )
+
+    def levels(self, axis: Axis, groups: int | None = None) -> list[int]:
+        """Numbers of an axis that may stay, from all of them down."""
+        most: int = getattr(self.whole, FIELDS[axis])
+        if axis not in self.axes or (axis == "heads" and not self.family.head_size_key):
+            return [most]
+        if axis == "layers":
+            return list(range(most, self.fewest - 1, -1))
+        least = max(1, math.ceil(most * LEAST))
+        step = 1
+        if axis == "feed_forward":
+            step = neuron_step(most)
+        elif axis == "hidden":
+            own = channel_step(self.family, self.whole, (groups or 1) * self.whole.heads_a_group)
+            step = own * max(1, round((most - least) / LEVELS / own))
+            most -= most % own  # of fewer heads, all channels may be no number of them
+        return [n for n in range(most, least - 1, -step) if n > 0]
+
+    def smallest(self) -> Sizes:
+        """The least of everything."""
+        groups = self.levels("heads")[-1]
+        return self.sized(
+            self.levels("layers")[-1], groups, self.levels("feed_forward")[-1],
+            self.levels("hidden", groups)[-1],
+        )  # fmt: skip
+
+    def alone(self, axis: Axis, removed: float) -> Sizes | None:
+        """The shape with about this share of one axis gone; None where that is nothing."""
+        whole = self.whole
+        most: int = getattr(whole, FIELDS[axis])
+        levels = self.levels(axis, whole.groups)
+        number = min(levels, key=lambda n: abs(n - most * (1 - removed)))
+        if number == most:
+            return None
+        parts = {field: getattr(whole, field) for field in FIELDS.values()}
+        return self.sized(**{**parts, FIELDS[axis]: number})
+
+    def filled(self, cost: Callable[[Sizes], float], limit: float) -> list[Sizes]:
+        """Shapes under the limit with as many neurons as it allows, by every other axis."""
+        found = []
+        neurons = self.levels("feed_forward")
+        for groups in self.levels("heads"):
+            for channels in self.levels("hidden", groups):
+                for blocks in self.levels("layers"):
+                    shapes = [self.sized(blocks, groups, n, channels) for n in neurons]
+                    index = _first(shapes, lambda one: cost(one) <= limit)
+                    if index is not None:
+                        found.append(shapes[index])
+        return found
+
+    def within(self, cost: Callable[[Sizes], float], limit: float) -> Space:
+        """The same without depths that are never needed: blocks alone reach the limit before."""
+        for blocks in self.levels("layers"):
+            if cost(replace(self.whole, blocks=blocks)) <= limit:
+                return replace(self, fewest=blocks)
+        return self
+
+    def removed(self, sizes: Sizes) -> dict[Axis, float]:
+        """The share of each axis that is gone."""
+        return {
+            axis: 1 - getattr(sizes, field) / getattr(self.whole, field)
+            for axis, field in FIELDS.items()
+        }
+
+
+def _first(shapes: list[Sizes], fits: Callable[[Sizes], bool]) -> int | None:
+    """The first that fits, of shapes from large to small; by halving."""
+    if not fits(shapes[-1]):
+        return None
+    low, high = 0, len(shapes) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(shapes[middle]) else (middle + 1, high)
+    return low
+
+
+class Expectation:
+    """What a shape's harm is expected to be, from axes cut alone and shapes measured so far."""
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.curves: dict[Axis, list[tuple[float, float]]] = {axis: [(0.0, 0.0)] for axis in FIELDS}
+        self.errors: list[tuple[Sizes, float]] = []  # log of measured over summed
+
+    def learn_axis(self, axis: Axis, sizes: Sizes, harm: float) -> None:
+        """What an axis cut alone did."""
+        self.curves[axis].append((self.space.removed(sizes)[axis], harm))
+        self.curves[axis].sort()
+
+    def learn(self, sizes: Sizes, harm: float) -> None:
+        """What a shape did."""
+        self.errors.append((sizes, math.log(max(harm, 1e-9) / max(self._summed(sizes), 1e-9))))
+
+    def _summed(self, sizes: Sizes) -> float:
+        removed = self.space.removed(sizes)
+        return sum(_on_curve(self.curves[axis], removed[axis]) for axis in self.space.axes)
+
+    def of(self, sizes: Sizes) -> float:
+        """The sum of the axes' harm, times how far such sums were off for shapes like it."""
+        total = weight = 0.0
+        here = self.space.removed(sizes)
+        for other, error in self.errors:
+            there = self.space.removed(other)
+            distance = sum((here[axis] - there[axis]) ** 2 for axis in here)
+            near = math.exp(-distance / ALIKE**2)
+            total, weight = total + near * error, weight + near
+        return self._summed(sizes) * math.exp(total / (weight + 0.1))
+
+
+def _on_curve(points: list[tuple[float, float]], x: float) -> float:
+    """Between points a line; behind the last, as steep as before it, squared in how far."""
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if x <= x1:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    last_x, last_y = points[-1]
+    return last_y * (x / last_x) ** 2 if last_x else 0.0
+
+
+@dataclass(frozen=True)
+class Measures:
+    """How costs and harm are had: `cost` at once, `exact` by measuring where that takes time."""
+
+    cost: Callable[[Sizes], float]
+    exact: Callable[[Sizes], float]
+    harm: Callable[[Sizes], float]
+
+
+def search(
+    space: Space,
+    measures: Measures,
+    limit: float,
+    candidates: int,
+    on_candidate: Callable[[Candidate], None] = lambda candidate: None,
+) -> list[Candidate]:
+    """Measured shapes that cost at most `limit`, the least harmful first.
+
+    `candidates`: how many shapes under the limit are measured, after at most three an axis that
+    are cut along it alone. Raises `RecipeError` where no shape keeps the limit.
+    """
+    if measures.cost(space.smallest()) > limit:
+        raise RecipeError("no shape keeps the target")
+    expectation = _probe(space, measures)
+    found: list[Candidate] = []
+    tried: set[Sizes] = set()
+    while len(found) < candidates and len(tried) < 2 * candidates:
+        shapes = [one for one in space.filled(measures.cost, limit) if one not in tried]
+        if not shapes:
+            break
+        first = _plain(space, shapes, tried) or min(shapes, key=expectation.of)
+        tried.add(first)
+        exact = measures.exact(first)
+        if exact > limit * 1.01:
+            continue  # what it cost is known now, and what others cost is told better by it
+        candidate = Candidate(first, exact, expectation.of(first), measures.harm(first))
+        expectation.learn(first, candidate.harm)
+        found.append(candidate)
+        on_candidate(candidate)
+    return sorted(found, key=lambda one: one.harm)
+
+
+def _probe(space: Space, measures: Measures) -> Expectation:
+    expectation = Expectation(space)
+    for axis in space.axes:
+        shapes = dict.fromkeys(space.alone(axis, removed) for removed in PROBED)
+        for sizes in filter(None, shapes):
+            measures.exact(sizes)
+            expectation.learn_axis(axis, sizes, measures.harm(sizes))
+    return expectation
+
+
+def _plain(space: Space, shapes: Iterable[Sizes], tried: set[Sizes]) -> Sizes | None:
+    """Blocks alone, then neurons alone: what a search has to beat."""
+    for axis in ("layers", "feed_forward"):
+        mine = {one: space.removed(one) for one in (*shapes, *tried)}
+        alone = [
+            one for one, gone in mine.items() if not any(v for k, v in gone.items() if k != axis)
+        ]
+        if alone and not tried & set(alone):
+            return max(alone, key=lambda one: (one.blocks, one.neurons))
+    return None
