@@ -87,6 +87,7 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
     name, extra = _where(source)
+    be_quiet()
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
     except (OSError, ValueError, ImportError) as error:

@@ -17,6 +17,7 @@ import torch
 from attar.files import fingerprint, read_json
 from attar.loading import default_device, resolve_precision
 from attar.processes import is_alone
+from distill.calibration import LONGEST
 from distill.choices import (
     adapting_memory,
     choice_lines,
@@ -32,9 +33,12 @@ from distill.run import Run
 from distill.sources import load_rows
 from distill.terms import reads_from
 from distill.tokenizing import tokenize_document
+from students.build import LayersConfig, StudentConfig
+from students.stream import ROWS
 
 EFFICIENCY = 0.6  # of a bare matrix product; the demo's stages lie between 0.5 and 0.8
 SAMPLE_ROWS = 50
+JUDGED_ON = LayersConfig.model_fields["calibration_tokens"].default  # a search's blocks
 TRAININGS = ("adapt-teacher", "train", "specialize")
 
 
@@ -198,6 +202,8 @@ def _weights_of_teacher(run: Run, teacher: Shape) -> float:
 def _build_seconds(run: Run, teacher: Shape, speed: float) -> float:
     student = run.recipe.student
     layers, seconds = student.layers, 5.0
+    if student.target is not None:
+        return seconds + _search_seconds(student, teacher, speed)
     if student.reads_text:  # once to judge; a refit passes five times and multiplies as much again
         passes = (1 if student.needs_text() else 0) + (10 if student.refit else 0)
         seconds += passes * teacher.forward(student.calibration_tokens) / speed
@@ -208,6 +214,25 @@ def _build_seconds(run: Run, teacher: Shape, speed: float) -> float:
         return seconds + one
     removed = teacher.depth - layers.keep  # about five half passes a removal, after all once
     return seconds + (0.5 * teacher.depth + 3.5 * removed) * one
+
+
+def _search_seconds(student: StudentConfig, teacher: Shape, speed: float) -> float:
+    """Of judging, of greedy removal, of every shape that is measured, and of mending the last few.
+
+    Up to half of the blocks is taken to be removed.
+    """
+    target, removed = student.target, teacher.depth / 2
+    assert target is not None
+    shapes = target.candidates + 3 * len(target.axes)
+    mends = 10 * student.calibration_tokens if student.refit else 0
+    mends += 3 * target.heal_steps * ROWS * LONGEST
+    tokens = (
+        student.calibration_tokens
+        + (0.5 * teacher.depth + 3.5 * removed) * JUDGED_ON
+        + (1 + shapes) * target.tokens
+        + min(target.finalists, target.candidates) * mends
+    )
+    return teacher.forward(tokens) / speed
 
 
 def bytes_per_token(run: Run, teacher: Shape) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from attar.errors import RecipeError
 from distill.calibration import calibration_rows
 from distill.run import Run
 from students.build import StudentConfig
@@ -94,6 +95,7 @@ class _Bench:
         self.target, self.costs = target, Costs(teacher)
         self.space = target.space(teacher.config)
         self.latencies = Latencies(teacher, self.costs) if target.kind == "latency" else None
+        self.tried: set[Sizes] = set()
         self.limit = target.limit(self.costs, self.latencies)
         if self.latencies is None:
             target.check_possible(self.space, self.costs, self.limit)
@@ -113,6 +115,7 @@ class _Bench:
 
     def exact(self, sizes: Sizes) -> float:
         """Of a shape, measured where that is the target."""
+        self.tried.add(sizes)
         return self.cost(sizes) if self.latencies is None else self.latencies.measure(sizes)
 
     def kept(self, sizes: Sizes) -> Kept:
@@ -150,6 +153,12 @@ def search_shape(run: Run, teacher: nn.Module, target: TargetConfig) -> Shape:
 
     measures = Measures(bench.cost, bench.exact, bench.harm)
     found = search(bench.space, measures, bench.limit, target.candidates, on_candidate)
+    if not found:
+        least = min(map(bench.exact, bench.tried))
+        raise RecipeError(
+            f"{target.words} cannot be met: the quickest of {len(bench.tried)} shapes that were "
+            f"timed takes {least:.0%} of the teacher's time here; ask for more than that."
+        )
     measured = []
     mends = bench.config.refit or target.heal_steps > 0
     for number, one in enumerate(found):

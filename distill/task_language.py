@@ -95,13 +95,14 @@ class CausalLM:
         """On the distribution of every next token."""
         device = next(teacher.parameters()).device
         rows_BT = calibration_rows(run.data()[0], (1 + heals) * tokens, last=True).to(device)
-        held = max(1, round(tokens / rows_BT.shape[1])) if heals else len(rows_BT)
+        batches = rows_BT.split(ROWS)
+        held = max(1, len(batches) // 2) if heals else len(batches)
 
         def states(model: Any, ids_BT: Tensor) -> Tensor:
             return run_body(model, {"input_ids": ids_BT, "attention_mask": None}).flatten(0, 1)
 
         reading = Reading(states, lambda model: head_of(model, run.vocabulary).logits)
-        return Yardstick(teacher, reading, rows_BT[:held].split(ROWS), rows_BT[held:].split(ROWS))
+        return Yardstick(teacher, reading, batches[:held], batches[held:])
 
     def runner(self, run: Run) -> TeacherRunner:
         """The teacher's body and its head over the tokenizer's ids."""

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from attar.errors import RecipeError
 from students.families import Family, Sizes
 from students.surgery.widths import channel_step, neuron_step
 
@@ -27,6 +26,7 @@ FIELDS: dict[Axis, str] = {
 PROBED = (0.125, 0.25, 0.5)  # shares of an axis that are removed to learn what that does
 LEAST = 0.25  # share of heads, neurons, channels that stays at least
 LEVELS = 16  # of channels, between all and the least
+MISSES = 12  # shapes that may turn out to cost too much once that is measured
 ALIKE = 0.08  # shapes whose shares differ by so much tell much of each other
 
 
@@ -67,10 +67,16 @@ class Space:
         )
 
     def levels(self, axis: Axis, groups: int | None = None) -> list[int]:
-        """Numbers of an axis that may stay, from all of them down."""
+        """Numbers of an axis that may stay, from all of them down; of channels beside so many
+        groups, since some configs want the width to be a multiple of the heads.
+        """
         most: int = getattr(self.whole, FIELDS[axis])
+        own = 1
+        if axis == "hidden":
+            groups = groups or self.whole.groups
+            own = channel_step(self.family, self.whole, groups * self.whole.heads_a_group)
         if axis not in self.axes or (axis == "heads" and not self.family.head_size_key):
-            return [most]
+            return [most] if most % own == 0 else []
         if axis == "layers":
             return list(range(most, self.fewest - 1, -1))
         least = max(1, math.ceil(most * LEAST))
@@ -78,10 +84,12 @@ class Space:
         if axis == "feed_forward":
             step = neuron_step(most)
         elif axis == "hidden":
-            own = channel_step(self.family, self.whole, (groups or 1) * self.whole.heads_a_group)
             step = own * max(1, round((most - least) / LEVELS / own))
-            most -= most % own  # of fewer heads, all channels may be no number of them
-        return [n for n in range(most, least - 1, -step) if n > 0]
+            most -= most % own
+        numbers = list(range(most, least - 1, -step))
+        if axis == "heads":
+            return [groups for groups in numbers if self.levels("hidden", groups)]
+        return numbers
 
     def smallest(self) -> Sizes:
         """The least of everything."""
@@ -95,12 +103,17 @@ class Space:
         """The shape with about this share of one axis gone; None where that is nothing."""
         whole = self.whole
         most: int = getattr(whole, FIELDS[axis])
-        levels = self.levels(axis, whole.groups)
+        levels = self.levels(axis)
         number = min(levels, key=lambda n: abs(n - most * (1 - removed)))
         if number == most:
             return None
-        parts = {field: getattr(whole, field) for field in FIELDS.values()}
-        return self.sized(**{**parts, FIELDS[axis]: number})
+        parts = {
+            **{field: getattr(whole, field) for field in FIELDS.values()},
+            FIELDS[axis]: number,
+        }
+        if axis == "heads":
+            parts["channels"] = self.levels("hidden", number)[0]
+        return self.sized(**parts)
 
     def filled(self, cost: Callable[[Sizes], float], limit: float) -> list[Sizes]:
         """Shapes under the limit with as many neurons as it allows, by every other axis."""
@@ -202,14 +215,12 @@ def search(
     """Measured shapes that cost at most `limit`, the least harmful first.
 
     `candidates`: how many shapes under the limit are measured, after at most three an axis that
-    are cut along it alone. Raises `RecipeError` where no shape keeps the limit.
+    are cut along it alone. Empty where none of those that were tried keeps the limit.
     """
-    if measures.cost(space.smallest()) > limit:
-        raise RecipeError("no shape keeps the target")
     expectation = _probe(space, measures)
     found: list[Candidate] = []
     tried: set[Sizes] = set()
-    while len(found) < candidates and len(tried) < 2 * candidates:
+    while len(found) < candidates and len(tried) < candidates + MISSES:
         shapes = [one for one in space.filled(measures.cost, limit) if one not in tried]
         if not shapes:
             break

@@ -9,7 +9,6 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 from attar.errors import RecipeError
-from attar.heads import auto_class_of
 from attar.strict import Section
 from students.families import Sizes, family_of, sizes_of
 from students.surgery.costs import Costs, Form, Latencies
@@ -158,5 +157,8 @@ def on_meta(config: Any) -> Any:
     """A model of a config without its weights, with the head it was saved with."""
     import transformers
 
+    kind = getattr(transformers, next(iter(config.architectures or []), ""), None)
     with torch.device("meta"):
-        return getattr(transformers, auto_class_of(config)).from_config(config)
+        if kind is None:  # code of the model's own, or a config that was never saved
+            return transformers.AutoModel.from_config(config)
+        return kind._from_config(config)

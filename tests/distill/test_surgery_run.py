@@ -14,6 +14,7 @@ from distill.recipe import load_recipe
 from distill.run import Run
 from distill.terms import TERM_MODELS
 from students.families import sizes_of
+from students.surgery import costs
 
 CUTS = (
     "--set", "student.heads.keep=2",
@@ -88,12 +89,117 @@ class Lengths:
     def __init__(self, *lengths):
         self.lengths = torch.tensor(lengths).numpy()
 
-    def __iter__(self):
-        for i, length in enumerate(self.lengths):
-            yield type("Example", (), {"input_ids": torch.full((int(length),), i).numpy()})
+    def __getitem__(self, i):
+        return type("Example", (), {"input_ids": torch.full((self.lengths[i],), i).numpy()})
 
 
 def test_rows_are_as_long_as_most_tokens_need():
     assert calibration_rows(Lengths(3, 300, 280, 290), 512).shape == (2, 256)
     assert calibration_rows(Lengths(*[10] * 9, 40), 1000).shape == (10, 10)
     assert calibration_rows(Lengths(*[10] * 9, 40), 50).shape == (5, 10)
+    last_BT = calibration_rows(Lengths(*[10] * 9), 20, last=True)
+    assert last_BT.unique().tolist() == [7, 8]
+
+
+# The search ------------------------------------------------------------------------------------
+
+TARGET = (
+    "--set", "student={from: teacher, target: {parameters: 70%, candidates: 5, tokens: 600}, "
+    "calibration_tokens: 600}",
+)  # fmt: skip
+
+
+def test_a_target_is_searched_built_and_learned_from(workshop):
+    hidden = ("--set", "train.objective=[{loss: forward_kl}, {loss: hidden_mse}]")
+    keep = ("--set", "cache.hidden={layers: [2, 4]}")
+    assumed = Run(load_recipe(Path("recipe.yaml"), [TARGET[1]]), Path("out")).student_config
+    workshop.upto_train("out", *TARGET, *hidden, *keep)
+    surgery = json.loads(Path("out/student/surgery.json").read_text())
+    teacher = AutoModelForCausalLM.from_pretrained("teacher")
+    student = AutoModelForCausalLM.from_pretrained("out/arms/distill/student")
+    counts = [sum(p.numel() for p in model.parameters()) for model in (student, teacher)]
+    assert counts[0] <= 0.7 * counts[1] <= surgery["limit"] + 1
+    assert surgery["by"] == "search"
+    assert surgery["target"]["parameters"] == "70%"
+    candidates = surgery["candidates"]
+    assert len(candidates) == 5
+    assert candidates[0]["harm"] == min(one["harm"] for one in candidates)
+    sizes = sizes_of(student.config)
+    assert candidates[0]["sizes"] == vars(sizes)
+    assert candidates[0]["parameters"] == counts[0]
+    assert len(surgery["kept"]) == sizes.blocks
+    assert sizes_of(assumed).blocks <= 4  # a shape is known for the plan before
+    log = Path("out/run.log").read_text()
+    assert "KL expected" in log
+    assert "chosen" in log
+    again = workshop("build", "recipe.yaml", "--run-dir", "out", *TARGET, *hidden, *keep)
+    assert "Nothing to do" in again.output
+    run = Run(load_recipe(Path("recipe.yaml"), [TARGET[1]]), Path("out"))
+    assert sizes_of(run.student_config) == sizes
+
+
+def test_finalists_are_mended_before_the_choice(workshop):
+    more = "target: {parameters: 70%, candidates: 4, tokens: 600, finalists: 2, heal_steps: 3}"
+    section = f"student={{from: teacher, {more}, refit: true, calibration_tokens: 600}}"
+    workshop("build", "recipe.yaml", "--run-dir", "out", "--set", section)
+    surgery = json.loads(Path("out/student/surgery.json").read_text())
+    mended = [one["mended"] for one in surgery["candidates"]]
+    assert mended == [*sorted(mended[:2]), None, None]
+    assert mended[0] < surgery["candidates"][0]["harm"]
+
+
+def test_a_dry_run_shows_the_shapes_and_writes_nothing(workshop):
+    before = sorted(Path().rglob("*"))
+    shown = workshop("build", "recipe.yaml", "--run-dir", "out", "--dry-run", *TARGET).output
+    assert sorted(Path().rglob("*")) == before
+    (head, chosen, *others) = [line.split() for line in shown.splitlines() if line.strip()][-6:]
+    assert head[:5] == ["blocks", "heads", "neurons", "channels", "parameters"]
+    assert chosen[0] == "chosen"
+    assert len(others) == 4
+    workshop("build", "recipe.yaml", "--run-dir", "out", *TARGET)
+    surgery = json.loads(Path("out/student/surgery.json").read_text())
+    assert str(surgery["candidates"][0]["sizes"]["neurons"]) == chosen[3]
+
+
+def clock(_step, model):
+    """A machine on which time goes by blocks."""
+    return 1.0 + len(model.model.layers)
+
+
+@pytest.mark.parametrize("target", ["bytes: 60%, form: nf4", "latency: 80%"])
+def test_other_targets_are_kept(workshop, monkeypatch, target):
+    monkeypatch.setattr(costs, "_time", clock)
+    section = (
+        f"student={{target: {{{target}, candidates: 3, tokens: 400}}, calibration_tokens: 400}}"
+    )
+    workshop("build", "recipe.yaml", "--run-dir", "out", "--set", section)
+    surgery = json.loads(Path("out/student/surgery.json").read_text())
+    assert all(one["cost"] <= 1.01 * surgery["limit"] for one in surgery["candidates"])
+    assert (surgery["latency_of_teacher"] is None) == ("bytes" in target)
+
+
+def test_a_latency_out_of_reach_is_an_error(workshop, monkeypatch):
+    monkeypatch.setattr(costs, "_time", clock)
+    section = "student={target: {latency: 10%, candidates: 1, tokens: 400}}"
+    result = workshop("build", "recipe.yaml", "--run-dir", "out", "--set", section, ok=False)
+    assert result.exit_code == 1
+    assert "`student.target.latency: 10%` cannot be met: the quickest of" in result.output
+    assert "takes 60% of the teacher's time here" in result.output
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["--dry-run"], "give `student.target`, for example `student.target.parameters: 60%`"),
+        (["--set", "student={target: {parameters: 1%}}"], "cannot be met: the smallest student"),
+        (
+            ["--set", "student={target: {parameters: 60}}", "--set", "student.from=teacher"],
+            "cannot",
+        ),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_work(workshop, settings, says):
+    result = workshop("build", "recipe.yaml", "--run-dir", "out", *settings, ok=False)
+    assert result.exit_code == 1
+    assert says in result.output
+    assert not Path("out/data").exists()
