@@ -10,7 +10,6 @@ import click
 from distill.cache_commands import cache
 from distill.command_group import Group
 from distill.commands import (
-    build,
     cache_audit,
     cache_build,
     do_stages,
@@ -21,6 +20,7 @@ from distill.commands import (
 )
 from distill.deploy_commands import evaluate, export
 from distill.feature_commands import features
+from distill.surgery_commands import build, vocabulary
 
 STAGE_HELP = {
     "adapt-teacher": "Fine-tune the teacher on the task first (teacher.adapt).",
@@ -108,6 +108,7 @@ main.add_command(build)
 main.add_command(export)
 main.add_command(evaluate)
 main.add_command(features)
+main.add_command(vocabulary)
 main.add_command(cache)
 main.add_command(doctor)
 cache.add_command(cache_build)

@@ -64,23 +64,6 @@ def print_report(folder: Path) -> None:
 
 @click.command("build")
 @recipe_options
-@click.option("--dry-run", is_flag=True, help="Show what would be cut, and write nothing.")
-def build(
-    recipe: str, run_dir: str | None, overrides: tuple[str, ...], dry_run: bool, **show: bool
-) -> None:
-    """Make the student: pretrained, fresh, or cut from the teacher."""
-    opened = open_run(recipe, run_dir, overrides, **show)
-    if not dry_run:
-        do_stages(opened, ["build"], alone=True)
-        return
-    from distill.console import print_table
-    from distill.dry_run import look
-
-    print_table(look(opened))
-
-
-@click.command("build")
-@recipe_options
 @click.option("--repair", is_flag=True, help="Check every shard and make damaged ones again.")
 def cache_build(
     recipe: str, run_dir: str | None, overrides: tuple[str, ...], repair: bool, **show: bool

@@ -35,7 +35,7 @@ class MeasureConfig(Section):
 def measure_config(data: tuple[str, ...], values: dict[str, Any]) -> MeasureConfig:
     """The configuration from `--data` and the values of `--set`."""
     if not data:
-        raise DataError("Measuring a model needs text to measure it on: add `--data FILE`.")
+        raise DataError("There is no text to read: add `--data FILE`.")
     values = {**values, "data": {"train": list(data), **values.get("data", {})}}
     try:
         return MeasureConfig.model_validate(values)

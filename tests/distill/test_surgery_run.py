@@ -203,3 +203,35 @@ def test_what_cannot_be_searched_is_refused_before_work(workshop, settings, says
     assert result.exit_code == 1
     assert says in result.output
     assert not Path("out/data").exists()
+
+
+# Fewer ids -------------------------------------------------------------------------------------
+
+
+def test_a_vocabulary_is_cut_by_command_and_the_run_goes_on_with_it(workshop):
+    said = workshop("vocabulary", "teacher", "--data", "text.jsonl", "--out", "smaller").output
+    before = AutoModelForCausalLM.from_pretrained("teacher")
+    after = AutoModelForCausalLM.from_pretrained("smaller")
+    assert after.config.vocab_size < before.config.vocab_size == 320
+    assert f"{after.config.vocab_size:,} of 320 ids" in said
+    assert "100.00% of the data's tokens" in said
+    workshop("build", "recipe.yaml", "--run-dir", "out", "--set", "teacher.model=smaller")
+    student = AutoModelForCausalLM.from_pretrained("out/student")
+    assert student.config.vocab_size == after.config.vocab_size
+    fewer = workshop("vocabulary", "teacher", "--data", "text.jsonl", "--out", "few", "--most", "9")
+    assert "100.00%" not in fewer.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--out", "new"], "There is no text to read: add `--data FILE`."),
+        (["--out", "teacher", "--data", "text.jsonl"], "teacher exists; name a folder"),
+        (["--out", "new", "--data", "no.jsonl"], "no.jsonl"),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_cut_is_refused(workshop, arguments, says):
+    result = workshop("vocabulary", "teacher", *arguments, ok=False)
+    assert result.exit_code == 1
+    assert says in result.output
+    assert not Path("new").exists()
