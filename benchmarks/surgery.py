@@ -1,13 +1,19 @@
-"""What a cut costs before any healing: depth and width, as they are and refitted, at equal sizes.
+"""What a cut costs, before and after healing: by depth alone, by width alone, by the search.
 
     python benchmarks/surgery.py --json benchmarks/results/surgery.json
 
-SmolLM2-135M-Instruct (which itself comes from a 4-bit file) loses 4 and 8 blocks, and 10, 20, 25,
-40 and 50% of its parameters by blocks alone or by width alone. Blocks go greedily by the loss on
-1,024 calibration tokens; heads, neurons and channels are judged, and maps refitted, on 8,192 of the
-training part of lm_wiki89. Measured on the first 8,192 tokens, in windows of 256, of its validation
-part and of WikiText-2: perplexity by the teacher's, and KL(teacher || student) in nats a token.
-Targets, unhealed: 4 blocks at most x 1.45, 8 at most x 2.4.
+SmolLM2-135M-Instruct (which itself comes from a 4-bit file) loses 10, 20, 25, 40 and 50% of its
+parameters, and 4 and 8 whole blocks, by recipes with `student.target`: along `layers` alone, along
+`heads`, `feed_forward` and `hidden` alone, and along all. Each student is measured as it is cut,
+once refitted, and, with --heal, after distilling (`forward_kl` from a cache of 64 tokens a
+position) on that many tokens of the training part of lm_wiki89. All is measured on the first tokens,
+in windows of 256, of its validation part and of WikiText-2: perplexity by the teacher's, and
+KL(teacher || student) in nats a token. What heals is the same text, so WikiText-2 tells more.
+
+
+Targets: unhealed 4 blocks at most x 1.45, 8 at most x 2.4;
+healed x 1.20 at 20% and x 1.6 at 40%. With `--json FILE` every finished row is kept in
+FILE.partial, and the same command goes on.
 
 Legend: B windows, T tokens of a window, N tokens together, H width.
 """
@@ -17,26 +23,36 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from harness import arguments, record
 from held_out import say
 from torch import Tensor, nn
 
 from attar.anatomy import Head, head_of, run_body
+from attar.files import read_json
 from attar.loading import load_causal_lm, load_tokenizer
+from distill.pipeline import run_stages
+from distill.recipe import load_recipe
+from distill.run import Run
 from students.build import StudentConfig, cut_student
-from students.depth import keep_greedily
 
 WINDOW = 256
 SIZES = (0.90, 0.80, 0.75, 0.60, 0.50)
-CALIBRATION, REMOVED_BY = 8192, 1024  # tokens
-QUICK_ORDER = [17, 14, 13, 16, 18, 5, 15, 26]  # of SmolLM2-135M's blocks, found so before
-Wanted = list[tuple[str, dict[str, Any]]]
+AXES = {
+    "depth": ["layers"],
+    "width": ["heads", "feed_forward", "hidden"],
+    "search": ["layers", "heads", "feed_forward", "hidden"],
+}
+
+
+# What is measured ------------------------------------------------------------------------------
 
 
 def documents(file: Path) -> Iterable[str]:
@@ -52,17 +68,6 @@ def windows(tokenizer: Any, file: Path, tokens: int) -> Tensor:
     """The first tokens of a text, joined, as windows (B, T)."""
     ids = tokenizer("\n\n".join(documents(file)), verbose=False)["input_ids"]
     return torch.tensor(ids[: tokens // WINDOW * WINDOW]).view(-1, WINDOW)
-
-
-def beginnings(tokenizer: Any, file: Path, tokens: int) -> Tensor:
-    """Windows spread over all documents of a corpus, (B, T): the first of each, then the second."""
-    rows: list[tuple[int, Tensor]] = []
-    for text in documents(file):
-        ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"])
-        found = ids[: len(ids) // WINDOW * WINDOW].view(-1, WINDOW)
-        rows += list(enumerate(found))
-    rows.sort(key=lambda row: row[0])
-    return torch.stack([ids for _, ids in rows[: tokens // WINDOW]])
 
 
 class Teacher:
@@ -100,110 +105,160 @@ def _final(model: nn.Module, row_T: Tensor) -> Tensor:
     return run_body(model, {"input_ids": row_T[None].to(device), "attention_mask": None})[0]
 
 
-def parameters(config: Any, sections: dict[str, Any]) -> int:
-    """Parameters of a student, from its config alone."""
-    from transformers import AutoModelForCausalLM
-
-    student = StudentConfig.model_validate(sections).cut_config(config)
-    with torch.device("meta"):
-        return sum(p.numel() for p in AutoModelForCausalLM.from_config(student).parameters())
-
-
-def largest(config: Any, most: float, sections: list[dict[str, Any]]) -> dict[str, Any]:
-    """The largest of some cuts, from large to small, that has at most so many parameters."""
-    return next(one for one in sections if parameters(config, one) <= most)
-
-
-def wanted(config: Any, order: list[int], quick: bool) -> Wanted:
-    """Every cut that is measured: its name and its sections of the recipe."""
-    depth = config.num_hidden_layers
-    whole = parameters(config, {})
-
-    def blocks(removed: int) -> dict[str, Any]:
-        keep = [block for block in range(depth) if block not in order[:removed]]
-        return {"layers": {"keep": keep}}
-
-    def neurons(**more: Any) -> list[dict[str, Any]]:
-        whole = config.intermediate_size
-        return [{"feed_forward": {"keep": n}, **more} for n in range(whole - 32, 0, -32)]
-
-    found: Wanted = [] if quick else [(f"{n} blocks", blocks(n)) for n in (4, 8)]
-    for size in SIZES[1:2] if quick else SIZES:
-        heads = config.num_attention_heads * 2 // 3
-        kinds = {
-            "blocks": [blocks(n) for n in range(1, len(order) + 1)],
-            "neurons": neurons(),
-            "neurons and heads": neurons(heads={"keep": heads}),
-            "neurons and channels": neurons(hidden={"keep": config.hidden_size * 7 // 8}),
-        }
-        for kind, cuts in list(kinds.items())[: 2 if quick else None]:
-            if any(parameters(config, cut) <= size * whole for cut in cuts[-1:]):
-                found.append((f"{1 - size:.0%} less: {kind}", largest(config, size * whole, cuts)))
+def against(texts: dict[str, Teacher], model: nn.Module) -> dict[str, float]:
+    """Perplexity by the teacher's and KL, on every text."""
+    found = {}
+    for text, teacher in texts.items():
+        perplexity, divergence = teacher.compare(model)
+        found[f"{text} ratio"] = round(perplexity / teacher.perplexity, 4)
+        found[f"{text} KL"] = round(divergence, 4)
     return found
 
 
-def measured(
-    model: Any, name: str, sections: dict[str, Any], rows_BT: Tensor, texts: dict[str, Teacher]
-) -> Iterable[dict[str, Any]]:
-    """One cut as it is and refitted: its size, and its losses on every text."""
-    kept = (sections.get("layers") or {}).get("keep")
-    for refitted in (False, True):
-        start = time.process_time()
-        config = StudentConfig.model_validate({**sections, "refit": refitted})
-        blocks = kept or list(range(model.config.num_hidden_layers))
-        student, *_ = cut_student(model, blocks, config, rows_BT)
-        row: dict[str, Any] = {
-            "cut": name,
-            "parameters": sum(p.numel() for p in student.parameters()),
-            "refitted": refitted,
-            "cpu seconds": round(time.process_time() - start),
+# Students by recipe ------------------------------------------------------------------------------
+
+
+def recipe_of(options: Any, cache: Path, student: dict[str, Any], tokens: int) -> str:
+    """The recipe of one student, as YAML."""
+    data = f"{options.data}/lm_wiki89"
+    return yaml.safe_dump(
+        {
+            "data": {
+                "train": f"{data}/train.jsonl.gz",
+                "held_out": f"{data}/validation.jsonl.gz",
+                "max_length": WINDOW,
+                "packing": True,
+                "train_tokens": tokens,
+                "held_out_tokens": 2048,
+            },
+            "teacher": {"model": options.model},
+            "cache": {"codec": {"name": "topk", "k": 64}, "dir": str(cache)},
+            "student": {**student, "calibration_tokens": 512 if options.quick else 4096},
+            "train": {
+                "objective": [{"loss": "forward_kl"}],
+                "lr": options.lr,
+                "schedule": "cosine",
+                "batch_size": 4,
+                "evaluate_tokens": 1024,
+                "evaluate_every": 1000,
+                "keep": "last",
+                "arms": [],
+            },
         }
-        for text, teacher in texts.items():
-            perplexity, divergence = teacher.compare(student)
-            row[f"{text} ratio"] = perplexity / teacher.perplexity
-            row[f"{text} KL"] = divergence
-        say(str(row))
-        yield row
+    )
+
+
+def students(options: Any) -> dict[str, dict[str, Any]]:
+    """Every student that is made: its name and its section of the recipe."""
+    kinds = {kind: AXES[kind] for kind in options.kinds.split(",")}
+    few = {"candidates": 2, "tokens": 256} if options.quick else {"candidates": 10, "tokens": 1024}
+    found = {
+        f"{1 - size:.0%} less, {kind}": {
+            "refit": True,
+            "target": {"parameters": f"{size:.0%}", "axes": axes, "finalists": 1, **few},
+        }
+        for size in options.sizes
+        for kind, axes in kinds.items()
+    }
+    if "depth" in kinds and not options.quick and not options.heal:
+        for removed in (4, 8):
+            found[f"{removed} blocks"] = {"refit": True, "layers": {"keep": 30 - removed}}
+    return found
+
+
+def rows_of(
+    name: str, student: dict[str, Any], options: Any, cache: Path, model: nn.Module,
+    texts: dict[str, Teacher],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """One student as cut, refitted, and healed where that is asked for."""
+    tokens = 2_000 if options.quick else max(options.heal, 40_000)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Path(folder) / "recipe.yaml"
+        recipe.write_text(recipe_of(options, cache, student, tokens))
+        run = Run(load_recipe(recipe, ()), Path(folder) / "run")
+
+        def add(state: str, found: nn.Module, seconds: float) -> None:
+            text = run.student_config.get_text_config()
+            shape = [
+                text.num_hidden_layers, text.num_attention_heads, text.intermediate_size,
+                text.hidden_size,
+            ]  # fmt: skip
+            rows.append(
+                {
+                    "student": name,
+                    "state": state,
+                    "parameters": sum(p.numel() for p in found.parameters()),
+                    "shape": "x".join(map(str, shape)),
+                    "seconds": round(seconds),
+                    **against(texts, found),
+                }
+            )
+            say(str(rows[-1]))
+
+        start = time.perf_counter()
+        run_stages(run, ["build"])
+        built = time.perf_counter() - start
+        if not options.heal:
+            add("as cut", as_cut(run, model), built)
+        add("refitted", load_causal_lm(str(run.student_folder), dtype=torch.float32), built)
+        if options.heal:
+            run_stages(run, ["cache", "train"])
+            result = run.record("train")
+            assert result is not None
+            healed = load_causal_lm(str(run.arm_folder("distill") / "student"), dtype=torch.float32)
+            add(f"healed on {options.heal:,}", healed, result.seconds)
+    return rows
+
+
+def as_cut(run: Run, model: nn.Module) -> nn.Module:
+    """The shape of a run's student without the refit."""
+    surgery = read_json(run.student_folder / "surgery.json")
+    kept, config = surgery["kept"], run.recipe.student
+    widths = surgery.get("widths") or {}
+    sections = {**{key: one for key, one in widths.items() if one}, "layers": {"keep": kept}}
+    plain = StudentConfig.model_validate(
+        {**sections, "calibration_tokens": config.calibration_tokens}
+    )
+    from distill.calibration import calibration_rows
+
+    rows_BT = calibration_rows(run.data()[0], config.calibration_tokens)
+    return cut_student(model, kept, plain, rows_BT)[0]
 
 
 def main() -> None:
-    """Every cut, as it is and refitted, on both texts."""
+    """Every student, in each of its states, on both texts."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--model", default=".demo/teacher")
     parser.add_argument("--data", default="../shared/data")
-    parser.add_argument("--removed", help="blocks in the order of their removal, found before")
+    parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="shares that stay")
+    parser.add_argument("--kinds", default=",".join(AXES))
+    parser.add_argument("--heal", type=int, default=0, metavar="TOKENS")
+    parser.add_argument("--lr", type=float, default=3e-4)
     options = parser.parse_args()
-    data, quick = Path(options.data), options.quick
+    sizes = [float(size) for size in options.sizes.split(",")]
+    options.sizes = sizes[1:2] if options.quick else sizes
+    data = Path(options.data)
     tokenizer = load_tokenizer(options.model)
     model: Any = load_causal_lm(options.model, dtype=torch.float32).requires_grad_(False)
     files = {"wiki": data / "lm_wiki89/validation.jsonl.gz"}
-    if not quick:
+    if not options.quick:
         files["WikiText-2"] = data / "wikitext2_eval/validation.txt.gz"
-    tokens = 512 if quick else 8192
+    tokens = 512 if options.quick else 4096
     texts = {name: Teacher(model, windows(tokenizer, file, tokens)) for name, file in files.items()}
-    calibration_BT = beginnings(tokenizer, data / "lm_wiki89/train.jsonl.gz", CALIBRATION)
-    if options.removed:
-        order = [int(block) for block in options.removed.split(",")]
-    else:
-        few_BT = calibration_BT[: REMOVED_BY // WINDOW]
-        order = QUICK_ORDER if quick else removal_order(model, few_BT)
-    calibration_BT = calibration_BT[:2] if quick else calibration_BT
-    rows: list[dict[str, Any]] = []
-    for name, sections in wanted(model.config, order, quick):
-        rows += measured(model, name, sections, calibration_BT, texts)
+    partial = Path(f"{options.json}.partial") if options.json else None
+    lines = partial.read_text().splitlines() if partial and partial.exists() else []
+    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, student in students(options).items():
+            if any(row["student"] == name for row in rows):
+                continue
+            rows += rows_of(name, student, options, Path(folder) / "cache", model, texts)
+            if partial is not None:
+                partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
     record(rows, options.json)
-
-
-def removal_order(model: nn.Module, calibration_BT: Tensor) -> list[int]:
-    """Blocks in the order in which greedy removal takes them, two thirds of all."""
-    order: list[int] = []
-
-    def note(block: int, loss: float) -> None:
-        order.append(block)
-        say(f"block {block} removed, {loss:.3f} nats a token left")
-
-    keep_greedily(model, calibration_BT, model.config.num_hidden_layers // 3, note)
-    return order
+    if partial is not None:
+        partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

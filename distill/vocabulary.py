@@ -32,8 +32,8 @@ class CutVocabulary:
         """All in one line."""
         (before, after), (large, small) = self.ids, self.parameters
         return (
-            f"{after:,} of {before:,} ids and {small / 1e6:,.1f}M of {large / 1e6:,.1f}M parameters "
-            f"stay; {self.covered:.2%} of the data's tokens are as they were."
+            f"{after:,} of {before:,} ids and {small / 1e6:,.1f}M of {large / 1e6:,.1f}M "
+            f"parameters stay; {self.covered:.2%} of the data's tokens are as they were."
         )
 
 

@@ -116,7 +116,10 @@ class Space:
         return self.sized(**parts)
 
     def filled(self, cost: Callable[[Sizes], float], limit: float) -> list[Sizes]:
-        """Shapes under the limit with as many neurons as it allows, by every other axis."""
+        """Shapes under the limit with as many neurons as it allows, by every other axis.
+
+        Of those that keep all neurons only the deepest.
+        """
         found = []
         neurons = self.levels("feed_forward")
         for groups in self.levels("heads"):
@@ -126,6 +129,8 @@ class Space:
                     index = _first(shapes, lambda one: cost(one) <= limit)
                     if index is not None:
                         found.append(shapes[index])
+                    if index == 0:
+                        break
         return found
 
     def within(self, cost: Callable[[Sizes], float], limit: float) -> Space:
