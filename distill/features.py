@@ -27,25 +27,29 @@ from teachers.features import Layer, Pool
 log = logging.getLogger(__name__)
 
 Build = Callable[[int, dict[str, Any]], Any]
-TRUSTED = ("sklearn.", "xgboost.", "lightgbm.", "numpy.", "scipy.", "collections.", "builtins.")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """An enrolled classifier: how it is built, and which package it needs."""
+    """An enrolled classifier: how it is built, which package it needs, and the classes in its file
+    that skops does not know to be harmless.
+    """
 
     build: Build
     package: str
+    holds: tuple[str, ...] = ()
 
 
 CLASSIFIERS: Registry[Kind] = Registry("classifier")
 
 
-def classifier(name: str, *, package: str = "sklearn") -> Callable[[Build], Build]:
+def classifier(
+    name: str, *, package: str = "sklearn", holds: tuple[str, ...] = ()
+) -> Callable[[Build], Build]:
     """Decorator that enrols a classifier."""
 
     def enrol(build: Build) -> Build:
-        CLASSIFIERS.add(name)(Kind(build, package))
+        CLASSIFIERS.add(name)(Kind(build, package, holds))
         return build
 
     return enrol
@@ -62,7 +66,7 @@ def logistic_regression(seed: int, options: dict[str, Any]) -> Any:
     return make_pipeline(StandardScaler(), LogisticRegression(**given))
 
 
-@classifier("random_forest")
+@classifier("random_forest", holds=("sklearn.tree._tree.Tree",))
 def random_forest(seed: int, options: dict[str, Any]) -> Any:
     """300 trees, each on a draw of the texts."""
     from sklearn.ensemble import RandomForestClassifier
@@ -70,7 +74,11 @@ def random_forest(seed: int, options: dict[str, Any]) -> Any:
     return RandomForestClassifier(**{"n_estimators": 300, "random_state": seed, **options})
 
 
-@classifier("xgboost", package="xgboost")
+@classifier(
+    "xgboost",
+    package="xgboost",
+    holds=("xgboost.core.Booster", "xgboost.sklearn.XGBClassifier"),
+)
 def xgboost(seed: int, options: dict[str, Any]) -> Any:
     """Gradient-boosted trees by XGBoost."""
     from xgboost import XGBClassifier
@@ -78,7 +86,11 @@ def xgboost(seed: int, options: dict[str, Any]) -> Any:
     return XGBClassifier(**{"random_state": seed, **options})
 
 
-@classifier("lightgbm", package="lightgbm")
+@classifier(
+    "lightgbm",
+    package="lightgbm",
+    holds=("lightgbm.basic.Booster", "lightgbm.sklearn.LGBMClassifier", "collections.OrderedDict"),
+)
 def lightgbm(seed: int, options: dict[str, Any]) -> Any:
     """Gradient-boosted trees by LightGBM."""
     from lightgbm import LGBMClassifier
@@ -189,14 +201,15 @@ def save(estimator: Any, file: Path) -> None:
 
 
 def load(file: Path) -> Any:
-    """A fitted classifier. Raises `ModelError` for a file with classes of other packages than those
-    that make classifiers here: nothing of it is run.
+    """A fitted classifier. Raises `ModelError` for a file with other classes than those of the
+    enrolled classifiers: nothing of it is run.
     """
     from skops.io import get_untrusted_types
     from skops.io import load as load_plain
 
     named = get_untrusted_types(file=file)
-    strange = [name for name in named if not name.startswith(TRUSTED)]
+    known = {held for name in CLASSIFIERS for held in CLASSIFIERS[name].holds}
+    strange = [name for name in named if name not in known]
     if strange:
         raise ModelError(f"{file} holds {', '.join(strange)}, which no classifier of ours has.")
     return load_plain(file, trusted=named)
