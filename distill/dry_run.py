@@ -10,6 +10,7 @@ from distill.inputs import is_done
 from distill.pipeline import check_before_work
 from distill.run import Run
 from distill.shapes import search_shape
+from distill.surgery import load_whole
 
 
 def look(run: Run) -> list[list[str]]:
@@ -34,4 +35,4 @@ def look(run: Run) -> list[list[str]]:
         if run.recipe.teacher.adapt is not None:
             aside.teacher_folder.symlink_to(run.teacher_folder.absolute())
         aside.prepare_data()
-        return search_shape(aside, aside.task.teacher(aside), target).table()
+        return search_shape(aside, load_whole(aside), target).table()

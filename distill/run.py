@@ -37,7 +37,8 @@ from distill.layers import LayerMap
 from distill.recipe import Recipe
 from distill.task import Task, task_of
 from distill.terms import reads_from
-from students.build import channel_map, fresh_config
+from students.build import fresh_config
+from students.surgery.record import FILE, channel_map, read_surgery
 from teachers.load import TeacherConfig
 
 log = logging.getLogger(__name__)
@@ -168,20 +169,33 @@ class Run:
     def student_config(self) -> Any:
         """The student's `PretrainedConfig`, known before it is built."""
         student = self.recipe.student
-        if student.from_ == "teacher":
-            return self._searched_config() or student.cut_config(self.teacher_config)
-        if isinstance(student.from_, str):
-            return load_config(student.from_, trust_remote_code=student.trust_remote_code)
-        return fresh_config(student.from_, self.teacher_config)
+        if isinstance(student.from_, dict):
+            return fresh_config(student.from_, self.teacher_config)
+        whole = self.teacher_config
+        if student.from_ != "teacher":
+            whole = load_config(student.from_, trust_remote_code=student.trust_remote_code)
+        if not student.cuts:
+            return whole
+        return self._searched_config() or student.cut_config(whole)
 
     def _searched_config(self) -> Any:
         """That of the shape which a search found for the recipe's target; None before it did."""
-        file, target = self.student_folder / "surgery.json", self.recipe.student.target
-        if target is None or not file.exists():
+        student, file = self.recipe.student, self.student_folder / FILE
+        if student.target is None or not file.exists():
             return None
-        if read_json(file).get("target") != target.model_dump():
+        found = read_json(file)
+        if (found.get("model"), found.get("target")) != (
+            self.cut_model,
+            student.target.model_dump(),
+        ):
             return None
         return load_config(str(self.student_folder), trust_remote_code=self.trusts_code)
+
+    @property
+    def cut_model(self) -> str:
+        """The model that the student is cut out of, or is: the teacher as used, or another."""
+        source = self.recipe.student.from_
+        return source if isinstance(source, str) and source != "teacher" else self.teacher.model
 
     def student_was_built(self) -> None:
         """Look at the student's shape anew: a search may have found another than was assumed."""
@@ -192,11 +206,19 @@ class Run:
         """Number of the student's blocks, known before it is built."""
         return int(self.student_config.get_text_config().num_hidden_layers)
 
+    @property
+    def comes_from_teacher(self) -> bool:
+        """Whether the student is cut out of the teacher, or out of a student that was."""
+        source = self.recipe.student.from_
+        if isinstance(source, dict):
+            return False
+        return source == "teacher" or read_surgery(source, self.teacher.model) is not None
+
     def layer_map(self) -> LayerMap:
         """What is known of both models' layers, and how the student was cut where it was."""
-        hidden, file = self.recipe.cache.hidden, self.student_folder / "surgery.json"
+        hidden, file = self.recipe.cache.hidden, self.student_folder / FILE
         depth, kept = self.student_depth, None
-        if self.recipe.student.from_ == "teacher":
+        if self.comes_from_teacher:
             kept = read_json(file)["kept"] if file.exists() else []
             if len(kept) != depth:  # not cut yet, or for another recipe: enough to check by
                 kept = list(range(depth))
@@ -206,7 +228,7 @@ class Run:
         """How the teacher's channels became the student's, where it was cut from a wider teacher:
         (teacher's, student's).
         """
-        if self.recipe.student.from_ != "teacher":
+        if not self.comes_from_teacher:
             return None
         return channel_map(self.student_folder, self.teacher_width)
 

@@ -40,11 +40,12 @@ from distill.pace import how_much_learns
 from distill.packing import check_examples_stay_apart
 from distill.report_tables import measured_lines
 from distill.run import Record, Run, on_first_process
-from distill.surgery import cut
+from distill.surgery import cut, load_whole
 from distill.terms import reads_from, terms_reading
 from students.adapters import load_base
 from students.artifacts import check_whole, export_artifact, write_card
 from students.build import save_student
+from students.surgery.record import copy_surgery
 from students.trainable import prepare_learning
 from teachers.load import load_teacher
 from teachers.online import OnlineTeacher
@@ -91,13 +92,15 @@ def build(run: Run) -> Record:
     """Make the student, before it learns anything."""
     config = run.recipe.student
     surgery: dict[str, Any] | None = None
-    if config.from_ == "teacher":
-        surgery = cut(run)
-    elif isinstance(config.from_, str):
+    if isinstance(config.from_, str) and config.from_ != "teacher":
         tokenizer = load_tokenizer(config.from_, trust_remote_code=config.trust_remote_code)
         check_same_vocabulary(run.tokenizer, tokenizer)
-        student = run.task.load(run, config.from_, config.trust_remote_code)
-        save_student(student, run.tokenizer, run.student_folder)
+    if config.from_ == "teacher" or config.cuts:
+        surgery = cut(run)
+    elif isinstance(config.from_, str):
+        save_student(load_whole(run), run.tokenizer, run.student_folder)
+        if run.comes_from_teacher:
+            copy_surgery(Path(config.from_), run.student_folder)
     else:
         save_student(run.task.fresh(run), run.tokenizer, run.student_folder)
     run.student_was_built()
@@ -129,6 +132,7 @@ def train(run: Run) -> Record:
             with on_first_process() as first:
                 if first:
                     save_student(student, run.tokenizer, folder / "student")
+                    copy_surgery(run.student_folder, folder / "student")
                     write_json(done, {"inputs": wanted, **asdict(result)})
         found = read_json(done)
         tokens += found["tokens"]

@@ -1,11 +1,12 @@
-"""The student that is cut out of the teacher: its shape, its parts, a refit, and the record."""
+"""The student that is cut out of a model: its shape, its parts, a refit, and the record of it."""
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from attar.anatomy import num_layers
 from distill.calibration import calibration_rows
@@ -13,33 +14,45 @@ from distill.console import aligned
 from distill.run import Run
 from distill.shapes import search_shape
 from students.build import StudentConfig, cut_student, save_cut
+from students.surgery.record import Record, composed, composed_rotation, read_surgery
 
 log = logging.getLogger(__name__)
 
 
 def cut(run: Run) -> dict[str, Any]:
-    """Cut the student out of the teacher as the recipe says and save it; gives what was kept.
+    """Cut the student out of the teacher, or of the model that `student.from` names, as the recipe
+    says, and save it; gives what was kept.
 
-    Raises `RecipeError` where the recipe asks for what this teacher cannot give.
+    Raises `RecipeError` where the recipe asks for what this model cannot give.
     """
-    config, teacher = run.recipe.student, run.task.teacher(run)
-    found: dict[str, Any] = {"teacher": run.teacher.model}
+    config, whole = run.recipe.student, load_whole(run)
+    found: dict[str, Any] = {"teacher": run.teacher.model, "model": run.cut_model}
     if config.target is not None:
-        shape = search_shape(run, teacher, config.target)
+        shape = search_shape(run, whole, config.target)
         for line in aligned(shape.table()):
             log.info("build: %s", line)
         config, found = shape.config, {**found, **shape.record()}
-    student, surgery, rotation = _cut(run, teacher, config)
+    student, surgery, rotation = _cut(run, whole, config)
     surgery = {**surgery, **found}
-    del teacher
+    del whole
+    if run.recipe.student.from_ != "teacher":
+        surgery, rotation = _through(run, surgery, rotation)
     save_cut(student, surgery, rotation, run.tokenizer, run.student_folder, run.trusts_code)
     return {key: surgery[key] for key in ("kept", "by", "refit")}
 
 
-def _cut(run: Run, teacher: nn.Module, config: StudentConfig) -> Any:
-    blocks = list(range(num_layers(teacher)))
+def load_whole(run: Run) -> nn.Module:
+    """What is cut, in float32: the teacher, or the model that `student.from` names."""
+    config = run.recipe.student
+    if config.from_ == "teacher":
+        return run.task.teacher(run)
+    return run.task.load(run, str(config.from_), config.trust_remote_code)
+
+
+def _cut(run: Run, whole: nn.Module, config: StudentConfig) -> Any:
+    blocks = list(range(num_layers(whole)))
     if config.layers is not None:
-        blocks = run.task.choose_blocks(run, teacher, config.layers)
+        blocks = run.task.choose_blocks(run, whole, config.layers)
     calibration_BT = None
     if config.reads_text:
         calibration_BT = calibration_rows(run.data()[0], config.calibration_tokens)
@@ -48,4 +61,12 @@ def _cut(run: Run, teacher: nn.Module, config: StudentConfig) -> Any:
     def on_refit(done: int, of: int) -> None:
         log.info("build: maps of block %d of %d refitted", done, of)
 
-    return cut_student(teacher, blocks, config, calibration_BT, on_refit)
+    return cut_student(whole, blocks, config, calibration_BT, on_refit)
+
+
+def _through(run: Run, surgery: Record, rotation: Tensor | None) -> tuple[Record, Tensor | None]:
+    """The record in terms of the teacher, where the model that was cut came out of it itself."""
+    first = read_surgery(run.cut_model, run.teacher.model)
+    if first is None:
+        return {**surgery, "teacher": None}, rotation
+    return composed(first, surgery), composed_rotation(Path(run.cut_model), rotation, surgery)

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from attar.anatomy import num_layers, width
 from attar.errors import ModelError, RecipeError, nearest
-from attar.files import read_json, staged_folder, write_json
+from attar.files import staged_folder, write_json
 from attar.heads import CAUSAL, load_as_saved
 from attar.strict import Section
 from students.depth import cut_depth, keep_by_influence, keep_evenly, keep_greedily
 from students.families import Sizes, family_of, sizes_of
-from students.surgery.cutting import Kept, cut
+from students.surgery.cutting import cut
+from students.surgery.record import save_rotation, surgery_record
 from students.surgery.refit import refit
 from students.surgery.rotation import principal_channels, rotate
-from students.surgery.scores import Scores
 from students.surgery.target import TargetConfig
 from students.surgery.widths import Widths, choose_parts, sized_config
-
-ROTATION_FILE = "rotation.safetensors"
 
 
 class LayersConfig(Section):
@@ -40,12 +36,12 @@ class LayersConfig(Section):
 
 
 class StudentConfig(Widths):
-    """Where the student comes from, and what is cut out of the teacher to make it."""
+    """Where the student comes from, and what is cut out of the teacher, or of that, to make it."""
 
     from_: str | dict[str, Any] = Field(
         "teacher",
         alias="from",
-        description="`teacher` (cut with `layers`), a model id or folder, or a config for a fresh "
+        description="`teacher` or a model id or folder, to be cut or not, or a config for a fresh "
         "model: keys of its transformers config, the teacher's for those left out",
     )
     layers: LayersConfig | None = None
@@ -60,10 +56,15 @@ class StudentConfig(Widths):
     )
     trust_remote_code: bool = False
 
-    def cut_config(self, teacher_config: Any) -> Any:
-        """The student's `PretrainedConfig` where it is cut from a teacher, before it is cut.
+    @property
+    def cuts(self) -> bool:
+        """Whether anything is cut."""
+        return self.layers is not None or self.target is not None or bool(self.given)
 
-        Raises `RecipeError`, naming the key, for what this teacher cannot give.
+    def cut_config(self, teacher_config: Any) -> Any:
+        """The student's `PretrainedConfig` before it is cut out of a model, from that model's.
+
+        Raises `RecipeError`, naming the key, for what this model cannot give.
         """
         depth = int(teacher_config.get_text_config().num_hidden_layers)
         if self.target is not None:
@@ -77,7 +78,8 @@ class StudentConfig(Widths):
             there = {*blocks} <= {*range(depth)} if isinstance(keep, list) else 1 <= keep <= depth
             if not blocks or not there:
                 raise RecipeError(
-                    f"`student.layers.keep` is {keep}; the teacher has blocks 0 to {depth - 1}."
+                    f"`student.layers.keep` is {keep}; {self.cut_model} has blocks 0 to "
+                    f"{depth - 1}."
                 )
         if self.refit and len(blocks) < depth and family_of(teacher_config).norms == "behind":
             raise RecipeError(
@@ -86,6 +88,11 @@ class StudentConfig(Widths):
                 "out, or cut its width only."
             )
         return sized_config(teacher_config, blocks, self)
+
+    @property
+    def cut_model(self) -> str:
+        """What is cut, in words."""
+        return "the teacher" if self.from_ == "teacher" else str(self.from_)
 
     @property
     def reads_text(self) -> bool:
@@ -114,9 +121,9 @@ class StudentConfig(Widths):
                 f"`target` searches for the shape that `{cuts[0]}` gives; leave one of them out"
             )
         cuts += ["target"] if self.target is not None else []
-        if cuts and self.from_ != "teacher":
+        if cuts and isinstance(self.from_, dict):
             raise ValueError(
-                f"`{cuts[0]}` cuts the teacher; it has no effect unless `from: teacher`"
+                f"`{cuts[0]}` cuts a model that is there; a fresh one is as large as `from` says"
             )
         if self.refit and not cuts:
             raise ValueError(
@@ -227,47 +234,12 @@ def cut_student(
     if config.refit:
         assert calibration_BT is not None
         refit(student, teacher, kept, calibration_BT, on_block=on_refit)
-    surgery = surgery_record(teacher, kept, config, scores)
+    layers = config.layers
+    by = "all" if layers is None else layers.by if isinstance(layers.keep, int) else "explicit"
+    surgery = surgery_record(teacher, kept, by, config.refit, config.given, scores)
     if rotation_HH is None:
         return student, surgery, None
     return student, {**surgery, "channels": None}, rotation_HH[:, : width(student)].contiguous()
-
-
-def surgery_record(
-    teacher: Any, kept: Kept, config: StudentConfig, scores: Scores | None
-) -> dict[str, Any]:
-    """What surgery.json says: what was kept, by which scores, and how layers and channels map.
-
-    `layers[s]` is the teacher's layer that stands where the student's layer s does (behind s of its
-    blocks), `channels` the teacher's channel of each of the student's; null: all of them.
-    """
-    depth, layers = num_layers(teacher), config.layers
-    by = "all" if layers is None else layers.by if isinstance(layers.keep, int) else "explicit"
-    found: dict[str, Any] = {
-        "teacher_layers": depth,
-        "kept": kept.blocks,
-        "by": by,
-        "layers": [*kept.blocks, depth],
-        "groups": kept.groups,
-        "neurons": kept.neurons,
-        "channels": kept.channels,
-        "refit": config.refit,
-    }
-    if config.given:
-        found["widths"] = {key: one.model_dump() for key, one in config.given.items()}
-        found["teacher_sizes"] = asdict(sizes_of(teacher.config))
-    if scores is not None:
-        lists = {"groups": scores.groups_LG, "neurons": scores.neurons_LI}
-        wanted = {"channels": scores.channels_H, **lists}
-        found["scores"] = {name: _brief(one.tolist()) for name, one in wanted.items()}
-    return found
-
-
-def _brief(numbers: Any) -> Any:
-    """Four digits of every number in nested lists."""
-    if isinstance(numbers, list):
-        return [_brief(one) for one in numbers]
-    return float(f"{numbers:.4g}")
 
 
 def save_cut(
@@ -281,21 +253,8 @@ def save_cut(
     """Save a cut student with its surgery.json, reload, and check that the logits are the same."""
     save_student(student, tokenizer, folder, surgery)
     if rotation is not None:
-        save_file({"rotation": rotation}, str(folder / ROTATION_FILE))
+        save_rotation(rotation, folder)
     check_reload(student, folder, trust_remote_code)
-
-
-def channel_map(folder: Path, teacher_width: int) -> Tensor | None:
-    """How the teacher's channels became a cut student's, (teacher's, student's); None where the
-    folder holds no student that was made narrower.
-    """
-    if (folder / ROTATION_FILE).exists():
-        return load_file(str(folder / ROTATION_FILE))["rotation"]
-    file = folder / "surgery.json"
-    channels = read_json(file).get("channels") if file.exists() else None
-    if channels is None:
-        return None
-    return torch.eye(teacher_width)[:, channels]
 
 
 @torch.inference_mode()

@@ -207,7 +207,7 @@ MISTAKES = {
         [[1, 3]],
         r"`train\.objective\[2\]\.layers`.*layer 3.*cache\.hidden\.layers",
     ),
-    "cut of a model id": (["student", "from"], "some/model", r"`student`.*layers.*from: teacher"),
+    "cut of a fresh model": (["student", "from"], {"hidden_size": 16}, r"`student`.*layers.*fresh"),
     "section that is a word": (["student"], "teacher", r"`student`"),
     "teacher that learns from itself": (
         ["teacher", "adapt"],

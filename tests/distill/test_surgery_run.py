@@ -1,6 +1,7 @@
 """A recipe that cuts heads, neurons and channels: planned, built, trained from its own record."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,48 @@ def test_rows_are_as_long_as_most_tokens_need():
     assert calibration_rows(Lengths(*[10] * 9, 40), 50).shape == (5, 10)
     last_BT = calibration_rows(Lengths(*[10] * 9), 20, last=True)
     assert last_BT.unique().tolist() == [7, 8]
+
+
+# Cut, healed, and cut again ----------------------------------------------------------------------
+
+
+def test_a_healed_student_is_cut_again_and_knows_its_teacher(workshop):
+    three = ("--set", "student={from: teacher, layers: {keep: [0, 1, 3]}}")
+    workshop.upto_train("first", *three)
+    healed = "first/arms/distill/student"
+    again = ("--set", f"student={{from: {healed}, layers: {{keep: [0, 2]}}, heads: {{keep: 2}}}}")
+    workshop.upto_train("second", *again)
+    surgery = json.loads(Path("second/student/surgery.json").read_text())
+    assert (surgery["teacher"], surgery["model"]) == ("teacher", healed)
+    assert (surgery["kept"], surgery["layers"], surgery["teacher_layers"]) == ([0, 3], [0, 3, 4], 4)
+    student = AutoModelForCausalLM.from_pretrained("second/student")
+    learned = AutoModelForCausalLM.from_pretrained(healed)
+    assert torch.equal(
+        student.model.layers[1].mlp.up_proj.weight, learned.model.layers[2].mlp.up_proj.weight
+    )
+    run = Run(load_recipe(Path("recipe.yaml"), [again[1]]), Path("second"))
+    assert run.layer_map().kept == [0, 3]
+    shutil.rmtree("first")
+    result = workshop("build", "recipe.yaml", "--run-dir", "third", *again, ok=False)
+    assert result.exit_code == 1
+    assert healed in result.output
+
+
+def test_another_model_of_the_same_vocabulary_can_be_cut(workshop, make_model, tokenizer):
+    other = make_model(3, width=32, layers=3, vocabulary=320)
+    other.save_pretrained("other")
+    tokenizer.save_pretrained("other")
+    section = "student={from: other, target: {parameters: 80%, candidates: 2, tokens: 400}}"
+    workshop("build", "recipe.yaml", "--run-dir", "out", "--set", section,
+             "--set", "train.objective=[{loss: forward_kl}]")  # fmt: skip
+    surgery = json.loads(Path("out/student/surgery.json").read_text())
+    assert (surgery["teacher"], surgery["model"]) == (None, "other")
+    run = Run(load_recipe(Path("recipe.yaml"), [section]), Path("out"))
+    assert run.layer_map().kept is None
+    assert run.channel_map() is None
+    keep = "student={from: other, layers: {keep: 9}}"
+    result = workshop("build", "recipe.yaml", "--run-dir", "out", "--set", keep, ok=False)
+    assert "`student.layers.keep` is 9; other has blocks 0 to 2" in result.output
 
 
 # The search ------------------------------------------------------------------------------------

@@ -16,9 +16,10 @@ from transformers import (
 )
 
 from attar.errors import ModelError, RecipeError
-from students.build import StudentConfig, channel_map, cut_student, save_cut
+from students.build import StudentConfig, cut_student, save_cut
 from students.families import family_of, modules_with, sizes_of
 from students.surgery.cutting import Kept, cut
+from students.surgery.record import channel_map
 from students.surgery.refit import refit
 from students.surgery.rotation import principal_channels, rotate
 from students.surgery.scores import measure
@@ -163,7 +164,7 @@ def test_an_unknown_family_is_refused_before_work():
     [
         ({"heads": {"keep": 1.5}}, "share between 0 and 1"),
         ({"heads": {"keep": 0}}, "share between 0 and 1"),
-        ({"from": "x", "hidden": {"keep": 8}}, "`hidden` cuts the teacher"),
+        ({"from": {"hidden_size": 16}, "hidden": {"keep": 8}}, "a fresh one is as large as `from`"),
         ({"refit": True}, "`refit` has no effect"),
     ],
 )
