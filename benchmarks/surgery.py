@@ -118,13 +118,15 @@ def against(texts: dict[str, Teacher], model: nn.Module) -> dict[str, float]:
 # Students by recipe ------------------------------------------------------------------------------
 
 
-def recipe_of(options: Any, cache: Path, student: dict[str, Any], tokens: int) -> str:
-    """The recipe of one student, as YAML."""
+def recipe_of(
+    options: Any, cache: Path, student: dict[str, Any], tokens: int, train: list[str] | None = None
+) -> str:
+    """The recipe of one student, as YAML; `train`: other text to learn from."""
     data = f"{options.data}/lm_wiki89"
     return yaml.safe_dump(
         {
             "data": {
-                "train": f"{data}/train.jsonl.gz",
+                "train": train or f"{data}/train.jsonl.gz",
                 "held_out": f"{data}/validation.jsonl.gz",
                 "max_length": WINDOW,
                 "packing": True,
