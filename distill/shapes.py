@@ -39,6 +39,11 @@ class Finalist:
     harm: float
     mended: float | None
 
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Less is better; what was mended goes before what was not."""
+        return self.mended is None, self.harm if self.mended is None else self.mended
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -159,19 +164,25 @@ def search_shape(run: Run, teacher: nn.Module, target: TargetConfig) -> Shape:
             f"{target.words} cannot be met: the quickest of {len(bench.tried)} shapes that were "
             f"timed takes {least:.0%} of the teacher's time here; ask for more than that."
         )
-    measured = []
-    mends = bench.config.refit or target.heal_steps > 0
-    for number, one in enumerate(found):
-        mended = bench.mended(one.sizes) if mends and number < target.finalists else None
-        if mended is not None:
-            log.info("build: %s: KL %.4f once mended", words(one.sizes), mended)
-        parameters = round(bench.costs.parameters(one.sizes))
-        measured.append(Finalist(one.sizes, parameters, one.cost, one.expected, one.harm, mended))
-    measured.sort(key=lambda one: (one.mended is None, one.mended or one.harm, one.harm))
+    measured = _mended(bench, found)
     sizes = measured[0].sizes
     config = bench.config.with_shape(sizes, bench.kept(sizes).blocks, bench.space.whole)
     seconds = bench.latencies.seconds if bench.latencies is not None else None
     return Shape(target, config, bench.space.whole, measured, bench.limit, seconds)
+
+
+def _mended(bench: _Bench, found: list[Candidate]) -> list[Finalist]:
+    """The best few, and those cut along one axis, as they will be; the least harmed first."""
+    mends = bench.config.refit or bench.target.heal_steps > 0
+    measured = []
+    for number, one in enumerate(found):
+        parameters, mended = round(bench.costs.parameters(one.sizes)), None
+        plain = len(bench.space.cut_along(one.sizes)) == 1
+        if mends and (plain or number < bench.target.finalists):
+            mended = bench.mended(one.sizes)
+            log.info("build: %s: KL %.4f once mended", words(one.sizes), mended)
+        measured.append(Finalist(one.sizes, parameters, one.cost, one.expected, one.harm, mended))
+    return sorted(measured, key=lambda one: one.rank)
 
 
 def words(sizes: Sizes) -> str:

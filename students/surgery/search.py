@@ -25,6 +25,7 @@ FIELDS: dict[Axis, str] = {
 }  # fmt: skip
 PROBED = (0.125, 0.25, 0.5)  # shares of an axis that are removed to learn what that does
 LEAST = 0.25  # share of heads, neurons, channels that stays at least
+EIGHTS = 8  # of channels are what processors like
 LEVELS = 16  # of channels, between all and the least
 MISSES = 12  # shapes that may turn out to cost too much once that is measured
 ALIKE = 0.08  # shapes whose shares differ by so much tell much of each other
@@ -75,6 +76,7 @@ class Space:
         if axis == "hidden":
             groups = groups or self.whole.groups
             own = channel_step(self.family, self.whole, groups * self.whole.heads_a_group)
+            own = math.lcm(own, EIGHTS) if most % math.lcm(own, EIGHTS) == 0 else own
         if axis not in self.axes or (axis == "heads" and not self.family.head_size_key):
             return [most] if most % own == 0 else []
         if axis == "layers":
@@ -146,6 +148,10 @@ class Space:
             axis: 1 - getattr(sizes, field) / getattr(self.whole, field)
             for axis, field in FIELDS.items()
         }
+
+    def cut_along(self, sizes: Sizes) -> list[Axis]:
+        """The axes of which something is gone."""
+        return [axis for axis, gone in self.removed(sizes).items() if gone]
 
 
 def _first(shapes: list[Sizes], fits: Callable[[Sizes], bool]) -> int | None:
@@ -254,10 +260,7 @@ def _probe(space: Space, measures: Measures) -> Expectation:
 def _plain(space: Space, shapes: Iterable[Sizes], tried: set[Sizes]) -> Sizes | None:
     """Blocks alone, then neurons alone: what a search has to beat."""
     for axis in ("layers", "feed_forward"):
-        mine = {one: space.removed(one) for one in (*shapes, *tried)}
-        alone = [
-            one for one, gone in mine.items() if not any(v for k, v in gone.items() if k != axis)
-        ]
-        if alone and not tried & set(alone):
+        alone = [one for one in shapes if space.cut_along(one) == [axis]]
+        if alone and not any(space.cut_along(one) == [axis] for one in tried):
             return max(alone, key=lambda one: (one.blocks, one.neurons))
     return None

@@ -54,7 +54,7 @@ class TargetConfig(Section):
     )
     candidates: int = Field(12, ge=1, description="shapes under the target that are measured")
     finalists: int = Field(
-        3, ge=1, description="of those, how many are refitted and healed before the choice"
+        3, ge=1, description="of those, how many are refitted and healed first, beside plain ones"
     )
     heal_steps: int = Field(0, ge=0, description="steps of distilling each finalist learns first")
     tokens: int = Field(2048, ge=2, description="training tokens the shapes are measured on")

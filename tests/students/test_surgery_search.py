@@ -78,7 +78,7 @@ def test_parameters_are_those_of_the_cut_model(name):
     model = random_model(name)
     costs, space = Costs(model), space_of(model)
     shapes = space.filled(costs.parameters, 0.7 * costs.parameters(costs.whole))
-    assert len(shapes) > 10
+    assert len(shapes) > 5
     for sizes in [costs.whole, space.smallest(), *shapes[:: len(shapes) // 5]]:
         student = cut(model, first_parts(sizes, costs.whole))
         assert costs.parameters(sizes) == sum(p.numel() for p in student.parameters())
