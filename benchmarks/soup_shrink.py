@@ -1,0 +1,114 @@
+"""soup-cli's `shrink`, with its own heal, measured as benchmarks/surgery.py measures ours.
+
+    python benchmarks/soup_shrink.py --soup PYTHON --json benchmarks/results/soup_shrink.json
+
+PYTHON is an interpreter of an environment that has soup-cli 0.77 (MIT). It cuts the same model by 4
+and 8 blocks, judged on windows of the training part of lm_wiki89, and, with --heal, distils into
+them by its own recipe (LoRA on logits) on so many tokens of the same text, as rows of 256 tokens.
+a step of its heal is one row.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import arguments, record
+from held_out import say
+from surgery import WINDOW, Teacher, against, documents, windows
+
+from attar.loading import load_causal_lm, load_tokenizer
+
+BATCH = 1  # rows a step of its heal
+
+
+def write_text(tokenizer: Any, file: Path, out: Path, tokens: int, form: str) -> None:
+    """The first tokens of a text as rows of a window, each as soup-cli reads them."""
+    rows, texts = [], documents(file)
+    for text in texts:
+        ids = tokenizer(text, verbose=False)["input_ids"]
+        for start in range(0, len(ids) - WINDOW, WINDOW):
+            rows.append(tokenizer.decode(ids[start : start + WINDOW]))
+        if len(rows) * WINDOW >= tokens:
+            break
+    if form == "chat":
+        lines: list[Any] = [
+            {
+                "messages": [
+                    {"role": "user", "content": "Go on."},
+                    {"role": "assistant", "content": r},
+                ]
+            }
+            for r in rows
+        ]
+    else:
+        lines = [{"text": row} for row in rows]
+    out.write_text("".join(json.dumps(line) + "\n" for line in lines[: max(1, tokens // WINDOW)]))
+
+
+def shrunk(options: Any, drop: int, folder: Path, tokenizer: Any) -> tuple[Path, float]:
+    """The folder of a shrunk model, and the seconds that it took."""
+    data = Path(options.data).resolve() / "lm_wiki89/train.jsonl.gz"
+    write_text(tokenizer, data, folder / "calib.jsonl", 256 if options.quick else 4096, "text")
+    command = [
+        options.soup, "-m", "soup_cli.cli", "shrink", "--model", str(Path(options.model).resolve()),
+        "--drop-layers", str(drop), "--calib", "calib.jsonl", "-o", "shrunk", "--device", "cpu",
+    ]  # fmt: skip
+    if options.heal:
+        write_text(tokenizer, data, folder / "heal.jsonl", options.heal, "chat")
+        steps = max(1, options.heal // (BATCH * WINDOW))
+        command += ["--heal", "heal.jsonl", "--heal-steps", str(steps)]
+    start = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    found = sorted((folder / "shrunk").rglob("config.json"))
+    if not found:
+        raise SystemExit(f"soup-cli left no model:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    say(done.stdout[-600:])
+    return found[0].parent, time.perf_counter() - start
+
+
+def main() -> None:
+    """Each size, measured on both texts."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--model", default=".demo/teacher")
+    parser.add_argument("--data", default="../shared/data")
+    parser.add_argument("--soup", metavar="PYTHON", help="of an environment with soup-cli")
+    parser.add_argument("--drop", default="4,8")
+    parser.add_argument("--heal", type=int, default=0, metavar="TOKENS")
+    options = parser.parse_args()
+    if options.soup is None:
+        print("nothing to compare with: name an interpreter that has soup-cli by --soup")
+        return
+    data, tokenizer = Path(options.data), load_tokenizer(options.model)
+    model: Any = load_causal_lm(options.model, dtype=torch.float32).requires_grad_(False)
+    files = {
+        "wiki": data / "lm_wiki89/validation.jsonl.gz",
+        "WikiText-2": data / "wikitext2_eval/validation.txt.gz",
+    }
+    tokens = 512 if options.quick else 4096
+    texts = {name: Teacher(model, windows(tokenizer, file, tokens)) for name, file in files.items()}
+    rows = []
+    for drop in map(int, options.drop.split(",")):
+        with tempfile.TemporaryDirectory() as name:
+            folder, seconds = shrunk(options, drop, Path(name), tokenizer)
+            found = load_causal_lm(str(folder), dtype=torch.float32)
+            rows.append(
+                {
+                    "student": f"soup-cli shrink, {drop} blocks",
+                    "state": f"healed on {options.heal:,}" if options.heal else "as cut",
+                    "parameters": sum(p.numel() for p in found.parameters()),
+                    "seconds": round(seconds),
+                    **against(texts, found),
+                }
+            )
+            say(str(rows[-1]))
+    record(rows, options.json)
+
+
+if __name__ == "__main__":
+    main()
