@@ -5,7 +5,7 @@
 PYTHON is an interpreter of an environment that has soup-cli 0.77 (MIT). It cuts the same model by 4
 and 8 blocks, judged on windows of the training part of lm_wiki89, and, with --heal, distils into
 them by its own recipe (LoRA on logits) on so many tokens of the same text, as rows of 256 tokens.
-a step of its heal is one row.
+A step of its heal is one row.
 """
 
 from __future__ import annotations
