@@ -6,6 +6,7 @@ Legend: B rows, T tokens, N tokens counted, V vocabulary.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from distill.checkup import Finding, brief, check, judged, not_applicable
 from distill.data import IGNORE
 from distill.loop import train
 from distill.patient import Patient
+from distill.readouts import LanguageReadout
 from distill.terms import TERM_MODELS
 from distill.trial import Step, apart, take_step, without_dropout
 
@@ -136,14 +138,15 @@ def packing(patient: Patient) -> Finding:
 @check("chunk")
 def chunk(patient: Patient) -> Finding:
     """Logits of all tokens at once, of seven or of one: the same step."""
-    batch, before = patient.batch(patient.few), patient.whole.chunk
+    batch, before = patient.batch(patient.few), patient.whole.readout
+    assert isinstance(before, LanguageReadout)
     steps = []
     try:
         for size in (batch.num_counted, 7, 1):
-            patient.whole.chunk = size
+            patient.whole.readout = replace(before, chunk=size)
             steps.append(take_step(patient.whole, [batch], patient.given))
     finally:
-        patient.whole.chunk = before
+        patient.whole.readout = before
     worst = max(steps[1:], key=lambda step: max(apart(steps[0], step)))
     return _same(f"logits of {batch.num_counted}, 7 or 1 tokens at once", steps[0], worst)
 

@@ -183,7 +183,7 @@ def evaluate(run: Run) -> Record:
         numbers = measure_apart(job)
         tokens += numbers["tokens"]
         if artifact:
-            measured = measured_lines(numbers)
+            measured = measured_lines(numbers, run.task.account.columns)
             write_card(Path(job.model), job.name, card_of(run, job.name, measured))
     return Record("evaluate", "", tokens=tokens)
 

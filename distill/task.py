@@ -6,19 +6,24 @@ The stages, the loop and the cache are the same for all; they ask a task for wha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from torch import nn
 
 from attar.errors import RecipeError
+from attar.heads import auto_class_of
 from attar.registry import Registry
+from distill.account import Account
 from distill.batches import Batching
 from distill.data import DataConfig, Example, Examples, Reader
+from distill.gauge import Gauge
 from distill.readouts import Readout
 from teachers.runner import Request, Runner
 
 if TYPE_CHECKING:
+    from distill.evaluate import EvaluateConfig
     from distill.recipe import Recipe
     from distill.run import Run
     from students.build import LayersConfig
@@ -26,12 +31,16 @@ if TYPE_CHECKING:
 
 class Task(Protocol):
     """What a task has of its own. `auto`: transformers' class of its models. `packs`: whether
-    several examples may share a row.
+    several examples may share a row. `defaults`: keys by section that the recipe need not name.
+    `gauge`: what is measured of its models; `account`: how that is told.
     """
 
     auto: ClassVar[str]
     batching: ClassVar[Batching]
     packs: ClassVar[bool]
+    defaults: ClassVar[dict[str, dict[str, Any]]]
+    gauge: ClassVar[Gauge]
+    account: ClassVar[Account]
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Raise `ValueError` for a key that this task cannot serve."""
@@ -39,8 +48,17 @@ class Task(Protocol):
     def check(self, run: Run) -> None:
         """Raise an error for what is known to be wrong before any work."""
 
-    def reader(self, run: Run) -> Reader | None:
-        """How rows become examples."""
+    def reader(self, config: Any, adapted: bool) -> Reader | None:
+        """How rows become examples for a teacher of this `PretrainedConfig`, which learns the task
+        first where it is adapted; None: as texts and conversations, `prepare`'s own.
+        """
+
+    def about(
+        self, tokenizer: Any, data: DataConfig, evaluate: EvaluateConfig, model: str, folder: Path
+    ) -> dict[str, Any]:
+        """What the gauge must know beside the held-out examples, for a teacher `model`; what it
+        takes is left in `folder`.
+        """
 
     def load(self, run: Run, source: str, trust_remote_code: bool) -> nn.Module:
         """A pretrained model in float32, with the head that the task needs."""
@@ -73,6 +91,25 @@ TASKS: Registry[type[Any]] = Registry("task")  # of Tasks
 def task_of(recipe: Recipe) -> Task:
     """The recipe's task."""
     found: Task = TASKS[recipe.task]()
+    return found
+
+
+def task_of_model(config: Any) -> str:
+    """Name of the task that a checkpoint's head is for, by its `PretrainedConfig`."""
+    auto = auto_class_of(config)
+    return next((name for name, task in TASKS.items() if task.auto == auto), "causal-lm")
+
+
+def with_defaults(values: Any) -> Any:
+    """A recipe's values with its task's own defaults below what each section says."""
+    task = values.get("task") if isinstance(values, dict) else None
+    if not isinstance(task, str) or task not in TASKS:
+        return values
+    found = dict(values)
+    for section, own in TASKS[task].defaults.items():
+        given = found.get(section) or {}
+        if isinstance(given, dict):
+            found[section] = {**own, **given}
     return found
 
 

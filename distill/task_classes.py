@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -19,8 +20,12 @@ from attar.heads import (
     load_classifier,
 )
 from attar.loading import load_model, resolve_precision
+from distill.account import Account
 from distill.batches import OF_TEXTS, Batching, collate_texts, plan_in_order
-from distill.data import Example, Examples
+from distill.class_metrics import GAUGE
+from distill.class_report import ACCOUNT
+from distill.data import DataConfig, Example, Examples
+from distill.gauge import Gauge
 from distill.labelled import LabelledTexts
 from distill.readouts import ClassReadout
 from distill.task import TASKS, refuse_keys
@@ -33,6 +38,7 @@ from teachers.codecs import CLASS_CODECS
 from teachers.runner import Request
 
 if TYPE_CHECKING:
+    from distill.evaluate import EvaluateConfig
     from distill.recipe import Recipe
     from distill.run import Run
 
@@ -55,6 +61,9 @@ class SequenceClassification:
     auto: ClassVar[str] = CLASSIFIER
     batching: ClassVar[Batching] = OF_TEXTS
     packs: ClassVar[bool] = False
+    defaults: ClassVar[dict[str, dict[str, Any]]] = {"cache": {"codec": "classes"}}
+    gauge: ClassVar[Gauge] = GAUGE
+    account: ClassVar[Account] = ACCOUNT
 
     def check_recipe(self, recipe: Recipe) -> None:
         """What only language models have is refused, in a sentence each."""
@@ -92,10 +101,15 @@ class SequenceClassification:
                 "it first with `teacher.adapt: {}`, or name a fine-tuned classifier."
             )
 
-    def reader(self, run: Run) -> LabelledTexts:
+    def reader(self, config: Any, adapted: bool) -> LabelledTexts:
         """Labelled texts, in the classes of a teacher that knows them already."""
-        adapted = run.recipe.teacher.adapt is not None
-        return LabelledTexts(None if adapted else class_names(run.teacher_config))
+        return LabelledTexts(None if adapted else class_names(config))
+
+    def about(
+        self, tokenizer: Any, data: DataConfig, evaluate: EvaluateConfig, model: str, folder: Path
+    ) -> dict[str, Any]:
+        """Nothing: models say how many classes there are."""
+        return {}
 
     def load(self, run: Run, source: str, trust_remote_code: bool) -> nn.Module:
         """Any encoder or decoder, with a head over the data's classes."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,9 +12,13 @@ from torch import nn
 
 from attar.heads import CAUSAL
 from attar.loading import load_causal_lm
+from distill.account import Account
 from distill.batches import OF_TOKENS, Batching
-from distill.data import Example, Examples, Reader
+from distill.data import DataConfig, Example, Examples, Reader
 from distill.exporting import calibration_rows
+from distill.gauge import Gauge
+from distill.language_gauge import GAUGE
+from distill.language_report import ACCOUNT
 from distill.readouts import Readout
 from distill.task import TASKS, used_by_texts_alone
 from students.build import LayersConfig, choose_blocks, fresh_model
@@ -22,6 +27,7 @@ from teachers.load import load_teacher
 from teachers.runner import Request, TeacherRunner
 
 if TYPE_CHECKING:
+    from distill.evaluate import EvaluateConfig
     from distill.recipe import Recipe
     from distill.run import Run
 
@@ -35,6 +41,9 @@ class CausalLM:
     auto: ClassVar[str] = CAUSAL
     batching: ClassVar[Batching] = OF_TOKENS
     packs: ClassVar[bool] = True
+    defaults: ClassVar[dict[str, dict[str, Any]]] = {}
+    gauge: ClassVar[Gauge] = GAUGE
+    account: ClassVar[Account] = ACCOUNT
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Keys of labelled texts have no effect here."""
@@ -48,9 +57,15 @@ class CausalLM:
     def check(self, run: Run) -> None:
         """Nothing that is not checked for every task."""
 
-    def reader(self, run: Run) -> Reader | None:
+    def reader(self, config: Any, adapted: bool) -> Reader | None:
         """Texts and conversations: `prepare`'s own."""
         return None
+
+    def about(
+        self, tokenizer: Any, data: DataConfig, evaluate: EvaluateConfig, model: str, folder: Path
+    ) -> dict[str, Any]:
+        """Nothing."""
+        return {}
 
     def load(self, run: Run, source: str, trust_remote_code: bool) -> nn.Module:
         """Any causal language model."""
