@@ -65,10 +65,10 @@ def plan(
     recipe: str, run_dir: str | None, overrides: tuple[str, ...], choices: bool, **show: bool
 ) -> None:
     """Say what a run would take: tokens, disk, memory, time. Does no work."""
-    from distill.text_plan import estimates
     from distill.console import print_table
     from distill.pipeline import check_before_work
     from distill.plan import choice_rows, plan_rows
+    from distill.text_plan import estimates
 
     run = open_run(recipe, run_dir, overrides, **show)
     check_before_work(run)

@@ -21,7 +21,16 @@ from attar.loading import Quantization, load_config, load_model
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 CAUSAL = "AutoModelForCausalLM"
-HEADS = {"ForSequenceClassification": CLASSIFIER, "ForMaskedLM": "AutoModelForMaskedLM"}
+MASKED = "AutoModelForMaskedLM"
+BODY = "AutoModel"  # no head: it gives states
+HEADS = {
+    "ForSequenceClassification": CLASSIFIER,
+    "ForMaskedLM": MASKED,
+    "BertForPreTraining": MASKED,
+    "LMHeadModel": CAUSAL,
+    "DoubleHeadsModel": CAUSAL,
+    "Model": BODY,
+}  # by the end of an architecture's name, the first that fits
 
 
 def auto_class_of(config: Any) -> str:
@@ -29,6 +38,11 @@ def auto_class_of(config: Any) -> str:
     names = config.architectures or []
     found = (kind for name in names for end, kind in HEADS.items() if name.endswith(end))
     return next(found, CAUSAL)
+
+
+def output_of(config: Any) -> str:
+    """The field of what a checkpoint's model returns that its users read."""
+    return "last_hidden_state" if auto_class_of(config) == BODY else "logits"
 
 
 def is_classifier(config: Any) -> bool:
@@ -123,6 +137,15 @@ def _without_remarks() -> Iterator[None]:
 def class_logits(model: Any, inputs: dict[str, Tensor | None]) -> Tensor:
     """Logits (B, C) of texts, in the model's dtype: the whole model, however it pools.
 
+    inputs: see `text_inputs`.
+    """
+    logits: Tensor = model(**text_inputs(model, inputs)).logits
+    return logits
+
+
+def text_inputs(model: Any, inputs: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    """What a model is given of texts, padding in its own id, without what it does not take.
+
     inputs: `input_ids` and `attention_mask` (B, T), padded on the right with any id, and
     `token_type_ids` or None, which models without such a table are not given.
     """
@@ -139,9 +162,7 @@ def class_logits(model: Any, inputs: dict[str, Tensor | None]) -> Tensor:
         )
     if not takes_token_types(config):
         given.pop("token_type_ids", None)
-    output = model(**{name: value for name, value in given.items() if value is not None})
-    logits: Tensor = output.logits
-    return logits
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def takes_token_types(config: Any) -> bool:

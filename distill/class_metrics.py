@@ -114,7 +114,9 @@ def measure_class_speed(runtime: ClassRuntime, examples: Examples, batches: Batc
     return measure_text_speed(runtime.classes, examples, batches)
 
 
-def _speed(runtime: Any, examples: Examples, batches: Batches, config: EvaluateConfig) -> Measured:
+def _speed(
+    runtime: Any, examples: Examples, batches: Batches, job: MeasureJob, config: EvaluateConfig
+) -> Measured:
     return measure_class_speed(runtime, examples, batches)
 
 

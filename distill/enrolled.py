@@ -4,4 +4,5 @@ from __future__ import annotations
 
 from distill.task import TASKS as TASKS
 from distill.task_classes import SequenceClassification as SequenceClassification
+from distill.task_embedding import Embedding as Embedding
 from distill.task_language import CausalLM as CausalLM

@@ -23,6 +23,7 @@ from attar.strict import Section
 from distill.apart import run_apart
 from distill.data import Examples
 from distill.gauge import Gauge, Measured
+from distill.pairs import PairsConfig
 from distill.probes import check_probes
 from distill.quality import held_out_batches
 from distill.runtimes import Source, open_runtime
@@ -44,6 +45,9 @@ class EvaluateConfig(Section):
     )
     agreement_tokens: int = Field(64, ge=1, description="length of those answers")
     tasks: list[TaskConfig] = Field(default_factory=list)
+    pairs: PairsConfig | None = Field(
+        None, description="scored pairs of texts, for `task: embedding`"
+    )
     bootstrap: int = Field(1000, ge=100, description="resamples behind each 95% interval")
 
 
@@ -97,7 +101,7 @@ def measure(job: MeasureJob) -> Measured:
     )
     runtime = Transformers(source) if job.is_teacher else open_runtime(source)
     batches = held_out_batches(examples, config.tokens, config.batch_size)
-    speed = gauge.speed(runtime, examples, batches, config)
+    speed = gauge.speed(runtime, examples, batches, job, config)
     memory = peak_memory_bytes()
     if job.probes is not None:  # after memory, as a runtime may load its file again for them
         check_probes(runtime, read_json(Path(job.probes)), job.name)

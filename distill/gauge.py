@@ -37,7 +37,7 @@ class Gauge:
     `keep`. summary: means and intervals of these. more: numbers that other inputs give.
     """
 
-    speed: Callable[[Any, Examples, Batches, EvaluateConfig], Measured]
+    speed: Callable[[Any, Examples, Batches, MeasureJob, EvaluateConfig], Measured]
     arrays: Callable[[Any, Examples, Batches, MeasureJob], Arrays]
     summary: Callable[[Arrays, EvaluateConfig], Measured]
     more: Callable[[Any, Examples, MeasureJob, EvaluateConfig], Measured] = nothing_more

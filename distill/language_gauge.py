@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def speed(runtime: Any, examples: Examples, batches: Batches, config: EvaluateConfig) -> Measured:
+def speed(
+    runtime: Any, examples: Examples, batches: Batches, job: MeasureJob, config: EvaluateConfig
+) -> Measured:
     """Tokens a second of a prefill and a generation."""
     prompt = examples[0].input_ids.tolist()
     return measure_speed(runtime, prompt, config.prefill_tokens, config.generate_tokens)

@@ -109,6 +109,12 @@ class Recipe(Section):
                     except RecipeError as error:
                         key = ".temperature" if "temperature" in str(error) else ""
                         raise ValueError(f"`{name}.objective[{i}]{key}`: {error}") from None
+                elif reads in ("vector", "similarity"):
+                    if self.cache.codec.name != "vectors":
+                        raise ValueError(
+                            f"`{name}.objective[{i}]`: {term.loss} compares vectors of texts, "
+                            "which `task: embedding` has"
+                        )
                 elif reads != "labels" and not online:
                     self._check_cached(f"{name}.objective[{i}]", term, reads)
         return self

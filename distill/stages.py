@@ -73,6 +73,7 @@ def adapt_teacher(run: Run) -> Record:
         if first:
             dtype = resolve_precision(run.recipe.teacher.dtype)
             save_student(model.to(dtype), run.tokenizer, run.teacher_folder)
+            run.task.finish(run, run.teacher_folder)
     return Record("adapt-teacher", "", tokens=result.tokens, notes={"best_step": result.best_step})
 
 
@@ -100,6 +101,7 @@ def build(run: Run) -> Record:
         save_student(student, run.tokenizer, run.student_folder)
     else:
         save_student(run.task.fresh(run), run.tokenizer, run.student_folder)
+    run.task.finish(run, run.student_folder)
     return Record("build", "", bytes=bytes_under(run.student_folder), notes=surgery or {})
 
 
@@ -128,6 +130,7 @@ def train(run: Run) -> Record:
             with on_first_process() as first:
                 if first:
                     save_student(student, run.tokenizer, folder / "student")
+                    run.task.finish(run, folder / "student")
                     write_json(done, {"inputs": wanted, **asdict(result)})
         found = read_json(done)
         tokens += found["tokens"]
@@ -221,10 +224,10 @@ def _train(
         dtype=resolve_precision(config.precision),
         chunk=config.chunk or tokens_per_chunk(run.vocabulary, device),
         pairs=pairs,
-        teacher_width=run.teacher_width if pairs else None,
+        teacher_width=run.teacher_width,
         channel_map=run.channel_map(),
         source=config.source,
-        readout=run.task.readout(),
+        readout=run.task.readout(run),
     )
     cached = open_cache(run, device) if reads_from(config, "cache") else None
     train, held_out = run.data(data)

@@ -6,16 +6,20 @@ Legend: B rows, T tokens.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from attar.anatomy import num_layers
+from attar.errors import ModelError
+from attar.heads import BODY, load_as_saved
 from distill.data import Examples
 from distill.run import Run
-from students.build import cut_student, save_cut
+from students.build import ROTATION_FILE, cut_student, save_cut, save_student
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +44,31 @@ def cut(run: Run) -> dict[str, Any]:
     student, surgery, rotation = cut_student(teacher, blocks, config, calibration_BT, on_refit)
     surgery = {"teacher": run.teacher.model, **surgery}
     del teacher
-    save_cut(student, surgery, rotation, run.tokenizer, run.student_folder, run.trusts_code)
+    keep = save_cut if run.task.auto != BODY else _save_body
+    keep(student, surgery, rotation, run.tokenizer, run.student_folder, run.trusts_code)
     return {key: surgery[key] for key in ("kept", "by", "refit")}
+
+
+def _save_body(
+    student: nn.Module,
+    surgery: dict[str, Any],
+    rotation: Tensor | None,
+    tokenizer: Any,
+    folder: Path,
+    trust_remote_code: bool,
+) -> None:
+    """`save_cut` of a model without a head: reloaded, it must give the same states."""
+    save_student(student, tokenizer, folder, surgery)
+    if rotation is not None:
+        save_file({"rotation": rotation}, str(folder / ROTATION_FILE))
+    device = next(student.parameters()).device
+    again = load_as_saved(
+        str(folder), dtype=torch.float32, device=device, trust_remote_code=trust_remote_code
+    )
+    ids_BT = torch.arange(8, device=device).unsqueeze(0)
+    with torch.inference_mode():
+        if not torch.equal(student(input_ids=ids_BT)[0], again(input_ids=ids_BT)[0]):
+            raise ModelError(f"{folder} does not reload to the same model: it is unsupported.")
 
 
 def even_rows(examples: Examples, tokens: int, longest: int = 256) -> Tensor:

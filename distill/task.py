@@ -17,8 +17,9 @@ from attar.heads import auto_class_of
 from attar.registry import Registry
 from distill.account import Account
 from distill.batches import Batching
-from distill.data import DataConfig, Example, Examples, Reader
+from distill.data import DataConfig, Example, Examples
 from distill.gauge import Gauge
+from distill.readers import Reader
 from distill.readouts import Readout
 from teachers.runner import Request, Runner
 
@@ -81,7 +82,13 @@ class Task(Protocol):
     def request(self, run: Run, example: Example) -> Request:
         """What the teacher is asked of an example."""
 
-    def readout(self) -> Readout | None:
+    def identity(self, run: Run) -> dict[str, Any]:
+        """What the teacher's signals depend on beside its weights; must agree with the cache's."""
+
+    def finish(self, run: Run, folder: Path) -> None:
+        """Add to a saved model what its users need beside the checkpoint."""
+
+    def readout(self, run: Run) -> Readout | None:
         """How terms get the student's logits; None: from the head, next token by next token."""
 
 
@@ -128,8 +135,3 @@ def refuse_keys(section: Any, path: str, keys: Sequence[str], task: str) -> None
         default = type(section).model_fields[key].get_default(call_default_factory=True)
         if getattr(section, key) != default:
             raise ValueError(f"`{path}.{key}` has no effect with `task: {task}`; leave it out")
-
-
-def used_by_texts_alone(data: DataConfig, task: str) -> None:
-    """Raise `ValueError` for keys of labelled texts in another task."""
-    refuse_keys(data, "data", ["pair_column"], task)

@@ -21,7 +21,7 @@ from attar.heads import (
 )
 from attar.loading import load_model, resolve_precision
 from distill.account import Account
-from distill.batches import OF_TEXTS, Batching, collate_texts, plan_in_order
+from distill.batches import OF_TEXTS, Batching
 from distill.class_metrics import GAUGE
 from distill.class_report import ACCOUNT
 from distill.data import DataConfig, Example, Examples
@@ -29,13 +29,12 @@ from distill.gauge import Gauge
 from distill.labelled import LabelledTexts
 from distill.readouts import ClassReadout
 from distill.task import TASKS, refuse_keys
-from students.artifacts import ARTIFACTS
+from distill.text_tasks import calibration_texts, check_text_task, text_request, texts_kept
 from students.build import LayersConfig, fresh_model
-from students.class_depth import Texts, keep_by_classes, keep_by_cosine
 from students.depth import keep_evenly
-from teachers.class_runner import ClassRunner
-from teachers.codecs import CLASS_CODECS
+from students.text_depth import keep_by_classes, keep_by_cosine
 from teachers.runner import Request
+from teachers.text_runner import TextRunner
 
 if TYPE_CHECKING:
     from distill.evaluate import EvaluateConfig
@@ -44,14 +43,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 NAME = "sequence-classification"
-NO_EFFECT = {
-    "data": ["prompt", "packing", "append_eos"],
-    "train": ["chunk"],
-    "export": ["rounding", "calibration_tokens"],
-    "evaluate": [
-        "prefill_tokens", "generate_tokens", "agreement_prompts", "agreement_tokens", "tasks",
-    ],
-}  # fmt: skip
 
 
 @TASKS.add(NAME)
@@ -67,31 +58,10 @@ class SequenceClassification:
 
     def check_recipe(self, recipe: Recipe) -> None:
         """What only language models have is refused, in a sentence each."""
-        for path, keys in NO_EFFECT.items():
-            refuse_keys(getattr(recipe, path), path, keys, NAME)
-        if recipe.specialize is not None:
-            raise ValueError(
-                f"`specialize` is for language models; with `task: {NAME}` a student learns in "
-                "`train` alone: leave it out"
-            )
-        if recipe.cache.codec.name not in CLASS_CODECS:
-            raise ValueError(
-                f"`cache.codec: {recipe.cache.codec.name}` holds next tokens; a text's few classes "
-                "are kept in full by `classes`: leave it out"
-            )
-        if recipe.train.source == "online" or any(
-            getattr(term, "source", None) == "online" for term in recipe.train.objective
-        ):
-            raise ValueError(
-                f"`source: online` is for language models; with `task: {NAME}` signals come from "
-                "the cache, which holds them in full: leave it out"
-            )
-        if recipe.teacher.quantization != "none" or recipe.teacher.model.endswith(".gguf"):
-            raise ValueError(
-                f"`teacher` is a checkpoint in full precision with `task: {NAME}`; leave "
-                "`quantization` out"
-            )
-        _check_artifacts(recipe)
+        kept = "a text's few classes are kept in full by `classes`"
+        check_text_task(recipe, NAME, "classes", kept)
+        refuse_keys(recipe.data, "data", ["masking", "pooling", "normalize"], NAME)
+        refuse_keys(recipe.evaluate, "evaluate", ["pairs"], NAME)
 
     def check(self, run: Run) -> None:
         """The teacher classifies, or is taught to."""
@@ -151,7 +121,7 @@ class SequenceClassification:
             return keep
         if layers.by == "even":
             return keep_evenly(depth, keep)
-        texts = _calibration_texts(run.data()[0], layers.calibration_tokens, teacher)
+        texts = calibration_texts(run.data()[0], layers.calibration_tokens, teacher)
         if layers.by == "influence":
             return keep_by_cosine(teacher, texts, keep)
 
@@ -160,43 +130,26 @@ class SequenceClassification:
 
         return keep_by_classes(teacher, texts, keep, on_removal)
 
-    def runner(self, run: Run) -> ClassRunner:
+    def runner(self, run: Run) -> TextRunner:
         """The whole classifier."""
         model = self._teacher(run, resolve_precision(run.teacher.dtype))
-        return ClassRunner(model.requires_grad_(False), run.recipe.cache)
+        return TextRunner(model.requires_grad_(False), run.recipe.cache)
 
     def kept(self, run: Run, examples: Examples) -> np.ndarray:
         """All, where layers are compared; else one stands for the text."""
-        return examples.lengths if run.recipe.cache.hidden.parts else examples.counts
+        return texts_kept(run, examples)
 
     def request(self, run: Run, example: Example) -> Request:
         """Its ids, and token types of a pair."""
-        every = run.recipe.cache.hidden.parts
-        kept = np.arange(len(example.input_ids)) if every else example.counted
-        return Request(example.key, example.input_ids, kept, example.token_types)
+        return text_request(run, example)
 
-    def readout(self) -> ClassReadout:
+    def identity(self, run: Run) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def finish(self, run: Run, folder: Path) -> None:
+        """Nothing."""
+
+    def readout(self, run: Run) -> ClassReadout:
         """Logits of the classes."""
         return ClassReadout()
-
-
-def _check_artifacts(recipe: Recipe) -> None:
-    """Forms that hold language models alone are refused."""
-    for name in recipe.export.artifacts or []:
-        if ARTIFACTS[name].runtime == "llama.cpp":
-            raise ValueError(
-                f"`export.artifacts: {name}`: GGUF files hold language models, and no classifier; "
-                "use bf16, int8, nf4, onnx or onnx-int8"
-            )
-
-
-def _calibration_texts(examples: Examples, tokens: int, model: Any) -> list[Texts]:
-    """Batches of the first training texts that hold so many tokens together."""
-    device = next(model.parameters()).device
-    chosen, held = 0, 0
-    while chosen < len(examples) and held < tokens:
-        held += int(examples.lengths[chosen])
-        chosen += 1
-    plan = plan_in_order([int(n) for n in examples.lengths[:chosen]], 32)
-    batches = [collate_texts([[examples[i] for i in row] for row in rows]) for rows in plan]
-    return [batch.to(device).model_inputs() for batch in batches]

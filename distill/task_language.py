@@ -14,15 +14,16 @@ from attar.heads import CAUSAL
 from attar.loading import load_causal_lm
 from distill.account import Account
 from distill.batches import OF_TOKENS, Batching
-from distill.data import DataConfig, Example, Examples, Reader
+from distill.data import DataConfig, Example, Examples
 from distill.exporting import calibration_rows
 from distill.gauge import Gauge
 from distill.language_gauge import GAUGE
 from distill.language_report import ACCOUNT
+from distill.readers import Reader
 from distill.readouts import Readout
-from distill.task import TASKS, used_by_texts_alone
+from distill.task import TASKS, refuse_keys
 from students.build import LayersConfig, choose_blocks, fresh_model
-from teachers.codecs import CLASS_CODECS
+from teachers.codecs import TEXT_CODECS
 from teachers.load import load_teacher
 from teachers.runner import Request, TeacherRunner
 
@@ -47,11 +48,13 @@ class CausalLM:
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Keys of labelled texts have no effect here."""
-        used_by_texts_alone(recipe.data, recipe.task)
-        if recipe.cache.codec.name in CLASS_CODECS:
+        elsewhere = ["pair_column", "masking", "pooling", "normalize"]
+        refuse_keys(recipe.data, "data", elsewhere, recipe.task)
+        refuse_keys(recipe.evaluate, "evaluate", ["pairs"], recipe.task)
+        if recipe.cache.codec.name in TEXT_CODECS:
             raise ValueError(
-                "`cache.codec: classes` holds the classes of texts; for the next token use `topk`, "
-                "`hybrid`, or `hidden`"
+                f"`cache.codec: {recipe.cache.codec.name}` holds one signal a text; for the "
+                "next token use `topk`, `hybrid`, or `hidden`"
             )
 
     def check(self, run: Run) -> None:
@@ -102,6 +105,13 @@ class CausalLM:
         """Its counted positions."""
         return Request(example.key, example.input_ids, example.counted)
 
-    def readout(self) -> Readout | None:
+    def identity(self, run: Run) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def finish(self, run: Run, folder: Path) -> None:
+        """Nothing."""
+
+    def readout(self, run: Run) -> Readout | None:
         """The learner's own."""
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from attar.heads import holds_classifier
+from attar.pooling import holds_sentence_encoder
 from students.artifacts import ARTIFACTS, Given
 
 
@@ -53,6 +54,8 @@ Attar is not needed. `PATH` is this folder.
 
 def _pipeline(given: Given) -> str:
     """What the hub calls the student's task."""
+    if holds_sentence_encoder(given.student):
+        return "sentence-similarity"
     return "text-classification" if holds_classifier(given.student) else "text-generation"
 
 

@@ -14,9 +14,9 @@ from distill.losses import LOSSES
 from distill.objective import Learner
 from distill.readouts import ClassReadout
 from distill.terms import TERM_MODELS
-from students.class_depth import keep_by_classes, keep_by_cosine, only_blocks
+from students.text_depth import keep_by_classes, keep_by_cosine, only_blocks
 from teachers.cache import CacheConfig, SignalCache, manifest_of
-from teachers.class_runner import ClassRunner
+from teachers.text_runner import TextRunner
 from teachers.codecs import CODECS
 from teachers.convert import converted
 from teachers.runner import Request, build_cache
@@ -53,7 +53,7 @@ def cache_of(folder, model, examples, *, layers=(), blocks=(), codec="bf16", bat
     requests = [Request(e.key, e.input_ids, k, e.token_types) for e, k in pairs]
     data = {"examples": len({e.key for e in examples})}
     manifest = manifest_of(config, {"model": "tiny"}, {"ids": "0", "size": len(WORDS)}, data)
-    build_cache(SignalStore(str(folder)), manifest, requests, lambda: ClassRunner(model, config))
+    build_cache(SignalStore(str(folder)), manifest, requests, lambda: TextRunner(model, config))
     return SignalCache(str(folder))
 
 

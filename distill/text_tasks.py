@@ -1,0 +1,96 @@
+"""What tasks on whole texts share: keys without effect, texts to judge blocks on, the cache."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distill.batches import collate_texts, plan_in_order
+from distill.data import Example, Examples
+from distill.task import refuse_keys
+from students.artifacts import ARTIFACTS
+from students.text_depth import Texts
+from teachers.runner import Request
+
+if TYPE_CHECKING:
+    from distill.recipe import Recipe
+    from distill.run import Run
+
+NO_EFFECT = {
+    "data": ["prompt", "packing", "append_eos"],
+    "train": ["chunk"],
+    "export": ["rounding", "calibration_tokens"],
+    "evaluate": [
+        "prefill_tokens", "generate_tokens", "agreement_prompts", "agreement_tokens", "tasks",
+    ],
+}  # fmt: skip
+
+
+def check_text_task(recipe: Recipe, task: str, codec: str, kept: str) -> None:
+    """Raise `ValueError` for what only language models have. kept: how the codec serves the task,
+    in words.
+    """
+    for path, keys in NO_EFFECT.items():
+        refuse_keys(getattr(recipe, path), path, keys, task)
+    if recipe.specialize is not None:
+        raise ValueError(
+            f"`specialize` is for language models; with `task: {task}` a student learns in "
+            "`train` alone: leave it out"
+        )
+    if recipe.cache.codec.name != codec:
+        raise ValueError(
+            f"`cache.codec: {recipe.cache.codec.name}` is of another task; {kept}: leave it out"
+        )
+    check_offline(recipe, task)
+    check_artifacts(recipe, task)
+
+
+def check_offline(recipe: Recipe, task: str) -> None:
+    """Raise `ValueError` where the teacher would run in the step, or is no plain checkpoint."""
+    if recipe.train.source == "online" or any(
+        getattr(term, "source", None) == "online" for term in recipe.train.objective
+    ):
+        raise ValueError(
+            f"`source: online` is for language models; with `task: {task}` signals come from "
+            "the cache: leave it out"
+        )
+    if recipe.teacher.quantization != "none" or recipe.teacher.model.endswith(".gguf"):
+        raise ValueError(
+            f"`teacher` is a checkpoint in full precision with `task: {task}`; leave "
+            "`quantization` out"
+        )
+
+
+def check_artifacts(recipe: Recipe, task: str) -> None:
+    """Raise `ValueError` for forms that hold models predicting the next token alone."""
+    for name in recipe.export.artifacts or []:
+        if ARTIFACTS[name].runtime == "llama.cpp":
+            raise ValueError(
+                f"`export.artifacts: {name}`: GGUF files hold language models, and none of "
+                f"`task: {task}`; use bf16, int8, nf4, onnx or onnx-int8"
+            )
+
+
+def calibration_texts(examples: Examples, tokens: int, model: Any) -> list[Texts]:
+    """Batches of the first training texts that hold so many tokens together."""
+    device = next(model.parameters()).device
+    chosen, held = 0, 0
+    while chosen < len(examples) and held < tokens:
+        held += int(examples.lengths[chosen])
+        chosen += 1
+    plan = plan_in_order([int(n) for n in examples.lengths[:chosen]], 32)
+    batches = [collate_texts([[examples[i] for i in row] for row in rows]) for rows in plan]
+    return [batch.to(device).model_inputs() for batch in batches]
+
+
+def texts_kept(run: Run, examples: Examples) -> np.ndarray:
+    """How many tokens of each text the cache keeps: all, where layers are compared; else one."""
+    return examples.lengths if run.recipe.cache.hidden.parts else examples.counts
+
+
+def text_request(run: Run, example: Example) -> Request:
+    """A text's ids, and token types of a pair."""
+    every = run.recipe.cache.hidden.parts
+    kept = np.arange(len(example.input_ids)) if every else example.counted
+    return Request(example.key, example.input_ids, kept, example.token_types)
