@@ -35,7 +35,10 @@ HEADS = {
 
 def auto_class_of(config: Any) -> str:
     """Name of the auto class that loads a checkpoint with the head it was saved with."""
-    names = config.architectures or []
+    return _auto_class(config.architectures or [])
+
+
+def _auto_class(names: Sequence[str]) -> str:
     found = (kind for name in names for end, kind in HEADS.items() if name.endswith(end))
     return next(found, CAUSAL)
 
@@ -57,11 +60,11 @@ def class_names(config: Any) -> list[str] | None:
     return [str(config.id2label[i]) for i in range(len(config.id2label))]
 
 
-def holds_classifier(folder: Path) -> bool:
-    """Whether a folder holds a checkpoint of a classifier; False where it holds none."""
+def holds_head(folder: Path, auto: str) -> bool:
+    """Whether a folder holds a checkpoint that this auto class loads; False where it holds none."""
     file = folder / "config.json"
     names = read_json(file).get("architectures") if file.is_file() else None
-    return any(name.endswith("ForSequenceClassification") for name in names or [])
+    return names is not None and _auto_class(names) == auto
 
 
 def load_as_saved(
@@ -99,7 +102,7 @@ def load_classifier(
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
     }
-    with _without_remarks():
+    with without_remarks():
         model: Any = load_model(
             source,
             auto=CLASSIFIER,
@@ -123,7 +126,7 @@ def give_padding(model: Any, padding: int | None) -> None:
 
 
 @contextmanager
-def _without_remarks() -> Iterator[None]:
+def without_remarks() -> Iterator[None]:
     """Without transformers' list of weights that were drawn: a new head is what is asked for."""
     logger = logging.getLogger("transformers")
     level = logger.level

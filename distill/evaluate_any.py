@@ -60,7 +60,7 @@ def evaluate_any(
     with tempfile.TemporaryDirectory(prefix="attar-evaluate-") as name:
         of_model = load_config(named, trust_remote_code=trust_remote_code)
         task: Task = TASKS[task_of_model(of_model)]()
-        reader = task.reader(of_model, adapted=False)
+        reader = task.reader(of_model, adapted=False, seed=0)
         folder = prepare_whole(config.data, tokenizer, 0, Path(name), reader)
         probes = folder / "probes.json"
         write_json(probes, make_probes(tokenizer, Examples(folder / "held_out.arrow")))

@@ -206,7 +206,7 @@ class Run:
                 if config is not None:
                     folder = self._data_folder(config)
                     adapted = self.recipe.teacher.adapt is not None
-                    reader = self.task.reader(self.teacher_config, adapted)
+                    reader = self.task.reader(self.teacher_config, adapted, self.recipe.seed)
                     prepare(config, self.tokenizer, identity, self.recipe.seed, folder, reader)
 
     def _data_folder(self, config: DataConfig) -> Path:

@@ -49,9 +49,10 @@ class Task(Protocol):
     def check(self, run: Run) -> None:
         """Raise an error for what is known to be wrong before any work."""
 
-    def reader(self, config: Any, adapted: bool) -> Reader | None:
+    def reader(self, config: Any, adapted: bool, seed: int) -> Reader | None:
         """How rows become examples for a teacher of this `PretrainedConfig`, which learns the task
-        first where it is adapted; None: as texts and conversations, `prepare`'s own.
+        first where it is adapted; masks are drawn from the seed. None: as texts and conversations,
+        `prepare`'s own.
         """
 
     def about(

@@ -71,7 +71,7 @@ class SequenceClassification:
                 "it first with `teacher.adapt: {}`, or name a fine-tuned classifier."
             )
 
-    def reader(self, config: Any, adapted: bool) -> LabelledTexts:
+    def reader(self, config: Any, adapted: bool, seed: int) -> LabelledTexts:
         """Labelled texts, in the classes of a teacher that knows them already."""
         return LabelledTexts(None if adapted else class_names(config))
 

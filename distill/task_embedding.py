@@ -88,7 +88,7 @@ class Embedding:
         pooling_of(run.recipe.data, run.recipe.teacher.model)
         pairs_stamp(run.recipe.evaluate.pairs)
 
-    def reader(self, config: Any, adapted: bool) -> SingleTexts:
+    def reader(self, config: Any, adapted: bool, seed: int) -> SingleTexts:
         """Texts, each by itself."""
         return SingleTexts()
 

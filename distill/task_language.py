@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from attar.heads import CAUSAL
+from attar.errors import RecipeError
+from attar.heads import CAUSAL, MASKED, auto_class_of
 from attar.loading import load_causal_lm
 from distill.account import Account
 from distill.batches import OF_TOKENS, Batching
@@ -58,9 +59,15 @@ class CausalLM:
             )
 
     def check(self, run: Run) -> None:
-        """Nothing that is not checked for every task."""
+        """The teacher does not fill masks."""
+        gguf = run.recipe.teacher.model.endswith(".gguf")
+        if not gguf and auto_class_of(run.teacher_config) == MASKED:
+            raise RecipeError(
+                f"`teacher.model` ({run.recipe.teacher.model}) fills masks and does not predict "
+                "the next token; write `task: masked-lm`, or name a causal language model."
+            )
 
-    def reader(self, config: Any, adapted: bool) -> Reader | None:
+    def reader(self, config: Any, adapted: bool, seed: int) -> Reader | None:
         """Texts and conversations: `prepare`'s own."""
         return None
 

@@ -65,7 +65,7 @@ def count_texts(run: Run) -> tuple[int, int, float, str]:
     config = run.recipe.data
     sources = sources_of(config)
     tables = [load_rows(source, config.split, config.name) for source in sources]
-    reader = run.task.reader(run.teacher_config, adapted=True)
+    reader = run.task.reader(run.teacher_config, adapted=True, seed=run.recipe.seed)
     assert reader is not None, "next tokens are planned by plan.py"
     readings = reader.open(run.tokenizer, config, tables, sources)
     lengths = [

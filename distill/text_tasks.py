@@ -65,10 +65,11 @@ def check_offline(recipe: Recipe, task: str) -> None:
 def check_artifacts(recipe: Recipe, task: str) -> None:
     """Raise `ValueError` for forms that hold models predicting the next token alone."""
     for name in recipe.export.artifacts or []:
-        if ARTIFACTS[name].runtime == "llama.cpp":
+        what = "GGUF files hold" if ARTIFACTS[name].runtime == "llama.cpp" else "it is for"
+        if ARTIFACTS[name].runtime == "llama.cpp" or ARTIFACTS[name].rounds:
             raise ValueError(
-                f"`export.artifacts: {name}`: GGUF files hold language models, and none of "
-                f"`task: {task}`; use bf16, int8, nf4, onnx or onnx-int8"
+                f"`export.artifacts: {name}`: {what} language models that predict the next token, "
+                f"and none of `task: {task}`; use bf16, int8, nf4, onnx or onnx-int8"
             )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from attar.anatomy import blocks_of, capture_layers, num_layers
 from attar.heads import class_logits, text_inputs
 
+T = TypeVar("T")  # a batch of texts, as `read` takes it
 Texts = dict[str, Tensor | None]  # what `text_inputs` takes
 
 
@@ -38,9 +39,9 @@ def _put(blocks: nn.ModuleList, modules: Sequence[nn.Module]) -> None:
 @torch.inference_mode()
 def keep_by_change(
     model: Any,
-    batches: Sequence[Texts],
+    batches: Sequence[T],
     keep: int,
-    read: Callable[[Any, Texts], Tensor],
+    read: Callable[[Any, T], Tensor],
     apart: Callable[[Tensor, Tensor], Tensor],
     on_removal: Callable[[int, float], None] = lambda block, loss: None,
 ) -> list[int]:
@@ -72,7 +73,7 @@ def keep_by_classes(
     on_removal: Callable[[int, float], None] = lambda block, loss: None,
 ) -> list[int]:
     """The same by mean KL of the whole model's distribution to the cut one's, in nats a text."""
-    return keep_by_change(model, batches, keep, _logprobs, _kl, on_removal)
+    return keep_by_change(model, batches, keep, _logprobs, kl, on_removal)
 
 
 @torch.inference_mode()
@@ -92,7 +93,8 @@ def keep_by_cosine(model: Any, batches: Sequence[Texts], keep: int) -> list[int]
     return sorted(order[:keep])
 
 
-def _kl(whole_BC: Tensor, cut_BC: Tensor) -> Tensor:
+def kl(whole_BC: Tensor, cut_BC: Tensor) -> Tensor:
+    """KL(whole || cut), (B,), of log-probabilities."""
     return (whole_BC.exp() * (whole_BC - cut_BC)).sum(-1)
 
 

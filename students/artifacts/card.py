@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attar.heads import holds_classifier
+from attar.heads import CLASSIFIER, MASKED, holds_head
 from attar.pooling import holds_sentence_encoder
 from students.artifacts import ARTIFACTS, Given
 
@@ -56,7 +56,9 @@ def _pipeline(given: Given) -> str:
     """What the hub calls the student's task."""
     if holds_sentence_encoder(given.student):
         return "sentence-similarity"
-    return "text-classification" if holds_classifier(given.student) else "text-generation"
+    if holds_head(given.student, MASKED):
+        return "fill-mask"
+    return "text-classification" if holds_head(given.student, CLASSIFIER) else "text-generation"
 
 
 def _origin(name: str, given: Given) -> str:

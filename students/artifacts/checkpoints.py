@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from attar.heads import holds_classifier, load_as_saved
+from attar import heads
+from attar.heads import MASKED, holds_head, load_as_saved
 from attar.loading import Quantization, load_tokenizer
 from attar.pooling import copy_pooling, holds_sentence_encoder
 from students.artifacts import Given, artifact
@@ -29,6 +30,12 @@ classify = pipeline("text-classification", "PATH")
 print(classify("A text to be labelled"))
 ```"""
 
+FILL_MASK = """\
+```python
+from transformers import pipeline
+fill = pipeline("fill-mask", "PATH")
+print(fill(f"A text with one word {fill.tokenizer.mask_token} out."))
+```"""
 SENTENCE_ENCODER = """\
 ```python
 from sentence_transformers import SentenceTransformer
@@ -44,7 +51,9 @@ def usage(given: Given) -> str:
     """How the student is loaded, by the head it carries."""
     if holds_sentence_encoder(given.student):
         return SENTENCE_ENCODER
-    return CLASSIFIER if holds_classifier(given.student) else TRANSFORMERS
+    if holds_head(given.student, MASKED):
+        return FILL_MASK
+    return CLASSIFIER if holds_head(given.student, heads.CLASSIFIER) else TRANSFORMERS
 
 
 @artifact("bf16", of="merged", runtime="transformers", usage=usage)
