@@ -16,12 +16,12 @@ from distill.readouts import ClassReadout
 from distill.terms import TERM_MODELS
 from students.text_depth import keep_by_classes, keep_by_cosine, only_blocks
 from teachers.cache import CacheConfig, SignalCache, manifest_of
-from teachers.text_runner import TextRunner
 from teachers.codecs import CODECS
 from teachers.convert import converted
 from teachers.runner import Request, build_cache
 from teachers.statistics import statistics
 from teachers.store import SignalStore
+from teachers.text_runner import TextRunner
 from teachers.verify import verify
 from tests.distill.classifying import WORDS, tiny_bert, tiny_llama, word_tokenizer
 
