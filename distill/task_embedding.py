@@ -105,7 +105,8 @@ class Embedding:
 
     def identity(self, run: Run) -> dict[str, Any]:
         """How the teacher's vectors are made."""
-        return asdict(pooling_of(run.recipe.data, run.recipe.teacher.model))
+        pooling = pooling_of(run.recipe.data, run.recipe.teacher.model)
+        return {"pooling": pooling.mode, "normalize": pooling.normalize}
 
     def load(self, run: Run, source: str, trust_remote_code: bool) -> nn.Module:
         """Any encoder, without a head."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import numpy as np
 from torch import Tensor
 
 from attar.errors import CacheError, RecipeError
@@ -33,13 +32,13 @@ class Vectors(Section):
         """Columns of B texts that keep so many tokens each. Raises `CacheError` where a number is
         beyond 16 bits.
         """
-        values = vectors_BH.float().cpu().numpy().astype(np.float16).reshape(-1)
-        if not np.isfinite(values).all():
+        values = vectors_BH.half().cpu().reshape(-1)
+        if not values.isfinite().all():
             raise CacheError(
                 "A text's vector has numbers beyond 65,504, which 16-bit floats do not hold; set "
                 "`data.normalize: true`."
             )
-        return {"entries": entries_of(vectors_BH, tokens), "entry_value": values}
+        return {"entries": entries_of(vectors_BH, tokens), "entry_value": values.numpy()}
 
     def vectors(self, columns: Columns) -> Tensor:
         """Float32 vectors (B, H) of the texts, in their order."""
