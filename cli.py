@@ -41,7 +41,9 @@ def main() -> None:
 
 @main.command()
 @click.argument("path", type=click.Path(dir_okay=False), default="recipe.yaml")
-@click.option("--template", default="causal-lm", help="Or: sequence-classification.")
+@click.option(
+    "--template", default="causal-lm", help="Or: sequence-classification, masked-lm, embedding."
+)
 def init(path: str, template: str) -> None:
     """Write a commented starter recipe."""
     from distill.templates import write_starter
@@ -65,10 +67,10 @@ def plan(
     recipe: str, run_dir: str | None, overrides: tuple[str, ...], choices: bool, **show: bool
 ) -> None:
     """Say what a run would take: tokens, disk, memory, time. Does no work."""
-    from distill.class_plan import estimates
     from distill.console import print_table
     from distill.pipeline import check_before_work
     from distill.plan import choice_rows, plan_rows
+    from distill.text_plan import estimates
 
     run = open_run(recipe, run_dir, overrides, **show)
     check_before_work(run)

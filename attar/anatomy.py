@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from attar.adapted import adapted_head, prepends, run_prompted
 from attar.errors import ModelError
+from attar.heads import text_inputs
 
 # Attribute path of the list of blocks below the body, family by family; the first that fits.
 BLOCK_PATHS = ("layers", "h", "encoder.layer", "transformer.layer", "blocks", "decoder.layers")
@@ -82,12 +83,42 @@ def parameter_size(parameter: nn.Parameter) -> int:
 def run_body(model: Any, batch: dict[str, Tensor | None]) -> Tensor:
     """Final hidden states, after the final norm: what the head reads. Shape (B, T, H).
 
-    Where learned positions stand before the text, those of the text alone.
+    Where learned positions stand before the text, those of the text alone. Of a masked language
+    model they have passed what stands between its body and its output map.
     """
     if prepends(model):
         return run_prompted(model, body_of(model), batch)
+    if type(unwrap(model)).__name__.endswith("ForMaskedLM"):
+        return _run_to_map(unwrap(model), batch)
     output = body_of(model)(**batch, use_cache=False)
     return output.last_hidden_state  # type: ignore[no-any-return]
+
+
+def _run_to_map(model: Any, batch: dict[str, Tensor | None]) -> Tensor:
+    """What the output map of a masked language model reads, (B, T, H), whatever stands before it.
+
+    The map is given no token, so that no logits are made. Raises `ModelError` where it is not met.
+    """
+    seen: list[Tensor] = []
+
+    def keep(_m: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(args[0])
+        return (args[0][:, :0], *args[1:])
+
+    ids_BT, mask_BT = batch["input_ids"], batch["attention_mask"]
+    assert ids_BT is not None
+    mask_BT = torch.ones_like(ids_BT) if mask_BT is None else mask_BT
+    inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
+    handle = model.get_output_embeddings().register_forward_pre_hook(keep)
+    try:
+        model(**text_inputs(model, {**inputs, "token_type_ids": batch.get("token_type_ids")}))
+    finally:
+        handle.remove()
+    if len(seen) != 1:
+        raise ModelError(
+            f"{type(model).__name__} does not call its output map once; it is not supported."
+        )
+    return seen[0]
 
 
 @dataclass(frozen=True)

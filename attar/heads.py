@@ -21,14 +21,31 @@ from attar.loading import Quantization, load_config, load_model
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 CAUSAL = "AutoModelForCausalLM"
-HEADS = {"ForSequenceClassification": CLASSIFIER, "ForMaskedLM": "AutoModelForMaskedLM"}
+MASKED = "AutoModelForMaskedLM"
+BODY = "AutoModel"  # no head: it gives states
+HEADS = {
+    "ForSequenceClassification": CLASSIFIER,
+    "ForMaskedLM": MASKED,
+    "BertForPreTraining": MASKED,
+    "LMHeadModel": CAUSAL,
+    "DoubleHeadsModel": CAUSAL,
+    "Model": BODY,
+}  # by the end of an architecture's name, the first that fits
 
 
 def auto_class_of(config: Any) -> str:
     """Name of the auto class that loads a checkpoint with the head it was saved with."""
-    names = config.architectures or []
+    return _auto_class(config.architectures or [])
+
+
+def _auto_class(names: Sequence[str]) -> str:
     found = (kind for name in names for end, kind in HEADS.items() if name.endswith(end))
     return next(found, CAUSAL)
+
+
+def output_of(config: Any) -> str:
+    """The field of what a checkpoint's model returns that its users read."""
+    return "last_hidden_state" if auto_class_of(config) == BODY else "logits"
 
 
 def is_classifier(config: Any) -> bool:
@@ -43,11 +60,11 @@ def class_names(config: Any) -> list[str] | None:
     return [str(config.id2label[i]) for i in range(len(config.id2label))]
 
 
-def holds_classifier(folder: Path) -> bool:
-    """Whether a folder holds a checkpoint of a classifier; False where it holds none."""
+def holds_head(folder: Path, auto: str) -> bool:
+    """Whether a folder holds a checkpoint that this auto class loads; False where it holds none."""
     file = folder / "config.json"
     names = read_json(file).get("architectures") if file.is_file() else None
-    return any(name.endswith("ForSequenceClassification") for name in names or [])
+    return names is not None and _auto_class(names) == auto
 
 
 def load_as_saved(
@@ -85,7 +102,7 @@ def load_classifier(
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
     }
-    with _without_remarks():
+    with without_remarks():
         model: Any = load_model(
             source,
             auto=CLASSIFIER,
@@ -109,7 +126,7 @@ def give_padding(model: Any, padding: int | None) -> None:
 
 
 @contextmanager
-def _without_remarks() -> Iterator[None]:
+def without_remarks() -> Iterator[None]:
     """Without transformers' list of weights that were drawn: a new head is what is asked for."""
     logger = logging.getLogger("transformers")
     level = logger.level
@@ -122,6 +139,15 @@ def _without_remarks() -> Iterator[None]:
 
 def class_logits(model: Any, inputs: dict[str, Tensor | None]) -> Tensor:
     """Logits (B, C) of texts, in the model's dtype: the whole model, however it pools.
+
+    inputs: see `text_inputs`.
+    """
+    logits: Tensor = model(**text_inputs(model, inputs)).logits
+    return logits
+
+
+def text_inputs(model: Any, inputs: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    """What a model is given of texts, padding in its own id, without what it does not take.
 
     inputs: `input_ids` and `attention_mask` (B, T), padded on the right with any id, and
     `token_type_ids` or None, which models without such a table are not given.
@@ -139,9 +165,7 @@ def class_logits(model: Any, inputs: dict[str, Tensor | None]) -> Tensor:
         )
     if not takes_token_types(config):
         given.pop("token_type_ids", None)
-    output = model(**{name: value for name, value in given.items() if value is not None})
-    logits: Tensor = output.logits
-    return logits
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def takes_token_types(config: Any) -> bool:

@@ -265,7 +265,7 @@ def _is_whole(folder: Path) -> bool:
     return True
 
 
-def _local_folder(name: str) -> Path | None:
+def local_folder(name: str) -> Path | None:
     """The folder that holds a model's files on this machine: its own, or the hub's cache."""
     folder = Path(name)
     if folder.is_dir():
@@ -279,7 +279,7 @@ def _local_folder(name: str) -> Path | None:
 def tokenizer_files_fingerprint(source: str) -> str | None:
     """Changes with a tokenizer's files, chat template included, without loading it (a second)."""
     name, extra = _where(source)
-    folder = _local_folder(name)
+    folder = local_folder(name)
     if folder is None or extra:
         return None  # a GGUF file's weights tell
     words = ("token", "vocab", "merges", "chat_template", "spiece")
@@ -294,7 +294,7 @@ def weights_fingerprint(source: str) -> str | None:
     spread over it, plus config.json. None where the files are not on this machine.
     """
     name, extra = _where(source)
-    folder = _local_folder(name)
+    folder = local_folder(name)
     if folder is None:
         return None
     suffixes = (".safetensors", ".bin", ".gguf")

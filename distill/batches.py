@@ -30,8 +30,8 @@ POOL = 16  # batches whose texts are sorted by length together
 class Batch:
     """One micro-batch. Counted positions, row by row, are the signals of `keys` concatenated.
 
-    `counts`: how many of them each of the keys has. With a mask, rows are texts whose every token
-    has signals and `counts` are their lengths.
+    `counts`: how many of them each of the keys has. Of whole texts every token has signals, and
+    `counts` are their lengths.
     """
 
     input_ids_BT: Tensor
@@ -41,6 +41,7 @@ class Batch:
     counts: list[int]
     mask_BT: Tensor | None = None
     token_types_BT: Tensor | None = None
+    whole: bool = False
 
     @property
     def num_counted(self) -> int:
@@ -48,8 +49,8 @@ class Batch:
         return int((self.labels_BT != IGNORE).sum())
 
     def total(self, values_N: Tensor) -> Tensor:
-        """Sum of values of the tokens that have signals; of a labelled text, their mean."""
-        if self.mask_BT is None:
+        """Sum of values of the tokens that have signals; of a whole text, their mean."""
+        if not self.whole:
             return values_N.sum()
         lengths = torch.tensor(self.counts, device=values_N.device)
         return (values_N / lengths.repeat_interleave(lengths)).sum()
@@ -57,7 +58,8 @@ class Batch:
     @property
     def signals_BT(self) -> Tensor:
         """Where the tokens are whose hidden states are compared."""
-        return self.labels_BT != IGNORE if self.mask_BT is None else self.mask_BT.bool()
+        whole = self.mask_BT if self.whole else None
+        return self.labels_BT != IGNORE if whole is None else whole.bool()
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -166,7 +168,7 @@ def collate(rows: Sequence[Sequence[Example]]) -> Batch:
 
 
 def collate_texts(rows: Sequence[Sequence[Example]]) -> Batch:
-    """Labelled texts, one a row, as tensors with a mask, padded on the right."""
+    """Whole texts, one a row, as tensors with a mask, padded on the right."""
     texts = [example for row in rows for example in row]
     assert len(texts) == len(rows), "labelled texts are not packed"
     types = [text.token_types for text in texts]
@@ -178,7 +180,14 @@ def collate_texts(rows: Sequence[Sequence[Example]]) -> Batch:
         labels_BT[b, : len(text.labels)] = torch.from_numpy(text.labels)
     positions_BT = torch.arange(ids_BT.shape[1]).expand_as(ids_BT)
     keys, counts = [text.key for text in texts], [len(text.input_ids) for text in texts]
-    return Batch(ids_BT, positions_BT, labels_BT, keys, counts, mask_BT, inputs["token_type_ids"])
+    types_BT = inputs["token_type_ids"]
+    return Batch(ids_BT, positions_BT, labels_BT, keys, counts, mask_BT, types_BT, whole=True)
+
+
+def collate_masked(rows: Sequence[Sequence[Example]]) -> Batch:
+    """Texts with masked tokens, one a row, with a mask; signals are at counted tokens."""
+    counts = [len(example.counted) for row in rows for example in row]
+    return replace(collate_texts(rows), counts=counts, whole=False)
 
 
 @dataclass(frozen=True)
@@ -191,3 +200,4 @@ class Batching:
 
 OF_TOKENS = Batching(plan_epoch, collate)
 OF_TEXTS = Batching(plan_epoch_by_length, collate_texts)
+OF_MASKED = Batching(plan_epoch_by_length, collate_masked)

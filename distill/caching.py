@@ -38,7 +38,8 @@ def cache_manifest(run: Run) -> dict[str, Any]:
         "max_length": run.recipe.data.max_length,
     }
     tokenizer = tokenizer_identity(run.tokenizer)
-    return manifest_of(run.recipe.cache, teacher_identity(run.teacher), tokenizer, data)
+    teacher = {**teacher_identity(run.teacher), **run.task.identity(run)}
+    return manifest_of(run.recipe.cache, teacher, tokenizer, data)
 
 
 def _wanted(run: Run) -> dict[str, int]:

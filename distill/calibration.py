@@ -5,12 +5,16 @@ Legend: B rows, T tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from distill.data import Examples
 
+T = TypeVar("T")
 LONGEST = 256
 
 
@@ -28,3 +32,9 @@ def calibration_rows(examples: Examples, tokens: int, *, last: bool = False) -> 
     chosen = enough[: -(-tokens // length)]
     rows = [torch.from_numpy(examples[int(number)].input_ids[:length]) for number in chosen]
     return torch.stack(rows)
+
+
+def halves(batches: Sequence[T], both: bool) -> tuple[Sequence[T], Sequence[T]]:
+    """Batches to measure on and, where both are asked for, as many others to learn from."""
+    middle = max(1, len(batches) // 2) if both else len(batches)
+    return batches[:middle], batches[middle:]

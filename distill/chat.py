@@ -10,7 +10,7 @@ import torch
 
 from attar.errors import ModelError, RunError, nearest
 from attar.files import read_json
-from attar.heads import holds_classifier
+from attar.heads import CLASSIFIER, holds_head
 from attar.loading import Quantization, load_causal_lm, load_tokenizer
 
 Write = Callable[[str], None]
@@ -110,7 +110,7 @@ class OneModel:
     """A conversation with one model."""
 
     def __init__(self, name: str, trust_remote_code: bool) -> None:
-        if holds_classifier(Path(name)):
+        if holds_head(Path(name), CLASSIFIER):
             raise ModelError(f"{name} is a classifier: it labels texts and has nothing to say.")
         self.model: Any = load_causal_lm(name, dtype="auto", trust_remote_code=trust_remote_code)
         self.tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)

@@ -138,15 +138,15 @@ def packing(patient: Patient) -> Finding:
 @check("chunk")
 def chunk(patient: Patient) -> Finding:
     """Logits of all tokens at once, of seven or of one: the same step."""
-    batch, readout = patient.batch(patient.few), patient.whole.readout
-    assert isinstance(readout, LanguageReadout)  # the only task that a patient has
+    batch, before = patient.batch(patient.few), patient.whole.readout
+    assert isinstance(before, LanguageReadout)
     steps = []
     try:
         for size in (batch.num_counted, 7, 1):
-            patient.whole.readout = replace(readout, chunk=size)
+            patient.whole.readout = replace(before, chunk=size)
             steps.append(take_step(patient.whole, [batch], patient.given))
     finally:
-        patient.whole.readout = readout
+        patient.whole.readout = before
     worst = max(steps[1:], key=lambda step: max(apart(steps[0], step)))
     return _same(f"logits of {batch.num_counted}, 7 or 1 tokens at once", steps[0], worst)
 

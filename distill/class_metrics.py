@@ -5,42 +5,36 @@ Legend: B texts of a batch, N texts, C classes.
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from distill.batches import Batch, collate_texts
 from distill.data import Examples
+from distill.gauge import Arrays, Batches, Gauge, Measured
 from distill.quality import interval, proportion_interval
 from distill.runtimes import ClassRuntime
+from distill.text_speed import batches_of, measure_text_speed
+
+if TYPE_CHECKING:
+    from distill.evaluate import EvaluateConfig, MeasureJob
 
 BINS = 15  # of confidence, as is usual for the calibration error (Guo et al. 2017, 1706.04599)
-TIMED_TEXTS = 256  # of the held-out set, whose classes are asked for again to take the time
-LONE_TEXTS = 16  # ... and one by one
 SIGNALS = "classes.npy"
-
-
-def batches_of(examples: Examples, batches: Sequence[Sequence[int]]) -> list[Batch]:
-    """Held-out texts as batches, by their numbers."""
-    return [collate_texts([[examples[i]] for i in numbers]) for numbers in batches]
 
 
 @torch.inference_mode()
 def measure_classes(
     runtime: ClassRuntime,
     examples: Examples,
-    batches: Sequence[Sequence[int]],
+    batches: Batches,
     teacher: Path | None = None,
     keep: Path | None = None,
-) -> dict[str, np.ndarray]:
-    """Arrays over texts: `label`, `predicted`, `correct`, `confidence`, `nll`, `example`,
-    `document`; with a teacher `kl`, `agree`. nll and kl in nats.
+) -> Arrays:
+    """Arrays over texts: `label`, `predicted`, `correct`, `classes` (how many), `confidence`,
+    `nll`, `example`, `document`; with a teacher `kl`, `agree`. nll and kl in nats.
 
     With `keep`, the model is the teacher: its logits are left in that folder, for the others.
     """
@@ -63,6 +57,7 @@ def _compare(logits_NC: Tensor, labels_N: Tensor, teacher_NC: Tensor | None) -> 
         "label": labels_N,
         "predicted": predicted_N,
         "correct": predicted_N == labels_N,
+        "classes": torch.full_like(labels_N, logits_NC.shape[1]),
         "confidence": confidence_N,
         "nll": -logprobs_NC.gather(-1, labels_N.unsqueeze(-1)).squeeze(-1),
     }
@@ -73,12 +68,14 @@ def _compare(logits_NC: Tensor, labels_N: Tensor, teacher_NC: Tensor | None) -> 
     return {name: value.numpy() for name, value in values.items()}
 
 
-def summarise_classes(
-    arrays: dict[str, np.ndarray], names: Sequence[str], resamples: int
-) -> dict[str, Any]:
+def _of_job(runtime: Any, examples: Examples, batches: Batches, job: MeasureJob) -> Arrays:
+    return measure_classes(runtime, examples, batches, job.told, job.keep)
+
+
+def summarise_classes(arrays: Arrays, config: EvaluateConfig) -> Measured:
     """Accuracy, macro-F1, calibration error, nll, and with a teacher KL and agreement."""
-    texts = len(arrays["label"])
-    numbers: dict[str, Any] = {
+    texts, resamples = len(arrays["label"]), config.bootstrap
+    numbers: Measured = {
         "accuracy": float(arrays["correct"].mean()),
         "accuracy_interval": list(proportion_interval(int(arrays["correct"].sum()), texts)),
         "macro_f1": macro_f1(arrays["label"], arrays["predicted"]),
@@ -87,7 +84,7 @@ def summarise_classes(
         "nll_interval": interval(arrays, "nll", resamples),
         "texts": texts,
         "tokens": texts,
-        "classes": len(names),
+        "classes": int(arrays["classes"][0]),
     }
     if "kl" in arrays:
         numbers["kl_to_teacher"] = float(arrays["kl"].mean())
@@ -112,27 +109,15 @@ def calibration_error(confidence_N: np.ndarray, correct_N: np.ndarray) -> float:
     return float(np.abs(gaps).sum() / len(confidence_N))
 
 
-@torch.inference_mode()
-def measure_class_speed(
-    runtime: ClassRuntime, examples: Examples, batches: Sequence[Sequence[int]]
-) -> dict[str, Any]:
+def measure_class_speed(runtime: ClassRuntime, examples: Examples, batches: Batches) -> Measured:
     """Texts a second in the batches given (up to `TIMED_TEXTS`), and seconds for one text alone."""
-    chosen: list[Sequence[int]] = []
-    for numbers in batches[:: max(1, len(batches) * len(batches[0]) // TIMED_TEXTS)]:
-        chosen.append(numbers)
-    many = batches_of(examples, chosen)
-    lone = batches_of(examples, [[numbers[0]] for numbers in chosen][:LONE_TEXTS])
-    runtime.classes(many[0])  # the first call prepares
-    passes = [sum(_seconds(runtime, batch) for batch in many) for _ in range(3)]
-    texts = sum(len(numbers) for numbers in chosen)
-    alone = [statistics.median(_seconds(runtime, batch) for _ in range(3)) for batch in lone]
-    return {
-        "texts_per_second": texts / statistics.median(passes),
-        "seconds_a_text": statistics.median(alone),
-    }
+    return measure_text_speed(runtime.classes, examples, batches)
 
 
-def _seconds(runtime: ClassRuntime, batch: Batch) -> float:
-    start = time.perf_counter()
-    runtime.classes(batch)  # gives logits on the CPU, so it waits for the device
-    return time.perf_counter() - start
+def _speed(
+    runtime: Any, examples: Examples, batches: Batches, job: MeasureJob, config: EvaluateConfig
+) -> Measured:
+    return measure_class_speed(runtime, examples, batches)
+
+
+GAUGE = Gauge(_speed, _of_job, summarise_classes)

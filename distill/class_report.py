@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from html import escape
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
+from distill.account import Account, Curves, Tables
+from distill.columns import COLUMNS, RUN_BY, SHIPS, TEXT_SPEED, Columns
 from distill.comparing import difference, side
 from distill.exporting import Tolerance
-from distill.report_html import (
-    ARTIFACT,
-    COLORS,
-    UNFIT,
-    as_svg,
-    as_table,
-    cost_rows,
-    figures,
-    new_figure,
-    page,
-    plot_curves,
-)
-from distill.shipping import front
+from distill.gauge import Measured
+from distill.report_html import plot_curves
+from distill.text_report import Quality, advise, mark_fronts, text_page
 
 if TYPE_CHECKING:
     from distill.run import Run
 
-Measured = dict[str, Any]
-
-
-def is_of_classes(report: Measured) -> bool:
-    """Whether a report is of classes of texts."""
-    return bool(report["recipe"]["task"] == "sequence-classification")
+CLASS_COLUMNS: Columns = {
+    "accuracy": ("accuracy", lambda r: f"{100 * r['accuracy']:.1f}%"),
+    "macro-F1": ("macro_f1", lambda r: f"{r['macro_f1']:.3f}"),
+    "ECE": ("calibration_error", lambda r: f"{r['calibration_error']:.3f}"),
+    "nll": COLUMNS["nll"],
+    "KL": COLUMNS["KL"],
+    "agree": ("top1_agreement", lambda r: f"{100 * r['top1_agreement']:.1f}%"),
+    "M params": COLUMNS["M params"],
+    "MB": COLUMNS["MB"],
+    **TEXT_SPEED,
+}
+CLASS_MATRIX: Columns = {
+    **RUN_BY,
+    **{name: CLASS_COLUMNS[name] for name in ("accuracy", "macro-F1", "ECE", "KL", "agree")},
+    "lost": ("fit", lambda r: f"{100 * r['fit']['accuracy_lost']:+.1f}"),
+    "MB": COLUMNS["MB"],
+    **TEXT_SPEED,
+    **SHIPS,
+}
 
 
 # The verdict -----------------------------------------------------------------------------------
@@ -109,99 +113,33 @@ def judge(artifact: Measured, reference: Measured, name: str, tolerance: Toleran
     return {"reference": name, "accuracy_lost": lost, "ships": ships, "reason": reason}
 
 
-def mark_fronts(artifacts: dict[str, Measured]) -> None:
-    """Set `pareto` of every artifact: is it on the front of accuracy against bytes, and speed?"""
-    measures: dict[str, Callable[[Measured], float]] = {
-        "bytes": lambda found: float(found["bytes"]),
-        "speed": lambda found: -float(found["texts_per_second"]),
-    }
-    fronts = {}
-    for by, of in measures.items():
-        points = {name: (of(found), -found["accuracy"]) for name, found in artifacts.items()}
-        fronts[by] = front(points)
-    for name, found in artifacts.items():
-        found["pareto"] = {by: name in names for by, names in fronts.items()}
-
-
-def advise(artifacts: dict[str, Measured]) -> list[Measured]:
-    """Which artifact to ship for speed and for size; only what is fit is advised."""
-    fit = {name: found for name, found in artifacts.items() if found["fit"]["ships"]}
-    if not fit:
-        sentence = "No artifact stays within the tolerance: ship the student in full precision."
-        return [{"for": "any", "artifact": None, "sentence": sentence}]
-    advice = []
-    for place, key in (("the most texts a second here", _slowness), ("the smallest size", _size)):
-        name = min(fit, key=lambda one: key(fit[one]))
-        found = fit[name]
-        advice.append(
-            {
-                "for": place,
-                "artifact": name,
-                "sentence": f"For {place}: {name} ({found['bytes'] / 1e6:,.1f} MB, accuracy "
-                f"{found['accuracy']:.1%}, {found['texts_per_second']:,.0f} texts/s here).",
-            }
-        )
-    return advice
-
-
-def _slowness(found: Measured) -> float:
-    return -float(found["texts_per_second"])
-
-
-def _size(found: Measured) -> float:
-    return float(found["bytes"])
+QUALITY = Quality(
+    "accuracy", "held-out accuracy, %", lambda r: f"accuracy {r['accuracy']:.1%}", 100
+)
 
 
 # The page --------------------------------------------------------------------------------------
 
 
-def render(
-    report: Measured,
-    table: list[list[str]],
-    matrix: list[list[str]],
-    curves: dict[str, list[dict[str, float]]],
-) -> str:
-    """report.html, from report.json's content, its tables, and the training curves."""
-    plots = [
-        (plot_curves(curves), "Held-out nll while training (nats a text), same texts, same order."),
-        (_against(report, "parameters"), "Size against accuracy: higher, further left is better."),
-        (_against(report, "texts_per_second"), "Speed against accuracy, all models."),
-    ]
-    advice = "".join(f"<li>{escape(one['sentence'])}</li>" for one in report["advice"])
-    body = f"""<h2>Measured on {report["teacher"]["texts"]:,} held-out texts</h2>{as_table(table)}
-<p>ECE: expected calibration error, 15 bins; KL(teacher || model) over the classes, nats a text;
-agree: share of texts whose class is the teacher's; texts/s in batches, ms for one text alone; peak
-memory of a process that loads the model and reads texts. Intervals are in report.json.</p>
-<div class="plots">{figures(plots)}</div>
-<h2>Artifacts</h2><ul class="verdict">{advice}</ul>{as_table(matrix)}
-<p>Each was loaded from disk in a fresh process by what will run it. lost: points of accuracy
-against the same student in full precision; front: no other is both smaller (faster) and as good;
-ship: within the recipe's tolerance.</p>
-<h2>Cost</h2>{as_table(cost_rows(report["cost"]))}
-<p>The cache takes {report["cost"]["cache_bytes_per_token"]:.0f} bytes a row.</p>"""
-    return page(report, body)
+def page(run: Run, report: Measured, tables: Tables, curves: Curves) -> str:
+    """report.html."""
+    legend = (
+        "ECE: expected calibration error, 15 bins; KL(teacher || model) over the classes, nats a "
+        "text; agree: share of texts whose class is the teacher's; texts/s in batches, ms for one "
+        "text alone; peak memory of a process that loads the model and reads texts. Intervals are "
+        "in report.json."
+    )
+    lost = "points of accuracy against the same student in full precision"
+    training = plot_curves(curves), "Held-out nll while training (nats a text), same order."
+    return text_page(report, tables, QUALITY, [training], legend, lost)
 
 
-def _against(report: Measured, by: str) -> str:
-    """Accuracy of every model against its parameters or its speed."""
-    figure, axes = new_figure()
-    points = [("teacher", report["teacher"], COLORS["teacher"], "s")]
-    points += [(name, arm, COLORS.get(name, "#2c6fbb"), "o") for name, arm in _arms(report)]
-    if by != "parameters":  # which an artifact shares with its student
-        points += [
-            (name, found, ARTIFACT if found["fit"]["ships"] else UNFIT, "^")
-            for name, found in report["artifacts"].items()
-        ]
-    for name, numbers, color, marker in points:
-        scale = 1e-6 if by == "parameters" else 1.0
-        place = (scale * numbers[by], 100 * numbers["accuracy"])
-        axes.scatter(*place, color=color, marker=marker, zorder=3)
-        axes.annotate(name, place, xytext=(5, 4), textcoords="offset points", fontsize=9)
-    axes.set_xlabel("million parameters" if by == "parameters" else "texts a second")
-    axes.set_ylabel("held-out accuracy, %")
-    return as_svg(figure)
-
-
-def _arms(report: Measured) -> list[tuple[str, Measured]]:
-    """The trained arms; the untrained student would squeeze them together."""
-    return [(name, arm) for name, arm in report["arms"].items() if name != "init"]
+ACCOUNT = Account(
+    CLASS_COLUMNS,
+    CLASS_MATRIX,
+    verdict,
+    judge,
+    partial(mark_fronts, QUALITY),
+    partial(advise, QUALITY),
+    page,
+)

@@ -13,11 +13,11 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,14 +25,15 @@ from pydantic import Field, field_validator
 
 from attar.errors import DataError
 from attar.files import fingerprint, read_json, staged_folder, write_json
-from distill.layouts import RowOptions, layout_of
+from attar.pooling import Mode
+from distill.layouts import RowOptions
+from distill.masking import MaskingConfig
+from distill.readers import Documents, Found, Reader
 from distill.sources import load_rows, local_files
-from distill.tokenizing import CUT, tokenize_document
+from distill.tokenizing import CUT
 from distill.tokenizing import IGNORE as IGNORE
 
 log = logging.getLogger(__name__)
-Found = Sequence[tuple[Any, ...]]  # (ids, labels) of each example of a row; token types behind
-Reading = Callable[[Mapping[str, Any], Counter[str]], Found]  # ... from the row; what it left out
 
 
 class DataConfig(RowOptions):
@@ -49,6 +50,13 @@ class DataConfig(RowOptions):
     append_eos: bool = Field(True, description="end each text with the end-of-sequence token")
     train_tokens: int | None = Field(None, ge=1, description="stop at this many counted tokens")
     held_out_tokens: int | None = Field(None, ge=1, description="spread over its documents")
+    masking: MaskingConfig = Field(default_factory=MaskingConfig)
+    pooling: Mode | None = Field(
+        None, description="of a text's vector, for `task: embedding`; as the teacher's files say"
+    )
+    normalize: bool | None = Field(
+        None, description="whether vectors have length 1; as the teacher's files say"
+    )
 
     @field_validator("held_out")
     @classmethod
@@ -127,45 +135,6 @@ def first_examples(examples: Examples, tokens: int) -> list[int]:
 
 
 # Preparing -------------------------------------------------------------------------------------
-
-
-class Reader(Protocol):
-    """How rows become examples: what differs between a text to continue and one to label."""
-
-    @property
-    def stamp(self) -> list[Any]:
-        """What examples depend on beside data, tokenizer and seed."""
-
-    def open(
-        self, tokenizer: Any, config: DataConfig, tables: Sequence[Any], sources: Sequence[str]
-    ) -> list[Reading]:
-        """For each table, what makes a row examples; the first call is of the training tables."""
-
-    def finish(self, train: Path, held_out: Path) -> dict[str, Any]:
-        """What is kept beside the numbers of both parts, from their files."""
-
-
-class Documents:
-    """Texts, conversations, prompts with their answers: every next token is a prediction."""
-
-    stamp: list[Any] = []  # noqa: RUF012
-
-    def open(
-        self, tokenizer: Any, config: DataConfig, tables: Sequence[Any], sources: Sequence[str]
-    ) -> list[Reading]:
-        """By what each table's columns say."""
-        pairs = zip(tables, sources, strict=True)
-        layouts = [layout_of(table.features, source, config) for table, source in pairs]
-        return [
-            lambda row, tally, layout=layout: tokenize_document(  # type: ignore[misc]
-                tokenizer, row, layout, config, tally
-            )
-            for layout in layouts
-        ]
-
-    def finish(self, train: Path, held_out: Path) -> dict[str, Any]:
-        """Nothing."""
-        return {}
 
 
 def _documents(

@@ -15,14 +15,14 @@ from pydantic import Field, ValidationError
 
 from attar.errors import DataError, RecipeError
 from attar.files import write_json
-from attar.heads import class_names
 from attar.loading import load_config, load_tokenizer, vocabulary_size
 from attar.strict import Section
 from distill.data import DataConfig, Examples, check_sources, prepare_whole
+from distill.enrolled import TASKS
 from distill.evaluate import EvaluateConfig, MeasureJob, measure_apart
-from distill.labelled import LabelledTexts
 from distill.probes import make_probes
 from distill.runtimes import check_runtime, runtime_of
+from distill.task import Task, task_of_model
 
 
 class MeasureConfig(Section):
@@ -58,8 +58,9 @@ def evaluate_any(
     named = teacher or _tokenizer_of(models[0])
     tokenizer = load_tokenizer(named, trust_remote_code=trust_remote_code)
     with tempfile.TemporaryDirectory(prefix="attar-evaluate-") as name:
-        classes = class_names(load_config(named, trust_remote_code=trust_remote_code))
-        reader = None if classes is None else LabelledTexts(classes)
+        of_model = load_config(named, trust_remote_code=trust_remote_code)
+        task: Task = TASKS[task_of_model(of_model)]()
+        reader = task.reader(of_model, adapted=False, seed=0)
         folder = prepare_whole(config.data, tokenizer, 0, Path(name), reader)
         probes = folder / "probes.json"
         write_json(probes, make_probes(tokenizer, Examples(folder / "held_out.arrow")))
@@ -69,9 +70,12 @@ def evaluate_any(
             "config": config.evaluate.model_dump(),
             "trust_remote_code": trust_remote_code,
             "probes": str(probes),
-            "classes": classes,
+            "gauge": task.gauge,
+            "about": task.about(tokenizer, config.data, config.evaluate, named, folder),
         }
-        found: dict[str, Any] = {"data": config.data.train, "models": {}}
+        found: dict[str, Any] = {
+            "task": task_of_model(of_model), "data": config.data.train, "models": {}
+        }  # fmt: skip
         if teacher is not None:
             out = str(folder / "teacher.json")
             job = MeasureJob("teacher", teacher, out=out, is_teacher=True, **shared)

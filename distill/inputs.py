@@ -9,6 +9,7 @@ from attar import __version__
 from attar.files import fingerprint
 from attar.loading import tokenizer_files_fingerprint, weights_fingerprint
 from distill.data import source_stamp
+from distill.pairs import pairs_stamp
 from distill.run import Run
 from distill.tasks import task_stamp
 from teachers.load import teacher_identity
@@ -34,6 +35,7 @@ def _sections(run: Run) -> dict[str, list[Any]]:
     tokenizer = tokenizer_files_fingerprint(recipe.teacher.model)
     data = [
         recipe.task,
+        run.task.identity(run),
         recipe.data.model_dump(),
         source_stamp(recipe.data),
         recipe.seed,
@@ -54,7 +56,12 @@ def _sections(run: Run) -> dict[str, list[Any]]:
         "train": [recipe.train.model_dump(exclude={"trackers"})],
         "specialize": [with_special, special.model_dump() if special is not None else None],
         "export": [recipe.export.model_dump()],
-        "evaluate": [data, recipe.evaluate.model_dump(), task_stamp(recipe.evaluate.tasks)],
+        "evaluate": [
+            data,
+            recipe.evaluate.model_dump(),
+            task_stamp(recipe.evaluate.tasks),
+            pairs_stamp(recipe.evaluate.pairs),
+        ],
         "report": [],
     }
 

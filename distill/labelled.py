@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from attar.errors import DataError, nearest
-from distill.data import DataConfig, Examples, Found, Reading
+from distill.data import DataConfig, Examples
 from distill.layouts import TEXTS, check_column, first_of, text_of
+from distill.readers import Found, Reading
 from distill.tokenizing import CUT, IGNORE, NO_TEXT
 
 log = logging.getLogger(__name__)

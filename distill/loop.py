@@ -275,7 +275,8 @@ class _Run:
         micro = [[[chosen[i] for i in row] for row in rows] for rows in plan]
         terms = self.job.learner.final()
         names = [f"{i}:{term.loss}" for i, term in enumerate(terms)]
-        totals = dict.fromkeys([*names, "nll"], 0.0)
+        names += ["nll"] if self.job.learner.readout.labelled else []
+        totals = dict.fromkeys(names, 0.0)
         for rows in micro[self.rank :: self.world]:
             batch = self.plan.collate([[self.job.held_out[i] for i in row] for row in rows])
             signals, batch = self._cached(batch, terms), batch.to(self.accelerator.device)
@@ -313,9 +314,10 @@ class _Run:
                 self.progress.update(best=record["held_out"], best_step=number)
                 if self.accelerator.is_main_process:
                     save_learned(self.job.learner, self.best_file)
+            nll = f", nll {record['held_out_nll']:.4f}" if "held_out_nll" in record else ""
             log.info(
-                "%s: step %d of %d, held-out objective %.4f, nll %.4f",
-                self.job.name, number, self.total, record["held_out"], record["held_out_nll"],
+                "%s: step %d of %d, held-out objective %.4f%s",
+                self.job.name, number, self.total, record["held_out"], nll,
             )  # fmt: skip
         self.note(record)
         if number % self.checkpoint_every == 0 or number == self.total or stopping:

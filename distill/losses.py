@@ -23,7 +23,7 @@ from torch import Tensor
 from attar.registry import Registry
 from teachers.signals import SparseDistribution, Target
 
-Reads = Literal["distribution", "labels", "hidden", "relation"]
+Reads = Literal["distribution", "labels", "hidden", "relation", "vector", "similarity"]
 
 
 @dataclass(frozen=True)
@@ -256,6 +256,38 @@ def relation(
     with torch.no_grad():
         teacher = logprobs(teacher_ANE)
     return forward_kl(logprobs(student_AND), teacher).mean(0)
+
+
+# Vectors of texts --------------------------------------------------------------------------------
+
+
+@loss("vector_mse", reads="vector", source="2004.09813, section 2; normalised here")
+def vector_mse(student_BH: Tensor, teacher_BH: Tensor) -> Tensor:
+    """|s - t|^2 / |t|^2 of a text's vectors. Of length 1 it is 2 - 2 cos(s, t)."""
+    return hidden_mse(student_BH, teacher_BH)
+
+
+@loss("vector_cosine", reads="vector", source="Reimers and Gurevych 2019, 1908.10084")
+def vector_cosine(student_BH: Tensor, teacher_BH: Tensor) -> Tensor:
+    """1 - cos(s, t) of a text's vectors."""
+    return hidden_cosine(student_BH, teacher_BH)
+
+
+@loss("similarity", reads="similarity", source="similarity-preserving KD, 1907.09682; by cosines")
+def similarity(student_BH: Tensor, teacher_BH: Tensor) -> Tensor:
+    """mean_(j != i) (cos(s_i, s_j) - cos(t_i, t_j))^2: how a text is like the others of its batch.
+
+    Widths may differ. The others are those of the same micro-batch, so that `batch_size` is part of
+    what this term says; it is 0 for a text alone.
+    """
+
+    def cosines(vectors_BH: Tensor) -> Tensor:
+        unit_BH = torch.nn.functional.normalize(vectors_BH.float(), dim=-1)
+        return unit_BH @ unit_BH.T
+
+    gap_BB = (cosines(student_BH) - cosines(teacher_BH)).square()
+    others = max(1, len(gap_BB) - 1)
+    return gap_BB.fill_diagonal_(0).sum(-1) / others
 
 
 # Outcomes ----------------------------------------------------------------------------------------

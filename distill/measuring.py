@@ -30,7 +30,10 @@ def measure_jobs(run: Run) -> list[MeasureJob]:
         "config": run.recipe.evaluate.model_dump(),
         "trust_remote_code": run.trusts_code,
         "probes": str(folder / "probes.json"),
-        "classes": run.classes if run.recipe.task == "sequence-classification" else None,
+        "gauge": run.task.gauge,
+        "about": run.task.about(
+            run.tokenizer, run.recipe.data, run.recipe.evaluate, run.recipe.teacher.model, folder
+        ),
     }
     jobs = [_teacher_job(run, shared)]
     shared["teacher_signals"] = str(folder / "teacher")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,12 @@ from distill.batches import Batch
 from distill.data import IGNORE
 from distill.head import HeadTerm
 from distill.losses import LOSSES
-from distill.readouts import LanguageReadout, Readout
+from distill.readouts import LanguageReadout, Readout, VectorReadout
 from distill.relations import relation_values
 from distill.terms import Source, source_of
-from teachers.signals import GivesSignals, SparseDistribution
+from teachers.signals import GivesSignals, GivesVectors, SparseDistribution
 
+OF_TEXTS = ("vector", "similarity")  # what terms read that compare vectors of texts
 Pairs = list[tuple[int, int]]
 Given = dict[Source, GivesSignals]  # the teacher's signals of a batch, by where they come from
 
@@ -86,20 +87,21 @@ class Learner(nn.Module):
         self.dtype = dtype
         self.readout = readout or LanguageReadout(vocabulary, chunk, dtype)
         self.pairs = pairs or {}
-        layers = self._used("hidden")
+        layers, reads = self._used("hidden"), {LOSSES[term.loss].reads for term in terms}
         self.layers = sorted({s for s, _ in layers})
         self.blocks = sorted({s for s, _ in self._used("relation")})
         for block in self.blocks:
             attention_projections(student, block)  # refused now, not in the first step
         self.both_ways = bool(self.blocks) and reads_both_ways(student)
         self.projectors = nn.ModuleDict()
-        if layers and teacher_width is not None and teacher_width != width(student):
-            for s, t in layers:
+        if teacher_width is not None and teacher_width != width(student):
+            names = [f"{s}_{t}" for s, t in layers] + ["vector"] * ("vector" in reads)
+            for name in names:
                 projector = nn.Linear(width(student), teacher_width, bias=False)
                 nn.init.orthogonal_(projector.weight)
                 if channel_map is not None and channel_map.shape == projector.weight.shape:
                     projector.weight.data.copy_(channel_map)
-                self.projectors[f"{s}_{t}"] = projector
+                self.projectors[name] = projector
 
     def _used(self, reads: str) -> Pairs:
         mine = (p for i, p in self.pairs.items() if LOSSES[self.terms[i].loss].reads == reads)
@@ -121,6 +123,8 @@ class Learner(nn.Module):
                 continue
             if reads == "distribution":
                 signals.distribution(term.temperature)
+            if reads in OF_TEXTS:
+                cast(GivesVectors, signals).vectors()
             for _, t in self.pairs.get(i, []):
                 if reads == "hidden":
                     signals.hidden(t)
@@ -154,7 +158,14 @@ class Learner(nn.Module):
         layers = {s: layer[:, text] for s, layer in captured.layers.items()}
         seen = Seen(layers, attended.blocks, batch.signals_BT, batch.counts, text)
         sums: dict[str, Tensor] = {}
-        total = self._outcome_terms(output, labels_N, given, terms, scale, sums)
+        total = torch.zeros((), device=device)
+        if self.readout.labelled:
+            total = self._outcome_terms(output, labels_N, given, terms, scale, sums)
+        for i, term in enumerate(terms):
+            if LOSSES[term.loss].reads in OF_TEXTS:
+                value = self._vectors(term, output, given).sum()
+                sums[f"{i}:{term.loss}"] = value.detach()
+                total = total + scale * term.weight * value
         for i, pairs in self.pairs.items():
             term = terms[i]
             of = self._hidden if LOSSES[term.loss].reads == "hidden" else self._relation
@@ -178,7 +189,7 @@ class Learner(nn.Module):
         parts, names, squared = [], [], []
         for i, term in enumerate(terms):
             found = LOSSES[term.loss]
-            if i in self.pairs:
+            if i in self.pairs or found.reads in OF_TEXTS:
                 continue
             names.append(f"{i}:{term.loss}")
             squared.append(1.0)
@@ -203,6 +214,17 @@ class Learner(nn.Module):
             if part.is_nll:
                 sums["nll"] = value
         return total
+
+    def _vectors(self, term: Any, output_BH: Tensor, given: Given) -> Tensor:
+        """Values (B,) of a term on vectors of texts."""
+        assert isinstance(self.readout, VectorReadout)
+        signals = cast(GivesVectors, self._signals(term, given))
+        found, teacher_BH = LOSSES[term.loss], signals.vectors().to(output_BH.device)
+        if found.reads == "vector" and "vector" in self.projectors:
+            output_BH = self.projectors["vector"](output_BH)
+        student_BH = self.readout.pooling.finish(output_BH)
+        values_B: Tensor = found.function(student_BH, teacher_BH, **term.own())
+        return values_B
 
     def _hidden(self, term: Any, s: int, t: int, seen: Seen, signals: GivesSignals) -> Tensor:
         """Values (N,) of a pair of layers."""

@@ -8,7 +8,7 @@ the dense distribution they give, chunk by chunk, without the teacher in memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from attar.anatomy import Head
 from attar.files import read_json, write_json
-from distill.batches import collate, plan_in_order
-from distill.data import Examples, first_examples
+from distill.batches import Batch, collate, plan_in_order
+from distill.data import Example, Examples, first_examples
 from distill.runtimes import Logits, Runtime
 from distill.runtimes.hugging_face import FromHidden
 
@@ -41,6 +41,7 @@ def measure_quality(
     batches: Sequence[Sequence[int]],
     teacher: TeacherReader | None = None,
     keep: Path | None = None,
+    collate: Callable[[Sequence[Sequence[Example]]], Batch] = collate,
 ) -> dict[str, np.ndarray]:
     """Arrays over counted tokens: `nll`, `correct`, `example`, `document`; with a teacher `kl`,
     `agree`. nll and kl in nats. With `keep`, the model is the teacher: its hidden states and head

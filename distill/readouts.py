@@ -7,20 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from attar.anatomy import head_of, run_body
 from attar.heads import class_logits
+from attar.pooling import Pooling, pooled
 from distill.batches import Batch
 from distill.data import IGNORE
 from distill.head import HeadTerm, head_losses, logit_losses
 
 
 class Readout(Protocol):
-    """How the terms over outcomes (ids of the vocabulary, or classes) get a student's logits."""
+    """How the terms over outcomes (ids of the vocabulary, or classes) get a student's logits.
+
+    labelled: whether labels say what is right, so that there is an nll.
+    """
+
+    labelled: ClassVar[bool]
 
     def run(self, student: nn.Module, batch: Batch) -> Tensor:
         """A forward: what `losses` reads, of the N predictions counted."""
@@ -35,6 +41,7 @@ class Readout(Protocol):
 class LanguageReadout:
     """Next tokens: the body is run, and the head is applied chunk by chunk."""
 
+    labelled: ClassVar[bool] = True
     vocabulary: int
     chunk: int
     dtype: torch.dtype
@@ -55,6 +62,8 @@ class LanguageReadout:
 class ClassReadout:
     """Classes of texts: the whole model is run, however it pools."""
 
+    labelled: ClassVar[bool] = True
+
     def run(self, student: nn.Module, batch: Batch) -> Tensor:
         """Logits (B, C): every text has one prediction."""
         return class_logits(student, batch.model_inputs())
@@ -64,3 +73,21 @@ class ClassReadout:
     ) -> tuple[Tensor, Tensor]:
         """From the logits as they are."""
         return logit_losses(output, labels_N, terms)
+
+
+@dataclass(frozen=True)
+class VectorReadout:
+    """Vectors of texts: they have no outcomes, and no labels."""
+
+    labelled: ClassVar[bool] = False
+    pooling: Pooling
+
+    def run(self, student: nn.Module, batch: Batch) -> Tensor:
+        """Vectors (B, H), before they are normalised."""
+        return pooled(student, batch.model_inputs(), self.pooling)
+
+    def losses(
+        self, student: nn.Module, output: Tensor, labels_N: Tensor, terms: Sequence[HeadTerm]
+    ) -> tuple[Tensor, Tensor]:
+        """Refused: the recipe was checked."""
+        raise AssertionError("vectors are compared by the learner")

@@ -15,15 +15,14 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from attar.errors import RecipeError, nearest
 from attar.strict import Section
 from distill.data import DataConfig
+from distill.enrolled import TASKS
 from distill.evaluate import EvaluateConfig
 from distill.exporting import ExportConfig, check_possible
 from distill.features import FeaturesConfig
 from distill.loop import LoopConfig, TrainConfig
 from distill.losses import LOSSES
 from distill.specializing import SpecializeConfig
-from distill.task import TASKS, task_of
-from distill.task_classes import SequenceClassification as SequenceClassification  # enrols it
-from distill.task_language import CausalLM as CausalLM  # enrols it
+from distill.task import task_of, with_defaults
 from distill.terms import AnyTerm, check_online, check_served, reads_from, source_of
 from students.build import StudentConfig
 from students.trainable import Reinitialized, Trainable
@@ -77,13 +76,8 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _codec_of_classes(cls, values: Any) -> Any:
-        """Classes of texts have one codec, which need not be named."""
-        if isinstance(values, dict) and values.get("task") == "sequence-classification":
-            cache = values.get("cache") or {}
-            if isinstance(cache, dict):
-                return {**values, "cache": {"codec": "classes", **cache}}
-        return values
+    def _defaults_of_its_task(cls, values: Any) -> Any:
+        return with_defaults(values)
 
     @model_validator(mode="after")
     def _serves_its_task(self) -> Recipe:
@@ -115,6 +109,12 @@ class Recipe(Section):
                     except RecipeError as error:
                         key = ".temperature" if "temperature" in str(error) else ""
                         raise ValueError(f"`{name}.objective[{i}]{key}`: {error}") from None
+                elif reads in ("vector", "similarity"):
+                    if self.cache.codec.name != "vectors":
+                        raise ValueError(
+                            f"`{name}.objective[{i}]`: {term.loss} compares vectors of texts, "
+                            "which `task: embedding` has"
+                        )
                 elif reads != "labels" and not online:
                     self._check_cached(f"{name}.objective[{i}]", term, reads)
         return self

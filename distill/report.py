@@ -1,7 +1,7 @@
 """report.json: what every model measured, what it cost, and whether distilling helped.
 
-docs/report.md documents the schema. The verdict compares the distilled student with plain
-fine-tuning on the same tokens, example by example, with a bootstrap interval on the difference.
+docs/report.md documents the schema. What the numbers of a task mean, the task's account says
+(`distill/account.py`).
 """
 
 from __future__ import annotations
@@ -10,17 +10,11 @@ import platform
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from attar import __version__
 from attar.files import read_json, write_json, write_text
-from distill import class_report
-from distill.comparing import difference, side
 from distill.inputs import ORDER
 from distill.measuring import reference_of
-from distill.report_html import render
-from distill.report_tables import matrix, merges, table
-from distill.shipping import advise, judge, mark_fronts
+from distill.report_tables import matrix, table
 from students.artifacts import ARTIFACTS
 
 if TYPE_CHECKING:
@@ -34,11 +28,7 @@ def write_report(run: Run) -> dict[str, Any]:
     found = assemble(run)
     write_json(run.folder / "report.json", found)
     curves = {arm: _history(run, arm) for arm in found["arms"] if arm != "init"}
-    tables = table(found), matrix(found)
-    if class_report.is_of_classes(found):
-        page = class_report.render(found, *tables, curves)
-    else:
-        page = render(found, *tables, merges(found), curves, _histograms(run))
+    page = run.task.account.page(run, found, (table(found), matrix(found)), curves)
     write_text(run.folder / "report.html", page)
     return found
 
@@ -52,18 +42,15 @@ def assemble(run: Run) -> dict[str, Any]:
     if run.recipe.specialize is not None:
         arms["specialized"] = measured["specialized"]
     artifacts = judged_artifacts(run, measured)
-    runtimes = {name: ARTIFACTS[name].runtime for name in artifacts}
-    classes = run.recipe.task == "sequence-classification"
-    advice = class_report.advise(artifacts) if classes else advise(artifacts, runtimes)
-    judge_run = class_report.verdict if classes else verdict
-    judged = judge_run(run, measured, costs)
+    account = run.task.account
+    judged = account.verdict(run, measured, costs)
     judged["warnings"] = [*judged.get("warnings", []), *_specialised_for_its_base(run, measured)]
     return {
         "schema": SCHEMA,
         "teacher": {"model": run.recipe.teacher.model, **measured["teacher"]},
         "arms": arms,
         "artifacts": artifacts,
-        "advice": advice,
+        "advice": account.advise(artifacts),
         "specialize": _specialised(run),
         "verdict": judged,
         "cost": costs,
@@ -80,12 +67,12 @@ def assemble(run: Run) -> dict[str, Any]:
 def judged_artifacts(run: Run, measured: dict[str, Any]) -> dict[str, Any]:
     """Numbers of the artifacts, each with `fit` (to ship?) and `pareto` (on a front?)."""
     found = {name: dict(measured[name]) for name in run.artifacts}
-    classes = run.recipe.task == "sequence-classification"
+    account, tolerance = run.task.account, run.recipe.export.tolerance
     for name, numbers in found.items():
-        reference, fits = reference_of(run, name), class_report.judge if classes else judge
+        reference = reference_of(run, name)
         numbers["runtime"] = ARTIFACTS[name].runtime
-        numbers["fit"] = fits(numbers, measured[reference], reference, run.recipe.export.tolerance)
-    class_report.mark_fronts(found) if classes else mark_fronts(found)
+        numbers["fit"] = account.judge(numbers, measured[reference], reference, tolerance)
+    account.mark_fronts(found)
     return found
 
 
@@ -138,65 +125,6 @@ def cost(run: Run) -> dict[str, Any]:
     }
 
 
-# The verdict -----------------------------------------------------------------------------------
-
-
-def verdict(run: Run, measured: dict[str, Any], costs: dict[str, Any]) -> dict[str, Any]:
-    """One sentence on whether distilling beat plain fine-tuning, and the numbers behind it."""
-    teacher = measured["teacher"]["nll"]
-    result: dict[str, Any] = {"helped": None, "teacher_is_better": {}}
-    for arm in ["init", *run.recipe.train.arms]:
-        result["teacher_is_better"][arm] = teacher < measured[arm]["nll"]
-    if "finetune" not in run.recipe.train.arms:
-        result["sentence"] = (
-            "No fine-tuned arm was trained, so whether distilling helped is unknown; add "
-            "`train.arms: [finetune]`."
-        )
-        return result
-    nll, kl = (difference(run, name, "distill", "finetune") for name in ("nll", "kl"))
-    result.update(nll=nll, kl_to_teacher=kl)
-    sides = side(nll), side(kl)
-    result["helped"] = sides[0] == "lower" or (sides[0] != "higher" and sides[1] == "lower")
-    result["sentence"] = _sentence(measured, nll, kl, costs)
-    warnings = []
-    if not result["teacher_is_better"]["init"]:
-        warnings.append("The teacher is no better on this text than the untrained student.")
-    elif not result["teacher_is_better"]["finetune"]:
-        warnings.append(
-            "The teacher is no better on this text than the fine-tuned student, so its targets "
-            "can hold the student back: adapt it first (`teacher.adapt`)."
-        )
-    result["warnings"] = warnings
-    return result
-
-
-def _sentence(measured: dict[str, Any], nll: Any, kl: Any, costs: dict[str, Any]) -> str:
-    tokens = costs["arms"]["distill"]["tokens"]
-    words = {
-        "lower": "beat plain fine-tuning",
-        "higher": "did worse than plain fine-tuning",
-        "not distinguishable": "cannot be told from plain fine-tuning",
-    }
-    low, high = nll["interval"]
-    stages = costs["stages"]
-    distill, finetune = (costs["arms"][arm]["seconds"] for arm in ("distill", "finetune"))
-    cache = stages.get("cache", {}).get("seconds", 0.0)
-    closer = {
-        "lower": "closer to the teacher",
-        "higher": "further from the teacher",
-        "not distinguishable": "as close to the teacher",
-    }[side(kl)]
-    return (
-        f"On held-out text, distilling {words[side(nll)]} at the same {tokens:,} tokens: "
-        f"perplexity {measured['distill']['perplexity']:.2f} against "
-        f"{measured['finetune']['perplexity']:.2f} (nll {nll['difference']:+.4f}, 95% interval "
-        f"{low:+.4f} to {high:+.4f}), and the student is {closer} (KL "
-        f"{measured['distill']['kl_to_teacher']:.3f} against "
-        f"{measured['finetune']['kl_to_teacher']:.3f}); it took {distill:.0f} s of training "
-        f"against {finetune:.0f} s, and {cache:.0f} s for the teacher's cache."
-    )
-
-
 # Curves ---------------------------------------------------------------------------------------
 
 
@@ -204,14 +132,3 @@ def _history(run: Run, arm: str) -> list[dict[str, float]]:
     folder = run.specialized_folder if arm == "specialized" else run.arm_folder(arm)
     history: list[dict[str, float]] = read_json(folder / "result.json")["history"]
     return history
-
-
-def _histograms(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(counts, edges) of log10 of the per-token KL to the teacher, by model."""
-    edges = np.linspace(-4, 1.2, 53)
-    found = {}
-    for name in ["init", *run.recipe.train.arms, "distill"]:
-        kl = np.load(run.folder / "evaluation" / f"{name}.npz")["kl"]
-        counts, _ = np.histogram(np.log10(np.clip(kl, 1e-4, 15)), bins=edges)
-        found[name] = (counts / len(kl), edges)
-    return found

@@ -240,7 +240,8 @@ class Run:
             for config in (self.recipe.data, special):
                 if config is not None:
                     folder = self._data_folder(config)
-                    reader = self.task.reader(self)
+                    adapted = self.recipe.teacher.adapt is not None
+                    reader = self.task.reader(self.teacher_config, adapted, self.recipe.seed)
                     prepare(config, self.tokenizer, identity, self.recipe.seed, folder, reader)
 
     def _data_folder(self, config: DataConfig) -> Path:

@@ -11,7 +11,7 @@ from torch import nn
 from attar.errors import RecipeError
 from distill.calibration import calibration_rows
 from distill.run import Run
-from students.build import StudentConfig
+from students.build import LayersConfig, StudentConfig
 from students.families import Sizes
 from students.surgery.costs import Costs, Latencies
 from students.surgery.cutting import Kept, cut
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 class Finalist:
     """A shape that was measured: its cost, what was expected, its harm, and that after mending.
 
-    `mended` is None of a shape that did not come so far. Harms are KL(teacher || student), nats.
+    `mended` is None of a shape that did not come so far.
     """
 
     sizes: Sizes
@@ -57,6 +57,7 @@ class Shape:
     whole: Sizes
     measured: list[Finalist]
     limit: float
+    harm: str  # what it is called
     seconds: float | None  # a step of the teacher, where latency was the target
 
     def record(self) -> dict[str, Any]:
@@ -65,6 +66,7 @@ class Shape:
             "by": "search",
             "target": self.target.model_dump(),
             "limit": self.limit,
+            "harm": self.harm,
             "latency_of_teacher": self.seconds,
             "candidates": [asdict(one) for one in self.measured],
         }
@@ -75,7 +77,7 @@ class Shape:
             self.target.kind
         ]
         sizes = ["blocks", "heads", "neurons", "channels", "parameters"]
-        lines = [["", *sizes, *kind, "KL expected", "KL", "KL mended"]]
+        lines = [["", *sizes, *kind, f"{self.harm} expected", self.harm, f"{self.harm} mended"]]
         for number, one in enumerate(self.measured):
             shape = (one.sizes.blocks, one.sizes.heads, one.sizes.neurons, one.sizes.channels)
             cost = f"{one.cost:.0%}" if self.target.kind == "latency" else f"{one.cost:,.0f}"
@@ -108,7 +110,8 @@ class _Bench:
         self.calibration_BT = calibration_rows(run.data()[0], self.config.calibration_tokens)
         self.scores = measure(teacher, self.calibration_BT)
         gone = self.space.whole.blocks - self.space.fewest
-        self.order = run.task.removal_order(run, teacher, gone) if gone else []
+        judged = LayersConfig(keep=1).calibration_tokens
+        self.order = run.task.removal_order(run, teacher, gone, judged) if gone else []
         heals = target.heal_steps > 0
         self.yardstick: Yardstick = run.task.yardstick(run, teacher, target.tokens, heals)
 
@@ -152,9 +155,8 @@ def search_shape(run: Run, teacher: nn.Module, target: TargetConfig) -> Shape:
     bench = _Bench(run, teacher, target)
 
     def on_candidate(found: Candidate) -> None:
-        log.info(
-            "build: %s: KL %.4f, expected %.4f", words(found.sizes), found.harm, found.expected
-        )
+        numbers = (bench.yardstick.name, found.harm, found.expected)
+        log.info("build: %s: %s %.4f, expected %.4f", words(found.sizes), *numbers)
 
     measures = Measures(bench.cost, bench.exact, bench.harm)
     found = search(bench.space, measures, bench.limit, target.candidates, on_candidate)
@@ -168,7 +170,9 @@ def search_shape(run: Run, teacher: nn.Module, target: TargetConfig) -> Shape:
     sizes = measured[0].sizes
     config = bench.config.with_shape(sizes, bench.kept(sizes).blocks, bench.space.whole)
     seconds = bench.latencies.seconds if bench.latencies is not None else None
-    return Shape(target, config, bench.space.whole, measured, bench.limit, seconds)
+    return Shape(
+        target, config, bench.space.whole, measured, bench.limit, bench.yardstick.name, seconds
+    )
 
 
 def _mended(bench: _Bench, found: list[Candidate]) -> list[Finalist]:
@@ -180,7 +184,8 @@ def _mended(bench: _Bench, found: list[Candidate]) -> list[Finalist]:
         plain = len(bench.space.cut_along(one.sizes)) == 1
         if mends and (plain or number < bench.target.finalists):
             mended = bench.mended(one.sizes)
-            log.info("build: %s: KL %.4f once mended", words(one.sizes), mended)
+            numbers = (bench.yardstick.name, mended)
+            log.info("build: %s: %s %.4f once mended", words(one.sizes), *numbers)
         measured.append(Finalist(one.sizes, parameters, one.cost, one.expected, one.harm, mended))
     return sorted(measured, key=lambda one: one.rank)
 

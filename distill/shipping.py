@@ -10,8 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from distill.exporting import Tolerance
-
-Measured = dict[str, Any]  # numbers of one model
+from distill.gauge import Measured
 
 
 def judge(artifact: Measured, reference: Measured, name: str, tolerance: Tolerance) -> Measured:
@@ -65,10 +64,10 @@ def _speed(found: Measured) -> float:
     return float(found["tokens_per_second"]["generate"] or 0.0)
 
 
-def advise(artifacts: dict[str, Measured], runtimes: dict[str, str]) -> list[Measured]:
+def advise(artifacts: dict[str, Measured]) -> list[Measured]:
     """Which artifact to ship for a GPU server, a laptop's CPU, the smallest size; in words.
 
-    runtimes: the runtime of each. Only what is fit is advised; where nothing is, it says so.
+    Only what is fit is advised; where nothing is, it says so.
     """
     fit = {name: found for name, found in artifacts.items() if found["fit"]["ships"]}
     if not fit:
@@ -79,7 +78,7 @@ def advise(artifacts: dict[str, Measured], runtimes: dict[str, str]) -> list[Mea
             "(`specialize: {method: qlora}` with `forward_kl`)."
         )
         return [{"for": "any", "artifact": None, "sentence": sentence}]
-    served = {name: found for name, found in fit.items() if runtimes[name] == "transformers"}
+    served = {name: found for name, found in fit.items() if found["runtime"] == "transformers"}
     spoken = {name: found for name, found in fit.items() if _speed(found)}
     wanted: list[tuple[str, dict[str, Measured], Callable[[Measured], Any]]] = [
         ("a GPU server", served, lambda found: (round(found["perplexity"], 2), found["bytes"])),

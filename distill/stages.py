@@ -74,6 +74,7 @@ def adapt_teacher(run: Run) -> Record:
         if first:
             dtype = resolve_precision(run.recipe.teacher.dtype)
             save_student(model.to(dtype), run.tokenizer, run.teacher_folder)
+            run.task.finish(run, run.teacher_folder)
     return Record("adapt-teacher", "", tokens=result.tokens, notes={"best_step": result.best_step})
 
 
@@ -103,6 +104,7 @@ def build(run: Run) -> Record:
             copy_surgery(Path(config.from_), run.student_folder)
     else:
         save_student(run.task.fresh(run), run.tokenizer, run.student_folder)
+    run.task.finish(run, run.student_folder)
     run.student_was_built()
     return Record("build", "", bytes=bytes_under(run.student_folder), notes=surgery or {})
 
@@ -133,6 +135,7 @@ def train(run: Run) -> Record:
                 if first:
                     save_student(student, run.tokenizer, folder / "student")
                     copy_surgery(run.student_folder, folder / "student")
+                    run.task.finish(run, folder / "student")
                     write_json(done, {"inputs": wanted, **asdict(result)})
         found = read_json(done)
         tokens += found["tokens"]
@@ -188,7 +191,7 @@ def evaluate(run: Run) -> Record:
         numbers = measure_apart(job)
         tokens += numbers["tokens"]
         if artifact:
-            measured = measured_lines(numbers)
+            measured = measured_lines(numbers, run.task.account.columns)
             write_card(Path(job.model), job.name, card_of(run, job.name, measured))
     return Record("evaluate", "", tokens=tokens)
 
@@ -226,10 +229,10 @@ def _train(
         dtype=resolve_precision(config.precision),
         chunk=config.chunk or tokens_per_chunk(run.vocabulary, device),
         pairs=pairs,
-        teacher_width=run.teacher_width if pairs else None,
+        teacher_width=run.teacher_width,
         channel_map=run.channel_map(),
         source=config.source,
-        readout=run.task.readout(),
+        readout=run.task.readout(run),
     )
     cached = open_cache(run, device) if reads_from(config, "cache") else None
     train, held_out = run.data(data)

@@ -13,7 +13,8 @@ from distill.calibration import calibration_rows
 from distill.console import aligned
 from distill.run import Run
 from distill.shapes import search_shape
-from students.build import StudentConfig, cut_student, save_cut
+from students.build import LayersConfig, StudentConfig, cut_student, save_cut
+from students.depth import keep_evenly
 from students.surgery.record import Record, composed, composed_rotation, read_surgery
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def load_whole(run: Run) -> nn.Module:
 def _cut(run: Run, whole: nn.Module, config: StudentConfig) -> Any:
     blocks = list(range(num_layers(whole)))
     if config.layers is not None:
-        blocks = run.task.choose_blocks(run, whole, config.layers)
+        blocks = _blocks(run, whole, config.layers)
     calibration_BT = None
     if config.reads_text:
         calibration_BT = calibration_rows(run.data()[0], config.calibration_tokens)
@@ -62,6 +63,19 @@ def _cut(run: Run, whole: nn.Module, config: StudentConfig) -> Any:
         log.info("build: maps of block %d of %d refitted", done, of)
 
     return cut_student(whole, blocks, config, calibration_BT, on_refit)
+
+
+def _blocks(run: Run, whole: nn.Module, layers: LayersConfig) -> list[int]:
+    """Numbers of the blocks that a recipe keeps."""
+    depth, keep, tokens = num_layers(whole), layers.keep, layers.calibration_tokens
+    if isinstance(keep, list):
+        return keep
+    if layers.by == "even":
+        return keep_evenly(depth, keep)
+    if layers.by == "influence":
+        return run.task.keep_by_influence(run, whole, keep, tokens)
+    gone = run.task.removal_order(run, whole, depth - keep, tokens)
+    return [block for block in range(depth) if block not in gone]
 
 
 def _through(run: Run, surgery: Record, rotation: Tensor | None) -> tuple[Record, Tensor | None]:

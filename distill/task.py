@@ -6,33 +6,42 @@ The stages, the loop and the cache are the same for all; they ask a task for wha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from torch import nn
 
 from attar.errors import RecipeError
+from attar.heads import auto_class_of
 from attar.registry import Registry
+from distill.account import Account
 from distill.batches import Batching
-from distill.data import DataConfig, Example, Examples, Reader
+from distill.data import DataConfig, Example, Examples
+from distill.gauge import Gauge
+from distill.readers import Reader
 from distill.readouts import Readout
 from students.surgery.yardstick import Yardstick
 from teachers.runner import Request, Runner
 
 if TYPE_CHECKING:
+    from distill.evaluate import EvaluateConfig
     from distill.recipe import Recipe
     from distill.run import Run
-    from students.build import LayersConfig
 
 
 class Task(Protocol):
     """What a task has of its own. `auto`: transformers' class of its models. `packs`: whether
-    several examples may share a row.
+    several examples may share a row. `defaults`: keys by section that the recipe need not name.
+    `gauge`: what is measured of its models; `account`: how that is told.
     """
 
     auto: ClassVar[str]
     batching: ClassVar[Batching]
     packs: ClassVar[bool]
+    defaults: ClassVar[dict[str, dict[str, Any]]]
+    gauge: ClassVar[Gauge]
+    account: ClassVar[Account]
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Raise `ValueError` for a key that this task cannot serve."""
@@ -40,8 +49,18 @@ class Task(Protocol):
     def check(self, run: Run) -> None:
         """Raise an error for what is known to be wrong before any work."""
 
-    def reader(self, run: Run) -> Reader | None:
-        """How rows become examples."""
+    def reader(self, config: Any, adapted: bool, seed: int) -> Reader | None:
+        """How rows become examples for a teacher of this `PretrainedConfig`, which learns the task
+        first where it is adapted; masks are drawn from the seed. None: as texts and conversations,
+        `prepare`'s own.
+        """
+
+    def about(
+        self, tokenizer: Any, data: DataConfig, evaluate: EvaluateConfig, model: str, folder: Path
+    ) -> dict[str, Any]:
+        """What the gauge must know beside the held-out examples, for a teacher `model`; what it
+        takes is left in `folder`.
+        """
 
     def load(self, run: Run, source: str, trust_remote_code: bool) -> nn.Module:
         """A pretrained model in float32, with the head that the task needs."""
@@ -52,14 +71,18 @@ class Task(Protocol):
     def fresh(self, run: Run) -> nn.Module:
         """A student of random weights, from the recipe's configuration."""
 
-    def choose_blocks(self, run: Run, teacher: nn.Module, layers: LayersConfig) -> list[int]:
-        """Numbers of the teacher's blocks that the student keeps."""
+    def removal_order(self, run: Run, model: nn.Module, count: int, tokens: int) -> list[int]:
+        """Numbers of so many blocks in the order in which they go best: greedily, by what their
+        absence does on training text of so many tokens.
+        """
 
-    def removal_order(self, run: Run, teacher: nn.Module, count: int) -> list[int]:
-        """Numbers of so many of the teacher's blocks, in the order in which they go best."""
+    def keep_by_influence(self, run: Run, model: nn.Module, keep: int, tokens: int) -> list[int]:
+        """Numbers of so many blocks that turn the residual stream most, there."""
 
     def yardstick(self, run: Run, teacher: nn.Module, tokens: int, heals: bool) -> Yardstick:
-        """The teacher on the last training texts, `tokens` in all; on as many others to heal on."""
+        """How far students are from a model on the last training text, `tokens` in all; with as
+        much again to heal on.
+        """
 
     def runner(self, run: Run) -> Runner:
         """The teacher, loaded, to be run for the cache."""
@@ -70,7 +93,13 @@ class Task(Protocol):
     def request(self, run: Run, example: Example) -> Request:
         """What the teacher is asked of an example."""
 
-    def readout(self) -> Readout | None:
+    def identity(self, run: Run) -> dict[str, Any]:
+        """What the teacher's signals depend on beside its weights; must agree with the cache's."""
+
+    def finish(self, run: Run, folder: Path) -> None:
+        """Add to a saved model what its users need beside the checkpoint."""
+
+    def readout(self, run: Run) -> Readout | None:
         """How terms get the student's logits; None: from the head, next token by next token."""
 
 
@@ -80,6 +109,25 @@ TASKS: Registry[type[Any]] = Registry("task")  # of Tasks
 def task_of(recipe: Recipe) -> Task:
     """The recipe's task."""
     found: Task = TASKS[recipe.task]()
+    return found
+
+
+def task_of_model(config: Any) -> str:
+    """Name of the task that a checkpoint's head is for, by its `PretrainedConfig`."""
+    auto = auto_class_of(config)
+    return next((name for name, task in TASKS.items() if task.auto == auto), "causal-lm")
+
+
+def with_defaults(values: Any) -> Any:
+    """A recipe's values with its task's own defaults below what each section says."""
+    task = values.get("task") if isinstance(values, dict) else None
+    if not isinstance(task, str) or task not in TASKS:
+        return values
+    found = dict(values)
+    for section, own in TASKS[task].defaults.items():
+        given = found.get(section) or {}
+        if isinstance(given, dict):
+            found[section] = {**own, **given}
     return found
 
 
@@ -98,8 +146,3 @@ def refuse_keys(section: Any, path: str, keys: Sequence[str], task: str) -> None
         default = type(section).model_fields[key].get_default(call_default_factory=True)
         if getattr(section, key) != default:
             raise ValueError(f"`{path}.{key}` has no effect with `task: {task}`; leave it out")
-
-
-def used_by_texts_alone(data: DataConfig, task: str) -> None:
-    """Raise `ValueError` for keys of labelled texts in another task."""
-    refuse_keys(data, "data", ["pair_column"], task)

@@ -3,51 +3,52 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attar.anatomy import num_layers
 from attar.errors import RecipeError
 from attar.heads import (
     CLASSIFIER,
-    class_logits,
     class_names,
     give_padding,
     is_classifier,
     load_classifier,
 )
 from attar.loading import load_model, resolve_precision
-from distill.batches import OF_TEXTS, Batching, collate_texts, plan_in_order
-from distill.data import Example, Examples
+from distill.account import Account
+from distill.batches import OF_TEXTS, Batching
+from distill.calibration import halves
+from distill.class_metrics import GAUGE
+from distill.class_report import ACCOUNT
+from distill.data import DataConfig, Example, Examples
+from distill.gauge import Gauge
 from distill.labelled import LabelledTexts
 from distill.readouts import ClassReadout
 from distill.task import TASKS, refuse_keys
-from students.artifacts import ARTIFACTS
-from students.build import LayersConfig, fresh_model
-from students.class_depth import Texts, keep_by_classes, keep_by_cosine
-from students.depth import keep_evenly
-from students.surgery.yardstick import Reading, Yardstick
-from teachers.class_runner import ClassRunner
-from teachers.codecs import CLASS_CODECS
+from distill.text_tasks import (
+    calibration_texts,
+    check_text_task,
+    order_by_change,
+    text_request,
+    texts_kept,
+)
+from students.build import fresh_model
+from students.surgery.yardstick import Yardstick
+from students.text_depth import class_logprobs, keep_by_cosine, kl
 from teachers.runner import Request
+from teachers.text_runner import TextRunner
 
 if TYPE_CHECKING:
+    from distill.evaluate import EvaluateConfig
     from distill.recipe import Recipe
     from distill.run import Run
 
 log = logging.getLogger(__name__)
 NAME = "sequence-classification"
-NO_EFFECT = {
-    "data": ["prompt", "packing", "append_eos"],
-    "train": ["chunk"],
-    "export": ["rounding", "calibration_tokens"],
-    "evaluate": [
-        "prefill_tokens", "generate_tokens", "agreement_prompts", "agreement_tokens", "tasks",
-    ],
-}  # fmt: skip
 
 
 @TASKS.add(NAME)
@@ -57,34 +58,16 @@ class SequenceClassification:
     auto: ClassVar[str] = CLASSIFIER
     batching: ClassVar[Batching] = OF_TEXTS
     packs: ClassVar[bool] = False
+    defaults: ClassVar[dict[str, dict[str, Any]]] = {"cache": {"codec": "classes"}}
+    gauge: ClassVar[Gauge] = GAUGE
+    account: ClassVar[Account] = ACCOUNT
 
     def check_recipe(self, recipe: Recipe) -> None:
         """What only language models have is refused, in a sentence each."""
-        for path, keys in NO_EFFECT.items():
-            refuse_keys(getattr(recipe, path), path, keys, NAME)
-        if recipe.specialize is not None:
-            raise ValueError(
-                f"`specialize` is for language models; with `task: {NAME}` a student learns in "
-                "`train` alone: leave it out"
-            )
-        if recipe.cache.codec.name not in CLASS_CODECS:
-            raise ValueError(
-                f"`cache.codec: {recipe.cache.codec.name}` holds next tokens; a text's few classes "
-                "are kept in full by `classes`: leave it out"
-            )
-        if recipe.train.source == "online" or any(
-            getattr(term, "source", None) == "online" for term in recipe.train.objective
-        ):
-            raise ValueError(
-                f"`source: online` is for language models; with `task: {NAME}` signals come from "
-                "the cache, which holds them in full: leave it out"
-            )
-        if recipe.teacher.quantization != "none" or recipe.teacher.model.endswith(".gguf"):
-            raise ValueError(
-                f"`teacher` is a checkpoint in full precision with `task: {NAME}`; leave "
-                "`quantization` out"
-            )
-        _check_artifacts(recipe)
+        kept = "a text's few classes are kept in full by `classes`"
+        check_text_task(recipe, NAME, "classes", kept)
+        refuse_keys(recipe.data, "data", ["masking", "pooling", "normalize"], NAME)
+        refuse_keys(recipe.evaluate, "evaluate", ["pairs"], NAME)
 
     def check(self, run: Run) -> None:
         """The teacher classifies, or is taught to."""
@@ -94,10 +77,15 @@ class SequenceClassification:
                 "it first with `teacher.adapt: {}`, or name a fine-tuned classifier."
             )
 
-    def reader(self, run: Run) -> LabelledTexts:
+    def reader(self, config: Any, adapted: bool, seed: int) -> LabelledTexts:
         """Labelled texts, in the classes of a teacher that knows them already."""
-        adapted = run.recipe.teacher.adapt is not None
-        return LabelledTexts(None if adapted else class_names(run.teacher_config))
+        return LabelledTexts(None if adapted else class_names(config))
+
+    def about(
+        self, tokenizer: Any, data: DataConfig, evaluate: EvaluateConfig, model: str, folder: Path
+    ) -> dict[str, Any]:
+        """Nothing: models say how many classes there are."""
+        return {}
 
     def load(self, run: Run, source: str, trust_remote_code: bool) -> nn.Module:
         """Any encoder or decoder, with a head over the data's classes."""
@@ -132,81 +120,44 @@ class SequenceClassification:
         give_padding(model, run.tokenizer.pad_token_id)
         return model
 
-    def choose_blocks(self, run: Run, teacher: nn.Module, layers: LayersConfig) -> list[int]:
-        """By what a block's absence does to the classes of training texts."""
-        depth, keep = num_layers(teacher), layers.keep
-        if isinstance(keep, list):
-            return keep
-        if layers.by == "even":
-            return keep_evenly(depth, keep)
-        texts = _calibration_texts(run.data()[0], layers.calibration_tokens, teacher)
-        if layers.by == "influence":
-            return keep_by_cosine(teacher, texts, keep)
+    def removal_order(self, run: Run, model: nn.Module, count: int, tokens: int) -> list[int]:
+        """By KL of the classes."""
+        texts = calibration_texts(run.data()[0], tokens, model)
+        return order_by_change(model, texts, count, class_logprobs, kl, "KL to the teacher")
 
-        def on_removal(block: int, loss: float) -> None:
-            log.info("build: block %d removed, KL to the teacher %.4f nats a text", block, loss)
-
-        return keep_by_classes(teacher, texts, keep, on_removal)
-
-    def removal_order(self, run: Run, teacher: nn.Module, count: int) -> list[int]:
-        """Greedily by what a block's absence does to the classes."""
-        order: list[int] = []
-
-        def on_removal(block: int, loss: float) -> None:
-            order.append(block)
-            log.info("build: block %d removed, KL to the teacher %.4f nats a text", block, loss)
-
-        tokens = LayersConfig(keep=1).calibration_tokens
-        texts = _calibration_texts(run.data()[0], tokens, teacher)
-        keep_by_classes(teacher, texts, num_layers(teacher) - count, on_removal)
-        return order
+    def keep_by_influence(self, run: Run, model: nn.Module, keep: int, tokens: int) -> list[int]:
+        """By the cosine of what enters a block and what leaves it."""
+        return keep_by_cosine(model, calibration_texts(run.data()[0], tokens, model), keep)
 
     def yardstick(self, run: Run, teacher: nn.Module, tokens: int, heals: bool) -> Yardstick:
-        """On the classes of texts."""
-        texts = _calibration_texts(run.data()[0], (1 + heals) * tokens, teacher, last=True)
-        held = max(1, len(texts) // 2) if heals else len(texts)
-        reading = Reading(class_logits, lambda model: Tensor.float)
-        return Yardstick(teacher, reading, texts[:held], texts[held:])
+        """KL of the classes."""
+        texts = calibration_texts(run.data()[0], (1 + heals) * tokens, teacher, last=True)
 
-    def runner(self, run: Run) -> ClassRunner:
+        def apart(_student: Any, theirs_BC: Tensor, ours_BC: Tensor) -> Tensor:
+            return kl(theirs_BC, ours_BC).sum()
+
+        return Yardstick(teacher, class_logprobs, apart, *halves(texts, heals))
+
+    def runner(self, run: Run) -> TextRunner:
         """The whole classifier."""
         model = self._teacher(run, resolve_precision(run.teacher.dtype))
-        return ClassRunner(model.requires_grad_(False), run.recipe.cache)
+        return TextRunner(model.requires_grad_(False), run.recipe.cache)
 
     def kept(self, run: Run, examples: Examples) -> np.ndarray:
         """All, where layers are compared; else one stands for the text."""
-        return examples.lengths if run.recipe.cache.hidden.parts else examples.counts
+        return texts_kept(run, examples)
 
     def request(self, run: Run, example: Example) -> Request:
         """Its ids, and token types of a pair."""
-        every = run.recipe.cache.hidden.parts
-        kept = np.arange(len(example.input_ids)) if every else example.counted
-        return Request(example.key, example.input_ids, kept, example.token_types)
+        return text_request(run, example)
 
-    def readout(self) -> ClassReadout:
+    def identity(self, run: Run) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def finish(self, run: Run, folder: Path) -> None:
+        """Nothing."""
+
+    def readout(self, run: Run) -> ClassReadout:
         """Logits of the classes."""
         return ClassReadout()
-
-
-def _check_artifacts(recipe: Recipe) -> None:
-    """Forms that hold language models alone are refused."""
-    for name in recipe.export.artifacts or []:
-        if ARTIFACTS[name].runtime == "llama.cpp":
-            raise ValueError(
-                f"`export.artifacts: {name}`: GGUF files hold language models, and no classifier; "
-                "use bf16, int8, nf4, onnx or onnx-int8"
-            )
-
-
-def _calibration_texts(
-    examples: Examples, tokens: int, model: Any, *, last: bool = False
-) -> list[Texts]:
-    """Batches of the first, or last, training texts that hold so many tokens together."""
-    device = next(model.parameters()).device
-    numbers = np.arange(len(examples))[:: -1 if last else 1]
-    chosen = numbers[: 1 + int(np.searchsorted(examples.lengths[numbers].cumsum(), tokens))]
-    plan = plan_in_order([int(n) for n in examples.lengths[chosen]], 32)
-    batches = [
-        collate_texts([[examples[int(chosen[i])] for i in row] for row in rows]) for rows in plan
-    ]
-    return [batch.to(device).model_inputs() for batch in batches]

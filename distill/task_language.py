@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attar.anatomy import head_of, num_layers, run_body
-from attar.heads import CAUSAL
+from attar.anatomy import Head, head_of, num_layers, run_body
+from attar.errors import RecipeError
+from attar.heads import CAUSAL, MASKED, auto_class_of
 from attar.loading import load_causal_lm
+from distill.account import Account
 from distill.batches import OF_TOKENS, Batching
-from distill.calibration import calibration_rows
-from distill.data import Example, Examples, Reader
+from distill.calibration import calibration_rows, halves
+from distill.data import DataConfig, Example, Examples
+from distill.gauge import Gauge
+from distill.language_gauge import GAUGE
+from distill.language_report import ACCOUNT
+from distill.readers import Reader
 from distill.readouts import Readout
-from distill.task import TASKS, used_by_texts_alone
-from students.build import LayersConfig, choose_blocks, fresh_model
+from distill.task import TASKS, refuse_keys
+from students.build import fresh_model
+from students.depth import keep_by_influence, keep_greedily
 from students.stream import ROWS
-from students.surgery.yardstick import Reading, Yardstick
-from teachers.codecs import CLASS_CODECS
+from students.surgery.yardstick import Yardstick
+from teachers.codecs import TEXT_CODECS
 from teachers.load import load_teacher
 from teachers.runner import Request, TeacherRunner
 
 if TYPE_CHECKING:
+    from distill.evaluate import EvaluateConfig
     from distill.recipe import Recipe
     from distill.run import Run
 
 log = logging.getLogger(__name__)
+PIECE = 256  # rows whose logits are in memory at once
 
 
 @TASKS.add("causal-lm")
@@ -38,22 +48,39 @@ class CausalLM:
     auto: ClassVar[str] = CAUSAL
     batching: ClassVar[Batching] = OF_TOKENS
     packs: ClassVar[bool] = True
+    defaults: ClassVar[dict[str, dict[str, Any]]] = {}
+    gauge: ClassVar[Gauge] = GAUGE
+    account: ClassVar[Account] = ACCOUNT
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Keys of labelled texts have no effect here."""
-        used_by_texts_alone(recipe.data, recipe.task)
-        if recipe.cache.codec.name in CLASS_CODECS:
+        elsewhere = ["pair_column", "masking", "pooling", "normalize"]
+        refuse_keys(recipe.data, "data", elsewhere, recipe.task)
+        refuse_keys(recipe.evaluate, "evaluate", ["pairs"], recipe.task)
+        if recipe.cache.codec.name in TEXT_CODECS:
             raise ValueError(
-                "`cache.codec: classes` holds the classes of texts; for the next token use `topk`, "
-                "`hybrid`, or `hidden`"
+                f"`cache.codec: {recipe.cache.codec.name}` holds one signal a text; for the "
+                "next token use `topk`, `hybrid`, or `hidden`"
             )
 
     def check(self, run: Run) -> None:
-        """Nothing that is not checked for every task."""
+        """The teacher does not fill masks."""
+        gguf = run.recipe.teacher.model.endswith(".gguf")
+        if not gguf and auto_class_of(run.teacher_config) == MASKED:
+            raise RecipeError(
+                f"`teacher.model` ({run.recipe.teacher.model}) fills masks and does not predict "
+                "the next token; write `task: masked-lm`, or name a causal language model."
+            )
 
-    def reader(self, run: Run) -> Reader | None:
+    def reader(self, config: Any, adapted: bool, seed: int) -> Reader | None:
         """Texts and conversations: `prepare`'s own."""
         return None
+
+    def about(
+        self, tokenizer: Any, data: DataConfig, evaluate: EvaluateConfig, model: str, folder: Path
+    ) -> dict[str, Any]:
+        """Nothing."""
+        return {}
 
     def load(self, run: Run, source: str, trust_remote_code: bool) -> nn.Module:
         """Any causal language model."""
@@ -69,40 +96,33 @@ class CausalLM:
         assert isinstance(config, dict)
         return fresh_model(config, run.teacher_config, run.recipe.seed)
 
-    def choose_blocks(self, run: Run, teacher: nn.Module, layers: LayersConfig) -> list[int]:
+    def removal_order(self, run: Run, model: nn.Module, count: int, tokens: int) -> list[int]:
         """By the loss on the next token."""
-        calibration = calibration_rows(run.data()[0], layers.calibration_tokens)
-
-        def on_removal(block: int, loss: float) -> None:
-            log.info("build: block %d removed, calibration loss %.3f nats a token", block, loss)
-
-        return choose_blocks(teacher, layers, calibration, on_removal)
-
-    def removal_order(self, run: Run, teacher: nn.Module, count: int) -> list[int]:
-        """Greedily by the loss on the next token."""
         order: list[int] = []
 
         def on_removal(block: int, loss: float) -> None:
             order.append(block)
             log.info("build: block %d removed, calibration loss %.3f nats a token", block, loss)
 
-        layers = LayersConfig(keep=num_layers(teacher) - count)
-        calibration_BT = calibration_rows(run.data()[0], layers.calibration_tokens)
-        choose_blocks(teacher, layers, calibration_BT, on_removal)
+        keep_greedily(model, _rows(run, model, tokens), num_layers(model) - count, on_removal)
         return order
 
-    def yardstick(self, run: Run, teacher: nn.Module, tokens: int, heals: bool) -> Yardstick:
-        """On the distribution of every next token."""
-        device = next(teacher.parameters()).device
-        rows_BT = calibration_rows(run.data()[0], (1 + heals) * tokens, last=True).to(device)
-        batches = rows_BT.split(ROWS)
-        held = max(1, len(batches) // 2) if heals else len(batches)
+    def keep_by_influence(self, run: Run, model: nn.Module, keep: int, tokens: int) -> list[int]:
+        """By the cosine of what enters a block and what leaves it."""
+        return keep_by_influence(model, _rows(run, model, tokens), keep)
 
-        def states(model: Any, ids_BT: Tensor) -> Tensor:
+    def yardstick(self, run: Run, teacher: nn.Module, tokens: int, heals: bool) -> Yardstick:
+        """KL on every next token."""
+        batches = _rows(run, teacher, (1 + heals) * tokens, last=True).split(ROWS)
+        theirs = head_of(teacher, run.vocabulary)
+
+        def read(model: Any, ids_BT: Tensor) -> Tensor:
             return run_body(model, {"input_ids": ids_BT, "attention_mask": None}).flatten(0, 1)
 
-        reading = Reading(states, lambda model: head_of(model, run.vocabulary).logits)
-        return Yardstick(teacher, reading, batches[:held], batches[held:])
+        def apart(student: Any, theirs_NH: Tensor, ours_NH: Tensor) -> Tensor:
+            return divergence(theirs, theirs_NH, head_of(student, run.vocabulary), ours_NH)
+
+        return Yardstick(teacher, read, apart, *halves(batches, heals))
 
     def runner(self, run: Run) -> TeacherRunner:
         """The teacher's body and its head over the tokenizer's ids."""
@@ -116,6 +136,29 @@ class CausalLM:
         """Its counted positions."""
         return Request(example.key, example.input_ids, example.counted)
 
-    def readout(self) -> Readout | None:
+    def identity(self, run: Run) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def finish(self, run: Run, folder: Path) -> None:
+        """Nothing."""
+
+    def readout(self, run: Run) -> Readout | None:
         """The learner's own."""
         return None
+
+
+def _rows(run: Run, model: nn.Module, tokens: int, *, last: bool = False) -> Tensor:
+    """Calibration rows (B, T) where the model is."""
+    rows_BT = calibration_rows(run.data()[0], tokens, last=last)
+    return rows_BT.to(next(model.parameters()).device)
+
+
+def divergence(theirs: Head, theirs_NH: Tensor, ours: Head, ours_NH: Tensor) -> Tensor:
+    """KL(teacher || student) summed over N, from final states; few rows' logits exist at once."""
+    total = ours_NH.new_zeros((), dtype=torch.float32)
+    for one, other in zip(theirs_NH.split(PIECE), ours_NH.split(PIECE), strict=True):
+        wanted_NV = theirs.logits(one).log_softmax(-1)
+        found_NV = ours.logits(other).log_softmax(-1)
+        total = total + (wanted_NV.exp() * (wanted_NV - found_NV)).sum()
+    return total

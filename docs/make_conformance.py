@@ -102,7 +102,9 @@ def by_property(measured: Measured) -> str:
     """Losses by properties."""
     names = [measure.__name__ for measure in PROPERTIES if measure.__name__ != LOSS_OF_CODEC]
     rows = []
-    for loss in LOSSES:
+    for loss, found in LOSSES.items():
+        if not SOURCES[found.reads]:
+            continue
         row = [f"`{loss}`"]
         for name in names:
             errors = {s: e for (p, n, s), e in measured.items() if (p, n) == (name, loss)}

@@ -24,6 +24,8 @@ READS = {
     "labels": "the text's own next token",
     "hidden": "the teacher's hidden states",
     "relation": "queries, keys and values of the teacher's attention",
+    "vector": "the teacher's vector of a text (`task: embedding`)",
+    "similarity": "the teacher's vectors of the texts of a micro-batch (`task: embedding`)",
 }
 SNIPPETS = {
     "distribution": "train:\n  objective:\n    - {{loss: {name}, weight: 1.0, temperature: 1.0}}",
@@ -32,6 +34,9 @@ SNIPPETS = {
     "    - {{loss: forward_kl}}\n    - {{loss: {name}, weight: 0.1}}",
     "relation": "cache:\n  hidden: {{attention: [30]}}\ntrain:\n  objective:\n"
     "    - {{loss: forward_kl}}\n    - {{loss: {name}, weight: 0.1}}",
+    "vector": "task: embedding\ntrain:\n  objective:\n    - {{loss: {name}}}",
+    "similarity": "task: embedding\ntrain:\n  objective:\n    - {{loss: vector_mse}}\n"
+    "    - {{loss: {name}}}",
 }
 BEGIN, END = "<!-- losses:begin -->\n", "<!-- losses:end -->\n"
 

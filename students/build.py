@@ -10,12 +10,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from attar.anatomy import num_layers, width
+from attar.anatomy import width
 from attar.errors import ModelError, RecipeError, nearest
 from attar.files import staged_folder, write_json
 from attar.heads import CAUSAL, load_as_saved
 from attar.strict import Section
-from students.depth import cut_depth, keep_by_influence, keep_evenly, keep_greedily
+from students.depth import cut_depth
 from students.families import Sizes, family_of, sizes_of
 from students.surgery.cutting import cut
 from students.surgery.record import save_rotation, surgery_record
@@ -133,27 +133,6 @@ class StudentConfig(Widths):
         return self
 
 
-def choose_blocks(
-    model: nn.Module,
-    config: LayersConfig,
-    calibration_BT: Tensor,
-    on_removal: Callable[[int, float], None] = lambda block, loss: None,
-) -> list[int]:
-    """Numbers of the blocks to keep."""
-    depth = num_layers(model)
-    keep = config.keep
-    calibration_BT = calibration_BT.to(next(model.parameters()).device)
-    if isinstance(keep, list):
-        return keep
-    if not 1 <= keep <= depth:
-        raise RecipeError(f"`student.layers.keep` is {keep}; the teacher has {depth} blocks.")
-    if config.by == "even":
-        return keep_evenly(depth, keep)
-    if config.by == "influence":
-        return keep_by_influence(model, calibration_BT, keep)
-    return keep_greedily(model, calibration_BT, keep, on_removal)
-
-
 def fresh_config(config: dict[str, Any], teacher_config: Any) -> Any:
     """A `PretrainedConfig`: the teacher's with some keys changed, or another family's."""
     from huggingface_hub.errors import StrictDataclassError
@@ -259,11 +238,11 @@ def save_cut(
 
 @torch.inference_mode()
 def check_reload(model: Any, folder: Path, trust_remote_code: bool = False) -> None:
-    """Raise `ModelError` unless the checkpoint, loaded as a user would, gives identical logits."""
+    """Raise `ModelError` unless the checkpoint, loaded as a user would, gives the same output."""
     device = next(model.parameters()).device
     again = load_as_saved(
         str(folder), dtype=torch.float32, device=device, trust_remote_code=trust_remote_code
     )
     ids_BT = torch.arange(8, device=device).unsqueeze(0) % model.config.get_text_config().vocab_size
-    if not torch.equal(model(input_ids=ids_BT).logits, again(input_ids=ids_BT).logits):
+    if not torch.equal(model(input_ids=ids_BT)[0], again(input_ids=ids_BT)[0]):
         raise ModelError(f"{folder} does not reload to the same model; this family is unsupported.")

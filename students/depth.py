@@ -209,7 +209,7 @@ def _blocks_prefix(model: nn.Module) -> str:
     blocks, body = blocks_of(model), body_of(model)
     name = next(name for name, module in body.named_modules() if module is blocks)
     outer = next(name for name, module in model.named_modules() if module is body)
-    return f"{outer}.{name}."
+    return f"{outer}.{name}." if outer else f"{name}."
 
 
 def layer_map(keep: list[int], teacher_layer: int) -> int:

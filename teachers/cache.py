@@ -30,7 +30,7 @@ from attar.errors import CacheError, RecipeError
 from attar.registry import Registry
 from attar.strict import Section
 from teachers.attention import attention_from
-from teachers.codecs import CLASS_CODECS, CODECS, LAYER_CODECS, Assets, Columns
+from teachers.codecs import CODECS, LAYER_CODECS, TEXT_CODECS, Assets, Columns
 from teachers.codecs.layers import Int8
 from teachers.codecs.topk import TopK
 from teachers.shard import Arrays, Row, ShardReader, rows_of
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     AnyCodec = Any
     AnyLayerCodec = Any
 else:
-    AnyCodec, AnyLayerCodec = _by_name(CODECS, CLASS_CODECS), _by_name(LAYER_CODECS)
+    AnyCodec, AnyLayerCodec = _by_name(CODECS, TEXT_CODECS), _by_name(LAYER_CODECS)
 
 
 class HiddenConfig(Section):
@@ -164,6 +164,14 @@ class Signals:
                 )
                 _check_ids(self._decoded[temperature], self.vocabulary)
         result: Distribution = self._decoded[temperature]
+        return result
+
+    def vectors(self) -> Tensor:
+        """Float32 vectors (B, H) of the texts, from a cache of codec `vectors`."""
+        if "vectors" not in self._decoded:
+            with _written_by(self.config.codec):
+                self._decoded["vectors"] = self.config.codec.vectors(self.columns)
+        result: Tensor = self._decoded["vectors"]
         return result
 
     def hidden(self, layer: int) -> Tensor:

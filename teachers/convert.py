@@ -21,7 +21,7 @@ from torch import Tensor
 from attar.errors import CacheError
 from teachers.attention import maps_among
 from teachers.cache import SignalCache, Signals, part_of
-from teachers.codecs import CLASS_CODECS, Assets, Columns, split_columns
+from teachers.codecs import TEXT_CODECS, Assets, Columns, split_columns
 from teachers.rewrite import (
     Draft,
     counts_of,
@@ -90,7 +90,7 @@ def converted(
         raise CacheError(f"The cache {url} has no hidden states of layers to convert.")
     if not changes and not changes_layers:
         raise CacheError(f"The cache {url} is in that codec already; there is nothing to convert.")
-    if changes and config.codec.name in CLASS_CODECS:
+    if changes and config.codec.name in TEXT_CODECS:
         raise CacheError(
             f"The cache {url} holds classes of texts, as they are: leave `--codec` out."
         )

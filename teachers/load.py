@@ -1,14 +1,16 @@
-"""The teacher: any causal language model, in full precision, quantised, or from a GGUF file."""
+"""The teacher: any language model in full precision, quantised, or from a GGUF file."""
 
 from __future__ import annotations
 
 from pydantic import Field
 from torch import nn
 
+from attar.heads import CAUSAL, MASKED, auto_class_of
 from attar.loading import (
     Precision,
     Quantization,
-    load_causal_lm,
+    load_config,
+    load_model,
     resolve_precision,
     weights_fingerprint,
 )
@@ -26,11 +28,15 @@ class TeacherConfig(Section):
 
 def load_teacher(config: TeacherConfig) -> nn.Module:
     """The frozen teacher in eval mode, on this process's device."""
-    model = load_causal_lm(
+    trust, masked = config.trust_remote_code, False
+    if not config.model.endswith(".gguf"):
+        masked = auto_class_of(load_config(config.model, trust_remote_code=trust)) == MASKED
+    model = load_model(
         config.model,
+        auto=MASKED if masked else CAUSAL,
         dtype=resolve_precision(config.dtype),
         quantization=config.quantization,
-        trust_remote_code=config.trust_remote_code,
+        trust_remote_code=trust,
     )
     return model.requires_grad_(False)
 

@@ -146,6 +146,13 @@ class GivesSignals(Protocol):
         """Queries, keys and values of a block."""
 
 
+class GivesVectors(Protocol):
+    """The vectors of some texts, from a cache that holds them."""
+
+    def vectors(self) -> Tensor:
+        """Float32 vectors (B, H), one a text; the same object when asked again."""
+
+
 class HasLogits(Protocol):
     """Some tokens whose full distribution is known, whoever knows it: what sparse codecs read."""
 

@@ -34,7 +34,7 @@ from attar.files import fingerprint
 from attar.loading import tokenizer_identity
 from teachers.attention import attention_maps, maps_among
 from teachers.cache import SignalCache, Signals, config_of
-from teachers.codecs import CLASS_CODECS
+from teachers.codecs import TEXT_CODECS
 from teachers.convert import a_temperature
 from teachers.load import TeacherConfig, load_teacher, teacher_identity
 from teachers.rewrite import counts_of, in_groups, vocabulary_of
@@ -203,7 +203,7 @@ class Comparison:
 
 
 def _teacher_faults(cache: SignalCache, teacher: TeacherConfig) -> list[str]:
-    if cache.config.codec.name in CLASS_CODECS:
+    if cache.config.codec.name in TEXT_CODECS:
         raise CacheError("A classifier is not asked again for its cache; leave `--teacher` out.")
     requests = [r for r in probe_requests(cache.store.assets() or {}) if r.key in cache]
     if not requests:

@@ -165,6 +165,10 @@ def test_init_writes_a_recipe_that_is_valid_and_never_overwrites(tmp_path, monke
     classes = ["init", "c.yaml", "--template", "sequence-classification"]
     assert CliRunner().invoke(main, classes).exit_code == 0
     assert load_recipe("c.yaml").cache.codec.name == "classes"
+    for task in ("masked-lm", "embedding"):
+        made = CliRunner().invoke(main, ["init", f"{task}.yaml", "--template", task])
+        assert made.exit_code == 0
+        assert load_recipe(f"{task}.yaml").task == task
     other = CliRunner().invoke(main, ["init", "d.yaml", "--template", "classification"])
     assert other.exit_code == 1
     assert "sequence-classification" in other.output

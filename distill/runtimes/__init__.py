@@ -21,6 +21,7 @@ from torch import Tensor
 from attar.errors import ModelError
 from attar.files import read_json
 from attar.loading import Quantization
+from attar.pooling import Pooling
 from attar.registry import Registry
 from distill.batches import Batch
 
@@ -110,6 +111,16 @@ class ClassRuntime(Protocol):
 
     def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
         """Ids of a conversation, where the tokenizer has a template."""
+
+
+class VectorRuntime(Protocol):
+    """A loaded sentence encoder, whatever runs it."""
+
+    parameters: int | None
+    device: torch.device
+
+    def vectors(self, batch: Batch, pooling: Pooling) -> Tensor:
+        """Float32 vectors (B, H) of texts, on the CPU."""
 
 
 RUNTIMES: Registry[Any] = Registry("runtime")  # of classes: Runtime, made from a Source

@@ -14,6 +14,7 @@ from torch import Tensor
 from attar.anatomy import Head, count_parameters, head_of, run_body
 from attar.heads import class_logits, load_as_saved
 from attar.loading import load_tokenizer, vocabulary_size
+from attar.pooling import Pooling, text_vectors
 from distill.batches import Batch
 from distill.data import IGNORE
 from distill.runtimes import RUNTIMES, Logits, Source
@@ -93,6 +94,11 @@ class Transformers:
     def classes(self, batch: Batch) -> Tensor:
         """Float32 logits (B, C) of labelled texts, on the CPU; of a classifier."""
         return class_logits(self.model, batch.to(self.device).model_inputs()).float().cpu()
+
+    @torch.inference_mode()
+    def vectors(self, batch: Batch, pooling: Pooling) -> Tensor:
+        """Float32 vectors (B, H) of texts, on the CPU; of a sentence encoder."""
+        return text_vectors(self.model, batch.to(self.device).model_inputs(), pooling).cpu()
 
     @torch.inference_mode()
     def logits(self, ids: list[int]) -> Tensor:

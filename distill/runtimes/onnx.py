@@ -16,6 +16,7 @@ from torch import Tensor
 
 from attar.errors import ModelError
 from attar.loading import load_config, load_tokenizer, vocabulary_size
+from attar.pooling import Pooling
 from distill.batches import Batch
 from distill.runtimes import RUNTIMES, Logits, Source
 from distill.runtimes.rows import FromRows
@@ -55,12 +56,21 @@ class OnnxRuntime:
 
     def classes(self, batch: Batch) -> Tensor:
         """Float32 logits (B, C) of labelled texts; of a classifier."""
+        return self._of_texts(batch, "logits").float()
+
+    def vectors(self, batch: Batch, pooling: Pooling) -> Tensor:
+        """Float32 vectors (B, H) of texts, pooled behind the graph; of a sentence encoder."""
+        states_BTH, mask_BT = self._of_texts(batch, "last_hidden_state"), batch.mask_BT
+        assert mask_BT is not None
+        return pooling.finish(pooling.pool(states_BTH, mask_BT))
+
+    def _of_texts(self, batch: Batch, name: str) -> Tensor:
         inputs = batch.model_inputs()
         ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
         assert ids_BT is not None and mask_BT is not None  # noqa: PT018
         if self._padding is not None:
             ids_BT = ids_BT.masked_fill(mask_BT == 0, self._padding)
-        return self.run(ids_BT, mask_BT, inputs["token_type_ids"])["logits"].float()
+        return self.run(ids_BT, mask_BT, inputs["token_type_ids"])[name]
 
     def run(
         self, ids_BT: Tensor, mask_BT: Tensor, token_types_BT: Tensor | None = None

@@ -35,10 +35,15 @@ class FromRows:
         self._runtime = runtime
         self._ids: list[list[int]] = []
         self._counted: list[np.ndarray] = []
-        for ids_T, labels_T in zip(batch.input_ids_BT, batch.labels_BT, strict=True):
+        for row, (ids_T, labels_T) in enumerate(
+            zip(batch.input_ids_BT, batch.labels_BT, strict=True)
+        ):
             counted = (labels_T != IGNORE).numpy()
-            last = int(counted.nonzero()[0][-1]) + 1 if counted.any() else 0
-            self._ids.append(ids_T[:last].tolist())  # nothing counted looks further
+            if batch.mask_BT is None:  # nothing counted looks further
+                last = int(counted.nonzero()[0][-1]) + 1 if counted.any() else 0
+            else:
+                last = int(batch.mask_BT[row].sum())
+            self._ids.append(ids_T[:last].tolist())
             self._counted.append(counted[:last])
         numbers = [int(counted.sum()) for counted in self._counted]
         self._starts = np.concatenate([[0], np.cumsum(numbers)])

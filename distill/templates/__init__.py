@@ -8,7 +8,7 @@ from pathlib import Path
 from attar.errors import RecipeError, nearest
 from attar.files import write_text
 
-KNOWN = ("causal-lm", "sequence-classification")
+KNOWN = ("causal-lm", "sequence-classification", "masked-lm", "embedding")
 
 
 def write_starter(path: Path, template: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from attar.heads import holds_classifier
+from attar.heads import CLASSIFIER, MASKED, holds_head
+from attar.pooling import holds_sentence_encoder
 from students.artifacts import ARTIFACTS, Given
 
 
@@ -53,7 +54,11 @@ Attar is not needed. `PATH` is this folder.
 
 def _pipeline(given: Given) -> str:
     """What the hub calls the student's task."""
-    return "text-classification" if holds_classifier(given.student) else "text-generation"
+    if holds_sentence_encoder(given.student):
+        return "sentence-similarity"
+    if holds_head(given.student, MASKED):
+        return "fill-mask"
+    return "text-classification" if holds_head(given.student, CLASSIFIER) else "text-generation"
 
 
 def _origin(name: str, given: Given) -> str:

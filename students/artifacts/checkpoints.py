@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
-from attar.heads import holds_classifier, load_as_saved
+from attar import heads
+from attar.heads import MASKED, holds_head, load_as_saved
 from attar.loading import Quantization, load_tokenizer
+from attar.pooling import copy_pooling, holds_sentence_encoder
 from students.artifacts import Given, artifact
 from students.artifacts.rounded import rounded_student
 from students.quantized import quantized_model
@@ -28,10 +30,30 @@ classify = pipeline("text-classification", "PATH")
 print(classify("A text to be labelled"))
 ```"""
 
+FILL_MASK = """\
+```python
+from transformers import pipeline
+fill = pipeline("fill-mask", "PATH")
+print(fill(f"A text with one word {fill.tokenizer.mask_token} out."))
+```"""
+SENTENCE_ENCODER = """\
+```python
+from sentence_transformers import SentenceTransformer
+encoder = SentenceTransformer("PATH")
+vectors = encoder.encode(["A text", "Another text"])
+```
+
+`modules.json` and `1_Pooling/config.json` say how a text's vector is made of the states that
+`transformers.AutoModel` gives."""
+
 
 def usage(given: Given) -> str:
-    """How `transformers` loads the student, by the head it carries."""
-    return CLASSIFIER if holds_classifier(given.student) else TRANSFORMERS
+    """How the student is loaded, by the head it carries."""
+    if holds_sentence_encoder(given.student):
+        return SENTENCE_ENCODER
+    if holds_head(given.student, MASKED):
+        return FILL_MASK
+    return CLASSIFIER if holds_head(given.student, heads.CLASSIFIER) else TRANSFORMERS
 
 
 @artifact("bf16", of="merged", runtime="transformers", usage=usage)
@@ -88,6 +110,7 @@ def _requantize(source: Path, folder: Path, grid: str, given: Given) -> None:
 def _save_tokenizer(source: Path, folder: Path, given: Given) -> None:
     trust = given.trust_remote_code
     load_tokenizer(str(source), trust_remote_code=trust).save_pretrained(folder)
+    copy_pooling(source, folder)
 
 
 def _save(source: Path, folder: Path, kind: Quantization, given: Given) -> None:

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from attar.anatomy import count_parameters
 from attar.errors import ModelError
-from attar.heads import is_classifier, load_as_saved, takes_token_types
+from attar.heads import is_classifier, load_as_saved, output_of, takes_token_types
 from attar.loading import load_tokenizer
+from attar.pooling import copy_pooling
 from students.artifacts import Given, artifact
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ def _export(source: Path, folder: Path, form: Form, given: Given) -> None:
         device=torch.device("cpu"),
     )
     tokenizer = load_tokenizer(str(source), trust_remote_code=trust)
-    export_onnx(model, tokenizer, folder, form=form)
+    export_onnx(model, tokenizer, folder, outputs=[output_of(model.config)], form=form)
+    copy_pooling(source, folder)
 
 
 def export_onnx(

@@ -9,6 +9,7 @@ import torch
 
 from attar.heads import auto_class_of
 from attar.loading import be_quiet, load_config, load_tokenizer
+from attar.pooling import copy_pooling
 from students.artifacts import Given, artifact
 from students.artifacts.checkpoints import usage
 
@@ -39,3 +40,4 @@ def torchao_int8(source: Path, folder: Path, given: Given) -> None:
     )
     model.save_pretrained(folder)
     load_tokenizer(str(source), trust_remote_code=trust).save_pretrained(folder)
+    copy_pooling(source, folder)

@@ -94,7 +94,7 @@ def split_columns(columns: Columns, tokens: Sequence[int]) -> list[Columns]:
 
 CODECS: Registry[type[Any]] = Registry("codec")  # of pydantic models that are DistributionCodecs
 LAYER_CODECS: Registry[type[Any]] = Registry("codec of hidden states")  # ... LayerCodecs
-CLASS_CODECS: Registry[type[Any]] = Registry("codec of classes")  # of a classifier's logits
+TEXT_CODECS: Registry[type[Any]] = Registry("codec of texts")  # one signal a text
 
 from teachers.codecs import (  # noqa: E402  (registering enrols)
     basis,  # noqa: F401
@@ -105,4 +105,5 @@ from teachers.codecs import (  # noqa: E402  (registering enrols)
     nucleus,  # noqa: F401
     sampled,  # noqa: F401
     topk,  # noqa: F401
+    vectors,  # noqa: F401
 )

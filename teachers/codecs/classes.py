@@ -16,11 +16,27 @@ import torch
 from torch import Tensor
 
 from attar.strict import Section
-from teachers.codecs import CLASS_CODECS, Assets, Columns
+from teachers.codecs import TEXT_CODECS, Assets, Columns
 from teachers.signals import KnownLogits
 
 
-@CLASS_CODECS.add("classes")
+def entries_of(values_BC: Tensor, tokens: Sequence[int]) -> np.ndarray:
+    """Column `entries` of texts that keep so many tokens each: C at the first, 0 at others."""
+    entries = np.zeros(sum(tokens), np.uint16)
+    entries[np.cumsum([0, *tokens[:-1]])] = values_BC.shape[1]
+    return entries
+
+
+def rows_of(columns: Columns, name: str) -> Tensor:
+    """Float32 values (B, C) of the texts. Raises `ValueError` where they differ in number."""
+    counts = columns["entries"][columns["entries"] > 0]
+    if not len(counts) or (counts != counts[0]).any():
+        raise ValueError(f"texts with {sorted(set(counts.tolist()))} values")
+    values_BC = columns[name].reshape(len(counts), int(counts[0]))
+    return torch.from_numpy(np.array(values_BC, np.float32))
+
+
+@TEXT_CODECS.add("classes")
 class ClassLogits(Section):
     """All logits of every text, as they are."""
 
@@ -30,20 +46,14 @@ class ClassLogits(Section):
 
     def encode_texts(self, logits_BC: Tensor, tokens: Sequence[int]) -> Columns:
         """Columns of B texts that keep so many tokens each, from their logits."""
-        num_classes = logits_BC.shape[1]
-        entries = np.zeros(sum(tokens), np.uint16)
-        entries[np.cumsum([0, *tokens[:-1]])] = num_classes
-        return {"entries": entries, "entry_logit": logits_BC.float().cpu().numpy().reshape(-1)}
+        logits = logits_BC.float().cpu().numpy().reshape(-1)
+        return {"entries": entries_of(logits_BC, tokens), "entry_logit": logits}
 
     def decode(
         self, columns: Columns, num_tokens: int, temperature: float, assets: Assets
     ) -> KnownLogits:
         """Logits (B, C) of the texts, in their order."""
-        counts = columns["entries"][columns["entries"] > 0]
-        if not len(counts) or (counts != counts[0]).any():
-            raise ValueError(f"texts with {sorted(set(counts.tolist()))} classes")
-        logits_BC = columns["entry_logit"].reshape(len(counts), int(counts[0]))
-        return KnownLogits(torch.from_numpy(np.array(logits_BC)), temperature)
+        return KnownLogits(rows_of(columns, "entry_logit"), temperature)
 
     def check_temperature(self, temperature: float) -> None:
         """Every temperature is exact."""

@@ -34,6 +34,8 @@ SOURCES = {
     "hidden": [*LAYER_CODECS, "online"],
     "relation": [*LAYER_CODECS, "online"],
     "labels": ["text"],
+    "vector": [],  # of whole texts: test_vectors.py
+    "similarity": [],
 }
 PAIRS = [(name, source) for name, loss in LOSSES.items() for source in SOURCES[loss.reads]]
 EXACT = ("online", "classes", "text")  # sources that store nothing

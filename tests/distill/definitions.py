@@ -66,6 +66,16 @@ def relation(s, t):
     return values
 
 
+def similarity(s, t):
+    values = torch.zeros(len(s), dtype=torch.float64)
+    for i in range(len(s)):
+        for j in range(len(s)):
+            if i != j:
+                one, other = ((x[i] @ x[j]) / (x[i].norm() * x[j].norm()) for x in (s, t))
+                values[i] += (one - other) ** 2 / (len(s) - 1)
+    return values
+
+
 # A new loss gets its line here; without one a test fails.
 DEFINITIONS = {
     "forward_kl": lambda s, t: kl(t.exp(), s.exp()),
@@ -80,6 +90,9 @@ DEFINITIONS = {
     "hidden_mse": lambda s, t: ((s - t) ** 2).sum(-1) / (t**2).sum(-1),
     "hidden_cosine": lambda s, t: 1 - (s * t).sum(-1) / (s.norm(dim=-1) * t.norm(dim=-1)),
     "relation": relation,
+    "vector_mse": lambda s, t: ((s - t) ** 2).sum(-1) / (t**2).sum(-1),
+    "vector_cosine": lambda s, t: 1 - (s * t).sum(-1) / (s.norm(dim=-1) * t.norm(dim=-1)),
+    "similarity": similarity,
 }
 # Losses with a kink at the teacher: the gradient there is bounded, not zero. No flag says so.
 KINKED = {"tvd"}
@@ -94,7 +107,7 @@ DIVERGENCES = [name for name, loss in LOSSES.items() if loss.divergence]
 DISTRIBUTION_LOSSES = reading("distribution")
 OUTCOME_LOSSES = [name for name in DISTRIBUTION_LOSSES if not LOSSES[name].full]
 VOCABULARY_LOSSES = reading("distribution", "labels")
-STATE_LOSSES = reading("hidden", "relation")
+STATE_LOSSES = reading("hidden", "relation", "vector", "similarity")
 
 
 def variants(names):
@@ -130,11 +143,11 @@ def normal(*shape, seed, scale=3.0):
 def sample(name, seed=0, dtype=torch.float64, scale=3.0):
     """(student, teacher) as a loss reads them: log-probabilities, labels, states, heads."""
     reads = LOSSES[name].reads
-    shape = {"hidden": (N, H), "relation": (A, N, D)}.get(reads, (N, V))
+    shape = (A, N, D) if reads == "relation" else (N, H) if name in STATE_LOSSES else (N, V)
     if reads == "relation":  # scores are products: longer vectors see nothing but themselves
         scale = scale / 3
     student, teacher = (normal(*shape, seed=seed + i, scale=scale).to(dtype) for i in (0, 1))
-    if reads in ("hidden", "relation"):
+    if name in STATE_LOSSES:
         return student, teacher
     if reads == "labels":
         return student.log_softmax(-1), torch.arange(N) * 3 % V

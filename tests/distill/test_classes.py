@@ -14,14 +14,14 @@ from distill.losses import LOSSES
 from distill.objective import Learner
 from distill.readouts import ClassReadout
 from distill.terms import TERM_MODELS
-from students.class_depth import keep_by_classes, keep_by_cosine, only_blocks
+from students.text_depth import class_logprobs, keep_by_change, keep_by_cosine, kl, only_blocks
 from teachers.cache import CacheConfig, SignalCache, manifest_of
-from teachers.class_runner import ClassRunner
 from teachers.codecs import CODECS
 from teachers.convert import converted
 from teachers.runner import Request, build_cache
 from teachers.statistics import statistics
 from teachers.store import SignalStore
+from teachers.text_runner import TextRunner
 from teachers.verify import verify
 from tests.distill.classifying import WORDS, tiny_bert, tiny_llama, word_tokenizer
 
@@ -53,7 +53,7 @@ def cache_of(folder, model, examples, *, layers=(), blocks=(), codec="bf16", bat
     requests = [Request(e.key, e.input_ids, k, e.token_types) for e, k in pairs]
     data = {"examples": len({e.key for e in examples})}
     manifest = manifest_of(config, {"model": "tiny"}, {"ids": "0", "size": len(WORDS)}, data)
-    build_cache(SignalStore(str(folder)), manifest, requests, lambda: ClassRunner(model, config))
+    build_cache(SignalStore(str(folder)), manifest, requests, lambda: TextRunner(model, config))
     return SignalCache(str(folder))
 
 
@@ -259,7 +259,9 @@ def test_the_block_that_does_nothing_goes_first():
             dense.bias.zero_()
     inputs = [collate_texts([[e] for e in texts(8)]).model_inputs()]
     removed = []
-    kept = keep_by_classes(model, inputs, 2, lambda block, loss: removed.append((block, loss)))
+    kept = keep_by_change(
+        model, inputs, 2, class_logprobs, kl, lambda block, loss: removed.append((block, loss))
+    )
     assert kept == [0, 2]
     assert removed[0][1] < 1e-4
     assert keep_by_cosine(model, inputs, 2) == [0, 2]

@@ -37,7 +37,7 @@ def tokens(name, sides):
 
 def raw(name, seed=0, scale=3.0):
     """A leaf and the loss as a function of it: of logits, or of the states themselves."""
-    states = LOSSES[name].reads in ("hidden", "relation")
+    states = name in STATE_LOSSES
     student, teacher = sample(name, seed, torch.float32, scale)
     leaf = student.clone().requires_grad_()
     return leaf, (lambda: values_of(name, (leaf if states else leaf.log_softmax(-1), teacher)))
@@ -95,7 +95,7 @@ def relative_gradients(name, step):
     teacher = sample(name, dtype=torch.float32)[1]
     away = (step * normal(*teacher.shape, seed=9, scale=1.0)).float()
     near = (teacher + away).requires_grad_()
-    states = LOSSES[name].reads in ("hidden", "relation")
+    states = name in STATE_LOSSES
     values_of(name, (near if states else near.log_softmax(-1), teacher)).sum().backward()
     return (near.grad.norm() / elsewhere.norm()).item()
 

@@ -373,6 +373,8 @@ def test_schema_gives_each_loss_its_own_parameters():
         "distribution": {"source", "temperature", "tail"},
         "hidden": {"source", "layers"},
         "relation": {"source", "layers", "heads", "relations"},
+        "vector": {"source"},
+        "similarity": {"source"},
     }
     for name, found in LOSSES.items():
         assert by_loss[name] == {"loss", "weight"} | reads[found.reads] | set(found.parameters())

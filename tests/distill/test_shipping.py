@@ -13,6 +13,7 @@ def numbers(perplexity, size=100, speed=10.0, **more):
         "perplexity": perplexity,
         "bytes": size,
         "tokens_per_second": {"prefill": 100.0, "generate": speed},
+        "runtime": "transformers",
         **more,
     }
 
@@ -54,14 +55,13 @@ def test_every_point_off_the_front_is_beaten_by_one_on_it(points):
 def test_advice_names_only_what_is_fit():
     artifacts = {
         "bf16": numbers(10.0, 200, 10.0),
-        "q8": numbers(10.1, 100, 90.0),
-        "q4": numbers(12.0, 50, 120.0),
+        "q8": numbers(10.1, 100, 90.0, runtime="llama.cpp"),
+        "q4": numbers(12.0, 50, 120.0, runtime="llama.cpp"),
     }
     for found in artifacts.values():
         found["fit"] = judge(found, numbers(10.0), "distill", Tolerance())
     mark_fronts(artifacts)
-    runtimes = {"bf16": "transformers", "q8": "llama.cpp", "q4": "llama.cpp"}
-    advice = {one["for"]: one["artifact"] for one in advise(artifacts, runtimes)}
+    advice = {one["for"]: one["artifact"] for one in advise(artifacts)}
     assert advice == {
         "a GPU server": "bf16", "a laptop's CPU": "q8", "the smallest size": "q8",
     }  # fmt: skip
@@ -75,17 +75,19 @@ def test_where_nothing_is_fit_the_advice_says_what_to_do():
     artifacts = {"nf4": numbers(12.0), "int8": numbers(11.0)}
     for found in artifacts.values():
         found["fit"] = judge(found, numbers(10.0), "distill", Tolerance())
-    advice = advise(artifacts, dict.fromkeys(artifacts, "transformers"))
+    advice = advise(artifacts)
     assert [one["artifact"] for one in advice] == [None]
     assert "the best is int8" in advice[0]["sentence"]
 
 
 def test_what_cannot_generate_is_never_advised_for_a_laptop():
-    artifacts = {"onnx": numbers(10.0, 100, None), "bf16": numbers(10.0, 200, 5.0)}
+    artifacts = {
+        "onnx": numbers(10.0, 100, None, runtime="onnxruntime"),
+        "bf16": numbers(10.0, 200, 5.0),
+    }
     for found in artifacts.values():
         found["fit"] = judge(found, numbers(10.0), "distill", Tolerance())
     mark_fronts(artifacts)
     assert artifacts["onnx"]["pareto"] == {"bytes": True, "speed": False}
-    runtimes = {"onnx": "onnxruntime", "bf16": "transformers"}
-    advice = {one["for"]: one["artifact"] for one in advise(artifacts, runtimes)}
+    advice = {one["for"]: one["artifact"] for one in advise(artifacts)}
     assert advice["a laptop's CPU"] == "bf16"

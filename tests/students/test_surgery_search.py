@@ -26,7 +26,7 @@ from students.surgery.costs import Costs, Latencies, first_parts
 from students.surgery.cutting import cut
 from students.surgery.search import Expectation, Measures, Space, search
 from students.surgery.target import TargetConfig, read_amount
-from students.surgery.yardstick import Reading, Yardstick
+from students.surgery.yardstick import Yardstick
 
 SMALL = {
     "vocab_size": 64,
@@ -313,11 +313,13 @@ def test_where_no_shape_keeps_the_limit_none_is_found():
 
 
 def yardstick(model, healing=()):
-    reading = Reading(
-        lambda model, ids: model(input_ids=ids).logits.flatten(0, 1),
-        lambda model: torch.Tensor.float,
-    )
-    return Yardstick(model, reading, [IDS[:2], IDS[2:3]], healing)
+    def read(model, ids):
+        return model(input_ids=ids).logits.flatten(0, 1).log_softmax(-1)
+
+    def apart(_student, theirs, ours):
+        return (theirs.exp() * (theirs - ours)).sum()
+
+    return Yardstick(model, read, apart, [IDS[:2], IDS[2:3]], healing)
 
 
 def test_harm_is_the_mean_divergence():

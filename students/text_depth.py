@@ -1,4 +1,4 @@
-"""Which blocks of a classifier to keep, judged on texts: encoders read both ways and need a mask.
+"""Which blocks of an encoder to keep, judged on texts: it reads both ways and needs a mask.
 
 Legend: B texts, T tokens, C classes.
 """
@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from attar.anatomy import blocks_of, capture_layers, num_layers
-from attar.heads import class_logits
+from attar.heads import class_logits, text_inputs
 
-Texts = dict[str, Tensor | None]  # what `class_logits` takes
+T = TypeVar("T")  # a batch of texts, as `read` takes it
+Texts = dict[str, Tensor | None]  # what `text_inputs` takes
 
 
 @contextmanager
@@ -36,23 +37,25 @@ def _put(blocks: nn.ModuleList, modules: Sequence[nn.Module]) -> None:
 
 
 @torch.inference_mode()
-def keep_by_classes(
+def keep_by_change(
     model: Any,
-    batches: Sequence[Texts],
+    batches: Sequence[T],
     keep: int,
+    read: Callable[[Any, T], Tensor],
+    apart: Callable[[Tensor, Tensor], Tensor],
     on_removal: Callable[[int, float], None] = lambda block, loss: None,
 ) -> list[int]:
-    """Blocks left after removing, one at a time, the one whose absence changes the classes least:
-    by mean KL of the whole model's distribution to the cut one's, in nats a text.
+    """Blocks left after removing, one at a time, the one whose absence changes texts least.
+
+    read: (B, C) of a batch of texts. apart: how far the whole model's are from the cut one's, (B,).
     """
-    whole = [_logprobs(model, texts) for texts in batches]
+    whole = [read(model, texts) for texts in batches]
     number = sum(len(one) for one in whole)
 
     def loss(kept: list[int]) -> float:
         with only_blocks(model, kept):
-            cut = [_logprobs(model, texts) for texts in batches]
-        pairs = zip(whole, cut, strict=True)
-        return sum(float((w.exp() * (w - c)).sum()) for w, c in pairs) / number
+            cut = [read(model, texts) for texts in batches]
+        return sum(float(apart(w, c).sum()) for w, c in zip(whole, cut, strict=True)) / number
 
     kept = list(range(num_layers(model)))
     while len(kept) > keep:
@@ -72,7 +75,7 @@ def keep_by_cosine(model: Any, batches: Sequence[Texts], keep: int) -> list[int]
         mask_BT = texts["attention_mask"]
         assert mask_BT is not None
         with capture_layers(model, list(range(depth + 1))) as captured:
-            class_logits(model, texts)
+            model(**text_inputs(model, texts))
         states = [captured.layers[layer][mask_BT.bool()].float() for layer in range(depth + 1)]
         for i in range(depth):
             totals[i] += torch.cosine_similarity(states[i], states[i + 1], dim=-1).sum().cpu()
@@ -80,5 +83,11 @@ def keep_by_cosine(model: Any, batches: Sequence[Texts], keep: int) -> list[int]
     return sorted(order[:keep])
 
 
-def _logprobs(model: Any, texts: Texts) -> Tensor:
-    return class_logits(model, texts).float().log_softmax(-1).cpu()
+def kl(whole_BC: Tensor, cut_BC: Tensor) -> Tensor:
+    """KL(whole || cut), (B,), of log-probabilities."""
+    return (whole_BC.exp() * (whole_BC - cut_BC)).sum(-1)
+
+
+def class_logprobs(model: Any, texts: Texts) -> Tensor:
+    """Log-probabilities (B, C) of a classifier."""
+    return class_logits(model, texts).float().log_softmax(-1)

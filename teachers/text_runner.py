@@ -1,10 +1,11 @@
-"""Run a classifier once over all labelled texts and leave its signals: class logits, hidden states.
+"""Run a model once over whole texts and leave its signals: one outcome a text, hidden states.
 
-Legend: B texts, T tokens, N tokens kept, C classes, H width.
+Legend: B texts, T tokens, N tokens kept, C classes (or entries of a vector), H width.
 
-A text has one distribution, over the classes; hidden states and attention inputs of chosen layers
-are kept of all its tokens, since students that learn from layers compare every one (TinyBERT,
-1909.10351; MiniLM, 2002.10957). Where no layer is asked for, a text is one row of the cache.
+A text has one distribution, over the classes, or one vector; hidden states and attention inputs of
+chosen layers are kept of all its tokens, since students that learn from layers compare every one
+(TinyBERT, 1909.10351; MiniLM, 2002.10957). Where no layer is asked for, a text is one row of the
+cache.
 """
 
 from __future__ import annotations
@@ -23,17 +24,21 @@ from teachers.cache import CacheConfig
 from teachers.codecs import Assets, Columns, split_columns
 from teachers.runner import Request, plan_batches, positions_of, refuse_bad
 
+Outcome = Callable[[Any, dict[str, Tensor | None]], Tensor]
 
-class ClassRunner:
-    """A frozen classifier: labelled texts in, columns out."""
 
-    def __init__(self, model: nn.Module, config: CacheConfig) -> None:
+class TextRunner:
+    """A frozen model: texts in, columns out. `outcome`: what it gives of each text, (B, C)."""
+
+    def __init__(
+        self, model: nn.Module, config: CacheConfig, outcome: Outcome = class_logits
+    ) -> None:
         check_layers(config.hidden.layers, num_layers(model) if config.hidden.layers else 0)
         for block in config.hidden.attention:
             attention_projections(model, block)  # refused before the first shard
-        self.model, self.config = model, config
+        self.model, self.config, self.outcome = model, config, outcome
         self.device = next(model.parameters()).device
-        self.padding_mass: float | None = None  # classes have none
+        self.padding_mass: float | None = None  # texts have none
 
     @torch.inference_mode()
     def run(
@@ -74,7 +79,7 @@ class ClassRunner:
         return plan_batches(lengths, self.config.batch_tokens)
 
     def _states(self, group: list[Request]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Class logits (B, C) of some texts, and chosen states (N, H) of their tokens by part."""
+        """Outcomes (B, C) of some texts, and chosen states (N, H) of their tokens by part."""
         hidden = self.config.hidden
         inputs = padded_texts([r.input_ids for r in group], [r.token_types for r in group])
         on_device = {n: None if t is None else t.to(self.device) for n, t in inputs.items()}
@@ -82,7 +87,7 @@ class ClassRunner:
             capture_layers(self.model, hidden.layers) as captured,
             capture_attention_inputs(self.model, hidden.attention) as attended,
         ):
-            logits_BC = class_logits(self.model, on_device)
+            logits_BC = self.outcome(self.model, on_device)
         found = {f"layer_{layer}": captured.layers[layer] for layer in hidden.layers}
         found |= {f"attention_{block}": attended[block] for block in hidden.attention}
         rows, columns = positions_of(group, self.device)

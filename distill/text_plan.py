@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from attar.heads import CLASSIFIER
 from attar.loading import resolve_precision
 from distill.data import DataConfig, sources_of
 from distill.inputs import is_done
-from distill.labelled import LabelledTexts
 from distill.loop import LoopConfig
 from distill.plan import EFFICIENCY, SAMPLE_ROWS, Estimate, estimate, flops_per_second
 from distill.run import Run
@@ -44,15 +42,15 @@ class Body:
 
 def estimates(run: Run) -> list[Estimate]:
     """Every stage of the recipe, in order, whatever its task."""
-    return _of_classes(run) if run.task.auto == CLASSIFIER else estimate(run)
+    return estimate(run) if run.task.packs else _of_texts(run)
 
 
-def body_of_config(config: Any, depth: int) -> Body:
-    """Of a model with so many blocks, from its configuration alone, on the meta device."""
+def body_of_config(config: Any, depth: int, auto: str) -> Body:
+    """Of a model of an auto class with so many blocks, from its configuration alone."""
     import transformers
 
     with torch.device("meta"):
-        model = getattr(transformers, CLASSIFIER).from_config(config)
+        model = getattr(transformers, auto).from_config(config)
     text, total = config.get_text_config(), sum(p.numel() for p in model.parameters())
     table = sum(p.numel() for n, p in model.named_parameters() if "embedding" in n)
     lost = (total - table) * (text.num_hidden_layers - depth) // text.num_hidden_layers
@@ -67,7 +65,9 @@ def count_texts(run: Run) -> tuple[int, int, float, str]:
     config = run.recipe.data
     sources = sources_of(config)
     tables = [load_rows(source, config.split, config.name) for source in sources]
-    readings = LabelledTexts().open(run.tokenizer, config, tables, sources)
+    reader = run.task.reader(run.teacher_config, adapted=True, seed=run.recipe.seed)
+    assert reader is not None, "next tokens are planned by plan.py"
+    readings = reader.open(run.tokenizer, config, tables, sources)
     lengths = [
         len(ids)
         for table, read in zip(tables, readings, strict=True)
@@ -100,10 +100,10 @@ def _training_bytes(body: Body, config: LoopConfig, data: DataConfig) -> float:
     return 16.0 * body.total + 4.0 * ACTIVATIONS * body.width * body.depth * tokens
 
 
-def _of_classes(run: Run) -> list[Estimate]:
+def _of_texts(run: Run) -> list[Estimate]:
     recipe = run.recipe
-    teacher = body_of_config(run.teacher_config, run.teacher_depth)
-    student = body_of_config(run.student_config, run.student_depth)
+    teacher = body_of_config(run.teacher_config, run.teacher_depth, run.task.auto)
+    student = body_of_config(run.student_config, run.student_depth, run.task.auto)
     texts, held, length, known = count_texts(run)
     speed = EFFICIENCY * flops_per_second(resolve_precision(recipe.teacher.dtype))
     train_speed = EFFICIENCY * flops_per_second(resolve_precision(recipe.train.precision))

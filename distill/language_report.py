@@ -1,0 +1,107 @@
+"""The report of a run on next tokens: verdict and page; what is fit to ship is in shipping.py.
+
+The verdict compares the distilled student with plain fine-tuning on the same tokens, example by
+example, with a bootstrap interval on the difference.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distill.account import Account, Curves, Tables
+from distill.columns import COLUMNS, FIRST_TOKEN, MATRIX
+from distill.comparing import difference, side
+from distill.gauge import Measured
+from distill.report_html import render
+from distill.shipping import advise, judge, mark_fronts
+
+if TYPE_CHECKING:
+    from distill.run import Run
+
+
+def verdict(run: Run, measured: dict[str, Any], costs: dict[str, Any]) -> dict[str, Any]:
+    """One sentence on whether distilling beat plain fine-tuning, and the numbers behind it."""
+    teacher = measured["teacher"]["nll"]
+    result: dict[str, Any] = {"helped": None, "teacher_is_better": {}}
+    for arm in ["init", *run.recipe.train.arms]:
+        result["teacher_is_better"][arm] = teacher < measured[arm]["nll"]
+    if "finetune" not in run.recipe.train.arms:
+        result["sentence"] = (
+            "No fine-tuned arm was trained, so whether distilling helped is unknown; add "
+            "`train.arms: [finetune]`."
+        )
+        return result
+    nll, kl = (difference(run, name, "distill", "finetune") for name in ("nll", "kl"))
+    result.update(nll=nll, kl_to_teacher=kl)
+    sides = side(nll), side(kl)
+    result["helped"] = sides[0] == "lower" or (sides[0] != "higher" and sides[1] == "lower")
+    result["sentence"] = _sentence(measured, nll, kl, costs)
+    warnings = []
+    if not result["teacher_is_better"]["init"]:
+        warnings.append("The teacher is no better on this text than the untrained student.")
+    elif not result["teacher_is_better"]["finetune"]:
+        warnings.append(
+            "The teacher is no better on this text than the fine-tuned student, so its targets "
+            "can hold the student back: adapt it first (`teacher.adapt`)."
+        )
+    result["warnings"] = warnings
+    return result
+
+
+def _sentence(measured: dict[str, Any], nll: Any, kl: Any, costs: dict[str, Any]) -> str:
+    tokens = costs["arms"]["distill"]["tokens"]
+    words = {
+        "lower": "beat plain fine-tuning",
+        "higher": "did worse than plain fine-tuning",
+        "not distinguishable": "cannot be told from plain fine-tuning",
+    }
+    low, high = nll["interval"]
+    stages = costs["stages"]
+    distill, finetune = (costs["arms"][arm]["seconds"] for arm in ("distill", "finetune"))
+    cache = stages.get("cache", {}).get("seconds", 0.0)
+    closer = {
+        "lower": "closer to the teacher",
+        "higher": "further from the teacher",
+        "not distinguishable": "as close to the teacher",
+    }[side(kl)]
+    return (
+        f"On held-out text, distilling {words[side(nll)]} at the same {tokens:,} tokens: "
+        f"perplexity {measured['distill']['perplexity']:.2f} against "
+        f"{measured['finetune']['perplexity']:.2f} (nll {nll['difference']:+.4f}, 95% interval "
+        f"{low:+.4f} to {high:+.4f}), and the student is {closer} (KL "
+        f"{measured['distill']['kl_to_teacher']:.3f} against "
+        f"{measured['finetune']['kl_to_teacher']:.3f}); it took {distill:.0f} s of training "
+        f"against {finetune:.0f} s, and {cache:.0f} s for the teacher's cache."
+    )
+
+
+# The page --------------------------------------------------------------------------------------
+
+
+def page(run: Run, report: Measured, tables: Tables, curves: Curves) -> str:
+    """report.html."""
+    return render(report, *tables, merges(report), curves, _histograms(run))
+
+
+def merges(report: Measured) -> list[list[str]]:
+    """What was specialised, before and after each way of merging; [] where nothing was."""
+    found = (report.get("specialize") or {}).get("merges") or []
+    lines = [["what was measured", "nll", "ppl"]]
+    lines += [[one["path"], f"{one['nll']:.4f}", f"{one['perplexity']:.2f}"] for one in found]
+    return lines if found else []
+
+
+def _histograms(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(counts, edges) of log10 of the per-token KL to the teacher, by model."""
+    edges = np.linspace(-4, 1.2, 53)
+    found = {}
+    for name in ["init", *run.recipe.train.arms, "distill"]:
+        kl = np.load(run.folder / "evaluation" / f"{name}.npz")["kl"]
+        counts, _ = np.histogram(np.log10(np.clip(kl, 1e-4, 15)), bins=edges)
+        found[name] = (counts / len(kl), edges)
+    return found
+
+
+ACCOUNT = Account(COLUMNS, MATRIX, verdict, judge, mark_fronts, advise, page, FIRST_TOKEN)

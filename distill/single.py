@@ -1,0 +1,62 @@
+"""Texts one by one, without labels: which column holds them, and their examples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attar.errors import DataError
+from distill.labelled import TEXT_COLUMNS, tokenize_labelled
+from distill.layouts import check_column, first_of, text_of
+from distill.readers import Found, Reading
+from distill.tokenizing import NO_TEXT
+
+if TYPE_CHECKING:
+    from distill.data import DataConfig
+
+
+def text_column(features: Mapping[str, Any], source: str, config: DataConfig) -> str:
+    """The column of a table's texts. Raises `DataError` where it is not there, or not known."""
+    known = list(features)
+    if config.text_column is not None:
+        check_column(config.text_column, known, source, "data.text_column")
+    found = config.text_column or first_of(TEXT_COLUMNS, known)
+    if found is None:
+        raise DataError(
+            f"`{source}` has columns {', '.join(known)}: which holds the texts? Name it with "
+            "`data.text_column`."
+        )
+    return found
+
+
+class SingleTexts:
+    """How tables of texts are read: every text counts once, whatever its length."""
+
+    @property
+    def stamp(self) -> list[Any]:
+        """What examples depend on beside data, tokenizer and seed."""
+        return ["texts"]
+
+    def open(
+        self, tokenizer: Any, config: DataConfig, tables: Sequence[Any], sources: Sequence[str]
+    ) -> list[Reading]:
+        """For each table, what makes a row an example."""
+        pairs = zip(tables, sources, strict=True)
+        columns = [text_column(table.features, source, config) for table, source in pairs]
+        return [self._reading(tokenizer, config, column) for column in columns]
+
+    def _reading(self, tokenizer: Any, config: DataConfig, column: str) -> Reading:
+        def read(row: Mapping[str, Any], tally: Counter[str]) -> Found:
+            text = text_of(row[column])
+            if not text.strip():
+                tally[NO_TEXT] += 1
+                return []
+            return [tokenize_labelled(tokenizer, [text], 0, config.max_length, tally)]
+
+        return read
+
+    def finish(self, train: Path, held_out: Path) -> dict[str, Any]:
+        """Nothing."""
+        return {}

@@ -1,0 +1,465 @@
+"""Masked tokens: which are chosen, a step on them, runs from teacher to report, bad recipes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import (
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    EsmConfig,
+    EsmForMaskedLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    pipeline,
+)
+
+from attar.anatomy import head_of, run_body
+from attar.errors import DataError, ModelError, RecipeError
+from attar.masked import check_head
+from distill.batches import collate_masked
+from distill.data import IGNORE, DataConfig, Example, Examples, key_of, prepare
+from distill.masked_texts import MaskedTexts, Masker
+from distill.masking import MaskingConfig
+from distill.objective import Learner
+from distill.recipe import check_recipe
+from distill.terms import TERM_MODELS
+from teachers.cache import CacheConfig, SignalCache, manifest_of
+from teachers.online import OnlineTeacher
+from teachers.runner import Request, TeacherRunner, build_cache
+from teachers.store import SignalStore
+from tests.conftest import Workshop
+from tests.distill.classifying import WORDS, sentences, word_tokenizer, write_rows
+
+MASK = len(WORDS)
+V = MASK + 1
+SPLADE = Path(__file__).parents[3] / "shared/data/models/bert-tiny-splade"
+SIZES = {
+    "vocab_size": V, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "intermediate_size": 64, "max_position_embeddings": 40, "pad_token_id": 0,
+}  # fmt: skip
+SPECIAL = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+DISTIL = {"dim": 32, "hidden_dim": 64, "n_layers": 3, "n_heads": 4, "max_position_embeddings": 40}
+FAMILIES = {
+    "bert": lambda: BertForMaskedLM(BertConfig(**SIZES)),
+    "roberta": lambda: RobertaForMaskedLM(RobertaConfig(**SIZES)),
+    "distilbert": lambda: DistilBertForMaskedLM(DistilBertConfig(vocab_size=V, **DISTIL)),
+    "modernbert": lambda: ModernBertForMaskedLM(ModernBertConfig(**SIZES, **SPECIAL)),
+}
+
+
+def tiny(family="bert", seed=0):
+    """A masked language model of random weights, its distributions apart, without dropout."""
+    torch.manual_seed(seed)
+    model = FAMILIES[family]()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model.eval()
+
+
+def tokenizer():
+    """One id a word, and a mask."""
+    made = word_tokenizer(pairs=False)
+    made.add_special_tokens({"mask_token": "[MASK]"})
+    assert made.mask_token_id == MASK
+    return made
+
+
+def masker(seed=0, **keys):
+    return Masker(tokenizer(), MaskingConfig(**keys), seed)
+
+
+def texts(number, seed=0):
+    """Windows of random words and lengths, masked."""
+    dice, own, found = np.random.default_rng(seed), masker(share=0.3), []
+    for _ in range(number):
+        words = dice.integers(4, len(WORDS), dice.integers(3, 14)).tolist()
+        ids, numbers = [2, *words, 3], [None, *range(len(words)), None]
+        shown, labels = own.masked(ids, numbers, 0)
+        found.append(Example(key_of(shown, labels), np.array(shown), np.array(labels)))
+    return found
+
+
+# Masks -----------------------------------------------------------------------------------------
+
+LONG = [2, *[4 + i % 20 for i in range(400)], 3], [None, *range(400), None]
+
+
+def test_masks_depend_on_seed_copy_and_ids_alone():
+    ids, words = LONG
+    same = [masker().masked(ids, words, 0) for _ in range(2)]
+    assert same[0] == same[1]
+    others = [masker(1).masked(ids, words, 0), masker().masked(ids, words, 1)]
+    others.append(masker().masked([2, 5, *ids[2:]], words, 0))
+    assert all(other[1] != same[0][1] for other in others)
+
+
+def test_labels_are_what_stood_there_and_the_rest_is_untouched():
+    ids, words = LONG
+    shown, labels = masker().masked(ids, words, 0)
+    chosen = [t for t, label in enumerate(labels) if label != IGNORE]
+    assert len(chosen) == round(0.15 * 400)
+    assert 0 not in chosen, "special ids are not masked"
+    assert 401 not in chosen, "special ids are not masked"
+    for t in range(len(ids)):
+        assert labels[t] == (ids[t] if t in chosen else IGNORE)
+        assert t in chosen or shown[t] == ids[t]
+
+
+def test_of_the_chosen_eight_of_ten_become_the_mask_one_a_word_and_one_stays():
+    ids, words = LONG
+    kinds = {"mask": 0, "stays": 0, "other": 0}
+    own = masker(share=0.9)
+    for copy in range(20):
+        shown, labels = own.masked(ids, words, copy)
+        for was, now, label in zip(ids, shown, labels, strict=True):
+            if label != IGNORE:
+                kinds["mask" if now == MASK else "stays" if now == was else "other"] += 1
+                assert now == MASK or now in own.ordinary
+    total = sum(kinds.values())
+    assert total == 20 * 360
+    assert kinds["mask"] / total == pytest.approx(0.8, abs=0.02)
+    assert kinds["other"] / total == pytest.approx(0.1, abs=0.02)
+
+
+def test_a_short_text_has_one_masked_token():
+    _, labels = masker().masked([2, 5, 3], [None, 0, None], 0)
+    assert labels == [IGNORE, 5, IGNORE]
+
+
+def test_whole_words_are_masked_together_or_not_at_all():
+    ids, words = list(range(2, 22)), [None, *[w for w in range(6) for _ in range(3)], None]
+    for copy in range(30):
+        _, labels = masker(share=0.4, whole_words=True).masked(ids, words, copy)
+        hit = {words[t] for t, label in enumerate(labels) if label != IGNORE}
+        assert sum(label != IGNORE for label in labels) == 3 * len(hit)
+        assert len(hit) == 2, "seven tokens wanted: two words of three"
+
+
+def test_long_texts_become_windows_and_each_has_its_copies(tmp_path, write_rows):
+    long, short = " ".join(["very", "warm"] * 20), "the film was fine"
+    config = DataConfig.model_validate(
+        {
+            "train": write_rows([{"text": long}, {"text": short}, {"text": " "}]),
+            "held_out": write_rows([{"text": "a grim story"}], "held.jsonl"), "max_length": 12,
+            "masking": {"copies": 3},
+        }
+    )  # fmt: skip
+    prepare(config, tokenizer(), "ids", 0, tmp_path / "data", MaskedTexts(0))
+    train = Examples(tmp_path / "data/train.arrow")
+    assert len(train) == 3 * (4 + 1), "forty words in windows of ten, and a short text"
+    assert max(train.lengths) == 12
+    for example in train:
+        ids = example.input_ids.tolist()
+        assert (ids[0], ids[-1]) == (2, 3), "every window has its special ids"
+        assert len(example.counted) == max(1, round(0.15 * (len(ids) - 2)))
+
+
+def test_a_tokenizer_without_a_mask_is_refused(tmp_path, write_rows):
+    config = DataConfig.model_validate({"train": write_rows([{"text": "the film"}] * 3)})
+    with pytest.raises(DataError, match="no mask token"):
+        prepare(config, word_tokenizer(), "ids", 0, tmp_path / "data", MaskedTexts(0))
+
+
+# The head --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_the_head_by_itself_gives_the_models_own_logits(family):
+    """Of padded rows too, for every family, whatever stands before its output map."""
+    model, examples = tiny(family), texts(5)
+    check_head(model)
+    batch = collate_masked([[e] for e in examples])
+    hidden = run_body(model, batch.model_inputs())[batch.labels_BT != IGNORE]
+    logits = head_of(model, V).logits(hidden)
+    alone = [
+        model(input_ids=torch.from_numpy(e.input_ids)[None]).logits[0, e.counted] for e in examples
+    ]
+    assert torch.allclose(logits, torch.cat(alone), atol=1e-4)
+
+
+def test_a_head_that_is_more_than_a_map_is_refused():
+    model = EsmForMaskedLM(EsmConfig(**SIZES, mask_token_id=MASK))
+    torch.nn.init.normal_(model.lm_head.bias)
+    with pytest.raises(ModelError, match="EsmForMaskedLM is more than one linear map"):
+        check_head(model)
+
+
+# A step ----------------------------------------------------------------------------------------
+
+TERMS = (
+    ("forward_kl", {"weight": 1.0}),
+    ("cross_entropy", {"weight": 0.5}),
+    ("hidden_cosine", {"weight": 0.3}),
+)
+
+
+def learner_of(student, *terms, pairs=None, chunk=4):
+    made = [TERM_MODELS[name](**values) for name, values in terms]
+    return Learner(
+        student, made, vocabulary=V, dtype=torch.float32, chunk=chunk, pairs=pairs
+    ).train()
+
+
+def cache_of(folder, model, examples, codec):
+    hidden = {"layers": [3], "codec": "bf16"}
+    values = {"codec": codec, "hidden": hidden, "shard_tokens": 20, "batch_tokens": 64}
+    config = CacheConfig.model_validate(values)
+    requests = [Request(e.key, e.input_ids, e.counted) for e in examples]
+    data = {"examples": len({e.key for e in examples})}
+    manifest = manifest_of(config, {"model": "tiny"}, {"ids": "0", "size": V}, data)
+    build_cache(
+        SignalStore(str(folder)), manifest, requests, lambda: TeacherRunner(model, V, config)
+    )
+    return SignalCache(str(folder))
+
+
+def step(learner, given, batches):
+    """(value, gradient by name) of a step over micro-batches."""
+    counted, total = sum(batch.num_counted for batch in batches), 0.0
+    learner.zero_grad()
+    for batch in batches:
+        loss, _ = learner(batch, given(batch), 1 / counted)
+        loss.backward()
+        total += loss.item()
+    named = learner.student.named_parameters()
+    return total, {n: p.grad.to_dense().clone() for n, p in named if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_cross_entropy_and_its_gradient_are_those_of_transformers(family):
+    model, examples = tiny(family), texts(6)
+    batch = collate_masked([[e] for e in examples])
+    value, gradients = step(learner_of(model, ("cross_entropy", {})), lambda batch: {}, [batch])
+    model.zero_grad()
+    own = model(
+        input_ids=batch.input_ids_BT, attention_mask=batch.mask_BT, labels=batch.labels_BT
+    ).loss
+    own.backward()
+    assert value == pytest.approx(own.item(), rel=1e-4)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            assert torch.allclose(gradients[name], parameter.grad, atol=1e-4, rtol=1e-3), name
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_splitting_padding_and_chunks_change_nothing(family, tmp_path):
+    examples = texts(9)
+    cache = cache_of(tmp_path, tiny(family), examples, {"name": "topk", "k": 8})
+    student = tiny(family, seed=1)
+
+    def given(batch):
+        return {"cache": cache.signals(batch.keys)}
+
+    learner = learner_of(student, *TERMS, pairs={2: [(2, 3)]})
+    whole = step(learner, given, [collate_masked([[e] for e in examples])])
+    learner = learner_of(student, *TERMS, pairs={2: [(2, 3)]}, chunk=1000)
+    parts = step(learner, given, [collate_masked([[e]]) for e in reversed(examples)])
+    assert parts[0] == pytest.approx(whole[0], rel=1e-5)
+    for name, gradient in whole[1].items():
+        assert torch.allclose(parts[1][name], gradient, atol=1e-5, rtol=1e-3), name
+
+
+def test_every_id_cached_equals_the_teacher_in_the_step_and_is_zero_there(tmp_path):
+    examples, teacher = texts(6), tiny().requires_grad_(False)
+    cache = cache_of(tmp_path, teacher, examples, {"name": "topk", "k": V})
+    online = OnlineTeacher(teacher, V, [3], [])
+    terms, pairs = (TERMS[0], TERMS[2]), {1: [(3, 3)]}
+    batch = collate_masked([[e] for e in examples])
+
+    def by_cache(batch):
+        return {"cache": cache.signals(batch.keys)}
+
+    def in_step(batch):
+        signals = online.signals(batch.model_inputs(), batch.labels_BT != IGNORE)
+        return {"cache": signals}
+
+    student = tiny(seed=1)
+    cached = step(learner_of(student, *terms, pairs=pairs), by_cache, [batch])[0]
+    there = step(learner_of(student, *terms, pairs=pairs), in_step, [batch])[0]
+    assert cached == pytest.approx(there, rel=5e-3)
+    assert there > 0.1
+    assert step(learner_of(tiny(), *terms, pairs=pairs), in_step, [batch])[0] < 1e-5
+
+
+# Runs ------------------------------------------------------------------------------------------
+
+
+def masked_recipe(**changes):
+    """The recipe's values; sections given are put over its own."""
+    recipe = {
+        "task": "masked-lm",
+        "data": {
+            "train": "texts.jsonl", "held_out": "held.jsonl", "max_length": 24,
+            "masking": {"copies": 2},
+        },
+        "teacher": {"model": "teacher", "dtype": "float32"},
+        "cache": {"codec": {"name": "topk", "k": 12}, "hidden": {"layers": [3]}},
+        "student": {"layers": {"keep": 1}},
+        "train": {
+            "objective": [
+                {"loss": "forward_kl"},
+                {"loss": "cross_entropy", "weight": 0.1},
+                {"loss": "hidden_cosine", "weight": 0.1},
+            ],
+            "lr": 3e-3, "epochs": 3, "batch_size": 16, "precision": "float32", "keep": "last",
+        },
+        "export": {"artifacts": ["bf16"]},
+        "evaluate": {"batch_size": 16, "bootstrap": 100},
+    }  # fmt: skip
+    for section, values in changes.items():
+        old = recipe.get(section, {})
+        recipe[section] = {**old, **values} if isinstance(values, dict) else values
+    return recipe
+
+
+def write_recipe(**changes):
+    Path("recipe.yaml").write_text(yaml.safe_dump(masked_recipe(**changes)))
+
+
+@pytest.fixture
+def studio(tmp_path, monkeypatch):
+    """A folder with a masked language model, texts and a recipe; and how to run commands in it."""
+    monkeypatch.chdir(tmp_path)
+    tiny().save_pretrained("teacher")
+    tokenizer().save_pretrained("teacher")
+    for name, number, seed in (("texts", 200, 0), ("held", 40, 1)):
+        write_rows(f"{name}.jsonl", [{"text": text} for text, _ in sentences(number, seed)])
+    write_recipe()
+    return Workshop()
+
+
+@pytest.mark.slow
+def test_a_whole_run_teaches_and_tells(studio):
+    write_recipe(export={"artifacts": ["bf16", "int8", "onnx", "onnx-int8"]})
+    said = studio("run", "recipe.yaml", "--run-dir", "out").output
+    report = json.loads(Path("out/report.json").read_text())
+    arms = report["arms"]
+    assert set(arms) == {"init", "finetune", "distill"}
+    assert arms["distill"]["kl_to_teacher"] < arms["init"]["kl_to_teacher"]
+    assert arms["distill"]["kl_to_teacher"] < arms["finetune"]["kl_to_teacher"]
+    for found in (report["teacher"], *arms.values(), *report["artifacts"].values()):
+        assert found["perplexity"] == pytest.approx(np.exp(found["nll"]))
+        assert found["texts"] == 80, "two copies of forty"
+        assert found["texts_per_second"] > 0
+    student, onnx = arms["distill"], report["artifacts"]["onnx"]
+    assert onnx["nll"] == pytest.approx(student["nll"], abs=1e-4)
+    assert onnx["kl_to_teacher"] == pytest.approx(student["kl_to_teacher"], abs=1e-4)
+    assert "distilling" in report["verdict"]["sentence"]
+    assert "ppl" in said
+    assert "masked" in Path("out/report.html").read_text()
+    assert "Nothing to do" in studio("run", "recipe.yaml", "--run-dir", "out").output
+    _, info = AutoModelForMaskedLM.from_pretrained("out/artifacts/bf16", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    fill = pipeline("fill-mask", "out/arms/distill/student")
+    assert len(fill("the film was [MASK]")) == 5
+    assert "pipeline_tag: fill-mask" in Path("out/artifacts/bf16/README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_the_same(studio):
+    write_recipe(train={"max_steps": 8, "evaluate_every": 2, "arms": []})
+    for folder in ("whole", "stopped"):
+        for stage in (["cache", "build"], ["build"]):
+            studio(*stage, "recipe.yaml", "--run-dir", folder)
+    studio("train", "recipe.yaml", "--run-dir", "whole")
+    process = studio.start("train", "recipe.yaml", "--run-dir", "stopped")
+    state = Path("stopped/arms/distill/last/progress.json")
+    while not state.exists() and process.poll() is None:
+        pass
+    process.kill()
+    process.communicate()
+    studio("train", "recipe.yaml", "--run-dir", "stopped")
+    weights = [
+        Path(f, "arms/distill/student/model.safetensors").read_bytes() for f in ("whole", "stopped")
+    ]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SPLADE.is_dir(), reason="shared/data/models is not here")
+def test_a_real_encoder_is_cut_and_its_student_comes_closer(studio):
+    values = masked_recipe(cache={"codec": "topk", "hidden": {"layers": [2]}})
+    values["teacher"]["model"] = str(SPLADE)
+    values["train"].update(arms=[], lr=5e-4, max_steps=20)
+    Path("recipe.yaml").write_text(yaml.safe_dump(values))
+    studio("run", "recipe.yaml", "--run-dir", "out")
+    arms = json.loads(Path("out/report.json").read_text())["arms"]
+    assert arms["distill"]["nll"] < arms["init"]["nll"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "student",
+    [
+        {"from": {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}},
+        {"from": "other"},
+    ],
+)
+def test_students_need_not_be_cut(studio, student):
+    tiny("distilbert").save_pretrained("other")
+    tokenizer().save_pretrained("other")
+    values = masked_recipe(train={"max_steps": 4, "arms": []})
+    values["student"] = student
+    Path("recipe.yaml").write_text(yaml.safe_dump(values))
+    for stage in (["cache", "build"], ["build"], ["train"]):
+        studio(*stage, "recipe.yaml", "--run-dir", "out")
+    found = AutoModelForMaskedLM.from_pretrained("out/arms/distill/student")
+    assert not any("projector" in name for name in found.state_dict())
+
+
+def test_a_plan_is_told_before_any_work(studio):
+    assert "cache" in studio("plan", "recipe.yaml", "--run-dir", "out").output
+    assert not Path("out/cache").exists()
+
+
+def test_a_body_without_a_head_must_be_adapted(studio):
+    tiny().base_model.save_pretrained("teacher")
+    result = studio("run", "recipe.yaml", "--run-dir", "out", ok=False)
+    assert result.exit_code == 1
+    assert "without a head over masked tokens (BertModel)" in result.output
+
+
+def test_a_teacher_that_fills_masks_is_refused_by_the_next_token(studio):
+    values = {key: masked_recipe()[key] for key in ("data", "teacher", "student")}
+    values["data"] = {"train": "texts.jsonl", "max_length": 24}
+    Path("recipe.yaml").write_text(yaml.safe_dump(values))
+    result = studio("build", "recipe.yaml", "--run-dir", "out", ok=False)
+    assert "fills masks" in result.output
+    assert "`task: masked-lm`" in result.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": {"label_column": "label"}}, "`data.label_column` has no effect"),
+        ({"data": {"append_eos": False}}, "`data.append_eos` has no effect"),
+        ({"data": {"masking": {"share": 1.5}}}, "data.masking.share"),
+        ({"data": {"masking": {"copy": 2}}}, "`data.masking.copy` is not a key.*`copies`"),
+        ({"cache": {"codec": "classes"}}, "`cache.codec: classes` holds one signal a text"),
+        ({"export": {"artifacts": ["gguf-q8_0"]}}, "GGUF files hold language models"),
+        ({"export": {"artifacts": ["merged-requantized-nf4"]}}, "that predict the next token"),
+        ({"specialize": {"method": "lora"}}, "`specialize` is for models that predict"),
+        ({"evaluate": {"generate_tokens": 9}}, "`evaluate.generate_tokens` has no effect"),
+    ],
+)
+def test_what_masked_tokens_cannot_have_is_refused(changes, said):
+    with pytest.raises(RecipeError, match=said):
+        check_recipe(masked_recipe(**changes))
+
+
+def test_a_recipe_with_its_defaults_filled_in_is_the_same():
+    recipe = check_recipe(masked_recipe())
+    assert check_recipe(recipe.model_dump(mode="json", by_alias=True)) == recipe
