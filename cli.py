@@ -41,9 +41,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("path", type=click.Path(dir_okay=False), default="recipe.yaml")
-@click.option(
-    "--template", default="causal-lm", help="Or: sequence-classification, masked-lm, embedding."
-)
+@click.option("--template", default="causal-lm", help="Or another task's name.")
 def init(path: str, template: str) -> None:
     """Write a commented starter recipe."""
     from distill.templates import write_starter

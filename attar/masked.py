@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -29,11 +31,10 @@ def load_masked_lm(source: str, *, trust_remote_code: bool = False) -> nn.Module
 @torch.inference_mode()
 def check_head(model: nn.Module) -> None:
     """Raise `ModelError` unless the head, applied by itself, gives the model's own logits."""
-    module: nn.Module | None = model.get_output_embeddings()  # type: ignore[operator]
-    if module is None or not hasattr(module, "weight"):
+    own_map: Any = model.get_output_embeddings()  # type: ignore[operator]
+    if own_map is None or not hasattr(own_map, "weight"):
         raise ModelError(f"{type(model).__name__} has no linear output map; it is not supported.")
-    weight: Any = module.weight
-    rows = int(weight.shape[0])
+    rows = int(own_map.weight.shape[0])
     device = next(model.parameters()).device
     ids_BT = (5 + 7 * torch.arange(8, device=device).unsqueeze(0)) % rows
     own = model(input_ids=ids_BT).logits.float()

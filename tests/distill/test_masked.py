@@ -1,80 +1,25 @@
-"""Masked tokens: which are chosen, a step on them, runs from teacher to report, bad recipes."""
-
-import json
-from pathlib import Path
+"""Masked tokens: which are chosen, the head, and a step on them."""
 
 import numpy as np
 import pytest
 import torch
-import yaml
-from transformers import (
-    AutoModelForMaskedLM,
-    BertConfig,
-    BertForMaskedLM,
-    DistilBertConfig,
-    DistilBertForMaskedLM,
-    EsmConfig,
-    EsmForMaskedLM,
-    ModernBertConfig,
-    ModernBertForMaskedLM,
-    RobertaConfig,
-    RobertaForMaskedLM,
-    pipeline,
-)
+from transformers import EsmConfig, EsmForMaskedLM
 
 from attar.anatomy import head_of, run_body
-from attar.errors import DataError, ModelError, RecipeError
+from attar.errors import DataError, ModelError
 from attar.masked import check_head
 from distill.batches import collate_masked
 from distill.data import IGNORE, DataConfig, Example, Examples, key_of, prepare
 from distill.masked_texts import MaskedTexts, Masker
 from distill.masking import MaskingConfig
 from distill.objective import Learner
-from distill.recipe import check_recipe
 from distill.terms import TERM_MODELS
 from teachers.cache import CacheConfig, SignalCache, manifest_of
 from teachers.online import OnlineTeacher
 from teachers.runner import Request, TeacherRunner, build_cache
 from teachers.store import SignalStore
-from tests.conftest import Workshop
-from tests.distill.classifying import WORDS, sentences, word_tokenizer, write_rows
-
-MASK = len(WORDS)
-V = MASK + 1
-SPLADE = Path(__file__).parents[3] / "shared/data/models/bert-tiny-splade"
-SIZES = {
-    "vocab_size": V, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "intermediate_size": 64, "max_position_embeddings": 40, "pad_token_id": 0,
-}  # fmt: skip
-SPECIAL = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
-DISTIL = {"dim": 32, "hidden_dim": 64, "n_layers": 3, "n_heads": 4, "max_position_embeddings": 40}
-FAMILIES = {
-    "bert": lambda: BertForMaskedLM(BertConfig(**SIZES)),
-    "roberta": lambda: RobertaForMaskedLM(RobertaConfig(**SIZES)),
-    "distilbert": lambda: DistilBertForMaskedLM(DistilBertConfig(vocab_size=V, **DISTIL)),
-    "modernbert": lambda: ModernBertForMaskedLM(ModernBertConfig(**SIZES, **SPECIAL)),
-}
-
-
-def tiny(family="bert", seed=0):
-    """A masked language model of random weights, its distributions apart, without dropout."""
-    torch.manual_seed(seed)
-    model = FAMILIES[family]()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return model.eval()
-
-
-def tokenizer():
-    """One id a word, and a mask."""
-    made = word_tokenizer(pairs=False)
-    made.add_special_tokens({"mask_token": "[MASK]"})
-    assert made.mask_token_id == MASK
-    return made
+from tests.distill.classifying import WORDS, word_tokenizer
+from tests.distill.masking import FAMILIES, MASK, SIZES, V, tiny, tokenizer
 
 
 def masker(seed=0, **keys):
@@ -292,174 +237,3 @@ def test_every_id_cached_equals_the_teacher_in_the_step_and_is_zero_there(tmp_pa
     assert cached == pytest.approx(there, rel=5e-3)
     assert there > 0.1
     assert step(learner_of(tiny(), *terms, pairs=pairs), in_step, [batch])[0] < 1e-5
-
-
-# Runs ------------------------------------------------------------------------------------------
-
-
-def masked_recipe(**changes):
-    """The recipe's values; sections given are put over its own."""
-    recipe = {
-        "task": "masked-lm",
-        "data": {
-            "train": "texts.jsonl", "held_out": "held.jsonl", "max_length": 24,
-            "masking": {"copies": 2},
-        },
-        "teacher": {"model": "teacher", "dtype": "float32"},
-        "cache": {"codec": {"name": "topk", "k": 12}, "hidden": {"layers": [3]}},
-        "student": {"layers": {"keep": 1}},
-        "train": {
-            "objective": [
-                {"loss": "forward_kl"},
-                {"loss": "cross_entropy", "weight": 0.1},
-                {"loss": "hidden_cosine", "weight": 0.1},
-            ],
-            "lr": 3e-3, "epochs": 3, "batch_size": 16, "precision": "float32", "keep": "last",
-        },
-        "export": {"artifacts": ["bf16"]},
-        "evaluate": {"batch_size": 16, "bootstrap": 100},
-    }  # fmt: skip
-    for section, values in changes.items():
-        old = recipe.get(section, {})
-        recipe[section] = {**old, **values} if isinstance(values, dict) else values
-    return recipe
-
-
-def write_recipe(**changes):
-    Path("recipe.yaml").write_text(yaml.safe_dump(masked_recipe(**changes)))
-
-
-@pytest.fixture
-def studio(tmp_path, monkeypatch):
-    """A folder with a masked language model, texts and a recipe; and how to run commands in it."""
-    monkeypatch.chdir(tmp_path)
-    tiny().save_pretrained("teacher")
-    tokenizer().save_pretrained("teacher")
-    for name, number, seed in (("texts", 200, 0), ("held", 40, 1)):
-        write_rows(f"{name}.jsonl", [{"text": text} for text, _ in sentences(number, seed)])
-    write_recipe()
-    return Workshop()
-
-
-@pytest.mark.slow
-def test_a_whole_run_teaches_and_tells(studio):
-    write_recipe(export={"artifacts": ["bf16", "int8", "onnx", "onnx-int8"]})
-    said = studio("run", "recipe.yaml", "--run-dir", "out").output
-    report = json.loads(Path("out/report.json").read_text())
-    arms = report["arms"]
-    assert set(arms) == {"init", "finetune", "distill"}
-    assert arms["distill"]["kl_to_teacher"] < arms["init"]["kl_to_teacher"]
-    assert arms["distill"]["kl_to_teacher"] < arms["finetune"]["kl_to_teacher"]
-    for found in (report["teacher"], *arms.values(), *report["artifacts"].values()):
-        assert found["perplexity"] == pytest.approx(np.exp(found["nll"]))
-        assert found["texts"] == 80, "two copies of forty"
-        assert found["texts_per_second"] > 0
-    student, onnx = arms["distill"], report["artifacts"]["onnx"]
-    assert onnx["nll"] == pytest.approx(student["nll"], abs=1e-4)
-    assert onnx["kl_to_teacher"] == pytest.approx(student["kl_to_teacher"], abs=1e-4)
-    assert "distilling" in report["verdict"]["sentence"]
-    assert "ppl" in said
-    assert "masked" in Path("out/report.html").read_text()
-    assert "Nothing to do" in studio("run", "recipe.yaml", "--run-dir", "out").output
-    _, info = AutoModelForMaskedLM.from_pretrained("out/artifacts/bf16", output_loading_info=True)
-    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    fill = pipeline("fill-mask", "out/arms/distill/student")
-    assert len(fill("the film was [MASK]")) == 5
-    assert "pipeline_tag: fill-mask" in Path("out/artifacts/bf16/README.md").read_text()
-
-
-@pytest.mark.slow
-def test_a_killed_run_ends_the_same(studio):
-    write_recipe(train={"max_steps": 8, "evaluate_every": 2, "arms": []})
-    for folder in ("whole", "stopped"):
-        for stage in (["cache", "build"], ["build"]):
-            studio(*stage, "recipe.yaml", "--run-dir", folder)
-    studio("train", "recipe.yaml", "--run-dir", "whole")
-    process = studio.start("train", "recipe.yaml", "--run-dir", "stopped")
-    state = Path("stopped/arms/distill/last/progress.json")
-    while not state.exists() and process.poll() is None:
-        pass
-    process.kill()
-    process.communicate()
-    studio("train", "recipe.yaml", "--run-dir", "stopped")
-    weights = [
-        Path(f, "arms/distill/student/model.safetensors").read_bytes() for f in ("whole", "stopped")
-    ]
-    assert weights[0] == weights[1]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not SPLADE.is_dir(), reason="shared/data/models is not here")
-def test_a_real_encoder_is_cut_and_its_student_comes_closer(studio):
-    values = masked_recipe(cache={"codec": "topk", "hidden": {"layers": [2]}})
-    values["teacher"]["model"] = str(SPLADE)
-    values["train"].update(arms=[], lr=5e-4, max_steps=20)
-    Path("recipe.yaml").write_text(yaml.safe_dump(values))
-    studio("run", "recipe.yaml", "--run-dir", "out")
-    arms = json.loads(Path("out/report.json").read_text())["arms"]
-    assert arms["distill"]["nll"] < arms["init"]["nll"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "student",
-    [
-        {"from": {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}},
-        {"from": "other"},
-    ],
-)
-def test_students_need_not_be_cut(studio, student):
-    tiny("distilbert").save_pretrained("other")
-    tokenizer().save_pretrained("other")
-    values = masked_recipe(train={"max_steps": 4, "arms": []})
-    values["student"] = student
-    Path("recipe.yaml").write_text(yaml.safe_dump(values))
-    for stage in (["cache", "build"], ["build"], ["train"]):
-        studio(*stage, "recipe.yaml", "--run-dir", "out")
-    found = AutoModelForMaskedLM.from_pretrained("out/arms/distill/student")
-    assert not any("projector" in name for name in found.state_dict())
-
-
-def test_a_plan_is_told_before_any_work(studio):
-    assert "cache" in studio("plan", "recipe.yaml", "--run-dir", "out").output
-    assert not Path("out/cache").exists()
-
-
-def test_a_body_without_a_head_must_be_adapted(studio):
-    tiny().base_model.save_pretrained("teacher")
-    result = studio("run", "recipe.yaml", "--run-dir", "out", ok=False)
-    assert result.exit_code == 1
-    assert "without a head over masked tokens (BertModel)" in result.output
-
-
-def test_a_teacher_that_fills_masks_is_refused_by_the_next_token(studio):
-    values = {key: masked_recipe()[key] for key in ("data", "teacher", "student")}
-    values["data"] = {"train": "texts.jsonl", "max_length": 24}
-    Path("recipe.yaml").write_text(yaml.safe_dump(values))
-    result = studio("build", "recipe.yaml", "--run-dir", "out", ok=False)
-    assert "fills masks" in result.output
-    assert "`task: masked-lm`" in result.output
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"data": {"label_column": "label"}}, "`data.label_column` has no effect"),
-        ({"data": {"append_eos": False}}, "`data.append_eos` has no effect"),
-        ({"data": {"masking": {"share": 1.5}}}, "data.masking.share"),
-        ({"data": {"masking": {"copy": 2}}}, "`data.masking.copy` is not a key.*`copies`"),
-        ({"cache": {"codec": "classes"}}, "`cache.codec: classes` holds one signal a text"),
-        ({"export": {"artifacts": ["gguf-q8_0"]}}, "GGUF files hold language models"),
-        ({"export": {"artifacts": ["merged-requantized-nf4"]}}, "that predict the next token"),
-        ({"specialize": {"method": "lora"}}, "`specialize` is for models that predict"),
-        ({"evaluate": {"generate_tokens": 9}}, "`evaluate.generate_tokens` has no effect"),
-    ],
-)
-def test_what_masked_tokens_cannot_have_is_refused(changes, said):
-    with pytest.raises(RecipeError, match=said):
-        check_recipe(masked_recipe(**changes))
-
-
-def test_a_recipe_with_its_defaults_filled_in_is_the_same():
-    recipe = check_recipe(masked_recipe())
-    assert check_recipe(recipe.model_dump(mode="json", by_alias=True)) == recipe

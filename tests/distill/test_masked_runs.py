@@ -1,0 +1,148 @@
+"""Runs on masked tokens, from teacher to report; and recipes that cannot be."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from transformers import AutoModelForMaskedLM, pipeline
+
+from attar.errors import RecipeError
+from distill.recipe import check_recipe
+from tests.conftest import Workshop
+from tests.distill.masking import fill_workshop, masked_recipe, tiny, tokenizer, write_recipe
+
+SPLADE = Path(__file__).parents[3] / "shared/data/models/bert-tiny-splade"
+
+
+@pytest.fixture
+def studio(tmp_path, monkeypatch):
+    """A folder with a masked language model, texts and a recipe; and how to run commands in it."""
+    monkeypatch.chdir(tmp_path)
+    fill_workshop()
+    return Workshop()
+
+
+@pytest.mark.slow
+def test_a_whole_run_teaches_and_tells(studio):
+    write_recipe(export={"artifacts": ["bf16", "int8", "onnx", "onnx-int8"]})
+    said = studio("run", "recipe.yaml", "--run-dir", "out").output
+    report = json.loads(Path("out/report.json").read_text())
+    arms = report["arms"]
+    assert set(arms) == {"init", "finetune", "distill"}
+    assert arms["distill"]["kl_to_teacher"] < arms["init"]["kl_to_teacher"]
+    assert arms["distill"]["kl_to_teacher"] < arms["finetune"]["kl_to_teacher"]
+    for found in (report["teacher"], *arms.values(), *report["artifacts"].values()):
+        assert found["perplexity"] == pytest.approx(np.exp(found["nll"]))
+        assert found["texts"] == 80, "two copies of forty"
+        assert found["texts_per_second"] > 0
+    student, onnx = arms["distill"], report["artifacts"]["onnx"]
+    assert onnx["nll"] == pytest.approx(student["nll"], abs=1e-4)
+    assert onnx["kl_to_teacher"] == pytest.approx(student["kl_to_teacher"], abs=1e-4)
+    assert "distilling" in report["verdict"]["sentence"]
+    assert "ppl" in said
+    assert "masked" in Path("out/report.html").read_text()
+    assert "Nothing to do" in studio("run", "recipe.yaml", "--run-dir", "out").output
+    _, info = AutoModelForMaskedLM.from_pretrained("out/artifacts/bf16", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    fill = pipeline("fill-mask", "out/arms/distill/student")
+    assert len(fill("the film was [MASK]")) == 5
+    assert "pipeline_tag: fill-mask" in Path("out/artifacts/bf16/README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_the_same(studio):
+    write_recipe(train={"max_steps": 8, "evaluate_every": 2, "arms": []})
+    for folder in ("whole", "stopped"):
+        for stage in (["cache", "build"], ["build"]):
+            studio(*stage, "recipe.yaml", "--run-dir", folder)
+    studio("train", "recipe.yaml", "--run-dir", "whole")
+    process = studio.start("train", "recipe.yaml", "--run-dir", "stopped")
+    state = Path("stopped/arms/distill/last/progress.json")
+    while not state.exists() and process.poll() is None:
+        pass
+    process.kill()
+    process.communicate()
+    studio("train", "recipe.yaml", "--run-dir", "stopped")
+    weights = [
+        Path(f, "arms/distill/student/model.safetensors").read_bytes() for f in ("whole", "stopped")
+    ]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SPLADE.is_dir(), reason="shared/data/models is not here")
+def test_a_real_encoder_is_cut_and_its_student_comes_closer(studio):
+    values = masked_recipe(cache={"codec": "topk", "hidden": {"layers": [2]}})
+    values["teacher"]["model"] = str(SPLADE)
+    values["train"].update(arms=[], lr=5e-4, max_steps=20)
+    Path("recipe.yaml").write_text(yaml.safe_dump(values))
+    studio("run", "recipe.yaml", "--run-dir", "out")
+    arms = json.loads(Path("out/report.json").read_text())["arms"]
+    assert arms["distill"]["nll"] < arms["init"]["nll"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "student",
+    [
+        {"from": {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}},
+        {"from": "other"},
+    ],
+)
+def test_students_need_not_be_cut(studio, student):
+    tiny("distilbert").save_pretrained("other")
+    tokenizer().save_pretrained("other")
+    values = masked_recipe(train={"max_steps": 4, "arms": []})
+    values["student"] = student
+    Path("recipe.yaml").write_text(yaml.safe_dump(values))
+    for stage in (["cache", "build"], ["build"], ["train"]):
+        studio(*stage, "recipe.yaml", "--run-dir", "out")
+    found = AutoModelForMaskedLM.from_pretrained("out/arms/distill/student")
+    assert not any("projectors" in name for name in found.state_dict())
+
+
+def test_a_plan_is_told_before_any_work(studio):
+    assert "cache" in studio("plan", "recipe.yaml", "--run-dir", "out").output
+    assert not Path("out/cache").exists()
+
+
+def test_a_body_without_a_head_must_be_adapted(studio):
+    tiny().base_model.save_pretrained("teacher")
+    result = studio("run", "recipe.yaml", "--run-dir", "out", ok=False)
+    assert result.exit_code == 1
+    assert "without a head over masked tokens (BertModel)" in result.output
+
+
+def test_a_teacher_that_fills_masks_is_refused_by_the_next_token(studio):
+    values = {key: masked_recipe()[key] for key in ("data", "teacher", "student")}
+    values["data"] = {"train": "texts.jsonl", "max_length": 24}
+    Path("recipe.yaml").write_text(yaml.safe_dump(values))
+    result = studio("build", "recipe.yaml", "--run-dir", "out", ok=False)
+    assert "fills masks" in result.output
+    assert "`task: masked-lm`" in result.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": {"label_column": "label"}}, "`data.label_column` has no effect"),
+        ({"data": {"append_eos": False}}, "`data.append_eos` has no effect"),
+        ({"data": {"masking": {"share": 1.5}}}, "data.masking.share"),
+        ({"data": {"masking": {"copy": 2}}}, "`data.masking.copy` is not a key.*`copies`"),
+        ({"cache": {"codec": "classes"}}, "`cache.codec: classes` holds one signal a text"),
+        ({"export": {"artifacts": ["gguf-q8_0"]}}, "GGUF files hold language models"),
+        ({"export": {"artifacts": ["merged-requantized-nf4"]}}, "that predict the next token"),
+        ({"specialize": {"method": "lora"}}, "`specialize` is for models that predict"),
+        ({"evaluate": {"generate_tokens": 9}}, "`evaluate.generate_tokens` has no effect"),
+    ],
+)
+def test_what_masked_tokens_cannot_have_is_refused(changes, said):
+    with pytest.raises(RecipeError, match=said):
+        check_recipe(masked_recipe(**changes))
+
+
+def test_a_recipe_with_its_defaults_filled_in_is_the_same():
+    recipe = check_recipe(masked_recipe())
+    assert check_recipe(recipe.model_dump(mode="json", by_alias=True)) == recipe
