@@ -16,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_ENV := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 HF_HUB_OFFLINE=1
-SCRIPTS = $(filter-out %/results_table.py %/tables.py %/peak.py %/step_sides.py %/harness.py %/distillkit.py %/held_out.py,$(wildcard benchmarks/*.py))
+SCRIPTS = $(filter-out %/results_table.py %/tables.py %/peak.py %/step_sides.py %/harness.py %/distillkit.py %/held_out.py %/soup_shrink.py,$(wildcard benchmarks/*.py))
 
 .PHONY: demo demo-classification test test-fast check bench docs results clean
 
