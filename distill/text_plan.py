@@ -1,4 +1,4 @@
-"""`distill plan` for classes of texts: texts, disk, memory and time of each stage.
+"""`distill plan` for tasks on texts: texts, disk, memory and time of each stage.
 
 As in `plan.py`, time is multiply-adds over what a matrix product reaches here; a text's length is
 that of a sample of rows, or of the prepared ones. Memory is weights, what the optimiser keeps, and

@@ -182,7 +182,7 @@ def test_a_body_without_classes_must_be_adapted(classroom):
         ({"data": {"append_eos": False}}, "`data.append_eos` has no effect"),
         ({"evaluate": {"prefill_tokens": 9}}, "`evaluate.prefill_tokens` has no effect"),
         ({"specialize": {"method": "lora"}}, "`specialize` is for language models"),
-        ({"cache": {"codec": "topk"}}, "`cache.codec: topk` holds next tokens"),
+        ({"cache": {"codec": "topk"}}, "`cache.codec: topk` is of another task"),
         ({"export": {"artifacts": ["gguf-q8_0"]}}, "GGUF files hold language models"),
         ({"train": {"source": "online"}}, "`source: online` is for language models"),
         ({"task": "causal-lm"}, "`cache.codec: classes`|cache.codec"),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from attar.anatomy import head_of
-from distill import objective, tokenizing
+from distill import readouts, tokenizing
 from distill.batches import Batch
 from distill.checkpoint import Checkpoint
 from distill.checkup import CHECKS
@@ -256,13 +256,13 @@ def test_packed_examples_that_see_each_other(finding, monkeypatch):
 
 
 def test_chunks_that_overlap(finding, monkeypatch):
-    right = objective.head_losses
+    right = readouts.head_losses
 
     def by_chunk(hidden_NH, head, labels_N, terms, *, chunk, dtype):
         total, sums = right(hidden_NH, head, labels_N, terms, chunk=chunk, dtype=dtype)
         return total * (1 + 0.1 / chunk), sums
 
-    monkeypatch.setattr(objective, "head_losses", by_chunk)
+    monkeypatch.setattr(readouts, "head_losses", by_chunk)
     caught(finding("chunk"))
 
 
@@ -304,7 +304,7 @@ def test_columns_without_a_token_that_count(finding, monkeypatch):
     def all_rows(model, vocabulary, dtype=None):
         return head_of(model, model.get_output_embeddings().weight.shape[0], dtype)
 
-    monkeypatch.setattr(objective, "head_of", all_rows)
+    monkeypatch.setattr(readouts, "head_of", all_rows)
     caught(finding("vocabulary"), "made large")
 
 
@@ -316,14 +316,14 @@ def test_a_teacher_that_learns(finding, monkeypatch):
 
 
 def test_a_precision_that_loses_the_gradient(finding, monkeypatch):
-    right = objective.head_losses
+    right = readouts.head_losses
 
     def noisy(hidden_NH, *rest, dtype, **more):
         spread = 0.5 * hidden_NH.detach().std() * (dtype == torch.bfloat16)
         hidden_NH = hidden_NH + spread * torch.randn_like(hidden_NH)
         return right(hidden_NH, *rest, dtype=dtype, **more)
 
-    monkeypatch.setattr(objective, "head_losses", noisy)
+    monkeypatch.setattr(readouts, "head_losses", noisy)
     caught(finding("precision", "train.precision=bfloat16"), "bfloat16")
 
 
