@@ -157,13 +157,16 @@ def check_trackers(config: LoopConfig) -> None:
             raise RecipeError(f"`train.trackers` names {name}, which is not installed.")
 
 
-def make_accelerator(config: LoopConfig, folder: Path) -> Any:
-    """accelerate's view of devices and processes; autocast is ours, so no mixed precision here."""
+def make_accelerator(config: LoopConfig, folder: Path, some_rest: bool) -> Any:
+    """accelerate's view of devices and processes; autocast is ours, so no mixed precision here.
+
+    some_rest: whether weights that learn may get no gradient in a step.
+    """
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
     trackers: Any = list(config.trackers) or None
-    waits = DistributedDataParallelKwargs(find_unused_parameters=config.unfreeze is not None)
+    waits = DistributedDataParallelKwargs(find_unused_parameters=some_rest)
     cpu = not torch.cuda.is_available()
     return Accelerator(cpu=cpu, log_with=trackers, project_dir=str(folder), kwargs_handlers=[waits])
 
@@ -181,7 +184,8 @@ class _Run:
 
     def __init__(self, job: Job) -> None:
         self.job, self.config = job, (config := job.config)
-        self.accelerator = make_accelerator(job.config, job.folder)
+        some_rest = config.unfreeze is not None or not job.learner.readout.labelled  # a pooler
+        self.accelerator = make_accelerator(config, job.folder, some_rest)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.plan = Plan(job, self.world)
         self.total = len(self.plan.steps)
