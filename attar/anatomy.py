@@ -105,7 +105,7 @@ def _run_to_map(model: Any, batch: dict[str, Tensor | None]) -> Tensor:
         seen.append(args[0])
         return (args[0][:, :0], *args[1:])
 
-    ids_BT, mask_BT = batch["input_ids"], batch["attention_mask"]
+    ids_BT, mask_BT = batch["input_ids"], batch.get("attention_mask")
     assert ids_BT is not None
     mask_BT = torch.ones_like(ids_BT) if mask_BT is None else mask_BT
     inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
