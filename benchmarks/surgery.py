@@ -45,6 +45,7 @@ from students.build import StudentConfig, cut_student
 
 WINDOW = 256
 SIZES = (0.90, 0.80, 0.75, 0.60, 0.50)
+COLOURS = {"depth": "tab:orange", "width": "tab:green", "search": "tab:blue"}
 AXES = {
     "depth": ["layers"],
     "width": ["heads", "feed_forward", "hidden"],
@@ -228,6 +229,46 @@ def as_cut(run: Run, model: nn.Module) -> nn.Module:
     return cut_student(model, kept, plain, rows_BT)[0]
 
 
+def draw(rows: list[dict[str, Any]], file: str) -> None:
+    """Perplexity by the teacher's against the share of parameters that stay, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    texts = [name.removesuffix(" ratio") for name in rows[0] if name.endswith(" ratio")]
+    styles = {"as cut": (":", "o"), "refitted": ("--", "o")}
+    figure, axes = pyplot.subplots(
+        1, len(texts), figsize=(6 * len(texts), 4.5), sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for panel, text in zip(axes[0], texts, strict=True):
+        for kind, colour in COLOURS.items():
+            for state in dict.fromkeys(row["state"] for row in rows):
+                line, marker = styles.get(state, ("-", "o"))
+                found = sorted(
+                    (1 - float(row["student"].split("%")[0]) / 100, row[f"{text} ratio"])
+                    for row in rows
+                    if row["state"] == state and row["student"].endswith(f"less, {kind}")
+                )
+                if found:
+                    shares, ratios = zip(*found, strict=True)
+                    label = f"{kind}, {state}"
+                    panel.plot(shares, ratios, line, color=colour, marker=marker, ms=4, label=label)
+        panel.set_title(text)
+        panel.set_yscale("log")
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.set_yticks([1, 1.2, 1.6, 2, 3, 5, 10, 20], minor=False)
+        panel.minorticks_off()
+        panel.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+        panel.set_xlabel("parameters that stay")
+        panel.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("perplexity by the teacher's")
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    figure.savefig(file, dpi=130)
+    pyplot.close(figure)
+
+
 def main() -> None:
     """Every student, in each of its states, on both texts."""
     parser = arguments(__doc__ or "")
@@ -237,6 +278,8 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(AXES))
     parser.add_argument("--heal", type=int, default=0, metavar="TOKENS")
     parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--plot", metavar="PNG", help="draw the rows there")
+    parser.add_argument("--with", dest="others", metavar="JSON", help="... and those of a record")
     options = parser.parse_args()
     sizes = [float(size) for size in options.sizes.split(",")]
     options.sizes = sizes[1:2] if options.quick else sizes
@@ -259,6 +302,9 @@ def main() -> None:
             if partial is not None:
                 partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
     record(rows, options.json)
+    if options.plot:
+        others = read_json(Path(options.others))["rows"] if options.others else []
+        draw([*others, *rows], options.plot)
     if partial is not None:
         partial.unlink(missing_ok=True)
 
