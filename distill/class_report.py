@@ -16,6 +16,7 @@ from distill.report_html import (
     as_table,
     cost_rows,
     figures,
+    name_points,
     new_figure,
     page,
     plot_curves,
@@ -192,13 +193,15 @@ def _against(report: Measured, by: str) -> str:
             (name, found, ARTIFACT if found["fit"]["ships"] else UNFIT, "^")
             for name, found in report["artifacts"].items()
         ]
+    places = []
     for name, numbers, color, marker in points:
         scale = 1e-6 if by == "parameters" else 1.0
         place = (scale * numbers[by], 100 * numbers["accuracy"])
         axes.scatter(*place, color=color, marker=marker, zorder=3)
-        axes.annotate(name, place, xytext=(5, 4), textcoords="offset points", fontsize=9)
+        places.append((name, place))
     axes.set_xlabel("million parameters" if by == "parameters" else "texts a second")
     axes.set_ylabel("held-out accuracy, %")
+    name_points(axes, places)
     return as_svg(figure)
 
 
