@@ -15,6 +15,7 @@ goes on where it was stopped.
 
 from __future__ import annotations
 
+import gzip
 import statistics
 import tempfile
 from contextlib import ExitStack
@@ -37,25 +38,28 @@ from distill.runtimes.hugging_face import Transformers
 
 BATCH = 32
 ROUNDS = 3  # of timing, all models in turn
-NEVER = 1_000_000  # steps: no evaluation on the way
+QUICK = 64  # texts of each part
 TASK = "sequence-classification"
 LOOP = {
     "batch_size": BATCH, "schedule": "linear", "warmup": 0.1, "keep": "last",
-    "evaluate_every": NEVER, "evaluate_tokens": BATCH,
+    "evaluate_every": 100_000,  # steps: not on the way
 }  # fmt: skip
 TEACHERS: dict[str, dict[str, Any]] = {
     "sst2": {"lr": 1.0e-4, "epochs": 3},
-    "banking77": {"lr": 3.0e-4, "epochs": 4},
+    "banking77": {"lr": 3.0e-4, "epochs": 3},
 }
 CUTS: dict[str, dict[str, Any]] = {
-    "half": {"layers": {"keep": [0, 2, 4]}},
-    "third": {"layers": {"keep": [0, 3]}},
-    "tiny": {"layers": {"keep": [0]}, "feed_forward": {"keep": 864}},
+    "half": {"layers": {"keep": [1, 3, 5]}},
+    "third": {"layers": {"keep": [2, 5]}},
+    "tiny": {"layers": {"keep": [5]}, "feed_forward": {"keep": 864}},
 }
-# Which layer of the student learns from which of the teacher's; the deepest ones always do.
-PAIRS = {"half": [[1, 2], [2, 4], [3, 6]], "third": [[1, 2], [2, 6]], "tiny": [[1, 6]]}
-EPOCHS = {"half": 1, "third": 2, "tiny": 3}
-RATES = {"half": 2.0e-4, "third": 2.0e-4, "tiny": 3.0e-4}
+LEARN: dict[str, dict[str, Any]] = {
+    "half": {"epochs": 3, "lr": 3.0e-4},
+    "third": {"epochs": 4, "lr": 3.0e-4},
+    "tiny": {"epochs": 8, "lr": 4.0e-4},
+}
+# Which layer of the student learns from which of the teacher's.
+PAIRS = {"half": [[1, 2], [2, 4], [3, 6]], "third": [[1, 4], [2, 6]], "tiny": [[1, 6]]}
 CACHED = {"layers": [2, 4, 6]}
 REACH = {"half": 0.99, "third": 0.98, "tiny": 0.968}  # of the teacher's accuracy
 
@@ -86,7 +90,7 @@ def teach(folder: Path, encoder: str, data: dict[str, Any], how: dict[str, Any])
 
 
 def learn(
-    folder: Path, student: str, teacher: Run, data: dict[str, Any], seed: int, epochs: int
+    folder: Path, student: str, teacher: Run, data: dict[str, Any], seed: int, how: dict[str, Any]
 ) -> Run:
     """Cut one student and train both arms from the cache that all share; its run."""
     values = {
@@ -95,8 +99,8 @@ def learn(
         "cache": {"dir": str(folder / "cache"), "hidden": CACHED},
         "student": CUTS[student],
         "train": {
-            **LOOP, "objective": objective_of(student), "lr": RATES[student], "epochs": epochs,
-            "trainable": "-embeddings",
+            **LOOP, "evaluate_tokens": BATCH, "objective": objective_of(student), "batch_size": 16,
+            "trainable": "-embeddings", **how,
         },
     }  # fmt: skip
     run = run_of(folder, f"{student}-{seed}", values)
@@ -137,28 +141,47 @@ def shapes_of(models: dict[str, Path], held_out: Examples) -> dict[str, dict[str
     return found
 
 
-def data_of(name: str, shared: Path, texts: int | None) -> dict[str, Any]:
-    """The section `data` of a labelled set of the shared folder."""
-    files = {part: str(shared / name / f"{part}.jsonl.gz") for part in ("train", "test")}
-    limits = {} if texts is None else {"train_tokens": texts, "held_out_tokens": texts}
+def data_of(files: dict[str, Path]) -> dict[str, Any]:
+    """The section `data` of a labelled set."""
     return {
-        "train": files["train"], "held_out": files["test"], "text_column": "text",
-        "label_column": "label", "max_length": 64, **limits,
+        "train": str(files["train"]), "held_out": str(files["test"]), "text_column": "text",
+        "label_column": "label", "max_length": 64,
     }  # fmt: skip
+
+
+def fewer(file: Path, texts: int, folder: Path) -> Path:
+    """So many rows of a file, evenly spaced, since files are sorted by class; a file of its own."""
+    with gzip.open(file, "rt", encoding="utf8") as lines:
+        rows = list(lines)
+    chosen = [rows[i * len(rows) // texts] for i in range(min(texts, len(rows)))]
+    short = folder / f"{file.name.split('.')[0]}-{texts}.jsonl"
+    short.write_text("".join(chosen), encoding="utf8")
+    return short
+
+
+def files_of(name: str, folder: Path, options: Any) -> dict[str, Path]:
+    """The training and test part of a labelled set, cut to `--texts` and with `--quick`."""
+    files = {part: Path(options.data) / name / f"{part}.jsonl.gz" for part in ("train", "test")}
+    limits = {"train": options.texts, "test": QUICK if options.quick else None}
+    return {
+        part: file if limits[part] is None else fewer(file, limits[part], folder)
+        for part, file in files.items()
+    }
 
 
 def rows_of(folder: Path, name: str, options: Any) -> list[dict[str, Any]]:
     """One row a student and seed, of one data set."""
-    data, quick = data_of(name, Path(options.data), options.texts), options.quick
-    how = {**TEACHERS[name], **({"epochs": 1} if quick else {})}
-    teacher = teach(folder, options.encoder, data, how)
+    data = data_of(files_of(name, folder, options))
+    short = {"epochs": 1} if options.quick else {}
+    teacher = teach(folder, options.encoder, data, {**TEACHERS[name], **short})
     held_out = teacher.data()[1]
     whole = accuracy_of(teacher.teacher_folder, held_out)
     found: list[dict[str, Any]] = []
     models = {"teacher": teacher.teacher_folder}
     for seed in range(options.seeds):
         for student in options.students:
-            run = learn(folder, student, teacher, data, seed, 1 if quick else EPOCHS[student])
+            how = {**LEARN[student], "max_steps": options.steps, **short}
+            run = learn(folder, student, teacher, data, seed, how)
             folders = {arm: run.arm_folder(arm) / "student" for arm in ("distill", "finetune")}
             models.setdefault(student, folders["distill"])
             distilled, tuned = (accuracy_of(one, held_out) for one in folders.values())
@@ -211,13 +234,14 @@ def main() -> None:
     parser.add_argument("--data", default="../shared/data", help="folder of the labelled sets")
     parser.add_argument("--sets", nargs="+", default=list(TEACHERS), choices=list(TEACHERS))
     parser.add_argument("--students", nargs="+", default=list(CUTS), choices=list(CUTS))
-    parser.add_argument("--texts", type=int, help="of each part; all when absent")
+    parser.add_argument("--texts", type=int, help="to train on; all when absent")
+    parser.add_argument("--steps", type=int, help="at most, of every student; else its epochs")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", metavar="FOLDER", help="keep the runs there; absent: nowhere")
     options = parser.parse_args()
     if options.quick:
         options.sets, options.students, options.seeds = options.sets[:1], ["half"], 1
-        options.texts = 64
+        options.texts = QUICK
     set_up_logging()
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
