@@ -43,7 +43,7 @@ QUICK = 64  # texts of each part
 TASK = "sequence-classification"
 LOOP = {
     "batch_size": BATCH, "schedule": "linear", "warmup": 0.1, "keep": "last",
-    "evaluate_every": 100_000,  # steps: not on the way
+    "evaluate_every": 1_000_000, "evaluate_tokens": BATCH,  # steps: not on the way
 }  # fmt: skip
 TEACHERS: dict[str, dict[str, Any]] = {
     "sst2": {"lr": 1.0e-4, "epochs": 3},
@@ -100,7 +100,7 @@ def learn(
         "cache": {"dir": str(folder / "cache"), "hidden": CACHED},
         "student": CUTS[student],
         "train": {
-            **LOOP, "evaluate_tokens": BATCH, "objective": objective_of(student), "batch_size": 16,
+            **LOOP, "objective": objective_of(student), "batch_size": 16,
             "trainable": "-embeddings", **how,
         },
     }  # fmt: skip
