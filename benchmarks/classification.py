@@ -3,21 +3,22 @@
     python benchmarks/classification.py --json benchmarks/results/classification.json
 
 Whole runs through the command line's own stages. The teacher is an encoder of 6 blocks
-(examples/get_classification_demo.py fetches it) fine-tuned on each data set; its students keep
-half of its blocks, a third, and one block with half the feed-forward neurons, which leaves at most
-a 7.5th of the parameters beside the embeddings. Every student learns twice from the same start, on
-the same texts in the same order: from the teacher's cache (`distill`) and from labels alone
-(`finetune`). The last weights are kept, so the test texts choose nothing. Measured on the test
-part: accuracy, the share of the teacher's that is kept, and how many times as many texts a second
-go through, in batches of 32. With `--json FILE` every finished student is kept in FILE.partial, and
-the same command goes on.
+(examples/get_classification_demo.py fetches it), fine-tuned once on each data set; its students
+keep half of its blocks, a third, and one block with fewer neurons, which leaves at most a 7.5th of
+the parameters beside the embeddings. Every student learns twice from the same start, on the same
+texts in the same order for as many steps: from the teacher's cache (`distill`) and from labels
+alone (`finetune`). The last weights are kept, so the test texts choose nothing. Measured on the
+test part: accuracy, and the share of the teacher's that is kept. Speed is measured once for each
+shape, teacher and students in turn. With `--runs FOLDER` the runs stay there, and the same command
+goes on where it was stopped.
 """
 
 from __future__ import annotations
 
-import json
+import gzip
 import statistics
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ import numpy as np
 import yaml
 from harness import arguments, record
 
+from attar.files import read_json, write_json
 from distill.class_metrics import measure_class_speed, measure_classes
+from distill.console import set_up_logging
 from distill.data import Examples
 from distill.pipeline import run_stages
 from distill.quality import held_out_batches
@@ -35,23 +38,40 @@ from distill.runtimes import Source
 from distill.runtimes.hugging_face import Transformers
 
 BATCH = 32
-SETS: dict[str, dict[str, Any]] = {
-    "sst2": {"teacher": {"lr": 1.0e-4, "epochs": 3}, "train": {"lr": 2.0e-4, "epochs": 6}},
-    "banking77": {"teacher": {"lr": 3.0e-4, "epochs": 6}, "train": {"lr": 4.0e-4, "epochs": 8}},
+ROUNDS = 3  # of timing, all models in turn
+QUICK = 64  # texts of each part
+TASK = "sequence-classification"
+LOOP = {
+    "batch_size": BATCH, "schedule": "linear", "warmup": 0.1, "keep": "last",
+    "evaluate_every": 1_000_000, "evaluate_tokens": BATCH,  # steps: not on the way
+}  # fmt: skip
+TEACHERS: dict[str, dict[str, Any]] = {
+    "sst2": {"lr": 1.0e-4, "epochs": 3},
+    "banking77": {"lr": 3.0e-4, "epochs": 3},
 }
-STUDENTS: dict[str, dict[str, Any]] = {
+CUTS: dict[str, dict[str, Any]] = {
     "half": {"layers": {"keep": [1, 3, 5]}},
     "third": {"layers": {"keep": [2, 5]}},
-    "tiny": {"layers": {"keep": [5]}, "feed_forward": {"keep": 0.5}},
+    "tiny": {"layers": {"keep": [5]}, "feed_forward": {"keep": 864}},
 }
-OBJECTIVE = [
-    {"loss": "forward_kl", "temperature": 2.0},
-    {"loss": "cross_entropy", "weight": 0.3},
-    {"loss": "hidden_mse", "weight": 0.3},
-    {"loss": "relation", "weight": 0.1},
-]
-LOOP = {"batch_size": BATCH, "schedule": "linear", "warmup": 0.1, "keep": "last"}
+LEARN: dict[str, dict[str, Any]] = {
+    "half": {"epochs": 3, "lr": 3.0e-4},
+    "third": {"epochs": 4, "lr": 3.0e-4},
+    "tiny": {"epochs": 8, "lr": 4.0e-4},
+}
+# Which layer of the student learns from which of the teacher's.
+PAIRS = {"half": [[1, 2], [2, 4], [3, 6]], "third": [[1, 4], [2, 6]], "tiny": [[1, 6]]}
+CACHED = {"layers": [2, 4, 6]}
 REACH = {"half": 0.99, "third": 0.98, "tiny": 0.968}  # of the teacher's accuracy
+
+
+def objective_of(student: str) -> list[dict[str, Any]]:
+    """What a student learns from: the teacher's classes and hidden states, and the labels."""
+    return [
+        {"loss": "forward_kl", "temperature": 2.0},
+        {"loss": "cross_entropy", "weight": 0.3},
+        {"loss": "hidden_mse", "weight": 3.0, "layers": PAIRS[student]},
+    ]
 
 
 def run_of(folder: Path, name: str, values: dict[str, Any]) -> Run:
@@ -61,112 +81,160 @@ def run_of(folder: Path, name: str, values: dict[str, Any]) -> Run:
     return Run(load_recipe(str(file)), folder / name)
 
 
-def teach(folder: Path, encoder: str, data: dict[str, Any], how: dict[str, Any], seed: int) -> Run:
+def teach(folder: Path, encoder: str, data: dict[str, Any], how: dict[str, Any]) -> Run:
     """Fine-tune the teacher; its run."""
-    run = run_of(
-        folder,
-        "teacher",
-        {
-            "task": "sequence-classification", "seed": seed, "data": data,
-            "teacher": {"model": encoder, "adapt": {**LOOP, "evaluate_every": 100_000, **how}},
-            "student": {},
-        },
-    )  # fmt: skip
+    adapt = {**LOOP, **how}
+    teacher = {"model": encoder, "adapt": adapt}
+    run = run_of(folder, "teacher", {"task": TASK, "data": data, "teacher": teacher, "student": {}})
     run_stages(run, ["adapt-teacher"])
     return run
 
 
 def learn(
-    folder: Path, name: str, teacher: Run, student: dict[str, Any], how: dict[str, Any], seed: int
+    folder: Path, student: str, teacher: Run, data: dict[str, Any], seed: int, how: dict[str, Any]
 ) -> Run:
     """Cut one student and train both arms from the cache that all share; its run."""
-    run = run_of(
-        folder,
-        name,
-        {
-            "task": "sequence-classification", "seed": seed,
-            "data": teacher.recipe.data.model_dump(exclude_unset=True),
-            "teacher": {"model": str(teacher.teacher_folder)},
-            "cache": {
-                "dir": str(folder / "cache"), "hidden": {"layers": [2, 4, 6], "attention": [6]},
-            },
-            "student": {"from": "teacher", **student},
-            "train": {"objective": OBJECTIVE, **LOOP, "evaluate_every": 100_000, **how},
+    values = {
+        "task": TASK, "seed": seed, "data": data,
+        "teacher": {"model": str(teacher.teacher_folder)},
+        "cache": {"dir": str(folder / "cache"), "hidden": CACHED},
+        "student": CUTS[student],
+        "train": {
+            **LOOP, "objective": objective_of(student), "batch_size": 16,
+            "trainable": "-embeddings", **how,
         },
-    )  # fmt: skip
-    run_stages(run, ["cache", "build", "train"])
+    }  # fmt: skip
+    run = run_of(folder, f"{student}-{seed}", values)
+    run_stages(run, ["cache", "build"])
+    leave_dropout_out(run.student_folder)
+    run_stages(run, ["train"])
     return run
 
 
-def measure(model: Path, held_out: Examples) -> dict[str, float]:
-    """Accuracy, speed, and parameters beside the embeddings, of a classifier in a folder."""
-    runtime = Transformers(Source(str(model), dtype="float32"))
+def leave_dropout_out(model: Path) -> None:
+    """Of a student, in both arms: its noise disturbs what is compared with a teacher that had
+    none, and takes a fifth of a step.
+    """
+    file = model / "config.json"
+    config = read_json(file)
+    write_json(file, {**config, **{key: 0.0 for key in config if key.endswith("dropout_prob")}})
+
+
+def accuracy_of(model: Path, held_out: Examples) -> float:
+    """Of a classifier in a folder, on the test texts."""
     batches = held_out_batches(held_out, len(held_out), BATCH)
-    speed = measure_class_speed(runtime, held_out, batches)
-    arrays = measure_classes(runtime, held_out, batches)
-    named = runtime.model.named_parameters()
-    body = sum(p.numel() for name, p in named if "embeddings" not in name)
-    accuracy = float(np.mean(arrays["correct"]))
-    return {"accuracy": accuracy, "speed": speed["texts_per_second"], "body": body}
+    arrays = measure_classes(_runtime(model), held_out, batches)
+    return float(np.mean(arrays["correct"]))
 
 
-def data_of(name: str, shared: Path, texts: int | None) -> dict[str, Any]:
-    """The section `data` of a labelled set of the shared folder."""
-    files = {part: str(shared / name / f"{part}.jsonl.gz") for part in ("train", "test")}
-    limits = {} if texts is None else {"train_tokens": texts, "held_out_tokens": texts}
+def _runtime(model: Path) -> Transformers:
+    return Transformers(Source(str(model), dtype="float32"))
+
+
+def shapes_of(models: dict[str, Path], held_out: Examples) -> dict[str, dict[str, float]]:
+    """Size and speed of each model: parameters, those beside the embeddings, texts a second in
+    batches, and milliseconds for one text; medians over rounds in which all take their turn.
+    """
+    runtimes = {name: _runtime(model) for name, model in models.items()}
+    batches = held_out_batches(held_out, len(held_out), BATCH)
+    rounds = [
+        {name: measure_class_speed(one, held_out, batches) for name, one in runtimes.items()}
+        for _ in range(ROUNDS)
+    ]
+    found = {}
+    for name, runtime in runtimes.items():
+        named = list(runtime.model.named_parameters())
+        found[name] = {
+            "parameters": sum(p.numel() for _, p in named),
+            "body": sum(p.numel() for key, p in named if "embeddings" not in key),
+            "rate": statistics.median(one[name]["texts_per_second"] for one in rounds),
+            "milliseconds": 1e3 * statistics.median(one[name]["seconds_a_text"] for one in rounds),
+        }
+    return found
+
+
+def data_of(files: dict[str, Path]) -> dict[str, Any]:
+    """The section `data` of a labelled set."""
     return {
-        "train": files["train"], "held_out": files["test"], "text_column": "text",
-        "label_column": "label", "max_length": 64, **limits,
+        "train": str(files["train"]), "held_out": str(files["test"]), "text_column": "text",
+        "label_column": "label", "max_length": 64,
     }  # fmt: skip
 
 
-def students_of(folder: Path, name: str, seed: int, options: Any) -> list[dict[str, Any]]:
-    """One row a student of one data set and seed."""
-    how, rows = SETS[name], []
-    shorter = {"epochs": 1} if options.quick else {}
-    data = data_of(name, Path(options.data), options.texts)
-    teacher = teach(folder, options.encoder, data, {**how["teacher"], **shorter}, seed)
+def fewer(file: Path, texts: int, folder: Path) -> Path:
+    """So many rows of a file, evenly spaced, since files are sorted by class; a file of its own."""
+    with gzip.open(file, "rt", encoding="utf8") as lines:
+        rows = list(lines)
+    chosen = [rows[i * len(rows) // texts] for i in range(min(texts, len(rows)))]
+    short = folder / f"{file.name.split('.')[0]}-{texts}.jsonl"
+    short.write_text("".join(chosen), encoding="utf8")
+    return short
+
+
+def files_of(name: str, folder: Path, options: Any) -> dict[str, Path]:
+    """The training and test part of a labelled set, cut to `--texts` and with `--quick`."""
+    files = {part: Path(options.data) / name / f"{part}.jsonl.gz" for part in ("train", "test")}
+    limits = {"train": options.texts, "test": QUICK if options.quick else None}
+    return {
+        part: file if limits[part] is None else fewer(file, limits[part], folder)
+        for part, file in files.items()
+    }
+
+
+def rows_of(folder: Path, name: str, options: Any) -> list[dict[str, Any]]:
+    """One row a student and seed, of one data set."""
+    data = data_of(files_of(name, folder, options))
+    short = {"epochs": 1} if options.quick else {}
+    teacher = teach(folder, options.encoder, data, {**TEACHERS[name], **short})
     held_out = teacher.data()[1]
-    whole = measure(teacher.teacher_folder, held_out)
-    for student in options.students:
-        train = {**how["train"], **shorter}
-        run = learn(folder, student, teacher, STUDENTS[student], train, seed)
-        found = {
-            arm: measure(run.arm_folder(arm) / "student", held_out)
-            for arm in ("distill", "finetune")
-        }
-        rows.append(
-            {
-                "data": name,
-                "seed": seed,
-                "student": student,
-                "fewer parameters, x": whole["body"] / found["distill"]["body"],
-                "teacher": whole["accuracy"],
-                "distilled": found["distill"]["accuracy"],
-                "fine-tuned": found["finetune"]["accuracy"],
-                "kept": found["distill"]["accuracy"] / whole["accuracy"],
-                "kept, fine-tuned": found["finetune"]["accuracy"] / whole["accuracy"],
-                "faster, x": found["distill"]["speed"] / whole["speed"],
-            }
-        )
-    return rows
+    whole = accuracy_of(teacher.teacher_folder, held_out)
+    found: list[dict[str, Any]] = []
+    models = {"teacher": teacher.teacher_folder}
+    for seed in range(options.seeds):
+        for student in options.students:
+            how = {**LEARN[student], "max_steps": options.steps, **short}
+            run = learn(folder, student, teacher, data, seed, how)
+            folders = {arm: run.arm_folder(arm) / "student" for arm in ("distill", "finetune")}
+            models.setdefault(student, folders["distill"])
+            distilled, tuned = (accuracy_of(one, held_out) for one in folders.values())
+            found.append(
+                {
+                    "data": name, "student": student, "seed": seed, "teacher": whole,
+                    "distilled": distilled, "fine-tuned": tuned, "kept": distilled / whole,
+                    "kept, fine-tuned": tuned / whole,
+                }
+            )  # fmt: skip
+            print({key: value for key, value in found[-1].items() if key != "data"}, flush=True)
+    shapes = shapes_of(models, held_out)
+    return [{**row, **_beside(shapes["teacher"], shapes[row["student"]])} for row in found]
+
+
+def _beside(teacher: dict[str, float], student: dict[str, float]) -> dict[str, float]:
+    """A student's size and speed, and how many times the teacher's."""
+    return {
+        "parameters": student["parameters"],
+        "fewer in blocks, x": teacher["body"] / student["body"],
+        "texts/s": student["rate"],
+        "faster, x": student["rate"] / teacher["rate"],
+        "one text, ms": student["milliseconds"],
+        "one text, x": teacher["milliseconds"] / student["milliseconds"],
+    }
 
 
 def summary(rows: list[dict[str, Any]]) -> list[str]:
-    """A sentence for each data set and student: medians over seeds against the reach."""
+    """A sentence for each data set and student: means over seeds against the reach."""
     lines = []
     for name, student in dict.fromkeys((row["data"], row["student"]) for row in rows):
         mine = [row for row in rows if (row["data"], row["student"]) == (name, student)]
-        middle = {
-            key: statistics.median(row[key] for row in mine)
-            for key in ("kept", "kept, fine-tuned", "faster, x", "fewer parameters, x")
-        }
-        word = "reached" if middle["kept"] >= REACH[student] else "missed"
+        kept, tuned = (
+            statistics.mean(row[key] for row in mine) for key in ("kept", "kept, fine-tuned")
+        )
+        word = "reached" if kept >= REACH[student] else "missed"
         lines.append(
-            f"{name}, {student}: {middle['kept']:.1%} of the teacher's accuracy distilled "
-            f"({REACH[student]:.1%} {word}), {middle['kept, fine-tuned']:.1%} fine-tuned; "
-            f"{middle['fewer parameters, x']:.1f} times fewer parameters beside the embeddings, "
-            f"{middle['faster, x']:.1f} times the speed."
+            f"{name}, {student}: {kept:.1%} of the teacher's accuracy distilled "
+            f"({REACH[student]:.1%} {word}), {tuned:.1%} fine-tuned; "
+            f"{mine[0]['fewer in blocks, x']:.1f} times fewer parameters beside the embeddings, "
+            f"{mine[0]['faster, x']:.1f} times the speed."
         )
     return lines
 
@@ -176,33 +244,29 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--encoder", default=".demo/classification/encoder")
     parser.add_argument("--data", default="../shared/data", help="folder of the labelled sets")
-    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--students", nargs="+", default=list(STUDENTS), choices=list(STUDENTS))
-    parser.add_argument("--texts", type=int, help="of each part; all when absent")
+    parser.add_argument("--sets", nargs="+", default=list(TEACHERS), choices=list(TEACHERS))
+    parser.add_argument("--students", nargs="+", default=list(CUTS), choices=list(CUTS))
+    parser.add_argument("--texts", type=int, help="to train on; all when absent")
+    parser.add_argument("--steps", type=int, help="at most, of every student; else its epochs")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--runs", metavar="FOLDER", help="keep the runs there; absent: nowhere")
     options = parser.parse_args()
     if options.quick:
         options.sets, options.students, options.seeds = options.sets[:1], ["half"], 1
-        options.texts = 64
-    kept = Path(f"{options.json}.partial") if options.json else None
-    lines = kept.read_text().splitlines() if kept and kept.exists() else []
-    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    for name in options.sets:
-        if not (Path(options.data) / name).exists():
-            print(f"{name} is not in {options.data}: left out (`--data FOLDER`)")
-            continue
-        for seed in range(options.seeds):
-            if any((row["data"], row["seed"]) == (name, seed) for row in rows):
+        options.texts = QUICK
+    set_up_logging()
+    rows: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        runs = Path(options.runs or stack.enter_context(tempfile.TemporaryDirectory()))
+        for name in options.sets:
+            if not (Path(options.data) / name).exists():
+                print(f"{name} is not in {options.data}: left out (`--data FOLDER`)")
                 continue
-            with tempfile.TemporaryDirectory() as folder:
-                rows += students_of(Path(folder), name, seed, options)
-            if kept:
-                kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            (runs / name).mkdir(parents=True, exist_ok=True)
+            rows += rows_of(runs / name, name, options)
     if rows:
         record(rows, options.json)
         print("\n".join(summary(rows)))
-    if kept:
-        kept.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write what the benchmarks found into docs/cache, speed and transfer; --check: fail where stale.
+"""Write what the benchmarks found into the docs that name them; --check: fail where stale.
 
 python benchmarks/tables.py
 """
@@ -103,7 +103,8 @@ def gradients_block(found: dict[str, Any]) -> str:
 def trainable_block(found: dict[str, Any]) -> str:
     """A line a choice of what learns: numbers, how far down gradients go, time and memory."""
     lines = [
-        "| `trainable` | learn | gradients down to | s a step | of `all` | peak MiB | of `all` |",
+        "| `trainable` | learn | gradients down to | seconds a step | of `all` "
+        "| peak MiB | of `all` |",
         "|---|---:|---|---:|---:|---:|---:|",
     ]
     lines += [
@@ -119,6 +120,32 @@ def _result(name: str) -> dict[str, Any]:
     return found
 
 
+def classification_block(found: dict[str, Any]) -> str:
+    """A line a data set and student: what is kept of the teacher, mean and range over seeds."""
+    lines = [
+        "| texts | student | parameters | fewer in blocks | texts/s | one text "
+        "| distilled keeps | fine-tuned keeps |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    rows = found["rows"]
+    for name, student in dict.fromkeys((row["data"], row["student"]) for row in rows):
+        mine = [row for row in rows if (row["data"], row["student"]) == (name, student)]
+        one = mine[0]
+        kept, tuned = (
+            _mean_and_range([row[key] for row in mine]) for key in ("kept", "kept, fine-tuned")
+        )
+        lines.append(
+            f"| {name} | {student} | {one['parameters'] / 1e6:.1f} M "
+            f"| x {one['fewer in blocks, x']:.1f} | x {one['faster, x']:.1f} "
+            f"| x {one['one text, x']:.1f} | {kept} | {tuned} |"
+        )
+    return "\n".join(lines)
+
+
+def _mean_and_range(values: list[float]) -> str:
+    return f"{sum(values) / len(values):.1%} ({min(values):.1%} to {max(values):.1%})"
+
+
 def pages() -> dict[Path, str]:
     """The pages as the results want them."""
     blocks = {
@@ -127,6 +154,7 @@ def pages() -> dict[Path, str]:
             "layers": layers_block(_result("layer_codecs")),
             "students": students_block(_result("cache_students")),
         },
+        "classification.md": {"students": classification_block(_result("classification"))},
         "speed.md": {
             "steps": steps_block(_result("step"), _result("step_8x1024")),
             "memory": steps_block(_result("step_memory_bf16")),

@@ -142,6 +142,28 @@ def new_figure() -> Any:
     return pyplot.subplots(figsize=(6, 3.8), layout="constrained")
 
 
+BESIDE = ((5, 4, "left"), (5, -11, "left"), (-5, 4, "right"), (-5, -11, "right"))  # of a point
+
+
+def name_points(axes: Any, places: list[tuple[str, tuple[float, float]]]) -> None:
+    """Write names beside points, each where it covers no other and stays inside the figure."""
+    axes.margins(0.08)
+    axes.figure.draw_without_rendering()
+    whole, taken = axes.figure.bbox, []
+    for name, place in places:
+        for x, y, side in BESIDE:
+            label = axes.annotate(
+                name, place, (x, y), textcoords="offset points", ha=side, fontsize=9
+            )
+            box = label.get_window_extent()
+            inside = whole.x0 <= box.x0 and box.x1 <= whole.x1
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+            if (x, y, side) != BESIDE[-1]:
+                label.remove()
+        taken.append(box)
+
+
 def as_svg(figure: Any) -> str:
     """A figure as inline SVG, the same at every run; it is closed."""
     from matplotlib import pyplot
@@ -179,14 +201,14 @@ def _pareto(report: dict[str, Any], by: str) -> str:
         (name, found, ARTIFACT if found["fit"]["ships"] else UNFIT, "^")
         for name, found in report["artifacts"].items()
     ]
-    line = []
+    places, line = [], []
     for name, numbers, color, marker in points:
         across = _across(numbers, by)
         if across is None:
             continue
         place = (across, numbers["perplexity"])
         axes.scatter(*place, color=color, marker=marker, zorder=3)
-        axes.annotate(name, place, xytext=(5, 4), textcoords="offset points", fontsize=9)
+        places.append((name, place))
         if numbers.get("pareto", {}).get(by):
             line.append(place)
     if line:
@@ -196,6 +218,7 @@ def _pareto(report: dict[str, Any], by: str) -> str:
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_xlabel("weights on disk, MB" if by == "bytes" else "generated tokens a second")
     axes.set_ylabel("held-out perplexity (log)")
+    name_points(axes, places)
     return as_svg(figure)
 
 

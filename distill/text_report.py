@@ -16,6 +16,7 @@ from distill.report_html import (
     as_table,
     cost_rows,
     figures,
+    name_points,
     new_figure,
     page,
 )
@@ -126,11 +127,13 @@ def _against(report: Measured, quality: Quality, by: str) -> str:
             (name, found, ARTIFACT if found["fit"]["ships"] else UNFIT, "^")
             for name, found in report["artifacts"].items()
         ]
+    places = []
     for name, numbers, color, marker in points:
         across = (1e-6 if by == "parameters" else 1.0) * numbers[by]
         place = (across, quality.scale * numbers[quality.key])
         axes.scatter(*place, color=color, marker=marker, zorder=3)
-        axes.annotate(name, place, xytext=(5, 4), textcoords="offset points", fontsize=9)
+        places.append((name, place))
     axes.set_xlabel("million parameters" if by == "parameters" else "texts a second")
     axes.set_ylabel(quality.axis)
+    name_points(axes, places)
     return as_svg(figure)
