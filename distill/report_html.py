@@ -149,7 +149,8 @@ def name_points(axes: Any, places: list[tuple[str, tuple[float, float]]]) -> Non
     """Write names beside points, each where it covers no other and stays inside the figure."""
     axes.margins(0.08)
     axes.figure.draw_without_rendering()
-    whole, taken = axes.figure.bbox, []
+    whole: Any = axes.figure.bbox
+    taken: list[Any] = []
     for name, place in places:
         for x, y, side in BESIDE:
             label = axes.annotate(
