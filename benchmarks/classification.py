@@ -26,7 +26,6 @@ import numpy as np
 import yaml
 from harness import arguments, record
 
-from attar.files import read_json, write_json
 from distill.class_metrics import measure_class_speed, measure_classes
 from distill.console import set_up_logging
 from distill.data import Examples
@@ -101,23 +100,12 @@ def learn(
         "student": CUTS[student],
         "train": {
             **LOOP, "objective": objective_of(student), "batch_size": 16,
-            "trainable": "-embeddings", **how,
+            "trainable": "-embeddings", "dropout": 0.0, **how,
         },
     }  # fmt: skip
     run = run_of(folder, f"{student}-{seed}", values)
-    run_stages(run, ["cache", "build"])
-    leave_dropout_out(run.student_folder)
-    run_stages(run, ["train"])
+    run_stages(run, ["cache", "build", "train"])
     return run
-
-
-def leave_dropout_out(model: Path) -> None:
-    """Of a student, in both arms: its noise disturbs what is compared with a teacher that had
-    none, and takes a fifth of a step.
-    """
-    file = model / "config.json"
-    config = read_json(file)
-    write_json(file, {**config, **{key: 0.0 for key in config if key.endswith("dropout_prob")}})
 
 
 def accuracy_of(model: Path, held_out: Examples) -> float:

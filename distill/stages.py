@@ -45,6 +45,7 @@ from distill.terms import reads_from, terms_reading
 from students.adapters import load_base
 from students.artifacts import check_whole, export_artifact, write_card
 from students.build import save_student
+from students.dropout import set_dropout
 from students.surgery.record import copy_surgery
 from students.trainable import prepare_learning
 from teachers.load import load_teacher
@@ -215,6 +216,8 @@ def _train(
 ) -> Result:
     """The loop on one student."""
     torch.manual_seed(run.recipe.seed)  # projectors are drawn from it
+    if config.dropout is not None:
+        set_dropout(student, config.dropout)
     packing = data.packing and run.task.packs and not prepends(student)
     if data.packing and run.task.packs and not packing:
         log.info("%s: nothing is packed, since each text follows learned positions", name)
