@@ -100,7 +100,7 @@ def learn(
         "student": CUTS[student],
         "train": {
             **LOOP, "objective": objective_of(student), "batch_size": 16,
-            "trainable": "-embeddings", "dropout": 0.0, **how,
+            "trainable": "-embeddings", "model_dropout": 0.0, **how,
         },
     }  # fmt: skip
     run = run_of(folder, f"{student}-{seed}", values)

@@ -64,7 +64,7 @@ class LoopConfig(Section):
         "auto", description="autocast over float32 masters; auto: bfloat16 where hardware has it"
     )
     gradient_checkpointing: bool = False
-    dropout: float | None = Field(None, ge=0, lt=1, description="as its config says if absent")
+    model_dropout: float | None = Field(None, ge=0, lt=1, description="config's own if absent")
     chunk: int | None = Field(None, ge=1, description="tokens whose logits exist at once")
     evaluate_every: int | None = Field(None, ge=1, description="steps; five times a run if absent")
     evaluate_tokens: int = Field(16384, ge=1, description="held-out tokens of those evaluations")

@@ -216,8 +216,8 @@ def _train(
 ) -> Result:
     """The loop on one student."""
     torch.manual_seed(run.recipe.seed)  # projectors are drawn from it
-    if config.dropout is not None:
-        set_dropout(student, config.dropout)
+    if config.model_dropout is not None:
+        set_dropout(student, config.model_dropout)
     packing = data.packing and run.task.packs and not prepends(student)
     if data.packing and run.task.packs and not packing:
         log.info("%s: nothing is packed, since each text follows learned positions", name)
