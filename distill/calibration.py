@@ -16,11 +16,20 @@ from distill.data import Examples
 
 T = TypeVar("T")
 LONGEST = 256
+GOLDEN = (5**0.5 - 1) / 2  # its multiples leave no large gap between 0 and 1
+
+
+def spread(number: int, *, last: bool = False) -> np.ndarray:
+    """Numbers from 0 in an order of which any beginning is spread over all of them, as is any
+    beginning of the `last`, the same order from its end.
+    """
+    order = np.argsort(np.arange(1, number + 1) * GOLDEN % 1.0, kind="stable")
+    return order[::-1] if last else order
 
 
 def calibration_rows(examples: Examples, tokens: int, *, last: bool = False) -> Tensor:
-    """Beginnings of the first, or last, training texts, all of one length, (B, T); B x T is near
-    `tokens`.
+    """Beginnings of training texts from all over the data, all of one length, (B, T); B x T is near
+    `tokens`. Those of the `last` are others, where there are enough.
 
     The length, up to 256, is the one at which texts that are as long hold most tokens, so a corpus
     of short texts gives short rows.
@@ -28,8 +37,8 @@ def calibration_rows(examples: Examples, tokens: int, *, last: bool = False) -> 
     lengths = np.sort(np.minimum(examples.lengths, min(LONGEST, tokens)))[::-1]
     held = np.minimum(lengths * np.arange(1, len(lengths) + 1), tokens)
     length = int(lengths[int(held.argmax())])
-    enough = np.flatnonzero(examples.lengths >= length)[:: -1 if last else 1]
-    chosen = enough[: -(-tokens // length)]
+    enough = np.flatnonzero(examples.lengths >= length)
+    chosen = enough[spread(len(enough), last=last)[: -(-tokens // length)]]
     rows = [torch.from_numpy(examples[int(number)].input_ids[:length]) for number in chosen]
     return torch.stack(rows)
 

@@ -168,7 +168,7 @@ class MaskedLM:
 
 
 def _calibration(run: Run, model: nn.Module, tokens: int, *, last: bool = False) -> list[Batch]:
-    """Batches of the first, or last, training texts that hold so many tokens together."""
+    """Batches of training texts from all over the data that hold so many tokens together."""
     device = next(model.parameters()).device
     return [
         collate_masked(rows).to(device) for rows in chosen_rows(run.data()[0], tokens, 16, last)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attar.anatomy import num_layers
 from distill.batches import collate_texts, plan_in_order
+from distill.calibration import spread
 from distill.data import Example, Examples
 from distill.task import refuse_keys
 from students.artifacts import ARTIFACTS
@@ -81,7 +82,7 @@ def check_artifacts(recipe: Recipe, task: str) -> None:
 def calibration_texts(
     examples: Examples, tokens: int, model: Any, *, last: bool = False
 ) -> list[Texts]:
-    """Batches of the first, or last, training texts that hold so many tokens together."""
+    """Batches of training texts from all over the data that hold so many tokens together."""
     device = next(model.parameters()).device
     batches = map(collate_texts, chosen_rows(examples, tokens, 32, last))
     return [batch.to(device).model_inputs() for batch in batches]
@@ -90,8 +91,8 @@ def calibration_texts(
 def chosen_rows(
     examples: Examples, tokens: int, rows: int, last: bool
 ) -> Iterator[list[list[Example]]]:
-    """Of the first, or last, examples that hold so many tokens together, so many a batch."""
-    numbers = np.arange(len(examples))[:: -1 if last else 1]
+    """Of examples from all over the data that hold so many tokens together, so many a batch."""
+    numbers = spread(len(examples), last=last)
     chosen = numbers[: 1 + int(np.searchsorted(examples.lengths[numbers].cumsum(), tokens))]
     for batch in plan_in_order([int(n) for n in examples.lengths[chosen]], rows):
         yield [[examples[int(chosen[i])] for i in row] for row in batch]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -98,8 +99,14 @@ def test_rows_are_as_long_as_most_tokens_need():
     assert calibration_rows(Lengths(3, 300, 280, 290), 512).shape == (2, 256)
     assert calibration_rows(Lengths(*[10] * 9, 40), 1000).shape == (10, 10)
     assert calibration_rows(Lengths(*[10] * 9, 40), 50).shape == (5, 10)
-    last_BT = calibration_rows(Lengths(*[10] * 9), 20, last=True)
-    assert last_BT.unique().tolist() == [7, 8]
+    first_BT = calibration_rows(Lengths(*[10] * 40), 50)
+    last_BT = calibration_rows(Lengths(*[10] * 40), 50, last=True)
+    for rows_BT in (first_BT, last_BT):
+        places = sorted(rows_BT[:, 0].tolist())
+        assert places[0] < 10
+        assert places[-1] >= 30  # from all over the data
+        assert max(b - a for a, b in pairwise(places)) <= 16
+    assert not set(first_BT.unique().tolist()) & set(last_BT.unique().tolist())
 
 
 # Cut, healed, and cut again ----------------------------------------------------------------------
