@@ -38,9 +38,7 @@ def render(
 ) -> str:
     """The page, from report.json's content, its tables, the training curves and histograms."""
     verdict = report["verdict"]
-    warnings = "".join(
-        f'<p class="warning">{escape(text)}</p>' for text in verdict.get("warnings", [])
-    )
+    warnings = "".join(f'<p class="warning">{escape(text)}</p>' for text in verdict["warnings"])
     plots = [
         (_curves(curves), "Held-out nll while training (nats a token), same tokens, same order."),
         (_histogram(histograms), "KL(teacher || student) token by token: left is closer."),
