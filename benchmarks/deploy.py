@@ -57,7 +57,7 @@ def rounded_otherwise(run: Run, found: dict[str, Any], ways: list[str]) -> None:
     """The same artifacts without learning, and to the nearest code, measured like the others."""
     jobs = {job.name: job for job in measure_jobs(run)}
     for rounding in ways:
-        given: Any = replace(given_of(run), rounding=rounding)
+        given = replace(given_of(run), rounding=rounding)
         for name in AGAIN:
             folder = run.folder / rounding / name
             export_artifact(name, given, folder, card_of(run, name, ""))

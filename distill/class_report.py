@@ -46,7 +46,9 @@ def verdict(run: Run, measured: Measured, costs: Measured) -> Measured:
     arms = ["init", *run.recipe.train.arms]
     better = {arm: teacher > measured[arm]["accuracy"] for arm in arms}
     retained = measured["distill"]["accuracy"] / max(teacher, 1e-9)
-    result: Measured = {"helped": None, "teacher_is_better": better, "retained": retained}
+    result: Measured = {
+        "helped": None, "teacher_is_better": better, "retained": retained, "warnings": [],
+    }  # fmt: skip
     if "finetune" not in run.recipe.train.arms:
         result["sentence"] = (
             f"{_kept(measured)} No fine-tuned arm was trained, so whether distilling helped is "
@@ -59,7 +61,6 @@ def verdict(run: Run, measured: Measured, costs: Measured) -> Measured:
         side(accuracy) != "lower" and side(kl) == "lower"
     )
     result["sentence"] = f"{_kept(measured)} {_sentence(measured, accuracy, kl, costs)}"
-    result["warnings"] = []
     if not better["finetune"]:
         result["warnings"].append(
             "The teacher is no more accurate on these texts than the fine-tuned student, so its "

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def verdict(run: Run, measured: dict[str, Any], costs: dict[str, Any]) -> dict[str, Any]:
     """One sentence on whether distilling beat plain fine-tuning, and the numbers behind it."""
     teacher = measured["teacher"]["nll"]
-    result: dict[str, Any] = {"helped": None, "teacher_is_better": {}}
+    warnings = _specialised_for_its_base(run, measured)
+    result: dict[str, Any] = {"helped": None, "teacher_is_better": {}, "warnings": warnings}
     for arm in ["init", *run.recipe.train.arms]:
         result["teacher_is_better"][arm] = teacher < measured[arm]["nll"]
     if "finetune" not in run.recipe.train.arms:
@@ -38,16 +39,31 @@ def verdict(run: Run, measured: dict[str, Any], costs: dict[str, Any]) -> dict[s
     sides = side(nll), side(kl)
     result["helped"] = sides[0] == "lower" or (sides[0] != "higher" and sides[1] == "lower")
     result["sentence"] = _sentence(measured, nll, kl, costs)
-    warnings = []
     if not result["teacher_is_better"]["init"]:
-        warnings.append("The teacher is no better on this text than the untrained student.")
+        warnings.insert(0, "The teacher is no better on this text than the untrained student.")
     elif not result["teacher_is_better"]["finetune"]:
-        warnings.append(
+        warnings.insert(
+            0,
             "The teacher is no better on this text than the fine-tuned student, so its targets "
-            "can hold the student back: adapt it first (`teacher.adapt`)."
+            "can hold the student back: adapt it first (`teacher.adapt`).",
         )
-    result["warnings"] = warnings
     return result
+
+
+def _specialised_for_its_base(run: Run, measured: dict[str, Any]) -> list[str]:
+    """A warning where what was learned on a quantised base does not serve full precision."""
+    special = run.recipe.specialize
+    if special is None or special.base == "none" or run.merged_student is None:
+        return []
+    before, after = (measured[arm]["perplexity"] for arm in ("distill", "specialized"))
+    if special.data is not None or after <= before * (1 + run.recipe.export.tolerance.perplexity):
+        return []
+    return [
+        f"What was specialised corrects the {special.base} base: merged into full precision it "
+        f"is worse on this text than the student before (perplexity {after:.2f} against "
+        f"{before:.2f}). Ship it as `adapter` or `merged-requantized-nf4`; for forms of 8 bits "
+        "and more leave `specialize` out."
+    ]
 
 
 def _sentence(measured: dict[str, Any], nll: Any, kl: Any, costs: dict[str, Any]) -> str:

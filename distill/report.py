@@ -43,8 +43,6 @@ def assemble(run: Run) -> dict[str, Any]:
         arms["specialized"] = measured["specialized"]
     artifacts = judged_artifacts(run, measured)
     account = run.task.account
-    judged = account.verdict(run, measured, costs)
-    judged["warnings"] = [*judged.get("warnings", []), *_specialised_for_its_base(run, measured)]
     return {
         "schema": SCHEMA,
         "teacher": {"model": run.recipe.teacher.model, **measured["teacher"]},
@@ -52,7 +50,7 @@ def assemble(run: Run) -> dict[str, Any]:
         "artifacts": artifacts,
         "advice": account.advise(artifacts),
         "specialize": _specialised(run),
-        "verdict": judged,
+        "verdict": account.verdict(run, measured, costs),
         "cost": costs,
         "recipe": run.recipe.model_dump(mode="json", by_alias=True),
         "environment": {
@@ -74,23 +72,6 @@ def judged_artifacts(run: Run, measured: dict[str, Any]) -> dict[str, Any]:
         numbers["fit"] = account.judge(numbers, measured[reference], reference, tolerance)
     account.mark_fronts(found)
     return found
-
-
-def _specialised_for_its_base(run: Run, measured: dict[str, Any]) -> list[str]:
-    """A warning where what was learned on a quantised base does not serve full precision."""
-    special = run.recipe.specialize
-    if special is None or special.base == "none" or run.merged_student is None:
-        return []
-    before, after = (measured[arm]["perplexity"] for arm in ("distill", "specialized"))
-    if special.data is not None or after <= before * (1 + run.recipe.export.tolerance.perplexity):
-        return []
-    return [
-        f"What was specialised corrects the {special.base} base: merged into full precision it "
-        f"is worse on this text than the student before (perplexity {after:.2f} against "
-        f"{before:.2f}). "
-        "Ship it as `adapter` or `merged-requantized-nf4`; for forms of 8 bits and more leave "
-        "`specialize` out."
-    ]
 
 
 def _specialised(run: Run) -> dict[str, Any] | None:

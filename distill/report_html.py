@@ -71,9 +71,7 @@ def page(report: dict[str, Any], body: str) -> str:
     import yaml
 
     verdict, recipe = report["verdict"], yaml.safe_dump(report["recipe"], sort_keys=False)
-    warnings = "".join(
-        f'<p class="warning">{escape(text)}</p>' for text in verdict.get("warnings", [])
-    )
+    warnings = "".join(f'<p class="warning">{escape(text)}</p>' for text in verdict["warnings"])
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>attar report</title>
 <style>{STYLE}</style></head><body>
