@@ -49,4 +49,5 @@ def test_a_classifier_without_a_fine_tuned_arm_has_no_warnings_but_says_so():
     one = {"accuracy": 0.9, "texts_per_second": 10.0, "parameters": 100}
     measured = {"teacher": one, "init": one, "distill": one}
     found = class_report.verdict(a_run(), measured, {})
-    assert found["warnings"] == [] and "No fine-tuned arm was trained" in found["sentence"]
+    assert found["warnings"] == []
+    assert "No fine-tuned arm was trained" in found["sentence"]
