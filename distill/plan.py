@@ -204,8 +204,8 @@ def _build_seconds(run: Run, teacher: Shape, speed: float) -> float:
     layers, seconds = student.layers, 5.0
     if student.target is not None:
         return seconds + _search_seconds(student, teacher, speed)
-    if student.reads_text:  # once to judge; a refit passes five times and multiplies as much again
-        passes = (1 if student.needs_text() else 0) + (10 if student.refit else 0)
+    if student.reads_text:  # once to judge; a refit passes three times and multiplies as much again
+        passes = (1 if student.needs_text() else 0) + (6 if student.refit else 0)
         seconds += passes * teacher.forward(student.calibration_tokens) / speed
     if layers is None or isinstance(layers.keep, list):
         return seconds
@@ -224,7 +224,7 @@ def _search_seconds(student: StudentConfig, teacher: Shape, speed: float) -> flo
     target, removed = student.target, teacher.depth / 2
     assert target is not None
     shapes = target.candidates + 3 * len(target.axes)
-    mends = 10 * student.calibration_tokens if student.refit else 0
+    mends = 6 * student.calibration_tokens if student.refit else 0
     mends += 3 * target.heal_steps * ROWS * LONGEST
     tokens = (
         student.calibration_tokens

@@ -21,7 +21,7 @@ from attar.errors import ModelError
 ROWS = 4  # of text run at once
 
 
-class _Stop(Exception):
+class Enough(Exception):
     """Enough was seen of a forward."""
 
 
@@ -99,12 +99,12 @@ def _enter(
             first.append(given[0])
         calls.append(Call(given[1:], kwargs))
         if not whole:
-            raise _Stop
+            raise Enough
 
     handles = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
     try:
         run_body(model, {"input_ids": ids_BT, "attention_mask": None})
-    except _Stop:
+    except Enough:
         pass
     finally:
         for handle in handles:

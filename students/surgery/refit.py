@@ -4,7 +4,8 @@ Block after block, from what the student's blocks before it give by now: first t
 attention, then the one behind the feed-forward, each moved by the smallest change (a ridge) that
 brings the residual stream behind it nearest to the teacher's there - behind a block whose
 followers were removed, to the teacher's behind those. Tokens weigh by the inverse square of their
-size, since norms divide by it. No gradient; two passes of the teacher and three of the student.
+size, since norms divide by it. No gradient; one pass of the teacher, and of the student one to fit
+each map, that behind attention a short one, and one to go on.
 
 Where norms stand around a block's maps (Gemma 2), or behind its sums (BERT), maps are fitted to
 what the same block's map gives in the teacher; removed blocks are not made up for.
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from students.families import block_number, family_of, modules_with
-from students.stream import Stream
+from students.stream import Enough, Stream
 from students.surgery.cutting import Kept
 
 RIDGE = 1.0  # of the mean of the inputs' moments
@@ -60,8 +61,7 @@ def refit(
             continue  # nothing is missing yet
         ours.advance_to(number)
         theirs.advance_to(block)
-        middle, behind = theirs.given(block, summed)
-        theirs.advance_to(block + 1)
+        middle, behind = theirs.pass_through(summed)
         if summed and kept.blocks == sorted(kept.blocks):
             theirs.advance_to((*kept.blocks, len(theirs.stream.blocks))[number + 1])
             behind = theirs.stream.hidden
@@ -99,14 +99,17 @@ class _Side:
             self.stream.advance(self.stream.blocks[self.at], self.at)
             self.at += 1
 
-    def given(self, block: int, summed: bool) -> tuple[list[Tensor], list[Tensor]]:
-        """Behind attention and behind the feed-forward: the stream, or what the map gives."""
+    def pass_through(self, summed: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """Behind attention and feed-forward of the next block: the stream, or what the map gives.
+
+        The text is behind the block then.
+        """
         middle, behind = [], []
-        for hidden_BTH in self.stream.hidden:
-            both = [self.maps[kind][block] for kind in ("attention", "feed_forward")]
-            (_, attended), (_, fed) = self._run(block, hidden_BTH, both)
+        for i, hidden_BTH in enumerate(self.stream.hidden):
+            ((_, attended), (_, fed)), self.stream.hidden[i] = self._run(self.at, hidden_BTH)
             middle.append(hidden_BTH + attended if summed else attended)
-            behind.append(hidden_BTH + attended + fed if summed else fed)
+            behind.append(self.stream.hidden[i] if summed else fed)
+        self.at += 1
         return middle, behind
 
     def fit(self, block: int, kind: str, wanted: list[Tensor], summed: bool) -> None:
@@ -116,11 +119,9 @@ class _Side:
         moments_II = torch.zeros(inputs, inputs, device=device)
         products_HI = torch.zeros(outputs, inputs, device=device)
         for hidden_BTH, wanted_BTH in zip(self.stream.hidden, wanted, strict=True):
-            both = [self.maps["attention"][block], self.maps["feed_forward"][block]]
-            seen = self._run(block, hidden_BTH, both)
-            read, given = seen[0] if kind == "attention" else seen[1]
+            (*before, (read, given)), _ = self._run(block, hidden_BTH, until=kind)
             if summed:
-                given = given + hidden_BTH + (0.0 if kind == "attention" else seen[0][1])
+                given = given + hidden_BTH + sum(attended for _, attended in before)
             weight_N1 = torch.ones(1, 1, device=device)
             if summed:
                 weight_N1 = wanted_BTH.flatten(0, -2).float().square().mean(-1, True).rsqrt()
@@ -131,21 +132,30 @@ class _Side:
         module.weight.add_(_ridge(moments_II, products_HI).to(module.weight.dtype))
 
     def _run(
-        self, block: int, hidden_BTH: Tensor, modules: list[nn.Module]
-    ) -> list[tuple[Tensor, Tensor]]:
-        """What each map reads and gives, for one batch of hidden states."""
+        self, block: int, hidden_BTH: Tensor, until: str | None = None
+    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """What each map reads and gives, for one batch of hidden states, and the batch behind.
+
+        `until`: no further than the map of that kind; the batch is then as it was.
+        """
+        kinds = ["attention"] if until == "attention" else ["attention", "feed_forward"]
+        modules = [self.maps[kind][block] for kind in kinds]
         seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
         def note(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             seen[module] = (args[0], output)
+            if until is not None and len(seen) == len(modules):
+                raise Enough
 
         handles = [module.register_forward_hook(note) for module in modules]
         try:
-            self.stream.run(self.stream.blocks[block], block, hidden_BTH)
+            hidden_BTH = self.stream.run(self.stream.blocks[block], block, hidden_BTH)
+        except Enough:
+            pass
         finally:
             for handle in handles:
                 handle.remove()
-        return [seen[module] for module in modules]
+        return [seen[module] for module in modules], hidden_BTH
 
 
 def _ridge(moments_II: Tensor, products_HI: Tensor) -> Tensor:
