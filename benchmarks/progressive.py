@@ -4,13 +4,12 @@
 
 The teacher of benchmarks/surgery.py is brought to a share of its parameters by the search, and
 healed on --tokens tokens: in one cut, and in two (half of the way, half of the tokens, then the
-rest of both), by recipes with `student.from: FOLDER`. The halves are of every second document, so
-both ways see the same text once. Both are measured as there.
+rest of both), by recipes with `student.from: FOLDER`. The halves are of every second piece of its
+text, so both ways see the same text once. Both are measured as there.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from harness import arguments, record
 from held_out import say
-from surgery import AXES, Teacher, against, documents, recipe_of, windows
+from surgery import AXES, Teacher, against, pieces, recipe_of, windows
 
 from attar.loading import load_causal_lm, load_tokenizer
 from distill.pipeline import run_stages
@@ -27,11 +26,11 @@ from distill.run import Run
 
 
 def halves(options: Any, folder: Path) -> list[str]:
-    """Two files: every second document of the training text, and the others."""
-    texts = list(documents(Path(options.data) / "lm_wiki89/train.jsonl.gz"))
+    """Two files: every second piece of the training text, and the others."""
+    lines = Path(pieces(options, folder)).read_text().splitlines(keepends=True)
     files = [folder / f"{name}.jsonl" for name in ("even", "odd")]
     for start, file in enumerate(files):
-        file.write_text("".join(json.dumps({"text": one}) + "\n" for one in texts[start::2]))
+        file.write_text("".join(lines[start::2]))
     return [str(file) for file in files]
 
 
@@ -58,8 +57,8 @@ def main() -> None:
     parser.add_argument("--data", default="../shared/data")
     parser.add_argument("--share", type=float, default=0.75, help="of the parameters that stay")
     parser.add_argument("--kind", default="depth", choices=AXES)
-    parser.add_argument("--tokens", type=int, default=48_000)
-    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--tokens", type=int, default=24_000)
+    parser.add_argument("--lr", type=float, default=1.5e-4)
     options = parser.parse_args()
     tokens = 2_000 if options.quick else options.tokens
     model: Any = load_causal_lm(options.model, dtype=torch.float32).requires_grad_(False)

@@ -5,11 +5,11 @@
 SmolLM2-135M-Instruct (which itself comes from a 4-bit file) loses 10, 20, 25, 40 and 50% of its
 parameters, and 4 and 8 whole blocks, by recipes with `student.target`: along `layers` alone, along
 `heads`, `feed_forward` and `hidden` alone, and along all. Each student is measured as it is cut,
-once refitted, and, with --heal, after distilling (`forward_kl` from a cache of 64 tokens a
-position) on that many tokens of the training part of lm_wiki89. All is measured on the first
-tokens, in windows of 256, of its validation part and of WikiText-2: perplexity by the teacher's,
-and KL(teacher || student) in nats a token. What heals is the same text, so WikiText-2 tells more.
-
+once refitted, and, with --heal and where its size is one of --heal-sizes, after distilling
+(`forward_kl` from a cache of 64 tokens a position, and `cross_entropy`, half each) on that many
+tokens of the training part of lm_wiki89. All is measured on the first tokens, in windows of 256, of its validation part and of
+WikiText-2: perplexity by the teacher's, and KL(teacher || student) in nats a token. What heals is
+the same text, so WikiText-2 tells more.
 
 Targets: unhealed 4 blocks at most x 1.45, 8 at most x 2.4;
 healed x 1.20 at 20% and x 1.6 at 40%. With `--json FILE` every finished row is kept in
@@ -23,6 +23,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import random
 import tempfile
 import time
 from collections.abc import Iterable
@@ -44,6 +45,7 @@ from distill.run import Run
 from students.build import StudentConfig, cut_student
 
 WINDOW = 256
+PIECE = 2000  # characters of training text that stay together
 SIZES = (0.90, 0.80, 0.75, 0.60, 0.50)
 COLOURS = {"depth": "tab:orange", "width": "tab:green", "search": "tab:blue"}
 AXES = {
@@ -69,6 +71,25 @@ def windows(tokenizer: Any, file: Path, tokens: int) -> Tensor:
     """The first tokens of a text, joined, as windows (B, T)."""
     ids = tokenizer("\n\n".join(documents(file)), verbose=False)["input_ids"]
     return torch.tensor(ids[: tokens // WINDOW * WINDOW]).view(-1, WINDOW)
+
+
+def pieces(options: Any, folder: Path) -> str:
+    """The training text in a random order of pieces of a few paragraphs, so that any beginning of
+    it is of all its documents.
+    """
+    found = []
+    for text in documents(Path(options.data) / "lm_wiki89/train.jsonl.gz"):
+        piece = ""
+        for paragraph in text.split("\n\n"):
+            piece += ("\n\n" if piece else "") + paragraph
+            if len(piece) > PIECE:
+                found.append(piece)
+                piece = ""
+        found += [piece] if piece else []
+    random.Random(0).shuffle(found)
+    file = folder / "train.jsonl"
+    file.write_text("".join(json.dumps({"text": one}) + "\n" for one in found))
+    return str(file)
 
 
 class Teacher:
@@ -120,15 +141,14 @@ def against(texts: dict[str, Teacher], model: nn.Module) -> dict[str, float]:
 
 
 def recipe_of(
-    options: Any, cache: Path, student: dict[str, Any], tokens: int, train: list[str] | None = None
+    options: Any, cache: Path, student: dict[str, Any], tokens: int, train: list[str]
 ) -> str:
-    """The recipe of one student, as YAML; `train`: other text to learn from."""
-    data = f"{options.data}/lm_wiki89"
+    """The recipe of one student that learns from the files `train`, as YAML."""
     return yaml.safe_dump(
         {
             "data": {
-                "train": train or f"{data}/train.jsonl.gz",
-                "held_out": f"{data}/validation.jsonl.gz",
+                "train": train,
+                "held_out": f"{options.data}/lm_wiki89/validation.jsonl.gz",
                 "max_length": WINDOW,
                 "packing": True,
                 "train_tokens": tokens,
@@ -136,12 +156,15 @@ def recipe_of(
             },
             "teacher": {"model": options.model},
             "cache": {"codec": {"name": "topk", "k": 64}, "dir": str(cache)},
-            "student": {**student, "calibration_tokens": 512 if options.quick else 4096},
+            "student": {**student, "calibration_tokens": 512 if options.quick else 16384},
             "train": {
-                "objective": [{"loss": "forward_kl"}],
+                "objective": [
+                    {"loss": "forward_kl", "weight": 0.5},
+                    {"loss": "cross_entropy", "weight": 0.5},
+                ],
                 "lr": options.lr,
                 "schedule": "cosine",
-                "batch_size": 4,
+                "batch_size": 1,
                 "evaluate_tokens": 1024,
                 "evaluate_every": 1000,
                 "keep": "last",
@@ -155,7 +178,7 @@ def students(options: Any) -> dict[str, dict[str, Any]]:
     """Every student that is made: its name and its section of the recipe."""
     kinds = {kind: AXES[kind] for kind in options.kinds.split(",")}
     few = {"candidates": 2, "tokens": 256} if options.quick else {"candidates": 10, "tokens": 1024}
-    found = {
+    found: dict[str, dict[str, Any]] = {
         f"{1 - size:.0%} less, {kind}": {
             "refit": True,
             "target": {"parameters": f"{size:.0%}", "axes": axes, "finalists": 1, **few},
@@ -163,22 +186,29 @@ def students(options: Any) -> dict[str, dict[str, Any]]:
         for size in options.sizes
         for kind, axes in kinds.items()
     }
-    if "depth" in kinds and not options.quick and not options.heal:
+    if options.blocks:
         for removed in (4, 8):
             found[f"{removed} blocks"] = {"refit": True, "layers": {"keep": 30 - removed}}
     return found
 
 
 def rows_of(
-    name: str, student: dict[str, Any], options: Any, cache: Path, model: nn.Module,
+    name: str, student: dict[str, Any], options: Any, work: Path, model: nn.Module,
     texts: dict[str, Teacher],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """One student as cut, refitted, and healed where that is asked for."""
-    tokens = 2_000 if options.quick else max(options.heal, 40_000)
+    """One student as cut, refitted, and healed where that is asked for.
+
+    work: a folder for the cache and the training text, which all share.
+    """
+    size = student["target"]["parameters"] if "target" in student else None
+    heals = options.heal and size in [f"{one:.0%}" for one in options.heal_sizes]
+    tokens = options.heal or (2_000 if options.quick else 64_000)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "recipe.yaml"
-        recipe.write_text(recipe_of(options, cache, student, tokens))
+        recipe.write_text(
+            recipe_of(options, work / "cache", student, tokens, [pieces(options, work)])
+        )
         run = Run(load_recipe(recipe, ()), Path(folder) / "run")
 
         def add(state: str, found: nn.Module, seconds: float) -> None:
@@ -202,10 +232,9 @@ def rows_of(
         start = time.perf_counter()
         run_stages(run, ["build"])
         built = time.perf_counter() - start
-        if not options.heal:
-            add("as cut", as_cut(run, model), built)
+        add("as cut", as_cut(run, model), built)
         add("refitted", load_causal_lm(str(run.student_folder), dtype=torch.float32), built)
-        if options.heal:
+        if heals:
             run_stages(run, ["cache", "train"])
             result = run.record("train")
             assert result is not None
@@ -277,12 +306,15 @@ def main() -> None:
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="shares that stay")
     parser.add_argument("--kinds", default=",".join(AXES))
     parser.add_argument("--heal", type=int, default=0, metavar="TOKENS")
-    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--heal-sizes", default="0.8,0.6", help="of which students that size heal")
+    parser.add_argument("--lr", type=float, default=1.5e-4)
     parser.add_argument("--plot", metavar="PNG", help="draw the rows there")
     parser.add_argument("--with", dest="others", metavar="JSON", help="... and those of a record")
     options = parser.parse_args()
     sizes = [float(size) for size in options.sizes.split(",")]
+    options.heal_sizes = [float(size) for size in options.heal_sizes.split(",")]
     options.sizes = sizes[1:2] if options.quick else sizes
+    options.blocks = {*options.sizes} == {*SIZES} and "depth" in options.kinds
     data = Path(options.data)
     tokenizer = load_tokenizer(options.model)
     model: Any = load_causal_lm(options.model, dtype=torch.float32).requires_grad_(False)
@@ -298,7 +330,7 @@ def main() -> None:
         for name, student in students(options).items():
             if any(row["student"] == name for row in rows):
                 continue
-            rows += rows_of(name, student, options, Path(folder) / "cache", model, texts)
+            rows += rows_of(name, student, options, Path(folder), model, texts)
             if partial is not None:
                 partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
     record(rows, options.json)
