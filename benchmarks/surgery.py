@@ -7,9 +7,9 @@ parameters, and 4 and 8 whole blocks, by recipes with `student.target`: along `l
 `heads`, `feed_forward` and `hidden` alone, and along all. Each student is measured as it is cut,
 once refitted, and, with --heal and where its size is one of --heal-sizes, after distilling
 (`forward_kl` from a cache of 64 tokens a position, and `cross_entropy`, half each) on that many
-tokens of the training part of lm_wiki89. All is measured on the first tokens, in windows of 256, of its validation part and of
-WikiText-2: perplexity by the teacher's, and KL(teacher || student) in nats a token. What heals is
-the same text, so WikiText-2 tells more.
+tokens of the training part of lm_wiki89. All is measured on the first tokens, in windows of 256, of
+its validation part and of WikiText-2: perplexity by the teacher's, and KL(teacher || student) in
+nats a token. What heals is like the former, so WikiText-2 tells more.
 
 Targets: unhealed 4 blocks at most x 1.45, 8 at most x 2.4;
 healed x 1.20 at 20% and x 1.6 at 40%. With `--json FILE` every finished row is kept in
