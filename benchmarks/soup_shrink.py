@@ -3,8 +3,8 @@
     python benchmarks/soup_shrink.py --soup PYTHON --json benchmarks/results/soup_shrink.json
 
 PYTHON is an interpreter of an environment that has soup-cli 0.77 (MIT). It cuts the same model by 4
-and 8 blocks, judged on windows of the training part of lm_wiki89, and, with --heal, distils into
-them by its own recipe (LoRA on logits) on so many tokens of the same text, as rows of 256 tokens.
+and 8 blocks, judged on windows of the text that heals there, and, with --heal, distils into
+them by its own recipe (LoRA on logits) on so many tokens of it, as rows of 256 tokens.
 A step of its heal is one row.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from harness import arguments, record
 from held_out import say
-from surgery import WINDOW, Teacher, against, documents, windows
+from surgery import WINDOW, Teacher, against, pieces, windows
 
 from attar.loading import load_causal_lm, load_tokenizer
 
@@ -28,14 +28,11 @@ BATCH = 1  # rows a step of its heal
 
 
 def write_text(tokenizer: Any, file: Path, out: Path, tokens: int, form: str) -> None:
-    """The first tokens of a text as rows of a window, each as soup-cli reads them."""
-    rows, texts = [], documents(file)
-    for text in texts:
-        ids = tokenizer(text, verbose=False)["input_ids"]
-        for start in range(0, len(ids) - WINDOW, WINDOW):
-            rows.append(tokenizer.decode(ids[start : start + WINDOW]))
-        if len(rows) * WINDOW >= tokens:
-            break
+    """The first tokens of a file of texts as rows of a window, each as soup-cli reads them."""
+    texts = [json.loads(line)["text"] for line in file.read_text().splitlines()]
+    ids = tokenizer("\n\n".join(texts), verbose=False)["input_ids"]
+    starts = range(0, max(WINDOW, tokens // WINDOW * WINDOW), WINDOW)
+    rows = [tokenizer.decode(ids[start : start + WINDOW]) for start in starts]
     if form == "chat":
         lines: list[Any] = [
             {
@@ -48,12 +45,12 @@ def write_text(tokenizer: Any, file: Path, out: Path, tokens: int, form: str) ->
         ]
     else:
         lines = [{"text": row} for row in rows]
-    out.write_text("".join(json.dumps(line) + "\n" for line in lines[: max(1, tokens // WINDOW)]))
+    out.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def shrunk(options: Any, drop: int, folder: Path, tokenizer: Any) -> tuple[Path, float]:
     """The folder of a shrunk model, and the seconds that it took."""
-    data = Path(options.data).resolve() / "lm_wiki89/train.jsonl.gz"
+    data = Path(pieces(options, folder))
     write_text(tokenizer, data, folder / "calib.jsonl", 256 if options.quick else 4096, "text")
     command = [
         options.soup, "-m", "soup_cli.cli", "shrink", "--model", str(Path(options.model).resolve()),

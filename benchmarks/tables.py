@@ -142,6 +142,23 @@ def classification_block(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def surgery_block(*found: dict[str, Any]) -> str:
+    """A line a student and state: perplexity by the teacher's and KL, on both texts."""
+    lines = [
+        "| student | blocks x heads x neurons x channels | parameters | state | lm_wiki89 | KL "
+        "| WikiText-2 | KL |",
+        "|---|---|---:|---|---:|---:|---:|---:|",
+    ]
+    rows = [row for one in found for row in one["rows"]]
+    lines += [
+        f"| {row['student']} | {row.get('shape', '')} | {row['parameters'] / 1e6:.1f} M "
+        f"| {row['state']} | x {row['wiki ratio']:.2f} | {row['wiki KL']:.3f} "
+        f"| x {row['WikiText-2 ratio']:.2f} | {row['WikiText-2 KL']:.3f} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
 def _mean_and_range(values: list[float]) -> str:
     return f"{sum(values) / len(values):.1%} ({min(values):.1%} to {max(values):.1%})"
 
