@@ -203,6 +203,15 @@ def workshop(make_model, tokenizer, tmp_path, monkeypatch):
     return Workshop()
 
 
+def put_over(recipe, changes):
+    """A recipe's values with sections of others put over its own."""
+    merged = dict(recipe)
+    for section, values in changes.items():
+        old = recipe.get(section, {})
+        merged[section] = {**old, **values} if isinstance(values, dict) else values
+    return merged
+
+
 class Workshop:
     """Commands on the recipe of the current folder."""
 
@@ -219,6 +228,27 @@ class Workshop:
         # as many threads as here: an LSTM's last bits follow their number
         env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
+
+    def trained_twice(self):
+        """The distilled students' weights: of a training that ran through, of one that was killed.
+
+        The killed one goes on from its first checkpoint. The cache and the student are there.
+        """
+        self("train", "recipe.yaml", "--run-dir", "whole")
+        process = self.start("train", "recipe.yaml", "--run-dir", "stopped")
+        state = Path("stopped/arms/distill/last/progress.json")
+        while not state.exists() and process.poll() is None:
+            pass
+        process.kill()
+        process.communicate()
+        self("train", "recipe.yaml", "--run-dir", "stopped")
+        return [
+            Path(folder, "arms/distill/student/model.safetensors").read_bytes()
+            for folder in ("whole", "stopped")
+        ]
+
+    def report(self, folder):
+        return json.loads(Path(folder, "report.json").read_text())
 
     def upto_train(self, folder, *more):
         for stage in (["adapt-teacher"], ["cache", "build"], ["build"], ["train"]):

@@ -15,6 +15,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tests.conftest import put_over
+
 GOOD = ["fine", "lovely", "bright", "warm", "kind"]
 BAD = ["dull", "awful", "cold", "broken", "grim"]
 PLAIN = ["the", "film", "was", "and", "story", "a", "with", "music", "very", "on", "water", "light"]
@@ -107,10 +109,7 @@ def classification_recipe(**changes):
         "export": {"artifacts": ["bf16"]},
         "evaluate": {"batch_size": 16},
     }  # fmt: skip
-    for section, values in changes.items():
-        old = recipe.get(section, {})
-        recipe[section] = {**old, **values} if isinstance(values, dict) else values
-    return recipe
+    return put_over(recipe, changes)
 
 
 def write_recipe(**changes):

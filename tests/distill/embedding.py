@@ -6,6 +6,7 @@ import torch
 import yaml
 
 from attar.pooling import Pooling, write_pooling
+from tests.conftest import put_over
 from tests.distill.classifying import sentences, tiny_bert, word_tokenizer, write_rows
 
 
@@ -41,10 +42,7 @@ def embedding_recipe(**changes):
         "export": {"artifacts": ["bf16"]},
         "evaluate": {"batch_size": 16, "pairs": {"source": "pairs.jsonl"}, "bootstrap": 100},
     }  # fmt: skip
-    for section, values in changes.items():
-        old = recipe.get(section, {})
-        recipe[section] = {**old, **values} if isinstance(values, dict) else values
-    return recipe
+    return put_over(recipe, changes)
 
 
 def write_recipe(**changes):

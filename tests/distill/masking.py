@@ -15,6 +15,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
+from tests.conftest import put_over
 from tests.distill.classifying import WORDS, sentences, word_tokenizer, write_rows
 
 MASK = len(WORDS)
@@ -76,10 +77,7 @@ def masked_recipe(**changes):
         "export": {"artifacts": ["bf16"]},
         "evaluate": {"batch_size": 16, "bootstrap": 100},
     }  # fmt: skip
-    for section, values in changes.items():
-        old = recipe.get(section, {})
-        recipe[section] = {**old, **values} if isinstance(values, dict) else values
-    return recipe
+    return put_over(recipe, changes)
 
 
 def write_recipe(**changes):

@@ -33,15 +33,11 @@ def classroom(tmp_path, monkeypatch):
     return Workshop()
 
 
-def report_of(folder):
-    return json.loads((Path(folder) / "report.json").read_text())
-
-
 @pytest.mark.slow
 def test_a_whole_run_teaches_and_tells(classroom):
     write_recipe(export={"artifacts": ["bf16", "int8", "onnx", "onnx-int8"]})
     said = classroom("run", "recipe.yaml", "--run-dir", "out").output
-    report = report_of("out")
+    report = classroom.report("out")
     for name in ("teacher", "distill", "finetune"):
         numbers = report["teacher"] if name == "teacher" else report["arms"][name]
         assert numbers["accuracy"] > 0.9, name
@@ -91,7 +87,7 @@ def test_a_decoder_learns_from_a_decoder_in_pairs(tmp_path, monkeypatch):
     )
     run = Run(load_recipe("recipe.yaml"), Path("out"))
     run_stages(run, ["adapt-teacher", "cache", "build", "train", "export", "evaluate", "report"])
-    assert report_of("out")["teacher"]["accuracy"] > 0.8
+    assert classroom.report("out")["teacher"]["accuracy"] > 0.8
 
 
 @pytest.mark.slow
@@ -106,17 +102,8 @@ def test_a_given_classifier_needs_no_adapting_and_a_killed_run_ends_the_same(cla
             classroom(*stage, "recipe.yaml", "--run-dir", folder)
     run = Run(load_recipe("recipe.yaml"), Path("whole"))
     assert run.classes == ["good", "bad"]
-    classroom("train", "recipe.yaml", "--run-dir", "whole")
-    process = classroom.start("train", "recipe.yaml", "--run-dir", "stopped")
-    state = Path("stopped/arms/distill/last/progress.json")
-    while not state.exists() and process.poll() is None:
-        pass
-    process.kill()
-    process.communicate()
-    classroom("train", "recipe.yaml", "--run-dir", "stopped")
-    weights = [Path(f, "arms/distill/student/model.safetensors").read_bytes()
-               for f in ("whole", "stopped")]  # fmt: skip
-    assert weights[0] == weights[1]
+    whole, stopped = classroom.trained_twice()
+    assert whole == stopped
 
 
 @pytest.mark.slow

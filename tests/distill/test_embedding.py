@@ -28,15 +28,11 @@ def studio(tmp_path, monkeypatch):
     return Workshop()
 
 
-def report_of(folder):
-    return json.loads((Path(folder) / "report.json").read_text())
-
-
 @pytest.mark.slow
 def test_a_whole_run_teaches_and_tells(studio):
     write_recipe(export={"artifacts": ["bf16", "int8", "onnx", "onnx-int8"]})
     said = studio("run", "recipe.yaml", "--run-dir", "out").output
-    report = report_of("out")
+    report = studio.report("out")
     teacher, arms = report["teacher"], report["arms"]
     assert set(arms) == {"init", "distill"}, "there is nothing to fine-tune on"
     assert teacher["cosine_to_teacher"] == pytest.approx(1)
@@ -86,18 +82,8 @@ def test_a_killed_run_ends_the_same(studio):
     for folder in ("whole", "stopped"):
         for stage in (["cache", "build"], ["build"]):
             studio(*stage, "recipe.yaml", "--run-dir", folder)
-    studio("train", "recipe.yaml", "--run-dir", "whole")
-    process = studio.start("train", "recipe.yaml", "--run-dir", "stopped")
-    state = Path("stopped/arms/distill/last/progress.json")
-    while not state.exists() and process.poll() is None:
-        pass
-    process.kill()
-    process.communicate()
-    studio("train", "recipe.yaml", "--run-dir", "stopped")
-    weights = [
-        Path(f, "arms/distill/student/model.safetensors").read_bytes() for f in ("whole", "stopped")
-    ]
-    assert weights[0] == weights[1]
+    whole, stopped = studio.trained_twice()
+    assert whole == stopped
 
 
 @pytest.mark.slow
@@ -118,7 +104,7 @@ def test_a_narrower_student_is_compared_by_its_cosines(studio, student):
     Path("recipe.yaml").write_text(yaml.safe_dump(values))
     run = Run(load_recipe("recipe.yaml"), Path("out"))
     run_stages(run, ["cache", "build", "train", "export", "evaluate", "report"])
-    report = report_of("out")
+    report = studio.report("out")
     assert "cosine_to_teacher" not in report["arms"]["distill"], "widths differ"
     assert (
         report["arms"]["distill"]["similarity_error"] < report["arms"]["init"]["similarity_error"]

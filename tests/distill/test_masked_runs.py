@@ -1,6 +1,5 @@
 """Runs on masked tokens, from teacher to report; and recipes that cannot be."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ def studio(tmp_path, monkeypatch):
 def test_a_whole_run_teaches_and_tells(studio):
     write_recipe(export={"artifacts": ["bf16", "int8", "onnx", "onnx-int8"]})
     said = studio("run", "recipe.yaml", "--run-dir", "out").output
-    report = json.loads(Path("out/report.json").read_text())
+    report = studio.report("out")
     arms = report["arms"]
     assert set(arms) == {"init", "finetune", "distill"}
     assert arms["distill"]["kl_to_teacher"] < arms["init"]["kl_to_teacher"]
@@ -57,18 +56,8 @@ def test_a_killed_run_ends_the_same(studio):
     for folder in ("whole", "stopped"):
         for stage in (["cache", "build"], ["build"]):
             studio(*stage, "recipe.yaml", "--run-dir", folder)
-    studio("train", "recipe.yaml", "--run-dir", "whole")
-    process = studio.start("train", "recipe.yaml", "--run-dir", "stopped")
-    state = Path("stopped/arms/distill/last/progress.json")
-    while not state.exists() and process.poll() is None:
-        pass
-    process.kill()
-    process.communicate()
-    studio("train", "recipe.yaml", "--run-dir", "stopped")
-    weights = [
-        Path(f, "arms/distill/student/model.safetensors").read_bytes() for f in ("whole", "stopped")
-    ]
-    assert weights[0] == weights[1]
+    whole, stopped = studio.trained_twice()
+    assert whole == stopped
 
 
 @pytest.mark.slow
@@ -79,7 +68,7 @@ def test_a_real_encoder_is_cut_and_its_student_comes_closer(studio):
     values["train"].update(arms=[], lr=5e-4, max_steps=20)
     Path("recipe.yaml").write_text(yaml.safe_dump(values))
     studio("run", "recipe.yaml", "--run-dir", "out")
-    arms = json.loads(Path("out/report.json").read_text())["arms"]
+    arms = studio.report("out")["arms"]
     assert arms["distill"]["nll"] < arms["init"]["nll"]
 
 
