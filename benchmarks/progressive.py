@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.75, help="of the parameters that stay")
     parser.add_argument("--kind", default="depth", choices=AXES)
     parser.add_argument("--tokens", type=int, default=24_000)
+    parser.add_argument("--calibrate", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=1.5e-4)
     options = parser.parse_args()
     tokens = 2_000 if options.quick else options.tokens

@@ -42,6 +42,7 @@ from attar.loading import load_causal_lm, load_tokenizer
 from distill.pipeline import run_stages
 from distill.recipe import load_recipe
 from distill.run import Run
+from distill.task_language import CausalLM
 from students.build import StudentConfig, cut_student
 
 WINDOW = 256
@@ -156,7 +157,10 @@ def recipe_of(
             },
             "teacher": {"model": options.model},
             "cache": {"codec": {"name": "topk", "k": 64}, "dir": str(cache)},
-            "student": {**student, "calibration_tokens": 512 if options.quick else 16384},
+            "student": {
+                **student,
+                "calibration_tokens": 512 if options.quick else options.calibrate,
+            },
             "train": {
                 "objective": [
                     {"loss": "forward_kl", "weight": 0.5},
@@ -190,6 +194,19 @@ def students(options: Any) -> dict[str, dict[str, Any]]:
         for removed in (4, 8):
             found[f"{removed} blocks"] = {"refit": True, "layers": {"keep": 30 - removed}}
     return found
+
+
+def remember_order() -> None:
+    """Let all students share one greedy order of blocks: it is the same for each."""
+    found: list[int] = []
+    afresh = CausalLM.removal_order
+
+    def order(task: CausalLM, run: Run, model: nn.Module, count: int, tokens: int) -> list[int]:
+        if len(found) < count:
+            found[:] = afresh(task, run, model, count, tokens)
+        return found[:count]
+
+    CausalLM.removal_order = order  # type: ignore[method-assign]
 
 
 def rows_of(
@@ -305,6 +322,7 @@ def main() -> None:
     parser.add_argument("--data", default="../shared/data")
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="shares that stay")
     parser.add_argument("--kinds", default=",".join(AXES))
+    parser.add_argument("--calibrate", type=int, default=4096, metavar="TOKENS")
     parser.add_argument("--heal", type=int, default=0, metavar="TOKENS")
     parser.add_argument("--heal-sizes", default="0.8,0.6", help="of which students that size heal")
     parser.add_argument("--lr", type=float, default=1.5e-4)
@@ -322,6 +340,7 @@ def main() -> None:
     if not options.quick:
         files["WikiText-2"] = data / "wikitext2_eval/validation.txt.gz"
     tokens = 512 if options.quick else 4096
+    remember_order()
     texts = {name: Teacher(model, windows(tokenizer, file, tokens)) for name, file in files.items()}
     partial = Path(f"{options.json}.partial") if options.json else None
     lines = partial.read_text().splitlines() if partial and partial.exists() else []
