@@ -145,6 +145,7 @@ def recipe_of(
     options: Any, cache: Path, student: dict[str, Any], tokens: int, train: list[str]
 ) -> str:
     """The recipe of one student that learns from the files `train`, as YAML."""
+    calibrate = 512 if options.quick else options.calibrate
     return yaml.safe_dump(
         {
             "data": {
