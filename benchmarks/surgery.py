@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from attar.anatomy import Head, head_of, run_body
 from attar.files import read_json
 from attar.loading import load_causal_lm, load_tokenizer
+from distill.calibration import calibration_rows
 from distill.pipeline import run_stages
 from distill.recipe import load_recipe
 from distill.run import Run
@@ -145,7 +146,6 @@ def recipe_of(
     options: Any, cache: Path, student: dict[str, Any], tokens: int, train: list[str]
 ) -> str:
     """The recipe of one student that learns from the files `train`, as YAML."""
-    calibrate = 512 if options.quick else options.calibrate
     return yaml.safe_dump(
         {
             "data": {
@@ -270,8 +270,6 @@ def as_cut(run: Run, model: nn.Module) -> nn.Module:
     plain = StudentConfig.model_validate(
         {**sections, "calibration_tokens": config.calibration_tokens}
     )
-    from distill.calibration import calibration_rows
-
     rows_BT = calibration_rows(run.data()[0], config.calibration_tokens)
     return cut_student(model, kept, plain, rows_BT)[0]
 
