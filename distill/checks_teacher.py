@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from attar.anatomy import head_of, run_body, unwrap
-from distill.batches import collate
+from distill.batches import Batch, collate
 from distill.checkup import Finding, brief, check, judged, not_applicable
 from distill.data import IGNORE, Example
 from distill.losses import LOSSES, on_outcomes
@@ -233,13 +233,13 @@ def cache(patient: Patient) -> Finding:
     cached, online = patient.taught, patient.taught_online
     parts, faults, telling = [], [], False
     numbers: dict[str, float] = {}
-    for name, term in zip(_names(patient), patient.divergences, strict=True):
+    for number, (name, term) in enumerate(zip(_names(patient), patient.divergences, strict=True)):
         if _source(patient, name) != "cache":
             continue
         value, there = cached.terms[name], online.terms[name]
         if _is_drawn(patient, name):  # the constant of the draws is the same at the teacher
             value -= patient.teacher_taught.terms[name]
-        part, fault = _compared(patient, term, value, there)
+        part, fault = _compared(patient, number, value, there)
         parts.append(f"{term.loss} {value:.4g} from the cache, {there:.4g} online{part}")
         faults += [f"{name} {fault}"] if fault else []
         telling |= abs(there) > _floor(patient) and not _is_cut(patient, name)
@@ -255,12 +255,18 @@ def cache(patient: Patient) -> Finding:
     return judged(True, says, **numbers)
 
 
-def _compared(patient: Patient, term: Any, value: float, there: float) -> tuple[str, str]:
+def _compared(patient: Patient, number: int, value: float, there: float) -> tuple[str, str]:
     """(what is known of a term's signals, what is wrong with them)."""
-    if LOSSES[term.loss].reads != "distribution":
-        wrong = abs(value - there) > max(_floor(patient), PART * abs(there))
-        return "", f"is {value:.3g} from the cache, {there:.3g} online" if wrong else ""
-    batch, temperature = patient.batch(patient.one_a_row), term.at(1, 1).temperature
+    term = patient.divergences[number]
+    reads, batch = LOSSES[term.loss].reads, patient.batch(patient.one_a_row)
+    if reads == "hidden":
+        share = _share_of_others(patient, batch, number)
+        wrong = f"is {share:.0%} as far from these tokens' states as from others'"
+        return f" (layers {brief(share)} as far off as others' are)", wrong * (share > PART)
+    if reads != "distribution":
+        wrong = f"is {value:.3g} from the cache, {there:.3g} online"
+        return "", wrong * (abs(value - there) > max(_floor(patient), PART * abs(there)))
+    temperature = term.at(1, 1).temperature
     target = patient.cache.signals(batch.keys).distribution(temperature).to(patient.device)
     dense = patient.all_online(batch)["online"].distribution(temperature)
     exact_NV = dense.logprobs()  # type: ignore[union-attr]
@@ -269,9 +275,25 @@ def _compared(patient: Patient, term: Any, value: float, there: float) -> tuple[
         wrong = abs(z) > UNLIKELY
         return f" (draws {z:+.1f} standard errors off)", f"is {z:.1f} standard errors off" * wrong
     kl = _coarse_kl(exact_NV * temperature, target, temperature)
-    wrong = not kl <= _floor(patient)
     rest = ", the rest being one outcome" if isinstance(target, SparseDistribution) else ""
-    return f" (KL {brief(kl)} to what is stored{rest})", f"is KL {kl:.2g} off" * wrong
+    off = not kl <= _floor(patient)
+    return f" (KL {brief(kl)} to what is stored{rest})", f"is KL {kl:.2g} off" * off
+
+
+def _share_of_others(patient: Patient, batch: Batch, number: int) -> float:
+    """Error of the cached layers that a term reads, by that against the tokens before; the worst.
+
+    Near 0 but for the codec's error; near 1 where they are of other tokens.
+    """
+    signals, online = patient.cache.signals(batch.keys), patient.all_online(batch)["online"]
+    worst = 0.0
+    for layer in {t for _, t in patient.pairs(patient.divergences)[number]}:
+        stored_NH, exact_NH = signals.hidden(layer).to(patient.device), online.hidden(layer)
+        own, other = (
+            float((stored_NH - exact_NH.roll(by, 0)).double().square().mean()) for by in (0, 1)
+        )
+        worst = max(worst, own / max(other, 1e-30))
+    return worst
 
 
 def _coarse_kl(exact_NV: Tensor, target: Any, temperature: float) -> float:
