@@ -60,6 +60,32 @@ def class_names(config: Any) -> list[str] | None:
     return [str(config.id2label[i]) for i in range(len(config.id2label))]
 
 
+def places_of(names: Sequence[str], order: Sequence[str]) -> list[int] | None:
+    """Where each of some classes stands among a model's, without regard to case.
+
+    Where the model's names (`LABEL_0`, ...) or these (numbers) say nothing and are as many, each is
+    in its place. None where a class is not among the model's.
+    """
+    known = {name.casefold(): i for i, name in enumerate(order)}
+    found = [known.get(name.casefold()) for name in names]
+    if None not in found and len(set(found)) == len(found):
+        return [place for place in found if place is not None]
+    nameless = all(name.upper() == f"LABEL_{i}" for i, name in enumerate(order))
+    numbers = all(name.isdigit() for name in names)
+    return list(range(len(names))) if len(names) == len(order) and (nameless or numbers) else None
+
+
+def order_of(config: Any, names: Sequence[str]) -> list[int] | None:
+    """The classes' numbers in a classifier's own head; None where it tells others apart.
+
+    See `places_of` for names that say nothing.
+    """
+    own = class_names(config)
+    if own is None or len(own) != len(names):
+        return None
+    return places_of(names, own)
+
+
 def holds_head(folder: Path, auto: str) -> bool:
     """Whether a folder holds a checkpoint that this auto class loads; False where it holds none."""
     file = folder / "config.json"
