@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from attar.errors import DataError, nearest
-from attar.heads import places_of
+from attar.heads import nameless, places_of
 from distill.data import DataConfig, Examples
 from distill.layouts import TEXTS, check_column, first_of, text_of
 from distill.readers import Found, Reading
@@ -155,6 +155,14 @@ class LabelledTexts:
     def __init__(self, order: Sequence[str] | None = None) -> None:
         self._order = list(order) if order is not None else None
         self._classes: Classes | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The classes of the tables that were opened, by the given teacher's names for them."""
+        assert self._classes is not None
+        if self._order is None or nameless(self._order):
+            return list(self._classes.names)
+        return self._order
 
     @property
     def stamp(self) -> list[Any]:
