@@ -60,6 +60,38 @@ def class_names(config: Any) -> list[str] | None:
     return [str(config.id2label[i]) for i in range(len(config.id2label))]
 
 
+def places_of(names: Sequence[str], order: Sequence[str]) -> list[int] | None:
+    """Where each of some classes stands among a model's, without regard to case.
+
+    Where the model's names (`LABEL_0`, ...) or these (numbers) say nothing and are as many, each is
+    in its place. None where a class is not among the model's.
+    """
+    known = {name.casefold(): i for i, name in enumerate(order)}
+    found = [known.get(name.casefold()) for name in names]
+    if None not in found and len(set(found)) == len(found):
+        return [place for place in found if place is not None]
+    if len(names) != len(order):
+        return None
+    numbers = all(name.isdigit() for name in names)
+    return list(range(len(names))) if numbers or nameless(order) else None
+
+
+def nameless(names: Sequence[str]) -> bool:
+    """Whether classes have only the names that transformers gives to those without any."""
+    return all(name.upper() == f"LABEL_{i}" for i, name in enumerate(names))
+
+
+def order_of(config: Any, names: Sequence[str]) -> list[int] | None:
+    """The classes' numbers in a classifier's own head; None where it tells others apart.
+
+    See `places_of` for names that say nothing.
+    """
+    own = class_names(config)
+    if own is None or len(own) != len(names):
+        return None
+    return places_of(names, own)
+
+
 def holds_head(folder: Path, auto: str) -> bool:
     """Whether a folder holds a checkpoint that this auto class loads; False where it holds none."""
     file = folder / "config.json"
@@ -94,10 +126,12 @@ def load_classifier(
 ) -> nn.Module:
     """Any encoder or decoder with a head over the named classes, in float32.
 
-    A head of as many classes stays as it is; any other is drawn anew from torch's generator.
-    padding: id that fills up short texts, for models whose configuration names none.
+    A head over the same classes is put into their order, and one whose classes have no names stays
+    as it is; any other is drawn anew from torch's generator. padding: id that fills up short texts,
+    for models whose configuration names none.
     """
     config = load_config(source, trust_remote_code=trust_remote_code)
+    own = class_names(config)
     labels: dict[str, Any] = {
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
@@ -109,13 +143,42 @@ def load_classifier(
             dtype=torch.float32,
             trust_remote_code=trust_remote_code,
             num_labels=len(names),
-            ignore_mismatched_sizes=is_classifier(config) and config.num_labels != len(names),
+            ignore_mismatched_sizes=own is not None and len(own) != len(names),
             **labels,
         )
+    if own is not None and len(own) == len(names):
+        _put_in_order(model, order_of(config, names), len(names))
     model.config.problem_type = None
     give_padding(model, padding)
     found: nn.Module = model
     return found
+
+
+@torch.no_grad()
+def _put_in_order(model: Any, order: list[int] | None, number: int) -> None:
+    """Permute a head's rows, or draw them anew where there is no order."""
+    if order == list(range(number)):
+        return
+    below = set(model.base_model.modules())
+    maps = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and module.out_features == number and module not in below
+    ]
+    if not maps:
+        raise ModelError(
+            f"{type(model).__name__} has no linear map to its {number} classes, which are others "
+            "or in another order than the data's; it is not supported."
+        )
+    head = maps[-1]
+    for parameter in head.parameters():
+        if order is not None:
+            parameter.copy_(parameter[order].clone())
+        elif parameter is head.weight:
+            deviation = getattr(model.config.get_text_config(), "initializer_range", 0.02)
+            parameter.normal_(0.0, deviation)
+        else:
+            parameter.zero_()
 
 
 def give_padding(model: Any, padding: int | None) -> None:

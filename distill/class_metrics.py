@@ -5,6 +5,7 @@ Legend: B texts of a batch, N texts, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,15 +33,19 @@ def measure_classes(
     batches: Batches,
     teacher: Path | None = None,
     keep: Path | None = None,
+    columns: Sequence[int] | None = None,
 ) -> Arrays:
     """Arrays over texts: `label`, `predicted`, `correct`, `classes` (how many), `confidence`,
     `nll`, `example`, `document`; with a teacher `kl`, `agree`. nll and kl in nats.
 
     With `keep`, the model is the teacher: its logits are left in that folder, for the others.
+    columns: where each class stands in the model's logits; in its place when absent.
     """
     numbers = np.concatenate([np.asarray(batch) for batch in batches])
     found = batches_of(examples, batches)
     logits_NC = torch.cat([runtime.classes(batch) for batch in found])
+    if columns is not None:
+        logits_NC = logits_NC[:, list(columns)]
     labels_N = torch.cat([batch.labels_BT[:, 0] for batch in found])
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
@@ -69,7 +74,8 @@ def _compare(logits_NC: Tensor, labels_N: Tensor, teacher_NC: Tensor | None) -> 
 
 
 def _of_job(runtime: Any, examples: Examples, batches: Batches, job: MeasureJob) -> Arrays:
-    return measure_classes(runtime, examples, batches, job.told, job.keep)
+    columns = job.about.get("columns")
+    return measure_classes(runtime, examples, batches, job.told, job.keep, columns)
 
 
 def summarise_classes(arrays: Arrays, config: EvaluateConfig) -> Measured:

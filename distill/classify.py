@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 
 from attar import __version__
 from attar.anatomy import check_layers
-from attar.errors import ModelError, RecipeError, RunError
+from attar.errors import DataError, ModelError, RecipeError, RunError
 from attar.files import fingerprint, read_json, write_json
 from attar.loading import (
     fetch_weights,
@@ -27,9 +28,11 @@ from attar.loading import (
     weights_fingerprint,
 )
 from attar.memory import peak_memory
+from distill.class_metrics import macro_f1
 from distill.console import log_to_file, progress
 from distill.data import DataConfig, Examples, check_sources, prepare
-from distill.features import FeaturesConfig, check_classifier, fit, load, measure, save
+from distill.features import FeaturesConfig, check_classifier, fit, load, save
+from distill.inputs import is_done
 from distill.labelled import LabelledTexts, tokenize_labelled
 from distill.run import Run, Stopwatch
 from teachers.features import FeatureCache, features_of, load_body
@@ -39,11 +42,12 @@ from teachers.runner import Request
 log = logging.getLogger(__name__)
 
 
-def fit_classifier(run: Run) -> dict[str, Any]:
+def fit_classifier(run: Run, lone_texts: Sequence[str] = ()) -> dict[str, Any]:
     """Features of the recipe's texts, a classifier on them, and its numbers on held-out texts.
 
-    What is there and was made from the same is not made again. Raises `RecipeError` or `DataError`
-    for what cannot be, before the model runs.
+    What is there and was made from the same is not made again. lone_texts: what it will be asked
+    for, which a classifier of pairs cannot answer. Raises `RecipeError` or `DataError` for what
+    cannot be, before the model runs.
     """
     config = run.recipe.features
     if config is None:
@@ -52,19 +56,19 @@ def fit_classifier(run: Run) -> dict[str, Any]:
             "mean, classifier: logistic_regression}`, and name the classes with "
             "`data.label_column`."
         )
-    data = config.data or run.recipe.data
+    data, _ = _data_of(run, config)
+    if lone_texts:
+        _refuse_other_texts(lone_texts, data.pair_column is not None)
     check_sources(data)
     check_classifier(config, run.recipe.seed)
     source = _model_of(run, config)
     fetch_weights(source.model)
     tokenizer = load_tokenizer(source.model, trust_remote_code=source.trust_remote_code)
-    _check_model(config, source, tokenizer, data)
+    _check_model(run, config, source, tokenizer)
     folder = run.folder / "features"
     folder.mkdir(parents=True, exist_ok=True)
     with run.owned(), log_to_file(run.folder / "run.log"):
-        texts = LabelledTexts()
-        identity = tokenizer_fingerprint(tokenizer)
-        prepare(data, tokenizer, identity, run.recipe.seed, folder / "data", texts)
+        _prepare(run, config, tokenizer, folder)
         stats = read_json(folder / "data" / "stats.json")
         wanted = fingerprint(
             [__version__, config.model_dump(), stats["inputs"], teacher_identity(source)]
@@ -80,30 +84,46 @@ def fit_classifier(run: Run) -> dict[str, Any]:
     return found
 
 
+def _data_of(run: Run, config: FeaturesConfig) -> tuple[DataConfig, str]:
+    """What it is fitted on, and where the recipe says so."""
+    if config.data is not None:
+        return config.data, "features.data"
+    return run.recipe.data, "data"
+
+
+def _prepare(run: Run, config: FeaturesConfig, tokenizer: Any, folder: Path) -> None:
+    """The texts as ids with their classes."""
+    data, section = _data_of(run, config)
+    identity = tokenizer_fingerprint(tokenizer)
+    try:
+        prepare(data, tokenizer, identity, run.recipe.seed, folder / "data", LabelledTexts())
+    except DataError as error:  # readers name keys of `data`, wherever the section stands
+        raise DataError(str(error).replace("`data.", f"`{section}.")) from None
+
+
 def _model_of(run: Run, config: FeaturesConfig) -> TeacherConfig:
     """Where the model is, and how it is held."""
     if config.model == "teacher":
         source = run.teacher
-        if run.recipe.teacher.adapt is not None and not run.teacher_folder.exists():
+        if not is_done(run, "adapt-teacher"):
             raise RunError(
                 f"`features.model: teacher` is the adapted teacher, which is not in {run.folder} "
-                "yet; run `distill adapt-teacher` on this recipe first."
+                "yet, or is of another recipe; run `distill adapt-teacher` on this recipe first."
             )
         return source
     if config.model == "student":
         folder = run.merged_student
-        if folder is None or not folder.exists():
+        if folder is None or not (is_done(run, "train") and is_done(run, "specialize")):
             raise RunError(
                 f"`features.model: student` is the trained student, which is not in {run.folder} "
-                "yet; run `distill run` on this recipe first."
+                "yet, or is of another recipe; run `distill run` on this recipe first."
             )
         return TeacherConfig(model=str(folder), trust_remote_code=run.trusts_code)
     return TeacherConfig(model=config.model, trust_remote_code=run.trusts_code)
 
 
-def _check_model(
-    config: FeaturesConfig, source: TeacherConfig, tokenizer: Any, data: DataConfig
-) -> None:
+def _check_model(run: Run, config: FeaturesConfig, source: TeacherConfig, tokenizer: Any) -> None:
+    data, section = _data_of(run, config)
     text = load_config(source.model, trust_remote_code=source.trust_remote_code).get_text_config()
     if config.layer != "last":
         try:
@@ -119,7 +139,8 @@ def _check_model(
     positions = getattr(text, "max_position_embeddings", None)
     if positions is not None and data.max_length > positions:
         raise RecipeError(
-            f"`data.max_length` is {data.max_length}; {source.model} has {positions} positions."
+            f"`{section}.max_length` is {data.max_length}; {source.model} has {positions} "
+            "positions."
         )
 
 
@@ -195,6 +216,7 @@ def _fit(
         "model": source.model_dump(),
         "weights": weights_fingerprint(source.model),
         "max_length": data.max_length,
+        "pair": data.pair_column is not None,
     }
     write_json(folder / "classifier.json", {**needs, **about})
     most = Counter(train.classes_F.tolist()).most_common(1)[0][0]
@@ -209,7 +231,8 @@ def _fit(
         predicted_F = learned[estimator.predict(part.features_FH)]
         found[name] = {
             "texts": len(predicted_F),
-            **measure(predicted_F, part.classes_F),
+            "accuracy": float((predicted_F == part.classes_F).mean()),
+            "macro_f1": macro_f1(part.classes_F, predicted_F),
             "most_frequent": float((part.classes_F == most).mean()),
         }
     return found
@@ -227,6 +250,22 @@ def rows_of(found: dict[str, Any]) -> list[list[str]]:
 
 # Using it ----------------------------------------------------------------------------------------
 
+Text = str | tuple[str, str]  # alone, or a pair, as the classifier was fitted
+
+
+def _refuse_other_texts(texts: Sequence[Text], pair: bool) -> None:
+    for text in texts:
+        if pair and isinstance(text, str):
+            raise DataError(
+                f"The classifier is of pairs of texts, and {text[:60]!r} is one alone; give "
+                "`predict` of distill/classify.py a tuple of both."
+            )
+        if not pair and not isinstance(text, str):
+            raise DataError(
+                f"The classifier is of single texts, and {text[0][:60]!r} comes with another; give "
+                "one text alone."
+            )
+
 
 @dataclass
 class FeatureClassifier:
@@ -237,12 +276,17 @@ class FeatureClassifier:
     estimator: Any
     known: dict[str, Any]
 
-    def probabilities(self, texts: list[str]) -> np.ndarray:
-        """Probability of each class for each text, (F, C), in the order of `classes`."""
+    def probabilities(self, texts: Sequence[Text]) -> np.ndarray:
+        """Probability of each class for each text, (F, C), in the order of `classes`.
+
+        Raises `DataError` for a text alone where pairs were learned from, or the other way round.
+        """
+        _refuse_other_texts(texts, self.known["pair"])
         rows = []
         for text in texts:
+            both = [text] if isinstance(text, str) else text
             ids, labels, types = tokenize_labelled(
-                self.tokenizer, [text], 0, self.known["max_length"], Counter()
+                self.tokenizer, both, 0, self.known["max_length"], Counter()
             )
             known_types = None if types is None else np.asarray(types)
             counted = np.flatnonzero(np.asarray(labels) >= 0)
@@ -252,7 +296,7 @@ class FeatureClassifier:
         found: np.ndarray = self.estimator.predict_proba(np.concatenate(rows))
         return found
 
-    def predict(self, texts: list[str]) -> list[str]:
+    def predict(self, texts: Sequence[Text]) -> list[str]:
         """The most probable class of each text."""
         chosen = self.probabilities(texts).argmax(-1)
         return [self.classes[i] for i in chosen]

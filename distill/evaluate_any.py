@@ -1,25 +1,29 @@
 """`distill evaluate MODEL --data D`: measure any model folder, id or GGUF file, wherever made.
 
-No recipe is needed. A classifier is measured on labelled texts. With a teacher, KL and agreement
-are measured too. All models are measured on the ids of one tokenizer (the teacher's, else the first
-model's), and one that reads text as other ids is refused.
+No recipe is needed. A classifier is measured on labelled texts, several of them class by class,
+whatever their order. With a teacher, KL and agreement are measured too. All models are measured on
+the ids of one tokenizer (the teacher's, else the first model's), and one that reads text as other
+ids is refused.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
 
-from attar.errors import DataError, RecipeError
+from attar.errors import DataError, ModelError, RecipeError
 from attar.files import write_json
+from attar.heads import class_names, order_of
 from attar.loading import load_config, load_tokenizer, vocabulary_size
 from attar.strict import Section
 from distill.data import DataConfig, Examples, check_sources, prepare_whole
 from distill.enrolled import TASKS
 from distill.evaluate import EvaluateConfig, MeasureJob, measure_apart
+from distill.labelled import LabelledTexts
 from distill.probes import make_probes
 from distill.runtimes import check_runtime, runtime_of
 from distill.task import Task, task_of_model
@@ -55,7 +59,7 @@ def evaluate_any(
     check_sources(config.data)
     for model in models:
         check_runtime(runtime_of(model))
-    named = teacher or _tokenizer_of(models[0])
+    named = teacher or _checkpoint_of(models[0])
     tokenizer = load_tokenizer(named, trust_remote_code=trust_remote_code)
     with tempfile.TemporaryDirectory(prefix="attar-evaluate-") as name:
         of_model = load_config(named, trust_remote_code=trust_remote_code)
@@ -71,23 +75,52 @@ def evaluate_any(
             "trust_remote_code": trust_remote_code,
             "probes": str(probes),
             "gauge": task.gauge,
-            "about": task.about(tokenizer, config.data, config.evaluate, named, folder),
         }
+        about = task.about(tokenizer, config.data, config.evaluate, named, folder)
+        measured = models if teacher is None else (teacher, *models)
+        abouts = dict.fromkeys(measured, about)
         found: dict[str, Any] = {
             "task": task_of_model(of_model), "data": config.data.train, "models": {}
         }  # fmt: skip
+        if isinstance(reader, LabelledTexts):
+            columns = _columns(measured, reader.names, trust_remote_code)
+            abouts = {model: {**about, "columns": order} for model, order in columns.items()}
         if teacher is not None:
             out = str(folder / "teacher.json")
-            job = MeasureJob("teacher", teacher, out=out, is_teacher=True, **shared)
+            job = MeasureJob(
+                "teacher", teacher, out=out, is_teacher=True, about=abouts[teacher], **shared
+            )
             found["teacher"] = {"model": teacher, **measure_apart(job)}
             shared["teacher_signals"] = str(folder / "teacher")
         for i, model in enumerate(models):
-            job = MeasureJob(model, model, out=str(folder / f"model-{i}.json"), **shared)
+            out = str(folder / f"model-{i}.json")
+            job = MeasureJob(model, model, out=out, about=abouts[model], **shared)
             found["models"][model] = {"runtime": runtime_of(model), **measure_apart(job)}
     return found
 
 
-def _tokenizer_of(model: str) -> str:
-    """Where a model's tokenizer lies: an artifact of base and adapter has it with the base."""
+def _columns(models: Iterable[str], names: list[str], trusts: bool) -> dict[str, list[int]]:
+    """Where each of the classes stands in the logits of each model.
+
+    Raises `ModelError` for a model that tells other classes apart.
+    """
+    found = {}
+    for model in models:
+        config = load_config(_checkpoint_of(model), trust_remote_code=trusts)
+        order = order_of(config, names)
+        if order is None:
+            own = ", ".join(class_names(config) or ["none"])
+            raise ModelError(
+                f"The classes of {model} are {own}, and those it is measured on are "
+                f"{', '.join(names)}; only classifiers of the same classes can be compared."
+            )
+        found[model] = order
+    return found
+
+
+def _checkpoint_of(model: str) -> str:
+    """Where a model's tokenizer and configuration lie: of an artifact of base and adapter, with
+    the base.
+    """
     base = Path(model) / "base"
     return str(base) if (base / "tokenizer_config.json").is_file() else model

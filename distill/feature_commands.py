@@ -28,7 +28,7 @@ def features(
     from distill.classify import fit_classifier, load_classifier, rows_of
     from distill.console import print_table
 
-    found = fit_classifier(run)
+    found = fit_classifier(run, texts)
     print_table(rows_of(found))
     folder = run.folder / "features"
     if texts:

@@ -19,10 +19,11 @@ import numpy as np
 from pydantic import AfterValidator, Field, WithJsonSchema
 
 from attar.errors import ModelError, RecipeError, nearest
+from attar.pooling import Mode
 from attar.registry import Registry
 from attar.strict import Section
 from distill.data import DataConfig
-from teachers.features import Layer, Pool
+from teachers.features import Layer
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ class FeaturesConfig(Section):
 
     model: str = Field("teacher", description="teacher, student, or a hub id or folder")
     layer: Layer = Field("last", description="0: embeddings, l: block l, last: after the last norm")
-    pool: Pool = Field("mean", description="of a text's tokens: their mean, the last, or CLS")
+    pool: Mode = Field("mean", description="of a text's tokens: their mean, the last, or CLS")
     classifier: Name = "logistic_regression"
     options: dict[str, Any] = Field(default_factory=dict, description="the classifier's own")
     data: DataConfig | None = Field(None, description="the run's data when absent")
@@ -169,7 +170,7 @@ def _option_names(estimator: Any) -> list[str]:
     return sorted(last.get_params(deep=False))
 
 
-# Fitting, measuring, keeping ---------------------------------------------------------------------
+# Fitting, keeping --------------------------------------------------------------------------------
 
 
 def fit(config: FeaturesConfig, seed: int, features_FH: np.ndarray, classes_F: np.ndarray) -> Any:
@@ -181,14 +182,6 @@ def fit(config: FeaturesConfig, seed: int, features_FH: np.ndarray, classes_F: n
     for text in dict.fromkeys(" ".join(str(one.message).split()) for one in told):
         log.warning("features: %s says: %s", config.classifier, text[:300])
     return made
-
-
-def measure(predicted_F: np.ndarray, classes_F: np.ndarray) -> dict[str, float]:
-    """Accuracy, and F1 averaged over the classes that occur on either side."""
-    from sklearn.metrics import f1_score
-
-    macro = f1_score(classes_F, predicted_F, average="macro", zero_division=0.0)
-    return {"accuracy": float((predicted_F == classes_F).mean()), "macro_f1": float(macro)}
 
 
 def save(estimator: Any, file: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from attar.errors import DataError, nearest
+from attar.heads import nameless, places_of
 from distill.data import DataConfig, Examples
 from distill.layouts import TEXTS, check_column, first_of, text_of
 from distill.readers import Found, Reading
@@ -65,24 +66,14 @@ def columns_of(features: Mapping[str, Any], source: str, config: DataConfig) -> 
 
 
 class Classes:
-    """The classes of some data: their names in order, and the number of a cell's value."""
+    """The classes of some data: their names in order."""
 
-    def __init__(self, names: Sequence[str], numbered: bool) -> None:
-        self.names, self.numbered = tuple(names), numbered
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = tuple(names)
         self._numbers = {name: i for i, name in enumerate(self.names)}
 
-    def number(self, value: Any) -> int | None:
-        """The class of a cell; None where it has none, `DataError` where it is not known."""
-        if value is None or value == "" or (self.numbered and value == -1):
-            return None
-        if self.numbered:
-            if not 0 <= int(value) < len(self.names):
-                raise DataError(
-                    f"A label is {value}, and there are {len(self.names)} classes, 0 to "
-                    f"{len(self.names) - 1} ({_some(self.names)})."
-                )
-            return int(value)
-        name = str(value)
+    def number(self, name: str) -> int:
+        """The number of a class. Raises `DataError` for a name that is none of them."""
         if name not in self._numbers:
             raise DataError(
                 f"A label is `{name}`, which is none of the {len(self.names)} classes "
@@ -96,38 +87,82 @@ def _some(names: Iterable[Any]) -> str:
     return ", ".join(shown) if len(shown) <= 8 else f"{', '.join(shown[:8])}, ..."
 
 
+NameOf = Callable[[Any], str | None]
+
+
+def cell_names(feature: Any, label_names: Sequence[str] | None) -> NameOf:
+    """What names the class of a label column's cells: None where a cell has none.
+
+    Words are names themselves; a number's name is the one that its own table has for it, else that
+    of `label_names`, else the number. `label_names` without any name of the table's stand for them.
+    The function raises `DataError` for a number that has no name.
+    """
+    own = getattr(feature, "names", None)
+    if own and label_names:
+        order = {name.casefold(): name for name in label_names}
+        known = [order.get(name.casefold()) for name in own]
+        own = [new or old for new, old in zip(known, own, strict=True)] if any(known) else None
+    named = own or (None if _holds_words(feature) else label_names)
+    if named is None:
+        return lambda value: None if value in (None, "") else str(value)
+
+    def name_of(value: Any) -> str | None:
+        if value is None or value == -1:
+            return None
+        if not 0 <= int(value) < len(named):
+            raise DataError(
+                f"A label is {value}, and there are {len(named)} classes, 0 to "
+                f"{len(named) - 1} ({_some(named)})."
+            )
+        return str(named[int(value)])
+
+    return name_of
+
+
+def _holds_words(feature: Any) -> bool:
+    return str(getattr(feature, "dtype", "")).endswith("string")
+
+
 def find_classes(tables: Sequence[Any], columns: Sequence[Columns], config: DataConfig) -> Classes:
-    """The classes of the training tables: by `data.label_names`, by the table's own names, else
+    """The classes of the training tables: by `data.label_names`, by the tables' own names, else
     every value that occurs, sorted. Raises `DataError` where there are fewer than two.
     """
-    kinds = [table.features[one.label] for table, one in zip(tables, columns, strict=True)]
-    own = next((names for kind in kinds if (names := getattr(kind, "names", None))), None)
-    words = any(str(getattr(kind, "dtype", "")).endswith("string") for kind in kinds)
     if config.label_names is not None:
-        return Classes(config.label_names, numbered=not words)
-    if own is not None:
-        return Classes(own, numbered=True)
+        return Classes(config.label_names)
+    kinds = [table.features[one.label] for table, one in zip(tables, columns, strict=True)]
+    own = dict.fromkeys(name for kind in kinds for name in getattr(kind, "names", None) or ())
+    if own:
+        return Classes(own)
     values: set[Any] = set()
     for table, one in zip(tables, columns, strict=True):
         values |= {value for value in table.unique(one.label) if value not in (None, "")}
-    if len(values) < 2:
-        found = f"only {_some(values)}" if values else "no class at all"
+    words = any(isinstance(value, str) for value in values)
+    names = dict.fromkeys(map(str, sorted(values, key=str if words else None)))
+    if len(names) < 2:
+        found = f"only {_some(names)}" if names else "no class at all"
         raise DataError(
             f"`{columns[0].label}` holds {found}; a classifier needs at least two classes."
         )
-    return Classes([str(value) for value in sorted(values)], numbered=False)
+    return Classes(names)
 
 
 class LabelledTexts:
     """How tables of labelled texts are read: what `prepare` asks.
 
-    `order`: names of the classes that a given teacher knows, in its order. After the training
-    tables are opened, `names` are the classes.
+    `order`: names of the classes that a given teacher knows, in its order.
     """
 
     def __init__(self, order: Sequence[str] | None = None) -> None:
         self._order = list(order) if order is not None else None
         self._classes: Classes | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The classes of the tables that were opened, by the given teacher's names for them."""
+        assert self._classes is not None
+        if self._order is None or nameless(self._order):
+            return list(self._classes.names)
+        return self._order
 
     @property
     def stamp(self) -> list[Any]:
@@ -140,23 +175,33 @@ class LabelledTexts:
         """For each table, what makes a row an example; the first call is of the training tables."""
         pairs = list(zip(tables, sources, strict=True))
         columns = [columns_of(table.features, source, config) for table, source in pairs]
+        cells = [
+            cell_names(table.features[one.label], config.label_names)
+            for table, one in zip(tables, columns, strict=True)
+        ]
         if self._classes is None:
             found = find_classes(tables, columns, config)
             self._classes = in_order(found, self._order) if self._order is not None else found
         else:
-            for (table, source), one in zip(pairs, columns, strict=True):
-                _refuse_unseen(table, source, one, self._classes)
-        return [self._reading(tokenizer, config, one) for one in columns]
+            for (table, source), one, name_of in zip(pairs, columns, cells, strict=True):
+                _refuse_unseen(table, source, one, name_of, self._classes)
+        return [
+            self._reading(tokenizer, config, one, name_of)
+            for one, name_of in zip(columns, cells, strict=True)
+        ]
 
-    def _reading(self, tokenizer: Any, config: DataConfig, columns: Columns) -> Reading:
+    def _reading(
+        self, tokenizer: Any, config: DataConfig, columns: Columns, name_of: NameOf
+    ) -> Reading:
         classes = self._classes
         assert classes is not None
 
         def read(row: Mapping[str, Any], tally: Counter[str]) -> Found:
-            number = classes.number(row[columns.label])
-            if number is None:
+            name = name_of(row[columns.label])
+            if name is None:
                 tally[NO_CLASS] += 1
                 return []
+            number = classes.number(name)
             texts = [text_of(row[name]) for name in (columns.text, columns.pair) if name]
             if not all(text.strip() for text in texts):
                 tally[NO_TEXT] += 1
@@ -183,45 +228,44 @@ class LabelledTexts:
         return {"classes": list(names), "examples_by_class": counts}
 
 
-def _refuse_unseen(table: Any, source: str, columns: Columns, classes: Classes) -> None:
+def _refuse_unseen(
+    table: Any, source: str, columns: Columns, name_of: NameOf, classes: Classes
+) -> None:
     unseen = []
     for value in table.unique(columns.label):
-        try:
-            classes.number(value)
-        except DataError:
-            unseen.append(value)
+        name = name_of(value)
+        if name is not None and name not in classes.names:
+            unseen.append((value, name))
     if unseen:
-        wanted = set(unseen)
+        wanted = {value for value, _ in unseen}
+        words = _holds_words(table.features[columns.label])
+        advice = "" if words else " Numbers are named by `data.label_names`."
         rows = sum(value in wanted for value in table[columns.label])
         raise DataError(
             f"{rows} rows of `{source}` have classes that are not in the training data: "
-            f"{_some(unseen)}; known are {_some(classes.names)}."
+            f"{_some(name for _, name in unseen)}; known are {_some(classes.names)}.{advice}"
         )
 
 
 def in_order(found: Classes, order: Sequence[str]) -> Classes:
     """The classes as a given teacher has them: in its order, with those that the data lack.
 
-    Names are compared without regard to case; `LABEL_0`, ... say nothing, and numbers keep theirs.
     Raises `DataError` where number or names differ.
     """
-    known = {name.casefold(): name for name in found.names}
-    theirs = [name.casefold() for name in order]
-    if not found.numbered and known.keys() <= set(theirs):
-        names = [known.get(name, own) for name, own in zip(theirs, order, strict=True)]
-        return Classes(names, numbered=False)
+    places = places_of(found.names, order)
+    if places is not None:
+        names = list(order)
+        for name, place in zip(found.names, places, strict=True):
+            names[place] = name
+        return Classes(names)
     if len(order) != len(found.names):
         raise DataError(
             f"The teacher knows {len(order)} classes ({_some(order)}) and the data have "
             f"{len(found.names)} ({_some(found.names)}); adapt it to them with `teacher.adapt`."
         )
-    nameless = all(name.upper() == f"LABEL_{i}" for i, name in enumerate(order))
-    numbers = all(name.isdigit() for name in found.names)
-    if nameless or numbers or list(known) == theirs:
-        return found
     raise DataError(
-        f"The teacher's classes are {_some(order)}, the data's {_some(found.names)}; name the "
-        "data's in the teacher's order with `data.label_names`, or adapt it with `teacher.adapt`."
+        f"The teacher's classes are {_some(order)}, the data's {_some(found.names)}; rename the "
+        "data's (numbers by `data.label_names`), or adapt the teacher with `teacher.adapt`."
     )
 
 

@@ -52,8 +52,6 @@ class RowOptions(Section):
 
     @model_validator(mode="after")
     def _each_has_an_effect(self) -> RowOptions:
-        if self.label_names is not None and self.label_column is None:
-            raise ValueError("`label_names` are the words of `label_column`, which is not given")
         if self.prompt is not None and self.text_column is not None:
             raise ValueError("`text_column` has no effect beside `prompt`, which names its columns")
         return self
@@ -145,6 +143,10 @@ def layout_of(features: Mapping[str, Any], source: str, options: RowOptions) -> 
         check_column(name, columns, source, "data.prompt")
     if options.label_column is not None:
         return _labelled(features, source, options)
+    if options.label_names is not None:
+        raise DataError(
+            "`data.label_names` are the words of `data.label_column`, which is not given."
+        )
     if options.text_column is not None:
         return Layout("text", (options.text_column,))
     if options.prompt is not None:

@@ -11,7 +11,8 @@ pooling later, only texts that are not there yet are run.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -23,13 +24,13 @@ from torch import Tensor, nn
 from attar.anatomy import capture_layers, run_body
 from attar.errors import CacheError
 from attar.files import write_bytes
-from attar.heads import padded_texts, takes_token_types
+from attar.heads import give_padding, padded_texts, text_inputs
 from attar.loading import load_model, resolve_precision
+from attar.pooling import Mode, Pooling
 from teachers.load import TeacherConfig
 from teachers.runner import Request, plan_batches, plan_shards
 
 Layer = int | Literal["last"]  # as in the signal cache, or the final hidden states, after the norm
-Pool = Literal["mean", "last", "cls"]
 
 SHARD_TOKENS = 32768  # tokens a shard; a kill loses at most one
 
@@ -50,32 +51,23 @@ def load_body(config: TeacherConfig) -> nn.Module:
         )
     finally:
         logging.set_verbosity(level)
+    give_padding(model, 0)  # any will do: nothing of a body looks for it where it had none
     return model.requires_grad_(False)
 
 
 @torch.inference_mode()
-def features_of(model: Any, texts: Sequence[Request], layer: Layer, pool: Pool) -> Tensor:
+def features_of(model: Any, texts: Sequence[Request], layer: Layer, pool: Mode) -> Tensor:
     """Float32 vectors (B, H): the mean over a text's tokens, its last one, or its first (CLS)."""
-    device, config = next(model.parameters()).device, model.config.get_text_config()
+    device = next(model.parameters()).device
     inputs = padded_texts([t.input_ids for t in texts], [t.token_types for t in texts])
-    ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
-    assert ids_BT is not None and mask_BT is not None  # noqa: PT018
-    if config.pad_token_id is not None:  # some count positions by it
-        inputs["input_ids"] = ids_BT.masked_fill(mask_BT == 0, config.pad_token_id)
-    if not takes_token_types(config) or inputs["token_type_ids"] is None:
-        inputs.pop("token_type_ids")
-    given = {name: None if t is None else t.to(device) for name, t in inputs.items()}
+    on_device = {name: None if t is None else t.to(device) for name, t in inputs.items()}
+    given: dict[str, Tensor | None] = {**text_inputs(model, on_device)}
     with capture_layers(model, [] if layer == "last" else [layer]) as captured:
         hidden_BTH = run_body(model, given)
-    hidden_BTH = (hidden_BTH if layer == "last" else captured.layers[layer]).float()
-    mask_BT = mask_BT.to(device)
-    if pool == "cls":
-        return hidden_BTH[:, 0]
-    if pool == "last":
-        rows = torch.arange(len(hidden_BTH), device=device)
-        return hidden_BTH[rows, mask_BT.sum(-1) - 1]
-    weights_BT1 = mask_BT[..., None].to(hidden_BTH.dtype)
-    return (hidden_BTH * weights_BT1).sum(1) / weights_BT1.sum(1)
+    mask_BT = on_device["attention_mask"]
+    assert mask_BT is not None
+    states_BTH = hidden_BTH if layer == "last" else captured.layers[layer]
+    return Pooling(pool, normalize=False).pool(states_BTH, mask_BT)
 
 
 class FeatureCache:
@@ -89,7 +81,7 @@ class FeatureCache:
         texts: Sequence[Request],
         load: Callable[[], Any],
         layer: Layer,
-        pool: Pool,
+        pool: Mode,
         *,
         batch_tokens: int,
         on_tokens: Callable[[int], None] = lambda n: None,
@@ -98,7 +90,7 @@ class FeatureCache:
 
         Returns how many were made. Raises `CacheError` where one is not finite.
         """
-        known = self._rows()
+        known = self._keys()
         lacking = {text.key: text for text in texts if text.key not in known}
         wanted = [lacking[key] for key in sorted(lacking)]
         if not wanted:
@@ -127,18 +119,31 @@ class FeatureCache:
     def _shards(self) -> list[Path]:
         return sorted(self.folder.glob("shard-*.npz"))
 
+    def _keys(self) -> set[str]:
+        keys: set[str] = set()
+        for file in self._shards():
+            with self._opened(file) as shard:
+                keys |= set(shard["keys"].tolist())
+        return keys
+
     def _rows(self) -> dict[str, np.ndarray]:
         rows: dict[str, np.ndarray] = {}
         for file in self._shards():
-            try:
-                with file.open("rb") as opened, np.load(opened, allow_pickle=False) as shard:
-                    rows |= dict(zip(shard["keys"].tolist(), shard["features"], strict=True))
-            except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-                raise CacheError(
-                    f"The features {file} are damaged ({error}); delete that file, and they are "
-                    "made again."
-                ) from None
+            with self._opened(file) as shard:
+                rows |= dict(zip(shard["keys"].tolist(), shard["features"], strict=True))
         return rows
+
+    @contextmanager
+    def _opened(self, file: Path) -> Iterator[Mapping[str, np.ndarray]]:
+        """A shard's arrays, each read when it is asked for."""
+        try:
+            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as shard:
+                yield shard
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+            raise CacheError(
+                f"The features {file} are damaged ({error}); delete that file, and they are "
+                "made again."
+            ) from None
 
     def _write(self, number: int, keys: list[str], features_FH: np.ndarray) -> None:
         room = BytesIO()

@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from transformers import DistilBertConfig, DistilBertForSequenceClassification
+from transformers import (
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from attar.errors import CacheError
 from attar.heads import class_logits, load_classifier
@@ -245,6 +250,59 @@ def test_texts_of_like_length_meet_and_all_do():
     assert sorted(i for rows in plans[0] for row in rows for i in row) == list(range(200))
     padded = sum(len(rows) * max(lengths[row[0]] for row in rows) for rows in plans[0])
     assert padded < 1.3 * sum(lengths)
+
+
+# Loading ---------------------------------------------------------------------------------------
+
+
+def named(model, names, folder):
+    """The model as a checkpoint whose classes have these names."""
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: i for i, name in enumerate(names)}
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def roberta():
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, num_labels=16, pad_token_id=0, max_position_embeddings=40,
+    )  # fmt: skip
+    return RobertaForSequenceClassification(config).eval()
+
+
+@pytest.mark.parametrize("make", [tiny_bert, tiny_llama, roberta])
+def test_a_loaded_classifier_says_what_it_said_whatever_order_is_asked_for(make, tmp_path):
+    model = make()
+    names = [f"class {i}" for i in range(model.config.num_labels)]
+    folder = named(model, names, tmp_path)
+    turned = [name.upper() for name in reversed(names)]
+    loaded = load_classifier(folder, turned, 0)
+    inputs = collate_texts([[e] for e in texts(3)]).model_inputs()
+    assert torch.equal(class_logits(loaded, inputs), class_logits(model, inputs).flip(-1))
+    assert [loaded.config.id2label[i] for i in range(len(turned))] == turned
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "kept"),
+    [
+        (["LABEL_0", "LABEL_1"], ["bad", "good"], True),
+        (["bad", "good"], ["0", "1"], True),
+        (["no", "yes"], ["bad", "good"], False),
+        (["no", "yes"], ["bad", "good", "odd"], False),
+    ],
+)
+def test_a_head_over_other_classes_is_drawn_anew(own, asked, kept, tmp_path):
+    model = tiny_bert()
+    loaded = load_classifier(named(model, own, tmp_path), asked, 0)
+    rows_CH = loaded.classifier.weight
+    assert len(rows_CH) == len(asked)
+    assert torch.equal(rows_CH[:2], model.classifier.weight) == kept
+    if not kept:
+        assert 0.01 < float(rows_CH.detach().std()) < 0.03, "as transformers draws one"
+        assert not loaded.classifier.bias.any()
+    assert torch.equal(loaded.bert.pooler.dense.weight, model.bert.pooler.dense.weight)
 
 
 # Cutting ---------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 
 from attar.anatomy import capture_layers, run_body
-from attar.errors import CacheError, ModelError
+from attar.errors import CacheError, DataError, ModelError
 from teachers.features import FeatureCache, features_of, load_body
 from teachers.load import TeacherConfig
 from teachers.runner import Request
@@ -170,6 +170,40 @@ def test_a_classifier_on_the_teachers_features_learns_and_is_loaded_again(classe
 
 
 @needs_sklearn
+def test_a_classifier_of_pairs_is_asked_for_pairs(classes):
+    from distill.classify import load_classifier
+
+    rows = [json.loads(line) for line in Path("classes.jsonl").read_text().splitlines()]
+    pairs = [{"text": "what falls", "other": row["text"], "kind": row["kind"]} for row in rows]
+    Path("classes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    change = ("--set", "features.data.pair_column=other")
+    asked = classes(
+        "features", "recipe.yaml", "--run-dir", "out", *change, "--text", "water", ok=False
+    )
+    assert "is of pairs of texts, and 'water' is one alone" in asked.output
+    assert not Path("out/features").exists(), "said before any work"
+    classes("features", "recipe.yaml", "--run-dir", "out", *change)
+    loaded = load_classifier(Path("out/features"))
+    assert loaded.predict([("what falls", "water"), ("what falls", "light")]) == KINDS
+    with pytest.raises(DataError, match="one alone"):
+        loaded.predict(["water"])
+    single = ("--set", "features.data.text_column=other")
+    classes("features", "recipe.yaml", "--run-dir", "out", *single)
+    with pytest.raises(DataError, match="is of single texts"):
+        load_classifier(Path("out/features")).predict([("what falls", "water")])
+
+
+@needs_sklearn
+def test_features_of_a_teacher_adapted_by_another_recipe_are_refused(classes):
+    adapt = ("--set", "teacher.adapt.max_steps=1")
+    classes("adapt-teacher", "recipe.yaml", "--run-dir", "out", *adapt)
+    classes("features", "recipe.yaml", "--run-dir", "out", *adapt)
+    change = (*adapt, "--set", "teacher.adapt.lr=1.0e-3")
+    stale = classes("features", "recipe.yaml", "--run-dir", "out", *change, ok=False)
+    assert "or is of another recipe; run `distill adapt-teacher`" in stale.output
+
+
+@needs_sklearn
 def test_another_classifier_reads_the_features_that_are_there(classes):
     classes("features", "recipe.yaml", "--run-dir", "out")
     kept = {file: file.stat().st_mtime_ns for file in Path("out/features/cache").rglob("*.npz")}
@@ -206,7 +240,11 @@ def test_features_of_the_student_and_of_an_encoder(classes, bert):
     change = ("--set", "features.model=student")
     early = classes("features", "recipe.yaml", "--run-dir", "out", *change, ok=False)
     assert "`features.model: student` is the trained student, which is not in out" in early.output
-    classes.upto_train("out", "--set", "train.arms=[]", "--set", "train.max_steps=1")
+    short = ("--set", "train.arms=[]", "--set", "train.max_steps=1")
+    classes.upto_train("out", *short)
+    stale = classes("features", "recipe.yaml", "--run-dir", "out", *change, ok=False)
+    assert "or is of another recipe; run `distill run`" in stale.output
+    change = (*change, *short)
     classes("features", "recipe.yaml", "--run-dir", "out", *change)
     assert metrics()["width"] == 64
     of_bert = ("--set", f"features.model={bert}", "--set", "features.pool=cls")
@@ -226,7 +264,8 @@ def test_features_of_the_student_and_of_an_encoder(classes, bert):
         ("features.options={c: 1}", "`features.options.c` is no option of logistic_regression"),
         ("features.options={C: -1}", "logistic_regression refuses them"),
         ("features.data.label_column=kid", "Did you mean `kind`"),
-        ("features.data.max_length=400", "has 128 positions"),
+        ("features.data.max_length=400", "`features.data.max_length` is 400"),
+        ("features.data.label_column=null", "Name it with `features.data.label_column`"),
         ("features.data.train=nothing.jsonl", "There is no file or folder nothing.jsonl"),
     ],
 )

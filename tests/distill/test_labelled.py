@@ -2,6 +2,7 @@
 
 import logging
 
+import datasets
 import pytest
 
 from attar.errors import DataError
@@ -18,13 +19,18 @@ ROWS = [
 ]
 
 
+def stands(rows):
+    """Whether these are names of what is on disk, and not rows."""
+    return isinstance(rows, str) or isinstance(rows[0], str)
+
+
 @pytest.fixture
 def read(tmp_path, write_rows):
     """`read(rows, held, order, **keys)`: (training, held-out examples, what stats.json keeps)."""
 
     def make(rows=ROWS, held=ROWS[:1], order=None, **keys):
         values = {
-            "train": write_rows(rows),
+            "train": rows if stands(rows) else write_rows(rows),
             "held_out": write_rows(held, "held.jsonl") if isinstance(held, list) else held,
             "max_length": 24, **keys,
         }  # fmt: skip
@@ -99,6 +105,81 @@ def test_numbers_get_their_names(read):
     assert stats["examples_by_class"] == {"train": [2, 1], "held_out": [0, 1]}
 
 
+@pytest.fixture
+def save_table(tmp_path):
+    """`save_table(rows, names)`: a saved data set whose words are numbers with these names."""
+
+    def save(rows, names, name="table"):
+        table = datasets.Dataset.from_list(rows)
+        table = table.cast_column("label", datasets.ClassLabel(names=names))
+        table.save_to_disk(str(tmp_path / name))
+        return str(tmp_path / name)
+
+    return save
+
+
+def said(examples, stats):
+    """The name of each text's class, by its words."""
+    names = word_tokenizer().convert_ids_to_tokens
+    return {
+        " ".join(names(e.input_ids[1:-1].tolist())): stats["classes"][int(e.labels[0])]
+        for e in examples
+    }
+
+
+TRUE = {"a grim story": "bad", "very lovely music": "good", "cold and dull": "bad"}
+
+
+@pytest.mark.parametrize("form", ["words", "numbers", "table"])
+@pytest.mark.parametrize("names", [None, ["good", "bad"], ["bad", "good"]])
+def test_a_class_keeps_its_meaning_in_the_order_of_a_teacher(read, save_table, form, names):
+    """By words, by numbers that the recipe names, and by a table's own numbers."""
+    rows, keys = ROWS, {} if names is None else {"label_names": names}
+    if form == "numbers":
+        keys = {"label_names": ["bad", "good"] if names is None else names}
+        rows = [{**row, "label": keys["label_names"].index(row["label"])} for row in ROWS]
+    if form == "table":
+        rows = save_table(ROWS, ["bad", "good"])
+    held = ROWS[:1] if form != "numbers" else rows[:1]
+    for order in (["GOOD", "Bad"], ["BAD", "Good"], ["Odd", "Good", "Bad"], None):
+        train, test, stats = read(rows, held=held, order=order, **keys)
+        assert said(train, stats) == TRUE
+        assert said(test, stats) == {"the film was fine": "good"}
+        if order is not None:
+            assert [name.casefold() for name in stats["classes"]] == [n.casefold() for n in order]
+            assert int(test[0].labels[0]) == [n.casefold() for n in order].index("good")
+
+
+def test_names_without_any_of_the_tables_own_stand_for_them(read, save_table):
+    rows = save_table(ROWS, ["bad", "good"])
+    held = save_table(ROWS[:1], ["bad", "good"], "held")
+    _, test, stats = read(rows, held=held, label_names=["negative", "positive"])
+    assert said(test, stats) == {"the film was fine": "positive"}
+
+
+def test_each_table_names_its_own_classes(read, save_table):
+    """Two tables that number the same classes otherwise, and one of words."""
+    first = save_table(ROWS[:2], ["bad", "good"], "first")
+    second = save_table(ROWS[2:], ["good", "bad"], "second")
+    for held in (ROWS[:1], save_table(ROWS[:1], ["good", "bad"], "held")):
+        train, test, stats = read([first, second], held=held)
+        assert stats["classes"] == ["bad", "good"]
+        assert said(train, stats) == TRUE
+        assert said(test, stats) == {"the film was fine": "good"}
+
+
+def test_bare_numbers_beside_named_classes_are_refused(read, save_table):
+    held = [{**ROWS[0], "label": 1}]
+    with pytest.raises(DataError, match=r"1 rows of .* training data: 1; .*`data.label_names`"):
+        read(save_table(ROWS, ["bad", "good"]), held=held)
+
+
+def test_numbers_without_names_count_upwards(read):
+    rows = [{"text": text, "label": n} for text, n in (("fine", 10), ("dull", 9), ("cold", 100))]
+    _, _, stats = read(rows, held=rows[:1])
+    assert stats["classes"] == ["9", "10", "100"]
+
+
 @pytest.mark.parametrize(
     ("rows", "keys", "said"),
     [
@@ -134,13 +215,14 @@ def test_a_class_that_only_the_held_out_share_has_is_told(read, caplog):
     assert "1 classes have held-out examples and none to learn from" in caplog.text
 
 
-def test_classes_come_in_the_order_of_a_teacher_that_knows_them(read):
-    train, _, stats = read(order=["GOOD", "Bad"])
-    assert stats["classes"] == ["good", "bad"]
-    by_length = {len(e.input_ids): int(e.labels[0]) for e in train}
-    assert by_length[5] in (0, 1)
-    _, _, stats = read(order=["LABEL_0", "LABEL_1"])
+def test_a_teacher_whose_names_say_nothing_changes_no_order(read):
+    _, held, stats = read(order=["LABEL_0", "LABEL_1"])
     assert stats["classes"] == ["bad", "good"]
+    assert held[0].labels[0] == 1
+    rows = [{**row, "label": int(row["label"] == "good")} for row in ROWS]
+    _, held, stats = read(rows, held=rows[:1], order=["POSITIVE", "NEGATIVE"])
+    assert stats["classes"] == ["0", "1"]
+    assert held[0].labels[0] == 1
 
 
 @pytest.mark.parametrize(

@@ -219,6 +219,7 @@ REFUSED = {
         {**ROW, "label": 2}, LABELLED, r"class 2, and `data.label_names` has words for 0 to 1",
     ),
     "words named": ({**ROW, "label": "yes"}, LABELLED, "no effect"),
+    "names of nothing": (ROW, {"label_names": ["a", "b"]}, "label_column"),
     "neither word nor number": ({**ROW, "label": 0.5}, {"label_column": "label"}, "0.5"),
     "template's column": (ROW, {**LABELLED, "prompt": "{txt}:"}, r"no column `txt`.*`text`"),
     "nothing to ask": ({"a": "b", "label": "yes"}, {"label_column": "label"}, "data.prompt"),
@@ -237,7 +238,6 @@ WRONG = {
     "open brace": ({"prompt": "{text"}, "not a template"),
     "format": ({"prompt": "{text!r:>20}"}, "name of a column and nothing else"),
     "attribute": ({"prompt": "{text.__class__}"}, "name of a column and nothing else"),
-    "names of nothing": ({"label_names": ["a", "b"]}, "label_column"),
     "two prompts": ({"prompt": "{a}", "text_column": "b"}, "no effect"),
 }
 
