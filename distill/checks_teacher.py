@@ -272,8 +272,8 @@ def _compared(patient: Patient, number: int, value: float, there: float) -> tupl
     exact_NV = dense.logprobs()  # type: ignore[union-attr]
     if isinstance(target, SparseDistribution) and target.tail_N is None:
         z = _surprise(exact_NV, target)
-        wrong = abs(z) > UNLIKELY
-        return f" (draws {z:+.1f} standard errors off)", f"is {z:.1f} standard errors off" * wrong
+        off = abs(z) > UNLIKELY
+        return f" (draws {z:+.1f} standard errors off)", f"is {z:.1f} standard errors off" * off
     kl = _coarse_kl(exact_NV * temperature, target, temperature)
     rest = ", the rest being one outcome" if isinstance(target, SparseDistribution) else ""
     off = not kl <= _floor(patient)
