@@ -218,7 +218,8 @@ def cut_student(
     surgery = surgery_record(teacher, kept, by, config.refit, config.given, scores)
     if rotation_HH is None:
         return student, surgery, None
-    return student, {**surgery, "channels": None}, rotation_HH[:, : width(student)].contiguous()
+    rotation_HH = rotation_HH[:, : width(student)].contiguous().cpu()  # where maps are multiplied
+    return student, {**surgery, "channels": None}, rotation_HH
 
 
 def save_cut(

@@ -54,9 +54,10 @@ def rotate(model: Any, rotation_HH: Tensor) -> nn.Module:
     family, config = family_of(model), copy.deepcopy(model.config)
     config.get_text_config().tie_word_embeddings = False
     config.tie_word_embeddings = False
-    turned = type(model)._from_config(config, dtype=torch.float32)
+    device = next(model.parameters()).device
+    turned = type(model)._from_config(config, dtype=torch.float32).to(device)
     weights = {name: tensor.float() for name, tensor in model.state_dict().items()}
-    rotation_HH = rotation_HH.to(next(iter(weights.values())).device)
+    rotation_HH = rotation_HH.to(device)
     one = 1.0 if family.norm_weight == "weight+1" else 0.0
     norms = {
         name: tensor + one

@@ -204,6 +204,26 @@ def test_finalists_are_mended_before_the_choice(workshop):
     assert plain[0]["sizes"]["blocks"] < 4
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="models lie on a GPU where there is one")
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        "target: {parameters: 70%, candidates: 3, tokens: 600, heal_steps: 2}, refit: true",
+        "layers: {keep: [0, 1, 3]}, heads: {keep: 2}, refit: true",
+        "layers: {keep: [0, 1, 3]}, hidden: {keep: 48, by: pca}, refit: true",
+    ],
+    ids=["searched", "refitted", "rotated"],
+)
+def test_a_student_is_cut_on_a_gpu(workshop, cuts):
+    section = f"student={{from: teacher, {cuts}, calibration_tokens: 600}}"
+    workshop("build", "recipe.yaml", "--run-dir", "out", "--set", section)
+    surgery = json.loads(Path("out/student/surgery.json").read_text())
+    assert surgery["refit"] is True
+    student = AutoModelForCausalLM.from_pretrained("out/student")
+    assert student.config.num_hidden_layers == len(surgery["kept"])
+
+
 def test_a_dry_run_shows_the_shapes_and_writes_nothing(workshop):
     before = sorted(Path().rglob("*"))
     shown = workshop("build", "recipe.yaml", "--run-dir", "out", "--dry-run", *TARGET).output

@@ -20,8 +20,10 @@ from transformers import (
 )
 
 from attar.errors import ModelError
+from students.depth import cut_depth
 from students.families import family_of, modules_with, sizes_of
 from students.surgery.cutting import Kept, cut
+from students.surgery.rotation import rotate
 
 COMMON = {
     "vocab_size": 64,
@@ -220,6 +222,15 @@ def test_an_unknown_family_says_how_to_add_it():
 def test_sizes_that_no_config_can_say_are_refused(name, kept, says):
     with pytest.raises(ModelError, match=says):
         cut(teacher_of(name), kept)
+
+
+def test_a_student_is_where_its_teacher_is():
+    """A device without storage stands for a GPU."""
+    teacher = teacher_of("llama").to("meta")
+    turned = rotate(teacher, torch.eye(32))
+    for student in (cut(teacher, CUTS["all"]), cut_depth(teacher, [0, 3]), turned):
+        assert {parameter.device.type for parameter in student.parameters()} == {"meta"}
+        assert {buffer.device.type for buffer in student.buffers()} == {"meta"}
 
 
 def test_another_dtype_is_kept():
