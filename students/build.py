@@ -81,6 +81,10 @@ class StudentConfig(Widths):
                     f"`student.layers.keep` is {keep}; {self.cut_model} has blocks 0 to "
                     f"{depth - 1}."
                 )
+            if blocks != sorted(set(blocks)):
+                raise RecipeError(
+                    f"`student.layers.keep` is {keep}; name each block once, in ascending order."
+                )
         if self.refit and len(blocks) < depth and family_of(teacher_config).norms == "behind":
             raise RecipeError(
                 f"`student.refit` cannot make up for removed blocks of a "
@@ -114,7 +118,7 @@ class StudentConfig(Widths):
         return StudentConfig.model_validate({**rest, "layers": {"keep": blocks}, **sections})
 
     @model_validator(mode="after")
-    def _cuts_need_teacher(self) -> StudentConfig:
+    def _check_cuts(self) -> StudentConfig:
         cuts = [*(["layers"] if self.layers is not None else []), *self.given]
         if self.target is not None and cuts:
             raise ValueError(
