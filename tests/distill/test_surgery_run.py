@@ -9,12 +9,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from distill import pipeline
 from distill.calibration import calibration_rows
 from distill.objective import Learner
 from distill.plan import shape_of
 from distill.recipe import load_recipe
 from distill.run import Run
+from distill.surgery import load_whole
 from distill.terms import TERM_MODELS
+from students.depth import cut_depth
 from students.families import sizes_of
 from students.surgery import costs
 
@@ -75,6 +78,8 @@ def test_projectors_start_as_the_channels_that_were_kept(make_model):
         ("student.heads.keep=3", "`student.heads.keep` is 3"),
         ("student.hidden.keep=50", "keep 48 or 52 channels"),
         ("student.layers.keep=9", "`student.layers.keep` is 9"),
+        ("student.layers.keep=[3,0]", "`student.layers.keep` is [3, 0]; name each block once, in"),
+        ("student.layers.keep=[0,0,3]", "is [0, 0, 3]; name each block once, in ascending order"),
         ("student.feed_forward.keep=1000", "`student.feed_forward.keep` is 1000"),
     ],
 )
@@ -188,6 +193,42 @@ def test_a_target_is_searched_built_and_learned_from(workshop):
     assert sizes_of(run.student_config) == sizes
 
 
+class Another:
+    """A process that is not the first: the first builds while it waits."""
+
+    is_main_process = False
+
+    def wait_for_everyone(self):
+        shutil.copytree("built/student", "out/student")
+
+
+def test_every_process_learns_which_shape_was_found(workshop, monkeypatch):
+    monkeypatch.setattr(costs, "_time", clock)
+    section = "student={target: {latency: 4s, candidates: 2, tokens: 400}, calibration_tokens: 400}"
+    workshop("build", "recipe.yaml", "--run-dir", "built", "--set", section)
+    found = sizes_of(AutoModelForCausalLM.from_pretrained("built/student").config)
+    run = Run(load_recipe(Path("recipe.yaml"), [section]), Path("out"))
+    assert run.student_depth == 4 > found.blocks  # how long anything takes is not known yet
+    monkeypatch.setattr(pipeline, "is_alone", lambda: False)
+    monkeypatch.setattr(pipeline, "process_state", Another)
+    monkeypatch.setattr(pipeline, "_agree", lambda todo: todo)
+    pipeline.run_stages(run, ["build"])
+    assert sizes_of(run.student_config) == found
+    assert run.layer_map().kept == json.loads(Path("out/student/surgery.json").read_text())["kept"]
+
+
+def test_healing_leaves_the_teacher_without_gradients(workshop):
+    section = "student={target: {parameters: 70%}}"
+    run = Run(load_recipe(Path("recipe.yaml"), [section]), Path("out"))
+    run.prepare_data()
+    teacher = load_whole(run)
+    measure = run.task.yardstick(run, teacher, 200, heals=True)
+    student = cut_depth(teacher, [0, 1, 3])
+    healed = measure.healed(student, steps=2)
+    assert measure.harm(healed) < measure.harm(student)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
 def test_finalists_are_mended_before_the_choice(workshop):
     more = "target: {parameters: 70%, candidates: 5, tokens: 600, finalists: 1, heal_steps: 3}"
     section = f"student={{from: teacher, {more}, refit: true, calibration_tokens: 600}}"
@@ -270,7 +311,7 @@ def test_a_latency_out_of_reach_is_an_error(workshop, monkeypatch):
         (["--set", "student={target: {parameters: 1%}}"], "cannot be met: the smallest student"),
         (
             ["--set", "student={target: {parameters: 60}}", "--set", "student.from=teacher"],
-            "cannot",
+            "`student.target.parameters: 60` cannot be met: the smallest student",
         ),
     ],
 )
