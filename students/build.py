@@ -207,6 +207,10 @@ def cut_student(
     `calibration_BT`: ids that parts are judged on and maps are refitted to; None where the recipe
     asks for neither. Raises `RecipeError` for what cannot be cut so.
     """
+    if config.refit and (calibration_BT is None or not calibration_BT.numel()):
+        raise RecipeError(
+            "`student.refit` needs training text to fit maps to, and there is none; leave it out."
+        )
     rotation_HH = None
     if config.rotates and calibration_BT is not None:
         rotation_HH = principal_channels(teacher, calibration_BT)
@@ -214,8 +218,7 @@ def cut_student(
     kept, scores = choose_parts(teacher, blocks, config, calibration_BT)
     student = cut(teacher, kept) if config.given else cut_depth(teacher, blocks)
     student = student.float()
-    if config.refit:
-        assert calibration_BT is not None
+    if config.refit and calibration_BT is not None:
         refit(student, teacher, kept, calibration_BT, on_block=on_refit)
     layers = config.layers
     by = "all" if layers is None else layers.by if isinstance(layers.keep, int) else "explicit"
