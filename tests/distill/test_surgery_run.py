@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from distill import pipeline
+from distill import pipeline, plan
 from distill.calibration import calibration_rows
 from distill.objective import Learner
 from distill.plan import shape_of
@@ -283,6 +283,39 @@ def clock(_step, model):
     return 1.0 + len(model.model.layers)
 
 
+REMOVALS = [
+    ("parameters: 80%, axes: [heads, feed_forward]", 0),
+    ("parameters: 85%, axes: [layers]", 1),
+    ("latency: 80%, axes: [feed_forward, hidden, layers]", 1),
+    ("latency: 60%, axes: [feed_forward, hidden, layers]", 2),
+]
+
+
+@pytest.mark.parametrize(("target", "removed"), REMOVALS)
+def test_no_more_blocks_are_put_into_an_order_than_may_go(workshop, monkeypatch, target, removed):
+    monkeypatch.setattr(costs, "_time", clock)
+    section = (
+        f"student={{target: {{{target}, candidates: 1, tokens: 400}}, calibration_tokens: 400}}"
+    )
+    workshop("build", "recipe.yaml", "--run-dir", "out", "--set", section)
+    assert Path("out/run.log").read_text().count("removed, calibration loss") == removed
+
+
+def test_a_plan_counts_the_blocks_that_a_search_removes(workshop, monkeypatch):
+    monkeypatch.setattr(plan, "flops_per_second", lambda dtype: 1e6)
+    seconds = []
+    for target in (
+        "parameters: 80%, axes: [heads, feed_forward, hidden]",
+        "parameters: 80%, axes: [heads, feed_forward, layers]",
+        "latency: 60%, axes: [heads, feed_forward, layers]",
+    ):
+        section = f"student={{target: {{{target}}}}}"
+        run = Run(load_recipe(Path("recipe.yaml"), [section]), Path("out"))
+        (build,) = (line for line in plan.estimate(run) if line.stage == "build")
+        seconds.append(build.seconds)
+    assert seconds == sorted(set(seconds))
+
+
 @pytest.mark.parametrize("target", ["bytes: 60%, form: nf4", "latency: 80%"])
 def test_other_targets_are_kept(workshop, monkeypatch, target):
     monkeypatch.setattr(costs, "_time", clock)
@@ -301,7 +334,7 @@ def test_a_latency_out_of_reach_is_an_error(workshop, monkeypatch):
     result = workshop("build", "recipe.yaml", "--run-dir", "out", "--set", section, ok=False)
     assert result.exit_code == 1
     assert "`student.target.latency: 10%` cannot be met: the quickest of" in result.output
-    assert "takes 60% of the teacher's time here" in result.output
+    assert "takes 40% of the teacher's time here" in result.output  # one block of four
 
 
 @pytest.mark.parametrize(
