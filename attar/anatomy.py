@@ -1,4 +1,4 @@
-"""Where the parts of a `transformers` causal language model are: body, blocks, head.
+"""Where the parts of a `transformers` model of text are: body, blocks, head.
 
 Legend: B sequences, T tokens, N tokens counted, V vocabulary, H width.
 

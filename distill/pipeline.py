@@ -118,6 +118,8 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
             if alone:
                 _check_needs(run, name)
             _run_stage(run, name)
+            if name == "build":  # on every process, whichever of them built
+                run.student_was_built()
     return True
 
 

@@ -8,6 +8,7 @@ counted by `footprint.py`.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,8 @@ from distill.terms import reads_from
 from distill.tokenizing import tokenize_document
 from students.build import LayersConfig, StudentConfig
 from students.stream import ROWS
+from students.surgery.costs import BYTES
+from students.surgery.target import TargetConfig, read_amount
 
 EFFICIENCY = 0.6  # of a bare matrix product; the demo's stages lie between 0.5 and 0.8
 SAMPLE_ROWS = 50
@@ -217,12 +220,10 @@ def _build_seconds(run: Run, teacher: Shape, speed: float) -> float:
 
 
 def _search_seconds(student: StudentConfig, teacher: Shape, speed: float) -> float:
-    """Of judging, of greedy removal, of every shape that is measured, and of mending the last few.
-
-    Up to half of the blocks is taken to be removed.
-    """
-    target, removed = student.target, teacher.depth / 2
+    """Of judging, greedy removal, every shape that is measured, and mending the last few."""
+    target = student.target
     assert target is not None
+    removed = _blocks_removed(target, teacher)
     shapes = target.candidates + 3 * len(target.axes)
     mends = 6 * student.calibration_tokens if student.refit else 0
     mends += 3 * target.heal_steps * ROWS * LONGEST
@@ -233,6 +234,22 @@ def _search_seconds(student: StudentConfig, teacher: Shape, speed: float) -> flo
         + min(target.finalists, target.candidates) * mends
     )
     return teacher.forward(tokens) / speed
+
+
+def _blocks_removed(target: TargetConfig, teacher: Shape) -> float:
+    """Blocks that a search puts into an order: as many as would meet the target alone.
+
+    Of a time in seconds, about which nothing is known yet, half of them.
+    """
+    if "layers" not in target.axes:
+        return 0.0
+    number, is_share = read_amount(target.kind, target.amount)
+    if target.kind == "latency" and not is_share:
+        return teacher.depth / 2
+    size = teacher.total * (BYTES[target.form] if target.kind == "bytes" else 1.0)
+    share = number if is_share else number / size
+    a_block = teacher.body / teacher.depth / teacher.total
+    return min(teacher.depth - 1.0, math.ceil(max(0.0, 1 - share) / a_block))
 
 
 def bytes_per_token(run: Run, teacher: Shape) -> float:

@@ -19,7 +19,7 @@ from students.surgery.refit import refit
 from students.surgery.scores import measure
 from students.surgery.search import Candidate, Measures, search
 from students.surgery.target import TargetConfig
-from students.surgery.widths import kept_of
+from students.surgery.widths import choose_parts
 from students.surgery.yardstick import Yardstick
 
 log = logging.getLogger(__name__)
@@ -102,11 +102,11 @@ class _Bench:
         self.target, self.costs = target, Costs(teacher)
         self.space = target.space(teacher.config)
         self.latencies = Latencies(teacher, self.costs) if target.kind == "latency" else None
-        self.tried: set[Sizes] = set()
         self.limit = target.limit(self.costs, self.latencies)
         if self.latencies is None:
             target.check_possible(self.space, self.costs, self.limit)
-            self.space = self.space.within(self.cost, self.limit)
+        exact = self.cost if self.latencies is None else self.latencies.measure
+        self.space = self.space.within(exact, self.limit)
         self.calibration_BT = calibration_rows(run.data()[0], self.config.calibration_tokens)
         self.scores = measure(teacher, self.calibration_BT)
         gone = self.space.whole.blocks - self.space.fewest
@@ -121,16 +121,12 @@ class _Bench:
             return self.latencies.predict(sizes)
         return self.target.cost(self.costs, sizes)
 
-    def exact(self, sizes: Sizes) -> float:
-        """Of a shape, measured where that is the target."""
-        self.tried.add(sizes)
-        return self.cost(sizes) if self.latencies is None else self.latencies.measure(sizes)
-
     def kept(self, sizes: Sizes) -> Kept:
         """What stays in a student of some sizes."""
         gone = set(self.order[: self.space.whole.blocks - sizes.blocks])
         blocks = [block for block in range(self.space.whole.blocks) if block not in gone]
-        return kept_of(sizes, self.space.whole, blocks, self.scores)
+        config = self.config.with_shape(sizes, blocks, self.space.whole)
+        return choose_parts(self.teacher, blocks, config, None, self.scores)[0]
 
     def harm(self, sizes: Sizes) -> float:
         """Of a shape right after the cut."""
@@ -158,18 +154,20 @@ def search_shape(run: Run, teacher: nn.Module, target: TargetConfig) -> Shape:
         numbers = (bench.yardstick.name, found.harm, found.expected)
         log.info("build: %s: %s %.4f, expected %.4f", words(found.sizes), *numbers)
 
-    measures = Measures(bench.cost, bench.exact, bench.harm)
+    latencies = bench.latencies
+    measures = Measures(bench.cost, bench.harm, latencies.measure if latencies else None)
     found = search(bench.space, measures, bench.limit, target.candidates, on_candidate)
     if not found:
-        least = min(map(bench.exact, bench.tried))
+        assert latencies is not None  # what parameters and bytes ask for was checked
+        timed = latencies.known.values()
         raise RecipeError(
-            f"{target.words} cannot be met: the quickest of {len(bench.tried)} shapes that were "
-            f"timed takes {least:.0%} of the teacher's time here; ask for more than that."
+            f"{target.words} cannot be met: the quickest of {len(timed) - 1} shapes that were "
+            f"timed takes {min(timed):.0%} of the teacher's time here; ask for more than that."
         )
     measured = _mended(bench, found)
     sizes = measured[0].sizes
     config = bench.config.with_shape(sizes, bench.kept(sizes).blocks, bench.space.whole)
-    seconds = bench.latencies.seconds if bench.latencies is not None else None
+    seconds = latencies.seconds if latencies is not None else None
     return Shape(
         target, config, bench.space.whole, measured, bench.limit, bench.yardstick.name, seconds
     )

@@ -106,7 +106,6 @@ def build(run: Run) -> Record:
     else:
         save_student(run.task.fresh(run), run.tokenizer, run.student_folder)
     run.task.finish(run, run.student_folder)
-    run.student_was_built()
     return Record("build", "", bytes=bytes_under(run.student_folder), notes=surgery or {})
 
 

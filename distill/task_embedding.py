@@ -82,6 +82,11 @@ class Embedding:
                 f"`teacher.adapt` has nothing to learn from with `task: {NAME}`: texts have no "
                 "labels; leave it out"
             )
+        if recipe.student.rotates:
+            raise ValueError(
+                "`student.hidden.by: pca` needs a head to take up the last norm's weights, and a "
+                "sentence encoder has none; write `activation`"
+            )
         for i, term in enumerate(recipe.train.objective):
             if LOSSES[term.loss].reads not in READS:
                 raise ValueError(

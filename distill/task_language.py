@@ -158,7 +158,8 @@ def divergence(theirs: Head, theirs_NH: Tensor, ours: Head, ours_NH: Tensor) -> 
     """KL(teacher || student) summed over N, from final states; few rows' logits exist at once."""
     total = ours_NH.new_zeros((), dtype=torch.float32)
     for one, other in zip(theirs_NH.split(PIECE), ours_NH.split(PIECE), strict=True):
-        wanted_NV = theirs.logits(one).log_softmax(-1)
+        with torch.no_grad():  # the head is the teacher's, alive
+            wanted_NV = theirs.logits(one).log_softmax(-1)
         found_NV = ours.logits(other).log_softmax(-1)
         total = total + (wanted_NV.exp() * (wanted_NV - found_NV)).sum()
     return total

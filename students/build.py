@@ -81,6 +81,10 @@ class StudentConfig(Widths):
                     f"`student.layers.keep` is {keep}; {self.cut_model} has blocks 0 to "
                     f"{depth - 1}."
                 )
+            if blocks != sorted(set(blocks)):
+                raise RecipeError(
+                    f"`student.layers.keep` is {keep}; name each block once, in ascending order."
+                )
         if self.refit and len(blocks) < depth and family_of(teacher_config).norms == "behind":
             raise RecipeError(
                 f"`student.refit` cannot make up for removed blocks of a "
@@ -114,7 +118,7 @@ class StudentConfig(Widths):
         return StudentConfig.model_validate({**rest, "layers": {"keep": blocks}, **sections})
 
     @model_validator(mode="after")
-    def _cuts_need_teacher(self) -> StudentConfig:
+    def _check_cuts(self) -> StudentConfig:
         cuts = [*(["layers"] if self.layers is not None else []), *self.given]
         if self.target is not None and cuts:
             raise ValueError(
@@ -203,6 +207,10 @@ def cut_student(
     `calibration_BT`: ids that parts are judged on and maps are refitted to; None where the recipe
     asks for neither. Raises `RecipeError` for what cannot be cut so.
     """
+    if config.refit and (calibration_BT is None or not calibration_BT.numel()):
+        raise RecipeError(
+            "`student.refit` needs training text to fit maps to, and there is none; leave it out."
+        )
     rotation_HH = None
     if config.rotates and calibration_BT is not None:
         rotation_HH = principal_channels(teacher, calibration_BT)
@@ -210,15 +218,15 @@ def cut_student(
     kept, scores = choose_parts(teacher, blocks, config, calibration_BT)
     student = cut(teacher, kept) if config.given else cut_depth(teacher, blocks)
     student = student.float()
-    if config.refit:
-        assert calibration_BT is not None
+    if config.refit and calibration_BT is not None:
         refit(student, teacher, kept, calibration_BT, on_block=on_refit)
     layers = config.layers
     by = "all" if layers is None else layers.by if isinstance(layers.keep, int) else "explicit"
     surgery = surgery_record(teacher, kept, by, config.refit, config.given, scores)
     if rotation_HH is None:
         return student, surgery, None
-    return student, {**surgery, "channels": None}, rotation_HH[:, : width(student)].contiguous()
+    rotation_HH = rotation_HH[:, : width(student)].contiguous().cpu()  # where maps are multiplied
+    return student, {**surgery, "channels": None}, rotation_HH
 
 
 def save_cut(

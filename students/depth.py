@@ -171,7 +171,7 @@ def cut_config(config: Any, keep: list[int]) -> Any:
 
 
 def cut_depth(model: Any, keep: list[int]) -> nn.Module:
-    """A new model with only the blocks `keep` (numbers from 0), in that order.
+    """A new model with only the blocks `keep` (numbers from 0), in that order, where `model` is.
 
     The new model is made from a config that says so and filled through its state dict, so layer
     numbers, per-layer kinds of attention and tied weights are what a reload will make them.
@@ -184,8 +184,8 @@ def cut_depth(model: Any, keep: list[int]) -> nn.Module:
             f"{depth - 1} and at least one must stay."
         )
     config = cut_config(model.config, keep)
-    dtype = next(model.parameters()).dtype
-    student = type(model)._from_config(config, dtype=dtype)
+    first = next(model.parameters())
+    student = type(model)._from_config(config, dtype=first.dtype).to(first.device)
     prefix = _blocks_prefix(model)
     weights = model.state_dict()
     renamed = {name: tensor for name, tensor in weights.items() if not name.startswith(prefix)}

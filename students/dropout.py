@@ -15,5 +15,5 @@ def set_dropout(model: nn.Module, rate: float) -> None:
         if isinstance(module, nn.Dropout):
             module.p = rate
         for attribute in RATES:
-            if isinstance(getattr(module, attribute, None), float):
+            if type(getattr(module, attribute, None)) in (int, float):  # and no bool
                 setattr(module, attribute, rate)

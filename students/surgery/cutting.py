@@ -118,7 +118,7 @@ def _check_blocks(blocks: list[int], depth: int) -> None:
 
 @torch.no_grad()
 def cut(model: Any, kept: Kept) -> nn.Module:
-    """A new model, in eval mode and the dtype of `model`, with only what is kept.
+    """A new model, in eval mode, where `model` is and of its dtype, with only what is kept.
 
     Raises `ModelError` for an unknown family, for what does not exist and for sizes that no config
     of the family can say. Where channels are cut, the norms make up for the mean square that is
@@ -128,7 +128,8 @@ def cut(model: Any, kept: Kept) -> nn.Module:
     family = family_of(model)
     teacher = sizes_of(model.config)
     config = smaller_config(model.config, kept)
-    student = type(model)._from_config(config, dtype=next(model.parameters()).dtype)
+    first = next(model.parameters())
+    student = type(model)._from_config(config, dtype=first.dtype).to(first.device)
     weights = {
         name: _part(tensor, name, kept, teacher, family)
         for old, tensor in model.state_dict().items()

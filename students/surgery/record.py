@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from attar.anatomy import num_layers
+from attar.errors import ModelError
 from attar.files import read_json
 from students.families import sizes_of
 from students.surgery.cutting import Kept
@@ -51,9 +53,10 @@ def surgery_record(
         "channels": kept.channels,
         "refit": refitted,
     }
+    with suppress(ModelError):  # a family that is cut by blocks only has no table of its sizes
+        found["teacher_sizes"] = asdict(sizes_of(teacher.config))
     if widths:
         found["widths"] = {key: one.model_dump() for key, one in widths.items()}
-        found["teacher_sizes"] = asdict(sizes_of(teacher.config))
     if scores is not None:
         lists = {"groups": scores.groups_LG, "neurons": scores.neurons_LI}
         wanted = {"channels": scores.channels_H, **lists}
@@ -106,10 +109,8 @@ def copy_surgery(source: Path, folder: Path) -> None:
 
 def composed(first: Record, again: Record) -> Record:
     """The record of a student that was cut twice, in terms of the first cut's teacher."""
-    kept, sizes = [first["kept"][block] for block in again["kept"]], {}
-    if "teacher_sizes" in again:
-        sizes = {**again["teacher_sizes"], "blocks": first["teacher_layers"]}
-        sizes = {"teacher_sizes": first.get("teacher_sizes", sizes)}
+    kept = [first["kept"][block] for block in again["kept"]]
+    sizes = {"teacher_sizes": first["teacher_sizes"]} if "teacher_sizes" in first else {}
     parts = {
         name: _parts(first[name], again[name], again["kept"]) for name in ("groups", "neurons")
     }

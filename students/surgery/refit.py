@@ -62,7 +62,7 @@ def refit(
         ours.advance_to(number)
         theirs.advance_to(block)
         middle, behind = theirs.pass_through(summed)
-        if summed and kept.blocks == sorted(kept.blocks):
+        if summed:
             theirs.advance_to((*kept.blocks, len(theirs.stream.blocks))[number + 1])
             behind = theirs.stream.hidden
         ours.fit(number, "attention", [project(one) for one in middle], summed)

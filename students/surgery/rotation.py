@@ -3,7 +3,8 @@
 SliceGPT (arXiv 2401.15024) with one rotation for the whole model, so that the result is a plain
 checkpoint: norms' weights go into the maps behind them, embeddings and output maps are turned by Q,
 the maps behind norms turned back. Nothing changes but the head, which is no longer the embedding
-where it was: it takes up the last norm's weights. Cutting the last channels then loses least.
+where it was: it takes up the last norm's weights, so a body alone cannot be rotated. Cutting the
+last channels then loses least.
 
 Legend: B rows, T tokens, N tokens together, H channels.
 """
@@ -16,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attar.anatomy import capture_layers, num_layers, run_body
+from attar.anatomy import body_of, capture_layers, num_layers, run_body, unwrap
+from attar.errors import ModelError
 from students.families import Family, axes_of, block_number, family_of
 from students.stream import ROWS
 
@@ -50,13 +52,22 @@ def principal_channels(model: Any, input_ids_BT: Tensor) -> Tensor:
 
 @torch.no_grad()
 def rotate(model: Any, rotation_HH: Tensor) -> nn.Module:
-    """The same function in turned channels: the stream is the model's times Q. Float32, untied."""
+    """The same function in turned channels: the stream is the model's times Q. Float32, untied.
+
+    Raises `ModelError` for a body alone.
+    """
+    if body_of(model) is unwrap(model):
+        raise ModelError(
+            f"{type(model).__name__} has no head to take up the last norm's weights, so it cannot "
+            "be rotated; cut its channels by activation."
+        )
     family, config = family_of(model), copy.deepcopy(model.config)
     config.get_text_config().tie_word_embeddings = False
     config.tie_word_embeddings = False
-    turned = type(model)._from_config(config, dtype=torch.float32)
+    device = next(model.parameters()).device
+    turned = type(model)._from_config(config, dtype=torch.float32).to(device)
     weights = {name: tensor.float() for name, tensor in model.state_dict().items()}
-    rotation_HH = rotation_HH.to(next(iter(weights.values())).device)
+    rotation_HH = rotation_HH.to(device)
     one = 1.0 if family.norm_weight == "weight+1" else 0.0
     norms = {
         name: tensor + one
@@ -77,7 +88,8 @@ def rotate(model: Any, rotation_HH: Tensor) -> nn.Module:
         elif axes.endswith("H"):
             weights[name] = (tensor * _norm_before(name, axes, norms)) @ rotation_HH
     turned.load_state_dict(weights, strict=True)
-    turned.generation_config = copy.deepcopy(model.generation_config)
+    if getattr(model, "generation_config", None) is not None:  # classifiers have none
+        turned.generation_config = copy.deepcopy(model.generation_config)
     return turned.eval()  # type: ignore[no-any-return]
 
 

@@ -30,14 +30,6 @@ class Scores:
     neurons_LI: Tensor
     channels_H: Tensor
 
-    def best_groups(self, block: int, keep: int) -> list[int]:
-        """The key-value heads of a block that are worth most, in their order."""
-        return best(self.groups_LG[block], keep)
-
-    def best_neurons(self, block: int, keep: int) -> list[int]:
-        """The neurons of a block that are worth most, in their order."""
-        return best(self.neurons_LI[block], keep)
-
 
 def best(scores: Tensor, keep: int) -> list[int]:
     """The `keep` numbers of the highest scores, in ascending order; the first of equals."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -123,24 +124,23 @@ class Space:
         Of those that keep all neurons only the deepest.
         """
         found = []
-        neurons = self.levels("feed_forward")
+        neurons, depths = self.levels("feed_forward"), self.levels("layers")
         for groups in self.levels("heads"):
             for channels in self.levels("hidden", groups):
-                for blocks in self.levels("layers"):
-                    shapes = [self.sized(blocks, groups, n, channels) for n in neurons]
-                    index = _first(shapes, lambda one: cost(one) <= limit)
-                    if index is not None:
-                        found.append(shapes[index])
-                    if index == 0:
+                for blocks in depths:
+                    shape = partial(self.sized, blocks, groups, channels=channels)
+                    fullest = _first(shape, neurons, lambda one: cost(one) <= limit)
+                    if fullest is not None:
+                        found.append(fullest)
+                    if fullest is not None and fullest.neurons == neurons[0]:
                         break
         return found
 
     def within(self, cost: Callable[[Sizes], float], limit: float) -> Space:
         """The same without depths that are never needed: blocks alone reach the limit before."""
-        for blocks in self.levels("layers"):
-            if cost(replace(self.whole, blocks=blocks)) <= limit:
-                return replace(self, fewest=blocks)
-        return self
+        depths, shape = self.levels("layers"), partial(_of_blocks, self.whole)
+        deepest = _first(shape, depths, lambda one: cost(one) <= limit)
+        return replace(self, fewest=depths[-1] if deepest is None else deepest.blocks)
 
     def removed(self, sizes: Sizes) -> dict[Axis, float]:
         """The share of each axis that is gone."""
@@ -154,15 +154,21 @@ class Space:
         return [axis for axis, gone in self.removed(sizes).items() if gone]
 
 
-def _first(shapes: list[Sizes], fits: Callable[[Sizes], bool]) -> int | None:
-    """The first that fits, of shapes from large to small; by halving."""
-    if not fits(shapes[-1]):
+def _of_blocks(whole: Sizes, blocks: int) -> Sizes:
+    return replace(whole, blocks=blocks)
+
+
+def _first(
+    shape: Callable[[int], Sizes], numbers: list[int], fits: Callable[[Sizes], bool]
+) -> Sizes | None:
+    """The shape of the first number that fits, of numbers from large to small; by halving."""
+    if not fits(shape(numbers[-1])):
         return None
-    low, high = 0, len(shapes) - 1
+    low, high = 0, len(numbers) - 1
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if fits(shapes[middle]) else (middle + 1, high)
-    return low
+        low, high = (low, middle) if fits(shape(numbers[middle])) else (middle + 1, high)
+    return shape(numbers[low])
 
 
 class Expectation:
@@ -209,11 +215,13 @@ def _on_curve(points: list[tuple[float, float]], x: float) -> float:
 
 @dataclass(frozen=True)
 class Measures:
-    """How costs and harm are had: `cost` at once, `exact` by measuring where that takes time."""
+    """How costs and harm are had. `exact`: costs by measuring, where `cost` only expects them,
+    better with every one that was measured.
+    """
 
     cost: Callable[[Sizes], float]
-    exact: Callable[[Sizes], float]
     harm: Callable[[Sizes], float]
+    exact: Callable[[Sizes], float] | None = None
 
 
 def search(
@@ -231,13 +239,14 @@ def search(
     expectation = _probe(space, measures)
     found: list[Candidate] = []
     tried: set[Sizes] = set()
-    while len(found) < candidates and len(tried) < candidates + MISSES:
-        shapes = [one for one in space.filled(measures.cost, limit) if one not in tried]
-        if not shapes:
-            break
+    shapes = space.filled(measures.cost, limit)
+    while shapes and len(found) < candidates and len(tried) < candidates + MISSES:
         first = _plain(space, shapes, tried) or min(shapes, key=expectation.of)
         tried.add(first)
-        exact = measures.exact(first)
+        exact = (measures.exact or measures.cost)(first)
+        if measures.exact is not None:
+            shapes = space.filled(measures.cost, limit)
+        shapes = [one for one in shapes if one not in tried]
         if exact > limit * 1.01:
             continue  # what it cost is known now, and what others cost is told better by it
         candidate = Candidate(first, exact, expectation.of(first), measures.harm(first))
@@ -252,7 +261,8 @@ def _probe(space: Space, measures: Measures) -> Expectation:
     for axis in space.axes:
         shapes = dict.fromkeys(space.alone(axis, removed) for removed in PROBED)
         for sizes in filter(None, shapes):
-            measures.exact(sizes)
+            if measures.exact is not None:
+                measures.exact(sizes)
             expectation.learn_axis(axis, sizes, measures.harm(sizes))
     return expectation
 

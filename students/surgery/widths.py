@@ -172,27 +172,37 @@ def sized_config(teacher_config: Any, blocks: list[int], widths: Widths) -> Any:
     return smaller
 
 
+def _measured(teacher: nn.Module, widths: Widths, input_ids_BT: Tensor | None) -> Scores | None:
+    """The scores that a recipe asks for; principal axes need text, but no scores."""
+    if input_ids_BT is None or not input_ids_BT.numel():
+        key, by = next((k, one.by) for k, one in widths.given.items() if one.by != "even")
+        raise RecipeError(
+            f"`student.{key}.by: {by}` needs training text to judge by, and there is "
+            "none; write `by: even`."
+        )
+    if all(section.by != "activation" for section in widths.given.values()):
+        return None
+    return measure(teacher, input_ids_BT)
+
+
 def choose_parts(
-    teacher: nn.Module, blocks: list[int], widths: Widths, input_ids_BT: Tensor | None
+    teacher: nn.Module,
+    blocks: list[int],
+    widths: Widths,
+    input_ids_BT: Tensor | None,
+    scores: Scores | None = None,
 ) -> tuple[Kept, Scores | None]:
     """What stays of the kept blocks, and the scores it was chosen by, where it was by scores.
 
-    `input_ids_BT`: calibration ids, for what is chosen `by: activation`. Raises `RecipeError`
-    where there are none.
+    `input_ids_BT`: calibration ids, for what is chosen `by: activation`; `scores`: what they gave,
+    where that is known. Raises `RecipeError` where there is neither.
     """
     if not widths.given:
         return Kept(blocks), None
     config: Any = teacher.config
     sizes, whole = student_sizes(config, len(blocks), widths), sizes_of(config)
-    scores = None
-    if widths.needs_text():
-        if input_ids_BT is None or not input_ids_BT.numel():
-            key, by = next((k, one.by) for k, one in widths.given.items() if one.by != "even")
-            raise RecipeError(
-                f"`student.{key}.by: {by}` needs training text to judge by, and there is "
-                "none; write `by: even`."
-            )
-        scores = measure(teacher, input_ids_BT)
+    if widths.needs_text() and scores is None:
+        scores = _measured(teacher, widths, input_ids_BT)
     heads = widths.heads or widths.hidden  # of encoders heads are cut with the width
 
     def chosen(
@@ -217,15 +227,3 @@ def choose_parts(
         values_H = scores.channels_H if scores else None
         channels = chosen(widths.hidden, values_H, whole.channels, sizes.channels)
     return Kept(blocks, groups, neurons, channels), scores
-
-
-def kept_of(sizes: Sizes, whole: Sizes, blocks: list[int], scores: Scores) -> Kept:
-    """What stays of the kept blocks in a student of some sizes: what is worth most."""
-    groups = neurons = channels = None
-    if sizes.groups < whole.groups:
-        groups = [scores.best_groups(block, sizes.groups) for block in blocks]
-    if sizes.neurons < whole.neurons:
-        neurons = [scores.best_neurons(block, sizes.neurons) for block in blocks]
-    if sizes.channels < whole.channels:
-        channels = best(scores.channels_H, sizes.channels)
-    return Kept(blocks, groups, neurons, channels)

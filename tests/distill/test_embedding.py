@@ -196,6 +196,10 @@ def test_texts_must_be_somewhere(studio):
         ({"export": {"artifacts": ["gguf-q8_0"]}}, "GGUF files hold language models"),
         ({"train": {"source": "online"}}, "`source: online` is for language models"),
         ({"specialize": {"method": "lora"}}, "`specialize` is for language models"),
+        (
+            {"student": {"hidden": {"keep": 0.5, "by": "pca"}}},
+            "`student.hidden.by: pca` needs a head",
+        ),
         ({"evaluate": {"prefill_tokens": 9}}, "`evaluate.prefill_tokens` has no effect"),
     ],
 )

@@ -27,6 +27,13 @@ MODELS = {
 IDS = torch.randint(3, 60, (2, 12), generator=torch.Generator().manual_seed(0))
 
 
+def test_a_rate_of_0_in_a_config_is_no_reason_to_leave_it():
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL, attention_dropout=0)).train()
+    set_dropout(model, 0.5)
+    first, second = (model(input_ids=IDS).logits for _ in range(2))
+    assert not torch.equal(first, second)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_rate_is_the_whole_models_and_not_its_configs(name):
     torch.manual_seed(0)

@@ -58,40 +58,43 @@ def test_two_cuts_are_one_cut_of_the_teacher(first, again):
         torch.testing.assert_close(tensor, expected[name])
     assert whole["layers"] == [*whole["kept"], 5]
     assert (whole["teacher"], whole["teacher_layers"]) == ("t", 5)
-    if "teacher_sizes" in whole:
-        assert whole["teacher_sizes"] == vars(sizes_of(CONFIG))
+    assert whole["teacher_sizes"] == vars(sizes_of(CONFIG))
 
 
 @pytest.mark.parametrize(
-    ("first", "again"),
+    "cuts",
     [
-        ({"hidden": {"keep": 24, "by": "pca"}}, {"hidden": {"keep": 16, "by": "pca"}}),
-        ({"hidden": {"keep": 24, "by": "pca"}}, {"hidden": {"keep": 16}}),
-        ({"hidden": {"keep": 24}}, {"hidden": {"keep": 16, "by": "pca"}}),
-        ({"layers": {"keep": [0, 2]}}, {"hidden": {"keep": 16, "by": "pca"}}),
-        ({"hidden": {"keep": 24, "by": "pca"}}, {"layers": {"keep": [0, 2]}}),
-        (FIRST, {"layers": {"keep": [0, 2]}}),
+        [{"hidden": {"keep": 24, "by": "pca"}}, {"hidden": {"keep": 16, "by": "pca"}}],
+        [{"hidden": {"keep": 24, "by": "pca"}}, {"hidden": {"keep": 16}}],
+        [{"hidden": {"keep": 24}}, {"hidden": {"keep": 16, "by": "pca"}}],
+        [{"layers": {"keep": [0, 2]}}, {"hidden": {"keep": 16, "by": "pca"}}],
+        [{"hidden": {"keep": 24, "by": "pca"}}, {"layers": {"keep": [0, 2]}}],
+        [FIRST, {"layers": {"keep": [0, 2]}}],
+        [
+            {"hidden": {"keep": 24}},
+            {"layers": {"keep": [0, 2, 3]}},
+            {"hidden": {"keep": 16, "by": "pca"}},
+        ],
     ],
 )
-def test_maps_of_channels_multiply(first, again, tokenizer, tmp_path):
-    model = teacher()
-    middle, one, rotation = cut_by(model, **first)
-    save_cut(middle, one, rotation, tokenizer, tmp_path / "middle")
-    before = channel_map(tmp_path / "middle", 32)
-    student, two, more = cut_by(middle, **again)
-    save_cut(student, two, more, tokenizer, tmp_path / "alone")
-    after = channel_map(tmp_path / "alone", middle.config.hidden_size)
-    save_cut(
-        student, composed(one, two), composed_rotation(tmp_path / "middle", more, two), tokenizer,
-        tmp_path / "student",
-    )  # fmt: skip
-    found = channel_map(tmp_path / "student", 32)
-    maps = [one for one in (before, after) if one is not None]
-    if not maps:
-        assert found is None
-    else:
-        torch.testing.assert_close(found, maps[0] if len(maps) == 1 else maps[0] @ maps[1])
-    assert (tmp_path / "student" / ROTATION).exists() == (rotation is not None or more is not None)
+def test_maps_of_channels_multiply(cuts, tokenizer, tmp_path):
+    student, record, whole, before = teacher(), None, torch.eye(32), None
+    for number, sections in enumerate(cuts):
+        width = student.config.hidden_size
+        student, again, rotation = cut_by(student, **sections)
+        save_cut(student, again, rotation, tokenizer, tmp_path / f"alone{number}")
+        step = channel_map(tmp_path / f"alone{number}", width)
+        whole = whole if step is None else whole @ step
+        if record is None:
+            record, through = again, rotation
+        else:
+            record, through = composed(record, again), composed_rotation(before, rotation, again)
+        before = tmp_path / f"through{number}"
+        save_cut(student, record, through, tokenizer, before)
+    torch.testing.assert_close(channel_map(before, 32), whole)
+    rotates = any(one.get("hidden", {}).get("by") == "pca" for one in cuts)
+    assert (before / ROTATION).exists() == rotates
+    assert record["teacher_sizes"] == vars(sizes_of(CONFIG))
 
 
 def test_a_record_is_of_one_teacher_and_goes_along(tokenizer, tmp_path):

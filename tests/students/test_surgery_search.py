@@ -251,7 +251,7 @@ def test_a_few_trials_find_nearly_the_best_of_all_shapes(weights, interplay, sha
         tried.append(sizes)
         return harm(sizes, costs.whole)
 
-    measures = Measures(costs.parameters, costs.parameters, measured)
+    measures = Measures(costs.parameters, measured)
     found = search(space, measures, limit, candidates=10)
     assert len(found) == 10
     assert len(tried) <= 10 + 12
@@ -283,7 +283,7 @@ def test_a_shape_that_turns_out_too_slow_is_not_taken():
         return known.get(sizes, costs.parameters(sizes) * (1.0 + 0.01 * len(known)))
 
     limit = 0.6 * costs.parameters(costs.whole)
-    measures = Measures(told, exact, lambda sizes: harm_of((1, 1, 1, 1))(sizes, costs.whole))
+    measures = Measures(told, lambda sizes: harm_of((1, 1, 1, 1))(sizes, costs.whole), exact)
     found = search(space_of(model), measures, limit, candidates=5)
     assert found
     assert all(known[one.sizes] <= 1.01 * limit for one in found)
@@ -305,7 +305,7 @@ def test_what_was_measured_corrects_what_is_expected_of_shapes_like_it():
 
 def test_where_no_shape_keeps_the_limit_none_is_found():
     model = random_model("llama")
-    measures = Measures(*[Costs(model).parameters] * 3)
+    measures = Measures(*[Costs(model).parameters] * 2)
     assert search(space_of(model), measures, 100.0, candidates=3) == []
 
 

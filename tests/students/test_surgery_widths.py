@@ -4,8 +4,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
     BertConfig,
     Gemma2Config,
     GemmaConfig,
@@ -59,10 +61,7 @@ def widths(**sections):
 
 
 def faint(model, groups, neurons):
-    """Leave only the named groups and neurons of every block loud: the rest adds next to nothing.
-
-    Neurons are made faint before their map in half of the blocks and by it in the other.
-    """
+    """Leave only the named groups and neurons of every block loud: the rest adds little."""
     family, sizes = family_of(model), sizes_of(model.config)
     size = sizes.head_size * sizes.heads_a_group
     with torch.no_grad():
@@ -150,6 +149,11 @@ def test_an_encoder_whose_heads_are_not_its_width_is_refused():
 def test_judging_without_text_is_refused():
     with pytest.raises(RecipeError, match=r"student.heads.by: activation.*write `by: even`"):
         choose_parts(random_model("llama"), [0], widths(heads={"keep": 4}), torch.zeros(0, 0))
+
+
+def test_a_refit_without_text_is_refused():
+    with pytest.raises(RecipeError, match=r"student.refit` needs training text"):
+        cut_student(random_model("llama"), [0, 2, 3], widths(layers={"keep": 3}, refit=True), None)
 
 
 def test_an_unknown_family_is_refused_before_work():
@@ -264,6 +268,27 @@ def test_a_stream_of_few_dimensions_is_cut_without_loss(tmp_path, tokenizer):
 def test_a_family_that_cannot_be_rotated_says_so(name):
     with pytest.raises(RecipeError, match=r"student.hidden.by: pca` cannot rotate .*`activation`"):
         widths(hidden={"keep": 16, "by": "pca"}).cut_config(CONFIGS[name])
+
+
+def test_a_classifier_is_rotated():
+    torch.manual_seed(0)
+    config = LlamaConfig(**SMALL, num_labels=3)
+    teacher = AutoModelForSequenceClassification.from_config(config).eval()
+    with torch.no_grad():
+        teacher.model.norm.weight.add_(0.3 * torch.randn(32))
+    turned = rotate(teacher, principal_channels(teacher, IDS))
+    with torch.inference_mode():
+        expected = teacher(input_ids=IDS).logits
+        torch.testing.assert_close(turned(input_ids=IDS).logits, expected, rtol=1e-3, atol=1e-4)
+    student, _, _ = cut_student(teacher, [0, 2], widths(hidden={"keep": 16, "by": "pca"}), IDS)
+    assert student(input_ids=IDS).logits.shape == expected.shape
+    assert student.config.hidden_size == 16
+
+
+def test_a_body_without_a_head_is_not_rotated():
+    body = AutoModel.from_config(CONFIGS["llama"]).eval()
+    with pytest.raises(ModelError, match="LlamaModel has no head to take up the last norm"):
+        cut_student(body, [0, 1], widths(hidden={"keep": 16, "by": "pca"}), IDS)
 
 
 # Refit -----------------------------------------------------------------------------------------
