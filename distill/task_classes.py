@@ -37,8 +37,9 @@ from distill.text_tasks import (
     texts_kept,
 )
 from students.build import fresh_model
+from students.depth import keep_by_influence
 from students.surgery.yardstick import Yardstick
-from students.text_depth import class_logprobs, keep_by_cosine, kl
+from students.text_depth import class_logprobs, kl
 from teachers.runner import Request
 from teachers.text_runner import TextRunner
 
@@ -127,7 +128,7 @@ class SequenceClassification:
 
     def keep_by_influence(self, run: Run, model: nn.Module, keep: int, tokens: int) -> list[int]:
         """By the cosine of what enters a block and what leaves it."""
-        return keep_by_cosine(model, calibration_texts(run.data()[0], tokens, model), keep)
+        return keep_by_influence(model, calibration_texts(run.data()[0], tokens, model), keep)
 
     def yardstick(self, run: Run, teacher: nn.Module, tokens: int, heals: bool) -> Yardstick:
         """KL of the classes."""

@@ -37,8 +37,8 @@ from distill.text_tasks import (
 from distill.vector_gauge import GAUGE
 from distill.vector_report import ACCOUNT
 from students.build import fresh_model
+from students.depth import keep_by_influence
 from students.surgery.yardstick import Read, Yardstick
-from students.text_depth import keep_by_cosine
 from teachers.runner import Request
 from teachers.text_runner import TextRunner
 
@@ -142,7 +142,7 @@ class Embedding:
 
     def keep_by_influence(self, run: Run, model: nn.Module, keep: int, tokens: int) -> list[int]:
         """By the cosine of what enters a block and what leaves it."""
-        return keep_by_cosine(model, calibration_texts(run.data()[0], tokens, model), keep)
+        return keep_by_influence(model, calibration_texts(run.data()[0], tokens, model), keep)
 
     def yardstick(self, run: Run, teacher: nn.Module, tokens: int, heals: bool) -> Yardstick:
         """How far cosines between the texts of a batch are off, whatever the widths."""

@@ -25,7 +25,7 @@ from distill.readers import Reader
 from distill.readouts import Readout
 from distill.task import TASKS, refuse_keys
 from students.build import fresh_model
-from students.depth import keep_by_influence, keep_greedily
+from students.depth import keep_by_influence, keep_greedily, next_token_loss, rows_as_texts
 from students.stream import ROWS
 from students.surgery.yardstick import Yardstick
 from teachers.codecs import TEXT_CODECS
@@ -104,12 +104,13 @@ class CausalLM:
             order.append(block)
             log.info("build: block %d removed, calibration loss %.3f nats a token", block, loss)
 
-        keep_greedily(model, _rows(run, model, tokens), num_layers(model) - count, on_removal)
+        loss_of = next_token_loss(_rows(run, model, tokens))
+        keep_greedily(model, loss_of, num_layers(model) - count, on_removal)
         return order
 
     def keep_by_influence(self, run: Run, model: nn.Module, keep: int, tokens: int) -> list[int]:
         """By the cosine of what enters a block and what leaves it."""
-        return keep_by_influence(model, _rows(run, model, tokens), keep)
+        return keep_by_influence(model, rows_as_texts(_rows(run, model, tokens)), keep)
 
     def yardstick(self, run: Run, teacher: nn.Module, tokens: int, heals: bool) -> Yardstick:
         """KL on every next token."""

@@ -26,8 +26,9 @@ from distill.readouts import Readout
 from distill.task import TASKS, refuse_keys
 from distill.text_tasks import check_artifacts, chosen_rows, order_by_change
 from students.build import fresh_model
+from students.depth import keep_by_influence
 from students.surgery.yardstick import Read, Yardstick
-from students.text_depth import keep_by_cosine, kl
+from students.text_depth import kl
 from teachers.codecs import TEXT_CODECS
 from teachers.load import load_teacher
 from teachers.runner import Request, TeacherRunner
@@ -132,7 +133,7 @@ class MaskedLM:
     def keep_by_influence(self, run: Run, model: nn.Module, keep: int, tokens: int) -> list[int]:
         """By the cosine of what enters a block and what leaves it."""
         batches = _calibration(run, model, tokens)
-        return keep_by_cosine(model, [batch.model_inputs() for batch in batches], keep)
+        return keep_by_influence(model, [batch.model_inputs() for batch in batches], keep)
 
     def yardstick(self, run: Run, teacher: nn.Module, tokens: int, heals: bool) -> Yardstick:
         """KL at masked positions."""

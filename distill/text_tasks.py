@@ -15,7 +15,8 @@ from distill.calibration import spread
 from distill.data import Example, Examples
 from distill.task import refuse_keys
 from students.artifacts import ARTIFACTS
-from students.text_depth import Texts, keep_by_change
+from students.depth import Texts, keep_greedily
+from students.text_depth import change_from
 from teachers.runner import Request
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ def order_by_change(
         order.append(block)
         log.info("build: block %d removed, %s %.4f", block, what, loss)
 
-    keep_by_change(model, batches, num_layers(model) - count, read, apart, on_removal)
+    change = change_from(model, batches, read, apart)
+    keep_greedily(model, change, num_layers(model) - count, on_removal)
     return order
 
 
