@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
-import torch
-
 from attar.errors import RecipeError
+from attar.loading import skeleton
 from distill.loop import LoopConfig
 from distill.pace import check_pace, lowest_learning
 from distill.run import Run
@@ -35,12 +33,7 @@ def _skeleton(run: Run, config: Any) -> Any:
 
     None where its code came with the model: it is not run to look at its names.
     """
-    import transformers
-
-    if hasattr(config, "auto_map"):
-        return None
-    with torch.device("meta"):
-        return getattr(transformers, run.task.auto).from_config(copy.deepcopy(config))
+    return skeleton(config, run.task.auto)
 
 
 def _check(run: Run, path: str, config: Any, model: Any) -> None:

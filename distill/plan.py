@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 
+from attar.errors import ModelError
 from attar.files import fingerprint, read_json
-from attar.loading import default_device, resolve_precision
+from attar.heads import CAUSAL
+from attar.loading import default_device, resolve_precision, skeleton
 from attar.processes import is_alone
 from distill.calibration import LONGEST
 from distill.choices import (
@@ -71,10 +73,7 @@ class Shape:
 
 def shape_of(config: Any, depth: int | None = None) -> Shape:
     """The shape of a model from its config alone, on the meta device."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    model = skeleton_to_count(config, CAUSAL)
     text = config.get_text_config()
     total = sum(p.numel() for p in model.parameters())
     embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
@@ -83,6 +82,17 @@ def shape_of(config: Any, depth: int | None = None) -> Shape:
     kept = depth or layers
     lost = body * (layers - kept) // layers
     return Shape(body - lost, text.vocab_size, text.hidden_size, kept, total - lost)
+
+
+def skeleton_to_count(config: Any, auto: str) -> Any:
+    """See `skeleton`; `ModelError` for a model whose code came with it."""
+    model = skeleton(config, auto)
+    if model is None:
+        raise ModelError(
+            f"What a model of type `{config.model_type}` takes cannot be planned: its code came "
+            "with it and is not run to count its parameters."
+        )
+    return model
 
 
 def flops_per_second(dtype: torch.dtype) -> float:

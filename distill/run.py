@@ -176,7 +176,7 @@ class Run:
             whole = load_config(student.from_, trust_remote_code=student.trust_remote_code)
         if not student.cuts:
             return whole
-        return self._searched_config() or student.cut_config(whole)
+        return self._searched_config() or student.cut_config(whole, self.task.auto)
 
     def _searched_config(self) -> Any:
         """That of the shape which a search found for the recipe's target; None before it did."""

@@ -61,16 +61,17 @@ class StudentConfig(Widths):
         """Whether anything is cut."""
         return self.layers is not None or self.target is not None or bool(self.given)
 
-    def cut_config(self, teacher_config: Any) -> Any:
+    def cut_config(self, teacher_config: Any, auto: str = CAUSAL) -> Any:
         """The student's `PretrainedConfig` before it is cut out of a model, from that model's.
 
-        Raises `RecipeError`, naming the key, for what this model cannot give.
+        auto: transformers' class of the model. Raises `RecipeError`, naming the key, for what this
+        model cannot give.
         """
         depth = int(teacher_config.get_text_config().num_hidden_layers)
         if self.target is not None:
-            whole, sizes = sizes_of(teacher_config), self.target.provisional(teacher_config)
+            whole, sizes = sizes_of(teacher_config), self.target.provisional(teacher_config, auto)
             shaped = self.with_shape(sizes, list(range(sizes.blocks)), whole)
-            return shaped.cut_config(teacher_config)
+            return shaped.cut_config(teacher_config, auto)
         blocks = list(range(depth))
         if self.layers is not None:
             keep = self.layers.keep

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import torch
 from pydantic import Field, field_validator, model_validator
 
 from attar.errors import RecipeError
+from attar.loading import skeleton
 from attar.strict import Section
 from students.families import Sizes, family_of, sizes_of
 from students.surgery.costs import Costs, Form, Latencies
@@ -94,8 +94,20 @@ class TargetConfig(Section):
         return self
 
     def space(self, teacher_config: Any) -> Space:
-        """The shapes that may be looked at."""
-        return Space(sizes_of(teacher_config), family_of(teacher_config), tuple(self.axes))
+        """The shapes that may be looked at; `RecipeError` for axes that cut nothing."""
+        family = family_of(teacher_config)
+        space = Space(sizes_of(teacher_config), family, tuple(self.axes))
+        if "heads" in self.axes and "hidden" not in self.axes and not family.head_size_key:
+            raise RecipeError(
+                f"`student.target.axes` names `heads`, and the heads of a {family.name} are its "
+                "width: name `hidden`, which cuts both, or leave `heads` out."
+            )
+        if space.smallest() == space.whole:
+            raise RecipeError(
+                f"`student.target.axes: [{', '.join(self.axes)}]` leaves nothing of this model "
+                "that may be cut; name more of layers, heads, feed_forward, hidden."
+            )
+        return space
 
     def cost(self, costs: Costs, sizes: Sizes) -> float:
         """Parameters or bytes of a student; of a latency, parameters stand in."""
@@ -113,21 +125,24 @@ class TargetConfig(Section):
         assert latencies is not None  # an absolute time
         return number / latencies.seconds
 
-    def provisional(self, teacher_config: Any) -> Sizes:
-        """A shape under the target, before any search: the one that cuts no axis deeply.
+    def provisional(self, teacher_config: Any, auto: str) -> Sizes:
+        """A shape under the target, before any search: the one that cuts no axis deeply. Of a
+        latency, and of a model whose code came with it, it is a guess.
 
-        Raises `RecipeError` where no shape is under it, saying what is in the way.
+        auto: transformers' class of the model. Raises `RecipeError` where no shape is under a
+        number of parameters or bytes, saying what is in the way.
         """
-        costs, space = Costs(on_meta(teacher_config)), self.space(teacher_config)
+        space, model = self.space(teacher_config), skeleton(teacher_config, auto)
         number, share = read_amount(self.kind, self.amount)
+        if model is None or (self.kind == "latency" and not share):
+            return space.whole
+        costs = Costs(model)
         if self.kind == "latency":
-            if not share:
-                return costs.whole  # nothing is known of what it takes
             limit = number * costs.parameters(costs.whole)
         else:
             limit = self.limit(costs)
-        self.check_possible(space, costs, limit)
-        shapes = space.filled(lambda sizes: self.cost(costs, sizes), limit)
+            self.check_possible(space, costs, limit)
+        shapes = space.filled(lambda sizes: self.cost(costs, sizes), limit) or [space.smallest()]
         return min(shapes, key=lambda one: max(space.removed(one).values()))
 
     def check_possible(self, space: Space, costs: Costs, limit: float) -> None:
@@ -151,14 +166,3 @@ class TargetConfig(Section):
             f"{self.words} cannot be met: the smallest student that may be cut has {least:,.0f} "
             f"{unit}, the target is {limit:,.0f}. {way}{allow}."
         )
-
-
-def on_meta(config: Any) -> Any:
-    """A model of a config without its weights, with the head it was saved with."""
-    import transformers
-
-    kind = getattr(transformers, next(iter(config.architectures or []), ""), None)
-    with torch.device("meta"):
-        if kind is None:  # code of the model's own, or a config that was never saved
-            return transformers.AutoModel.from_config(config)
-        return kind._from_config(config)

@@ -188,11 +188,43 @@ def test_a_target_below_the_embeddings_says_what_is_in_the_way():
         student_of(bytes="100", axes=["heads"]).cut_config(MODELS["llama"][1])
 
 
+def test_a_latency_is_not_refused_by_a_number_of_parameters():
+    """An encoder's table takes most of its parameters and none of its time."""
+    config = BertConfig(**{**FEW, "vocab_size": 30522})
+    for latency in ("40%", "5ms"):
+        student_of(latency=latency, axes=["layers", "feed_forward"]).cut_config(config)
+    with pytest.raises(RecipeError, match="embeddings and head"):
+        student_of(parameters="40%", axes=["layers", "feed_forward"]).cut_config(config)
+
+
+@pytest.mark.parametrize("kind", ["latency", "parameters"])
+@pytest.mark.parametrize(
+    ("config", "axes", "says"),
+    [
+        (BertConfig(**FEW), ["heads"], "the heads of a BERT are its width: name `hidden`"),
+        (BertConfig(**FEW), ["layers", "heads"], "name `hidden`, which cuts both"),
+        (LlamaConfig(**{**SMALL, "num_hidden_layers": 1}), ["layers"], "axes: .layers.` leaves"),
+    ],
+)
+def test_axes_along_which_nothing_is_cut_are_refused(kind, config, axes, says):
+    amount = {"latency": "5ms", "parameters": "99%"}[kind]
+    with pytest.raises(RecipeError, match=says):
+        student_of(**{kind: amount}, axes=axes).cut_config(config)
+
+
+def test_a_checkpoint_counts_with_the_head_of_its_task():
+    config = BertConfig(**FEW, architectures=["BertForPreTraining"])
+    whole = Costs(AutoModelForMaskedLM.from_config(config)).parameters(sizes_of(config))
+    smaller = student_of(parameters="70%").cut_config(config, "AutoModelForMaskedLM")
+    student = AutoModelForMaskedLM.from_config(smaller)
+    assert 0.6 * whole < sum(p.numel() for p in student.parameters()) <= 0.7 * whole
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_before_the_search_a_shape_under_the_target_is_assumed(name):
     model = random_model(name)
     costs, config = Costs(model), model.config
-    sizes = sizes_of(student_of(parameters="50%").cut_config(config))
+    sizes = sizes_of(student_of(parameters="50%").cut_config(config, MODELS[name][0].__name__))
     assert 0.4 < costs.parameters(sizes) / costs.parameters(costs.whole) <= 0.5
     space = space_of(model)
     assert max(space.removed(sizes).values()) <= 0.5  # no axis has to pay alone
