@@ -107,13 +107,13 @@ class _Bench:
         if self.latencies is None:
             target.check_possible(self.space, self.costs, self.limit)
             self.space = self.space.within(self.cost, self.limit)
+        heals = target.heal_steps > 0
+        self.yardstick: Yardstick = run.task.yardstick(run, teacher, target.tokens, heals)
         self.calibration_BT = calibration_rows(run.data()[0], self.config.calibration_tokens)
         self.scores = measure(teacher, self.calibration_BT)
         gone = self.space.whole.blocks - self.space.fewest
         judged = LayersConfig(keep=1).calibration_tokens
         self.order = run.task.removal_order(run, teacher, gone, judged) if gone else []
-        heals = target.heal_steps > 0
-        self.yardstick: Yardstick = run.task.yardstick(run, teacher, target.tokens, heals)
 
     def cost(self, sizes: Sizes) -> float:
         """Of a shape, at once."""

@@ -16,7 +16,7 @@ from attar.heads import CAUSAL, MASKED, auto_class_of
 from attar.loading import load_causal_lm
 from distill.account import Account
 from distill.batches import OF_TOKENS, Batching
-from distill.calibration import calibration_rows, halves
+from distill.calibration import calibration_rows, parted
 from distill.data import DataConfig, Example, Examples
 from distill.gauge import Gauge
 from distill.language_gauge import GAUGE
@@ -114,7 +114,9 @@ class CausalLM:
 
     def yardstick(self, run: Run, teacher: nn.Module, tokens: int, heals: bool) -> Yardstick:
         """KL on every next token."""
-        batches = _rows(run, teacher, (1 + heals) * tokens, last=True).split(ROWS)
+        rows_BT = _rows(run, teacher, (1 + heals) * tokens, last=True)
+        held_BT, healing_BT = parted(rows_BT, heals)
+        healing = healing_BT.split(ROWS) if heals else ()  # nothing would be split into one
         theirs = head_of(teacher, run.vocabulary)
 
         def read(model: Any, ids_BT: Tensor) -> Tensor:
@@ -123,7 +125,7 @@ class CausalLM:
         def apart(student: Any, theirs_NH: Tensor, ours_NH: Tensor) -> Tensor:
             return divergence(theirs, theirs_NH, head_of(student, run.vocabulary), ours_NH)
 
-        return Yardstick(teacher, read, apart, *halves(batches, heals))
+        return Yardstick(teacher, read, apart, held_BT.split(ROWS), healing)
 
     def runner(self, run: Run) -> TeacherRunner:
         """The teacher's body and its head over the tokenizer's ids."""

@@ -5,16 +5,18 @@ import shutil
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from distill.calibration import calibration_rows
+from distill.calibration import calibration_rows, parted
 from distill.objective import Learner
 from distill.plan import shape_of
 from distill.recipe import load_recipe
 from distill.run import Run
 from distill.terms import TERM_MODELS
+from distill.text_tasks import chosen_texts
 from students.families import sizes_of
 from students.surgery import costs
 
@@ -85,11 +87,35 @@ def test_what_cannot_be_cut_is_refused_before_work(workshop, setting, says):
     assert not Path("out/data").exists()
 
 
+def test_texts_to_measure_and_to_heal_on_are_alike():
+    lengths = np.linspace(5, 200, 400).astype(int)
+    chosen = chosen_texts(Lengths(*lengths), 20000, last=True)
+    held, healing = parted(chosen, heals=True)
+    assert not set(held) & set(healing)
+    assert set(held) | set(healing) == set(chosen)
+    assert lengths[held].mean() == pytest.approx(lengths[healing].mean(), rel=0.1)
+    assert [len(part) for part in parted(chosen, heals=False)] == [len(chosen), 0]
+
+
+def test_two_rows_of_text_are_enough_to_heal_on_and_one_is_refused(workshop):
+    section = "student={target: {parameters: 70%, candidates: 2, heal_steps: 2, tokens: "
+    few = ("build", "recipe.yaml", "--run-dir", "out", "--set")
+    result = workshop(*few, section + "20}}", ok=False)
+    assert result.exit_code == 1
+    assert "`student.target.heal_steps` needs more text" in result.output
+    workshop(*few, section + "48}}")
+    surgery = json.loads(Path("out/student/surgery.json").read_text())
+    assert surgery["candidates"][0]["mended"] is not None
+
+
 class Lengths:
     """Examples of given lengths, each of its own id."""
 
     def __init__(self, *lengths):
         self.lengths = torch.tensor(lengths).numpy()
+
+    def __len__(self):
+        return len(self.lengths)
 
     def __getitem__(self, i):
         return type("Example", (), {"input_ids": torch.full((self.lengths[i],), i).numpy()})
