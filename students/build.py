@@ -69,6 +69,8 @@ class StudentConfig(Widths):
         """
         depth = int(teacher_config.get_text_config().num_hidden_layers)
         if self.target is not None:
+            if "layers" in self.target.axes:
+                self._check_refit(teacher_config, "take `layers` out of `student.target.axes`")
             whole, sizes = sizes_of(teacher_config), self.target.provisional(teacher_config, auto)
             shaped = self.with_shape(sizes, list(range(sizes.blocks)), whole)
             return shaped.cut_config(teacher_config, auto)
@@ -82,13 +84,18 @@ class StudentConfig(Widths):
                     f"`student.layers.keep` is {keep}; {self.cut_model} has blocks 0 to "
                     f"{depth - 1}."
                 )
-        if self.refit and len(blocks) < depth and family_of(teacher_config).norms == "behind":
+        if len(blocks) < depth:
+            self._check_refit(teacher_config, "cut its width only")
+        return sized_config(teacher_config, blocks, self)
+
+    def _check_refit(self, teacher_config: Any, instead: str) -> None:
+        """Raise `RecipeError` where blocks go that a refit of this family cannot make up for."""
+        if self.refit and family_of(teacher_config).norms == "behind":
             raise RecipeError(
                 f"`student.refit` cannot make up for removed blocks of a "
                 f"{family_of(teacher_config).name}, whose norms stand behind its sums; leave it "
-                "out, or cut its width only."
+                f"out, or {instead}."
             )
-        return sized_config(teacher_config, blocks, self)
 
     @property
     def cut_model(self) -> str:

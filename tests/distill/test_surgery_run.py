@@ -88,7 +88,7 @@ def test_what_cannot_be_cut_is_refused_before_work(workshop, setting, says):
 
 
 def test_texts_to_measure_and_to_heal_on_are_alike():
-    lengths = np.linspace(5, 200, 400).astype(int)
+    lengths = np.random.default_rng(0).integers(5, 200, 400)
     chosen = chosen_texts(Lengths(*lengths), 20000, last=True)
     held, healing = parted(chosen, heals=True)
     assert not set(held) & set(healing)
@@ -267,6 +267,26 @@ def test_a_latency_out_of_reach_is_an_error(workshop, monkeypatch):
     assert result.exit_code == 1
     assert "`student.target.latency: 10%` cannot be met: the quickest of" in result.output
     assert "takes 60% of the teacher's time here" in result.output
+
+
+SEARCH = "student={target: {parameters: 70%, candidates: 2, axes: [layers], tokens: 400}}"
+
+
+@pytest.mark.parametrize(
+    ("trainable", "says", "built"),
+    [
+        ("layers:0", "", True),  # whatever the search finds has it
+        ("layers:3", "`train.trainable: layers:3`", True),  # only the whole teacher has it
+        ("layers:9", "`train.trainable: layers:9`", False),  # not even that
+    ],
+)
+def test_what_learns_is_checked_in_the_shape_that_was_found(workshop, trainable, says, built):
+    more = ("--set", SEARCH, "--set", f"train.trainable={trainable}")
+    result = workshop("build", "recipe.yaml", "--run-dir", "out", *more, ok=not says)
+    assert says in result.output
+    assert Path("out/student").exists() == built
+    later = workshop("train", "recipe.yaml", "--run-dir", "out", *more, ok=False)
+    assert (says or "`train` needs `cache`") in later.output
 
 
 @pytest.mark.parametrize(
