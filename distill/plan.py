@@ -35,12 +35,11 @@ from distill.run import Run
 from distill.sources import load_rows
 from distill.terms import reads_from
 from distill.tokenizing import tokenize_document
-from students.build import LayersConfig, StudentConfig
+from students.build import StudentConfig
 from students.stream import ROWS
 
 EFFICIENCY = 0.6  # of a bare matrix product; the demo's stages lie between 0.5 and 0.8
 SAMPLE_ROWS = 50
-JUDGED_ON = LayersConfig.model_fields["calibration_tokens"].default  # a search's blocks
 TRAININGS = ("adapt-teacher", "train", "specialize")
 
 
@@ -238,7 +237,7 @@ def _search_seconds(student: StudentConfig, teacher: Shape, speed: float) -> flo
     mends += 3 * target.heal_steps * ROWS * LONGEST
     tokens = (
         student.calibration_tokens
-        + (0.5 * teacher.depth + 3.5 * removed) * JUDGED_ON
+        + (0.5 * teacher.depth + 3.5 * removed) * target.calibration_tokens
         + (1 + shapes) * target.tokens
         + min(target.finalists, target.candidates) * mends
     )

@@ -11,7 +11,7 @@ from torch import nn
 from attar.errors import RecipeError
 from distill.calibration import calibration_rows
 from distill.run import Run
-from students.build import LayersConfig, StudentConfig
+from students.build import StudentConfig
 from students.families import Sizes
 from students.surgery.costs import Costs, Latencies
 from students.surgery.cutting import Kept, cut
@@ -112,7 +112,7 @@ class _Bench:
         self.calibration_BT = calibration_rows(run.data()[0], self.config.calibration_tokens)
         self.scores = measure(teacher, self.calibration_BT)
         gone = self.space.whole.blocks - self.space.fewest
-        judged = LayersConfig(keep=1).calibration_tokens
+        judged = target.calibration_tokens
         self.order = run.task.removal_order(run, teacher, gone, judged) if gone else []
 
     def cost(self, sizes: Sizes) -> float:

@@ -14,7 +14,7 @@ from attar.anatomy import width
 from attar.errors import ModelError, RecipeError, nearest
 from attar.files import staged_folder, write_json
 from attar.heads import CAUSAL, load_as_saved
-from attar.strict import Section
+from attar.strict import Section, refuse_given
 from students.depth import cut_depth
 from students.families import Sizes, family_of, sizes_of
 from students.surgery.cutting import cut
@@ -33,6 +33,13 @@ class LayersConfig(Section):
         "greedy", description="greedy: loss when removed; influence: cosine of input and output"
     )
     calibration_tokens: int = Field(1024, ge=2, description="training tokens to judge blocks on")
+
+    @model_validator(mode="after")
+    def _a_list_is_not_judged(self) -> LayersConfig:
+        if isinstance(self.keep, list):
+            for key in ("by", "calibration_tokens"):
+                refuse_given(self, "", key, "where `keep` lists the blocks")
+        return self
 
 
 class StudentConfig(Widths):
@@ -118,8 +125,10 @@ class StudentConfig(Widths):
             "hidden": (sizes.channels, whole.channels),
         }
         sections = {key: {"keep": keep} for key, (keep, of) in wanted.items() if keep < of}
-        rest = self.model_dump(by_alias=True, exclude={"target", "layers", *wanted})
-        return StudentConfig.model_validate({**rest, "layers": {"keep": blocks}, **sections})
+        shape = StudentConfig.model_validate({"layers": {"keep": blocks}, **sections})
+        return self.model_copy(
+            update={"target": None, **{key: getattr(shape, key) for key in ("layers", *wanted)}}
+        )
 
     @model_validator(mode="after")
     def _cuts_need_teacher(self) -> StudentConfig:
@@ -138,6 +147,13 @@ class StudentConfig(Widths):
                 "`refit` has no effect where nothing is cut; give `layers`, `heads`, "
                 "`feed_forward`, `hidden` or `target`"
             )
+        if not self.reads_text:
+            judged = "where no heads, neurons or channels are judged and nothing is refitted"
+            blocks = " (blocks: `layers.calibration_tokens`)" if self.layers is not None else ""
+            refuse_given(self, "", "calibration_tokens", judged + blocks)
+        if self.target is not None and not self.refit and not self.target.heal_steps:
+            without = "without `student.refit` or `student.target.heal_steps`"
+            refuse_given(self.target, "target.", "finalists", without)
         return self
 
 

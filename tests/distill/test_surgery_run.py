@@ -196,7 +196,7 @@ def test_a_target_is_searched_built_and_learned_from(workshop):
     counts = [sum(p.numel() for p in model.parameters()) for model in (student, teacher)]
     assert counts[0] <= 0.7 * counts[1] <= surgery["limit"] + 1
     assert surgery["by"] == "search"
-    assert surgery["target"]["parameters"] == "70%"
+    assert surgery["target"]["parameters"] == 0.7
     candidates = surgery["candidates"]
     assert len(candidates) == 5
     assert candidates[0]["harm"] == min(one["harm"] for one in candidates)
