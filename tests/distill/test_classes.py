@@ -339,5 +339,5 @@ def test_the_cache_of_a_classifier_is_counted_and_checked(tmp_path):
     assert found.tokens == sum(len(e.input_ids) for e in examples)
     assert 0 < found.entropy.mean < np.log(2) + 1e-6
     assert not [fault for fault in verify(str(tmp_path)) if "manifest says" not in fault]
-    with pytest.raises(CacheError, match="holds classes of texts"):
+    with pytest.raises(CacheError, match="holds `classes` of texts"):
         converted(str(tmp_path), codec=CODECS["topk"]())

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from distill.calibration import calibration_rows, parted
 from distill.objective import Learner
@@ -322,6 +323,15 @@ def test_a_vocabulary_is_cut_by_command_and_the_run_goes_on_with_it(workshop):
     assert student.config.vocab_size == after.config.vocab_size
     fewer = workshop("vocabulary", "teacher", "--data", "text.jsonl", "--out", "few", "--most", "9")
     assert "100.00%" not in fewer.output
+
+
+def test_a_tokenizer_that_cannot_be_cut_is_refused_before_its_corpus_is_read(workshop):
+    made = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0))
+    PreTrainedTokenizerFast(tokenizer_object=made).save_pretrained("teacher")
+    Path("text.jsonl").write_text('{"turns": 1}\n')  # nothing that could be tokenised
+    more = ("teacher", "--data", "text.jsonl", "--out", "new")
+    result = workshop("vocabulary", *more, ok=False)
+    assert "Unigram; BPE and WordPiece vocabularies can be cut" in result.output
 
 
 @pytest.mark.parametrize(
