@@ -6,6 +6,7 @@ refuses to save it, so what is left of it is removed: the weights are plain tens
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -149,6 +150,22 @@ def load_model(
     model.eval()
     found: nn.Module = model
     return found
+
+
+def skeleton(config: Any, auto: str) -> Any:
+    """The model of a `PretrainedConfig` by an auto class of transformers, on the meta device.
+
+    None where its code came with the model: that is not run to look at names and shapes. (A config
+    of transformers' own that names such code for itself was loaded without it.)
+    """
+    import transformers
+
+    theirs = getattr(config, "auto_map", None)
+    own = type(config).__module__.startswith("transformers.")
+    if theirs and not (own and "AutoConfig" in theirs):
+        return None
+    with torch.device("meta"):
+        return getattr(transformers, auto).from_config(copy.deepcopy(config))
 
 
 def be_quiet() -> None:

@@ -74,7 +74,7 @@ def distilled_student(options: Any) -> Path:
     from distill.recipe import load_recipe
     from distill.run import Run
 
-    asked = [f"teacher.model={options.model}", f"student.layers.keep={KEPT}", "train.arms=[]"]
+    asked = [f"teacher.model={options.model}", f"student.layers={{keep: {KEPT}}}", "train.arms=[]"]
     if options.quick:
         asked += ["data.train_tokens=1024", "data.held_out_tokens=512", "train.max_steps=2"]
     folder = Path("runs", "cache_codecs_quick" if options.quick else "cache_codecs")

@@ -5,16 +5,16 @@ Legend: B rows, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from attar.errors import RecipeError
 from distill.data import Examples
 
-T = TypeVar("T")
+Rows = TypeVar("Rows", Tensor, np.ndarray)
 LONGEST = 256
 GOLDEN = (5**0.5 - 1) / 2  # its multiples leave no large gap between 0 and 1
 
@@ -43,7 +43,16 @@ def calibration_rows(examples: Examples, tokens: int, *, last: bool = False) -> 
     return torch.stack(rows)
 
 
-def halves(batches: Sequence[T], both: bool) -> tuple[Sequence[T], Sequence[T]]:
-    """Batches to measure on and, where both are asked for, as many others to learn from."""
-    middle = max(1, len(batches) // 2) if both else len(batches)
-    return batches[:middle], batches[middle:]
+def parted(chosen: Rows, heals: bool) -> tuple[Rows, Rows]:
+    """What is measured on and, where that is asked for, every other one to learn from instead.
+
+    Raises `RecipeError` where there is one alone.
+    """
+    if not heals:
+        return chosen, chosen[:0]
+    if len(chosen) < 2:
+        raise RecipeError(
+            "`student.target.heal_steps` needs more text: beside that which shapes are measured on "
+            "there is none; raise `student.target.tokens`, or leave `heal_steps` out."
+        )
+    return chosen[::2], chosen[1::2]

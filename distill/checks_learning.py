@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
-import torch
-
 from attar.errors import RecipeError
+from attar.loading import skeleton
 from distill.loop import LoopConfig
 from distill.pace import check_pace, lowest_learning
 from distill.run import Run
 from students.trainable import prepare_learning
 
 
-def check_learning(run: Run) -> None:
+def check_learning(run: Run, shaped: bool = True) -> None:
     """Raise `RecipeError` where parts that are to learn are not there, keys of a training's pace
     have no effect, or a term reads layers below all that learns.
+
+    shaped: whether the student's shape is known; before a search, only what the whole model lacks
+    is refused.
     """
     recipe = run.recipe
     adapt, train, special = recipe.teacher.adapt, recipe.train, recipe.specialize
     if adapt is not None:
         _check(run, "teacher.adapt", adapt, _skeleton(run, run.teacher_config))
+    if not shaped:
+        whole = _skeleton(run, run.whole_config)
+        if whole is not None:
+            prepare_learning(whole, train.trainable, train.reinitialize, 0, "train.")
+        return
     _check(run, "train", train, _skeleton(run, run.student_config))
     if special is not None and special.leaves == "weights":
         student = _skeleton(run, run.student_config)
@@ -35,12 +41,7 @@ def _skeleton(run: Run, config: Any) -> Any:
 
     None where its code came with the model: it is not run to look at its names.
     """
-    import transformers
-
-    if hasattr(config, "auto_map"):
-        return None
-    with torch.device("meta"):
-        return getattr(transformers, run.task.auto).from_config(copy.deepcopy(config))
+    return skeleton(config, run.task.auto)
 
 
 def _check(run: Run, path: str, config: Any, model: Any) -> None:

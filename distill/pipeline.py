@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from attar.anatomy import check_layers
 from attar.attention import check_blocks
@@ -65,17 +66,31 @@ def check_before_work(run: Run) -> None:
     check_makeable(run.artifacts, run.student_config)
     check_rounding(recipe.export, run.artifacts)
     check_tasks(recipe.evaluate.tasks, run.tokenizer.chat_template is not None)
-    _check_layer_terms(run)
-    check_learning(run)
     if recipe.specialize is not None:
-        _check_method(run, positions)
+        _check_positions(run, positions)
+    _check_student(run, shaped=not _is_searched(run) or is_done(run, "build"))
 
 
-def _check_method(run: Run, positions: int | None) -> None:
-    """Whether the student that will be built can learn by the method of `specialize`."""
+def _is_searched(run: Run) -> bool:
+    return run.recipe.student.target is not None
+
+
+def _check_student(run: Run, shaped: bool) -> None:
+    """Whether the student can learn as the recipe says. Before its shape is known (`shaped`), what
+    no student of that model could do is refused; the rest is looked at right after the search.
+    """
+    config = run.student_config if shaped else run.whole_config
+    _check_layer_terms(run, config, shaped)
+    check_learning(run, shaped)
+    if run.recipe.specialize is not None:
+        depth = config.get_text_config().num_hidden_layers
+        run.recipe.specialize.check(cut_config(config, list(range(depth))))
+
+
+def _check_positions(run: Run, positions: int | None) -> None:
+    """Whether positions that a method of `specialize` sets before texts are there."""
     special = run.recipe.specialize
     length = (special.data or run.recipe.data).max_length
-    special.check(cut_config(run.student_config, list(range(run.student_depth))))
     if special.prepends and positions is not None and special.virtual_tokens + length > positions:
         raise RecipeError(
             f"`specialize.virtual_tokens` is {special.virtual_tokens} before texts of up to "
@@ -83,13 +98,13 @@ def _check_method(run: Run, positions: int | None) -> None:
         )
 
 
-def _check_layer_terms(run: Run) -> None:
+def _check_layer_terms(run: Run, config: Any, shaped: bool) -> None:
     """Terms on layers and blocks: that both sides have them, and that heads fit."""
-    known = run.layer_map()
+    known = run.layer_map(config.get_text_config().num_hidden_layers)
     for name, section in run.recipe.learning().items():
         known.pairs(section.objective, section.source, name)
-        configs = run.student_config, run.teacher_config
-        check_relations(f"{name}.objective", section.objective, *configs)
+        if shaped:
+            check_relations(f"{name}.objective", section.objective, config, run.teacher_config)
 
 
 def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
@@ -118,8 +133,10 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
             if alone:
                 _check_needs(run, name)
             _run_stage(run, name)
-            if name == "build":  # on every process, whichever of them built
-                run.student_was_built()
+            if name == "build":
+                run.student_was_built()  # on every process
+                if _is_searched(run):
+                    _check_student(run, shaped=True)
     return True
 
 

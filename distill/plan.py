@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 
+from attar.errors import ModelError
 from attar.files import fingerprint, read_json
-from attar.loading import default_device, resolve_precision
+from attar.heads import CAUSAL
+from attar.loading import default_device, resolve_precision, skeleton
 from attar.processes import is_alone
 from distill.calibration import LONGEST
 from distill.choices import (
@@ -34,14 +36,13 @@ from distill.run import Run
 from distill.sources import load_rows
 from distill.terms import reads_from
 from distill.tokenizing import tokenize_document
-from students.build import LayersConfig, StudentConfig
+from students.build import StudentConfig
 from students.stream import ROWS
 from students.surgery.costs import BYTES
 from students.surgery.target import TargetConfig, read_amount
 
 EFFICIENCY = 0.6  # of a bare matrix product; the demo's stages lie between 0.5 and 0.8
 SAMPLE_ROWS = 50
-JUDGED_ON = LayersConfig.model_fields["calibration_tokens"].default  # a search's blocks
 TRAININGS = ("adapt-teacher", "train", "specialize")
 
 
@@ -74,10 +75,7 @@ class Shape:
 
 def shape_of(config: Any, depth: int | None = None) -> Shape:
     """The shape of a model from its config alone, on the meta device."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    model = skeleton_to_count(config, CAUSAL)
     text = config.get_text_config()
     total = sum(p.numel() for p in model.parameters())
     embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
@@ -86,6 +84,17 @@ def shape_of(config: Any, depth: int | None = None) -> Shape:
     kept = depth or layers
     lost = body * (layers - kept) // layers
     return Shape(body - lost, text.vocab_size, text.hidden_size, kept, total - lost)
+
+
+def skeleton_to_count(config: Any, auto: str) -> Any:
+    """See `skeleton`; `ModelError` for a model whose code came with it."""
+    model = skeleton(config, auto)
+    if model is None:
+        raise ModelError(
+            f"What a model of type `{config.model_type}` takes cannot be planned: its code came "
+            "with it and is not run to count its parameters."
+        )
+    return model
 
 
 def flops_per_second(dtype: torch.dtype) -> float:
@@ -229,7 +238,7 @@ def _search_seconds(student: StudentConfig, teacher: Shape, speed: float) -> flo
     mends += 3 * target.heal_steps * ROWS * LONGEST
     tokens = (
         student.calibration_tokens
-        + (0.5 * teacher.depth + 3.5 * removed) * JUDGED_ON
+        + (0.5 * teacher.depth + 3.5 * removed) * target.calibration_tokens
         + (1 + shapes) * target.tokens
         + min(target.finalists, target.candidates) * mends
     )

@@ -168,15 +168,20 @@ class Run:
     @cached_property
     def student_config(self) -> Any:
         """The student's `PretrainedConfig`, known before it is built."""
+        student, whole = self.recipe.student, self.whole_config
+        if isinstance(student.from_, dict) or not student.cuts:
+            return whole
+        return self._searched_config() or student.cut_config(whole, self.task.auto)
+
+    @cached_property
+    def whole_config(self) -> Any:
+        """That of the student before anything is cut."""
         student = self.recipe.student
         if isinstance(student.from_, dict):
             return fresh_config(student.from_, self.teacher_config)
-        whole = self.teacher_config
-        if student.from_ != "teacher":
-            whole = load_config(student.from_, trust_remote_code=student.trust_remote_code)
-        if not student.cuts:
-            return whole
-        return self._searched_config() or student.cut_config(whole)
+        if student.from_ == "teacher":
+            return self.teacher_config
+        return load_config(student.from_, trust_remote_code=student.trust_remote_code)
 
     def _searched_config(self) -> Any:
         """That of the shape which a search found for the recipe's target; None before it did."""
@@ -214,10 +219,13 @@ class Run:
             return False
         return source == "teacher" or read_surgery(source, self.teacher.model) is not None
 
-    def layer_map(self) -> LayerMap:
-        """What is known of both models' layers, and how the student was cut where it was."""
+    def layer_map(self, depth: int | None = None) -> LayerMap:
+        """What is known of both models' layers, and how the student was cut where it was.
+
+        depth: of a student of so many blocks instead.
+        """
         hidden, file = self.recipe.cache.hidden, self.student_folder / FILE
-        depth, kept = self.student_depth, None
+        depth, kept = depth or self.student_depth, None
         if self.comes_from_teacher:
             kept = read_json(file)["kept"] if file.exists() else []
             if len(kept) != depth:  # not cut yet, or for another recipe: enough to check by

@@ -11,7 +11,7 @@ from torch import nn
 from attar.errors import RecipeError
 from distill.calibration import calibration_rows
 from distill.run import Run
-from students.build import LayersConfig, StudentConfig
+from students.build import StudentConfig
 from students.families import Sizes
 from students.surgery.costs import Costs, Latencies
 from students.surgery.cutting import Kept, cut
@@ -107,13 +107,13 @@ class _Bench:
             target.check_possible(self.space, self.costs, self.limit)
         exact = self.cost if self.latencies is None else self.latencies.measure
         self.space = self.space.within(exact, self.limit)
+        heals = target.heal_steps > 0
+        self.yardstick: Yardstick = run.task.yardstick(run, teacher, target.tokens, heals)
         self.calibration_BT = calibration_rows(run.data()[0], self.config.calibration_tokens)
         self.scores = measure(teacher, self.calibration_BT)
         gone = self.space.whole.blocks - self.space.fewest
-        judged = LayersConfig(keep=1).calibration_tokens
+        judged = target.calibration_tokens
         self.order = run.task.removal_order(run, teacher, gone, judged) if gone else []
-        heals = target.heal_steps > 0
-        self.yardstick: Yardstick = run.task.yardstick(run, teacher, target.tokens, heals)
 
     def cost(self, sizes: Sizes) -> float:
         """Of a shape, at once."""

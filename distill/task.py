@@ -81,7 +81,7 @@ class Task(Protocol):
 
     def yardstick(self, run: Run, teacher: nn.Module, tokens: int, heals: bool) -> Yardstick:
         """How far students are from a model on the last training text, `tokens` in all; with as
-        much again to heal on.
+        much again to heal on. Raises `RecipeError` where there is too little text for both.
         """
 
     def runner(self, run: Run) -> Runner:

@@ -21,7 +21,6 @@ from attar.heads import (
 from attar.loading import load_model, resolve_precision
 from distill.account import Account
 from distill.batches import OF_TEXTS, Batching
-from distill.calibration import halves
 from distill.class_metrics import GAUGE
 from distill.class_report import ACCOUNT
 from distill.data import DataConfig, Example, Examples
@@ -35,10 +34,12 @@ from distill.text_tasks import (
     order_by_change,
     text_request,
     texts_kept,
+    yardstick_texts,
 )
 from students.build import fresh_model
+from students.depth import keep_by_influence
 from students.surgery.yardstick import Yardstick
-from students.text_depth import class_logprobs, keep_by_cosine, kl
+from students.text_depth import class_logprobs, kl
 from teachers.runner import Request
 from teachers.text_runner import TextRunner
 
@@ -127,16 +128,16 @@ class SequenceClassification:
 
     def keep_by_influence(self, run: Run, model: nn.Module, keep: int, tokens: int) -> list[int]:
         """By the cosine of what enters a block and what leaves it."""
-        return keep_by_cosine(model, calibration_texts(run.data()[0], tokens, model), keep)
+        return keep_by_influence(model, calibration_texts(run.data()[0], tokens, model), keep)
 
     def yardstick(self, run: Run, teacher: nn.Module, tokens: int, heals: bool) -> Yardstick:
         """KL of the classes."""
-        texts = calibration_texts(run.data()[0], (1 + heals) * tokens, teacher, last=True)
+        texts = yardstick_texts(run.data()[0], tokens, heals, teacher)
 
         def apart(_student: Any, theirs_BC: Tensor, ours_BC: Tensor) -> Tensor:
             return kl(theirs_BC, ours_BC).sum()
 
-        return Yardstick(teacher, class_logprobs, apart, *halves(texts, heals))
+        return Yardstick(teacher, class_logprobs, apart, *texts)
 
     def runner(self, run: Run) -> TextRunner:
         """The whole classifier."""

@@ -19,7 +19,6 @@ from attar.loading import load_config, load_model, resolve_precision
 from attar.pooling import Pooling, read_pooling, text_vectors, write_pooling
 from distill.account import Account
 from distill.batches import OF_TEXTS, Batching
-from distill.calibration import halves
 from distill.data import DataConfig, Example, Examples
 from distill.gauge import Gauge
 from distill.losses import LOSSES
@@ -33,12 +32,13 @@ from distill.text_tasks import (
     order_by_change,
     text_request,
     texts_kept,
+    yardstick_texts,
 )
 from distill.vector_gauge import GAUGE
 from distill.vector_report import ACCOUNT
 from students.build import fresh_model
+from students.depth import keep_by_influence
 from students.surgery.yardstick import Read, Yardstick
-from students.text_depth import keep_by_cosine
 from teachers.runner import Request
 from teachers.text_runner import TextRunner
 
@@ -147,13 +147,13 @@ class Embedding:
 
     def keep_by_influence(self, run: Run, model: nn.Module, keep: int, tokens: int) -> list[int]:
         """By the cosine of what enters a block and what leaves it."""
-        return keep_by_cosine(model, calibration_texts(run.data()[0], tokens, model), keep)
+        return keep_by_influence(model, calibration_texts(run.data()[0], tokens, model), keep)
 
     def yardstick(self, run: Run, teacher: nn.Module, tokens: int, heals: bool) -> Yardstick:
         """How far cosines between the texts of a batch are off, whatever the widths."""
-        texts = calibration_texts(run.data()[0], (1 + heals) * tokens, teacher, last=True)
+        texts = yardstick_texts(run.data()[0], tokens, heals, teacher)
         name = "similarity error"
-        return Yardstick(teacher, self._read(run), _off, *halves(texts, heals), name)
+        return Yardstick(teacher, self._read(run), _off, *texts, name)
 
     def _read(self, run: Run) -> Read:
         pooling = pooling_of(run.recipe.data, run.recipe.teacher.model)

@@ -16,7 +16,7 @@ from attar.heads import CAUSAL, MASKED, auto_class_of
 from attar.loading import load_causal_lm
 from distill.account import Account
 from distill.batches import OF_TOKENS, Batching
-from distill.calibration import calibration_rows, halves
+from distill.calibration import calibration_rows, parted
 from distill.data import DataConfig, Example, Examples
 from distill.gauge import Gauge
 from distill.language_gauge import GAUGE
@@ -25,7 +25,7 @@ from distill.readers import Reader
 from distill.readouts import Readout
 from distill.task import TASKS, refuse_keys
 from students.build import fresh_model
-from students.depth import keep_by_influence, keep_greedily
+from students.depth import keep_by_influence, keep_greedily, next_token_loss, rows_as_texts
 from students.stream import ROWS
 from students.surgery.yardstick import Yardstick
 from teachers.codecs import TEXT_CODECS
@@ -104,16 +104,19 @@ class CausalLM:
             order.append(block)
             log.info("build: block %d removed, calibration loss %.3f nats a token", block, loss)
 
-        keep_greedily(model, _rows(run, model, tokens), num_layers(model) - count, on_removal)
+        loss_of = next_token_loss(_rows(run, model, tokens))
+        keep_greedily(model, loss_of, num_layers(model) - count, on_removal)
         return order
 
     def keep_by_influence(self, run: Run, model: nn.Module, keep: int, tokens: int) -> list[int]:
         """By the cosine of what enters a block and what leaves it."""
-        return keep_by_influence(model, _rows(run, model, tokens), keep)
+        return keep_by_influence(model, rows_as_texts(_rows(run, model, tokens)), keep)
 
     def yardstick(self, run: Run, teacher: nn.Module, tokens: int, heals: bool) -> Yardstick:
         """KL on every next token."""
-        batches = _rows(run, teacher, (1 + heals) * tokens, last=True).split(ROWS)
+        rows_BT = _rows(run, teacher, (1 + heals) * tokens, last=True)
+        held_BT, healing_BT = parted(rows_BT, heals)
+        healing = healing_BT.split(ROWS) if heals else ()  # nothing would be split into one
         theirs = head_of(teacher, run.vocabulary)
 
         def read(model: Any, ids_BT: Tensor) -> Tensor:
@@ -122,7 +125,7 @@ class CausalLM:
         def apart(student: Any, theirs_NH: Tensor, ours_NH: Tensor) -> Tensor:
             return divergence(theirs, theirs_NH, head_of(student, run.vocabulary), ours_NH)
 
-        return Yardstick(teacher, read, apart, *halves(batches, heals))
+        return Yardstick(teacher, read, apart, held_BT.split(ROWS), healing)
 
     def runner(self, run: Run) -> TeacherRunner:
         """The teacher's body and its head over the tokenizer's ids."""

@@ -16,7 +16,7 @@ from attar.heads import MASKED, auto_class_of
 from attar.masked import check_head, load_masked_lm
 from distill.account import Account
 from distill.batches import OF_MASKED, Batch, Batching, collate_masked
-from distill.calibration import halves
+from distill.calibration import parted
 from distill.data import IGNORE, DataConfig, Example, Examples
 from distill.gauge import Gauge
 from distill.masked_gauge import GAUGE
@@ -24,10 +24,11 @@ from distill.masked_report import ACCOUNT
 from distill.masked_texts import MaskedTexts, check_masks
 from distill.readouts import Readout
 from distill.task import TASKS, refuse_keys
-from distill.text_tasks import check_artifacts, chosen_rows, order_by_change
+from distill.text_tasks import check_artifacts, chosen_texts, order_by_change, rows_of
 from students.build import fresh_model
+from students.depth import keep_by_influence
 from students.surgery.yardstick import Read, Yardstick
-from students.text_depth import keep_by_cosine, kl
+from students.text_depth import kl
 from teachers.codecs import TEXT_CODECS
 from teachers.load import load_teacher
 from teachers.runner import Request, TeacherRunner
@@ -132,16 +133,17 @@ class MaskedLM:
     def keep_by_influence(self, run: Run, model: nn.Module, keep: int, tokens: int) -> list[int]:
         """By the cosine of what enters a block and what leaves it."""
         batches = _calibration(run, model, tokens)
-        return keep_by_cosine(model, [batch.model_inputs() for batch in batches], keep)
+        return keep_by_influence(model, [batch.model_inputs() for batch in batches], keep)
 
     def yardstick(self, run: Run, teacher: nn.Module, tokens: int, heals: bool) -> Yardstick:
         """KL at masked positions."""
-        batches = _calibration(run, teacher, (1 + heals) * tokens, last=True)
+        chosen = chosen_texts(run.data()[0], (1 + heals) * tokens, last=True)
+        held, healing = (_batches(run, part, teacher) for part in parted(chosen, heals))
 
         def apart(_student: Any, theirs_NV: Tensor, ours_NV: Tensor) -> Tensor:
             return kl(theirs_NV, ours_NV).sum()
 
-        return Yardstick(teacher, self._read(run), apart, *halves(batches, heals))
+        return Yardstick(teacher, self._read(run), apart, held, healing)
 
     def _read(self, run: Run) -> Read:
         def read(model: Any, batch: Batch) -> Tensor:
@@ -167,9 +169,12 @@ class MaskedLM:
         return None
 
 
-def _calibration(run: Run, model: nn.Module, tokens: int, *, last: bool = False) -> list[Batch]:
+def _calibration(run: Run, model: nn.Module, tokens: int) -> list[Batch]:
     """Batches of training texts from all over the data that hold so many tokens together."""
+    return _batches(run, chosen_texts(run.data()[0], tokens), model)
+
+
+def _batches(run: Run, chosen: np.ndarray, model: nn.Module) -> list[Batch]:
+    """Chosen training texts, where the model is."""
     device = next(model.parameters()).device
-    return [
-        collate_masked(rows).to(device) for rows in chosen_rows(run.data()[0], tokens, 16, last)
-    ]
+    return [collate_masked(rows).to(device) for rows in rows_of(run.data()[0], chosen, 16)]

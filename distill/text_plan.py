@@ -12,13 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from attar.loading import resolve_precision
 from distill.data import DataConfig, sources_of
 from distill.inputs import is_done
 from distill.loop import LoopConfig
-from distill.plan import EFFICIENCY, SAMPLE_ROWS, Estimate, estimate, flops_per_second
+from distill.plan import (
+    EFFICIENCY,
+    SAMPLE_ROWS,
+    Estimate,
+    estimate,
+    flops_per_second,
+    skeleton_to_count,
+)
 from distill.run import Run
 from distill.sources import load_rows
 
@@ -47,10 +53,7 @@ def estimates(run: Run) -> list[Estimate]:
 
 def body_of_config(config: Any, depth: int, auto: str) -> Body:
     """Of a model of an auto class with so many blocks, from its configuration alone."""
-    import transformers
-
-    with torch.device("meta"):
-        model = getattr(transformers, auto).from_config(config)
+    model = skeleton_to_count(config, auto)
     text, total = config.get_text_config(), sum(p.numel() for p in model.parameters())
     table = sum(p.numel() for n, p in model.named_parameters() if "embedding" in n)
     lost = (total - table) * (text.num_hidden_layers - depth) // text.num_hidden_layers

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from attar.anatomy import num_layers
 from distill.batches import collate_texts, plan_in_order
-from distill.calibration import spread
+from distill.calibration import parted, spread
 from distill.data import Example, Examples
 from distill.task import refuse_keys
 from students.artifacts import ARTIFACTS
-from students.text_depth import Texts, keep_by_change
+from students.depth import Texts, keep_greedily
+from students.text_depth import change_from
 from teachers.runner import Request
 
 if TYPE_CHECKING:
@@ -79,23 +80,39 @@ def check_artifacts(recipe: Recipe, task: str) -> None:
             )
 
 
-def calibration_texts(
-    examples: Examples, tokens: int, model: Any, *, last: bool = False
-) -> list[Texts]:
+def calibration_texts(examples: Examples, tokens: int, model: Any) -> list[Texts]:
     """Batches of training texts from all over the data that hold so many tokens together."""
+    return text_batches(examples, chosen_texts(examples, tokens), model)
+
+
+def chosen_texts(examples: Examples, tokens: int, *, last: bool = False) -> np.ndarray:
+    """Numbers of examples from all over the data that hold so many tokens together."""
+    numbers = spread(len(examples), last=last)
+    return numbers[: 1 + int(np.searchsorted(examples.lengths[numbers].cumsum(), tokens))]
+
+
+def text_batches(examples: Examples, chosen: np.ndarray, model: Any) -> list[Texts]:
+    """Chosen examples as whole texts, where the model is."""
     device = next(model.parameters()).device
-    batches = map(collate_texts, chosen_rows(examples, tokens, 32, last))
+    batches = map(collate_texts, rows_of(examples, chosen, 32))
     return [batch.to(device).model_inputs() for batch in batches]
 
 
-def chosen_rows(
-    examples: Examples, tokens: int, rows: int, last: bool
-) -> Iterator[list[list[Example]]]:
-    """Of examples from all over the data that hold so many tokens together, so many a batch."""
-    numbers = spread(len(examples), last=last)
-    chosen = numbers[: 1 + int(np.searchsorted(examples.lengths[numbers].cumsum(), tokens))]
+def rows_of(examples: Examples, chosen: np.ndarray, rows: int) -> Iterator[list[list[Example]]]:
+    """Chosen examples, one a row, so many a batch, longest first."""
     for batch in plan_in_order([int(n) for n in examples.lengths[chosen]], rows):
         yield [[examples[int(chosen[i])] for i in row] for row in batch]
+
+
+def yardstick_texts(
+    examples: Examples, tokens: int, heals: bool, model: Any
+) -> tuple[list[Texts], list[Texts]]:
+    """Batches of the last texts to measure students on, `tokens` in all; as many others to heal
+    on, where that is asked for.
+    """
+    chosen = chosen_texts(examples, (1 + heals) * tokens, last=True)
+    held, healing = (text_batches(examples, part, model) for part in parted(chosen, heals))
+    return held, healing
 
 
 def order_by_change(
@@ -113,7 +130,8 @@ def order_by_change(
         order.append(block)
         log.info("build: block %d removed, %s %.4f", block, what, loss)
 
-    keep_by_change(model, batches, num_layers(model) - count, read, apart, on_removal)
+    change = change_from(model, batches, read, apart)
+    keep_greedily(model, change, num_layers(model) - count, on_removal)
     return order
 
 

@@ -15,7 +15,7 @@ from attar.errors import ModelError
 from attar.loading import load_config, load_model, load_tokenizer
 from distill.data import DataConfig, Examples, check_sources, prepare_whole
 from students.families import family_of
-from students.surgery.vocabulary import cut_vocabulary, ids_to_keep
+from students.surgery.vocabulary import check_prunable, cut_vocabulary, ids_to_keep
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ def fit_vocabulary(
     config = load_config(model, trust_remote_code=trust_remote_code)
     family_of(config)  # or an error before the work
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    check_prunable(tokenizer)
     with tempfile.TemporaryDirectory(prefix="attar-vocabulary-") as name:
         whole = data.model_copy(update={"held_out_tokens": None})
         prepare_whole(whole, tokenizer, 0, Path(name))

@@ -14,7 +14,7 @@ from attar.anatomy import width
 from attar.errors import ModelError, RecipeError, nearest
 from attar.files import staged_folder, write_json
 from attar.heads import CAUSAL, load_as_saved
-from attar.strict import Section
+from attar.strict import Section, refuse_given
 from students.depth import cut_depth
 from students.families import Sizes, family_of, sizes_of
 from students.surgery.cutting import cut
@@ -33,6 +33,13 @@ class LayersConfig(Section):
         "greedy", description="greedy: loss when removed; influence: cosine of input and output"
     )
     calibration_tokens: int = Field(1024, ge=2, description="training tokens to judge blocks on")
+
+    @model_validator(mode="after")
+    def _a_list_is_not_judged(self) -> LayersConfig:
+        if isinstance(self.keep, list):
+            for key in ("by", "calibration_tokens"):
+                refuse_given(self, "", key, "where `keep` lists the blocks")
+        return self
 
 
 class StudentConfig(Widths):
@@ -61,16 +68,19 @@ class StudentConfig(Widths):
         """Whether anything is cut."""
         return self.layers is not None or self.target is not None or bool(self.given)
 
-    def cut_config(self, teacher_config: Any) -> Any:
+    def cut_config(self, teacher_config: Any, auto: str = CAUSAL) -> Any:
         """The student's `PretrainedConfig` before it is cut out of a model, from that model's.
 
-        Raises `RecipeError`, naming the key, for what this model cannot give.
+        auto: transformers' class of the model. Raises `RecipeError`, naming the key, for what this
+        model cannot give.
         """
         depth = int(teacher_config.get_text_config().num_hidden_layers)
         if self.target is not None:
-            whole, sizes = sizes_of(teacher_config), self.target.provisional(teacher_config)
+            if "layers" in self.target.axes:
+                self._check_refit(teacher_config, "take `layers` out of `student.target.axes`")
+            whole, sizes = sizes_of(teacher_config), self.target.provisional(teacher_config, auto)
             shaped = self.with_shape(sizes, list(range(sizes.blocks)), whole)
-            return shaped.cut_config(teacher_config)
+            return shaped.cut_config(teacher_config, auto)
         blocks = list(range(depth))
         if self.layers is not None:
             keep = self.layers.keep
@@ -85,13 +95,18 @@ class StudentConfig(Widths):
                 raise RecipeError(
                     f"`student.layers.keep` is {keep}; name each block once, in ascending order."
                 )
-        if self.refit and len(blocks) < depth and family_of(teacher_config).norms == "behind":
+        if len(blocks) < depth:
+            self._check_refit(teacher_config, "cut its width only")
+        return sized_config(teacher_config, blocks, self)
+
+    def _check_refit(self, teacher_config: Any, instead: str) -> None:
+        """Raise `RecipeError` where blocks go that a refit of this family cannot make up for."""
+        if self.refit and family_of(teacher_config).norms == "behind":
             raise RecipeError(
                 f"`student.refit` cannot make up for removed blocks of a "
                 f"{family_of(teacher_config).name}, whose norms stand behind its sums; leave it "
-                "out, or cut its width only."
+                f"out, or {instead}."
             )
-        return sized_config(teacher_config, blocks, self)
 
     @property
     def cut_model(self) -> str:
@@ -114,8 +129,10 @@ class StudentConfig(Widths):
             "hidden": (sizes.channels, whole.channels),
         }
         sections = {key: {"keep": keep} for key, (keep, of) in wanted.items() if keep < of}
-        rest = self.model_dump(by_alias=True, exclude={"target", "layers", *wanted})
-        return StudentConfig.model_validate({**rest, "layers": {"keep": blocks}, **sections})
+        shape = StudentConfig.model_validate({"layers": {"keep": blocks}, **sections})
+        return self.model_copy(
+            update={"target": None, **{key: getattr(shape, key) for key in ("layers", *wanted)}}
+        )
 
     @model_validator(mode="after")
     def _check_cuts(self) -> StudentConfig:
@@ -134,6 +151,13 @@ class StudentConfig(Widths):
                 "`refit` has no effect where nothing is cut; give `layers`, `heads`, "
                 "`feed_forward`, `hidden` or `target`"
             )
+        if not self.reads_text:
+            judged = "where no heads, neurons or channels are judged and nothing is refitted"
+            blocks = " (blocks: `layers.calibration_tokens`)" if self.layers is not None else ""
+            refuse_given(self, "", "calibration_tokens", judged + blocks)
+        if self.target is not None and not self.refit and not self.target.heal_steps:
+            without = "without `student.refit` or `student.target.heal_steps`"
+            refuse_given(self.target, "target.", "finalists", without)
         return self
 
 

@@ -2,9 +2,9 @@
 
 Legend: B sequences, T tokens, H width, V vocabulary.
 
-`greedy` removes, one by one, the block without which the calibration loss rises least; the order
-is found anew after every removal, because blocks lean on each other. `influence` removes at once
-the blocks that turn the residual stream least (mean cosine of a block's input and output; the
+`greedy` removes, one by one, the block without which a loss on calibration text rises least; the
+order is found anew after every removal, because blocks lean on each other. `influence` removes at
+once the blocks that turn the residual stream least (mean cosine of a block's input and output; the
 block influence of ShortGPT, arXiv 2403.03853). Greedy costs some five half passes over the
 calibration text a removal and is far better when much is removed.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,20 +21,28 @@ from torch import Tensor, nn
 
 from attar.anatomy import blocks_of, body_of, capture_layers, head_of, num_layers, run_body, unwrap
 from attar.errors import ModelError
+from attar.heads import text_inputs
+
+Texts = dict[str, Tensor | None]  # what `text_inputs` takes
+LossOf = Callable[[Any], float]  # of a model as it stands, by the same forwards every time
 
 
-class _Skip(nn.Module):
-    """Stands in for a removed block: the residual stream passes."""
+class Skip(nn.Module):
+    """Stands in for a removed block: the residual stream passes, and others keep their places.
 
-    def __init__(self, returns_tuple: bool) -> None:
+    parts: how many things a block gives in a tuple; None where it gives the stream alone.
+    """
+
+    def __init__(self, parts: int | None) -> None:
         super().__init__()
-        self.returns_tuple = returns_tuple
-        self.instead: Tensor | None = None
+        self.parts = parts
+        self.instead: Iterator[Tensor] | None = None  # what passes in place of what comes in
 
     def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        """What comes in, (B, T, H)."""
         if self.instead is not None:
-            hidden_states = self.instead
-        return (hidden_states,) if self.returns_tuple else hidden_states
+            hidden_states = next(self.instead)
+        return hidden_states if self.parts is None else (hidden_states, *[None] * (self.parts - 1))
 
 
 def keep_evenly(depth: int, keep: int) -> list[int]:
@@ -45,28 +53,32 @@ def keep_evenly(depth: int, keep: int) -> list[int]:
 
 
 @torch.inference_mode()
-def block_cosines(model: nn.Module, input_ids_BT: Tensor) -> list[float]:
-    """Mean cosine between each block's input and output on calibration text; 1: not needed."""
-    depth = num_layers(model)
-    with capture_layers(model, list(range(depth + 1))) as captured:
-        run_body(model, {"input_ids": input_ids_BT, "attention_mask": None})
-    layers = captured.layers
-    return [
-        float(torch.cosine_similarity(layers[i].float(), layers[i + 1].float(), dim=-1).mean())
-        for i in range(depth)
-    ]
+def block_cosines(model: nn.Module, batches: Sequence[Texts]) -> list[float]:
+    """Mean cosine of each block's input and output on texts' tokens; 1: it is not needed."""
+    depth, number = num_layers(model), 0
+    totals = torch.zeros(depth)
+    for texts in batches:
+        with capture_layers(model, list(range(depth + 1))) as captured:
+            run_body(model, dict(text_inputs(model, texts)))
+        mask_BT = texts["attention_mask"]
+        assert mask_BT is not None
+        states = [captured.layers[layer][mask_BT.bool()].float() for layer in range(depth + 1)]
+        for i in range(depth):
+            totals[i] += torch.cosine_similarity(states[i], states[i + 1], dim=-1).sum().cpu()
+        number += len(states[0])
+    return (totals / number).tolist()
 
 
-def keep_by_influence(model: nn.Module, input_ids_BT: Tensor, keep: int) -> list[int]:
+def keep_by_influence(model: nn.Module, batches: Sequence[Texts], keep: int) -> list[int]:
     """The `keep` blocks that turn the residual stream most."""
-    cosines = block_cosines(model, input_ids_BT)
+    cosines = block_cosines(model, batches)
     return sorted(sorted(range(len(cosines)), key=lambda i: cosines[i])[:keep])
 
 
 @torch.inference_mode()
 def keep_greedily(
     model: nn.Module,
-    input_ids_BT: Tensor,
+    loss_of: LossOf,
     keep: int,
     on_removal: Callable[[int, float], None] = lambda block, loss: None,
 ) -> list[int]:
@@ -74,9 +86,9 @@ def keep_greedily(
 
     Lazy: a block is tried again only while its cost when it was last tried could still win (costs
     grow as others go, Minoux 1978), and a trial starts from the stored input of its block, so it
-    runs only the blocks behind. `on_removal` is told the block and the loss (nats a token) left.
+    runs only the blocks behind. `on_removal` is told the block and the loss left.
     """
-    trial = _Trial(model, input_ids_BT)
+    trial = _Trial(model, loss_of)
     costs = dict.fromkeys(trial.kept, 0.0)
     try:
         while len(trial.kept) > keep:
@@ -97,34 +109,48 @@ def keep_greedily(
 class _Trial:
     """A model under removal: which blocks are left, what enters each, and the loss as it stands."""
 
-    def __init__(self, model: nn.Module, input_ids_BT: Tensor) -> None:
-        self.model, self.input_ids_BT = model, input_ids_BT
+    def __init__(self, model: nn.Module, loss_of: LossOf) -> None:
+        self.model, self.loss_of = model, loss_of
         self.blocks = blocks_of(model)
         self.originals = list(self.blocks)
         self.kept = list(range(len(self.originals)))
-        self.returns_tuple = _block_output_is_tuple(model, input_ids_BT)
+        self.parts: int | None = None  # see `Skip`
         self._look()
 
-    def _run(self) -> Tensor:
-        return run_body(self.model, {"input_ids": self.input_ids_BT, "attention_mask": None})
-
     def _look(self) -> None:
-        with capture_layers(self.model, list(range(len(self.originals) + 1))) as captured:
-            hidden_BTH = self._run()
-        self.entering = dict(captured.layers)
-        self.loss = calibration_loss(self.model, hidden_BTH, self.input_ids_BT)
+        self.entering: list[list[Tensor]] = [[] for _ in self.originals]  # of every forward
+
+        def enter(number: int, args: Any, kwargs: Any) -> None:
+            self.entering[number].append(args[0] if args else kwargs["hidden_states"])
+
+        def leave(output: Any) -> None:
+            self.parts = len(output) if isinstance(output, tuple) else None
+
+        handles = [self.blocks[0].register_forward_hook(lambda _m, _i, output: leave(output))]
+        for number, block in enumerate(self.blocks):
+            handles.append(
+                block.register_forward_pre_hook(
+                    lambda _m, args, kwargs, number=number: enter(number, args, kwargs),
+                    with_kwargs=True,
+                )
+            )
+        try:
+            self.loss = self.loss_of(self.model)
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _install(self, present: set[int]) -> None:
         for i, block in enumerate(self.originals):
-            self.blocks[i] = block if i in present else _Skip(self.returns_tuple)
+            self.blocks[i] = block if i in present else Skip(self.parts)
 
     def loss_without(self, block: int) -> float:
-        """Next-token loss with one more block gone, run from that block on."""
+        """The loss with one more block gone, run from that block on."""
         self._install({other for other in self.kept if other > block})
         start = self.blocks[block]
-        assert isinstance(start, _Skip)
-        start.instead = self.entering[block]
-        return calibration_loss(self.model, self._run(), self.input_ids_BT)
+        assert isinstance(start, Skip)
+        start.instead = iter(self.entering[block])
+        return self.loss_of(self.model)
 
     def remove(self, block: int) -> None:
         """Take a block out for good and look again."""
@@ -137,14 +163,19 @@ class _Trial:
         self._install(set(range(len(self.originals))))
 
 
-def _block_output_is_tuple(model: nn.Module, input_ids_BT: Tensor) -> bool:
-    seen: list[bool] = []
-    handle = blocks_of(model)[0].register_forward_hook(
-        lambda _m, _i, output: seen.append(isinstance(output, tuple))
-    )
-    run_body(model, {"input_ids": input_ids_BT, "attention_mask": None})
-    handle.remove()
-    return seen[0]
+def next_token_loss(input_ids_BT: Tensor) -> LossOf:
+    """Mean next-token cross-entropy, nats a token, on rows of text."""
+
+    def loss_of(model: Any) -> float:
+        hidden_BTH = run_body(model, {"input_ids": input_ids_BT, "attention_mask": None})
+        return calibration_loss(model, hidden_BTH, input_ids_BT)
+
+    return loss_of
+
+
+def rows_as_texts(input_ids_BT: Tensor) -> list[Texts]:
+    """Rows of one length as one batch of texts."""
+    return [{"input_ids": input_ids_BT, "attention_mask": torch.ones_like(input_ids_BT)}]
 
 
 def calibration_loss(model: nn.Module, hidden_BTH: Tensor, input_ids_BT: Tensor) -> float:

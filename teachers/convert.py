@@ -92,7 +92,8 @@ def converted(
         raise CacheError(f"The cache {url} is in that codec already; there is nothing to convert.")
     if changes and config.codec.name in TEXT_CODECS:
         raise CacheError(
-            f"The cache {url} holds classes of texts, as they are: leave `--codec` out."
+            f"The cache {url} holds `{config.codec.name}` of texts, as they are: "
+            "leave `--codec` out."
         )
     if changes:
         check_convertible(config.codec, codec, url)

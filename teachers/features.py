@@ -154,6 +154,7 @@ class FeatureCache:
         finite = np.isfinite(features_FH).all(-1)
         if not finite.all():
             raise CacheError(
-                f"The model gave NaN or infinite features for text {texts[int(np.argmin(finite))]}"
-                "; run it with `dtype: float32`, or look at that text. Finished shards are kept."
+                "The model gave NaN or infinite features for text "
+                f"{texts[int(np.argmin(finite))].key}; run it with `dtype: float32`, or look at "
+                "that text. Finished shards are kept."
             )

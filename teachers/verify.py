@@ -204,7 +204,10 @@ class Comparison:
 
 def _teacher_faults(cache: SignalCache, teacher: TeacherConfig) -> list[str]:
     if cache.config.codec.name in TEXT_CODECS:
-        raise CacheError("A classifier is not asked again for its cache; leave `--teacher` out.")
+        raise CacheError(
+            f"The cache holds `{cache.config.codec.name}` of whole texts, of which the teacher is "
+            "not asked again; leave `--teacher` out."
+        )
     requests = [r for r in probe_requests(cache.store.assets() or {}) if r.key in cache]
     if not requests:
         return ["no example's ids are kept in this cache, so its teacher cannot be asked again"]

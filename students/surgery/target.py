@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
-import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from attar.errors import RecipeError
-from attar.strict import Section
+from attar.loading import skeleton
+from attar.strict import Section, as_share, refuse_given
 from students.families import Sizes, family_of, sizes_of
 from students.surgery.costs import Costs, Form, Latencies
 from students.surgery.search import Axis, Space
 
-Amount = str | int
+Amount = Annotated[
+    float | int | str, BeforeValidator(as_share, json_schema_input_type=float | int | str)
+]
 UNITS = {
     "parameters": {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9},
     "bytes": {"": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9},
@@ -27,15 +29,18 @@ def read_amount(kind: str, amount: Amount) -> tuple[float, bool]:
 
     Raises `ValueError` for what is neither.
     """
-    found = re.fullmatch(r"([\d_]*\.?\d+)\s*(%|[a-zA-Z]*)", str(amount).strip())
-    units = {unit.lower(): size for unit, size in {**UNITS[kind], "%": 0.01}.items()}
+    amount = as_share(amount)
+    if isinstance(amount, float) and 0 < amount <= 1:
+        return amount, True
+    found = re.fullmatch(r"([\d_]*\.?\d+)\s*([a-zA-Z]*)", str(amount).strip())
+    units = {unit.lower(): size for unit, size in UNITS[kind].items()}
     if found is None or found[2].lower() not in units:
         example = {"parameters": "80M", "bytes": "200MB", "latency": "12ms"}[kind]
         raise ValueError(f"{amount!r} is no target; write a share (60%) or a number ({example})")
     number = float(found[1].replace("_", "")) * units[found[2].lower()]
-    if number <= 0 or (found[2] == "%" and number > 1):
-        raise ValueError(f"{amount!r} is no target; a share lies between 0% and 100%")
-    return number, found[2] == "%"
+    if number <= 0:
+        raise ValueError(f"{amount!r} is no target; it lies above 0")
+    return number, False
 
 
 class TargetConfig(Section):
@@ -57,6 +62,7 @@ class TargetConfig(Section):
         3, ge=1, description="of those, how many are refitted and healed first, beside plain ones"
     )
     heal_steps: int = Field(0, ge=0, description="steps of distilling each finalist learns first")
+    calibration_tokens: int = Field(1024, ge=2, description="training tokens to judge blocks on")
     tokens: int = Field(2048, ge=2, description="training tokens the shapes are measured on")
 
     @property
@@ -73,7 +79,9 @@ class TargetConfig(Section):
     @property
     def words(self) -> str:
         """The target as the recipe says it."""
-        return f"`student.target.{self.kind}: {self.amount}`"
+        number, share = read_amount(self.kind, self.amount)
+        said = f"{100 * number:g}%" if share else self.amount
+        return f"`student.target.{self.kind}: {said}`"
 
     @field_validator("parameters", "bytes", "latency")
     @classmethod
@@ -91,11 +99,25 @@ class TargetConfig(Section):
             raise ValueError(f"give one of `parameters`, `bytes`, `latency`; there is {told}")
         if self.form != "bf16" and self.kind != "bytes":
             raise ValueError("`form` says what `bytes` are counted in; leave it out")
+        if "layers" not in self.axes:
+            refuse_given(self, "", "calibration_tokens", "where `axes` leave all blocks")
         return self
 
     def space(self, teacher_config: Any) -> Space:
-        """The shapes that may be looked at."""
-        return Space(sizes_of(teacher_config), family_of(teacher_config), tuple(self.axes))
+        """The shapes that may be looked at; `RecipeError` for axes that cut nothing."""
+        family = family_of(teacher_config)
+        space = Space(sizes_of(teacher_config), family, tuple(self.axes))
+        if "heads" in self.axes and "hidden" not in self.axes and not family.head_size_key:
+            raise RecipeError(
+                f"`student.target.axes` names `heads`, and the heads of a {family.name} are its "
+                "width: name `hidden`, which cuts both, or leave `heads` out."
+            )
+        if space.smallest() == space.whole:
+            raise RecipeError(
+                f"`student.target.axes: [{', '.join(self.axes)}]` leaves nothing of this model "
+                "that may be cut; name more of layers, heads, feed_forward, hidden."
+            )
+        return space
 
     def cost(self, costs: Costs, sizes: Sizes) -> float:
         """Parameters or bytes of a student; of a latency, parameters stand in."""
@@ -113,21 +135,24 @@ class TargetConfig(Section):
         assert latencies is not None  # an absolute time
         return number / latencies.seconds
 
-    def provisional(self, teacher_config: Any) -> Sizes:
-        """A shape under the target, before any search: the one that cuts no axis deeply.
+    def provisional(self, teacher_config: Any, auto: str) -> Sizes:
+        """A shape under the target, before any search: the one that cuts no axis deeply. Of a
+        latency, and of a model whose code came with it, it is a guess.
 
-        Raises `RecipeError` where no shape is under it, saying what is in the way.
+        auto: transformers' class of the model. Raises `RecipeError` where no shape is under a
+        number of parameters or bytes, saying what is in the way.
         """
-        costs, space = Costs(on_meta(teacher_config)), self.space(teacher_config)
+        space, model = self.space(teacher_config), skeleton(teacher_config, auto)
         number, share = read_amount(self.kind, self.amount)
+        if model is None or (self.kind == "latency" and not share):
+            return space.whole
+        costs = Costs(model)
         if self.kind == "latency":
-            if not share:
-                return costs.whole  # nothing is known of what it takes
             limit = number * costs.parameters(costs.whole)
         else:
             limit = self.limit(costs)
-        self.check_possible(space, costs, limit)
-        shapes = space.filled(lambda sizes: self.cost(costs, sizes), limit)
+            self.check_possible(space, costs, limit)
+        shapes = space.filled(lambda sizes: self.cost(costs, sizes), limit) or [space.smallest()]
         return min(shapes, key=lambda one: max(space.removed(one).values()))
 
     def check_possible(self, space: Space, costs: Costs, limit: float) -> None:
@@ -151,14 +176,3 @@ class TargetConfig(Section):
             f"{self.words} cannot be met: the smallest student that may be cut has {least:,.0f} "
             f"{unit}, the target is {limit:,.0f}. {way}{allow}."
         )
-
-
-def on_meta(config: Any) -> Any:
-    """A model of a config without its weights, with the head it was saved with."""
-    import transformers
-
-    kind = getattr(transformers, next(iter(config.architectures or []), ""), None)
-    with torch.device("meta"):
-        if kind is None:  # code of the model's own, or a config that was never saved
-            return transformers.AutoModel.from_config(config)
-        return kind._from_config(config)

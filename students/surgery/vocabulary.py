@@ -61,6 +61,11 @@ def ids_to_keep(tokenizer: Any, counts: dict[int, int], *, most: int | None = No
     return sorted(kept)
 
 
+def check_prunable(tokenizer: Any) -> None:
+    """Raise `ModelError` for a tokenizer that is neither BPE nor WordPiece."""
+    _describe(tokenizer)
+
+
 def _describe(tokenizer: Any) -> dict[str, Any]:
     """The tokenizer as its library writes it; `ModelError` for a kind that cannot be pruned."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

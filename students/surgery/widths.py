@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from torch import Tensor, nn
 
 from attar.errors import ModelError, RecipeError
-from attar.strict import Section
+from attar.strict import Section, as_share
 from students.depth import cut_config, keep_evenly
 from students.families import Family, Sizes, family_of, sizes_of
 from students.surgery.cutting import Kept, check_sizes, smaller_config
@@ -21,19 +21,30 @@ from students.surgery.scores import Scores, best, measure
 MULTIPLE = 32  # what a share is rounded to, where the teacher's number is a multiple, too
 
 
+def _number_or_share(value: Any) -> Any:
+    value = as_share(value)
+    if isinstance(value, str) and not value.strip().isdigit():
+        raise ValueError("keep a number of them or a share (0.75, 75%)")
+    return value
+
+
 def _some(keep: float) -> float:
     if keep <= 0 or (isinstance(keep, float) and keep > 1):
         raise ValueError("keep a number of them (from 1) or a share between 0 and 1")
     return keep
 
 
-Share = Annotated[int | float, AfterValidator(_some)]
+Share = Annotated[
+    int | float,
+    BeforeValidator(_number_or_share, json_schema_input_type=int | float | str),
+    AfterValidator(_some),
+]
 
 
 class WidthConfig(Section):
     """How many parts of a kind the student keeps."""
 
-    keep: Share = Field(description="how many, or which share (0.75)")
+    keep: Share = Field(description="how many, or which share (0.75, 75%)")
     by: Literal["activation", "even"] = Field(
         "activation", description="activation: what they do on training text; even: every so many"
     )
@@ -50,7 +61,7 @@ class FeedForwardConfig(WidthConfig):
 class HiddenConfig(Section):
     """Channels of the residual stream that the student keeps, the same ones throughout."""
 
-    keep: Share = Field(description="how many, or which share (0.75)")
+    keep: Share = Field(description="how many, or which share (0.75, 75%)")
     by: Literal["activation", "even", "pca"] = Field(
         "activation",
         description="activation: what norms give there on training text; even: every so many; pca: "

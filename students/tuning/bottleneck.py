@@ -8,11 +8,11 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from attar.errors import ModelError, RecipeError
-from attar.loading import Quantization
+from attar.heads import CAUSAL
+from attar.loading import Quantization, skeleton
 from attar.strict import Section
 from students.bottleneck import BottleneckConfig, adapted_maps, add_bottleneck
 from students.tuning import METHODS, Leaves
-from students.tuning.targets import skeleton
 
 
 @METHODS.add("adapter")
@@ -56,7 +56,7 @@ class BottleneckAdapter(Section):
         """Raise `RecipeError` where no channel is left, or the family's maps are not known."""
         try:
             self.layout.size_for(int(config.get_text_config().hidden_size))
-            model = skeleton(config)
+            model = skeleton(config, CAUSAL)
             if model is not None:
                 adapted_maps(model, self.placement)
         except ValueError as error:

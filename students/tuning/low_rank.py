@@ -13,13 +13,13 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from attar.errors import ModelError, RecipeError
-from attar.loading import Quantization
+from attar.heads import CAUSAL
+from attar.loading import Quantization, skeleton
 from attar.strict import Section
 from students.tuning import METHODS, Leaves
 from students.tuning.targets import (
     chosen_maps,
     only_learns_in_float32,
-    skeleton,
     without_remarks,
 )
 
@@ -78,7 +78,7 @@ class LowRank(Section):
 
     def check(self, config: Any) -> None:
         """Raise `RecipeError` for targets that the student lacks, or a rank they cannot have."""
-        model = skeleton(config)
+        model = skeleton(config, CAUSAL)
         if model is not None:
             self._check_places(model, config)
 

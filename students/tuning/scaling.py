@@ -9,13 +9,13 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from attar.errors import ModelError, RecipeError
-from attar.loading import Quantization
+from attar.heads import CAUSAL
+from attar.loading import Quantization, skeleton
 from attar.strict import Section
 from students.tuning import METHODS, Leaves
 from students.tuning.targets import (
     chosen_maps,
     only_learns_in_float32,
-    skeleton,
     without_remarks,
 )
 
@@ -51,7 +51,7 @@ class IA3(Section):
     def check(self, config: Any) -> None:
         """Raise `RecipeError` where the family has no usual maps, or has not those named."""
         self._targets_for(config)
-        model = skeleton(config)
+        model = skeleton(config, CAUSAL)
         if model is not None and self.targets is not None:
             chosen_maps(model, self.targets)
 

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 from attar.errors import RecipeError, nearest
 
 EVERY_LINEAR = "all-linear"
-
-
-def skeleton(config: Any) -> nn.Module | None:
-    """The student of a `PretrainedConfig` on the meta device, without weights; changes nothing.
-
-    None where the config's code came with the model: it is not run to look at its names.
-    """
-    from transformers import AutoModelForCausalLM
-
-    if hasattr(config, "auto_map"):
-        return None
-    with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-    return model
 
 
 def linear_maps(model: Any) -> dict[str, nn.Module]:

@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from attar.loading import Quantization
+from attar.heads import CAUSAL
+from attar.loading import Quantization, skeleton
 from attar.strict import Section
 from students.trainable import Reinitialized, Trainable, choose_trainable, prepare_learning
 from students.tuning import METHODS, Leaves
-from students.tuning.targets import skeleton
 
 
 class Whole(Section):
@@ -33,7 +33,7 @@ class Full(Whole):
 
     def check(self, config: Any) -> None:
         """Raise `RecipeError` where the student has not what is to learn or to start afresh."""
-        model = skeleton(config)
+        model = skeleton(config, CAUSAL)
         if model is not None:
             prepare_learning(model, self.trainable, self.reinitialize, 0, "specialize.")
 

@@ -6,6 +6,8 @@ import torch
 from transformers import (
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    Gemma3TextConfig,
+    Gemma3TextForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
@@ -19,7 +21,8 @@ from distill.losses import LOSSES
 from distill.objective import Learner
 from distill.readouts import ClassReadout
 from distill.terms import TERM_MODELS
-from students.text_depth import class_logprobs, keep_by_change, keep_by_cosine, kl, only_blocks
+from students.depth import cut_depth, keep_by_influence, keep_greedily
+from students.text_depth import change_from, class_logprobs, kl
 from teachers.cache import CacheConfig, SignalCache, manifest_of
 from teachers.codecs import CODECS
 from teachers.convert import converted
@@ -317,22 +320,48 @@ def test_the_block_that_does_nothing_goes_first():
             dense.bias.zero_()
     inputs = [collate_texts([[e] for e in texts(8)]).model_inputs()]
     removed = []
-    kept = keep_by_change(
-        model, inputs, 2, class_logprobs, kl, lambda block, loss: removed.append((block, loss))
-    )
+    change = change_from(model, inputs, class_logprobs, kl)
+    kept = keep_greedily(model, change, 2, lambda block, loss: removed.append((block, loss)))
     assert kept == [0, 2]
     assert removed[0][1] < 1e-4
-    assert keep_by_cosine(model, inputs, 2) == [0, 2]
+    assert keep_by_influence(model, inputs, 2) == [0, 2]
     assert len(model.bert.encoder.layer) == 3, "the model is as it was"
 
 
-def test_inside_only_some_blocks_are_run():
-    model = tiny_llama()
-    inputs = collate_texts([[e] for e in texts(3)]).model_inputs()
-    before = class_logits(model, inputs)
-    with only_blocks(model, [0]):
-        assert not torch.allclose(class_logits(model, inputs), before)
-    assert torch.equal(class_logits(model, inputs), before)
+def mixed_attention():
+    """A Gemma 3 classifier with windows in every other block; the first ones do little."""
+    kinds = ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"]
+    config = Gemma3TextConfig(
+        vocab_size=len(WORDS), hidden_size=32, intermediate_size=48, num_hidden_layers=5,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=64,
+        sliding_window=3, layer_types=kinds, pad_token_id=0, num_labels=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Gemma3TextForSequenceClassification(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.mul_(5.0 if parameter.dim() > 1 else 1.0)
+    for block in model.model.layers[:3]:
+        block.post_attention_layernorm.weight.fill_(-0.7)  # a norm multiplies with one more
+        block.post_feedforward_layernorm.weight.fill_(-0.7)
+    return model
+
+
+@pytest.mark.parametrize("make", [tiny_bert, tiny_llama, mixed_attention])
+def test_a_block_is_judged_by_the_model_that_a_cut_would_leave(make):
+    """Kinds of attention stay with their blocks, and batches of several lengths are read."""
+    model = make().requires_grad_(False)
+    examples = texts(9)
+    inputs = [
+        collate_texts([[e] for e in part]).model_inputs() for part in (examples[:5], examples[5:])
+    ]
+    before, removed = class_logits(model, inputs[0]), []
+    change = change_from(model, inputs, class_logprobs, kl)
+    keep_greedily(model, change, 1, lambda block, loss: removed.append((block, loss)))
+    assert torch.equal(class_logits(model, inputs[0]), before), "the model is as it was"
+    kept = list(range(model.config.num_hidden_layers))
+    for block, loss in removed:
+        kept.remove(block)
+        assert loss == pytest.approx(change(cut_depth(model, kept)), rel=1e-4, abs=1e-6)
 
 
 # What is measured ------------------------------------------------------------------------------
@@ -365,5 +394,5 @@ def test_the_cache_of_a_classifier_is_counted_and_checked(tmp_path):
     assert found.tokens == sum(len(e.input_ids) for e in examples)
     assert 0 < found.entropy.mean < np.log(2) + 1e-6
     assert not [fault for fault in verify(str(tmp_path)) if "manifest says" not in fault]
-    with pytest.raises(CacheError, match="holds classes of texts"):
+    with pytest.raises(CacheError, match="holds `classes` of texts"):
         converted(str(tmp_path), codec=CODECS["topk"]())

@@ -5,18 +5,21 @@ import shutil
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from distill import pipeline, plan
-from distill.calibration import calibration_rows
+from distill.calibration import calibration_rows, parted
 from distill.objective import Learner
 from distill.plan import shape_of
 from distill.recipe import load_recipe
 from distill.run import Run
 from distill.surgery import load_whole
 from distill.terms import TERM_MODELS
+from distill.text_tasks import chosen_texts
 from students.depth import cut_depth
 from students.families import sizes_of
 from students.surgery import costs
@@ -90,11 +93,35 @@ def test_what_cannot_be_cut_is_refused_before_work(workshop, setting, says):
     assert not Path("out/data").exists()
 
 
+def test_texts_to_measure_and_to_heal_on_are_alike():
+    lengths = np.random.default_rng(0).integers(5, 200, 400)
+    chosen = chosen_texts(Lengths(*lengths), 20000, last=True)
+    held, healing = parted(chosen, heals=True)
+    assert not set(held) & set(healing)
+    assert set(held) | set(healing) == set(chosen)
+    assert lengths[held].mean() == pytest.approx(lengths[healing].mean(), rel=0.1)
+    assert [len(part) for part in parted(chosen, heals=False)] == [len(chosen), 0]
+
+
+def test_two_rows_of_text_are_enough_to_heal_on_and_one_is_refused(workshop):
+    section = "student={target: {parameters: 70%, candidates: 2, heal_steps: 2, tokens: "
+    few = ("build", "recipe.yaml", "--run-dir", "out", "--set")
+    result = workshop(*few, section + "20}}", ok=False)
+    assert result.exit_code == 1
+    assert "`student.target.heal_steps` needs more text" in result.output
+    workshop(*few, section + "48}}")
+    surgery = json.loads(Path("out/student/surgery.json").read_text())
+    assert surgery["candidates"][0]["mended"] is not None
+
+
 class Lengths:
     """Examples of given lengths, each of its own id."""
 
     def __init__(self, *lengths):
         self.lengths = torch.tensor(lengths).numpy()
+
+    def __len__(self):
+        return len(self.lengths)
 
     def __getitem__(self, i):
         return type("Example", (), {"input_ids": torch.full((self.lengths[i],), i).numpy()})
@@ -175,7 +202,7 @@ def test_a_target_is_searched_built_and_learned_from(workshop):
     counts = [sum(p.numel() for p in model.parameters()) for model in (student, teacher)]
     assert counts[0] <= 0.7 * counts[1] <= surgery["limit"] + 1
     assert surgery["by"] == "search"
-    assert surgery["target"]["parameters"] == "70%"
+    assert surgery["target"]["parameters"] == 0.7
     candidates = surgery["candidates"]
     assert len(candidates) == 5
     assert candidates[0]["harm"] == min(one["harm"] for one in candidates)
@@ -337,6 +364,26 @@ def test_a_latency_out_of_reach_is_an_error(workshop, monkeypatch):
     assert "takes 40% of the teacher's time here" in result.output  # one block of four
 
 
+SEARCH = "student={target: {parameters: 70%, candidates: 2, axes: [layers], tokens: 400}}"
+
+
+@pytest.mark.parametrize(
+    ("trainable", "says", "built"),
+    [
+        ("layers:0", "", True),  # whatever the search finds has it
+        ("layers:3", "`train.trainable: layers:3`", True),  # only the whole teacher has it
+        ("layers:9", "`train.trainable: layers:9`", False),  # not even that
+    ],
+)
+def test_what_learns_is_checked_in_the_shape_that_was_found(workshop, trainable, says, built):
+    more = ("--set", SEARCH, "--set", f"train.trainable={trainable}")
+    result = workshop("build", "recipe.yaml", "--run-dir", "out", *more, ok=not says)
+    assert says in result.output
+    assert Path("out/student").exists() == built
+    later = workshop("train", "recipe.yaml", "--run-dir", "out", *more, ok=False)
+    assert (says or "`train` needs `cache`") in later.output
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
@@ -370,6 +417,15 @@ def test_a_vocabulary_is_cut_by_command_and_the_run_goes_on_with_it(workshop):
     assert student.config.vocab_size == after.config.vocab_size
     fewer = workshop("vocabulary", "teacher", "--data", "text.jsonl", "--out", "few", "--most", "9")
     assert "100.00%" not in fewer.output
+
+
+def test_a_tokenizer_that_cannot_be_cut_is_refused_before_its_corpus_is_read(workshop):
+    made = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0))
+    PreTrainedTokenizerFast(tokenizer_object=made).save_pretrained("teacher")
+    Path("text.jsonl").write_text('{"turns": 1}\n')  # nothing that could be tokenised
+    more = ("teacher", "--data", "text.jsonl", "--out", "new")
+    result = workshop("vocabulary", *more, ok=False)
+    assert "Unigram; BPE and WordPiece vocabularies can be cut" in result.output
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tests.distill.masking import fill_workshop as fill_masked
 from tests.distill.masking import masked_recipe
 
 SECTION = {
-    "target": {"parameters": "75%", "candidates": 3, "finalists": 1, "tokens": 300},
+    "target": {"parameters": "75%", "candidates": 3, "tokens": 300},
     "calibration_tokens": 300,
 }
 TASKS = {
@@ -35,7 +35,8 @@ def test_an_encoder_is_searched(task, heal_steps, tmp_path, monkeypatch):
     torch.manual_seed(0)
     fill()
     recipe = recipe_of()
-    target = {**SECTION["target"], "heal_steps": heal_steps}
+    heals = {"heal_steps": heal_steps, "finalists": 1} if heal_steps else {}
+    target = {**SECTION["target"], **heals}
     recipe["student"] = {**SECTION, "target": target}
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
     stages = ["adapt-teacher"] if recipe["teacher"].get("adapt") else []

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from pydantic import ValidationError
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -25,7 +24,6 @@ from students.surgery import costs as costs_module
 from students.surgery.costs import Costs, Latencies, first_parts
 from students.surgery.cutting import cut
 from students.surgery.search import Expectation, Measures, Space, search
-from students.surgery.target import TargetConfig, read_amount
 from students.surgery.yardstick import Yardstick
 
 SMALL = {
@@ -127,50 +125,7 @@ def test_a_step_can_be_timed(name):
     assert 0 < latencies.measure(space_of(random_model(name)).smallest()) < 10
 
 
-# The recipe's words ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("kind", "amount", "number", "share"),
-    [
-        ("parameters", "60%", 0.6, True),
-        ("parameters", "80M", 80e6, False),
-        ("parameters", "1.5b", 1.5e9, False),
-        ("parameters", 100_000_000, 1e8, False),
-        ("bytes", "200 MB", 2e8, False),
-        ("bytes", "37.5%", 0.375, True),
-        ("latency", "12ms", 0.012, False),
-    ],
-)
-def test_amounts(kind, amount, number, share):
-    assert read_amount(kind, amount) == (pytest.approx(number), share)
-
-
-@pytest.mark.parametrize(
-    ("section", "says"),
-    [
-        ({}, "give one of `parameters`, `bytes`, `latency`; there is none"),
-        ({"parameters": "60%", "bytes": "50%"}, "there is parameters and bytes"),
-        ({"parameters": "60MB"}, "write a share .60%. or a number .80M."),
-        ({"latency": "60"}, "write a share .60%. or a number .12ms."),
-        ({"parameters": "about half"}, "is no target"),
-        ({"parameters": "160%"}, "between 0% and 100%"),
-        ({"parameters": "0%"}, "between 0% and 100%"),
-        ({"parameters": "60%", "form": "nf4"}, "`form` says what `bytes` are counted in"),
-        ({"parameters": "60%", "axes": []}, "at least 1"),
-    ],
-)
-def test_a_target_that_is_none_is_refused(section, says):
-    with pytest.raises(ValidationError, match=says):
-        TargetConfig.model_validate(section)
-
-
-@pytest.mark.parametrize("key", ["layers", "heads", "feed_forward", "hidden"])
-def test_a_shape_is_searched_or_given(key):
-    with pytest.raises(
-        ValidationError, match=f"`target` searches for the shape that `{key}` gives"
-    ):
-        StudentConfig.model_validate({"target": {"parameters": "60%"}, key: {"keep": 2}})
+# Before the search ----------------------------------------------------------------------------
 
 
 def student_of(**target):
@@ -188,11 +143,43 @@ def test_a_target_below_the_embeddings_says_what_is_in_the_way():
         student_of(bytes="100", axes=["heads"]).cut_config(MODELS["llama"][1])
 
 
+def test_a_latency_is_not_refused_by_a_number_of_parameters():
+    """An encoder's table takes most of its parameters and none of its time."""
+    config = BertConfig(**{**FEW, "vocab_size": 30522})
+    for latency in ("40%", "5ms"):
+        student_of(latency=latency, axes=["layers", "feed_forward"]).cut_config(config)
+    with pytest.raises(RecipeError, match="embeddings and head"):
+        student_of(parameters="40%", axes=["layers", "feed_forward"]).cut_config(config)
+
+
+@pytest.mark.parametrize("kind", ["latency", "parameters"])
+@pytest.mark.parametrize(
+    ("config", "axes", "says"),
+    [
+        (BertConfig(**FEW), ["heads"], "the heads of a BERT are its width: name `hidden`"),
+        (BertConfig(**FEW), ["layers", "heads"], "name `hidden`, which cuts both"),
+        (LlamaConfig(**{**SMALL, "num_hidden_layers": 1}), ["layers"], "axes: .layers.` leaves"),
+    ],
+)
+def test_axes_along_which_nothing_is_cut_are_refused(kind, config, axes, says):
+    amount = {"latency": "5ms", "parameters": "99%"}[kind]
+    with pytest.raises(RecipeError, match=says):
+        student_of(**{kind: amount}, axes=axes).cut_config(config)
+
+
+def test_a_checkpoint_counts_with_the_head_of_its_task():
+    config = BertConfig(**FEW, architectures=["BertForPreTraining"])
+    whole = Costs(AutoModelForMaskedLM.from_config(config)).parameters(sizes_of(config))
+    smaller = student_of(parameters="70%").cut_config(config, "AutoModelForMaskedLM")
+    student = AutoModelForMaskedLM.from_config(smaller)
+    assert 0.6 * whole < sum(p.numel() for p in student.parameters()) <= 0.7 * whole
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_before_the_search_a_shape_under_the_target_is_assumed(name):
     model = random_model(name)
     costs, config = Costs(model), model.config
-    sizes = sizes_of(student_of(parameters="50%").cut_config(config))
+    sizes = sizes_of(student_of(parameters="50%").cut_config(config, MODELS[name][0].__name__))
     assert 0.4 < costs.parameters(sizes) / costs.parameters(costs.whole) <= 0.5
     space = space_of(model)
     assert max(space.removed(sizes).values()) <= 0.5  # no axis has to pay alone

@@ -180,6 +180,11 @@ def test_sections_that_mean_nothing_are_refused(values, says):
 def test_removed_blocks_of_an_encoder_are_not_made_up_for():
     with pytest.raises(RecipeError, match=r"student.refit.*BERT.*cut its width only"):
         widths(layers={"keep": 2}, refit=True).cut_config(CONFIGS["bert"])
+    searched = {"parameters": "80%", "axes": ["layers", "hidden"]}
+    for target in (searched, {"latency": "5ms"}):
+        with pytest.raises(RecipeError, match="take `layers` out of"):
+            widths(target=target, refit=True).cut_config(CONFIGS["bert"])
+    widths(target={"latency": "5ms", "axes": ["hidden"]}, refit=True).cut_config(CONFIGS["bert"])
 
 
 def test_a_share_is_rounded_to_what_the_family_can_say():
