@@ -13,7 +13,7 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,8 +244,15 @@ def _all_sources(config: DataConfig) -> list[str]:
 
 
 def source_stamp(config: DataConfig) -> list[Any]:
-    """Names, sizes and times of the local files, so that an edited file is noticed."""
-    sources = _all_sources(config)
+    """`stamp_of` what is learned from and held out."""
+    return stamp_of(_all_sources(config))
+
+
+def stamp_of(sources: Sequence[str]) -> list[Any]:
+    """Names, sizes and times of the local files, so that an edited file is noticed.
+
+    Raises `DataError` where one is not there.
+    """
     files = [file for source in sources for path in local_files(source) for file in _walk(path)]
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
