@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from attar.errors import DataError
 from distill.data import key_of
+from distill.labelled import text_column
 from distill.layouts import text_of
 from distill.masking import MaskingConfig
 from distill.readers import Found, Reading
-from distill.single import text_column
 from distill.tokenizing import IGNORE, NO_TEXT
 
 if TYPE_CHECKING:
