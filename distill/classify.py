@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from attar import __version__
-from attar.anatomy import check_layers
+from attar.anatomy import check_layers, usable_positions
 from attar.errors import ModelError, RecipeError, RunError
 from attar.files import fingerprint, read_json, write_json
 from attar.loading import (
@@ -104,10 +104,10 @@ def _model_of(run: Run, config: FeaturesConfig) -> TeacherConfig:
 def _check_model(
     config: FeaturesConfig, source: TeacherConfig, tokenizer: Any, data: DataConfig
 ) -> None:
-    text = load_config(source.model, trust_remote_code=source.trust_remote_code).get_text_config()
+    found = load_config(source.model, trust_remote_code=source.trust_remote_code)
     if config.layer != "last":
         try:
-            check_layers([config.layer], text.num_hidden_layers)
+            check_layers([config.layer], found.get_text_config().num_hidden_layers)
         except ModelError as error:
             raise RecipeError(f"`features.layer`: {error}") from None
     if config.pool == "cls" and tokenizer.cls_token_id is None:
@@ -116,10 +116,11 @@ def _check_model(
             f"{source.model} has none: a decoder's first token sees nothing else; use `mean` or "
             "`last`."
         )
-    positions = getattr(text, "max_position_embeddings", None)
+    positions = usable_positions(found)
     if positions is not None and data.max_length > positions:
         raise RecipeError(
-            f"`data.max_length` is {data.max_length}; {source.model} has {positions} positions."
+            f"`data.max_length` is {data.max_length}; {source.model} has {positions} positions for "
+            "a text; lower it."
         )
 
 

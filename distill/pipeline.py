@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from attar.anatomy import check_layers
+from attar.anatomy import check_layers, usable_positions
 from attar.attention import check_blocks
 from attar.errors import RecipeError, RunError
 from attar.loading import (
@@ -27,6 +27,7 @@ from distill.relations import check_relations
 from distill.run import Run, Stopwatch, on_first_process
 from distill.stages import PARALLEL, STAGES
 from distill.tasks import check_tasks
+from distill.terms import reads_from
 from students.depth import cut_config
 from teachers.store import SignalStore
 
@@ -53,11 +54,7 @@ def check_before_work(run: Run) -> None:
     depth = run.teacher_depth
     check_layers(recipe.cache.hidden.layers, depth)
     check_blocks(recipe.cache.hidden.attention, depth)
-    positions = getattr(run.teacher_config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and recipe.data.max_length > positions:
-        raise RecipeError(
-            f"`data.max_length` is {recipe.data.max_length}; the teacher has {positions} positions."
-        )
+    _check_positions(run)
     if isinstance(recipe.student.from_, str) and recipe.student.from_ != "teacher":
         trust = recipe.student.trust_remote_code
         student = load_tokenizer(recipe.student.from_, trust_remote_code=trust)
@@ -68,13 +65,32 @@ def check_before_work(run: Run) -> None:
     _check_layer_terms(run)
     check_learning(run)
     if recipe.specialize is not None:
-        _check_method(run, positions)
+        _check_method(run)
 
 
-def _check_method(run: Run, positions: int | None) -> None:
+def _check_positions(run: Run) -> None:
+    """Whether everyone can read the longest text that is given to it."""
+    special = run.recipe.specialize
+    both = [("teacher", run.teacher_config), ("student", run.student_config)]
+    read = {"data": (run.recipe.data, both)}
+    if special is not None and special.data is not None:
+        asked = any(reads_from(special, source) for source in ("cache", "online"))
+        read["specialize.data"] = special.data, both if asked else both[1:]
+    for key, (data, readers) in read.items():
+        for side, config in readers:
+            positions = usable_positions(config)
+            if positions is not None and data.max_length > positions:
+                raise RecipeError(
+                    f"`{key}.max_length` is {data.max_length}; the {side} has {positions} "
+                    "positions for a text; lower it."
+                )
+
+
+def _check_method(run: Run) -> None:
     """Whether the student that will be built can learn by the method of `specialize`."""
     special = run.recipe.specialize
     length = (special.data or run.recipe.data).max_length
+    positions = usable_positions(run.student_config)
     special.check(cut_config(run.student_config, list(range(run.student_depth))))
     if special.prepends and positions is not None and special.virtual_tokens + length > positions:
         raise RecipeError(

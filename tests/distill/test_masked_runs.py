@@ -8,7 +8,9 @@ import yaml
 from transformers import AutoModelForMaskedLM, pipeline
 
 from attar.errors import RecipeError
-from distill.recipe import check_recipe
+from distill.pipeline import check_before_work
+from distill.recipe import check_recipe, load_recipe
+from distill.run import Run
 from tests.conftest import Workshop
 from tests.distill.classifying import tiny_bert
 from tests.distill.masking import fill_workshop, masked_recipe, tiny, tokenizer, write_recipe
@@ -96,6 +98,25 @@ def test_students_need_not_be_cut(studio, student):
 def test_a_plan_is_told_before_any_work(studio):
     assert "cache" in studio("plan", "recipe.yaml", "--run-dir", "out").output
     assert not Path("out/cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": {"max_length": 39}}, None),
+        ({"data": {"max_length": 40}}, "is 40; the teacher has 39 positions for a text"),
+        ({"student": {"layers": None, "from": {"max_position_embeddings": 24}}}, "student has 23"),
+    ],
+)
+def test_texts_fit_into_the_positions_behind_the_padding(studio, changes, said):
+    tiny("roberta").save_pretrained("teacher")
+    write_recipe(**changes)
+    run = Run(load_recipe("recipe.yaml"), Path("out"))
+    if said is None:
+        check_before_work(run)
+        return
+    with pytest.raises(RecipeError, match=said):
+        check_before_work(run)
 
 
 def test_a_body_without_a_head_must_be_adapted(studio):
