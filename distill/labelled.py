@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from attar.errors import DataError, nearest
 from distill.data import DataConfig, Examples
@@ -140,6 +140,8 @@ class LabelledTexts:
     `order`: names of the classes that a given teacher knows, in its order. After the training
     tables are opened, `names` are the classes.
     """
+
+    counts_all: ClassVar[bool] = False
 
     def __init__(self, order: Sequence[str] | None = None) -> None:
         self._order = list(order) if order is not None else None

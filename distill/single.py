@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from distill.labelled import text_column, tokenize_labelled
 from distill.layouts import text_of
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 class SingleTexts:
     """How tables of texts are read: every text counts once, whatever its length."""
+
+    counts_all: ClassVar[bool] = False
 
     @property
     def stamp(self) -> list[Any]:
