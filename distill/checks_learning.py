@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from attar.errors import RecipeError
+from attar.processes import is_alone, process_state
+from distill.choices import without_start
 from distill.loop import LoopConfig
 from distill.pace import check_pace, lowest_learning
 from distill.run import Run
+from students.rounding import linear_maps
 from students.trainable import prepare_learning
 
 
@@ -18,16 +22,56 @@ def check_learning(run: Run) -> None:
     """Raise `RecipeError` where parts that are to learn are not there, keys of a training's pace
     have no effect, or a term reads layers below all that learns.
     """
+    for path, config, model in _learners(run):
+        check_pace(model, config, f"{path}.")
+        _check_terms(run, path, config, model)
+
+
+def check_steps(run: Run) -> None:
+    """Raise `RecipeError` where blocks would begin to learn after the last step: once the data are
+    there, and with them the number of steps.
+    """
+    sections = {**run.recipe.learning(), "teacher.adapt": run.recipe.teacher.adapt}
+    if not any(config is not None and config.unfreeze for config in sections.values()):
+        return
+    for path, config, model in _learners(run):
+        if config.unfreeze is not None:
+            data = getattr(config, "data", None) or run.recipe.data
+            steps = run.task.batching.steps(
+                run.data(data)[0].lengths,
+                config,
+                max_length=data.max_length,
+                packing=data.packing and run.task.packs,
+                seed=run.recipe.seed,
+                world=1 if is_alone() else process_state().num_processes,
+            )
+            check_pace(model, config, f"{path}.", len(steps))
+
+
+def _learners(run: Run) -> Iterator[tuple[str, LoopConfig, Any]]:
+    """(section, its keys, what learns by them, without weights) of every training of the recipe.
+
+    Left out is what stands before the text: it has no depth.
+    """
     recipe = run.recipe
     adapt, train, special = recipe.teacher.adapt, recipe.train, recipe.specialize
-    if adapt is not None:
-        _check(run, "teacher.adapt", adapt, _skeleton(run, run.teacher_config))
-    _check(run, "train", train, _skeleton(run, run.student_config))
-    if special is not None and special.leaves == "weights":
+    if adapt is not None and (teacher := _skeleton(run, run.teacher_config)) is not None:
+        prepare_learning(teacher, adapt.trainable, adapt.reinitialize, 0, "teacher.adapt.")
+        yield "teacher.adapt", adapt, teacher
+    if (student := _skeleton(run, run.student_config)) is None:
+        return
+    prepare_learning(student, train.trainable, train.reinitialize, 0, "train.")
+    yield "train", train, student
+    if special is not None and not special.prepends:
         student = _skeleton(run, run.student_config)
-        if student is not None:
-            special.attach(student, 0)
-            _check_pace_and_terms(run, "specialize", special, student)
+        yield "specialize", special, without_start(special).attach(student, 0)
+    if recipe.export.recover is not None:
+        student = _skeleton(run, run.student_config)
+        for parameter in student.parameters():
+            parameter.requires_grad_(parameter.ndim == 1)
+        for module in linear_maps(student).values():
+            module.weight.requires_grad_(True)  # stands for its scales
+        yield "export.recover", recipe.export.recover, student
 
 
 def _skeleton(run: Run, config: Any) -> Any:
@@ -43,15 +87,7 @@ def _skeleton(run: Run, config: Any) -> Any:
         return getattr(transformers, run.task.auto).from_config(copy.deepcopy(config))
 
 
-def _check(run: Run, path: str, config: Any, model: Any) -> None:
-    if model is None:
-        return
-    prepare_learning(model, config.trainable, config.reinitialize, 0, f"{path}.")
-    _check_pace_and_terms(run, path, config, model)
-
-
-def _check_pace_and_terms(run: Run, path: str, config: LoopConfig, model: Any) -> None:
-    check_pace(model, config, f"{path}.")
+def _check_terms(run: Run, path: str, config: LoopConfig, model: Any) -> None:
     if path not in run.recipe.learning():
         return
     lowest = lowest_learning(model)

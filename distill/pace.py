@@ -96,9 +96,11 @@ def pace_of(student: Any, decay: float, unfreeze: Unfreeze | None, total: int, p
 CHECKED_STEPS = 10**6  # of a training whose length is not known yet: shares stay what they are
 
 
-def check_pace(student: Any, config: Any, path: str) -> None:
-    """Raise `RecipeError` for what `pace_of` would refuse of a section, whatever its length."""
-    total = config.max_steps or CHECKED_STEPS
+def check_pace(student: Any, config: Any, path: str, total: int | None = None) -> None:
+    """Raise `RecipeError` for what `pace_of` would refuse of a section: in so many steps, or, while
+    they are not known, whatever their number.
+    """
+    total = total or config.max_steps or CHECKED_STEPS
     pace_of(student, config.layer_lr_decay, config.unfreeze, total, path)
 
 

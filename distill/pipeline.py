@@ -16,7 +16,7 @@ from attar.loading import (
 from attar.memory import peak_memory
 from attar.processes import free_memory, is_alone, is_first_process, process_state
 from distill.caching import cache_manifest
-from distill.checks_learning import check_learning
+from distill.checks_learning import check_learning, check_steps
 from distill.console import log_to_file
 from distill.data import check_sources
 from distill.exporting import check_makeable, check_rounding
@@ -63,9 +63,9 @@ def check_before_work(run: Run) -> None:
     check_rounding(recipe.export, run.artifacts)
     check_tasks(recipe.evaluate.tasks, run.tokenizer.chat_template is not None)
     _check_layer_terms(run)
-    check_learning(run)
     if recipe.specialize is not None:
         _check_method(run)
+    check_learning(run)
 
 
 def _check_positions(run: Run) -> None:
@@ -127,6 +127,7 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
         if is_first_process():
             run.write_recipe()
         run.prepare_data()
+        check_steps(run)
         for name in names:
             if name not in todo:
                 log.info("%s: up to date", name)
