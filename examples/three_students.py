@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from distill.batches import OF_TOKENS
 from distill.caching import open_cache
 from distill.data import IGNORE, Examples
 from distill.loop import Plan
@@ -40,7 +41,12 @@ def signals_seen(
         accumulate=1, epochs=1, max_steps=None, batch_size=student["batch_size"]
     )
     job: Any = SimpleNamespace(
-        config=config, train=examples, max_length=max_length, packing=student["packing"], seed=7
+        config=config,
+        train=examples,
+        max_length=max_length,
+        packing=student["packing"],
+        seed=7,
+        batching=OF_TOKENS,
     )
     plan, seen = Plan(job, student["world"]), {}
     for step in range(len(plan.steps)):
