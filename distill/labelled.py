@@ -148,6 +148,12 @@ class LabelledTexts:
         self._classes: Classes | None = None
 
     @property
+    def names(self) -> Sequence[str]:
+        """The classes, once training tables were opened."""
+        assert self._classes is not None
+        return self._classes.names
+
+    @property
     def stamp(self) -> list[Any]:
         """What examples depend on beside data, tokenizer and seed."""
         return ["classes", self._order]

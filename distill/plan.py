@@ -8,9 +8,10 @@ counted by `footprint.py`.
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -33,7 +34,7 @@ from distill.run import Run
 from distill.sources import load_rows
 from distill.terms import reads_from
 from distill.tokenizing import tokenize_document
-from students.build import LayersConfig, StudentConfig
+from students.build import LayersConfig
 from students.stream import ROWS
 
 EFFICIENCY = 0.6  # of a bare matrix product; the demo's stages lie between 0.5 and 0.8
@@ -85,8 +86,9 @@ def shape_of(config: Any, depth: int | None = None) -> Shape:
     return Shape(body - lost, text.vocab_size, text.hidden_size, kept, total - lost)
 
 
+@functools.cache
 def flops_per_second(dtype: torch.dtype) -> float:
-    """What a 1,024 x 1,024 x 4,096 product reaches here, best of three."""
+    """What a 1,024 x 1,024 x 4,096 product reaches here, best of three; measured once."""
     device = default_device()
     a = torch.randn(1024, 1024, device=device).to(dtype)
     b = torch.randn(1024, 4096, device=device).to(dtype)
@@ -162,8 +164,8 @@ def estimate(run: Run) -> list[Estimate]:
         cost = teacher.forward(tokens) / speed
         about = f"{a_token:.0f} bytes a token{_how_known(run)}; tokens {known}"
         add("cache", tokens, a_token * tokens, teacher_bytes, cost, about)
-    build_seconds = _build_seconds(run, teacher, EFFICIENCY * flops_per_second(torch.float32))
-    add("build", 0, student.total * 4, teacher.total * 4 + student.total * 8, build_seconds,
+    add("build", 0, student.total * 4, teacher.total * 4 + student.total * 8,
+        build_seconds(run, teacher),
         f"{student.total / 1e6:.1f} M parameters, {student.depth} blocks")  # fmt: skip
     tokens = trained_tokens(recipe.train, recipe.data, train_tokens)
     arms = 1 + len(recipe.train.arms)
@@ -199,11 +201,23 @@ def _weights_of_teacher(run: Run, teacher: Shape) -> float:
     return teacher.total * {"none": plain, "int8": 1.1, "nf4": 0.6, "fp4": 0.6}[config.quantization]
 
 
-def _build_seconds(run: Run, teacher: Shape, speed: float) -> float:
-    student = run.recipe.student
+class Runs(Protocol):
+    """What of a model the time of its forwards depends on, whatever its task."""
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+
+    def forward(self, tokens: float) -> float:
+        """Floating-point operations of one forward."""
+
+
+def build_seconds(run: Run, teacher: Runs) -> float:
+    """Time to judge, cut and mend the student, in float32."""
+    student, speed = run.recipe.student, EFFICIENCY * flops_per_second(torch.float32)
     layers, seconds = student.layers, 5.0
     if student.target is not None:
-        return seconds + _search_seconds(student, teacher, speed)
+        return seconds + _search_seconds(run, teacher, speed)
     if student.reads_text:  # once to judge; a refit passes three times and multiplies as much again
         passes = (1 if student.needs_text() else 0) + (6 if student.refit else 0)
         seconds += passes * teacher.forward(student.calibration_tokens) / speed
@@ -212,23 +226,31 @@ def _build_seconds(run: Run, teacher: Shape, speed: float) -> float:
     one = teacher.forward(layers.calibration_tokens) / speed
     if layers.by != "greedy":
         return seconds + one
-    removed = teacher.depth - layers.keep  # about five half passes a removal, after all once
-    return seconds + (0.5 * teacher.depth + 3.5 * removed) * one
+    return seconds + _removal_passes(run, teacher.depth, teacher.depth - layers.keep) * one
 
 
-def _search_seconds(student: StudentConfig, teacher: Shape, speed: float) -> float:
+def _removal_passes(run: Run, depth: int, removed: int) -> float:
+    """Passes of the whole teacher over the calibration text that greedy removal takes."""
+    if run.task.packs:  # about five half passes a removal, after all once
+        return 0.5 * depth + 3.5 * removed
+    tried = range(depth, depth - removed, -1)  # every block that is left, by itself
+    return 1 + sum(left * (left - 1) / depth for left in tried)
+
+
+def _search_seconds(run: Run, teacher: Runs, speed: float) -> float:
     """Of judging, of greedy removal, of every shape that is measured, and of mending the last few.
 
     Up to half of the blocks is taken to be removed.
     """
-    target, removed = student.target, teacher.depth / 2
+    student, passes = run.recipe.student, _removal_passes(run, teacher.depth, teacher.depth // 2)
+    target = student.target
     assert target is not None
     shapes = target.candidates + 3 * len(target.axes)
     mends = 6 * student.calibration_tokens if student.refit else 0
     mends += 3 * target.heal_steps * ROWS * LONGEST
     tokens = (
         student.calibration_tokens
-        + (0.5 * teacher.depth + 3.5 * removed) * JUDGED_ON
+        + passes * JUDGED_ON
         + (1 + shapes) * target.tokens
         + min(target.finalists, target.candidates) * mends
     )

@@ -143,12 +143,6 @@ def test_any_sentence_encoder_is_measured_without_a_recipe(studio):
     assert numbers["spearman"] == pytest.approx(want, abs=1e-3)
 
 
-def test_a_plan_is_told_before_any_work(studio):
-    said = studio("plan", "recipe.yaml", "--run-dir", "out").output
-    assert "cache" in said
-    assert not Path("out/cache").exists()
-
-
 @pytest.mark.parametrize("stem", ["mean", "cls"])
 def test_how_texts_are_pooled_must_be_known_and_agree(studio, stem):
     write_recipe(data={"pooling": stem, "normalize": False})

@@ -95,11 +95,6 @@ def test_students_need_not_be_cut(studio, student):
     assert not any("projectors" in name for name in found.state_dict())
 
 
-def test_a_plan_is_told_before_any_work(studio):
-    assert "cache" in studio("plan", "recipe.yaml", "--run-dir", "out").output
-    assert not Path("out/cache").exists()
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
