@@ -35,10 +35,10 @@ AFTER_PADDING = {
 def usable_positions(config: Any) -> int | None:
     """Tokens of the longest text that a model of this `PretrainedConfig` reads; None: no limit."""
     text = config.get_text_config()
-    positions = getattr(text, "max_position_embeddings", None)
+    positions: int | None = getattr(text, "max_position_embeddings", None)
     if positions is None or text.model_type not in AFTER_PADDING:
         return positions
-    return int(positions) - text.pad_token_id - 1
+    return positions - int(text.pad_token_id) - 1
 
 
 def unwrap(model: Any) -> Any:

@@ -199,7 +199,7 @@ class Batching:
 
     def steps(
         self,
-        lengths: Sequence[int],
+        lengths: Sequence[int] | np.ndarray,
         config: Any,
         *,
         max_length: int,
