@@ -197,6 +197,33 @@ class Batching:
     plan: Callable[..., list[MicroBatch]]
     collate: Callable[[Sequence[Sequence[Example]]], Batch]
 
+    def steps(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        config: Any,
+        *,
+        max_length: int,
+        packing: bool,
+        seed: int,
+        world: int,
+    ) -> list[list[MicroBatch]]:
+        """Micro-batches of every step of a training, those of `world` processes together.
+
+        config: the training's section of the recipe.
+        """
+        steps: list[list[MicroBatch]] = []
+        size = config.accumulate * world
+        for epoch in range(config.epochs):
+            micro = self.plan(
+                [int(n) for n in lengths],
+                batch_size=config.batch_size,
+                max_length=max_length,
+                packing=packing,
+                seed=seed * 1_000_003 + epoch,
+            )
+            steps += [micro[i : i + size] for i in range(0, len(micro), size)]
+        return steps[: config.max_steps]
+
 
 OF_TOKENS = Batching(plan_epoch, collate)
 OF_TEXTS = Batching(plan_epoch_by_length, collate_texts)

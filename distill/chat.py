@@ -10,8 +10,8 @@ import torch
 
 from attar.errors import ModelError, RunError, nearest
 from attar.files import read_json
-from attar.heads import CLASSIFIER, holds_head
-from attar.loading import Quantization, load_causal_lm, load_tokenizer
+from attar.heads import CAUSAL, auto_class_of
+from attar.loading import Quantization, load_causal_lm, load_config, load_tokenizer
 
 Write = Callable[[str], None]
 Messages = list[dict[str, str]]
@@ -110,8 +110,13 @@ class OneModel:
     """A conversation with one model."""
 
     def __init__(self, name: str, trust_remote_code: bool) -> None:
-        if holds_head(Path(name), CLASSIFIER):
-            raise ModelError(f"{name} is a classifier: it labels texts and has nothing to say.")
+        if not name.endswith(".gguf"):  # which holds language models alone
+            config = load_config(name, trust_remote_code=trust_remote_code)
+            if auto_class_of(config) != CAUSAL:
+                raise ModelError(
+                    f"{name} was saved as {', '.join(config.architectures)}: it does not predict "
+                    "the next token and has nothing to say; name a causal language model."
+                )
         self.model: Any = load_causal_lm(name, dtype="auto", trust_remote_code=trust_remote_code)
         self.tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
         self.messages: Messages = []

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from attar.errors import RecipeError
 from attar.loading import skeleton
+from attar.processes import is_alone, process_state
+from distill.choices import without_start
 from distill.loop import LoopConfig
 from distill.pace import check_pace, lowest_learning
 from distill.run import Run
+from students.rounding import linear_maps
 from students.trainable import prepare_learning
 
 
@@ -19,40 +23,65 @@ def check_learning(run: Run, shaped: bool = True) -> None:
     shaped: whether the student's shape is known; before a search, only what the whole model lacks
     is refused.
     """
+    for path, config, model in _learners(run, shaped):
+        check_pace(model, config, f"{path}.")
+        _check_terms(run, path, config, model)
+
+
+def check_steps(run: Run, shaped: bool = True) -> None:
+    """Raise `RecipeError` where blocks would begin to learn after the last step: once the data are
+    there, and with them the number of steps.
+
+    shaped: as in `check_learning`.
+    """
+    sections = {**run.recipe.learning(), "teacher.adapt": run.recipe.teacher.adapt}
+    if not any(config is not None and config.unfreeze for config in sections.values()):
+        return
+    for path, config, model in _learners(run, shaped):
+        if config.unfreeze is not None:
+            data = getattr(config, "data", None) or run.recipe.data
+            steps = run.task.batching.steps(
+                run.data(data)[0].lengths,
+                config,
+                max_length=data.max_length,
+                packing=data.packing and run.task.packs,
+                seed=run.recipe.seed,
+                world=1 if is_alone() else process_state().num_processes,
+            )
+            check_pace(model, config, f"{path}.", len(steps))
+
+
+def _learners(run: Run, shaped: bool) -> Iterator[tuple[str, LoopConfig, Any]]:
+    """(section, its keys, what learns by them, without weights) of every training of the recipe.
+
+    Left out is what stands before the text: it has no depth; and the student before its shape is
+    known (`shaped`), of which only the parts are looked for.
+    """
     recipe = run.recipe
     adapt, train, special = recipe.teacher.adapt, recipe.train, recipe.specialize
-    if adapt is not None:
-        _check(run, "teacher.adapt", adapt, _skeleton(run, run.teacher_config))
+    if adapt is not None and (teacher := skeleton(run.teacher_config, run.task.auto)) is not None:
+        prepare_learning(teacher, adapt.trainable, adapt.reinitialize, 0, "teacher.adapt.")
+        yield "teacher.adapt", adapt, teacher
+    config = run.student_config if shaped else run.whole_config
+    if (student := skeleton(config, run.task.auto)) is None:
+        return
+    prepare_learning(student, train.trainable, train.reinitialize, 0, "train.")
     if not shaped:
-        whole = _skeleton(run, run.whole_config)
-        if whole is not None:
-            prepare_learning(whole, train.trainable, train.reinitialize, 0, "train.")
         return
-    _check(run, "train", train, _skeleton(run, run.student_config))
-    if special is not None and special.leaves == "weights":
-        student = _skeleton(run, run.student_config)
-        if student is not None:
-            special.attach(student, 0)
-            _check_pace_and_terms(run, "specialize", special, student)
+    yield "train", train, student
+    if special is not None and not special.prepends:
+        student = skeleton(run.student_config, run.task.auto)
+        yield "specialize", special, without_start(special).attach(student, 0)
+    if recipe.export.recover is not None:
+        student = skeleton(run.student_config, run.task.auto)
+        for parameter in student.parameters():
+            parameter.requires_grad_(parameter.ndim == 1)
+        for module in linear_maps(student).values():
+            module.weight.requires_grad_(True)  # stands for its scales
+        yield "export.recover", recipe.export.recover, student
 
 
-def _skeleton(run: Run, config: Any) -> Any:
-    """The model of a `PretrainedConfig` with the task's head, on the meta device.
-
-    None where its code came with the model: it is not run to look at its names.
-    """
-    return skeleton(config, run.task.auto)
-
-
-def _check(run: Run, path: str, config: Any, model: Any) -> None:
-    if model is None:
-        return
-    prepare_learning(model, config.trainable, config.reinitialize, 0, f"{path}.")
-    _check_pace_and_terms(run, path, config, model)
-
-
-def _check_pace_and_terms(run: Run, path: str, config: LoopConfig, model: Any) -> None:
-    check_pace(model, config, f"{path}.")
+def _check_terms(run: Run, path: str, config: LoopConfig, model: Any) -> None:
     if path not in run.recipe.learning():
         return
     lowest = lowest_learning(model)

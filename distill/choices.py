@@ -98,11 +98,16 @@ def _whole(model_config: Any, depth: int, trainable: Trainable, forward: Forward
     return trace(skeleton(model_config, depth, choose), forward)
 
 
-def _with_method(run: Run, method: Any, forward: Forward) -> Traced:
-    """The student with a method attached; what it starts from needs weights and does not count."""
+def without_start(method: Any) -> Any:
+    """A method for a student without weights, from which it cannot start."""
     starts = {"init": "default", "init_text": None}
     fields = {name: value for name, value in starts.items() if name in type(method).model_fields}
-    plain = method.model_copy(update=fields)
+    return method.model_copy(update=fields)
+
+
+def _with_method(run: Run, method: Any, forward: Forward) -> Traced:
+    """The student with a method attached."""
+    plain = without_start(method)
     attached = skeleton(
         run.student_config, run.student_depth, lambda model: plain.attach(model, run.recipe.seed)
     )

@@ -116,7 +116,7 @@ def calibration_error(confidence_N: np.ndarray, correct_N: np.ndarray) -> float:
 
 
 def measure_class_speed(runtime: ClassRuntime, examples: Examples, batches: Batches) -> Measured:
-    """Texts a second in the batches given (up to `TIMED_TEXTS`), and seconds for one text alone."""
+    """Texts a second in batches of all lengths, and seconds for one text alone."""
     return measure_text_speed(runtime.classes, examples, batches)
 
 

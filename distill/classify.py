@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from attar import __version__
-from attar.anatomy import check_layers
+from attar.anatomy import check_layers, usable_positions
 from attar.errors import DataError, ModelError, RecipeError, RunError
 from attar.files import fingerprint, read_json, write_json
 from attar.loading import (
@@ -124,10 +124,10 @@ def _model_of(run: Run, config: FeaturesConfig) -> TeacherConfig:
 
 def _check_model(run: Run, config: FeaturesConfig, source: TeacherConfig, tokenizer: Any) -> None:
     data, section = _data_of(run, config)
-    text = load_config(source.model, trust_remote_code=source.trust_remote_code).get_text_config()
+    found = load_config(source.model, trust_remote_code=source.trust_remote_code)
     if config.layer != "last":
         try:
-            check_layers([config.layer], text.num_hidden_layers)
+            check_layers([config.layer], found.get_text_config().num_hidden_layers)
         except ModelError as error:
             raise RecipeError(f"`features.layer`: {error}") from None
     if config.pool == "cls" and tokenizer.cls_token_id is None:
@@ -136,11 +136,11 @@ def _check_model(run: Run, config: FeaturesConfig, source: TeacherConfig, tokeni
             f"{source.model} has none: a decoder's first token sees nothing else; use `mean` or "
             "`last`."
         )
-    positions = getattr(text, "max_position_embeddings", None)
+    positions = usable_positions(found)
     if positions is not None and data.max_length > positions:
         raise RecipeError(
             f"`{section}.max_length` is {data.max_length}; {source.model} has {positions} "
-            "positions."
+            "positions for a text; lower it."
         )
 
 

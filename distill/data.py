@@ -13,7 +13,7 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,8 +244,15 @@ def _all_sources(config: DataConfig) -> list[str]:
 
 
 def source_stamp(config: DataConfig) -> list[Any]:
-    """Names, sizes and times of the local files, so that an edited file is noticed."""
-    sources = _all_sources(config)
+    """`stamp_of` what is learned from and held out."""
+    return stamp_of(_all_sources(config))
+
+
+def stamp_of(sources: Sequence[str]) -> list[Any]:
+    """Names, sizes and times of the local files, so that an edited file is noticed.
+
+    Raises `DataError` where one is not there.
+    """
     files = [file for source in sources for path in local_files(source) for file in _walk(path)]
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
@@ -288,11 +295,9 @@ def prepare_whole(
     folder.mkdir(parents=True, exist_ok=True)
     held, tally = _Writer(folder / "held_out.arrow", config.held_out_tokens, set()), Counter[str]()
     sources = sources_of(config)
-    opened = _documents(
-        reader or Documents(), tokenizer, config, sources, config.split, seed, tally
-    )
-    number, documents = opened
-    _fill(held, _spread(documents, number, config))
+    reader = reader or Documents()
+    number, documents = _documents(reader, tokenizer, config, sources, config.split, seed, tally)
+    _fill(held, _spread(reader, documents, number, config))
     if held.close()["examples"] == 0:
         told = _told(tally)
         why = told and f" ({told})"
@@ -313,11 +318,11 @@ def _prepare(
         if config.held_out.startswith("split:"):
             split, other = config.held_out[6:], sources
         count, others = _documents(reader, tokenizer, config, other, split, seed, tally)
-        _fill(held, _spread(others, count, config))
+        _fill(held, _spread(reader, others, count, config))
     else:
-        documents = _hold_out(held, documents, number, config)
+        documents = _hold_out(reader, held, documents, number, config)
     train = _Writer(aside / "train.arrow", config.train_tokens, held.keys)
-    _fill(train, documents)
+    _fill(train, enumerate(documents))
     if told := _told(tally):
         log.warning("data: of the rows, %s", told)
     if train.dropped:
@@ -333,15 +338,15 @@ def _prepare(
     return {"documents": number, **stats, **more}
 
 
-def _fill(writer: _Writer, documents: Iterable[Found]) -> None:
-    for i, examples in enumerate(documents):
+def _fill(writer: _Writer, documents: Iterable[tuple[int, Found]]) -> None:
+    for i, examples in documents:
         if writer.full:
             return
         writer.add(i, examples)
 
 
 def _hold_out(
-    held: _Writer, documents: Iterator[Found], number: int, config: DataConfig
+    reader: Reader, held: _Writer, documents: Iterator[Found], number: int, config: DataConfig
 ) -> Iterator[Found]:
     """Write a share of the documents to `held`; gives the others. At least one on each side.
 
@@ -355,14 +360,31 @@ def _hold_out(
         return iter([examples[:kept]])
     chosen = min(number - 1, max(1, math.ceil(config.held_out * number)))
     first = [next(documents) for _ in range(chosen)]
-    _fill(held, _spread(first, chosen, config))
+    _fill(held, _spread(reader, first, chosen, config))
     return documents
 
 
-def _spread(documents: Iterable[Found], number: int, config: DataConfig) -> Iterator[Found]:
-    """Documents cut short, so that a limit on held-out tokens still sees all of them."""
-    share = None
-    if config.held_out_tokens is not None:
-        windows_wanted = config.held_out_tokens / (config.max_length - 1)
-        share = max(1, math.ceil(windows_wanted / max(1, number)))
-    return (document[:share] for document in documents)
+def _spread(
+    reader: Reader, documents: Iterable[Found], number: int, config: DataConfig
+) -> Iterator[tuple[int, Found]]:
+    """Documents with their numbers, so that a limit on held-out tokens still sees all of them.
+
+    Cut short where it is known what a window counts; else each gives one example in turn.
+    """
+    if config.held_out_tokens is None:
+        return enumerate(documents)
+    if not reader.counts_all:
+        return _in_turns(documents)
+    windows_wanted = config.held_out_tokens / (config.max_length - 1)
+    share = max(1, math.ceil(windows_wanted / max(1, number)))
+    return ((i, document[:share]) for i, document in enumerate(documents))
+
+
+def _in_turns(documents: Iterable[Found]) -> Iterator[tuple[int, Found]]:
+    waiting: list[tuple[int, Found]] = []
+    for i, document in enumerate(documents):
+        yield i, document[:1]
+        waiting += [(i, document[1:])] if len(document) > 1 else []
+    while waiting:
+        yield from ((i, document[:1]) for i, document in waiting)
+        waiting = [(i, document[1:]) for i, document in waiting if len(document) > 1]

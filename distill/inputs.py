@@ -8,8 +8,7 @@ from typing import Any
 from attar import __version__
 from attar.files import fingerprint
 from attar.loading import tokenizer_files_fingerprint, weights_fingerprint
-from distill.data import source_stamp
-from distill.pairs import pairs_stamp
+from distill.data import source_stamp, stamp_of
 from distill.run import Run
 from distill.tasks import task_stamp
 from teachers.load import teacher_identity
@@ -31,7 +30,7 @@ NEEDS = {
 
 def _sections(run: Run) -> dict[str, list[Any]]:
     """The parts of the recipe, and the files, that each stage reads itself."""
-    recipe = run.recipe
+    recipe, pairs = run.recipe, run.recipe.evaluate.pairs
     tokenizer = tokenizer_files_fingerprint(recipe.teacher.model)
     data = [
         recipe.task,
@@ -60,7 +59,7 @@ def _sections(run: Run) -> dict[str, list[Any]]:
             data,
             recipe.evaluate.model_dump(),
             task_stamp(recipe.evaluate.tasks),
-            pairs_stamp(recipe.evaluate.pairs),
+            stamp_of([pairs.source] if pairs is not None else []),
         ],
         "report": [],
     }

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from attar.errors import DataError, nearest
 from attar.heads import nameless, places_of
@@ -41,19 +41,10 @@ def columns_of(features: Mapping[str, Any], source: str, config: DataConfig) -> 
     """Where a table's texts and classes are. Raises `DataError` where a column is not there, or
     the labels are numbers with fractions.
     """
-    known = list(features)
-    for key in ("text_column", "pair_column", "label_column"):
-        if (name := getattr(config, key)) is not None:
-            check_column(name, known, source, f"data.{key}")
-    text = config.text_column or first_of(TEXT_COLUMNS, known)
-    label = config.label_column or first_of(LABEL_COLUMNS, known)
-    for found, key in ((text, "text_column"), (label, "label_column")):
-        if found is None:
-            raise DataError(
-                f"`{source}` has columns {', '.join(known)}: which holds the "
-                f"{'texts' if key == 'text_column' else 'classes'}? Name it with `data.{key}`."
-            )
-    assert text is not None and label is not None  # noqa: PT018
+    text = text_column(features, source, config)
+    label = _column(features, source, "label_column", config.label_column, LABEL_COLUMNS, "classes")
+    if config.pair_column is not None:
+        check_column(config.pair_column, list(features), source, "data.pair_column")
     kind = str(getattr(features[label], "dtype", type(features[label]).__name__))
     if kind.startswith(("float", "double", "decimal")):
         raise DataError(
@@ -63,6 +54,31 @@ def columns_of(features: Mapping[str, Any], source: str, config: DataConfig) -> 
     if not kind.startswith(("int", "uint", "bool", "string", "large_string", "null")):
         raise DataError(f"`{label}` of `{source}` holds {kind}; classes are words or numbers.")
     return Columns(text, config.pair_column, label)
+
+
+def text_column(features: Mapping[str, Any], source: str, config: DataConfig) -> str:
+    """The column of a table's texts. Raises `DataError` where it is not there, or not known."""
+    return _column(features, source, "text_column", config.text_column, TEXT_COLUMNS, "texts")
+
+
+def _column(
+    features: Mapping[str, Any],
+    source: str,
+    key: str,
+    named: str | None,
+    usual: Sequence[str],
+    what: str,
+) -> str:
+    known = list(features)
+    if named is not None:
+        check_column(named, known, source, f"data.{key}")
+    found = named or first_of(usual, known)
+    if found is None:
+        raise DataError(
+            f"`{source}` has columns {', '.join(known)}: which holds the {what}? Name it with "
+            f"`data.{key}`."
+        )
+    return found
 
 
 class Classes:
@@ -151,6 +167,8 @@ class LabelledTexts:
 
     `order`: names of the classes that a given teacher knows, in its order.
     """
+
+    counts_all: ClassVar[bool] = False
 
     def __init__(self, order: Sequence[str] | None = None) -> None:
         self._order = list(order) if order is not None else None

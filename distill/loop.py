@@ -23,7 +23,7 @@ from torch import Tensor
 from attar.errors import RecipeError, RunError
 from attar.memory import peak_memory, peak_memory_bytes
 from attar.strict import Section
-from distill.batches import OF_TOKENS, Batch, Batching, MicroBatch, plan_in_order
+from distill.batches import OF_TOKENS, Batch, Batching, plan_in_order
 from distill.checkpoint import Checkpoint, load_learned, save_learned
 from distill.console import progress
 from distill.data import IGNORE, Examples, first_examples
@@ -100,6 +100,7 @@ class Job:
     max_length: int
     packing: bool
     batching: Batching = OF_TOKENS
+    section: str = "train"  # of the recipe, whose keys a mistake names
 
 
 @dataclass
@@ -118,21 +119,15 @@ class Plan:
     """Every step's micro-batches for every process, from the seed alone."""
 
     def __init__(self, job: Job, world: int) -> None:
-        config = job.config
-        self.per_step, self.world = config.accumulate * world, world
-        self.collate = job.batching.collate
-        self.steps: list[list[MicroBatch]] = []
-        for epoch in range(config.epochs):
-            micro = job.batching.plan(
-                [int(n) for n in job.train.lengths],
-                batch_size=config.batch_size,
-                max_length=job.max_length,
-                packing=job.packing,
-                seed=job.seed * 1_000_003 + epoch,
-            )
-            size = self.per_step
-            self.steps += [micro[i : i + size] for i in range(0, len(micro), size)]
-        self.steps = self.steps[: config.max_steps]
+        self.world, self.collate = world, job.batching.collate
+        self.steps = job.batching.steps(
+            job.train.lengths,
+            job.config,
+            max_length=job.max_length,
+            packing=job.packing,
+            seed=job.seed,
+            world=world,
+        )
         self.counted = [
             int(sum(job.train.counts[i] for rows in step for row in rows for i in row))
             for step in self.steps
@@ -195,7 +190,7 @@ class _Run:
             _keep_inputs_of_blocks_only(learner.student)
         self.ahead = Prefetch(self.load, self.total)
         pace = config.layer_lr_decay, config.unfreeze
-        self.pace = pace_of(learner.student, *pace, self.total, path="")
+        self.pace = pace_of(learner.student, *pace, self.total, f"{job.section}.")
         rates = config.lr, config.betas, config.weight_decay
         made = make_optimizer(learner, config.optimizer, *rates, self.pace.factors)
         self.optimizer = self.accelerator.prepare(made)
@@ -241,8 +236,8 @@ class _Run:
         if bad or not math.isfinite(float(norm)):
             raise RunError(
                 f"The {bad[0] if bad else 'gradient'} of `{self.job.name}` is not finite at step "
-                f"{number}; lower `train.lr`, or set `train.precision: float32`. The last "
-                "checkpoint is kept."
+                f"{number}; lower `{self.job.section}.lr`, or set `{self.job.section}.precision: "
+                "float32`. The last checkpoint is kept."
             )
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -9,14 +9,14 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from attar.errors import DataError
 from distill.data import key_of
+from distill.labelled import text_column
 from distill.layouts import text_of
 from distill.masking import MaskingConfig
 from distill.readers import Found, Reading
-from distill.single import text_column
 from distill.tokenizing import IGNORE, NO_TEXT
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1  # of the chosen; the rest stays as it is
 
 class MaskedTexts:
     """How tables of texts are read; masks are drawn from the seed and a window's own ids."""
+
+    counts_all: ClassVar[bool] = False
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

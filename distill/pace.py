@@ -18,6 +18,7 @@ from torch import nn
 from attar.anatomy import num_layers, parameter_size
 from attar.errors import RecipeError
 from attar.strict import Section
+from distill.console import aligned
 from students.trainable import depths_of, is_tied
 
 
@@ -95,9 +96,11 @@ def pace_of(student: Any, decay: float, unfreeze: Unfreeze | None, total: int, p
 CHECKED_STEPS = 10**6  # of a training whose length is not known yet: shares stay what they are
 
 
-def check_pace(student: Any, config: Any, path: str) -> None:
-    """Raise `RecipeError` for what `pace_of` would refuse of a section, whatever its length."""
-    total = config.max_steps or CHECKED_STEPS
+def check_pace(student: Any, config: Any, path: str, total: int | None = None) -> None:
+    """Raise `RecipeError` for what `pace_of` would refuse of a section: in so many steps, or, while
+    they are not known, whatever their number.
+    """
+    total = total or config.max_steps or CHECKED_STEPS
     pace_of(student, config.layer_lr_decay, config.unfreeze, total, path)
 
 
@@ -129,19 +132,14 @@ def learning_table(student: Any, pace: Pace) -> list[str]:
         alike = spans and spans[-1][0] >= 1 and at <= depth and rows[at] == rows[spans[-1][0]]
         spans[-1:] = [(spans[-1][0], at)] if alike else [*spans[-1:], (at, at)]
     decays, thaws = len(set(pace.factors.values())) > 1, any(pace.starts.values())
-    header = ["", "parameters", "that learn"] + ["lr x"] * decays + ["from step"] * thaws
-    table = [header]
+    table = [["", "parameters", "that learn"] + ["lr x"] * decays + ["from step"] * thaws]
     for first, last in spans:
         row, number = rows[first], last - first + 1
         line = [_name(student, first, last), f"{number * row.total:,}"]
         line += [f"{number * row.learning:,}" if row.learning else "-"]
         line += [f"{row.factor:.3g}" if row.learning else "-"] * decays
         table.append(line + [f"{row.start + 1}" if row.learning else "-"] * thaws)
-    widths = [max(len(line[i]) for line in table) for i in range(len(header))]
-    lines = [
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
-        for line in table
-    ]
+    lines = aligned(table)
     lowest = min(at for at, row in rows.items() if row.learning)
     if lowest > 1:
         below = "the blocks" if lowest > depth else f"block {lowest - 1}"

@@ -16,7 +16,7 @@ from attar.errors import DataError
 from attar.strict import Section
 from distill.labelled import tokenize_labelled
 from distill.layouts import check_column, first_of, text_of
-from distill.sources import load_rows, local_files
+from distill.sources import load_rows
 from distill.tokenizing import CUT
 
 log = logging.getLogger(__name__)
@@ -34,14 +34,8 @@ class PairsConfig(Section):
     score_column: str | None = None
 
 
-def pairs_stamp(config: PairsConfig | None) -> list[Any]:
-    """Names, sizes and times of the local files. Raises `DataError` where one is not there."""
-    files = [] if config is None else local_files(config.source)
-    return [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
-
-
-def read_pairs(config: PairsConfig, tokenizer: Any, max_length: int) -> dict[str, Any]:
-    """`first`, `second`: ids and token types of P texts each; `score`: P numbers; plain values.
+def load_pairs(config: PairsConfig) -> tuple[Any, str, str, list[float]]:
+    """(the table, its columns of first and second texts, P scores).
 
     Raises `DataError` for a column that is missing, a score that is no number, or scores that are
     all one, with which nothing can go along.
@@ -51,18 +45,27 @@ def read_pairs(config: PairsConfig, tokenizer: Any, max_length: int) -> dict[str
         _column(table, config, key, usual)
         for key, usual in (("first", FIRST), ("second", SECOND), ("score", SCORES))
     )
-    tally = Counter[str]()
-
-    def read(column: str) -> list[list[int]]:
-        texts = (text_of(row[column]) for row in table)
-        return [tokenize_labelled(tokenizer, [t], 0, max_length, tally)[0] for t in texts]
-
     scores = [_number(value, score, config.source) for value in table[score]]
     if len(set(scores)) < 2:
         raise DataError(
             f"`{score}` of `evaluate.pairs` ({config.source}) holds {len(set(scores))} different "
             "scores; a correlation needs two or more."
         )
+    return table, first, second, scores
+
+
+def read_pairs(config: PairsConfig, tokenizer: Any, max_length: int) -> dict[str, Any]:
+    """`first`, `second`: ids of P texts each; `score`: P numbers; plain values.
+
+    Raises `DataError` as `load_pairs` does.
+    """
+    table, first, second, scores = load_pairs(config)
+    tally = Counter[str]()
+
+    def read(column: str) -> list[list[int]]:
+        texts = (text_of(row[column]) for row in table)
+        return [tokenize_labelled(tokenizer, [t], 0, max_length, tally)[0] for t in texts]
+
     found = {"first": read(first), "second": read(second), "score": scores}
     if tally[CUT]:
         log.warning("evaluate.pairs: of their texts, %d %s", tally[CUT], CUT)

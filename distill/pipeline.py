@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from attar.anatomy import check_layers
+from attar.anatomy import check_layers, usable_positions
 from attar.attention import check_blocks
 from attar.errors import RecipeError, RunError
 from attar.loading import (
@@ -17,7 +17,7 @@ from attar.loading import (
 from attar.memory import peak_memory
 from attar.processes import free_memory, is_alone, is_first_process, process_state
 from distill.caching import cache_manifest
-from distill.checks_learning import check_learning
+from distill.checks_learning import check_learning, check_steps
 from distill.console import log_to_file
 from distill.data import check_sources
 from distill.exporting import check_makeable, check_rounding
@@ -28,6 +28,7 @@ from distill.relations import check_relations
 from distill.run import Run, Stopwatch, on_first_process
 from distill.stages import PARALLEL, STAGES
 from distill.tasks import check_tasks
+from distill.terms import reads_from
 from students.depth import cut_config
 from teachers.store import SignalStore
 
@@ -54,11 +55,7 @@ def check_before_work(run: Run) -> None:
     depth = run.teacher_depth
     check_layers(recipe.cache.hidden.layers, depth)
     check_blocks(recipe.cache.hidden.attention, depth)
-    positions = getattr(run.teacher_config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and recipe.data.max_length > positions:
-        raise RecipeError(
-            f"`data.max_length` is {recipe.data.max_length}; the teacher has {positions} positions."
-        )
+    _check_positions(run)
     if isinstance(recipe.student.from_, str) and recipe.student.from_ != "teacher":
         trust = recipe.student.trust_remote_code
         student = load_tokenizer(recipe.student.from_, trust_remote_code=trust)
@@ -66,13 +63,12 @@ def check_before_work(run: Run) -> None:
     check_makeable(run.artifacts, run.student_config)
     check_rounding(recipe.export, run.artifacts)
     check_tasks(recipe.evaluate.tasks, run.tokenizer.chat_template is not None)
-    if recipe.specialize is not None:
-        _check_positions(run, positions)
-    _check_student(run, shaped=not _is_searched(run) or is_done(run, "build"))
+    _check_student(run, _is_shaped(run))
 
 
-def _is_searched(run: Run) -> bool:
-    return run.recipe.student.target is not None
+def _is_shaped(run: Run) -> bool:
+    """Whether the student's shape is known: it was given, or a search has found it."""
+    return run.recipe.student.target is None or is_done(run, "build")
 
 
 def _check_student(run: Run, shaped: bool) -> None:
@@ -83,14 +79,33 @@ def _check_student(run: Run, shaped: bool) -> None:
     _check_layer_terms(run, config, shaped)
     check_learning(run, shaped)
     if run.recipe.specialize is not None:
-        depth = config.get_text_config().num_hidden_layers
-        run.recipe.specialize.check(cut_config(config, list(range(depth))))
+        _check_method(run, config)
 
 
-def _check_positions(run: Run, positions: int | None) -> None:
-    """Whether positions that a method of `specialize` sets before texts are there."""
+def _check_positions(run: Run) -> None:
+    """Whether everyone can read the longest text that is given to it."""
+    special = run.recipe.specialize
+    both = [("teacher", run.teacher_config), ("student", run.student_config)]
+    read = {"data": (run.recipe.data, both)}
+    if special is not None and special.data is not None:
+        asked = any(reads_from(special, source) for source in ("cache", "online"))
+        read["specialize.data"] = special.data, both if asked else both[1:]
+    for key, (data, readers) in read.items():
+        for side, config in readers:
+            positions = usable_positions(config)
+            if positions is not None and data.max_length > positions:
+                raise RecipeError(
+                    f"`{key}.max_length` is {data.max_length}; the {side} has {positions} "
+                    "positions for a text; lower it."
+                )
+
+
+def _check_method(run: Run, config: Any) -> None:
+    """Whether a student of some config can learn by the method of `specialize`."""
     special = run.recipe.specialize
     length = (special.data or run.recipe.data).max_length
+    positions = usable_positions(config)
+    special.check(cut_config(config, list(range(config.get_text_config().num_hidden_layers))))
     if special.prepends and positions is not None and special.virtual_tokens + length > positions:
         raise RecipeError(
             f"`specialize.virtual_tokens` is {special.virtual_tokens} before texts of up to "
@@ -126,6 +141,7 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
         if is_first_process():
             run.write_recipe()
         run.prepare_data()
+        check_steps(run, _is_shaped(run))
         for name in names:
             if name not in todo:
                 log.info("%s: up to date", name)
@@ -135,8 +151,9 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
             _run_stage(run, name)
             if name == "build":
                 run.student_was_built()  # on every process
-                if _is_searched(run):
+                if run.recipe.student.target is not None:
                     _check_student(run, shaped=True)
+                    check_steps(run)
     return True
 
 

@@ -8,10 +8,11 @@ counted by `footprint.py`.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -36,7 +37,6 @@ from distill.run import Run
 from distill.sources import load_rows
 from distill.terms import reads_from
 from distill.tokenizing import tokenize_document
-from students.build import StudentConfig
 from students.stream import ROWS
 from students.surgery.costs import BYTES
 from students.surgery.target import TargetConfig, read_amount
@@ -97,8 +97,9 @@ def skeleton_to_count(config: Any, auto: str) -> Any:
     return model
 
 
+@functools.cache
 def flops_per_second(dtype: torch.dtype) -> float:
-    """What a 1,024 x 1,024 x 4,096 product reaches here, best of three."""
+    """What a 1,024 x 1,024 x 4,096 product reaches here, best of three; measured once."""
     device = default_device()
     a = torch.randn(1024, 1024, device=device).to(dtype)
     b = torch.randn(1024, 4096, device=device).to(dtype)
@@ -174,8 +175,8 @@ def estimate(run: Run) -> list[Estimate]:
         cost = teacher.forward(tokens) / speed
         about = f"{a_token:.0f} bytes a token{_how_known(run)}; tokens {known}"
         add("cache", tokens, a_token * tokens, teacher_bytes, cost, about)
-    build_seconds = _build_seconds(run, teacher, EFFICIENCY * flops_per_second(torch.float32))
-    add("build", 0, student.total * 4, teacher.total * 4 + student.total * 8, build_seconds,
+    add("build", 0, student.total * 4, teacher.total * 4 + student.total * 8,
+        build_seconds(run, teacher),
         f"{student.total / 1e6:.1f} M parameters, {student.depth} blocks")  # fmt: skip
     tokens = trained_tokens(recipe.train, recipe.data, train_tokens)
     arms = 1 + len(recipe.train.arms)
@@ -211,11 +212,31 @@ def _weights_of_teacher(run: Run, teacher: Shape) -> float:
     return teacher.total * {"none": plain, "int8": 1.1, "nf4": 0.6, "fp4": 0.6}[config.quantization]
 
 
-def _build_seconds(run: Run, teacher: Shape, speed: float) -> float:
-    student = run.recipe.student
+class Runs(Protocol):
+    """What of a model the time of its forwards depends on, whatever its task."""
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+
+    @property
+    def body(self) -> int:
+        """Parameters that every token passes."""
+
+    @property
+    def total(self) -> int:
+        """All parameters."""
+
+    def forward(self, tokens: float) -> float:
+        """Floating-point operations of one forward."""
+
+
+def build_seconds(run: Run, teacher: Runs) -> float:
+    """Time to judge, cut and mend the student, in float32."""
+    student, speed = run.recipe.student, EFFICIENCY * flops_per_second(torch.float32)
     layers, seconds = student.layers, 5.0
     if student.target is not None:
-        return seconds + _search_seconds(student, teacher, speed)
+        return seconds + _search_seconds(run, teacher, speed)
     if student.reads_text:  # once to judge; a refit passes three times and multiplies as much again
         passes = (1 if student.needs_text() else 0) + (6 if student.refit else 0)
         seconds += passes * teacher.forward(student.calibration_tokens) / speed
@@ -224,12 +245,17 @@ def _build_seconds(run: Run, teacher: Shape, speed: float) -> float:
     one = teacher.forward(layers.calibration_tokens) / speed
     if layers.by != "greedy":
         return seconds + one
-    removed = teacher.depth - layers.keep  # about five half passes a removal, after all once
-    return seconds + (0.5 * teacher.depth + 3.5 * removed) * one
+    return seconds + _removal_passes(teacher.depth, teacher.depth - layers.keep) * one
 
 
-def _search_seconds(student: StudentConfig, teacher: Shape, speed: float) -> float:
+def _removal_passes(depth: int, removed: float) -> float:
+    """Of the whole model over the calibration text: five half passes a removal, after all once."""
+    return 0.5 * depth + 3.5 * removed
+
+
+def _search_seconds(run: Run, teacher: Runs, speed: float) -> float:
     """Of judging, greedy removal, every shape that is measured, and mending the last few."""
+    student = run.recipe.student
     target = student.target
     assert target is not None
     removed = _blocks_removed(target, teacher)
@@ -238,14 +264,14 @@ def _search_seconds(student: StudentConfig, teacher: Shape, speed: float) -> flo
     mends += 3 * target.heal_steps * ROWS * LONGEST
     tokens = (
         student.calibration_tokens
-        + (0.5 * teacher.depth + 3.5 * removed) * target.calibration_tokens
+        + _removal_passes(teacher.depth, removed) * target.calibration_tokens
         + (1 + shapes) * target.tokens
         + min(target.finalists, target.candidates) * mends
     )
     return teacher.forward(tokens) / speed
 
 
-def _blocks_removed(target: TargetConfig, teacher: Shape) -> float:
+def _blocks_removed(target: TargetConfig, teacher: Runs) -> float:
     """Blocks that a search puts into an order: as many as would meet the target alone.
 
     Of a time in seconds, about which nothing is known yet, half of them.

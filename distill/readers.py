@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from distill.layouts import layout_of
 from distill.tokenizing import tokenize_document
@@ -19,6 +19,8 @@ Reading = Callable[[Mapping[str, Any], Counter[str]], Found]  # ... from the row
 
 class Reader(Protocol):
     """How rows become examples: what differs between a text to continue and one to label."""
+
+    counts_all: ClassVar[bool]  # whether every token of a window but the first does
 
     @property
     def stamp(self) -> list[Any]:
@@ -36,6 +38,7 @@ class Reader(Protocol):
 class Documents:
     """Texts, conversations, prompts with their answers: every next token is a prediction."""
 
+    counts_all: ClassVar[bool] = True
     stamp: list[Any] = []  # noqa: RUF012
 
     def open(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from attar.errors import DataError
-from distill.labelled import TEXT_COLUMNS, tokenize_labelled
-from distill.layouts import check_column, first_of, text_of
+from distill.labelled import text_column, tokenize_labelled
+from distill.layouts import text_of
 from distill.readers import Found, Reading
 from distill.tokenizing import NO_TEXT
 
@@ -17,22 +16,10 @@ if TYPE_CHECKING:
     from distill.data import DataConfig
 
 
-def text_column(features: Mapping[str, Any], source: str, config: DataConfig) -> str:
-    """The column of a table's texts. Raises `DataError` where it is not there, or not known."""
-    known = list(features)
-    if config.text_column is not None:
-        check_column(config.text_column, known, source, "data.text_column")
-    found = config.text_column or first_of(TEXT_COLUMNS, known)
-    if found is None:
-        raise DataError(
-            f"`{source}` has columns {', '.join(known)}: which holds the texts? Name it with "
-            "`data.text_column`."
-        )
-    return found
-
-
 class SingleTexts:
     """How tables of texts are read: every text counts once, whatever its length."""
+
+    counts_all: ClassVar[bool] = False
 
     @property
     def stamp(self) -> list[Any]:

@@ -70,7 +70,7 @@ def adapt_teacher(run: Run) -> Record:
     with on_first_process() as first:
         if first:
             _discard_other(folder, inputs_of(run, "adapt-teacher"))
-    result = _train(run, "teacher", model, config, run.recipe.data, folder)
+    result = _train(run, "teacher", "teacher.adapt", model, config, run.recipe.data, folder)
     with on_first_process() as first:
         if first:
             dtype = resolve_precision(run.recipe.teacher.dtype)
@@ -130,7 +130,7 @@ def train(run: Run) -> Record:
             )
             prepare_learning(student, config.trainable, config.reinitialize, run.recipe.seed)
             log.info("%s: %s", arm, how_much_learns(student))
-            result = _train(run, arm, student, arm_config, run.recipe.data, folder)
+            result = _train(run, arm, "train", student, arm_config, run.recipe.data, folder)
             with on_first_process() as first:
                 if first:
                     save_student(student, run.tokenizer, folder / "student")
@@ -161,7 +161,7 @@ def specialize(run: Run) -> Record:
     for line in what_learns(student, config):
         log.info("specialize: %s", line)
     data = config.data or run.recipe.data
-    result = _train(run, "specialize", student, config, data, folder / "run")
+    result = _train(run, "specialize", "specialize", student, config, data, folder / "run")
     with on_first_process() as first:
         if first:
             keep_specialized(run, student, config, asdict(result))
@@ -208,12 +208,13 @@ def report(run: Run) -> Record:
 def _train(
     run: Run,
     name: str,
+    section: str,
     student: torch.nn.Module,
     config: LoopConfig,
     data: DataConfig,
     folder: Path,
 ) -> Result:
-    """The loop on one student."""
+    """The loop on one student, by the keys of a section of the recipe."""
     torch.manual_seed(run.recipe.seed)  # projectors are drawn from it
     if config.model_dropout is not None:
         set_dropout(student, config.model_dropout)
@@ -253,6 +254,7 @@ def _train(
         max_length=data.max_length,
         packing=packing,
         batching=run.task.batching,
+        section=section,
     )
     result = train_loop(job)
     free_memory()
@@ -284,7 +286,9 @@ def _recover(run: Run, grid: str, model: torch.nn.Module) -> None:
     assert config is not None
     folder = run.folder / "recovered" / grid
     _discard_other(folder, fingerprint([inputs_of(run, "export"), grid]))
-    result = _train(run, f"recover {grid}", model, config, run.recipe.data, folder)
+    result = _train(
+        run, f"recover {grid}", "export.recover", model, config, run.recipe.data, folder
+    )
     log.info("export: scales and norms of %s learned from %d tokens", grid, result.tokens)
 
 

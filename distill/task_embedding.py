@@ -22,7 +22,7 @@ from distill.batches import OF_TEXTS, Batching
 from distill.data import DataConfig, Example, Examples
 from distill.gauge import Gauge
 from distill.losses import LOSSES
-from distill.pairs import pairs_stamp, read_pairs
+from distill.pairs import load_pairs, read_pairs
 from distill.readouts import VectorReadout
 from distill.single import SingleTexts
 from distill.task import TASKS, refuse_keys
@@ -95,9 +95,10 @@ class Embedding:
                 )
 
     def check(self, run: Run) -> None:
-        """How the teacher pools is known, and the pairs are there."""
+        """How the teacher pools is known, and the pairs are pairs."""
         pooling_of(run.recipe.data, run.recipe.teacher.model)
-        pairs_stamp(run.recipe.evaluate.pairs)
+        if (pairs := run.recipe.evaluate.pairs) is not None:
+            load_pairs(pairs)
 
     def reader(self, config: Any, adapted: bool, seed: int) -> SingleTexts:
         """Texts, each by itself."""

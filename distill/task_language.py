@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attar.anatomy import Head, head_of, num_layers, run_body
 from attar.errors import RecipeError
-from attar.heads import CAUSAL, MASKED, auto_class_of
+from attar.heads import CAUSAL, auto_class_of
 from attar.loading import load_causal_lm
 from distill.account import Account
 from distill.batches import OF_TOKENS, Batching
@@ -23,7 +23,7 @@ from distill.language_gauge import GAUGE
 from distill.language_report import ACCOUNT
 from distill.readers import Reader
 from distill.readouts import Readout
-from distill.task import TASKS, refuse_keys
+from distill.task import TASKS, refuse_keys, task_of_model
 from students.build import fresh_model
 from students.depth import keep_by_influence, keep_greedily, next_token_loss, rows_as_texts
 from students.stream import ROWS
@@ -64,13 +64,18 @@ class CausalLM:
             )
 
     def check(self, run: Run) -> None:
-        """The teacher does not fill masks."""
-        gguf = run.recipe.teacher.model.endswith(".gguf")
-        if not gguf and auto_class_of(run.teacher_config) == MASKED:
-            raise RecipeError(
-                f"`teacher.model` ({run.recipe.teacher.model}) fills masks and does not predict "
-                "the next token; write `task: masked-lm`, or name a causal language model."
-            )
+        """The teacher predicts the next token, and so does a student that is named."""
+        named = {"teacher.model": (run.recipe.teacher.model, run.teacher_config)}
+        student = run.recipe.student.from_
+        if isinstance(student, str) and student != "teacher":
+            named["student.from"] = student, run.student_config
+        for key, (model, config) in named.items():
+            if not model.endswith(".gguf") and auto_class_of(config) != CAUSAL:
+                raise RecipeError(
+                    f"`{key}` ({model}) was saved as {', '.join(config.architectures)}, which does "
+                    f"not predict the next token; write `task: {task_of_model(config)}`, or name a "
+                    "causal language model."
+                )
 
     def reader(self, config: Any, adapted: bool, seed: int) -> Reader | None:
         """Texts and conversations: `prepare`'s own."""

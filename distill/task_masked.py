@@ -24,7 +24,13 @@ from distill.masked_report import ACCOUNT
 from distill.masked_texts import MaskedTexts, check_masks
 from distill.readouts import Readout
 from distill.task import TASKS, refuse_keys
-from distill.text_tasks import check_artifacts, chosen_texts, order_by_change, rows_of
+from distill.text_tasks import (
+    check_artifacts,
+    chosen_texts,
+    order_by_change,
+    refuse_next_tokens,
+    rows_of,
+)
 from students.build import fresh_model
 from students.depth import keep_by_influence
 from students.surgery.yardstick import Read, Yardstick
@@ -40,17 +46,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 NAME = "masked-lm"
-NO_EFFECT = {
-    "data": [
-        "prompt", "packing", "append_eos", "pair_column", "label_column", "label_names", "pooling",
-        "normalize",
-    ],
-    "export": ["rounding", "calibration_tokens"],
-    "evaluate": [
-        "prefill_tokens", "generate_tokens", "agreement_prompts", "agreement_tokens", "tasks",
-        "pairs",
-    ],
-}  # fmt: skip
+NOT_OF_MASKS = ["pair_column", "label_column", "label_names", "pooling", "normalize"]
 
 
 @TASKS.add(NAME)
@@ -66,8 +62,9 @@ class MaskedLM:
 
     def check_recipe(self, recipe: Recipe) -> None:
         """What only models have that predict the next token is refused, in a sentence each."""
-        for path, keys in NO_EFFECT.items():
-            refuse_keys(getattr(recipe, path), path, keys, NAME)
+        refuse_next_tokens(recipe, NAME)
+        refuse_keys(recipe.data, "data", NOT_OF_MASKS, NAME)
+        refuse_keys(recipe.evaluate, "evaluate", ["pairs"], NAME)
         if recipe.specialize is not None:
             raise ValueError(
                 f"`specialize` is for models that predict the next token; with `task: {NAME}` a "

@@ -7,24 +7,30 @@ about a dozen widths of activations a token and block.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from torch import nn
 
+from attar.heads import CLASSIFIER
 from attar.loading import resolve_precision
-from distill.data import DataConfig, sources_of
+from distill.data import IGNORE, DataConfig, sources_of
 from distill.inputs import is_done
+from distill.labelled import LabelledTexts
 from distill.loop import LoopConfig
 from distill.plan import (
     EFFICIENCY,
     SAMPLE_ROWS,
     Estimate,
+    build_seconds,
     estimate,
     flops_per_second,
     skeleton_to_count,
 )
+from distill.readers import Reader
 from distill.run import Run
 from distill.sources import load_rows
 
@@ -36,14 +42,14 @@ PROCESS_SECONDS = 20  # to start one, load a model and leave
 class Body:
     """What time and memory depend on: parameters beside the embeddings, all, width, depth."""
 
-    parameters: int
+    body: int
     total: int
     width: int
     depth: int
 
     def forward(self, tokens: float) -> float:
         """Floating-point operations."""
-        return 2.0 * tokens * self.parameters
+        return 2.0 * tokens * self.body
 
 
 def estimates(run: Run) -> list[Estimate]:
@@ -51,43 +57,99 @@ def estimates(run: Run) -> list[Estimate]:
     return estimate(run) if run.task.packs else _of_texts(run)
 
 
-def body_of_config(config: Any, depth: int, auto: str) -> Body:
-    """Of a model of an auto class with so many blocks, from its configuration alone."""
+def body_of_config(config: Any, auto: str) -> Body:
+    """Of a model of an auto class, from its configuration alone."""
     model = skeleton_to_count(config, auto)
     text, total = config.get_text_config(), sum(p.numel() for p in model.parameters())
-    table = sum(p.numel() for n, p in model.named_parameters() if "embedding" in n)
-    lost = (total - table) * (text.num_hidden_layers - depth) // text.num_hidden_layers
-    return Body(total - table - lost, total - lost, text.hidden_size, depth)
+    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    looked_up = sum(p.numel() for p in {id(p): p for p in tables}.values())
+    return Body(total - looked_up, total, text.hidden_size, text.num_hidden_layers)
 
 
-def count_texts(run: Run) -> tuple[int, int, float, str]:
-    """(training texts, held-out texts, tokens a text, how they are known)."""
+@dataclass(frozen=True)
+class Texts:
+    """Examples of both parts, means of one, and how they are known."""
+
+    train: int
+    held_out: int
+    length: float  # tokens
+    counted: float  # tokens that count: the masked ones, or one of a text
+    kept: float  # tokens whose layers the cache keeps
+    outcomes: int  # a counted token's: classes, or ids
+    known: str
+
+    def holding(self, tokens: int) -> int:
+        """Examples that hold so many counted tokens."""
+        return math.ceil(tokens / self.counted)
+
+
+def count_texts(run: Run) -> Texts:
+    """Those that are prepared; else by a sample of rows of each source."""
     if (run.folder / "data" / "stats.json").exists():
         train, held_out = run.data()
-        return len(train), len(held_out), float(np.mean(train.lengths)), "counted"
-    config = run.recipe.data
-    sources = sources_of(config)
-    tables = [load_rows(source, config.split, config.name) for source in sources]
-    reader = run.task.reader(run.teacher_config, adapted=True, seed=run.recipe.seed)
+        outcomes = len(run.classes) if run.task.auto == CLASSIFIER else run.vocabulary
+        return _texts(run, train, len(train), len(held_out), outcomes, "counted")
+    config, reader = run.recipe.data, _reader(run)
+    sample = _sample(run, reader, sources_of(config), config.split)
+    examples = sample.rows * len(sample.lengths) / max(1, sample.read)
+    if isinstance(config.held_out, str):
+        split = config.held_out.removeprefix("split:")
+        own = split != config.held_out
+        sources, split = (sources_of(config), split) if own else ([config.held_out], config.split)
+        other = _sample(run, reader, sources, split)
+        held = other.rows * len(other.lengths) / max(1, other.read)
+    else:
+        held = examples * config.held_out
+        examples -= held
+    outcomes = len(reader.names) if isinstance(reader, LabelledTexts) else run.vocabulary
+    known = f"estimated from {sample.read} rows"
+    found = _texts(run, sample, round(examples), round(held), outcomes, known)
+    limits = {"train": config.train_tokens, "held_out": config.held_out_tokens}
+    fewer = {
+        part: min(getattr(found, part), found.holding(limit))
+        for part, limit in limits.items()
+        if limit is not None
+    }
+    return replace(found, **fewer)
+
+
+def _texts(run: Run, sample: Any, train: int, held_out: int, outcomes: int, known: str) -> Texts:
+    """The means of examples, or of a sample of them."""
+    arrays = sample.lengths, sample.counts, run.task.kept(run, sample)
+    length, counted, kept = (float(np.mean(a)) if len(a) else 1.0 for a in arrays)
+    return Texts(train, held_out, length, counted, kept, outcomes, known)
+
+
+def _reader(run: Run) -> Reader:
+    adapted = run.recipe.teacher.adapt is not None
+    reader = run.task.reader(run.teacher_config, adapted, run.recipe.seed)
     assert reader is not None, "next tokens are planned by plan.py"
+    return reader
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Rows of some sources, how many were read, and of the examples in them lengths and counts."""
+
+    rows: int
+    read: int
+    lengths: np.ndarray
+    counts: np.ndarray
+
+
+def _sample(run: Run, reader: Reader, sources: list[str], split: str) -> _Sample:
+    config = run.recipe.data
+    tables = [load_rows(source, split, config.name) for source in sources]
     readings = reader.open(run.tokenizer, config, tables, sources)
-    lengths = [
-        len(ids)
+    found = [
+        (len(ids), sum(label != IGNORE for label in labels))
         for table, read in zip(tables, readings, strict=True)
         for i in range(min(len(table), SAMPLE_ROWS))
-        for ids, *_ in read(table[i], Counter())
+        for ids, labels, *_ in read(table[i], Counter())
     ]
-    rows = sum(len(table) for table in tables)
-    held = rows // 10 if isinstance(config.held_out, str) else int(rows * config.held_out)
-    train_texts = rows if isinstance(config.held_out, str) else rows - held
-    known = f"estimated from {len(lengths)} rows"
-    limits = config.train_tokens or train_texts, config.held_out_tokens or held
-    return (
-        min(train_texts, limits[0]),
-        min(held, limits[1]),
-        float(np.mean(lengths or [1])),
-        known,
-    )
+    lengths, counts = np.asarray(found, np.int64).reshape(-1, 2).T
+    rows = [len(table) for table in tables]
+    return _Sample(sum(rows), sum(min(n, SAMPLE_ROWS) for n in rows), lengths, counts)
 
 
 def _passed(config: LoopConfig, texts: int) -> int:
@@ -98,6 +160,14 @@ def _passed(config: LoopConfig, texts: int) -> int:
     return min(total, config.max_steps * config.batch_size * config.accumulate)
 
 
+def _bytes_a_text(run: Run, teacher: Body, texts: Texts) -> float:
+    """Of an example in the cache: its outcomes, and its layers."""
+    cache = run.recipe.cache
+    outcome = cache.codec.bytes_per_token(texts.outcomes, teacher.width)
+    layers = len(cache.hidden.parts) * cache.hidden.codec.bytes_per_token(teacher.width)
+    return float(texts.counted * outcome + texts.kept * layers)
+
+
 def _training_bytes(body: Body, config: LoopConfig, data: DataConfig) -> float:
     tokens = config.batch_size * data.max_length
     return 16.0 * body.total + 4.0 * ACTIVATIONS * body.width * body.depth * tokens
@@ -105,9 +175,10 @@ def _training_bytes(body: Body, config: LoopConfig, data: DataConfig) -> float:
 
 def _of_texts(run: Run) -> list[Estimate]:
     recipe = run.recipe
-    teacher = body_of_config(run.teacher_config, run.teacher_depth, run.task.auto)
-    student = body_of_config(run.student_config, run.student_depth, run.task.auto)
-    texts, held, length, known = count_texts(run)
+    teacher = body_of_config(run.teacher_config, run.task.auto)
+    student = body_of_config(run.student_config, run.task.auto)
+    texts = count_texts(run)
+    length = texts.length
     speed = EFFICIENCY * flops_per_second(resolve_precision(recipe.teacher.dtype))
     train_speed = EFFICIENCY * flops_per_second(resolve_precision(recipe.train.precision))
     lines: list[Estimate] = []
@@ -119,19 +190,19 @@ def _of_texts(run: Run) -> list[Estimate]:
         lines.append(Estimate(stage, int(number), disk, memory, seconds, note))
 
     if (adapt := recipe.teacher.adapt) is not None:
-        number = _passed(adapt, texts)
+        number = _passed(adapt, texts.train)
         memory = _training_bytes(teacher, adapt, recipe.data)
         seconds = 3 * teacher.forward(number * length) / train_speed
         add("adapt-teacher", number, teacher.total * 16.0, memory, seconds, "texts, fine-tuned")
     if run.reads_cache:
-        parts = len(recipe.cache.hidden.parts)
-        a_token = parts * recipe.cache.hidden.codec.bytes_per_token(teacher.width)
-        number, seconds = texts + held, teacher.forward((texts + held) * length) / speed
-        about = f"{a_token * length:.0f} bytes a text for its layers; texts {known}"
-        add("cache", number, a_token * length * number, teacher.total * 4.0, seconds, about)
+        a_text, number = _bytes_a_text(run, teacher, texts), texts.train + texts.held_out
+        seconds = teacher.forward(number * length) / speed
+        about = f"{a_text:.0f} bytes a text; texts {texts.known}"
+        add("cache", number, a_text * number, teacher.total * 4.0, seconds, about)
     note = f"{student.total / 1e6:.1f} M parameters, {student.depth} blocks"
-    add("build", 0, student.total * 4.0, teacher.total * 4.0 + student.total * 8.0, 5.0, note)
-    arms, number = 1 + len(recipe.train.arms), _passed(recipe.train, texts)
+    memory, seconds = teacher.total * 4.0 + student.total * 8.0, build_seconds(run, teacher)
+    add("build", 0, student.total * 4.0, memory, seconds, note)
+    arms, number = 1 + len(recipe.train.arms), _passed(recipe.train, texts.train)
     seconds = arms * 3 * student.forward(number * length) / train_speed
     memory = _training_bytes(student, recipe.train, recipe.data)
     states = student.total * 16.0 * arms
@@ -139,7 +210,8 @@ def _of_texts(run: Run) -> list[Estimate]:
     artifacts = run.artifacts
     disk, names = 2.0 * student.total * len(artifacts), ", ".join(artifacts)
     add("export", 0, disk, student.total * 6.0, 5.0 * len(artifacts), names)
-    models, number = 2 + arms + len(artifacts), min(held, recipe.evaluate.tokens)
+    models = 2 + arms + len(artifacts)
+    number = min(texts.held_out, texts.holding(recipe.evaluate.tokens))
     seconds = models * (PROCESS_SECONDS + 4 * student.forward(number * length) / speed)
     note = f"{models} models, a process each"
     add("evaluate", number * models, 0, teacher.total * 4.0, seconds, note)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from distill.batches import Batch, collate_texts
 from distill.data import Example, Examples
 from distill.gauge import Batches, Measured
 
-TIMED_TEXTS = 256  # of the held-out set, read again to take the time
-LONE_TEXTS = 16  # ... and one by one
+TIMED_TEXTS = 256  # about so many of the held-out set, read again to take the time
+LONE_TEXTS = 16  # ... and one by one, from the longest to the shortest
 Collate = Callable[[Sequence[Sequence[Example]]], Batch]
 
 
@@ -32,16 +34,18 @@ def measure_text_speed(
     batches: Batches,
     collate: Collate = collate_texts,
 ) -> Measured:
-    """Texts a second in the batches given (up to `TIMED_TEXTS`), and seconds for one text alone.
+    """Texts a second in batches of all lengths, and seconds for one text alone.
 
     read: gives what the task is about on the CPU, so that it waits for the device.
     """
-    chosen = list(batches[:: max(1, len(batches) * len(batches[0]) // TIMED_TEXTS)])
+    numbers = np.concatenate(batches)  # longest first
+    chosen = batches[:: math.ceil(len(numbers) / TIMED_TEXTS)]
+    places = np.linspace(0, len(numbers) - 1, min(LONE_TEXTS, len(numbers))).astype(int)
     many = batches_of(examples, chosen, collate)
-    lone = batches_of(examples, [[numbers[0]] for numbers in chosen][:LONE_TEXTS], collate)
+    lone = batches_of(examples, [[int(n)] for n in numbers[places]], collate)
     read(many[0])  # the first call prepares
     passes = [sum(_seconds(read, batch) for batch in many) for _ in range(3)]
-    texts = sum(len(numbers) for numbers in chosen)
+    texts = sum(len(batch) for batch in chosen)
     alone = [statistics.median(_seconds(read, batch) for _ in range(3)) for batch in lone]
     return {
         "texts_per_second": texts / statistics.median(passes),

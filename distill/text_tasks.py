@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 NO_EFFECT = {
     "data": ["prompt", "packing", "append_eos"],
-    "train": ["chunk"],
     "export": ["rounding", "calibration_tokens"],
     "evaluate": [
         "prefill_tokens", "generate_tokens", "agreement_prompts", "agreement_tokens", "tasks",
@@ -34,12 +33,18 @@ NO_EFFECT = {
 }  # fmt: skip
 
 
+def refuse_next_tokens(recipe: Recipe, task: str) -> None:
+    """Raise `ValueError` for a key that is about rows of next tokens, or what continues them."""
+    for path, keys in NO_EFFECT.items():
+        refuse_keys(getattr(recipe, path), path, keys, task)
+
+
 def check_text_task(recipe: Recipe, task: str, codec: str, kept: str) -> None:
     """Raise `ValueError` for what only language models have. kept: how the codec serves the task,
     in words.
     """
-    for path, keys in NO_EFFECT.items():
-        refuse_keys(getattr(recipe, path), path, keys, task)
+    refuse_next_tokens(recipe, task)
+    refuse_keys(recipe.train, "train", ["chunk"], task)
     if recipe.specialize is not None:
         raise ValueError(
             f"`specialize` is for language models; with `task: {task}` a student learns in "

@@ -41,9 +41,13 @@ def signals_seen(
         accumulate=1, epochs=1, max_steps=None, batch_size=student["batch_size"]
     )
     job: Any = SimpleNamespace(
-        config=config, train=examples, max_length=max_length, packing=student["packing"], seed=7,
+        config=config,
+        train=examples,
+        max_length=max_length,
+        packing=student["packing"],
+        seed=7,
         batching=OF_TOKENS,
-    )  # fmt: skip
+    )
     plan, seen = Plan(job, student["world"]), {}
     for step in range(len(plan.steps)):
         for rank in range(student["world"]):

@@ -188,12 +188,6 @@ def test_classifiers_of_other_classes_are_not_compared(classroom, names):
     )
 
 
-def test_a_plan_is_told_before_any_work(classroom):
-    said = classroom("plan", "recipe.yaml", "--run-dir", "out").output
-    assert "adapt-teacher" in said
-    assert not Path("out/teacher").exists()
-
-
 def test_a_body_without_classes_must_be_adapted(classroom):
     write_recipe(teacher={"adapt": None})
     result = classroom("run", "recipe.yaml", "--run-dir", "out", ok=False)

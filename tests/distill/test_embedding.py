@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from attar.errors import RecipeError
 from attar.pooling import Pooling, read_pooling
+from distill.inputs import inputs_of
 from distill.pipeline import run_stages
 from distill.recipe import check_recipe, load_recipe
 from distill.run import Run
@@ -142,12 +143,6 @@ def test_any_sentence_encoder_is_measured_without_a_recipe(studio):
     assert numbers["spearman"] == pytest.approx(want, abs=1e-3)
 
 
-def test_a_plan_is_told_before_any_work(studio):
-    said = studio("plan", "recipe.yaml", "--run-dir", "out").output
-    assert "cache" in said
-    assert not Path("out/cache").exists()
-
-
 @pytest.mark.parametrize("stem", ["mean", "cls"])
 def test_how_texts_are_pooled_must_be_known_and_agree(studio, stem):
     write_recipe(data={"pooling": stem, "normalize": False})
@@ -175,6 +170,33 @@ def test_pairs_that_are_not_there_are_told_before_any_work(studio):
     result = studio("run", "recipe.yaml", "--run-dir", "out", ok=False)
     assert "There is no file or folder pair.jsonl" in result.output
     assert not Path("out/cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"score_column": "scor"}, "no column `scor` (`evaluate.pairs.score_column`)"),
+        ({"score_column": "sentence1"}, "a score is a number"),
+        ({"split": "test"}, "there is no `test` in it"),
+    ],
+)
+def test_pairs_that_cannot_be_measured_are_told_before_any_work(studio, keys, said):
+    write_recipe(evaluate={"pairs": {"source": "pairs.jsonl", **keys}})
+    result = studio("run", "recipe.yaml", "--run-dir", "out", ok=False)
+    assert said in " ".join(result.output.split())
+    assert not Path("out/data").exists()
+
+
+def test_an_edited_folder_of_pairs_is_measured_anew(studio):
+    rows = [{"sentence1": "the film", "sentence2": "a film", "score": i} for i in range(3)]
+    Path("pairs").mkdir()
+    write_rows("pairs/pairs.jsonl", rows)
+    write_recipe(evaluate={"pairs": {"source": "pairs"}})
+    before, after = (Run(load_recipe("recipe.yaml"), Path("out")) for _ in range(2))
+    stages = {stage: inputs_of(before, stage) for stage in ("train", "evaluate")}
+    write_rows("pairs/pairs.jsonl", rows[:2])
+    assert inputs_of(after, "train") == stages["train"]
+    assert inputs_of(after, "evaluate") != stages["evaluate"]
 
 
 def test_texts_must_be_somewhere(studio):

@@ -18,7 +18,7 @@ from teachers.cache import CacheConfig, SignalCache, manifest_of
 from teachers.online import OnlineTeacher
 from teachers.runner import Request, TeacherRunner, build_cache
 from teachers.store import SignalStore
-from tests.distill.classifying import WORDS, word_tokenizer
+from tests.distill.classifying import WORDS, sentences, word_tokenizer
 from tests.distill.masking import FAMILIES, MASK, SIZES, V, tiny, tokenizer
 
 
@@ -110,6 +110,31 @@ def test_long_texts_become_windows_and_each_has_its_copies(tmp_path, write_rows)
         ids = example.input_ids.tolist()
         assert (ids[0], ids[-1]) == (2, 3), "every window has its special ids"
         assert len(example.counted) == max(1, round(0.15 * (len(ids) - 2)))
+
+
+@pytest.mark.parametrize("held_out", [0.5, "held.jsonl"])
+def test_as_many_masked_tokens_are_held_out_as_asked(tmp_path, write_rows, held_out):
+    long = " ".join(["very", "warm"] * 30)
+    rows = [{"text": text} for text, _ in sentences(100)]
+    write_rows([{"text": long}, *rows[:40]], "held.jsonl")
+    values = {
+        "train": write_rows([{"text": long}, *rows]), "max_length": 12, "masking": {"copies": 4},
+        "held_out": held_out if isinstance(held_out, float) else str(tmp_path / held_out),
+    }  # fmt: skip
+
+    def held(**more):
+        config = DataConfig.model_validate({**values, **more})
+        folder = tmp_path / f"data{len(more)}"
+        return Examples(
+            prepare(config, tokenizer(), "ids", 0, folder, MaskedTexts(0)) / "held_out.arrow"
+        )
+
+    whole = held()
+    wanted = whole.num_tokens * 3 // 4
+    some = held(held_out_tokens=wanted)
+    assert wanted <= some.num_tokens < wanted + 12
+    assert set(some.documents) == set(whole.documents)
+    assert set(some.keys) < set(whole.keys)
 
 
 def test_a_tokenizer_without_a_mask_is_refused(tmp_path, write_rows):

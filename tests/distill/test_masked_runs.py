@@ -8,8 +8,11 @@ import yaml
 from transformers import AutoModelForMaskedLM, pipeline
 
 from attar.errors import RecipeError
-from distill.recipe import check_recipe
+from distill.pipeline import check_before_work
+from distill.recipe import check_recipe, load_recipe
+from distill.run import Run
 from tests.conftest import Workshop
+from tests.distill.classifying import tiny_bert
 from tests.distill.masking import fill_workshop, masked_recipe, tiny, tokenizer, write_recipe
 
 SPLADE = Path(__file__).parents[3] / "shared/data/models/bert-tiny-splade"
@@ -92,9 +95,23 @@ def test_students_need_not_be_cut(studio, student):
     assert not any("projectors" in name for name in found.state_dict())
 
 
-def test_a_plan_is_told_before_any_work(studio):
-    assert "cache" in studio("plan", "recipe.yaml", "--run-dir", "out").output
-    assert not Path("out/cache").exists()
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": {"max_length": 39}}, None),
+        ({"data": {"max_length": 40}}, "is 40; the teacher has 39 positions for a text"),
+        ({"student": {"layers": None, "from": {"max_position_embeddings": 24}}}, "student has 23"),
+    ],
+)
+def test_texts_fit_into_the_positions_behind_the_padding(studio, changes, said):
+    tiny("roberta").save_pretrained("teacher")
+    write_recipe(**changes)
+    run = Run(load_recipe("recipe.yaml"), Path("out"))
+    if said is None:
+        check_before_work(run)
+        return
+    with pytest.raises(RecipeError, match=said):
+        check_before_work(run)
 
 
 def test_a_body_without_a_head_must_be_adapted(studio):
@@ -104,13 +121,37 @@ def test_a_body_without_a_head_must_be_adapted(studio):
     assert "without a head over masked tokens (BertModel)" in result.output
 
 
-def test_a_teacher_that_fills_masks_is_refused_by_the_next_token(studio):
-    values = {key: masked_recipe()[key] for key in ("data", "teacher", "student")}
-    values["data"] = {"train": "texts.jsonl", "max_length": 24}
-    Path("recipe.yaml").write_text(yaml.safe_dump(values))
-    result = studio("build", "recipe.yaml", "--run-dir", "out", ok=False)
-    assert "fills masks" in result.output
-    assert "`task: masked-lm`" in result.output
+@pytest.mark.parametrize(
+    ("model", "task"),
+    [
+        (lambda: tiny(), "masked-lm"),
+        (lambda: tiny().base_model, "embedding"),
+        (lambda: tiny_bert(), "sequence-classification"),
+    ],
+)
+@pytest.mark.parametrize("key", ["teacher.model", "student.from"])
+def test_who_does_not_predict_the_next_token_is_refused_where_no_task_is_named(
+    workshop, model, task, key
+):
+    model().save_pretrained("other")
+    tokenizer().save_pretrained("other")
+    recipe = yaml.safe_load(Path("recipe.yaml").read_text())
+    section, name = key.split(".")
+    recipe["student"] = {}
+    recipe[section][name] = "other"
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    result = workshop("run", "recipe.yaml", "--run-dir", "out", ok=False)
+    assert f"`{key}` (other) was saved as" in result.output.replace("\n", " ")
+    assert f"`task: {task}`" in result.output
+    assert not Path("out/student").exists()
+
+
+def test_who_does_not_predict_the_next_token_has_nothing_to_say(studio):
+    for model in (tiny(), tiny().base_model):
+        model.save_pretrained("other")
+        result = studio("chat", "other", "--prompt", "the film", ok=False)
+        assert result.exit_code == 1
+        assert f"other was saved as {type(model).__name__}" in result.output
 
 
 @pytest.mark.parametrize(

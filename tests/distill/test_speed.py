@@ -2,10 +2,12 @@
 
 import pytest
 
+from distill.batches import plan_in_order
 from distill.data import Example
 from distill.runtimes import Source
 from distill.runtimes.hugging_face import Transformers
 from distill.speed import agreement, continuations, measure_speed
+from distill.text_speed import measure_text_speed
 
 
 def test_agreement_counts_until_the_first_difference():
@@ -42,3 +44,37 @@ def test_a_runtime_that_cannot_generate_has_no_such_numbers(runtime):
     assert found["tokens_per_second"]["generate"] is None
     assert found["seconds_to_first_token"] is None
     assert found["tokens_per_second"]["prefill"] > 0
+
+
+def texts_timed(examples, batch_size):
+    """(lengths of texts that are timed in batches, of those timed alone)."""
+    batches = plan_in_order([len(e.input_ids) for e in examples], batch_size)
+    seen = []
+
+    def read(batch):
+        seen.append(batch.counts)
+
+    measure_text_speed(read, examples, [[i for row in rows for i in row] for rows in batches])
+    passes = [counts for counts in seen[1:] if len(counts) > 1]
+    lone = [counts[0] for counts in seen[1:] if len(counts) == 1]
+    return [n for counts in passes[: len(passes) // 3] for n in counts], lone[::3]
+
+
+def test_texts_are_timed_at_all_lengths_whatever_the_batches(make_examples):
+    examples = make_examples(1000, longest=60)
+    (many, lone), (others, same) = texts_timed(examples, 8), texts_timed(examples, 20)
+    assert len(many) == 256
+    assert abs(len(others) - 256) <= 20
+    assert same == lone
+    lengths = sorted((len(e.input_ids) for e in examples), reverse=True)
+    assert len(lone) == 16
+    assert lone == sorted(lone, reverse=True)
+    assert (lone[0], lone[-1]) == (lengths[0], lengths[-1])
+    middle = sum(lengths) / len(lengths)
+    assert abs(sum(many) / len(many) - middle) < 0.05 * middle
+    assert abs(sum(lone) / len(lone) - middle) < 0.1 * middle
+
+
+def test_few_texts_are_all_timed(make_examples):
+    many, lone = texts_timed(make_examples(10), 4)
+    assert (len(many), len(lone)) == (10, 10)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
@@ -305,6 +306,13 @@ def test_a_run_says_it_before_it_trains(workshop):
         ("train.layer_lr_decay=1.1", r"`train\.layer_lr_decay`"),
         ("teacher.adapt={trainable: last:9}", r"`teacher\.adapt\.trainable: last:9`: the model h"),
         ("specialize={method: full, layer_lr_decay: 0.5, trainable: embeddings}", "no effect"),
+        ("specialize={method: lora, targets: [q_proj], unfreeze: {every: 1, blocks: 2}}",
+         r"`specialize\.unfreeze` has no effect: 2 blocks learn"),
+        ("specialize={method: qlora, targets: model.layers.1.mlp.up_proj, layer_lr_decay: 0.5}",
+         r"`specialize\.layer_lr_decay: 0\.5` has no effect"),
+        ("export={artifacts: [merged-requantized-nf4],"
+         " recover: {unfreeze: {every: 1, blocks: 3}}}",
+         r"`export\.recover\.unfreeze` has no effect: 2 blocks learn"),
         ("specialize={method: prompt, unfreeze: {every: 0.1}}", "what prompt trains stands at one"),
     ],
 )  # fmt: skip
@@ -324,13 +332,49 @@ def test_a_term_on_layers_below_all_that_learns_is_refused(workshop):
     assert "`train.objective[2]` has no effect: hidden_mse reads student layer 1" in result.output
 
 
+@pytest.mark.parametrize(
+    ("change", "section"),
+    [
+        ("train.unfreeze={every: 500}", "train"),
+        ("train={max_steps: 2000, unfreeze: {every: 500}}", "train"),
+        ("teacher.adapt={batch_size: 4, unfreeze: {every: 500}}", "teacher.adapt"),
+        ("specialize={method: lora, unfreeze: {every: 500}}", "specialize"),
+        (
+            "export={artifacts: [merged-requantized-int8], recover: {unfreeze: {every: 500}}}",
+            "export.recover",
+        ),
+    ],
+)
+def test_blocks_that_would_begin_after_the_last_step_are_told_once_steps_are_known(
+    workshop, change, section
+):
+    result = workshop("run", "recipe.yaml", "--run-dir", "out", "--set", change, ok=False)
+    assert result.exit_code == 1
+    assert re.search(rf"`{section}\.unfreeze`: .* every 500 of \d+ steps", result.output)
+    assert Path("out/data").exists()
+    assert not any(Path("out", made).exists() for made in ("cache", "teacher", "arms", "student"))
+
+
+def test_as_many_steps_are_counted_as_are_taken(workshop):
+    change = ("--set", "train={unfreeze: {every: 500}, epochs: 2, accumulate: 2, arms: []}")
+    result = workshop("run", "recipe.yaml", "--run-dir", "out", *change, ok=False)
+    counted = int(re.search(r"every 500 of (\d+) steps", result.output)[1])
+    recipe = yaml.safe_load(Path("recipe.yaml").read_text())
+    recipe["train"] = {"epochs": 2, "accumulate": 2, "arms": []}
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    workshop.upto_train("out")
+    assert json.loads(Path("out/arms/distill/result.json").read_text())["steps"] == counted
+
+
 def test_a_schedule_in_steps_that_is_too_long_is_refused_when_steps_are_known(
     student, examples, tmp_path
 ):
     job = job_of(
         attached(student, "full"), examples, tmp_path / "run", max_steps=4, unfreeze={"every": 2}
     )
-    with pytest.raises(RecipeError, match="every 2 of 4 steps: 3 would never learn"):
+    with pytest.raises(
+        RecipeError, match=r"`train\.unfreeze`: .* every 2 of 4 steps: 3 would never learn"
+    ):
         train(job)
 
 
