@@ -87,7 +87,7 @@ def test_a_decoder_learns_from_a_decoder_in_pairs(tmp_path, monkeypatch):
     )
     run = Run(load_recipe("recipe.yaml"), Path("out"))
     run_stages(run, ["adapt-teacher", "cache", "build", "train", "export", "evaluate", "report"])
-    assert classroom.report("out")["teacher"]["accuracy"] > 0.8
+    assert Workshop().report("out")["teacher"]["accuracy"] > 0.8
 
 
 @pytest.mark.slow
