@@ -9,7 +9,6 @@ what it would keep. benchmarks/memory.py compares the sum with what processes ta
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Callable
@@ -19,9 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attar import loading
 from attar.anatomy import num_layers, run_body, width
+from attar.errors import ModelError
+from attar.heads import CAUSAL
 from attar.loading import Quantization, default_device
 from distill.optimizers import OPTIMIZERS
+from students.depth import cut_config
 
 log = logging.getLogger(__name__)
 
@@ -128,20 +131,23 @@ def _device() -> str:
     return default_device().type
 
 
+def skeleton_to_count(config: Any, auto: str) -> Any:
+    """See `attar.loading.skeleton`; `ModelError` for a model whose code came with it."""
+    model = loading.skeleton(config, auto)
+    if model is None:
+        raise ModelError(
+            f"What a model of type `{config.model_type}` takes cannot be planned: its code came "
+            "with it and is not run to count its parameters."
+        )
+    return model
+
+
 def skeleton(config: Any, depth: int, attach: Callable[[Any], nn.Module]) -> nn.Module:
     """The model of a `PretrainedConfig`, cut to `depth` blocks, on the meta device."""
-    from transformers import AutoModelForCausalLM
-
-    config = copy.deepcopy(config)
-    text = config.get_text_config()
-    before = text.num_hidden_layers
-    text.num_hidden_layers = depth
-    for name, value in list(vars(text).items()):  # kinds of attention, by layer
-        if isinstance(value, (list, tuple)) and len(value) == before and "token" not in name:
-            setattr(text, name, value[:depth])
+    config = cut_config(config, list(range(depth)))
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # told again when the real one is made
-        return attach(AutoModelForCausalLM.from_config(config))
+        return attach(skeleton_to_count(config, CAUSAL))
 
 
 def trace(model: nn.Module, forward: Forward) -> Traced:

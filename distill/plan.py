@@ -16,10 +16,9 @@ from typing import Any, Protocol
 
 import torch
 
-from attar.errors import ModelError
 from attar.files import fingerprint, read_json
 from attar.heads import CAUSAL
-from attar.loading import default_device, resolve_precision, skeleton
+from attar.loading import default_device, resolve_precision
 from attar.processes import is_alone
 from distill.calibration import LONGEST
 from distill.choices import (
@@ -29,7 +28,7 @@ from distill.choices import (
     training_memory,
 )
 from distill.data import DataConfig, sources_of
-from distill.footprint import libraries
+from distill.footprint import libraries, skeleton_to_count
 from distill.inputs import is_done
 from distill.layouts import layout_of
 from distill.loop import LoopConfig
@@ -84,17 +83,6 @@ def shape_of(config: Any, depth: int | None = None) -> Shape:
     kept = depth or layers
     lost = body * (layers - kept) // layers
     return Shape(body - lost, text.vocab_size, text.hidden_size, kept, total - lost)
-
-
-def skeleton_to_count(config: Any, auto: str) -> Any:
-    """See `skeleton`; `ModelError` for a model whose code came with it."""
-    model = skeleton(config, auto)
-    if model is None:
-        raise ModelError(
-            f"What a model of type `{config.model_type}` takes cannot be planned: its code came "
-            "with it and is not run to count its parameters."
-        )
-    return model
 
 
 @functools.cache

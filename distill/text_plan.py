@@ -18,6 +18,7 @@ from torch import nn
 from attar.heads import CLASSIFIER
 from attar.loading import resolve_precision
 from distill.data import IGNORE, DataConfig, sources_of
+from distill.footprint import skeleton_to_count
 from distill.inputs import is_done
 from distill.labelled import LabelledTexts
 from distill.loop import LoopConfig
@@ -28,7 +29,6 @@ from distill.plan import (
     build_seconds,
     estimate,
     flops_per_second,
-    skeleton_to_count,
 )
 from distill.readers import Reader
 from distill.run import Run
