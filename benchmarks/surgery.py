@@ -9,7 +9,8 @@ once refitted, and, with --heal and where its size is one of --heal-sizes, after
 (`forward_kl` from a cache of 64 tokens a position, and `cross_entropy`, half each) on that many
 tokens of the training part of lm_wiki89. All is measured on the first tokens, in windows of 256, of
 its validation part and of WikiText-2: perplexity by the teacher's, and KL(teacher || student) in
-nats a token. What heals is like the former, so WikiText-2 tells more.
+nats a token. What heals is like the former, so WikiText-2 tells more. With `--runs FOLDER` the
+cache and the runs stay there, and the same command goes on where it was stopped.
 
 Targets: unhealed 4 blocks at most x 1.45, 8 at most x 2.4;
 healed x 1.20 at 20% and x 1.6 at 40%. With `--json FILE` every finished row is kept in
@@ -24,9 +25,11 @@ import gzip
 import json
 import math
 import random
+import re
 import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +174,7 @@ def recipe_of(
                 "schedule": "cosine",
                 "batch_size": 1,
                 "evaluate_tokens": 1024,
-                "evaluate_every": 1000,
+                "evaluate_every": 250,
                 "keep": "last",
                 "arms": [],
             },
@@ -222,12 +225,16 @@ def rows_of(
     heals = options.heal and size in [f"{one:.0%}" for one in options.heal_sizes]
     tokens = options.heal or (2_000 if options.quick else 64_000)
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        recipe = Path(folder) / "recipe.yaml"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if options.runs:
+            folder = work / re.sub(r"\W+", "-", f"{name} {tokens}")
+            folder.mkdir(exist_ok=True)
+        recipe = folder / "recipe.yaml"
         recipe.write_text(
             recipe_of(options, work / "cache", student, tokens, [pieces(options, work)])
         )
-        run = Run(load_recipe(recipe, ()), Path(folder) / "run")
+        run = Run(load_recipe(recipe, ()), folder / "run")
 
         def add(state: str, found: nn.Module, seconds: float) -> None:
             text = run.student_config.get_text_config()
@@ -325,6 +332,7 @@ def main() -> None:
     parser.add_argument("--heal", type=int, default=0, metavar="TOKENS")
     parser.add_argument("--heal-sizes", default="0.8,0.6", help="of which students that size heal")
     parser.add_argument("--lr", type=float, default=1.5e-4)
+    parser.add_argument("--runs", metavar="FOLDER", help="keep the runs there; absent: nowhere")
     parser.add_argument("--plot", metavar="PNG", help="draw the rows there")
     parser.add_argument("--with", dest="others", metavar="JSON", help="... and those of a record")
     options = parser.parse_args()
@@ -344,11 +352,13 @@ def main() -> None:
     partial = Path(f"{options.json}.partial") if options.json else None
     lines = partial.read_text().splitlines() if partial and partial.exists() else []
     rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    with tempfile.TemporaryDirectory() as folder:
+    with ExitStack() as stack:
+        work = Path(options.runs or stack.enter_context(tempfile.TemporaryDirectory()))
+        work.mkdir(parents=True, exist_ok=True)
         for name, student in students(options).items():
             if any(row["student"] == name for row in rows):
                 continue
-            rows += rows_of(name, student, options, Path(folder), model, texts)
+            rows += rows_of(name, student, options, work, model, texts)
             if partial is not None:
                 partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
     record(rows, options.json)
