@@ -185,11 +185,13 @@ def recipe_of(
 def students(options: Any) -> dict[str, dict[str, Any]]:
     """Every student that is made: its name and its section of the recipe."""
     kinds = {kind: AXES[kind] for kind in options.kinds.split(",")}
-    few = {"candidates": 2, "tokens": 256} if options.quick else {"candidates": 10, "tokens": 1024}
+    few = {"candidates": 10, "tokens": options.judge, "finalists": options.finalists}
+    if options.quick:
+        few = {"candidates": 2, "tokens": 256, "finalists": 1}
     found: dict[str, dict[str, Any]] = {
         f"{1 - size:.0%} less, {kind}": {
             "refit": True,
-            "target": {"parameters": f"{size:.0%}", "axes": axes, "finalists": 1, **few},
+            "target": {"parameters": f"{size:.0%}", "axes": axes, **few},
         }
         for size in options.sizes
         for kind, axes in kinds.items()
@@ -273,10 +275,10 @@ def as_cut(run: Run, model: nn.Module) -> nn.Module:
     surgery = read_json(run.student_folder / "surgery.json")
     kept, config = surgery["kept"], run.recipe.student
     widths = surgery.get("widths") or {}
-    sections = {**{key: one for key, one in widths.items() if one}, "layers": {"keep": kept}}
-    plain = StudentConfig.model_validate(
-        {**sections, "calibration_tokens": config.calibration_tokens}
-    )
+    sections: dict[str, Any] = {key: one for key, one in widths.items() if one}
+    if sections:
+        sections["calibration_tokens"] = config.calibration_tokens
+    plain = StudentConfig.model_validate({**sections, "layers": {"keep": kept}})
     rows_BT = calibration_rows(run.data()[0], config.calibration_tokens)
     return cut_student(model, kept, plain, rows_BT)[0]
 
@@ -329,6 +331,8 @@ def main() -> None:
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="shares that stay")
     parser.add_argument("--kinds", default=",".join(AXES))
     parser.add_argument("--calibrate", type=int, default=4096, metavar="TOKENS")
+    parser.add_argument("--judge", type=int, default=1024, metavar="TOKENS", help="of shapes")
+    parser.add_argument("--finalists", type=int, default=1, help="mixed shapes that are refitted")
     parser.add_argument("--heal", type=int, default=0, metavar="TOKENS")
     parser.add_argument("--heal-sizes", default="0.8,0.6", help="of which students that size heal")
     parser.add_argument("--lr", type=float, default=1.5e-4)
