@@ -56,7 +56,7 @@ def fit_classifier(run: Run, lone_texts: Sequence[str] = ()) -> dict[str, Any]:
             "mean, classifier: logistic_regression}`, and name the classes with "
             "`data.label_column`."
         )
-    data, _ = _data_of(run, config)
+    data = _data_of(run, config)
     if lone_texts:
         _refuse_other_texts(lone_texts, data.pair_column is not None)
     check_sources(data)
@@ -68,7 +68,8 @@ def fit_classifier(run: Run, lone_texts: Sequence[str] = ()) -> dict[str, Any]:
     folder = run.folder / "features"
     folder.mkdir(parents=True, exist_ok=True)
     with run.owned(), log_to_file(run.folder / "run.log"):
-        _prepare(run, config, tokenizer, folder)
+        identity = tokenizer_fingerprint(tokenizer)
+        prepare(data, tokenizer, identity, run.recipe.seed, folder / "data", LabelledTexts())
         stats = read_json(folder / "data" / "stats.json")
         wanted = fingerprint(
             [__version__, config.model_dump(), stats["inputs"], teacher_identity(source)]
@@ -84,21 +85,9 @@ def fit_classifier(run: Run, lone_texts: Sequence[str] = ()) -> dict[str, Any]:
     return found
 
 
-def _data_of(run: Run, config: FeaturesConfig) -> tuple[DataConfig, str]:
-    """What it is fitted on, and where the recipe says so."""
-    if config.data is not None:
-        return config.data, "features.data"
-    return run.recipe.data, "data"
-
-
-def _prepare(run: Run, config: FeaturesConfig, tokenizer: Any, folder: Path) -> None:
-    """The texts as ids with their classes."""
-    data, section = _data_of(run, config)
-    identity = tokenizer_fingerprint(tokenizer)
-    try:
-        prepare(data, tokenizer, identity, run.recipe.seed, folder / "data", LabelledTexts())
-    except DataError as error:  # readers name keys of `data`, wherever the section stands
-        raise DataError(str(error).replace("`data.", f"`{section}.")) from None
+def _data_of(run: Run, config: FeaturesConfig) -> DataConfig:
+    """What it is fitted on."""
+    return config.data or run.recipe.data
 
 
 def _model_of(run: Run, config: FeaturesConfig) -> TeacherConfig:
@@ -123,7 +112,7 @@ def _model_of(run: Run, config: FeaturesConfig) -> TeacherConfig:
 
 
 def _check_model(run: Run, config: FeaturesConfig, source: TeacherConfig, tokenizer: Any) -> None:
-    data, section = _data_of(run, config)
+    data = _data_of(run, config)
     found = load_config(source.model, trust_remote_code=source.trust_remote_code)
     if config.layer != "last":
         try:
@@ -139,7 +128,7 @@ def _check_model(run: Run, config: FeaturesConfig, source: TeacherConfig, tokeni
     positions = usable_positions(found)
     if positions is not None and data.max_length > positions:
         raise RecipeError(
-            f"`{section}.max_length` is {data.max_length}; {source.model} has {positions} "
+            f"`{data.section}.max_length` is {data.max_length}; {source.model} has {positions} "
             "positions for a text; lower it."
         )
 

@@ -312,7 +312,7 @@ def _prepare(
     sources, tally = sources_of(config), Counter[str]()
     number, documents = _documents(reader, tokenizer, config, sources, config.split, seed, tally)
     if number == 0:
-        raise DataError(f"`data.train` ({', '.join(sources)}) has no rows.")
+        raise DataError(f"`{config.section}.train` ({', '.join(sources)}) has no rows.")
     if isinstance(config.held_out, str):
         split, other = config.split, [config.held_out]
         if config.held_out.startswith("split:"):
@@ -331,8 +331,9 @@ def _prepare(
     for name, source in (("train", sources), ("held_out", config.held_out)):
         if stats[name]["examples"] == 0:
             raise DataError(
-                f"No example of `data.{name}` ({source}) has a token to learn: all its rows are "
-                f"empty after tokenising, or stand in the other part{told and f' ({told})'}."
+                f"No example of `{config.section}.{name}` ({source}) has a token to learn: all its "
+                "rows are empty after tokenising, or stand in the other "
+                f"part{told and f' ({told})'}."
             )
     more = reader.finish(aside / "train.arrow", aside / "held_out.arrow")
     return {"documents": number, **stats, **more}

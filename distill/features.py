@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import AfterValidator, Field, WithJsonSchema
@@ -115,6 +115,12 @@ Name = Annotated[
 ]
 
 
+class FeaturesData(DataConfig):
+    """Data of the section `features`."""
+
+    section: ClassVar[str] = "features.data"
+
+
 class FeaturesConfig(Section):
     """Frozen features of labelled texts, and a classical classifier on them."""
 
@@ -123,7 +129,7 @@ class FeaturesConfig(Section):
     pool: Mode = Field("mean", description="of a text's tokens: their mean, the last, or CLS")
     classifier: Name = "logistic_regression"
     options: dict[str, Any] = Field(default_factory=dict, description="the classifier's own")
-    data: DataConfig | None = Field(None, description="the run's data when absent")
+    data: FeaturesData | None = Field(None, description="the run's data when absent")
 
 
 def check_classifier(config: FeaturesConfig, seed: int) -> None:

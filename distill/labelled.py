@@ -42,14 +42,15 @@ def columns_of(features: Mapping[str, Any], source: str, config: DataConfig) -> 
     the labels are numbers with fractions.
     """
     text = text_column(features, source, config)
-    label = _column(features, source, "label_column", config.label_column, LABEL_COLUMNS, "classes")
+    key = f"{config.section}.label_column"
+    label = _column(features, source, key, config.label_column, LABEL_COLUMNS, "classes")
     if config.pair_column is not None:
-        check_column(config.pair_column, list(features), source, "data.pair_column")
+        check_column(config.pair_column, list(features), source, f"{config.section}.pair_column")
     kind = str(getattr(features[label], "dtype", type(features[label]).__name__))
     if kind.startswith(("float", "double", "decimal")):
         raise DataError(
             f"`{label}` of `{source}` holds numbers with fractions; classes are words or whole "
-            "numbers. Round them into classes, or name another `data.label_column`."
+            f"numbers. Round them into classes, or name another `{config.section}.label_column`."
         )
     if not kind.startswith(("int", "uint", "bool", "string", "large_string", "null")):
         raise DataError(f"`{label}` of `{source}` holds {kind}; classes are words or numbers.")
@@ -58,7 +59,8 @@ def columns_of(features: Mapping[str, Any], source: str, config: DataConfig) -> 
 
 def text_column(features: Mapping[str, Any], source: str, config: DataConfig) -> str:
     """The column of a table's texts. Raises `DataError` where it is not there, or not known."""
-    return _column(features, source, "text_column", config.text_column, TEXT_COLUMNS, "texts")
+    key = f"{config.section}.text_column"
+    return _column(features, source, key, config.text_column, TEXT_COLUMNS, "texts")
 
 
 def _column(
@@ -71,12 +73,12 @@ def _column(
 ) -> str:
     known = list(features)
     if named is not None:
-        check_column(named, known, source, f"data.{key}")
+        check_column(named, known, source, key)
     found = named or first_of(usual, known)
     if found is None:
         raise DataError(
             f"`{source}` has columns {', '.join(known)}: which holds the {what}? Name it with "
-            f"`data.{key}`."
+            f"`{key}`."
         )
     return found
 
@@ -202,7 +204,7 @@ class LabelledTexts:
             self._classes = in_order(found, self._order) if self._order is not None else found
         else:
             for (table, source), one, name_of in zip(pairs, columns, cells, strict=True):
-                _refuse_unseen(table, source, one, name_of, self._classes)
+                _refuse_unseen(table, source, one, name_of, self._classes, config.section)
         return [
             self._reading(tokenizer, config, one, name_of)
             for one, name_of in zip(columns, cells, strict=True)
@@ -247,7 +249,7 @@ class LabelledTexts:
 
 
 def _refuse_unseen(
-    table: Any, source: str, columns: Columns, name_of: NameOf, classes: Classes
+    table: Any, source: str, columns: Columns, name_of: NameOf, classes: Classes, section: str
 ) -> None:
     unseen = []
     for value in table.unique(columns.label):
@@ -257,7 +259,7 @@ def _refuse_unseen(
     if unseen:
         wanted = {value for value, _ in unseen}
         words = _holds_words(table.features[columns.label])
-        advice = "" if words else " Numbers are named by `data.label_names`."
+        advice = "" if words else f" Numbers are named by `{section}.label_names`."
         rows = sum(value in wanted for value in table[columns.label])
         raise DataError(
             f"{rows} rows of `{source}` have classes that are not in the training data: "
@@ -283,7 +285,7 @@ def in_order(found: Classes, order: Sequence[str]) -> Classes:
         )
     raise DataError(
         f"The teacher's classes are {_some(order)}, the data's {_some(found.names)}; rename the "
-        "data's (numbers by `data.label_names`), or adapt the teacher with `teacher.adapt`."
+        "data's (numbers by `label_names`), or adapt the teacher with `teacher.adapt`."
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -29,6 +29,7 @@ Message = dict[str, str]
 class RowOptions(Section):
     """What the columns of the data say, where their names do not."""
 
+    section: ClassVar[str] = "data"  # where it stands in the recipe
     text_column: str | None = None
     pair_column: str | None = Field(
         None, description="second text of a pair, for `task: sequence-classification`"
@@ -138,14 +139,15 @@ def layout_of(features: Mapping[str, Any], source: str, options: RowOptions) -> 
     columns = list(features)
     for key in ("text_column", "label_column"):
         if (name := getattr(options, key)) is not None:
-            check_column(name, columns, source, f"data.{key}")
+            check_column(name, columns, source, f"{options.section}.{key}")
     for name in template_columns(options.prompt) if options.prompt is not None else ():
-        check_column(name, columns, source, "data.prompt")
+        check_column(name, columns, source, f"{options.section}.prompt")
     if options.label_column is not None:
         return _labelled(features, source, options)
     if options.label_names is not None:
         raise DataError(
-            "`data.label_names` are the words of `data.label_column`, which is not given."
+            f"`{options.section}.label_names` are the words of `{options.section}.label_column`, "
+            "which is not given."
         )
     if options.text_column is not None:
         return Layout("text", (options.text_column,))
@@ -154,14 +156,15 @@ def layout_of(features: Mapping[str, Any], source: str, options: RowOptions) -> 
         if answer is None:
             raise DataError(
                 f"`{source}` has columns {', '.join(columns)}: none of them is an answer to "
-                f"`data.prompt` ({', '.join(ANSWERS)}); name it with `data.label_column`."
+                f"`{options.section}.prompt` ({', '.join(ANSWERS)}); name it with "
+                f"`{options.section}.label_column`."
             )
         return Layout("pair", (), answer, first_of(REASONING, columns), options.prompt)
     found = _usual(columns)
     if found is None:
         raise DataError(
             f"`{source}` has columns {', '.join(columns)}: none of them is `text`, `messages`, or "
-            "`prompt` with `completion`; name the text with `data.text_column`."
+            f"`prompt` with `completion`; name the text with `{options.section}.text_column`."
         )
     return found
 
@@ -194,12 +197,12 @@ def _labelled(features: Mapping[str, Any], source: str, options: RowOptions) -> 
     if numbers and names is None:
         raise DataError(
             f"`{column}` of `{source}` holds numbers of classes; give their words with "
-            "`data.label_names`, e.g. `[negative, positive]`."
+            f"`{options.section}.label_names`, e.g. `[negative, positive]`."
         )
     if options.label_names is not None and not numbers:
         raise DataError(
-            f"`data.label_names` has no effect: `{column}` of `{source}` does not hold numbers of "
-            "classes; leave it out."
+            f"`{options.section}.label_names` has no effect: `{column}` of `{source}` does not "
+            "hold numbers of classes; leave it out."
         )
     template = options.prompt
     if template is None:
@@ -207,7 +210,7 @@ def _labelled(features: Mapping[str, Any], source: str, options: RowOptions) -> 
         if text is None:
             raise DataError(
                 f"`{source}` has columns {', '.join(features)}: none of them is `text`; write the "
-                "prompt with `data.prompt`, e.g. `{review}\\nSentiment:`."
+                f"prompt with `{options.section}.prompt`, e.g. `{{review}}\\nSentiment:`."
             )
         template = LABEL_PROMPT % text
     return Layout("pair", (), column, None, template, tuple(names or ()))
@@ -229,7 +232,7 @@ def word_of(value: Any, names: tuple[str, ...], column: str) -> str:
         )
     if not 0 <= value < len(names):
         raise DataError(
-            f"`{column}` holds class {value}, and `data.label_names` has words for 0 to "
+            f"`{column}` holds class {value}, and `label_names` has words for 0 to "
             f"{len(names) - 1}."
         )
     return names[value]

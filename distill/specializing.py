@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, create_model, model_validator
 
@@ -14,10 +14,16 @@ from distill.terms import AnyTerm
 from students.tuning import METHODS
 
 
+class SpecializeData(DataConfig):
+    """Data of the section `specialize`."""
+
+    section: ClassVar[str] = "specialize.data"
+
+
 class SpecializeLoop(LoopConfig):
     """What every method shares: data, objective, and the keys of a training."""
 
-    data: DataConfig | None = Field(None, description="the run's data when absent")
+    data: SpecializeData | None = Field(None, description="the run's data when absent")
     objective: list[AnyTerm] = Field(
         default_factory=lambda: [{"loss": "cross_entropy"}], min_length=1, validate_default=True
     )

@@ -26,10 +26,10 @@ IGNORE = -100
 Document = list[tuple[list[int], list[int]]]  # (ids, labels) of each of its examples
 
 # What becomes of rows, in words, for a tally.
-CUT = "reach `data.max_length` and end there"
+CUT = "reach `max_length` and end there"
 NO_TEXT = "have no text"
 NO_ANSWER = "have an empty answer"
-NO_ROOM = "have a prompt that fills `data.max_length`, so that nothing of the answer is left"
+NO_ROOM = "have a prompt that fills `max_length`, so that nothing of the answer is left"
 NO_REPLY = "have nothing that the assistant says"
 
 
@@ -159,7 +159,7 @@ def _conversation(
     if tokenizer.chat_template is None:
         raise DataError(
             "The data are conversations but the tokenizer has no chat template; use an instruct "
-            "model's tokenizer, or name a text column with `data.text_column`."
+            f"model's tokenizer, or name a text column with `{config.section}.text_column`."
         )
     messages = conversation.messages
     try:
