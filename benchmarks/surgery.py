@@ -51,6 +51,7 @@ from students.build import StudentConfig, cut_student
 
 WINDOW = 256
 PIECE = 2000  # characters of training text that stay together
+CUT_FROM = 24_000  # tokens of training text that a cut draws its calibration from
 SIZES = (0.90, 0.80, 0.75, 0.60, 0.50)
 COLOURS = {"depth": "tab:orange", "width": "tab:green", "search": "tab:blue"}
 AXES = {
@@ -161,10 +162,7 @@ def recipe_of(
             },
             "teacher": {"model": options.model},
             "cache": {"codec": {"name": "topk", "k": 64}, "dir": str(cache)},
-            "student": {
-                **student,
-                "calibration_tokens": 512 if options.quick else options.calibrate,
-            },
+            "student": student,
             "train": {
                 "objective": [
                     {"loss": "forward_kl", "weight": 0.5},
@@ -182,6 +180,11 @@ def recipe_of(
     )
 
 
+def mended(options: Any) -> dict[str, Any]:
+    """Keys of a student that is refitted."""
+    return {"refit": True, "calibration_tokens": 512 if options.quick else options.calibrate}
+
+
 def students(options: Any) -> dict[str, dict[str, Any]]:
     """Every student that is made: its name and its section of the recipe."""
     kinds = {kind: AXES[kind] for kind in options.kinds.split(",")}
@@ -190,7 +193,7 @@ def students(options: Any) -> dict[str, dict[str, Any]]:
         few = {"candidates": 2, "tokens": 256, "finalists": 1}
     found: dict[str, dict[str, Any]] = {
         f"{1 - size:.0%} less, {kind}": {
-            "refit": True,
+            **mended(options),
             "target": {"parameters": f"{size:.0%}", "axes": axes, **few},
         }
         for size in options.sizes
@@ -198,7 +201,7 @@ def students(options: Any) -> dict[str, dict[str, Any]]:
     }
     if options.blocks:
         for removed in (4, 8):
-            found[f"{removed} blocks"] = {"refit": True, "layers": {"keep": 30 - removed}}
+            found[f"{removed} blocks"] = {**mended(options), "layers": {"keep": 30 - removed}}
     return found
 
 
@@ -225,18 +228,20 @@ def rows_of(
     """
     size = student["target"]["parameters"] if "target" in student else None
     heals = options.heal and size in [f"{one:.0%}" for one in options.heal_sizes]
-    tokens = options.heal or (2_000 if options.quick else 64_000)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if options.runs:
-            folder = work / re.sub(r"\W+", "-", f"{name} {tokens}")
+            folder = work / re.sub(r"\W+", "-", name)
             folder.mkdir(exist_ok=True)
-        recipe = folder / "recipe.yaml"
-        recipe.write_text(
-            recipe_of(options, work / "cache", student, tokens, [pieces(options, work)])
-        )
-        run = Run(load_recipe(recipe, ()), folder / "run")
+        train = [pieces(options, work)]
+
+        def made_by(part: str, student: dict[str, Any], tokens: int, stages: list[str]) -> Run:
+            recipe = folder / f"{part}.yaml"
+            recipe.write_text(recipe_of(options, work / "cache", student, tokens, train))
+            run = Run(load_recipe(recipe, ()), folder / part)
+            run_stages(run, stages)
+            return run
 
         def add(state: str, found: nn.Module, seconds: float) -> None:
             text = run.student_config.get_text_config()
@@ -257,16 +262,18 @@ def rows_of(
             say(str(rows[-1]))
 
         start = time.perf_counter()
-        run_stages(run, ["build"])
+        run = made_by("cut", student, 2_000 if options.quick else CUT_FROM, ["build"])
         built = time.perf_counter() - start
         add("as cut", as_cut(run, model), built)
         add("refitted", load_causal_lm(str(run.student_folder), dtype=torch.float32), built)
         if heals:
-            run_stages(run, ["cache", "train"])
-            result = run.record("train")
+            part, stages = f"heal-{options.heal}", ["cache", "build", "train"]
+            healing = made_by(part, {"from": str(run.student_folder)}, options.heal, stages)
+            result = healing.record("train")
             assert result is not None
-            healed = load_causal_lm(str(run.arm_folder("distill") / "student"), dtype=torch.float32)
-            add(f"healed on {options.heal:,}", healed, result.seconds)
+            healed = healing.arm_folder("distill") / "student"
+            state = f"healed on {options.heal:,}"
+            add(state, load_causal_lm(str(healed), dtype=torch.float32), result.seconds)
     return rows
 
 
