@@ -7,10 +7,10 @@ Whole runs through the command line's own stages. The teacher is an encoder of 6
 keep half of its blocks, a third, and half of its blocks at half the width with half the neurons,
 which leaves at most a 7.5th of the parameters beside the embeddings. Every student learns twice
 from the same start, on the same texts in the same order for as many steps: from the teacher's cache
-(`distill`) and from labels alone (`finetune`). The last weights are kept, so the test texts choose nothing. Measured on the
-test part: accuracy, and the share of the teacher's that is kept. Speed is measured once for each
-shape, teacher and students in turn. With `--runs FOLDER` the runs stay there, and the same command
-goes on where it was stopped.
+(`distill`) and from labels alone (`finetune`). The last weights are kept, so the test texts choose
+nothing. Measured on the test part: accuracy, and the share of the teacher's that is kept. Speed is
+measured once for each shape, teacher and students in turn. With `--runs FOLDER` the runs stay
+there, and the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
