@@ -230,6 +230,59 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def draw(rows: list[dict[str, Any]], file: str) -> None:
+    """Share of the teacher's accuracy against parameters, both arms, as a PNG: means over seeds
+    with the lowest and the highest.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    sets = list(dict.fromkeys(row["data"] for row in rows))
+    figure, axes = pyplot.subplots(
+        1, len(sets), figsize=(5 * len(sets), 4.2), sharey=True, squeeze=False, layout="constrained"
+    )
+    arms = {
+        "kept": ("distilled", "tab:blue", "o"),
+        "kept, fine-tuned": ("labels alone", "tab:orange", "s"),
+    }
+    for panel, name in zip(axes[0], sets, strict=True):
+        mine = [row for row in rows if row["data"] == name]
+        shapes = {row["student"]: row["fewer in blocks, x"] for row in mine}
+        for key, (label, colour, marker) in arms.items():
+            values = [[row[key] for row in mine if row["student"] == one] for one in shapes]
+            means = [statistics.mean(found) for found in values]
+            pairs = list(zip(means, values, strict=True))
+            spread = [
+                [mean - min(found) for mean, found in pairs],
+                [max(found) - mean for mean, found in pairs],
+            ]
+            panel.errorbar(
+                list(shapes.values()), means, spread, color=colour, marker=marker, ms=5, capsize=3,
+                label=label,
+            )  # fmt: skip
+        aims = [REACH[student] for student in shapes]
+        panel.plot(list(shapes.values()), aims, "k_", ms=14, label="aim")
+        for student, times in shapes.items():
+            panel.annotate(
+                student, (times, 1), (0, 4), xycoords=("data", "axes fraction"),
+                textcoords="offset points", ha="center",
+            )  # fmt: skip
+        panel.margins(x=0.12)
+        panel.set_title(name, pad=20)
+        panel.set_xscale("log")
+        panel.set_xticks([2, 3, 4, 6, 8], labels=["2", "3", "4", "6", "8"])
+        panel.minorticks_off()
+        panel.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+        panel.set_xlabel("times fewer parameters beside the embeddings")
+        panel.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("of the teacher's accuracy")
+    axes[0, 0].legend(frameon=False, loc="lower left")
+    figure.savefig(file, dpi=130)
+    pyplot.close(figure)
+
+
 def main() -> None:
     """Train, measure, compare."""
     parser = arguments(__doc__ or "")
@@ -241,6 +294,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="at most, of every student")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", metavar="FOLDER", help="keep the runs there; absent: nowhere")
+    parser.add_argument("--plot", metavar="PNG", help="draw the rows there")
     options = parser.parse_args()
     if options.quick:
         options.sets, options.students, options.seeds = options.sets[:1], ["half"], 1
@@ -258,6 +312,8 @@ def main() -> None:
     if rows:
         record(rows, options.json)
         print("\n".join(summary(rows)))
+        if options.plot:
+            draw(rows, options.plot)
 
 
 if __name__ == "__main__":
