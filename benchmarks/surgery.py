@@ -298,15 +298,16 @@ def draw(rows: list[dict[str, Any]], file: str) -> None:
     from matplotlib import pyplot
 
     texts = [name.removesuffix(" ratio") for name in rows[0] if name.endswith(" ratio")]
-    styles = {"as cut": (":", "o"), "refitted": ("--", "o")}
+    states = list(dict.fromkeys(row["state"] for row in rows))
+    looks = [(":", "o"), ("--", "o"), ("-", "o"), ("-", "*"), ("-", "s")]
+    styles = {state: looks[min(i, len(looks) - 1)] for i, state in enumerate(states)}
     figure, axes = pyplot.subplots(
         1, len(texts), figsize=(6 * len(texts), 4.5), sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
     for panel, text in zip(axes[0], texts, strict=True):
         for kind, colour in COLOURS.items():
-            for state in dict.fromkeys(row["state"] for row in rows):
-                line, marker = styles.get(state, ("-", "o"))
+            for state, (line, marker) in styles.items():
                 found = sorted(
                     (1 - float(row["student"].split("%")[0]) / 100, row[f"{text} ratio"])
                     for row in rows
@@ -315,7 +316,7 @@ def draw(rows: list[dict[str, Any]], file: str) -> None:
                 if found:
                     shares, ratios = zip(*found, strict=True)
                     label = f"{kind}, {state}"
-                    panel.plot(shares, ratios, line, color=colour, marker=marker, ms=4, label=label)
+                    panel.plot(shares, ratios, line, color=colour, marker=marker, ms=5, label=label)
         panel.set_title(text)
         panel.set_yscale("log")
         panel.yaxis.set_major_formatter("{x:g}")

@@ -149,12 +149,13 @@ def surgery_block(*found: dict[str, Any]) -> str:
         "| WikiText-2 | KL |",
         "|---|---|---:|---|---:|---:|---:|---:|",
     ]
-    rows = [row for one in found for row in one["rows"]]
+    rows = {(row["student"], row["state"]): row for one in found for row in one["rows"]}
+    order = {student: i for i, student in enumerate(dict.fromkeys(key[0] for key in rows))}
     lines += [
         f"| {row['student']} | {row.get('shape', '')} | {row['parameters'] / 1e6:.1f} M "
         f"| {row['state']} | x {row['wiki ratio']:.2f} | {row['wiki KL']:.3f} "
         f"| x {row['WikiText-2 ratio']:.2f} | {row['WikiText-2 KL']:.3f} |"
-        for row in rows
+        for row in sorted(rows.values(), key=lambda row: order[row["student"]])
     ]
     return "\n".join(lines)
 
