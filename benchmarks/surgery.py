@@ -94,7 +94,9 @@ def pieces(options: Any, folder: Path) -> str:
         found += [piece] if piece else []
     random.Random(0).shuffle(found)
     file = folder / "train.jsonl"
-    file.write_text("".join(json.dumps({"text": one}) + "\n" for one in found))
+    text = "".join(json.dumps({"text": one}) + "\n" for one in found)
+    if not file.exists() or file.read_text() != text:  # what was made of a file written anew is old
+        file.write_text(text)
     return str(file)
 
 
