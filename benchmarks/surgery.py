@@ -27,7 +27,6 @@ import math
 import random
 import re
 import tempfile
-import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -241,11 +240,13 @@ def rows_of(
         def made_by(part: str, student: dict[str, Any], tokens: int, stages: list[str]) -> Run:
             recipe = folder / f"{part}.yaml"
             recipe.write_text(recipe_of(options, work / "cache", student, tokens, train))
-            run = Run(load_recipe(recipe, ()), folder / part)
+            run = Run(load_recipe(str(recipe), ()), folder / part)
             run_stages(run, stages)
             return run
 
-        def add(state: str, found: nn.Module, seconds: float) -> None:
+        def add(state: str, found: nn.Module, by: Run, stage: str) -> None:
+            made = by.record(stage)
+            assert made is not None
             text = run.student_config.get_text_config()
             shape = [
                 text.num_hidden_layers, text.num_attention_heads, text.intermediate_size,
@@ -257,25 +258,21 @@ def rows_of(
                     "state": state,
                     "parameters": sum(p.numel() for p in found.parameters()),
                     "shape": "x".join(map(str, shape)),
-                    "seconds": round(seconds),
+                    "seconds": round(made.seconds),
                     **against(texts, found),
                 }
             )
             say(str(rows[-1]))
 
-        start = time.perf_counter()
         run = made_by("cut", student, 2_000 if options.quick else CUT_FROM, ["build"])
-        built = time.perf_counter() - start
-        add("as cut", as_cut(run, model), built)
-        add("refitted", load_causal_lm(str(run.student_folder), dtype=torch.float32), built)
+        add("as cut", as_cut(run, model), run, "build")
+        add("refitted", load_causal_lm(str(run.student_folder), dtype=torch.float32), run, "build")
         if heals:
             part, stages = f"heal-{options.heal}", ["cache", "build", "train"]
             healing = made_by(part, {"from": str(run.student_folder)}, options.heal, stages)
-            result = healing.record("train")
-            assert result is not None
             healed = healing.arm_folder("distill") / "student"
             state = f"healed on {options.heal:,}"
-            add(state, load_causal_lm(str(healed), dtype=torch.float32), result.seconds)
+            add(state, load_causal_lm(str(healed), dtype=torch.float32), healing, "train")
     return rows
 
 
