@@ -178,7 +178,11 @@ def pages() -> dict[Path, str]:
             "memory": steps_block(_result("step_memory_bf16")),
             "gradients": gradients_block(_result("gradients")),
         },
-        "surgery.md": {"surgery": surgery_block(_result("surgery"), _result("soup_shrink"))},
+        "surgery.md": {
+            "surgery": surgery_block(
+                _result("surgery"), _result("surgery_heal"), _result("soup_shrink")
+            )
+        },
         "transfer.md": {"trainable": trainable_block(_result("trainable"))},
     }
     return {ROOT / "docs" / name: _filled(name, own) for name, own in blocks.items()}
