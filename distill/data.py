@@ -154,11 +154,13 @@ def _documents(
     return len(order), (readings[t](tables[t][i], tally) for t, i in order)
 
 
-def _told(tally: Counter[str]) -> str:
+def _told(tally: Counter[str], section: str) -> str:
     """How many rows were cut, and how many left out and why; empty where none was."""
-    parts = [f"{count} {reason}" for reason, count in tally.items() if count]
-    parts = [part if part.endswith(CUT) else f"{part}, and are left out" for part in parts]
-    return "; ".join(parts)
+    return "; ".join(
+        f"{count} {reason.format(section)}{'' if reason == CUT else ', and are left out'}"
+        for reason, count in tally.items()
+        if count
+    )
 
 
 def key_of(ids: list[int], labels: list[int], token_types: list[int] | None = None) -> str:
@@ -299,7 +301,7 @@ def prepare_whole(
     number, documents = _documents(reader, tokenizer, config, sources, config.split, seed, tally)
     _fill(held, _spread(reader, documents, number, config))
     if held.close()["examples"] == 0:
-        told = _told(tally)
+        told = _told(tally, config.section)
         why = told and f" ({told})"
         raise DataError(f"No row of {', '.join(sources)} has a token to measure{why}.")
     return folder
@@ -323,7 +325,7 @@ def _prepare(
         documents = _hold_out(reader, held, documents, number, config)
     train = _Writer(aside / "train.arrow", config.train_tokens, held.keys)
     _fill(train, enumerate(documents))
-    if told := _told(tally):
+    if told := _told(tally, config.section):
         log.warning("data: of the rows, %s", told)
     if train.dropped:
         log.info("%d training examples also stand in the held-out part: left out", train.dropped)

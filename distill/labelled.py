@@ -201,7 +201,9 @@ class LabelledTexts:
         ]
         if self._classes is None:
             found = find_classes(tables, columns, config)
-            self._classes = in_order(found, self._order) if self._order is not None else found
+            self._classes = (
+                in_order(found, self._order, config.section) if self._order is not None else found
+            )
         else:
             for (table, source), one, name_of in zip(pairs, columns, cells, strict=True):
                 _refuse_unseen(table, source, one, name_of, self._classes, config.section)
@@ -267,7 +269,7 @@ def _refuse_unseen(
         )
 
 
-def in_order(found: Classes, order: Sequence[str]) -> Classes:
+def in_order(found: Classes, order: Sequence[str], section: str) -> Classes:
     """The classes as a given teacher has them: in its order, with those that the data lack.
 
     Raises `DataError` where number or names differ.
@@ -285,7 +287,7 @@ def in_order(found: Classes, order: Sequence[str]) -> Classes:
         )
     raise DataError(
         f"The teacher's classes are {_some(order)}, the data's {_some(found.names)}; rename the "
-        "data's (numbers by `label_names`), or adapt the teacher with `teacher.adapt`."
+        f"data's (numbers by `{section}.label_names`), or adapt the teacher with `teacher.adapt`."
     )
 
 

@@ -68,6 +68,7 @@ class Layout:
     reasoning: str | None = None  # goes before the answer
     template: str | None = None  # makes the prompt
     names: tuple[str, ...] | None = None  # of classes: words of the numbers in `answer`
+    section: str = "data"  # of the recipe, which named the columns
 
 
 @dataclass(frozen=True)
@@ -213,13 +214,13 @@ def _labelled(features: Mapping[str, Any], source: str, options: RowOptions) -> 
                 f"prompt with `{options.section}.prompt`, e.g. `{{review}}\\nSentiment:`."
             )
         template = LABEL_PROMPT % text
-    return Layout("pair", (), column, None, template, tuple(names or ()))
+    return Layout("pair", (), column, None, template, tuple(names or ()), options.section)
 
 
 # Rows --------------------------------------------------------------------------------------------
 
 
-def word_of(value: Any, names: tuple[str, ...], column: str) -> str:
+def word_of(value: Any, names: tuple[str, ...], column: str, section: str) -> str:
     """The word of a class; empty where the row has none.
 
     Raises `DataError` for a number without a word and for what is neither word nor number.
@@ -232,7 +233,7 @@ def word_of(value: Any, names: tuple[str, ...], column: str) -> str:
         )
     if not 0 <= value < len(names):
         raise DataError(
-            f"`{column}` holds class {value}, and `label_names` has words for 0 to "
+            f"`{column}` holds class {value}, and `{section}.label_names` has words for 0 to "
             f"{len(names) - 1}."
         )
     return names[value]
@@ -254,7 +255,7 @@ def pair_of(row: Mapping[str, Any], layout: Layout) -> tuple[Any, Any]:
     if isinstance(answer, list):
         return asked, answer
     if layout.names is not None:
-        answer = word_of(answer, layout.names, layout.answer)
+        answer = word_of(answer, layout.names, layout.answer, layout.section)
     answer = text_of(answer)
     reasoning = text_of(row[layout.reasoning]).rstrip() if layout.reasoning is not None else ""
     if reasoning and answer.strip():

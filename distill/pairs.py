@@ -68,7 +68,7 @@ def read_pairs(config: PairsConfig, tokenizer: Any, max_length: int) -> dict[str
 
     found = {"first": read(first), "second": read(second), "score": scores}
     if tally[CUT]:
-        log.warning("evaluate.pairs: of their texts, %d %s", tally[CUT], CUT)
+        log.warning("evaluate.pairs: of their texts, %d %s", tally[CUT], CUT.format("data"))
     return found
 
 

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 IGNORE = -100
 Document = list[tuple[list[int], list[int]]]  # (ids, labels) of each of its examples
 
-# What becomes of rows, in words, for a tally.
-CUT = "reach `max_length` and end there"
+# What becomes of rows, in words, for a tally; in braces goes the section of the data.
+CUT = "reach `{}.max_length` and end there"
 NO_TEXT = "have no text"
 NO_ANSWER = "have an empty answer"
-NO_ROOM = "have a prompt that fills `max_length`, so that nothing of the answer is left"
+NO_ROOM = "have a prompt that fills `{}.max_length`, so that nothing of the answer is left"
 NO_REPLY = "have nothing that the assistant says"
 
 

@@ -85,7 +85,7 @@ def test_texts_beyond_the_window_are_cut_and_counted(read, caplog):
     with caplog.at_level(logging.WARNING):
         train, _, _ = read([*ROWS, long], max_length=8)
     assert max(train.lengths) == 8
-    assert "of the rows, 1 reach `max_length` and end there" in caplog.text
+    assert "of the rows, 1 reach `data.max_length` and end there" in caplog.text
 
 
 def test_rows_without_class_or_text_are_left_out_and_counted(read, caplog):

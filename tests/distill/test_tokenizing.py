@@ -216,7 +216,7 @@ REFUSED = {
     "unknown label": (ROW, {"label_column": "labels"}, r"no column `labels`.*`label`"),
     "numbers without words": (ROW, {"label_column": "label"}, "data.label_names"),
     "class without a word": (
-        {**ROW, "label": 2}, LABELLED, r"class 2, and `label_names` has words for 0 to 1",
+        {**ROW, "label": 2}, LABELLED, r"class 2, and `data.label_names` has words for 0 to 1",
     ),
     "words named": ({**ROW, "label": "yes"}, LABELLED, "no effect"),
     "names of nothing": (ROW, {"label_names": ["a", "b"]}, "label_column"),
@@ -279,7 +279,7 @@ def test_what_is_left_out_is_counted_and_said(tmp_path, bare_tokenizer, caplog):
     kept = [Examples(made / f"{part}.arrow") for part in ("train", "held_out")]
     assert sum(map(len, kept)) == 6
     assert "3 have an empty answer, and are left out" in caplog.text
-    assert "2 have a prompt that fills `max_length`" in caplog.text
+    assert "2 have a prompt that fills `data.max_length`" in caplog.text
 
 
 def test_data_of_which_nothing_is_left_says_why(tmp_path, bare_tokenizer):
