@@ -24,7 +24,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from attar.errors import DataError
-from attar.files import fingerprint, read_json, staged_folder, write_json
+from attar.files import fingerprint, read_json, staged_folder, stamp_of_files, write_json
 from attar.pooling import Mode
 from distill.layouts import RowOptions
 from distill.masking import MaskingConfig
@@ -245,18 +245,16 @@ def _all_sources(config: DataConfig) -> list[str]:
     return sources
 
 
-def source_stamp(config: DataConfig) -> list[Any]:
+def source_stamp(config: DataConfig) -> list[list[str]]:
     """`stamp_of` what is learned from and held out."""
     return stamp_of(_all_sources(config))
 
 
-def stamp_of(sources: Sequence[str]) -> list[Any]:
-    """Names, sizes and times of the local files, so that an edited file is noticed.
-
-    Raises `DataError` where one is not there.
-    """
-    files = [file for source in sources for path in local_files(source) for file in _walk(path)]
-    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+def stamp_of(sources: Sequence[str]) -> list[list[str]]:
+    """`stamp_of_files` of the local ones. Raises `DataError` where one is not there."""
+    return stamp_of_files(
+        file for source in sources for path in local_files(source) for file in _walk(path)
+    )
 
 
 def _walk(path: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from attar.errors import DataError, RecipeError
+from attar.files import stamp_of_files
 from distill.layouts import check_column, fill, first_of, template_columns, text_of
 from distill.sources import load_rows, local_files
 from distill.tasks.config import Cloze, ExactMatch, Harness, MultipleChoice, Questions, TaskConfig
@@ -68,8 +69,8 @@ def check_tasks(tasks: Iterable[TaskConfig], has_template: bool) -> None:
             questions_of(task)
 
 
-def task_stamp(tasks: Iterable[TaskConfig]) -> list[list[Any]]:
-    """Names, sizes and times of the tasks' files, so that an edited file is noticed."""
+def task_stamp(tasks: Iterable[TaskConfig]) -> list[list[str]]:
+    """`stamp_of_files` of the tasks' files."""
     files: list[Path] = []
     for task in tasks:
         if isinstance(task, Harness):
@@ -78,7 +79,7 @@ def task_stamp(tasks: Iterable[TaskConfig]) -> list[list[Any]]:
             continue
         files += [path for source in (task.data, task.shots_data) if source is not None
                   for path in local_files(source)]  # fmt: skip
-    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return stamp_of_files(files)
 
 
 def questions_of(task: Questions) -> tuple[list[Question], list[Question]]:
