@@ -191,7 +191,7 @@ def students(options: Any) -> dict[str, dict[str, Any]]:
     kinds = {kind: AXES[kind] for kind in options.kinds.split(",")}
     few = {"candidates": 10, "tokens": options.judge, "finalists": options.finalists}
     if options.quick:
-        few = {"candidates": 2, "tokens": 256, "finalists": 1}
+        few = {"candidates": 2, "tokens": 256, "finalists": 1, "calibration_tokens": 256}
     found: dict[str, dict[str, Any]] = {
         f"{1 - size:.0%} less, {kind}": {
             **mended(options),
@@ -349,7 +349,7 @@ def main() -> None:
     options = parser.parse_args()
     sizes = [float(size) for size in options.sizes.split(",")]
     options.heal_sizes = [float(size) for size in options.heal_sizes.split(",")]
-    options.sizes = sizes[1:2] if options.quick else sizes
+    options.sizes = sizes[:1] if options.quick else sizes
     options.blocks = {*options.sizes} == {*SIZES} and "depth" in options.kinds
     data = Path(options.data)
     tokenizer = load_tokenizer(options.model)
