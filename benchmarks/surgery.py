@@ -375,7 +375,7 @@ def main() -> None:
     record(rows, options.json)
     if options.plot:
         others = read_json(Path(options.others))["rows"] if options.others else []
-        draw([*others, *rows], options.plot)
+        draw([*rows, *others], options.plot)
     if partial is not None:
         partial.unlink(missing_ok=True)
 
