@@ -188,7 +188,8 @@ def mended(options: Any) -> dict[str, Any]:
 
 def students(options: Any) -> dict[str, dict[str, Any]]:
     """Every student that is made: its name and its section of the recipe."""
-    kinds = {kind: AXES[kind] for kind in options.kinds.split(",")}
+    chosen = "search" if options.quick else options.kinds
+    kinds = {kind: AXES[kind] for kind in chosen.split(",")}
     few = {"candidates": 10, "tokens": options.judge, "finalists": options.finalists}
     if options.quick:
         few = {"candidates": 2, "tokens": 256, "finalists": 1, "calibration_tokens": 256}
