@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from attar.errors import ModelError
-from attar.files import fingerprint
+from attar.files import fingerprint, sha256_of
 from attar.four_bit import check_rows
 from attar.processes import process_state
 
@@ -301,7 +301,7 @@ def tokenizer_files_fingerprint(source: str) -> str | None:
         return None  # a GGUF file's weights tell
     words = ("token", "vocab", "merges", "chat_template", "spiece")
     files = [f for f in sorted(folder.iterdir()) if f.is_file() and any(w in f.name for w in words)]
-    return fingerprint([[f.name, hashlib.sha256(f.read_bytes()).hexdigest()] for f in files])
+    return fingerprint([[f.name, sha256_of(f)] for f in files])
 
 
 def weights_fingerprint(source: str) -> str | None:

@@ -188,8 +188,7 @@ def mended(options: Any) -> dict[str, Any]:
 
 def students(options: Any) -> dict[str, dict[str, Any]]:
     """Every student that is made: its name and its section of the recipe."""
-    chosen = "search" if options.quick else options.kinds
-    kinds = {kind: AXES[kind] for kind in chosen.split(",")}
+    kinds = {kind: AXES[kind] for kind in options.kinds.split(",")}
     few = {"candidates": 10, "tokens": options.judge, "finalists": options.finalists}
     if options.quick:
         few = {"candidates": 2, "tokens": 256, "finalists": 1, "calibration_tokens": 256}
@@ -348,9 +347,10 @@ def main() -> None:
     parser.add_argument("--plot", metavar="PNG", help="draw the rows there")
     parser.add_argument("--with", dest="others", metavar="JSON", help="... and those of a record")
     options = parser.parse_args()
-    sizes = [float(size) for size in options.sizes.split(",")]
+    options.sizes = [float(size) for size in options.sizes.split(",")]
     options.heal_sizes = [float(size) for size in options.heal_sizes.split(",")]
-    options.sizes = sizes[:1] if options.quick else sizes
+    if options.quick:
+        options.sizes, options.kinds = options.sizes[:1], "search"
     options.blocks = {*options.sizes} == {*SIZES} and "depth" in options.kinds
     data = Path(options.data)
     tokenizer = load_tokenizer(options.model)
