@@ -26,6 +26,7 @@ import numpy as np
 import yaml
 from harness import arguments, record
 
+from attar.files import read_json
 from distill.class_metrics import measure_class_speed, measure_classes
 from distill.console import set_up_logging
 from distill.data import Examples
@@ -307,6 +308,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", metavar="FOLDER", help="keep the runs there; absent: nowhere")
     parser.add_argument("--plot", metavar="PNG", help="draw the rows there")
+    parser.add_argument("--with", dest="others", metavar="JSON", help="... and others of a record")
     options = parser.parse_args()
     if options.quick:
         options.sets, options.students, options.seeds = options.sets[:1], ["half"], 1
@@ -325,7 +327,10 @@ def main() -> None:
         record(rows, options.json)
         print("\n".join(summary(rows)))
         if options.plot:
-            draw(rows, options.plot)
+            mine = {(row["data"], row["student"]) for row in rows}
+            others = read_json(Path(options.others))["rows"] if options.others else []
+            kept = [row for row in others if (row["data"], row["student"]) not in mine]
+            draw([*kept, *rows], options.plot)
 
 
 if __name__ == "__main__":

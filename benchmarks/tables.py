@@ -120,16 +120,22 @@ def _result(name: str) -> dict[str, Any]:
     return found
 
 
-def classification_block(found: dict[str, Any]) -> str:
-    """A line a data set and student: what is kept of the teacher, mean and range over seeds."""
+def classification_block(*found: dict[str, Any]) -> str:
+    """A line a data set and student: what is kept of the teacher, mean and range over seeds. Of
+    students that several records hold, the last one's.
+    """
     lines = [
         "| texts | student | parameters | fewer in blocks | texts/s | one text "
         "| distilled keeps | fine-tuned keeps |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    rows = found["rows"]
-    for name, student in dict.fromkeys((row["data"], row["student"]) for row in rows):
-        mine = [row for row in rows if (row["data"], row["student"]) == (name, student)]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in found:
+        keys = [(row["data"], row["student"]) for row in record["rows"]]
+        groups |= {key: [] for key in keys}
+        for key, row in zip(keys, record["rows"], strict=True):
+            groups[key].append(row)
+    for (name, student), mine in groups.items():
         one = mine[0]
         kept, tuned = (
             _mean_and_range([row[key] for row in mine]) for key in ("kept", "kept, fine-tuned")
@@ -172,7 +178,11 @@ def pages() -> dict[Path, str]:
             "layers": layers_block(_result("layer_codecs")),
             "students": students_block(_result("cache_students")),
         },
-        "classification.md": {"students": classification_block(_result("classification"))},
+        "classification.md": {
+            "students": classification_block(
+                _result("classification"), _result("classification_narrow")
+            )
+        },
         "speed.md": {
             "steps": steps_block(_result("step"), _result("step_8x1024")),
             "memory": steps_block(_result("step_memory_bf16")),
@@ -180,7 +190,10 @@ def pages() -> dict[Path, str]:
         },
         "surgery.md": {
             "surgery": surgery_block(
-                _result("surgery"), _result("surgery_heal"), _result("soup_shrink")
+                _result("surgery"),
+                _result("surgery_heal"),
+                _result("soup_shrink"),
+                _result("soup_heal"),
             )
         },
         "transfer.md": {"trainable": trainable_block(_result("trainable"))},
