@@ -21,7 +21,6 @@ from attar.heads import load_as_saved
 from attar.loading import Quantization, resolve_precision, weights_fingerprint
 from students.bottleneck import PEFT_TYPE as BOTTLENECK
 from students.bottleneck import load_bottleneck, save_bottleneck
-from students.tuning.low_rank import keep_rows_readable
 from students.tuning.scaling import keep_precision
 from students.tuning.targets import linear_maps, without_remarks
 
@@ -51,9 +50,22 @@ def load_base(
     model: Any = load_as_saved(
         str(folder), dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code
     )
+    keep_rows_readable(model)
     if quantization != "none" and (compute or resolve_precision("auto")) == torch.float32:
         _compute_in_float32(model)
     return model
+
+
+def keep_rows_readable(model: nn.Module) -> None:
+    """Leave 4-bit weights in their own layout on CPUs that have a faster one for inference.
+
+    bitsandbytes changes to that one in the first evaluation. Its product has no gradient, so what
+    lies below such a map would learn nothing from then on; and DoRA, which reads the weights in
+    every forward, would read it as if it were theirs.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
 
 
 def _compute_in_float32(model: nn.Module) -> None:

@@ -114,8 +114,6 @@ class LowRank(Section):
             init_lora_weights=True if self.init == "default" else self.init,
             task_type="CAUSAL_LM",
         )
-        if self.dora:
-            keep_rows_readable(model)
         try:
             with without_remarks():
                 wrapped = get_peft_model(model, config)
@@ -126,16 +124,6 @@ class LowRank(Section):
                 f"all can take {self.method}: {reason}"
             ) from None
         return only_learns_in_float32(wrapped)
-
-
-def keep_rows_readable(model: nn.Module) -> None:
-    """Leave 4-bit weights in their own layout on a CPU that has a faster one for inference.
-
-    DoRA reads the weights in every forward, and would read the faster layout as if it were theirs.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
 
 
 @METHODS.add("lora")

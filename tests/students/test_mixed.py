@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from attar.errors import DataError, ModelError
+from students.adapters import keep_rows_readable
 from students.bottleneck import BottleneckConfig, add_bottleneck, load_bottleneck, save_bottleneck
 from students.mixed import MixedAdapters
 
@@ -68,7 +69,9 @@ class Shelf:
         model.save_pretrained(folder / "base")
 
     def base(self):
-        return AutoModelForCausalLM.from_pretrained(self.folder / "base", **self.loading).eval()
+        model = AutoModelForCausalLM.from_pretrained(self.folder / "base", **self.loading).eval()
+        keep_rows_readable(model)  # else some processors compute in bfloat16
+        return model
 
     def make(self, name, config):
         torch.manual_seed(len(name))
@@ -98,9 +101,6 @@ class Shelf:
             return base
         if name in BOTTLENECKS:
             return load_bottleneck(base, self.folder / name).eval()
-        for module in base.modules():  # DoRA reads the weights: keep them in their own layout
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
         return PeftModel.from_pretrained(base, self.folder / name).eval()
 
 
