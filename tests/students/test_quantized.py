@@ -7,9 +7,11 @@ import torch
 
 from attar.errors import ModelError
 from attar.loading import load_causal_lm
+from students.adapters import load_base
 from students.grids import GRIDS
 from students.quantized import dequantized, quantized_maps, quantized_model, weight_of
 from students.rounding import linear_maps, round_model
+from students.tuning import METHODS
 
 
 @pytest.fixture
@@ -109,3 +111,20 @@ def test_maps_that_were_not_rounded_are_named(source, text):
     extra = {**found, "lm_head": copy.copy(found["model.layers.0.mlp.up_proj"])}
     with pytest.raises(ModelError, match="`lm_head`"):
         quantized_model(source, extra)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_an_evaluation_before_changes_no_gradient_of_an_adapter(kind, source):
+    """Processors with bf16 instructions have a layout of 4-bit weights whose product has none."""
+    ids_BT = torch.arange(24).view(2, 12)
+    found = []
+    for evaluated in (True, False):
+        model = METHODS["qlora"](rank=2, base=kind).attach(load_base(source, kind), 0).eval()
+        if evaluated:
+            with torch.no_grad():
+                model(input_ids=ids_BT)
+        model(input_ids=ids_BT).logits.float().square().mean().backward()
+        found.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name], msg=name)
+        assert gradient.any() or "lora_A" in name  # whose B starts at 0
