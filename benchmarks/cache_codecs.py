@@ -7,7 +7,7 @@ Teacher: SmolLM2-135M-Instruct; students: 22 of its 30 blocks, freshly cut, and 
 while (`--student`, or trained here by examples/demo.yaml). Text: WikiText-2 and Jane Austen, both
 held out, in windows of 512. Bytes are those of the shards that the store writes, what a codec
 learned once (a head, an order of ids) reported apart; for DistillKit they are its own formula's.
-Errors are those of distill/fidelity.py: of a single token's gradient at the student's final hidden
+Errors are those of distill/cache_audit/fidelity.py: of a single token's gradient at the student's final hidden
 states, and of the gradient at the head summed over 16,384 tokens of one text.
 
 Legend: N tokens, H width, V vocabulary.
@@ -29,13 +29,14 @@ from harness import arguments, record
 from held_out import WINDOW, Side, Text, read_texts, say, side_of, states
 from torch import Tensor
 
-from attar.loading import load_causal_lm, load_tokenizer, vocabulary_size
-from distill.fidelity import Fidelity, Measures, Totals
-from students.depth import cut_depth
-from teachers.codecs import CODECS, Assets, Columns
-from teachers.runner import LEARN_TOKENS
+from attar.models.loading import load_causal_lm
+from attar.models.tokenizers import load_tokenizer, vocabulary_size
+from distill.cache_audit.fidelity import Fidelity, Measures, Totals
+from students.pruning.depth import cut_depth
+from teachers.cache.store import SignalStore
+from teachers.codecs.codec import CODECS, Assets, Columns
+from teachers.runners.build_cache import LEARN_TOKENS
 from teachers.signals import TeacherChunk, seeds_of
-from teachers.store import SignalStore
 
 GROUP = 16384
 DEMO = Path("runs/demo/arms/distill/student")
@@ -71,8 +72,8 @@ def distilled_student(options: Any) -> Path:
     if options.student or DEMO.exists():
         return Path(options.student or DEMO)
     from distill.pipeline import run_stages
-    from distill.recipe import load_recipe
-    from distill.run import Run
+    from distill.run.context import Run
+    from distill.run.load import load_recipe
 
     asked = [f"teacher.model={options.model}", f"student.layers={{keep: {KEPT}}}", "train.arms=[]"]
     if options.quick:

@@ -20,17 +20,21 @@ import numpy as np
 import torch
 from harness import arguments, in_turn, record
 
-from attar.loading import load_causal_lm
-from distill.batches import Batch, collate
-from distill.data import IGNORE, Example, key_of
-from distill.head import tokens_per_chunk
-from distill.objective import Learner
-from distill.prefetch import Prefetch
-from distill.terms import TERM_MODELS
-from students.depth import cut_depth, keep_evenly
-from teachers.cache import CacheConfig, SignalCache, Signals, manifest_of
-from teachers.runner import Request, TeacherRunner, build_cache
-from teachers.store import SignalStore
+from attar.models.loading import load_causal_lm
+from distill.data.batching import Batch, collate
+from distill.data.examples import Example, key_of
+from distill.data.prefetch import Prefetch
+from distill.data.tokenize import IGNORE
+from distill.objective.chunked_head import tokens_per_chunk
+from distill.objective.objective import Learner
+from distill.objective.terms import TERM_MODELS
+from students.pruning.depth import cut_depth, keep_evenly
+from teachers.cache.config import CacheConfig, manifest_of
+from teachers.cache.reader import SignalCache, Signals
+from teachers.cache.store import SignalStore
+from teachers.runners.build_cache import build_cache
+from teachers.runners.next_token import TeacherRunner
+from teachers.runners.request import Request
 
 CODECS: list[dict[str, Any]] = [
     {"name": "hybrid", "k": 64},

@@ -25,14 +25,15 @@ import torch
 import yaml
 from harness import arguments, record
 
-from attar.anatomy import head_of
-from attar.loading import load_causal_lm
-from distill.data import Examples, first_examples
+from attar.models.loading import load_causal_lm
+from attar.models.structure import head_of
+from distill.data.examples import Examples, first_examples
 from distill.pipeline import run_stages
-from distill.recipe import load_recipe
-from distill.run import Run
-from teachers.cache import CacheConfig
-from teachers.runner import Request, TeacherRunner
+from distill.run.context import Run
+from distill.run.load import load_recipe
+from teachers.cache.config import CacheConfig
+from teachers.runners.next_token import TeacherRunner
+from teachers.runners.request import Request
 
 CODECS: dict[str, dict[str, Any]] = {
     "dense": {"name": "hidden", "kl": 1e-6},

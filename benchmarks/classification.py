@@ -27,15 +27,15 @@ import yaml
 from harness import arguments, record
 
 from attar.files import read_json
-from distill.class_metrics import measure_class_speed, measure_classes
 from distill.console import set_up_logging
-from distill.data import Examples
+from distill.data.examples import Examples
+from distill.evaluation.predictions import held_out_batches
 from distill.pipeline import run_stages
-from distill.quality import held_out_batches
-from distill.recipe import load_recipe
-from distill.run import Run
-from distill.runtimes import Source
+from distill.run.context import Run
+from distill.run.load import load_recipe
 from distill.runtimes.hugging_face import Transformers
+from distill.runtimes.runtime import Source
+from distill.tasks.sequence_classification.metrics import measure_class_speed, measure_classes
 
 BATCH = 32
 ROUNDS = 3  # of timing, all models in turn

@@ -16,15 +16,16 @@ from typing import Any
 
 from harness import arguments, record
 
-from distill.evaluate import MeasureJob, measure_apart
-from distill.exporting import card_of, given_of
-from distill.measuring import measure_jobs
+from distill.evaluation.job import MeasureJob
+from distill.evaluation.measure import measure_apart
 from distill.pipeline import run_stages
-from distill.recipe import load_recipe
-from distill.report import assemble
-from distill.run import Run
-from distill.stages import STAGES
-from students.artifacts import export_artifact
+from distill.run.context import Run
+from distill.run.load import load_recipe
+from distill.stages.evaluate import measure_jobs
+from distill.stages.export import card_of, given_of
+from distill.stages.report import assemble
+from distill.stages.train import STAGES
+from students.artifacts.artifact import export_artifact
 
 SPECIALIZE = (
     "{method: qlora, rank: 32, lr: 1.0e-3, epochs: 2, batch_size: 2, schedule: linear, "

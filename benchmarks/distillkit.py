@@ -30,7 +30,7 @@ from math import ceil, log2
 import torch
 from torch import Tensor
 
-from distill.fidelity import WithLoss
+from distill.cache_audit.fidelity import WithLoss
 from teachers.signals import SparseDistribution
 
 EPSILON = 1e-8

@@ -22,13 +22,14 @@ from harness import arguments, record
 from step_sides import HARD, signals_of, text_examples
 from torch import Tensor
 
-from attar.anatomy import Head, head_of, run_body
-from attar.loading import load_causal_lm
-from distill.batches import collate
-from distill.data import IGNORE
-from distill.head import HeadTerm, head_losses, tokens_per_chunk
-from distill.losses import LOSSES
-from students.depth import cut_depth, keep_evenly
+from attar.models.loading import load_causal_lm
+from attar.models.structure import Head, head_of, run_body
+from distill.data.batching import collate
+from distill.data.tokenize import IGNORE
+from distill.objective.chunked_head import head_losses, tokens_per_chunk
+from distill.objective.head_term import HeadTerm
+from distill.objective.losses import LOSSES
+from students.pruning.depth import cut_depth, keep_evenly
 from teachers.signals import Distribution, SparseDistribution
 
 Gradients = tuple[Tensor, Tensor]  # at the hidden states (N, H), at the weight (V, H)

@@ -25,9 +25,10 @@ from harness import arguments, in_turn, record
 from torch import Tensor
 from torch.nn import functional
 
-from attar.anatomy import Head
-from distill.head import HeadTerm, head_losses, tokens_per_chunk
-from distill.losses import LOSSES
+from attar.models.structure import Head
+from distill.objective.chunked_head import head_losses, tokens_per_chunk
+from distill.objective.head_term import HeadTerm
+from distill.objective.losses import LOSSES
 from teachers.signals import SparseDistribution
 
 WIDTH, ENTRIES = 576, 32

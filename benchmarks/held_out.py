@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attar.anatomy import Head, capture_layers, head_of, run_body
+from attar.models.structure import Head, capture_layers, head_of, run_body
 
 WINDOW = 512
 

@@ -26,10 +26,11 @@ from harness import arguments, record
 from held_out import WINDOW, Text, read_texts, say, states
 from torch import Tensor
 
-from attar.loading import load_causal_lm, load_tokenizer
-from teachers.codecs import LAYER_CODECS, Columns
-from teachers.runner import LEARN_TOKENS
-from teachers.store import SignalStore
+from attar.models.loading import load_causal_lm
+from attar.models.tokenizers import load_tokenizer
+from teachers.cache.store import SignalStore
+from teachers.codecs.codec import LAYER_CODECS, Columns
+from teachers.runners.build_cache import LEARN_TOKENS
 
 LAYERS = [10, 20, 30]
 TRIED: list[dict[str, Any]] = [

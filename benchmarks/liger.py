@@ -26,9 +26,10 @@ from harness import arguments, in_turn, record
 from head_growth import sparse_targets
 from torch import Tensor
 
-from attar.anatomy import Head
-from distill.head import HeadTerm, head_losses, tokens_per_chunk
-from distill.losses import LOSSES
+from attar.models.structure import Head
+from distill.objective.chunked_head import head_losses, tokens_per_chunk
+from distill.objective.head_term import HeadTerm
+from distill.objective.losses import LOSSES
 from teachers.signals import DenseDistribution, Distribution
 
 SIZES = {"vocabulary": 128256, "teacher": 4096, "student": 2048}

@@ -25,15 +25,16 @@ import torch
 from harness import arguments, record
 from step_sides import parse_shape, text_examples
 
-from attar.loading import default_device, load_causal_lm, load_config
-from distill.batches import collate
-from distill.footprint import Footprint, Forward, footprint, skeleton, trace
-from distill.head import tokens_per_chunk
-from distill.objective import Learner
-from distill.optimizers import make_optimizer
-from distill.terms import TERM_MODELS
-from students.depth import cut_depth
-from students.tuning import METHODS
+from attar.device import default_device
+from attar.models.loading import load_causal_lm, load_config
+from distill.data.batching import collate
+from distill.objective.chunked_head import tokens_per_chunk
+from distill.objective.objective import Learner
+from distill.objective.terms import TERM_MODELS
+from distill.planning.memory import Footprint, Forward, footprint, skeleton, trace
+from distill.training.optimizers import make_optimizer
+from students.pruning.depth import cut_depth
+from students.tuning.method import METHODS
 
 CHOICES = [  # method, optimizer, gradient checkpointing
     ("full", "adamw", False),

@@ -19,10 +19,11 @@ from harness import arguments, record
 from held_out import say
 from surgery import AXES, Teacher, against, mended, pieces, recipe_of, windows
 
-from attar.loading import load_causal_lm, load_tokenizer
+from attar.models.loading import load_causal_lm
+from attar.models.tokenizers import load_tokenizer
 from distill.pipeline import run_stages
-from distill.recipe import load_recipe
-from distill.run import Run
+from distill.run.context import Run
+from distill.run.load import load_recipe
 
 
 def halves(options: Any, folder: Path) -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from harness import processor
 
 from attar.files import write_json
-from distill.report_tables import matrix, read_report, table
+from distill.report.tables import matrix, read_report, table
 
 
 def markdown(lines: list[list[str]]) -> str:

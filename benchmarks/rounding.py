@@ -33,25 +33,27 @@ from harness import arguments, record
 from held_out import say
 from torch import Tensor, nn
 
-from attar.anatomy import Head, head_of
-from attar.loading import load_causal_lm
-from distill.caching import open_cache
-from distill.calibration import calibration_rows
-from distill.data import first_examples
-from distill.head import tokens_per_chunk
-from distill.loop import Job, TrainConfig
-from distill.loop import train as train_loop
-from distill.objective import Learner
+from attar.models.loading import load_causal_lm
+from attar.models.structure import Head, head_of
+from distill.data.calibration import calibration_rows
+from distill.data.examples import first_examples
+from distill.objective.chunked_head import tokens_per_chunk
+from distill.objective.objective import Learner
 from distill.pipeline import run_stages
-from distill.recipe import load_recipe
-from distill.run import Run
-from students.adapters import merge_adapter
-from students.grids import GRIDS
-from students.learned_rounding import let_scales_learn, settle
-from students.quantized import dequantized
-from students.rounding import Rounded, round_model
-from teachers.cache import CacheConfig
-from teachers.runner import Request, TeacherRunner
+from distill.run.context import Run
+from distill.run.load import load_recipe
+from distill.stages.cache import open_cache
+from distill.training.config import TrainConfig
+from distill.training.loop import Job
+from distill.training.loop import train as train_loop
+from students.quantization.formats import GRIDS
+from students.quantization.gptq import Rounded, round_model
+from students.quantization.learned_scales import let_scales_learn, settle
+from students.quantization.packed_weights import dequantized
+from students.tuning.adapters import merge_adapter
+from teachers.cache.config import CacheConfig
+from teachers.runners.next_token import TeacherRunner
+from teachers.runners.request import Request
 
 STAGES = ["cache", "build", "train", "specialize"]
 

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from harness import arguments, in_turn, record
 
-from attar.loading import load_causal_lm, resolve_precision
-from teachers.cache import CacheConfig
-from teachers.runner import Request, TeacherRunner
-from teachers.store import SignalStore
+from attar.models.loading import load_causal_lm, resolve_precision
+from teachers.cache.config import CacheConfig
+from teachers.cache.store import SignalStore
+from teachers.runners.next_token import TeacherRunner
+from teachers.runners.request import Request
 
 
 def main() -> None:

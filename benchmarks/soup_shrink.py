@@ -22,7 +22,8 @@ from harness import arguments, record
 from held_out import say
 from surgery import WINDOW, Teacher, against, pieces, windows
 
-from attar.loading import load_causal_lm, load_tokenizer
+from attar.models.loading import load_causal_lm
+from attar.models.tokenizers import load_tokenizer
 
 BATCH = 1  # rows a step of its heal
 

@@ -14,17 +14,18 @@ from typing import Any
 
 from harness import arguments, record
 
-from attar.anatomy import count_parameters
+from attar.distributed import free_memory
 from attar.files import bytes_under, read_json
-from attar.processes import free_memory
-from distill.data import check_sources
+from attar.models.structure import count_parameters
+from distill.data.config import check_sources
+from distill.evaluation.bootstrap import proportion_interval
+from distill.evaluation.downstream.config import MultipleChoice
+from distill.evaluation.downstream.scoring import score
 from distill.pipeline import run_stages
-from distill.quality import proportion_interval
-from distill.recipe import load_recipe
-from distill.run import Run
-from distill.runtimes import Source, open_runtime
-from distill.tasks import MultipleChoice, score
-from students.adapters import load_base
+from distill.run.context import Run
+from distill.run.load import load_recipe
+from distill.runtimes.runtime import Source, open_runtime
+from students.tuning.adapters import load_base
 
 METHODS = {
     "full": "lr: 5.0e-5",

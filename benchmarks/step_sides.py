@@ -22,15 +22,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attar.loading import default_device, load_causal_lm, load_tokenizer
-from distill.batches import Batch, collate
-from distill.data import IGNORE, Example, key_of
-from distill.head import tokens_per_chunk
-from distill.objective import Given, Learner
-from distill.terms import TERM_MODELS
-from students.depth import cut_depth, keep_evenly, layer_map
-from teachers.cache import CacheConfig, Signals
-from teachers.runner import Request, TeacherRunner
+from attar.device import default_device
+from attar.models.loading import load_causal_lm
+from attar.models.tokenizers import load_tokenizer
+from distill.data.batching import Batch, collate
+from distill.data.examples import Example, key_of
+from distill.data.tokenize import IGNORE
+from distill.objective.chunked_head import tokens_per_chunk
+from distill.objective.objective import Given, Learner
+from distill.objective.terms import TERM_MODELS
+from students.pruning.depth import cut_depth, keep_evenly, layer_map
+from teachers.cache.config import CacheConfig
+from teachers.cache.reader import Signals
+from teachers.runners.next_token import TeacherRunner
+from teachers.runners.request import Request
 from teachers.signals import SparseDistribution
 
 TEACHER_LAYERS = (10, 20)  # cached for `sparse + 2 layers`

@@ -38,15 +38,17 @@ from harness import arguments, record
 from held_out import say
 from torch import Tensor, nn
 
-from attar.anatomy import Head, head_of, run_body
 from attar.files import read_json
-from attar.loading import load_causal_lm, load_tokenizer
-from distill.calibration import calibration_rows
+from attar.models.loading import load_causal_lm
+from attar.models.structure import Head, head_of, run_body
+from attar.models.tokenizers import load_tokenizer
+from distill.data.calibration import calibration_rows
 from distill.pipeline import run_stages
-from distill.recipe import load_recipe
-from distill.run import Run
-from distill.task_language import CausalLM
-from students.build import StudentConfig, cut_student
+from distill.run.context import Run
+from distill.run.load import load_recipe
+from distill.tasks.causal_lm.task import CausalLM
+from students.config import StudentConfig
+from students.save import cut_student
 
 WINDOW = 256
 PIECE = 2000  # characters of training text that stay together

@@ -26,14 +26,15 @@ import torch
 from harness import arguments, in_turn, record
 from step_sides import prepare
 
+from attar.device import default_device
 from attar.errors import RecipeError
-from attar.loading import default_device, load_causal_lm
-from distill.head import tokens_per_chunk
-from distill.objective import Learner
-from distill.optimizers import make_optimizer
-from distill.pace import lowest_learning
-from distill.terms import TERM_MODELS
-from students.trainable import choose_trainable
+from attar.models.loading import load_causal_lm
+from distill.objective.chunked_head import tokens_per_chunk
+from distill.objective.objective import Learner
+from distill.objective.terms import TERM_MODELS
+from distill.training.layerwise_lr import lowest_learning
+from distill.training.optimizers import make_optimizer
+from students.tuning.trainable import choose_trainable
 
 CHOICES = ("all", "last:10", "last:4", "last:1", "first:4", "head", "embeddings", "norms", "bias")
 QUICK = ("all", "last:4", "norms")

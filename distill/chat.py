@@ -10,8 +10,9 @@ import torch
 
 from attar.errors import ModelError, RunError, nearest
 from attar.files import read_json
-from attar.heads import CAUSAL, auto_class_of
-from attar.loading import Quantization, load_causal_lm, load_config, load_tokenizer
+from attar.models.loading import Quantization, load_causal_lm, load_config
+from attar.models.task_heads import CAUSAL, auto_class_of
+from attar.models.tokenizers import load_tokenizer
 
 Write = Callable[[str], None]
 Messages = list[dict[str, str]]
@@ -148,8 +149,8 @@ class ManyAdapters:
     """A conversation with each of several adapters on one base, all answering in one batch."""
 
     def __init__(self, base: str, adapters: dict[str, Path], trust_remote_code: bool) -> None:
-        from students.adapters import check_adapter_fits, load_base
-        from students.mixed import MixedAdapters
+        from students.tuning.adapters import check_adapter_fits, load_base
+        from students.tuning.multi_adapter import MixedAdapters
 
         for folder in adapters.values():
             check_adapter_fits(folder, Path(base))

@@ -15,7 +15,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from attar.processes import is_first_process
+from attar.distributed import is_first_process
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 log = logging.getLogger("distill")

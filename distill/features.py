@@ -1,214 +1,314 @@
-"""Classical classifiers on frozen features: which there are, and what a recipe says of them.
+"""`distill features`: features of labelled texts from a run's model, a classifier, its numbers.
 
-A classifier is a function under `@classifier(...)` from a seed and options to an estimator of
-scikit-learn's kind; enrolling it puts it into the recipe. It is saved by skops, which loads plain
-data and known classes and runs no code of a file, as a pickle does.
+Left in the run's folder, below features/: data/ (texts as ids, with classes), cache/ (features by
+model, layer and pooling), classifier.skops, classifier.json (what it needs to be used), and
+metrics.json. Legend: F texts, H width, C classes.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any
 
 import numpy as np
-from pydantic import AfterValidator, Field, WithJsonSchema
 
-from attar.errors import ModelError, RecipeError, nearest
-from attar.pooling import Mode
-from attar.registry import Registry
-from attar.strict import Section
-from distill.data import DataConfig
-from teachers.features import Layer
+from attar import __version__
+from attar.device import peak_memory
+from attar.errors import DataError, ModelError, RecipeError, RunError
+from attar.files import fingerprint, read_json, write_json
+from attar.models.fingerprints import weights_fingerprint
+from attar.models.loading import fetch_weights, load_config
+from attar.models.structure import check_layers, usable_positions
+from attar.models.tokenizers import load_tokenizer, tokenizer_fingerprint
+from distill.classifiers import FeaturesConfig, check_classifier, fit, load, save
+from distill.console import log_to_file, progress
+from distill.data.config import DataConfig, check_sources
+from distill.data.examples import Examples
+from distill.data.labelled_texts import LabelledTexts, tokenize_labelled
+from distill.data.prepare import prepare
+from distill.run.context import Run, Stopwatch
+from distill.stages.fingerprints import is_done
+from distill.tasks.sequence_classification.metrics import macro_f1
+from teachers.cache_tools.feature_cache import FeatureCache, features_of, load_body
+from teachers.load import TeacherConfig, teacher_identity
+from teachers.runners.request import Request
 
 log = logging.getLogger(__name__)
 
-Build = Callable[[int, dict[str, Any]], Any]
+
+def fit_classifier(run: Run, lone_texts: Sequence[str] = ()) -> dict[str, Any]:
+    """Features of the recipe's texts, a classifier on them, and its numbers on held-out texts.
+
+    What is there and was made from the same is not made again. lone_texts: what it will be asked
+    for, which a classifier of pairs cannot answer. Raises `RecipeError` or `DataError` for what
+    cannot be, before the model runs.
+    """
+    config = run.recipe.features
+    if config is None:
+        raise RecipeError(
+            "The recipe has no section `features`; add one, e.g. `features: {layer: last, pool: "
+            "mean, classifier: logistic_regression}`, and name the classes with "
+            "`data.label_column`."
+        )
+    data = _data_of(run, config)
+    if lone_texts:
+        _refuse_other_texts(lone_texts, data.pair_column is not None)
+    check_sources(data)
+    check_classifier(config, run.recipe.seed)
+    source = _model_of(run, config)
+    fetch_weights(source.model)
+    tokenizer = load_tokenizer(source.model, trust_remote_code=source.trust_remote_code)
+    _check_model(run, config, source, tokenizer)
+    folder = run.folder / "features"
+    folder.mkdir(parents=True, exist_ok=True)
+    with run.owned(), log_to_file(run.folder / "run.log"):
+        identity = tokenizer_fingerprint(tokenizer)
+        prepare(data, tokenizer, identity, run.recipe.seed, folder / "data", LabelledTexts())
+        stats = read_json(folder / "data" / "stats.json")
+        wanted = fingerprint(
+            [__version__, config.model_dump(), stats["inputs"], teacher_identity(source)]
+        )
+        metrics = folder / "metrics.json"
+        if metrics.exists() and (folder / "classifier.skops").exists():
+            if read_json(metrics)["inputs"] == wanted:
+                log.info("features: up to date")
+                found: dict[str, Any] = read_json(metrics)
+                return found
+        found = _fit(run, config, source, data, folder, stats["classes"])
+        write_json(metrics, {"inputs": wanted, **found})
+    return found
+
+
+def _data_of(run: Run, config: FeaturesConfig) -> DataConfig:
+    """What it is fitted on."""
+    return config.data or run.recipe.data
+
+
+def _model_of(run: Run, config: FeaturesConfig) -> TeacherConfig:
+    """Where the model is, and how it is held."""
+    if config.model == "teacher":
+        source = run.teacher
+        if not is_done(run, "adapt-teacher"):
+            raise RunError(
+                f"`features.model: teacher` is the adapted teacher, which is not in {run.folder} "
+                "yet, or is of another recipe; run `distill adapt-teacher` on this recipe first."
+            )
+        return source
+    if config.model == "student":
+        folder = run.merged_student
+        if folder is None or not (is_done(run, "train") and is_done(run, "specialize")):
+            raise RunError(
+                f"`features.model: student` is the trained student, which is not in {run.folder} "
+                "yet, or is of another recipe; run `distill run` on this recipe first."
+            )
+        return TeacherConfig(model=str(folder), trust_remote_code=run.trusts_code)
+    return TeacherConfig(model=config.model, trust_remote_code=run.trusts_code)
+
+
+def _check_model(run: Run, config: FeaturesConfig, source: TeacherConfig, tokenizer: Any) -> None:
+    data = _data_of(run, config)
+    found = load_config(source.model, trust_remote_code=source.trust_remote_code)
+    if config.layer != "last":
+        try:
+            check_layers([config.layer], found.get_text_config().num_hidden_layers)
+        except ModelError as error:
+            raise RecipeError(f"`features.layer`: {error}") from None
+    if config.pool == "cls" and tokenizer.cls_token_id is None:
+        raise RecipeError(
+            "`features.pool: cls` reads the CLS token, and the tokenizer of "
+            f"{source.model} has none: a decoder's first token sees nothing else; use `mean` or "
+            "`last`."
+        )
+    positions = usable_positions(found)
+    if positions is not None and data.max_length > positions:
+        raise RecipeError(
+            f"`{data.section}.max_length` is {data.max_length}; {source.model} has {positions} "
+            "positions for a text; lower it."
+        )
 
 
 @dataclass(frozen=True)
-class Kind:
-    """An enrolled classifier: how it is built, which package it needs, and the classes in its file
-    that skops does not know to be harmless.
-    """
+class _Part:
+    """Training or held-out texts: features (F, H), and the number of each text's class (F,)."""
 
-    build: Build
-    package: str
-    holds: tuple[str, ...] = ()
+    features_FH: np.ndarray
+    classes_F: np.ndarray
 
 
-CLASSIFIERS: Registry[Kind] = Registry("classifier")
+def _parts(
+    run: Run, config: FeaturesConfig, source: TeacherConfig, folder: Path
+) -> dict[str, _Part]:
+    """Both parts of the data, from the cache; texts that are not there yet are run."""
+    parts = {name: Examples(folder / "data" / f"{name}.arrow") for name in ("train", "held_out")}
+    identity = [teacher_identity(source), config.layer, config.pool]
+    cache = FeatureCache(folder / "cache" / fingerprint(identity))
+    wanted = {
+        example.key: Request(example.key, example.input_ids, example.counted, example.token_types)
+        for examples in parts.values()
+        for example in examples
+    }
+    total = sum(len(request.input_ids) for request in wanted.values())
+    with progress("features", total) as meter:
+        made = cache.build(
+            list(wanted.values()),
+            lambda: load_body(source),
+            config.layer,
+            config.pool,
+            batch_tokens=run.recipe.cache.batch_tokens,
+            on_tokens=meter.advance,
+        )
+    log.info("features: %d texts run, %d found in the cache", made, len(wanted) - made)
+    return {
+        name: _Part(
+            cache.read(examples.keys), np.asarray([int(example.labels[0]) for example in examples])
+        )
+        for name, examples in parts.items()
+    }
 
 
-def classifier(
-    name: str, *, package: str = "sklearn", holds: tuple[str, ...] = ()
-) -> Callable[[Build], Build]:
-    """Decorator that enrols a classifier."""
-
-    def enrol(build: Build) -> Build:
-        CLASSIFIERS.add(name)(Kind(build, package, holds))
-        return build
-
-    return enrol
-
-
-@classifier("logistic_regression")
-def logistic_regression(seed: int, options: dict[str, Any]) -> Any:
-    """Multinomial logistic regression on features of mean 0 and deviation 1."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    given = {"max_iter": 1000, "random_state": seed, **options}
-    return make_pipeline(StandardScaler(), LogisticRegression(**given))
-
-
-@classifier("random_forest", holds=("sklearn.tree._tree.Tree",))
-def random_forest(seed: int, options: dict[str, Any]) -> Any:
-    """300 trees, each on a draw of the texts."""
-    from sklearn.ensemble import RandomForestClassifier
-
-    return RandomForestClassifier(**{"n_estimators": 300, "random_state": seed, **options})
-
-
-@classifier(
-    "xgboost",
-    package="xgboost",
-    holds=("xgboost.core.Booster", "xgboost.sklearn.XGBClassifier"),
-)
-def xgboost(seed: int, options: dict[str, Any]) -> Any:
-    """Gradient-boosted trees by XGBoost."""
-    from xgboost import XGBClassifier
-
-    return XGBClassifier(**{"random_state": seed, **options})
-
-
-@classifier(
-    "lightgbm",
-    package="lightgbm",
-    holds=("lightgbm.basic.Booster", "lightgbm.sklearn.LGBMClassifier", "collections.OrderedDict"),
-)
-def lightgbm(seed: int, options: dict[str, Any]) -> Any:
-    """Gradient-boosted trees by LightGBM."""
-    from lightgbm import LGBMClassifier
-
-    return LGBMClassifier(**{"random_state": seed, "verbosity": -1, **options})
-
-
-# The recipe --------------------------------------------------------------------------------------
+def _fit(
+    run: Run,
+    config: FeaturesConfig,
+    source: TeacherConfig,
+    data: DataConfig,
+    folder: Path,
+    names: list[str],
+) -> dict[str, Any]:
+    """The classifier and what it needs, left in the folder; its numbers."""
+    watch = Stopwatch()
+    with peak_memory() as peak:
+        parts = _parts(run, config, source, folder)
+    train = parts["train"]
+    learned, compact_F = np.unique(train.classes_F, return_inverse=True)
+    if len(learned) < 2:
+        raise RunError(
+            f"All {len(compact_F)} training texts are of one class ({names[learned[0]]}); a "
+            "classifier needs two. Give `data.train` more, or hold out less."
+        )
+    running = watch.seconds
+    estimator = fit(config, run.recipe.seed, train.features_FH, compact_F)
+    fitting = watch.seconds - running
+    save(estimator, folder / "classifier.skops")
+    about = {
+        "layer": config.layer,
+        "pool": config.pool,
+        "classifier": config.classifier,
+        "classes": [names[i] for i in learned],
+    }
+    needs = {
+        "model": source.model_dump(),
+        "weights": weights_fingerprint(source.model),
+        "max_length": data.max_length,
+        "pair": data.pair_column is not None,
+    }
+    write_json(folder / "classifier.json", {**needs, **about})
+    most = Counter(train.classes_F.tolist()).most_common(1)[0][0]
+    found: dict[str, Any] = {
+        "model": source.model,
+        **about,
+        "width": int(train.features_FH.shape[1]),
+        "seconds": {"features": running, "fit": fitting},
+        "peak_memory_bytes": peak.bytes,
+    }
+    for name, part in parts.items():
+        predicted_F = learned[estimator.predict(part.features_FH)]
+        found[name] = {
+            "texts": len(predicted_F),
+            "accuracy": float((predicted_F == part.classes_F).mean()),
+            "macro_f1": macro_f1(part.classes_F, predicted_F),
+            "most_frequent": float((part.classes_F == most).mean()),
+        }
+    return found
 
 
-def _enrolled(name: str) -> str:
-    try:
-        CLASSIFIERS[name]
-    except RecipeError as error:
-        raise ValueError(str(error)) from None
-    return name
+def rows_of(found: dict[str, Any]) -> list[list[str]]:
+    """The numbers as a table, its header first."""
+    rows = [["", "texts", "accuracy", "macro-F1", "always the most frequent"]]
+    for name in ("train", "held_out"):
+        part = found[name]
+        numbers = [f"{part[key]:.4f}" for key in ("accuracy", "macro_f1", "most_frequent")]
+        rows.append([name.replace("_", "-"), f"{part['texts']:,}", *numbers])
+    return rows
 
 
-Name = Annotated[
-    str, AfterValidator(_enrolled), WithJsonSchema({"type": "string", "enum": list(CLASSIFIERS)})
-]
+# Using it ----------------------------------------------------------------------------------------
+
+Text = str | tuple[str, str]  # alone, or a pair, as the classifier was fitted
 
 
-class FeaturesData(DataConfig):
-    """Data of the section `features`."""
-
-    section: ClassVar[str] = "features.data"
-
-
-class FeaturesConfig(Section):
-    """Frozen features of labelled texts, and a classical classifier on them."""
-
-    model: str = Field("teacher", description="teacher, student, or a hub id or folder")
-    layer: Layer = Field("last", description="0: embeddings, l: block l, last: after the last norm")
-    pool: Mode = Field("mean", description="of a text's tokens: their mean, the last, or CLS")
-    classifier: Name = "logistic_regression"
-    options: dict[str, Any] = Field(default_factory=dict, description="the classifier's own")
-    data: FeaturesData | None = Field(None, description="the run's data when absent")
-
-
-def check_classifier(config: FeaturesConfig, seed: int) -> None:
-    """Raise `RecipeError` for a package that is missing, or options that the classifier refuses:
-    it is tried on a few made-up points.
-    """
-    kind = CLASSIFIERS[config.classifier]
-    for package in ("sklearn", "skops", kind.package):
-        if importlib.util.find_spec(package) is None:
-            name = "scikit-learn" if package == "sklearn" else package
-            extra = "boost" if package == kind.package != "sklearn" else "classify"
-            raise RecipeError(
-                f"`features.classifier: {config.classifier}` needs {name}, which is not installed; "
-                f'`pip install "attar[{extra}]"`.'
+def _refuse_other_texts(texts: Sequence[Text], pair: bool) -> None:
+    for text in texts:
+        if pair and isinstance(text, str):
+            raise DataError(
+                f"The classifier is of pairs of texts, and {text[:60]!r} is one alone; give "
+                "`predict` of distill/features.py a tuple of both."
             )
-    known = _option_names(kind.build(seed, {}))
-    for name in config.options:
-        if name not in known:
-            raise RecipeError(
-                f"`features.options.{name}` is no option of {config.classifier}; it has "
-                f"{', '.join(known)}.{nearest(name, known)}"
+        if not pair and not isinstance(text, str):
+            raise DataError(
+                f"The classifier is of single texts, and {text[0][:60]!r} comes with another; give "
+                "one text alone."
             )
-    points_FH = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            kind.build(seed, config.options).fit(points_FH, np.arange(40) % 2)
-    except (ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise RecipeError(
-            f"`features.options`: {config.classifier} refuses them: {reason}"
-        ) from None
-    except Exception as error:  # the boosters have errors of their own
-        if not type(error).__module__.startswith((kind.package, "sklearn")):
-            raise
-        reason = " ".join(str(error).split())[:300]
-        raise RecipeError(
-            f"`features.options`: {config.classifier} refuses them: {reason}"
-        ) from None
 
 
-def _option_names(estimator: Any) -> list[str]:
-    last = estimator.steps[-1][1] if hasattr(estimator, "steps") else estimator
-    return sorted(last.get_params(deep=False))
+@dataclass
+class FeatureClassifier:
+    """A classifier on the features of a model, as `distill features` left it."""
+
+    model: Any
+    tokenizer: Any
+    estimator: Any
+    known: dict[str, Any]
+
+    def probabilities(self, texts: Sequence[Text]) -> np.ndarray:
+        """Probability of each class for each text, (F, C), in the order of `classes`.
+
+        Raises `DataError` for a text alone where pairs were learned from, or the other way round.
+        """
+        _refuse_other_texts(texts, self.known["pair"])
+        rows = []
+        for text in texts:
+            both = [text] if isinstance(text, str) else text
+            ids, labels, types = tokenize_labelled(
+                self.tokenizer, both, 0, self.known["max_length"], Counter()
+            )
+            known_types = None if types is None else np.asarray(types)
+            counted = np.flatnonzero(np.asarray(labels) >= 0)
+            one = Request("", np.asarray(ids), counted, known_types)
+            vector_1H = features_of(self.model, [one], self.known["layer"], self.known["pool"])
+            rows.append(vector_1H.cpu().numpy())
+        found: np.ndarray = self.estimator.predict_proba(np.concatenate(rows))
+        return found
+
+    def predict(self, texts: Sequence[Text]) -> list[str]:
+        """The most probable class of each text."""
+        chosen = self.probabilities(texts).argmax(-1)
+        return [self.classes[i] for i in chosen]
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes."""
+        names: list[str] = self.known["classes"]
+        return names
 
 
-# Fitting, keeping --------------------------------------------------------------------------------
+def load_classifier(folder: Path) -> FeatureClassifier:
+    """What `distill features` left in a run's folder features/, with its model.
 
-
-def fit(config: FeaturesConfig, seed: int, features_FH: np.ndarray, classes_F: np.ndarray) -> Any:
-    """The classifier, fitted; classes are numbers from 0 without a gap. Says what it warns of."""
-    made = CLASSIFIERS[config.classifier].build(seed, config.options)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        made.fit(features_FH, classes_F)
-    for text in dict.fromkeys(" ".join(str(one.message).split()) for one in told):
-        log.warning("features: %s says: %s", config.classifier, text[:300])
-    return made
-
-
-def save(estimator: Any, file: Path) -> None:
-    """The fitted classifier as a .skops file, aside and then renamed."""
-    from skops.io import dump
-
-    aside = file.with_suffix(".partial")
-    dump(estimator, aside)
-    aside.replace(file)
-
-
-def load(file: Path) -> Any:
-    """A fitted classifier. Raises `ModelError` for a file with other classes than those of the
-    enrolled classifiers: nothing of it is run.
+    Raises `RunError` where nothing is there, `ModelError` where the model is not the one that the
+    classifier was fitted on.
     """
-    from skops.io import get_untrusted_types
-    from skops.io import load as load_plain
-
-    named = get_untrusted_types(file=file)
-    known = {held for name in CLASSIFIERS for held in CLASSIFIERS[name].holds}
-    strange = [name for name in named if name not in known]
-    if strange:
-        raise ModelError(f"{file} holds {', '.join(strange)}, which no classifier of ours has.")
-    return load_plain(file, trusted=named)
+    if not (folder / "classifier.json").exists():
+        raise RunError(f"There is no classifier in {folder}; `distill features` makes one.")
+    known = read_json(folder / "classifier.json")
+    source = TeacherConfig(**known["model"])
+    if weights_fingerprint(source.model) != known["weights"]:
+        raise ModelError(
+            f"{source.model} is not the model that the classifier in {folder} was fitted on: its "
+            "weights are others; run `distill features` again."
+        )
+    tokenizer = load_tokenizer(source.model, trust_remote_code=source.trust_remote_code)
+    return FeatureClassifier(load_body(source), tokenizer, load(folder / "classifier.skops"), known)

@@ -5,32 +5,27 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from attar.anatomy import check_layers, usable_positions
-from attar.attention import check_blocks
+from attar.device import default_device, peak_memory
+from attar.distributed import free_memory, is_alone, is_first_process, process_state
 from attar.errors import RecipeError, RunError
-from attar.loading import (
-    check_same_vocabulary,
-    default_device,
-    fetch_weights,
-    load_tokenizer,
-)
-from attar.memory import peak_memory
-from attar.processes import free_memory, is_alone, is_first_process, process_state
-from distill.caching import cache_manifest
-from distill.checks_learning import check_learning, check_steps
+from attar.models.attention import check_blocks
+from attar.models.loading import fetch_weights
+from attar.models.structure import check_layers, usable_positions
+from attar.models.tokenizers import check_same_vocabulary, load_tokenizer
 from distill.console import log_to_file
-from distill.data import check_sources
-from distill.exporting import check_makeable, check_rounding
-from distill.inputs import NEEDS, inputs_of, is_done
-from distill.loop import check_trackers
-from distill.optimizers import check_optimizer
-from distill.relations import check_relations
-from distill.run import Run, Stopwatch, on_first_process
-from distill.stages import PARALLEL, STAGES
-from distill.tasks import check_tasks
-from distill.terms import reads_from
-from students.depth import cut_config
-from teachers.store import SignalStore
+from distill.data.config import check_sources
+from distill.evaluation.downstream.questions import check_tasks
+from distill.objective.attention_relations import check_relations
+from distill.objective.terms import reads_from
+from distill.run.context import Run, Stopwatch, on_first_process
+from distill.stages.cache import cache_manifest
+from distill.stages.fingerprints import NEEDS, inputs_of, is_done
+from distill.stages.preflight import check_learning, check_makeable, check_rounding, check_steps
+from distill.stages.train import PARALLEL, STAGES
+from distill.training.loop import check_trackers
+from distill.training.optimizers import check_optimizer
+from students.pruning.depth import cut_config
+from teachers.cache.store import SignalStore
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Measure what every loss keeps and write it into docs/conformance.md.
 
-It runs tests/distill/test_conformance.py and writes the errors that the tests measured; `--check`
+It runs tests/distill/objective/test_conformance.py and writes the errors that the tests measured; `--check`
 exits with 1 where the page's losses, properties or codecs are not those that are registered.
 
     python docs/make_conformance.py
@@ -20,21 +20,15 @@ sys.path.insert(0, str(ROOT))  # the tests are no installed package
 
 import pytest  # noqa: E402
 
-from tests.distill.conformance import (  # noqa: E402
-    EXACT,
-    LOSSES,
-    PROPERTIES,
-    SOURCES,
-    refusal,
-)
+from tests.helpers.conformance import EXACT, LOSSES, PROPERTIES, SOURCES, refusal  # noqa: E402
 
 PAGE = Path(__file__).with_name("conformance.md")
-TESTS = ROOT / "tests/distill/test_conformance.py"
+TESTS = ROOT / "tests/distill/objective/test_conformance.py"
 Measured = dict[tuple[str, str, str], float]  # (property, loss, source) -> error
 LOSS_OF_CODEC = "cache_for_the_teacher"
 HEAD = """# Conformance
 
-Written by `docs/make_conformance.py` from what `tests/distill/test_conformance.py` measured, on a
+Written by `docs/make_conformance.py` from what `tests/distill/objective/test_conformance.py` measured, on a
 tiny teacher and student with random weights, for every registered loss and every codec that serves
 it. A new loss or codec is enrolled by being registered.
 

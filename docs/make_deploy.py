@@ -12,8 +12,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from students.artifacts import ARTIFACTS
-from students.tuning import METHODS
+from students.artifacts.artifact import ARTIFACTS
+from students.tuning.method import METHODS
 
 HERE = Path(__file__).parent
 MADE_OF = {

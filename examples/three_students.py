@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 
-from distill.batches import OF_TOKENS
-from distill.caching import open_cache
-from distill.data import IGNORE, Examples
-from distill.loop import Plan
-from distill.recipe import load_recipe
-from distill.run import Run
-from teachers.cache import SignalCache
+from distill.data.batching import OF_TOKENS
+from distill.data.examples import Examples
+from distill.data.tokenize import IGNORE
+from distill.run.context import Run
+from distill.run.load import load_recipe
+from distill.stages.cache import open_cache
+from distill.training.loop import Plan
+from teachers.cache.reader import SignalCache
 
 STUDENTS: dict[str, dict[str, Any]] = {
     "one row at a time": {"batch_size": 1, "packing": False, "world": 1},

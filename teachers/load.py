@@ -5,16 +5,10 @@ from __future__ import annotations
 from pydantic import Field
 from torch import nn
 
-from attar.heads import CAUSAL, MASKED, auto_class_of
-from attar.loading import (
-    Precision,
-    Quantization,
-    load_config,
-    load_model,
-    resolve_precision,
-    weights_fingerprint,
-)
-from attar.strict import Section
+from attar.config import Section
+from attar.models.fingerprints import weights_fingerprint
+from attar.models.loading import Precision, Quantization, load_config, load_model, resolve_precision
+from attar.models.task_heads import CAUSAL, MASKED, auto_class_of
 
 
 class TeacherConfig(Section):

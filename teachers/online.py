@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from attar.anatomy import Head, capture_layers, head_of, num_layers, run_body
-from attar.attention import (
+from attar.errors import ModelError, RecipeError
+from attar.models.attention import (
     attention_heads,
     attention_projections,
     capture_attention,
     check_blocks,
 )
-from attar.errors import ModelError, RecipeError
+from attar.models.structure import Head, capture_layers, head_of, num_layers, run_body
 from teachers.signals import Attention, DenseDistribution
 
 

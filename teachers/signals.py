@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attar.anatomy import Head
+from attar.models.structure import Head
 
 Tail = Literal["drop", "renormalize", "renormalize_both"]
 

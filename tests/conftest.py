@@ -19,11 +19,15 @@ from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cli import main
-from distill.data import IGNORE, Example, key_of
-from teachers.cache import CacheConfig, SignalCache, manifest_of
-from teachers.runner import Request, TeacherRunner, build_cache
-from teachers.store import SignalStore
+from distill.commands.main import main
+from distill.data.examples import Example, key_of
+from distill.data.tokenize import IGNORE
+from teachers.cache.config import CacheConfig, manifest_of
+from teachers.cache.reader import SignalCache
+from teachers.cache.store import SignalStore
+from teachers.runners.build_cache import build_cache
+from teachers.runners.next_token import TeacherRunner
+from teachers.runners.request import Request
 
 settings.register_profile("attar", deadline=None, database=None, print_blob=True)
 settings.load_profile("attar")
@@ -224,7 +228,7 @@ class Workshop:
         return result
 
     def start(self, *arguments):
-        command = [sys.executable, "-m", "cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "distill", *map(str, arguments)]
         # as many threads as here: an LSTM's last bits follow their number
         env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)

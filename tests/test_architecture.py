@@ -80,7 +80,7 @@ def top_level_imports(path: Path) -> set[str]:
 
 
 def inside_distill(names: set[str] | frozenset[str]) -> set[str]:
-    """Modules of distill among imported names: `distill.run.Run` is `run`."""
+    """Modules of distill among imported names: `distill.run.context.Run` is `run`."""
     split = (name.split(".") for name in names)
     return {parts[1] for parts in split if parts[0] == "distill" and len(parts) > 1}
 

@@ -18,20 +18,25 @@ import torch
 from click.testing import CliRunner
 from pydantic import BaseModel, TypeAdapter
 
-import cli
+import distill.commands.main as cli
 from attar.files import fingerprint
-from distill.data import key_of
-from distill.loop import LoopConfig, TrainConfig
-from distill.losses import LOSSES
-from distill.recipe import Recipe, check_recipe, parse_yaml
-from distill.report import SCHEMA
-from distill.specializing import SpecializeLoop
-from distill.terms import TERM_MODELS
-from teachers.cache import CacheConfig, SignalCache, manifest_of
-from teachers.codecs import CODECS, LAYER_CODECS
-from teachers.runner import Request, TeacherRunner, build_cache
+from distill.data.examples import key_of
+from distill.objective.losses import LOSSES
+from distill.objective.terms import TERM_MODELS
+from distill.recipe.parse import parse_yaml
+from distill.recipe.schema import Recipe
+from distill.recipe.specialize import SpecializeLoop
+from distill.run.load import check_recipe
+from distill.stages.report import SCHEMA
+from distill.training.config import LoopConfig, TrainConfig
+from teachers.cache.config import CacheConfig, manifest_of
+from teachers.cache.reader import SignalCache
+from teachers.cache.store import SignalStore
+from teachers.codecs.codec import CODECS, LAYER_CODECS
+from teachers.runners.build_cache import build_cache
+from teachers.runners.next_token import TeacherRunner
+from teachers.runners.request import Request
 from teachers.signals import SparseDistribution
-from teachers.store import SignalStore
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attar.anatomy import Head, count_parameters, head_of, run_body
-from attar.heads import class_logits, load_as_saved
-from attar.loading import load_tokenizer, vocabulary_size
-from attar.pooling import Pooling, text_vectors
-from distill.batches import Batch
-from distill.data import IGNORE
-from distill.runtimes import RUNTIMES, Logits, Source
-from students.adapters import load_adapter, load_base
+from attar.models.pooling import Pooling, text_vectors
+from attar.models.structure import Head, count_parameters, head_of, run_body
+from attar.models.task_heads import class_logits, load_as_saved
+from attar.models.tokenizers import load_tokenizer, vocabulary_size
+from distill.data.batching import Batch
+from distill.data.tokenize import IGNORE
+from distill.runtimes.runtime import RUNTIMES, Logits, Source
+from students.tuning.adapters import load_adapter, load_base
 
 
 class FromHidden:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from attar.errors import ModelError
 from attar.llama_cpp import GGUFModel, chat_prompts
-from distill.batches import Batch
-from distill.runtimes import RUNTIMES, Logits, Source
+from distill.data.batching import Batch
 from distill.runtimes.rows import FromRows
+from distill.runtimes.runtime import RUNTIMES, Logits, Source
 
 
 @RUNTIMES.add("llama.cpp")

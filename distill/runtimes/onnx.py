@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from attar.errors import ModelError
-from attar.loading import load_config, load_tokenizer, vocabulary_size
-from attar.pooling import Pooling
-from distill.batches import Batch
-from distill.runtimes import RUNTIMES, Logits, Source
+from attar.models.loading import load_config
+from attar.models.pooling import Pooling
+from attar.models.tokenizers import load_tokenizer, vocabulary_size
+from distill.data.batching import Batch
 from distill.runtimes.rows import FromRows
-from students.artifacts.onnx_graphs import INPUTS, open_session
+from distill.runtimes.runtime import RUNTIMES, Logits, Source
+from students.artifacts.onnx.graph import INPUTS, open_session
 
 
 @RUNTIMES.add("onnxruntime")

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.batches import Batch
-from distill.data import IGNORE
+from distill.data.batching import Batch
+from distill.data.tokenize import IGNORE
 
 
 class ReadsText(Protocol):

@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
-from attar.heads import auto_class_of
-from attar.loading import be_quiet, load_config, load_tokenizer
-from attar.pooling import copy_pooling
-from students.artifacts import Given, artifact
-from students.artifacts.checkpoints import usage
+from attar.models.loading import be_quiet, load_config
+from attar.models.pooling import copy_pooling
+from attar.models.task_heads import auto_class_of
+from attar.models.tokenizers import load_tokenizer
+from students.artifacts.artifact import ArtifactInputs, artifact
+from students.artifacts.checkpoint import usage
 
 
-def with_torchao(given: Given) -> str:
+def with_torchao(given: ArtifactInputs) -> str:
     """How `transformers` loads the student, and what else it takes."""
     return f"`torchao` must be installed.\n\n{usage(given)}"
 
@@ -23,7 +24,7 @@ def with_torchao(given: Given) -> str:
     "torchao-int8", of="merged", runtime="transformers", usage=with_torchao,
     needs=("torchao",), extra="torchao",
 )  # fmt: skip
-def torchao_int8(source: Path, folder: Path, given: Given) -> None:
+def torchao_int8(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """Weights of linear maps in 8 bits with a scale an output, bfloat16 elsewhere; by torchao."""
     import transformers
     from torchao.quantization import Int8WeightOnlyConfig

@@ -1,47 +1,7 @@
-"""Ways to specialise a student: one small class a method, enrolled by registering it.
+"""Ways to specialise a student: importing the package enrols them all."""
 
-A method is a section of the recipe (its parameters). It says what it leaves, and `attach` makes a
-student learn by it: only what it adds, or chooses, has `requires_grad`, in float32. Whatever it is,
-`distill/loop.py` trains it, and `students/adapters.py` saves, loads and merges what it leaves.
-"""
-
-from __future__ import annotations
-
-from typing import Any, ClassVar, Literal, Protocol
-
-from torch import nn
-
-from attar.loading import Quantization
-from attar.registry import Registry
-
-Leaves = Literal["adapter", "weights"]
-
-
-class TuningMethod(Protocol):
-    """What every method offers."""
-
-    method: str
-    leaves: ClassVar[Leaves]  # on disk: an adapter for its base, or a whole student
-    merges: ClassVar[bool]  # whether it can be folded into plain weights
-    prepends: ClassVar[bool]  # whether it puts something before the text: then nothing is packed
-    base: Quantization  # of the frozen weights; a ClassVar where there is no choice
-
-    def attach(self, model: Any, seed: int) -> nn.Module:
-        """The student with what learns, drawn from the seed; the model is changed in place.
-
-        Raises `ModelError` where the model has no place for it.
-        """
-
-    def check(self, config: Any) -> None:
-        """Raise `RecipeError` where a student of this `PretrainedConfig` cannot learn so."""
-
-
-METHODS: Registry[type[Any]] = Registry("method")  # of pydantic models that are TuningMethods
-
-from students.tuning import (  # noqa: E402  (registering enrols)
-    bottleneck,  # noqa: F401
-    low_rank,  # noqa: F401
-    prompting,  # noqa: F401
-    scaling,  # noqa: F401
-    whole,  # noqa: F401
-)
+import students.tuning.bottleneck  # noqa: F401
+import students.tuning.full  # noqa: F401
+import students.tuning.ia3  # noqa: F401
+import students.tuning.lora  # noqa: F401
+import students.tuning.prompt_tuning  # noqa: F401

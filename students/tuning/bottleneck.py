@@ -1,4 +1,4 @@
-"""`adapter`: bottleneck adapters behind attention and feed-forward (`students/bottleneck.py`)."""
+"""`adapter`: bottleneck adapters behind attention and feed-forward (`students/tuning/bottleneck_module.py`)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import nn
 
+from attar.config import Section
 from attar.errors import ModelError, RecipeError
-from attar.heads import CAUSAL
-from attar.loading import Quantization, skeleton
-from attar.strict import Section
-from students.bottleneck import BottleneckConfig, adapted_maps, add_bottleneck
-from students.tuning import METHODS, Leaves
+from attar.models.loading import Quantization, skeleton
+from attar.models.task_heads import CAUSAL
+from students.tuning.bottleneck_module import BottleneckConfig, adapted_maps, add_bottleneck
+from students.tuning.method import METHODS, Leaves
 
 
 @METHODS.add("adapter")

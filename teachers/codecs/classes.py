@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attar.strict import Section
-from teachers.codecs import TEXT_CODECS, Assets, Columns
+from attar.config import Section
+from teachers.codecs.codec import TEXT_CODECS, Assets, Columns
 from teachers.signals import KnownLogits
 
 

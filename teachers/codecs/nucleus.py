@@ -13,10 +13,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from attar.strict import Section
-from teachers.codecs import CODECS, Assets, Columns
-from teachers.codecs.entries import joined, learn_ranks, pack, pieces, unpack
-from teachers.codecs.largest import Largest, largest_of, sorted_largest, stored_tails
+from attar.config import Section
+from teachers.codecs.codec import CODECS, Assets, Columns
+from teachers.codecs.packed_entries import joined, learn_ranks, pack, pieces, unpack
+from teachers.codecs.top_entries import Largest, largest_of, sorted_largest, stored_tails
 from teachers.codecs.topk import Temperatures, refuse_uncached
 from teachers.signals import HasLogits, SparseDistribution
 

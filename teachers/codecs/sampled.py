@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from attar.config import Section
 from attar.errors import RecipeError
-from attar.strict import Section
-from teachers.codecs import CODECS, Assets, Columns
-from teachers.codecs.drawing import Weights
-from teachers.codecs.entries import joined, learn_ranks, pack, pieces, slots, unpack
+from teachers.codecs.codec import CODECS, Assets, Columns
+from teachers.codecs.packed_entries import joined, learn_ranks, pack, pieces, slots, unpack
+from teachers.codecs.sampling import Weights
 from teachers.signals import HasLogits, SparseDistribution, uniforms
 
 

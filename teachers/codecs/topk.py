@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from pydantic import AfterValidator, Field
 
+from attar.config import Section
 from attar.errors import RecipeError
-from attar.strict import Section
-from teachers.codecs import CODECS, Assets, Columns
-from teachers.codecs.entries import joined, pieces
-from teachers.codecs.largest import Largest, largest_of, stored_tails
+from teachers.codecs.codec import CODECS, Assets, Columns
+from teachers.codecs.packed_entries import joined, pieces
+from teachers.codecs.top_entries import Largest, largest_of, stored_tails
 from teachers.signals import HasLogits, SparseDistribution
 
 

@@ -13,10 +13,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from attar.config import Section
 from attar.errors import CacheError, RecipeError
-from attar.strict import Section
-from teachers.codecs import TEXT_CODECS, Assets, Columns
 from teachers.codecs.classes import entries_of, rows_of
+from teachers.codecs.codec import TEXT_CODECS, Assets, Columns
 from teachers.signals import Distribution
 
 

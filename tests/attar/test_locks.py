@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from attar.errors import RunError
-from attar.files import LockFile, owned
+from attar.locks import LockFile, owned
 
 
 def hold(lock):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from distill.pipeline import run_stages
-from distill.recipe import load_recipe
-from distill.run import Run
+from distill.run.context import Run
+from distill.run.load import load_recipe
 
 
 @pytest.fixture

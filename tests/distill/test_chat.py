@@ -10,10 +10,10 @@ from click.testing import CliRunner
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from cli import main
 from distill.chat import find_adapters, quantization_for
-from students.adapters import load_adapter, load_base, save_adapter
-from students.bottleneck import BottleneckConfig, add_bottleneck
+from distill.commands.main import main
+from students.tuning.adapters import load_adapter, load_base, save_adapter
+from students.tuning.bottleneck_module import BottleneckConfig, add_bottleneck
 
 TASK = {"task_type": "CAUSAL_LM"}
 KINDS = {

@@ -12,11 +12,11 @@ import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 
-from attar.anatomy import capture_layers, run_body
 from attar.errors import CacheError, DataError, ModelError
-from teachers.features import FeatureCache, features_of, load_body
+from attar.models.structure import capture_layers, run_body
+from teachers.cache_tools.feature_cache import FeatureCache, features_of, load_body
 from teachers.load import TeacherConfig
-from teachers.runner import Request
+from teachers.runners.request import Request
 
 needs_sklearn = pytest.mark.skipif(
     importlib.util.find_spec("sklearn") is None or importlib.util.find_spec("skops") is None,
@@ -151,7 +151,7 @@ def test_a_text_whose_features_are_not_finite_is_named(workshop, tmp_path):
 
 @needs_sklearn
 def test_a_classifier_on_the_teachers_features_learns_and_is_loaded_again(classes):
-    from distill.classify import load_classifier
+    from distill.features import load_classifier
 
     shown = classes("features", "recipe.yaml", "--run-dir", "out")
     found = metrics()
@@ -171,7 +171,7 @@ def test_a_classifier_on_the_teachers_features_learns_and_is_loaded_again(classe
 
 @needs_sklearn
 def test_a_classifier_of_pairs_is_asked_for_pairs(classes):
-    from distill.classify import load_classifier
+    from distill.features import load_classifier
 
     rows = [json.loads(line) for line in Path("classes.jsonl").read_text().splitlines()]
     pairs = [{"text": "what falls", "other": row["text"], "kind": row["kind"]} for row in rows]
@@ -226,7 +226,7 @@ def test_another_classifier_reads_the_features_that_are_there(classes):
 @pytest.mark.parametrize("name", ["xgboost", "lightgbm"])
 def test_boosted_trees_are_fitted_saved_and_loaded(classes, name):
     pytest.importorskip(name, reason=f'{name} is not installed (`pip install "attar[boost]"`)')
-    from distill.classify import load_classifier
+    from distill.features import load_classifier
 
     few = ("--set", "features.options={n_estimators: 20, n_jobs: 1}")
     change = ("--set", f"features.classifier={name}", *few)
@@ -287,7 +287,7 @@ def test_texts_of_one_class_are_refused(classes):
 
 @needs_sklearn
 def test_a_classifier_of_another_models_features_is_refused(classes, make_model):
-    from distill.classify import load_classifier
+    from distill.features import load_classifier
 
     classes("features", "recipe.yaml", "--run-dir", "out")
     make_model(5, width=64, layers=4, vocabulary=320).save_pretrained("teacher")
@@ -306,7 +306,7 @@ class Stranger:
 def test_a_file_with_other_classes_is_refused_unread(tmp_path):
     from skops.io import dump
 
-    from distill.features import load
+    from distill.classifiers import load
 
     dump(Stranger(), tmp_path / "classifier.skops")
     with pytest.raises(ModelError, match="which no classifier of ours has"):

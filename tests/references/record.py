@@ -9,7 +9,7 @@ It writes peers.json beside this file. The toolkits' code runs as it is; torchtu
 files are loaded by their place in the installed package, because importing the packages asks for
 torchao, omegaconf and megatron, which these losses do not use. Each entry has the function, its
 parameters, its value (a number, or one a token) and, for some, the gradient of the value's sum
-with respect to the student's logits. tests/distill/test_references.py explains every entry.
+with respect to the student's logits. tests/distill/objective/test_references.py explains every entry.
 
 Legend: B rows, T tokens, N tokens, K entries, V vocabulary.
 """
@@ -209,7 +209,7 @@ def torchtune() -> Iterator[Entry]:
 
 def modelopt() -> Iterator[Entry]:
     """Its loss on logits, and those of its Megatron plugin."""
-    path = _packaged("nvidia-modelopt", "modelopt/torch/distill/losses.py")
+    path = _packaged("nvidia-modelopt", "modelopt/torch/distill/objective/losses.py")
     loss_of = _module(path).LogitsDistillationLoss
     reductions = ("mean", "batchmean", "sum", "none")
     for temperature, reduction, layout in product((1.0, 2.0), reductions, ("NV", "BTV")):

@@ -12,14 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from attar.anatomy import Head
 from attar.errors import CacheError
 from attar.files import fingerprint
-from teachers.cache import CacheConfig, SignalCache, manifest_of
-from teachers.records import encode, identity
-from teachers.runner import Request, TeacherRunner, build_cache
+from attar.models.structure import Head
+from teachers.cache.config import CacheConfig, manifest_of
+from teachers.cache.reader import SignalCache
+from teachers.cache.records import encode, identity
+from teachers.cache.store import SignalStore
+from teachers.runners.build_cache import build_cache
+from teachers.runners.next_token import TeacherRunner
+from teachers.runners.request import Request
 from teachers.signals import SparseDistribution, TeacherChunk, seeds_of
-from teachers.store import SignalStore
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from attar.errors import ModelError
-from attar.loading import weights_fingerprint
-from teachers.cache import CacheConfig
+from attar.models.fingerprints import weights_fingerprint
+from teachers.cache.config import CacheConfig
 from teachers.load import TeacherConfig, load_teacher, teacher_identity
-from teachers.runner import Request, TeacherRunner
+from teachers.runners.next_token import TeacherRunner
+from teachers.runners.request import Request
 
 
 @pytest.fixture(scope="module")

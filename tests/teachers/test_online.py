@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from attar.errors import ModelError, RecipeError
-from distill.batches import collate
-from distill.data import IGNORE
-from teachers.cache import SignalCache
+from distill.data.batching import collate
+from distill.data.tokenize import IGNORE
+from teachers.cache.reader import SignalCache
 from teachers.online import OnlineTeacher
 from teachers.signals import GivesSignals
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from attar.anatomy import Head
 from attar.errors import RecipeError
+from attar.models.structure import Head
 from teachers.codecs.nucleus import LOWEST, Nucleus
 from teachers.codecs.topk import TopK
 from teachers.signals import TeacherChunk, seeds_of

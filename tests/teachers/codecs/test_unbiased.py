@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from attar.errors import RecipeError
-from teachers.codecs import split_columns
+from teachers.codecs.codec import split_columns
 from teachers.codecs.hybrid import Hybrid
 from teachers.codecs.sampled import Sampled
 from teachers.signals import TeacherChunk, seeds_of

@@ -1,0 +1,1 @@
+"""Models and tokenizers of transformers: loading, structure, heads, fingerprints."""

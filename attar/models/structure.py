@@ -1,0 +1,264 @@
+"""Where the parts of a `transformers` model of text are: body, blocks, head.
+
+Legend: B sequences, T tokens, N tokens counted, V vocabulary, H width.
+
+Layers are numbered as the residual stream is met: layer 0 is the embedding's output, layer l the
+output of block l (counted from 1), always before the final norm. (`output_hidden_states` of
+`transformers` has the last one after the norm: not used here.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attar.errors import ModelError
+from attar.models.peft_models import adapted_head, prepends, run_prompted
+from attar.models.task_heads import text_inputs
+
+# Attribute path of the list of blocks below the body, family by family; the first that fits.
+BLOCK_PATHS = ("layers", "h", "encoder.layer", "transformer.layer", "blocks", "decoder.layers")
+
+# Families that count positions from behind the id of padding: the first places of their table stay
+# empty. Measured on transformers 5.23 by a text of each length.
+AFTER_PADDING = {
+    "camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "markuplm", "mpnet",
+    "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+}  # fmt: skip
+
+
+def usable_positions(config: Any) -> int | None:
+    """Tokens of the longest text that a model of this `PretrainedConfig` reads; None: no limit."""
+    text = config.get_text_config()
+    positions: int | None = getattr(text, "max_position_embeddings", None)
+    if positions is None or text.model_type not in AFTER_PADDING:
+        return positions
+    return positions - int(text.pad_token_id) - 1
+
+
+def unwrap(model: Any) -> Any:
+    """The `transformers` model inside a peft wrapper (its adapters stay where they act)."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def body_of(model: Any) -> nn.Module:
+    """The model below its head: maps ids to the final hidden states, after the final norm.
+
+    Of a model that was loaded without a head, itself.
+    """
+    model = unwrap(model)
+    body = getattr(model, model.base_model_prefix, None)
+    if body is None and model.get_output_embeddings() is None:
+        body = model
+    if not isinstance(body, nn.Module):
+        raise ModelError(f"{type(model).__name__} has no body below its head; it is not supported.")
+    return body
+
+
+def blocks_of(model: Any) -> nn.ModuleList:
+    """The model's list of blocks."""
+    body = body_of(model)
+    for path in BLOCK_PATHS:
+        found: Any = body
+        for name in path.split("."):
+            found = getattr(found, name, None)
+        if isinstance(found, nn.ModuleList) and len(found) == num_layers(model):
+            return found
+    raise ModelError(
+        f"The blocks of {type(body).__name__} were not found; add their attribute path to "
+        "`BLOCK_PATHS` in attar/models/structure.py."
+    )
+
+
+def num_layers(model: Any) -> int:
+    """Number of blocks."""
+    return int(unwrap(model).config.get_text_config().num_hidden_layers)
+
+
+def width(model: Any) -> int:
+    """Channels of the residual stream, H."""
+    return int(unwrap(model).config.get_text_config().hidden_size)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters of a model, tied ones once, 4-bit ones at their true number."""
+    return sum(parameter_size(parameter) for parameter in model.parameters())
+
+
+def parameter_size(parameter: nn.Parameter) -> int:
+    """Numbers in a parameter; of a 4-bit one, those that it stands for."""
+    state = getattr(parameter, "quant_state", None)
+    return int(state.shape.numel()) if state is not None else parameter.numel()
+
+
+def run_body(model: Any, batch: dict[str, Tensor | None]) -> Tensor:
+    """Final hidden states, after the final norm: what the head reads. Shape (B, T, H).
+
+    Where learned positions stand before the text, those of the text alone. Of a masked language
+    model they have passed what stands between its body and its output map.
+    """
+    if prepends(model):
+        return run_prompted(model, body_of(model), batch)
+    if type(unwrap(model)).__name__.endswith("ForMaskedLM"):
+        return _run_to_map(unwrap(model), batch)
+    output = body_of(model)(**batch, use_cache=False)
+    return output.last_hidden_state  # type: ignore[no-any-return]
+
+
+def _run_to_map(model: Any, batch: dict[str, Tensor | None]) -> Tensor:
+    """What the output map of a masked language model reads, (B, T, H), whatever stands before it.
+
+    The map is given no token, so that no logits are made. Raises `ModelError` where it is not met.
+    """
+    seen: list[Tensor] = []
+
+    def keep(_m: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(args[0])
+        return (args[0][:, :0], *args[1:])
+
+    ids_BT, mask_BT = batch["input_ids"], batch.get("attention_mask")
+    assert ids_BT is not None
+    mask_BT = torch.ones_like(ids_BT) if mask_BT is None else mask_BT
+    inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
+    handle = model.get_output_embeddings().register_forward_pre_hook(keep)
+    try:
+        model(**text_inputs(model, {**inputs, "token_type_ids": batch.get("token_type_ids")}))
+    finally:
+        handle.remove()
+    if len(seen) != 1:
+        raise ModelError(
+            f"{type(model).__name__} does not call its output map once; it is not supported."
+        )
+    return seen[0]
+
+
+@dataclass(frozen=True)
+class Head:
+    """The map from final hidden states to logits, over the tokenizer's V ids only.
+
+    Columns that a model has beyond its tokenizer's ids (padding of the vocabulary) are cut off,
+    so no probability can hide there. `scale` and `softcap` are the family's (Cohere, Gemma).
+    """
+
+    weight_VH: Tensor
+    bias_V: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def to(self, device: torch.device) -> Head:
+        """The same on a device."""
+        bias_V = None if self.bias_V is None else self.bias_V.to(device)
+        return replace(self, weight_VH=self.weight_VH.to(device), bias_V=bias_V)
+
+    def logits(self, hidden_NH: Tensor, room_NV: Tensor | None = None) -> Tensor:
+        """Float32 logits of shape (N, V), multiplied in the dtype of the weight.
+
+        With `room_NV`, of that dtype, the product is written there, and they may lie there.
+        """
+        hidden_NH = hidden_NH.to(self.weight_VH.dtype)
+        if room_NV is None:
+            return self.finish(matmul_float32(hidden_NH, self.weight_VH.T))
+        with torch.no_grad():
+            raw_NV = torch.mm(hidden_NH.detach(), self.weight_VH.detach().T, out=room_NV)
+        return self.finish(raw_NV.float())
+
+    def finish(self, raw_NV: Tensor) -> Tensor:
+        """Bias, scale and soft-cap on a raw product."""
+        if self.bias_V is not None:
+            raw_NV = raw_NV + self.bias_V.float()
+        if self.scale != 1.0:
+            raw_NV = raw_NV * self.scale
+        if self.softcap is not None:
+            raw_NV = torch.tanh(raw_NV / self.softcap) * self.softcap
+        return raw_NV
+
+
+def matmul_float32(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b with a float32 result. On CUDA the product of 16-bit inputs is never rounded back."""
+    if a.dtype == torch.float32:
+        return a @ b
+    if a.is_cuda and not torch.is_grad_enabled():
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return (a @ b).float()
+
+
+def head_of(model: Any, vocabulary: int, dtype: torch.dtype | None = None) -> Head:
+    """The head over the first `vocabulary` ids, differentiable, with any adapter on it included."""
+    model = unwrap(model)
+    module = model.get_output_embeddings()
+    if module is None or not hasattr(module, "weight"):
+        raise ModelError(f"{type(model).__name__} has no linear output head; it is not supported.")
+    weight_VH, bias_V = adapted_head(module)
+    if weight_VH.shape[0] < vocabulary:
+        raise ModelError(
+            f"The model's head has {weight_VH.shape[0]} rows but its tokenizer has {vocabulary} "
+            "ids; resize its embeddings or use the tokenizer it was trained with."
+        )
+    config = model.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite divides
+    if weight_VH.shape[0] > vocabulary:  # else no view: its gradient would be copied
+        weight_VH = weight_VH[:vocabulary]
+    return Head(
+        weight_VH=weight_VH if dtype is None else weight_VH.to(dtype),
+        bias_V=None if bias_V is None else bias_V[:vocabulary],
+        scale=scale,
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+@dataclass
+class Captured:
+    """Hidden states by layer number, each (B, T, H), filled while the body runs."""
+
+    layers: dict[int, Tensor] = field(default_factory=dict)
+
+
+@contextmanager
+def capture_layers(model: Any, layers: list[int]) -> Iterator[Captured]:
+    """Keep the outputs of chosen layers of every forward inside the block; no others are kept.
+
+    Hooks sit outside gradient checkpointing, so they see each layer once and in the graph.
+    """
+    check_layers(layers, num_layers(model))
+    captured = Captured()
+    handles = []
+    blocks = blocks_of(model)
+
+    def first(output: Any) -> Tensor:
+        tensor: Tensor = output[0] if isinstance(output, tuple) else output
+        return tensor
+
+    for layer in layers:
+        if layer == 0:
+
+            def keep_input(_m: nn.Module, args: Any, kwargs: Any) -> None:
+                captured.layers[0] = args[0] if args else kwargs["hidden_states"]
+
+            handles.append(blocks[0].register_forward_pre_hook(keep_input, with_kwargs=True))
+        else:
+
+            def keep(_m: nn.Module, _args: Any, output: Any, layer: int = layer) -> None:
+                captured.layers[layer] = first(output)
+
+            handles.append(blocks[layer - 1].register_forward_hook(keep))
+    try:
+        yield captured
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def check_layers(layers: list[int], depth: int) -> None:
+    """Raise `ModelError` for a layer that a model of `depth` blocks does not have."""
+    for layer in layers:
+        if not 0 <= layer <= depth:
+            raise ModelError(
+                f"Layer {layer} does not exist: the model has layers 0 (embeddings) to {depth} "
+                "(output of the last block)."
+            )

@@ -1,0 +1,71 @@
+"""Tokenizers: loading them, and whether two of them mean the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attar.errors import ModelError
+from attar.files import fingerprint
+from attar.models.locations import load_error, source_arguments
+
+
+def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model; one without a pad token pads with its end-of-sequence token."""
+    from transformers import AutoTokenizer
+
+    name, extra = source_arguments(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=trust_remote_code, **extra
+        )
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise load_error(error, "tokenizer", source) from error
+    if tokenizer.pad_token_id is None:
+        # Padding is masked by position, never by id, so any id serves.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Changes with the id -> string map, the added tokens or the chat template."""
+    added = {str(i): str(token) for i, token in tokenizer.added_tokens_decoder.items()}
+    return fingerprint([tokenizer.get_vocab(), added, tokenizer.chat_template])
+
+
+def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
+    """What a cache must share with its user, part by part, so that a difference has a name."""
+    return {
+        "vocabulary": vocabulary_fingerprint(tokenizer),
+        "chat_template": fingerprint(tokenizer.chat_template),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "size": vocabulary_size(tokenizer),
+    }
+
+
+def vocabulary_fingerprint(tokenizer: Any) -> str:
+    """Changes with the id -> string map alone: what two models must share to be compared."""
+    return fingerprint(tokenizer.get_vocab())
+
+
+def vocabulary_size(tokenizer: Any) -> int:
+    """Number of ids the tokenizer knows: one more than the highest. Model columns may be padded."""
+    return 1 + int(max(tokenizer.get_vocab().values()))
+
+
+def check_same_vocabulary(teacher: Any, student: Any) -> None:
+    """Raise `ModelError` unless both tokenizers map every id to the same string."""
+    teacher_by_id = {i: token for token, i in teacher.get_vocab().items()}
+    student_by_id = {i: token for token, i in student.get_vocab().items()}
+    differ = [
+        i
+        for i in sorted(teacher_by_id.keys() | student_by_id.keys())
+        if teacher_by_id.get(i) != student_by_id.get(i)
+    ]
+    if differ:
+        i = differ[0]
+        raise ModelError(
+            f"The student's vocabulary differs from the teacher's at {len(differ)} ids (first: id "
+            f"{i} is {student_by_id.get(i)!r} in the student, {teacher_by_id.get(i)!r} in the "
+            "teacher); distilling logits needs one vocabulary, so choose a student of the same "
+            "family or cut it from the teacher with `student.from: teacher`."
+        )

@@ -1,0 +1,1 @@
+"""What each codec would cost and lose, measured before any training."""

@@ -1,0 +1,61 @@
+"""Commands that cut: `build`, and `vocabulary`, which comes before a recipe.
+
+Heavy modules are imported inside the functions, so that help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from distill.commands.run import do_stages, open_run, recipe_options
+
+
+@click.command("build")
+@recipe_options
+@click.option("--dry-run", is_flag=True, help="Show what would be cut, and write nothing.")
+def build(
+    recipe: str, run_dir: str | None, overrides: tuple[str, ...], dry_run: bool, **show: bool
+) -> None:
+    """Make the student: pretrained, fresh, or cut from the teacher."""
+    opened = open_run(recipe, run_dir, overrides, **show)
+    if not dry_run:
+        do_stages(opened, ["build"], alone=True)
+        return
+    from distill.commands.preview import look
+    from distill.console import print_table
+
+    print_table(look(opened))
+
+
+@click.command("vocabulary")
+@click.argument("model")
+@click.option("--data", multiple=True, help="Text whose ids stay: a file, folder or dataset.")
+@click.option("--out", required=True, type=click.Path(file_okay=False), help="A new folder.")
+@click.option("--most", type=click.IntRange(1), help="Of the used ids the so many most frequent.")
+@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with MODEL.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override.")
+@click.option("-v", "--verbose", is_flag=True, help="More messages.")
+@click.option("--quiet", is_flag=True, help="Warnings only.")
+def vocabulary(
+    model: str,
+    data: tuple[str, ...],
+    out: str,
+    most: int | None,
+    trust_remote_code: bool,
+    overrides: tuple[str, ...],
+    **show: bool,
+) -> None:
+    """Write MODEL with only the ids that --data uses, and its tokenizer, into a new folder.
+
+    A recipe may then name it as its teacher; --set takes the keys of a recipe's `data`.
+    """
+    from distill.console import set_up_logging
+    from distill.evaluate_models import measure_config
+    from distill.fit_vocabulary import fit_vocabulary
+    from distill.recipe.parse import overridden
+
+    set_up_logging(**show)
+    config = measure_config(data, overridden({}, overrides)).data
+    click.echo(fit_vocabulary(model, config, Path(out), most, trust_remote_code).sentence())

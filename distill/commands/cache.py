@@ -1,0 +1,238 @@
+"""`distill cache ...` on caches that exist: look at them, check them, make others of them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from distill.commands.group import Group
+
+if TYPE_CHECKING:
+    from teachers.cache_tools.rewrite import Draft
+
+CODEC_HELP = "A codec and its parameters, as in `topk:k=16` or `{name: topk, k: 16}`."
+
+
+@click.group(cls=Group)
+def cache() -> None:
+    """The teacher's signals on disk."""
+
+
+def output_options(command: Any) -> Any:
+    """What every command here takes, so that a user may hear more or less of it."""
+    options = [
+        click.option("-v", "--verbose", is_flag=True, help="More messages."),
+        click.option("--quiet", is_flag=True, help="Warnings only."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cache.command()
+@click.argument("url", metavar="CACHE")
+@click.option("--tokenizer", metavar="ID", help="Compare the tokenizer of this model as well.")
+@click.option("--teacher", is_flag=True, help="Ask the teacher again for a few examples.")
+@click.option("--teacher-model", metavar="PATH", help="Where that teacher lies now.")
+@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")
+@output_options
+def verify(
+    url: str,
+    tokenizer: str | None,
+    teacher: bool,
+    teacher_model: str | None,
+    trust_remote_code: bool,
+    **show: bool,
+) -> None:
+    """Check every file, the counts and, if asked, tokenizer and teacher. Exit 1 where not well."""
+    from distill.console import progress, set_up_logging
+    from teachers.cache.store import SignalStore
+    from teachers.cache_tools.verify import teacher_of
+    from teachers.cache_tools.verify import verify as check
+
+    set_up_logging(**show)
+    config, loaded = None, None
+    if teacher or teacher_model:
+        config = teacher_of(url, teacher_model, trust_remote_code=trust_remote_code)
+    if tokenizer is not None:
+        from attar.models.tokenizers import load_tokenizer
+
+        loaded = load_tokenizer(tokenizer, trust_remote_code=trust_remote_code)
+    with progress("verify", manifest_tokens(url)) as meter:
+        faults = check(url, tokenizer=loaded, teacher=config, on_tokens=meter.advance)
+    for fault in faults:
+        click.echo(fault)
+    if faults:
+        sys.exit(1)
+    numbers = SignalStore(url).totals()
+    click.echo(f"All is well: {numbers['examples']:,} examples, {numbers['tokens']:,} tokens.")
+
+
+@cache.command()
+@click.argument("url", metavar="CACHE")
+@click.option("--json", "file", type=click.Path(dir_okay=False), help="Write the figures there.")
+@output_options
+def stats(url: str, file: str | None, **show: bool) -> None:
+    """Rows, tokens, bytes a token by part; entropy, kept mass and entries as histograms."""
+    from attar.device import default_device
+    from attar.files import write_json
+    from distill.commands.cache_statistics import print_statistics
+    from distill.console import progress, set_up_logging
+    from teachers.cache_tools.statistics import statistics
+
+    set_up_logging(**show)
+    with progress("stats", manifest_tokens(url)) as meter:
+        found = statistics(url, device=default_device(), on_tokens=meter.advance)
+    if file:
+        write_json(Path(file), found.values())
+    print_statistics(found)
+
+
+@cache.command("slice")
+@click.argument("url", metavar="CACHE")
+@click.argument("out")
+@click.option("--examples", type=click.IntRange(min=1), help="So many, the first by their keys.")
+@click.option("--keys", type=click.File(), metavar="FILE", help="Those; one key a line.")
+@click.option("--layers", metavar="NUMBERS", help="Keep these, as in `4,8`; or `none`.")
+@click.option("--attention", metavar="NUMBERS", help="Keep these blocks' attention; or `none`.")
+@output_options
+def slice_(
+    url: str,
+    out: str,
+    examples: int | None,
+    keys: Any,
+    layers: str | None,
+    attention: str | None,
+    **show: bool,
+) -> None:
+    """A smaller cache: fewer examples, or fewer layers' hidden states or blocks' attention."""
+    from attar.errors import RecipeError
+    from teachers.cache_tools.rewrite import sliced
+
+    if examples is None and keys is None and layers is None and attention is None:
+        raise RecipeError("Say what to keep: --examples, --keys, --layers or --attention.")
+    chosen = None if keys is None else [line.strip() for line in keys if line.strip()]
+    kept = {"layers": _numbers(layers), "attention": _numbers(attention)}
+    write_draft(lambda: sliced(url, examples=examples, keys=chosen, **kept), out, show)
+
+
+@cache.command()
+@click.argument("urls", metavar="CACHE...", nargs=-1, required=True)
+@click.argument("out")
+@output_options
+def merge(urls: tuple[str, ...], out: str, **show: bool) -> None:
+    """One cache of the examples of several that agree in all but their data."""
+    from teachers.cache_tools.rewrite import merged
+
+    write_draft(lambda: merged(urls), out, show)
+
+
+@cache.command()
+@click.argument("url", metavar="CACHE")
+@click.argument("out")
+@click.option("--codec", metavar="CODEC", help=CODEC_HELP)
+@click.option("--hidden", metavar="CODEC", help="The same for the hidden states of layers.")
+@output_options
+def convert(url: str, out: str, codec: str | None, hidden: str | None, **show: bool) -> None:
+    """The same signals in another codec, where what is stored allows it. No teacher is run."""
+    from attar.errors import RecipeError
+
+    if codec is None and hidden is None:
+        raise RecipeError("Say what to convert to: --codec or --hidden.")
+
+    def draft() -> Draft:
+        from attar.device import default_device
+        from distill.commands.codec_argument import codec_of, layer_codec_of
+        from teachers.cache_tools.convert import converted
+
+        return converted(
+            url,
+            codec=codec_of(codec, "--codec") if codec else None,
+            layer_codec=layer_codec_of(hidden, "--hidden") if hidden else None,
+            device=default_device(),
+        )
+
+    write_draft(draft, out, show)
+
+
+@cache.command()
+@click.argument("urls", metavar="CACHE...", nargs=-1, required=True)
+@click.argument("out")
+@click.option("--codec", metavar="CODEC", required=True, help=CODEC_HELP)
+@click.option("--weights", metavar="NUMBERS", help="One a cache, as in `2,1`; equal if absent.")
+@click.option("--common", is_flag=True, help="Keep the examples that all of them hold.")
+@output_options
+def ensemble(
+    urls: tuple[str, ...], out: str, codec: str, weights: str | None, common: bool, **show: bool
+) -> None:
+    """The weighted mixture of several teachers of one vocabulary on the same examples."""
+
+    def draft() -> Draft:
+        from attar.device import default_device
+        from distill.commands.codec_argument import codec_of
+        from teachers.cache_tools.ensemble import mixed
+
+        members = list(zip(urls, _weights(weights, len(urls)), strict=True))
+        wanted = codec_of(codec, "--codec")
+        return mixed(members, wanted, common=common, device=default_device())
+
+    write_draft(draft, out, show)
+
+
+# Shared by the commands ------------------------------------------------------------------------
+
+
+def write_draft(make: Any, out: str, show: dict[str, bool]) -> None:
+    """Make a cache of others, with a bar, and say what it came to."""
+    from distill.console import progress, set_up_logging
+    from teachers.cache_tools.rewrite import write
+
+    set_up_logging(**show)
+    draft: Draft = make()
+    with progress("write", draft.tokens) as meter:
+        numbers = write(draft, out, on_tokens=meter.advance, on_skip=meter.skip)
+    size = numbers["bytes"] / max(1, numbers["tokens"])
+    click.echo(
+        f"{out}: {numbers['examples']:,} examples, {numbers['tokens']:,} tokens, "
+        f"{size:.1f} bytes a token."
+    )
+
+
+def manifest_tokens(url: str) -> int:
+    """Counted tokens that a cache is to have; 0 where that cannot be said."""
+    from attar.errors import CacheError
+    from teachers.cache.store import SignalStore
+
+    try:
+        manifest = SignalStore(url).manifest()
+    except CacheError:
+        return 0
+    return int((manifest or {}).get("data", {}).get("tokens", 0))
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    from attar.errors import RecipeError
+
+    if text is None or text == "none":
+        return None if text is None else []
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise RecipeError(f"`--layers {text}` must be numbers, as in `4,8`, or `none`.") from None
+
+
+def _weights(text: str | None, count: int) -> list[float]:
+    from attar.errors import RecipeError
+
+    if text is None:
+        return [1.0] * count
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise RecipeError(f"`--weights {text}` must be numbers, as in `2,1`.") from None
+    if len(found) != count:
+        raise RecipeError(f"`--weights {text}` are {len(found)} numbers for {count} caches.")
+    return found

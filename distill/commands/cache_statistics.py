@@ -1,0 +1,75 @@
+"""A cache's statistics as a person reads them: two tables and a bar a bin."""
+
+from __future__ import annotations
+
+import sys
+from math import inf
+
+import click
+
+from distill.console import print_table
+from teachers.cache_tools.statistics import Histogram, Statistics
+
+WIDTH = 40  # characters of the longest bar
+
+
+def print_statistics(found: Statistics) -> None:
+    """Everything on standard output; bars are plain ASCII where that is no terminal."""
+    wanted = found.wanted_examples
+    state = "" if found.examples == wanted else f" of {wanted:,}: unfinished" if wanted else ""
+    print_table(
+        [
+            ["cache", ""],
+            ["examples", f"{found.examples:,}{state}"],
+            ["tokens", f"{found.tokens:,}"],
+            ["shards", f"{found.shards:,}, {found.shard_bytes:,} bytes"],
+            ["codec", found.codec],
+            ["layers", ", ".join(map(str, found.layers)) or "none"],
+            ["attention", ", ".join(map(str, found.attention)) or "none"],
+        ]
+    )
+    click.echo()
+    print_table(part_rows(found))
+    blocks = sys.stdout.isatty() and (sys.stdout.encoding or "").lower().startswith("utf")
+    bar = "█" if blocks else "#"
+    at = f" at temperature {found.temperature:g}" if found.temperature != 1.0 else ""
+    titles = {
+        f"entropy of the targets{at}, nats": found.entropy,
+        f"mass of the entries{at}": found.kept,
+        "entries a token": found.entries,
+    }
+    for title, histogram in titles.items():
+        if histogram is not None and histogram.tokens:
+            click.echo(f"\n{title}: mean {histogram.mean:.3g} over {histogram.tokens:,} tokens")
+            for line in bar_lines(histogram, bar):
+                click.echo(line)
+
+
+def part_rows(found: Statistics) -> list[list[str]]:
+    """Bytes a token by column of the shards, the largest first, and what lies beside them."""
+    total, tokens = max(1, found.shard_bytes), max(1, found.tokens)
+    sizes = sorted(found.columns.items(), key=lambda pair: -pair[1])
+    table = [["part", "bytes a token", "share"]]
+    for name, size in [*sizes, ("headers", found.overhead)]:
+        table.append([name, f"{size / tokens:.2f}", f"{size / total:.1%}"])
+    table.append(["all shards", f"{found.bytes_per_token:.2f}", "100.0%"])
+    for part, size in found.assets.items():
+        table.append([f"once: {part}", f"{size:,} bytes", ""])
+    return table
+
+
+def bar_lines(histogram: Histogram, bar: str) -> list[str]:
+    """One line a bin, from the first that holds a token to the last."""
+    held = [i for i, count in enumerate(histogram.counts) if count]
+    longest = max(histogram.counts)
+    lines = []
+    for i in range(held[0], held[-1] + 1):
+        low, high, count = histogram.edges[i], histogram.edges[i + 1], histogram.counts[i]
+        span = f"{low:g} to {high - 1 if histogram.whole else high:g}"
+        if histogram.whole and high == low + 1:
+            span = f"{low:g}"
+        elif high == inf:
+            span = f"{low:g} or more"
+        length = round(WIDTH * count / longest) if count else 0
+        lines.append(f"{span:>14} {count / histogram.tokens:7.2%} {bar * length}".rstrip())
+    return lines

@@ -1,0 +1,39 @@
+"""`distill features`: a classical classifier on frozen features, and what it says of texts.
+
+Heavy modules are imported inside the function, so that help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import click
+
+from distill.commands.run import open_run, recipe_options
+
+
+@click.command("features")
+@recipe_options
+@click.option("--text", "texts", multiple=True, help="Say this text's class too; repeatable.")
+def features(
+    recipe: str,
+    run_dir: str | None,
+    overrides: tuple[str, ...],
+    texts: tuple[str, ...],
+    **show: bool,
+) -> None:
+    """Fit a classical classifier on frozen features (section `features`).
+
+    The features are kept, so that another classifier on them takes seconds.
+    """
+    run = open_run(recipe, run_dir, overrides, **show)
+    from distill.console import print_table
+    from distill.features import fit_classifier, load_classifier, rows_of
+
+    found = fit_classifier(run, texts)
+    print_table(rows_of(found))
+    folder = run.folder / "features"
+    if texts:
+        classifier = load_classifier(folder)
+        for text, row in zip(texts, classifier.probabilities(list(texts)), strict=True):
+            best = int(row.argmax())
+            click.echo(f"{classifier.classes[best]} ({row[best]:.3f}): {text}")
+    click.echo(f"Classifier: {folder / 'classifier.skops'}")

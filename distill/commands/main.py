@@ -1,0 +1,148 @@
+"""The command line: one command a stage, no logic. A user's mistake is one line and exit 1."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from distill.commands.build import build, vocabulary
+from distill.commands.cache import cache
+from distill.commands.deploy import evaluate, export
+from distill.commands.features import features
+from distill.commands.group import Group
+from distill.commands.run import (
+    cache_audit,
+    cache_build,
+    do_stages,
+    doctor,
+    open_run,
+    print_report,
+    recipe_options,
+)
+
+STAGE_HELP = {
+    "adapt-teacher": "Fine-tune the teacher on the task first (teacher.adapt).",
+    "train": "Train the distilled student and its control arms.",
+    "specialize": "Train the distilled student further: an adapter, or its own weights.",
+    "report": "Write report.json and report.html.",
+}
+ADAPTER_HELP = (
+    "Of a run `specialized`, else NAME=FOLDER or a folder; repeat it and all answer in one batch."
+)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="attar", prog_name="distill")
+def main() -> None:
+    """From a large teacher to a small, quantised, tested student, on one recipe."""
+
+
+@main.command()
+@click.argument("path", type=click.Path(dir_okay=False), default="recipe.yaml")
+@click.option("--template", default="causal-lm", help="Or another task's name.")
+def init(path: str, template: str) -> None:
+    """Write a commented starter recipe."""
+    from distill.tasks.starter import write_starter
+
+    write_starter(Path(path), template)
+    click.echo(f"Wrote {path}; edit it, then: distill plan {path}")
+
+
+@main.command()
+def schema() -> None:
+    """Print the recipe's JSON schema, for editors."""
+    from distill.run.load import recipe_schema
+
+    click.echo(json.dumps(recipe_schema(), indent=2))
+
+
+@main.command()
+@recipe_options
+@click.option("--choices", is_flag=True, help="Also the memory of specialising by other choices.")
+def plan(
+    recipe: str, run_dir: str | None, overrides: tuple[str, ...], choices: bool, **show: bool
+) -> None:
+    """Say what a run would take: tokens, disk, memory, time. Does no work."""
+    from distill.console import print_table
+    from distill.pipeline import check_before_work
+    from distill.planning.estimate import choice_rows, plan_rows
+    from distill.planning.whole_texts import estimates
+
+    run = open_run(recipe, run_dir, overrides, **show)
+    check_before_work(run)
+    print_table(plan_rows(estimates(run)))
+    if choices:
+        print_table(choice_rows(run))
+
+
+@main.command()
+@recipe_options
+def run(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **show: bool) -> None:
+    """Run all stages; goes on where an earlier run was stopped."""
+    from distill.stages.train import STAGES
+
+    opened = open_run(recipe, run_dir, overrides, **show)
+    do_stages(opened, list(STAGES), alone=False)
+    from attar.distributed import is_first_process
+
+    if not show["quiet"] and is_first_process():
+        print_report(opened.folder)
+
+
+def add_stage(group: click.Group, command: str, stage: str, help_text: str) -> None:
+    """One command that runs one stage."""
+
+    @group.command(command, help=help_text)
+    @recipe_options
+    def _stage(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **show: bool) -> None:
+        do_stages(open_run(recipe, run_dir, overrides, **show), [stage], alone=True)
+
+
+for name, text in STAGE_HELP.items():
+    add_stage(main, name, name, text)
+
+
+main.add_command(build)
+main.add_command(export)
+main.add_command(evaluate)
+main.add_command(features)
+main.add_command(vocabulary)
+main.add_command(cache)
+main.add_command(doctor)
+cache.add_command(cache_build)
+cache.add_command(cache_audit)
+
+
+@main.command()
+@click.argument("run_or_model")
+@click.option("--artifact", help="Which artifact or arm of a run; default: its first artifact.")
+@click.option("--adapter", "adapters", metavar="NAME", multiple=True, help=ADAPTER_HELP)
+@click.option("--prompt", "prompts", multiple=True, help="Say this instead of asking.")
+@click.option("--max-tokens", default=128, show_default=True)
+@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")
+def chat(
+    run_or_model: str,
+    artifact: str | None,
+    adapters: tuple[str, ...],
+    prompts: tuple[str, ...],
+    max_tokens: int,
+    trust_remote_code: bool,
+) -> None:
+    """Talk to an artifact of a run, to any model folder or id, or to adapters on one of them."""
+    from distill.chat import chat as talk
+
+    def ask() -> str | None:
+        try:
+            return str(click.prompt("you", prompt_suffix="> "))
+        except click.Abort:
+            return None
+
+    def write(text: str) -> None:
+        click.echo(text, nl=False)
+
+    talk(
+        run_or_model, artifact, list(adapters), list(prompts), max_tokens, trust_remote_code,
+        ask, write,
+    )  # fmt: skip

@@ -1,0 +1,155 @@
+"""What commands on a recipe share: their options, the run they mean, and doing its stages.
+
+Heavy modules are imported inside the functions, so that help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def recipe_options(command: Any) -> Any:
+    """What every command on a recipe takes."""
+    options = [
+        click.argument("recipe", type=click.Path()),
+        click.option("--run-dir", type=click.Path(file_okay=False), help="Default: runs/RECIPE."),
+        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override."),
+        click.option("-v", "--verbose", is_flag=True, help="More messages."),
+        click.option("--quiet", is_flag=True, help="Warnings only."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def open_run(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **show: bool) -> Any:
+    """The run that a command's arguments mean."""
+    from distill.console import set_up_logging
+    from distill.run.context import Run
+    from distill.run.load import load_recipe
+
+    set_up_logging(**show)
+    if Path(recipe).is_dir():  # a run's folder stands for its recipe
+        recipe, run_dir = str(Path(recipe) / "recipe.yaml"), run_dir or recipe
+    loaded = load_recipe(recipe, overrides)
+    return Run(loaded, Path(run_dir) if run_dir else Path("runs") / Path(recipe).stem)
+
+
+def do_stages(run: Any, names: list[str], *, alone: bool) -> None:
+    """Run stages; say so when there was nothing to do."""
+    from attar.distributed import is_first_process
+    from distill.pipeline import run_stages
+
+    if not run_stages(run, names, alone=alone) and is_first_process():
+        click.echo(f"Nothing to do: {', '.join(names)} finished before in {run.folder}.")
+
+
+def print_report(folder: Path) -> None:
+    """A finished run's tables, verdict and advice."""
+    from distill.console import print_table
+    from distill.report.tables import matrix, read_report, table
+    from distill.tasks.registry import TASKS
+
+    report = read_report(folder)
+    of = TASKS[report["recipe"]["task"]].report
+    print_table(table(report, of))
+    click.echo("\n".join([report["verdict"]["sentence"], *report["verdict"]["warnings"], ""]))
+    print_table(matrix(report, of))
+    for one in report["advice"]:
+        click.echo(one["sentence"])
+    click.echo(f"Report: {folder / 'report.html'}")
+
+
+@click.command("build")
+@recipe_options
+@click.option("--repair", is_flag=True, help="Check every shard and make damaged ones again.")
+def cache_build(
+    recipe: str, run_dir: str | None, overrides: tuple[str, ...], repair: bool, **show: bool
+) -> None:
+    """Run the teacher once and keep what it says."""
+    opened = open_run(recipe, run_dir, overrides, **show)
+    if repair:
+        from distill.pipeline import repair_cache
+
+        for fault in repair_cache(opened):
+            click.echo(f"To be made again: {fault}", err=True)
+    do_stages(opened, ["cache"], alone=True)
+
+
+@click.command("audit")
+@recipe_options
+@click.option("--budget", type=float, help="Name the codec to use for that many bytes a token.")
+@click.option("--write", is_flag=True, help="Write that codec into the recipe.")
+@click.option("--tokens", default=2048, show_default=True, help="Held-out tokens to measure on.")
+def cache_audit(
+    recipe: str,
+    run_dir: str | None,
+    overrides: tuple[str, ...],
+    budget: float | None,
+    write: bool,
+    tokens: int,
+    **show: bool,
+) -> None:
+    """Measure what each codec would cost and lose, before any training.
+
+    RECIPE may be a run folder. Runs teacher and student over held-out text; the student is built
+    first where it is not yet. Leaves audit.json and audit.png in the run folder.
+    """
+    from attar.errors import RecipeError
+    from distill.cache_audit.audit import audit_run, choose, plot, short, table, write_codec
+    from distill.console import print_table
+
+    if write and Path(recipe).is_dir():
+        raise RecipeError("--write needs the recipe's own file, not a run folder.")
+    if write and budget is None:
+        raise RecipeError("--write needs --budget: the bytes a token that the codec may take.")
+    opened = open_run(recipe, run_dir, overrides, **show)
+    found = audit_run(opened, tokens)
+    print_table(table(found))
+    plot(found, opened.folder / "audit.png")
+    click.echo(f"Picture: {opened.folder / 'audit.png'}")
+    if budget is None:
+        return
+    chosen = choose(found, budget)
+    click.echo(f"For {budget:g} bytes a token: cache.codec: {short(chosen.codec)}")
+    if write:
+        write_codec(Path(recipe), chosen.codec)
+        click.echo(f"Wrote it into {recipe}.")
+
+
+@click.command("doctor")
+@recipe_options
+@click.option(
+    "--tokens", type=click.IntRange(32), default=128, show_default=True, help="Tokens of a step."
+)
+@click.option("--json", "file", type=click.Path(dir_okay=False), help="Write the findings there.")
+def doctor(
+    recipe: str,
+    run_dir: str | None,
+    overrides: tuple[str, ...],
+    tokens: int,
+    file: str | None,
+    **show: bool,
+) -> None:
+    """Check that learning is right on this recipe's models and data. Exit 1 if something is not.
+
+    The student is built first where it is not yet. Runs teacher and student over a few examples,
+    and trains a copy for three steps; the run's own cache and training are not touched.
+    """
+    from distill.doctor.diagnose import diagnose
+    from distill.doctor.findings import Checked, line_of, summary, write_findings
+
+    def say(done: Checked) -> None:
+        if not show["quiet"] or done.outcome in ("FAIL", "warn"):
+            click.echo(line_of(done))
+
+    found = diagnose(open_run(recipe, run_dir, overrides, **show), tokens, say)
+    click.echo(summary(found))
+    if file:
+        write_findings(found, Path(file))
+    if any(done.outcome == "FAIL" for done in found):
+        sys.exit(1)

@@ -1,0 +1,231 @@
+"""Which examples meet in which step: a plan drawn from the seed, the same on every machine.
+
+Legend: B rows, T tokens, N tokens counted.
+
+A row holds one example or, packed, several. Padding is on the right and attention is causal, so no
+counted token can see padding and no mask is passed: position ids that start again at each example
+are what keeps packed examples apart (`transformers` builds the block mask from them). Texts to be
+labelled are read both ways: one a row, of like length in a batch, with a mask.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attar.models.task_heads import padded_texts
+from distill.data.examples import Example
+from distill.data.tokenize import IGNORE
+
+MicroBatch = list[list[int]]  # rows of example numbers
+POOL = 16  # batches whose texts are sorted by length together
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch. Counted positions, row by row, are the signals of `keys` concatenated.
+
+    `counts`: how many of them each of the keys has. Of whole texts every token has signals, and
+    `counts` are their lengths.
+    """
+
+    input_ids_BT: Tensor
+    position_ids_BT: Tensor
+    labels_BT: Tensor
+    keys: list[str]
+    counts: list[int]
+    mask_BT: Tensor | None = None
+    token_types_BT: Tensor | None = None
+    whole: bool = False
+
+    @property
+    def num_counted(self) -> int:
+        """N."""
+        return int((self.labels_BT != IGNORE).sum())
+
+    def total(self, values_N: Tensor) -> Tensor:
+        """Sum of values of the tokens that have signals; of a whole text, their mean."""
+        if not self.whole:
+            return values_N.sum()
+        lengths = torch.tensor(self.counts, device=values_N.device)
+        return (values_N / lengths.repeat_interleave(lengths)).sum()
+
+    @property
+    def signals_BT(self) -> Tensor:
+        """Where the tokens are whose hidden states are compared."""
+        whole = self.mask_BT if self.whole else None
+        return self.labels_BT != IGNORE if whole is None else whole.bool()
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        tensors: dict[str, Any] = {
+            field.name: value.to(device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **tensors)
+
+    def model_inputs(self) -> dict[str, Tensor | None]:
+        """What the body takes; of texts to be labelled, what the whole model does."""
+        if self.mask_BT is not None:
+            return {
+                "input_ids": self.input_ids_BT,
+                "attention_mask": self.mask_BT,
+                "token_type_ids": self.token_types_BT,
+            }
+        return {
+            "input_ids": self.input_ids_BT,
+            "position_ids": self.position_ids_BT,
+            "attention_mask": None,
+        }
+
+
+def pack_rows(order: Sequence[int], lengths: Sequence[int], max_length: int) -> MicroBatch:
+    """Best-fit packing into rows of `max_length`, in the given order, with at most 64 open rows."""
+    rows: MicroBatch = []
+    open_rows: list[tuple[int, int]] = []  # (room left, row)
+    for i in order:
+        fitting = [(room, row) for room, row in open_rows if room >= lengths[i]]
+        if fitting:
+            room, row = min(fitting)
+            open_rows.remove((room, row))
+        else:
+            room, row = max_length, len(rows)
+            rows.append([])
+        rows[row].append(i)
+        if room > lengths[i]:
+            open_rows.append((room - int(lengths[i]), row))
+        if len(open_rows) > 64:
+            open_rows.remove(min(open_rows))
+    return rows
+
+
+def plan_epoch(
+    lengths: Sequence[int], *, batch_size: int, max_length: int, packing: bool, seed: int
+) -> list[MicroBatch]:
+    """All examples once, in an order drawn from the seed, as micro-batches of `batch_size` rows."""
+    order = list(range(len(lengths)))
+    random.Random(seed).shuffle(order)
+    rows = pack_rows(order, lengths, max_length) if packing else [[i] for i in order]
+    return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+
+
+def plan_epoch_by_length(
+    lengths: Sequence[int], *, batch_size: int, max_length: int, packing: bool, seed: int
+) -> list[MicroBatch]:
+    """The same with texts of like length together, so that little is padded.
+
+    Of every `POOL` batches' texts in drawn order, the shortest make a batch, and so on; the order
+    of the batches is drawn too.
+    """
+    dice = random.Random(seed)
+    order = list(range(len(lengths)))
+    dice.shuffle(order)
+    size = POOL * batch_size
+    batches = []
+    for start in range(0, len(order), size):
+        pool = sorted(order[start : start + size], key=lambda i: lengths[i])
+        batches += [
+            [[i] for i in pool[s : s + batch_size]] for s in range(0, len(pool), batch_size)
+        ]
+    dice.shuffle(batches)
+    return batches
+
+
+def plan_in_order(lengths: Sequence[int], batch_size: int) -> list[MicroBatch]:
+    """All examples once, longest first, one a row: for evaluation."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    return [[[i] for i in order[s : s + batch_size]] for s in range(0, len(order), batch_size)]
+
+
+def collate(rows: Sequence[Sequence[Example]]) -> Batch:
+    """Rows of examples as tensors, padded on the right."""
+    longest = max(sum(len(example.input_ids) for example in row) for row in rows)
+    ids = np.zeros((len(rows), longest), np.int64)
+    labels = np.full((len(rows), longest), IGNORE, np.int64)
+    positions = np.zeros((len(rows), longest), np.int64)
+    for b, row in enumerate(rows):
+        start = 0
+        for example in row:
+            stop = start + len(example.input_ids)
+            ids[b, start:stop] = example.input_ids
+            labels[b, start:stop] = example.labels
+            positions[b, start:stop] = np.arange(stop - start)
+            start = stop
+        # Padding counts on from the last example: nothing counted comes after it.
+        last = positions[b, start - 1] if start else -1
+        positions[b, start:] = last + 1 + np.arange(longest - start)
+    counts = {e.key: int((e.labels != IGNORE).sum()) for row in rows for e in row}
+    tensors = (torch.from_numpy(array) for array in (ids, positions, labels))
+    ids_BT, positions_BT, labels_BT = tensors
+    keys = [e.key for row in rows for e in row if counts[e.key]]
+    return Batch(ids_BT, positions_BT, labels_BT, keys, [counts[key] for key in keys])
+
+
+def collate_texts(rows: Sequence[Sequence[Example]]) -> Batch:
+    """Whole texts, one a row, as tensors with a mask, padded on the right."""
+    texts = [example for row in rows for example in row]
+    assert len(texts) == len(rows), "labelled texts are not packed"
+    types = [text.token_types for text in texts]
+    inputs = padded_texts([text.input_ids for text in texts], types)
+    ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
+    assert ids_BT is not None and mask_BT is not None  # noqa: PT018
+    labels_BT = torch.full_like(ids_BT, IGNORE)
+    for b, text in enumerate(texts):
+        labels_BT[b, : len(text.labels)] = torch.from_numpy(text.labels)
+    positions_BT = torch.arange(ids_BT.shape[1]).expand_as(ids_BT)
+    keys, counts = [text.key for text in texts], [len(text.input_ids) for text in texts]
+    types_BT = inputs["token_type_ids"]
+    return Batch(ids_BT, positions_BT, labels_BT, keys, counts, mask_BT, types_BT, whole=True)
+
+
+def collate_masked(rows: Sequence[Sequence[Example]]) -> Batch:
+    """Texts with masked tokens, one a row, with a mask; signals are at counted tokens."""
+    counts = [len(example.counted) for row in rows for example in row]
+    return replace(collate_texts(rows), counts=counts, whole=False)
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How examples meet: which are in which rows of an epoch, and as which tensors."""
+
+    plan: Callable[..., list[MicroBatch]]
+    collate: Callable[[Sequence[Sequence[Example]]], Batch]
+
+    def steps(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        config: Any,
+        *,
+        max_length: int,
+        packing: bool,
+        seed: int,
+        world: int,
+    ) -> list[list[MicroBatch]]:
+        """Micro-batches of every step of a training, those of `world` processes together.
+
+        config: the training's section of the recipe.
+        """
+        steps: list[list[MicroBatch]] = []
+        size = config.accumulate * world
+        for epoch in range(config.epochs):
+            micro = self.plan(
+                [int(n) for n in lengths],
+                batch_size=config.batch_size,
+                max_length=max_length,
+                packing=packing,
+                seed=seed * 1_000_003 + epoch,
+            )
+            steps += [micro[i : i + size] for i in range(0, len(micro), size)]
+        return steps[: config.max_steps]
+
+
+OF_TOKENS = Batching(plan_epoch, collate)
+OF_TEXTS = Batching(plan_epoch_by_length, collate_texts)
+OF_MASKED = Batching(plan_epoch_by_length, collate_masked)

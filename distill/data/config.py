@@ -1,0 +1,79 @@
+"""The recipe's section `data`, and the sources that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from attar.files import stamp_of_files
+from attar.models.pooling import Mode
+from distill.data.masking import MaskingConfig
+from distill.data.row_formats import RowOptions
+from distill.data.sources import local_files
+
+
+class DataConfig(RowOptions):
+    """What is learned from, what is held out, and how text becomes examples."""
+
+    train: str | list[str] = Field(description="hub id, saved folder, or json/jsonl/parquet/txt")
+    name: str | None = Field(None, description="configuration of a hub data set")
+    split: str = Field("train", description="split of a hub data set or saved folder")
+    held_out: float | str = Field(
+        0.02, description="share of the documents, another source, or `split:NAME` of the same"
+    )
+    max_length: int = Field(1024, ge=2)
+    packing: bool = Field(True, description="several examples a row; attention stays inside each")
+    append_eos: bool = Field(True, description="end each text with the end-of-sequence token")
+    train_tokens: int | None = Field(None, ge=1, description="stop at this many counted tokens")
+    held_out_tokens: int | None = Field(None, ge=1, description="spread over its documents")
+    masking: MaskingConfig = Field(default_factory=MaskingConfig)
+    pooling: Mode | None = Field(
+        None, description="of a text's vector, for `task: embedding`; as the teacher's files say"
+    )
+    normalize: bool | None = Field(
+        None, description="whether vectors have length 1; as the teacher's files say"
+    )
+
+    @field_validator("held_out")
+    @classmethod
+    def _share(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and not 0 < value < 1:
+            raise ValueError("a share lies between 0 and 1, e.g. 0.02")
+        return value
+
+
+def sources_of(config: DataConfig) -> list[str]:
+    """The training sources as a list."""
+    return [config.train] if isinstance(config.train, str) else config.train
+
+
+def check_sources(config: DataConfig) -> None:
+    """Raise `DataError` at once for a local file that is not there."""
+    for source in _all_sources(config):
+        local_files(source)
+
+
+def _all_sources(config: DataConfig) -> list[str]:
+    """Training sources, and the held-out one where it is a source of its own."""
+    sources = sources_of(config)
+    if isinstance(config.held_out, str) and not config.held_out.startswith("split:"):
+        return [*sources, config.held_out]
+    return sources
+
+
+def source_stamp(config: DataConfig) -> list[list[str]]:
+    """`stamp_of` what is learned from and held out."""
+    return stamp_of(_all_sources(config))
+
+
+def stamp_of(sources: Sequence[str]) -> list[list[str]]:
+    """`stamp_of_files` of the local ones. Raises `DataError` where one is not there."""
+    return stamp_of_files(
+        file for source in sources for path in local_files(source) for file in _walk(path)
+    )
+
+
+def _walk(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())

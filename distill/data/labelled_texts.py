@@ -1,0 +1,313 @@
+"""Labelled texts: which columns hold them, what their classes are, and their examples.
+
+An example is a text, or a pair of texts, and its class. `labels` has the class at position 0 and
+`IGNORE` elsewhere, so that a text counts once wherever tokens are counted, and its key, a hash of
+its ids, does not tell its class. Legend: T tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from attar.errors import DataError, nearest
+from attar.models.task_heads import has_default_labels, label_permutation
+from distill.data.config import DataConfig
+from distill.data.examples import Examples
+from distill.data.reader import ReadExamples, Reading
+from distill.data.row_formats import TEXTS, check_column, first_of, text_of
+from distill.data.tokenize import CUT, IGNORE, NO_TEXT
+
+log = logging.getLogger(__name__)
+
+TEXT_COLUMNS = (*TEXTS, "sentence", "review", "query")
+LABEL_COLUMNS = ("label", "labels", "class", "intent")
+NO_CLASS = "have no label"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold a text, the second text of a pair, and the class."""
+
+    text: str
+    pair: str | None
+    label: str
+
+
+def columns_of(features: Mapping[str, Any], source: str, config: DataConfig) -> Columns:
+    """Where a table's texts and classes are. Raises `DataError` where a column is not there, or
+    the labels are numbers with fractions.
+    """
+    text = text_column(features, source, config)
+    key = f"{config.section}.label_column"
+    label = _column(features, source, key, config.label_column, LABEL_COLUMNS, "classes")
+    if config.pair_column is not None:
+        check_column(config.pair_column, list(features), source, f"{config.section}.pair_column")
+    kind = str(getattr(features[label], "dtype", type(features[label]).__name__))
+    if kind.startswith(("float", "double", "decimal")):
+        raise DataError(
+            f"`{label}` of `{source}` holds numbers with fractions; classes are words or whole "
+            f"numbers. Round them into classes, or name another `{config.section}.label_column`."
+        )
+    if not kind.startswith(("int", "uint", "bool", "string", "large_string", "null")):
+        raise DataError(f"`{label}` of `{source}` holds {kind}; classes are words or numbers.")
+    return Columns(text, config.pair_column, label)
+
+
+def text_column(features: Mapping[str, Any], source: str, config: DataConfig) -> str:
+    """The column of a table's texts. Raises `DataError` where it is not there, or not known."""
+    key = f"{config.section}.text_column"
+    return _column(features, source, key, config.text_column, TEXT_COLUMNS, "texts")
+
+
+def _column(
+    features: Mapping[str, Any],
+    source: str,
+    key: str,
+    named: str | None,
+    usual: Sequence[str],
+    what: str,
+) -> str:
+    known = list(features)
+    if named is not None:
+        check_column(named, known, source, key)
+    found = named or first_of(usual, known)
+    if found is None:
+        raise DataError(
+            f"`{source}` has columns {', '.join(known)}: which holds the {what}? Name it with "
+            f"`{key}`."
+        )
+    return found
+
+
+class Classes:
+    """The classes of some data: their names in order."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = tuple(names)
+        self._numbers = {name: i for i, name in enumerate(self.names)}
+
+    def number(self, name: str) -> int:
+        """The number of a class. Raises `DataError` for a name that is none of them."""
+        if name not in self._numbers:
+            raise DataError(
+                f"A label is `{name}`, which is none of the {len(self.names)} classes "
+                f"({_some(self.names)}).{nearest(name, self.names)}"
+            )
+        return self._numbers[name]
+
+
+def _some(names: Iterable[Any]) -> str:
+    shown = [str(name) for name in names]
+    return ", ".join(shown) if len(shown) <= 8 else f"{', '.join(shown[:8])}, ..."
+
+
+NameOf = Callable[[Any], str | None]
+
+
+def cell_names(feature: Any, label_names: Sequence[str] | None) -> NameOf:
+    """What names the class of a label column's cells: None where a cell has none.
+
+    Words are names themselves; a number's name is the one that its own table has for it, else that
+    of `label_names`, else the number. `label_names` without any name of the table's stand for them.
+    The function raises `DataError` for a number that has no name.
+    """
+    own = getattr(feature, "names", None)
+    if own and label_names:
+        order = {name.casefold(): name for name in label_names}
+        known = [order.get(name.casefold()) for name in own]
+        own = [new or old for new, old in zip(known, own, strict=True)] if any(known) else None
+    named = own or (None if _holds_words(feature) else label_names)
+    if named is None:
+        return lambda value: None if value in (None, "") else str(value)
+
+    def name_of(value: Any) -> str | None:
+        if value is None or value == -1:
+            return None
+        if not 0 <= int(value) < len(named):
+            raise DataError(
+                f"A label is {value}, and there are {len(named)} classes, 0 to "
+                f"{len(named) - 1} ({_some(named)})."
+            )
+        return str(named[int(value)])
+
+    return name_of
+
+
+def _holds_words(feature: Any) -> bool:
+    return str(getattr(feature, "dtype", "")).endswith("string")
+
+
+def find_classes(tables: Sequence[Any], columns: Sequence[Columns], config: DataConfig) -> Classes:
+    """The classes of the training tables: by `data.label_names`, by the tables' own names, else
+    every value that occurs, sorted. Raises `DataError` where there are fewer than two.
+    """
+    if config.label_names is not None:
+        return Classes(config.label_names)
+    kinds = [table.features[one.label] for table, one in zip(tables, columns, strict=True)]
+    own = dict.fromkeys(name for kind in kinds for name in getattr(kind, "names", None) or ())
+    if own:
+        return Classes(own)
+    values: set[Any] = set()
+    for table, one in zip(tables, columns, strict=True):
+        values |= {value for value in table.unique(one.label) if value not in (None, "")}
+    words = any(isinstance(value, str) for value in values)
+    names = dict.fromkeys(map(str, sorted(values, key=str if words else None)))
+    if len(names) < 2:
+        found = f"only {_some(names)}" if names else "no class at all"
+        raise DataError(
+            f"`{columns[0].label}` holds {found}; a classifier needs at least two classes."
+        )
+    return Classes(names)
+
+
+class LabelledTexts:
+    """How tables of labelled texts are read: what `prepare` asks.
+
+    `order`: names of the classes that a given teacher knows, in its order.
+    """
+
+    counts_all: ClassVar[bool] = False
+
+    def __init__(self, order: Sequence[str] | None = None) -> None:
+        self._order = list(order) if order is not None else None
+        self._classes: Classes | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The classes of the tables that were opened, by the given teacher's names for them."""
+        assert self._classes is not None
+        if self._order is None or has_default_labels(self._order):
+            return list(self._classes.names)
+        return self._order
+
+    @property
+    def stamp(self) -> list[Any]:
+        """What examples depend on beside data, tokenizer and seed."""
+        return ["classes", self._order]
+
+    def open(
+        self, tokenizer: Any, config: DataConfig, tables: Sequence[Any], sources: Sequence[str]
+    ) -> list[Reading]:
+        """For each table, what makes a row an example; the first call is of the training tables."""
+        pairs = list(zip(tables, sources, strict=True))
+        columns = [columns_of(table.features, source, config) for table, source in pairs]
+        cells = [
+            cell_names(table.features[one.label], config.label_names)
+            for table, one in zip(tables, columns, strict=True)
+        ]
+        if self._classes is None:
+            found = find_classes(tables, columns, config)
+            self._classes = (
+                in_order(found, self._order, config.section) if self._order is not None else found
+            )
+        else:
+            for (table, source), one, name_of in zip(pairs, columns, cells, strict=True):
+                _refuse_unseen(table, source, one, name_of, self._classes, config.section)
+        return [
+            self._reading(tokenizer, config, one, name_of)
+            for one, name_of in zip(columns, cells, strict=True)
+        ]
+
+    def _reading(
+        self, tokenizer: Any, config: DataConfig, columns: Columns, name_of: NameOf
+    ) -> Reading:
+        classes = self._classes
+        assert classes is not None
+
+        def read(row: Mapping[str, Any], tally: Counter[str]) -> ReadExamples:
+            name = name_of(row[columns.label])
+            if name is None:
+                tally[NO_CLASS] += 1
+                return []
+            number = classes.number(name)
+            texts = [text_of(row[name]) for name in (columns.text, columns.pair) if name]
+            if not all(text.strip() for text in texts):
+                tally[NO_TEXT] += 1
+                return []
+            return [tokenize_labelled(tokenizer, texts, number, config.max_length, tally)]
+
+        return read
+
+    def finish(self, train: Path, held_out: Path) -> dict[str, Any]:
+        """What is kept of both parts: the classes, and how many examples each has."""
+        assert self._classes is not None
+        names = self._classes.names
+        counts = {}
+        for part, file in (("train", train), ("held_out", held_out)):
+            seen = Counter(int(example.labels[0]) for example in Examples(file))
+            counts[part] = [seen[i] for i in range(len(names))]
+        pairs = zip(names, counts["train"], counts["held_out"], strict=True)
+        unseen = [name for name, learned, asked in pairs if asked and not learned]
+        if unseen:
+            log.warning(
+                "data: %d classes have held-out examples and none to learn from: %s",
+                len(unseen), _some(unseen),
+            )  # fmt: skip
+        return {"classes": list(names), "examples_by_class": counts}
+
+
+def _refuse_unseen(
+    table: Any, source: str, columns: Columns, name_of: NameOf, classes: Classes, section: str
+) -> None:
+    unseen = []
+    for value in table.unique(columns.label):
+        name = name_of(value)
+        if name is not None and name not in classes.names:
+            unseen.append((value, name))
+    if unseen:
+        wanted = {value for value, _ in unseen}
+        words = _holds_words(table.features[columns.label])
+        advice = "" if words else f" Numbers are named by `{section}.label_names`."
+        rows = sum(value in wanted for value in table[columns.label])
+        raise DataError(
+            f"{rows} rows of `{source}` have classes that are not in the training data: "
+            f"{_some(name for _, name in unseen)}; known are {_some(classes.names)}.{advice}"
+        )
+
+
+def in_order(found: Classes, order: Sequence[str], section: str) -> Classes:
+    """The classes as a given teacher has them: in its order, with those that the data lack.
+
+    Raises `DataError` where number or names differ.
+    """
+    places = label_permutation(found.names, order)
+    if places is not None:
+        names = list(order)
+        for name, place in zip(found.names, places, strict=True):
+            names[place] = name
+        return Classes(names)
+    if len(order) != len(found.names):
+        raise DataError(
+            f"The teacher knows {len(order)} classes ({_some(order)}) and the data have "
+            f"{len(found.names)} ({_some(found.names)}); adapt it to them with `teacher.adapt`."
+        )
+    raise DataError(
+        f"The teacher's classes are {_some(order)}, the data's {_some(found.names)}; rename the "
+        f"data's (numbers by `{section}.label_names`), or adapt the teacher with `teacher.adapt`."
+    )
+
+
+def tokenize_labelled(
+    tokenizer: Any, texts: Sequence[str], number: int, max_length: int, tally: Counter[str]
+) -> tuple[list[int], list[int], list[int] | None]:
+    """(ids, labels, token types or None) of a text or a pair, truncated to `max_length`.
+
+    Of a pair, the longer text is cut first. Those that were cut are counted in the tally.
+    """
+    encode: Callable[..., Any] = tokenizer
+    encoded = encode(*texts, verbose=False)
+    if len(encoded["input_ids"]) > max_length:
+        tally[CUT] += 1
+        encoded = encode(*texts, truncation=True, max_length=max_length)
+    ids: list[int] = list(encoded["input_ids"])
+    types = encoded.get("token_type_ids")
+    return (
+        ids,
+        [number, *[IGNORE] * (len(ids) - 1)],
+        list(types) if len(texts) > 1 and types else None,
+    )

@@ -1,0 +1,294 @@
+"""What the columns of a table say: a text, a conversation, or a prompt and its answer.
+
+The usual names are known; anything else is named in the recipe. A row of classes becomes a prompt
+made from a template and the class's word as its answer, so that a language model learns to give it.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from attar.config import Section
+from attar.errors import DataError, nearest
+
+TEXTS = ("text", "content")
+CONVERSATIONS = ("messages", "conversations", "conversation")
+PROMPTS = ("prompt", "instruction", "question")
+CONTEXTS = ("input", "context")
+ANSWERS = ("completion", "response", "answer", "output")
+REASONING = ("rationale", "reasoning", "thought", "cot")
+LABEL_PROMPT = "{%s}\nLabel:"  # of classes, where the recipe has no template
+Message = dict[str, str]
+
+
+class RowOptions(Section):
+    """What the columns of the data say, where their names do not."""
+
+    section: ClassVar[str] = "data"  # where it stands in the recipe
+    text_column: str | None = None
+    pair_column: str | None = Field(
+        None, description="second text of a pair, for `task: sequence-classification`"
+    )
+    label_column: str | None = Field(None, description="column of the class or word to answer with")
+    label_names: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="words of the classes 0, 1, ... where the column numbers them",
+    )
+    prompt: str | None = Field(
+        None, description="template of the prompt, column names in braces: `{text}\\nSentiment:`"
+    )
+
+    @field_validator("prompt")
+    @classmethod
+    def _a_template(cls, value: str | None) -> str | None:
+        if value is not None:
+            template_columns(value)
+        return value
+
+    @model_validator(mode="after")
+    def _each_has_an_effect(self) -> RowOptions:
+        if self.prompt is not None and self.text_column is not None:
+            raise ValueError("`text_column` has no effect beside `prompt`, which names its columns")
+        return self
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns of a table say what."""
+
+    kind: Literal["text", "messages", "pair"]
+    columns: tuple[str, ...]  # that hold the text, the messages, or what is asked
+    answer: str | None = None
+    reasoning: str | None = None  # goes before the answer
+    template: str | None = None  # makes the prompt
+    names: tuple[str, ...] | None = None  # of classes: words of the numbers in `answer`
+    section: str = "data"  # of the recipe, which named the columns
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages with `role` and `content`, of which those from `first` on are what is answered."""
+
+    messages: list[Message]
+    first: int
+
+
+# Templates ---------------------------------------------------------------------------------------
+
+
+def template_columns(template: str) -> list[str]:
+    """The columns that a template names in braces. Raises `ValueError` where it is not a template.
+
+    `{{` and `}}` stand for braces of the text itself.
+    """
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(
+            f"not a template ({error}); a brace of the text is written twice"
+        ) from None
+    columns = [name for _, name, _, _ in parts if name is not None]
+    for _, name, form, conversion in parts:
+        if name is not None and (not name or form or conversion or set(".[") & set(name)):
+            raise ValueError("between braces stands the name of a column and nothing else")
+    if not columns:
+        raise ValueError("a template names at least one column in braces, as in `{text}`")
+    return columns
+
+
+def fill(template: str, row: Mapping[str, Any]) -> str:
+    """A template with a row's values in the places of its columns; absent values are empty."""
+    return template.format_map({name: text_of(row[name]) for name in template_columns(template)})
+
+
+def text_of(value: Any) -> str:
+    """A cell as text; empty where there is none."""
+    return "" if value is None else str(value)
+
+
+def join(prompt: str, answer: str) -> str:
+    """An answer after a prompt that a template made: a space between, where neither has white."""
+    apart = not prompt or prompt[-1].isspace() or answer[:1].isspace()
+    return prompt + answer if apart else f"{prompt} {answer}"
+
+
+# Columns -----------------------------------------------------------------------------------------
+
+
+def check_column(name: str, columns: Iterable[str], source: str, key: str) -> None:
+    """Raise `DataError` with the nearest column where a table does not have one that is named."""
+    known = list(columns)
+    if name not in known:
+        raise DataError(
+            f"`{source}` has no column `{name}` (`{key}`); it has {', '.join(known)}."
+            f"{nearest(name, known)}"
+        )
+
+
+def layout_of(features: Mapping[str, Any], source: str, options: RowOptions) -> Layout:
+    """What a table's columns say; `features` are its columns and their types, as in `datasets`.
+
+    Raises `DataError` where a named column is missing, classes are numbers without words, or no
+    column has a name that is known.
+    """
+    columns = list(features)
+    for key in ("text_column", "label_column"):
+        if (name := getattr(options, key)) is not None:
+            check_column(name, columns, source, f"{options.section}.{key}")
+    for name in template_columns(options.prompt) if options.prompt is not None else ():
+        check_column(name, columns, source, f"{options.section}.prompt")
+    if options.label_column is not None:
+        return _labelled(features, source, options)
+    if options.label_names is not None:
+        raise DataError(
+            f"`{options.section}.label_names` are the words of `{options.section}.label_column`, "
+            "which is not given."
+        )
+    if options.text_column is not None:
+        return Layout("text", (options.text_column,))
+    if options.prompt is not None:
+        answer = first_of(ANSWERS, columns)
+        if answer is None:
+            raise DataError(
+                f"`{source}` has columns {', '.join(columns)}: none of them is an answer to "
+                f"`{options.section}.prompt` ({', '.join(ANSWERS)}); name it with "
+                f"`{options.section}.label_column`."
+            )
+        return Layout("pair", (), answer, first_of(REASONING, columns), options.prompt)
+    found = _usual(columns)
+    if found is None:
+        raise DataError(
+            f"`{source}` has columns {', '.join(columns)}: none of them is `text`, `messages`, or "
+            f"`prompt` with `completion`; name the text with `{options.section}.text_column`."
+        )
+    return found
+
+
+def first_of(names: Iterable[str | None], columns: Iterable[str]) -> str | None:
+    """The first of some names that is a column."""
+    known = set(columns)
+    return next((name for name in names if name in known), None)
+
+
+def _usual(columns: list[str]) -> Layout | None:
+    """What columns with the usual names say."""
+    if (conversation := first_of(CONVERSATIONS, columns)) is not None:
+        return Layout("messages", (conversation,))
+    prompt, answer = first_of(PROMPTS, columns), first_of(ANSWERS, columns)
+    if prompt is not None and answer is not None:
+        more = [name for name in CONTEXTS if name in columns]
+        return Layout("pair", (prompt, *more), answer, first_of(REASONING, columns))
+    text = first_of(TEXTS, columns)
+    return None if text is None else Layout("text", (text,))
+
+
+def _labelled(features: Mapping[str, Any], source: str, options: RowOptions) -> Layout:
+    """A prompt and a class: the class's word is the answer."""
+    column = options.label_column
+    assert column is not None
+    kind = features[column]
+    names = options.label_names or getattr(kind, "names", None)
+    numbers = str(getattr(kind, "dtype", "")).startswith(("int", "uint", "bool"))
+    if numbers and names is None:
+        raise DataError(
+            f"`{column}` of `{source}` holds numbers of classes; give their words with "
+            f"`{options.section}.label_names`, e.g. `[negative, positive]`."
+        )
+    if options.label_names is not None and not numbers:
+        raise DataError(
+            f"`{options.section}.label_names` has no effect: `{column}` of `{source}` does not "
+            "hold numbers of classes; leave it out."
+        )
+    template = options.prompt
+    if template is None:
+        text = first_of((options.text_column, *TEXTS, "sentence"), features)
+        if text is None:
+            raise DataError(
+                f"`{source}` has columns {', '.join(features)}: none of them is `text`; write the "
+                f"prompt with `{options.section}.prompt`, e.g. `{{review}}\\nSentiment:`."
+            )
+        template = LABEL_PROMPT % text
+    return Layout("pair", (), column, None, template, tuple(names or ()), options.section)
+
+
+# Rows --------------------------------------------------------------------------------------------
+
+
+def word_of(value: Any, names: tuple[str, ...], column: str, section: str) -> str:
+    """The word of a class; empty where the row has none.
+
+    Raises `DataError` for a number without a word and for what is neither word nor number.
+    """
+    if value is None or isinstance(value, str):
+        return value or ""
+    if not isinstance(value, int) or not names:
+        raise DataError(
+            f"`{column}` holds {value!r}, which is neither a word nor a class's number."
+        )
+    if not 0 <= value < len(names):
+        raise DataError(
+            f"`{column}` holds class {value}, and `{section}.label_names` has words for 0 to "
+            f"{len(names) - 1}."
+        )
+    return names[value]
+
+
+def pair_of(row: Mapping[str, Any], layout: Layout) -> tuple[Any, Any]:
+    """What a row of kind `pair` asks and answers: each a text, or a list of messages.
+
+    Reasoning stands before the answer, on lines of its own.
+    """
+    assert layout.answer is not None
+    if layout.template is not None:
+        asked: Any = fill(layout.template, row)
+    elif isinstance(row[layout.columns[0]], list):
+        asked = row[layout.columns[0]]
+    else:
+        asked = "\n\n".join(text_of(row[name]) for name in layout.columns if row[name])
+    answer = row[layout.answer]
+    if isinstance(answer, list):
+        return asked, answer
+    if layout.names is not None:
+        answer = word_of(answer, layout.names, layout.answer, layout.section)
+    answer = text_of(answer)
+    reasoning = text_of(row[layout.reasoning]).rstrip() if layout.reasoning is not None else ""
+    if reasoning and answer.strip():
+        answer = f"{reasoning}\n{answer}"
+    return asked, answer
+
+
+def conversation_of(row: Mapping[str, Any], layout: Layout) -> Conversation:
+    """A row as chat messages, and which of them are the answer.
+
+    Raises `DataError` for a message without role or content.
+    """
+    if layout.kind == "messages":
+        return Conversation(_messages(row[layout.columns[0]]), 0)
+    asked, answer = pair_of(row, layout)
+    before = [{"role": "user", "content": asked}] if isinstance(asked, str) else _messages(asked)
+    if isinstance(answer, str):
+        after = [{"role": "assistant", "content": answer}]
+    else:
+        after = _messages(answer)
+    return Conversation([*before, *after], len(before))
+
+
+def _messages(given: list[dict[str, Any]] | None) -> list[Message]:
+    """Messages with `role` and `content`; ShareGPT's `from` and `value` are read as these."""
+    names = {"human": "user", "gpt": "assistant", "system": "system"}
+    messages = []
+    for message in given or []:
+        if "from" in message:
+            role = names.get(message["from"], message["from"])
+            messages.append({"role": role, "content": message["value"]})
+        else:
+            if message.get("role") is None or message.get("content") is None:
+                raise DataError(f"A message has no `role` or no `content`: {str(message)[:120]}")
+            messages.append({"role": message["role"], "content": message["content"]})
+    return messages

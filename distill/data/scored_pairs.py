@@ -1,0 +1,120 @@
+"""Pairs of texts that people scored for likeness: what a sentence encoder is measured on.
+
+Legend: P pairs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from attar.config import Section
+from attar.errors import DataError
+from distill.data.labelled_texts import tokenize_labelled
+from distill.data.row_formats import check_column, first_of, text_of
+from distill.data.sources import load_rows
+from distill.data.tokenize import CUT
+
+log = logging.getLogger(__name__)
+FIRST, SECOND = ("sentence1", "first", "text1"), ("sentence2", "second", "text2")
+SCORES = ("score", "similarity_score", "label")
+
+
+class PairsConfig(Section):
+    """Pairs of texts with a score of their likeness; the higher, the more alike."""
+
+    source: str = Field(description="hub id, saved folder, or json/jsonl/parquet")
+    split: str = Field("train", description="split of a hub data set or saved folder")
+    first_column: str | None = None
+    second_column: str | None = None
+    score_column: str | None = None
+
+
+def load_pairs(config: PairsConfig) -> tuple[Any, str, str, list[float]]:
+    """(the table, its columns of first and second texts, P scores).
+
+    Raises `DataError` for a column that is missing, a score that is no number, or scores that are
+    all one, with which nothing can go along.
+    """
+    table = load_rows(config.source, config.split, None)
+    first, second, score = (
+        _column(table, config, key, usual)
+        for key, usual in (("first", FIRST), ("second", SECOND), ("score", SCORES))
+    )
+    scores = [_number(value, score, config.source) for value in table[score]]
+    if len(set(scores)) < 2:
+        raise DataError(
+            f"`{score}` of `evaluate.pairs` ({config.source}) holds {len(set(scores))} different "
+            "scores; a correlation needs two or more."
+        )
+    return table, first, second, scores
+
+
+def read_pairs(config: PairsConfig, tokenizer: Any, max_length: int) -> dict[str, Any]:
+    """`first`, `second`: ids of P texts each; `score`: P numbers; plain values.
+
+    Raises `DataError` as `load_pairs` does.
+    """
+    table, first, second, scores = load_pairs(config)
+    tally = Counter[str]()
+
+    def read(column: str) -> list[list[int]]:
+        texts = (text_of(row[column]) for row in table)
+        return [tokenize_labelled(tokenizer, [t], 0, max_length, tally)[0] for t in texts]
+
+    found = {"first": read(first), "second": read(second), "score": scores}
+    if tally[CUT]:
+        log.warning("evaluate.pairs: of their texts, %d %s", tally[CUT], CUT.format("data"))
+    return found
+
+
+def _column(table: Any, config: PairsConfig, key: str, usual: tuple[str, ...]) -> str:
+    known, named = list(table.features), getattr(config, f"{key}_column")
+    if named is not None:
+        check_column(named, known, config.source, f"evaluate.pairs.{key}_column")
+    found = named or first_of(usual, known)
+    if found is None:
+        raise DataError(
+            f"`{config.source}` has columns {', '.join(known)}: name the one that holds the {key} "
+            f"{'of a pair' if key == 'score' else 'text'} with `evaluate.pairs.{key}_column`."
+        )
+    return str(found)
+
+
+def _number(value: Any, column: str, source: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = np.nan
+    if not np.isfinite(number):
+        raise DataError(
+            f"`{column}` of `evaluate.pairs` ({source}) holds {value!r}; a score is a number."
+        )
+    return number
+
+
+# Rank correlation ------------------------------------------------------------------------------
+
+
+def ranks(values_P: np.ndarray) -> np.ndarray:
+    """Rank of each value from 0; equal values share the mean of theirs."""
+    _, place_P, counts = np.unique(values_P, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return (ends - (counts + 1) / 2)[place_P]
+
+
+def spearman(one_P: np.ndarray, other_P: np.ndarray) -> float:
+    """Spearman's correlation: Pearson's of the ranks; 0 where one side is all equal."""
+    sides = [ranks(side) - (len(side) - 1) / 2 for side in (one_P, other_P)]
+    norms = float(np.linalg.norm(sides[0]) * np.linalg.norm(sides[1]))
+    return float(sides[0] @ sides[1]) / norms if norms else 0.0
+
+
+def spearman_draws(cosine_P: np.ndarray, score_P: np.ndarray, resamples: int) -> np.ndarray:
+    """Correlations of bootstrap draws of pairs (seed 0): the same draws for every model."""
+    draws = np.random.default_rng(0).integers(0, len(score_P), (resamples, len(score_P)))
+    return np.array([spearman(cosine_P[draw], score_P[draw]) for draw in draws])

@@ -1,0 +1,49 @@
+"""Texts one by one, without labels: which column holds them, and their examples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from distill.data.labelled_texts import text_column, tokenize_labelled
+from distill.data.reader import ReadExamples, Reading
+from distill.data.row_formats import text_of
+from distill.data.tokenize import NO_TEXT
+
+if TYPE_CHECKING:
+    from distill.data.config import DataConfig
+
+
+class SingleTexts:
+    """How tables of texts are read: every text counts once, whatever its length."""
+
+    counts_all: ClassVar[bool] = False
+
+    @property
+    def stamp(self) -> list[Any]:
+        """What examples depend on beside data, tokenizer and seed."""
+        return ["texts"]
+
+    def open(
+        self, tokenizer: Any, config: DataConfig, tables: Sequence[Any], sources: Sequence[str]
+    ) -> list[Reading]:
+        """For each table, what makes a row an example."""
+        pairs = zip(tables, sources, strict=True)
+        columns = [text_column(table.features, source, config) for table, source in pairs]
+        return [self._reading(tokenizer, config, column) for column in columns]
+
+    def _reading(self, tokenizer: Any, config: DataConfig, column: str) -> Reading:
+        def read(row: Mapping[str, Any], tally: Counter[str]) -> ReadExamples:
+            text = text_of(row[column])
+            if not text.strip():
+                tally[NO_TEXT] += 1
+                return []
+            return [tokenize_labelled(tokenizer, [text], 0, config.max_length, tally)]
+
+        return read
+
+    def finish(self, train: Path, held_out: Path) -> dict[str, Any]:
+        """Nothing."""
+        return {}

@@ -1,0 +1,1 @@
+"""`distill doctor`: invariances checked on a user's own recipe."""

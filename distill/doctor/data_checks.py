@@ -1,0 +1,233 @@
+"""Checks of `distill doctor` on tokenizer and data: one meaning of every id, and what counts.
+
+Rows of the source are read and tokenised again; what they must come to is worked out here from the
+texts and messages themselves.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from attar.models.loading import load_config
+from attar.models.tokenizers import load_tokenizer
+from distill.data import tokenize as tokenizing
+from distill.data.row_formats import conversation_of, join, pair_of
+from distill.data.tokenize import IGNORE, Document
+from distill.doctor.findings import Finding, check, judged
+from distill.doctor.fixture import DoctorFixture, Row
+
+LETTERS = 2000  # of a text that go through the tokenizer and back
+SHOWN = 48  # letters of an excerpt
+
+
+@check("tokenizer")
+def tokenizer(fixture: DoctorFixture) -> Finding:
+    """Teacher, saved student and data mean the same by an id, and text survives the way to ids."""
+    run, ours = fixture.run, fixture.run.tokenizer
+    others = {"the student's": str(run.student_folder)}
+    if run.teacher.model != run.recipe.teacher.model:
+        others["the adapted teacher's"] = run.teacher.model
+    texts = [text for row in fixture.rows for text in _texts(row)]
+    for name, source in others.items():
+        theirs = load_tokenizer(source, trust_remote_code=run.trusts_code)
+        for difference in _differences(ours, theirs, texts):
+            return judged(False, f"{name} tokenizer is not the teacher's: {difference}")
+    changed = [text for text in texts if _plain(_there_and_back(ours, text)) != _plain(text)]
+    if changed:
+        back = _there_and_back(ours, changed[0])
+        at = next((i for i, (a, b) in enumerate(zip(changed[0], back, strict=False)) if a != b), 0)
+        was, now = (repr(text[max(0, at - 8) : at + 16]) for text in (changed[0], back))
+        return judged(False, f"{len(changed)} of {len(texts)} texts come back changed: {was} {now}")
+    says = f"teacher and student agree on {run.vocabulary:,} ids; {len(texts)} texts come back"
+    end = _end_ids(load_config(str(run.student_folder), trust_remote_code=run.trusts_code))
+    if ours.eos_token_id is not None and end and ours.eos_token_id not in end:
+        about = f"its config ends a text at {end}, the tokenizer at {ours.eos_token_id}"
+        return Finding("warn", f"{says}; the student may not stop: {about}")
+    return judged(True, says, ids=run.vocabulary, texts=len(texts))
+
+
+def _texts(row: Row) -> list[str]:
+    if row.layout.kind == "text":
+        found = [row.values[row.layout.columns[0]] or ""]
+    else:
+        found = [m["content"] for m in conversation_of(row.values, row.layout).messages]
+    return [text[:LETTERS] for text in found if text]
+
+
+def _differences(ours: Any, theirs: Any, texts: list[str]) -> list[str]:
+    """What two tokenizers disagree on, in words."""
+    found = []
+    one, other = ({i: t for t, i in side.get_vocab().items()} for side in (ours, theirs))
+    wrong = [i for i in sorted(one.keys() | other.keys()) if one.get(i) != other.get(i)]
+    if wrong:
+        i = wrong[0]
+        says = f"{len(wrong)} ids differ, e.g. {i} is {other.get(i)!r} where the teacher has "
+        found.append(f"{says}{one.get(i)!r}")
+    sides = [{i: str(t) for i, t in side.added_tokens_decoder.items()} for side in (ours, theirs)]
+    if sides[0] != sides[1]:
+        found.append("other added tokens")
+    if ours.chat_template != theirs.chat_template:
+        found.append("another chat template")
+    for name in ("bos", "eos", "pad", "unk"):
+        ids = [getattr(side, f"{name}_token_id", None) for side in (ours, theirs)]
+        if ids[0] != ids[1]:
+            found.append(f"its {name} token is id {ids[1]}, the teacher's {ids[0]}")
+    for text in texts:
+        if ours(text, verbose=False)["input_ids"] != theirs(text, verbose=False)["input_ids"]:
+            found.append(f"it cuts {text[:SHOWN]!r} into other ids")
+            break
+    return found
+
+
+def _there_and_back(tokenizer: Any, text: str) -> str:
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def _plain(text: str) -> str:
+    """Without what tokenizers may rightly change: spaces, case, Unicode's compatible forms."""
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _end_ids(config: Any) -> list[int]:
+    end = getattr(config.get_text_config(), "eos_token_id", None)
+    return [end] if isinstance(end, int) else list(end or [])
+
+
+# What counts -------------------------------------------------------------------------------------
+
+
+@check("mask")
+def mask(fixture: DoctorFixture) -> Finding:
+    """Every label is the next id; of text all but a document's first token counts, of
+    conversations what the assistant says.
+    """
+    tokens = counted = 0
+    ends: set[int] = set()
+    for example in [*fixture.held_out, *fixture.examples]:
+        at = example.counted
+        wrong = at[(at + 1 >= len(example.input_ids))]
+        if not len(wrong):
+            wrong = at[example.labels[at] != example.input_ids[at + 1]]
+        if len(wrong):
+            t = int(wrong[0])
+            says = f"{len(wrong)} of {len(at)} labels of example {example.key[:8]} are not the "
+            return judged(False, f"{says}next id, first at position {t}: off by one?")
+        tokens, counted = tokens + len(example.input_ids), counted + len(at)
+    shown = ""
+    for row in fixture.rows:
+        document = tokenizing.tokenize_document(
+            fixture.run.tokenizer, row.values, row.layout, fixture.run.recipe.data
+        )
+        fault = _fault_finder(fixture, row)(fixture, row, document)
+        if fault:
+            return judged(False, fault)
+        spoken = [int(i) for _, labels in document for i in labels if i != IGNORE]
+        ends |= {run[-1] for _, labels in document for run in _runs(np.asarray(labels))}
+        shown = shown or str(fixture.run.tokenizer.decode(spoken))
+    text = fixture.rows[0].layout.kind == "text"
+    what = "all but a text's first token" if text else "what is answered"
+    says = f"{counted:,} of {tokens:,} positions count, each label the next id, {what}: "
+    says += repr(shown[:SHOWN])
+    if not text and not ends & _specials(fixture):
+        return Finding("warn", f"{says}; no turn's end counts: the student will not learn to stop")
+    return judged(counted > 0, says, counted=counted, tokens=tokens)
+
+
+def _specials(fixture: DoctorFixture) -> set[int]:
+    """Ids of special and added tokens."""
+    tokenizer = fixture.run.tokenizer
+    return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+
+
+def _fault_finder(
+    fixture: DoctorFixture, row: Row
+) -> Callable[[DoctorFixture, Row, Document], str | None]:
+    if row.layout.kind == "text":
+        return _fault_of_text
+    if row.layout.kind == "pair" and fixture.run.tokenizer.chat_template is None:
+        return _fault_of_pair
+    return _fault_of_chat
+
+
+def _fault_of_text(fixture: DoctorFixture, row: Row, document: Document) -> str | None:
+    tokenizer = fixture.run.tokenizer
+    ids = list(tokenizer(row.values[row.layout.columns[0]] or "", verbose=False)["input_ids"])
+    if fixture.run.recipe.data.append_eos and ids and ids[-1] != tokenizer.eos_token_id:
+        ids += [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    labels = [label for _, labels in document for label in labels if label != IGNORE]
+    if labels == ids[1:]:
+        return None
+    return (
+        f"of a document of {len(ids)} tokens {len(labels)} count, which are not all but the "
+        f"first: {_shown(fixture, labels)}"
+    )
+
+
+def _fault_of_pair(fixture: DoctorFixture, row: Row, document: Document) -> str | None:
+    """Of a prompt and its answer without a chat template, the answer counts and no more."""
+    tokenizer = fixture.run.tokenizer
+    asked, answer = pair_of(row.values, row.layout)
+    whole = asked + answer if row.layout.template is None else join(asked, answer)
+    for ids, labels in document:
+        (run, *more) = _runs(np.asarray(labels))
+        want = _plain(_there_and_back(tokenizer, whole[len(asked) :]))
+        got = _plain(str(tokenizer.decode(run, skip_special_tokens=True)))
+        cut = len(ids) == fixture.run.recipe.data.max_length
+        joined = _plain(str(tokenizer.decode(run[:1])))  # may begin with the prompt's last letters
+        before = got[: got.find(want)] if want in got else ""
+        whole_answer = got == before + want and joined.startswith(before)
+        if more or not (whole_answer or (cut and want.startswith(got.rstrip("\ufffd")))):
+            return f"where the answer is {answer[:SHOWN]!r}, there counts {_shown(fixture, run)}"
+    return None
+
+
+def _fault_of_chat(fixture: DoctorFixture, row: Row, document: Document) -> str | None:
+    tokenizer, asked = fixture.run.tokenizer, conversation_of(row.values, row.layout)
+    messages, first = asked.messages, max(1, asked.first)
+    said = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= first]
+    for ids, labels in document:
+        runs = _runs(np.asarray(labels))
+        whole = len(ids) < fixture.run.recipe.data.max_length
+        if len(runs) > len(said) or (whole and len(runs) < len(said)):
+            return f"{len(runs)} turns count of a conversation with {len(said)} of the assistant"
+        for number, (i, run) in enumerate(zip(said, runs, strict=False)):
+            want = _there_and_back(tokenizer, messages[i]["content"])
+            cut = not whole and number == len(runs) - 1
+            before = tokenizer.apply_chat_template(
+                messages[:i], tokenize=False, add_generation_prompt=True
+            )
+            if not _is_said(str(tokenizer.decode(run)), want, before, cut):
+                return (
+                    f"where the assistant says {messages[i]['content'][:SHOWN]!r}, there counts "
+                    f"{_shown(fixture, run)}"
+                )
+    return None
+
+
+def _runs(labels: np.ndarray) -> list[list[int]]:
+    """The labels of each stretch of counted positions."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], labels != IGNORE, [0]])))
+    return [labels[a:b].tolist() for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _is_said(got: str, want: str, before: str, cut: bool) -> bool:
+    """Whether what counts is the message; a template may open a turn with more of its own (tags
+    of thoughts), but the end of the prompt must not count.
+    """
+    plain_got, plain_want = _plain(got), _plain(want)
+    if cut and plain_want not in plain_got:
+        return plain_want.startswith(plain_got.rstrip("\ufffd")) or plain_want[:8] in plain_got
+    if plain_want not in plain_got:
+        return False
+    start = next((got.find(w) for w in (want, want.rstrip(), want.strip()) if w in got), 0)
+    return start <= 0 or not before.endswith(got[:start])
+
+
+def _shown(fixture: DoctorFixture, ids: list[int]) -> str:
+    text = str(fixture.run.tokenizer.decode(ids))
+    return repr(text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]} ... {text[-SHOWN:]}")

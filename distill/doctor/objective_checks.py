@@ -1,0 +1,168 @@
+"""Checks of `distill doctor` on a step: how examples are batched must not change what is learned.
+
+Legend: B rows, T tokens, N tokens counted, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attar.models.loading import resolve_precision
+from distill.data.batching import Batch
+from distill.data.tokenize import IGNORE
+from distill.doctor.findings import Finding, brief, check, judged, not_applicable
+from distill.doctor.fixture import DoctorFixture
+from distill.doctor.step_comparison import Step, apart, take_step, without_dropout
+from distill.objective.model_outputs import LanguageReadout
+from distill.objective.terms import TERM_MODELS
+from distill.training.loop import train
+
+VALUE = 1e-4  # float32 sums in another order: relative difference allowed
+GRADIENT = 5e-3  # ... of gradients, where massive activations cancel (1e-3 is seen, examples/demo)
+ROUGH = 0.3  # ... of the gradient where products are in 16 bits
+PADDING = 17  # more tokens of padding
+
+
+def _same(what: str, one: Step, other: Step) -> Finding:
+    """Whether two ways to take a step gave one value and one gradient."""
+    value, gradient = apart(one, other)
+    says = f"{what}: {_differs(value, gradient)}"
+    return judged(value <= VALUE and gradient <= GRADIENT, says, value=value, gradient=gradient)
+
+
+def _differs(value: float, gradient: float) -> str:
+    return f"value differs by {brief(value)} of itself, gradient by {brief(gradient)}"
+
+
+@check("normaliser")
+def normaliser(fixture: DoctorFixture) -> Finding:
+    """A step of the loop has the mean over all counted tokens, and the gradient of that mean.
+
+    The reference is the plain model on one example at a time, its logits in float64.
+    """
+    plain = without_dropout(fixture.load_student(little=True))
+    nll, norm = plain_mean(plain, fixture)
+    learner = fixture.learner(plain, [TERM_MODELS["cross_entropy"].model_validate({})], {})
+    job = fixture.job(
+        "normaliser", learner, objective=learner.terms, batch_size=2, accumulate=64,
+        max_steps=1, epochs=1,
+    )  # fmt: skip
+    seen = train(job).history[0]
+    value, gradient = abs(seen["nll"] - nll) / nll, abs(seen["norm"] - norm) / norm
+    terms = fixture.whole.final_terms()
+    parts = sum(t.weight * fixture.reference.terms[f"{i}:{t.loss}"] for i, t in enumerate(terms))
+    total = abs(fixture.reference.value - parts) / max(abs(parts), 1e-12)
+    ours = abs(fixture.reference.terms["nll"] - nll) / nll
+    says = (
+        f"nll {seen['nll']:.4f} in a step of {fixture.examples.num_tokens} tokens, {nll:.4f} from "
+        f"the plain model; gradient's length {seen['norm']:.4f}, {norm:.4f}"
+    )
+    if total > VALUE:
+        says += f"; the objective is {fixture.reference.value:.4f}, its terms sum to {parts:.4f}"
+    well = max(value, ours, total) <= VALUE and gradient <= GRADIENT
+    return judged(well, says, nll=seen["nll"], plain_nll=nll, norm=seen["norm"], plain_norm=norm)
+
+
+def plain_mean(model: Any, fixture: DoctorFixture) -> tuple[float, float]:
+    """(mean nll of the next ids at counted positions, length of its gradient)."""
+    model.zero_grad(set_to_none=True)
+    total, counted = 0.0, fixture.examples.num_tokens
+    for example in fixture.examples:
+        ids_1T = torch.from_numpy(example.input_ids)[None].to(fixture.device)
+        at_N = torch.from_numpy(example.counted).to(fixture.device)
+        logits_NV = model(input_ids=ids_1T, use_cache=False).logits[0, at_N]
+        logprobs_NV = logits_NV[:, : fixture.run.vocabulary].double().log_softmax(-1)
+        nll = -logprobs_NV.gather(-1, ids_1T[0, at_N + 1].unsqueeze(-1)).sum() / counted
+        nll.backward()
+        total += nll.item()
+    gradients = [p.grad.double() for p in model.parameters() if p.grad is not None]
+    model.zero_grad(set_to_none=True)
+    return total, math.sqrt(sum(float(g.square().sum()) for g in gradients))
+
+
+@check("accumulation")
+def accumulation(fixture: DoctorFixture) -> Finding:
+    """One micro-batch or one an example: the same step."""
+    parts = [fixture.batch([row]) for row in fixture.one_a_row]
+    other = take_step(fixture.whole, parts, fixture.given)
+    return _same(f"1 micro-batch or {len(parts)}", fixture.reference, other)
+
+
+@check("padding")
+def padding(fixture: DoctorFixture) -> Finding:
+    """More padding, of other ids, changes nothing."""
+    batch = more_padding(fixture.batch(fixture.one_a_row), fixture.run.vocabulary)
+    other = take_step(fixture.whole, [batch], fixture.given)
+    return _same(f"{PADDING} more columns of padding, other ids", fixture.reference, other)
+
+
+def more_padding(batch: Batch, vocabulary: int) -> Batch:
+    """The same rows with more padding on the right, its ids drawn from the vocabulary."""
+    rows, length = batch.input_ids_BT.shape
+    steps = torch.arange(1, PADDING + 1, device=batch.input_ids_BT.device)
+
+    def wider(tensor_BT: Tensor, more_BP: Tensor) -> Tensor:
+        return torch.cat([tensor_BT, more_BP], 1)
+
+    ids_BT = wider(batch.input_ids_BT, steps.expand(rows, -1))
+    positions_BT = wider(batch.position_ids_BT, batch.position_ids_BT[:, -1:] + steps)
+    labels_BT = wider(batch.labels_BT, torch.full_like(steps, IGNORE).expand(rows, -1))
+    last_B1 = torch.where(labels_BT != IGNORE, torch.arange(length + PADDING).to(ids_BT), 0)
+    unseen_BT = torch.arange(length + PADDING).to(ids_BT) > last_B1.amax(1, keepdim=True) + 1
+    drawn_BT = torch.randint(0, vocabulary, ids_BT.shape, generator=_fixed()).to(ids_BT)
+    ids_BT = torch.where(unseen_BT, drawn_BT, ids_BT)
+    return Batch(ids_BT, positions_BT, labels_BT, batch.keys, batch.counts)
+
+
+def _fixed() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@check("packing")
+def packing(fixture: DoctorFixture) -> Finding:
+    """Several examples in a row or one: the same step."""
+    rows = [list(range(0, len(fixture.examples), 2)), list(range(1, len(fixture.examples), 2))]
+    other = take_step(fixture.whole, [fixture.batch(rows)], fixture.given)
+    found = _same(f"{len(fixture.examples)} examples in 2 rows", fixture.reference, other)
+    if fixture.run.recipe.data.packing:
+        return found
+    mixed = "" if found.outcome == "pass" else "; leave it so: this model would mix examples up"
+    return not_applicable(f"the recipe does not pack{mixed} ({found.says})")
+
+
+@check("chunk")
+def chunk(fixture: DoctorFixture) -> Finding:
+    """Logits of all tokens at once, of seven or of one: the same step."""
+    batch, before = fixture.batch(fixture.few), fixture.whole.readout
+    assert isinstance(before, LanguageReadout)
+    steps = []
+    try:
+        for size in (batch.num_counted, 7, 1):
+            fixture.whole.readout = replace(before, chunk=size)
+            steps.append(take_step(fixture.whole, [batch], fixture.given))
+    finally:
+        fixture.whole.readout = before
+    worst = max(steps[1:], key=lambda step: max(apart(steps[0], step)))
+    return _same(f"logits of {batch.num_counted}, 7 or 1 tokens at once", steps[0], worst)
+
+
+@check("precision")
+def precision(fixture: DoctorFixture) -> Finding:
+    """What the recipe's precision does to the gradient."""
+    dtype = resolve_precision(fixture.config.precision)
+    if dtype == torch.float32:
+        says = f"`train.precision: {fixture.config.precision}` is float32 on this machine"
+        return not_applicable(says)
+    learner = fixture.learner(
+        fixture.student, fixture.config.objective, fixture.pairs(fixture.config.objective), dtype
+    )
+    other = take_step(learner, [fixture.batch(fixture.one_a_row)], fixture.given)
+    value, gradient = apart(fixture.reference, other)
+    name = str(dtype).removeprefix("torch.")
+    says = f"{name} against float32: {_differs(value, gradient)}"
+    return judged(value <= 0.1 and gradient <= ROUGH, says, value=value, gradient=gradient)

@@ -1,0 +1,137 @@
+"""Checks of `distill doctor` on weights: going on after a kill, and what a checkpoint holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attar.models.loading import resolve_precision
+from distill.doctor.findings import Finding, brief, check, judged
+from distill.doctor.fixture import DoctorFixture
+from distill.training.checkpoint import learned
+from distill.training.loop import train
+from students.save import save_student
+
+STEPS = 3
+CLOSE = 1e-3  # of the largest logit: one token at a time rounds otherwise
+
+
+class _Killed(Exception):
+    """Stands for the kill."""
+
+
+@check("resume")
+def resume(fixture: DoctorFixture) -> Finding:
+    """Three steps at a stretch and one, a kill and two more end at the same weights."""
+    at_a_stretch, steps = _train(fixture, "stretch", None)
+    _train(fixture, "killed", 2)
+    gone_on, later = _train(fixture, "killed", None)
+    names = [name for name, tensor in at_a_stretch.items() if not tensor.equal(gone_on[name])]
+    off = max(float((gone_on[n] - t).abs().max() / t.abs().max()) for n, t in at_a_stretch.items())
+    changed = sum(t.numel() for t in at_a_stretch.values())
+    on_cpu = fixture.device.type == "cpu"
+    if later != steps - 1:
+        return judged(False, f"a run killed in step 2 did {later} steps more, not {steps - 1}")
+    if not names or (not on_cpu and off <= CLOSE):
+        same = "bit for bit" if not names else f"within {brief(off)}"
+        says = f"{steps} steps, or 1, a kill and {steps - 1}: {changed:,} weights {same} the same"
+        return judged(True, says, off=off, weights=changed)
+    says = f"after a kill {len(names)} of {len(at_a_stretch)} tensors end elsewhere, e.g. "
+    return judged(False, f"{says}{names[0]} (off by {brief(off)})", off=off, weights=changed)
+
+
+def _train(fixture: DoctorFixture, folder: str, kill: int | None) -> tuple[dict[str, Tensor], int]:
+    """(weights afterwards, steps done) of a training that is killed in a step, or not."""
+    config, steps = fixture.config, list[int]()
+    learner = fixture.learner(
+        fixture.load_student(little=True),
+        config.objective,
+        fixture.pairs(config.objective),
+        resolve_precision(config.precision),
+    )
+
+    def count(module: nn.Module, _args: Any) -> None:
+        if module.training:
+            steps.append(1)
+        if len(steps) == kill:
+            raise _Killed
+
+    learner.register_forward_pre_hook(count)
+    job = fixture.job(
+        folder, learner, batch_size=1, accumulate=1, max_steps=STEPS, epochs=STEPS,
+        evaluate_every=STEPS,
+    )  # fmt: skip
+    try:
+        train(job)
+    except _Killed:
+        return {}, len(steps)
+    return {name: tensor.clone() for name, tensor in learned(learner).items()}, len(steps)
+
+
+@check("checkpoint")
+def checkpoint(fixture: DoctorFixture) -> Finding:
+    """The saved student is a plain checkpoint that loads to the same model, cache or not."""
+    folder, student = fixture.folder / "checkpoint", fixture.student
+    _ = fixture.reference  # after a step, with all that a learner puts around the student
+    save_student(student, fixture.run.tokenizer, folder)
+    again, strange = _load_plainly(folder, fixture)
+    if strange:
+        return judged(False, f"it does not load without this package: {strange}")
+    example = fixture.examples[0]
+    ids_1T = torch.from_numpy(example.input_ids)[None].to(fixture.device)
+    with torch.no_grad():
+        sides = [model(input_ids=ids_1T).logits for model in (student, again)]
+    off = float((sides[0] - sides[1]).abs().max())
+    if off:
+        return judged(False, f"loaded again its logits are off by {brief(off)}", logits=off)
+    hooked = [name for name, m in student.named_modules() if m._forward_hooks]
+    if hooked:
+        return judged(False, f"{len(hooked)} modules keep a hook after a step, e.g. {hooked[0]}")
+    alike, apart = _same_with_cache(again, ids_1T[:, : max(2, ids_1T.shape[1] // 2)])
+    says = "reloads to identical logits; generates the same with and without its KV cache"
+    if not alike:
+        says = f"with a KV cache its logits are off by {brief(apart)} of the largest"
+    return judged(alike, says, logits=off, kv_cache=apart)
+
+
+def _load_plainly(folder: Path, fixture: DoctorFixture) -> tuple[Any, str]:
+    """(model, what was strange about its file) by nothing but `transformers`."""
+    from transformers import AutoModelForCausalLM
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        trust_remote_code=fixture.run.trusts_code,
+        output_loading_info=True,
+    )
+    model, about = loaded
+    found = {kind: sorted(map(str, names)) for kind, names in about.items() if names}
+    strange = "; ".join(f"{kind} {', '.join(names[:3])}" for kind, names in found.items())
+    return model.to(fixture.device).eval(), strange
+
+
+@torch.no_grad()
+def _same_with_cache(model: Any, prompt_1T: Tensor, tokens: int = 8) -> tuple[bool, float]:
+    """(whether greedy steps have the same logits both ways, the largest difference).
+
+    Steps after a first difference of token see other contexts and are not compared.
+    """
+    settings = {
+        "max_new_tokens": tokens,
+        "min_new_tokens": tokens,
+        "do_sample": False,
+        "attention_mask": torch.ones_like(prompt_1T),
+        "pad_token_id": 0,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
+    both = [model.generate(prompt_1T, use_cache=use, **settings) for use in (True, False)]
+    worst = 0.0
+    for one, other in zip(both[0].logits, both[1].logits, strict=False):
+        worst = max(worst, float((one - other).abs().max() / other.abs().max()))
+        if not one.argmax(-1).equal(other.argmax(-1)):
+            break
+    return worst <= CLOSE, worst

@@ -1,0 +1,1 @@
+"""What every model is measured on, and how."""

@@ -1,0 +1,1 @@
+"""Accuracy of a model on questions with known answers, through any runtime."""

@@ -1,0 +1,106 @@
+"""What a recipe may ask under `evaluate.tasks`: four kinds of task, each with its own keys."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from attar.config import Section
+from distill.data.row_formats import template_columns
+
+
+class Asked(Section):
+    """Keys of every task whose questions stand in a file."""
+
+    name: str = Field(min_length=1)
+    data: str = Field(description="file or glob of questions: json, jsonl, parquet")
+    prompt: str | None = Field(
+        None, description="template of a question, column names in braces: `Q: {question}\\nA:`"
+    )
+    answer: str | None = Field(None, description="column of the right answer")
+    chat: bool = Field(False, description="ask through the model's chat template")
+    shots: int = Field(0, ge=0, description="questions shown with their answers before each one")
+    shots_data: str | None = Field(None, description="file of those; absent: the first of `data`")
+    limit: int | None = Field(None, ge=1, description="questions asked, evenly over the file")
+
+    @field_validator("prompt")
+    @classmethod
+    def _a_template(cls, value: str | None) -> str | None:
+        if value is not None:
+            template_columns(value)
+        return value
+
+    @model_validator(mode="after")
+    def _shots_are_shown(self) -> Asked:
+        if self.shots_data is not None and not self.shots:
+            raise ValueError("`shots_data` has no effect with `shots: 0`; say how many are shown")
+        return self
+
+
+class MultipleChoice(Asked):
+    """The most likely of several answers is the model's."""
+
+    kind: Literal["multiple_choice"]
+    choices: str | list[str] | None = Field(
+        None, description="column of the choices, or the choices of all questions"
+    )
+
+    @field_validator("choices")
+    @classmethod
+    def _something_to_choose(cls, value: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(value, list) and (len(value) < 2 or len(set(value)) < len(value)):
+            raise ValueError("a question has two choices or more, all different")
+        return value
+
+
+class Cloze(Asked):
+    """The right continuation of a text, against others or as the model's own."""
+
+    kind: Literal["cloze"]
+    alternatives: str | None = Field(None, description="column of wrong continuations")
+
+
+class ExactMatch(Asked):
+    """What the model generates, compared with the answer."""
+
+    kind: Literal["exact_match"]
+    extract: str | None = Field(
+        None, description="`number` (the last), `line` (the first) or `re:PATTERN` (its last match)"
+    )
+    new_tokens: int = Field(256, ge=1, description="most ids generated for an answer")
+    stop: str | None = Field(None, min_length=1, description="text at which an answer ends")
+
+    @field_validator("extract")
+    @classmethod
+    def _a_rule(cls, value: str | None) -> str | None:
+        if value is None or value in ("number", "line"):
+            return value
+        if not value.startswith("re:"):
+            raise ValueError("`number`, `line` or `re:PATTERN`, e.g. `re:answer is (\\w+)`")
+        try:
+            groups = re.compile(value[3:]).groups
+        except re.error as error:
+            raise ValueError(f"the pattern cannot be read ({error})") from None
+        if groups > 1:
+            raise ValueError("the pattern has one group at most: what is compared")
+        return value
+
+
+class Harness(Section):
+    """Tasks of lm-eval, the evaluation harness; needs `attar[eval]`."""
+
+    name: str = Field(min_length=1)
+    kind: Literal["lm_eval"]
+    tasks: list[str] = Field(min_length=1, description="names of the harness's tasks")
+    include_path: str | None = Field(
+        None, description="folder of YAML files that define them; absent: the harness's own tasks"
+    )
+    chat: bool = Field(False, description="ask through the model's chat template")
+    shots: int = Field(0, ge=0, description="questions shown with their answers before each one")
+    limit: int | None = Field(None, ge=1, description="questions asked of each, from the first")
+
+
+Questions = MultipleChoice | Cloze | ExactMatch  # tasks whose questions stand in a file
+TaskConfig = Annotated[MultipleChoice | Cloze | ExactMatch | Harness, Field(discriminator="kind")]

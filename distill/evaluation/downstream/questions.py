@@ -1,0 +1,259 @@
+"""Questions of a task from the rows of a file; usual names of columns are known.
+
+Everything that can be wrong with a file is found here, before any model is loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attar.errors import DataError, RecipeError
+from attar.files import stamp_of_files
+from distill.data.row_formats import check_column, fill, first_of, template_columns, text_of
+from distill.data.sources import load_rows, local_files
+from distill.evaluation.downstream.config import (
+    Cloze,
+    ExactMatch,
+    Harness,
+    MultipleChoice,
+    Questions,
+    TaskConfig,
+)
+from distill.evaluation.lm_eval import open_tasks
+
+ASKED = ("query", "question", "prompt", "instruction", "context", "ctx", "sentence", "text")
+CONTEXTS = ("context", "ctx", "text", "prompt", "query")
+CHOICES = ("choices", "options", "endings")
+GOLD = ("gold", "label", "answer", "answerKey", "answer_index")
+CONTINUATIONS = ("continuation", "completion", "target", "answer")
+FINAL = ("final", "answer", "target", "response", "completion", "output")
+WORKED = ("response", "answer", "completion", "output", "target", "final")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question: what is asked, what may be answered, and what is right.
+
+    choices: the right answer among the wrong ones, at `right`; a single one has no rivals.
+    shown: the answer as an example shows it, which may be worked out.
+    """
+
+    prompt: str
+    choices: tuple[str, ...]
+    right: int
+    shown: str
+
+    @property
+    def target(self) -> str:
+        """The right answer."""
+        return self.choices[self.right]
+
+
+def check_tasks(tasks: Iterable[TaskConfig], has_template: bool) -> None:
+    """Raise, before any work, where a task's name, file, columns or package are wrong.
+
+    has_template: whether the models' tokenizer has a chat template.
+    """
+    names: set[str] = set()
+    for i, task in enumerate(tasks):
+        where = f"`evaluate.tasks[{i}]`"
+        if task.name in names:
+            raise RecipeError(f"{where}: there are two tasks of the name `{task.name}`.")
+        names.add(task.name)
+        if task.chat and not has_template:
+            raise RecipeError(
+                f"{where}: `chat` needs a chat template, and the tokenizer has none; leave it out."
+            )
+        if isinstance(task, Harness):
+            open_tasks(task)
+        else:
+            questions_of(task)
+
+
+def task_stamp(tasks: Iterable[TaskConfig]) -> list[list[str]]:
+    """`stamp_of_files` of the tasks' files."""
+    files: list[Path] = []
+    for task in tasks:
+        if isinstance(task, Harness):
+            folder = Path(task.include_path).expanduser() if task.include_path is not None else None
+            files += sorted(p for p in folder.rglob("*") if p.is_file()) if folder else []
+            continue
+        files += [path for source in (task.data, task.shots_data) if source is not None
+                  for path in local_files(source)]  # fmt: skip
+    return stamp_of_files(files)
+
+
+def questions_of(task: Questions) -> tuple[list[Question], list[Question]]:
+    """(questions shown with their answers, questions asked), none of them in both.
+
+    Shown are the first of `shots_data`, or of `data`; asked are all others, or `limit` of them
+    spread evenly over the file, which may be sorted. Raises `DataError` where a column is missing
+    or a row has no question or answer.
+    """
+    rows = _rows(task, task.data, "data")
+    shown: list[Mapping[str, Any]] = rows[: task.shots]
+    places = [str(i) for i in range(len(rows))]
+    if task.shots_data is not None:
+        shown = _rows(task, task.shots_data, "shots_data")[: task.shots]
+    else:
+        rows, places = rows[task.shots :], places[task.shots :]
+    if len(shown) < task.shots or not rows:
+        raise DataError(
+            f"Task `{task.name}`: `shots: {task.shots}` needs more rows than "
+            f"`{task.shots_data or task.data}` has."
+        )
+    chosen = range(len(rows))
+    if task.limit is not None and task.limit < len(rows):
+        chosen = np.linspace(0, len(rows) - 1, task.limit).astype(int).tolist()
+    asked = [_question(task, rows[i], f"row {places[i]} of `{task.data}`") for i in chosen]
+    source = task.shots_data or task.data
+    return [_question(task, row, f"row {i} of `{source}`") for i, row in enumerate(shown)], asked
+
+
+def _rows(task: Questions, source: str, key: str) -> list[Mapping[str, Any]]:
+    """Rows of one file, whose columns have been checked."""
+    if not local_files(source):
+        raise DataError(f"Task `{task.name}`: there is no file {source} (`{key}`).")
+    table = load_rows(source, "train", None)
+    named = {"answer": task.answer}
+    if isinstance(task, MultipleChoice) and isinstance(task.choices, str):
+        named["choices"] = task.choices
+    if isinstance(task, Cloze):
+        named["alternatives"] = task.alternatives
+    for name, column in named.items():
+        if column is not None:
+            check_column(column, table.column_names, source, f"{name} of task {task.name}")
+    for column in template_columns(task.prompt) if task.prompt is not None else ():
+        check_column(column, table.column_names, source, f"prompt of task {task.name}")
+    return list(table)
+
+
+def _question(task: Questions, row: Mapping[str, Any], where: str) -> Question:
+    asked = CONTEXTS if isinstance(task, Cloze) else ASKED
+    if task.prompt is not None:
+        prompt = fill(task.prompt, row)
+    else:
+        prompt = text_of(row[_column(None, asked, row, where, "question", "prompt")])
+    if not prompt.strip():
+        raise DataError(f"The question of {where} is empty.")
+    if isinstance(task, MultipleChoice):
+        choices, labels = _choices(task, row, where)
+        gold = row[_column(task.answer, GOLD, row, where, "right answer", "answer")]
+        right = _place(gold, choices, labels, where)
+        return Question(prompt, choices, right, choices[right])
+    if isinstance(task, Cloze):
+        column = _column(task.answer, CONTINUATIONS, row, where, "continuation", "answer")
+        target = _present(row[column], where)
+        wrong = row.get(task.alternatives or "alternatives") or []
+        return Question(prompt, (target, *(text_of(value) for value in wrong)), 0, target)
+    column = _column(task.answer, FINAL, row, where, "answer", "answer")
+    target = _present(row[column], where)
+    worked = column if task.answer is not None else first_of(WORKED, row) or column
+    target = target.rpartition("####")[2].strip()  # GSM8K's own mark of the final answer
+    return Question(prompt, (target,), 0, text_of(row[worked]))
+
+
+def _column(
+    named: str | None, usual: tuple[str, ...], row: Mapping[str, Any], where: str, what: str,
+    key: str,
+) -> str:  # fmt: skip
+    found = named or first_of(usual, row)
+    if found is None:
+        raise DataError(
+            f"No column of {where} is known to hold the {what} (it has {', '.join(row)}); name it "
+            f"with `{key}`."
+        )
+    return found
+
+
+def _present(value: Any, where: str) -> str:
+    text = text_of(value)
+    if not text.strip():
+        raise DataError(f"The answer of {where} is empty.")
+    return text
+
+
+def _choices(
+    task: MultipleChoice, row: Mapping[str, Any], where: str
+) -> tuple[tuple[str, ...], list[str]]:
+    """(what may be answered, what the right answer may call each of them)."""
+    if isinstance(task.choices, list):
+        return tuple(task.choices), []
+    given = row[_column(task.choices, CHOICES, row, where, "choices", "choices")]
+    labels: list[str] = []
+    if isinstance(given, Mapping):  # ARC: {text: [...], label: [A, B, ...]}
+        labels = [text_of(label) for label in given.get("label") or []]
+        given = given.get("text")
+    choices = tuple(text_of(choice) for choice in given or [])
+    if len(choices) < 2 or not all(choice.strip() for choice in choices):
+        raise DataError(f"The choices of {where} are not two or more texts: {str(given)[:120]}.")
+    return choices, labels
+
+
+def _place(gold: Any, choices: tuple[str, ...], labels: list[str], where: str) -> int:
+    """Which choice is right: a number from 0, a choice's label, its text, or a letter from A."""
+    named = text_of(gold).strip()
+    place = -1
+    if named in labels:
+        place = labels.index(named)
+    elif isinstance(gold, int):
+        place = int(gold)
+    elif named in (known := [choice.strip() for choice in choices]):
+        place = known.index(named)
+    elif re.fullmatch(r"\d+", named):
+        place = int(named)
+    elif re.fullmatch(r"[A-Za-z]", named):
+        place = ord(named.upper()) - ord("A")
+    if not 0 <= place < len(choices):
+        raise DataError(
+            f"The right answer of {where} is {gold!r}, which is none of its {len(choices)} choices."
+        )
+    return place
+
+
+def extract_rule(task: ExactMatch, target: str) -> str:
+    """How the answer is found in what is generated: as the recipe says, or by the target's form."""
+    if task.extract is not None:
+        return task.extract
+    return "number" if number_of(target) is not None else "line"
+
+
+NUMBER = re.compile(r"(?:(?<![\w)])-)?\d[\d,]*(?:\.\d+)?")
+
+
+def number_of(text: str) -> float | None:
+    """The number that a text is, currency, thousands and a full stop aside."""
+    plain = text.strip().rstrip(".").lstrip("$€£").rstrip("%").replace(",", "").strip()
+    return float(plain) if re.fullmatch(r"-?\d+(?:\.\d+)?", plain) else None
+
+
+def extract(rule: str, text: str) -> str | None:
+    """The answer in a text: the last number, the first line that is not empty, or the last match
+    of a pattern; None where there is none.
+    """
+    if rule == "line":
+        return next((line for line in text.splitlines() if line.strip()), None)
+    pattern = NUMBER if rule == "number" else re.compile(rule.removeprefix("re:"))
+    found = list(pattern.finditer(text))
+    if not found:
+        return None
+    return found[-1].group(1) if pattern.groups else found[-1].group()
+
+
+def same_answer(one: str | None, other: str | None) -> bool:
+    """Whether two answers are equal: as numbers, or as text without regard to case, white space and
+    a full stop.
+    """
+    if one is None or other is None:
+        return False
+    numbers = number_of(one), number_of(other)
+    if None not in numbers:
+        return numbers[0] == numbers[1]
+    plain = (" ".join(text.casefold().split()).rstrip(".") for text in (one, other))
+    return next(plain) == next(plain)

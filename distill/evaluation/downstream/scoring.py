@@ -1,0 +1,232 @@
+"""Ask a runtime the questions of a task, and count what is right.
+
+Legend: B rows, N tokens counted, V vocabulary.
+
+A choice's score is the sum of its tokens' log-probabilities after the prompt; the normalised one is
+the sum over the choice's letters (`acc` and `acc_norm` of lm-eval). Prompt and choice are tokenised
+together and split at the length of the prompt's own ids, with white space at the prompt's end given
+to the choice first, as lm-eval does; where the two join in one token, that token counts with the
+choice, so none is lost. A prompt too long for the model loses its beginning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attar.errors import DataError, RunError
+from distill.data.batching import collate
+from distill.data.examples import Example
+from distill.data.row_formats import join
+from distill.data.tokenize import IGNORE
+from distill.evaluation.downstream.config import Cloze, ExactMatch, Harness, Questions, TaskConfig
+from distill.evaluation.downstream.questions import (
+    Question,
+    extract,
+    extract_rule,
+    number_of,
+    questions_of,
+    same_answer,
+)
+from distill.runtimes.runtime import Runtime
+
+BETWEEN = "\n\n"  # shown questions
+ROWS = 8  # choices read at a time
+POSITIONS_AT_ONCE = 256  # tokens whose logits exist at once
+STRIDE = 32  # ids generated before a stop text is looked for
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """Accuracy on one task, and which of its questions were answered right.
+
+    correct: (examples,) of bool, in the order of the file. accuracy_norm: by log-probability a
+    letter, where there are choices. parts: accuracy of each task of the harness.
+    """
+
+    name: str
+    accuracy: float
+    accuracy_norm: float | None
+    correct: np.ndarray
+    examples: int
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+def refusal(task: TaskConfig, runtime: Runtime) -> str | None:
+    """Why a runtime cannot be asked a task, or None where it can."""
+    if isinstance(task, ExactMatch) and not runtime.can_generate:
+        return f"`{task.name}` (exact_match) generates its answers, and this runtime only scores."
+    if isinstance(task, Harness) and not hasattr(runtime, "tokenizer"):
+        return f"`{task.name}` (lm_eval) runs on models of transformers only."
+    return None
+
+
+def score(task: TaskConfig, runtime: Runtime) -> TaskResult:
+    """Accuracy of a runtime on a task; raises `RunError` where it cannot be asked."""
+    if reason := refusal(task, runtime):
+        raise RunError(reason)
+    if isinstance(task, Harness):
+        from distill.evaluation.lm_eval import run_harness
+
+        correct, norm, parts = run_harness(task, runtime)
+        return TaskResult(task.name, float(correct.mean()), norm, correct, len(correct), parts)
+    shots, asked = questions_of(task)
+    if isinstance(task, ExactMatch):
+        correct = np.array([_generates(task, shots, question, runtime) for question in asked])
+        return TaskResult(task.name, float(correct.mean()), None, correct, len(correct))
+    found = [_reads(task, shots, question, runtime) for question in asked]
+    correct, normalised = (np.array(column) for column in zip(*found, strict=True))
+    rivals = all(len(question.choices) > 1 for question in asked)
+    norm = float(normalised.mean()) if rivals else None
+    return TaskResult(task.name, float(correct.mean()), norm, correct, len(correct))
+
+
+# Prompts -----------------------------------------------------------------------------------------
+
+
+def prompt_text(shots: list[Question], question: Question) -> str:
+    """Shown questions with their answers, then the one that is asked."""
+    return BETWEEN.join([*(join(s.prompt, s.shown) for s in shots), question.prompt])
+
+
+def _prompt_ids(
+    task: Questions, shots: list[Question], question: Question, runtime: Runtime
+) -> list[int]:
+    if not task.chat:
+        return runtime.encode(prompt_text(shots, question))
+    turns = [(s.prompt, s.shown) for s in shots]
+    messages = [
+        {"role": role, "content": content}
+        for turn in turns
+        for role, content in zip(("user", "assistant"), turn, strict=True)
+    ]
+    return runtime.encode_chat([*messages, {"role": "user", "content": question.prompt}])
+
+
+def split_choice(runtime: Runtime, prompt: str, choice: str) -> tuple[list[int], int]:
+    """(ids of prompt and choice, where the choice's begin)."""
+    whole = runtime.encode(join(prompt, choice))
+    before = runtime.encode(prompt.rstrip())
+    start = next(
+        (t for t, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b),
+        min(len(before), len(whole) - 1),
+    )
+    return whole, max(1, start)
+
+
+def _after_chat(runtime: Runtime, ids: list[int], choice: str) -> tuple[list[int], int]:
+    """The same after a rendered conversation; the choice is tokenised alone, without what the
+    tokenizer puts before a text.
+    """
+    opening, answer = runtime.encode(""), runtime.encode(choice)
+    if opening and answer[: len(opening)] == opening:
+        answer = answer[len(opening) :]
+    return [*ids, *answer], len(ids)
+
+
+# Likelihood --------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def likelihoods(
+    runtime: Runtime, rows: list[tuple[list[int], int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row of (ids, start): sum of log p(ids[t] | ids[:t]) over t >= start, in nats; and
+    whether each of those ids is the most likely one.
+    """
+    sums, greedy = [], []
+    for first in range(0, len(rows), ROWS):
+        examples = [_example(str(i), *row, runtime) for i, row in enumerate(rows[first:][:ROWS])]
+        batch = collate([[example] for example in examples])
+        labels_N = batch.labels_BT[batch.labels_BT != IGNORE]
+        logits = runtime.read(batch)
+        parts = []
+        for begin in range(0, len(labels_N), POSITIONS_AT_ONCE):
+            piece = slice(begin, begin + POSITIONS_AT_ONCE)
+            logits_NV = logits.piece(piece)
+            parts.append(_token_scores(logits_NV, labels_N[piece].to(logits_NV.device)))
+        logprobs_N, best_N = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+        counts = [len(example.counted) for example in examples]
+        sums += [float(row.double().sum()) for row in logprobs_N.split(counts)]
+        greedy += [bool(row.all()) for row in best_N.split(counts)]
+    return np.array(sums), np.array(greedy)
+
+
+def _token_scores(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    logprobs_NV = logits_NV.float().log_softmax(-1)
+    chosen_N = logprobs_NV.gather(-1, labels_N.unsqueeze(-1)).squeeze(-1)
+    return chosen_N, logprobs_NV.argmax(-1) == labels_N
+
+
+def _example(key: str, ids: list[int], start: int, runtime: Runtime) -> Example:
+    """Ids of which those from `start` on are predicted; their beginning goes where they are too
+    many.
+    """
+    if runtime.context is not None and len(ids) > runtime.context:
+        gone = len(ids) - runtime.context
+        if gone >= start:
+            raise DataError(
+                f"A choice of {len(ids) - start} tokens does not fit into the {runtime.context} "
+                "positions of the model."
+            )
+        ids, start = ids[gone:], start - gone
+    labels = [*ids[1:], IGNORE]
+    labels[: start - 1] = [IGNORE] * (start - 1)
+    return Example(key, np.array(ids, np.int64), np.array(labels, np.int64))
+
+
+def _reads(
+    task: Questions, shots: list[Question], question: Question, runtime: Runtime
+) -> tuple[bool, bool]:
+    """Whether the right choice is the most likely, as it is and normalised by its letters."""
+    if task.chat:
+        ids = _prompt_ids(task, shots, question, runtime)
+        rows = [_after_chat(runtime, ids, choice) for choice in question.choices]
+    else:
+        prompt = prompt_text(shots, question)
+        rows = [split_choice(runtime, prompt, choice) for choice in question.choices]
+    sums, greedy = likelihoods(runtime, rows)
+    if isinstance(task, Cloze) and len(question.choices) == 1:
+        return bool(greedy[0]), bool(greedy[0])
+    letters = np.array([len(choice) for choice in question.choices])
+    best = int(sums.argmax()), int((sums / letters).argmax())
+    return best[0] == question.right, best[1] == question.right
+
+
+# Generation --------------------------------------------------------------------------------------
+
+
+def _generates(
+    task: ExactMatch, shots: list[Question], question: Question, runtime: Runtime
+) -> bool:
+    """Whether the answer found in what the model writes is the right one."""
+    ids = _prompt_ids(task, shots, question, runtime)
+    stop = task.stop or (BETWEEN if shots and not task.chat else None)
+    text = generate_text(runtime, ids, task.new_tokens, stop)
+    rule = extract_rule(task, question.target)
+    wanted = question.target
+    if number_of(wanted) is None:  # a worked answer: its end is found by the same rule
+        wanted = extract(rule, wanted) or wanted
+    return same_answer(extract(rule, text), wanted)
+
+
+def generate_text(runtime: Runtime, ids: list[int], new: int, stop: str | None) -> str:
+    """What a runtime writes greedily after ids, up to `new` ids, its end, or a stop text."""
+    if runtime.context is not None:
+        ids = ids[-max(1, runtime.context - new) :]
+        new = min(new, runtime.context - len(ids))
+    ends: tuple[int, ...] = runtime.end_ids
+    written: list[int] = []
+    while len(written) < new:
+        more = min(new - len(written), STRIDE if stop is not None else new)
+        found = runtime.generate([*ids, *written], more, ends)
+        written += [i for i in found if i not in ends]
+        text = runtime.decode(written)
+        if stop is not None and stop in text:
+            return text[: text.index(stop)]
+        if len(found) < more or found[-1] in ends:
+            break
+    return runtime.decode(written)

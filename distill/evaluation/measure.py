@@ -1,0 +1,97 @@
+"""Measure a model on held-out examples, as its users will run it.
+
+Each model is measured in a process of its own, loaded from disk by its own runtime: its memory is
+its own and nothing is left over. What is measured are the task's metrics (`TaskMetrics` of `job.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from attar.device import peak_memory_bytes
+from attar.errors import ModelError
+from attar.files import bytes_under, read_json, write_json
+from distill.data.examples import Examples
+from distill.evaluation.fresh_process import run_apart
+from distill.evaluation.job import EvaluateConfig, Measured, MeasureJob
+from distill.evaluation.predictions import held_out_batches
+from distill.evaluation.tokenizer_check import check_probes
+from distill.runtimes.hugging_face import Transformers
+from distill.runtimes.runtime import Source, open_runtime
+
+log = logging.getLogger(__name__)
+
+
+def measure(job: MeasureJob) -> Measured:
+    """All numbers of one model; arrays by token, or by text, go to `out` with the ending .npz.
+
+    Speed first, as memory is the model's own then.
+    """
+    config, metrics = EvaluateConfig.model_validate(job.config), job.metrics
+    examples = Examples(Path(job.held_out))
+    source = Source(
+        job.model, job.adapter, job.vocabulary, job.dtype, job.quantization, job.trust_remote_code
+    )
+    runtime = Transformers(source) if job.is_teacher else open_runtime(source)
+    batches = held_out_batches(examples, config.tokens, config.batch_size)
+    speed = metrics.speed(runtime, examples, batches, job, config)
+    memory = peak_memory_bytes()
+    if job.probes is not None:  # after memory, as a runtime may load its file again for them
+        check_probes(runtime, read_json(Path(job.probes)), job.name)
+    arrays = metrics.arrays(runtime, examples, batches, job)
+    np.savez_compressed(Path(job.out).with_suffix(".npz"), **arrays)  # type: ignore[arg-type]
+    path = Path(job.model)
+    return {
+        **metrics.summary(arrays, config),
+        **metrics.more(runtime, examples, job, config),
+        **speed,
+        "peak_memory_bytes": memory,
+        "parameters": runtime.parameters,
+        "bytes": weight_bytes(path, job.adapter) if path.exists() else None,
+    }
+
+
+def weight_bytes(folder: Path, adapter: str | None = None) -> int:
+    """Bytes of a model's weight files, its adapter included."""
+    more = weight_bytes(Path(adapter)) if adapter is not None else 0
+    if folder.is_file():
+        return bytes_under(folder) + more
+    suffixes = (".safetensors", ".bin", ".gguf", ".onnx", ".data")
+    files = [file for file in folder.rglob("*") if file.suffix in suffixes]
+    return sum(bytes_under(file) for file in files) + more
+
+
+# A process of its own --------------------------------------------------------------------------
+
+
+def measure_apart(job: MeasureJob) -> Measured:
+    """`measure` in a fresh process, so that memory is the model's own and nothing is left over.
+
+    Raises `ModelError` with the reason where the model cannot be loaded and run.
+    """
+    out = Path(job.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.unlink(missing_ok=True)
+    run_apart(_measure_to_file, job)
+    if not out.exists():
+        raise ModelError(f"`{job.name}` ({job.model}) could not be run: its process died.")
+    found: Measured = read_json(out)
+    if "error" in found:
+        out.unlink()
+        raise ModelError(f"`{job.name}` ({job.model}) could not be run: {found['error']}")
+    return found
+
+
+def _measure_to_file(job: MeasureJob) -> None:
+    torch.set_grad_enabled(False)
+    try:
+        numbers = measure(job)
+    except Exception as error:  # goes to the parent as one line
+        log.exception("measuring %s", job.name)
+        kind = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
+        numbers = {"error": f"{kind}{error}"}
+    write_json(Path(job.out), numbers)

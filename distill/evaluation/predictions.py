@@ -1,0 +1,121 @@
+"""How good a model's predictions are on held-out examples, against the teacher's distribution.
+
+Legend: N tokens counted, V vocabulary, H width.
+
+The teacher's final hidden states and its head are stored once; every model is then compared with
+the dense distribution they give, chunk by chunk, without the teacher in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from attar.files import read_json, write_json
+from attar.models.structure import Head
+from distill.data.batching import Batch, collate, plan_in_order
+from distill.data.examples import Example, Examples, first_examples
+from distill.runtimes.hugging_face import FromHidden
+from distill.runtimes.runtime import Logits, Runtime
+
+CHUNK = 256  # tokens whose logits exist at once
+
+
+def held_out_batches(examples: Examples, tokens: int, batch_size: int) -> list[list[int]]:
+    """Numbers of the examples measured, in batches; the same for every model."""
+    chosen = first_examples(examples, tokens)
+    lengths = [int(examples.lengths[i]) for i in chosen]
+    plan = plan_in_order(lengths, batch_size)
+    return [[chosen[row[0]] for row in rows] for rows in plan]
+
+
+@torch.inference_mode()
+def measure_quality(
+    runtime: Runtime,
+    examples: Examples,
+    batches: Sequence[Sequence[int]],
+    teacher: TeacherReader | None = None,
+    keep: Path | None = None,
+    collate: Callable[[Sequence[Sequence[Example]]], Batch] = collate,
+) -> dict[str, np.ndarray]:
+    """Arrays over counted tokens: `nll`, `correct`, `example`, `document`; with a teacher `kl`,
+    `agree`. nll and kl in nats. With `keep`, the model is the teacher: its hidden states and head
+    are left in that folder, for the others.
+    """
+    parts: dict[str, list[np.ndarray]] = {}
+    kept: list[FromHidden] = []
+    done = 0
+    for numbers in batches:
+        batch = collate([[examples[i]] for i in numbers])
+        logits = runtime.read(batch)
+        if keep is not None:
+            assert isinstance(logits, FromHidden), "teachers are run by transformers"
+            kept.append(FromHidden(logits.hidden_NH.cpu(), logits.head))
+        counts = [int(examples.counts[i]) for i in numbers]
+        parts.setdefault("example", []).append(np.repeat(numbers, counts))
+        parts.setdefault("document", []).append(np.repeat(examples.documents[numbers], counts))
+        labels_N = batch.labels_BT[batch.labels_BT >= 0]
+        for name, arrays in _compare(logits, labels_N, teacher, done).items():
+            parts.setdefault(name, []).extend(arrays)
+        done += len(labels_N)
+    if keep is not None:
+        write_teacher(keep, torch.cat([part.hidden_NH for part in kept]), kept[0].head)
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _compare(
+    logits: Logits, labels_N: Tensor, teacher: TeacherReader | None, start: int
+) -> dict[str, list[np.ndarray]]:
+    """Numbers of one batch's tokens, chunk by chunk; `start` tokens were compared before."""
+    found: dict[str, list[np.ndarray]] = {}
+    for first in range(0, len(labels_N), CHUNK):
+        rows = slice(first, min(first + CHUNK, len(labels_N)))
+        logprobs_NV = logits.piece(rows).log_softmax(-1)
+        label_N = labels_N[rows].to(logprobs_NV.device)
+        best_N = logprobs_NV.argmax(-1)
+        values = {
+            "nll": -logprobs_NV.gather(-1, label_N.unsqueeze(-1)).squeeze(-1),
+            "correct": best_N == label_N,
+        }
+        if teacher is not None:
+            teacher_NV = teacher.logprobs(start + first, len(label_N)).to(logprobs_NV.device)
+            values["kl"] = (teacher_NV.exp() * (teacher_NV - logprobs_NV)).sum(-1)
+            values["agree"] = best_N == teacher_NV.argmax(-1)
+        for name, value_N in values.items():
+            found.setdefault(name, []).append(value_N.cpu().numpy())
+    return found
+
+
+# The teacher, stored ---------------------------------------------------------------------------
+
+
+def write_teacher(folder: Path, hidden_NH: Tensor, head: Head) -> None:
+    """The teacher's final hidden states and its head: its whole distribution at N tokens."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {"hidden": hidden_NH.contiguous(), "weight": head.weight_VH.cpu().contiguous()}
+    if head.bias_V is not None:
+        tensors["bias"] = head.bias_V.cpu().contiguous()
+    save_file(tensors, str(folder / "signals.safetensors"))
+    write_json(folder / "head.json", {"scale": head.scale, "softcap": head.softcap})
+
+
+class TeacherReader:
+    """The teacher's dense log-probabilities of tokens of the held-out set, from hidden states."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        tensors = load_file(str(folder / "signals.safetensors"), device=str(device))
+        meta = read_json(folder / "head.json")
+        self.hidden_NH = tensors["hidden"]
+        self.head = Head(tensors["weight"], tensors.get("bias"), **meta)
+
+    def logprobs(self, start: int, count: int) -> Tensor:
+        """(count, V) of consecutive tokens, in nats."""
+        return self.head.logits(self.hidden_NH[start : start + count]).log_softmax(-1)
+
+
+# Intervals -------------------------------------------------------------------------------------

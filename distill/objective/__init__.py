@@ -1,0 +1,1 @@
+"""Losses, terms and the objective that is learned."""

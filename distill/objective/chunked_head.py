@@ -1,0 +1,245 @@
+"""Loss terms over the vocabulary without the logits of all tokens: chunk by chunk, with gradients.
+
+Legend: N tokens counted, V vocabulary, H width.
+
+From final hidden states (N, H) and the head (V, H): for each chunk of tokens the logits are made by
+one product, turned block by block into every term's value and the gradient at the logits, which is
+written over them, and multiplied back into hidden states and head at once (as Liger's fused losses
+do): three products, and no more than chunk x V numbers at any moment, twice that where the teacher
+gives its full distribution. A block is a few tokens on a CPU, so that the passes between
+the products stay in its caches (benchmarks/step.py), and the whole chunk on a GPU. Any registered
+loss works through autograd on the block; `closed_form.py` has the common ones by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attar.models.structure import Head, matmul_float32
+from distill.objective.closed_form import covers, value_and_gradient
+from distill.objective.head_term import HeadTerm
+from teachers.signals import DenseDistribution, KnownLogits
+
+CHUNK_TOKENS = 512  # a head's gradient is read and written once a chunk: 3% of the time at 512
+CHUNK_BYTES = {"cpu": 512 << 20, "cuda": 1 << 30}  # ... unless the logits would take more than this
+ROWS = 8192  # ids of a 16-bit product that is added to the head's float32 gradient
+BLOCK_BYTES = 8 << 20  # logits that the passes between two products work on, on a CPU
+
+
+def tokens_per_chunk(vocabulary: int, device: torch.device) -> int:
+    """Tokens whose logits are held at once while training, by what was measured."""
+    most = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (4 * vocabulary)
+    wanted = CHUNK_TOKENS if device.type == "cpu" else 4 * CHUNK_TOKENS
+    return max(16, min(wanted, most))
+
+
+def head_losses(
+    hidden_NH: Tensor,
+    head: Head,
+    labels_N: Tensor,
+    terms: Sequence[HeadTerm],
+    *,
+    chunk: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """(sum of scaled terms over all tokens, differentiable; sums of each term, unscaled, detached).
+
+    The first is a scalar; the second has one entry a term. Products run in `dtype`; gradients of
+    the head are summed in float32 whatever it is.
+    """
+    grad = torch.is_grad_enabled()
+    total, sums = _HeadLosses.apply(
+        hidden_NH, head.weight_VH, head.bias_V, head, labels_N, terms, chunk, dtype, grad
+    )
+    return total, sums
+
+
+def logit_losses(
+    logits_NC: Tensor, labels_N: Tensor, terms: Sequence[HeadTerm]
+) -> tuple[Tensor, Tensor]:
+    """`head_losses` on logits that are there already: of C classes, one row a text.
+
+    Targets are `KnownLogits` (N, C). By plain autograd: classes are few.
+    """
+    values = torch.stack([term.values(logits_NC.float(), labels_N).sum() for term in terms])
+    scales = values.new_tensor([term.scale for term in terms])
+    return values @ scales, values.detach().double()
+
+
+class _HeadLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        head: Head,
+        labels_N: Tensor,
+        terms: Sequence[HeadTerm],
+        chunk: int,
+        dtype: torch.dtype,
+        grad: bool,
+    ) -> tuple[Tensor, Tensor]:
+        needs = tuple(grad and need for need in ctx.needs_input_grad[:3])
+        head = replace(head, weight_VH=weight_VH.to(dtype))
+        size = max(1, min(chunk, len(hidden_NH)))
+        made = _Gradients(hidden_NH, head, needs)
+        products = _Products(head, size, terms)
+        sums = torch.zeros(len(terms), dtype=torch.float64, device=hidden_NH.device)
+        for start in range(0, len(hidden_NH), size):
+            stop = min(start + size, len(hidden_NH))
+            hidden = hidden_NH[start:stop].to(dtype)
+            raw, part = products.student(hidden), products.terms(start, stop)
+            sums += _over_blocks(raw, labels_N[start:stop], part, head, any(needs))
+            if any(needs):
+                made.add(start, raw.to(dtype), hidden)
+        ctx.gradients = made.hidden_NH, made.weight_VH, made.bias_V
+        scales = torch.tensor([term.scale for term in terms], dtype=sums.dtype, device=sums.device)
+        sums = sums.detach()
+        ctx.mark_non_differentiable(sums)
+        return (sums @ scales).float(), sums
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor, _grad_sums: Tensor) -> Any:
+        gradients = ctx.gradients
+        del ctx.gradients  # held by nobody else, they become .grad without a copy
+        if grad_total.device.type != "cpu" or grad_total != 1:
+            gradients = [None if g is None else g.mul_(grad_total.to(g.dtype)) for g in gradients]
+        return (*gradients, None, None, None, None, None, None)
+
+
+class _Products:
+    """The logits of a chunk, student's and teachers', in memory that all chunks share."""
+
+    def __init__(self, head: Head, size: int, terms: Sequence[HeadTerm]) -> None:
+        self._head, self._terms, self._size = head, terms, size
+        self._memory: dict[int, Tensor] = {}
+
+    def _room(self, weight_VH: Tensor, owner: int, rows: int) -> Tensor | None:
+        """Where a product of so many rows goes; None on a GPU, where 16 bits give float32."""
+        if weight_VH.is_cuda:
+            return None
+        if owner not in self._memory:
+            self._memory[owner] = weight_VH.new_empty(self._size, weight_VH.shape[0])
+        return self._memory[owner][:rows]
+
+    def student(self, hidden: Tensor) -> Tensor:
+        """The raw product (n, V): float32, or on a CPU the dtype of the weight."""
+        weight_VH = self._head.weight_VH
+        room = self._room(weight_VH, id(self), len(hidden))
+        if room is None:
+            return matmul_float32(hidden, weight_VH.T)
+        return torch.mm(hidden, weight_VH.T, out=room)
+
+    def terms(self, start: int, stop: int) -> list[HeadTerm]:
+        """The terms of a chunk; a teacher known by hidden states is there by its logits."""
+        found: dict[int, KnownLogits] = {}
+        result = []
+        for term in self._terms:
+            target = term.target
+            if isinstance(target, DenseDistribution):
+                if id(target) not in found:
+                    part = target.rows(start, stop)
+                    room = self._room(target.head.weight_VH, id(target), stop - start)
+                    logits = part.head.logits(part.hidden_NH, room)
+                    found[id(target)] = KnownLogits(logits, target.temperature)
+                result.append(replace(term, target=found[id(target)]))
+            elif isinstance(target, KnownLogits):  # a copy: closed forms write over it
+                logits = target.logits_NV[start:stop].to(torch.float32, copy=True)
+                result.append(replace(term, target=KnownLogits(logits, target.temperature)))
+            else:
+                result.append(term.rows(start, stop))
+        return result
+
+
+class _Gradients:
+    """What is given back: gradients of hidden states, head and bias, summed over chunks."""
+
+    def __init__(self, hidden_NH: Tensor, head: Head, needs: tuple[bool, ...]) -> None:
+        self._head, self._needs = head, needs
+        self.hidden_NH = torch.empty_like(hidden_NH) if needs[0] else None
+        self.weight_VH: Tensor | None = None
+        self.bias_V: Tensor | None = None
+
+    def add(self, start: int, grad: Tensor, hidden: Tensor) -> None:
+        """One chunk: gradient at its raw logits (n, V), and its hidden states (n, H)."""
+        if self.hidden_NH is not None:
+            mine, weight = self.hidden_NH[start : start + len(hidden)], self._head.weight_VH
+            if mine.dtype == grad.dtype and not mine.is_cuda:
+                torch.mm(grad, weight, out=mine)
+            else:
+                mine.copy_(matmul_float32(grad, weight))
+        if self._needs[1]:
+            self._add_to_weight(grad.T, hidden)
+        if self._needs[2]:
+            ones = grad.sum(0, dtype=torch.float32)
+            self.bias_V = ones if self.bias_V is None else self.bias_V.add_(ones)
+
+    def _add_to_weight(self, grad_VN: Tensor, hidden: Tensor) -> None:
+        """In 16 bits some rows of the product at a time, so that it never lies beside the sum."""
+        if self.weight_VH is None and grad_VN.dtype == torch.float32:
+            self.weight_VH = torch.mm(grad_VN, hidden)
+        elif grad_VN.dtype == torch.float32:
+            assert self.weight_VH is not None
+            self.weight_VH.addmm_(grad_VN, hidden)
+        else:
+            first = self.weight_VH is None
+            if self.weight_VH is None:
+                size = grad_VN.shape[0], hidden.shape[1]
+                self.weight_VH = torch.empty(size, dtype=torch.float32, device=hidden.device)
+            parts = zip(grad_VN.split(ROWS), self.weight_VH.split(ROWS), strict=True)
+            for part, rows in parts:
+                product = matmul_float32(part, hidden)
+                rows.copy_(product) if first else rows.add_(product)
+
+
+def _over_blocks(
+    raw: Tensor, labels_N: Tensor, terms: list[HeadTerm], head: Head, grad: bool
+) -> Tensor:
+    """Sums of the terms over a chunk; its raw logits become the gradient of the scaled total."""
+    by_hand = covers(terms) and head.softcap is None
+    size = len(raw)
+    if raw.device.type == "cpu":
+        size = max(torch.get_num_threads(), BLOCK_BYTES // (4 * raw.shape[1]))
+    sums = torch.zeros(len(terms), dtype=torch.float64, device=raw.device)
+    for start in range(0, len(raw), size):
+        rows = raw[start : start + size]
+        logits = head.finish(rows.float())
+        labels = labels_N[start : start + size]
+        mine = [term.rows(start, start + len(rows)) for term in terms]
+        if by_hand:
+            values, gradient = value_and_gradient(logits, labels, mine, grad)
+        else:
+            values, gradient = _by_autograd(logits, labels, mine, grad)
+        sums += values
+        if gradient is not None:
+            gradient = _through_finish(gradient, logits, head)
+            if gradient.data_ptr() != rows.data_ptr():
+                rows.copy_(gradient)
+    return sums
+
+
+def _by_autograd(
+    logits: Tensor, labels: Tensor, terms: Sequence[HeadTerm], grad: bool
+) -> tuple[Tensor, Tensor | None]:
+    """(sum of each term over the block, gradient of the scaled total at the logits)."""
+    with torch.set_grad_enabled(grad):
+        logits = logits.detach().requires_grad_(grad)
+        values = torch.stack([term.values(logits, labels).sum() for term in terms])
+        scales = values.new_tensor([term.scale for term in terms])
+        if not grad:
+            return values.detach(), None
+        (gradient,) = torch.autograd.grad(values @ scales, logits)
+    return values.detach(), gradient
+
+
+def _through_finish(gradient: Tensor, logits: Tensor, head: Head) -> Tensor:
+    """The gradient before the head's scale and soft-cap."""
+    if head.softcap is not None:
+        gradient = gradient * (1 - (logits / head.softcap).square())
+    return gradient.mul_(head.scale) if head.scale != 1.0 else gradient

@@ -1,0 +1,166 @@
+"""Terms of an objective as the recipe writes them: which loss, how much, from which signal."""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, Field, create_model
+
+from attar.config import Section
+from attar.errors import RecipeError
+from distill.objective.losses import LOSSES, Loss
+from distill.objective.schedules import Ramp, scheduled
+from teachers.codecs.codec import CODECS
+from teachers.signals import Tail
+
+Source = Literal["cache", "online"]
+
+
+def _known_map(value: Any) -> Any:
+    if isinstance(value, str) and value not in ("cut", "even", "last"):
+        raise ValueError(
+            f"`{value}` is no map; write `cut`, `even`, `last` or [[student, teacher]]"
+        )
+    return value
+
+
+Pairs = Annotated[
+    list[tuple[int, int]] | Literal["cut", "even", "last"] | None, BeforeValidator(_known_map)
+]
+Relation = Literal["query", "key", "value"]
+RELATIONS: list[Relation] = ["query", "key", "value"]
+NON_NEGATIVE = Annotated[float, Field(ge=0)]
+POSITIVE = Annotated[float, Field(gt=0)]
+
+
+class Term(Section):
+    """One term: which loss, how much of it, and the loss's own parameters."""
+
+    loss: str
+    weight: scheduled(NON_NEGATIVE) = 1.0  # type: ignore[valid-type]
+
+    def loss_parameters(self) -> dict[str, Any]:
+        """The loss's own parameters."""
+        return {name: getattr(self, name) for name in LOSSES[self.loss].parameters()}
+
+    def at(self, step: int, total: int) -> Term:
+        """The term in one step of so many, from 0, schedules as numbers; at `total`, its end."""
+        ramps = {name: value.at(step, total) for name, value in self if isinstance(value, Ramp)}
+        return self.model_copy(update=ramps) if ramps else self
+
+
+def _own_keys(found: Loss) -> dict[str, tuple[Any, Any]]:
+    """The loss's parameters as fields; a number may follow a schedule."""
+    fields = {}
+    for name, (annotation, default) in found.parameters().items():
+        number = (get_args(annotation) or [annotation])[0] is float
+        fields[name] = (scheduled(annotation) if number else annotation, default)
+    return fields
+
+
+def _term_model(found: Loss) -> type[Term]:
+    """The recipe's model of one loss's term, from the function's signature."""
+    fields: dict[str, Any] = {"loss": (Literal[found.name], found.name), **_own_keys(found)}
+    if found.reads != "labels":
+        about = "`cache`, or `online`: the teacher runs in the step; the section's when absent"
+        fields["source"] = (Source | None, Field(None, description=about))
+    if found.reads == "distribution":
+        about = "T; the value is times T^2"
+        fields["temperature"] = (scheduled(POSITIVE), Field(1.0, description=about))
+        about = "what is done with the mass outside stored entries; as the codec says when absent"
+        fields["tail"] = (Tail | None, Field(None, description=about))
+    if found.reads in ("hidden", "relation"):
+        what = "block" if found.reads == "relation" else "layer"
+        about = (
+            f"[student {what}, teacher {what}] pairs; or every cached {what}, mapped as the "
+            "student was `cut`, `even`, or `last` (counted from the end); cut, else even, if absent"
+        )
+        fields["layers"] = (Pairs, Field(None, description=about))
+    if found.reads == "relation":
+        about = "relation heads; as many as fit both models' key-value heads when absent"
+        fields["heads"] = (int | None, Field(None, ge=1, description=about))
+        about = "which relations count, each the same"
+        fields["relations"] = (list[Relation], Field(RELATIONS, min_length=1, description=about))
+    made: type[Term] = create_model(f"{found.name}_term", __base__=Term, **fields)
+    return made
+
+
+TERM_MODELS = {name: _term_model(found) for name, found in LOSSES.items()}
+if TYPE_CHECKING:
+    AnyTerm = Any  # one of TERM_MODELS
+else:
+    AnyTerm = Annotated[reduce(or_, TERM_MODELS.values()), Field(discriminator="loss")]
+
+
+def source_of(term: Any, default: Source) -> Source | None:
+    """Where a term's signals come from, in a section with this default; None: it reads none."""
+    if LOSSES[term.loss].reads == "labels":
+        return None
+    found: Source = term.source or default
+    return found
+
+
+def terms_reading(terms: list[Any], source: Source, default: Source) -> list[Any]:
+    """The terms whose teacher's signal comes from a source; `default` is the section's own."""
+    return [term for term in terms if source_of(term, default) == source]
+
+
+def reads_from(section: Any, source: Source) -> bool:
+    """Whether a section's objective learns from the cache, or from the teacher in the step."""
+    return bool(terms_reading(section.objective, source, section.source))
+
+
+def check_served(term: Any, codec: Any) -> None:
+    """Raise `RecipeError`, with the reason and what can be done, where a codec's targets cannot be
+    right for a term over distributions.
+    """
+    found = LOSSES[term.loss]
+    if not isinstance(term.temperature, Ramp):
+        codec.check_temperature(term.temperature)
+    elif len(set(term.temperature.ends)) == 1:
+        codec.check_temperature(term.temperature.to)
+    elif codec.tail != "none":
+        raise RecipeError(
+            f"a scheduled temperature passes values that the codec `{codec.name}` does not hold; "
+            f"use {_codecs('none')} in `cache.codec`, or `source: online`"
+        )
+    if found.full and codec.tail != "none":
+        raise RecipeError(
+            f"{term.loss} compares every id, which the entries of the codec `{codec.name}` do not "
+            f"hold; use {_codecs('none')} in `cache.codec`, or `source: online`"
+        )
+    if codec.tail == "sampled" and not found.linear:
+        raise RecipeError(
+            f"{term.loss} is not linear in the teacher's probabilities, so the samples of the "
+            f"codec `{codec.name}` would bias it; use {_codecs('bucket', 'none')} in `cache.codec`"
+        )
+    if term.tail is not None and codec.tail != "bucket":
+        raise RecipeError(
+            f"`tail: {term.tail}` needs stored entries with a tail; the codec `{codec.name}` has "
+            f"none. Leave `tail` out, or use {_codecs('bucket')} in `cache.codec`"
+        )
+    if (term.tail == "drop" and not found.linear) or (
+        term.tail == "renormalize" and found.needs_mass
+    ):
+        reason = (
+            "infinite, since the student has mass outside the entries and the teacher none"
+            if term.tail == "renormalize"
+            else "no divergence: its entries do not sum to one"
+        )
+        raise RecipeError(
+            f"{term.loss} with `tail: {term.tail}` is {reason}; leave `tail` out with "
+            f"{_codecs('bucket')}, or use {_codecs('none')}"
+        )
+
+
+def check_online(term: Any) -> None:
+    """Raise `RecipeError` for a key that has no effect when the teacher runs in the step."""
+    if getattr(term, "tail", None) is not None:
+        raise RecipeError("`tail` is about stored entries, and `source: online` has none")
+
+
+def _codecs(*tails: str) -> str:
+    names = [f"`{name}`" for name, kind in CODECS.items() if kind.tail in tails]
+    return " or ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)

@@ -1,0 +1,93 @@
+"""Recipes read from YAML and overridden by `--set`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from attar.errors import RecipeError
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which `1e-4` is a number (YAML 1.2) and no key stands twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"`{twice}` is written twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Safe YAML; a `RecipeError` gives the line of what does not parse."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def read_values(path: str) -> dict[str, Any]:
+    """The plain values of a recipe's file. Raises `RecipeError` where it is not a YAML map."""
+    file = Path(path)
+    if not file.is_file():
+        raise RecipeError(f"There is no recipe {path}; `distill init {path}` writes a starter.")
+    try:
+        text = file.read_text(encoding="utf8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not UTF-8 text ({error}); save it as UTF-8.") from None
+    values = parse_yaml(text, path)
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} is not a recipe: it must map `data`, `teacher`, `student` ...")
+    return values
+
+
+def overridden(values: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
+    """The values with every `a.b=c` applied, in place."""
+    for override in overrides:
+        _set(values, override)
+    return values
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    """Apply one `a.b=c`; list items by number, as in `train.objective.0.weight=0.5`."""
+    path, sign, text = override.partition("=")
+    if not sign or not path:
+        raise RecipeError(f"`--set {override}` must be KEY=VALUE, e.g. `--set train.lr=1e-4`.")
+    *parents, last = path.split(".")
+    here: Any = values
+    for key in parents:
+        if isinstance(here, list):
+            here = _item(here, key, path)
+            continue
+        if not isinstance(here, dict):
+            raise RecipeError(f"`--set {path}`: `{key}` stands below a single value.")
+        if not isinstance(here.get(key), (dict, list)):
+            here[key] = {}
+        here = here[key]
+    value = parse_yaml(text, f"--set {path}")
+    if isinstance(here, list):
+        _item(here, last, path)
+        here[int(last)] = value
+    elif isinstance(here, dict):
+        here[last] = value
+    else:
+        raise RecipeError(f"`--set {path}`: `{last}` stands below a single value.")
+
+
+def _item(values: list[Any], key: str, path: str) -> Any:
+    if not key.isdigit() or int(key) >= len(values):
+        raise RecipeError(f"`--set {path}`: `{key}` is not one of the {len(values)} items.")
+    return values[int(key)]

@@ -1,0 +1,43 @@
+"""Where recipes come in: read, given the defaults of their task, checked as a whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from attar.errors import RecipeError, nearest
+from distill.recipe.explain import as_sentence, explain
+from distill.recipe.parse import overridden, read_values
+from distill.recipe.schema import Recipe
+from distill.tasks.registry import TASKS, task_of, with_defaults
+
+
+def load_recipe(path: str, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read, override and check a recipe. Every mistake is a `RecipeError` naming key and mend."""
+    return check_recipe(overridden(read_values(path), overrides))
+
+
+def check_recipe(values: dict[str, Any]) -> Recipe:
+    """The recipe from plain values, its task's defaults below what each section says."""
+    try:
+        recipe = Recipe.model_validate(with_defaults(values))
+    except ValidationError as error:
+        raise RecipeError(explain(error, values)) from None
+    if recipe.task not in TASKS:
+        raise RecipeError(
+            f"`task`: there is no `{recipe.task}`; known are {', '.join(TASKS)}."
+            + nearest(recipe.task, list(TASKS))
+        )
+    try:
+        task_of(recipe).check_recipe(recipe)
+    except ValueError as error:
+        raise RecipeError(as_sentence(error)) from None
+    return recipe
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The recipe's JSON schema, for editors; it lists the tasks."""
+    schema = Recipe.model_json_schema(by_alias=True)
+    schema["properties"]["task"]["enum"] = list(TASKS)
+    return schema

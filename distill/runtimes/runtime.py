@@ -1,0 +1,161 @@
+"""Runtimes: what runs an artifact. `distill evaluate` measures every model through this interface.
+
+Legend: B rows, T tokens, N tokens counted, V vocabulary.
+
+A runtime is one class under `@RUNTIMES.add`, loaded from a path on disk as a user would load it.
+`open_runtime` finds the one that a path needs: an artifact says so in its manifest, anything else
+is known by its files. Measured models are compared on the teacher's ids 0..V-1; a runtime gives
+logits of exactly those.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from attar.errors import ModelError
+from attar.files import read_json
+from attar.models.loading import Quantization
+from attar.models.pooling import Pooling
+from attar.registry import Registry
+from distill.data.batching import Batch
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to load: where it is, and how where its files do not say."""
+
+    path: str
+    adapter: str | None = None  # a folder with an adapter to put on the model
+    vocabulary: int | None = None  # V; the tokenizer's ids when absent
+    dtype: str = "auto"
+    quantization: Quantization = "none"
+    trust_remote_code: bool = False
+
+
+class Logits(Protocol):
+    """Logits of N positions, given piece by piece so that not all of them need exist at once."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def piece(self, rows: slice) -> Tensor:
+        """Float32 logits (n, V) of some of the positions."""
+
+
+class Held:
+    """Logits that are all there, (N, V)."""
+
+    def __init__(self, logits_NV: Tensor) -> None:
+        self.logits_NV = logits_NV
+
+    def __len__(self) -> int:
+        return len(self.logits_NV)
+
+    def piece(self, rows: slice) -> Tensor:
+        """Float32 logits (n, V) of some of the positions."""
+        return self.logits_NV[rows].float()
+
+
+class Runtime(Protocol):
+    """A loaded model, whatever runs it."""
+
+    vocabulary: int  # V
+    context: int | None  # most positions it can see; None where it does not say
+    parameters: int | None
+    can_generate: bool
+    end_ids: tuple[int, ...]  # ids after which a text or an answer is over
+    device: torch.device
+
+    def read(self, batch: Batch) -> Logits:
+        """Logits of the batch's counted positions, row by row (one example a row, padded right)."""
+
+    def logits(self, ids: list[int]) -> Tensor:
+        """Float32 logits (T, V) at every position of one text, on the CPU."""
+
+    def prefill(self, ids: list[int]) -> None:
+        """One forward over a prompt, logits of the last position only: what is timed."""
+
+    def generate(self, ids: list[int], new: int, stop_ids: tuple[int, ...] = ()) -> list[int]:
+        """Up to `new` ids after a prompt, greedily, with a cache of keys and values.
+
+        Ends after one of `stop_ids` (which is included), else only at `new`.
+        """
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text by the runtime's own tokenizer, with what it adds at the start."""
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        """Ids of a conversation that waits for the assistant's answer, by its own template."""
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids, special tokens included."""
+
+
+class ClassRuntime(Protocol):
+    """A loaded classifier of texts, whatever runs it."""
+
+    parameters: int | None
+    device: torch.device
+
+    def classes(self, batch: Batch) -> Tensor:
+        """Float32 logits (B, C) of labelled texts, on the CPU."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text by the runtime's own tokenizer, with what it adds."""
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        """Ids of a conversation, where the tokenizer has a template."""
+
+
+class VectorRuntime(Protocol):
+    """A loaded sentence encoder, whatever runs it."""
+
+    parameters: int | None
+    device: torch.device
+
+    def vectors(self, batch: Batch, pooling: Pooling) -> Tensor:
+        """Float32 vectors (B, H) of texts, on the CPU."""
+
+
+RUNTIMES: Registry[Any] = Registry("runtime")  # of classes: Runtime, made from a Source
+EXTRAS = {"llama.cpp": ("xllamacpp", "gguf"), "onnxruntime": ("onnxruntime", "onnx")}
+
+
+def runtime_of(path: str) -> str:
+    """Name of the runtime that a model's files need; `transformers` where nothing says else."""
+    here = Path(path).expanduser()
+    if here.suffix == ".gguf":
+        return "llama.cpp"
+    manifest = here / "manifest.json"
+    if manifest.is_file():
+        return str(read_json(manifest).get("runtime", "transformers"))
+    if here.is_dir() and not list(here.glob("*.safetensors")):
+        if list(here.glob("*.gguf")):
+            return "llama.cpp"
+        if list(here.glob("*.onnx")):
+            return "onnxruntime"
+    return "transformers"
+
+
+def check_runtime(name: str) -> None:
+    """Raise `ModelError` where a runtime's package is missing, naming the extra that brings it."""
+    module, extra = EXTRAS.get(name, (None, None))
+    if module is not None and importlib.util.find_spec(module) is None:
+        raise ModelError(
+            f'{name} is needed to run this model and is not installed: pip install "attar[{extra}]"'
+            " (or evaluate on a machine that has it)."
+        )
+
+
+def open_runtime(source: Source) -> Runtime:
+    """Load a model by its own runtime."""
+    name = runtime_of(source.path)
+    check_runtime(name)
+    found: Runtime = RUNTIMES[name](source)
+    return found

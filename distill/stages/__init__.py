@@ -1,0 +1,1 @@
+"""The spine: one file a stage."""

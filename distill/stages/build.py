@@ -1,0 +1,87 @@
+"""The student that is cut out of a model: its shape, its parts, a refit, and the record of it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from attar.models.structure import num_layers
+from distill.console import aligned
+from distill.data.calibration import calibration_rows
+from distill.run.context import Run
+from distill.stages.shape_search import search_shape
+from students.config import LayersConfig, StudentConfig
+from students.pruning.depth import keep_evenly
+from students.pruning.record import Record, composed, composed_rotation, read_pruning
+from students.save import cut_student, save_cut
+
+log = logging.getLogger(__name__)
+
+
+def cut(run: Run) -> dict[str, Any]:
+    """Cut the student out of the teacher, or of the model that `student.from` names, as the recipe
+    says, and save it; gives what was kept.
+
+    Raises `RecipeError` where the recipe asks for what this model cannot give.
+    """
+    config, whole = run.recipe.student, load_whole(run)
+    found: dict[str, Any] = {"teacher": run.teacher.model, "model": run.cut_model}
+    if config.target is not None:
+        shape = search_shape(run, whole, config.target)
+        for line in aligned(shape.table()):
+            log.info("build: %s", line)
+        config, found = shape.config, {**found, **shape.record()}
+    student, surgery, rotation = _cut(run, whole, config)
+    surgery = {**surgery, **found}
+    del whole
+    if run.recipe.student.from_ != "teacher":
+        surgery, rotation = _through(run, surgery, rotation)
+    save_cut(student, surgery, rotation, run.tokenizer, run.student_folder, run.trusts_code)
+    return {key: surgery[key] for key in ("kept", "by", "refit")}
+
+
+def load_whole(run: Run) -> nn.Module:
+    """What is cut, in float32: the teacher, or the model that `student.from` names."""
+    config = run.recipe.student
+    if config.from_ == "teacher":
+        return run.task.teacher(run)
+    return run.task.load(run, str(config.from_), config.trust_remote_code)
+
+
+def _cut(run: Run, whole: nn.Module, config: StudentConfig) -> Any:
+    blocks = list(range(num_layers(whole)))
+    if config.layers is not None:
+        blocks = _blocks(run, whole, config.layers)
+    calibration_BT = None
+    if config.reads_text:
+        calibration_BT = calibration_rows(run.data()[0], config.calibration_tokens)
+        log.info("build: %d x %d calibration tokens", *calibration_BT.shape)
+
+    def on_refit(done: int, of: int) -> None:
+        log.info("build: maps of block %d of %d refitted", done, of)
+
+    return cut_student(whole, blocks, config, calibration_BT, on_refit)
+
+
+def _blocks(run: Run, whole: nn.Module, layers: LayersConfig) -> list[int]:
+    """Numbers of the blocks that a recipe keeps."""
+    depth, keep, tokens = num_layers(whole), layers.keep, layers.calibration_tokens
+    if isinstance(keep, list):
+        return keep
+    if layers.by == "even":
+        return keep_evenly(depth, keep)
+    if layers.by == "influence":
+        return run.task.keep_by_influence(run, whole, keep, tokens)
+    gone = run.task.removal_order(run, whole, depth - keep, tokens)
+    return [block for block in range(depth) if block not in gone]
+
+
+def _through(run: Run, surgery: Record, rotation: Tensor | None) -> tuple[Record, Tensor | None]:
+    """The record in terms of the teacher, where the model that was cut came out of it itself."""
+    first = read_pruning(run.cut_model, run.teacher.model)
+    if first is None:
+        return {**surgery, "teacher": None}, rotation
+    return composed(first, surgery), composed_rotation(Path(run.cut_model), rotation, surgery)

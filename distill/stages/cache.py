@@ -1,0 +1,141 @@
+"""The cache of a run: what it must be, how it is made, and how it is opened.
+
+A cache serves a run when teacher, tokenizer, window length, codec and layers agree and it holds
+every example: it may hold more, so that one cache serves many recipes through `cache.dir`.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attar.distributed import is_alone, process_state
+from attar.errors import CacheError
+from attar.files import fingerprint, read_json, write_json
+from attar.models.tokenizers import tokenizer_identity
+from distill.console import progress
+from distill.data.examples import Examples
+from distill.run.context import Run
+from teachers.cache.config import manifest_of
+from teachers.cache.reader import SignalCache
+from teachers.cache.store import SignalStore
+from teachers.load import teacher_identity
+from teachers.runners.build_cache import build_cache
+
+log = logging.getLogger(__name__)
+
+
+def cache_manifest(run: Run) -> dict[str, Any]:
+    """What the cache must say of itself to serve this recipe."""
+    counts = _wanted(run)
+    data = {
+        "fingerprint": fingerprint(sorted(counts)),
+        "examples": len(counts),
+        "tokens": sum(counts.values()),
+        "max_length": run.recipe.data.max_length,
+    }
+    tokenizer = tokenizer_identity(run.tokenizer)
+    teacher = {**teacher_identity(run.teacher), **run.task.identity(run)}
+    return manifest_of(run.recipe.cache, teacher, tokenizer, data)
+
+
+def _wanted(run: Run) -> dict[str, int]:
+    """Tokens kept of every example whose signals some objective reads, by key."""
+    return {
+        key: int(count)
+        for examples in run.cached_examples()
+        for key, count in zip(examples.keys, run.task.kept(run, examples), strict=True)
+    }
+
+
+def open_cache(run: Run, device: torch.device | None = None) -> SignalCache:
+    """The cache, ready to be read; a `CacheError` names what does not fit this recipe."""
+    store = SignalStore(run.cache_url)
+    _check_serves(store, cache_manifest(run))
+    cache = SignalCache(run.cache_url, unfinished=run.recipe.cache.unfinished, device=device)
+    lacking = [key for key in _wanted(run) if key not in cache]
+    if lacking and not run.recipe.cache.unfinished:
+        raise CacheError(
+            f"The cache {run.cache_url} lacks {len(lacking)} of this recipe's examples; choose "
+            "another folder with `cache.dir`, or delete that cache."
+        )
+    return cache
+
+
+def _check_serves(store: SignalStore, wanted: dict[str, Any]) -> None:
+    """`check_fits` for a reader, whom shards' sizes and further examples do not concern."""
+    found = store.manifest()
+    if found is not None:
+        length = wanted["data"]["max_length"]
+        wanted = {**wanted, "shard_tokens": found.get("shard_tokens")}
+        wanted["data"] = {**found.get("data", {}), "max_length": length}
+        members = found.get("teacher", {}).get("ensemble", [])
+        names = list(wanted["teacher"])
+        if wanted["teacher"] in [{name: one.get(name) for name in names} for one in members]:
+            log.info("The cache %s is of %d teachers together", store.url, len(members))
+            wanted["teacher"] = found["teacher"]
+    store.check_fits(wanted)
+
+
+def cached_subset(cache: SignalCache, folder: Path, *sets: Examples) -> tuple[Examples, ...]:
+    """The examples of each set that an unfinished cache holds.
+
+    A run that was stopped goes on with those it started with, whatever was added since.
+    """
+    file = folder / "examples.json"
+    if not file.exists():
+        write_json(file, sorted(key for examples in sets for key in examples.keys if key in cache))
+    keys = set(read_json(file))
+    found = tuple(examples.among(keys) for examples in sets)
+    for part, whole in zip(found, sets, strict=True):
+        log.info("%d of %d examples are in the unfinished cache", len(part), len(whole))
+        if not len(part):
+            raise CacheError(
+                f"The unfinished cache {cache.store.url} holds no example of one of the sets yet; "
+                "wait for more of it, or leave `cache.unfinished` out."
+            )
+    return found
+
+
+def make_cache(run: Run) -> dict[str, float]:
+    """Make what is missing of the cache; its totals. A cache that serves as it is, stays so."""
+    manifest, store = cache_manifest(run), SignalStore(run.cache_url)
+    found = store.manifest()
+    if run.recipe.cache.unfinished:
+        _check_serves(store, manifest)
+        log.info("cache: %s is used as it is (`cache.unfinished`)", run.cache_url)
+        return store.totals()
+    if found is not None and found.get("data") != manifest["data"]:
+        open_cache(run)
+        log.info("cache: %s holds this recipe's examples, and others", run.cache_url)
+        return store.totals()
+    requests = [
+        run.task.request(run, example) for examples in run.cached_examples() for example in examples
+    ]
+    requests = list({request.key: request for request in requests}.values())
+    state = None if is_alone() else process_state()
+    rank, world = (state.process_index, state.num_processes) if state else (0, 1)
+
+    def barrier() -> None:
+        if state is not None:
+            state.wait_for_everyone()
+
+    total = sum(len(request.input_ids) for request in requests)
+    with progress("cache", total) as meter, store.writing() if rank == 0 else nullcontext():
+        if rank == 0:
+            store.begin(manifest)
+        barrier()  # the others find the cache begun, and to fit
+        build_cache(
+            store, manifest, requests, lambda: run.task.runner(run),
+            rank=rank, world=world, on_tokens=meter.advance, on_skip=meter.skip, barrier=barrier,
+        )  # fmt: skip
+        barrier()
+    numbers = store.totals()
+    if numbers["padding_mass"] > 0:
+        mass = numbers["padding_mass"]
+        log.info("cache: %.2g of the teacher's probability is on ids without a token, cut", mass)
+    return numbers

@@ -1,0 +1,134 @@
+"""report.json: what every model measured, what it cost, and whether distilling helped.
+
+docs/report.md documents the schema. What the numbers of a task mean, the task's account says
+(`distill/report/task_report.py`).
+"""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from attar import __version__
+from attar.files import read_json, write_json, write_text
+from distill.report.tables import matrix, table
+from distill.report.task_report import Measurements
+from distill.stages.evaluate import reference_of
+from distill.stages.fingerprints import ORDER
+from students.artifacts.artifact import ARTIFACTS
+
+if TYPE_CHECKING:
+    from distill.run.context import Run
+
+SCHEMA = 2
+
+
+def write_report(run: Run) -> dict[str, Any]:
+    """Assemble and write report.json and report.html in the run folder."""
+    found = assemble(run)
+    write_json(run.folder / "report.json", found)
+    curves = {arm: _history(run, arm) for arm in found["arms"] if arm != "init"}
+    of = run.task.report
+    measured = measurements(run, found["cost"])
+    page = of.page(found, (table(found, of), matrix(found, of)), curves, measured)
+    write_text(run.folder / "report.html", page)
+    return found
+
+
+def assemble(run: Run) -> dict[str, Any]:
+    """The content of report.json."""
+    costs = cost(run)
+    found = measurements(run, costs)
+    measured = found.models
+    arms = {name: measured[name] for name in ["init", *run.recipe.train.arms, "distill"]}
+    if run.recipe.specialize is not None:
+        arms["specialized"] = measured["specialized"]
+    artifacts = judged_artifacts(run, measured)
+    of = run.task.report
+    return {
+        "schema": SCHEMA,
+        "teacher": {"model": run.recipe.teacher.model, **measured["teacher"]},
+        "arms": arms,
+        "artifacts": artifacts,
+        "advice": of.advise(artifacts),
+        "specialize": _specialised(run),
+        "verdict": of.verdict(found),
+        "cost": costs,
+        "recipe": run.recipe.model_dump(mode="json", by_alias=True),
+        "environment": {
+            "attar": __version__,
+            "python": platform.python_version(),
+            "machine": platform.processor() or platform.machine(),
+            **{name: version(name) for name in ("torch", "transformers", "accelerate", "peft")},
+        },
+    }
+
+
+def measurements(run: Run, costs: dict[str, Any]) -> Measurements:
+    """What the evaluate stage left, as the task's report reads it."""
+    folder, special = run.folder / "evaluation", run.recipe.specialize
+    on_own_data = special is not None and special.data is None
+    merged = on_own_data and run.merged_student is not None
+    return Measurements(
+        models={path.stem: read_json(path) for path in sorted(folder.glob("*.json"))},
+        folder=folder,
+        resamples=run.recipe.evaluate.bootstrap,
+        controls=run.recipe.train.arms,
+        costs=costs,
+        tolerance=run.recipe.export.tolerance,
+        quantized_base=special.base if merged and special.base != "none" else None,
+    )
+
+
+def judged_artifacts(run: Run, measured: dict[str, Any]) -> dict[str, Any]:
+    """Numbers of the artifacts, each with `fit` (to ship?) and `pareto` (on a front?)."""
+    found = {name: dict(measured[name]) for name in run.artifacts}
+    of, tolerance = run.task.report, run.recipe.export.tolerance
+    for name, numbers in found.items():
+        reference = reference_of(run, name)
+        numbers["runtime"] = ARTIFACTS[name].runtime
+        numbers["fit"] = of.judge(numbers, measured[reference], reference, tolerance)
+    of.mark_fronts(found)
+    return found
+
+
+def _specialised(run: Run) -> dict[str, Any] | None:
+    """What specialising learned with, and each way of merging before and after it."""
+    if run.recipe.specialize is None:
+        return None
+    found = read_json(run.specialized_folder / "result.json")
+    return {key: value for key, value in found.items() if key != "history"}
+
+
+def cost(run: Run) -> dict[str, Any]:
+    """Seconds, tokens, bytes and peak memory of each stage, and bytes a token of the cache."""
+    recipe = run.recipe
+    left_out = {"adapt-teacher": recipe.teacher.adapt, "specialize": recipe.specialize}
+    records = {name: run.record(name) for name in ORDER if left_out.get(name, True) is not None}
+    stages = {
+        name: {
+            "seconds": record.seconds,
+            "tokens": record.tokens,
+            "bytes": record.bytes,
+            "peak_memory_bytes": record.peak_memory_bytes,
+        }
+        for name, record in records.items()
+        if record is not None
+    }
+    cache, train = records["cache"], records["train"]
+    return {
+        "stages": stages,
+        "seconds": sum(stage["seconds"] for stage in stages.values()),
+        "cache_bytes_per_token": cache.notes.get("bytes_per_token", 0.0) if cache else 0.0,
+        "arms": train.notes if train else {},
+    }
+
+
+# Curves ---------------------------------------------------------------------------------------
+
+
+def _history(run: Run, arm: str) -> list[dict[str, float]]:
+    folder = run.specialized_folder if arm == "specialized" else run.arm_folder(arm)
+    history: list[dict[str, float]] = read_json(folder / "result.json")["history"]
+    return history

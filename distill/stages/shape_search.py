@@ -1,0 +1,215 @@
+"""`student.target`: the search for the shape of a student that is cut out of its teacher."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from attar.errors import RecipeError
+from distill.data.calibration import calibration_rows
+from distill.run.context import Run
+from students.config import StudentConfig
+from students.pruning.architectures import Sizes
+from students.pruning.cost_model import Costs, Latencies
+from students.pruning.divergence import PruningObjective
+from students.pruning.importance import measure
+from students.pruning.least_squares import refit
+from students.pruning.prune import Kept, cut
+from students.pruning.shape_search import Candidate, Measures, search
+from students.pruning.target import TargetConfig
+from students.pruning.width import choose_parts
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ShapeCandidate:
+    """A shape that was measured: its cost, what was expected, its divergence, and that after mending.
+
+    `healed` is None of a shape that did not come so far.
+    """
+
+    sizes: Sizes
+    parameters: int
+    cost: float
+    expected: float
+    divergence: float
+    healed: float | None
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Less is better; what was healed goes before what was not."""
+        return self.healed is None, self.divergence if self.healed is None else self.healed
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a search found: the recipe's section with the chosen shape, and all that were measured.
+
+    The chosen one is the first of `measured`.
+    """
+
+    target: TargetConfig
+    config: StudentConfig
+    whole: Sizes
+    measured: list[ShapeCandidate]
+    limit: float
+    divergence: str  # what it is called
+    seconds: float | None  # a step of the teacher, where latency was the target
+
+    def record(self) -> dict[str, Any]:
+        """What surgery.json says of the search."""
+        return {
+            "by": "search",
+            "target": self.target.model_dump(),
+            "limit": self.limit,
+            "divergence": self.divergence,
+            "latency_of_teacher": self.seconds,
+            "candidates": [asdict(one) for one in self.measured],
+        }
+
+    def table(self) -> list[list[str]]:
+        """The measured shapes, the chosen one first; header first."""
+        kind = {"latency": ["of the latency"], "bytes": ["bytes"], "parameters": []}[
+            self.target.kind
+        ]
+        sizes = ["blocks", "heads", "neurons", "channels", "parameters"]
+        lines = [
+            [
+                "",
+                *sizes,
+                *kind,
+                f"{self.divergence} expected",
+                self.divergence,
+                f"{self.divergence} healed",
+            ]
+        ]
+        for number, one in enumerate(self.measured):
+            shape = (one.sizes.blocks, one.sizes.heads, one.sizes.neurons, one.sizes.channels)
+            cost = f"{one.cost:.0%}" if self.target.kind == "latency" else f"{one.cost:,.0f}"
+            lines.append(
+                [
+                    "chosen" if number == 0 else "",
+                    *(f"{n:,}" for n in (*shape, one.parameters)),
+                    *([cost] if kind else []),
+                    f"{one.expected:.4f}",
+                    f"{one.divergence:.4f}",
+                    f"{one.healed:.4f}" if one.healed is not None else "",
+                ]
+            )
+        return lines
+
+
+class ShapeTrials:
+    """Cuts shapes out of a teacher and measures them."""
+
+    def __init__(self, run: Run, teacher: nn.Module, target: TargetConfig) -> None:
+        self.run, self.teacher, self.config = run, teacher, run.recipe.student
+        self.target, self.costs = target, Costs(teacher)
+        self.space = target.space(teacher.config)
+        self.latencies = Latencies(teacher, self.costs) if target.kind == "latency" else None
+        self.limit = target.limit(self.costs, self.latencies)
+        if self.latencies is None:
+            target.check_possible(self.space, self.costs, self.limit)
+        exact = self.cost if self.latencies is None else self.latencies.measure
+        self.space = self.space.within(exact, self.limit)
+        heals = target.heal_steps > 0
+        self.pruning_objective: PruningObjective = run.task.pruning_objective(
+            run, teacher, target.tokens, heals
+        )
+        self.calibration_BT = calibration_rows(run.data()[0], self.config.calibration_tokens)
+        self.scores = measure(teacher, self.calibration_BT)
+        gone = self.space.whole.blocks - self.space.fewest
+        judged = target.calibration_tokens
+        self.order = run.task.removal_order(run, teacher, gone, judged) if gone else []
+
+    def cost(self, sizes: Sizes) -> float:
+        """Of a shape, at once."""
+        if self.latencies is not None:
+            return self.latencies.predict(sizes)
+        return self.target.cost(self.costs, sizes)
+
+    def kept(self, sizes: Sizes) -> Kept:
+        """What stays in a student of some sizes."""
+        gone = set(self.order[: self.space.whole.blocks - sizes.blocks])
+        blocks = [block for block in range(self.space.whole.blocks) if block not in gone]
+        config = self.config.with_shape(sizes, blocks, self.space.whole)
+        return choose_parts(self.teacher, blocks, config, None, self.scores)[0]
+
+    def divergence(self, sizes: Sizes) -> float:
+        """Of a shape right after the cut."""
+        return self.pruning_objective.divergence(cut(self.teacher, self.kept(sizes)))
+
+    def healed(self, sizes: Sizes) -> float:
+        """The same after what the recipe does about it: a refit, a few steps of distilling."""
+        kept = self.kept(sizes)
+        student = cut(self.teacher, kept)
+        if self.config.refit:
+            refit(student, self.teacher, kept, self.calibration_BT)
+        if self.target.heal_steps:
+            student = self.pruning_objective.healed(student, self.target.heal_steps)
+        return self.pruning_objective.divergence(student)
+
+
+def search_shape(run: Run, teacher: nn.Module, target: TargetConfig) -> Shape:
+    """The best shape that was found under the recipe's target, for a teacher in float32.
+
+    Raises `RecipeError` where no shape is under it.
+    """
+    trials = ShapeTrials(run, teacher, target)
+
+    def on_candidate(found: Candidate) -> None:
+        numbers = (trials.pruning_objective.name, found.divergence, found.expected)
+        log.info("build: %s: %s %.4f, expected %.4f", words(found.sizes), *numbers)
+
+    latencies = trials.latencies
+    measures = Measures(trials.cost, trials.divergence, latencies.measure if latencies else None)
+    found = search(trials.space, measures, trials.limit, target.candidates, on_candidate)
+    if not found:
+        assert latencies is not None  # what parameters and bytes ask for was checked
+        timed = latencies.known.values()
+        raise RecipeError(
+            f"{target.words} cannot be met: the quickest of {len(timed) - 1} shapes that were "
+            f"timed takes {min(timed):.0%} of the teacher's time here; ask for more than that."
+        )
+    measured = _healed(trials, found)
+    sizes = measured[0].sizes
+    config = trials.config.with_shape(sizes, trials.kept(sizes).blocks, trials.space.whole)
+    seconds = latencies.seconds if latencies is not None else None
+    return Shape(
+        target,
+        config,
+        trials.space.whole,
+        measured,
+        trials.limit,
+        trials.pruning_objective.name,
+        seconds,
+    )
+
+
+def _healed(trials: ShapeTrials, found: list[Candidate]) -> list[ShapeCandidate]:
+    """The best few, and those cut along one axis, as they will be; the least harmed first."""
+    mends = trials.config.refit or trials.target.heal_steps > 0
+    measured = []
+    for number, one in enumerate(found):
+        parameters, healed = round(trials.costs.parameters(one.sizes)), None
+        plain = len(trials.space.cut_along(one.sizes)) == 1
+        if mends and (plain or number < trials.target.finalists):
+            healed = trials.healed(one.sizes)
+            numbers = (trials.pruning_objective.name, healed)
+            log.info("build: %s: %s %.4f once healed", words(one.sizes), *numbers)
+        measured.append(
+            ShapeCandidate(one.sizes, parameters, one.cost, one.expected, one.divergence, healed)
+        )
+    return sorted(measured, key=lambda one: one.rank)
+
+
+def words(sizes: Sizes) -> str:
+    """A shape in a few words."""
+    return (
+        f"{sizes.blocks} blocks, {sizes.heads} heads, {sizes.neurons} neurons, "
+        f"{sizes.channels} channels"
+    )

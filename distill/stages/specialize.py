@@ -1,0 +1,158 @@
+"""What a specialised student leaves: its adapter, the better merge, and what each way lost.
+
+An adapter is measured on the base that it was trained on, and after every way of merging it into
+full precision; each is loaded from disk as its user would load it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from attar.distributed import free_memory
+from attar.files import write_json
+from attar.models.loading import Quantization, resolve_precision
+from distill.data.batching import collate, plan_in_order
+from distill.data.examples import Examples, first_examples
+from distill.objective.chunked_head import tokens_per_chunk
+from distill.objective.objective import Learner
+from distill.objective.terms import TERM_MODELS
+from distill.run.context import Run
+from distill.training.layerwise_lr import how_much_learns
+from students.save import save_student
+from students.tuning.adapters import (
+    Into,
+    adapter_bytes,
+    load_adapter,
+    load_base,
+    merge_adapter,
+    save_adapter,
+)
+
+log = logging.getLogger(__name__)
+
+
+def what_learns(student: nn.Module, config: Any) -> list[str]:
+    """What a method trains, for the log: how much of the student, where, and what it will take."""
+    learning = {n: p.numel() for n, p in student.named_parameters() if p.requires_grad}
+    kept = f"; adapter of {adapter_bytes(student) / 1e3:,.1f} kB"
+    base = "" if config.base == "none" else f" on an {config.base} base"
+    lines = [
+        f"{config.method}{base}: {how_much_learns(student)}"
+        + (kept if config.leaves == "adapter" else "")
+    ]
+    places: dict[str, list[int]] = {}
+    for name, number in learning.items():
+        place = re.sub(r"(^base_model\.model\.|\.\d+(?=\.)|\.(lora|ia3)_.*)", "", name)
+        places.setdefault(place, []).append(number)
+    width = max(map(len, places))
+    for place, numbers in places.items():
+        lines.append(f"  {place:{width}}  {sum(numbers):12,} in {len(numbers)} tensors")
+    return lines
+
+
+@torch.no_grad()
+def held_out_nll(
+    model: nn.Module, examples: Examples, vocabulary: int, dtype: torch.dtype, config: Any
+) -> float:
+    """Nats a counted token on the held-out examples that trainings evaluate on."""
+    device = next(model.parameters()).device
+    chosen = first_examples(examples, config.evaluate_tokens)
+    terms = [TERM_MODELS["cross_entropy"](loss="cross_entropy")]
+    chunk = tokens_per_chunk(vocabulary, device)
+    learner = Learner(model, terms, vocabulary=vocabulary, dtype=dtype, chunk=chunk).eval()
+    total, tokens = 0.0, 0
+    for rows in plan_in_order([int(examples.lengths[i]) for i in chosen], config.batch_size):
+        batch = collate([[examples[chosen[i]] for i in row] for row in rows]).to(device)
+        _, sums = learner(batch, {}, 1.0)
+        total += float(sums.terms["0:cross_entropy"])
+        tokens += sums.tokens
+    return total / tokens
+
+
+@dataclass
+class MergeCandidates:
+    """The forms of a specialised student, loaded from disk one at a time."""
+
+    run: Run
+    config: Any
+    source: Path
+
+    @property
+    def adapter(self) -> Path:
+        return self.run.specialized_folder / "adapter"
+
+    def before(self) -> Iterator[tuple[str, nn.Module]]:
+        """The student as it was: in full precision, and as the base that was learned on."""
+        for kind in dict.fromkeys(("none", self.config.base)):
+            name = "student" if kind == "none" else f"{kind} base"
+            yield name, self._base(kind)
+
+    def adapted(self) -> nn.Module:
+        """The adapter on its base."""
+        return load_adapter(self._base(self.config.base), self.adapter, base=self.source)
+
+    def _base(self, kind: Quantization) -> nn.Module:
+        compute = resolve_precision(self.config.precision)
+        base: nn.Module = load_base(self.source, kind, self.run.trusts_code, compute)
+        return base
+
+    def merged(self) -> Iterator[tuple[str, nn.Module]]:
+        """Every way of merging it into full precision."""
+        ways: list[Into] = ["student"]
+        if self.config.base != "none":
+            ways.append("dequantized")
+        for into in ways:
+            name = "student" if into == "student" else f"dequantised {self.config.base} base"
+            trust = self.run.trusts_code
+            merged = merge_adapter(self.source, self.adapter, into=into, trust_remote_code=trust)
+            yield f"merged into the {name}", merged
+
+
+def keep_specialized(run: Run, student: nn.Module, config: Any, result: dict[str, Any]) -> None:
+    """Write what was learned, merge it where that is possible, and result.json with what each way
+    comes to on held-out text: `merges`, and the path that was `chosen` for merged/.
+    """
+    folder, source = run.specialized_folder, run.arm_folder("distill") / "student"
+    for stale in (folder / "adapter", folder / "merged"):
+        shutil.rmtree(stale, ignore_errors=True)
+    ways = MergeCandidates(run, config, source)
+    held_out = run.data(config.data)[1]
+    merges: list[dict[str, Any]] = []
+
+    def measure(path: str, model: nn.Module) -> float:
+        free_memory()
+        dtype = torch.float32 if next(model.parameters()).dtype == torch.float32 else torch.bfloat16
+        nll = held_out_nll(model, held_out, run.vocabulary, dtype, config)
+        merges.append({"path": path, "nll": nll, "perplexity": math.exp(min(nll, 700.0))})
+        log.info("specialize: %-36s nll %.4f", path, nll)
+        return nll
+
+    for path, model in ways.before():
+        measure(path, model)
+    chosen: str | None = None
+    if config.leaves == "weights":
+        chosen = "specialized"
+        save_student(student, run.tokenizer, folder / "merged")
+        measure(chosen, student)
+    else:
+        trust = run.trusts_code
+        save_adapter(student, ways.adapter, source, config.base, trust)
+        run.tokenizer.save_pretrained(ways.adapter)
+        measure("adapter on its base", ways.adapted())
+        best = math.inf
+        for path, model in ways.merged() if config.merges else ():
+            nll = measure(path, model)
+            if chosen is None or nll < best:
+                chosen, best = path, nll
+                save_student(model, run.tokenizer, folder / "merged")
+    write_json(folder / "result.json", {**result, "merges": merges, "chosen": chosen})

@@ -1,0 +1,1 @@
+"""Task `causal-lm`."""

@@ -1,0 +1,57 @@
+"""How long, how fast, in which precision: the keys of every training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from attar.config import Section
+from distill.objective.terms import AnyTerm, Source
+from distill.training.layerwise_lr import Unfreeze
+from distill.training.lr_schedule import Schedule
+from distill.training.optimizers import OptimizerName
+from students.tuning.trainable import Reinitialized, Trainable
+
+
+class LoopConfig(Section):
+    """How long, how fast, in which precision; shared by every stage that trains."""
+
+    objective: list[AnyTerm]
+    source: Source = Field("cache", description="of the teacher's signals; a term may differ")
+    optimizer: OptimizerName = Field("adamw", description="8-bit and paged ones by bitsandbytes")
+    lr: float = Field(2e-4, gt=0)
+    schedule: Schedule = "cosine"
+    warmup: float = Field(0.05, ge=0, description="share of the steps, or number of steps if >= 1")
+    lr_floor: float = Field(0.0, ge=0, le=1, description="factor on lr at the end")
+    layer_lr_decay: float = Field(1.0, gt=0, le=1, description="factor on lr a block below the top")
+    unfreeze: Unfreeze | None = Field(None, description="blocks that learn later than others")
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    epochs: int = Field(1, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(8, ge=1, description="rows a micro-batch and process")
+    accumulate: int = Field(1, ge=1, description="micro-batches a step")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="autocast over float32 masters; auto: bfloat16 where hardware has it"
+    )
+    gradient_checkpointing: bool = False
+    model_dropout: float | None = Field(None, ge=0, lt=1, description="config's own if absent")
+    chunk: int | None = Field(None, ge=1, description="tokens whose logits exist at once")
+    evaluate_every: int | None = Field(None, ge=1, description="steps; five times a run if absent")
+    evaluate_tokens: int = Field(16384, ge=1, description="held-out tokens of those evaluations")
+    checkpoint_every: int | None = Field(None, ge=1, description="steps; at evaluations if absent")
+    keep: Literal["best", "last"] = Field("best", description="which weights are the result")
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+
+
+class TrainConfig(LoopConfig):
+    """How the student is trained, and which control arms are trained beside it."""
+
+    objective: list[AnyTerm] = Field(
+        default_factory=lambda: [{"loss": "forward_kl"}], min_length=1, validate_default=True
+    )
+    trainable: Trainable = "all"
+    reinitialize: Reinitialized = Field(None, description="blocks or head that start afresh")
+    arms: list[Literal["finetune"]] = Field(default=["finetune"])

@@ -1,0 +1,69 @@
+"""The adapter as an artifact: on the base that it was trained on, both in one folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attar.files import read_json, write_json
+from attar.models.loading import load_causal_lm
+from attar.models.tokenizers import load_tokenizer
+from students.artifacts.artifact import ArtifactInputs, artifact
+from students.tuning import bottleneck_module as bottleneck
+
+PEFT = """\
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+base = AutoModelForCausalLM.from_pretrained("PATH/base")
+model = PeftModel.from_pretrained(base, "PATH/adapter")
+tokenizer = AutoTokenizer.from_pretrained("PATH/base")
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
+```"""
+BOTTLENECK = """\
+The adapter's code is beside it, in `adapter/bottleneck.py` (torch and safetensors only).
+
+```python
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+sys.path.insert(0, "PATH/adapter")
+from bottleneck import load_bottleneck
+base = AutoModelForCausalLM.from_pretrained("PATH/base")
+model = load_bottleneck(base, "PATH/adapter")
+tokenizer = AutoTokenizer.from_pretrained("PATH/base")
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
+```"""
+
+
+def _usage(given: ArtifactInputs) -> str:
+    assert given.adapter is not None
+    return BOTTLENECK if _is_bottleneck(given.adapter) else PEFT
+
+
+def _is_bottleneck(adapter: Path) -> bool:
+    config = adapter / "adapter_config.json"
+    return config.exists() and read_json(config).get("peft_type") == "BOTTLENECK"
+
+
+@artifact("adapter", of="adapter", runtime="transformers", usage=_usage, library="peft")
+def adapter(source: Path, folder: Path, given: ArtifactInputs) -> None:
+    """The adapter beside its base: quantised as it was trained on, else in bfloat16."""
+    trust = given.trust_remote_code
+    model: Any = load_causal_lm(
+        str(given.student),
+        dtype=torch.bfloat16,
+        quantization=given.base,
+        trust_remote_code=trust,
+    )
+    model.save_pretrained(folder / "base", safe_serialization=True)
+    load_tokenizer(str(given.student), trust_remote_code=trust).save_pretrained(folder / "base")
+    shutil.copytree(source, folder / "adapter")
+    config = folder / "adapter" / "adapter_config.json"
+    write_json(config, {**read_json(config), "base_model_name_or_path": "base"})
+    if _is_bottleneck(source):
+        shutil.copy(bottleneck.__file__, folder / "adapter" / "bottleneck.py")

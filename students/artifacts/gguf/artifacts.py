@@ -1,0 +1,205 @@
+"""GGUF artifacts: one file that llama.cpp, and what is built on it, runs on laptops and servers.
+
+The kinds up to 5 bits a weight in blocks of 32 are written here. K-quants (blocks of 256) are made
+by a llama.cpp of the user's: `llama-quantize` on PATH or below the folder that LLAMA_CPP names, or
+the llama-cpp-python package.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attar.errors import ModelError
+from attar.models.tokenizers import load_tokenizer
+from students.artifacts.artifact import ArtifactInputs, artifact
+from students.artifacts.gguf.architectures import check_config, head_width
+from students.artifacts.gguf.writer import write_gguf
+from students.artifacts.quantized_checkpoint import rounded_student
+from students.quantization.gptq import Rounded
+from students.quantization.packed_weights import gguf_bytes
+
+FILE = "model.gguf"
+USAGE = """\
+In a shell, with [llama.cpp](https://github.com/ggml-org/llama.cpp):
+
+```sh
+llama-cli -m PATH/model.gguf -p "Once upon a time" -n 32
+```
+
+In Python, after `pip install xllamacpp`:
+
+```python
+import xllamacpp
+parameters = xllamacpp.CommonParams()
+parameters.model.path = "PATH/model.gguf"
+parameters.n_ctx, parameters.verbosity = 2048, 0
+server = xllamacpp.Server(parameters)
+answer = server.handle_completions({"prompt": "Once upon a time", "max_tokens": 32})
+print(answer["choices"][0]["text"])
+```"""
+TRAITS: dict[str, Any] = {
+    "of": "merged", "runtime": "llama.cpp", "usage": USAGE, "library": "gguf",
+    "needs": ("gguf", "xllamacpp"), "extra": "gguf", "suffixes": (".gguf",),
+}  # fmt: skip
+BLOCK, SMALL_BLOCK = 256, 32  # weights: of K-quants, of the others
+COARSE = ("q4_0", "q4_1", "q5_0", "q5_1")
+
+
+@artifact("gguf-f16", **TRAITS, check=check_config)
+def gguf_f16(source: Path, folder: Path, given: ArtifactInputs) -> None:
+    """GGUF with float16 weights: 16 bits a weight."""
+    _write(source, folder, "f16", given)
+
+
+@artifact("gguf-q8_0", **TRAITS, check=check_config)
+def gguf_q8_0(source: Path, folder: Path, given: ArtifactInputs) -> None:
+    """GGUF in 8 bits, a float16 scale every 32 weights: 8.5 bits a weight."""
+    _write(source, folder, "q8_0", given)
+
+
+@artifact("gguf-q5_1", **TRAITS, check=check_config, rounds=True)
+def gguf_q5_1(source: Path, folder: Path, given: ArtifactInputs) -> None:
+    """GGUF in 5 bits, scale and minimum every 32 weights: 6 bits; embedding and head in 8."""
+    _write(source, folder, "q5_1", given)
+
+
+@artifact("gguf-q5_0", **TRAITS, check=check_config, rounds=True)
+def gguf_q5_0(source: Path, folder: Path, given: ArtifactInputs) -> None:
+    """GGUF in 5 bits, a scale every 32 weights: 5.5 bits; embedding and head in 8."""
+    _write(source, folder, "q5_0", given)
+
+
+@artifact("gguf-q4_1", **TRAITS, check=check_config, rounds=True)
+def gguf_q4_1(source: Path, folder: Path, given: ArtifactInputs) -> None:
+    """GGUF in 4 bits, scale and minimum every 32 weights: 5 bits; embedding and head in 8."""
+    _write(source, folder, "q4_1", given)
+
+
+@artifact("gguf-q4_0", **TRAITS, check=check_config, rounds=True)
+def gguf_q4_0(source: Path, folder: Path, given: ArtifactInputs) -> None:
+    """GGUF in 4 bits, a scale every 32 weights: 4.5 bits; embedding and head in 8."""
+    _write(source, folder, "q4_0", given)
+
+
+def _write(source: Path, folder: Path, kind: str, given: ArtifactInputs) -> None:
+    """Eight bits and more lose too little for rounding of our own to pay."""
+    file, trust = folder / FILE, given.trust_remote_code
+    if kind not in COARSE or given.rounding == "nearest":
+        write_gguf(source, file, kind, trust_remote_code=trust)
+    else:
+        with rounded_student(source, kind, given) as (student, rounded):
+            write_gguf(student, file, kind, encoded=_encoded(rounded), trust_remote_code=trust)
+    _save_tokenizer(source, folder, given)
+
+
+def _encoded(rounded: dict[str, Rounded]) -> dict[str, np.ndarray]:
+    """Bytes of the linear maps by their weight's name; rows of no whole blocks are left out."""
+    return {
+        f"{name}.weight": gguf_bytes(found)
+        for name, found in rounded.items()
+        if found.codes_OI.shape[1] % SMALL_BLOCK == 0
+    }
+
+
+def _save_tokenizer(source: Path, folder: Path, given: ArtifactInputs) -> None:
+    """The file runs without it; it says what the ids were before, so that they can be compared."""
+    trust = given.trust_remote_code
+    load_tokenizer(str(source), trust_remote_code=trust).save_pretrained(folder)
+
+
+# K-quants, by a llama.cpp of the user's -----------------------------------------------------------
+
+
+def check_k_quants(config: Any) -> None:
+    """Raise `ModelError` where K-quants do not fit a model, or nothing here can make them."""
+    check_config(config)
+    rows = {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "head_dim x num_attention_heads": head_width(config) * config.num_attention_heads,
+    }
+    odd = {name: size for name, size in rows.items() if size % BLOCK}
+    if odd:
+        name, size = next(iter(odd.items()))
+        raise ModelError(
+            f"K-quants need rows of a multiple of {BLOCK} weights and this model's {name} is "
+            f"{size}: llama.cpp would store such tensors in other, larger types; export "
+            "`gguf-q4_0`, `gguf-q5_0` or `gguf-q8_0`."
+        )
+    _tool()
+
+
+def _tool() -> str | None:
+    """Path of `llama-quantize`; None where llama-cpp-python does it. `ModelError` without both."""
+    named = os.environ.get("LLAMA_CPP")
+    if named:
+        folder = Path(named).expanduser()
+        for below in ("", "bin", "build/bin"):
+            found = shutil.which("llama-quantize", path=str(folder / below))
+            if found:
+                return found
+        raise ModelError(f"LLAMA_CPP names {named}, where there is no llama-quantize.")
+    found = shutil.which("llama-quantize")
+    if found is None and importlib.util.find_spec("llama_cpp") is None:
+        raise ModelError(
+            "K-quants are made by llama.cpp's own tool, which is not here: put `llama-quantize` on "
+            "PATH, name its folder in the environment variable LLAMA_CPP, or install "
+            "llama-cpp-python; `gguf-q4_0`, `gguf-q5_0` and `gguf-q8_0` need nothing more."
+        )
+    return found
+
+
+@artifact("gguf-q4_k_m", **TRAITS, check=check_k_quants)
+def gguf_q4_k_m(source: Path, folder: Path, given: ArtifactInputs) -> None:
+    """GGUF in K-quants of 4 bits, medium, by a llama.cpp of yours: 4.9 bits a weight."""
+    _requantize(source, folder, "Q4_K_M", given)
+
+
+@artifact("gguf-q5_k_m", **TRAITS, check=check_k_quants)
+def gguf_q5_k_m(source: Path, folder: Path, given: ArtifactInputs) -> None:
+    """GGUF in K-quants of 5 bits, medium, by a llama.cpp of yours: 5.7 bits a weight."""
+    _requantize(source, folder, "Q5_K_M", given)
+
+
+@artifact("gguf-q6_k", **TRAITS, check=check_k_quants)
+def gguf_q6_k(source: Path, folder: Path, given: ArtifactInputs) -> None:
+    """GGUF in K-quants of 6 bits, by a llama.cpp of yours: 6.6 bits a weight."""
+    _requantize(source, folder, "Q6_K", given)
+
+
+def _requantize(source: Path, folder: Path, kind: str, given: ArtifactInputs) -> None:
+    tool = _tool()
+    with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+        whole, file = Path(aside) / "f16.gguf", folder / FILE
+        write_gguf(source, whole, "f16", trust_remote_code=given.trust_remote_code)
+        if tool is None:
+            _by_llama_cpp_python(whole, file, kind)
+        else:
+            command = [tool, str(whole), str(file), kind]
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+            if done.returncode:
+                said = " ".join(done.stderr.split())[-300:]
+                raise ModelError(f"{tool} failed ({done.returncode}): {said}")
+    _save_tokenizer(source, folder, given)
+
+
+def _by_llama_cpp_python(whole: Path, file: Path, kind: str) -> None:
+    import ctypes
+
+    import llama_cpp
+
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+    code = llama_cpp.llama_model_quantize(
+        str(whole).encode(), str(file).encode(), ctypes.byref(parameters)
+    )
+    if code:
+        raise ModelError(f"llama-cpp-python's llama_model_quantize failed ({code}) on {kind}.")

@@ -1,0 +1,72 @@
+"""The model card of an artifact: what it is, how to load it without us, what it measured."""
+
+from __future__ import annotations
+
+from attar.models.pooling import holds_sentence_encoder
+from attar.models.task_heads import CLASSIFIER, MASKED, holds_head
+from students.artifacts.artifact import ARTIFACTS, ArtifactInputs
+
+
+def model_card(
+    *,
+    name: str,
+    given: ArtifactInputs,
+    recipe: str,
+    teacher: str,
+    data: str,
+    license: str | None,
+    measured: str,
+) -> str:
+    """A card with licence fields, provenance, how to load it, the numbers, and the recipe."""
+    found = ARTIFACTS[name]
+    usage = found.usage(given) if callable(found.usage) else found.usage
+    return f"""---
+library_name: {found.library}
+pipeline_tag: {_pipeline(given)}
+license: {license or "other"}
+base_model: {teacher}
+tags: [distillation, attar]
+---
+
+# A student of {teacher}, artifact `{name}`
+
+{found.about} {_origin(name, given)}
+Distilled from `{teacher}` on `{data}` with attar. The licences of the teacher and of the data
+apply; {"the recipe names no licence for the student" if license is None else "see `license`"}.
+
+## Use
+
+Attar is not needed. `PATH` is this folder.
+
+{usage.strip()}
+
+## Measured on held-out text
+
+{measured}
+
+## Recipe
+
+```yaml
+{recipe.strip()}
+```
+"""
+
+
+def _pipeline(given: ArtifactInputs) -> str:
+    """What the hub calls the student's task."""
+    if holds_sentence_encoder(given.student):
+        return "sentence-similarity"
+    if holds_head(given.student, MASKED):
+        return "fill-mask"
+    return "text-classification" if holds_head(given.student, CLASSIFIER) else "text-generation"
+
+
+def _origin(name: str, given: ArtifactInputs) -> str:
+    """One sentence on which student this is."""
+    if given.adapter is None and given.merged == given.student:
+        return ""
+    if ARTIFACTS[name].of == "student":
+        return "The student as distilled, without what was specialised after."
+    if ARTIFACTS[name].of == "adapter":
+        return "The specialised adapter beside the base it was trained on."
+    return "What was specialised is merged into the full-precision student first."

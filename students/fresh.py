@@ -1,0 +1,57 @@
+"""A student of random weights, from a configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from attar.errors import RecipeError, nearest
+from attar.models.task_heads import CAUSAL
+
+
+def fresh_config(config: dict[str, Any], teacher_config: Any) -> Any:
+    """A `PretrainedConfig`: the teacher's with some keys changed, or another family's."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    values = dict(config)
+    kind = values.pop("model_type", teacher_config.model_type)
+    if kind == teacher_config.model_type:
+        base = teacher_config.to_dict()
+        depth = values.get("num_hidden_layers")
+        if depth is not None and base.get("layer_types"):
+            base["layer_types"] = base["layer_types"][:depth]
+        if {"hidden_size", "num_attention_heads"} & values.keys():
+            base.pop("head_dim", None)
+        for key in ("quantization_config", "model_type", "dtype", "_name_or_path"):
+            base.pop(key, None)
+    else:
+        kept = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+        base = {key: getattr(teacher_config, key, None) for key in kept}
+    try:
+        known = AutoConfig.for_model(kind).to_dict()
+        for key in values:
+            if key not in known:
+                hint = nearest(key, known)
+                raise RecipeError(f"`student.from.{key}` is not a key of a {kind} config.{hint}")
+        return AutoConfig.for_model(kind, **{**base, **values})
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"`student.from` does not make a model: {reason}") from None
+
+
+def fresh_model(
+    config: dict[str, Any], teacher_config: Any, seed: int, auto: str = CAUSAL
+) -> nn.Module:
+    """A float32 model with random weights, drawn from the seed; `auto`: transformers' class."""
+    import transformers
+
+    made = fresh_config(config, teacher_config)
+    torch.manual_seed(seed)
+    try:
+        model = getattr(transformers, auto).from_config(made, dtype=torch.float32)
+    except (ValueError, TypeError, AssertionError, RuntimeError) as error:
+        raise RecipeError(f"`student.from` does not make a model: {error}") from None
+    return model.eval()  # type: ignore[no-any-return]

@@ -1,0 +1,139 @@
+"""Calibration text on its way through a model, block by block, a few rows at a time.
+
+Beside the model only the hidden states of one layer are kept, (B, T, H) in all.
+
+Legend: B rows, T tokens, N tokens together, H width, I inputs of a linear map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attar.errors import ModelError
+from attar.models.structure import blocks_of, run_body
+
+ROWS = 4  # of text run at once
+
+
+class Enough(Exception):
+    """Enough was seen of a forward."""
+
+
+@dataclass
+class Call:
+    """How the model calls one block: what it is given besides the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Stream:
+    """Hidden states of calibration text on their way through the blocks, a batch at a time."""
+
+    def __init__(self, model: Any, input_ids_BT: Tensor) -> None:
+        self.blocks = blocks_of(model)
+        batches = list(input_ids_BT.to(next(model.parameters()).device).split(ROWS))
+        self.calls: dict[int, list[Call]] = {}  # of every block, by how many rows a batch has
+        self.hidden: list[Tensor] = []
+        for ids_BT in batches:
+            known = self.calls.get(len(ids_BT))
+            hidden_BTH, calls = _enter(model, self.blocks, ids_BT, whole=known is None)
+            if known is not None and not _same(known[0].kwargs, calls[0].kwargs):
+                raise ModelError(
+                    f"The blocks of {type(model).__name__} are given more than hidden states that "
+                    "depends on the text; it cannot be rounded or refitted block by block."
+                )
+            self.calls.setdefault(len(ids_BT), calls)
+            self.hidden.append(hidden_BTH)
+
+    def moments(self, number: int) -> dict[nn.Linear, Tensor]:
+        """Mean x x^T (I, I) of the inputs of every linear map in a block."""
+        block = self.blocks[number]
+        maps = [m for m in block.modules() if isinstance(m, nn.Linear)]
+        sums: dict[nn.Linear, Tensor] = {}
+        tokens = dict.fromkeys(maps, 0)
+        with _inputs_of(maps) as seen:
+            for hidden_BTH in self.hidden:
+                self.run(block, number, hidden_BTH)
+                products: dict[int, Tensor] = {}
+                for module, x_NI in seen.items():
+                    key = id(x_NI)
+                    if key not in products:  # queries, keys and values read the same
+                        flat_NI = x_NI.flatten(0, -2).float()
+                        products[key] = flat_NI.T @ flat_NI
+                    tokens[module] += x_NI.numel() // x_NI.shape[-1]
+                    sums[module] = sums[module] + products[key] if module in sums else products[key]
+                seen.clear()
+        return {module: total / max(1, tokens[module]) for module, total in sums.items()}
+
+    def advance(self, block: nn.Module, number: int) -> None:
+        """Replace the hidden states by those behind a block."""
+        for i, hidden_BTH in enumerate(self.hidden):
+            self.hidden[i] = self.run(block, number, hidden_BTH)
+
+    def run(self, block: nn.Module, number: int, hidden_BTH: Tensor) -> Tensor:
+        """What a block makes of a batch's hidden states."""
+        call = self.calls[len(hidden_BTH)][number]
+        output = block(hidden_BTH, *call.args, **call.kwargs)
+        found: Tensor = output[0] if isinstance(output, tuple) else output
+        return found
+
+
+def _enter(
+    model: Any, blocks: nn.ModuleList, ids_BT: Tensor, *, whole: bool
+) -> tuple[Tensor, list[Call]]:
+    """The first block's hidden states and how the blocks are called; the first only, or `whole`."""
+    first: list[Tensor] = []
+    calls: list[Call] = []
+
+    def note(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        kwargs = dict(kwargs)
+        given = args if args else (kwargs.pop("hidden_states"),)
+        if not first:
+            first.append(given[0])
+        calls.append(Call(given[1:], kwargs))
+        if not whole:
+            raise Enough
+
+    handles = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
+    try:
+        run_body(model, {"input_ids": ids_BT, "attention_mask": None})
+    except Enough:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return first[0], calls
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[k], other[k]) for k in one)
+    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return not isinstance(one, Tensor) and not isinstance(other, Tensor)
+
+
+@contextmanager
+def _inputs_of(maps: list[nn.Linear]) -> Iterator[dict[nn.Linear, Tensor]]:
+    """The last input of each map, filled by every forward inside the block."""
+    seen: dict[nn.Linear, Tensor] = {}
+
+    def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
+        assert isinstance(module, nn.Linear)
+        seen[module] = args[0]
+
+    handles = [module.register_forward_pre_hook(keep) for module in maps]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

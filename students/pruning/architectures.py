@@ -1,0 +1,301 @@
+"""Families of models: what every axis of every weight counts, one table a family.
+
+What is cut along one axis (a head, a neuron, a channel) is cut out of every weight that has this
+axis, so a table of axes is all that surgery needs to know. To add a family, add an entry to
+`FAMILIES`; a parameter that no row names is refused by its name.
+
+Axes: V vocabulary, H channels of the residual stream, Q channels of all query heads, K channels of
+all key-value heads, I neurons of a feed-forward; `.` what is never cut (positions, classes, the
+size of a head).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from attar.errors import ModelError
+from attar.models.structure import unwrap
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the models of some `model_type`s are put together.
+
+    `axes`: the end of a parameter's name, and one letter an axis; the longest end that fits counts.
+    `norms`: where they stand - before a block's maps, around them (on their outputs, too) or behind
+    the sum with the residual stream. `norm_weight`: what a norm multiplies with, its weight or one
+    more; `layer` subtracts the mean as well. The rest is what their configs ask for.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    axes: dict[str, str]
+    norms: Literal["before", "around", "behind"]
+    norm_weight: Literal["weight", "weight+1", "layer"]
+    neurons_key: str = "intermediate_size"
+    head_size_key: bool = True  # False: a head's size is width / heads, always
+    width_in_heads: bool = False  # the config refuses a width that is no multiple of the heads
+    scales_embedding: bool = False  # by the root of the width
+
+
+_ATTENTION = {
+    "self_attn.q_proj.weight": "QH",
+    "self_attn.k_proj.weight": "KH",
+    "self_attn.v_proj.weight": "KH",
+    "self_attn.o_proj.weight": "HQ",
+}
+_ATTENTION_BIAS = {
+    "self_attn.q_proj.bias": "Q",
+    "self_attn.k_proj.bias": "K",
+    "self_attn.v_proj.bias": "K",
+    "self_attn.o_proj.bias": "H",
+}
+_HEAD_NORMS = {"self_attn.q_norm.weight": ".", "self_attn.k_norm.weight": "."}
+_GATED = {
+    "mlp.gate_proj.weight": "IH",
+    "mlp.up_proj.weight": "IH",
+    "mlp.down_proj.weight": "HI",
+}
+_GATED_BIAS = {"mlp.gate_proj.bias": "I", "mlp.up_proj.bias": "I", "mlp.down_proj.bias": "H"}
+_NORMS_BEFORE = {
+    "input_layernorm.weight": "H",
+    "post_attention_layernorm.weight": "H",
+    "norm.weight": "H",
+}
+_NORMS_AROUND = {
+    **_NORMS_BEFORE,
+    "pre_feedforward_layernorm.weight": "H",
+    "post_feedforward_layernorm.weight": "H",
+}
+_ENDS = {
+    "embed_tokens.weight": "VH",
+    "lm_head.weight": "VH",
+    "score.weight": ".H",  # classes
+}
+_BERT = {
+    "embeddings.word_embeddings.weight": "VH",
+    "embeddings.position_embeddings.weight": ".H",
+    "embeddings.token_type_embeddings.weight": ".H",
+    "LayerNorm.weight": "H",
+    "LayerNorm.bias": "H",
+    **{f"attention.self.{name}.weight": "QH" for name in ("query", "key", "value")},
+    **{f"attention.self.{name}.bias": "Q" for name in ("query", "key", "value")},
+    "attention.output.dense.weight": "HQ",
+    "attention.output.dense.bias": "H",
+    "intermediate.dense.weight": "IH",
+    "intermediate.dense.bias": "I",
+    "output.dense.weight": "HI",
+    "output.dense.bias": "H",
+    "pooler.dense.weight": "HH",
+    "pooler.dense.bias": "H",
+    "classifier.weight": ".H",
+    "classifier.bias": ".",
+}
+
+FAMILIES = (
+    Family(
+        "Llama",  # SmolLM, too
+        ("llama",),
+        {**_ENDS, **_ATTENTION, **_ATTENTION_BIAS, **_GATED, **_GATED_BIAS, **_NORMS_BEFORE},
+        norms="before",
+        norm_weight="weight",
+        width_in_heads=True,
+    ),
+    Family(
+        "Mistral",
+        ("mistral",),
+        {**_ENDS, **_ATTENTION, **_GATED, **_NORMS_BEFORE},
+        norms="before",
+        norm_weight="weight",
+    ),
+    Family(
+        "Qwen2",
+        ("qwen2",),
+        {**_ENDS, **_ATTENTION, **_ATTENTION_BIAS, **_GATED, **_NORMS_BEFORE},
+        norms="before",
+        norm_weight="weight",
+    ),
+    Family(
+        "Qwen3",
+        ("qwen3",),
+        {**_ENDS, **_ATTENTION, **_ATTENTION_BIAS, **_HEAD_NORMS, **_GATED, **_NORMS_BEFORE},
+        norms="before",
+        norm_weight="weight",
+    ),
+    Family(
+        "Gemma",
+        ("gemma",),
+        {**_ENDS, **_ATTENTION, **_ATTENTION_BIAS, **_GATED, **_NORMS_BEFORE},
+        norms="before",
+        norm_weight="weight+1",
+        scales_embedding=True,
+    ),
+    Family(
+        "Gemma 2",
+        ("gemma2",),
+        {**_ENDS, **_ATTENTION, **_ATTENTION_BIAS, **_GATED, **_NORMS_AROUND},
+        norms="around",
+        norm_weight="weight+1",
+        scales_embedding=True,
+    ),
+    Family(
+        "Gemma 3",
+        ("gemma3_text",),
+        {**_ENDS, **_ATTENTION, **_ATTENTION_BIAS, **_HEAD_NORMS, **_GATED, **_NORMS_AROUND},
+        norms="around",
+        norm_weight="weight+1",
+        width_in_heads=True,
+        scales_embedding=True,
+    ),
+    Family(
+        "BERT",  # MiniLM, too
+        ("bert",),
+        {
+            **_BERT,
+            "cls.predictions.bias": "V",
+            "cls.predictions.transform.dense.weight": "HH",
+            "cls.predictions.transform.dense.bias": "H",
+            "cls.predictions.decoder.weight": "VH",
+            "cls.predictions.decoder.bias": "V",
+        },
+        norms="behind",
+        norm_weight="layer",
+        head_size_key=False,
+    ),
+    Family(
+        "RoBERTa",
+        ("roberta", "xlm-roberta"),
+        {
+            **_BERT,
+            "lm_head.bias": "V",
+            "lm_head.dense.weight": "HH",
+            "lm_head.dense.bias": "H",
+            "lm_head.layer_norm.weight": "H",
+            "lm_head.layer_norm.bias": "H",
+            "lm_head.decoder.weight": "VH",
+            "lm_head.decoder.bias": "V",
+            "classifier.dense.weight": "HH",
+            "classifier.dense.bias": "H",
+            "classifier.out_proj.weight": ".H",
+            "classifier.out_proj.bias": ".",
+        },
+        norms="behind",
+        norm_weight="layer",
+        head_size_key=False,
+    ),
+    Family(
+        "DistilBERT",
+        ("distilbert",),
+        {
+            "embeddings.word_embeddings.weight": "VH",
+            "embeddings.position_embeddings.weight": ".H",
+            **{f"attention.{name}.weight": "QH" for name in ("q_lin", "k_lin", "v_lin")},
+            **{f"attention.{name}.bias": "Q" for name in ("q_lin", "k_lin", "v_lin")},
+            "attention.out_lin.weight": "HQ",
+            "attention.out_lin.bias": "H",
+            "ffn.lin1.weight": "IH",
+            "ffn.lin1.bias": "I",
+            "ffn.lin2.weight": "HI",
+            "ffn.lin2.bias": "H",
+            **{
+                f"{name}.{kind}": "H"
+                for name in ("LayerNorm", "sa_layer_norm", "output_layer_norm", "vocab_layer_norm")
+                for kind in ("weight", "bias")
+            },
+            "vocab_transform.weight": "HH",
+            "vocab_transform.bias": "H",
+            "vocab_projector.weight": "VH",
+            "vocab_projector.bias": "V",
+            "pre_classifier.weight": "HH",
+            "pre_classifier.bias": "H",
+            "classifier.weight": ".H",
+            "classifier.bias": ".",
+        },
+        norms="behind",
+        norm_weight="layer",
+        neurons_key="hidden_dim",
+        head_size_key=False,
+    ),
+)
+
+
+def family_of(model_or_config: Any) -> Family:
+    """The family of a model or of a config; `ModelError` for one that has no table."""
+    config = getattr(unwrap(model_or_config), "config", model_or_config).get_text_config()
+    for family in FAMILIES:
+        if config.model_type in family.model_types:
+            return family
+    known = ", ".join(family.name for family in FAMILIES)
+    raise ModelError(
+        f"Models of type `{config.model_type}` can be cut by blocks (`student.layers`) only: the "
+        f"axes of their weights are known for {known}; to add a family, add an entry to `FAMILIES` "
+        "in students/pruning/architectures.py."
+    )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a model: blocks, heads of queries and of keys and values, and so on."""
+
+    blocks: int
+    heads: int
+    groups: int
+    head_size: int
+    neurons: int
+    channels: int
+    ids: int
+
+    @property
+    def heads_a_group(self) -> int:
+        """Query heads that share a key-value head."""
+        return self.heads // self.groups
+
+
+def sizes_of(config: Any) -> Sizes:
+    """The sizes that a config of a known family tells."""
+    family, text = family_of(config), config.get_text_config()
+    heads = int(text.num_attention_heads)
+    size = getattr(text, "head_dim", None) if family.head_size_key else None
+    return Sizes(
+        blocks=int(text.num_hidden_layers),
+        heads=heads,
+        groups=int(getattr(text, "num_key_value_heads", None) or heads),
+        head_size=int(size or text.hidden_size // heads),
+        neurons=int(getattr(text, family.neurons_key)),
+        channels=int(text.hidden_size),
+        ids=int(text.vocab_size),
+    )
+
+
+def axes_of(family: Family, name: str) -> str:
+    """One letter an axis of a parameter, by its full name."""
+    fits = [end for end in family.axes if f".{name}".endswith(f".{end}")]
+    if not fits:
+        raise ModelError(
+            f"The table of the {family.name} family has no row for the parameter {name}; add its "
+            "axes to `FAMILIES` in students/pruning/architectures.py."
+        )
+    return family.axes[max(fits, key=len)]
+
+
+def block_number(name: str) -> int | None:
+    """The block, from 0, that a parameter or module belongs to by its name; None: to no block."""
+    found = re.search(r"(?:^|\.)(?:layers|layer)\.(\d+)(?:\.|$)", name)
+    return int(found[1]) if found else None
+
+
+def modules_with(model: nn.Module, family: Family, axes: str) -> dict[str, nn.Module]:
+    """Modules whose weight has these axes, by name, in the model's order.
+
+    "HQ": attention's output maps; "HI": those of the feed-forwards; "H": norms.
+    """
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "weight", None), nn.Parameter)
+        and axes_of(family, f"{name}.weight") == axes
+    }

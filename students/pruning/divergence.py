@@ -1,0 +1,61 @@
+"""How far a student is from its teacher, on batches that no cut was judged on.
+
+Legend: N tokens or texts, H width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Read = Callable[[Any, Any], Tensor]  # (N, H) of a model and a batch; differentiable
+Apart = Callable[[Any, Tensor, Tensor], Tensor]  # of a student: the teacher's, its own; their sum
+
+
+class PruningObjective:
+    """Mean divergence of students on `held` batches; `healing` batches to distil on first.
+
+    `read`: what is compared of a model, N rows a batch. `apart`: the divergence of a student, summed over
+    rows. `name`: of the divergence, in words. Of the teacher only what was read of it is kept.
+    """
+
+    def __init__(
+        self,
+        teacher: Any,
+        read: Read,
+        apart: Apart,
+        held: Sequence[Any],
+        healing: Sequence[Any] = (),
+        name: str = "KL",
+    ) -> None:
+        self.read, self.apart, self.name = read, apart, name
+        with torch.no_grad():  # not inference: healing keeps them for its backward
+            self.held = [(one, read(teacher, one)) for one in held]
+            self.healing = [(one, read(teacher, one)) for one in healing]
+
+    @torch.inference_mode()
+    def divergence(self, student: Any) -> float:
+        """Of the student as it is, a row."""
+        total = sum(float(self._sum(student, *one)) for one in self.held)
+        return total / sum(len(theirs) for _, theirs in self.held)
+
+    def _sum(self, student: Any, batch: Any, theirs_NH: Tensor) -> Tensor:
+        return self.apart(student, theirs_NH, self.read(student, batch))
+
+    def healed(self, student: nn.Module, steps: int, lr: float = 2e-4) -> nn.Module:
+        """A copy of the student after so many steps of distilling, a batch each."""
+        student = copy.deepcopy(student).float().requires_grad_(True)
+        optimizer = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=0.0)
+        for step in range(steps):
+            batch, theirs_NH = self.healing[step % len(self.healing)]
+            for group in optimizer.param_groups:
+                group["lr"] = lr * min(1.0, (step + 1) / 4) * (1 - step / steps)
+            optimizer.zero_grad()
+            (self._sum(student, batch, theirs_NH) / len(theirs_NH)).backward()
+            nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+            optimizer.step()
+        return student.requires_grad_(False)

@@ -1,0 +1,122 @@
+"""How much heads, neurons and channels do on calibration text, from one forward over it.
+
+A head or a neuron is worth the root mean square of what it adds to the residual stream through its
+output map: what its neighbours scale up and the map scales down counts as it arrives. (Minitron,
+arXiv 2407.14679, section 2.2, takes the activation before the map.) A channel is worth what norms
+give at it, summed over all norms (as Minitron does).
+
+Legend: B rows, T tokens, N tokens together, L blocks, G key-value heads, I neurons, H channels,
+Q channels of all query heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attar.models.structure import run_body
+from students.layer_inputs import ROWS
+from students.pruning.architectures import block_number, family_of, modules_with, sizes_of
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What each part is worth; only the order within a block, or among channels, has a meaning."""
+
+    groups_LG: Tensor
+    neurons_LI: Tensor
+    channels_H: Tensor
+
+
+def best(scores: Tensor, keep: int) -> list[int]:
+    """The `keep` numbers of the highest scores, in ascending order; the first of equals."""
+    order = scores.argsort(descending=True, stable=True)[:keep]
+    return [int(number) for number in order.sort().values]
+
+
+@torch.inference_mode()
+def measure(model: Any, input_ids_BT: Tensor) -> Scores:
+    """The scores of every part of a model on calibration ids (every token counts)."""
+    family, sizes = family_of(model), sizes_of(model.config)
+    watched = _Watched(
+        attention=modules_with(model, family, "HQ"),
+        feed_forward=modules_with(model, family, "HI"),
+        norms=modules_with(model, family, "H"),
+        head_channels=sizes.head_size * sizes.heads_a_group,
+        channels=sizes.channels,
+    )
+    device = next(model.parameters()).device
+    try:
+        for ids_BT in input_ids_BT.to(device).split(ROWS):
+            run_body(model, {"input_ids": ids_BT, "attention_mask": None})
+    finally:
+        watched.stop()
+    return watched.scores()
+
+
+class _Watched:
+    """Sums over tokens, taken by hooks: of squares behind each part, of sizes behind norms."""
+
+    def __init__(
+        self,
+        attention: dict[str, nn.Module],
+        feed_forward: dict[str, nn.Module],
+        norms: dict[str, nn.Module],
+        head_channels: int,
+        channels: int,
+    ) -> None:
+        self.head_channels = head_channels
+        self.groups: dict[int, Tensor] = {}
+        self.neurons: dict[int, Tensor] = {}
+        self.channels_H = torch.zeros(channels, dtype=torch.float64)
+        self.handles = []
+        for watch, modules in ((self._heads, attention), (self._neurons, feed_forward)):
+            for name, module in modules.items():
+                block = block_number(name)
+                if block is not None:
+                    hook = _before(watch, block)
+                    self.handles.append(module.register_forward_pre_hook(hook))
+        for name, module in norms.items():
+            if block_number(name) is not None:
+                self.handles.append(module.register_forward_hook(self._norm))
+
+    def _heads(self, block: int, module: Any, inputs_NQ: Tensor) -> None:
+        parts = []
+        for start in range(0, inputs_NQ.shape[1], self.head_channels):
+            part = slice(start, start + self.head_channels)
+            moments = inputs_NQ[:, part].T @ inputs_NQ[:, part]
+            weight_HP = module.weight[:, part].float()
+            parts.append(((weight_HP @ moments) * weight_HP).sum())
+        self.groups[block] = self.groups.get(block, 0.0) + torch.stack(parts).double().cpu()
+
+    def _neurons(self, block: int, module: Any, inputs_NI: Tensor) -> None:
+        power_I = inputs_NI.square().sum(0) * module.weight.float().square().sum(0)
+        self.neurons[block] = self.neurons.get(block, 0.0) + power_I.double().cpu()
+
+    def _norm(self, _module: nn.Module, _args: Any, output_BTH: Tensor) -> None:
+        self.channels_H += output_BTH.float().abs().flatten(0, -2).sum(0).double().cpu()
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        for handle in self.handles:
+            handle.remove()
+
+    def scores(self) -> Scores:
+        """Roots of the sums, block by block."""
+        stacked = (
+            torch.stack([one[b] for b in sorted(one)]) for one in (self.groups, self.neurons)
+        )
+        groups_LG, neurons_LI = (sums.clamp(min=0).sqrt() for sums in stacked)
+        return Scores(groups_LG, neurons_LI, self.channels_H)
+
+
+def _before(watch: Any, block: int) -> Any:
+    """A hook that hands a map's inputs over as rows of tokens, float32."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        watch(block, module, args[0].flatten(0, -2).float())
+
+    return hook

@@ -1,0 +1,240 @@
+"""The recipe's `heads`, `feed_forward` and `hidden`: how many of each stay, and which.
+
+Legend: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from torch import Tensor, nn
+
+from attar.config import Section, as_share
+from attar.errors import ModelError, RecipeError
+from students.pruning.architectures import Family, Sizes, family_of, sizes_of
+from students.pruning.depth import cut_config, keep_evenly
+from students.pruning.importance import Scores, best, measure
+from students.pruning.prune import Kept, check_sizes, smaller_config
+from students.pruning.rotation import can_rotate
+
+MULTIPLE = 32  # what a share is rounded to, where the teacher's number is a multiple, too
+
+
+def _number_or_share(value: Any) -> Any:
+    value = as_share(value)
+    if isinstance(value, str) and not value.strip().isdigit():
+        raise ValueError("keep a number of them or a share (0.75, 75%)")
+    return value
+
+
+def _some(keep: float) -> float:
+    if keep <= 0 or (isinstance(keep, float) and keep > 1):
+        raise ValueError("keep a number of them (from 1) or a share between 0 and 1")
+    return keep
+
+
+Share = Annotated[
+    int | float,
+    BeforeValidator(_number_or_share, json_schema_input_type=int | float | str),
+    AfterValidator(_some),
+]
+
+
+class WidthConfig(Section):
+    """How many parts of a kind the student keeps."""
+
+    keep: Share = Field(description="how many, or which share (0.75, 75%)")
+    by: Literal["activation", "even"] = Field(
+        "activation", description="activation: what they do on training text; even: every so many"
+    )
+
+
+class HeadsConfig(WidthConfig):
+    """Query heads that every block keeps; those that share a key-value head go together."""
+
+
+class FeedForwardConfig(WidthConfig):
+    """Neurons that every block's feed-forward keeps."""
+
+
+class HiddenConfig(Section):
+    """Channels of the residual stream that the student keeps, the same ones throughout."""
+
+    keep: Share = Field(description="how many, or which share (0.75, 75%)")
+    by: Literal["activation", "even", "pca"] = Field(
+        "activation",
+        description="activation: what norms give there on training text; even: every so many; pca: "
+        "the strongest principal axes, the whole model rotated to them",
+    )
+
+
+class Widths(Section):
+    """What is cut besides blocks; absent: nothing of that kind."""
+
+    heads: HeadsConfig | None = None
+    feed_forward: FeedForwardConfig | None = None
+    hidden: HiddenConfig | None = None
+
+    @property
+    def given(self) -> dict[str, WidthConfig | HiddenConfig]:
+        """The sections that cut something, by their key."""
+        found = {"heads": self.heads, "feed_forward": self.feed_forward, "hidden": self.hidden}
+        return {key: section for key, section in found.items() if section is not None}
+
+    @property
+    def rotates(self) -> bool:
+        """Whether the model is rotated before channels are cut."""
+        return self.hidden is not None and self.hidden.by == "pca"
+
+    def needs_text(self) -> bool:
+        """Whether anything is judged on calibration text."""
+        return any(section.by != "even" for section in self.given.values())
+
+
+def student_sizes(teacher_config: Any, blocks: int, widths: Widths) -> Sizes:
+    """The sizes that a recipe asks for; `RecipeError`, naming the key, for what cannot be."""
+    family, teacher = family_of(teacher_config), sizes_of(teacher_config)
+    groups = _groups(widths.heads, teacher)
+    neurons = _number(widths.feed_forward, "feed_forward", teacher.neurons)
+    step = channel_step(family, teacher, groups * teacher.heads_a_group)
+    channels = _number(widths.hidden, "hidden", teacher.channels, step)
+    if not family.head_size_key and widths.heads is None:
+        groups = max(1, channels // teacher.head_size)  # heads make up the width
+    heads = groups * teacher.heads_a_group
+    sizes = Sizes(blocks, heads, groups, teacher.head_size, neurons, channels, teacher.ids)
+    try:
+        check_sizes(sizes, teacher, family)
+    except ModelError as error:
+        key = "hidden" if widths.hidden is not None else "heads"
+        raise RecipeError(f"`student.{key}.keep`: {error}") from None
+    return sizes
+
+
+def _groups(section: WidthConfig | None, teacher: Sizes) -> int:
+    """Key-value heads that stay, from a number or a share of query heads."""
+    if section is None:
+        return teacher.groups
+    each = teacher.heads_a_group
+    if isinstance(section.keep, float):
+        return max(1, round(section.keep * teacher.groups))
+    if section.keep % each or not 1 <= section.keep <= teacher.heads:
+        possible = ", ".join(str(each * (i + 1)) for i in range(teacher.groups))
+        shared = f", {each} to a key-value head" if each > 1 else ""
+        raise RecipeError(
+            f"`student.heads.keep` is {section.keep}; the teacher has {teacher.heads} heads"
+            f"{shared}, so keep one of {possible}."
+        )
+    return section.keep // each
+
+
+def neuron_step(whole: int) -> int:
+    """What numbers of neurons, and of channels that nothing else binds, are multiples of."""
+    return MULTIPLE if whole % MULTIPLE == 0 else 1
+
+
+def channel_step(family: Family, teacher: Sizes, heads: int) -> int:
+    """What numbers of channels must be multiples of, in a student of so many heads."""
+    if not family.head_size_key:
+        return teacher.head_size
+    if family.width_in_heads:
+        return heads
+    return neuron_step(teacher.channels)
+
+
+def _number(
+    section: WidthConfig | HiddenConfig | None, key: str, whole: int, step: int | None = None
+) -> int:
+    """How many of `whole` stay; a share is rounded to a multiple of `step`."""
+    if section is None:
+        return whole
+    if isinstance(section.keep, float):
+        step = step or neuron_step(whole)
+        return min(whole, max(step, round(section.keep * whole / step) * step))
+    if section.keep > whole:
+        raise RecipeError(f"`student.{key}.keep` is {section.keep}; the teacher has {whole}.")
+    return section.keep
+
+
+def sized_config(teacher_config: Any, blocks: list[int], widths: Widths) -> Any:
+    """The config of the student that a recipe asks for, known before it is cut.
+
+    Raises `RecipeError`, naming the key, for what cannot be, and `ModelError` for a family that
+    can be cut by blocks only.
+    """
+    if not widths.given:
+        return cut_config(teacher_config, blocks)
+    sizes, teacher = student_sizes(teacher_config, len(blocks), widths), sizes_of(teacher_config)
+    some = Kept(
+        blocks,
+        [list(range(sizes.groups))] * len(blocks) if sizes.groups < teacher.groups else None,
+        [list(range(sizes.neurons))] * len(blocks) if sizes.neurons < teacher.neurons else None,
+        list(range(sizes.channels)) if sizes.channels < teacher.channels else None,
+    )
+    smaller = smaller_config(teacher_config, some)
+    if widths.rotates:
+        family = family_of(teacher_config)
+        if not can_rotate(family):
+            raise RecipeError(
+                f"`student.hidden.by: pca` cannot rotate a {family.name}: its norms stand "
+                f"{family.norms} its maps or subtract a mean; write `activation`."
+            )
+        smaller.get_text_config().tie_word_embeddings = smaller.tie_word_embeddings = False
+    return smaller
+
+
+def _measured(teacher: nn.Module, widths: Widths, input_ids_BT: Tensor | None) -> Scores | None:
+    """The scores that a recipe asks for; principal axes need text, but no scores."""
+    if input_ids_BT is None or not input_ids_BT.numel():
+        key, by = next((k, one.by) for k, one in widths.given.items() if one.by != "even")
+        raise RecipeError(
+            f"`student.{key}.by: {by}` needs training text to judge by, and there is "
+            "none; write `by: even`."
+        )
+    if all(section.by != "activation" for section in widths.given.values()):
+        return None
+    return measure(teacher, input_ids_BT)
+
+
+def choose_parts(
+    teacher: nn.Module,
+    blocks: list[int],
+    widths: Widths,
+    input_ids_BT: Tensor | None,
+    scores: Scores | None = None,
+) -> tuple[Kept, Scores | None]:
+    """What stays of the kept blocks, and the scores it was chosen by, where it was by scores.
+
+    `input_ids_BT`: calibration ids, for what is chosen `by: activation`; `scores`: what they gave,
+    where that is known. Raises `RecipeError` where there is neither.
+    """
+    if not widths.given:
+        return Kept(blocks), None
+    config: Any = teacher.config
+    sizes, whole = student_sizes(config, len(blocks), widths), sizes_of(config)
+    if widths.needs_text() and scores is None:
+        scores = _measured(teacher, widths, input_ids_BT)
+    heads = widths.heads or widths.hidden  # of encoders heads are cut with the width
+
+    def chosen(
+        section: WidthConfig | HiddenConfig | None, values: Tensor | None, of: int, keep: int
+    ) -> list[int]:
+        if isinstance(section, HiddenConfig) and section.by == "pca":
+            return list(range(keep))  # of a rotated model
+        if section is None or section.by == "even" or values is None:
+            return keep_evenly(of, keep)
+        return best(values, keep)
+
+    groups, neurons, channels = None, None, None
+    if sizes.groups < whole.groups:
+        values_LG = scores.groups_LG if scores else [None] * whole.blocks
+        groups = [chosen(heads, values_LG[b], whole.groups, sizes.groups) for b in blocks]
+    if sizes.neurons < whole.neurons:
+        values_LI = scores.neurons_LI if scores else [None] * whole.blocks
+        neurons = [
+            chosen(widths.feed_forward, values_LI[b], whole.neurons, sizes.neurons) for b in blocks
+        ]
+    if sizes.channels < whole.channels:
+        values_H = scores.channels_H if scores else None
+        channels = chosen(widths.hidden, values_H, whole.channels, sizes.channels)
+    return Kept(blocks, groups, neurons, channels), scores

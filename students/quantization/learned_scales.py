@@ -1,0 +1,77 @@
+"""Rounded weights whose scales learn: the last of what rounding lost, by distilling.
+
+Codes stay what compensated rounding chose; the scale of every block and the norms, which no format
+quantises, learn from the teacher as any student does, in the one training loop. (Learning scales
+and leaving codes is what DWQ of MLX does.)
+
+Legend: O outputs and I inputs of a linear map, K blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from students.quantization.formats import Scales
+from students.quantization.gptq import Rounded
+
+
+class RoundedLinear(nn.Module):
+    """A linear map on a grid. `factor_K`, one for every block, is what learns; 1 at first."""
+
+    codes_OI: Tensor
+    scale_K: Tensor
+    shift_K: Tensor | None
+
+    def __init__(self, rounded: Rounded, bias_O: nn.Parameter | None) -> None:
+        super().__init__()
+        self.grid, self.bias = rounded.grid, bias_O
+        self.out_features, self.in_features = rounded.codes_OI.shape
+        self.factor_K = nn.Parameter(torch.ones_like(rounded.scales.scale_K))
+        self.register_buffer("codes_OI", rounded.codes_OI, persistent=False)
+        self.register_buffer("scale_K", rounded.scales.scale_K, persistent=False)
+        self.register_buffer("shift_K", rounded.scales.shift_K, persistent=False)
+
+    def scales(self) -> Scales:
+        """The scales as they stand, before storing; a shift scales along."""
+        shift_K = None if self.shift_K is None else self.shift_K * self.factor_K
+        return Scales(self.scale_K * self.factor_K, shift_K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., I) to (..., O)."""
+        weight_OI = self.grid.values(self.codes_OI, *self.grid.spread(self.scales(), self.codes_OI))
+        return nn.functional.linear(x, weight_OI, self.bias)
+
+
+def let_scales_learn(model: Any, rounded: Mapping[str, Rounded]) -> list[nn.Parameter]:
+    """Put learning scales in place of the maps that `round_model` rounded; what learns.
+
+    Scales and norms (every parameter of one dimension) learn, all else is frozen.
+    """
+    for name, found in rounded.items():
+        bias_O = model.get_submodule(name).bias
+        model.set_submodule(name, RoundedLinear(found, bias_O))
+    learning = []
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.ndim == 1)
+        if parameter.ndim == 1:
+            learning.append(parameter)
+    return learning
+
+
+@torch.no_grad()
+def settle(model: Any) -> dict[str, Rounded]:
+    """Plain linear maps again, in place, with the learned scales as the format stores them."""
+    settled = {}
+    learned = [(n, m) for n, m in model.named_modules() if isinstance(m, RoundedLinear)]
+    for name, module in learned:
+        found = Rounded(module.grid, module.codes_OI, module.grid.store(module.scales()))
+        plain = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+        plain.weight = nn.Parameter(found.weight())
+        plain.register_parameter("bias", module.bias)
+        model.set_submodule(name, plain)
+        settled[name] = found
+    return settled

@@ -1,0 +1,173 @@
+"""Rounded weights as plain checkpoints of bitsandbytes and as blocks of GGUF; and the way back.
+
+Legend: O outputs and I inputs of a linear map, K blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attar.errors import ModelError
+from attar.models.loading import Quantization, load_causal_lm
+from students.quantization.gptq import Rounded
+
+FLOAT4_CODES = (11, 10, 13, 12, 15, 14, 9, 0, 1, 6, 7, 4, 5, 2, 3)  # of the levels, ascending
+COMPUTE = torch.bfloat16  # of what is not quantised
+
+
+def quantized_model(
+    source: Path, rounded: Mapping[str, Rounded], *, trust_remote_code: bool = False
+) -> nn.Module:
+    """The model of a full-precision folder as bitsandbytes holds it, with weights rounded by us.
+
+    `rounded`: every linear map but the head by its name, all on one of the grids nf4, fp4, int8;
+    all else is bfloat16. What `save_pretrained` writes loads by `from_pretrained` alone. To be
+    saved before any forward: on some CPUs the first one rearranges 4-bit weights in place.
+    """
+    grids = {found.grid.name for found in rounded.values()}
+    assert len(grids) == 1, grids
+    (kind,) = grids
+    quantization: Any = kind
+    model: Any = load_causal_lm(
+        str(source), dtype=COMPUTE, quantization=quantization, trust_remote_code=trust_remote_code
+    )
+    left = dict(quantized_maps(model))
+    for name, found in rounded.items():
+        if name not in left:
+            raise ModelError(
+                f"bitsandbytes leaves `{name}` of {type(model).__name__} unquantised, so it cannot "
+                "take rounded weights; export it in bfloat16."
+            )
+        put = _put_int8 if kind == "int8" else _put_4bit
+        put(left.pop(name), found)
+    if left:
+        raise ModelError(
+            f"bitsandbytes quantises `{next(iter(left))}` of {type(model).__name__}, which was not "
+            "rounded; export `nf4` or `int8` of it."
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def dequantized(
+    source: Path, quantization: Quantization, *, trust_remote_code: bool = False
+) -> nn.Module:
+    """The float32 model whose linear maps are what a quantised base computes with; the rest as in
+    the folder.
+
+    The base is the one that adapters are trained on: quantised from bfloat16, loaded afresh and
+    read before any forward (which rearranges 4-bit weights in place on some CPUs).
+    """
+    model = load_causal_lm(str(source), dtype=torch.float32, trust_remote_code=trust_remote_code)
+    if quantization == "none":
+        return model
+    base = load_causal_lm(
+        str(source), dtype=COMPUTE, quantization=quantization, trust_remote_code=trust_remote_code
+    )
+    with torch.no_grad():
+        for name, module in quantized_maps(base).items():
+            weight: Any = model.get_submodule(name).weight
+            weight.copy_(weight_of(module))
+    return model
+
+
+def quantized_maps(model: Any) -> dict[str, Any]:
+    """The linear maps of a model that bitsandbytes holds, by name."""
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+
+    kinds = (Linear4bit, Linear8bitLt)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def weight_of(module: Any) -> Tensor:
+    """What a map of bitsandbytes dequantises to, (O, I), in its dtype; before any forward."""
+    from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
+
+    weight = module.weight
+    if hasattr(weight, "quant_state"):
+        found: Tensor = dequantize_4bit(weight.data, weight.quant_state)
+        return found
+    scale_O = weight.SCB if weight.SCB is not None else module.state.SCB
+    whole: Tensor = int8_vectorwise_dequant(weight.data, scale_O)
+    return whole
+
+
+def _put_4bit(module: Any, found: Rounded) -> None:
+    """Two codes a byte, the first in the high half; scales in 8 bits with scales of their own."""
+    from bitsandbytes.functional import QuantState, get_4bit_type
+    from bitsandbytes.nn.modules import Params4bit
+
+    grid, parts, device = found.grid, found.scales.parts, module.weight.device
+    codes = found.codes_OI.flatten()
+    if grid.name == "fp4":
+        codes = torch.tensor(FLOAT4_CODES, dtype=torch.uint8, device=codes.device)[codes.int()]
+    if len(codes) % 2:
+        codes = nn.functional.pad(codes, (0, 1))
+    packed = ((codes[::2] << 4) | codes[1::2])[:, None]
+    state = QuantState(
+        absmax=parts["absmax"].to(device),
+        shape=found.codes_OI.shape,
+        code=get_4bit_type(grid.name, device=device),
+        blocksize=grid.block,
+        quant_type=grid.name,
+        dtype=COMPUTE,
+        offset=parts["nested_offset"].to(device),
+        state2=QuantState(
+            absmax=parts["nested_absmax"].to(device),
+            code=parts["nested_quant_map"].to(device),
+            blocksize=256,
+            dtype=torch.float32,
+        ),
+    )
+    module.weight = Params4bit(
+        packed.to(device),
+        quant_state=state,
+        blocksize=grid.block,
+        compress_statistics=True,
+        quant_type=grid.name,
+        module=module,
+        bnb_quantized=True,
+    )
+    module.quant_state = state
+
+
+def _put_int8(module: Any, found: Rounded) -> None:
+    """int8 with the largest size of every row."""
+    from bitsandbytes.nn.modules import Int8Params
+
+    device = module.weight.device
+    codes_OI = (found.codes_OI.short() - 127).to(torch.int8).to(device)
+    scale_O = (found.scales.scale_K * 127).to(device)
+    module.weight = Int8Params(
+        codes_OI, requires_grad=False, has_fp16_weights=False, CB=codes_OI, SCB=scale_O
+    )
+    module.state.CB = module.state.SCB = None
+
+
+# Blocks of GGUF ----------------------------------------------------------------------------------
+
+
+def gguf_bytes(found: Rounded) -> np.ndarray:
+    """A weight on one of the grids q4_0 to q8_0 as GGUF lays it out: (O, bytes of a row) uint8."""
+    grid, rows = found.grid, len(found.codes_OI)
+    assert grid.block == 32, grid.name
+    codes_KS = found.codes_OI.cpu().numpy().reshape(-1, 32)
+    halves = [found.scales.scale_K, found.scales.shift_K]
+    parts = [_float16_bytes(value_K) for value_K in halves if value_K is not None]
+    if grid.name == "q8_0":
+        parts.append((codes_KS.astype(np.int16) - 127).astype(np.int8).view(np.uint8))
+    else:
+        if grid.name.startswith("q5"):
+            parts.append(np.packbits(codes_KS >> 4, axis=-1, bitorder="little"))
+        low_KS = codes_KS & 15
+        parts.append(low_KS[:, :16] | (low_KS[:, 16:] << 4))
+    return np.concatenate(parts, axis=-1).reshape(rows, -1)
+
+
+def _float16_bytes(value_K: Tensor) -> np.ndarray:
+    return value_K.cpu().numpy().astype(np.float16)[:, None].view(np.uint8)

@@ -1,0 +1,369 @@
+"""Several adapters on one base at inference: every row of a batch meets its own, in one forward.
+
+The base's weights are read once for all rows wherever an adapter adds to what the base gives:
+
+- low-rank adapters (LoRA, rsLoRA): by peft's own mixed batches;
+- prefixes: keys and values before a row's own, shorter ones padded on the left and masked;
+- prompts (prompt tuning, p-tuning): embeddings before a row's tokens, padded and masked likewise;
+- bottleneck adapters: on their rows of a map's outputs;
+- whatever else peft sets into a model map by map (DoRA, IA3, LoHa, ...) and cannot mix: that map is
+  run again on its rows alone, everything between the maps stays one batch.
+
+Legend: B rows, T tokens of the longest row, P prefix slots, E prompt slots, H width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from attar.errors import DataError, ModelError, nearest
+from students.tuning.adapters import load_adapter
+from students.tuning.bottleneck_module import PEFT_TYPE as BOTTLENECK
+from students.tuning.bottleneck_module import Bottleneck
+from students.tuning.target_modules import without_remarks
+
+PREFIXES = {"PREFIX_TUNING"}
+PROMPTS = {"PROMPT_TUNING", "P_TUNING"}
+MAPS = {"LORA", "IA3", "LOHA", "LOKR", "OFT", BOTTLENECK}  # set into the model map by map
+BARE = "__base__"  # peft's word for a row without an adapter
+# LoRA's starts that leave the base's weights as they are; others (PiSSA) subtract from them.
+UNTOUCHED = (True, False, None, "gaussian", "eva", "orthogonal")
+
+Blocks = list[tuple[Tensor, Tensor]]  # keys and values of each block, (1, heads, P, D)
+
+
+class Batch(NamedTuple):
+    """What one forward is given besides the adapters; masks are 1 where a token counts."""
+
+    input_ids: Tensor  # (B, E + T), any ids in the prompt slots
+    mask: Tensor  # (B, P + E + T)
+    position_ids: Tensor  # (B, E + T)
+    prompts_BEH: Tensor | None = None  # what the prompt slots hold
+    cache: Any = None  # holds the prefix slots
+
+
+class RowSwitch(nn.Module):
+    """One map of the model, where rows whose adapter stands here get their own outputs."""
+
+    def __init__(
+        self, shared: nn.Module, own: dict[str, nn.Module], names: list[str | None]
+    ) -> None:
+        super().__init__()
+        self.shared = shared  # the base's map, with what peft mixes by itself
+        self.own = own  # in a dict, so that peft does not take them for its mixed layers
+        self.names = names  # of the batch that is running; one list for all places
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The shared outputs, (B, ...), with the rows of own adapters replaced."""
+        if len(x) != len(self.names):
+            raise ModelError(
+                "This model mixes the rows of a batch before its linear maps (experts do), so its "
+                "adapters cannot share a batch; use one adapter at a time."
+            )
+        y: Tensor = self.shared(x, *args, **kwargs)
+        for name, module in self.own.items():
+            rows = [i for i, wanted in enumerate(self.names) if wanted == name]
+            if rows and isinstance(module, Bottleneck):
+                y[rows] = module.adapt(y[rows])
+            elif rows:
+                y[rows] = module(x[rows], *args, **kwargs)
+        return y
+
+
+class MixedAdapters:
+    """A base and adapters by name. The base is taken over: use it only through this object."""
+
+    def __init__(self, base: Any, folders: dict[str, Path]) -> None:
+        """Load every adapter onto a base that has not run yet.
+
+        Raises `ModelError` for an adapter that does not fit, or cannot share a base.
+        """
+        self.names = list(folders)
+        self._base, self._model = base.eval(), base
+        self._blocks: dict[str, Blocks] = {}
+        self._embeddings: dict[str, Tensor] = {}
+        self._in_peft: dict[str, str] = {}
+        self._rows: list[str | None] = []
+        takes = inspect.signature(base.forward).parameters
+        self._takes_positions = "position_ids" in takes
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        configs = {name: _config_to_mix(name, folder) for name, folder in folders.items()}
+        own: dict[str, dict[str, nn.Module]] = {}
+        for name, folder in folders.items():
+            if configs[name]["peft_type"] in PREFIXES | PROMPTS:
+                self._read_prompt(name, folder, configs[name]["peft_type"])
+            elif not _mixes_in_peft(configs[name]):
+                for place, module in _own_modules(base, folder).items():
+                    own.setdefault(place, {})[name] = module
+        for name, folder in folders.items():  # last, since they stay in the model
+            if _mixes_in_peft(configs[name]):
+                self._add_low_rank(name, folder)
+        for place, modules in own.items():
+            _put(base, place, RowSwitch(base.get_submodule(place), modules, self._rows))
+        self._model.eval()
+
+    def _read_prompt(self, name: str, folder: Path, kind: str) -> None:
+        loaded: Any = load_adapter(self._base, folder)
+        with torch.no_grad():
+            prompt = loaded.get_prompt(1)
+        if kind in PREFIXES:
+            self._blocks[name] = [(layer.keys, layer.values) for layer in prompt.layers]
+        else:
+            self._embeddings[name] = prompt[0]
+
+    def _add_low_rank(self, name: str, folder: Path) -> None:
+        from peft import PeftModel
+
+        inner = str(len(self._in_peft))  # peft forbids some names
+        try:
+            with without_remarks():
+                if self._in_peft:
+                    self._model.load_adapter(str(folder), adapter_name=inner)
+                else:
+                    self._model = PeftModel.from_pretrained(
+                        self._base, str(folder), adapter_name=inner
+                    )
+        except (ValueError, RuntimeError, KeyError, OSError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(f"The adapter {folder} does not fit the model: {reason}") from None
+        self._in_peft[name] = inner
+
+    # Running ---------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def logits(
+        self, input_ids_BT: Tensor, attention_mask_BT: Tensor, names: Sequence[str | None]
+    ) -> Tensor:
+        """Logits (B, T, V), each row by its own adapter; None is the bare base.
+
+        Padding may stand on either side; what is given at padded positions means nothing.
+        """
+        self._check(names, len(input_ids_BT))
+        mask_BT = attention_mask_BT.long()
+        if self._would_leave_gaps(mask_BT, names, 0):
+            return self._logits_one_by_one(input_ids_BT, mask_BT.bool(), names)
+        output = self._forward(self._batch(input_ids_BT, mask_BT, names), names)
+        return output.logits[:, -input_ids_BT.shape[1] :]  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        names: Sequence[str | None],
+        max_new_tokens: int,
+        stop_ids: set[int],
+    ) -> list[list[int]]:
+        """Greedy continuations, each row by its own adapter, up to its first stop id (left out).
+
+        Raises `DataError` for a prompt without tokens.
+        """
+        self._check(names, len(prompts))
+        if not all(prompts):
+            raise DataError("A prompt has no tokens; there is nothing to continue.")
+        device = self._base.get_input_embeddings().weight.device
+        longest = max(len(prompt) for prompt in prompts)
+        ids_BT = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
+        mask_BT = torch.zeros_like(ids_BT)
+        for row, prompt in enumerate(prompts):
+            ids_BT[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
+            mask_BT[row, longest - len(prompt) :] = 1
+        if self._would_leave_gaps(mask_BT, names, max_new_tokens):
+            pairs = zip(prompts, names, strict=True)
+            return [self.generate([p], [n], max_new_tokens, stop_ids)[0] for p, n in pairs]
+        return self._continue(self._batch(ids_BT, mask_BT, names), names, max_new_tokens, stop_ids)
+
+    def _continue(
+        self, batch: Batch, names: Sequence[str | None], max_new_tokens: int, stop_ids: set[int]
+    ) -> list[list[int]]:
+        answers: list[list[int]] = [[] for _ in names]
+        running = set(range(len(names)))
+        for _ in range(max_new_tokens):
+            output = self._forward(batch, names, use_cache=True, **self._last_only)
+            next_B = output.logits[:, -1].argmax(-1)
+            for row, token in enumerate(next_B.tolist()):
+                if row in running and token in stop_ids:
+                    running.remove(row)
+                elif row in running:
+                    answers[row].append(token)
+            if not running:
+                break
+            batch = Batch(
+                next_B[:, None],
+                torch.cat([batch.mask, torch.ones_like(batch.mask[:, :1])], dim=1),
+                batch.position_ids[:, -1:] + 1,
+                cache=output.past_key_values,
+            )
+        return answers
+
+    def _forward(self, batch: Batch, names: Sequence[str | None], **more: Any) -> Any:
+        self._rows[:] = names
+        if self._in_peft:
+            more["adapter_names"] = [self._in_peft.get(name or BARE, BARE) for name in names]
+        if self._takes_positions:
+            more["position_ids"] = batch.position_ids
+        if batch.cache is not None:
+            more["past_key_values"] = batch.cache
+        with _prompts_embedded(self._base.get_input_embeddings(), batch.prompts_BEH):
+            return self._model(input_ids=batch.input_ids, attention_mask=batch.mask, **more)
+
+    def _logits_one_by_one(
+        self, input_ids_BT: Tensor, mask_BT: Tensor, names: Sequence[str | None]
+    ) -> Tensor:
+        rows = []
+        for ids_T, mask_T, name in zip(input_ids_BT, mask_BT, names, strict=True):
+            ids_1T = ids_T[mask_T][None]
+            alone_TV = self.logits(ids_1T, torch.ones_like(ids_1T), [name])[0]
+            row_TV = alone_TV.new_zeros(len(ids_T), alone_TV.shape[-1])
+            row_TV[mask_T] = alone_TV
+            rows.append(row_TV)
+        return torch.stack(rows)
+
+    # What a batch is made of --------------------------------------------------------------------
+
+    def _batch(self, ids_BT: Tensor, mask_BT: Tensor, names: Sequence[str | None]) -> Batch:
+        blocks = [self._blocks.get(name or BARE) for name in names]
+        prompts = [self._embeddings.get(name or BARE) for name in names]
+        prefix_BP = _slots([0 if b is None else b[0][0].shape[2] for b in blocks], mask_BT)
+        prompt_BE = _slots([0 if p is None else len(p) for p in prompts], mask_BT)
+        mask = torch.cat([prefix_BP, prompt_BE, mask_BT], dim=1)
+        return Batch(
+            torch.cat([torch.zeros_like(prompt_BE), ids_BT], dim=1),
+            mask,
+            (mask.cumsum(1) - 1).clamp(min=0)[:, prefix_BP.shape[1] :],
+            self._prompts(prompts, prompt_BE.shape[1]),
+            self._cache(blocks, prefix_BP.shape[1]),
+        )
+
+    def _prompts(self, prompts: list[Tensor | None], slots: int) -> Tensor | None:
+        known = [prompt for prompt in prompts if prompt is not None]
+        if not known:
+            return None
+        prompts_BEH = known[0].new_zeros(len(prompts), slots, known[0].shape[1])
+        for row, prompt_EH in enumerate(prompts):
+            if prompt_EH is not None:
+                prompts_BEH[row, slots - len(prompt_EH) :] = prompt_EH
+        return prompts_BEH
+
+    def _cache(self, blocks: list[Blocks | None], slots: int) -> Any:
+        from transformers import DynamicCache
+
+        known = [own for own in blocks if own is not None]
+        if not known:
+            return None
+        cache = DynamicCache(config=self._base.config)
+        for layer, like in enumerate(known[0]):
+            filled = []
+            for part in (0, 1):  # keys, values
+                whole = like[part].new_zeros(len(blocks), like[part].shape[1], slots,
+                                             like[part].shape[3])  # fmt: skip
+                for row, own in enumerate(blocks):
+                    if own is not None:
+                        whole[row, :, slots - own[layer][part].shape[2] :] = own[layer][part][0]
+                filled.append(whole)
+            cache.update(filled[0], filled[1], layer)
+        return cache
+
+    def _would_leave_gaps(
+        self, mask_BT: Tensor, names: Sequence[str | None], more_tokens: int
+    ) -> bool:
+        """Whether padding inside a row would move tokens out of a sliding window."""
+        window = getattr(self._base.config.get_text_config(), "sliding_window", None)
+        if window is None or (len(names) == 1 and bool(mask_BT.all())):
+            return False
+        slots = [0, 0]
+        for name in names:
+            if name in self._blocks:
+                slots[0] = max(slots[0], self._blocks[name][0][0].shape[2])
+            if name in self._embeddings:
+                slots[1] = max(slots[1], len(self._embeddings[name]))
+        return bool(sum(slots) + mask_BT.shape[1] + more_tokens > window)
+
+    def _check(self, names: Sequence[str | None], rows: int) -> None:
+        assert len(names) == rows, "one name, or None, for every row"
+        for name in names:
+            if name is not None and name not in self.names:
+                known = ", ".join(self.names)
+                raise ModelError(
+                    f"There is no adapter `{name}`; loaded are {known}." + nearest(name, self.names)
+                )
+
+
+def _config_to_mix(name: str, folder: Path) -> dict[str, Any]:
+    """The adapter_config.json of a folder; raises `ModelError` where it cannot share a base."""
+    try:
+        config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text("utf8"))
+        kind = str(config["peft_type"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelError(
+            f"{folder} holds no adapter: its adapter_config.json is missing."
+        ) from None
+    reason = None
+    if kind not in PREFIXES | PROMPTS | MAPS:
+        reason = f"its kind, {kind}, is none of {', '.join(sorted(PREFIXES | PROMPTS | MAPS))}"
+    elif config.get("init_lora_weights") not in UNTOUCHED:
+        reason = (
+            f"it was saved against weights that `{config['init_lora_weights']}` had changed; save "
+            "it again as plain LoRA (peft's path_initial_model_for_weight_conversion)"
+        )
+    elif config.get("bias", "none") != "none":
+        reason = f"it changes the base's biases (`bias: {config['bias']}`)"
+    elif found := [key for key in ("alora_invocation_tokens", "layer_replication", "arrow_config")
+                   if config.get(key)]:  # fmt: skip
+        reason = f"its `{found[0]}` needs the base for itself"
+    if reason is not None:
+        raise ModelError(f"The adapter `{name}` ({folder}) cannot share a base: {reason}.")
+    return config
+
+
+def _mixes_in_peft(config: dict[str, Any]) -> bool:
+    alone = ("use_dora", "modules_to_save", "trainable_token_indices")
+    return config["peft_type"] == "LORA" and not any(config.get(key) for key in alone)
+
+
+def _own_modules(base: nn.Module, folder: Path) -> dict[str, nn.Module]:
+    """The maps that an adapter sets into the base, by place; the base is left as it was."""
+    before = dict(base.named_modules())
+    load_adapter(base, folder)
+    after = dict(base.named_modules())
+    own = {place: after[place] for place in before if after.get(place) is not before[place]}
+    for place in own:
+        _put(base, place, before[place])
+    base.__dict__.pop("peft_config", None)  # peft's mark on the model
+    return own
+
+
+def _put(model: nn.Module, place: str, module: nn.Module) -> None:
+    parent, _, leaf = place.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
+
+
+@contextmanager
+def _prompts_embedded(embedding: nn.Module, prompts_BEH: Tensor | None) -> Iterator[None]:
+    """Let the first slots of every row hold the prompts instead of embeddings of ids."""
+    if prompts_BEH is None:
+        yield
+        return
+
+    def put(_module: nn.Module, _args: Any, embedded: Tensor) -> None:
+        embedded[:, : prompts_BEH.shape[1]] = prompts_BEH
+
+    handle = embedding.register_forward_hook(put)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _slots(used: list[int], like: Tensor) -> Tensor:
+    """Mask (B, most used) of slots filled from the right."""
+    most = max(used)
+    rows = [[0] * (most - count) + [1] * count for count in used]
+    return torch.tensor(rows, dtype=like.dtype, device=like.device).reshape(len(used), most)

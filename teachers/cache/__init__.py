@@ -1,0 +1,1 @@
+"""The signal cache on disk: what a recipe says of it, how it is written and read."""

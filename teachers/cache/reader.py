@@ -1,0 +1,257 @@
+"""The signal cache as its readers and its builder see it: signals of examples, by key.
+
+Legend: N tokens counted, H width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attar.errors import CacheError, RecipeError
+from teachers.cache.attention_inputs import attention_from
+from teachers.cache.config import CacheConfig, config_of
+from teachers.cache.shard import Arrays, Row, ShardReader, rows_of
+from teachers.cache.store import SignalStore
+from teachers.codecs.codec import Assets, Columns
+from teachers.signals import Attention, Distribution, SparseDistribution
+
+PART = re.compile(r"((?:layer|attention)_\d+)(_.*)?")
+
+
+def part_of(column: str) -> str | None:
+    """The part of the hidden states that a column holds; None for columns of distributions."""
+    found = PART.fullmatch(column)
+    return found[1] if found else None
+
+
+@dataclass
+class Signals:
+    """The cached signals of some tokens, decoded when first asked for. Order: as the examples."""
+
+    columns: Columns
+    num_tokens: int
+    config: CacheConfig
+    assets: dict[str, Assets]
+    vocabulary: int | None = None  # ids are below it; None: not known
+    _decoded: dict[Any, Any] = field(default_factory=dict)
+
+    def distribution(self, temperature: float) -> Distribution:
+        """Next-token distributions at a temperature; of classes, one a text."""
+        if temperature not in self._decoded:
+            columns = {k: v for k, v in self.columns.items() if part_of(k) is None}
+            with _written_by(self.config.codec):
+                self._decoded[temperature] = self.config.codec.decode(
+                    columns, self.num_tokens, temperature, self.assets.get("distribution", {})
+                )
+                _check_ids(self._decoded[temperature], self.vocabulary)
+        result: Distribution = self._decoded[temperature]
+        return result
+
+    def vectors(self) -> Tensor:
+        """Float32 vectors (B, H) of the texts, from a cache of codec `vectors`."""
+        if "vectors" not in self._decoded:
+            with _written_by(self.config.codec):
+                self._decoded["vectors"] = self.config.codec.vectors(self.columns)
+        result: Tensor = self._decoded["vectors"]
+        return result
+
+    def hidden(self, layer: int) -> Tensor:
+        """Float32 hidden states (N, H) of a cached layer."""
+        if layer not in self.config.hidden.layers:
+            raise RecipeError(
+                f"Layer {layer} is not in the cache; add it to `cache.hidden.layers` "
+                f"(now {self.config.hidden.layers})."
+            )
+        part = f"layer_{layer}"
+        if part not in self._decoded:
+            self._decoded[part] = self.states(part)
+        result: Tensor = self._decoded[part]
+        return result
+
+    def attention(self, block: int) -> Attention:
+        """Queries, keys and values of a block whose attention inputs are cached."""
+        if block not in self.config.hidden.attention:
+            raise RecipeError(
+                f"The attention of block {block} is not in the cache; add it to "
+                f"`cache.hidden.attention` (now {self.config.hidden.attention})."
+            )
+        part = f"attention_{block}"
+        if part not in self._decoded:
+            inputs_NH, assets = self.states(part), self.assets.get(part, {})
+            if "query_weight" not in assets:
+                raise _lacks(f"maps of `{part}` in its assets")
+            with _checked(f"maps of `{part}` are not those of its inputs"):
+                self._decoded[part] = attention_from(inputs_NH, assets)
+        result: Attention = self._decoded[part]
+        return result
+
+    def states(self, part: str) -> Tensor:
+        """Float32 states (N, H) of a part of the hidden states, decoded anew at each call."""
+        mine = {
+            name.removeprefix(part): column
+            for name, column in self.columns.items()
+            if part_of(name) == part
+        }
+        if not mine:
+            raise _lacks(f"columns `{part}`")
+        with _written_by(self.config.hidden.codec):
+            found: Tensor = self.config.hidden.codec.decode(
+                mine, self.num_tokens, self.assets.get(part, {})
+            )
+        return found
+
+
+def _lacks(what: str) -> CacheError:
+    return CacheError(
+        f"The cache has no {what}, though its manifest promises them; delete it and build it again."
+    )
+
+
+@contextmanager
+def _checked(fault: str) -> Iterator[None]:
+    """What cannot be decoded is the cache's fault, whoever made it."""
+    try:
+        yield
+    except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        about = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+        raise CacheError(f"The cache's {fault} ({about}); delete it and build it again.") from error
+
+
+def _written_by(codec: Any) -> AbstractContextManager[None]:
+    return _checked(f"columns are not those that codec `{codec.name}` writes")
+
+
+def _check_ids(decoded: Distribution, vocabulary: int | None) -> None:
+    if vocabulary is None or not isinstance(decoded, SparseDistribution):
+        return
+    if not decoded.ids_NK.numel():
+        return
+    lowest, highest = decoded.ids_NK.aminmax()
+    if lowest < 0 or highest >= vocabulary:
+        raise ValueError(f"id {int(highest)} with {vocabulary} ids in the vocabulary")
+
+
+class SignalCache:
+    """Reads a cache. Shards are checked against their SHA-256 when first touched.
+
+    Unpacked record batches are kept up to `keep_bytes`, the ones used last.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        unfinished: bool = False,
+        device: torch.device | None = None,
+        keep_bytes: int = 256 << 20,
+    ) -> None:
+        """Opens the cache; one still being built is refused unless `unfinished` is asked for."""
+        self.store = SignalStore(url)
+        manifest = self.store.manifest()
+        if manifest is None:
+            raise CacheError(f"There is no cache at {url}; run `distill cache build` first.")
+        self.manifest, self.config = manifest, config_of(manifest)
+        self._entries = self.store.entries()
+        self._check_finished(unfinished)
+        self.store.check_there(self._entries)
+        self.assets = _on_device(self.store.assets() or {}, device or torch.device("cpu"))
+        self._where: dict[str, tuple[int, Row]] = {}
+        for number, entry in self._entries.items():
+            for row in rows_of(entry):
+                if row.key in self._where:
+                    raise CacheError(f"Two shards of the cache {url} hold example {row.key}.")
+                self._where[row.key] = (number, row)
+        self._readers: dict[int, ShardReader] = {}
+        self._batches: OrderedDict[tuple[int, int], Arrays] = OrderedDict()
+        self._keep, self._kept = keep_bytes, 0
+        self._lock = Lock()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._where
+
+    def keys(self) -> list[str]:
+        """Keys of the examples it holds, in its own order."""
+        return list(self._where)
+
+    def tokens(self, key: str) -> int:
+        """Counted tokens of an example."""
+        return self._where[key][1].tokens
+
+    def signals(self, keys: list[str]) -> Signals:
+        """Signals of whole examples, concatenated in the order of `keys`."""
+        rows = [self.columns(key) for key in keys]
+        columns = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        num_tokens = sum(self.tokens(key) for key in keys)
+        size = self.manifest["tokenizer"].get("size")
+        vocabulary = size if isinstance(size, int) else None
+        return Signals(columns, num_tokens, self.config, self.assets, vocabulary)
+
+    def columns(self, key: str) -> Columns:
+        """What is stored of one example, flat."""
+        if key not in self._where:
+            raise CacheError(
+                f"The cache {self.store.url} lacks example {key}; it was made from other data: "
+                "build it again with this recipe."
+            )
+        number, row = self._where[key]
+        arrays = self._batch(number, row.batch)
+        return {
+            name: values[offsets[row.row] : offsets[row.row + 1]]
+            for name, (offsets, values) in arrays.items()
+        }
+
+    def _batch(self, number: int, batch: int) -> Arrays:
+        with self._lock:  # training reads ahead in a thread while evaluation reads in another
+            return self._read_batch(number, batch)
+
+    def _read_batch(self, number: int, batch: int) -> Arrays:
+        if (number, batch) in self._batches:
+            self._batches.move_to_end((number, batch))
+            return self._batches[number, batch]
+        if number not in self._readers:
+            self._readers[number] = self.store.open_shard(number, self._entries[number])
+        arrays = self._readers[number].batch(batch)
+        self._batches[number, batch] = arrays
+        self._kept += _size(arrays)
+        while self._kept > self._keep and len(self._batches) > 1:
+            _, oldest = self._batches.popitem(last=False)
+            self._kept -= _size(oldest)
+        return arrays
+
+    def _check_finished(self, unfinished: bool) -> None:
+        rows = sum(entry["rows"] for entry in self._entries.values())
+        wanted = self.manifest["data"].get("examples")
+        if rows != wanted and not unfinished:
+            raise CacheError(
+                f"The cache {self.store.url} has {rows} of {wanted} examples: it is still being "
+                "built, or its build was stopped. Run `distill cache build` on its recipe, or set "
+                "`cache.unfinished: true` to learn from what is there."
+            )
+
+
+def _size(arrays: Arrays) -> int:
+    return sum(offsets.nbytes + values.nbytes for offsets, values in arrays.values())
+
+
+def _on_device(assets: dict[str, Assets], device: torch.device) -> dict[str, Assets]:
+    """Assets where they are used; on a CPU heads in 16 bits are multiplied in float32."""
+    cpu = device.type == "cpu"
+    return {
+        part: {
+            name: tensor.float() if cpu and tensor.is_floating_point() else tensor.to(device)
+            for name, tensor in own.items()
+        }
+        for part, own in assets.items()
+    }

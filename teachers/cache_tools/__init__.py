@@ -1,0 +1,1 @@
+"""What is done with finished caches: verify, measure, slice, merge, convert, mix."""

@@ -1,0 +1,277 @@
+"""Several teachers of one vocabulary as one: the weighted mixture of their probabilities.
+
+    hidden            exact: the members' full distributions are averaged
+    hybrid, sampled   the members' samples are averaged: what is unbiased stays so
+    topk, nucleus     the members' entries are averaged. A member's probability of an id that only
+                      another one has as an entry is unknown: it stays in the tail, which holds the
+                      weighted sum of the tails. So entries and tail sum to one, and an entry is at
+                      least what is stored of it.
+
+Hidden states of layers, and attention inputs, lie in each teacher's own space and cannot be
+averaged: they are left out.
+
+Legend: N tokens counted, E entries of all tokens, M members, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attar.errors import CacheError
+from teachers.cache.reader import SignalCache
+from teachers.cache_tools.convert import SparseChunk
+from teachers.cache_tools.rewrite import (
+    Draft,
+    counts_of,
+    first_difference,
+    in_groups,
+    manifest_like,
+    vocabulary_of,
+)
+from teachers.codecs.codec import Assets, Columns, split_columns
+from teachers.codecs.packed_entries import slots
+from teachers.codecs.top_entries import Largest, sorted_largest
+from teachers.runners.build_cache import LEARN_TOKENS
+from teachers.runners.next_token import encode_by_chunks, rows_per_chunk
+from teachers.signals import DenseDistribution, HasLogits, SparseDistribution, seeds_of
+
+logger = logging.getLogger(__name__)
+TAILS = {"none": "full distributions", "bucket": "largest entries", "sampled": "samples"}
+
+
+@dataclass(frozen=True)
+class MixtureChunk:
+    """Tokens whose distribution is the weighted mean of several full ones."""
+
+    members: list[DenseDistribution]
+    weights: list[float]
+    seeds_N: np.ndarray
+
+    def logits(self) -> Tensor:
+        """Float32 log-probabilities (N, V) of the mixture."""
+        mixed_NV = torch.tensor(-torch.inf)
+        for member, weight in zip(self.members, self.weights, strict=True):
+            own_NV = member.logprobs() + log(weight)
+            mixed_NV = torch.logaddexp(mixed_NV.to(own_NV.device), own_NV)
+        return mixed_NV
+
+    def rows(self, start: int, stop: int) -> MixtureChunk:
+        """Tokens start..stop of these."""
+        members = [member.rows(start, stop) for member in self.members]
+        return MixtureChunk(members, self.weights, self.seeds_N[start:stop])
+
+
+def mixed(
+    members: Sequence[tuple[str, float]],
+    codec: Any,
+    *,
+    common: bool = False,
+    device: torch.device | None = None,
+) -> Draft:
+    """The mixture of the caches by their weights, which are scaled to sum to one, in `codec`.
+
+    The caches hold the same examples, unless `common` asks for those that all of them hold. The
+    manifest names the first teacher, and all of them under `teacher.ensemble`. Raises `CacheError`
+    where vocabularies, examples or kinds of codecs do not agree.
+    """
+    if len(members) < 2:
+        raise CacheError("One cache alone is no ensemble; name two or more.")
+    total = sum(weight for _, weight in members)
+    if min(weight for _, weight in members) <= 0 or not np.isfinite(total):
+        raise CacheError("The weights of an ensemble must be numbers above 0.")
+    caches = [SignalCache(url, device=device) for url, _ in members]
+    weights = [weight / total for _, weight in members]
+    _check_vocabularies(caches)
+    codec = _checked(codec, caches)
+    counts = _common_counts(caches, common)
+    job = _Ensemble(caches, weights, codec)
+    for cache in caches:
+        hidden, url = cache.config.hidden, cache.store.url
+        for states, numbers in (
+            ("Hidden states of layers", hidden.layers),
+            ("Attention inputs of blocks", hidden.attention),
+        ):
+            if numbers:
+                logger.warning("%s %s of %s are left out of the mixture", states, numbers, url)
+    first = caches[0].manifest
+    teachers = [
+        {**cache.manifest["teacher"], "weight": weight}
+        for cache, weight in zip(caches, weights, strict=True)
+    ]
+    return Draft(
+        sources=[url for url, _ in members],
+        manifest=manifest_like(
+            first,
+            counts,
+            teacher={**first["teacher"], "ensemble": teachers},
+            codec=codec.model_dump(),
+            hidden={"layers": [], "codec": first["hidden"]["codec"]},
+            converted_from=[{"codec": cache.manifest["codec"]} for cache in caches],
+        ),
+        counts=counts,
+        learn=lambda: job.learn(in_groups(sorted(counts), counts, LEARN_TOKENS)[0]),
+        rows=job.rows,
+        padding_mass=max(cache.store.totals()["padding_mass"] for cache in caches),
+    )
+
+
+def _check_vocabularies(caches: list[SignalCache]) -> None:
+    first = caches[0]
+    names = ("vocabulary", "size")
+    wanted = {name: first.manifest["tokenizer"].get(name) for name in names}
+    for cache in caches[1:]:
+        found = {name: cache.manifest["tokenizer"].get(name) for name in names}
+        difference = first_difference(wanted, found)
+        if difference:
+            field, here, there = difference
+            raise CacheError(
+                f"The caches {first.store.url} and {cache.store.url} differ in tokenizer.{field} "
+                f"({here} and {there}); an ensemble needs teachers of one vocabulary."
+            )
+
+
+def _checked(codec: Any, caches: list[SignalCache]) -> Any:
+    """The codec of the mixture, where the members' codecs can give it."""
+    kinds = {cache.config.codec.tail: cache for cache in caches}
+    if len(kinds) > 1:
+        about = ", ".join(f"{one.store.url}: {TAILS[kind]}" for kind, one in kinds.items())
+        raise CacheError(
+            f"The members store different things ({about}); convert the fuller ones first "
+            "(`distill cache convert`), so that all are of one kind."
+        )
+    (kind,) = kinds
+    names = " and ".join(sorted({f"`{cache.config.codec.name}`" for cache in caches}))
+    if codec.tail == "none":
+        raise CacheError(
+            f"A mixture has no final hidden state, so it cannot be stored as `{codec.name}`; use "
+            "`topk`, `nucleus`, `hybrid` or `sampled`."
+        )
+    if kind != "none" and codec.tail != kind:
+        raise CacheError(
+            f"A mixture of {names} ({TAILS[kind]}) cannot be stored as `{codec.name}` "
+            f"({TAILS[codec.tail]}); use {names}, or members in `hidden`."
+        )
+    if kind == "bucket":
+        hot = [t for t in codec.temperatures if t != 1.0]
+        cold = [c for c in caches if 1.0 not in c.config.codec.temperatures]
+        if hot or cold:
+            raise CacheError(
+                f"A mixture of {names} is known at temperature 1 only, and only where its members "
+                "hold that; leave `temperatures` out, or use members in `hidden`."
+            )
+    return codec
+
+
+def _common_counts(caches: list[SignalCache], common: bool) -> dict[str, int]:
+    counts = counts_of(caches[0])
+    shared = {key: n for key, n in counts.items() if all(key in cache for cache in caches)}
+    lacking = max(len(cache.keys()) for cache in caches) - len(shared)
+    if lacking and not common:
+        raise CacheError(
+            f"The members hold different examples ({len(shared)} are in all of them); build them "
+            "from one recipe's data, or keep what they share with `--common`."
+        )
+    if not shared:
+        raise CacheError("The members have no example in common.")
+    return shared
+
+
+class _Ensemble:
+    """Decodes the members side by side and encodes their mixture."""
+
+    def __init__(self, caches: list[SignalCache], weights: list[float], codec: Any) -> None:
+        self.caches, self.weights, self.codec = caches, weights, codec
+        self.vocabulary = vocabulary_of(caches[0].manifest)
+        self.kind = caches[0].config.codec.tail
+
+    def learn(self, sample: list[str]) -> dict[str, Assets]:
+        """What the codec learns from the mixture of some examples."""
+        if not self.codec.learns:
+            return {}
+        seeds_N, decoded = self._seeds(sample), self._decoded(sample)
+        chunk: HasLogits
+        if self.kind == "none":
+            chunk = MixtureChunk(decoded, self.weights, seeds_N)
+        else:
+            tokens_E, ids_E, weights_E = self._entries(decoded)
+            largest = _padded(tokens_E, ids_E, weights_E, len(seeds_N), self._tail(decoded))
+            tail_N = largest.tails.get(1.0)
+            sparse = SparseDistribution(largest.ids_NK, largest.logprobs_NK, tail_N)
+            chunk = SparseChunk(sparse, self.vocabulary, seeds_N)
+        learned: Assets = self.codec.learn(chunk)
+        return {"distribution": learned}
+
+    def rows(self, keys: list[str], assets: dict[str, Assets]) -> list[Columns]:
+        """The columns of some examples."""
+        columns = self._encode(keys, assets.get("distribution", {}))
+        return split_columns(columns, [self.caches[0].tokens(key) for key in keys])
+
+    def _encode(self, keys: list[str], assets: Assets) -> Columns:
+        seeds_N, decoded = self._seeds(keys), self._decoded(keys)
+        found: Columns
+        if self.kind == "none":
+            chunk = MixtureChunk(decoded, self.weights, seeds_N)
+            size = rows_per_chunk(self.vocabulary, decoded[0].hidden_NH.device)
+            return encode_by_chunks(self.codec, chunk, assets, size)
+        tokens_E, ids_E, weights_E = self._entries(decoded)
+        if self.kind == "sampled":
+            found = self.codec.encode_weights(tokens_E, ids_E, weights_E, seeds_N, assets)
+        else:
+            largest = _padded(tokens_E, ids_E, weights_E, len(seeds_N), self._tail(decoded))
+            found = self.codec.encode_largest(largest, self.vocabulary, assets)
+        return found
+
+    def _seeds(self, keys: list[str]) -> np.ndarray:
+        return np.concatenate([seeds_of(key, self.caches[0].tokens(key)) for key in keys])
+
+    def _decoded(self, keys: list[str]) -> list[Any]:
+        return [cache.signals(keys).distribution(1.0) for cache in self.caches]
+
+    def _entries(
+        self, decoded: list[SparseDistribution]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(token, id, weight) of the mixture's entries, tokens and ids rising; float64."""
+        places, weights = [], []
+        for member, weight in zip(decoded, self.weights, strict=True):
+            used_NK = member.logprobs_NK > -torch.inf
+            tokens_E = used_NK.nonzero(as_tuple=True)[0].numpy()
+            places.append(tokens_E * self.vocabulary + member.ids_NK[used_NK].numpy())
+            weights.append(weight * member.logprobs_NK[used_NK].double().exp().numpy())
+        place_E, where = np.unique(np.concatenate(places), return_inverse=True)
+        total_E = np.bincount(where, np.concatenate(weights), minlength=len(place_E))
+        tokens_E, ids_E = np.divmod(place_E, self.vocabulary)
+        return tokens_E, ids_E, total_E
+
+    def _tail(self, decoded: list[SparseDistribution]) -> dict[float, Tensor]:
+        """The weighted sum of the tails, as a log; {} for samples, which have none."""
+        tails = [
+            one.tail_N.double() + log(weight)
+            for one, weight in zip(decoded, self.weights, strict=True)
+            if one.tail_N is not None
+        ]
+        return {1.0: torch.stack(tails).logsumexp(0).float()} if tails else {}
+
+
+def _padded(
+    tokens_E: np.ndarray,
+    ids_E: np.ndarray,
+    weights_E: np.ndarray,
+    num_tokens: int,
+    tails: dict[float, Tensor],
+) -> Largest:
+    """Entries, token by token, as rows of one length; unused slots come last."""
+    counts_N = np.bincount(tokens_E, minlength=num_tokens)
+    ids_NK = torch.zeros(num_tokens, int(counts_N.max()), dtype=torch.int64)
+    logprobs_NK = torch.full(ids_NK.shape, -torch.inf)
+    where = torch.from_numpy(tokens_E), torch.from_numpy(slots(tokens_E))
+    ids_NK[where] = torch.from_numpy(ids_E)
+    logprobs_NK[where] = torch.from_numpy(np.log(weights_E)).float()
+    return sorted_largest(ids_NK, logprobs_NK, tails)

@@ -1,0 +1,161 @@
+"""Frozen features: one vector a text from any layer of a model, computed once, kept by content.
+
+Legend: B texts, T tokens, H width, F texts asked for.
+
+The cache of signals has what is said at every counted token, through a codec; a classifier on
+features wants one vector a text, as exact as it was. So they lie in shards of their own: .npz files
+of float32 rows and the keys of their texts. Whatever else is asked of the same model, layer and
+pooling later, only texts that are not there yet are run.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attar.errors import CacheError
+from attar.files import write_bytes
+from attar.models.loading import load_model, resolve_precision
+from attar.models.pooling import Mode, Pooling
+from attar.models.structure import capture_layers, run_body
+from attar.models.task_heads import give_padding, padded_texts, text_inputs
+from teachers.load import TeacherConfig
+from teachers.runners.build_cache import plan_shards
+from teachers.runners.request import Request, plan_batches
+
+Layer = int | Literal["last"]  # as in the signal cache, or the final hidden states, after the norm
+
+SHARD_TOKENS = 32768  # tokens a shard; a kill loses at most one
+
+
+def load_body(config: TeacherConfig) -> nn.Module:
+    """A frozen model without its head: any encoder or decoder, in eval mode."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # a head that is left out, a pooler that is not there: as wanted
+    try:
+        model = load_model(
+            config.model,
+            auto="AutoModel",
+            dtype=resolve_precision(config.dtype),
+            quantization=config.quantization,
+            trust_remote_code=config.trust_remote_code,
+        )
+    finally:
+        logging.set_verbosity(level)
+    give_padding(model, 0)  # any will do: nothing of a body looks for it where it had none
+    return model.requires_grad_(False)
+
+
+@torch.inference_mode()
+def features_of(model: Any, texts: Sequence[Request], layer: Layer, pool: Mode) -> Tensor:
+    """Float32 vectors (B, H): the mean over a text's tokens, its last one, or its first (CLS)."""
+    device = next(model.parameters()).device
+    inputs = padded_texts([t.input_ids for t in texts], [t.token_types for t in texts])
+    on_device = {name: None if t is None else t.to(device) for name, t in inputs.items()}
+    given: dict[str, Tensor | None] = {**text_inputs(model, on_device)}
+    with capture_layers(model, [] if layer == "last" else [layer]) as captured:
+        hidden_BTH = run_body(model, given)
+    mask_BT = on_device["attention_mask"]
+    assert mask_BT is not None
+    states_BTH = hidden_BTH if layer == "last" else captured.layers[layer]
+    return Pooling(pool, normalize=False).pool(states_BTH, mask_BT)
+
+
+class FeatureCache:
+    """Features of one model, layer and pooling, in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def build(
+        self,
+        texts: Sequence[Request],
+        load: Callable[[], Any],
+        layer: Layer,
+        pool: Mode,
+        *,
+        batch_tokens: int,
+        on_tokens: Callable[[int], None] = lambda n: None,
+    ) -> int:
+        """Make the features of texts that are not there; the model is loaded only if some are not.
+
+        Returns how many were made. Raises `CacheError` where one is not finite.
+        """
+        known = self._keys()
+        lacking = {text.key: text for text in texts if text.key not in known}
+        wanted = [lacking[key] for key in sorted(lacking)]
+        if not wanted:
+            return 0
+        model, shards = load(), self._shards()
+        number = 1 + int(shards[-1].stem.removeprefix("shard-")) if shards else 0
+        for part in plan_shards([len(text.input_ids) for text in wanted], SHARD_TOKENS):
+            group = [wanted[i] for i in part]
+            found: list[np.ndarray] = [np.empty(0)] * len(group)
+            for batch in plan_batches([len(text.input_ids) for text in group], batch_tokens):
+                vectors_BH = features_of(model, [group[i] for i in batch], layer, pool)
+                for i, vector_H in zip(batch, vectors_BH.cpu().numpy(), strict=True):
+                    found[i] = vector_H
+                on_tokens(sum(len(group[i].input_ids) for i in batch))
+            features_FH = np.stack(found)
+            self._refuse_bad(features_FH, group)
+            self._write(number, [text.key for text in group], features_FH)
+            number += 1
+        return len(wanted)
+
+    def read(self, keys: Sequence[str]) -> np.ndarray:
+        """Float32 features (F, H) of texts by their keys."""
+        rows = self._rows()
+        return np.stack([rows[key] for key in keys])
+
+    def _shards(self) -> list[Path]:
+        return sorted(self.folder.glob("shard-*.npz"))
+
+    def _keys(self) -> set[str]:
+        keys: set[str] = set()
+        for file in self._shards():
+            with self._opened(file) as shard:
+                keys |= set(shard["keys"].tolist())
+        return keys
+
+    def _rows(self) -> dict[str, np.ndarray]:
+        rows: dict[str, np.ndarray] = {}
+        for file in self._shards():
+            with self._opened(file) as shard:
+                rows |= dict(zip(shard["keys"].tolist(), shard["features"], strict=True))
+        return rows
+
+    @contextmanager
+    def _opened(self, file: Path) -> Iterator[Mapping[str, np.ndarray]]:
+        """A shard's arrays, each read when it is asked for."""
+        try:
+            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as shard:
+                yield shard
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+            raise CacheError(
+                f"The features {file} are damaged ({error}); delete that file, and they are "
+                "made again."
+            ) from None
+
+    def _write(self, number: int, keys: list[str], features_FH: np.ndarray) -> None:
+        room = BytesIO()
+        np.savez(room, keys=np.asarray(keys), features=features_FH)
+        write_bytes(self.folder / f"shard-{number:05d}.npz", room.getvalue())
+
+    def _refuse_bad(self, features_FH: np.ndarray, texts: Sequence[Request]) -> None:
+        finite = np.isfinite(features_FH).all(-1)
+        if not finite.all():
+            raise CacheError(
+                "The model gave NaN or infinite features for text "
+                f"{texts[int(np.argmin(finite))].key}; run it with `dtype: float32`, or look at "
+                "that text. Finished shards are kept."
+            )

@@ -1,0 +1,322 @@
+"""A cache made from other caches: how any is written, and the two kinds that copy rows.
+
+    slice    fewer examples, layers or blocks         merge    the examples of several caches
+
+A `Draft` says what the new cache will be; `write` makes it as a build makes one: shards of the
+examples in the order of their keys, each counted once its entry exists, so that a kill loses the
+shard in flight and the same command goes on. Nothing holds more than a shard in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from attar.errors import CacheError
+from attar.files import fingerprint
+from teachers.cache.attention_inputs import maps_among
+from teachers.cache.config import HiddenConfig
+from teachers.cache.reader import SignalCache, part_of
+from teachers.cache.store import SignalStore
+from teachers.codecs.codec import Assets, Columns
+from teachers.codecs.packed_entries import repack
+from teachers.runners.build_cache import plan_shards
+
+GROUP_TOKENS = 4096  # counted tokens decoded and encoded at once
+REBUILD = "or build one cache of all that data with one recipe"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A cache to be written.
+
+    counts: counted tokens of each example, by key. learn: what its codecs share, asked for once.
+    rows: the columns of some examples, given their keys and what `learn` gave, read back.
+    """
+
+    sources: list[str]
+    manifest: dict[str, Any]
+    counts: dict[str, int]
+    learn: Callable[[], dict[str, Assets]]
+    rows: Callable[[list[str], dict[str, Assets]], list[Columns]]
+    padding_mass: float
+
+    @property
+    def tokens(self) -> int:
+        """Counted tokens of all examples."""
+        return sum(self.counts.values())
+
+
+@torch.inference_mode()
+def write(
+    draft: Draft,
+    out: str,
+    *,
+    on_tokens: Callable[[int], None] = lambda n: None,
+    on_skip: Callable[[int], None] = lambda n: None,
+) -> dict[str, float]:
+    """Make what is missing of the draft's cache at `out`; returns the totals of the whole.
+
+    Raises `CacheError` where `out` holds another cache, or is one of the sources.
+    """
+    if out in draft.sources:
+        raise CacheError(f"{out} is a source of the new cache; write it to another folder.")
+    store = SignalStore(out)
+    _refuse_other(store, draft.manifest)
+    with store.writing():
+        store.begin(draft.manifest)
+        if store.assets() is None:
+            store.write_assets(draft.learn(), draft.manifest)
+        assets = store.assets() or {}
+        done = store.entries()
+        keys = sorted(draft.counts)
+        counts = [draft.counts[key] for key in keys]
+        for number, part in enumerate(plan_shards(counts, draft.manifest["shard_tokens"])):
+            if number in done:
+                on_skip(sum(counts[i] for i in part))
+                continue
+            shard = [keys[i] for i in part]
+            rows: list[Columns] = []
+            for group in in_groups(shard, draft.counts):
+                rows += draft.rows(group, assets)
+                on_tokens(sum(draft.counts[key] for key in group))
+            tokens = [draft.counts[key] for key in shard]
+            store.write_shard(number, shard, tokens, rows, draft.manifest, draft.padding_mass)
+    return store.totals()
+
+
+def _refuse_other(store: SignalStore, manifest: dict[str, Any]) -> None:
+    found = store.manifest()
+    difference = first_difference(found, manifest) if found is not None else None
+    if difference:
+        field, was, now = difference
+        raise CacheError(
+            f"There is another cache at {store.url} ({field} = {was}, the new one has {now}); "
+            "choose another folder, or delete that cache."
+        )
+
+
+def in_groups(
+    keys: Sequence[str], counts: dict[str, int], tokens: int = GROUP_TOKENS
+) -> list[list[str]]:
+    """Consecutive keys of about so many counted tokens together."""
+    parts = plan_shards([counts[key] for key in keys], tokens)
+    return [[keys[i] for i in part] for part in parts]
+
+
+# What drafts are made of -----------------------------------------------------------------------
+
+
+def manifest_like(source: dict[str, Any], counts: dict[str, int], **changed: Any) -> dict[str, Any]:
+    """A cache's manifest for other examples, with some fields changed."""
+    data = {
+        **source["data"],
+        "fingerprint": fingerprint(sorted(counts)),
+        "examples": len(counts),
+        "tokens": sum(counts.values()),
+    }
+    kept = {name: value for name, value in source.items() if name != "format"}
+    return {**kept, "data": data, **changed}
+
+
+def counts_of(cache: SignalCache) -> dict[str, int]:
+    """Counted tokens of every example of a cache, by key."""
+    return {key: cache.tokens(key) for key in cache.keys()}  # noqa: SIM118
+
+
+def vocabulary_of(manifest: dict[str, Any]) -> int:
+    """V: ids over which the distributions are."""
+    size = manifest["tokenizer"].get("size")
+    if type(size) is not int or size < 1:
+        raise CacheError("The manifest does not say how many ids there are (`tokenizer.size`).")
+    return size
+
+
+def first_difference(
+    one: dict[str, Any], other: dict[str, Any], ignored: Iterable[str] = ("format",)
+) -> tuple[str, Any, Any] | None:
+    """(field, value in one, value in the other) where two manifests first differ, or None."""
+    for name in {**one, **other}:
+        here, there = one.get(name), other.get(name)
+        if name in ignored or here == there:
+            continue
+        if isinstance(here, dict) and isinstance(there, dict):
+            inner = first_difference(here, there, ())
+            if inner is None:  # an absent key and a null one say the same
+                continue
+            return (f"{name}.{inner[0]}", *inner[1:])
+        return name, here, there
+    return None
+
+
+def probe_among(assets: dict[str, Assets], counts: dict[str, int]) -> dict[str, Assets]:
+    """The part of the assets with which `verify` asks the teacher again, for these examples."""
+    probe = assets.get("probe", {})
+    kept = {name: ids for name, ids in probe.items() if name.rpartition(".")[0] in counts}
+    return {"probe": kept} if kept else {}
+
+
+# Slice -----------------------------------------------------------------------------------------
+
+
+def sliced(
+    url: str,
+    *,
+    examples: int | None = None,
+    keys: Sequence[str] | None = None,
+    layers: Sequence[int] | None = None,
+    attention: Sequence[int] | None = None,
+) -> Draft:
+    """A smaller cache: the first so many `examples` in the order of keys, which is random, or those
+    with the given `keys`; of hidden states, those of the given `layers` and of the `attention` of
+    the given blocks. None keeps all.
+    """
+    cache = SignalCache(url)
+    counts = _chosen(cache, examples, keys)
+    stored, codec = cache.config.hidden, cache.config.hidden.codec
+    kept_layers = _chosen_among(stored.layers, layers, "layer", url)
+    kept_blocks = _chosen_among(stored.attention, attention, "attention of block", url)
+    hidden = HiddenConfig(layers=kept_layers, attention=kept_blocks, codec=codec)
+    wanted = (None, *hidden.parts)
+    assets = cache.store.assets() or {}
+    learned = {part: own for part, own in assets.items() if part != "probe"}
+    learned = {part: own for part, own in learned.items() if part_of(part) in wanted}
+
+    def rows(keys: list[str], _assets: dict[str, Assets]) -> list[Columns]:
+        return [
+            {name: c for name, c in cache.columns(key).items() if part_of(name) in wanted}
+            for key in keys
+        ]
+
+    return Draft(
+        sources=[url],
+        manifest=manifest_like(cache.manifest, counts, hidden=hidden.model_dump()),
+        counts=counts,
+        learn=lambda: {**learned, **probe_among(assets, counts)},
+        rows=rows,
+        padding_mass=cache.store.totals()["padding_mass"],
+    )
+
+
+def _chosen(cache: SignalCache, examples: int | None, keys: Sequence[str] | None) -> dict[str, int]:
+    counts = counts_of(cache)
+    if keys is not None:
+        lacking = [key for key in keys if key not in counts]
+        if lacking:
+            raise CacheError(
+                f"The cache {cache.store.url} lacks {len(lacking)} of the {len(keys)} keys, "
+                f"{lacking[0]!r} among them; leave them out."
+            )
+        counts = {key: counts[key] for key in keys}
+    if examples is not None:
+        if examples > len(counts):
+            raise CacheError(
+                f"{examples} examples are asked for, but there are {len(counts)}; ask for fewer."
+            )
+        counts = {key: counts[key] for key in sorted(counts)[:examples]}
+    if not counts:
+        raise CacheError("No example is left; a cache has at least one.")
+    return counts
+
+
+def _chosen_among(
+    stored: list[int], wanted: Sequence[int] | None, noun: str, url: str
+) -> list[int]:
+    if wanted is None:
+        return list(stored)
+    lacking = [number for number in wanted if number not in stored]
+    if lacking:
+        raise CacheError(f"The cache {url} has no {noun} {lacking[0]}; it has {stored}.")
+    return sorted(set(wanted))
+
+
+# Merge -----------------------------------------------------------------------------------------
+
+
+def merged(urls: Sequence[str]) -> Draft:
+    """The examples of all caches, each once. They agree in all but their data and shards' sizes,
+    which are those of the first; else a `CacheError` names the field that differs.
+    """
+    if len(urls) < 2:
+        raise CacheError("One cache alone has nothing to be merged with; name two or more.")
+    caches = [SignalCache(url) for url in urls]
+    first, assets = caches[0], [cache.store.assets() or {} for cache in caches]
+    for cache in caches[1:]:
+        _check_agrees(first, cache)
+    translate = [
+        _translation(cache, own, assets[0]) for cache, own in zip(caches, assets, strict=True)
+    ]
+    holder: dict[str, int] = {}
+    for i, cache in enumerate(caches):
+        holder = {**dict.fromkeys(cache.keys(), i), **holder}
+    counts = {key: caches[i].tokens(key) for key, i in holder.items()}
+    probe = {k: v for own in reversed(assets) for k, v in own.get("probe", {}).items()}
+
+    def rows(keys: list[str], _assets: dict[str, Assets]) -> list[Columns]:
+        return [translate[holder[key]](caches[holder[key]].columns(key)) for key in keys]
+
+    manifest = manifest_like(first.manifest, counts)
+    lengths = [cache.manifest["data"].get("max_length") for cache in caches]
+    if None not in lengths:
+        manifest["data"]["max_length"] = max(lengths)
+    return Draft(
+        sources=list(urls),
+        manifest=manifest,
+        counts=counts,
+        learn=lambda: {**assets[0], **({"probe": probe} if probe else {})},
+        rows=rows,
+        padding_mass=max(cache.store.totals()["padding_mass"] for cache in caches),
+    )
+
+
+def _check_agrees(first: SignalCache, other: SignalCache) -> None:
+    difference = first_difference(
+        first.manifest, other.manifest, ("format", "data", "shard_tokens")
+    )
+    if difference:
+        field, here, there = difference
+        raise CacheError(
+            f"The caches {first.store.url} and {other.store.url} differ in {field} ({here} and "
+            f"{there}), so their signals cannot stand in one cache; make them alike with "
+            "`distill cache convert` or `slice`, or build them again."
+        )
+
+
+def _translation(
+    cache: SignalCache, own: dict[str, Assets], wanted: dict[str, Assets]
+) -> Callable[[Columns], Columns]:
+    """From a cache's columns to those of the same signals with the `wanted` assets: no loss."""
+    differ = [
+        part for part in {**own, **wanted} if part != "probe" and not _same(own, wanted, part)
+    ]
+    if not differ:
+        return lambda columns: columns
+    if differ == ["distribution"] and "id_of_rank" in own.get("distribution", {}):
+        old, new = own["distribution"], wanted["distribution"]
+        return lambda columns: repack(columns, old, new)
+    part = part_of(differ[0])
+    maps = [{differ[0]: maps_among(side.get(differ[0], {}))} for side in (own, wanted)]
+    if not _same(maps[0], maps[1], differ[0]):
+        raise CacheError(
+            f"The caches differ in the teacher's maps to queries, keys and values ({differ[0]}), "
+            "so they are not of one teacher; leave them out of each with `distill cache slice`, "
+            f"{REBUILD}."
+        )
+    codec = cache.config.codec if part is None else cache.config.hidden.codec
+    option = "--codec" if part is None else "--hidden"
+    kind = "topk" if part is None else "int8"
+    raise CacheError(
+        f"The caches learned `{codec.name}` ({differ[0]}) from different samples, and codes in one "
+        f"basis are no codes in another; convert each of them first (`distill cache convert CACHE "
+        f"OUT {option} {kind}`), {REBUILD}."
+    )
+
+
+def _same(one: dict[str, Assets], other: dict[str, Assets], part: str) -> bool:
+    here, there = one.get(part, {}), other.get(part, {})
+    return here.keys() == there.keys() and all(
+        torch.equal(tensor, there[name]) for name, tensor in here.items()
+    )

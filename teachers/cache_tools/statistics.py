@@ -1,0 +1,190 @@
+"""What a cache holds and what it costs: rows, tokens, bytes a token by part, histograms.
+
+Bytes of a column are those of its buffers in the shards, compressed as they are; with what Arrow
+adds (schema, headers, footer) they sum to the size of the files.
+
+Legend: N tokens counted, K entries, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from math import ceil, inf, log
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from teachers.cache.reader import SignalCache
+from teachers.cache_tools.convert import a_temperature
+from teachers.cache_tools.rewrite import vocabulary_of
+from teachers.runners.next_token import rows_per_chunk
+from teachers.signals import DenseDistribution, Distribution, KnownLogits, SparseDistribution
+
+DENSE_TOKENS = 16384  # of a full distribution: its entropy costs a product with the head a token
+MASS_EDGES = [0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0]
+
+
+@dataclass
+class Histogram:
+    """Tokens by a number: counts[i] of them lie in [edges[i], edges[i + 1]).
+
+    whole: the numbers have no fractions.
+    """
+
+    edges: list[float]
+    counts: list[int]
+    whole: bool = False
+    tokens: int = 0
+    mean: float = 0.0
+
+    def add(self, values: Tensor) -> None:
+        """Count some tokens' numbers; what is beyond the edges counts in the outermost bins."""
+        if not len(values):
+            return
+        numbers = values.double().cpu().numpy()
+        inner = np.array(self.edges[1:-1])
+        found = np.bincount(np.digitize(numbers, inner), minlength=len(self.counts))
+        self.counts = [int(a + b) for a, b in zip(self.counts, found, strict=True)]
+        self.tokens += len(numbers)
+        self.mean += (float(numbers.mean()) - self.mean) * len(numbers) / self.tokens
+
+
+def _histogram(edges: list[float], whole: bool = False) -> Histogram:
+    return Histogram(edges, [0] * (len(edges) - 1), whole)
+
+
+@dataclass
+class Statistics:
+    """Of one cache. Bytes are those on disk; `columns` and `overhead` sum to the shards' size.
+
+    entropy: of the decoded targets at `temperature`, nats; a tail counts as one outcome, so it is
+    a lower bound, and of samples it is the entropy of what was drawn. kept: mass of the entries
+    (of samples: the sum of their weights, 1 on average). entries: how many a token has. The last
+    two are None where the full distribution is stored.
+    """
+
+    examples: int
+    wanted_examples: int | None
+    tokens: int
+    shards: int
+    codec: str
+    layers: list[int]
+    attention: list[int]
+    temperature: float
+    shard_bytes: int
+    columns: dict[str, int]
+    overhead: int
+    assets: dict[str, int]
+    entropy: Histogram
+    kept: Histogram | None
+    entries: Histogram | None
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Of the shards: what grows with the tokens."""
+        return self.shard_bytes / max(1, self.tokens)
+
+    def values(self) -> dict[str, Any]:
+        """As JSON has it; an open end of a histogram is null."""
+        found = {**asdict(self), "bytes_per_token": self.bytes_per_token}
+        for name in ("entropy", "kept", "entries"):
+            if found[name] is not None:
+                found[name]["edges"] = [None if e == inf else e for e in found[name]["edges"]]
+        return found
+
+
+@torch.inference_mode()
+def statistics(
+    url: str,
+    *,
+    dense_tokens: int = DENSE_TOKENS,
+    device: torch.device | None = None,
+    on_tokens: Callable[[int], None] = lambda n: None,
+) -> Statistics:
+    """Reads the whole cache once, be it finished or not; of full distributions, the histograms take
+    about the first `dense_tokens`. Damaged files raise a `CacheError`.
+    """
+    cache = SignalCache(url, unfinished=True, device=device)
+    found = _empty(cache)
+    for number, entry in cache.store.entries().items():
+        found.shard_bytes += entry["bytes"]
+        reader = cache.store.open_shard(number, entry)
+        for batch, rows in groupby(cache.store.rows(number), lambda row: row.batch):
+            keys = [row.key for row in rows]
+            for name, size in reader.column_bytes(batch).items():
+                found.columns[name] = found.columns.get(name, 0) + size
+            signals = cache.signals(keys)
+            if found.kept is not None or found.entropy.tokens < dense_tokens:
+                decoded = signals.distribution(found.temperature)
+                _add(found, decoded, vocabulary_of(cache.manifest))
+            found.examples += len(keys)
+            found.tokens += signals.num_tokens
+            on_tokens(signals.num_tokens)
+    found.overhead = found.shard_bytes - sum(found.columns.values())
+    return found
+
+
+def _empty(cache: SignalCache) -> Statistics:
+    codec, vocabulary = cache.config.codec, vocabulary_of(cache.manifest)
+    halves = ceil(2 * log(vocabulary)) if vocabulary > 1 else 1
+    powers = [float(2**i) for i in range(ceil(log(max(2, vocabulary), 2)) + 1)]
+    dense = codec.tail == "none"
+    assets = cache.store.assets() or {}
+    return Statistics(
+        examples=0,
+        wanted_examples=cache.manifest["data"].get("examples"),
+        tokens=0,
+        shards=len(cache.store.entries()),
+        codec=codec.name,
+        layers=cache.config.hidden.layers,
+        attention=cache.config.hidden.attention,
+        temperature=a_temperature(codec),
+        shard_bytes=0,
+        columns={},
+        overhead=0,
+        assets={
+            part: sum(tensor.numel() * tensor.element_size() for tensor in own.values())
+            for part, own in assets.items()
+        },
+        entropy=_histogram([i / 2 for i in range(halves + 1)]),
+        kept=None if dense else _histogram([*MASS_EDGES, inf]),
+        entries=None if dense else _histogram([0.0, *powers, inf], whole=True),
+    )
+
+
+# Histograms ------------------------------------------------------------------------------------
+
+
+def _add(found: Statistics, decoded: Distribution, vocabulary: int) -> None:
+    if isinstance(decoded, KnownLogits):
+        found.entropy.add(entropy_of(decoded))
+        return
+    if isinstance(decoded, DenseDistribution):
+        size = rows_per_chunk(vocabulary, decoded.hidden_NH.device)
+        for start in range(0, len(decoded.hidden_NH), size):
+            found.entropy.add(entropy_of(decoded.rows(start, start + size)))
+        return
+    assert found.kept is not None and found.entries is not None  # noqa: PT018
+    used_NK = decoded.logprobs_NK > -torch.inf
+    weights_N = decoded.logprobs_NK.double().exp().sum(-1)
+    if decoded.tail_N is not None:
+        weights_N = 1 - decoded.tail_N.double().exp()
+    found.entropy.add(entropy_of(decoded))
+    found.kept.add(weights_N)
+    found.entries.add(used_NK.sum(-1))
+
+
+def entropy_of(decoded: Distribution) -> Tensor:
+    """Entropy (N,) in nats of decoded targets; a tail is one outcome, samples are scaled to one."""
+    if not isinstance(decoded, SparseDistribution):
+        logprobs_NV = decoded.logprobs()
+        return -(logprobs_NV.exp() * logprobs_NV).sum(-1)
+    outcomes = decoded.logprobs_NK
+    if decoded.tail_N is not None:
+        outcomes = torch.cat([outcomes, decoded.tail_N[:, None]], -1)
+    logprobs_NK = outcomes.log_softmax(-1)
+    return -(logprobs_NK.exp() * logprobs_NK.clamp(min=-1e4)).sum(-1)

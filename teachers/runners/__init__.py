@@ -1,0 +1,1 @@
+"""How a teacher is run to fill a cache."""

@@ -1,0 +1,109 @@
+"""Fill a cache: the teacher is run once over every example that it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from teachers.cache.store import SignalStore
+from teachers.codecs.codec import Assets
+from teachers.runners.request import Request, Runner
+
+LEARN_TOKENS = 2048  # counted tokens from which codecs learn
+
+
+PROBE_TOKENS = 256  # ... whose ids are kept, to ask the teacher again
+
+
+def plan_shards(tokens: Sequence[int], shard_tokens: int) -> list[range]:
+    """Split examples, in order, into shards of about `shard_tokens` counted tokens."""
+    shards, start, held = [], 0, 0
+    for i, count in enumerate(tokens):
+        held += count
+        if held >= shard_tokens:
+            shards.append(range(start, i + 1))
+            start, held = i + 1, 0
+    if start < len(tokens):
+        shards.append(range(start, len(tokens)))
+    return shards
+
+
+def build_cache(
+    store: SignalStore,
+    manifest: dict[str, Any],
+    requests: Sequence[Request],
+    make_runner: Callable[[], Runner],
+    *,
+    rank: int = 0,
+    world: int = 1,
+    on_tokens: Callable[[int], None] = lambda n: None,
+    on_skip: Callable[[int], None] = lambda n: None,
+    barrier: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Make what is missing of a cache; the teacher is loaded only if something is.
+
+    Each of `world` processes makes every world-th shard; the first one learns what the codecs
+    need, while the others wait at `barrier`. Returns the numbers of examples and
+    tokens, the bytes of the whole cache, and the probability mass on padded vocabulary columns.
+    """
+    if rank == 0:
+        store.begin(manifest)
+    else:
+        store.check_fits(manifest)
+    requests = sorted(requests, key=lambda request: request.key)  # nothing depends on order
+    counts = [len(request.counted) for request in requests]
+    shards = plan_shards(counts, manifest["shard_tokens"])
+    runner = None
+    assets = store.assets()
+    if assets is None and rank == 0:
+        runner = make_runner()
+        sample = first_requests(requests, LEARN_TOKENS)
+        assets = {**runner.learn(sample), "probe": _probe(first_requests(requests, PROBE_TOKENS))}
+        store.write_assets(assets, manifest)
+    barrier()
+    assets = store.assets() or {}  # as stored, by whoever learned them
+    done = store.entries()
+    for number, part in enumerate(shards):
+        group = [requests[i] for i in part]
+        if number in done:
+            on_skip(sum(len(request.input_ids) for request in group))
+        elif number % world == rank:
+            runner = runner or make_runner()
+            rows = runner.run(group, assets, on_tokens)
+            keys = [request.key for request in group]
+            tokens = [len(request.counted) for request in group]
+            store.write_shard(number, keys, tokens, rows, manifest, runner.padding_mass)
+    return store.totals()
+
+
+def _probe(requests: Sequence[Request]) -> Assets:
+    """The ids of some examples, so that `cache verify` can ask the teacher again."""
+    probe = {}
+    for request in requests:
+        probe[f"{request.key}.input_ids"] = torch.from_numpy(np.asarray(request.input_ids).copy())
+        probe[f"{request.key}.counted"] = torch.from_numpy(np.asarray(request.counted).copy())
+    return probe
+
+
+def probe_requests(assets: dict[str, Assets]) -> list[Request]:
+    """The examples that a build kept whole."""
+    probe = assets.get("probe", {})
+    keys = [name.removesuffix(".input_ids") for name in probe if name.endswith(".input_ids")]
+    return [
+        Request(key, probe[f"{key}.input_ids"].numpy(), probe[f"{key}.counted"].numpy())
+        for key in keys
+    ]
+
+
+def first_requests(requests: Sequence[Request], tokens: int) -> list[Request]:
+    """The first examples in the order of keys, which is random, up to so many tokens."""
+    chosen, held = [], 0
+    for request in requests:
+        chosen.append(request)
+        held += len(request.counted)
+        if held >= tokens:
+            break
+    return chosen

@@ -1,0 +1,135 @@
+"""`distill plan` of tasks on texts: what it says before any work, and what there then is."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig, BertConfig, GPT2Config, LlamaConfig
+
+from distill.planning.estimate import Estimate
+from distill.planning.whole_texts import body_of_config, count_texts, estimates
+from distill.run.context import Run
+from distill.run.load import check_recipe, load_recipe
+from tests.conftest import Workshop
+from tests.helpers import classifying, embedding, masking
+
+TASKS = {"classes": classifying, "vectors": embedding, "masks": masking}
+V, H, TOPK = masking.V, 32, {"name": "topk", "k": 12}
+
+
+@pytest.fixture(params=list(TASKS))
+def task(request, tmp_path, monkeypatch):
+    """A folder with what a task needs: its recipe is written by `write_recipe`."""
+    monkeypatch.chdir(tmp_path)
+    TASKS[request.param].fill_workshop()
+    return TASKS[request.param]
+
+
+@pytest.fixture
+def masks(tmp_path, monkeypatch):
+    """The same for masked tokens: a plan of the recipe with some sections changed."""
+    monkeypatch.chdir(tmp_path)
+    masking.fill_workshop()
+
+    def plan(**changes) -> dict[str, Estimate]:
+        return plan_of(Run(check_recipe(masking.masked_recipe(**changes)), Path("out")))
+
+    return plan
+
+
+def plan_of(run):
+    return {line.stage: line for line in estimates(run)}
+
+
+def test_a_plan_is_told_before_any_work(task):
+    said = Workshop()("plan", "recipe.yaml", "--run-dir", "out").output
+    stages = ["cache", "build", "train", "export", "evaluate"]
+    assert all(stage in said for stage in stages)
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"held_out": 0.2},
+        {"train_tokens": 60, "held_out_tokens": 30},
+        {"max_length": 8},
+    ],
+)
+def test_what_is_planned_is_near_what_is_prepared(task, data):
+    more = {"masking": {"copies": 4}} if task is masking else {}
+    task.write_recipe(data={**data, **more})
+    run = Run(load_recipe("recipe.yaml"), Path("out"))
+    before, counted = plan_of(run), count_texts(run)
+    run.prepare_data()
+    after, prepared = plan_of(run), count_texts(run)
+    train, held_out = run.data()
+    assert (prepared.train, prepared.held_out) == (len(train), len(held_out))
+    assert counted.train == pytest.approx(len(train), rel=0.15)
+    assert counted.held_out == pytest.approx(len(held_out), rel=0.15)
+    for stage in ("cache", "train", "evaluate"):
+        assert before[stage].tokens == pytest.approx(after[stage].tokens, rel=0.15)
+        assert before[stage].disk_bytes == pytest.approx(after[stage].disk_bytes, rel=0.15)
+    assert after["cache"].tokens == len(train) + len(held_out)
+
+
+def test_the_cache_of_masked_tokens_holds_them_alone(masks):
+    def bytes_a_text(**cache):
+        line = masks(cache={"codec": TOPK, **cache})["cache"]
+        return line.disk_bytes / line.tokens
+
+    Run(check_recipe(masking.masked_recipe()), Path("out")).prepare_data()
+    train = Run(check_recipe(masking.masked_recipe()), Path("out")).data()[0]
+    masked = train.num_tokens / len(train)
+    plain = bytes_a_text(hidden={"layers": []})
+    assert plain == pytest.approx(masked * (12 * 4 + 2 * 1), rel=0.1)
+    layer = bytes_a_text(hidden={"layers": [3], "codec": "bf16"}) - plain
+    assert layer == pytest.approx(masked * 2 * H, rel=0.1)
+
+
+def test_whole_texts_have_one_outcome_and_layers_at_every_token(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    embedding.fill_workshop()
+
+    def line(**cache):
+        recipe = check_recipe(embedding.embedding_recipe(cache=cache, train={"objective": [
+            {"loss": "vector_mse"}
+        ]}))  # fmt: skip
+        run = Run(recipe, Path("out"))
+        return plan_of(run)["cache"], count_texts(run).length
+
+    plain, length = line(hidden={"layers": []})
+    layered, _ = line(hidden={"layers": [3], "codec": "bf16"})
+    assert plain.disk_bytes / plain.tokens == 2 * H + 2
+    more = (layered.disk_bytes - plain.disk_bytes) / plain.tokens
+    assert more == pytest.approx(2 * H * length, rel=0.1)
+
+
+def test_judging_and_searching_take_their_time(masks):
+    seconds = {
+        name: masks(student=student)["build"].seconds
+        for name, student in {
+            "even": {"layers": {"keep": 1, "by": "even"}},
+            "greedy": {"layers": {"keep": 1, "calibration_tokens": 10**9}},
+            "longer": {"layers": {"keep": 1, "calibration_tokens": 4 * 10**9}},
+            "search": {"layers": None, "target": {"parameters": "60%", "tokens": 10**8}},
+        }.items()
+    }
+    assert seconds["even"] < seconds["greedy"] < seconds["longer"]
+    assert seconds["even"] < seconds["search"]
+
+
+@pytest.mark.parametrize(
+    ("config", "auto"),
+    [
+        (BertConfig(**masking.SIZES), "AutoModelForMaskedLM"),
+        (LlamaConfig(**masking.SIZES, num_labels=2), "AutoModelForSequenceClassification"),
+        (GPT2Config(vocab_size=V, n_embd=H, n_layer=2, n_head=4), "AutoModel"),
+    ],
+)
+def test_tables_that_are_looked_up_take_no_time(config, auto):
+    body = body_of_config(config, auto)
+    wider = AutoConfig.for_model(**{**config.to_dict(), "vocab_size": V + 1000})
+    more = body_of_config(wider, auto)
+    assert more.total - body.total >= 1000 * H
+    assert more.body - body.body <= 1000, "a bias of the output map at most"

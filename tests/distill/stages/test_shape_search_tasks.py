@@ -1,0 +1,52 @@
+"""`student.target` for encoders: each task says what divergence is, and the shape is what was found."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from transformers import AutoConfig
+
+from distill.commands.main import main
+from students.pruning.architectures import sizes_of
+from tests.helpers import classifying, embedding
+from tests.helpers.masking import fill_workshop as fill_masked
+from tests.helpers.masking import masked_recipe
+
+SECTION = {
+    "target": {"parameters": "75%", "candidates": 3, "tokens": 300},
+    "calibration_tokens": 300,
+}
+TASKS = {
+    "sequence-classification": (classifying.fill_workshop, classifying.classification_recipe),
+    "masked-lm": (fill_masked, masked_recipe),
+    "embedding": (embedding.fill_workshop, embedding.embedding_recipe),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("heal_steps", [0, 2])
+@pytest.mark.parametrize("task", TASKS)
+def test_an_encoder_is_searched(task, heal_steps, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fill, recipe_of = TASKS[task]
+    torch.manual_seed(0)
+    fill()
+    recipe = recipe_of()
+    heals = {"heal_steps": heal_steps, "finalists": 1} if heal_steps else {}
+    target = {**SECTION["target"], **heals}
+    recipe["student"] = {**SECTION, "target": target}
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    stages = ["adapt-teacher"] if recipe["teacher"].get("adapt") else []
+    for stage in [*stages, "build"]:
+        result = CliRunner().invoke(main, [stage, "recipe.yaml", "--run-dir", "out"])
+        assert result.exit_code == 0, result.output
+    surgery = json.loads(Path("out/student/surgery.json").read_text())
+    best = surgery["candidates"][0]
+    assert surgery["divergence"] == ("similarity error" if task == "embedding" else "KL")
+    assert best["sizes"] == vars(sizes_of(AutoConfig.from_pretrained("out/student")))
+    assert best["parameters"] <= surgery["limit"]
+    assert all(one["divergence"] > 0 for one in surgery["candidates"])
+    assert (best["healed"] is not None) == bool(heal_steps)

@@ -1,0 +1,101 @@
+"""Builds tiny caches in children of its own, so that tests can kill them: `python builder.py`.
+
+Each line of its input is a JSON object. `{"url": ..., "out": FILE, ...}` forks a child that builds
+and writes to FILE how it went; the answer is its process. `{"wait": PID}` answers its exit status.
+The libraries are imported once, so a child is as cheap as a fork.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pandas  # noqa: F401  (pyarrow asks for it)
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from attar.errors import CacheError
+from teachers.cache.config import CacheConfig, manifest_of
+from teachers.cache.store import SignalStore
+from teachers.runners.build_cache import build_cache
+from teachers.runners.next_token import TeacherRunner
+from teachers.runners.request import Request
+
+VOCABULARY, EXAMPLES = 97, 60
+CONFIG = CacheConfig.model_validate(
+    {
+        "codec": {"name": "hybrid", "k": 8},
+        "hidden": {"layers": [1], "codec": "basis"},
+        "shard_tokens": 100,
+    }
+)
+MANIFEST = manifest_of(
+    CONFIG, {"model": "tiny"}, {"size": VOCABULARY}, {"examples": EXAMPLES, "tokens": 20 * EXAMPLES}
+)
+
+
+def requests() -> list[Request]:
+    """The same sixty examples at every call, twenty counted tokens each."""
+    random = np.random.default_rng(0)
+    ids = random.integers(0, VOCABULARY, (EXAMPLES, 24))
+    return [Request(f"{i:032x}", row, np.arange(3, 23)) for i, row in enumerate(ids)]
+
+
+def make_runner() -> TeacherRunner:
+    """The same random teacher at every call."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    return TeacherRunner(LlamaForCausalLM(config).eval(), VOCABULARY, CONFIG)
+
+
+def build(url: str, rank: int, world: int) -> None:
+    """What one process of a build does; others than the first wait until it is begun."""
+    store = SignalStore(url)
+    while rank > 0 and not store.folder.exists("assets.json"):
+        time.sleep(0.01)
+    with store.writing() if rank == 0 else contextlib.nullcontext():
+        build_cache(store, MANIFEST, requests(), make_runner, rank=rank, world=world)
+
+
+def child(order: dict) -> None:
+    """Build, and write how it went."""
+    fsspec.config.conf.update(order.get("fsspec", {}))
+    try:
+        build(order["url"], order.get("rank", 0), order.get("world", 1))
+        said = "built"
+    except CacheError as error:
+        said = f"CacheError: {error}"
+    Path(order["out"]).write_text(said)
+
+
+def main() -> None:
+    torch.set_num_threads(1)  # threads do not survive a fork
+    make_runner()  # imports what a model needs, once
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "wait" in order:
+            _, status = os.waitpid(order["wait"], 0)
+            print(os.waitstatus_to_exitcode(status), flush=True)
+            continue
+        pid = os.fork()
+        if pid == 0:
+            try:
+                child(order)
+            finally:
+                os._exit(0)
+        print(pid, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Scales that learn: where they begin, what moves, and that what is kept lies on the grid."""
+
+import copy
+
+import pytest
+import torch
+
+from students.quantization.formats import GRIDS
+from students.quantization.gptq import linear_maps, round_model
+from students.quantization.learned_scales import let_scales_learn, settle
+from students.quantization.packed_weights import quantized_model
+
+
+@pytest.fixture
+def text():
+    return torch.randint(0, 97, (12, 24), generator=torch.Generator().manual_seed(0))
+
+
+def kl(teacher, student, input_ids_BT):
+    with torch.no_grad():
+        log_p = teacher(input_ids_BT).logits.log_softmax(-1)
+    log_q = student(input_ids_BT).logits.float().log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8", "q4_0", "q4_1"])
+def test_it_begins_as_the_rounded_student_and_settles_as_it_was(make_model, text, kind):
+    student = make_model(3, width=64, layers=2)
+    found = round_model(student, GRIDS[kind], text)
+    with torch.no_grad():
+        before_BTV = student(text).logits
+        let_scales_learn(student, found)
+        assert torch.allclose(student(text).logits, before_BTV, atol=1e-5)
+    settled = settle(student)
+    assert settled.keys() == found.keys() == linear_maps(student).keys()
+    limit = 0.02 if kind == "nf4" else 0.0  # 8 bits of scales are found anew
+    for name, one in settled.items():
+        away = (one.weight() - found[name].weight()).abs().max()
+        assert float(away) <= limit * float(found[name].weight().abs().max())
+
+
+def test_only_scales_and_what_no_format_quantises_learn(make_model, text):
+    student = make_model(3, width=64, layers=1, attention_bias=True)
+    found = round_model(student, GRIDS["nf4"], None)
+    learning = let_scales_learn(student, found)
+    names = {name for name, p in student.named_parameters() if p.requires_grad}
+    assert len(names) == len(learning) == 7 + 3 + 4
+    assert {name.rsplit(".", 1)[1] for name in names} == {"factor_K", "weight", "bias"}
+    assert all("norm" in name for name in names if name.endswith("weight"))
+    scales = sum(one.scales.scale_K.numel() for one in found.values())
+    assert sum(p.numel() for n, p in student.named_parameters() if "factor" in n) == scales
+
+
+def test_learning_brings_a_rounded_student_back_to_its_teacher(make_model, text, tmp_path):
+    teacher = make_model(3, width=64, layers=2)
+    student = copy.deepcopy(teacher)
+    found = round_model(student, GRIDS["nf4"], None)
+    start = float(kl(teacher, student, text).detach())
+    optimizer = torch.optim.Adam(let_scales_learn(student, found), lr=3e-3)
+    for _ in range(25):
+        optimizer.zero_grad()
+        kl(teacher, student, text).backward()
+        optimizer.step()
+    settled = settle(student)
+    assert float(kl(teacher, student, text).detach()) < 0.6 * start
+    for name, one in settled.items():
+        assert torch.equal(student.get_submodule(name).weight, one.weight())
+        assert torch.equal(one.codes_OI, found[name].codes_OI)
+    student.save_pretrained(tmp_path / "student")  # norms learned too, so they are read from there
+    quantized_model(tmp_path / "student", settled).save_pretrained(tmp_path / "nf4")
+    from transformers import AutoModelForCausalLM
+
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "nf4").eval()
+    assert float(kl(teacher, read, text).detach()) < 0.75 * start

@@ -1,0 +1,68 @@
+"""Building and exporting students: what is shipped loads without this package."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from attar.errors import ModelError, RecipeError
+from students.config import StudentConfig
+from students.fresh import fresh_model
+from students.save import check_reload, cut_student, save_cut, save_student
+
+IDS = torch.randint(4, 300, (2, 10), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def student(make_model, tokenizer, tmp_path):
+    """A folder with a student of a size that 4-bit blocks divide."""
+    folder = tmp_path / "student"
+    save_student(make_model(1, width=64, vocabulary=320), tokenizer, folder)
+    return folder
+
+
+def test_a_cut_records_what_was_kept(make_model, tokenizer, tmp_path):
+    teacher = make_model(layers=3, vocabulary=320)
+    config = StudentConfig.model_validate({"layers": {"keep": [0, 2]}})
+    save_cut(*cut_student(teacher, [0, 2], config, None), tokenizer, tmp_path / "cut")
+    surgery = json.loads((tmp_path / "cut" / "surgery.json").read_text())
+    assert surgery.pop("teacher_sizes")["blocks"] == 3
+    assert surgery == {
+        "teacher_layers": 3,
+        "kept": [0, 2],
+        "by": "explicit",
+        "layers": [0, 2, 3],
+        "groups": None,
+        "neurons": None,
+        "channels": None,
+        "refit": False,
+    }
+    assert len(AutoModelForCausalLM.from_pretrained(tmp_path / "cut").model.layers) == 2
+
+
+def test_a_checkpoint_that_does_not_reload_is_an_error(make_model, student):
+    with pytest.raises(ModelError, match="does not reload"):
+        check_reload(make_model(2, width=64, vocabulary=320), student)
+
+
+def test_a_fresh_model_takes_the_teachers_config_for_what_is_left_out(make_model):
+    teacher = make_model(vocabulary=320)
+    model = fresh_model({"num_hidden_layers": 1, "hidden_size": 16}, teacher.config, seed=0)
+    assert model.config.vocab_size == 320
+    assert model.config.num_hidden_layers == 1
+    again = fresh_model({"num_hidden_layers": 1, "hidden_size": 16}, teacher.config, seed=0)
+    assert torch.equal(model.lm_head.weight, again.lm_head.weight)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"num_hiden_layers": 1}, "num_hidden_layers"),
+        ({"model_type": "lama"}, "does not make"),
+        ({"hidden_size": 30, "num_attention_heads": 4}, "does not make"),
+    ],
+)
+def test_a_fresh_config_that_makes_no_model_is_refused(make_model, config, says):
+    with pytest.raises(RecipeError, match=says):
+        fresh_model(config, make_model().config, seed=0)

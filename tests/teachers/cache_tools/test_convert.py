@@ -1,0 +1,156 @@
+"""A converted cache is the one that would have been built, or it is refused."""
+
+import pytest
+import torch
+
+from attar.errors import CacheError
+from teachers.cache.reader import SignalCache
+from teachers.cache.store import SignalStore
+from teachers.cache_tools.convert import converted
+from teachers.cache_tools.rewrite import write
+from teachers.codecs.codec import CODECS, LAYER_CODECS
+from teachers.codecs.topk import TopK
+from teachers.signals import SparseDistribution
+
+LAYERS = {"layers": [0, 2], "codec": "bf16"}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("name", ["topk", "nucleus"])
+def test_hidden_becomes_what_would_have_been_built(built, weights_of, name, temperature, tmp_path):
+    codec = CODECS[name](k=12, temperatures=[1.0, 2.0])
+    write(converted(built({"name": "hidden", "kl": 1e-6}), codec=codec), str(tmp_path / "out"))
+    direct, tail = weights_of(built(codec.model_dump()), temperature)
+    found, found_tail = weights_of(str(tmp_path / "out"), temperature)
+    assert (direct - found).abs().sum(-1).mean() < 5e-3
+    assert (tail - found_tail).abs().mean() < 2e-3
+
+
+@pytest.mark.parametrize("name", ["hybrid", "sampled"])
+def test_samples_of_hidden_are_those_that_would_have_been_built(built, weights_of, name, tmp_path):
+    write(
+        converted(built({"name": "hidden", "kl": 1e-6}), codec=CODECS[name]()),
+        str(tmp_path / "out"),
+    )
+    direct, _ = weights_of(built(name))
+    found, _ = weights_of(str(tmp_path / "out"))
+    assert (direct - found).abs().sum(-1).mean() < 0.05  # a draw at the edge of two ids may change
+
+
+def test_a_coarser_hidden_keeps_the_head_as_it_was(built, signals, tmp_path):
+    url = built({"name": "hidden", "kl": 1e-6})
+    write(converted(url, codec=CODECS["hidden"](kl=1e-2)), str(tmp_path / "out"))
+    one, other = (SignalStore(u).assets()["distribution"] for u in (url, str(tmp_path / "out")))
+    assert torch.equal(one["head_weight"], other["head_weight"])
+    p, q = (signals(u).distribution(1.0).logprobs().double() for u in (url, str(tmp_path / "out")))
+    assert 1e-4 < float((p.exp() * (p - q)).sum(-1).mean()) < 5e-2
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_fewer_entries_are_those_that_would_have_been_built(
+    built, close, weights_of, temperature, tmp_path
+):
+    stored = built({"name": "topk", "k": 40, "temperatures": [1.0, 2.0]})
+    write(converted(stored, codec=TopK(k=8)), str(tmp_path / "out"))
+    wanted = built({"name": "topk", "k": 8, "temperatures": [1.0, 2.0]})
+    (direct, tail), (found, found_tail) = (
+        weights_of(url, temperature) for url in (wanted, str(tmp_path / "out"))
+    )
+    assert torch.equal(direct > 0, found > 0)
+    close(direct, found, 2e-3)  # float16
+    close(tail, found_tail, 2e-3)
+    manifest = SignalCache(str(tmp_path / "out")).manifest
+    assert manifest["codec"] == {"name": "topk", "k": 8, "temperatures": [1.0, 2.0]}
+    assert manifest["converted_from"]["codec"]["k"] == 40
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted"),
+    [
+        ({"name": "topk", "k": 40}, {"name": "nucleus", "k": 20, "mass": 0.8}),
+        ({"name": "nucleus", "k": 40, "mass": 0.99}, {"name": "nucleus", "k": 20, "mass": 0.8}),
+    ],
+)
+def test_fewer_ragged_entries_are_those_that_would_have_been_built(
+    built, close, weights_of, stored, wanted, tmp_path
+):
+    codec = CODECS[wanted["name"]](**wanted)
+    write(converted(built(stored), codec=codec), str(tmp_path / "out"))
+    direct, tail = weights_of(built(wanted))
+    found, found_tail = weights_of(str(tmp_path / "out"))
+    both = (direct > 0) & (found > 0)
+    close(direct[both], found[both], 0.01)
+    # What is stored is rounded, so the entry at the edge of the mass may fall either way.
+    assert ((direct > 0).sum(-1) - (found > 0).sum(-1)).abs().max() <= 1
+    assert (
+        (direct * ~both).sum(-1) + tail - (found * ~both).sum(-1) - found_tail
+    ).abs().max() < 0.02
+
+
+def test_a_row_with_fewer_entries_than_k_has_unused_slots(
+    built, close, weights_of, signals, tmp_path
+):
+    stored = built({"name": "nucleus", "k": 40, "mass": 0.5})
+    write(converted(stored, codec=TopK(k=6)), str(tmp_path / "out"))
+    direct, tail = weights_of(stored)
+    found, found_tail = weights_of(str(tmp_path / "out"))
+    few = (direct > 0).sum(-1) <= 6
+    assert 0 < few.sum() < len(few)
+    close(direct[few], found[few], 2e-3)
+    close(tail[few], found_tail[few], 2e-3)
+    close(found.sum(-1) + found_tail, torch.ones(len(found)))
+    decoded = signals(str(tmp_path / "out")).distribution(1.0)
+    assert isinstance(decoded, SparseDistribution)
+    assert ((decoded.logprobs_NK > -torch.inf).sum(-1) == (found > 0).sum(-1)).all()
+
+
+@pytest.mark.parametrize("wanted", list(LAYER_CODECS))
+def test_layers_become_what_would_have_been_built(built, signals, wanted, tmp_path):
+    if wanted == "bf16":
+        stored = built("topk", layers={**LAYERS, "codec": "int8"})
+    else:
+        stored = built("topk", layers=LAYERS)
+    codec = LAYER_CODECS[wanted]()
+    write(converted(stored, layer_codec=codec), str(tmp_path / "out"))
+    direct = signals(built("topk", layers={**LAYERS, "codec": wanted}))
+    found, was = signals(str(tmp_path / "out")), signals(stored)
+    assert torch.equal(found.distribution(1.0).logprobs_NK, was.distribution(1.0).logprobs_NK)
+    for layer in (0, 2):
+        cosine = torch.cosine_similarity(found.hidden(layer), direct.hidden(layer), dim=-1)
+        assert cosine.mean() > 0.98
+
+
+def test_both_at_once(built, signals, tmp_path):
+    url = built("hidden", layers=LAYERS)
+    draft = converted(url, codec=CODECS["nucleus"](), layer_codec=LAYER_CODECS["basis"]())
+    write(draft, str(tmp_path / "out"))
+    found = SignalCache(str(tmp_path / "out"))
+    assert found.config.codec.name == "nucleus"
+    assert found.config.hidden.codec.name == "basis"
+    cosine = torch.cosine_similarity(
+        signals(str(tmp_path / "out")).hidden(2), signals(url).hidden(2), dim=-1
+    )
+    assert cosine.mean() > 0.98
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted", "says"),
+    [
+        ("hybrid", {"name": "topk"}, "holds samples.*cannot become `topk`.*with `hidden`"),
+        ("sampled", {"name": "sampled", "draws": 5}, "holds samples"),
+        ("topk", {"name": "hybrid"}, "largest entries only.*needs the full distribution"),
+        ("nucleus", {"name": "hidden"}, "largest entries only"),
+        ("topk", {"name": "topk", "k": 64}, "at most 32 entries a token, `topk` is to have 64"),
+        ("nucleus", {"name": "nucleus", "mass": 0.99}, "up to a mass of 0.95, not 0.99"),
+        ("topk", {"name": "topk", "k": 4, "temperatures": [1.0, 2.0]}, r"\[1.0\], not 2"),
+        ("topk", {"name": "topk"}, "in that codec already"),
+    ],
+)
+def test_what_is_not_stored_is_not_made_up(built, stored, wanted, says):
+    with pytest.raises(CacheError, match=says):
+        converted(built(stored), codec=CODECS[wanted["name"]](**wanted))
+
+
+def test_layers_that_are_not_there_cannot_be_converted(built):
+    with pytest.raises(CacheError, match="no hidden states"):
+        converted(built("topk"), layer_codec=LAYER_CODECS["bf16"]())
