@@ -111,7 +111,7 @@ def cache_audit(
     found = audit_run(opened, tokens)
     print_table(table(found))
     plot(found, opened.folder.path / "audit.png")
-    click.echo(f"Picture: {opened.folder / 'audit.png'}")
+    click.echo(f"Picture: {opened.folder.path / 'audit.png'}")
     if budget is None:
         return
     chosen = choose(found, budget)
