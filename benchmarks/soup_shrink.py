@@ -1,4 +1,4 @@
-"""soup-cli's `shrink`, with its own heal, measured as benchmarks/surgery.py measures ours.
+"""soup-cli's `shrink`, with its own heal, measured as benchmarks/pruning.py measures ours.
 
     python benchmarks/soup_shrink.py --soup PYTHON --json benchmarks/results/soup_shrink.json
 
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from harness import arguments, record
 from held_out import say
-from surgery import WINDOW, Teacher, against, pieces, windows
+from pruning import WINDOW, Teacher, against, pieces, windows
 
 from attar.models.loading import load_causal_lm
 from attar.models.tokenizers import load_tokenizer

@@ -23,14 +23,14 @@ from students.pruning.width import choose_parts
 
 
 def save_student(
-    model: Any, tokenizer: Any, folder: Path, surgery: dict[str, Any] | None = None
+    model: Any, tokenizer: Any, folder: Path, pruning: dict[str, Any] | None = None
 ) -> None:
     """A plain `transformers` checkpoint in float32 masters, aside and then renamed into place."""
     with staged_folder(folder) as aside:
         model.save_pretrained(aside, safe_serialization=True)
         tokenizer.save_pretrained(aside)
-        if surgery is not None:
-            write_json(aside / "surgery.json", surgery)
+        if pruning is not None:
+            write_json(aside / "pruning.json", pruning)
 
 
 def cut_student(
@@ -61,23 +61,23 @@ def cut_student(
         refit(student, teacher, kept, calibration_BT, on_block=on_refit)
     layers = config.layers
     by = "all" if layers is None else layers.by if isinstance(layers.keep, int) else "explicit"
-    surgery = pruning_record(teacher, kept, by, config.refit, config.given, scores)
+    pruning = pruning_record(teacher, kept, by, config.refit, config.given, scores)
     if rotation_HH is None:
-        return student, surgery, None
+        return student, pruning, None
     rotation_HH = rotation_HH[:, : width(student)].contiguous().cpu()  # where maps are multiplied
-    return student, {**surgery, "channels": None}, rotation_HH
+    return student, {**pruning, "channels": None}, rotation_HH
 
 
 def save_cut(
     student: nn.Module,
-    surgery: dict[str, Any],
+    pruning: dict[str, Any],
     rotation: Tensor | None,
     tokenizer: Any,
     folder: Path,
     trust_remote_code: bool = False,
 ) -> None:
-    """Save a cut student with its surgery.json, reload, and check that the logits are the same."""
-    save_student(student, tokenizer, folder, surgery)
+    """Save a cut student with its pruning.json, reload, and check that the logits are the same."""
+    save_student(student, tokenizer, folder, pruning)
     if rotation is not None:
         save_rotation(rotation, folder)
     check_reload(student, folder, trust_remote_code)

@@ -34,13 +34,13 @@ def cut(run: Run) -> dict[str, Any]:
         for line in aligned(shape.table()):
             log.info("build: %s", line)
         config, found = shape.config, {**found, **shape.record()}
-    student, surgery, rotation = _cut(run, whole, config)
-    surgery = {**surgery, **found}
+    student, pruning, rotation = _cut(run, whole, config)
+    pruning = {**pruning, **found}
     del whole
     if run.recipe.student.from_ != "teacher":
-        surgery, rotation = _through(run, surgery, rotation)
-    save_cut(student, surgery, rotation, run.tokenizer, run.student_folder, run.trusts_code)
-    return {key: surgery[key] for key in ("kept", "by", "refit")}
+        pruning, rotation = _through(run, pruning, rotation)
+    save_cut(student, pruning, rotation, run.tokenizer, run.student_folder, run.trusts_code)
+    return {key: pruning[key] for key in ("kept", "by", "refit")}
 
 
 def load_whole(run: Run) -> nn.Module:
@@ -79,9 +79,9 @@ def _blocks(run: Run, whole: nn.Module, layers: LayersConfig) -> list[int]:
     return [block for block in range(depth) if block not in gone]
 
 
-def _through(run: Run, surgery: Record, rotation: Tensor | None) -> tuple[Record, Tensor | None]:
+def _through(run: Run, pruning: Record, rotation: Tensor | None) -> tuple[Record, Tensor | None]:
     """The record in terms of the teacher, where the model that was cut came out of it itself."""
     first = read_pruning(run.cut_model, run.teacher.model)
     if first is None:
-        return {**surgery, "teacher": None}, rotation
-    return composed(first, surgery), composed_rotation(Path(run.cut_model), rotation, surgery)
+        return {**pruning, "teacher": None}, rotation
+    return composed(first, pruning), composed_rotation(Path(run.cut_model), rotation, pruning)

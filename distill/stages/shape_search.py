@@ -61,7 +61,7 @@ class Shape:
     seconds: float | None  # a step of the teacher, where latency was the target
 
     def record(self) -> dict[str, Any]:
-        """What surgery.json says of the search."""
+        """What pruning.json says of the search."""
         return {
             "by": "search",
             "target": self.target.model_dump(),

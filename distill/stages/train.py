@@ -95,12 +95,12 @@ def cache(run: Run) -> Record:
 def build(run: Run) -> Record:
     """Make the student, before it learns anything."""
     config = run.recipe.student
-    surgery: dict[str, Any] | None = None
+    pruning: dict[str, Any] | None = None
     if isinstance(config.from_, str) and config.from_ != "teacher":
         tokenizer = load_tokenizer(config.from_, trust_remote_code=config.trust_remote_code)
         check_same_vocabulary(run.tokenizer, tokenizer)
     if config.from_ == "teacher" or config.cuts:
-        surgery = cut(run)
+        pruning = cut(run)
     elif isinstance(config.from_, str):
         save_student(load_whole(run), run.tokenizer, run.student_folder)
         if run.comes_from_teacher:
@@ -108,7 +108,7 @@ def build(run: Run) -> Record:
     else:
         save_student(run.task.fresh(run), run.tokenizer, run.student_folder)
     run.task.finish(run, run.student_folder)
-    return Record("build", "", bytes=bytes_under(run.student_folder), notes=surgery or {})
+    return Record("build", "", bytes=bytes_under(run.student_folder), notes=pruning or {})
 
 
 def train(run: Run) -> Record:

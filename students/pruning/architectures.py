@@ -1,7 +1,7 @@
 """Families of models: what every axis of every weight counts, one table a family.
 
 What is cut along one axis (a head, a neuron, a channel) is cut out of every weight that has this
-axis, so a table of axes is all that surgery needs to know. To add a family, add an entry to
+axis, so a table of axes is all that pruning needs to know. To add a family, add an entry to
 `FAMILIES`; a parameter that no row names is refused by its name.
 
 Axes: V vocabulary, H channels of the residual stream, Q channels of all query heads, K channels of

@@ -1,4 +1,4 @@
-"""surgery.json: what a student was cut out of, how it maps to that, and maps through several cuts.
+"""pruning.json: what a student was cut out of, how it maps to that, and maps through several cuts.
 
 Beside it, of a student whose channels were rotated, rotation.safetensors: (teacher's channels,
 student's).
@@ -25,7 +25,7 @@ from students.pruning.architectures import sizes_of
 from students.pruning.importance import Scores
 from students.pruning.prune import Kept
 
-FILE, ROTATION = "surgery.json", "rotation.safetensors"
+FILE, ROTATION = "pruning.json", "rotation.safetensors"
 Record = dict[str, Any]
 
 
@@ -37,7 +37,7 @@ def pruning_record(
     widths: Mapping[str, BaseModel],
     scores: Scores | None,
 ) -> Record:
-    """What surgery.json says: what was kept, by which scores, and how layers and channels map.
+    """What pruning.json says: what was kept, by which scores, and how layers and channels map.
 
     `layers[s]` is the teacher's layer that stands where the student's layer s does (behind s of its
     blocks), `channels` the teacher's channel of each of the student's; null: all of them.
@@ -93,7 +93,7 @@ def channel_map(folder: Path, teacher_width: int) -> Tensor | None:
 
 
 def save_rotation(rotation: Tensor, folder: Path) -> None:
-    """Leave it beside surgery.json."""
+    """Leave it beside pruning.json."""
     save_file({"rotation": rotation.contiguous()}, str(folder / ROTATION))
 
 

@@ -1,4 +1,4 @@
-"""surgery.json through two cuts: the same as one cut of the teacher."""
+"""pruning.json through two cuts: the same as one cut of the teacher."""
 
 import pytest
 import torch

@@ -203,12 +203,12 @@ def test_the_config_is_known_before_the_cut(name, tmp_path, tokenizer):
         hidden={"keep": 16},
         refit=True,
     )
-    student, surgery, rotation = cut_student(teacher, [0, 3], config, IDS)
+    student, pruning, rotation = cut_student(teacher, [0, 3], config, IDS)
     assert sizes_of(config.cut_config(teacher.config)) == sizes_of(student.config)
-    save_cut(student, surgery, rotation, tokenizer, tmp_path / "cut")
-    assert surgery["layers"] == [0, 3, 4]
-    assert len(surgery["channels"]) == 16
-    assert len(surgery["scores"]["neurons"][0]) == 48
+    save_cut(student, pruning, rotation, tokenizer, tmp_path / "cut")
+    assert pruning["layers"] == [0, 3, 4]
+    assert len(pruning["channels"]) == 16
+    assert len(pruning["scores"]["neurons"][0]) == 48
 
 
 # Rotation --------------------------------------------------------------------------------------
@@ -261,12 +261,12 @@ def test_a_stream_of_few_dimensions_is_cut_without_loss(tmp_path, tokenizer):
             for module in modules_with(teacher, family_of(teacher), axes).values():
                 module.weight.copy_(inside @ module.weight)
     config = widths(hidden={"keep": 16, "by": "pca"})
-    student, surgery, rotation = cut_student(teacher, [0, 1, 2, 3], config, IDS)
+    student, pruning, rotation = cut_student(teacher, [0, 1, 2, 3], config, IDS)
     with torch.inference_mode():
         expected = teacher(input_ids=IDS).logits
         torch.testing.assert_close(student(input_ids=IDS).logits, expected, rtol=1e-3, atol=1e-3)
     assert not config.cut_config(teacher.config).tie_word_embeddings
-    save_cut(student, surgery, rotation, tokenizer, tmp_path / "cut")
+    save_cut(student, pruning, rotation, tokenizer, tmp_path / "cut")
     torch.testing.assert_close(channel_map(tmp_path / "cut", 32), rotation)
 
 

@@ -1,6 +1,6 @@
 """What a cut costs, before and after healing: by depth alone, by width alone, by the search.
 
-    python benchmarks/surgery.py --json benchmarks/results/surgery.json
+    python benchmarks/pruning.py --json benchmarks/results/pruning.json
 
 SmolLM2-135M-Instruct (which itself comes from a 4-bit file) loses 10, 20, 25, 40 and 50% of its
 parameters, and 4 and 8 whole blocks, by recipes with `student.target`: along `layers` alone, along
@@ -280,9 +280,9 @@ def rows_of(
 
 def as_cut(run: Run, model: nn.Module) -> nn.Module:
     """The shape of a run's student without the refit."""
-    surgery = read_json(run.student_folder / "surgery.json")
-    kept, config = surgery["kept"], run.recipe.student
-    widths = surgery.get("widths") or {}
+    pruning = read_json(run.student_folder / "pruning.json")
+    kept, config = pruning["kept"], run.recipe.student
+    widths = pruning.get("widths") or {}
     sections: dict[str, Any] = {key: one for key, one in widths.items() if one}
     if sections:
         sections["calibration_tokens"] = config.calibration_tokens
