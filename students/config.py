@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from attar.config import Section, refuse_given
 from attar.errors import RecipeError
 from attar.models.task_heads import CAUSAL
-from students.pruning.architectures import Sizes, family_of, sizes_of
+from students.pruning.architectures import Sizes, prunable_architecture, sizes_of
 from students.pruning.target import TargetConfig
 from students.pruning.width import Widths, sized_config
 
@@ -90,10 +90,10 @@ class StudentConfig(Widths):
 
     def _check_refit(self, teacher_config: Any, instead: str) -> None:
         """Raise `RecipeError` where blocks go that a refit of this family cannot make up for."""
-        if self.refit and family_of(teacher_config).norms == "behind":
+        if self.refit and prunable_architecture(teacher_config).norms == "behind":
             raise RecipeError(
                 f"`student.refit` cannot make up for removed blocks of a "
-                f"{family_of(teacher_config).name}, whose norms stand behind its sums; leave it "
+                f"{prunable_architecture(teacher_config).name}, whose norms stand behind its sums; leave it "
                 f"out, or {instead}."
             )
 

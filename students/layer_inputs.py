@@ -18,33 +18,33 @@ from torch import Tensor, nn
 from attar.errors import ModelError
 from attar.models.structure import blocks_of, run_body
 
-ROWS = 4  # of text run at once
+BATCH_ROWS = 4  # of text run at once
 
 
-class Enough(Exception):
+class StopForward(Exception):
     """Enough was seen of a forward."""
 
 
 @dataclass
-class Call:
+class BlockArguments:
     """How the model calls one block: what it is given besides the hidden states."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
 
-class Stream:
+class BlockwiseForward:
     """Hidden states of calibration text on their way through the blocks, a batch at a time."""
 
     def __init__(self, model: Any, input_ids_BT: Tensor) -> None:
         self.blocks = blocks_of(model)
-        batches = list(input_ids_BT.to(next(model.parameters()).device).split(ROWS))
-        self.calls: dict[int, list[Call]] = {}  # of every block, by how many rows a batch has
+        batches = list(input_ids_BT.to(next(model.parameters()).device).split(BATCH_ROWS))
+        self.calls: dict[int, list[BlockArguments]] = {}  # of every block, by how many rows a batch has
         self.hidden: list[Tensor] = []
         for ids_BT in batches:
             known = self.calls.get(len(ids_BT))
-            hidden_BTH, calls = _enter(model, self.blocks, ids_BT, whole=known is None)
-            if known is not None and not _same(known[0].kwargs, calls[0].kwargs):
+            hidden_BTH, calls = _first_block_inputs(model, self.blocks, ids_BT, whole=known is None)
+            if known is not None and not _same_values(known[0].kwargs, calls[0].kwargs):
                 raise ModelError(
                     f"The blocks of {type(model).__name__} are given more than hidden states that "
                     "depends on the text; it cannot be rounded or refitted block by block."
@@ -58,7 +58,7 @@ class Stream:
         maps = [m for m in block.modules() if isinstance(m, nn.Linear)]
         sums: dict[nn.Linear, Tensor] = {}
         tokens = dict.fromkeys(maps, 0)
-        with _inputs_of(maps) as seen:
+        with _record_inputs(maps) as seen:
             for hidden_BTH in self.hidden:
                 self.run(block, number, hidden_BTH)
                 products: dict[int, Tensor] = {}
@@ -85,26 +85,26 @@ class Stream:
         return found
 
 
-def _enter(
+def _first_block_inputs(
     model: Any, blocks: nn.ModuleList, ids_BT: Tensor, *, whole: bool
-) -> tuple[Tensor, list[Call]]:
+) -> tuple[Tensor, list[BlockArguments]]:
     """The first block's hidden states and how the blocks are called; the first only, or `whole`."""
     first: list[Tensor] = []
-    calls: list[Call] = []
+    calls: list[BlockArguments] = []
 
     def note(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         kwargs = dict(kwargs)
         given = args if args else (kwargs.pop("hidden_states"),)
         if not first:
             first.append(given[0])
-        calls.append(Call(given[1:], kwargs))
+        calls.append(BlockArguments(given[1:], kwargs))
         if not whole:
-            raise Enough
+            raise StopForward
 
     handles = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
     try:
         run_body(model, {"input_ids": ids_BT, "attention_mask": None})
-    except Enough:
+    except StopForward:
         pass
     finally:
         for handle in handles:
@@ -112,18 +112,18 @@ def _enter(
     return first[0], calls
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same_values(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(one[k], other[k]) for k in one)
+        return one.keys() == other.keys() and all(_same_values(one[k], other[k]) for k in one)
     if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(map(_same_values, one, other))
     return not isinstance(one, Tensor) and not isinstance(other, Tensor)
 
 
 @contextmanager
-def _inputs_of(maps: list[nn.Linear]) -> Iterator[dict[nn.Linear, Tensor]]:
+def _record_inputs(maps: list[nn.Linear]) -> Iterator[dict[nn.Linear, Tensor]]:
     """The last input of each map, filled by every forward inside the block."""
     seen: dict[nn.Linear, Tensor] = {}
 

@@ -16,7 +16,7 @@ from attar.models.task_heads import load_as_saved
 from students.config import StudentConfig
 from students.pruning.depth import cut_depth
 from students.pruning.least_squares import refit
-from students.pruning.prune import cut
+from students.pruning.prune import cut_model
 from students.pruning.record import pruning_record, save_rotation
 from students.pruning.rotation import principal_channels, rotate
 from students.pruning.width import choose_parts
@@ -55,7 +55,7 @@ def cut_student(
         rotation_HH = principal_channels(teacher, calibration_BT)
         teacher = rotate(teacher, rotation_HH)
     kept, scores = choose_parts(teacher, blocks, config, calibration_BT)
-    student = cut(teacher, kept) if config.given else cut_depth(teacher, blocks)
+    student = cut_model(teacher, kept) if config.given else cut_depth(teacher, blocks)
     student = student.float()
     if config.refit and calibration_BT is not None:
         refit(student, teacher, kept, calibration_BT, on_block=on_refit)

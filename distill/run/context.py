@@ -38,7 +38,7 @@ from distill.recipe.schema import Recipe
 from distill.tasks.registry import task_of
 from distill.tasks.task import Task
 from students.fresh import fresh_config
-from students.pruning.record import FILE, channel_map, read_pruning
+from students.pruning.record import PRUNING_FILE, channel_map, read_pruning
 from teachers.load import TeacherConfig
 
 log = logging.getLogger(__name__)
@@ -185,7 +185,7 @@ class Run:
 
     def _searched_config(self) -> Any:
         """That of the shape which a search found for the recipe's target; None before it did."""
-        student, file = self.recipe.student, self.student_folder / FILE
+        student, file = self.recipe.student, self.student_folder / PRUNING_FILE
         if student.target is None or not file.exists():
             return None
         found = read_json(file)
@@ -224,7 +224,7 @@ class Run:
 
         depth: of a student of so many blocks instead.
         """
-        hidden, file = self.recipe.cache.hidden, self.student_folder / FILE
+        hidden, file = self.recipe.cache.hidden, self.student_folder / PRUNING_FILE
         depth, kept = depth or self.student_depth, None
         if self.comes_from_teacher:
             kept = read_json(file)["kept"] if file.exists() else []

@@ -15,7 +15,7 @@ from distill.run.context import Run
 from distill.stages.shape_search import search_shape
 from students.config import LayersConfig, StudentConfig
 from students.pruning.depth import keep_evenly
-from students.pruning.record import Record, composed, composed_rotation, read_pruning
+from students.pruning.record import PruningRecord, compose_records, compose_rotations, read_pruning
 from students.save import cut_student, save_cut
 
 log = logging.getLogger(__name__)
@@ -79,9 +79,9 @@ def _blocks(run: Run, whole: nn.Module, layers: LayersConfig) -> list[int]:
     return [block for block in range(depth) if block not in gone]
 
 
-def _through(run: Run, pruning: Record, rotation: Tensor | None) -> tuple[Record, Tensor | None]:
+def _through(run: Run, pruning: PruningRecord, rotation: Tensor | None) -> tuple[PruningRecord, Tensor | None]:
     """The record in terms of the teacher, where the model that was cut came out of it itself."""
     first = read_pruning(run.cut_model, run.teacher.model)
     if first is None:
         return {**pruning, "teacher": None}, rotation
-    return composed(first, pruning), composed_rotation(Path(run.cut_model), rotation, pruning)
+    return compose_records(first, pruning), compose_rotations(Path(run.cut_model), rotation, pruning)

@@ -15,7 +15,7 @@ from teachers.load import teacher_identity
 
 def reference_of(run: Run, artifact: str) -> str:
     """Name of the unquantised student that an artifact is held against."""
-    specialised = run.recipe.specialize is not None and ARTIFACTS[artifact].of != "student"
+    specialised = run.recipe.specialize is not None and ARTIFACTS[artifact].made_from != "student"
     return "specialized" if specialised else "distill"
 
 

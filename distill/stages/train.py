@@ -282,16 +282,16 @@ def _online_teacher(
     return OnlineTeacher(teacher, run.vocabulary, layers, blocks)
 
 
-def _recover(run: Run, grid: str, model: torch.nn.Module) -> None:
+def _recover(run: Run, number_format: str, model: torch.nn.Module) -> None:
     """Train what learns of a rounded student, in place; a stopped training goes on."""
     config = run.recipe.export.recover
     assert config is not None
-    folder = run.folder / "recovered" / grid
-    _discard_other(folder, fingerprint([inputs_of(run, "export"), grid]))
+    folder = run.folder / "recovered" / number_format
+    _discard_other(folder, fingerprint([inputs_of(run, "export"), number_format]))
     result = _train(
-        run, f"recover {grid}", "export.recover", model, config, run.recipe.data, folder
+        run, f"recover {number_format}", "export.recover", model, config, run.recipe.data, folder
     )
-    log.info("export: scales and norms of %s learned from %d tokens", grid, result.tokens)
+    log.info("export: scales and norms of %s learned from %d tokens", number_format, result.tokens)
 
 
 def _discard_other(folder: Path, wanted: str) -> None:

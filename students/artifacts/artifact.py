@@ -22,8 +22,8 @@ from attar.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Of = Literal["student", "merged", "adapter"]
-MANIFEST = "manifest.json"
+SourceKind = Literal["student", "merged", "adapter"]
+MANIFEST_FILE = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ArtifactInputs:
     trust_remote_code: bool = False
 
 
-Make = Callable[[Path, Path, ArtifactInputs], None]
+MakeArtifact = Callable[[Path, Path, ArtifactInputs], None]
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Artifact:
     """A registered form: how it is made, from what, who runs it, and how a user loads it."""
 
     name: str
-    make: Make = field(repr=False)
-    of: Of
+    make: MakeArtifact = field(repr=False)
+    made_from: SourceKind
     runtime: str
     usage: (
         str | Callable[[ArtifactInputs], str]
@@ -77,10 +77,10 @@ class Artifact:
 ARTIFACTS: Registry[Artifact] = Registry("artifact")
 
 
-def artifact(name: str, **traits: Any) -> Callable[[Make], Make]:
+def artifact(name: str, **traits: Any) -> Callable[[MakeArtifact], MakeArtifact]:
     """Decorator that enrols a function under `name`; `traits` are the fields of `Artifact`."""
 
-    def enrol(make: Make) -> Make:
+    def enrol(make: MakeArtifact) -> MakeArtifact:
         ARTIFACTS.add(name)(Artifact(name, make, **traits))
         return make
 
@@ -108,12 +108,12 @@ def check_family(name: str, config: Any) -> None:
         found.check(config)
 
 
-def source_of(name: str, given: ArtifactInputs) -> Path:
+def artifact_source(name: str, given: ArtifactInputs) -> Path:
     """The folder that an artifact is made from; `ModelError` where there is none."""
     found = ARTIFACTS[name]
-    source = {"student": given.student, "merged": given.merged, "adapter": given.adapter}[found.of]
+    source = {"student": given.student, "merged": given.merged, "adapter": given.adapter}[found.made_from]
     if source is None:
-        raise ModelError(f"There is no {found.of} to make the artifact `{name}` from.")
+        raise ModelError(f"There is no {found.made_from} to make the artifact `{name}` from.")
     return source
 
 
@@ -126,7 +126,7 @@ def export_artifact(name: str, given: ArtifactInputs, folder: Path, card: str) -
     Written aside and renamed, so that a folder with a manifest is whole.
     """
     check_installed(name)
-    source = source_of(name, given)
+    source = artifact_source(name, given)
     with staged_folder(folder) as aside:
         ARTIFACTS[name].make(source, aside, given)
         write_text(aside / "README.md", card)
@@ -135,14 +135,14 @@ def export_artifact(name: str, given: ArtifactInputs, folder: Path, card: str) -
 
 def write_manifest(folder: Path, name: str) -> None:
     """`manifest.json`: the artifact's name, its runtime, every file with bytes and checksum."""
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST_FILE)
     entries = {
         str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
         for file in files
     }
     found = ARTIFACTS[name]
     write_json(
-        folder / MANIFEST, {"format": 1, "artifact": name, "runtime": found.runtime,
+        folder / MANIFEST_FILE, {"format": 1, "artifact": name, "runtime": found.runtime,
                             "weights": list(found.suffixes), "files": entries},
     )  # fmt: skip
 
@@ -155,7 +155,7 @@ def write_card(folder: Path, name: str, card: str) -> None:
 
 def check_whole(folder: Path) -> dict[str, Any]:
     """The manifest of an artifact; `ModelError` names a file that is missing or was changed."""
-    manifest: dict[str, Any] = read_json(folder / MANIFEST)
+    manifest: dict[str, Any] = read_json(folder / MANIFEST_FILE)
     for name, entry in manifest["files"].items():
         file = folder / name
         if not file.exists():

@@ -16,7 +16,7 @@ from students.artifacts.artifact import ArtifactInputs, artifact
 from students.artifacts.quantized_checkpoint import rounded_student
 from students.quantization.packed_weights import quantized_model
 
-TRANSFORMERS = """\
+GENERATION_USAGE = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("PATH")
@@ -24,20 +24,20 @@ tokenizer = AutoTokenizer.from_pretrained("PATH")
 inputs = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
 ```"""
-CLASSIFIER = """\
+CLASSIFIER_USAGE = """\
 ```python
 from transformers import pipeline
 classify = pipeline("text-classification", "PATH")
 print(classify("A text to be labelled"))
 ```"""
 
-FILL_MASK = """\
+FILL_MASK_USAGE = """\
 ```python
 from transformers import pipeline
 fill = pipeline("fill-mask", "PATH")
 print(fill(f"A text with one word {fill.tokenizer.mask_token} out."))
 ```"""
-SENTENCE_ENCODER = """\
+SENTENCE_ENCODER_USAGE = """\
 ```python
 from sentence_transformers import SentenceTransformer
 encoder = SentenceTransformer("PATH")
@@ -51,58 +51,58 @@ vectors = encoder.encode(["A text", "Another text"])
 def usage(given: ArtifactInputs) -> str:
     """How the student is loaded, by the head it carries."""
     if holds_sentence_encoder(given.student):
-        return SENTENCE_ENCODER
+        return SENTENCE_ENCODER_USAGE
     if holds_head(given.student, MASKED):
-        return FILL_MASK
-    return CLASSIFIER if holds_head(given.student, heads.CLASSIFIER) else TRANSFORMERS
+        return FILL_MASK_USAGE
+    return CLASSIFIER_USAGE if holds_head(given.student, heads.CLASSIFIER) else GENERATION_USAGE
 
 
-@artifact("bf16", of="merged", runtime="transformers", usage=usage)
+@artifact("bf16", made_from="merged", runtime="transformers", usage=usage)
 def bf16(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """bfloat16 weights: two bytes a parameter."""
-    _save(source, folder, "none", given)
+    _export_quantized(source, folder, "none", given)
 
 
-@artifact("nf4", of="student", runtime="transformers", usage=usage, needs=("bitsandbytes",))
+@artifact("nf4", made_from="student", runtime="transformers", usage=usage, needs=("bitsandbytes",))
 def nf4(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """Linear maps in 4-bit NormalFloat, double quantisation, bfloat16 compute; by bitsandbytes."""
-    _save(source, folder, "nf4", given)
+    _export_quantized(source, folder, "nf4", given)
 
 
-@artifact("int8", of="student", runtime="transformers", usage=usage, needs=("bitsandbytes",))
+@artifact("int8", made_from="student", runtime="transformers", usage=usage, needs=("bitsandbytes",))
 def int8(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """Linear maps in LLM.int8() (arXiv 2208.07339), bfloat16 elsewhere; by bitsandbytes."""
-    _save(source, folder, "int8", given)
+    _export_quantized(source, folder, "int8", given)
 
 
 @artifact(
     "merged-requantized-nf4",
-    of="merged",
+    made_from="merged",
     runtime="transformers",
-    usage=TRANSFORMERS,
+    usage=GENERATION_USAGE,
     needs=("bitsandbytes",),
     rounds=True,
 )
 def merged_requantized_nf4(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """NF4 of the merged student, rounded so that what was learned stays; by bitsandbytes."""
-    _requantize(source, folder, "nf4", given)
+    _export_rounded(source, folder, "nf4", given)
 
 
 @artifact(
     "merged-requantized-int8",
-    of="merged",
+    made_from="merged",
     runtime="transformers",
-    usage=TRANSFORMERS,
+    usage=GENERATION_USAGE,
     needs=("bitsandbytes",),
     rounds=True,
 )
 def merged_requantized_int8(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """LLM.int8() of the merged student, rounded so that what was learned stays."""
-    _requantize(source, folder, "int8", given)
+    _export_rounded(source, folder, "int8", given)
 
 
-def _requantize(source: Path, folder: Path, grid: str, given: ArtifactInputs) -> None:
-    with rounded_student(source, grid, given) as (student, rounded):
+def _export_rounded(source: Path, folder: Path, number_format: str, given: ArtifactInputs) -> None:
+    with rounded_student(source, number_format, given) as (student, rounded):
         model: Any = quantized_model(student, rounded, trust_remote_code=given.trust_remote_code)
         model.save_pretrained(folder, safe_serialization=True)
     _save_tokenizer(source, folder, given)
@@ -114,7 +114,7 @@ def _save_tokenizer(source: Path, folder: Path, given: ArtifactInputs) -> None:
     copy_pooling(source, folder)
 
 
-def _save(source: Path, folder: Path, kind: Quantization, given: ArtifactInputs) -> None:
+def _export_quantized(source: Path, folder: Path, kind: Quantization, given: ArtifactInputs) -> None:
     trust = given.trust_remote_code
     model: Any = load_as_saved(
         str(source), dtype=torch.bfloat16, quantization=kind, trust_remote_code=trust

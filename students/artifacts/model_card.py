@@ -65,8 +65,8 @@ def _origin(name: str, given: ArtifactInputs) -> str:
     """One sentence on which student this is."""
     if given.adapter is None and given.merged == given.student:
         return ""
-    if ARTIFACTS[name].of == "student":
+    if ARTIFACTS[name].made_from == "student":
         return "The student as distilled, without what was specialised after."
-    if ARTIFACTS[name].of == "adapter":
+    if ARTIFACTS[name].made_from == "adapter":
         return "The specialised adapter beside the base it was trained on."
     return "What was specialised is merged into the full-precision student first."

@@ -21,7 +21,7 @@ def with_torchao(given: ArtifactInputs) -> str:
 
 
 @artifact(
-    "torchao-int8", of="merged", runtime="transformers", usage=with_torchao,
+    "torchao-int8", made_from="merged", runtime="transformers", usage=with_torchao,
     needs=("torchao",), extra="torchao",
 )  # fmt: skip
 def torchao_int8(source: Path, folder: Path, given: ArtifactInputs) -> None:

@@ -2,7 +2,7 @@
 
 What is cut along one axis (a head, a neuron, a channel) is cut out of every weight that has this
 axis, so a table of axes is all that pruning needs to know. To add a family, add an entry to
-`FAMILIES`; a parameter that no row names is refused by its name.
+`PRUNABLE_ARCHITECTURES`; a parameter that no row names is refused by its name.
 
 Axes: V vocabulary, H channels of the residual stream, Q channels of all query heads, K channels of
 all key-value heads, I neurons of a feed-forward; `.` what is never cut (positions, classes, the
@@ -22,7 +22,7 @@ from attar.models.structure import unwrap
 
 
 @dataclass(frozen=True)
-class Family:
+class PrunableArchitecture:
     """How the models of some `model_type`s are put together.
 
     `axes`: the end of a parameter's name, and one letter an axis; the longest end that fits counts.
@@ -71,7 +71,7 @@ _NORMS_AROUND = {
     "pre_feedforward_layernorm.weight": "H",
     "post_feedforward_layernorm.weight": "H",
 }
-_ENDS = {
+_EMBEDDING_AND_HEAD = {
     "embed_tokens.weight": "VH",
     "lm_head.weight": "VH",
     "score.weight": ".H",  # classes
@@ -96,62 +96,62 @@ _BERT = {
     "classifier.bias": ".",
 }
 
-FAMILIES = (
-    Family(
+PRUNABLE_ARCHITECTURES = (
+    PrunableArchitecture(
         "Llama",  # SmolLM, too
         ("llama",),
-        {**_ENDS, **_ATTENTION, **_ATTENTION_BIAS, **_GATED, **_GATED_BIAS, **_NORMS_BEFORE},
+        {**_EMBEDDING_AND_HEAD, **_ATTENTION, **_ATTENTION_BIAS, **_GATED, **_GATED_BIAS, **_NORMS_BEFORE},
         norms="before",
         norm_weight="weight",
         width_in_heads=True,
     ),
-    Family(
+    PrunableArchitecture(
         "Mistral",
         ("mistral",),
-        {**_ENDS, **_ATTENTION, **_GATED, **_NORMS_BEFORE},
+        {**_EMBEDDING_AND_HEAD, **_ATTENTION, **_GATED, **_NORMS_BEFORE},
         norms="before",
         norm_weight="weight",
     ),
-    Family(
+    PrunableArchitecture(
         "Qwen2",
         ("qwen2",),
-        {**_ENDS, **_ATTENTION, **_ATTENTION_BIAS, **_GATED, **_NORMS_BEFORE},
+        {**_EMBEDDING_AND_HEAD, **_ATTENTION, **_ATTENTION_BIAS, **_GATED, **_NORMS_BEFORE},
         norms="before",
         norm_weight="weight",
     ),
-    Family(
+    PrunableArchitecture(
         "Qwen3",
         ("qwen3",),
-        {**_ENDS, **_ATTENTION, **_ATTENTION_BIAS, **_HEAD_NORMS, **_GATED, **_NORMS_BEFORE},
+        {**_EMBEDDING_AND_HEAD, **_ATTENTION, **_ATTENTION_BIAS, **_HEAD_NORMS, **_GATED, **_NORMS_BEFORE},
         norms="before",
         norm_weight="weight",
     ),
-    Family(
+    PrunableArchitecture(
         "Gemma",
         ("gemma",),
-        {**_ENDS, **_ATTENTION, **_ATTENTION_BIAS, **_GATED, **_NORMS_BEFORE},
+        {**_EMBEDDING_AND_HEAD, **_ATTENTION, **_ATTENTION_BIAS, **_GATED, **_NORMS_BEFORE},
         norms="before",
         norm_weight="weight+1",
         scales_embedding=True,
     ),
-    Family(
+    PrunableArchitecture(
         "Gemma 2",
         ("gemma2",),
-        {**_ENDS, **_ATTENTION, **_ATTENTION_BIAS, **_GATED, **_NORMS_AROUND},
+        {**_EMBEDDING_AND_HEAD, **_ATTENTION, **_ATTENTION_BIAS, **_GATED, **_NORMS_AROUND},
         norms="around",
         norm_weight="weight+1",
         scales_embedding=True,
     ),
-    Family(
+    PrunableArchitecture(
         "Gemma 3",
         ("gemma3_text",),
-        {**_ENDS, **_ATTENTION, **_ATTENTION_BIAS, **_HEAD_NORMS, **_GATED, **_NORMS_AROUND},
+        {**_EMBEDDING_AND_HEAD, **_ATTENTION, **_ATTENTION_BIAS, **_HEAD_NORMS, **_GATED, **_NORMS_AROUND},
         norms="around",
         norm_weight="weight+1",
         width_in_heads=True,
         scales_embedding=True,
     ),
-    Family(
+    PrunableArchitecture(
         "BERT",  # MiniLM, too
         ("bert",),
         {
@@ -166,7 +166,7 @@ FAMILIES = (
         norm_weight="layer",
         head_size_key=False,
     ),
-    Family(
+    PrunableArchitecture(
         "RoBERTa",
         ("roberta", "xlm-roberta"),
         {
@@ -187,7 +187,7 @@ FAMILIES = (
         norm_weight="layer",
         head_size_key=False,
     ),
-    Family(
+    PrunableArchitecture(
         "DistilBERT",
         ("distilbert",),
         {
@@ -223,16 +223,16 @@ FAMILIES = (
 )
 
 
-def family_of(model_or_config: Any) -> Family:
+def prunable_architecture(model_or_config: Any) -> PrunableArchitecture:
     """The family of a model or of a config; `ModelError` for one that has no table."""
     config = getattr(unwrap(model_or_config), "config", model_or_config).get_text_config()
-    for family in FAMILIES:
+    for family in PRUNABLE_ARCHITECTURES:
         if config.model_type in family.model_types:
             return family
-    known = ", ".join(family.name for family in FAMILIES)
+    known = ", ".join(family.name for family in PRUNABLE_ARCHITECTURES)
     raise ModelError(
         f"Models of type `{config.model_type}` can be cut by blocks (`student.layers`) only: the "
-        f"axes of their weights are known for {known}; to add a family, add an entry to `FAMILIES` "
+        f"axes of their weights are known for {known}; to add a family, add an entry to `PRUNABLE_ARCHITECTURES` "
         "in students/pruning/architectures.py."
     )
 
@@ -250,14 +250,14 @@ class Sizes:
     ids: int
 
     @property
-    def heads_a_group(self) -> int:
+    def heads_per_group(self) -> int:
         """Query heads that share a key-value head."""
         return self.heads // self.groups
 
 
 def sizes_of(config: Any) -> Sizes:
     """The sizes that a config of a known family tells."""
-    family, text = family_of(config), config.get_text_config()
+    family, text = prunable_architecture(config), config.get_text_config()
     heads = int(text.num_attention_heads)
     size = getattr(text, "head_dim", None) if family.head_size_key else None
     return Sizes(
@@ -271,13 +271,13 @@ def sizes_of(config: Any) -> Sizes:
     )
 
 
-def axes_of(family: Family, name: str) -> str:
+def axes_of(family: PrunableArchitecture, name: str) -> str:
     """One letter an axis of a parameter, by its full name."""
     fits = [end for end in family.axes if f".{name}".endswith(f".{end}")]
     if not fits:
         raise ModelError(
             f"The table of the {family.name} family has no row for the parameter {name}; add its "
-            "axes to `FAMILIES` in students/pruning/architectures.py."
+            "axes to `PRUNABLE_ARCHITECTURES` in students/pruning/architectures.py."
         )
     return family.axes[max(fits, key=len)]
 
@@ -288,7 +288,7 @@ def block_number(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def modules_with(model: nn.Module, family: Family, axes: str) -> dict[str, nn.Module]:
+def modules_with(model: nn.Module, family: PrunableArchitecture, axes: str) -> dict[str, nn.Module]:
     """Modules whose weight has these axes, by name, in the model's order.
 
     "HQ": attention's output maps; "HI": those of the feed-forwards; "H": norms.

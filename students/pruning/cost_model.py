@@ -18,16 +18,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from students.pruning.architectures import Family, Sizes, axes_of, block_number, family_of, sizes_of
-from students.pruning.prune import Kept, smaller_config
+from students.pruning.architectures import (
+    PrunableArchitecture,
+    Sizes,
+    axes_of,
+    block_number,
+    prunable_architecture,
+    sizes_of,
+)
+from students.pruning.prune import KeptParts, smaller_config
 
-Form = Literal["bf16", "int8", "nf4"]
-BYTES = {"bf16": 2.0, "int8": 1.0, "nf4": 0.5 + 4 / 64}  # a weight; with a float32 scale each 64
-SOME_TOKENS, REPEATS = 32, 5  # of a latency's text; of its measurements
+WeightFormat = Literal["bf16", "int8", "nf4"]
+BYTES_PER_WEIGHT = {"bf16": 2.0, "int8": 1.0, "nf4": 0.5 + 4 / 64}  # a weight; with a float32 scale each 64
+PROMPT_TOKENS, LATENCY_REPEATS = 32, 5  # of a latency's text; of its measurements
 
 
 @dataclass(frozen=True)
-class _Kind:
+class _ParameterKind:
     """Parameters alike: their axes, each with what of it is never cut, and where they lie."""
 
     dims: tuple[tuple[str, int], ...]
@@ -39,14 +46,14 @@ class Costs:
     """Parameters and bytes of students of any sizes, by the parameters of their teacher."""
 
     def __init__(self, teacher: nn.Module) -> None:
-        self.family, self.whole = family_of(teacher), sizes_of(teacher.config)
-        self.kinds: Counter[_Kind] = Counter()
+        self.family, self.whole = prunable_architecture(teacher), sizes_of(teacher.config)
+        self.kinds: Counter[_ParameterKind] = Counter()
         for name, parameter in teacher.named_parameters():  # tied ones come once
             block = block_number(name)
             if block is None or block == 0:
-                self.kinds[_kind(name, parameter, self.family, block is not None)] += 1
+                self.kinds[_parameter_kind(name, parameter, self.family, block is not None)] += 1
 
-    def _sum(self, sizes: Sizes, weigh: Callable[[_Kind], float], blocks: bool = True) -> float:
+    def _sum(self, sizes: Sizes, weigh: Callable[[_ParameterKind], float], blocks: bool = True) -> float:
         by_axis = {
             "V": sizes.ids,
             "H": sizes.channels,
@@ -70,16 +77,16 @@ class Costs:
         """Parameters of embeddings, head and last norm."""
         return self._sum(sizes, lambda kind: 1.0, blocks=False)
 
-    def bytes(self, sizes: Sizes, form: Form) -> float:
+    def bytes(self, sizes: Sizes, form: WeightFormat) -> float:
         """Bytes of its weights; int8 and nf4 leave embeddings, head and norms in bfloat16."""
-        return self._sum(sizes, lambda kind: BYTES[form if kind.quantized else "bf16"])
+        return self._sum(sizes, lambda kind: BYTES_PER_WEIGHT[form if kind.quantized else "bf16"])
 
 
-def _kind(name: str, parameter: nn.Parameter, family: Family, in_block: bool) -> _Kind:
+def _parameter_kind(name: str, parameter: nn.Parameter, family: PrunableArchitecture, in_block: bool) -> _ParameterKind:
     axes = axes_of(family, name)
     dims = tuple(zip(axes, parameter.shape, strict=True))
     fixed = tuple((axis, length if axis == "." else 0) for axis, length in dims)
-    return _Kind(fixed, in_block, in_block and len(axes) == 2)
+    return _ParameterKind(fixed, in_block, in_block and len(axes) == 2)
 
 
 class Latencies:
@@ -91,8 +98,8 @@ class Latencies:
 
     def __init__(self, teacher: Any, costs: Costs) -> None:
         self.teacher, self.costs = teacher, costs
-        self.step = step_of(teacher)
-        self.seconds = median(_time(self.step, teacher) for _ in range(REPEATS))
+        self.step = latency_step(teacher)
+        self.seconds = median(_step_seconds(self.step, teacher) for _ in range(LATENCY_REPEATS))
         self.known: dict[Sizes, float] = {costs.whole: 1.0}
 
     def measure(self, sizes: Sizes) -> float:
@@ -100,7 +107,7 @@ class Latencies:
         if sizes not in self.known:
             student = self._random(sizes)
             pairs = [
-                (_time(self.step, student), _time(self.step, self.teacher)) for _ in range(REPEATS)
+                (_step_seconds(self.step, student), _step_seconds(self.step, self.teacher)) for _ in range(LATENCY_REPEATS)
             ]
             self.known[sizes] = median(ours / theirs for ours, theirs in pairs)
         return self.known[sizes]
@@ -124,20 +131,20 @@ class Latencies:
         return [1.0, sizes.blocks / whole.blocks, inside, outside]
 
     def _random(self, sizes: Sizes) -> nn.Module:
-        config = smaller_config(self.teacher.config, first_parts(sizes, self.costs.whole))
+        config = smaller_config(self.teacher.config, leading_parts(sizes, self.costs.whole))
         parameter = next(self.teacher.parameters())
         student = type(self.teacher)._from_config(config, dtype=parameter.dtype)
         found: nn.Module = student.to(parameter.device).eval()
         return found
 
 
-def first_parts(sizes: Sizes, whole: Sizes) -> Kept:
+def leading_parts(sizes: Sizes, whole: Sizes) -> KeptParts:
     """The first of everything: enough to make a config by."""
 
     def lists(number: int, of: int) -> list[list[int]] | None:
         return [list(range(number))] * sizes.blocks if number < of else None
 
-    return Kept(
+    return KeptParts(
         list(range(sizes.blocks)),
         lists(sizes.groups, whole.groups),
         lists(sizes.neurons, whole.neurons),
@@ -145,9 +152,9 @@ def first_parts(sizes: Sizes, whole: Sizes) -> Kept:
     )
 
 
-def step_of(model: Any) -> Callable[[Any], None]:
+def latency_step(model: Any) -> Callable[[Any], None]:
     """What is timed of a model and of all that are cut from it."""
-    ids_BT = torch.arange(SOME_TOKENS, device=next(model.parameters()).device)[None]
+    ids_BT = torch.arange(PROMPT_TOKENS, device=next(model.parameters()).device)[None]
     mask_BT = torch.ones_like(ids_BT)
     generates = model.can_generate()
 
@@ -163,7 +170,7 @@ def step_of(model: Any) -> Callable[[Any], None]:
     return step  # type: ignore[return-value]
 
 
-def _time(step: Any, model: Any) -> float:
+def _step_seconds(step: Any, model: Any) -> float:
     """Median seconds of a few steps after one that is not counted."""
     past: list[Any] = []
     found = []

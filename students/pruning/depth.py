@@ -31,11 +31,11 @@ from attar.models.structure import (
 )
 from attar.models.task_heads import text_inputs
 
-Texts = dict[str, Tensor | None]  # what `text_inputs` takes
+TextBatch = dict[str, Tensor | None]  # what `text_inputs` takes
 LossOf = Callable[[Any], float]  # of a model as it stands, by the same forwards every time
 
 
-class Skip(nn.Module):
+class SkippedBlock(nn.Module):
     """Stands in for a removed block: the residual stream passes, and others keep their places.
 
     parts: how many things a block gives in a tuple; None where it gives the stream alone.
@@ -61,7 +61,7 @@ def keep_evenly(depth: int, keep: int) -> list[int]:
 
 
 @torch.inference_mode()
-def block_cosines(model: nn.Module, batches: Sequence[Texts]) -> list[float]:
+def block_cosines(model: nn.Module, batches: Sequence[TextBatch]) -> list[float]:
     """Mean cosine of each block's input and output on texts' tokens; 1: it is not needed."""
     depth, number = num_layers(model), 0
     totals = torch.zeros(depth)
@@ -77,7 +77,7 @@ def block_cosines(model: nn.Module, batches: Sequence[Texts]) -> list[float]:
     return (totals / number).tolist()
 
 
-def keep_by_influence(model: nn.Module, batches: Sequence[Texts], keep: int) -> list[int]:
+def keep_by_influence(model: nn.Module, batches: Sequence[TextBatch], keep: int) -> list[int]:
     """The `keep` blocks that turn the residual stream most."""
     cosines = block_cosines(model, batches)
     return sorted(sorted(range(len(cosines)), key=lambda i: cosines[i])[:keep])
@@ -96,7 +96,7 @@ def keep_greedily(
     grow as others go, Minoux 1978), and a trial starts from the stored input of its block, so it
     runs only the blocks behind. `on_removal` is told the block and the loss left.
     """
-    trial = _Trial(model, loss_of)
+    trial = _BlockRemoval(model, loss_of)
     costs = dict.fromkeys(trial.kept, 0.0)
     try:
         while len(trial.kept) > keep:
@@ -114,7 +114,7 @@ def keep_greedily(
     return trial.kept
 
 
-class _Trial:
+class _BlockRemoval:
     """A model under removal: which blocks are left, what enters each, and the loss as it stands."""
 
     def __init__(self, model: nn.Module, loss_of: LossOf) -> None:
@@ -122,7 +122,7 @@ class _Trial:
         self.blocks = blocks_of(model)
         self.originals = list(self.blocks)
         self.kept = list(range(len(self.originals)))
-        self.parts: int | None = None  # see `Skip`
+        self.parts: int | None = None  # see `SkippedBlock`
         self._look()
 
     def _look(self) -> None:
@@ -150,13 +150,13 @@ class _Trial:
 
     def _install(self, present: set[int]) -> None:
         for i, block in enumerate(self.originals):
-            self.blocks[i] = block if i in present else Skip(self.parts)
+            self.blocks[i] = block if i in present else SkippedBlock(self.parts)
 
     def loss_without(self, block: int) -> float:
         """The loss with one more block gone, run from that block on."""
         self._install({other for other in self.kept if other > block})
         start = self.blocks[block]
-        assert isinstance(start, Skip)
+        assert isinstance(start, SkippedBlock)
         start.instead = iter(self.entering[block])
         return self.loss_of(self.model)
 
@@ -181,7 +181,7 @@ def next_token_loss(input_ids_BT: Tensor) -> LossOf:
     return loss_of
 
 
-def rows_as_texts(input_ids_BT: Tensor) -> list[Texts]:
+def rows_as_texts(input_ids_BT: Tensor) -> list[TextBatch]:
     """Rows of one length as one batch of texts."""
     return [{"input_ids": input_ids_BT, "attention_mask": torch.ones_like(input_ids_BT)}]
 

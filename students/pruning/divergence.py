@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Read = Callable[[Any, Any], Tensor]  # (N, H) of a model and a batch; differentiable
-Apart = Callable[[Any, Tensor, Tensor], Tensor]  # of a student: the teacher's, its own; their sum
+ReadOutputs = Callable[[Any, Any], Tensor]  # (N, H) of a model and a batch; differentiable
+DivergenceSum = Callable[[Any, Tensor, Tensor], Tensor]  # of a student: the teacher's, its own; their sum
 
 
 class PruningObjective:
@@ -26,8 +26,8 @@ class PruningObjective:
     def __init__(
         self,
         teacher: Any,
-        read: Read,
-        apart: Apart,
+        read: ReadOutputs,
+        apart: DivergenceSum,
         held: Sequence[Any],
         healing: Sequence[Any] = (),
         name: str = "KL",

@@ -18,12 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from attar.models.structure import run_body
-from students.layer_inputs import ROWS
-from students.pruning.architectures import block_number, family_of, modules_with, sizes_of
+from students.layer_inputs import BATCH_ROWS
+from students.pruning.architectures import (
+    block_number,
+    modules_with,
+    prunable_architecture,
+    sizes_of,
+)
 
 
 @dataclass(frozen=True)
-class Scores:
+class ImportanceScores:
     """What each part is worth; only the order within a block, or among channels, has a meaning."""
 
     groups_LG: Tensor
@@ -31,33 +36,33 @@ class Scores:
     channels_H: Tensor
 
 
-def best(scores: Tensor, keep: int) -> list[int]:
+def highest_scored(scores: Tensor, keep: int) -> list[int]:
     """The `keep` numbers of the highest scores, in ascending order; the first of equals."""
     order = scores.argsort(descending=True, stable=True)[:keep]
     return [int(number) for number in order.sort().values]
 
 
 @torch.inference_mode()
-def measure(model: Any, input_ids_BT: Tensor) -> Scores:
+def measure_importance(model: Any, input_ids_BT: Tensor) -> ImportanceScores:
     """The scores of every part of a model on calibration ids (every token counts)."""
-    family, sizes = family_of(model), sizes_of(model.config)
-    watched = _Watched(
+    family, sizes = prunable_architecture(model), sizes_of(model.config)
+    watched = _ImportanceSums(
         attention=modules_with(model, family, "HQ"),
         feed_forward=modules_with(model, family, "HI"),
         norms=modules_with(model, family, "H"),
-        head_channels=sizes.head_size * sizes.heads_a_group,
+        head_channels=sizes.head_size * sizes.heads_per_group,
         channels=sizes.channels,
     )
     device = next(model.parameters()).device
     try:
-        for ids_BT in input_ids_BT.to(device).split(ROWS):
+        for ids_BT in input_ids_BT.to(device).split(BATCH_ROWS):
             run_body(model, {"input_ids": ids_BT, "attention_mask": None})
     finally:
         watched.stop()
     return watched.scores()
 
 
-class _Watched:
+class _ImportanceSums:
     """Sums over tokens, taken by hooks: of squares behind each part, of sizes behind norms."""
 
     def __init__(
@@ -104,13 +109,13 @@ class _Watched:
         for handle in self.handles:
             handle.remove()
 
-    def scores(self) -> Scores:
+    def scores(self) -> ImportanceScores:
         """Roots of the sums, block by block."""
         stacked = (
             torch.stack([one[b] for b in sorted(one)]) for one in (self.groups, self.neurons)
         )
         groups_LG, neurons_LI = (sums.clamp(min=0).sqrt() for sums in stacked)
-        return Scores(groups_LG, neurons_LI, self.channels_H)
+        return ImportanceScores(groups_LG, neurons_LI, self.channels_H)
 
 
 def _before(watch: Any, block: int) -> Any:

@@ -22,16 +22,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from students.layer_inputs import Enough, Stream
-from students.pruning.architectures import block_number, family_of, modules_with
-from students.pruning.prune import Kept
+from students.layer_inputs import BlockwiseForward, StopForward
+from students.pruning.architectures import block_number, modules_with, prunable_architecture
+from students.pruning.prune import KeptParts
 
-RIDGE = 1.0  # of the mean of the inputs' moments
+RIDGE_SHARE = 1.0  # of the mean of the inputs' moments
 
-Project = Callable[[Tensor], Tensor]
+ChannelProjection = Callable[[Tensor], Tensor]
 
 
-def to_channels(kept: Kept) -> Project:
+def to_channels(kept: KeptParts) -> ChannelProjection:
     """From the teacher's residual stream to the student's."""
     if kept.channels is None:
         return lambda hidden: hidden
@@ -43,9 +43,9 @@ def to_channels(kept: Kept) -> Project:
 def refit(
     student: nn.Module,
     teacher: nn.Module,
-    kept: Kept,
+    kept: KeptParts,
     input_ids_BT: Tensor,
-    project: Project | None = None,
+    project: ChannelProjection | None = None,
     on_block: Callable[[int, int], None] = lambda done, blocks: None,
 ) -> None:
     """Fit the student's output maps, in place, on calibration ids.
@@ -53,8 +53,8 @@ def refit(
     `project`: the teacher's stream as the student has it, by default its kept channels. `on_block`
     is told how many blocks of how many are done.
     """
-    summed = family_of(teacher).norms == "before"  # a block adds to the stream, and nothing else
-    ours, theirs = _Side(student, input_ids_BT), _Side(teacher, input_ids_BT)
+    summed = prunable_architecture(teacher).norms == "before"  # a block adds to the stream, and nothing else
+    ours, theirs = _ModelPass(student, input_ids_BT), _ModelPass(teacher, input_ids_BT)
     project = project or to_channels(kept)
     for number, block in enumerate(kept.blocks):
         if number + 1 < _first_cut(kept):
@@ -71,19 +71,19 @@ def refit(
         on_block(number + 1, len(kept.blocks))
 
 
-def _first_cut(kept: Kept) -> int:
+def _first_cut(kept: KeptParts) -> int:
     """The first of the student's blocks that is not, with its number, the teacher's."""
     if kept.groups or kept.neurons or kept.channels:
         return 0
     return next((new for new, old in enumerate(kept.blocks) if new != old), len(kept.blocks))
 
 
-class _Side:
+class _ModelPass:
     """A model and the calibration text on its way through it: `at` is the block it enters next."""
 
     def __init__(self, model: nn.Module, input_ids_BT: Tensor) -> None:
-        self.stream, self.at = Stream(model, input_ids_BT), 0
-        family = family_of(model)
+        self.stream, self.at = BlockwiseForward(model, input_ids_BT), 0
+        family = prunable_architecture(model)
         self.maps = {
             kind: {
                 block: module
@@ -129,7 +129,7 @@ class _Side:
             missing_NH = weight_N1 * (wanted_BTH - given).flatten(0, -2).float()
             moments_II += read_NI.T @ read_NI
             products_HI += missing_NH.T @ read_NI
-        module.weight.add_(_ridge(moments_II, products_HI).to(module.weight.dtype))
+        module.weight.add_(_ridge_solution(moments_II, products_HI).to(module.weight.dtype))
 
     def _run(
         self, block: int, hidden_BTH: Tensor, until: str | None = None
@@ -145,12 +145,12 @@ class _Side:
         def note(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             seen[module] = (args[0], output)
             if until is not None and len(seen) == len(modules):
-                raise Enough
+                raise StopForward
 
         handles = [module.register_forward_hook(note) for module in modules]
         try:
             hidden_BTH = self.stream.run(self.stream.blocks[block], block, hidden_BTH)
-        except Enough:
+        except StopForward:
             pass
         finally:
             for handle in handles:
@@ -158,8 +158,8 @@ class _Side:
         return [seen[module] for module in modules], hidden_BTH
 
 
-def _ridge(moments_II: Tensor, products_HI: Tensor) -> Tensor:
+def _ridge_solution(moments_II: Tensor, products_HI: Tensor) -> Tensor:
     """The change D (H, I) that makes D x nearest to what is missing, smallest where it may be."""
-    ridge = RIDGE * moments_II.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    ridge = RIDGE_SHARE * moments_II.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
     damped_II = moments_II + ridge * torch.eye(len(moments_II), device=moments_II.device)
     return torch.cholesky_solve(products_HI.T, torch.linalg.cholesky(damped_II)).T

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from attar.models.task_heads import class_logits
-from students.pruning.depth import LossOf, Texts
+from students.pruning.depth import LossOf, TextBatch
 
 T = TypeVar("T")  # a batch of texts, as `read` takes it
 
 
 @torch.inference_mode()
-def change_from(
+def output_change(
     model: Any,
     batches: Sequence[T],
     read: Callable[[Any, T], Tensor],
@@ -44,6 +44,6 @@ def kl(whole_BC: Tensor, cut_BC: Tensor) -> Tensor:
     return (whole_BC.exp() * (whole_BC - cut_BC)).sum(-1)
 
 
-def class_logprobs(model: Any, texts: Texts) -> Tensor:
+def class_logprobs(model: Any, texts: TextBatch) -> Tensor:
     """Log-probabilities (B, C) of a classifier."""
     return class_logits(model, texts).float().log_softmax(-1)

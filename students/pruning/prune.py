@@ -16,12 +16,19 @@ from torch import Tensor, nn
 
 from attar.errors import ModelError
 from attar.models.structure import unwrap
-from students.pruning.architectures import Family, Sizes, axes_of, block_number, family_of, sizes_of
+from students.pruning.architectures import (
+    PrunableArchitecture,
+    Sizes,
+    axes_of,
+    block_number,
+    prunable_architecture,
+    sizes_of,
+)
 from students.pruning.depth import cut_config
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptParts:
     """What stays, numbered from 0 as in the teacher; None along an axis: all of it.
 
     Groups are key-value heads, each with the query heads that share it. `groups` and `neurons` are
@@ -34,13 +41,13 @@ class Kept:
     channels: list[int] | None = None
     ids: list[int] | None = None
 
-    def sizes(self, teacher: Sizes, family: Family) -> Sizes:
+    def sizes(self, teacher: Sizes, family: PrunableArchitecture) -> Sizes:
         """The student's sizes; `ModelError` where its config could not say them."""
         groups = len(self.groups[0]) if self.groups else teacher.groups
         channels = len(self.channels) if self.channels is not None else teacher.channels
         sizes = Sizes(
             blocks=len(self.blocks),
-            heads=groups * teacher.heads_a_group,
+            heads=groups * teacher.heads_per_group,
             groups=groups,
             head_size=teacher.head_size,
             neurons=len(self.neurons[0]) if self.neurons else teacher.neurons,
@@ -51,7 +58,7 @@ class Kept:
         return sizes
 
 
-def check_sizes(sizes: Sizes, teacher: Sizes, family: Family) -> None:
+def check_sizes(sizes: Sizes, teacher: Sizes, family: PrunableArchitecture) -> None:
     """Raise `ModelError` for sizes that are none, or that a config of the family cannot say."""
     for what in ("blocks", "groups", "neurons", "channels", "ids"):
         number, most = getattr(sizes, what), getattr(teacher, what)
@@ -73,9 +80,9 @@ def check_sizes(sizes: Sizes, teacher: Sizes, family: Family) -> None:
         )
 
 
-def smaller_config(config: Any, kept: Kept) -> Any:
+def smaller_config(config: Any, kept: KeptParts) -> Any:
     """The `PretrainedConfig` of a model with only what is kept."""
-    family, teacher = family_of(config), sizes_of(config)
+    family, teacher = prunable_architecture(config), sizes_of(config)
     sizes = kept.sizes(teacher, family)
     _check_blocks(kept.blocks, teacher.blocks)
     smaller = cut_config(config, kept.blocks)
@@ -117,7 +124,7 @@ def _check_blocks(blocks: list[int], depth: int) -> None:
 
 
 @torch.no_grad()
-def cut(model: Any, kept: Kept) -> nn.Module:
+def cut_model(model: Any, kept: KeptParts) -> nn.Module:
     """A new model, in eval mode, where `model` is and of its dtype, with only what is kept.
 
     Raises `ModelError` for an unknown family, for what does not exist and for sizes that no config
@@ -125,18 +132,18 @@ def cut(model: Any, kept: Kept) -> nn.Module:
     now taken over fewer of them, so cutting channels that are always 0 changes nothing.
     """
     model = unwrap(model)
-    family = family_of(model)
+    family = prunable_architecture(model)
     teacher = sizes_of(model.config)
     config = smaller_config(model.config, kept)
     first = next(model.parameters())
     student = type(model)._from_config(config, dtype=first.dtype).to(first.device)
     weights = {
-        name: _part(tensor, name, kept, teacher, family)
+        name: _kept_slice(tensor, name, kept, teacher, family)
         for old, tensor in model.state_dict().items()
         if (name := _renamed(old, kept.blocks)) is not None
     }
     if kept.channels is not None:
-        _mend_norms(weights, student, family, teacher.channels, len(kept.channels))
+        _rescale_norms(weights, student, family, teacher.channels, len(kept.channels))
     student.load_state_dict(weights, strict=True)
     student.tie_weights()
     if getattr(model, "generation_config", None) is not None:
@@ -157,7 +164,7 @@ def _renamed(name: str, blocks: list[int]) -> str | None:
     return f"{head}.{blocks.index(block)}.{tail}"
 
 
-def _part(tensor: Tensor, name: str, kept: Kept, teacher: Sizes, family: Family) -> Tensor:
+def _kept_slice(tensor: Tensor, name: str, kept: KeptParts, teacher: Sizes, family: PrunableArchitecture) -> Tensor:
     """The kept part of a parameter, by its name in the student."""
     block = block_number(name)
     for dim, axis in enumerate(axes_of(family, name)):
@@ -167,7 +174,7 @@ def _part(tensor: Tensor, name: str, kept: Kept, teacher: Sizes, family: Family)
     return tensor
 
 
-def axis_index(axis: str, block: int | None, kept: Kept, teacher: Sizes) -> list[int] | None:
+def axis_index(axis: str, block: int | None, kept: KeptParts, teacher: Sizes) -> list[int] | None:
     """What is kept along an axis, in a block of the student where it lies in one; None: all."""
     if axis == "V":
         return kept.ids
@@ -178,13 +185,13 @@ def axis_index(axis: str, block: int | None, kept: Kept, teacher: Sizes) -> list
     if axis == "I":
         return kept.neurons[block] if kept.neurons else None
     if axis in "QK" and kept.groups:
-        width = teacher.head_size * (teacher.heads_a_group if axis == "Q" else 1)
+        width = teacher.head_size * (teacher.heads_per_group if axis == "Q" else 1)
         return [g * width + i for g in kept.groups[block] for i in range(width)]
     return None
 
 
-def _mend_norms(
-    weights: dict[str, Tensor], student: Any, family: Family, before: int, after: int
+def _rescale_norms(
+    weights: dict[str, Tensor], student: Any, family: PrunableArchitecture, before: int, after: int
 ) -> None:
     """Let norms, and the family's scale of embeddings, be as if the mean were over all channels."""
     scale = math.sqrt(before / after)
@@ -194,10 +201,10 @@ def _mend_norms(
             if axes_of(family, name) == "H" and name.endswith("norm.weight"):
                 weights[name] = (tensor + one) * scale - one
     if family.scales_embedding:
-        _mend_embedding(weights, student, family, scale)
+        _rescale_embedding(weights, student, family, scale)
 
 
-def _mend_embedding(weights: dict[str, Tensor], student: Any, family: Family, scale: float) -> None:
+def _rescale_embedding(weights: dict[str, Tensor], student: Any, family: PrunableArchitecture, scale: float) -> None:
     """Undo the smaller scale of the embedding; where the head is tied to it, in the last norm."""
     names = [name for name in weights if axes_of(family, name) == "VH"]
     tied = bool(student.config.get_text_config().tie_word_embeddings)

@@ -22,28 +22,28 @@ from attar.errors import ModelError
 from attar.files import read_json
 from attar.models.structure import num_layers
 from students.pruning.architectures import sizes_of
-from students.pruning.importance import Scores
-from students.pruning.prune import Kept
+from students.pruning.importance import ImportanceScores
+from students.pruning.prune import KeptParts
 
-FILE, ROTATION = "pruning.json", "rotation.safetensors"
-Record = dict[str, Any]
+PRUNING_FILE, ROTATION_FILE = "pruning.json", "rotation.safetensors"
+PruningRecord = dict[str, Any]
 
 
 def pruning_record(
     teacher: nn.Module,
-    kept: Kept,
+    kept: KeptParts,
     by: str,
     refitted: bool,
     widths: Mapping[str, BaseModel],
-    scores: Scores | None,
-) -> Record:
+    scores: ImportanceScores | None,
+) -> PruningRecord:
     """What pruning.json says: what was kept, by which scores, and how layers and channels map.
 
     `layers[s]` is the teacher's layer that stands where the student's layer s does (behind s of its
     blocks), `channels` the teacher's channel of each of the student's; null: all of them.
     """
     depth = num_layers(teacher)
-    found: Record = {
+    found: PruningRecord = {
         "teacher_layers": depth,
         "kept": kept.blocks,
         "by": by,
@@ -60,23 +60,23 @@ def pruning_record(
     if scores is not None:
         lists = {"groups": scores.groups_LG, "neurons": scores.neurons_LI}
         wanted = {"channels": scores.channels_H, **lists}
-        found["scores"] = {name: _brief(one.tolist()) for name, one in wanted.items()}
+        found["scores"] = {name: _four_digits(one.tolist()) for name, one in wanted.items()}
     return found
 
 
-def _brief(numbers: Any) -> Any:
+def _four_digits(numbers: Any) -> Any:
     """Four digits of every number in nested lists."""
     if isinstance(numbers, list):
-        return [_brief(one) for one in numbers]
+        return [_four_digits(one) for one in numbers]
     return float(f"{numbers:.4g}")
 
 
 # Reading it back -------------------------------------------------------------------------------
 
 
-def read_pruning(folder: str | Path, teacher: str) -> Record | None:
+def read_pruning(folder: str | Path, teacher: str) -> PruningRecord | None:
     """The record of a student that was cut out of this teacher; None of any other model."""
-    file = Path(folder) / FILE
+    file = Path(folder) / PRUNING_FILE
     found = read_json(file) if file.exists() else {}
     return found if found.get("teacher") == teacher else None
 
@@ -85,21 +85,21 @@ def channel_map(folder: Path, teacher_width: int) -> Tensor | None:
     """How the teacher's channels became a cut student's, (teacher's, student's); None where the
     folder holds no student that was made narrower.
     """
-    if (folder / ROTATION).exists():
-        return load_file(str(folder / ROTATION))["rotation"]
-    file = folder / FILE
+    if (folder / ROTATION_FILE).exists():
+        return load_file(str(folder / ROTATION_FILE))["rotation"]
+    file = folder / PRUNING_FILE
     channels = read_json(file).get("channels") if file.exists() else None
     return None if channels is None else torch.eye(teacher_width)[:, channels]
 
 
 def save_rotation(rotation: Tensor, folder: Path) -> None:
     """Leave it beside pruning.json."""
-    save_file({"rotation": rotation.contiguous()}, str(folder / ROTATION))
+    save_file({"rotation": rotation.contiguous()}, str(folder / ROTATION_FILE))
 
 
 def copy_pruning(source: Path, folder: Path) -> None:
     """Hand a student's record on to the same student, trained."""
-    for name in (FILE, ROTATION):
+    for name in (PRUNING_FILE, ROTATION_FILE):
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)
 
@@ -107,12 +107,12 @@ def copy_pruning(source: Path, folder: Path) -> None:
 # Cut again ---------------------------------------------------------------------------------------
 
 
-def composed(first: Record, again: Record) -> Record:
+def compose_records(first: PruningRecord, again: PruningRecord) -> PruningRecord:
     """The record of a student that was cut twice, in terms of the first cut's teacher."""
     kept = [first["kept"][block] for block in again["kept"]]
     sizes = {"teacher_sizes": first["teacher_sizes"]} if "teacher_sizes" in first else {}
     parts = {
-        name: _parts(first[name], again[name], again["kept"]) for name in ("groups", "neurons")
+        name: _compose_parts(first[name], again[name], again["kept"]) for name in ("groups", "neurons")
     }
     return {
         **again,
@@ -122,38 +122,38 @@ def composed(first: Record, again: Record) -> Record:
         "kept": kept,
         "layers": [*kept, first["teacher_layers"]],
         **parts,
-        "channels": _chosen(first["channels"], again["channels"]),
+        "channels": _compose_channels(first["channels"], again["channels"]),
     }
 
 
-def composed_rotation(folder: Path, rotation: Tensor | None, again: Record) -> Tensor | None:
+def compose_rotations(folder: Path, rotation: Tensor | None, again: PruningRecord) -> Tensor | None:
     """The rotation from a teacher through the student in `folder` to one that was cut out of that;
     None where neither cut rotated. `rotation`, `again`: those of the second cut.
     """
-    file, first = folder / ROTATION, read_json(folder / FILE)
+    file, first = folder / ROTATION_FILE, read_json(folder / PRUNING_FILE)
     before = load_file(str(file))["rotation"] if file.exists() else None
     if before is None and rotation is None:
         return None
     middle = before.shape[1] if before is not None else rotation.shape[0]  # type: ignore[union-attr]
     wide = middle if first["channels"] is None else first["teacher_sizes"]["channels"]
-    before = _matrix(before, first["channels"], wide)
-    return before @ _matrix(rotation, again["channels"], middle)
+    before = _channel_matrix(before, first["channels"], wide)
+    return before @ _channel_matrix(rotation, again["channels"], middle)
 
 
-def _matrix(rotation: Tensor | None, channels: list[int] | None, width: int) -> Tensor:
+def _channel_matrix(rotation: Tensor | None, channels: list[int] | None, width: int) -> Tensor:
     """A map of channels, as a matrix (before, after)."""
     if rotation is not None:
         return rotation
     return torch.eye(width) if channels is None else torch.eye(width)[:, channels]
 
 
-def _chosen(first: list[int] | None, again: list[int] | None) -> list[int] | None:
+def _compose_channels(first: list[int] | None, again: list[int] | None) -> list[int] | None:
     if first is None or again is None:
         return again if first is None else first
     return [first[number] for number in again]
 
 
-def _parts(
+def _compose_parts(
     first: list[list[int]] | None, again: list[list[int]] | None, blocks: list[int]
 ) -> list[list[int]] | None:
     """Parts kept by block, through two cuts."""

@@ -19,11 +19,16 @@ from torch import Tensor, nn
 
 from attar.errors import ModelError
 from attar.models.structure import body_of, capture_layers, num_layers, run_body, unwrap
-from students.layer_inputs import ROWS
-from students.pruning.architectures import Family, axes_of, block_number, family_of
+from students.layer_inputs import BATCH_ROWS
+from students.pruning.architectures import (
+    PrunableArchitecture,
+    axes_of,
+    block_number,
+    prunable_architecture,
+)
 
 
-def can_rotate(family: Family) -> bool:
+def can_rotate(family: PrunableArchitecture) -> bool:
     """Whether norms stand before maps alone and subtract no mean, so that they let Q pass."""
     return family.norms == "before" and family.norm_weight != "layer"
 
@@ -36,7 +41,7 @@ def principal_channels(model: Any, input_ids_BT: Tensor) -> Tensor:
     """
     depth, moments_HH = num_layers(model), None
     device = next(model.parameters()).device
-    for ids_BT in input_ids_BT.to(device).split(ROWS):
+    for ids_BT in input_ids_BT.to(device).split(BATCH_ROWS):
         with capture_layers(model, list(range(depth + 1))) as captured:
             run_body(model, {"input_ids": ids_BT, "attention_mask": None})
         for hidden_BTH in captured.layers.values():
@@ -61,7 +66,7 @@ def rotate(model: Any, rotation_HH: Tensor) -> nn.Module:
             f"{type(model).__name__} has no head to take up the last norm's weights, so it cannot "
             "be rotated; cut its channels by activation."
         )
-    family, config = family_of(model), copy.deepcopy(model.config)
+    family, config = prunable_architecture(model), copy.deepcopy(model.config)
     config.get_text_config().tie_word_embeddings = False
     config.tie_word_embeddings = False
     device = next(model.parameters()).device

@@ -17,23 +17,23 @@ from functools import partial
 from itertools import pairwise
 from typing import Literal
 
-from students.pruning.architectures import Family, Sizes
+from students.pruning.architectures import PrunableArchitecture, Sizes
 from students.pruning.width import channel_step, neuron_step
 
 Axis = Literal["layers", "heads", "feed_forward", "hidden"]
-FIELDS: dict[Axis, str] = {
+SIZE_FIELDS: dict[Axis, str] = {
     "layers": "blocks", "heads": "groups", "feed_forward": "neurons", "hidden": "channels",
 }  # fmt: skip
-PROBED = (0.125, 0.25, 0.5)  # shares of an axis that are removed to learn what that does
-LEAST = 0.25  # share of heads, neurons, channels that stays at least
+PROBED_SHARES = (0.125, 0.25, 0.5)  # shares of an axis that are removed to learn what that does
+MIN_KEPT_SHARE = 0.25  # share of heads, neurons, channels that stays at least
 CHANNEL_MULTIPLE = 8  # of channels are what processors like
-LEVELS = 16  # of channels, between all and the least
+CHANNEL_LEVELS = 16  # of channels, between all and the least
 MAX_REJECTED = 12  # shapes that may turn out to cost too much once that is measured
 SIMILAR_SHARE = 0.08  # shapes whose shares differ by so much tell much of each other
 
 
 @dataclass(frozen=True)
-class Candidate:
+class MeasuredShape:
     """A shape that was measured: its cost, what was expected of it, and its divergence (nats)."""
 
     sizes: Sizes
@@ -43,22 +43,22 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Space:
+class ShapeSpace:
     """What may be cut: the teacher's sizes, its family, the axes that a recipe allows.
 
-    `fewest`: blocks that stay at least.
+    `min_blocks`: blocks that stay at least.
     """
 
     whole: Sizes
-    family: Family
+    family: PrunableArchitecture
     axes: tuple[Axis, ...]
-    fewest: int = 1
+    min_blocks: int = 1
 
     def sized(self, blocks: int, groups: int, neurons: int, channels: int) -> Sizes:
         """Sizes with heads to match; of an encoder, heads are the width."""
         if not self.family.head_size_key:
             groups = channels // self.whole.head_size
-        heads = groups * self.whole.heads_a_group
+        heads = groups * self.whole.heads_per_group
         return replace(
             self.whole,
             blocks=blocks,
@@ -72,11 +72,11 @@ class Space:
         """Numbers of an axis that may stay, from all of them down; of channels beside so many
         groups, since some configs want the width to be a multiple of the heads.
         """
-        most: int = getattr(self.whole, FIELDS[axis])
+        most: int = getattr(self.whole, SIZE_FIELDS[axis])
         own = 1
         if axis == "hidden":
             groups = groups or self.whole.groups
-            own = channel_step(self.family, self.whole, groups * self.whole.heads_a_group)
+            own = channel_step(self.family, self.whole, groups * self.whole.heads_per_group)
             own = (
                 math.lcm(own, CHANNEL_MULTIPLE)
                 if most % math.lcm(own, CHANNEL_MULTIPLE) == 0
@@ -85,13 +85,13 @@ class Space:
         if axis not in self.axes or (axis == "heads" and not self.family.head_size_key):
             return [most] if most % own == 0 else []
         if axis == "layers":
-            return list(range(most, self.fewest - 1, -1))
-        least = max(1, math.ceil(most * LEAST))
+            return list(range(most, self.min_blocks - 1, -1))
+        least = max(1, math.ceil(most * MIN_KEPT_SHARE))
         step = 1
         if axis == "feed_forward":
             step = neuron_step(most)
         elif axis == "hidden":
-            step = own * max(1, round((most - least) / LEVELS / own))
+            step = own * max(1, round((most - least) / CHANNEL_LEVELS / own))
             most -= most % own
         numbers = list(range(most, least - 1, -step))
         if axis == "heads":
@@ -109,14 +109,14 @@ class Space:
     def alone(self, axis: Axis, removed: float) -> Sizes | None:
         """The shape with about this share of one axis gone; None where that is nothing."""
         whole = self.whole
-        most: int = getattr(whole, FIELDS[axis])
+        most: int = getattr(whole, SIZE_FIELDS[axis])
         levels = self.levels(axis)
         number = min(levels, key=lambda n: abs(n - most * (1 - removed)))
         if number == most:
             return None
         parts = {
-            **{field: getattr(whole, field) for field in FIELDS.values()},
-            FIELDS[axis]: number,
+            **{field: getattr(whole, field) for field in SIZE_FIELDS.values()},
+            SIZE_FIELDS[axis]: number,
         }
         if axis == "heads":
             parts["channels"] = self.levels("hidden", number)[0]
@@ -133,24 +133,24 @@ class Space:
             for channels in self.levels("hidden", groups):
                 for blocks in depths:
                     shape = partial(self.sized, blocks, groups, channels=channels)
-                    fullest = _first(shape, neurons, lambda one: cost(one) <= limit)
+                    fullest = _first_that_fits(shape, neurons, lambda one: cost(one) <= limit)
                     if fullest is not None:
                         found.append(fullest)
                     if fullest is not None and fullest.neurons == neurons[0]:
                         break
         return found
 
-    def within(self, cost: Callable[[Sizes], float], limit: float) -> Space:
+    def within(self, cost: Callable[[Sizes], float], limit: float) -> ShapeSpace:
         """The same without depths that are never needed: blocks alone reach the limit before."""
         depths, shape = self.levels("layers"), partial(_of_blocks, self.whole)
-        deepest = _first(shape, depths, lambda one: cost(one) <= limit)
-        return replace(self, fewest=depths[-1] if deepest is None else deepest.blocks)
+        deepest = _first_that_fits(shape, depths, lambda one: cost(one) <= limit)
+        return replace(self, min_blocks=depths[-1] if deepest is None else deepest.blocks)
 
     def removed(self, sizes: Sizes) -> dict[Axis, float]:
         """The share of each axis that is gone."""
         return {
             axis: 1 - getattr(sizes, field) / getattr(self.whole, field)
-            for axis, field in FIELDS.items()
+            for axis, field in SIZE_FIELDS.items()
         }
 
     def cut_along(self, sizes: Sizes) -> list[Axis]:
@@ -162,7 +162,7 @@ def _of_blocks(whole: Sizes, blocks: int) -> Sizes:
     return replace(whole, blocks=blocks)
 
 
-def _first(
+def _first_that_fits(
     shape: Callable[[int], Sizes], numbers: list[int], fits: Callable[[Sizes], bool]
 ) -> Sizes | None:
     """The shape of the first number that fits, of numbers from large to small; by halving."""
@@ -175,12 +175,12 @@ def _first(
     return shape(numbers[low])
 
 
-class Expectation:
+class DivergenceEstimate:
     """What a shape's divergence is expected to be, from axes cut alone and shapes measured so far."""
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: ShapeSpace) -> None:
         self.space = space
-        self.curves: dict[Axis, list[tuple[float, float]]] = {axis: [(0.0, 0.0)] for axis in FIELDS}
+        self.curves: dict[Axis, list[tuple[float, float]]] = {axis: [(0.0, 0.0)] for axis in SIZE_FIELDS}
         self.errors: list[tuple[Sizes, float]] = []  # log of measured over summed
 
     def learn_axis(self, axis: Axis, sizes: Sizes, divergence: float) -> None:
@@ -220,7 +220,7 @@ def _on_curve(points: list[tuple[float, float]], x: float) -> float:
 
 
 @dataclass(frozen=True)
-class Measures:
+class ShapeMeasures:
     """How costs and divergence are had. `exact`: costs by measuring, where `cost` only expects them,
     better with every one that was measured.
     """
@@ -230,24 +230,24 @@ class Measures:
     exact: Callable[[Sizes], float] | None = None
 
 
-def search(
-    space: Space,
-    measures: Measures,
+def search_shapes(
+    space: ShapeSpace,
+    measures: ShapeMeasures,
     limit: float,
     candidates: int,
-    on_candidate: Callable[[Candidate], None] = lambda candidate: None,
-) -> list[Candidate]:
+    on_candidate: Callable[[MeasuredShape], None] = lambda candidate: None,
+) -> list[MeasuredShape]:
     """Measured shapes that cost at most `limit`, the least harmful first.
 
     `candidates`: how many shapes under the limit are measured, after at most three an axis that
     are cut along it alone. Empty where none of those that were tried keeps the limit.
     """
-    expectation = _probe(space, measures)
-    found: list[Candidate] = []
+    expectation = _probe_axes(space, measures)
+    found: list[MeasuredShape] = []
     tried: set[Sizes] = set()
     shapes = space.filled(measures.cost, limit)
     while shapes and len(found) < candidates and len(tried) < candidates + MAX_REJECTED:
-        first = _plain(space, shapes, tried) or min(shapes, key=expectation.of)
+        first = _untried_single_axis(space, shapes, tried) or min(shapes, key=expectation.of)
         tried.add(first)
         exact = (measures.exact or measures.cost)(first)
         if measures.exact is not None:
@@ -255,17 +255,17 @@ def search(
         shapes = [one for one in shapes if one not in tried]
         if exact > limit * 1.01:
             continue  # what it cost is known now, and what others cost is told better by it
-        candidate = Candidate(first, exact, expectation.of(first), measures.divergence(first))
+        candidate = MeasuredShape(first, exact, expectation.of(first), measures.divergence(first))
         expectation.learn(first, candidate.divergence)
         found.append(candidate)
         on_candidate(candidate)
     return sorted(found, key=lambda one: one.divergence)
 
 
-def _probe(space: Space, measures: Measures) -> Expectation:
-    expectation = Expectation(space)
+def _probe_axes(space: ShapeSpace, measures: ShapeMeasures) -> DivergenceEstimate:
+    expectation = DivergenceEstimate(space)
     for axis in space.axes:
-        shapes = dict.fromkeys(space.alone(axis, removed) for removed in PROBED)
+        shapes = dict.fromkeys(space.alone(axis, removed) for removed in PROBED_SHARES)
         for sizes in filter(None, shapes):
             if measures.exact is not None:
                 measures.exact(sizes)
@@ -273,7 +273,7 @@ def _probe(space: Space, measures: Measures) -> Expectation:
     return expectation
 
 
-def _plain(space: Space, shapes: Iterable[Sizes], tried: set[Sizes]) -> Sizes | None:
+def _untried_single_axis(space: ShapeSpace, shapes: Iterable[Sizes], tried: set[Sizes]) -> Sizes | None:
     """Blocks alone, then neurons alone: what a search has to beat."""
     for axis in ("layers", "feed_forward"):
         alone = [one for one in shapes if space.cut_along(one) == [axis]]

@@ -10,9 +10,9 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from attar.config import Section, as_share, refuse_given
 from attar.errors import RecipeError
 from attar.models.loading import skeleton
-from students.pruning.architectures import Sizes, family_of, sizes_of
-from students.pruning.cost_model import Costs, Form, Latencies
-from students.pruning.shape_search import Axis, Space
+from students.pruning.architectures import Sizes, prunable_architecture, sizes_of
+from students.pruning.cost_model import Costs, Latencies, WeightFormat
+from students.pruning.shape_search import Axis, ShapeSpace
 
 Amount = Annotated[
     float | int | str, BeforeValidator(as_share, json_schema_input_type=float | int | str)
@@ -53,7 +53,7 @@ class TargetConfig(Section):
         description="`60%`, or `12ms`, measured here: a token with a KV cache; of encoders a text "
         "of 32 tokens",
     )
-    form: Form = Field("bf16", description="what `bytes` are counted in: bf16, int8, nf4")
+    form: WeightFormat = Field("bf16", description="what `bytes` are counted in: bf16, int8, nf4")
     axes: list[Axis] = Field(
         ["layers", "heads", "feed_forward", "hidden"], min_length=1, description="what may be cut"
     )
@@ -103,10 +103,10 @@ class TargetConfig(Section):
             refuse_given(self, "", "calibration_tokens", "where `axes` leave all blocks")
         return self
 
-    def space(self, teacher_config: Any) -> Space:
+    def space(self, teacher_config: Any) -> ShapeSpace:
         """The shapes that may be looked at; `RecipeError` for axes that cut nothing."""
-        family = family_of(teacher_config)
-        space = Space(sizes_of(teacher_config), family, tuple(self.axes))
+        family = prunable_architecture(teacher_config)
+        space = ShapeSpace(sizes_of(teacher_config), family, tuple(self.axes))
         if "heads" in self.axes and "hidden" not in self.axes and not family.head_size_key:
             raise RecipeError(
                 f"`student.target.axes` names `heads`, and the heads of a {family.name} are its "
@@ -155,7 +155,7 @@ class TargetConfig(Section):
         shapes = space.filled(lambda sizes: self.cost(costs, sizes), limit) or [space.smallest()]
         return min(shapes, key=lambda one: max(space.removed(one).values()))
 
-    def check_possible(self, space: Space, costs: Costs, limit: float) -> None:
+    def check_possible(self, space: ShapeSpace, costs: Costs, limit: float) -> None:
         """Raise `RecipeError`, saying which part is in the way, where no shape is under it."""
         smallest = space.smallest()
         if (least := self.cost(costs, smallest)) <= limit:

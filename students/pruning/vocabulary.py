@@ -19,7 +19,7 @@ from attar.errors import ModelError
 from attar.files import staged_folder
 from attar.models.structure import num_layers
 from attar.models.tokenizers import load_tokenizer
-from students.pruning.prune import Kept, cut
+from students.pruning.prune import KeptParts, cut_model
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -134,7 +134,7 @@ def cut_vocabulary(model: Any, tokenizer: Any, ids: list[int], folder: str | Pat
     Gives the model. Raises `ModelError` for a family or a tokenizer that cannot be cut so.
     """
     blocks = list(range(num_layers(model)))
-    smaller = cut(model, Kept(blocks, ids=ids))
+    smaller = cut_model(model, KeptParts(blocks, ids=ids))
     with staged_folder(Path(folder)) as aside:
         write_smaller_tokenizer(tokenizer, ids, aside)
         smaller.save_pretrained(aside)  # type: ignore[operator]

@@ -12,13 +12,18 @@ from torch import Tensor, nn
 
 from attar.config import Section, as_share
 from attar.errors import ModelError, RecipeError
-from students.pruning.architectures import Family, Sizes, family_of, sizes_of
+from students.pruning.architectures import (
+    PrunableArchitecture,
+    Sizes,
+    prunable_architecture,
+    sizes_of,
+)
 from students.pruning.depth import cut_config, keep_evenly
-from students.pruning.importance import Scores, best, measure
-from students.pruning.prune import Kept, check_sizes, smaller_config
+from students.pruning.importance import ImportanceScores, highest_scored, measure_importance
+from students.pruning.prune import KeptParts, check_sizes, smaller_config
 from students.pruning.rotation import can_rotate
 
-MULTIPLE = 32  # what a share is rounded to, where the teacher's number is a multiple, too
+SIZE_MULTIPLE = 32  # what a share is rounded to, where the teacher's number is a multiple, too
 
 
 def _number_or_share(value: Any) -> Any:
@@ -28,7 +33,7 @@ def _number_or_share(value: Any) -> Any:
     return value
 
 
-def _some(keep: float) -> float:
+def _above_zero(keep: float) -> float:
     if keep <= 0 or (isinstance(keep, float) and keep > 1):
         raise ValueError("keep a number of them (from 1) or a share between 0 and 1")
     return keep
@@ -37,7 +42,7 @@ def _some(keep: float) -> float:
 Share = Annotated[
     int | float,
     BeforeValidator(_number_or_share, json_schema_input_type=int | float | str),
-    AfterValidator(_some),
+    AfterValidator(_above_zero),
 ]
 
 
@@ -58,7 +63,7 @@ class FeedForwardConfig(WidthConfig):
     """Neurons that every block's feed-forward keeps."""
 
 
-class HiddenConfig(Section):
+class HiddenWidthConfig(Section):
     """Channels of the residual stream that the student keeps, the same ones throughout."""
 
     keep: Share = Field(description="how many, or which share (0.75, 75%)")
@@ -74,10 +79,10 @@ class Widths(Section):
 
     heads: HeadsConfig | None = None
     feed_forward: FeedForwardConfig | None = None
-    hidden: HiddenConfig | None = None
+    hidden: HiddenWidthConfig | None = None
 
     @property
-    def given(self) -> dict[str, WidthConfig | HiddenConfig]:
+    def given(self) -> dict[str, WidthConfig | HiddenWidthConfig]:
         """The sections that cut something, by their key."""
         found = {"heads": self.heads, "feed_forward": self.feed_forward, "hidden": self.hidden}
         return {key: section for key, section in found.items() if section is not None}
@@ -94,14 +99,14 @@ class Widths(Section):
 
 def student_sizes(teacher_config: Any, blocks: int, widths: Widths) -> Sizes:
     """The sizes that a recipe asks for; `RecipeError`, naming the key, for what cannot be."""
-    family, teacher = family_of(teacher_config), sizes_of(teacher_config)
-    groups = _groups(widths.heads, teacher)
-    neurons = _number(widths.feed_forward, "feed_forward", teacher.neurons)
-    step = channel_step(family, teacher, groups * teacher.heads_a_group)
-    channels = _number(widths.hidden, "hidden", teacher.channels, step)
+    family, teacher = prunable_architecture(teacher_config), sizes_of(teacher_config)
+    groups = _kept_groups(widths.heads, teacher)
+    neurons = _kept_number(widths.feed_forward, "feed_forward", teacher.neurons)
+    step = channel_step(family, teacher, groups * teacher.heads_per_group)
+    channels = _kept_number(widths.hidden, "hidden", teacher.channels, step)
     if not family.head_size_key and widths.heads is None:
         groups = max(1, channels // teacher.head_size)  # heads make up the width
-    heads = groups * teacher.heads_a_group
+    heads = groups * teacher.heads_per_group
     sizes = Sizes(blocks, heads, groups, teacher.head_size, neurons, channels, teacher.ids)
     try:
         check_sizes(sizes, teacher, family)
@@ -111,11 +116,11 @@ def student_sizes(teacher_config: Any, blocks: int, widths: Widths) -> Sizes:
     return sizes
 
 
-def _groups(section: WidthConfig | None, teacher: Sizes) -> int:
+def _kept_groups(section: WidthConfig | None, teacher: Sizes) -> int:
     """Key-value heads that stay, from a number or a share of query heads."""
     if section is None:
         return teacher.groups
-    each = teacher.heads_a_group
+    each = teacher.heads_per_group
     if isinstance(section.keep, float):
         return max(1, round(section.keep * teacher.groups))
     if section.keep % each or not 1 <= section.keep <= teacher.heads:
@@ -130,10 +135,10 @@ def _groups(section: WidthConfig | None, teacher: Sizes) -> int:
 
 def neuron_step(whole: int) -> int:
     """What numbers of neurons, and of channels that nothing else binds, are multiples of."""
-    return MULTIPLE if whole % MULTIPLE == 0 else 1
+    return SIZE_MULTIPLE if whole % SIZE_MULTIPLE == 0 else 1
 
 
-def channel_step(family: Family, teacher: Sizes, heads: int) -> int:
+def channel_step(family: PrunableArchitecture, teacher: Sizes, heads: int) -> int:
     """What numbers of channels must be multiples of, in a student of so many heads."""
     if not family.head_size_key:
         return teacher.head_size
@@ -142,8 +147,8 @@ def channel_step(family: Family, teacher: Sizes, heads: int) -> int:
     return neuron_step(teacher.channels)
 
 
-def _number(
-    section: WidthConfig | HiddenConfig | None, key: str, whole: int, step: int | None = None
+def _kept_number(
+    section: WidthConfig | HiddenWidthConfig | None, key: str, whole: int, step: int | None = None
 ) -> int:
     """How many of `whole` stay; a share is rounded to a multiple of `step`."""
     if section is None:
@@ -165,7 +170,7 @@ def sized_config(teacher_config: Any, blocks: list[int], widths: Widths) -> Any:
     if not widths.given:
         return cut_config(teacher_config, blocks)
     sizes, teacher = student_sizes(teacher_config, len(blocks), widths), sizes_of(teacher_config)
-    some = Kept(
+    some = KeptParts(
         blocks,
         [list(range(sizes.groups))] * len(blocks) if sizes.groups < teacher.groups else None,
         [list(range(sizes.neurons))] * len(blocks) if sizes.neurons < teacher.neurons else None,
@@ -173,7 +178,7 @@ def sized_config(teacher_config: Any, blocks: list[int], widths: Widths) -> Any:
     )
     smaller = smaller_config(teacher_config, some)
     if widths.rotates:
-        family = family_of(teacher_config)
+        family = prunable_architecture(teacher_config)
         if not can_rotate(family):
             raise RecipeError(
                 f"`student.hidden.by: pca` cannot rotate a {family.name}: its norms stand "
@@ -183,7 +188,7 @@ def sized_config(teacher_config: Any, blocks: list[int], widths: Widths) -> Any:
     return smaller
 
 
-def _measured(teacher: nn.Module, widths: Widths, input_ids_BT: Tensor | None) -> Scores | None:
+def _importance_scores(teacher: nn.Module, widths: Widths, input_ids_BT: Tensor | None) -> ImportanceScores | None:
     """The scores that a recipe asks for; principal axes need text, but no scores."""
     if input_ids_BT is None or not input_ids_BT.numel():
         key, by = next((k, one.by) for k, one in widths.given.items() if one.by != "even")
@@ -193,7 +198,7 @@ def _measured(teacher: nn.Module, widths: Widths, input_ids_BT: Tensor | None) -
         )
     if all(section.by != "activation" for section in widths.given.values()):
         return None
-    return measure(teacher, input_ids_BT)
+    return measure_importance(teacher, input_ids_BT)
 
 
 def choose_parts(
@@ -201,29 +206,29 @@ def choose_parts(
     blocks: list[int],
     widths: Widths,
     input_ids_BT: Tensor | None,
-    scores: Scores | None = None,
-) -> tuple[Kept, Scores | None]:
+    scores: ImportanceScores | None = None,
+) -> tuple[KeptParts, ImportanceScores | None]:
     """What stays of the kept blocks, and the scores it was chosen by, where it was by scores.
 
     `input_ids_BT`: calibration ids, for what is chosen `by: activation`; `scores`: what they gave,
     where that is known. Raises `RecipeError` where there is neither.
     """
     if not widths.given:
-        return Kept(blocks), None
+        return KeptParts(blocks), None
     config: Any = teacher.config
     sizes, whole = student_sizes(config, len(blocks), widths), sizes_of(config)
     if widths.needs_text() and scores is None:
-        scores = _measured(teacher, widths, input_ids_BT)
+        scores = _importance_scores(teacher, widths, input_ids_BT)
     heads = widths.heads or widths.hidden  # of encoders heads are cut with the width
 
     def chosen(
-        section: WidthConfig | HiddenConfig | None, values: Tensor | None, of: int, keep: int
+        section: WidthConfig | HiddenWidthConfig | None, values: Tensor | None, of: int, keep: int
     ) -> list[int]:
-        if isinstance(section, HiddenConfig) and section.by == "pca":
+        if isinstance(section, HiddenWidthConfig) and section.by == "pca":
             return list(range(keep))  # of a rotated model
         if section is None or section.by == "even" or values is None:
             return keep_evenly(of, keep)
-        return best(values, keep)
+        return highest_scored(values, keep)
 
     groups, neurons, channels = None, None, None
     if sizes.groups < whole.groups:
@@ -237,4 +242,4 @@ def choose_parts(
     if sizes.channels < whole.channels:
         values_H = scores.channels_H if scores else None
         channels = chosen(widths.hidden, values_H, whole.channels, sizes.channels)
-    return Kept(blocks, groups, neurons, channels), scores
+    return KeptParts(blocks, groups, neurons, channels), scores

@@ -16,19 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from students.quantization.formats import Scales
-from students.quantization.gptq import Rounded
+from students.quantization.gptq import RoundedWeight
 
 
 class RoundedLinear(nn.Module):
-    """A linear map on a grid. `factor_K`, one for every block, is what learns; 1 at first."""
+    """A linear map on a number_format. `factor_K`, one for every block, is what learns; 1 at first."""
 
     codes_OI: Tensor
     scale_K: Tensor
     shift_K: Tensor | None
 
-    def __init__(self, rounded: Rounded, bias_O: nn.Parameter | None) -> None:
+    def __init__(self, rounded: RoundedWeight, bias_O: nn.Parameter | None) -> None:
         super().__init__()
-        self.grid, self.bias = rounded.grid, bias_O
+        self.number_format, self.bias = rounded.number_format, bias_O
         self.out_features, self.in_features = rounded.codes_OI.shape
         self.factor_K = nn.Parameter(torch.ones_like(rounded.scales.scale_K))
         self.register_buffer("codes_OI", rounded.codes_OI, persistent=False)
@@ -42,11 +42,11 @@ class RoundedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) to (..., O)."""
-        weight_OI = self.grid.values(self.codes_OI, *self.grid.spread(self.scales(), self.codes_OI))
+        weight_OI = self.number_format.values(self.codes_OI, *self.number_format.per_weight(self.scales(), self.codes_OI))
         return nn.functional.linear(x, weight_OI, self.bias)
 
 
-def let_scales_learn(model: Any, rounded: Mapping[str, Rounded]) -> list[nn.Parameter]:
+def make_scales_trainable(model: Any, rounded: Mapping[str, RoundedWeight]) -> list[nn.Parameter]:
     """Put learning scales in place of the maps that `round_model` rounded; what learns.
 
     Scales and norms (every parameter of one dimension) learn, all else is frozen.
@@ -63,12 +63,12 @@ def let_scales_learn(model: Any, rounded: Mapping[str, Rounded]) -> list[nn.Para
 
 
 @torch.no_grad()
-def settle(model: Any) -> dict[str, Rounded]:
+def store_learned_scales(model: Any) -> dict[str, RoundedWeight]:
     """Plain linear maps again, in place, with the learned scales as the format stores them."""
     settled = {}
     learned = [(n, m) for n, m in model.named_modules() if isinstance(m, RoundedLinear)]
     for name, module in learned:
-        found = Rounded(module.grid, module.codes_OI, module.grid.store(module.scales()))
+        found = RoundedWeight(module.number_format, module.codes_OI, module.number_format.store(module.scales()))
         plain = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
         plain.weight = nn.Parameter(found.weight())
         plain.register_parameter("bias", module.bias)

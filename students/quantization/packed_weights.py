@@ -15,36 +15,36 @@ from torch import Tensor, nn
 
 from attar.errors import ModelError
 from attar.models.loading import Quantization, load_causal_lm
-from students.quantization.gptq import Rounded
+from students.quantization.gptq import RoundedWeight
 
 FLOAT4_CODES = (11, 10, 13, 12, 15, 14, 9, 0, 1, 6, 7, 4, 5, 2, 3)  # of the levels, ascending
-COMPUTE = torch.bfloat16  # of what is not quantised
+COMPUTE_DTYPE = torch.bfloat16  # of what is not quantised
 
 
 def quantized_model(
-    source: Path, rounded: Mapping[str, Rounded], *, trust_remote_code: bool = False
+    source: Path, rounded: Mapping[str, RoundedWeight], *, trust_remote_code: bool = False
 ) -> nn.Module:
     """The model of a full-precision folder as bitsandbytes holds it, with weights rounded by us.
 
-    `rounded`: every linear map but the head by its name, all on one of the grids nf4, fp4, int8;
+    `rounded`: every linear map but the head by its name, all on one of the formats nf4, fp4, int8;
     all else is bfloat16. What `save_pretrained` writes loads by `from_pretrained` alone. To be
     saved before any forward: on some CPUs the first one rearranges 4-bit weights in place.
     """
-    grids = {found.grid.name for found in rounded.values()}
-    assert len(grids) == 1, grids
-    (kind,) = grids
+    formats = {found.number_format.name for found in rounded.values()}
+    assert len(formats) == 1, formats
+    (kind,) = formats
     quantization: Any = kind
     model: Any = load_causal_lm(
-        str(source), dtype=COMPUTE, quantization=quantization, trust_remote_code=trust_remote_code
+        str(source), dtype=COMPUTE_DTYPE, quantization=quantization, trust_remote_code=trust_remote_code
     )
-    left = dict(quantized_maps(model))
+    left = dict(quantized_linears(model))
     for name, found in rounded.items():
         if name not in left:
             raise ModelError(
                 f"bitsandbytes leaves `{name}` of {type(model).__name__} unquantised, so it cannot "
                 "take rounded weights; export it in bfloat16."
             )
-        put = _put_int8 if kind == "int8" else _put_4bit
+        put = _set_int8 if kind == "int8" else _set_4bit
         put(left.pop(name), found)
     if left:
         raise ModelError(
@@ -54,7 +54,7 @@ def quantized_model(
     return model  # type: ignore[no-any-return]
 
 
-def dequantized(
+def dequantized_model(
     source: Path, quantization: Quantization, *, trust_remote_code: bool = False
 ) -> nn.Module:
     """The float32 model whose linear maps are what a quantised base computes with; the rest as in
@@ -67,16 +67,16 @@ def dequantized(
     if quantization == "none":
         return model
     base = load_causal_lm(
-        str(source), dtype=COMPUTE, quantization=quantization, trust_remote_code=trust_remote_code
+        str(source), dtype=COMPUTE_DTYPE, quantization=quantization, trust_remote_code=trust_remote_code
     )
     with torch.no_grad():
-        for name, module in quantized_maps(base).items():
+        for name, module in quantized_linears(base).items():
             weight: Any = model.get_submodule(name).weight
-            weight.copy_(weight_of(module))
+            weight.copy_(dequantized_weight(module))
     return model
 
 
-def quantized_maps(model: Any) -> dict[str, Any]:
+def quantized_linears(model: Any) -> dict[str, Any]:
     """The linear maps of a model that bitsandbytes holds, by name."""
     from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
@@ -84,7 +84,7 @@ def quantized_maps(model: Any) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
-def weight_of(module: Any) -> Tensor:
+def dequantized_weight(module: Any) -> Tensor:
     """What a map of bitsandbytes dequantises to, (O, I), in its dtype; before any forward."""
     from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
 
@@ -97,14 +97,14 @@ def weight_of(module: Any) -> Tensor:
     return whole
 
 
-def _put_4bit(module: Any, found: Rounded) -> None:
+def _set_4bit(module: Any, found: RoundedWeight) -> None:
     """Two codes a byte, the first in the high half; scales in 8 bits with scales of their own."""
     from bitsandbytes.functional import QuantState, get_4bit_type
     from bitsandbytes.nn.modules import Params4bit
 
-    grid, parts, device = found.grid, found.scales.parts, module.weight.device
+    number_format, parts, device = found.number_format, found.scales.parts, module.weight.device
     codes = found.codes_OI.flatten()
-    if grid.name == "fp4":
+    if number_format.name == "fp4":
         codes = torch.tensor(FLOAT4_CODES, dtype=torch.uint8, device=codes.device)[codes.int()]
     if len(codes) % 2:
         codes = nn.functional.pad(codes, (0, 1))
@@ -112,10 +112,10 @@ def _put_4bit(module: Any, found: Rounded) -> None:
     state = QuantState(
         absmax=parts["absmax"].to(device),
         shape=found.codes_OI.shape,
-        code=get_4bit_type(grid.name, device=device),
-        blocksize=grid.block,
-        quant_type=grid.name,
-        dtype=COMPUTE,
+        code=get_4bit_type(number_format.name, device=device),
+        blocksize=number_format.block,
+        quant_type=number_format.name,
+        dtype=COMPUTE_DTYPE,
         offset=parts["nested_offset"].to(device),
         state2=QuantState(
             absmax=parts["nested_absmax"].to(device),
@@ -127,16 +127,16 @@ def _put_4bit(module: Any, found: Rounded) -> None:
     module.weight = Params4bit(
         packed.to(device),
         quant_state=state,
-        blocksize=grid.block,
+        blocksize=number_format.block,
         compress_statistics=True,
-        quant_type=grid.name,
+        quant_type=number_format.name,
         module=module,
         bnb_quantized=True,
     )
     module.quant_state = state
 
 
-def _put_int8(module: Any, found: Rounded) -> None:
+def _set_int8(module: Any, found: RoundedWeight) -> None:
     """int8 with the largest size of every row."""
     from bitsandbytes.nn.modules import Int8Params
 
@@ -152,17 +152,17 @@ def _put_int8(module: Any, found: Rounded) -> None:
 # Blocks of GGUF ----------------------------------------------------------------------------------
 
 
-def gguf_bytes(found: Rounded) -> np.ndarray:
-    """A weight on one of the grids q4_0 to q8_0 as GGUF lays it out: (O, bytes of a row) uint8."""
-    grid, rows = found.grid, len(found.codes_OI)
-    assert grid.block == 32, grid.name
+def gguf_bytes(found: RoundedWeight) -> np.ndarray:
+    """A weight on one of the formats q4_0 to q8_0 as GGUF lays it out: (O, bytes of a row) uint8."""
+    number_format, rows = found.number_format, len(found.codes_OI)
+    assert number_format.block == 32, number_format.name
     codes_KS = found.codes_OI.cpu().numpy().reshape(-1, 32)
     halves = [found.scales.scale_K, found.scales.shift_K]
     parts = [_float16_bytes(value_K) for value_K in halves if value_K is not None]
-    if grid.name == "q8_0":
+    if number_format.name == "q8_0":
         parts.append((codes_KS.astype(np.int16) - 127).astype(np.int8).view(np.uint8))
     else:
-        if grid.name.startswith("q5"):
+        if number_format.name.startswith("q5"):
             parts.append(np.packbits(codes_KS >> 4, axis=-1, bitorder="little"))
         low_KS = codes_KS & 15
         parts.append(low_KS[:, :16] | (low_KS[:, 16:] << 4))

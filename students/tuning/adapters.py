@@ -23,7 +23,7 @@ from attar.models.task_heads import load_as_saved
 from students.tuning.bottleneck_module import PEFT_TYPE as BOTTLENECK
 from students.tuning.bottleneck_module import load_bottleneck, save_bottleneck
 from students.tuning.ia3 import keep_precision
-from students.tuning.target_modules import linear_maps, without_remarks
+from students.tuning.target_modules import adaptable_linears, silence_peft_warnings
 
 Into = Literal["student", "dequantized"]
 CHANGED_AT_START = ("pissa", "olora")  # whose base is not the student's any more
@@ -192,7 +192,7 @@ def load_adapter(model: Any, folder: Path, *, base: Path | None = None) -> nn.Mo
 
         if read_json(folder / "adapter_config.json").get("use_dora"):
             disable_cpu_repacking(model)
-        with without_remarks():
+        with silence_peft_warnings():
             loaded: nn.Module = PeftModel.from_pretrained(model, str(folder))
         keep_precision(loaded)
     except (ValueError, RuntimeError, KeyError, OSError) as error:
@@ -251,7 +251,7 @@ def _dequantized(student: Path, quantization: Quantization, trust_remote_code: b
     from transformers.pytorch_utils import Conv1D
 
     quantized: Any = load_base(student, quantization, trust_remote_code)
-    rounded = [name for name, m in linear_maps(quantized).items() if type(m) is not nn.Linear]
+    rounded = [name for name, m in adaptable_linears(quantized).items() if type(m) is not nn.Linear]
     found = quantized.dequantize().state_dict()
     plain: nn.Module = load_base(student, "none", trust_remote_code)
     for name in rounded:

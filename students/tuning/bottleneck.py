@@ -11,7 +11,7 @@ from attar.config import Section
 from attar.errors import ModelError, RecipeError
 from attar.models.loading import Quantization, skeleton
 from attar.models.task_heads import CAUSAL
-from students.tuning.bottleneck_module import BottleneckConfig, adapted_maps, add_bottleneck
+from students.tuning.bottleneck_module import BottleneckConfig, adapted_linears, add_bottleneck
 from students.tuning.method import METHODS, Leaves
 
 
@@ -58,7 +58,7 @@ class BottleneckAdapter(Section):
             self.layout.size_for(int(config.get_text_config().hidden_size))
             model = skeleton(config, CAUSAL)
             if model is not None:
-                adapted_maps(model, self.placement)
+                adapted_linears(model, self.placement)
         except ValueError as error:
             raise RecipeError(f"`specialize.method: adapter`: {error}") from None
 

@@ -27,7 +27,7 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PEFT_TYPE = "BOTTLENECK"
 
 # The maps back to the residual stream, family by family: behind attention, behind feed-forward.
-FAMILIES = (
+BOTTLENECK_LAYOUTS = (
     ("self_attn.o_proj", "mlp.down_proj"),  # Llama, Qwen, Mistral, Gemma, Cohere, OLMo, Phi-3
     ("self_attn.o_proj", "mlp.c_proj"),  # StarCoder2
     ("self_attn.dense", "mlp.fc2"),  # Phi
@@ -41,7 +41,7 @@ FAMILIES = (
     ("attention.out_lin", "ffn.lin2"),  # DistilBERT
     ("attn.Wo", "mlp.Wo"),  # ModernBERT
 )
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+BOTTLENECK_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": nn.functional.gelu,
     "relu": nn.functional.relu,
     "silu": nn.functional.silu,
@@ -65,8 +65,8 @@ class BottleneckConfig:
     def __post_init__(self) -> None:
         if self.placement not in ("houlsby", "pfeiffer"):
             raise ValueError(f"`placement: {self.placement}` is not houlsby or pfeiffer.")
-        if self.activation not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
+        if self.activation not in BOTTLENECK_ACTIVATIONS:
+            known = ", ".join(BOTTLENECK_ACTIVATIONS)
             raise ValueError(f"`activation: {self.activation}` is not one of {known}.")
 
     def size_for(self, width: int) -> int:
@@ -90,7 +90,7 @@ class Bottleneck(nn.Module):
         size = config.size_for(width)
         self.down = nn.Linear(width, size, dtype=torch.float32)
         self.up = nn.Linear(size, width, dtype=torch.float32)
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation = BOTTLENECK_ACTIVATIONS[config.activation]
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """What the map gives, adapted."""
@@ -114,13 +114,13 @@ def outputs_of(linear: nn.Module) -> int:
     return int(linear.out_features if hasattr(linear, "out_features") else linear.nf)  # type: ignore[arg-type]
 
 
-def adapted_maps(model: nn.Module, placement: str) -> list[str]:
+def adapted_linears(model: nn.Module, placement: str) -> list[str]:
     """Names of the linear maps that get an adapter, in the model's order.
 
-    Raises `ValueError` where the model belongs to no family of `FAMILIES`.
+    Raises `ValueError` where the model belongs to no family of `BOTTLENECK_LAYOUTS`.
     """
     names = [name for name, _ in model.named_modules()]
-    for attention, feed_forward in FAMILIES:
+    for attention, feed_forward in BOTTLENECK_LAYOUTS:
         behind_attention = [n for n in names if f".{n}".endswith(f".{attention}")]
         taken = set(behind_attention)
         behind_feed_forward = [
@@ -129,7 +129,7 @@ def adapted_maps(model: nn.Module, placement: str) -> list[str]:
         if len(behind_attention) == len(behind_feed_forward) > 0:
             taken = set(behind_feed_forward) | (taken if placement == "houlsby" else set())
             return [n for n in names if n in taken]
-    known = "; ".join(f"{a} and {f}" for a, f in FAMILIES)
+    known = "; ".join(f"{a} and {f}" for a, f in BOTTLENECK_LAYOUTS)
     raise ValueError(
         f"{type(model).__name__} has no output maps of attention and feed-forward in every block "
         f"under a known name ({known}), so it takes no bottleneck adapter."
@@ -148,7 +148,7 @@ def add_bottleneck(model: nn.Module, config: BottleneckConfig, seed: int = 0) ->
     """
     if bottlenecks(model):
         raise ValueError("The model has a bottleneck adapter already; remove_bottleneck first.")
-    names = adapted_maps(model, config.placement)
+    names = adapted_linears(model, config.placement)
     made = {name: Bottleneck(model.get_submodule(name), config) for name in names}
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
@@ -158,18 +158,18 @@ def add_bottleneck(model: nn.Module, config: BottleneckConfig, seed: int = 0) ->
         adapter.down.to(device)
         adapter.up.to(device)
         adapter.train(adapter.linear.training)
-        _put(model, name, adapter)
+        _replace_module(model, name, adapter)
     return model
 
 
 def remove_bottleneck(model: nn.Module) -> nn.Module:
     """Put the plain maps back: the base as it was before `add_bottleneck`."""
     for name, adapter in bottlenecks(model).items():
-        _put(model, name, adapter.linear)
+        _replace_module(model, name, adapter.linear)
     return model
 
 
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+def _replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, module)
 

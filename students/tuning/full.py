@@ -14,7 +14,7 @@ from students.tuning.method import METHODS, Leaves
 from students.tuning.trainable import Reinitialized, Trainable, choose_trainable, prepare_learning
 
 
-class Whole(Section):
+class WeightTuning(Section):
     """What both have in common: the result is the student itself."""
 
     leaves: ClassVar[Leaves] = "weights"
@@ -24,7 +24,7 @@ class Whole(Section):
 
 
 @METHODS.add("full")
-class Full(Whole):
+class Full(WeightTuning):
     """Every weight of the student learns, or the parts that `trainable` names."""
 
     method: Literal["full"] = "full"
@@ -44,7 +44,7 @@ class Full(Whole):
 
 
 @METHODS.add("head")
-class Head(Whole):
+class HeadOnly(WeightTuning):
     """The map to logits alone learns; where it is tied to the embedding, that changes too."""
 
     method: Literal["head"] = "head"

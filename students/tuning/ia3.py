@@ -13,7 +13,11 @@ from attar.errors import ModelError, RecipeError
 from attar.models.loading import Quantization, skeleton
 from attar.models.task_heads import CAUSAL
 from students.tuning.method import METHODS, Leaves
-from students.tuning.target_modules import chosen_maps, only_learns_in_float32, without_remarks
+from students.tuning.target_modules import (
+    silence_peft_warnings,
+    target_linears,
+    trainable_to_float32,
+)
 
 
 @METHODS.add("ia3")
@@ -49,7 +53,7 @@ class IA3(Section):
         self._targets_for(config)
         model = skeleton(config, CAUSAL)
         if model is not None and self.targets is not None:
-            chosen_maps(model, self.targets)
+            target_linears(model, self.targets)
 
     def _targets_for(self, config: Any) -> tuple[list[str] | None, list[str] | None]:
         """What peft is told; (None, None) means what it knows of the family."""
@@ -70,14 +74,14 @@ class IA3(Section):
 
         targets, feedforward = self._targets_for(model.config)
         if targets is not None:
-            chosen_maps(model, targets)
+            target_linears(model, targets)
         torch.manual_seed(seed)
         model.requires_grad_(False)
         config = IA3Config(
             target_modules=targets, feedforward_modules=feedforward, task_type="CAUSAL_LM"
         )
         try:
-            with without_remarks():
+            with silence_peft_warnings():
                 wrapped = get_peft_model(model, config)
         except (ValueError, TypeError) as error:
             reason = " ".join(str(error).split())
@@ -85,7 +89,7 @@ class IA3(Section):
                 f"{type(model).__name__} cannot be specialised by ia3: {reason}"
             ) from None
         keep_precision(wrapped)
-        return only_learns_in_float32(wrapped)
+        return trainable_to_float32(wrapped)
 
 
 def keep_precision(model: nn.Module) -> None:

@@ -17,7 +17,11 @@ from attar.errors import ModelError, RecipeError
 from attar.models.loading import Quantization, skeleton
 from attar.models.task_heads import CAUSAL
 from students.tuning.method import METHODS, Leaves
-from students.tuning.target_modules import chosen_maps, only_learns_in_float32, without_remarks
+from students.tuning.target_modules import (
+    silence_peft_warnings,
+    target_linears,
+    trainable_to_float32,
+)
 
 
 class LowRank(Section):
@@ -79,7 +83,7 @@ class LowRank(Section):
             self._check_places(model, config)
 
     def _check_places(self, model: Any, config: Any) -> None:
-        chosen = chosen_maps(model, self.targets)
+        chosen = target_linears(model, self.targets)
         sizes = {name: min(module.weight.shape) for name, module in chosen.items()}  # type: ignore[arg-type]
         name = min(sizes, key=lambda name: sizes[name])
         if self.init in ("pissa", "olora") and self.rank > sizes[name]:
@@ -97,7 +101,7 @@ class LowRank(Section):
         """The student wrapped by peft."""
         from peft import LoraConfig, get_peft_model
 
-        chosen = chosen_maps(model, self.targets)
+        chosen = target_linears(model, self.targets)
         torch.manual_seed(seed)
         model.requires_grad_(False)
         config = LoraConfig(
@@ -111,7 +115,7 @@ class LowRank(Section):
             task_type="CAUSAL_LM",
         )
         try:
-            with without_remarks():
+            with silence_peft_warnings():
                 wrapped = get_peft_model(model, config)
         except (ValueError, TypeError) as error:
             reason = " ".join(str(error).split())
@@ -119,7 +123,7 @@ class LowRank(Section):
                 f"`specialize.targets: {self.targets}` names {len(chosen)} linear maps, and not "
                 f"all can take {self.method}: {reason}"
             ) from None
-        return only_learns_in_float32(wrapped)
+        return trainable_to_float32(wrapped)
 
 
 @METHODS.add("lora")

@@ -28,19 +28,19 @@ from attar.errors import DataError, ModelError, nearest
 from students.tuning.adapters import load_adapter
 from students.tuning.bottleneck_module import PEFT_TYPE as BOTTLENECK
 from students.tuning.bottleneck_module import Bottleneck
-from students.tuning.target_modules import without_remarks
+from students.tuning.target_modules import silence_peft_warnings
 
-PREFIXES = {"PREFIX_TUNING"}
-PROMPTS = {"PROMPT_TUNING", "P_TUNING"}
-MAPS = {"LORA", "IA3", "LOHA", "LOKR", "OFT", BOTTLENECK}  # set into the model map by map
-BARE = "__base__"  # peft's word for a row without an adapter
+PREFIX_KINDS = {"PREFIX_TUNING"}
+PROMPT_KINDS = {"PROMPT_TUNING", "P_TUNING"}
+PER_LAYER_KINDS = {"LORA", "IA3", "LOHA", "LOKR", "OFT", BOTTLENECK}  # set into the model map by map
+BASE_ROW = "__base__"  # peft's word for a row without an adapter
 # LoRA's starts that leave the base's weights as they are; others (PiSSA) subtract from them.
-UNTOUCHED = (True, False, None, "gaussian", "eva", "orthogonal")
+STARTS_KEEPING_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 
 Blocks = list[tuple[Tensor, Tensor]]  # keys and values of each block, (1, heads, P, D)
 
 
-class Batch(NamedTuple):
+class MixedBatch(NamedTuple):
     """What one forward is given besides the adapters; masks are 1 where a token counts."""
 
     input_ids: Tensor  # (B, E + T), any ids in the prompt slots
@@ -98,7 +98,7 @@ class MixedAdapters:
         configs = {name: _config_to_mix(name, folder) for name, folder in folders.items()}
         own: dict[str, dict[str, nn.Module]] = {}
         for name, folder in folders.items():
-            if configs[name]["peft_type"] in PREFIXES | PROMPTS:
+            if configs[name]["peft_type"] in PREFIX_KINDS | PROMPT_KINDS:
                 self._read_prompt(name, folder, configs[name]["peft_type"])
             elif not _mixes_in_peft(configs[name]):
                 for place, module in _own_modules(base, folder).items():
@@ -114,7 +114,7 @@ class MixedAdapters:
         loaded: Any = load_adapter(self._base, folder)
         with torch.no_grad():
             prompt = loaded.get_prompt(1)
-        if kind in PREFIXES:
+        if kind in PREFIX_KINDS:
             self._blocks[name] = [(layer.keys, layer.values) for layer in prompt.layers]
         else:
             self._embeddings[name] = prompt[0]
@@ -124,7 +124,7 @@ class MixedAdapters:
 
         inner = str(len(self._in_peft))  # peft forbids some names
         try:
-            with without_remarks():
+            with silence_peft_warnings():
                 if self._in_peft:
                     self._model.load_adapter(str(folder), adapter_name=inner)
                 else:
@@ -181,7 +181,7 @@ class MixedAdapters:
         return self._continue(self._batch(ids_BT, mask_BT, names), names, max_new_tokens, stop_ids)
 
     def _continue(
-        self, batch: Batch, names: Sequence[str | None], max_new_tokens: int, stop_ids: set[int]
+        self, batch: MixedBatch, names: Sequence[str | None], max_new_tokens: int, stop_ids: set[int]
     ) -> list[list[int]]:
         answers: list[list[int]] = [[] for _ in names]
         running = set(range(len(names)))
@@ -195,7 +195,7 @@ class MixedAdapters:
                     answers[row].append(token)
             if not running:
                 break
-            batch = Batch(
+            batch = MixedBatch(
                 next_B[:, None],
                 torch.cat([batch.mask, torch.ones_like(batch.mask[:, :1])], dim=1),
                 batch.position_ids[:, -1:] + 1,
@@ -203,10 +203,10 @@ class MixedAdapters:
             )
         return answers
 
-    def _forward(self, batch: Batch, names: Sequence[str | None], **more: Any) -> Any:
+    def _forward(self, batch: MixedBatch, names: Sequence[str | None], **more: Any) -> Any:
         self._rows[:] = names
         if self._in_peft:
-            more["adapter_names"] = [self._in_peft.get(name or BARE, BARE) for name in names]
+            more["adapter_names"] = [self._in_peft.get(name or BASE_ROW, BASE_ROW) for name in names]
         if self._takes_positions:
             more["position_ids"] = batch.position_ids
         if batch.cache is not None:
@@ -228,13 +228,13 @@ class MixedAdapters:
 
     # What a batch is made of --------------------------------------------------------------------
 
-    def _batch(self, ids_BT: Tensor, mask_BT: Tensor, names: Sequence[str | None]) -> Batch:
-        blocks = [self._blocks.get(name or BARE) for name in names]
-        prompts = [self._embeddings.get(name or BARE) for name in names]
+    def _batch(self, ids_BT: Tensor, mask_BT: Tensor, names: Sequence[str | None]) -> MixedBatch:
+        blocks = [self._blocks.get(name or BASE_ROW) for name in names]
+        prompts = [self._embeddings.get(name or BASE_ROW) for name in names]
         prefix_BP = _slots([0 if b is None else b[0][0].shape[2] for b in blocks], mask_BT)
         prompt_BE = _slots([0 if p is None else len(p) for p in prompts], mask_BT)
         mask = torch.cat([prefix_BP, prompt_BE, mask_BT], dim=1)
-        return Batch(
+        return MixedBatch(
             torch.cat([torch.zeros_like(prompt_BE), ids_BT], dim=1),
             mask,
             (mask.cumsum(1) - 1).clamp(min=0)[:, prefix_BP.shape[1] :],
@@ -306,9 +306,9 @@ def _config_to_mix(name: str, folder: Path) -> dict[str, Any]:
             f"{folder} holds no adapter: its adapter_config.json is missing."
         ) from None
     reason = None
-    if kind not in PREFIXES | PROMPTS | MAPS:
-        reason = f"its kind, {kind}, is none of {', '.join(sorted(PREFIXES | PROMPTS | MAPS))}"
-    elif config.get("init_lora_weights") not in UNTOUCHED:
+    if kind not in PREFIX_KINDS | PROMPT_KINDS | PER_LAYER_KINDS:
+        reason = f"its kind, {kind}, is none of {', '.join(sorted(PREFIX_KINDS | PROMPT_KINDS | PER_LAYER_KINDS))}"
+    elif config.get("init_lora_weights") not in STARTS_KEEPING_BASE:
         reason = (
             f"it was saved against weights that `{config['init_lora_weights']}` had changed; save "
             "it again as plain LoRA (peft's path_initial_model_for_weight_conversion)"

@@ -16,7 +16,7 @@ from attar.config import Section
 from attar.errors import ModelError, RecipeError
 from attar.models.loading import Quantization
 from students.tuning.method import METHODS, Leaves
-from students.tuning.target_modules import only_learns_in_float32
+from students.tuning.target_modules import trainable_to_float32
 
 
 class Prompting(Section):
@@ -51,7 +51,7 @@ class Prompting(Section):
             raise ModelError(
                 f"{type(model).__name__} cannot be specialised by {self.method}: {reason}"
             ) from None
-        return only_learns_in_float32(wrapped)
+        return trainable_to_float32(wrapped)
 
 
 @METHODS.add("prefix")

@@ -15,7 +15,7 @@ from attar.errors import RecipeError, nearest
 EVERY_LINEAR = "all-linear"
 
 
-def linear_maps(model: Any) -> dict[str, nn.Module]:
+def adaptable_linears(model: Any) -> dict[str, nn.Module]:
     """Every linear map of a model by its full name, the head among them."""
     from transformers.pytorch_utils import Conv1D
 
@@ -23,19 +23,19 @@ def linear_maps(model: Any) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
-def chosen_maps(model: Any, targets: str | list[str]) -> dict[str, nn.Module]:
+def target_linears(model: Any, targets: str | list[str]) -> dict[str, nn.Module]:
     """The linear maps that `targets` means: all but the head, a regular expression, or names.
 
     A name fits the end of a full one: `q_proj`, `mlp.down_proj`.
     Raises `RecipeError` for a name or an expression that fits none, listing what there is.
     """
-    maps = linear_maps(model)
+    maps = adaptable_linears(model)
     if targets == EVERY_LINEAR:
         head = model.get_output_embeddings()
         return {name: module for name, module in maps.items() if module is not head}
     chosen: dict[str, nn.Module] = {}
     for target in [targets] if isinstance(targets, str) else targets:
-        found = {name: m for name, m in maps.items() if _fits(name, target, targets)}
+        found = {name: m for name, m in maps.items() if _matches(name, target, targets)}
         if not found:
             ends = sorted({name.rsplit(".", 1)[-1] for name in maps})
             raise RecipeError(
@@ -46,7 +46,7 @@ def chosen_maps(model: Any, targets: str | list[str]) -> dict[str, nn.Module]:
     return chosen
 
 
-def _fits(name: str, target: str, targets: str | list[str]) -> bool:
+def _matches(name: str, target: str, targets: str | list[str]) -> bool:
     if isinstance(targets, str):
         try:
             return re.fullmatch(targets, name) is not None
@@ -59,7 +59,7 @@ def _fits(name: str, target: str, targets: str | list[str]) -> bool:
 
 
 @contextmanager
-def without_remarks() -> Iterator[None]:
+def silence_peft_warnings() -> Iterator[None]:
     """Silence where peft warns of what is taken care of: a head that is tied to the embedding
     (merging unties it first, `students/tuning/adapters.py`), and GPT-2's maps, which lie transposed.
     """
@@ -69,7 +69,7 @@ def without_remarks() -> Iterator[None]:
         yield
 
 
-def only_learns_in_float32(model: nn.Module) -> nn.Module:
+def trainable_to_float32(model: nn.Module) -> nn.Module:
     """The same model, whatever learns in it made float32."""
     for parameter in model.parameters():
         if parameter.requires_grad:

@@ -19,15 +19,15 @@ from torch import nn
 from attar.errors import RecipeError, nearest
 from attar.models.structure import blocks_of, body_of, num_layers, unwrap
 
-WORDS = ("all", "head", "embeddings", "norms", "bias")
-FORMS = (*WORDS, "last:N", "first:N", "layers:0,3-5", "re:PATTERN")
-NUMBERS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+PART_NAMES = ("all", "head", "embeddings", "norms", "bias")
+PART_FORMS = (*PART_NAMES, "last:N", "first:N", "layers:0,3-5", "re:PATTERN")
+BLOCK_NUMBERS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 
 # The recipe's words ------------------------------------------------------------------------------
 
 
-def _word(part: Any) -> str:
+def _canonical_part(part: Any) -> str:
     """A part as it is written by rule. YAML reads `- last: 2` as a mapping, which is meant too."""
     if isinstance(part, dict) and len(part) == 1:
         word, value = next(iter(part.items()))
@@ -35,7 +35,7 @@ def _word(part: Any) -> str:
             value = ",".join(map(str, value))
         part = f"{word}:{value}"
     if not isinstance(part, str):
-        raise ValueError(f"`{part}` is not known; {_known()}")
+        raise ValueError(f"`{part}` is not known; {_accepted_parts()}")
     bare, minus = part.removeprefix("-"), "-" if part.startswith("-") else ""
     kind, _, value = bare.partition(":")
     if kind == "re" and value:
@@ -45,28 +45,28 @@ def _word(part: Any) -> str:
             raise ValueError(f"`{part}` is not a regular expression: {error}") from None
         return part
     value = re.sub(r"[\[\]\s]", "", value)
-    if kind == "layers" and NUMBERS.fullmatch(value):
+    if kind == "layers" and BLOCK_NUMBERS.fullmatch(value):
         return f"{minus}layers:{value}"
-    if bare in WORDS or (kind in ("last", "first") and re.fullmatch(r"[1-9]\d*", value)):
+    if bare in PART_NAMES or (kind in ("last", "first") and re.fullmatch(r"[1-9]\d*", value)):
         return f"{minus}{bare}"
-    if NUMBERS.fullmatch(bare):
+    if BLOCK_NUMBERS.fullmatch(bare):
         raise ValueError(
             f"`{part}` is not known; in a list, numbers of blocks are quoted together, as in "
             '["layers:0,3-5", head]'
         )
-    raise ValueError(f"`{part}` is not known; {_known()}{nearest(kind, [*WORDS, 'last', 'first'])}")
+    raise ValueError(f"`{part}` is not known; {_accepted_parts()}{nearest(kind, [*PART_NAMES, 'last', 'first'])}")
 
 
-def _known() -> str:
-    return f"write {', '.join(f'`{form}`' for form in FORMS)}, or a list of these"
+def _accepted_parts() -> str:
+    return f"write {', '.join(f'`{form}`' for form in PART_FORMS)}, or a list of these"
 
 
-def _words(parts: Any) -> Any:
+def _canonical_parts(parts: Any) -> Any:
     if not isinstance(parts, list):
-        return _word(parts)
+        return _canonical_part(parts)
     if not parts:
-        raise ValueError(f"an empty list trains nothing; {_known()}")
-    return [_word(part) for part in parts]
+        raise ValueError(f"an empty list trains nothing; {_accepted_parts()}")
+    return [_canonical_part(part) for part in parts]
 
 
 def _only_modules(parts: Any) -> Any:
@@ -82,16 +82,16 @@ def _only_modules(parts: Any) -> Any:
 _SCHEMA = WithJsonSchema(
     {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 )
-Trainable = Annotated[str | list[str], BeforeValidator(_words), _SCHEMA]
+Trainable = Annotated[str | list[str], BeforeValidator(_canonical_parts), _SCHEMA]
 
 
-def _fresh(parts: Any) -> Any:
-    return None if parts is None else _only_modules(_words(parts))
+def _reinitializable(parts: Any) -> Any:
+    return None if parts is None else _only_modules(_canonical_parts(parts))
 
 
 Reinitialized = Annotated[
     str | list[str] | None,
-    BeforeValidator(_fresh),
+    BeforeValidator(_reinitializable),
     WithJsonSchema(
         {
             "anyOf": [
@@ -120,8 +120,8 @@ def prepare_learning(
         idle = [p for module in fresh for p in module.parameters() if not p.requires_grad]
         if idle:
             raise RecipeError(
-                f"`{path}reinitialize: {_shown(reinitialize)}` draws {_numbers(idle):,} weights "
-                f"anew that `trainable: {_shown(trainable)}` keeps from learning; let them learn."
+                f"`{path}reinitialize: {_as_written(reinitialize)}` draws {_num_weights(idle):,} weights "
+                f"anew that `trainable: {_as_written(trainable)}` keeps from learning; let them learn."
             )
     return count
 
@@ -133,24 +133,24 @@ def choose_trainable(model: Any, parts: Trainable, path: str = "trainable") -> i
     nothing, or that takes away what is not there.
     """
     try:
-        words = [_word(part) for part in ([parts] if isinstance(parts, str) else parts)]
+        words = [_canonical_part(part) for part in ([parts] if isinstance(parts, str) else parts)]
     except ValueError as error:
         raise RecipeError(f"`{path}`: {error}.") from None
     added = [word for word in words if not word.startswith("-")] or ["all"]
     chosen: set[int] = set()
     for word in added:
-        chosen |= {id(parameter) for parameter in _found(model, word, path)}
+        chosen |= {id(parameter) for parameter in _parameters_named(model, word, path)}
     for word in words:
         if word.startswith("-"):
-            taken = {id(parameter) for parameter in _found(model, word[1:], path)}
+            taken = {id(parameter) for parameter in _parameters_named(model, word[1:], path)}
             if not taken & chosen:
                 raise RecipeError(
-                    f"`{path}`: `{word}` takes nothing away from `{_shown(added)}`; leave it out."
+                    f"`{path}`: `{word}` takes nothing away from `{_as_written(added)}`; leave it out."
                 )
             chosen -= taken
     if not chosen:
         tied = " (the head is the embedding: one matrix)" if is_tied(model) else ""
-        raise RecipeError(f"`{path}: {_shown(words)}` leaves nothing to learn{tied}.")
+        raise RecipeError(f"`{path}: {_as_written(words)}` leaves nothing to learn{tied}.")
     total = 0
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
@@ -182,13 +182,13 @@ def depths_of(model: Any) -> dict[int, int]:
     return found
 
 
-def _found(model: Any, word: str, path: str) -> list[nn.Parameter]:
+def _parameters_named(model: Any, word: str, path: str) -> list[nn.Parameter]:
     """The parameters that a word means, at least one."""
     if word.startswith(("last:", "first:", "layers:")):
-        return [p for block in _blocks(model, word, path) for p in block.parameters()]
+        return [p for block in _named_blocks(model, word, path) for p in block.parameters()]
     found = _matching(model, word)
     if not found:
-        raise RecipeError(f"`{path}: {word}` matches no parameter of the model; {_there_is(model)}")
+        raise RecipeError(f"`{path}: {word}` matches no parameter of the model; {_available_parts(model)}")
     return found
 
 
@@ -210,7 +210,7 @@ def _matching(model: Any, word: str) -> list[nn.Parameter]:
     return [p for name, p in model.named_parameters() if pattern.search(name)]
 
 
-def _blocks(model: Any, word: str, path: str) -> list[nn.Module]:
+def _named_blocks(model: Any, word: str, path: str) -> list[nn.Module]:
     kind, _, value = word.partition(":")
     blocks = list(blocks_of(model))
     numbers: list[int] = []
@@ -237,9 +237,9 @@ def _head_modules(model: Any) -> list[nn.Module]:
     return above + [module for module in more if module is not None and module not in above]
 
 
-def _there_is(model: Any) -> str:
+def _available_parts(model: Any) -> str:
     """Which words fit the model."""
-    there = ", ".join(word for word in WORDS[1:] if _matching(model, word))
+    there = ", ".join(word for word in PART_NAMES[1:] if _matching(model, word))
     names = ", ".join(name for name, _ in next(iter(blocks_of(model))).named_parameters())
     return f"it has {there}, {num_layers(model)} blocks, and in each {names}."
 
@@ -255,7 +255,7 @@ def _reinitialize(model: Any, parts: str | list[str], seed: int, path: str) -> l
     chosen: list[nn.Module] = []
     for word in [parts] if isinstance(parts, str) else parts:
         if word != "head":
-            chosen += _blocks(model, word, path)
+            chosen += _named_blocks(model, word, path)
         elif is_tied(model):
             raise RecipeError(
                 f"`{path}: head`: the head is the embedding, one matrix, and what every token "
@@ -272,9 +272,9 @@ def _reinitialize(model: Any, parts: str | list[str], seed: int, path: str) -> l
     return chosen
 
 
-def _numbers(parameters: list[nn.Parameter]) -> int:
+def _num_weights(parameters: list[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-def _shown(parts: str | list[str]) -> str:
+def _as_written(parts: str | list[str]) -> str:
     return parts if isinstance(parts, str) else f"[{', '.join(parts)}]"

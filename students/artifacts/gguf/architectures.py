@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Family:
+class GGUFArchitecture:
     """How one family of `transformers` becomes one architecture of llama.cpp.
 
     pairs: llama.cpp turns neighbouring rows of queries and keys by a position's angle, where
@@ -40,22 +40,22 @@ class Family:
     soft_caps: bool = False
 
 
-FAMILIES = {
-    "llama": Family("llama", pairs=True, projection_bias=True),
-    "mistral": Family("llama", pairs=True),
-    "qwen2": Family("qwen2"),
-    "qwen3": Family("qwen3"),
-    "gemma2": Family("gemma2", "gelu_pytorch_tanh", norm_offset=1.0, period=2, soft_caps=True),
-    "gemma3_text": Family("gemma3", "gelu_pytorch_tanh", norm_offset=1.0, period=6),
+GGUF_ARCHITECTURES = {
+    "llama": GGUFArchitecture("llama", pairs=True, projection_bias=True),
+    "mistral": GGUFArchitecture("llama", pairs=True),
+    "qwen2": GGUFArchitecture("qwen2"),
+    "qwen3": GGUFArchitecture("qwen3"),
+    "gemma2": GGUFArchitecture("gemma2", "gelu_pytorch_tanh", norm_offset=1.0, period=2, soft_caps=True),
+    "gemma3_text": GGUFArchitecture("gemma3", "gelu_pytorch_tanh", norm_offset=1.0, period=6),
 }
-SCALINGS = ("default", "linear", "llama3")
+ROPE_SCALINGS = ("default", "linear", "llama3")
 
 
-def family_of(config: Any) -> Family:
+def gguf_architecture(config: Any) -> GGUFArchitecture:
     """The family of a model by its config; `ModelError` names those that are supported."""
-    found = FAMILIES.get(config.model_type)
+    found = GGUF_ARCHITECTURES.get(config.model_type)
     if found is None:
-        known = ", ".join(sorted(FAMILIES))
+        known = ", ".join(sorted(GGUF_ARCHITECTURES))
         raise ModelError(
             f"A model of type `{config.model_type}` cannot be written as GGUF; supported are "
             f"{known} (for others, convert the bf16 artifact with llama.cpp's own script)."
@@ -69,14 +69,14 @@ def head_width(config: Any) -> int:
     return int(width or config.hidden_size // config.num_attention_heads)
 
 
-Oddity = tuple[str, Any, str]  # a key, what it says, what llama.cpp computes
+Unsupported = tuple[str, Any, str]  # a key, what it says, what llama.cpp computes
 
 
 def check_config(config: Any) -> None:
     """Raise `ModelError` for what llama.cpp would compute differently from `transformers`."""
-    family = family_of(config)
+    family = gguf_architecture(config)
     odd = next(
-        chain(_odd_layers(config, family), _odd_positions(config), _odd_windows(config, family)),
+        chain(_unsupported_layers(config, family), _unsupported_positions(config), _unsupported_windows(config, family)),
         None,
     )
     if odd is not None:
@@ -87,7 +87,7 @@ def check_config(config: Any) -> None:
         )
 
 
-def _odd_layers(config: Any, family: Family) -> Iterator[Oddity]:
+def _unsupported_layers(config: Any, family: GGUFArchitecture) -> Iterator[Unsupported]:
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
     if activation != family.activation:
         yield "hidden_act", activation, f"{family.activation} only"
@@ -103,26 +103,26 @@ def _odd_layers(config: Any, family: Family) -> Iterator[Oddity]:
         yield "query_pre_attn_scalar", scale, f"head_dim ({head_width(config)}) only"
 
 
-def _odd_positions(config: Any) -> Iterator[Oddity]:
-    for layer_type, rope in _ropes(config).items():
+def _unsupported_positions(config: Any) -> Iterator[Unsupported]:
+    for layer_type, rope in _rotary_parameters(config).items():
         kind, part = rope.get("rope_type", "default"), rope.get("partial_rotary_factor", 1.0)
-        accepted = ("default",) if layer_type == "sliding_attention" else SCALINGS
+        accepted = ("default",) if layer_type == "sliding_attention" else ROPE_SCALINGS
         if kind not in accepted:
             yield "rope_type", kind, f"{', '.join(accepted)} as transformers does"
         if part != 1.0:
             yield "partial_rotary_factor", part, "1.0 only"
 
 
-def _odd_windows(config: Any, family: Family) -> Iterator[Oddity]:
+def _unsupported_windows(config: Any, family: GGUFArchitecture) -> Iterator[Unsupported]:
     types = getattr(config, "layer_types", None) or []
     if family.period is None and "sliding_attention" in types:
         yield "use_sliding_window", True, "this family without a window"
-    if family.period is not None and not _period(types, family.period):
+    if family.period is not None and not _full_attention_period(types, family.period):
         shown = ", ".join(kind.removesuffix("_attention") for kind in types)
         yield "layer_types", shown, "full layers at regular distances only (cut others to keep it)"
 
 
-def _period(types: list[str], usual: int) -> int:
+def _full_attention_period(types: list[str], usual: int) -> int:
     """n where exactly the layers n, 2n, ... (from 1) see the whole text; 0 where no n does.
 
     The family's usual rhythm where it fits: some releases of llama.cpp know no other.
@@ -137,7 +137,7 @@ def _period(types: list[str], usual: int) -> int:
     return 0
 
 
-def _ropes(config: Any) -> dict[str, dict[str, Any]]:
+def _rotary_parameters(config: Any) -> dict[str, dict[str, Any]]:
     """Parameters of rotary positions by layer type; one entry where all layers share them."""
     found = config.rope_parameters
     nested = isinstance(next(iter(found.values()), None), dict)
@@ -155,9 +155,9 @@ def context_length(config: Any) -> int:
     return longest
 
 
-def describe(writer: GGUFWriter, config: Any, num_rows: int) -> None:
+def write_metadata(writer: GGUFWriter, config: Any, num_rows: int) -> None:
     """Write what llama.cpp must know of the architecture; `num_rows` of the embedding."""
-    family = family_of(config)
+    family = gguf_architecture(config)
     writer.add_vocab_size(num_rows)
     writer.add_context_length(context_length(config))
     writer.add_embedding_length(config.hidden_size)
@@ -172,7 +172,7 @@ def describe(writer: GGUFWriter, config: Any, num_rows: int) -> None:
     _describe_positions(writer, config)
     if family.period is not None:
         writer.add_sliding_window(config.sliding_window)
-        writer.add_sliding_window_pattern(_period(config.layer_types, family.period))
+        writer.add_sliding_window_pattern(_full_attention_period(config.layer_types, family.period))
     if family.soft_caps:
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping or 0.0)
         writer.add_final_logit_softcapping(config.final_logit_softcapping or 0.0)
@@ -181,7 +181,7 @@ def describe(writer: GGUFWriter, config: Any, num_rows: int) -> None:
 def _describe_positions(writer: GGUFWriter, config: Any) -> None:
     from gguf import RopeScalingType
 
-    ropes = _ropes(config)
+    ropes = _rotary_parameters(config)
     rope = ropes["full_attention"]
     writer.add_rope_freq_base(rope["rope_theta"])
     if "sliding_attention" in ropes:
@@ -193,7 +193,7 @@ def _describe_positions(writer: GGUFWriter, config: Any) -> None:
 
 def rotary_factors(config: Any) -> np.ndarray | None:
     """What each angle is divided by (llama3's scaling), (head width / 2); None where by nothing."""
-    rope = _ropes(config)["full_attention"]
+    rope = _rotary_parameters(config)["full_attention"]
     if rope.get("rope_type", "default") != "llama3":
         return None
     import torch
@@ -213,7 +213,7 @@ def row_order(config: Any, name: str) -> np.ndarray | None:
 
     `name` is the parameter's in `transformers`.
     """
-    if not family_of(config).pairs:
+    if not gguf_architecture(config).pairs:
         return None
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     part = name.rsplit(".", 2)[-2]
@@ -225,4 +225,4 @@ def row_order(config: Any, name: str) -> np.ndarray | None:
 
 def stored_norm(config: Any, weight_H: np.ndarray) -> np.ndarray:
     """A norm's weight as llama.cpp multiplies by it."""
-    return weight_H + np.float32(family_of(config).norm_offset)
+    return weight_H + np.float32(gguf_architecture(config).norm_offset)

@@ -23,11 +23,11 @@ from students.artifacts.artifact import ArtifactInputs, artifact
 from students.artifacts.gguf.architectures import check_config, head_width
 from students.artifacts.gguf.writer import write_gguf
 from students.artifacts.quantized_checkpoint import rounded_student
-from students.quantization.gptq import Rounded
+from students.quantization.gptq import RoundedWeight
 from students.quantization.packed_weights import gguf_bytes
 
-FILE = "model.gguf"
-USAGE = """\
+GGUF_FILE = "model.gguf"
+GGUF_USAGE = """\
 In a shell, with [llama.cpp](https://github.com/ggml-org/llama.cpp):
 
 ```sh
@@ -45,54 +45,54 @@ server = xllamacpp.Server(parameters)
 answer = server.handle_completions({"prompt": "Once upon a time", "max_tokens": 32})
 print(answer["choices"][0]["text"])
 ```"""
-TRAITS: dict[str, Any] = {
-    "of": "merged", "runtime": "llama.cpp", "usage": USAGE, "library": "gguf",
+GGUF_TRAITS: dict[str, Any] = {
+    "made_from": "merged", "runtime": "llama.cpp", "usage": GGUF_USAGE, "library": "gguf",
     "needs": ("gguf", "xllamacpp"), "extra": "gguf", "suffixes": (".gguf",),
 }  # fmt: skip
-BLOCK, SMALL_BLOCK = 256, 32  # weights: of K-quants, of the others
-COARSE = ("q4_0", "q4_1", "q5_0", "q5_1")
+K_QUANT_BLOCK, SMALL_BLOCK = 256, 32  # weights: of K-quants, of the others
+COARSE_KINDS = ("q4_0", "q4_1", "q5_0", "q5_1")
 
 
-@artifact("gguf-f16", **TRAITS, check=check_config)
+@artifact("gguf-f16", **GGUF_TRAITS, check=check_config)
 def gguf_f16(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF with float16 weights: 16 bits a weight."""
-    _write(source, folder, "f16", given)
+    _export_gguf(source, folder, "f16", given)
 
 
-@artifact("gguf-q8_0", **TRAITS, check=check_config)
+@artifact("gguf-q8_0", **GGUF_TRAITS, check=check_config)
 def gguf_q8_0(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF in 8 bits, a float16 scale every 32 weights: 8.5 bits a weight."""
-    _write(source, folder, "q8_0", given)
+    _export_gguf(source, folder, "q8_0", given)
 
 
-@artifact("gguf-q5_1", **TRAITS, check=check_config, rounds=True)
+@artifact("gguf-q5_1", **GGUF_TRAITS, check=check_config, rounds=True)
 def gguf_q5_1(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF in 5 bits, scale and minimum every 32 weights: 6 bits; embedding and head in 8."""
-    _write(source, folder, "q5_1", given)
+    _export_gguf(source, folder, "q5_1", given)
 
 
-@artifact("gguf-q5_0", **TRAITS, check=check_config, rounds=True)
+@artifact("gguf-q5_0", **GGUF_TRAITS, check=check_config, rounds=True)
 def gguf_q5_0(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF in 5 bits, a scale every 32 weights: 5.5 bits; embedding and head in 8."""
-    _write(source, folder, "q5_0", given)
+    _export_gguf(source, folder, "q5_0", given)
 
 
-@artifact("gguf-q4_1", **TRAITS, check=check_config, rounds=True)
+@artifact("gguf-q4_1", **GGUF_TRAITS, check=check_config, rounds=True)
 def gguf_q4_1(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF in 4 bits, scale and minimum every 32 weights: 5 bits; embedding and head in 8."""
-    _write(source, folder, "q4_1", given)
+    _export_gguf(source, folder, "q4_1", given)
 
 
-@artifact("gguf-q4_0", **TRAITS, check=check_config, rounds=True)
+@artifact("gguf-q4_0", **GGUF_TRAITS, check=check_config, rounds=True)
 def gguf_q4_0(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF in 4 bits, a scale every 32 weights: 4.5 bits; embedding and head in 8."""
-    _write(source, folder, "q4_0", given)
+    _export_gguf(source, folder, "q4_0", given)
 
 
-def _write(source: Path, folder: Path, kind: str, given: ArtifactInputs) -> None:
+def _export_gguf(source: Path, folder: Path, kind: str, given: ArtifactInputs) -> None:
     """Eight bits and more lose too little for rounding of our own to pay."""
-    file, trust = folder / FILE, given.trust_remote_code
-    if kind not in COARSE or given.rounding == "nearest":
+    file, trust = folder / GGUF_FILE, given.trust_remote_code
+    if kind not in COARSE_KINDS or given.rounding == "nearest":
         write_gguf(source, file, kind, trust_remote_code=trust)
     else:
         with rounded_student(source, kind, given) as (student, rounded):
@@ -100,7 +100,7 @@ def _write(source: Path, folder: Path, kind: str, given: ArtifactInputs) -> None
     _save_tokenizer(source, folder, given)
 
 
-def _encoded(rounded: dict[str, Rounded]) -> dict[str, np.ndarray]:
+def _encoded(rounded: dict[str, RoundedWeight]) -> dict[str, np.ndarray]:
     """Bytes of the linear maps by their weight's name; rows of no whole blocks are left out."""
     return {
         f"{name}.weight": gguf_bytes(found)
@@ -126,18 +126,18 @@ def check_k_quants(config: Any) -> None:
         "intermediate_size": config.intermediate_size,
         "head_dim x num_attention_heads": head_width(config) * config.num_attention_heads,
     }
-    odd = {name: size for name, size in rows.items() if size % BLOCK}
+    odd = {name: size for name, size in rows.items() if size % K_QUANT_BLOCK}
     if odd:
         name, size = next(iter(odd.items()))
         raise ModelError(
-            f"K-quants need rows of a multiple of {BLOCK} weights and this model's {name} is "
+            f"K-quants need rows of a multiple of {K_QUANT_BLOCK} weights and this model's {name} is "
             f"{size}: llama.cpp would store such tensors in other, larger types; export "
             "`gguf-q4_0`, `gguf-q5_0` or `gguf-q8_0`."
         )
-    _tool()
+    _llama_quantize()
 
 
-def _tool() -> str | None:
+def _llama_quantize() -> str | None:
     """Path of `llama-quantize`; None where llama-cpp-python does it. `ModelError` without both."""
     named = os.environ.get("LLAMA_CPP")
     if named:
@@ -157,28 +157,28 @@ def _tool() -> str | None:
     return found
 
 
-@artifact("gguf-q4_k_m", **TRAITS, check=check_k_quants)
+@artifact("gguf-q4_k_m", **GGUF_TRAITS, check=check_k_quants)
 def gguf_q4_k_m(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF in K-quants of 4 bits, medium, by a llama.cpp of yours: 4.9 bits a weight."""
-    _requantize(source, folder, "Q4_K_M", given)
+    _export_k_quant(source, folder, "Q4_K_M", given)
 
 
-@artifact("gguf-q5_k_m", **TRAITS, check=check_k_quants)
+@artifact("gguf-q5_k_m", **GGUF_TRAITS, check=check_k_quants)
 def gguf_q5_k_m(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF in K-quants of 5 bits, medium, by a llama.cpp of yours: 5.7 bits a weight."""
-    _requantize(source, folder, "Q5_K_M", given)
+    _export_k_quant(source, folder, "Q5_K_M", given)
 
 
-@artifact("gguf-q6_k", **TRAITS, check=check_k_quants)
+@artifact("gguf-q6_k", **GGUF_TRAITS, check=check_k_quants)
 def gguf_q6_k(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF in K-quants of 6 bits, by a llama.cpp of yours: 6.6 bits a weight."""
-    _requantize(source, folder, "Q6_K", given)
+    _export_k_quant(source, folder, "Q6_K", given)
 
 
-def _requantize(source: Path, folder: Path, kind: str, given: ArtifactInputs) -> None:
-    tool = _tool()
+def _export_k_quant(source: Path, folder: Path, kind: str, given: ArtifactInputs) -> None:
+    tool = _llama_quantize()
     with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
-        whole, file = Path(aside) / "f16.gguf", folder / FILE
+        whole, file = Path(aside) / "f16.gguf", folder / GGUF_FILE
         write_gguf(source, whole, "f16", trust_remote_code=given.trust_remote_code)
         if tool is None:
             _by_llama_cpp_python(whole, file, kind)

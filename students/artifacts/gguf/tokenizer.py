@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 # llama.cpp's names of rules for byte-level BPE, each a different rule or treatment of merges.
-SPLITS = ("gpt-2", "smollm", "llama-bpe", "smaug-bpe", "qwen2", "gpt-4o", "tekken", "deepseek-llm",
+PRE_TOKENIZERS = ("gpt-2", "smollm", "llama-bpe", "smaug-bpe", "qwen2", "gpt-4o", "tekken", "deepseek-llm",
           "deepseek-coder", "deepseek-v3", "falcon", "mpt", "olmo", "stablelm2", "superbpe",
           "poro-chat", "viking", "chatglm-bpe", "exaone", "qwen35", "default")  # fmt: skip
-PROBES = (
+PROBE_TEXTS = (
     "Hello world",
     " leading, trailing  and   inner    spaces \n",
     "tabs\t\tand\r\nline ends\n\n\n  indented\n\tmore",
@@ -49,7 +49,7 @@ PROBES = (
 
 
 @dataclass(frozen=True)
-class Words:
+class GGUFVocabulary:
     """A vocabulary as GGUF stores it; `ids` of both sides agree under one of `splits`."""
 
     model: str  # llama.cpp's kind: gpt2 (byte-level BPE) or llama (SentencePiece's BPE)
@@ -63,7 +63,7 @@ class Words:
     add_eos: bool
 
 
-def read_words(tokenizer: Any) -> Words:
+def read_vocabulary(tokenizer: Any) -> GGUFVocabulary:
     """Vocabulary, merges and types; `ModelError` for a kind that llama.cpp lacks."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -88,9 +88,9 @@ def read_words(tokenizer: Any) -> Words:
     tokens, types = _tokens(tokenizer, parts)
     add_bos, add_eos = _added_around(tokenizer)
     alone = tokenizer("a", add_special_tokens=False)["input_ids"]
-    return Words(
+    return GGUFVocabulary(
         model="gpt2" if byte_level else "llama",
-        splits=_splits(parts["pre_tokenizer"]) if byte_level else ("default",),
+        splits=_likely_pre_tokenizers(parts["pre_tokenizer"]) if byte_level else ("default",),
         tokens=tokens,
         types=types,
         merges=merges if byte_level else [],
@@ -142,7 +142,7 @@ def _added_around(tokenizer: Any) -> tuple[bool, bool]:
     )
 
 
-def _splits(pre_tokenizer: dict[str, Any]) -> tuple[str, ...]:
+def _likely_pre_tokenizers(pre_tokenizer: dict[str, Any]) -> tuple[str, ...]:
     """Names of splitting rules, the likeliest first."""
     text = json.dumps(pre_tokenizer)
     kinds = [step["type"] for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer])]
@@ -156,13 +156,13 @@ def _splits(pre_tokenizer: dict[str, Any]) -> tuple[str, ...]:
         likely = ("llama-bpe", "smaug-bpe")
     else:
         likely = ("qwen2",)
-    return (*likely, *(name for name in SPLITS if name not in likely))
+    return (*likely, *(name for name in PRE_TOKENIZERS if name not in likely))
 
 
 # Finding the rule --------------------------------------------------------------------------------
 
 
-def probes(tokenizer: Any) -> list[str]:
+def probe_texts(tokenizer: Any) -> list[str]:
     """Texts on which ids must agree: with special tokens among the words, and around spaces.
 
     llama.cpp composes no characters (NFC), which some tokenizers do before anything else: theirs
@@ -172,13 +172,13 @@ def probes(tokenizer: Any) -> list[str]:
     around = [f"{token}word{token} next {token}\nline" for token in special]
     normalizer = json.loads(tokenizer.backend_tokenizer.to_str())["normalizer"]
     composes = '"NFC"' in json.dumps(normalizer)
-    texts = [*PROBES, *around]
+    texts = [*PROBE_TEXTS, *around]
     return [unicodedata.normalize("NFC", text) if composes else text for text in texts]
 
 
 def check_ids(encode: Callable[[str], list[int]], tokenizer: Any) -> None:
     """Raise `ModelError` where llama.cpp's ids differ from the tokenizer's, naming the text."""
-    for text in probes(tokenizer):
+    for text in probe_texts(tokenizer):
         ours, theirs = tokenizer(text)["input_ids"], encode(text)
         if ours != theirs:
             same = (a == b for a, b in zip(ours, theirs, strict=False))
@@ -189,7 +189,7 @@ def check_ids(encode: Callable[[str], list[int]], tokenizer: Any) -> None:
             )
 
 
-def find_split(words: Words, tokenizer: Any) -> str:
+def find_pre_tokenizer(words: GGUFVocabulary, tokenizer: Any) -> str:
     """Name of the rule under which llama.cpp gives the tokenizer's ids.
 
     Raises `ModelError`, with a text that differs under the likeliest rule, where none does.
@@ -205,7 +205,7 @@ def find_split(words: Words, tokenizer: Any) -> str:
     with tempfile.TemporaryDirectory() as folder:
         for split in words.splits:
             file = Path(folder) / f"{split}.gguf"
-            _write_vocabulary(words, split, tokenizer, file)
+            _write_probe_file(words, split, tokenizer, file)
             model = GGUFModel(file)
             try:
                 check_ids(model.encode, tokenizer)
@@ -221,7 +221,7 @@ def find_split(words: Words, tokenizer: Any) -> str:
     raise refusal
 
 
-def _write_vocabulary(words: Words, split: str, tokenizer: Any, file: Path) -> None:
+def _write_probe_file(words: GGUFVocabulary, split: str, tokenizer: Any, file: Path) -> None:
     """The vocabulary in a model of one block, 32 wide: what llama.cpp needs to load it."""
     from gguf import GGMLQuantizationType, GGUFWriter
 
@@ -233,7 +233,7 @@ def _write_vocabulary(words: Words, split: str, tokenizer: Any, file: Path) -> N
     writer.add_block_count(1)
     writer.add_head_count(1)
     writer.add_layer_norm_rms_eps(1e-6)
-    describe_words(writer, words, split, tokenizer, len(words.tokens))
+    write_vocabulary(writer, words, split, tokenizer, len(words.tokens))
     codes = np.zeros((len(words.tokens), 34), np.uint8)
     writer.add_tensor("token_embd.weight", codes, raw_dtype=GGMLQuantizationType.Q8_0)
     for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
@@ -246,9 +246,9 @@ def _write_vocabulary(words: Words, split: str, tokenizer: Any, file: Path) -> N
     writer.close()
 
 
-def describe_words(
+def write_vocabulary(
     writer: GGUFWriter,
-    words: Words,
+    words: GGUFVocabulary,
     split: str,
     tokenizer: Any,
     num_rows: int,

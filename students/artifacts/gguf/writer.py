@@ -24,20 +24,20 @@ from attar.models.loading import load_config
 from attar.models.tokenizers import load_tokenizer
 from students.artifacts.gguf.architectures import (
     check_config,
-    describe,
-    family_of,
+    gguf_architecture,
     rotary_factors,
     row_order,
     stored_norm,
+    write_metadata,
 )
-from students.artifacts.gguf.tokenizer import describe_words, find_split, read_words
+from students.artifacts.gguf.tokenizer import find_pre_tokenizer, read_vocabulary, write_vocabulary
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
 
 log = logging.getLogger(__name__)
-KINDS = ("f16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
-EDGES = ("token_embd.weight", "output.weight")  # what is between ids and the blocks
+GGUF_KINDS = ("f16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
+EMBEDDING_AND_HEAD = ("token_embd.weight", "output.weight")  # what is between ids and the blocks
 LARGEST_F16 = 65504.0
 
 
@@ -49,7 +49,7 @@ def write_gguf(
     encoded: Mapping[str, np.ndarray] | None = None,
     trust_remote_code: bool = False,
 ) -> None:
-    """Write the model of a folder as GGUF of one of `KINDS`.
+    """Write the model of a folder as GGUF of one of `GGUF_KINDS`.
 
     `encoded`: bytes of tensors between embedding and head that were rounded elsewhere, (O, bytes
     of a row) uint8 laid out as `kind`, by parameter name in `transformers`, in its order of rows.
@@ -60,19 +60,19 @@ def write_gguf(
     config = load_config(str(source), trust_remote_code=trust_remote_code)
     check_config(config)
     tokenizer = load_tokenizer(str(source), trust_remote_code=trust_remote_code)
-    words = read_words(tokenizer)
-    split = find_split(words, tokenizer)
-    weights = _Weights(source)
+    words = read_vocabulary(tokenizer)
+    split = find_pre_tokenizer(words, tokenizer)
+    weights = _CheckpointTensors(source)
     num_rows = weights.shape("model.embed_tokens.weight")[0]
     if num_rows < len(words.tokens):
         raise ModelError(
             f"{source} has {num_rows} rows of embedding for the {len(words.tokens)} ids of its "
             "tokenizer."
         )
-    with closing(GGUFWriter(file, family_of(config).architecture)) as writer:
+    with closing(GGUFWriter(file, gguf_architecture(config).architecture)) as writer:
         _describe_file(writer, source, kind)
-        describe(writer, config, num_rows)
-        describe_words(writer, words, split, tokenizer, num_rows, _other_ends(source, tokenizer))
+        write_metadata(writer, config, num_rows)
+        write_vocabulary(writer, words, split, tokenizer, num_rows, _further_eos_ids(source, tokenizer))
         _write_tensors(writer, weights, config, kind, encoded or {})
 
 
@@ -83,12 +83,12 @@ def _describe_file(writer: GGUFWriter, source: Path, kind: str) -> None:
     writer.add_name(source.name)
     writer.add_file_type(LlamaFileType[f"MOSTLY_{kind.upper()}"])
     writer.add_quantization_version(GGML_QUANT_VERSION)
-    licence = _licence(source)
+    licence = _license_in_card(source)
     if licence is not None:
         writer.add_license(licence)
 
 
-def _licence(source: Path) -> str | None:
+def _license_in_card(source: Path) -> str | None:
     """`license` of a model card beside the weights, if there is one."""
     import yaml
 
@@ -104,7 +104,7 @@ def _licence(source: Path) -> str | None:
     return str(found) if found else None
 
 
-def _other_ends(source: Path, tokenizer: Any) -> tuple[int, ...]:
+def _further_eos_ids(source: Path, tokenizer: Any) -> tuple[int, ...]:
     """Ids that end generation besides the tokenizer's eos."""
     file = source / "generation_config.json"
     if not file.is_file():
@@ -117,7 +117,7 @@ def _other_ends(source: Path, tokenizer: Any) -> tuple[int, ...]:
 # Weights -----------------------------------------------------------------------------------------
 
 
-class _Weights:
+class _CheckpointTensors:
     """The tensors of a folder's safetensors files, by name, read when asked for."""
 
     def __init__(self, folder: Path) -> None:
@@ -147,14 +147,14 @@ class _Weights:
 
 def _write_tensors(
     writer: GGUFWriter,
-    weights: _Weights,
+    weights: _CheckpointTensors,
     config: Any,
     kind: str,
     encoded: Mapping[str, np.ndarray],
 ) -> None:
     from gguf.quants import quant_shape_to_byte_shape, quantize
 
-    plan = _plan(weights, config, kind, encoded)
+    plan = _tensor_plan(weights, config, kind, encoded)
     factors = rotary_factors(config)
     if factors is not None:
         writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
@@ -179,14 +179,14 @@ def _write_tensors(
         writer.write_tensor_data(np.ascontiguousarray(values))
 
 
-def _plan(
-    weights: _Weights, config: Any, kind: str, encoded: Mapping[str, np.ndarray]
+def _tensor_plan(
+    weights: _CheckpointTensors, config: Any, kind: str, encoded: Mapping[str, np.ndarray]
 ) -> dict[str, tuple[str, GGMLQuantizationType]]:
     """Name in the file and type of every tensor, by its name in `transformers`."""
     from gguf import MODEL_ARCH, get_tensor_name_map
     from gguf.quants import quant_shape_to_byte_shape
 
-    architecture = MODEL_ARCH[family_of(config).architecture.upper()]
+    architecture = MODEL_ARCH[gguf_architecture(config).architecture.upper()]
     names = get_tensor_name_map(architecture, config.num_hidden_layers)
     plan = {}
     for name in weights:
@@ -195,7 +195,7 @@ def _plan(
         stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if stored is None:
             raise ModelError(f"{name} has no place in a GGUF file of `{config.model_type}`.")
-        form = _form(stored, weights, name, kind)
+        form = _tensor_type(stored, weights, name, kind)
         plan[name] = (stored, form)
         if name in encoded:
             wanted = quant_shape_to_byte_shape(weights.shape(name), form)
@@ -206,14 +206,14 @@ def _plan(
     return plan
 
 
-def _form(stored: str, weights: _Weights, name: str, kind: str) -> GGMLQuantizationType:
+def _tensor_type(stored: str, weights: _CheckpointTensors, name: str, kind: str) -> GGMLQuantizationType:
     """The type of one tensor: the kind's, where it fits."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     shape = weights.shape(name)
     if len(shape) == 1:
         return GGMLQuantizationType.F32
-    wished = "q8_0" if stored in EDGES and kind[:2] in ("q4", "q5") else kind
+    wished = "q8_0" if stored in EMBEDDING_AND_HEAD and kind[:2] in ("q4", "q5") else kind
     form = GGMLQuantizationType[wished.upper()]
     if form != GGMLQuantizationType.F16 and shape[-1] % GGML_QUANT_SIZES[form][0] == 0:
         return form

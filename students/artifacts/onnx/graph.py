@@ -33,15 +33,15 @@ from students.artifacts.artifact import ArtifactInputs, artifact
 if TYPE_CHECKING:
     import onnx_ir
 
-Form = Literal["float32", "int8"]
-FILE = "model.onnx"
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+GraphPrecision = Literal["float32", "int8"]
+ONNX_FILE = "model.onnx"
+GRAPH_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 ONE_FILE_BYTES = 1_500_000_000  # a file of Protocol Buffers ends at 2 GiB
-TOLERANCE = 1e-2  # of the outputs' largest magnitude: rounding stays 100 times below
-NEEDS = ("onnx", "onnxruntime", "onnxscript")
-NOISY = ("torch.onnx._internal.exporter._registration", "torch.utils._pytree")
+OUTPUT_TOLERANCE = 1e-2  # of the outputs' largest magnitude: rounding stays 100 times below
+REQUIRED_MODULES = ("onnx", "onnxruntime", "onnxscript")
+NOISY_LOGGERS = ("torch.onnx._internal.exporter._registration", "torch.utils._pytree")
 
-ONNXRUNTIME = """\
+ONNX_USAGE = """\
 The graph keeps no keys and values: it scores texts (or gives what an encoder gives), and is no way
 to generate. Its inputs are `input_ids` and `attention_mask`, padded on the right, and of
 classifiers that tell a pair's texts apart `token_type_ids`.
@@ -59,8 +59,8 @@ print([(o.name, value.shape) for o, value in zip(session.get_outputs(), outputs)
 
 
 @artifact(
-    "onnx", of="merged", runtime="onnxruntime", usage=ONNXRUNTIME, library="onnx",
-    needs=NEEDS, extra="onnx", suffixes=(".onnx", ".data"),
+    "onnx", made_from="merged", runtime="onnxruntime", usage=ONNX_USAGE, library="onnx",
+    needs=REQUIRED_MODULES, extra="onnx", suffixes=(".onnx", ".data"),
 )  # fmt: skip
 def onnx(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """An ONNX graph in float32, for scoring by onnxruntime."""
@@ -68,15 +68,15 @@ def onnx(source: Path, folder: Path, given: ArtifactInputs) -> None:
 
 
 @artifact(
-    "onnx-int8", of="merged", runtime="onnxruntime", usage=ONNXRUNTIME, library="onnx",
-    needs=NEEDS, extra="onnx", suffixes=(".onnx", ".data"),
+    "onnx-int8", made_from="merged", runtime="onnxruntime", usage=ONNX_USAGE, library="onnx",
+    needs=REQUIRED_MODULES, extra="onnx", suffixes=(".onnx", ".data"),
 )  # fmt: skip
 def onnx_int8(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """An ONNX graph with 8-bit weights, for scoring by onnxruntime."""
     _export(source, folder, "int8", given)
 
 
-def _export(source: Path, folder: Path, form: Form, given: ArtifactInputs) -> None:
+def _export(source: Path, folder: Path, form: GraphPrecision, given: ArtifactInputs) -> None:
     trust = given.trust_remote_code
     model: Any = load_as_saved(
         str(source),
@@ -95,7 +95,7 @@ def export_onnx(
     folder: Path,
     *,
     outputs: Sequence[str] = ("logits",),
-    form: Form = "float32",
+    form: GraphPrecision = "float32",
 ) -> None:
     """Write a `transformers` model as `model.onnx`, its configuration and tokenizer beside it.
 
@@ -108,17 +108,17 @@ def export_onnx(
     from students.artifacts.onnx.int8 import round_dynamic, round_weights
 
     folder.mkdir(parents=True, exist_ok=True)
-    graph = trace(model, outputs)
+    graph = trace_graph(model, outputs)
     if form == "int8":
         round_graph = round_weights if is_decoder(model.config) else round_dynamic
         round_graph(graph)
     weights = [value.const_value for value in graph.graph.initializers.values()]
     size = sum(int(weight.nbytes) for weight in weights if weight is not None)
-    beside = f"{FILE}.data" if size > ONE_FILE_BYTES else None
+    beside = f"{ONNX_FILE}.data" if size > ONE_FILE_BYTES else None
     graph.metadata_props["parameters"] = str(count_parameters(model))
-    onnx_ir.save(graph, folder / FILE, external_data=beside)
+    onnx_ir.save(graph, folder / ONNX_FILE, external_data=beside)
     if form == "float32":
-        check_equal(model, folder / FILE, outputs)
+        check_equal(model, folder / ONNX_FILE, outputs)
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -131,7 +131,7 @@ def is_decoder(config: Any) -> bool:
 # The graph -------------------------------------------------------------------------------------
 
 
-class _Outputs(nn.Module):
+class _SelectedOutputs(nn.Module):
     """A model as a function of two tensors that gives a tuple of tensors."""
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
@@ -146,15 +146,15 @@ class _Outputs(nn.Module):
         return tuple(given[name] for name in self.names)
 
 
-def trace(model: Any, outputs: Sequence[str] = ("logits",)) -> onnx_ir.Model:
+def trace_graph(model: Any, outputs: Sequence[str] = ("logits",)) -> onnx_ir.Model:
     """The graph of a model on the CPU, batch and length free; `ModelError` where it has none."""
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
-    names = inputs_of(model)
-    with _scoring(model), _quiet():
-        sample = _sample(model, rows=2, tokens=16)
+    names = graph_inputs(model)
+    with _scoring(model), _silence_exporter():
+        sample = _sample_inputs(model, rows=2, tokens=16)
         try:
             program: Any = torch.onnx.export(
-                _Outputs(model, outputs).eval(),
+                _SelectedOutputs(model, outputs).eval(),
                 tuple(sample[name] for name in names),
                 input_names=names,
                 output_names=list(outputs),
@@ -183,9 +183,9 @@ def _scoring(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_exporter() -> Iterator[None]:
     """Without the exporter's remarks on packages that no language model needs."""
-    loggers = [logging.getLogger(name) for name in NOISY]
+    loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -198,13 +198,13 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def inputs_of(model: Any) -> list[str]:
+def graph_inputs(model: Any) -> list[str]:
     """Names of what the graph of a model takes."""
     typed = is_classifier(model.config) and takes_token_types(model.config.get_text_config())
-    return list(INPUTS if typed else INPUTS[:2])
+    return list(GRAPH_INPUTS if typed else GRAPH_INPUTS[:2])
 
 
-def _sample(model: Any, rows: int, tokens: int) -> dict[str, Tensor]:
+def _sample_inputs(model: Any, rows: int, tokens: int) -> dict[str, Tensor]:
     """Inputs (B, T), each row but the first padded on the right by one token more."""
     size = model.get_input_embeddings().weight.shape[0]
     ids_BT = (7 + 11 * torch.arange(rows * tokens)).reshape(rows, tokens) % size
@@ -214,24 +214,24 @@ def _sample(model: Any, rows: int, tokens: int) -> dict[str, Tensor]:
         ids_BT = ids_BT.masked_fill(ids_BT == padding, (padding + 1) % size)
         ids_BT = ids_BT.masked_fill(mask_BT == 0, padding)
     types_BT = (torch.arange(tokens) >= tokens // 2).long().expand(rows, tokens) * mask_BT
-    sample = dict(zip(INPUTS, (ids_BT, mask_BT, types_BT), strict=True))
-    return {name: sample[name] for name in inputs_of(model)}
+    sample = dict(zip(GRAPH_INPUTS, (ids_BT, mask_BT, types_BT), strict=True))
+    return {name: sample[name] for name in graph_inputs(model)}
 
 
 def check_equal(model: Any, file: Path, outputs: Sequence[str]) -> None:
     """Raise `ModelError` unless a float32 graph computes what the model does, padded rows too."""
     session = open_session(file, torch.get_num_threads())
-    sample = _sample(model, rows=3, tokens=11)
+    sample = _sample_inputs(model, rows=3, tokens=11)
     mask_BT = sample["attention_mask"]
     with _scoring(model):
-        expected = _Outputs(model, outputs)(**sample)
+        expected = _SelectedOutputs(model, outputs)(**sample)
     found = session.run(None, {name: value.numpy() for name, value in sample.items()})
     for name, one, other in zip(outputs, expected, found, strict=True):
         real = torch.from_numpy(other)
         if one.dim() == 3:  # padded positions hold nothing that counts
             one, real = one[mask_BT.bool()], real[mask_BT.bool()]
         apart = float((one - real).abs().max())
-        if not apart <= TOLERANCE * float(one.abs().max()):
+        if not apart <= OUTPUT_TOLERANCE * float(one.abs().max()):
             raise ModelError(
                 f"The ONNX graph of {type(model).__name__} gives `{name}` that differ from torch's "
                 f"by {apart:.2g}; this family cannot be exported faithfully."

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-BLOCK = 64  # inputs that share a scale
-EIGHT_BITS = 4  # `accuracy_level`: inputs of a product may be rounded too, block by block
-ZERO = 128  # the byte that stands for 0 in `MatMulNBits`
+BLOCK_INPUTS = 64  # inputs that share a scale
+INT8_ACCURACY_LEVEL = 4  # `accuracy_level`: inputs of a product may be rounded too, block by block
+ZERO_POINT = 128  # the byte that stands for 0 in `MatMulNBits`
 
 
 @dataclass(frozen=True)
-class _Product:
+class _ConstantProduct:
     """A product with a constant matrix: its node, the constant, whether the graph transposes it."""
 
     node: ir.Node
@@ -42,16 +42,16 @@ def round_weights(model: ir.Model) -> None:
     """Products become `MatMulNBits` on blocks of 64 bytes; the embedding's rows are read so too."""
     graph = model.graph
     stored: dict[tuple[str, bool], tuple[ir.Value, ir.Value]] = {}
-    products = _products(graph)
+    products = _constant_products(graph)
     for product in products:
         key = str(product.weight.name), product.transposed
         if key not in stored:
             stored[key] = _store_blocks(graph, key, product.matrix())
         num_outputs, num_inputs = product.matrix().shape
-        builder = _Builder(graph, product.node)
+        builder = _NodeBuilder(graph, product.node)
         found = builder.add(
             "MatMulNBits", [product.node.inputs[0], *stored[key]], domain="com.microsoft",
-            N=num_outputs, K=num_inputs, bits=8, block_size=BLOCK, accuracy_level=EIGHT_BITS,
+            N=num_outputs, K=num_inputs, bits=8, block_size=BLOCK_INPUTS, accuracy_level=INT8_ACCURACY_LEVEL,
         )  # fmt: skip
         builder.finish(found)
     for node, table in _embeddings(graph):
@@ -62,7 +62,7 @@ def round_weights(model: ir.Model) -> None:
             stored[key] = _store_blocks(graph, key, table_VI)
         _read_blocks(graph, node, stored[key], table_VI.shape[1])
     model.opset_imports.setdefault("com.microsoft", 1)
-    _forget_unused(graph)
+    _remove_unused(graph)
 
 
 def round_dynamic(model: ir.Model) -> None:
@@ -73,12 +73,12 @@ def round_dynamic(model: ir.Model) -> None:
     graph = model.graph
     stored: dict[tuple[str, bool], tuple[ir.Value, ir.Value]] = {}
     rounded: dict[ir.Value, list[ir.Value]] = {}  # inputs that several products share
-    for product in _products(graph):
+    for product in _constant_products(graph):
         key = str(product.weight.name), product.transposed
         if key not in stored:
             stored[key] = _store_rows(graph, key, product.matrix())
         weight, scale = stored[key]
-        builder = _Builder(graph, product.node)
+        builder = _NodeBuilder(graph, product.node)
         given = product.node.inputs[0]
         assert given is not None
         if given not in rounded:
@@ -96,13 +96,13 @@ def round_dynamic(model: ir.Model) -> None:
         if key not in stored:
             stored[key] = _store_rows(graph, key, table.const_value.numpy())
         _read_rows(graph, node, stored[key])
-    _forget_unused(graph)
+    _remove_unused(graph)
 
 
 # What is rounded -------------------------------------------------------------------------------
 
 
-def _products(graph: ir.Graph) -> list[_Product]:
+def _constant_products(graph: ir.Graph) -> list[_ConstantProduct]:
     found = []
     for node in graph:
         if node.op_type != "MatMul" or node.inputs[1] is None:
@@ -115,7 +115,7 @@ def _products(graph: ir.Graph) -> list[_Product]:
         if weight.is_initializer() and weight.const_value is not None:
             kind = weight.const_value.dtype, len(weight.const_value.shape)
             if kind == (ir.DataType.FLOAT, 2):
-                found.append(_Product(node, weight, transposed))
+                found.append(_ConstantProduct(node, weight, transposed))
     return found
 
 
@@ -151,9 +151,9 @@ def round_blocks(weight_OI: np.ndarray, block: int) -> tuple[np.ndarray, np.ndar
 def _store_blocks(
     graph: ir.Graph, key: tuple[str, bool], weight_OI: np.ndarray
 ) -> tuple[ir.Value, ir.Value]:
-    rounded_OMb, scale_OM = round_blocks(weight_OI, BLOCK)
-    bytes_OMb = (rounded_OMb.astype(np.int16) + ZERO).astype(np.uint8)
-    return _pair(graph, key, bytes_OMb, scale_OM)
+    rounded_OMb, scale_OM = round_blocks(weight_OI, BLOCK_INPUTS)
+    bytes_OMb = (rounded_OMb.astype(np.int16) + ZERO_POINT).astype(np.uint8)
+    return _bytes_and_scales(graph, key, bytes_OMb, scale_OM)
 
 
 def _store_rows(
@@ -163,10 +163,10 @@ def _store_rows(
     rounded_OI = rounded_O1I[:, 0]
     transposed = key[1]
     stored = rounded_OI if transposed else np.ascontiguousarray(rounded_OI.T)
-    return _pair(graph, key, stored, scale_O1[:, 0])
+    return _bytes_and_scales(graph, key, stored, scale_O1[:, 0])
 
 
-def _pair(
+def _bytes_and_scales(
     graph: ir.Graph, key: tuple[str, bool], stored: np.ndarray, scale: np.ndarray
 ) -> tuple[ir.Value, ir.Value]:
     name = f"{key[0]}.rows" if key[1] else key[0]
@@ -180,16 +180,16 @@ def _read_blocks(
     graph: ir.Graph, node: ir.Node, stored: tuple[ir.Value, ir.Value], width: int
 ) -> None:
     """Rows of ids, (B, T, width), out of blocks."""
-    ids, builder = node.inputs[1], _Builder(graph, node)
+    ids, builder = node.inputs[1], _NodeBuilder(graph, node)
     assert ids is not None
     bytes_BTMb = builder.add("Gather", [stored[0], ids])
     scale_BTM = builder.add("Gather", [stored[1], ids])
     values = builder.add("Cast", [bytes_BTMb], to=int(ir.DataType.FLOAT))
-    values = builder.add("Sub", [values, builder.constant(np.float32(ZERO))])
+    values = builder.add("Sub", [values, builder.constant(np.float32(ZERO_POINT))])
     scales = builder.add("Unsqueeze", [scale_BTM, builder.constant(np.array([-1]))])
     values = builder.add("Mul", [values, scales])
     values = builder.add("Reshape", [values, builder.constant(np.array([0, 0, -1]))])
-    if width % BLOCK:
+    if width % BLOCK_INPUTS:
         limits = [builder.constant(np.array([limit])) for limit in (0, width, 2)]
         values = builder.add("Slice", [values, *limits])
     builder.finish(values)
@@ -197,7 +197,7 @@ def _read_blocks(
 
 def _read_rows(graph: ir.Graph, node: ir.Node, stored: tuple[ir.Value, ir.Value]) -> None:
     """Rows of ids, (B, T, I), each with its scale."""
-    ids, builder = node.inputs[1], _Builder(graph, node)
+    ids, builder = node.inputs[1], _NodeBuilder(graph, node)
     assert ids is not None
     rows = builder.add("Cast", [builder.add("Gather", [stored[0], ids])], to=int(ir.DataType.FLOAT))
     scale_BT = builder.add("Gather", [stored[1], ids])
@@ -208,7 +208,7 @@ def _read_rows(graph: ir.Graph, node: ir.Node, stored: tuple[ir.Value, ir.Value]
 # Building --------------------------------------------------------------------------------------
 
 
-class _Builder:
+class _NodeBuilder:
     """Nodes put in the place of one node."""
 
     def __init__(self, graph: ir.Graph, place: ir.Node) -> None:
@@ -254,7 +254,7 @@ def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     return value
 
 
-def _forget_unused(graph: ir.Graph) -> None:
+def _remove_unused(graph: ir.Graph) -> None:
     for node in reversed(list(graph)):
         if not any(out.uses() or out.is_graph_output() for out in node.outputs):
             graph.remove(node, safe=True)

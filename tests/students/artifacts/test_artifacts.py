@@ -167,8 +167,8 @@ def test_compensated_rounding_stays_closer_than_nearest(given, student, tmp_path
 def test_what_learns_after_rounding_is_shipped(given, student, tmp_path):
     """Scales and norms that `recover` changes stand in the artifact."""
 
-    def double_the_last_norm(grid, model):
-        assert grid == "nf4"
+    def double_the_last_norm(number_format, model):
+        assert number_format == "nf4"
         with torch.no_grad():
             model.model.norm.weight.mul_(2)
 
