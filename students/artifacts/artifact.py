@@ -111,7 +111,9 @@ def check_family(name: str, config: Any) -> None:
 def artifact_source(name: str, given: ArtifactInputs) -> Path:
     """The folder that an artifact is made from; `ModelError` where there is none."""
     found = ARTIFACTS[name]
-    source = {"student": given.student, "merged": given.merged, "adapter": given.adapter}[found.made_from]
+    source = {"student": given.student, "merged": given.merged, "adapter": given.adapter}[
+        found.made_from
+    ]
     if source is None:
         raise ModelError(f"There is no {found.made_from} to make the artifact `{name}` from.")
     return source

@@ -114,7 +114,9 @@ def _save_tokenizer(source: Path, folder: Path, given: ArtifactInputs) -> None:
     copy_pooling(source, folder)
 
 
-def _export_quantized(source: Path, folder: Path, kind: Quantization, given: ArtifactInputs) -> None:
+def _export_quantized(
+    source: Path, folder: Path, kind: Quantization, given: ArtifactInputs
+) -> None:
     trust = given.trust_remote_code
     model: Any = load_as_saved(
         str(source), dtype=torch.bfloat16, quantization=kind, trust_remote_code=trust

@@ -26,7 +26,7 @@ from students.quantization.learned_scales import make_scales_trainable, store_le
 def rounded_student(
     source: Path, number_format: str, given: ArtifactInputs
 ) -> Iterator[tuple[Path, dict[str, RoundedWeight]]]:
-    """(folder of the float32 student, its linear maps on the number_format by name), for one block.
+    """(folder of the float32 student, its linear layers on the number_format by name), for one block.
 
     Compensated on calibration text, or to nearest, as `given.rounding` says. Where `given.recover`
     is there, scales and norms then learn, and the folder holds the student with those norms.

@@ -25,7 +25,7 @@ def with_torchao(given: ArtifactInputs) -> str:
     needs=("torchao",), extra="torchao",
 )  # fmt: skip
 def torchao_int8(source: Path, folder: Path, given: ArtifactInputs) -> None:
-    """Weights of linear maps in 8 bits with a scale an output, bfloat16 elsewhere; by torchao."""
+    """Weights of linear layers in 8 bits with a scale an output, bfloat16 elsewhere; by torchao."""
     import transformers
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import TorchAoConfig

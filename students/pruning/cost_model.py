@@ -1,7 +1,7 @@
-"""What a student of some sizes would cost, known before it is cut: parameters, bytes, latency.
+"""The cost of a student of given sizes, known before it is cut: parameters, bytes, latency.
 
 Parameters and bytes follow from the teacher's parameters and the axes of each. Latency is measured
-on models of random weights, and between those it is a line through what a step multiplies.
+on models with random weights; for other sizes it is predicted by a linear fit.
 """
 
 from __future__ import annotations
@@ -29,13 +29,21 @@ from students.pruning.architectures import (
 from students.pruning.prune import KeptParts, smaller_config
 
 WeightFormat = Literal["bf16", "int8", "nf4"]
-BYTES_PER_WEIGHT = {"bf16": 2.0, "int8": 1.0, "nf4": 0.5 + 4 / 64}  # a weight; with a float32 scale each 64
-PROMPT_TOKENS, LATENCY_REPEATS = 32, 5  # of a latency's text; of its measurements
+BYTES_PER_WEIGHT = {
+    "bf16": 2.0,
+    "int8": 1.0,
+    "nf4": 0.5 + 4 / 64,
+}  # with a float32 scale per 64 weights
+PROMPT_TOKENS = 32  # length of the text that a latency is measured on
+LATENCY_REPEATS = 5  # measurements, whose median counts
 
 
 @dataclass(frozen=True)
 class _ParameterKind:
-    """Parameters alike: their axes, each with what of it is never cut, and where they lie."""
+    """Parameters that scale alike.
+
+    dims: (axis, length if the axis is never cut) per dimension.
+    """
 
     dims: tuple[tuple[str, int], ...]
     in_block: bool
@@ -43,17 +51,19 @@ class _ParameterKind:
 
 
 class Costs:
-    """Parameters and bytes of students of any sizes, by the parameters of their teacher."""
+    """Parameters and bytes of students of any sizes, computed from their teacher's parameters."""
 
     def __init__(self, teacher: nn.Module) -> None:
         self.family, self.whole = prunable_architecture(teacher), sizes_of(teacher.config)
         self.kinds: Counter[_ParameterKind] = Counter()
-        for name, parameter in teacher.named_parameters():  # tied ones come once
+        for name, parameter in teacher.named_parameters():  # tied parameters appear once
             block = block_number(name)
             if block is None or block == 0:
                 self.kinds[_parameter_kind(name, parameter, self.family, block is not None)] += 1
 
-    def _sum(self, sizes: Sizes, weigh: Callable[[_ParameterKind], float], blocks: bool = True) -> float:
+    def _sum(
+        self, sizes: Sizes, weigh: Callable[[_ParameterKind], float], blocks: bool = True
+    ) -> float:
         by_axis = {
             "V": sizes.ids,
             "H": sizes.channels,
@@ -70,19 +80,21 @@ class Costs:
         return total
 
     def parameters(self, sizes: Sizes) -> float:
-        """Parameters of a student; tied ones count once."""
+        """Return the number of parameters of a student; tied ones count once."""
         return self._sum(sizes, lambda kind: 1.0)
 
     def outside_blocks(self, sizes: Sizes) -> float:
-        """Parameters of embeddings, head and last norm."""
+        """Return the number of parameters in embeddings, head and last norm."""
         return self._sum(sizes, lambda kind: 1.0, blocks=False)
 
     def bytes(self, sizes: Sizes, form: WeightFormat) -> float:
-        """Bytes of its weights; int8 and nf4 leave embeddings, head and norms in bfloat16."""
+        """Return the bytes of its weights; int8 and nf4 keep embeddings, head and norms in bf16."""
         return self._sum(sizes, lambda kind: BYTES_PER_WEIGHT[form if kind.quantized else "bf16"])
 
 
-def _parameter_kind(name: str, parameter: nn.Parameter, family: PrunableArchitecture, in_block: bool) -> _ParameterKind:
+def _parameter_kind(
+    name: str, parameter: nn.Parameter, family: PrunableArchitecture, in_block: bool
+) -> _ParameterKind:
     axes = axes_of(family, name)
     dims = tuple(zip(axes, parameter.shape, strict=True))
     fixed = tuple((axis, length if axis == "." else 0) for axis, length in dims)
@@ -90,10 +102,11 @@ def _parameter_kind(name: str, parameter: nn.Parameter, family: PrunableArchitec
 
 
 class Latencies:
-    """Seconds of one step of students of any sizes on this machine, relative to the teacher's.
+    """Latency of students of any sizes on this machine, as a share of the teacher's.
 
-    A step is, of a decoder, one token behind a text of 32, with a KV cache; of an encoder a text of
-    32. `measure` is in turn with the teacher; `predict` fits what was not measured to what was.
+    A step of a decoder generates one token after 32, with a KV cache; a step of an encoder reads a
+    text of 32 tokens. `measure` times a student in turn with the teacher; `predict` estimates from
+    the sizes measured so far. `seconds` is the teacher's latency.
     """
 
     def __init__(self, teacher: Any, costs: Costs) -> None:
@@ -103,26 +116,29 @@ class Latencies:
         self.known: dict[Sizes, float] = {costs.whole: 1.0}
 
     def measure(self, sizes: Sizes) -> float:
-        """A student's share of the teacher's time, measured on random weights."""
+        """Measure a student with random weights; return its share of the teacher's time."""
         if sizes not in self.known:
             student = self._random(sizes)
             pairs = [
-                (_step_seconds(self.step, student), _step_seconds(self.step, self.teacher)) for _ in range(LATENCY_REPEATS)
+                (_step_seconds(self.step, student), _step_seconds(self.step, self.teacher))
+                for _ in range(LATENCY_REPEATS)
             ]
             self.known[sizes] = median(ours / theirs for ours, theirs in pairs)
         return self.known[sizes]
 
     def predict(self, sizes: Sizes) -> float:
-        """The same at once: what was measured, or on a line through that, by a constant, the blocks
-        and the weights that are read.
+        """Return the measured share, or predict it without measuring.
+
+        The prediction is a ridge regression on a constant, the blocks, and the parameters inside
+        and outside blocks.
         """
         if sizes in self.known:
             return self.known[sizes]
         rows = np.array([self._features(one) for one in self.known])
         found = np.array(list(self.known.values()))
         ridge = 1e-3 * np.eye(rows.shape[1])
-        line = np.linalg.solve(rows.T @ rows + ridge, rows.T @ found)
-        return float(np.array(self._features(sizes)) @ line)
+        weights = np.linalg.solve(rows.T @ rows + ridge, rows.T @ found)
+        return float(np.array(self._features(sizes)) @ weights)
 
     def _features(self, sizes: Sizes) -> list[float]:
         whole, costs = self.costs.whole, self.costs
@@ -139,7 +155,7 @@ class Latencies:
 
 
 def leading_parts(sizes: Sizes, whole: Sizes) -> KeptParts:
-    """The first of everything: enough to make a config by."""
+    """Return the first parts along every axis, which are enough to make a config."""
 
     def lists(number: int, of: int) -> list[list[int]] | None:
         return [list(range(number))] * sizes.blocks if number < of else None
@@ -153,7 +169,7 @@ def leading_parts(sizes: Sizes, whole: Sizes) -> KeptParts:
 
 
 def latency_step(model: Any) -> Callable[[Any], None]:
-    """What is timed of a model and of all that are cut from it."""
+    """Return the function whose time is measured, for a model and for those cut out of it."""
     ids_BT = torch.arange(PROMPT_TOKENS, device=next(model.parameters()).device)[None]
     mask_BT = torch.ones_like(ids_BT)
     generates = model.can_generate()
@@ -171,7 +187,7 @@ def latency_step(model: Any) -> Callable[[Any], None]:
 
 
 def _step_seconds(step: Any, model: Any) -> float:
-    """Median seconds of a few steps after one that is not counted."""
+    """Return the median seconds of three steps after one warm-up step."""
     past: list[Any] = []
     found = []
     for _ in range(4):

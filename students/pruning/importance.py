@@ -1,9 +1,9 @@
-"""How much heads, neurons and channels do on calibration text, from one forward over it.
+"""Importance of heads, neurons and channels on calibration text, from one forward over it.
 
-A head or a neuron is worth the root mean square of what it adds to the residual stream through its
-output map: what its neighbours scale up and the map scales down counts as it arrives. (Minitron,
-arXiv 2407.14679, section 2.2, takes the activation before the map.) A channel is worth what norms
-give at it, summed over all norms (as Minitron does).
+A head or a neuron scores the root mean square of what it adds to the residual stream, measured
+behind the output projection. (Minitron, arXiv 2407.14679, section 2.2, takes the activation before
+the projection.) A channel scores the mean size of the norms' outputs at it, summed over all norms,
+as in Minitron.
 
 Legend: B rows, T tokens, N tokens together, L blocks, G key-value heads, I neurons, H channels,
 Q channels of all query heads.
@@ -29,7 +29,7 @@ from students.pruning.architectures import (
 
 @dataclass(frozen=True)
 class ImportanceScores:
-    """What each part is worth; only the order within a block, or among channels, has a meaning."""
+    """Importance of each part; only the order within a block, or among channels, is meaningful."""
 
     groups_LG: Tensor
     neurons_LI: Tensor
@@ -37,14 +37,14 @@ class ImportanceScores:
 
 
 def highest_scored(scores: Tensor, keep: int) -> list[int]:
-    """The `keep` numbers of the highest scores, in ascending order; the first of equals."""
+    """Return the indices of the `keep` highest scores, in ascending order; ties go to the first."""
     order = scores.argsort(descending=True, stable=True)[:keep]
     return [int(number) for number in order.sort().values]
 
 
 @torch.inference_mode()
 def measure_importance(model: Any, input_ids_BT: Tensor) -> ImportanceScores:
-    """The scores of every part of a model on calibration ids (every token counts)."""
+    """Score every part of a model on calibration ids; every token counts."""
     family, sizes = prunable_architecture(model), sizes_of(model.config)
     watched = _ImportanceSums(
         attention=modules_with(model, family, "HQ"),
@@ -63,7 +63,7 @@ def measure_importance(model: Any, input_ids_BT: Tensor) -> ImportanceScores:
 
 
 class _ImportanceSums:
-    """Sums over tokens, taken by hooks: of squares behind each part, of sizes behind norms."""
+    """Sums over tokens that hooks collect: squares behind each part, sizes behind norms."""
 
     def __init__(
         self,
@@ -105,12 +105,12 @@ class _ImportanceSums:
         self.channels_H += output_BTH.float().abs().flatten(0, -2).sum(0).double().cpu()
 
     def stop(self) -> None:
-        """Watch no longer."""
+        """Remove the hooks."""
         for handle in self.handles:
             handle.remove()
 
     def scores(self) -> ImportanceScores:
-        """Roots of the sums, block by block."""
+        """Return the scores: the square roots of the sums, block by block."""
         stacked = (
             torch.stack([one[b] for b in sorted(one)]) for one in (self.groups, self.neurons)
         )
@@ -119,7 +119,7 @@ class _ImportanceSums:
 
 
 def _before(watch: Any, block: int) -> Any:
-    """A hook that hands a map's inputs over as rows of tokens, float32."""
+    """Return a hook that passes the inputs of a module on as float32 rows, one per token."""
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
         watch(block, module, args[0].flatten(0, -2).float())

@@ -1,7 +1,7 @@
-"""pruning.json: what a student was cut out of, how it maps to that, and maps through several cuts.
+"""pruning.json: the model a student was cut out of, what was kept, and records of several cuts.
 
-Beside it, of a student whose channels were rotated, rotation.safetensors: (teacher's channels,
-student's).
+If channels were rotated, rotation.safetensors beside it holds the rotation, of shape (teacher's
+channels, student's channels).
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def pruning_record(
     widths: Mapping[str, BaseModel],
     scores: ImportanceScores | None,
 ) -> PruningRecord:
-    """What pruning.json says: what was kept, by which scores, and how layers and channels map.
+    """Return the content of pruning.json: the kept parts, their scores, and the layer map.
 
-    `layers[s]` is the teacher's layer that stands where the student's layer s does (behind s of its
-    blocks), `channels` the teacher's channel of each of the student's; null: all of them.
+    `layers[s]` is the teacher's layer that corresponds to the student's layer s (the states behind
+    s blocks). `channels` is the teacher's channel of each student channel; null means all.
     """
     depth = num_layers(teacher)
     found: PruningRecord = {
@@ -53,7 +53,7 @@ def pruning_record(
         "channels": kept.channels,
         "refit": refitted,
     }
-    with suppress(ModelError):  # a family that is cut by blocks only has no table of its sizes
+    with suppress(ModelError):  # families that can be cut by blocks only have no sizes
         found["teacher_sizes"] = asdict(sizes_of(teacher.config))
     if widths:
         found["widths"] = {key: one.model_dump() for key, one in widths.items()}
@@ -65,7 +65,7 @@ def pruning_record(
 
 
 def _four_digits(numbers: Any) -> Any:
-    """Four digits of every number in nested lists."""
+    """Round every number in nested lists to four significant digits."""
     if isinstance(numbers, list):
         return [_four_digits(one) for one in numbers]
     return float(f"{numbers:.4g}")
@@ -75,15 +75,16 @@ def _four_digits(numbers: Any) -> Any:
 
 
 def read_pruning(folder: str | Path, teacher: str) -> PruningRecord | None:
-    """The record of a student that was cut out of this teacher; None of any other model."""
+    """Return the record of a student that was cut out of this teacher, else None."""
     file = Path(folder) / PRUNING_FILE
     found = read_json(file) if file.exists() else {}
     return found if found.get("teacher") == teacher else None
 
 
 def channel_map(folder: Path, teacher_width: int) -> Tensor | None:
-    """How the teacher's channels became a cut student's, (teacher's, student's); None where the
-    folder holds no student that was made narrower.
+    """Return the matrix from the teacher's channels to a cut student's, (teacher's, student's).
+
+    Returns None if the folder holds no student with fewer channels.
     """
     if (folder / ROTATION_FILE).exists():
         return load_file(str(folder / ROTATION_FILE))["rotation"]
@@ -93,26 +94,27 @@ def channel_map(folder: Path, teacher_width: int) -> Tensor | None:
 
 
 def save_rotation(rotation: Tensor, folder: Path) -> None:
-    """Leave it beside pruning.json."""
+    """Save the rotation beside pruning.json."""
     save_file({"rotation": rotation.contiguous()}, str(folder / ROTATION_FILE))
 
 
 def copy_pruning(source: Path, folder: Path) -> None:
-    """Hand a student's record on to the same student, trained."""
+    """Copy a student's record to the folder of the same student after training."""
     for name in (PRUNING_FILE, ROTATION_FILE):
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)
 
 
-# Cut again ---------------------------------------------------------------------------------------
+# Several cuts ------------------------------------------------------------------------------------
 
 
 def compose_records(first: PruningRecord, again: PruningRecord) -> PruningRecord:
-    """The record of a student that was cut twice, in terms of the first cut's teacher."""
+    """Return the record of a student that was cut twice, in the first teacher's numbers."""
     kept = [first["kept"][block] for block in again["kept"]]
     sizes = {"teacher_sizes": first["teacher_sizes"]} if "teacher_sizes" in first else {}
     parts = {
-        name: _compose_parts(first[name], again[name], again["kept"]) for name in ("groups", "neurons")
+        name: _compose_parts(first[name], again[name], again["kept"])
+        for name in ("groups", "neurons")
     }
     return {
         **again,
@@ -127,8 +129,9 @@ def compose_records(first: PruningRecord, again: PruningRecord) -> PruningRecord
 
 
 def compose_rotations(folder: Path, rotation: Tensor | None, again: PruningRecord) -> Tensor | None:
-    """The rotation from a teacher through the student in `folder` to one that was cut out of that;
-    None where neither cut rotated. `rotation`, `again`: those of the second cut.
+    """Return the rotation of two cuts together, or None if neither cut rotated.
+
+    folder: of the student of the first cut. rotation, again: rotation and record of the second.
     """
     file, first = folder / ROTATION_FILE, read_json(folder / PRUNING_FILE)
     before = load_file(str(file))["rotation"] if file.exists() else None
@@ -141,7 +144,7 @@ def compose_rotations(folder: Path, rotation: Tensor | None, again: PruningRecor
 
 
 def _channel_matrix(rotation: Tensor | None, channels: list[int] | None, width: int) -> Tensor:
-    """A map of channels, as a matrix (before, after)."""
+    """Return a rotation, or a choice of channels, as a matrix (before, after)."""
     if rotation is not None:
         return rotation
     return torch.eye(width) if channels is None else torch.eye(width)[:, channels]
@@ -156,7 +159,7 @@ def _compose_channels(first: list[int] | None, again: list[int] | None) -> list[
 def _compose_parts(
     first: list[list[int]] | None, again: list[list[int]] | None, blocks: list[int]
 ) -> list[list[int]] | None:
-    """Parts kept by block, through two cuts."""
+    """Return the parts kept per block after two cuts, in the first teacher's numbers."""
     if first is None:
         return again
     before = [first[block] for block in blocks]

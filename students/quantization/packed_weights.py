@@ -1,6 +1,6 @@
-"""Rounded weights as plain checkpoints of bitsandbytes and as blocks of GGUF; and the way back.
+"""Pack rounded weights as bitsandbytes checkpoints and as GGUF blocks, and dequantise them.
 
-Legend: O outputs and I inputs of a linear map, K blocks.
+Legend: O outputs and I inputs of a linear layer, K blocks.
 """
 
 from __future__ import annotations
@@ -17,25 +17,45 @@ from attar.errors import ModelError
 from attar.models.loading import Quantization, load_causal_lm
 from students.quantization.gptq import RoundedWeight
 
-FLOAT4_CODES = (11, 10, 13, 12, 15, 14, 9, 0, 1, 6, 7, 4, 5, 2, 3)  # of the levels, ascending
-COMPUTE_DTYPE = torch.bfloat16  # of what is not quantised
+FLOAT4_CODES = (
+    11,
+    10,
+    13,
+    12,
+    15,
+    14,
+    9,
+    0,
+    1,
+    6,
+    7,
+    4,
+    5,
+    2,
+    3,
+)  # bitsandbytes' codes of the levels, ascending
+COMPUTE_DTYPE = torch.bfloat16  # of the weights that are not quantised
 
 
 def quantized_model(
     source: Path, rounded: Mapping[str, RoundedWeight], *, trust_remote_code: bool = False
 ) -> nn.Module:
-    """The model of a full-precision folder as bitsandbytes holds it, with weights rounded by us.
+    """Return the model of a folder, quantised by bitsandbytes, with the given rounded weights.
 
-    `rounded`: every linear map but the head by its name, all on one of the formats nf4, fp4, int8;
-    all else is bfloat16. What `save_pretrained` writes loads by `from_pretrained` alone. To be
-    saved before any forward: on some CPUs the first one rearranges 4-bit weights in place.
+    rounded: every linear layer but the head by name, all in one of the formats nf4, fp4, int8; the
+    other weights become bfloat16. After `save_pretrained`, `from_pretrained` alone loads it. Save
+    it before any forward: on some CPUs the first forward rearranges 4-bit weights in place. Raises
+    `ModelError` where bitsandbytes quantises other layers than were rounded.
     """
     formats = {found.number_format.name for found in rounded.values()}
     assert len(formats) == 1, formats
     (kind,) = formats
     quantization: Any = kind
     model: Any = load_causal_lm(
-        str(source), dtype=COMPUTE_DTYPE, quantization=quantization, trust_remote_code=trust_remote_code
+        str(source),
+        dtype=COMPUTE_DTYPE,
+        quantization=quantization,
+        trust_remote_code=trust_remote_code,
     )
     left = dict(quantized_linears(model))
     for name, found in rounded.items():
@@ -57,17 +77,19 @@ def quantized_model(
 def dequantized_model(
     source: Path, quantization: Quantization, *, trust_remote_code: bool = False
 ) -> nn.Module:
-    """The float32 model whose linear maps are what a quantised base computes with; the rest as in
-    the folder.
+    """Return the float32 model of a folder with linear layers dequantised from a quantised base.
 
-    The base is the one that adapters are trained on: quantised from bfloat16, loaded afresh and
-    read before any forward (which rearranges 4-bit weights in place on some CPUs).
+    The base is the one that adapters are trained on, quantised from bfloat16. It is loaded here and
+    read before any forward, which rearranges 4-bit weights in place on some CPUs.
     """
     model = load_causal_lm(str(source), dtype=torch.float32, trust_remote_code=trust_remote_code)
     if quantization == "none":
         return model
     base = load_causal_lm(
-        str(source), dtype=COMPUTE_DTYPE, quantization=quantization, trust_remote_code=trust_remote_code
+        str(source),
+        dtype=COMPUTE_DTYPE,
+        quantization=quantization,
+        trust_remote_code=trust_remote_code,
     )
     with torch.no_grad():
         for name, module in quantized_linears(base).items():
@@ -77,7 +99,7 @@ def dequantized_model(
 
 
 def quantized_linears(model: Any) -> dict[str, Any]:
-    """The linear maps of a model that bitsandbytes holds, by name."""
+    """Return the linear layers of a model that bitsandbytes quantised, by name."""
     from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
     kinds = (Linear4bit, Linear8bitLt)
@@ -85,7 +107,7 @@ def quantized_linears(model: Any) -> dict[str, Any]:
 
 
 def dequantized_weight(module: Any) -> Tensor:
-    """What a map of bitsandbytes dequantises to, (O, I), in its dtype; before any forward."""
+    """Return the dequantised weight (O, I) of a bitsandbytes layer; call it before any forward."""
     from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
 
     weight = module.weight
@@ -98,7 +120,7 @@ def dequantized_weight(module: Any) -> Tensor:
 
 
 def _set_4bit(module: Any, found: RoundedWeight) -> None:
-    """Two codes a byte, the first in the high half; scales in 8 bits with scales of their own."""
+    """Set 4-bit weights: two codes a byte, the first in the high half; double-quantised scales."""
     from bitsandbytes.functional import QuantState, get_4bit_type
     from bitsandbytes.nn.modules import Params4bit
 
@@ -137,7 +159,7 @@ def _set_4bit(module: Any, found: RoundedWeight) -> None:
 
 
 def _set_int8(module: Any, found: RoundedWeight) -> None:
-    """int8 with the largest size of every row."""
+    """Set int8 weights with the largest absolute value of every row as its scale."""
     from bitsandbytes.nn.modules import Int8Params
 
     device = module.weight.device
@@ -153,7 +175,7 @@ def _set_int8(module: Any, found: RoundedWeight) -> None:
 
 
 def gguf_bytes(found: RoundedWeight) -> np.ndarray:
-    """A weight on one of the formats q4_0 to q8_0 as GGUF lays it out: (O, bytes of a row) uint8."""
+    """Return a weight in one of the formats q4_0 to q8_0 as GGUF bytes, (O, bytes of a row)."""
     number_format, rows = found.number_format, len(found.codes_OI)
     assert number_format.block == 32, number_format.name
     codes_KS = found.codes_OI.cpu().numpy().reshape(-1, 32)

@@ -256,7 +256,7 @@ def _dequantized(student: Path, quantization: Quantization, trust_remote_code: b
     plain: nn.Module = load_base(student, "none", trust_remote_code)
     for name in rounded:
         weight, own = found[f"{name}.weight"], plain.get_submodule(name)
-        turned = isinstance(own, Conv1D)  # which bitsandbytes turns into a linear map
+        turned = isinstance(own, Conv1D)  # which bitsandbytes turns into a linear layer
         own.load_state_dict({"weight": weight.T if turned else weight}, strict=False)
     return plain
 

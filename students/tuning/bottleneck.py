@@ -17,7 +17,7 @@ from students.tuning.method import METHODS, Leaves
 
 @METHODS.add("adapter")
 class BottleneckAdapter(Section):
-    """Two small linear maps with a nonlinearity between them, which is why it cannot be merged."""
+    """Two small linear layers with a nonlinearity between them, which is why it cannot be merged."""
 
     leaves: ClassVar[Leaves] = "adapter"
     merges: ClassVar[bool] = False

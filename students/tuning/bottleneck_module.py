@@ -1,4 +1,4 @@
-"""Bottleneck adapters: two small linear maps behind a frozen one, h + scale x up(act(down(h))).
+"""Bottleneck adapters: two small linear layers behind a frozen one, h + scale x up(act(down(h))).
 
 Sources: Houlsby et al., arXiv 1902.00751 (behind attention and behind feed-forward); Pfeiffer et
 al., arXiv 2005.00247 (behind feed-forward only). Both act before the residual is added.
@@ -81,7 +81,7 @@ class BottleneckConfig:
 
 
 class Bottleneck(nn.Module):
-    """A frozen linear map of any kind and the adapter behind it; the map alone at the start."""
+    """A frozen linear layer of any kind and the adapter behind it; the map alone at the start."""
 
     def __init__(self, linear: nn.Module, config: BottleneckConfig) -> None:
         super().__init__()
@@ -110,12 +110,12 @@ class Bottleneck(nn.Module):
 
 
 def outputs_of(linear: nn.Module) -> int:
-    """Outputs of a linear map: plain, quantised by bitsandbytes, or GPT-2's transposed one."""
+    """Outputs of a linear layer: plain, quantised by bitsandbytes, or GPT-2's transposed one."""
     return int(linear.out_features if hasattr(linear, "out_features") else linear.nf)  # type: ignore[arg-type]
 
 
 def adapted_linears(model: nn.Module, placement: str) -> list[str]:
-    """Names of the linear maps that get an adapter, in the model's order.
+    """Names of the linear layers that get an adapter, in the model's order.
 
     Raises `ValueError` where the model belongs to no family of `BOTTLENECK_LAYOUTS`.
     """

@@ -32,7 +32,7 @@ class IA3(Section):
     targets: list[str] | None = Field(
         None,
         min_length=1,
-        description="names of linear maps whose output is scaled; as usual for the student's "
+        description="names of linear layers whose output is scaled; as usual for the student's "
         "family if absent",
     )
     feedforward: list[str] | None = Field(

@@ -1,4 +1,4 @@
-"""`lora` and `qlora`: a product of two thin matrices beside each linear map, through peft.
+"""`lora` and `qlora`: a product of two thin matrices beside each linear layer, through peft.
 
 On a quantised base the products are computed in bfloat16; what is merged afterwards is merged into
 full precision, since the change is small against the quantisation's step.
@@ -42,7 +42,7 @@ class LowRank(Section):
     dropout: float = Field(0.0, ge=0, lt=1, description="on the adapters' input")
     targets: str | list[str] = Field(
         "all-linear",
-        description="all-linear (every linear map but the head), names of linear maps, or a "
+        description="all-linear (every linear layer but the head), names of linear layers, or a "
         "regular expression for whole names",
     )
     rslora: bool = Field(False, description="scale by 1 / root of rank (arXiv 2312.03732)")
@@ -120,7 +120,7 @@ class LowRank(Section):
         except (ValueError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise ModelError(
-                f"`specialize.targets: {self.targets}` names {len(chosen)} linear maps, and not "
+                f"`specialize.targets: {self.targets}` names {len(chosen)} linear layers, and not "
                 f"all can take {self.method}: {reason}"
             ) from None
         return trainable_to_float32(wrapped)

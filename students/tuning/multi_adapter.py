@@ -32,7 +32,14 @@ from students.tuning.target_modules import silence_peft_warnings
 
 PREFIX_KINDS = {"PREFIX_TUNING"}
 PROMPT_KINDS = {"PROMPT_TUNING", "P_TUNING"}
-PER_LAYER_KINDS = {"LORA", "IA3", "LOHA", "LOKR", "OFT", BOTTLENECK}  # set into the model map by map
+PER_LAYER_KINDS = {
+    "LORA",
+    "IA3",
+    "LOHA",
+    "LOKR",
+    "OFT",
+    BOTTLENECK,
+}  # set into the model map by map
 BASE_ROW = "__base__"  # peft's word for a row without an adapter
 # LoRA's starts that leave the base's weights as they are; others (PiSSA) subtract from them.
 STARTS_KEEPING_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -65,7 +72,7 @@ class RowSwitch(nn.Module):
         """The shared outputs, (B, ...), with the rows of own adapters replaced."""
         if len(x) != len(self.names):
             raise ModelError(
-                "This model mixes the rows of a batch before its linear maps (experts do), so its "
+                "This model mixes the rows of a batch before its linear layers (experts do), so its "
                 "adapters cannot share a batch; use one adapter at a time."
             )
         y: Tensor = self.shared(x, *args, **kwargs)
@@ -181,7 +188,11 @@ class MixedAdapters:
         return self._continue(self._batch(ids_BT, mask_BT, names), names, max_new_tokens, stop_ids)
 
     def _continue(
-        self, batch: MixedBatch, names: Sequence[str | None], max_new_tokens: int, stop_ids: set[int]
+        self,
+        batch: MixedBatch,
+        names: Sequence[str | None],
+        max_new_tokens: int,
+        stop_ids: set[int],
     ) -> list[list[int]]:
         answers: list[list[int]] = [[] for _ in names]
         running = set(range(len(names)))
@@ -206,7 +217,9 @@ class MixedAdapters:
     def _forward(self, batch: MixedBatch, names: Sequence[str | None], **more: Any) -> Any:
         self._rows[:] = names
         if self._in_peft:
-            more["adapter_names"] = [self._in_peft.get(name or BASE_ROW, BASE_ROW) for name in names]
+            more["adapter_names"] = [
+                self._in_peft.get(name or BASE_ROW, BASE_ROW) for name in names
+            ]
         if self._takes_positions:
             more["position_ids"] = batch.position_ids
         if batch.cache is not None:

@@ -54,7 +54,9 @@ def _canonical_part(part: Any) -> str:
             f"`{part}` is not known; in a list, numbers of blocks are quoted together, as in "
             '["layers:0,3-5", head]'
         )
-    raise ValueError(f"`{part}` is not known; {_accepted_parts()}{nearest(kind, [*PART_NAMES, 'last', 'first'])}")
+    raise ValueError(
+        f"`{part}` is not known; {_accepted_parts()}{nearest(kind, [*PART_NAMES, 'last', 'first'])}"
+    )
 
 
 def _accepted_parts() -> str:
@@ -188,7 +190,9 @@ def _parameters_named(model: Any, word: str, path: str) -> list[nn.Parameter]:
         return [p for block in _named_blocks(model, word, path) for p in block.parameters()]
     found = _matching(model, word)
     if not found:
-        raise RecipeError(f"`{path}: {word}` matches no parameter of the model; {_available_parts(model)}")
+        raise RecipeError(
+            f"`{path}: {word}` matches no parameter of the model; {_available_parts(model)}"
+        )
     return found
 
 

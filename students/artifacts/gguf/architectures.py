@@ -45,7 +45,9 @@ GGUF_ARCHITECTURES = {
     "mistral": GGUFArchitecture("llama", pairs=True),
     "qwen2": GGUFArchitecture("qwen2"),
     "qwen3": GGUFArchitecture("qwen3"),
-    "gemma2": GGUFArchitecture("gemma2", "gelu_pytorch_tanh", norm_offset=1.0, period=2, soft_caps=True),
+    "gemma2": GGUFArchitecture(
+        "gemma2", "gelu_pytorch_tanh", norm_offset=1.0, period=2, soft_caps=True
+    ),
     "gemma3_text": GGUFArchitecture("gemma3", "gelu_pytorch_tanh", norm_offset=1.0, period=6),
 }
 ROPE_SCALINGS = ("default", "linear", "llama3")
@@ -76,7 +78,11 @@ def check_config(config: Any) -> None:
     """Raise `ModelError` for what llama.cpp would compute differently from `transformers`."""
     family = gguf_architecture(config)
     odd = next(
-        chain(_unsupported_layers(config, family), _unsupported_positions(config), _unsupported_windows(config, family)),
+        chain(
+            _unsupported_layers(config, family),
+            _unsupported_positions(config),
+            _unsupported_windows(config, family),
+        ),
         None,
     )
     if odd is not None:

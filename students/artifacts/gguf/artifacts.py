@@ -101,7 +101,7 @@ def _export_gguf(source: Path, folder: Path, kind: str, given: ArtifactInputs) -
 
 
 def _encoded(rounded: dict[str, RoundedWeight]) -> dict[str, np.ndarray]:
-    """Bytes of the linear maps by their weight's name; rows of no whole blocks are left out."""
+    """Bytes of the linear layers by their weight's name; rows of no whole blocks are left out."""
     return {
         f"{name}.weight": gguf_bytes(found)
         for name, found in rounded.items()

@@ -72,7 +72,9 @@ def write_gguf(
     with closing(GGUFWriter(file, gguf_architecture(config).architecture)) as writer:
         _describe_file(writer, source, kind)
         write_metadata(writer, config, num_rows)
-        write_vocabulary(writer, words, split, tokenizer, num_rows, _further_eos_ids(source, tokenizer))
+        write_vocabulary(
+            writer, words, split, tokenizer, num_rows, _further_eos_ids(source, tokenizer)
+        )
         _write_tensors(writer, weights, config, kind, encoded or {})
 
 
@@ -206,7 +208,9 @@ def _tensor_plan(
     return plan
 
 
-def _tensor_type(stored: str, weights: _CheckpointTensors, name: str, kind: str) -> GGMLQuantizationType:
+def _tensor_type(
+    stored: str, weights: _CheckpointTensors, name: str, kind: str
+) -> GGMLQuantizationType:
     """The type of one tensor: the kind's, where it fits."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 

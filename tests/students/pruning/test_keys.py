@@ -31,10 +31,10 @@ def test_amounts(kind, amount, number, share):
     ("section", "says"),
     [
         ({}, "give one of `parameters`, `bytes`, `latency`; there is none"),
-        ({"parameters": "60%", "bytes": "50%"}, "there is parameters and bytes"),
+        ({"parameters": "60%", "bytes": "50%"}, "found parameters and bytes"),
         ({"parameters": "60MB"}, "write a share .60%. or a number .80M."),
         ({"latency": "60"}, "write a share .60%. or a number .12ms."),
-        ({"parameters": "about half"}, "is no target"),
+        ({"parameters": "about half"}, "is not a target"),
         ({"parameters": "160%"}, "between 0% and 100%"),
         ({"parameters": "0%"}, "between 0% and 100%"),
         ({"parameters": "60%", "form": "nf4"}, "`form` says what `bytes` are counted in"),
@@ -42,7 +42,7 @@ def test_amounts(kind, amount, number, share):
         ({"parameters": 0.0}, "it lies above 0"),
         (
             {"parameters": "60%", "axes": ["hidden"], "calibration_tokens": 64},
-            "`calibration_tokens` has no effect where `axes` leave all blocks",
+            "`calibration_tokens` has no effect where `axes` does not name `layers`",
         ),
     ],
 )

@@ -113,7 +113,9 @@ def test_a_cut_reloads_to_the_same_logits(family, axis, tmp_path):
         expected = student(input_ids=ids).logits
         assert expected.isfinite().all()
         torch.testing.assert_close(again(input_ids=ids).logits, expected, rtol=0, atol=0)
-    assert sizes_of(again.config) == kept.sizes(sizes_of(teacher.config), prunable_architecture(teacher))
+    assert sizes_of(again.config) == kept.sizes(
+        sizes_of(teacher.config), prunable_architecture(teacher)
+    )
     if kept.ids is not None:
         ends = teacher.config.eos_token_id
         assert ends == (None if family == "distilbert" else 2)

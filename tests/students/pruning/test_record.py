@@ -89,7 +89,10 @@ def test_maps_of_channels_multiply(cuts, tokenizer, tmp_path):
         if record is None:
             record, through = again, rotation
         else:
-            record, through = compose_records(record, again), compose_rotations(before, rotation, again)
+            record, through = (
+                compose_records(record, again),
+                compose_rotations(before, rotation, again),
+            )
         before = tmp_path / f"through{number}"
         save_cut(student, record, through, tokenizer, before)
     torch.testing.assert_close(channel_map(before, 32), whole)

@@ -118,7 +118,9 @@ def test_latency_is_measured_in_turn_and_told_in_between(monkeypatch):
             latencies.measure(space.alone(axis, removed))
     for sizes in space.filled(costs.parameters, 0.5 * costs.parameters(costs.whole))[::20]:
         told = latencies.predict(sizes)
-        share = clock(None, cut_model(model, leading_parts(sizes, costs.whole))) / clock(None, model)
+        share = clock(None, cut_model(model, leading_parts(sizes, costs.whole))) / clock(
+            None, model
+        )
         assert told == pytest.approx(share, abs=0.02)
         assert latencies.measure(sizes) == pytest.approx(share)
 
@@ -161,7 +163,7 @@ def test_a_latency_is_not_refused_by_a_number_of_parameters():
 @pytest.mark.parametrize(
     ("config", "axes", "says"),
     [
-        (BertConfig(**FEW), ["heads"], "the heads of a BERT are its width: name `hidden`"),
+        (BertConfig(**FEW), ["heads"], "the heads of a BERT make up its width: name `hidden`"),
         (BertConfig(**FEW), ["layers", "heads"], "name `hidden`, which cuts both"),
         (LlamaConfig(**{**SMALL, "num_hidden_layers": 1}), ["layers"], "axes: .layers.` leaves"),
     ],
@@ -284,15 +286,15 @@ def test_a_shape_that_turns_out_too_slow_is_not_taken():
 def test_what_was_measured_corrects_what_is_expected_of_shapes_like_it():
     model = random_model("llama")
     space = space_of(model)
-    expectation = DivergenceEstimate(space)
+    estimate = DivergenceEstimate(space)
     for axis in ALL:
         sizes = space.alone(axis, 0.5)
-        expectation.learn_axis(axis, sizes, 1.0)
+        estimate.learn_axis(axis, sizes, 1.0)
     both = space.sized(3, 2, 128, 32)
-    assert expectation.of(both) == pytest.approx(2.0)
-    expectation.learn(both, 6.0)
-    assert expectation.of(both) == pytest.approx(2.0 * 3 ** (1 / 1.1))
-    assert expectation.of(space.sized(6, 4, 64, 32)) == pytest.approx(1.0)  # nothing like it
+    assert estimate.of(both) == pytest.approx(2.0)
+    estimate.learn(both, 6.0)
+    assert estimate.of(both) == pytest.approx(2.0 * 3 ** (1 / 1.1))
+    assert estimate.of(space.sized(6, 4, 64, 32)) == pytest.approx(1.0)  # nothing like it
 
 
 def test_where_no_shape_keeps_the_limit_none_is_found():
@@ -318,7 +320,9 @@ def test_harm_is_the_mean_divergence():
     model = random_model("llama")
     measure = pruning_objective(model)
     assert measure.divergence(model) == pytest.approx(0.0, abs=1e-6)
-    student = cut_model(model, leading_parts(space_of(model).sized(4, 2, 96, 32), sizes_of(model.config)))
+    student = cut_model(
+        model, leading_parts(space_of(model).sized(4, 2, 96, 32), sizes_of(model.config))
+    )
     wanted = model(input_ids=IDS[:3]).logits.log_softmax(-1)
     found = student(input_ids=IDS[:3]).logits.log_softmax(-1).detach()
     expected = torch.nn.functional.kl_div(found, wanted, reduction="sum", log_target=True) / 48
@@ -328,7 +332,9 @@ def test_harm_is_the_mean_divergence():
 def test_healing_brings_a_copy_closer_and_leaves_the_student():
     model = random_model("llama")
     measure = pruning_objective(model, healing=[IDS])
-    student = cut_model(model, leading_parts(space_of(model).sized(5, 4, 128, 32), sizes_of(model.config)))
+    student = cut_model(
+        model, leading_parts(space_of(model).sized(5, 4, 128, 32), sizes_of(model.config))
+    )
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     healed = measure.healed(student, steps=8, lr=3e-3)
     assert measure.divergence(healed) < 0.8 * measure.divergence(student)

@@ -293,7 +293,7 @@ def test_a_classifier_is_rotated():
 
 def test_a_body_without_a_head_is_not_rotated():
     body = AutoModel.from_config(CONFIGS["llama"]).eval()
-    with pytest.raises(ModelError, match="LlamaModel has no head to take up the last norm"):
+    with pytest.raises(ModelError, match="LlamaModel has no head to absorb the last norm"):
         cut_student(body, [0, 1], widths(hidden={"keep": 16, "by": "pca"}), IDS)
 
 

@@ -92,7 +92,9 @@ def test_gguf_reads_back_exactly_what_was_chosen(kind):
 def test_compensated_changes_outputs_less_than_nearest(kind, seed):
     weight_OI, moments_II = drawn(seed)
     nearest = cost(round_nearest(weight_OI, NUMBER_FORMATS[kind]), weight_OI, moments_II)
-    compensated = cost(round_compensated(weight_OI, moments_II, NUMBER_FORMATS[kind]), weight_OI, moments_II)
+    compensated = cost(
+        round_compensated(weight_OI, moments_II, NUMBER_FORMATS[kind]), weight_OI, moments_II
+    )
     assert compensated < 0.8 * nearest
 
 
@@ -103,7 +105,9 @@ def test_many_small_changes_survive_together_where_each_is_below_half_a_step():
     moments_II = moments_II + 4 * torch.ones_like(moments_II)  # inputs share a mean: changes add up
     target_OI = base_OI + small_OI
     lost = cost(round_nearest(target_OI, NUMBER_FORMATS["nf4"]), target_OI, moments_II)
-    kept = cost(round_compensated(target_OI, moments_II, NUMBER_FORMATS["nf4"]), target_OI, moments_II)
+    kept = cost(
+        round_compensated(target_OI, moments_II, NUMBER_FORMATS["nf4"]), target_OI, moments_II
+    )
     assert kept < 0.25 * lost
 
 
@@ -128,7 +132,7 @@ def test_inputs_that_are_not_finite_are_refused():
 
 
 def test_an_unknown_grid_is_named():
-    with pytest.raises(RecipeError, match="no grid `q4_2`"):
+    with pytest.raises(RecipeError, match="no number format `q4_2`"):
         NUMBER_FORMATS["q4_2"]
 
 

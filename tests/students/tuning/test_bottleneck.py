@@ -93,7 +93,9 @@ def test_other_families_get_two_adapters_a_block_and_are_the_same_at_first(famil
     torch.manual_seed(0)
     model = FAMILIES[family]().eval()
     plain = outputs(model)
-    assert len(adapted_linears(model, "houlsby")) == 2 * len(adapted_linears(model, "pfeiffer")) == 4
+    assert (
+        len(adapted_linears(model, "houlsby")) == 2 * len(adapted_linears(model, "pfeiffer")) == 4
+    )
     model = add_bottleneck(model, BottleneckConfig("houlsby"))
     assert torch.equal(outputs(model), plain)
     with torch.no_grad():

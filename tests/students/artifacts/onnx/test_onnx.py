@@ -129,7 +129,7 @@ def rounded(exported, tmp_path):
 
 
 def rounded_weights(model, block, tables):
-    """A copy of a model with the weights of linear maps and `tables` rounded and back."""
+    """A copy of a model with the weights of linear layers and `tables` rounded and back."""
     copied = copy.deepcopy(model)
     for name, module in copied.named_modules():
         if isinstance(module, torch.nn.Linear) or name.endswith(tables):
