@@ -1,10 +1,10 @@
-"""Which parameters learn, and which blocks start afresh, by words of the recipe.
+"""The recipe's `trainable` and `reinitialize`: parts that are trained, or start at random.
 
     all  head  embeddings  norms  bias  last:N  first:N  layers:0,3-5  re:PATTERN
 
-A list is the union of its parts; a part behind a minus is taken away, from `all` where nothing else
-is named. Blocks are numbered from 0. `head` is whatever stands above the body, and the map to
-logits wherever it stands: tied to the embedding, it is the embedding.
+A list is the union of its parts. A part with a minus is removed, from `all` if no other part is
+named. Blocks are numbered from 0. `head` is everything above the body and the output embedding; if
+that is tied to the input embedding, they are the same weights.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ PART_FORMS = (*PART_NAMES, "last:N", "first:N", "layers:0,3-5", "re:PATTERN")
 BLOCK_NUMBERS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 
-# The recipe's words ------------------------------------------------------------------------------
+# Names of parts ----------------------------------------------------------------------------------
 
 
 def _canonical_part(part: Any) -> str:
-    """A part as it is written by rule. YAML reads `- last: 2` as a mapping, which is meant too."""
+    """Return a part in canonical form; accepts mappings, which YAML makes of `- last: 2`."""
     if isinstance(part, dict) and len(part) == 1:
         word, value = next(iter(part.items()))
         if isinstance(value, list):
@@ -51,7 +51,7 @@ def _canonical_part(part: Any) -> str:
         return f"{minus}{bare}"
     if BLOCK_NUMBERS.fullmatch(bare):
         raise ValueError(
-            f"`{part}` is not known; in a list, numbers of blocks are quoted together, as in "
+            f"`{part}` is not known; in a list, write the numbers of blocks in quotes, as in "
             '["layers:0,3-5", head]'
         )
     raise ValueError(
@@ -75,7 +75,7 @@ def _only_modules(parts: Any) -> Any:
     for part in [parts] if isinstance(parts, str) else parts or ():
         if not re.match(r"(head$|last:|first:|layers:)", part):
             raise ValueError(
-                f"`{part}` cannot start afresh; write `head`, `last:N`, `first:N`, `layers:0,3-5`, "
+                f"`{part}` cannot be reinitialised; write `head`, `last:N`, `first:N`, `layers:0,3-5`, "
                 "or a list of these"
             )
     return parts
@@ -106,15 +106,16 @@ Reinitialized = Annotated[
 ]
 
 
-# What learns -------------------------------------------------------------------------------------
+# Trained parameters ------------------------------------------------------------------------------
 
 
 def prepare_learning(
     model: Any, trainable: Trainable, reinitialize: Reinitialized, seed: int, path: str = ""
 ) -> int:
-    """`choose_trainable`, and the named blocks or head drawn anew; returns how much learns.
+    """Choose the trained parameters, reinitialise parts; return the number of trained parameters.
 
-    Raises `RecipeError`, which names keys below `path`, for what would start afresh and not learn.
+    Raises `RecipeError`, which names keys below `path`, for parts that would be reinitialised but
+    not trained, and as `choose_trainable` does.
     """
     count = choose_trainable(model, trainable, f"{path}trainable")
     if reinitialize is not None:
@@ -122,17 +123,18 @@ def prepare_learning(
         idle = [p for module in fresh for p in module.parameters() if not p.requires_grad]
         if idle:
             raise RecipeError(
-                f"`{path}reinitialize: {_as_written(reinitialize)}` draws {_num_weights(idle):,} weights "
-                f"anew that `trainable: {_as_written(trainable)}` keeps from learning; let them learn."
+                f"`{path}reinitialize: {_as_written(reinitialize)}` reinitialises "
+                f"{_num_weights(idle):,} weights that `trainable: {_as_written(trainable)}` "
+                "does not train; train them too."
             )
     return count
 
 
 def choose_trainable(model: Any, parts: Trainable, path: str = "trainable") -> int:
-    """Let only the named parts learn; returns the number of trainable parameters.
+    """Make only the named parts trainable; return the number of trained parameters.
 
-    Raises `RecipeError`, which names the key `path`, for a word that is not a part, that matches
-    nothing, or that takes away what is not there.
+    Raises `RecipeError`, which names the key `path`, for a name that is not a part, that matches
+    nothing, or that removes nothing.
     """
     try:
         words = [_canonical_part(part) for part in ([parts] if isinstance(parts, str) else parts)]
@@ -147,12 +149,12 @@ def choose_trainable(model: Any, parts: Trainable, path: str = "trainable") -> i
             taken = {id(parameter) for parameter in _parameters_named(model, word[1:], path)}
             if not taken & chosen:
                 raise RecipeError(
-                    f"`{path}`: `{word}` takes nothing away from `{_as_written(added)}`; leave it out."
+                    f"`{path}`: `{word}` removes nothing from `{_as_written(added)}`; leave it out."
                 )
             chosen -= taken
     if not chosen:
         tied = " (the head is the embedding: one matrix)" if is_tied(model) else ""
-        raise RecipeError(f"`{path}: {_as_written(words)}` leaves nothing to learn{tied}.")
+        raise RecipeError(f"`{path}: {_as_written(words)}` leaves nothing to train{tied}.")
     total = 0
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
@@ -161,15 +163,17 @@ def choose_trainable(model: Any, parts: Trainable, path: str = "trainable") -> i
 
 
 def is_tied(model: Any) -> bool:
-    """Whether the map to logits and the embedding are one matrix."""
+    """Return whether the input and the output embedding are one matrix."""
     model = unwrap(model)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     return head is not None and getattr(head, "weight", None) is embedding.weight
 
 
 def depths_of(model: Any) -> dict[int, int]:
-    """How far up each parameter stands, by its id: 0 in the embeddings, i + 1 in block i, one more
-    than there are blocks above them. A matrix in several places stands at the lowest.
+    """Return the depth of each parameter, by `id(parameter)`.
+
+    It is 0 in the embeddings, i + 1 in block i, and the number of blocks + 1 above them. A shared
+    matrix has its lowest depth.
     """
     found: dict[int, int] = {}
     for name, module in body_of(model).named_modules():
@@ -177,7 +181,7 @@ def depths_of(model: Any) -> dict[int, int]:
             found |= {id(p): 0 for p in module.parameters(recurse=False)}
     for i, block in enumerate(blocks_of(model)):
         for parameter in block.parameters():
-            if not found.get(id(parameter)):  # an embedding may stand inside a block
+            if not found.get(id(parameter)):  # an embedding may be inside a block
                 found[id(parameter)] = i + 1
     for parameter in model.parameters():
         found.setdefault(id(parameter), num_layers(model) + 1)
@@ -185,7 +189,7 @@ def depths_of(model: Any) -> dict[int, int]:
 
 
 def _parameters_named(model: Any, word: str, path: str) -> list[nn.Parameter]:
-    """The parameters that a word means, at least one."""
+    """Return the parameters of a part, at least one."""
     if word.startswith(("last:", "first:", "layers:")):
         return [p for block in _named_blocks(model, word, path) for p in block.parameters()]
     found = _matching(model, word)
@@ -197,7 +201,7 @@ def _parameters_named(model: Any, word: str, path: str) -> list[nn.Parameter]:
 
 
 def _matching(model: Any, word: str) -> list[nn.Parameter]:
-    """The parameters that a word without a number means."""
+    """Return the parameters of a part without block numbers."""
     if word == "all":
         return list(model.parameters())
     if word == "head":
@@ -233,7 +237,7 @@ def _named_blocks(model: Any, word: str, path: str) -> list[nn.Module]:
 
 
 def _head_modules(model: Any) -> list[nn.Module]:
-    """What stands above the body, a pooler, and the map to logits."""
+    """Return the modules above the body, its pooler, and the output embedding."""
     model = unwrap(model)
     body = body_of(model)
     above = [module for module in model.children() if module is not body]
@@ -242,17 +246,17 @@ def _head_modules(model: Any) -> list[nn.Module]:
 
 
 def _available_parts(model: Any) -> str:
-    """Which words fit the model."""
-    there = ", ".join(word for word in PART_NAMES[1:] if _matching(model, word))
+    """List the parts that the model has, for messages."""
+    parts = ", ".join(word for word in PART_NAMES[1:] if _matching(model, word))
     names = ", ".join(name for name, _ in next(iter(blocks_of(model))).named_parameters())
-    return f"it has {there}, {num_layers(model)} blocks, and in each {names}."
+    return f"it has {parts}, {num_layers(model)} blocks, and in each {names}."
 
 
-# Starting afresh ---------------------------------------------------------------------------------
+# Random weights ----------------------------------------------------------------------------------
 
 
 def _reinitialize(model: Any, parts: str | list[str], seed: int, path: str) -> list[nn.Module]:
-    """Draw blocks or the head as the model's own family does; returns what was drawn.
+    """Reinitialise blocks or the head as the model's family does; return these modules.
 
     Raises `RecipeError` for a head that is tied to the embedding.
     """
@@ -262,15 +266,15 @@ def _reinitialize(model: Any, parts: str | list[str], seed: int, path: str) -> l
             chosen += _named_blocks(model, word, path)
         elif is_tied(model):
             raise RecipeError(
-                f"`{path}: head`: the head is the embedding, one matrix, and what every token "
-                "means would be lost; name blocks."
+                f"`{path}: head`: the head is tied to the embedding, whose contents would be lost; "
+                "name blocks."
             )
         else:
             chosen += _head_modules(model)
     torch.manual_seed(seed)
     with torch.no_grad():
         for module in dict.fromkeys(chosen):
-            for parameter in module.parameters():  # `transformers` draws no weight marked as loaded
+            for parameter in module.parameters():  # else `transformers` skips loaded weights
                 parameter.__dict__.pop("_is_hf_initialized", None)
             module.apply(unwrap(model)._init_weights)
     return chosen

@@ -327,10 +327,10 @@ def test_a_family_that_ia3_does_not_know_must_name_its_maps(make_model):
 @pytest.mark.parametrize(
     ("name", "keys", "says"),
     [
-        ("qlora", {"init": "pissa"}, "takes the weights apart, which an nf4 base"),
+        ("qlora", {"init": "pissa"}, "decomposes the weights, which an nf4 base"),
         ("qlora", {"init": "pissa", "base": "int8"}, "an int8 base"),
         ("qlora", {"dora": True, "base": "int8"}, "loses the scales of an int8 base"),
-        ("lora", {"init": "pissa", "dora": True}, "use one"),
+        ("lora", {"init": "pissa", "dora": True}, "use only one"),
         ("lora", {"init": "orthogonal", "rank": 3}, "even `rank`"),
         ("prefix", {"encoder_hidden_size": 8}, "no effect without `projection: true`"),
         ("ia3", {"targets": ["up_proj"], "feedforward": ["down_proj"]}, "names down_proj"),
