@@ -131,7 +131,9 @@ def _logprobs(states: tuple[Tensor, Head], rows: Tensor) -> Tensor:
     return head.logits(hidden_NH[rows]).log_softmax(-1)
 
 
-def learn(run: Run, model: nn.Module, rounded: dict[str, RoundedWeight], steps: int, lr: float) -> None:
+def learn(
+    run: Run, model: nn.Module, rounded: dict[str, RoundedWeight], steps: int, lr: float
+) -> None:
     """Let scales and norms learn from the run's cache, in the one loop; then settle."""
     make_scales_trainable(model, rounded)
     settings = run.recipe.train.model_dump(by_alias=True)
@@ -203,7 +205,12 @@ def measured_ways(run: Run, options: Any, tokens: int, steps: int) -> list[dict[
 
     whole = load_causal_lm(str(student), dtype=torch.float32)
     add("student", "none", lambda: whole, None)
-    add("nf4 of the student", "nearest", lambda: dequantized_model(student, "nf4"), measure.states(whole))
+    add(
+        "nf4 of the student",
+        "nearest",
+        lambda: dequantized_model(student, "nf4"),
+        measure.states(whole),
+    )
     into_base = merge_adapter(student, adapter, into="dequantized")
     add("adapter on the nf4 base", "none", lambda: into_base, None)
     unrounded = measure.states(into_base)

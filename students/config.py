@@ -96,12 +96,12 @@ class StudentConfig(Widths):
         return sized_config(teacher_config, blocks, self)
 
     def _check_refit(self, teacher_config: Any, instead: str) -> None:
-        """Raise `RecipeError` if blocks are removed in a family whose refit cannot make up for it."""
+        """Raise `RecipeError` where a refit of this family cannot make up for removed blocks."""
         if self.refit and prunable_architecture(teacher_config).norms == "behind":
             raise RecipeError(
                 f"`student.refit` cannot make up for removed blocks of a "
-                f"{prunable_architecture(teacher_config).name}, whose norms stand behind its sums; leave it "
-                f"out, or {instead}."
+                f"{prunable_architecture(teacher_config).name}, whose norms stand behind its sums; "
+                f"leave it out, or {instead}."
             )
 
     @property
@@ -140,8 +140,8 @@ class StudentConfig(Widths):
         cuts += ["target"] if self.target is not None else []
         if cuts and isinstance(self.from_, dict):
             raise ValueError(
-                f"`{cuts[0]}` cuts an existing model; a model with random weights has the size that "
-                "`from` gives"
+                f"`{cuts[0]}` cuts an existing model; a model with random weights has the size "
+                "that `from` gives"
             )
         if self.refit and not cuts:
             raise ValueError(

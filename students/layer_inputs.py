@@ -43,19 +43,21 @@ class BlockwiseForward:
     def __init__(self, model: Any, input_ids_BT: Tensor) -> None:
         self.blocks = blocks_of(model)
         batches = list(input_ids_BT.to(next(model.parameters()).device).split(BATCH_ROWS))
-        self.calls: dict[
-            int, list[BlockArguments]
-        ] = {}  # of every block, keyed by rows in the batch
+        # arguments of every block, by the number of rows in a batch
+        self.arguments: dict[int, list[BlockArguments]] = {}
         self.hidden: list[Tensor] = []
         for ids_BT in batches:
-            known = self.calls.get(len(ids_BT))
-            hidden_BTH, calls = _first_block_inputs(model, self.blocks, ids_BT, whole=known is None)
-            if known is not None and not _same_values(known[0].kwargs, calls[0].kwargs):
+            known = self.arguments.get(len(ids_BT))
+            hidden_BTH, arguments = _first_block_inputs(
+                model, self.blocks, ids_BT, whole=known is None
+            )
+            if known is not None and not _same_values(known[0].kwargs, arguments[0].kwargs):
                 raise ModelError(
-                    f"The blocks of {type(model).__name__} take arguments besides the hidden states "
-                    "that depend on the text, so it cannot be rounded or refitted block by block."
+                    f"The blocks of {type(model).__name__} take arguments besides the hidden "
+                    "states that depend on the text, so it cannot be rounded or refitted block "
+                    "by block."
                 )
-            self.calls.setdefault(len(ids_BT), calls)
+            self.arguments.setdefault(len(ids_BT), arguments)
             self.hidden.append(hidden_BTH)
 
     def moments(self, number: int) -> dict[nn.Linear, Tensor]:
@@ -85,8 +87,8 @@ class BlockwiseForward:
 
     def run(self, block: nn.Module, number: int, hidden_BTH: Tensor) -> Tensor:
         """Return the outputs of a block for one batch of hidden states (B, T, H)."""
-        call = self.calls[len(hidden_BTH)][number]
-        output = block(hidden_BTH, *call.args, **call.kwargs)
+        block_arguments = self.arguments[len(hidden_BTH)][number]
+        output = block(hidden_BTH, *block_arguments.args, **block_arguments.kwargs)
         found: Tensor = output[0] if isinstance(output, tuple) else output
         return found
 
@@ -94,16 +96,16 @@ class BlockwiseForward:
 def _first_block_inputs(
     model: Any, blocks: nn.ModuleList, ids_BT: Tensor, *, whole: bool
 ) -> tuple[Tensor, list[BlockArguments]]:
-    """Return the first block's inputs and the arguments of the first block, or of all if `whole`."""
+    """Return the first block's inputs, and the arguments of the first block or, if `whole`, all."""
     first: list[Tensor] = []
-    calls: list[BlockArguments] = []
+    arguments: list[BlockArguments] = []
 
     def note(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         kwargs = dict(kwargs)
         given = args if args else (kwargs.pop("hidden_states"),)
         if not first:
             first.append(given[0])
-        calls.append(BlockArguments(given[1:], kwargs))
+        arguments.append(BlockArguments(given[1:], kwargs))
         if not whole:
             raise StopForward
 
@@ -115,7 +117,7 @@ def _first_block_inputs(
     finally:
         for handle in handles:
             handle.remove()
-    return first[0], calls
+    return first[0], arguments
 
 
 def _same_values(one: Any, other: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The adapter as an artifact: on the base that it was trained on, both in one folder."""
+"""The artifact `adapter`: an adapter and the base it was trained on, in one folder."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _is_bottleneck(adapter: Path) -> bool:
 
 @artifact("adapter", made_from="adapter", runtime="transformers", usage=_usage, library="peft")
 def adapter(source: Path, folder: Path, given: ArtifactInputs) -> None:
-    """The adapter beside its base: quantised as it was trained on, else in bfloat16."""
+    """The adapter beside its base, which is quantised as in training, else bfloat16."""
     trust = given.trust_remote_code
     model: Any = load_causal_lm(
         str(given.student),

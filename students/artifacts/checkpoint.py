@@ -1,4 +1,4 @@
-"""Artifacts that `transformers` loads by itself: bfloat16, bitsandbytes' NF4 and INT8."""
+"""Artifacts that `transformers` loads: bfloat16, and NF4 and INT8 of bitsandbytes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import torch
 
 from attar.models import task_heads as heads
 from attar.models.loading import Quantization
-from attar.models.pooling import copy_pooling, holds_sentence_encoder
+from attar.models.pooling import holds_sentence_encoder
 from attar.models.task_heads import MASKED, holds_head, load_as_saved
-from attar.models.tokenizers import load_tokenizer
-from students.artifacts.artifact import ArtifactInputs, artifact
+from students.artifacts.artifact import ArtifactInputs, artifact, save_tokenizer
 from students.artifacts.quantized_checkpoint import rounded_student
 from students.quantization.packed_weights import quantized_model
 
@@ -44,12 +43,12 @@ encoder = SentenceTransformer("PATH")
 vectors = encoder.encode(["A text", "Another text"])
 ```
 
-`modules.json` and `1_Pooling/config.json` say how a text's vector is made of the states that
-`transformers.AutoModel` gives."""
+`modules.json` and `1_Pooling/config.json` say how a text's vector is made from the hidden states
+of `transformers.AutoModel`."""
 
 
 def usage(given: ArtifactInputs) -> str:
-    """How the student is loaded, by the head it carries."""
+    """Return how the student is loaded, which depends on its head."""
     if holds_sentence_encoder(given.student):
         return SENTENCE_ENCODER_USAGE
     if holds_head(given.student, MASKED):
@@ -65,13 +64,13 @@ def bf16(source: Path, folder: Path, given: ArtifactInputs) -> None:
 
 @artifact("nf4", made_from="student", runtime="transformers", usage=usage, needs=("bitsandbytes",))
 def nf4(source: Path, folder: Path, given: ArtifactInputs) -> None:
-    """Linear maps in 4-bit NormalFloat, double quantisation, bfloat16 compute; by bitsandbytes."""
+    """Linear layers in NF4 with double quantisation and bfloat16 compute; by bitsandbytes."""
     _export_quantized(source, folder, "nf4", given)
 
 
 @artifact("int8", made_from="student", runtime="transformers", usage=usage, needs=("bitsandbytes",))
 def int8(source: Path, folder: Path, given: ArtifactInputs) -> None:
-    """Linear maps in LLM.int8() (arXiv 2208.07339), bfloat16 elsewhere; by bitsandbytes."""
+    """Linear layers in LLM.int8() (arXiv 2208.07339), bfloat16 elsewhere; by bitsandbytes."""
     _export_quantized(source, folder, "int8", given)
 
 
@@ -84,7 +83,7 @@ def int8(source: Path, folder: Path, given: ArtifactInputs) -> None:
     rounds=True,
 )
 def merged_requantized_nf4(source: Path, folder: Path, given: ArtifactInputs) -> None:
-    """NF4 of the merged student, rounded so that what was learned stays; by bitsandbytes."""
+    """NF4 of the merged student, rounded so that the specialisation is kept; by bitsandbytes."""
     _export_rounded(source, folder, "nf4", given)
 
 
@@ -97,7 +96,7 @@ def merged_requantized_nf4(source: Path, folder: Path, given: ArtifactInputs) ->
     rounds=True,
 )
 def merged_requantized_int8(source: Path, folder: Path, given: ArtifactInputs) -> None:
-    """LLM.int8() of the merged student, rounded so that what was learned stays."""
+    """LLM.int8() of the merged student, rounded so that the specialisation is kept."""
     _export_rounded(source, folder, "int8", given)
 
 
@@ -105,13 +104,7 @@ def _export_rounded(source: Path, folder: Path, number_format: str, given: Artif
     with rounded_student(source, number_format, given) as (student, rounded):
         model: Any = quantized_model(student, rounded, trust_remote_code=given.trust_remote_code)
         model.save_pretrained(folder, safe_serialization=True)
-    _save_tokenizer(source, folder, given)
-
-
-def _save_tokenizer(source: Path, folder: Path, given: ArtifactInputs) -> None:
-    trust = given.trust_remote_code
-    load_tokenizer(str(source), trust_remote_code=trust).save_pretrained(folder)
-    copy_pooling(source, folder)
+    save_tokenizer(source, folder, given)
 
 
 def _export_quantized(
@@ -122,4 +115,4 @@ def _export_quantized(
         str(source), dtype=torch.bfloat16, quantization=kind, trust_remote_code=trust
     )
     model.save_pretrained(folder, safe_serialization=True)
-    _save_tokenizer(source, folder, given)
+    save_tokenizer(source, folder, given)

@@ -1,7 +1,7 @@
-"""A student rounded anew: its codes and scales, and what else learned beside them.
+"""Round a student to a number format, and train its scales and norms if the recipe asks for it.
 
-Shared by every artifact that is rounded by us: bitsandbytes' NF4 and INT8 of a merged student, and
-GGUF of 4 and 5 bits.
+All artifacts that this package rounds use it: NF4 and INT8 of a merged student for bitsandbytes,
+and GGUF of 4 and 5 bits.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from students.quantization.learned_scales import make_scales_trainable, store_le
 def rounded_student(
     source: Path, number_format: str, given: ArtifactInputs
 ) -> Iterator[tuple[Path, dict[str, RoundedWeight]]]:
-    """(folder of the float32 student, its linear layers on the number_format by name), for one block.
+    """Yield (folder of the float32 student, its rounded linear layers by name).
 
-    Compensated on calibration text, or to nearest, as `given.rounding` says. Where `given.recover`
-    is there, scales and norms then learn, and the folder holds the student with those norms.
+    A context manager: the folder exists only inside it. Rounding is compensated on calibration text
+    or to nearest, as `given.rounding` says. With `given.recover`, scales and norms are then
+    trained, and the folder holds the student with the trained norms.
     """
     trust = given.trust_remote_code
     model: Any = load_causal_lm(str(source), dtype=torch.float32, trust_remote_code=trust)

@@ -253,8 +253,8 @@ def prunable_architecture(model_or_config: Any) -> PrunableArchitecture:
             return family
     known = ", ".join(family.name for family in PRUNABLE_ARCHITECTURES)
     raise ModelError(
-        f"Models of type `{config.model_type}` can only be cut by blocks (`student.layers`): the axes "
-        f"of weights are known for {known}; to add a family, add an entry to "
+        f"Models of type `{config.model_type}` can only be cut by blocks (`student.layers`): the "
+        f"axes of weights are known for {known}; to add a family, add an entry to "
         "`PRUNABLE_ARCHITECTURES` in students/pruning/architectures.py."
     )
 

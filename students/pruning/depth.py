@@ -3,10 +3,10 @@
 Legend: B sequences, T tokens, H width, V vocabulary.
 
 `greedy` removes blocks one at a time: always the block whose removal raises a loss on calibration
-text least, ranked again after every removal because blocks depend on each other. `influence` removes
-at once the blocks that change the residual stream least (highest mean cosine of a block's input and
-output; the block influence of ShortGPT, arXiv 2403.03853). Greedy costs about five half passes over
-the calibration text per removal and is much better when many blocks are removed.
+text least, ranked again after every removal because blocks depend on each other. `influence`
+removes at once the blocks that change the residual stream least (highest mean cosine of a block's
+input and output; the block influence of ShortGPT, arXiv 2403.03853). Greedy costs about five half
+passes over the calibration text per removal and is much better when many blocks are removed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def keep_evenly(depth: int, keep: int) -> list[int]:
 
 @torch.inference_mode()
 def block_cosines(model: nn.Module, batches: Sequence[TextBatch]) -> list[float]:
-    """Return the mean cosine of each block's input and output over tokens; 1: it changes nothing."""
+    """Return the mean cosine of each block's input and output over tokens; 1 means no change."""
     depth, number = num_layers(model), 0
     totals = torch.zeros(depth)
     for texts in batches:
@@ -254,5 +254,5 @@ def _blocks_prefix(model: nn.Module) -> str:
 
 
 def layer_map(keep: list[int], teacher_layer: int) -> int:
-    """Return the student's layer for a teacher's layer: the one behind all kept blocks before it."""
+    """Return the student's layer that corresponds to a teacher's: the kept blocks before it."""
     return sum(block < teacher_layer for block in keep)

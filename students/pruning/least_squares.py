@@ -1,14 +1,15 @@
 """Refit the output projections of a cut student by ridge regression.
 
-The refit goes block by block, on the outputs of the blocks refitted before. In each block it changes
-the output projection of attention, then that of the feed-forward, so that the residual stream behind
-it comes as near as possible to the teacher's; a ridge penalty keeps the change small. Where the
-blocks that followed were removed, the target is the teacher's stream behind those. Tokens are
-weighted by the inverse square of their size, since norms divide by it. There is no gradient. It
+The refit goes block by block, on the outputs of the blocks refitted before. In each block it
+changes the output projection of attention, then that of the feed-forward, so that the residual
+stream behind it comes as near as possible to the teacher's; a ridge penalty keeps the change small.
+Where the blocks that followed were removed, the target is the teacher's stream behind those. Tokens
+are weighted by the inverse square of their size, since norms divide by it. There is no gradient. It
 takes one pass of the teacher and three passes of the student, one of them partial.
 
-Where norms stand around a block's layers (Gemma 2) or behind its sums (BERT), a projection is fitted
-to the output of the same projection in the teacher, which does not make up for removed blocks.
+Where norms stand around a block's layers (Gemma 2) or behind its sums (BERT), a projection is
+fitted to the output of the same projection in the teacher, which does not make up for removed
+blocks.
 
 Legend: B rows, T tokens of a row, N tokens of all rows, L student's blocks, H student's channels,
 I inputs of a projection.

@@ -66,8 +66,8 @@ def check_sizes(sizes: Sizes, teacher: Sizes, family: PrunableArchitecture) -> N
             raise ModelError(f"{number} {what} cannot be kept: the teacher has 1 to {most}.")
     if not family.head_size_key and sizes.channels != sizes.heads * sizes.head_size:
         raise ModelError(
-            f"A {family.name} with {sizes.channels} channels and {sizes.heads} heads is not possible: "
-            f"its width is its heads times {sizes.head_size} channels; keep "
+            f"A {family.name} with {sizes.channels} channels and {sizes.heads} heads is not "
+            f"possible: its width is its heads times {sizes.head_size} channels; keep "
             f"{sizes.heads * sizes.head_size} channels, or {sizes.channels / sizes.head_size:g} "
             "heads."
         )
@@ -75,8 +75,9 @@ def check_sizes(sizes: Sizes, teacher: Sizes, family: PrunableArchitecture) -> N
         below = sizes.channels // sizes.heads * sizes.heads
         near = [str(n) for n in (below, below + sizes.heads) if 0 < n <= teacher.channels]
         raise ModelError(
-            f"A {family.name} with {sizes.channels} channels and {sizes.heads} heads is not possible: "
-            f"its width must be a multiple of its number of heads; keep {' or '.join(near)} channels."
+            f"A {family.name} with {sizes.channels} channels and {sizes.heads} heads is not "
+            f"possible: its width must be a multiple of its number of heads; keep "
+            f"{' or '.join(near)} channels."
         )
 
 
@@ -210,7 +211,7 @@ def _rescale_norms(
 def _rescale_embedding(
     weights: dict[str, Tensor], student: Any, family: PrunableArchitecture, scale: float
 ) -> None:
-    """Undo the smaller scale of the embedding, and in the last norm where the head is tied to it."""
+    """Undo the smaller scale of the embedding; a tied head is corrected in the last norm."""
     names = [name for name in weights if axes_of(family, name) == "VH"]
     tied = bool(student.config.get_text_config().tie_word_embeddings)
     for name in names:

@@ -1,9 +1,10 @@
 """Search the best shape under a target: how many blocks, heads, neurons and channels to keep.
 
-First each axis is cut alone to a few sizes and the divergence is measured. Between these sizes it is
-interpolated, and the divergence of a shape is estimated as the sum over its axes. Then shapes under
-the target are cut and measured, always the one with the lowest estimate next, and each measurement
-corrects the estimates of similar shapes. Neurons use what the other axes leave of the target.
+First each axis is cut alone to a few sizes and the divergence is measured. Between these sizes it
+is interpolated, and the divergence of a shape is estimated as the sum over its axes. Then shapes
+under the target are cut and measured, always the one with the lowest estimate next, and each
+measurement corrects the estimates of similar shapes. Neurons use what the other axes leave of the
+target.
 
 The divergence of a cut is KL(teacher || student) on calibration text, in nats, right after the cut.
 """
@@ -103,7 +104,7 @@ class ShapeSpace:
         )  # fmt: skip
 
     def alone(self, axis: Axis, removed: float) -> Sizes | None:
-        """Return the shape with about this share of one axis removed; None if that removes nothing."""
+        """Return the shape with about this share of one axis removed; None if none is removed."""
         whole = self.whole
         most: int = getattr(whole, SIZE_FIELDS[axis])
         levels = self.levels(axis)

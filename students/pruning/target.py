@@ -137,7 +137,7 @@ class TargetConfig(Section):
         return costs.parameters(sizes)
 
     def limit(self, costs: Costs, latencies: Latencies | None = None) -> float:
-        """Return the highest cost allowed: parameters, bytes, or a share of the teacher's latency."""
+        """Return the cost limit: parameters, bytes, or a share of the teacher's latency."""
         number, share = read_amount(self.kind, self.amount)
         if self.kind != "latency":
             return number * (self.cost(costs, costs.whole) if share else 1.0)
@@ -167,7 +167,7 @@ class TargetConfig(Section):
         return min(shapes, key=lambda one: max(space.removed(one).values()))
 
     def check_possible(self, space: ShapeSpace, costs: Costs, limit: float) -> None:
-        """Raise `RecipeError`, naming the part that is too large, if no shape is under the limit."""
+        """Raise `RecipeError` if no shape is under the limit; name the part that is too large."""
         smallest = space.smallest()
         if (least := self.cost(costs, smallest)) <= limit:
             return

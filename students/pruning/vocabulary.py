@@ -83,7 +83,8 @@ def _describe(tokenizer: Any) -> dict[str, Any]:
     if model["type"] not in ("BPE", "WordPiece") or ends:
         marked = " with end-of-word marks" if ends else ""
         raise ModelError(
-            f"The tokenizer is {model['type']}{marked}; only BPE and WordPiece vocabularies can be cut."
+            f"The tokenizer is {model['type']}{marked}; only BPE and WordPiece vocabularies can "
+            "be cut."
         )
     return described
 

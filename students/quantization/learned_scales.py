@@ -66,7 +66,7 @@ def make_scales_trainable(model: Any, rounded: Mapping[str, RoundedWeight]) -> l
 
 @torch.no_grad()
 def store_learned_scales(model: Any) -> dict[str, RoundedWeight]:
-    """Put plain linear layers back, in place, with learned scales rounded as the format stores them.
+    """Put plain linear layers back, in place, with trained scales rounded as they are stored.
 
     Returns the rounded weights by name.
     """

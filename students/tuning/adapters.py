@@ -105,8 +105,9 @@ def save_adapter(
 ) -> None:
     """Save a trained adapter and the identity of its base.
 
-    An adapter whose initialisation changed the base (PiSSA, OLoRA) is saved as a plain LoRA of twice
-    the rank on the unchanged student, [B, -B0][A; A0], so that it loads and merges like any other.
+    An adapter whose initialisation changed the base (PiSSA, OLoRA) is saved as a plain LoRA of
+    twice the rank on the unchanged student, [B, -B0][A; A0], so that it loads and merges like any
+    other.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not hasattr(model, "peft_config"):

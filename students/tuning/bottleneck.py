@@ -32,7 +32,9 @@ class BottleneckAdapter(Section):
     reduction: int = Field(
         16, ge=1, description="channels between the two layers: the student's width / reduction"
     )
-    size: int | None = Field(None, ge=1, description="the number of those channels, instead of `reduction`")
+    size: int | None = Field(
+        None, ge=1, description="the number of those channels, instead of `reduction`"
+    )
     activation: Literal["gelu", "relu", "silu", "tanh"] = Field(
         "gelu", description="the nonlinearity between the two layers"
     )

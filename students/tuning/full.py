@@ -29,7 +29,9 @@ class Full(WeightTuning):
 
     method: Literal["full"] = "full"
     trainable: Trainable = Field("all", description="the parts that are trained, or a list of them")
-    reinitialize: Reinitialized = Field(None, description="blocks or head that start from random weights")
+    reinitialize: Reinitialized = Field(
+        None, description="blocks or head that start from random weights"
+    )
 
     def check(self, config: Any) -> None:
         """Raise `RecipeError` if the student lacks a part to train or reinitialise."""

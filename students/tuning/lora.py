@@ -61,12 +61,13 @@ class LowRank(Section):
         if self.init in ("pissa", "olora"):
             if self.base != "none":
                 raise ValueError(
-                    f"`init: {self.init}` decomposes the weights, which an {self.base} base does not "
-                    "have in full precision; leave `init` out, or use `method: lora`"
+                    f"`init: {self.init}` decomposes the weights, which an {self.base} base does "
+                    "not have in full precision; leave `init` out, or use `method: lora`"
                 )
             if self.dora:
                 raise ValueError(
-                    f"`init: {self.init}` changes the weights whose rows `dora` measures; use only one"
+                    f"`init: {self.init}` changes the weights whose rows `dora` measures; use only "
+                    "one"
                 )
         if self.dora and self.base == "int8":
             raise ValueError(
@@ -94,8 +95,8 @@ class LowRank(Section):
             )
         if self.dropout and model.get_output_embeddings() in chosen.values():
             raise RecipeError(
-                "`specialize.dropout` has no effect on the head, which `targets` names, because its "
-                "logits are computed in chunks; leave one of them out."
+                "`specialize.dropout` has no effect on the head, which `targets` names, because "
+                "its logits are computed in chunks; leave one of them out."
             )
 
     def attach(self, model: Any, seed: int) -> nn.Module:
@@ -140,4 +141,6 @@ class QLora(LowRank):
     """LoRA on a quantised base (arXiv 2305.14314): nf4 takes an eighth of the weights' memory."""
 
     method: Literal["qlora"] = "qlora"
-    base: Literal["nf4", "fp4", "int8"] = Field("nf4", description="quantisation of the frozen weights")
+    base: Literal["nf4", "fp4", "int8"] = Field(
+        "nf4", description="quantisation of the frozen weights"
+    )

@@ -2,8 +2,8 @@
 
 A method is a section of the recipe that holds its settings. `attach` prepares a student: only the
 parameters that the method adds or chooses keep `requires_grad`, in float32. The training loop
-(`distill/training/loop.py`) then trains every method alike, and `students/tuning/adapters.py` saves,
-loads and merges adapters.
+(`distill/training/loop.py`) then trains every method alike, and `students/tuning/adapters.py`
+saves, loads and merges adapters.
 """
 
 from __future__ import annotations

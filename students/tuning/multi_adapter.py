@@ -6,8 +6,8 @@ The base's weights are read once for all rows where an adapter only adds to the 
 - prefixes: keys and values before a row's own, shorter ones padded on the left and masked;
 - prompts (prompt tuning, p-tuning): embeddings before a row's tokens, padded and masked likewise;
 - bottleneck adapters: applied to their rows of a layer's outputs;
-- other adapters that peft adds layer by layer and cannot mix (DoRA, IA3, LoHa, ...): that layer runs
-  again on the adapter's rows, while everything between these layers stays one batch.
+- other adapters that peft adds layer by layer and cannot mix (DoRA, IA3, LoHa, ...): that layer
+  runs again on the adapter's rows, while everything between these layers stays one batch.
 
 Legend: B rows, T tokens of the longest row, P prefix slots, E prompt slots, H width, V vocabulary.
 """
@@ -72,8 +72,8 @@ class RowSwitch(nn.Module):
         """Return the shared outputs (B, ...) with the rows of these adapters replaced."""
         if len(x) != len(self.names):
             raise ModelError(
-                "This model mixes the rows of a batch before its linear layers (experts do), so its "
-                "adapters cannot share a batch; use one adapter at a time."
+                "This model mixes the rows of a batch before its linear layers (experts do), so "
+                "its adapters cannot share a batch; use one adapter at a time."
             )
         y: Tensor = self.shared(x, *args, **kwargs)
         for name, module in self.own.items():
@@ -320,7 +320,8 @@ def _config_to_mix(name: str, folder: Path) -> dict[str, Any]:
         ) from None
     reason = None
     if kind not in PREFIX_KINDS | PROMPT_KINDS | PER_LAYER_KINDS:
-        reason = f"its kind, {kind}, is not one of {', '.join(sorted(PREFIX_KINDS | PROMPT_KINDS | PER_LAYER_KINDS))}"
+        known = ", ".join(sorted(PREFIX_KINDS | PROMPT_KINDS | PER_LAYER_KINDS))
+        reason = f"its kind, {kind}, is not one of {known}"
     elif config.get("init_lora_weights") not in STARTS_KEEPING_BASE:
         reason = (
             f"it was saved against weights that `{config['init_lora_weights']}` had changed; save "

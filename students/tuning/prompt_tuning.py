@@ -94,8 +94,8 @@ class Prompt(Prompting):
     init_text: str | None = Field(
         None,
         min_length=1,
-        description="start from the embeddings of this text, repeated or cut to `virtual_tokens`; by "
-        "default from ids drawn from the vocabulary",
+        description="start from the embeddings of this text, repeated or cut to `virtual_tokens`; "
+        "by default from ids drawn from the vocabulary",
     )
 
     def attach(self, model: Any, seed: int) -> nn.Module:

@@ -75,8 +75,8 @@ def _only_modules(parts: Any) -> Any:
     for part in [parts] if isinstance(parts, str) else parts or ():
         if not re.match(r"(head$|last:|first:|layers:)", part):
             raise ValueError(
-                f"`{part}` cannot be reinitialised; write `head`, `last:N`, `first:N`, `layers:0,3-5`, "
-                "or a list of these"
+                f"`{part}` cannot be reinitialised; write `head`, `last:N`, `first:N`, "
+                "`layers:0,3-5`, or a list of these"
             )
     return parts
 

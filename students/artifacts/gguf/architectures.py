@@ -1,9 +1,9 @@
-"""Families of models that llama.cpp computes as `transformers` does: one line each, and its checks.
+"""Model families that llama.cpp computes as `transformers` does, and checks of their configs.
 
 Legend: H width, O rows of a weight.
 
-Every family here is held by a test that compares logits of both. What a config can say and
-llama.cpp cannot compute is refused, in a sentence, before any weight is read.
+A test compares the logits of both for every family. A config that llama.cpp cannot compute raises
+an error before any weight is read.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GGUFArchitecture:
-    """How one family of `transformers` becomes one architecture of llama.cpp.
+    """The llama.cpp architecture of one family of `transformers`.
 
-    pairs: llama.cpp turns neighbouring rows of queries and keys by a position's angle, where
-    `transformers` turns row i and i + half. norm_offset: added to the weights of norms that
-    `transformers` stores as a difference from it. period: every so many layers sees the whole text,
-    the others a sliding window; None: a window is nowhere.
+    pairs: llama.cpp rotates neighbouring rows of queries and keys together, where `transformers`
+    rotates rows i and i + half. norm_offset: added to the weights of norms, which `transformers`
+    stores relative to it. period: every period-th layer has full attention, the others a sliding
+    window; None: no layer has a window.
     """
 
     architecture: str
@@ -36,7 +36,7 @@ class GGUFArchitecture:
     pairs: bool = False
     norm_offset: float = 0.0
     period: int | None = None
-    projection_bias: bool = False  # `attention_bias` can be computed
+    projection_bias: bool = False  # llama.cpp supports `attention_bias`
     soft_caps: bool = False
 
 
@@ -54,7 +54,7 @@ ROPE_SCALINGS = ("default", "linear", "llama3")
 
 
 def gguf_architecture(config: Any) -> GGUFArchitecture:
-    """The family of a model by its config; `ModelError` names those that are supported."""
+    """Return the architecture of a config; raise `ModelError`, listing the supported ones."""
     found = GGUF_ARCHITECTURES.get(config.model_type)
     if found is None:
         known = ", ".join(sorted(GGUF_ARCHITECTURES))
@@ -66,18 +66,18 @@ def gguf_architecture(config: Any) -> GGUFArchitecture:
 
 
 def head_width(config: Any) -> int:
-    """Width of one attention head."""
+    """Return the width of one attention head."""
     width = getattr(config, "head_dim", None)
     return int(width or config.hidden_size // config.num_attention_heads)
 
 
-Unsupported = tuple[str, Any, str]  # a key, what it says, what llama.cpp computes
+Unsupported = tuple[str, Any, str]  # (key, its value, what llama.cpp computes instead)
 
 
 def check_config(config: Any) -> None:
-    """Raise `ModelError` for what llama.cpp would compute differently from `transformers`."""
+    """Raise `ModelError` for a config that llama.cpp computes differently from `transformers`."""
     family = gguf_architecture(config)
-    odd = next(
+    unsupported = next(
         chain(
             _unsupported_layers(config, family),
             _unsupported_positions(config),
@@ -85,8 +85,8 @@ def check_config(config: Any) -> None:
         ),
         None,
     )
-    if odd is not None:
-        key, found, computed = odd
+    if unsupported is not None:
+        key, found, computed = unsupported
         raise ModelError(
             f"A `{config.model_type}` with `{key}: {found}` cannot be written as GGUF: llama.cpp "
             f"computes {computed}."
@@ -125,16 +125,16 @@ def _unsupported_windows(config: Any, family: GGUFArchitecture) -> Iterator[Unsu
         yield "use_sliding_window", True, "this family without a window"
     if family.period is not None and not _full_attention_period(types, family.period):
         shown = ", ".join(kind.removesuffix("_attention") for kind in types)
-        yield "layer_types", shown, "full layers at regular distances only (cut others to keep it)"
+        yield "layer_types", shown, "layers with full attention at regular distances only"
 
 
 def _full_attention_period(types: list[str], usual: int) -> int:
-    """n where exactly the layers n, 2n, ... (from 1) see the whole text; 0 where no n does.
+    """Return n if exactly the layers n, 2n, ... (from 1) have full attention, or 0 if no n fits.
 
-    The family's usual rhythm where it fits: some releases of llama.cpp know no other.
+    The family's usual period comes first, since some releases of llama.cpp support no other.
     """
-    rhythms: list[int] = [usual, *range(1, len(types) + 2)]
-    for n in rhythms:
+    periods: list[int] = [usual, *range(1, len(types) + 2)]
+    for n in periods:
         kinds = [
             "sliding_attention" if i % n else "full_attention" for i in range(1, len(types) + 1)
         ]
@@ -144,7 +144,7 @@ def _full_attention_period(types: list[str], usual: int) -> int:
 
 
 def _rotary_parameters(config: Any) -> dict[str, dict[str, Any]]:
-    """Parameters of rotary positions by layer type; one entry where all layers share them."""
+    """Return the rotary parameters by layer type; one entry if all layers share them."""
     found = config.rope_parameters
     nested = isinstance(next(iter(found.values()), None), dict)
     return dict(found) if nested else {"full_attention": found}
@@ -154,7 +154,7 @@ def _rotary_parameters(config: Any) -> dict[str, dict[str, Any]]:
 
 
 def context_length(config: Any) -> int:
-    """Positions that both compute alike: Mistral's window covers all layers and caps it."""
+    """Return how many positions both compute alike; Mistral's sliding window limits them."""
     longest = int(config.max_position_embeddings)
     if config.model_type == "mistral" and config.sliding_window is not None:
         return min(longest, int(config.sliding_window))
@@ -162,7 +162,7 @@ def context_length(config: Any) -> int:
 
 
 def write_metadata(writer: GGUFWriter, config: Any, num_rows: int) -> None:
-    """Write what llama.cpp must know of the architecture; `num_rows` of the embedding."""
+    """Write the metadata of the architecture; `num_rows` is the rows of the embedding."""
     family = gguf_architecture(config)
     writer.add_vocab_size(num_rows)
     writer.add_context_length(context_length(config))
@@ -198,7 +198,7 @@ def _describe_positions(writer: GGUFWriter, config: Any) -> None:
 
 
 def rotary_factors(config: Any) -> np.ndarray | None:
-    """What each angle is divided by (llama3's scaling), (head width / 2); None where by nothing."""
+    """Return the divisors of the angles in llama3's scaling, (head width / 2), else None."""
     rope = _rotary_parameters(config)["full_attention"]
     if rope.get("rope_type", "default") != "llama3":
         return None
@@ -215,9 +215,9 @@ def rotary_factors(config: Any) -> np.ndarray | None:
 
 
 def row_order(config: Any, name: str) -> np.ndarray | None:
-    """Order of a weight's rows in the file, (O,); None where it is the same.
+    """Return the order of a weight's rows in the file, (O,), or None if it is unchanged.
 
-    `name` is the parameter's in `transformers`.
+    name: the parameter's name in `transformers`.
     """
     if not gguf_architecture(config).pairs:
         return None
@@ -230,5 +230,5 @@ def row_order(config: Any, name: str) -> np.ndarray | None:
 
 
 def stored_norm(config: Any, weight_H: np.ndarray) -> np.ndarray:
-    """A norm's weight as llama.cpp multiplies by it."""
+    """Return a norm's weight as llama.cpp stores it."""
     return weight_H + np.float32(gguf_architecture(config).norm_offset)

@@ -1,11 +1,10 @@
-"""One GGUF file from a folder of `transformers`: weights, vocabulary, template, metadata.
+"""Write a GGUF file from a `transformers` folder: weights, vocabulary, template, metadata.
 
 Legend: O rows of a weight, I its columns, V rows of the embedding.
 
-Written by the `gguf` package, tensor after tensor, so that one tensor at a time is in memory.
-Embedding and head stay at 8 bits under the 4- and 5-bit kinds: they are read in every token's
-prediction and their error costs the most (llama.cpp's own tool keeps them at 6 to 8 bits too).
-Norms and biases stay float32.
+The `gguf` package writes one tensor after another, so only one tensor is in memory. In the 4- and
+5-bit kinds embedding and head stay at 8 bits, because every prediction uses them and their error
+costs the most (llama.cpp's own tool keeps them at 6 to 8 bits too). Norms and biases stay float32.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 GGUF_KINDS = ("f16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
-EMBEDDING_AND_HEAD = ("token_embd.weight", "output.weight")  # what is between ids and the blocks
+EMBEDDING_AND_HEAD = ("token_embd.weight", "output.weight")  # tensors outside the blocks
 LARGEST_F16 = 65504.0
 
 
@@ -51,29 +50,34 @@ def write_gguf(
 ) -> None:
     """Write the model of a folder as GGUF of one of `GGUF_KINDS`.
 
-    `encoded`: bytes of tensors between embedding and head that were rounded elsewhere, (O, bytes
-    of a row) uint8 laid out as `kind`, by parameter name in `transformers`, in its order of rows.
-    Raises `ModelError` for a family, tokenizer or weight that llama.cpp would not compute alike.
+    encoded: bytes of tensors that are already rounded, (O, bytes of a row) uint8 in the layout of
+    `kind`, by parameter name and in the row order of `transformers`. Raises `ModelError` for a
+    family, tokenizer or weight that llama.cpp would compute differently.
     """
     from gguf import GGUFWriter
 
     config = load_config(str(source), trust_remote_code=trust_remote_code)
     check_config(config)
     tokenizer = load_tokenizer(str(source), trust_remote_code=trust_remote_code)
-    words = read_vocabulary(tokenizer)
-    split = find_pre_tokenizer(words, tokenizer)
+    vocabulary = read_vocabulary(tokenizer)
+    pre_tokenizer = find_pre_tokenizer(vocabulary, tokenizer)
     weights = _CheckpointTensors(source)
     num_rows = weights.shape("model.embed_tokens.weight")[0]
-    if num_rows < len(words.tokens):
+    if num_rows < len(vocabulary.tokens):
         raise ModelError(
-            f"{source} has {num_rows} rows of embedding for the {len(words.tokens)} ids of its "
-            "tokenizer."
+            f"{source} has {num_rows} rows in its embedding for {len(vocabulary.tokens)} ids of "
+            "its tokenizer."
         )
     with closing(GGUFWriter(file, gguf_architecture(config).architecture)) as writer:
         _describe_file(writer, source, kind)
         write_metadata(writer, config, num_rows)
         write_vocabulary(
-            writer, words, split, tokenizer, num_rows, _further_eos_ids(source, tokenizer)
+            writer,
+            vocabulary,
+            pre_tokenizer,
+            tokenizer,
+            num_rows,
+            _further_eos_ids(source, tokenizer),
         )
         _write_tensors(writer, weights, config, kind, encoded or {})
 
@@ -91,7 +95,7 @@ def _describe_file(writer: GGUFWriter, source: Path, kind: str) -> None:
 
 
 def _license_in_card(source: Path) -> str | None:
-    """`license` of a model card beside the weights, if there is one."""
+    """Return the `license` of the model card beside the weights, if there is one."""
     import yaml
 
     card = source / "README.md"
@@ -107,20 +111,20 @@ def _license_in_card(source: Path) -> str | None:
 
 
 def _further_eos_ids(source: Path, tokenizer: Any) -> tuple[int, ...]:
-    """Ids that end generation besides the tokenizer's eos."""
+    """Return the ids that end generation besides the tokenizer's eos."""
     file = source / "generation_config.json"
     if not file.is_file():
         return ()
-    ends = json.loads(file.read_text(encoding="utf8")).get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [ends]
-    return tuple(i for i in ends if i is not None and i != tokenizer.eos_token_id)
+    ids = json.loads(file.read_text(encoding="utf8")).get("eos_token_id")
+    ids = ids if isinstance(ids, list) else [ids]
+    return tuple(i for i in ids if i is not None and i != tokenizer.eos_token_id)
 
 
 # Weights -----------------------------------------------------------------------------------------
 
 
 class _CheckpointTensors:
-    """The tensors of a folder's safetensors files, by name, read when asked for."""
+    """The tensors of a folder's safetensors files, by name, read on demand."""
 
     def __init__(self, folder: Path) -> None:
         from safetensors import safe_open
@@ -134,13 +138,13 @@ class _CheckpointTensors:
         return iter(self._at)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
+        """Return the shape of a tensor without reading it."""
         if name not in self._at:
             raise ModelError(f"The checkpoint has no {name}, which its family should have.")
         return tuple(self._at[name].get_slice(name).get_shape())
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor in float32; `ModelError` where a weight is not finite."""
+        """Return a tensor in float32; raise `ModelError` if a weight is not finite."""
         values = self._at[name].get_tensor(name).float().numpy()
         if not np.isfinite(values).all():
             raise ModelError(f"{name} has weights that are not finite.")
@@ -184,7 +188,7 @@ def _write_tensors(
 def _tensor_plan(
     weights: _CheckpointTensors, config: Any, kind: str, encoded: Mapping[str, np.ndarray]
 ) -> dict[str, tuple[str, GGMLQuantizationType]]:
-    """Name in the file and type of every tensor, by its name in `transformers`."""
+    """Return (name in the file, type) of every tensor, by its name in `transformers`."""
     from gguf import MODEL_ARCH, get_tensor_name_map
     from gguf.quants import quant_shape_to_byte_shape
 
@@ -211,7 +215,7 @@ def _tensor_plan(
 def _tensor_type(
     stored: str, weights: _CheckpointTensors, name: str, kind: str
 ) -> GGMLQuantizationType:
-    """The type of one tensor: the kind's, where it fits."""
+    """Return the type of one tensor: that of `kind`, or a larger one if it does not fit."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     shape = weights.shape(name)

@@ -2,12 +2,12 @@
 
 Legend: B rows, T tokens.
 
-The graph takes `input_ids` and `attention_mask`, (B, T) int64 with B and T free, padded on the
-right, and `token_type_ids` of classifiers that tell a pair's texts apart. It keeps no keys and
-values: encoders lose nothing by that; a decoder is for scoring text. Made by torch's exporter from
-`torch.export`: it takes longer than the deprecated one that traces TorchScript, but stores a tied
-weight once and gives a third of the nodes. Graphs are checked against torch, on another shape than
-the traced one, before they are kept.
+The graph takes `input_ids` and `attention_mask`, (B, T) int64 with dynamic B and T, padded on the
+right, and `token_type_ids` for classifiers that distinguish the texts of a pair. It has no KV
+cache: encoders need none, and a decoder can score text but not generate. Torch exports it from
+`torch.export`, which takes longer than the deprecated TorchScript exporter but stores a tied weight
+once and needs a third of the nodes. Each float32 graph is checked against torch, on another shape
+than the traced one.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 GraphPrecision = Literal["float32", "int8"]
 ONNX_FILE = "model.onnx"
 GRAPH_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-ONE_FILE_BYTES = 1_500_000_000  # a file of Protocol Buffers ends at 2 GiB
-OUTPUT_TOLERANCE = 1e-2  # of the outputs' largest magnitude: rounding stays 100 times below
+ONE_FILE_BYTES = 1_500_000_000  # Protocol Buffers files are limited to 2 GiB
+OUTPUT_TOLERANCE = 1e-2  # relative to the largest output; rounding errors are 100 times smaller
 REQUIRED_MODULES = ("onnx", "onnxruntime", "onnxscript")
 NOISY_LOGGERS = ("torch.onnx._internal.exporter._registration", "torch.utils._pytree")
 
 ONNX_USAGE = """\
-The graph keeps no keys and values: it scores texts (or gives what an encoder gives), and is no way
-to generate. Its inputs are `input_ids` and `attention_mask`, padded on the right, and of
-classifiers that tell a pair's texts apart `token_type_ids`.
+The graph has no KV cache: it scores texts, or encodes them, and cannot generate. Its inputs are
+`input_ids` and `attention_mask`, padded on the right, and `token_type_ids` for classifiers that
+distinguish the texts of a pair.
 
 ```python
 import onnxruntime
@@ -76,7 +76,7 @@ def onnx_int8(source: Path, folder: Path, given: ArtifactInputs) -> None:
     _export(source, folder, "int8", given)
 
 
-def _export(source: Path, folder: Path, form: GraphPrecision, given: ArtifactInputs) -> None:
+def _export(source: Path, folder: Path, precision: GraphPrecision, given: ArtifactInputs) -> None:
     trust = given.trust_remote_code
     model: Any = load_as_saved(
         str(source),
@@ -85,7 +85,7 @@ def _export(source: Path, folder: Path, form: GraphPrecision, given: ArtifactInp
         device=torch.device("cpu"),
     )
     tokenizer = load_tokenizer(str(source), trust_remote_code=trust)
-    export_onnx(model, tokenizer, folder, outputs=[output_of(model.config)], form=form)
+    export_onnx(model, tokenizer, folder, outputs=[output_of(model.config)], precision=precision)
     copy_pooling(source, folder)
 
 
@@ -95,13 +95,14 @@ def export_onnx(
     folder: Path,
     *,
     outputs: Sequence[str] = ("logits",),
-    form: GraphPrecision = "float32",
+    precision: GraphPrecision = "float32",
 ) -> None:
     """Write a `transformers` model as `model.onnx`, its configuration and tokenizer beside it.
 
-    outputs: fields of what the model returns, e.g. `last_hidden_state` of one without a head.
-    int8: see `students/artifacts/onnx/int8.py`. Weights beyond 1.5 GB go to `model.onnx.data`.
-    Raises `ModelError` for a model that cannot be exported, or whose graph computes other values.
+    outputs: fields of the model's output, e.g. `last_hidden_state` of a model without a head.
+    precision: for int8 see `students/artifacts/onnx/int8.py`. Weights of more than 1.5 GB go to
+    `model.onnx.data`. Raises `ModelError` for a model that cannot be exported, or whose graph
+    computes other values.
     """
     import onnx_ir
 
@@ -109,7 +110,7 @@ def export_onnx(
 
     folder.mkdir(parents=True, exist_ok=True)
     graph = trace_graph(model, outputs)
-    if form == "int8":
+    if precision == "int8":
         round_graph = round_weights if is_decoder(model.config) else round_dynamic
         round_graph(graph)
     weights = [value.const_value for value in graph.graph.initializers.values()]
@@ -117,14 +118,14 @@ def export_onnx(
     beside = f"{ONNX_FILE}.data" if size > ONE_FILE_BYTES else None
     graph.metadata_props["parameters"] = str(count_parameters(model))
     onnx_ir.save(graph, folder / ONNX_FILE, external_data=beside)
-    if form == "float32":
+    if precision == "float32":
         check_equal(model, folder / ONNX_FILE, outputs)
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def is_decoder(config: Any) -> bool:
-    """Whether a model of this configuration predicts the next token."""
+    """Return whether a model of this configuration predicts the next token."""
     return any("ForCausalLM" in name for name in config.architectures or ())
 
 
@@ -132,7 +133,7 @@ def is_decoder(config: Any) -> bool:
 
 
 class _SelectedOutputs(nn.Module):
-    """A model as a function of two tensors that gives a tuple of tensors."""
+    """A model as a function of tensors that returns a tuple of tensors."""
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
@@ -147,7 +148,10 @@ class _SelectedOutputs(nn.Module):
 
 
 def trace_graph(model: Any, outputs: Sequence[str] = ("logits",)) -> onnx_ir.Model:
-    """The graph of a model on the CPU, batch and length free; `ModelError` where it has none."""
+    """Export a model on the CPU to a graph with dynamic batch and length.
+
+    Raises `ModelError` for a model that cannot be exported.
+    """
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
     names = graph_inputs(model)
     with _scoring(model), _silence_exporter():
@@ -172,7 +176,7 @@ def trace_graph(model: Any, outputs: Sequence[str] = ("logits",)) -> onnx_ir.Mod
 
 @contextmanager
 def _scoring(model: Any) -> Iterator[None]:
-    """No cache in the outputs and no gradient while a model is traced or run."""
+    """Run or trace a model without KV cache and gradients."""
     before = getattr(model.config, "use_cache", None)
     model.config.use_cache = False
     try:
@@ -184,7 +188,7 @@ def _scoring(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _silence_exporter() -> Iterator[None]:
-    """Without the exporter's remarks on packages that no language model needs."""
+    """Silence the exporter's warnings about packages that language models do not need."""
     loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -199,13 +203,13 @@ def _silence_exporter() -> Iterator[None]:
 
 
 def graph_inputs(model: Any) -> list[str]:
-    """Names of what the graph of a model takes."""
+    """Return the names of the inputs of a model's graph."""
     typed = is_classifier(model.config) and takes_token_types(model.config.get_text_config())
     return list(GRAPH_INPUTS if typed else GRAPH_INPUTS[:2])
 
 
 def _sample_inputs(model: Any, rows: int, tokens: int) -> dict[str, Tensor]:
-    """Inputs (B, T), each row but the first padded on the right by one token more."""
+    """Return inputs (B, T); each row has one padding token more on the right than the last."""
     size = model.get_input_embeddings().weight.shape[0]
     ids_BT = (7 + 11 * torch.arange(rows * tokens)).reshape(rows, tokens) % size
     mask_BT = (torch.arange(tokens) < (tokens - torch.arange(rows)).unsqueeze(1)).long()
@@ -219,7 +223,7 @@ def _sample_inputs(model: Any, rows: int, tokens: int) -> dict[str, Tensor]:
 
 
 def check_equal(model: Any, file: Path, outputs: Sequence[str]) -> None:
-    """Raise `ModelError` unless a float32 graph computes what the model does, padded rows too."""
+    """Raise `ModelError` unless a float32 graph computes the same as the model, padded rows too."""
     session = open_session(file, torch.get_num_threads())
     sample = _sample_inputs(model, rows=3, tokens=11)
     mask_BT = sample["attention_mask"]
@@ -228,18 +232,18 @@ def check_equal(model: Any, file: Path, outputs: Sequence[str]) -> None:
     found = session.run(None, {name: value.numpy() for name, value in sample.items()})
     for name, one, other in zip(outputs, expected, found, strict=True):
         real = torch.from_numpy(other)
-        if one.dim() == 3:  # padded positions hold nothing that counts
+        if one.dim() == 3:  # outputs at padded positions are undefined
             one, real = one[mask_BT.bool()], real[mask_BT.bool()]
-        apart = float((one - real).abs().max())
-        if not apart <= OUTPUT_TOLERANCE * float(one.abs().max()):
+        difference = float((one - real).abs().max())
+        if not difference <= OUTPUT_TOLERANCE * float(one.abs().max()):
             raise ModelError(
                 f"The ONNX graph of {type(model).__name__} gives `{name}` that differ from torch's "
-                f"by {apart:.2g}; this family cannot be exported faithfully."
+                f"by {difference:.2g}; this family cannot be exported faithfully."
             )
 
 
 def open_session(file: Path, threads: int) -> Any:
-    """onnxruntime's `InferenceSession` of a graph on the CPU."""
+    """Open a graph as an `InferenceSession` of onnxruntime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

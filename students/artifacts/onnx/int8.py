@@ -1,13 +1,13 @@
-"""8-bit weights in an ONNX graph, in place: of products with a constant matrix, and of embeddings.
+"""Quantise an ONNX graph to 8 bits in place: products with constant matrices, and embeddings.
 
 Legend: B rows, T tokens, O outputs of a product, I its inputs, M blocks of a row.
 
-Two forms, because onnxruntime has two kinds of kernels. `round_dynamic`: weights with a scale an
-output, activations rounded to 8 bits as they come, integer products; fast, in standard operators.
-Encoders bear it; small decoders do not, their activations have outliers. `round_weights`: weights
-and, where the processor has kernels for it, activations in blocks of 64 with a scale each, by
-onnxruntime's `MatMulNBits`: an outlier spoils its own block only.
-In both, an embedding that is also the head is stored once.
+There are two forms, because onnxruntime has two kinds of kernels. `round_dynamic` uses standard
+operators: weights with one scale per output, activations quantised to 8 bits at run time, and
+integer products. It is fast and works for encoders, but not for small decoders, whose activations
+have outliers. `round_weights` uses `MatMulNBits` of onnxruntime: weights and, where the processor
+has kernels for it, activations in blocks of 64 with one scale each, so that an outlier affects its
+own block only. Both store an embedding that is tied to the head once.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ import numpy as np
 import onnx_ir as ir
 
 BLOCK_INPUTS = 64  # inputs that share a scale
-INT8_ACCURACY_LEVEL = 4  # `accuracy_level`: inputs of a product may be rounded too, block by block
+ACCURACY_LEVEL_INT8 = 4  # `accuracy_level` that allows inputs rounded to int8, block by block
 ZERO_POINT = 128  # the byte that stands for 0 in `MatMulNBits`
 
 
 @dataclass(frozen=True)
 class _ConstantProduct:
-    """A product with a constant matrix: its node, the constant, whether the graph transposes it."""
+    """A product with a constant matrix; `transposed`: the graph transposes the constant."""
 
     node: ir.Node
     weight: ir.Value
     transposed: bool
 
     def matrix(self) -> np.ndarray:
-        """The constant as (O, I) float32."""
+        """Return the constant as (O, I) float32."""
         assert self.weight.const_value is not None
         stored = self.weight.const_value.numpy()
         return stored if self.transposed else stored.T
 
 
 def round_weights(model: ir.Model) -> None:
-    """Products become `MatMulNBits` on blocks of 64 bytes; the embedding's rows are read so too."""
+    """Replace products by `MatMulNBits` on blocks of 64 bytes, and read embeddings from blocks."""
     graph = model.graph
     stored: dict[tuple[str, bool], tuple[ir.Value, ir.Value]] = {}
     products = _constant_products(graph)
@@ -51,7 +51,8 @@ def round_weights(model: ir.Model) -> None:
         builder = _NodeBuilder(graph, product.node)
         found = builder.add(
             "MatMulNBits", [product.node.inputs[0], *stored[key]], domain="com.microsoft",
-            N=num_outputs, K=num_inputs, bits=8, block_size=BLOCK_INPUTS, accuracy_level=INT8_ACCURACY_LEVEL,
+            N=num_outputs, K=num_inputs, bits=8, block_size=BLOCK_INPUTS,
+            accuracy_level=ACCURACY_LEVEL_INT8,
         )  # fmt: skip
         builder.finish(found)
     for node, table in _embeddings(graph):
@@ -66,13 +67,13 @@ def round_weights(model: ir.Model) -> None:
 
 
 def round_dynamic(model: ir.Model) -> None:
-    """Products become integer ones, of weights rounded by output and inputs rounded as they come.
+    """Replace products by integer products of quantised weights and dynamically quantised inputs.
 
-    The pattern of operators is the one that onnxruntime fuses into a single kernel.
+    onnxruntime fuses this pattern of operators into a single kernel.
     """
     graph = model.graph
     stored: dict[tuple[str, bool], tuple[ir.Value, ir.Value]] = {}
-    rounded: dict[ir.Value, list[ir.Value]] = {}  # inputs that several products share
+    rounded: dict[ir.Value, list[ir.Value]] = {}  # by input, which several products may share
     for product in _constant_products(graph):
         key = str(product.weight.name), product.transposed
         if key not in stored:
@@ -99,7 +100,7 @@ def round_dynamic(model: ir.Model) -> None:
     _remove_unused(graph)
 
 
-# What is rounded -------------------------------------------------------------------------------
+# Finding weights -------------------------------------------------------------------------------
 
 
 def _constant_products(graph: ir.Graph) -> list[_ConstantProduct]:
@@ -120,7 +121,7 @@ def _constant_products(graph: ir.Graph) -> list[_ConstantProduct]:
 
 
 def _embeddings(graph: ir.Graph) -> list[tuple[ir.Node, ir.Value]]:
-    """Nodes that read a table's rows by the ids, and the table (V, I)."""
+    """Return (node, table): nodes that look rows up by the input ids, and their table (V, I)."""
     ids = next(value for value in graph.inputs if value.name == "input_ids")
     return [
         (node, node.inputs[0])
@@ -136,9 +137,9 @@ def _embeddings(graph: ir.Graph) -> list[tuple[ir.Node, ir.Value]]:
 
 
 def round_blocks(weight_OI: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """(int8 of shape (O, M, block), their float32 scales (O, M)); the last block has zeros added.
+    """Round symmetrically to -127 ... 127; return int8 (O, M, block) and float32 scales (O, M).
 
-    Symmetric, from -127 to 127.
+    The last block of a row is padded with zeros.
     """
     num_blocks = -(-weight_OI.shape[1] // block)
     room = ((0, 0), (0, num_blocks * block - weight_OI.shape[1]))
@@ -179,7 +180,7 @@ def _bytes_and_scales(
 def _read_blocks(
     graph: ir.Graph, node: ir.Node, stored: tuple[ir.Value, ir.Value], width: int
 ) -> None:
-    """Rows of ids, (B, T, width), out of blocks."""
+    """Replace an embedding lookup by one that dequantises blocks: (B, T, width)."""
     ids, builder = node.inputs[1], _NodeBuilder(graph, node)
     assert ids is not None
     bytes_BTMb = builder.add("Gather", [stored[0], ids])
@@ -196,7 +197,7 @@ def _read_blocks(
 
 
 def _read_rows(graph: ir.Graph, node: ir.Node, stored: tuple[ir.Value, ir.Value]) -> None:
-    """Rows of ids, (B, T, I), each with its scale."""
+    """Replace an embedding lookup by one that dequantises rows: (B, T, I)."""
     ids, builder = node.inputs[1], _NodeBuilder(graph, node)
     assert ids is not None
     rows = builder.add("Cast", [builder.add("Gather", [stored[0], ids])], to=int(ir.DataType.FLOAT))
@@ -209,20 +210,20 @@ def _read_rows(graph: ir.Graph, node: ir.Node, stored: tuple[ir.Value, ir.Value]
 
 
 class _NodeBuilder:
-    """Nodes put in the place of one node."""
+    """Adds nodes that replace one node."""
 
     def __init__(self, graph: ir.Graph, place: ir.Node) -> None:
         self.graph, self.place, self.name = graph, place, str(place.outputs[0].name)
         self.number = 0
 
     def add(self, operator: str, inputs: list[Any], *, domain: str = "", **traits: Any) -> ir.Value:
-        """The one output of a new node."""
+        """Add a node with one output; return the output."""
         return self.add_many(operator, inputs, 1, domain=domain, **traits)[0]
 
     def add_many(
         self, operator: str, inputs: list[Any], outputs: int, *, domain: str = "", **traits: Any
     ) -> list[ir.Value]:
-        """The outputs of a new node."""
+        """Add a node; return its outputs."""
         names = [f"{self.name}.{self.number + i}" for i in range(outputs)]
         self.number += outputs
         node = ir.node(
@@ -232,12 +233,12 @@ class _NodeBuilder:
         return list(node.outputs)
 
     def constant(self, value: Any) -> ir.Value:
-        """A small constant."""
+        """Add a small constant."""
         self.number += 1
         return _constant(self.graph, f"{self.name}.{self.number - 1}", np.asarray(value))
 
     def finish(self, value: ir.Value) -> None:
-        """Let `value` stand for the node's output, under its name, and take the node out."""
+        """Replace the node's output by `value`, under the same name, and remove the node."""
         old = self.place.outputs[0]
         value.shape, value.type = old.shape, old.type
         name = old.name

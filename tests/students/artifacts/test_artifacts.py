@@ -192,7 +192,7 @@ def test_a_changed_file_and_a_missing_one_are_named(given, tmp_path):
     config = folder / "config.json"
     text = config.read_text()
     config.write_text(text.replace("1", "2", 1))
-    with pytest.raises(ModelError, match=r"config\.json is not what was exported"):
+    with pytest.raises(ModelError, match=r"config\.json was changed after the export"):
         check_whole(folder)
     config.unlink()
     with pytest.raises(ModelError, match=r"lacks config\.json"):

@@ -205,7 +205,7 @@ def test_an_unknown_family_says_how_to_add_it():
     from transformers import GPT2Config
 
     model = random_model(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64))
-    with pytest.raises(ModelError, match=r"gpt2.*add an entry to `FAMILIES`"):
+    with pytest.raises(ModelError, match=r"gpt2.*add an entry to `PRUNABLE_ARCHITECTURES`"):
         cut_model(model, KeptParts([0]))
 
 

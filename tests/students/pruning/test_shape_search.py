@@ -111,7 +111,7 @@ def test_latency_is_measured_in_turn_and_told_in_between(monkeypatch):
             1.0 + 0.5 * len(timed.model.layers) + 1e-4 * sum(p.numel() for p in timed.parameters())
         )
 
-    monkeypatch.setattr(costs_module, "_time", clock)
+    monkeypatch.setattr(costs_module, "_step_seconds", clock)
     latencies, space = Latencies(model, costs), space_of(model)
     for axis in ALL:
         for removed in (0.25, 0.5):
@@ -165,7 +165,11 @@ def test_a_latency_is_not_refused_by_a_number_of_parameters():
     [
         (BertConfig(**FEW), ["heads"], "the heads of a BERT make up its width: name `hidden`"),
         (BertConfig(**FEW), ["layers", "heads"], "name `hidden`, which cuts both"),
-        (LlamaConfig(**{**SMALL, "num_hidden_layers": 1}), ["layers"], "axes: .layers.` leaves"),
+        (
+            LlamaConfig(**{**SMALL, "num_hidden_layers": 1}),
+            ["layers"],
+            "axes: .layers.` cuts nothing",
+        ),
     ],
 )
 def test_axes_along_which_nothing_is_cut_are_refused(kind, config, axes, says):

@@ -159,7 +159,7 @@ def test_a_refit_without_text_is_refused():
 
 def test_an_unknown_family_is_refused_before_work():
     config = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4)
-    with pytest.raises(ModelError, match=r"can be cut by blocks .*FAMILIES"):
+    with pytest.raises(ModelError, match=r"can only be cut by blocks .*PRUNABLE_ARCHITECTURES"):
         widths(heads={"keep": 2}).cut_config(config)
     assert widths(layers={"keep": 1}).cut_config(config).num_hidden_layers == 1
 
@@ -169,7 +169,10 @@ def test_an_unknown_family_is_refused_before_work():
     [
         ({"heads": {"keep": 1.5}}, "share between 0 and 1"),
         ({"heads": {"keep": 0}}, "share between 0 and 1"),
-        ({"from": {"hidden_size": 16}, "hidden": {"keep": 8}}, "a fresh one is as large as `from`"),
+        (
+            {"from": {"hidden_size": 16}, "hidden": {"keep": 8}},
+            "a model with random weights has the size that `from`",
+        ),
         ({"refit": True}, "`refit` has no effect"),
     ],
 )

@@ -241,7 +241,9 @@ def test_an_untied_head_may_start_afresh_and_a_tied_one_not(make_model):
 
 
 def test_what_starts_afresh_must_learn(make_model):
-    with pytest.raises(RecipeError, match=r"`train\.reinitialize: last:1` draws .* anew"):
+    with pytest.raises(
+        RecipeError, match=r"`train\.reinitialize: last:1` reinitialises .* weights"
+    ):
         prepare_learning(make_model(), "norms", "last:1", 0, "train.")
 
 

@@ -301,7 +301,7 @@ def test_a_tied_head_is_untied_by_a_merge(dora, make_model, tokenizer, make_exam
         ("lora", {"targets": ["query"]}, r"`query` fits no linear layer.*k_proj, .*q_proj"),
         ("lora", {"targets": ["q_proj", "k_porj"]}, r"`k_porj` fits.*Did you mean `k_proj`"),
         ("lora", {"targets": "query.*"}, r"`query\.\*` fits no linear layer"),
-        ("lora", {"targets": "(q_proj"}, "no regular expression"),
+        ("lora", {"targets": "(q_proj"}, "not a regular expression"),
         ("lora", {"init": "pissa", "rank": 40}, r"`specialize.rank` is 40; .*32 singular"),
         ("lora", {"targets": ["lm_head"], "dropout": 0.1}, "no effect on the head"),
         ("qlora", {"targets": ["norm"]}, "`norm` fits no linear layer"),

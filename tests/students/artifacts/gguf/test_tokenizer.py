@@ -132,7 +132,7 @@ def test_a_tokenizer_that_llama_cpp_cannot_follow_is_refused(bytes_bpe):
     copy.normalizer = normalizers.Lowercase()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=copy, eos_token="<|im_end|>")
     words = read_vocabulary(tokenizer)
-    with pytest.raises(ModelError, match="splits 'Hello world' otherwise than the tokenizer"):
+    with pytest.raises(ModelError, match="splits 'Hello world' differently from the tokenizer"):
         find_pre_tokenizer(words, tokenizer)
 
 
@@ -144,7 +144,7 @@ def test_a_tokenizer_of_another_kind_is_refused(bytes_bpe):
     copy.post_processor = processors.TemplateProcessing(
         single="<|pad|> $A", special_tokens=[("<|pad|>", 3)]
     )
-    with pytest.raises(ModelError, match="only say that the bos token"):
+    with pytest.raises(ModelError, match="only add the bos token"):
         read_vocabulary(PreTrainedTokenizerFast(tokenizer_object=copy, eos_token="<|im_end|>"))
 
 
@@ -154,5 +154,5 @@ def test_rows_of_the_embedding_beyond_the_tokenizer_are_unused(tokenizer, make_m
 
 
 def test_a_tokenizer_with_more_ids_than_rows_is_refused(tokenizer, make_model, tmp_path):
-    with pytest.raises(ModelError, match=r"256 rows of embedding for the \d+ ids"):
+    with pytest.raises(ModelError, match=r"256 rows in its embedding for \d+ ids"):
         loaded_with(tokenizer, make_model(vocabulary=256), tmp_path)
