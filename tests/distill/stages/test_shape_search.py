@@ -62,7 +62,7 @@ class Another:
 
 
 def test_every_process_learns_which_shape_was_found(workshop, monkeypatch):
-    monkeypatch.setattr(costs, "_time", clock)
+    monkeypatch.setattr(costs, "_step_seconds", clock)
     section = "student={target: {latency: 4s, candidates: 2, tokens: 400}, calibration_tokens: 400}"
     workshop("build", "recipe.yaml", "--run-dir", "built", "--set", section)
     found = sizes_of(AutoModelForCausalLM.from_pretrained("built/student").config)
@@ -152,7 +152,7 @@ REMOVALS = [
 
 @pytest.mark.parametrize(("target", "removed"), REMOVALS)
 def test_no_more_blocks_are_put_into_an_order_than_may_go(workshop, monkeypatch, target, removed):
-    monkeypatch.setattr(costs, "_time", clock)
+    monkeypatch.setattr(costs, "_step_seconds", clock)
     section = (
         f"student={{target: {{{target}, candidates: 1, tokens: 400}}, calibration_tokens: 400}}"
     )
@@ -177,7 +177,7 @@ def test_a_plan_counts_the_blocks_that_a_search_removes(workshop, monkeypatch):
 
 @pytest.mark.parametrize("target", ["bytes: 60%, form: nf4", "latency: 80%"])
 def test_other_targets_are_kept(workshop, monkeypatch, target):
-    monkeypatch.setattr(costs, "_time", clock)
+    monkeypatch.setattr(costs, "_step_seconds", clock)
     section = (
         f"student={{target: {{{target}, candidates: 3, tokens: 400}}, calibration_tokens: 400}}"
     )
@@ -188,7 +188,7 @@ def test_other_targets_are_kept(workshop, monkeypatch, target):
 
 
 def test_a_latency_out_of_reach_is_an_error(workshop, monkeypatch):
-    monkeypatch.setattr(costs, "_time", clock)
+    monkeypatch.setattr(costs, "_step_seconds", clock)
     section = "student={target: {latency: 10%, candidates: 1, tokens: 400}}"
     result = workshop("build", "recipe.yaml", "--run-dir", "out", "--set", section, ok=False)
     assert result.exit_code == 1
