@@ -23,7 +23,8 @@ from attar.models.task_heads import load_as_saved
 from students.tuning.bottleneck_module import PEFT_TYPE as BOTTLENECK
 from students.tuning.bottleneck_module import load_bottleneck, save_bottleneck
 from students.tuning.ia3 import keep_input_dtype
-from students.tuning.target_modules import adaptable_linears, silence_peft_warnings
+from students.tuning.peft_wrapper import silence_peft_warnings
+from students.tuning.target_modules import adaptable_linears
 
 Into = Literal["student", "dequantized"]
 CHANGED_AT_START = ("pissa", "olora")  # initialisations that change the base's weights

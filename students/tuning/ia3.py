@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import nn
 
 from attar.config import Section
-from attar.errors import ModelError, RecipeError
+from attar.errors import RecipeError
 from attar.models.loading import Quantization, skeleton
 from attar.models.task_heads import CAUSAL
 from students.tuning.method import METHODS, Leaves
-from students.tuning.target_modules import (
-    silence_peft_warnings,
-    target_linears,
-    trainable_to_float32,
-)
+from students.tuning.peft_wrapper import wrap_with_peft
+from students.tuning.target_modules import target_linears
 
 
 @METHODS.add("ia3")
@@ -70,26 +66,18 @@ class IA3(Section):
 
     def attach(self, model: Any, seed: int) -> nn.Module:
         """Wrap the student by peft; every factor starts at 1."""
-        from peft import IA3Config, get_peft_model
+        from peft import IA3Config
 
         targets, feedforward = self._targets_for(model.config)
         if targets is not None:
             target_linears(model, targets)
-        torch.manual_seed(seed)
-        model.requires_grad_(False)
         config = IA3Config(
             target_modules=targets, feedforward_modules=feedforward, task_type="CAUSAL_LM"
         )
-        try:
-            with silence_peft_warnings():
-                wrapped = get_peft_model(model, config)
-        except (ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise ModelError(
-                f"{type(model).__name__} cannot be specialised by ia3: {reason}"
-            ) from None
+        failure = f"{type(model).__name__} cannot be specialised by ia3"
+        wrapped = wrap_with_peft(model, config, seed, failure)
         keep_input_dtype(wrapped)
-        return trainable_to_float32(wrapped)
+        return wrapped
 
 
 def keep_input_dtype(model: nn.Module) -> None:

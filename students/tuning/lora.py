@@ -8,20 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import nn
 
 from attar.config import Section
-from attar.errors import ModelError, RecipeError
+from attar.errors import RecipeError
 from attar.models.loading import Quantization, skeleton
 from attar.models.task_heads import CAUSAL
 from students.tuning.method import METHODS, Leaves
-from students.tuning.target_modules import (
-    silence_peft_warnings,
-    target_linears,
-    trainable_to_float32,
-)
+from students.tuning.peft_wrapper import wrap_with_peft
+from students.tuning.target_modules import target_linears
 
 
 class LowRank(Section):
@@ -101,11 +97,9 @@ class LowRank(Section):
 
     def attach(self, model: Any, seed: int) -> nn.Module:
         """Wrap the student by peft."""
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig
 
         chosen = target_linears(model, self.targets)
-        torch.manual_seed(seed)
-        model.requires_grad_(False)
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha if self.alpha is not None else 2 * self.rank,  # type: ignore[arg-type]
@@ -116,16 +110,11 @@ class LowRank(Section):
             init_lora_weights=True if self.init == "default" else self.init,
             task_type="CAUSAL_LM",
         )
-        try:
-            with silence_peft_warnings():
-                wrapped = get_peft_model(model, config)
-        except (ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise ModelError(
-                f"`specialize.targets: {self.targets}` names {len(chosen)} linear layers, but not "
-                f"all of them can take {self.method}: {reason}"
-            ) from None
-        return trainable_to_float32(wrapped)
+        failure = (
+            f"`specialize.targets: {self.targets}` names {len(chosen)} linear layers, but not all "
+            f"of them can take {self.method}"
+        )
+        return wrap_with_peft(model, config, seed, failure)
 
 
 @METHODS.add("lora")

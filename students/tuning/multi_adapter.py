@@ -28,7 +28,7 @@ from attar.errors import DataError, ModelError, nearest
 from students.tuning.adapters import load_adapter
 from students.tuning.bottleneck_module import PEFT_TYPE as BOTTLENECK
 from students.tuning.bottleneck_module import Bottleneck
-from students.tuning.target_modules import silence_peft_warnings
+from students.tuning.peft_wrapper import silence_peft_warnings
 
 PREFIX_KINDS = {"PREFIX_TUNING"}
 PROMPT_KINDS = {"PROMPT_TUNING", "P_TUNING"}

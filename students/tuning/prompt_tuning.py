@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import nn
 
 from attar.config import Section
-from attar.errors import ModelError, RecipeError
+from attar.errors import RecipeError
 from attar.models.loading import Quantization
 from students.tuning.method import METHODS, Leaves
-from students.tuning.target_modules import trainable_to_float32
+from students.tuning.peft_wrapper import wrap_with_peft
 
 
 class Prompting(Section):
@@ -40,18 +39,8 @@ class Prompting(Section):
             )
 
     def _wrap(self, model: Any, seed: int, config: Any) -> nn.Module:
-        from peft import get_peft_model
-
-        torch.manual_seed(seed)
-        model.requires_grad_(False)
-        try:
-            wrapped = get_peft_model(model, config)
-        except (ValueError, AttributeError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise ModelError(
-                f"{type(model).__name__} cannot be specialised by {self.method}: {reason}"
-            ) from None
-        return trainable_to_float32(wrapped)
+        failure = f"{type(model).__name__} cannot be specialised by {self.method}"
+        return wrap_with_peft(model, config, seed, failure)
 
 
 @METHODS.add("prefix")

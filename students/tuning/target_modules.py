@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -56,22 +53,3 @@ def _matches(name: str, target: str, targets: str | list[str]) -> bool:
                 f"`{EVERY_LINEAR}`, names of linear layers, or one expression for whole names."
             ) from None
     return name == target or name.endswith(f".{target}")
-
-
-@contextmanager
-def silence_peft_warnings() -> Iterator[None]:
-    """Ignore two warnings of peft about cases that are handled: a head tied to the embedding
-    (merging unties it, see `students/tuning/adapters.py`), and GPT-2's transposed layers.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*tie_word_embeddings")
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set")
-        yield
-
-
-def trainable_to_float32(model: nn.Module) -> nn.Module:
-    """Make the trainable parameters of a model float32, in place; return the model."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return model
