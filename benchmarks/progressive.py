@@ -2,7 +2,7 @@
 
     python benchmarks/progressive.py --json benchmarks/results/progressive.json
 
-The teacher of benchmarks/surgery.py is brought to a share of its parameters by the search, and
+The teacher of benchmarks/pruning.py is brought to a share of its parameters by the search, and
 healed on --tokens tokens: in one cut, and in two (half of the way, half of the tokens, then the
 rest of both), by recipes with `student.from: FOLDER`. The halves are of every second piece of its
 text, so both ways see the same text once. Both are measured as there.
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from harness import arguments, record
 from held_out import say
-from surgery import AXES, Teacher, against, mended, pieces, recipe_of, windows
+from pruning import AXES, Teacher, against, pieces, recipe_of, refit_keys, windows
 
 from attar.models.loading import load_causal_lm
 from attar.models.tokenizers import load_tokenizer
@@ -42,7 +42,7 @@ def healed(
     cache = folder.parent / f"cache of {len(train)} {Path(train[0]).stem}"
     few = {"candidates": 2, "tokens": 256} if options.quick else {"candidates": 8, "tokens": 1024}
     target = {"parameters": parameters, "axes": AXES[options.kind], "finalists": 1, **few}
-    student = {"from": source, "target": target, **mended(options)}
+    student = {"from": source, "target": target, **refit_keys(options)}
     folder.mkdir()
     recipe = folder / "recipe.yaml"
     recipe.write_text(recipe_of(options, cache, student, tokens, train))

@@ -46,10 +46,10 @@ from distill.stages.cache import open_cache
 from distill.training.config import TrainConfig
 from distill.training.loop import Job
 from distill.training.loop import train as train_loop
-from students.quantization.formats import GRIDS
-from students.quantization.gptq import Rounded, round_model
-from students.quantization.learned_scales import let_scales_learn, settle
-from students.quantization.packed_weights import dequantized
+from students.quantization.formats import NUMBER_FORMATS
+from students.quantization.gptq import RoundedWeight, round_model
+from students.quantization.learned_scales import make_scales_trainable, store_learned_scales
+from students.quantization.packed_weights import dequantized_model
 from students.tuning.adapters import merge_adapter
 from teachers.cache.config import CacheConfig
 from teachers.runners.next_token import TeacherRunner
@@ -131,9 +131,11 @@ def _logprobs(states: tuple[Tensor, Head], rows: Tensor) -> Tensor:
     return head.logits(hidden_NH[rows]).log_softmax(-1)
 
 
-def learn(run: Run, model: nn.Module, rounded: dict[str, Rounded], steps: int, lr: float) -> None:
+def learn(
+    run: Run, model: nn.Module, rounded: dict[str, RoundedWeight], steps: int, lr: float
+) -> None:
     """Let scales and norms learn from the run's cache, in the one loop; then settle."""
-    let_scales_learn(model, rounded)
+    make_scales_trainable(model, rounded)
     settings = run.recipe.train.model_dump(by_alias=True)
     config = TrainConfig.model_validate({**settings, "lr": lr, "max_steps": steps})
     learner = Learner(
@@ -159,7 +161,7 @@ def learn(run: Run, model: nn.Module, rounded: dict[str, Rounded], steps: int, l
             packing=run.recipe.data.packing,
         )
         train_loop(job)
-    settle(model)
+    store_learned_scales(model)
 
 
 def rounded_ways(
@@ -170,12 +172,12 @@ def rounded_ways(
 
     def nearest() -> nn.Module:
         model = copy.deepcopy(unrounded)
-        round_model(model, GRIDS[kind], None)
+        round_model(model, NUMBER_FORMATS[kind], None)
         return model
 
     def compensated() -> nn.Module:
         model = copy.deepcopy(unrounded)
-        found[kind] = round_model(model, GRIDS[kind], calibration_BT)
+        found[kind] = round_model(model, NUMBER_FORMATS[kind], calibration_BT)
         return model
 
     def learned() -> nn.Module:
@@ -183,7 +185,7 @@ def rounded_ways(
         learn(run, model, found[kind], steps, options.lr)
         return model
 
-    found: dict[str, dict[str, Rounded]] = {}
+    found: dict[str, dict[str, RoundedWeight]] = {}
     return {"nearest": nearest, "compensated": compensated, "compensated, learned": learned}
 
 
@@ -203,7 +205,12 @@ def measured_ways(run: Run, options: Any, tokens: int, steps: int) -> list[dict[
 
     whole = load_causal_lm(str(student), dtype=torch.float32)
     add("student", "none", lambda: whole, None)
-    add("nf4 of the student", "nearest", lambda: dequantized(student, "nf4"), measure.states(whole))
+    add(
+        "nf4 of the student",
+        "nearest",
+        lambda: dequantized_model(student, "nf4"),
+        measure.states(whole),
+    )
     into_base = merge_adapter(student, adapter, into="dequantized")
     add("adapter on the nf4 base", "none", lambda: into_base, None)
     unrounded = measure.states(into_base)

@@ -1,11 +1,11 @@
-"""soup-cli's `shrink`, with its own heal, measured as benchmarks/surgery.py measures ours.
+"""soup-cli's `shrink`, with its own healing, measured like benchmarks/pruning.py.
 
     python benchmarks/soup_shrink.py --soup PYTHON --json benchmarks/results/soup_shrink.json
 
-PYTHON is an interpreter of an environment that has soup-cli 0.77 (MIT). It cuts the same model by 4
-and 8 blocks, judged on windows of the text that heals there, and, with --heal, distils into
-them by its own recipe (LoRA on logits) on so many tokens of it, as rows of 256 tokens.
-A step of its heal is one row.
+PYTHON is an interpreter of an environment that has soup-cli 0.77 (MIT). It removes 4 and 8 blocks
+of the same model, chosen on windows of the text used for healing there. With --heal it then distils
+by its own recipe (LoRA on logits) on this many tokens of that text, as rows of 256 tokens, one row
+a step.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from typing import Any
 import torch
 from harness import arguments, record
 from held_out import say
-from surgery import WINDOW, Teacher, against, pieces, windows
+from pruning import WINDOW, Teacher, against, pieces, windows
 
 from attar.models.loading import load_causal_lm
 from attar.models.tokenizers import load_tokenizer
 
-BATCH = 1  # rows a step of its heal
+HEAL_ROWS = 1  # rows in one step of its healing
 
 
 def write_text(tokenizer: Any, file: Path, out: Path, tokens: int, form: str) -> None:
-    """The first tokens of a file of texts as rows of a window, each as soup-cli reads them."""
+    """Write the first tokens of a file as rows of one window, in a form that soup-cli reads."""
     texts = [json.loads(line)["text"] for line in file.read_text().splitlines()]
     ids = tokenizer("\n\n".join(texts), verbose=False)["input_ids"]
     starts = range(0, max(WINDOW, tokens // WINDOW * WINDOW), WINDOW)
@@ -50,7 +50,7 @@ def write_text(tokenizer: Any, file: Path, out: Path, tokens: int, form: str) ->
 
 
 def shrunk(options: Any, drop: int, folder: Path, tokenizer: Any) -> tuple[Path, float]:
-    """The folder of a shrunk model, and the seconds that it took."""
+    """Shrink the model; return the folder of the result and the seconds it took."""
     data = Path(pieces(options, folder))
     write_text(tokenizer, data, folder / "calib.jsonl", 256 if options.quick else 4096, "text")
     command = [
@@ -59,7 +59,7 @@ def shrunk(options: Any, drop: int, folder: Path, tokenizer: Any) -> tuple[Path,
     ]  # fmt: skip
     if options.heal:
         write_text(tokenizer, data, folder / "heal.jsonl", options.heal, "chat")
-        steps = max(1, options.heal // (BATCH * WINDOW))
+        steps = max(1, options.heal // (HEAL_ROWS * WINDOW))
         command += ["--heal", "heal.jsonl", "--heal-steps", str(steps)]
     start = time.perf_counter()
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -71,16 +71,16 @@ def shrunk(options: Any, drop: int, folder: Path, tokenizer: Any) -> tuple[Path,
 
 
 def main() -> None:
-    """Each size, measured on both texts."""
+    """Measure each size on both texts."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--model", default=".demo/teacher")
     parser.add_argument("--data", default="../shared/data")
-    parser.add_argument("--soup", metavar="PYTHON", help="of an environment with soup-cli")
+    parser.add_argument("--soup", metavar="PYTHON", help="interpreter that has soup-cli")
     parser.add_argument("--drop", default="4,8")
     parser.add_argument("--heal", type=int, default=0, metavar="TOKENS")
     options = parser.parse_args()
     if options.soup is None:
-        print("nothing to compare with: name an interpreter that has soup-cli by --soup")
+        print("soup-cli is missing: name an interpreter that has it with --soup")
         return
     data, tokenizer = Path(options.data), load_tokenizer(options.model)
     model: Any = load_causal_lm(options.model, dtype=torch.float32).requires_grad_(False)

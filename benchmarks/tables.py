@@ -148,7 +148,7 @@ def classification_block(*found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def surgery_block(*found: dict[str, Any]) -> str:
+def pruning_block(*found: dict[str, Any]) -> str:
     """A line a student and state: perplexity by the teacher's and KL, on both texts."""
     lines = [
         "| student | blocks x heads x neurons x channels | parameters | state | lm_wiki89 | KL "
@@ -188,10 +188,10 @@ def pages() -> dict[Path, str]:
             "memory": steps_block(_result("step_memory_bf16")),
             "gradients": gradients_block(_result("gradients")),
         },
-        "surgery.md": {
-            "surgery": surgery_block(
-                _result("surgery"),
-                _result("surgery_heal"),
+        "pruning.md": {
+            "pruning": pruning_block(
+                _result("pruning"),
+                _result("pruning_heal"),
                 _result("soup_shrink"),
                 _result("soup_heal"),
             )

@@ -96,7 +96,6 @@ class Student:
 
 def alone(folder: str, shape: str, choice: str) -> None:
     """Print, as JSON, the bytes held before the model was loaded and at most in two steps."""
-    from transformers import AutoModelForCausalLM
 
     peak.return_at_once()
     before = peak.held()

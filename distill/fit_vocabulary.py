@@ -17,7 +17,7 @@ from attar.models.tokenizers import load_tokenizer
 from distill.data.config import DataConfig, check_sources
 from distill.data.examples import Examples
 from distill.data.prepare import prepare_whole
-from students.pruning.architectures import family_of
+from students.pruning.architectures import prunable_architecture
 from students.pruning.vocabulary import check_prunable, cut_vocabulary, ids_to_keep
 
 
@@ -56,7 +56,7 @@ def fit_vocabulary(
         raise ModelError(f"{out} exists; name a folder that does not.")
     check_sources(data)
     config = load_config(model, trust_remote_code=trust_remote_code)
-    family_of(config)  # or an error before the work
+    prunable_architecture(config)  # or an error before the work
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     check_prunable(tokenizer)
     with tempfile.TemporaryDirectory(prefix="attar-vocabulary-") as name:

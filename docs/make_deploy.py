@@ -34,7 +34,7 @@ def artifacts() -> str:
     for name, found in ARTIFACTS.items():
         needs = f"`attar[{found.extra}]`" if found.extra else ""
         rows.append(
-            f"| `{name}` | {found.about.rstrip('.')} | {MADE_OF[found.of]} | {found.runtime} "
+            f"| `{name}` | {found.about.rstrip('.')} | {MADE_OF[found.made_from]} | {found.runtime} "
             f"| {needs} |"
         )
     return "\n".join(rows)

@@ -1,1 +1,1 @@
-"""What is trained and shrunk: build, cut, choose what trains, adapt, quantise, export."""
+"""Students: build or cut them, choose what trains, add adapters, quantise and export."""

@@ -1,4 +1,4 @@
-"""The recipe's section `student`: where it comes from, and what is cut."""
+"""The recipe's section `student`: what it is made from, and what is cut."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from attar.config import Section, refuse_given
 from attar.errors import RecipeError
 from attar.models.task_heads import CAUSAL
-from students.pruning.architectures import Sizes, family_of, sizes_of
+from students.pruning.architectures import Sizes, prunable_architecture, sizes_of
 from students.pruning.target import TargetConfig
 from students.pruning.width import Widths, sized_config
 
@@ -21,10 +21,12 @@ class LayersConfig(Section):
     by: Literal["greedy", "influence", "even"] = Field(
         "greedy", description="greedy: loss when removed; influence: cosine of input and output"
     )
-    calibration_tokens: int = Field(1024, ge=2, description="training tokens to judge blocks on")
+    calibration_tokens: int = Field(
+        1024, ge=2, description="training tokens that blocks are ranked on"
+    )
 
     @model_validator(mode="after")
-    def _a_list_is_not_judged(self) -> LayersConfig:
+    def _refuse_ranking_of_a_list(self) -> LayersConfig:
         if isinstance(self.keep, list):
             for key in ("by", "calibration_tokens"):
                 refuse_given(self, "", key, "where `keep` lists the blocks")
@@ -32,36 +34,41 @@ class LayersConfig(Section):
 
 
 class StudentConfig(Widths):
-    """Where the student comes from, and what is cut out of the teacher, or of that, to make it."""
+    """What the student is made from, and which parts of that model are cut."""
 
     from_: str | dict[str, Any] = Field(
         "teacher",
         alias="from",
-        description="`teacher` or a model id or folder, to be cut or not, or a config for a fresh "
-        "model: keys of its transformers config, the teacher's for those left out",
+        description="`teacher`, a model id or folder, or the config of a model with random "
+        "weights: keys of its transformers config, by default the teacher's",
     )
     layers: LayersConfig | None = None
     target: TargetConfig | None = Field(
-        None, description="how small it must be; the shape is searched instead of given"
+        None, description="the size limit of a search for the shape, instead of a given shape"
     )
     refit: bool = Field(
-        False, description="fit output maps by least squares to the teacher's stream after the cut"
+        False,
+        description="after the cut, fit output projections by least squares to the teacher's "
+        "hidden states",
     )
     calibration_tokens: int = Field(
-        8192, ge=2, description="training tokens to judge heads, neurons, channels on and to refit"
+        8192,
+        ge=2,
+        description="training tokens that heads, neurons and channels are ranked on, and that "
+        "`refit` uses",
     )
     trust_remote_code: bool = False
 
     @property
     def cuts(self) -> bool:
-        """Whether anything is cut."""
+        """Whether the recipe cuts anything."""
         return self.layers is not None or self.target is not None or bool(self.given)
 
     def cut_config(self, teacher_config: Any, auto: str = CAUSAL) -> Any:
-        """The student's `PretrainedConfig` before it is cut out of a model, from that model's.
+        """Return the student's `PretrainedConfig`, known before the model is cut.
 
-        auto: transformers' class of the model. Raises `RecipeError`, naming the key, for what this
-        model cannot give.
+        teacher_config: of the model that is cut. auto: its `transformers` auto class. Raises
+        `RecipeError`, naming the key, for a shape that cannot be cut out of that model.
         """
         depth = int(teacher_config.get_text_config().num_hidden_layers)
         if self.target is not None:
@@ -74,8 +81,8 @@ class StudentConfig(Widths):
         if self.layers is not None:
             keep = self.layers.keep
             blocks = keep if isinstance(keep, list) else blocks[:keep]
-            there = {*blocks} <= {*range(depth)} if isinstance(keep, list) else 1 <= keep <= depth
-            if not blocks or not there:
+            exist = {*blocks} <= {*range(depth)} if isinstance(keep, list) else 1 <= keep <= depth
+            if not blocks or not exist:
                 raise RecipeError(
                     f"`student.layers.keep` is {keep}; {self.cut_model} has blocks 0 to "
                     f"{depth - 1}."
@@ -89,28 +96,28 @@ class StudentConfig(Widths):
         return sized_config(teacher_config, blocks, self)
 
     def _check_refit(self, teacher_config: Any, instead: str) -> None:
-        """Raise `RecipeError` where blocks go that a refit of this family cannot make up for."""
-        if self.refit and family_of(teacher_config).norms == "behind":
+        """Raise `RecipeError` where a refit of this family cannot make up for removed blocks."""
+        if self.refit and prunable_architecture(teacher_config).norms == "behind":
             raise RecipeError(
                 f"`student.refit` cannot make up for removed blocks of a "
-                f"{family_of(teacher_config).name}, whose norms stand behind its sums; leave it "
-                f"out, or {instead}."
+                f"{prunable_architecture(teacher_config).name}, whose norms stand behind its sums; "
+                f"leave it out, or {instead}."
             )
 
     @property
     def cut_model(self) -> str:
-        """What is cut, in words."""
+        """The name of the model that is cut, for messages."""
         return "the teacher" if self.from_ == "teacher" else str(self.from_)
 
     @property
     def reads_text(self) -> bool:
-        """Whether parts are judged, or maps refitted, on calibration ids."""
+        """Whether the cut needs calibration text, for importance or for the refit."""
         return self.refit or self.target is not None or self.needs_text()
 
     def with_shape(self, sizes: Sizes, blocks: list[int], whole: Sizes) -> StudentConfig:
-        """The recipe's section with a shape in place of the target, and what stays of the blocks.
+        """Return this section with a given shape instead of a target.
 
-        whole: the teacher's sizes; an axis that is not cut is not named.
+        blocks: the blocks to keep. whole: the teacher's sizes; axes of the same size are left out.
         """
         wanted = {
             "heads": (sizes.heads, whole.heads),
@@ -133,7 +140,8 @@ class StudentConfig(Widths):
         cuts += ["target"] if self.target is not None else []
         if cuts and isinstance(self.from_, dict):
             raise ValueError(
-                f"`{cuts[0]}` cuts a model that is there; a fresh one is as large as `from` says"
+                f"`{cuts[0]}` cuts an existing model; a model with random weights has the size "
+                "that `from` gives"
             )
         if self.refit and not cuts:
             raise ValueError(
@@ -141,9 +149,9 @@ class StudentConfig(Widths):
                 "`feed_forward`, `hidden` or `target`"
             )
         if not self.reads_text:
-            judged = "where no heads, neurons or channels are judged and nothing is refitted"
+            unused = "where no heads, neurons or channels are ranked and nothing is refitted"
             blocks = " (blocks: `layers.calibration_tokens`)" if self.layers is not None else ""
-            refuse_given(self, "", "calibration_tokens", judged + blocks)
+            refuse_given(self, "", "calibration_tokens", unused + blocks)
         if self.target is not None and not self.refit and not self.target.heal_steps:
             without = "without `student.refit` or `student.target.heal_steps`"
             refuse_given(self.target, "target.", "finalists", without)

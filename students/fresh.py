@@ -1,4 +1,4 @@
-"""A student of random weights, from a configuration."""
+"""A student with random weights, made from a configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from attar.models.task_heads import CAUSAL
 
 
 def fresh_config(config: dict[str, Any], teacher_config: Any) -> Any:
-    """A `PretrainedConfig`: the teacher's with some keys changed, or another family's."""
+    """Return the teacher's `PretrainedConfig` with some keys changed, or one of another family.
+
+    Raises `RecipeError` for a key that the family does not have and for values it rejects.
+    """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -45,7 +48,11 @@ def fresh_config(config: dict[str, Any], teacher_config: Any) -> Any:
 def fresh_model(
     config: dict[str, Any], teacher_config: Any, seed: int, auto: str = CAUSAL
 ) -> nn.Module:
-    """A float32 model with random weights, drawn from the seed; `auto`: transformers' class."""
+    """Return a float32 model with random weights drawn from the seed.
+
+    auto: the `transformers` auto class to make it with. Raises `RecipeError` for a config that
+    gives no model.
+    """
     import transformers
 
     made = fresh_config(config, teacher_config)

@@ -1,4 +1,4 @@
-"""Make the student: from a pretrained model, fresh from a config, or cut out of the teacher."""
+"""Cut a student out of its teacher, save students, and check that they reload."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ from attar.models.task_heads import load_as_saved
 from students.config import StudentConfig
 from students.pruning.depth import cut_depth
 from students.pruning.least_squares import refit
-from students.pruning.prune import cut
+from students.pruning.prune import cut_model
 from students.pruning.record import pruning_record, save_rotation
 from students.pruning.rotation import principal_channels, rotate
 from students.pruning.width import choose_parts
 
 
 def save_student(
-    model: Any, tokenizer: Any, folder: Path, surgery: dict[str, Any] | None = None
+    model: Any, tokenizer: Any, folder: Path, pruning: dict[str, Any] | None = None
 ) -> None:
-    """A plain `transformers` checkpoint in float32 masters, aside and then renamed into place."""
+    """Save a plain `transformers` checkpoint, written to a temporary folder and then renamed.
+
+    pruning: the record that becomes pruning.json beside the weights.
+    """
     with staged_folder(folder) as aside:
         model.save_pretrained(aside, safe_serialization=True)
         tokenizer.save_pretrained(aside)
-        if surgery is not None:
-            write_json(aside / "surgery.json", surgery)
+        if pruning is not None:
+            write_json(aside / "pruning.json", pruning)
 
 
 def cut_student(
@@ -40,44 +43,46 @@ def cut_student(
     calibration_BT: Tensor | None,
     on_refit: Callable[[int, int], None] = lambda done, blocks: None,
 ) -> tuple[nn.Module, dict[str, Any], Tensor | None]:
-    """The student of the kept blocks that a recipe cuts out of its teacher, and a record of it.
+    """Cut a student out of its teacher: (float32 student, pruning record, rotation or None).
 
-    In float32. The last is the rotation (teacher's channels, student's), where there was one.
-    `calibration_BT`: ids that parts are judged on and maps are refitted to; None where the recipe
-    asks for neither. Raises `RecipeError` for what cannot be cut so.
+    blocks: the teacher's blocks to keep. calibration_BT: token ids that importance is measured on
+    and layers are refitted to; None where the recipe asks for neither. The rotation has shape
+    (teacher's channels, student's channels). Raises `RecipeError` for a cut that is not possible.
     """
     if config.refit and (calibration_BT is None or not calibration_BT.numel()):
         raise RecipeError(
-            "`student.refit` needs training text to fit maps to, and there is none; leave it out."
+            "`student.refit` needs training text to fit layers to, and there is none; leave it out."
         )
     rotation_HH = None
     if config.rotates and calibration_BT is not None:
         rotation_HH = principal_channels(teacher, calibration_BT)
         teacher = rotate(teacher, rotation_HH)
     kept, scores = choose_parts(teacher, blocks, config, calibration_BT)
-    student = cut(teacher, kept) if config.given else cut_depth(teacher, blocks)
+    student = cut_model(teacher, kept) if config.given else cut_depth(teacher, blocks)
     student = student.float()
     if config.refit and calibration_BT is not None:
         refit(student, teacher, kept, calibration_BT, on_block=on_refit)
     layers = config.layers
     by = "all" if layers is None else layers.by if isinstance(layers.keep, int) else "explicit"
-    surgery = pruning_record(teacher, kept, by, config.refit, config.given, scores)
+    pruning = pruning_record(teacher, kept, by, config.refit, config.given, scores)
     if rotation_HH is None:
-        return student, surgery, None
-    rotation_HH = rotation_HH[:, : width(student)].contiguous().cpu()  # where maps are multiplied
-    return student, {**surgery, "channels": None}, rotation_HH
+        return student, pruning, None
+    rotation_HH = (
+        rotation_HH[:, : width(student)].contiguous().cpu()
+    )  # where rotations are multiplied
+    return student, {**pruning, "channels": None}, rotation_HH
 
 
 def save_cut(
     student: nn.Module,
-    surgery: dict[str, Any],
+    pruning: dict[str, Any],
     rotation: Tensor | None,
     tokenizer: Any,
     folder: Path,
     trust_remote_code: bool = False,
 ) -> None:
-    """Save a cut student with its surgery.json, reload, and check that the logits are the same."""
-    save_student(student, tokenizer, folder, surgery)
+    """Save a cut student with its pruning.json and check that it reloads to the same logits."""
+    save_student(student, tokenizer, folder, pruning)
     if rotation is not None:
         save_rotation(rotation, folder)
     check_reload(student, folder, trust_remote_code)
@@ -85,7 +90,7 @@ def save_cut(
 
 @torch.inference_mode()
 def check_reload(model: Any, folder: Path, trust_remote_code: bool = False) -> None:
-    """Raise `ModelError` unless the checkpoint, loaded as a user would, gives the same output."""
+    """Raise `ModelError` unless the saved checkpoint gives exactly the same output as the model."""
     device = next(model.parameters()).device
     again = load_as_saved(
         str(folder), dtype=torch.float32, device=device, trust_remote_code=trust_remote_code

@@ -37,8 +37,8 @@ from distill.planning.memory import libraries, skeleton_to_count
 from distill.run.context import Run
 from distill.stages.status import is_done
 from distill.training.config import LoopConfig
-from students.layer_inputs import ROWS
-from students.pruning.cost_model import BYTES
+from students.layer_inputs import BATCH_ROWS
+from students.pruning.cost_model import BYTES_PER_WEIGHT
 from students.pruning.target import TargetConfig, read_amount
 
 EFFICIENCY = 0.6  # of a bare matrix product; the demo's stages lie between 0.5 and 0.8
@@ -250,7 +250,7 @@ def _search_seconds(run: Run, teacher: Runs, speed: float) -> float:
     removed = _blocks_removed(target, teacher)
     shapes = target.candidates + 3 * len(target.axes)
     mends = 6 * student.calibration_tokens if student.refit else 0
-    mends += 3 * target.heal_steps * ROWS * LONGEST
+    mends += 3 * target.heal_steps * BATCH_ROWS * LONGEST
     tokens = (
         student.calibration_tokens
         + _removal_passes(teacher.depth, removed) * target.calibration_tokens
@@ -270,7 +270,7 @@ def _blocks_removed(target: TargetConfig, teacher: Runs) -> float:
     number, is_share = read_amount(target.kind, target.amount)
     if target.kind == "latency" and not is_share:
         return teacher.depth / 2
-    size = teacher.total * (BYTES[target.form] if target.kind == "bytes" else 1.0)
+    size = teacher.total * (BYTES_PER_WEIGHT[target.form] if target.kind == "bytes" else 1.0)
     share = number if is_share else number / size
     a_block = teacher.body / teacher.depth / teacher.total
     return min(teacher.depth - 1.0, math.ceil(max(0.0, 1 - share) / a_block))

@@ -76,17 +76,17 @@ def check_possible(config: ExportConfig, method: Any) -> None:
     for name in config.artifacts or []:
         found = ARTIFACTS[name]
         if method is None:
-            if found.of == "adapter":
+            if found.made_from == "adapter":
                 raise RecipeError(
                     f"`export.artifacts: {name}` is made from what `specialize` leaves, and the "
                     "recipe does not specialise; use `nf4`, `int8` or `bf16`."
                 )
-        elif found.of == "adapter" and method.leaves == "weights":
+        elif found.made_from == "adapter" and method.leaves == "weights":
             raise RecipeError(
                 f"`export.artifacts: {name}`: `specialize.method: {method.method}` leaves weights "
                 "and no adapter; use `bf16`."
             )
-        elif found.of == "merged" and not method.merges and method.leaves == "adapter":
+        elif found.made_from == "merged" and not method.merges and method.leaves == "adapter":
             raise RecipeError(
                 f"`export.artifacts: {name}`: what `specialize.method: {method.method}` learns "
                 "cannot be merged into weights; use `adapter`."

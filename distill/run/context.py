@@ -26,7 +26,7 @@ from distill.run.folder import RunFolder, on_first_process
 from distill.tasks.registry import task_of
 from distill.tasks.task import Task
 from students.fresh import fresh_config
-from students.pruning.record import FILE, channel_map, read_pruning
+from students.pruning.record import PRUNING_FILE, channel_map, read_pruning
 from teachers.load import TeacherConfig
 
 
@@ -133,7 +133,7 @@ class Run:
 
     def _searched_config(self) -> Any:
         """The config of the shape that a search found for the recipe's target, or None."""
-        student, file = self.recipe.student, self.folder.student / FILE
+        student, file = self.recipe.student, self.folder.student / PRUNING_FILE
         if student.target is None or not file.exists():
             return None
         found = read_json(file)
@@ -172,7 +172,7 @@ class Run:
 
         depth: assume a student of this many blocks instead.
         """
-        hidden, file = self.recipe.cache.hidden, self.folder.student / FILE
+        hidden, file = self.recipe.cache.hidden, self.folder.student / PRUNING_FILE
         depth, kept = depth or self.student_depth, None
         if self.comes_from_teacher:
             kept = read_json(file)["kept"] if file.exists() else []

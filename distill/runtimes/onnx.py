@@ -21,7 +21,7 @@ from attar.models.tokenizers import load_tokenizer, vocabulary_size
 from distill.data.batching import Batch
 from distill.runtimes.rows import FromRows
 from distill.runtimes.runtime import RUNTIMES, Logits, Source
-from students.artifacts.onnx.graph import INPUTS, open_session
+from students.artifacts.onnx.graph import GRAPH_INPUTS, open_session
 
 
 @RUNTIMES.add("onnxruntime")
@@ -48,11 +48,11 @@ class OnnxRuntime:
         self.device = torch.device("cpu")
 
     def _check_inputs(self) -> None:
-        others = [i.name for i in self._session.get_inputs() if i.name not in INPUTS]
+        others = [i.name for i in self._session.get_inputs() if i.name not in GRAPH_INPUTS]
         if others:
             raise ModelError(
                 f"{self._file} also takes {', '.join(others)}; graphs that can be run here take "
-                f"{', '.join(INPUTS[:2])} and, of classifiers, {INPUTS[2]} alone."
+                f"{', '.join(GRAPH_INPUTS[:2])} and, of classifiers, {GRAPH_INPUTS[2]} alone."
             )
 
     def classes(self, batch: Batch) -> Tensor:
@@ -80,7 +80,7 @@ class OnnxRuntime:
         if token_types_BT is None:
             token_types_BT = torch.zeros_like(ids_BT)
         tensors = (ids_BT, mask_BT, token_types_BT)
-        given = {name: tensor.numpy() for name, tensor in zip(INPUTS, tensors, strict=True)}
+        given = {name: tensor.numpy() for name, tensor in zip(GRAPH_INPUTS, tensors, strict=True)}
         taken = {i.name: given[i.name] for i in self._session.get_inputs()}
         arrays = self._session.run(None, taken)
         names = [output.name for output in self._session.get_outputs()]

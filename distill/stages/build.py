@@ -21,7 +21,13 @@ from distill.stages.shape_search import search_shape
 from distill.stages.stage import BUILD, work
 from students.config import LayersConfig, StudentConfig
 from students.pruning.depth import keep_evenly
-from students.pruning.record import Record, composed, composed_rotation, copy_pruning, read_pruning
+from students.pruning.record import (
+    PruningRecord,
+    compose_records,
+    compose_rotations,
+    copy_pruning,
+    read_pruning,
+)
 from students.save import cut_student, save_cut, save_student
 
 log = logging.getLogger(__name__)
@@ -75,13 +81,13 @@ def cut(run: Run) -> dict[str, Any]:
         for line in aligned(shape.table()):
             log.info("build: %s", line)
         config, found = shape.config, {**found, **shape.record()}
-    student, surgery, rotation = _cut(run, whole, config)
-    surgery = {**surgery, **found}
+    student, pruning, rotation = _cut(run, whole, config)
+    pruning = {**pruning, **found}
     del whole
     if run.recipe.student.from_ != "teacher":
-        surgery, rotation = _through(run, surgery, rotation)
-    save_cut(student, surgery, rotation, run.tokenizer, run.folder.student, run.trusts_code)
-    return {key: surgery[key] for key in ("kept", "by", "refit")}
+        pruning, rotation = _through(run, pruning, rotation)
+    save_cut(student, pruning, rotation, run.tokenizer, run.folder.student, run.trusts_code)
+    return {key: pruning[key] for key in ("kept", "by", "refit")}
 
 
 def load_whole(run: Run) -> nn.Module:
@@ -120,9 +126,13 @@ def _blocks(run: Run, whole: nn.Module, layers: LayersConfig) -> list[int]:
     return [block for block in range(depth) if block not in gone]
 
 
-def _through(run: Run, surgery: Record, rotation: Tensor | None) -> tuple[Record, Tensor | None]:
+def _through(
+    run: Run, pruning: PruningRecord, rotation: Tensor | None
+) -> tuple[PruningRecord, Tensor | None]:
     """The record in terms of the teacher, where the model that was cut came out of it itself."""
     first = read_pruning(run.cut_model, run.teacher.model)
     if first is None:
-        return {**surgery, "teacher": None}, rotation
-    return composed(first, surgery), composed_rotation(Path(run.cut_model), rotation, surgery)
+        return {**pruning, "teacher": None}, rotation
+    return compose_records(first, pruning), compose_rotations(
+        Path(run.cut_model), rotation, pruning
+    )

@@ -61,7 +61,7 @@ def evaluate(run: Run, inputs: str) -> StageRecord:
 
 def reference_of(run: Run, artifact: str) -> str:
     """Name of the unquantised student that an artifact is held against."""
-    specialised = run.recipe.specialize is not None and ARTIFACTS[artifact].of != "student"
+    specialised = run.recipe.specialize is not None and ARTIFACTS[artifact].made_from != "student"
     return "specialized" if specialised else "distill"
 
 

@@ -32,7 +32,7 @@ from distill.training.layerwise_lr import check_rates, lowest_learning
 from distill.training.optimizers import check_optimizer
 from students.artifacts.artifact import ARTIFACTS, check_family, check_installed
 from students.pruning.depth import cut_config
-from students.quantization.gptq import linear_maps
+from students.quantization.gptq import roundable_linears
 from students.tuning.trainable import prepare_learning
 
 
@@ -235,7 +235,7 @@ def _learners(run: Run, shaped: bool) -> Iterator[tuple[str, LoopConfig, Any]]:
         student = skeleton(run.student_config, run.task.auto)
         for parameter in student.parameters():
             parameter.requires_grad_(parameter.ndim == 1)
-        for module in linear_maps(student).values():
+        for module in roundable_linears(student).values():
             module.weight.requires_grad_(True)  # stands for its scales
         yield "export.recover", recipe.export.recover, student
 

@@ -15,10 +15,10 @@ from students.config import StudentConfig
 from students.pruning.architectures import Sizes
 from students.pruning.cost_model import Costs, Latencies
 from students.pruning.divergence import PruningObjective
-from students.pruning.importance import measure
+from students.pruning.importance import measure_importance
 from students.pruning.least_squares import refit
-from students.pruning.prune import Kept, cut
-from students.pruning.shape_search import Candidate, Measures, search
+from students.pruning.prune import KeptParts, cut_model
+from students.pruning.shape_search import MeasuredShape, ShapeMeasures, search_shapes
 from students.pruning.target import TargetConfig
 from students.pruning.width import choose_parts
 
@@ -61,7 +61,7 @@ class Shape:
     seconds: float | None  # a step of the teacher, where latency was the target
 
     def record(self) -> dict[str, Any]:
-        """What surgery.json says of the search."""
+        """What pruning.json says of the search."""
         return {
             "by": "search",
             "target": self.target.model_dump(),
@@ -121,8 +121,8 @@ class ShapeTrials:
             run, teacher, target.tokens, heals
         )
         self.calibration_BT = calibration_rows(run.data()[0], self.config.calibration_tokens)
-        self.scores = measure(teacher, self.calibration_BT)
-        gone = self.space.whole.blocks - self.space.fewest
+        self.scores = measure_importance(teacher, self.calibration_BT)
+        gone = self.space.whole.blocks - self.space.min_blocks
         judged = target.calibration_tokens
         self.order = run.task.removal_order(run, teacher, gone, judged) if gone else []
 
@@ -132,7 +132,7 @@ class ShapeTrials:
             return self.latencies.predict(sizes)
         return self.target.cost(self.costs, sizes)
 
-    def kept(self, sizes: Sizes) -> Kept:
+    def kept(self, sizes: Sizes) -> KeptParts:
         """What stays in a student of some sizes."""
         gone = set(self.order[: self.space.whole.blocks - sizes.blocks])
         blocks = [block for block in range(self.space.whole.blocks) if block not in gone]
@@ -141,12 +141,12 @@ class ShapeTrials:
 
     def divergence(self, sizes: Sizes) -> float:
         """Of a shape right after the cut."""
-        return self.pruning_objective.divergence(cut(self.teacher, self.kept(sizes)))
+        return self.pruning_objective.divergence(cut_model(self.teacher, self.kept(sizes)))
 
     def healed(self, sizes: Sizes) -> float:
         """The same after what the recipe does about it: a refit, a few steps of distilling."""
         kept = self.kept(sizes)
-        student = cut(self.teacher, kept)
+        student = cut_model(self.teacher, kept)
         if self.config.refit:
             refit(student, self.teacher, kept, self.calibration_BT)
         if self.target.heal_steps:
@@ -161,13 +161,15 @@ def search_shape(run: Run, teacher: nn.Module, target: TargetConfig) -> Shape:
     """
     trials = ShapeTrials(run, teacher, target)
 
-    def on_candidate(found: Candidate) -> None:
+    def on_candidate(found: MeasuredShape) -> None:
         numbers = (trials.pruning_objective.name, found.divergence, found.expected)
         log.info("build: %s: %s %.4f, expected %.4f", words(found.sizes), *numbers)
 
     latencies = trials.latencies
-    measures = Measures(trials.cost, trials.divergence, latencies.measure if latencies else None)
-    found = search(trials.space, measures, trials.limit, target.candidates, on_candidate)
+    measures = ShapeMeasures(
+        trials.cost, trials.divergence, latencies.measure if latencies else None
+    )
+    found = search_shapes(trials.space, measures, trials.limit, target.candidates, on_candidate)
     if not found:
         assert latencies is not None  # what parameters and bytes ask for was checked
         timed = latencies.known.values()
@@ -190,7 +192,7 @@ def search_shape(run: Run, teacher: nn.Module, target: TargetConfig) -> Shape:
     )
 
 
-def _healed(trials: ShapeTrials, found: list[Candidate]) -> list[ShapeCandidate]:
+def _healed(trials: ShapeTrials, found: list[MeasuredShape]) -> list[ShapeCandidate]:
     """The best few, and those cut along one axis, as they will be; the least harmed first."""
     mends = trials.config.refit or trials.target.heal_steps > 0
     measured = []

@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-import distill.stages.adapt_teacher
-import distill.stages.build
-import distill.stages.cache
-import distill.stages.evaluate
-import distill.stages.export
-import distill.stages.report
-import distill.stages.specialize
-import distill.stages.train
 from attar import __version__
 from attar.files import fingerprint
 from distill.run.context import Run

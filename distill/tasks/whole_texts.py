@@ -16,8 +16,8 @@ from distill.data.examples import Example, Examples
 from distill.recipe.schema import Recipe
 from distill.tasks.task import TaskContext, refuse_keys
 from students.artifacts.artifact import ARTIFACTS
-from students.pruning.depth import Texts, keep_greedily
-from students.pruning.output_change import change_from
+from students.pruning.depth import TextBatch, keep_greedily
+from students.pruning.output_change import output_change
 from teachers.runners.request import Request
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def check_artifacts(recipe: Recipe, task: str) -> None:
             )
 
 
-def calibration_texts(examples: Examples, tokens: int, model: Any) -> list[Texts]:
+def calibration_texts(examples: Examples, tokens: int, model: Any) -> list[TextBatch]:
     """Batches of training texts from all over the data that hold so many tokens together."""
     return text_batches(examples, chosen_texts(examples, tokens), model)
 
@@ -93,7 +93,7 @@ def chosen_texts(examples: Examples, tokens: int, *, last: bool = False) -> np.n
     return numbers[: 1 + int(np.searchsorted(examples.lengths[numbers].cumsum(), tokens))]
 
 
-def text_batches(examples: Examples, chosen: np.ndarray, model: Any) -> list[Texts]:
+def text_batches(examples: Examples, chosen: np.ndarray, model: Any) -> list[TextBatch]:
     """Chosen examples as whole texts, where the model is."""
     device = next(model.parameters()).device
     batches = map(collate_texts, rows_of(examples, chosen, 32))
@@ -108,7 +108,7 @@ def rows_of(examples: Examples, chosen: np.ndarray, rows: int) -> Iterator[list[
 
 def pruning_texts(
     examples: Examples, tokens: int, heals: bool, model: Any
-) -> tuple[list[Texts], list[Texts]]:
+) -> tuple[list[TextBatch], list[TextBatch]]:
     """Batches of the last texts to measure students on, `tokens` in all; as many others to heal
     on, where that is asked for.
     """
@@ -134,7 +134,7 @@ def order_by_change(
         order.append(block)
         log.info("build: block %d removed, %s %.4f", block, what, loss)
 
-    change = change_from(model, batches, read, apart)
+    change = output_change(model, batches, read, apart)
     keep_greedily(model, change, num_layers(model) - count, on_removal)
     return order
 

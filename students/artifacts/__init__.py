@@ -1,4 +1,4 @@
-"""Artifacts: importing the package enrols them all."""
+"""Artifacts; importing the package registers them all."""
 
 import students.artifacts.adapter
 import students.artifacts.checkpoint

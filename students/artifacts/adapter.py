@@ -1,4 +1,4 @@
-"""The adapter as an artifact: on the base that it was trained on, both in one folder."""
+"""The artifact `adapter`: an adapter and the base it was trained on, in one folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attar.models.tokenizers import load_tokenizer
 from students.artifacts.artifact import ArtifactInputs, artifact
 from students.tuning import bottleneck_module as bottleneck
 
-PEFT = """\
+PEFT_USAGE = """\
 ```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -24,7 +24,7 @@ tokenizer = AutoTokenizer.from_pretrained("PATH/base")
 inputs = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
 ```"""
-BOTTLENECK = """\
+BOTTLENECK_USAGE = """\
 The adapter's code is beside it, in `adapter/bottleneck.py` (torch and safetensors only).
 
 ```python
@@ -42,7 +42,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
 
 def _usage(given: ArtifactInputs) -> str:
     assert given.adapter is not None
-    return BOTTLENECK if _is_bottleneck(given.adapter) else PEFT
+    return BOTTLENECK_USAGE if _is_bottleneck(given.adapter) else PEFT_USAGE
 
 
 def _is_bottleneck(adapter: Path) -> bool:
@@ -50,9 +50,9 @@ def _is_bottleneck(adapter: Path) -> bool:
     return config.exists() and read_json(config).get("peft_type") == "BOTTLENECK"
 
 
-@artifact("adapter", of="adapter", runtime="transformers", usage=_usage, library="peft")
+@artifact("adapter", made_from="adapter", runtime="transformers", usage=_usage, library="peft")
 def adapter(source: Path, folder: Path, given: ArtifactInputs) -> None:
-    """The adapter beside its base: quantised as it was trained on, else in bfloat16."""
+    """The adapter beside its base, which is quantised as in training, else bfloat16."""
     trust = given.trust_remote_code
     model: Any = load_causal_lm(
         str(given.student),

@@ -1,9 +1,9 @@
-"""Artifacts: deployable forms of a student, one small function each, enrolled by registering it.
+"""Artifacts: deployable forms of a student, one small registered function each.
 
 A function writes one form into a folder, from the student, the student with its adapter merged in,
-or the adapter itself. It says which runtime loads it and how, so that the model card can say it and
-`distill evaluate` can do it. Everything an artifact needs is in its folder, named with checksums in
-`manifest.json`; it loads without this package.
+or the adapter itself. Its registration names the runtime that loads it and how, for the model card
+and for `distill evaluate`. The folder holds everything that the artifact needs, listed with
+checksums in `manifest.json`; it loads without this package.
 """
 
 from __future__ import annotations
@@ -17,24 +17,26 @@ from typing import TYPE_CHECKING, Any, Literal
 from attar.errors import ModelError, RecipeError
 from attar.files import read_json, sha256_of, staged_folder, write_json, write_text
 from attar.models.loading import Quantization
+from attar.models.pooling import copy_pooling
+from attar.models.tokenizers import load_tokenizer
 from attar.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Of = Literal["student", "merged", "adapter"]
-MANIFEST = "manifest.json"
+SourceKind = Literal["student", "merged", "adapter"]
+MANIFEST_FILE = "manifest.json"
 
 
 @dataclass(frozen=True)
 class ArtifactInputs:
     """What artifacts are made from.
 
-    student: folder of the distilled student, float32. merged: the same with what was specialised
-    merged in; the student where nothing was; None where the method cannot be merged. adapter:
-    folder of the adapter, None where there is none; base: the quantisation it was trained on.
-    calibration: ids of training text, (B, T), for those that measure before they round. recover:
-    teaches a rounded model, in place, what rounding to the grid of that name lost.
+    student: folder of the distilled student, float32. merged: folder of the student with the
+    specialisation merged in, the student itself if it was not specialised, or None if the method
+    cannot be merged. adapter: its folder, or None; base: the quantisation it was trained on.
+    calibration: returns ids of training text, (B, T), for compensated rounding. recover: trains a
+    model that was rounded to the number format of that name, in place.
     """
 
     student: Path
@@ -47,44 +49,44 @@ class ArtifactInputs:
     trust_remote_code: bool = False
 
 
-Make = Callable[[Path, Path, ArtifactInputs], None]
+MakeArtifact = Callable[[Path, Path, ArtifactInputs], None]
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A registered form: how it is made, from what, who runs it, and how a user loads it."""
+    """A registered form: how it is made, from what, which runtime loads it, and how."""
 
     name: str
-    make: Make = field(repr=False)
-    of: Of
+    make: MakeArtifact = field(repr=False)
+    made_from: SourceKind
     runtime: str
     usage: (
         str | Callable[[ArtifactInputs], str]
     )  # Markdown for the card; PATH stands for the folder
     library: str = "transformers"  # the card's `library_name`
-    rounds: bool = False  # rounds weights itself: `export.rounding` and `recover` are about it
-    needs: tuple[str, ...] = ()  # modules that making and running it import
-    extra: str | None = None  # of this package that brings them
-    check: Callable[[Any], None] | None = None  # from the student's config: raises ModelError
-    suffixes: tuple[str, ...] = (".safetensors", ".bin")  # of the files that hold weights
+    rounds: bool = False  # rounds weights itself, so `export.rounding` and `export.recover` apply
+    needs: tuple[str, ...] = ()  # modules that making or running it imports
+    extra: str | None = None  # the extra of this package that installs them
+    check: Callable[[Any], None] | None = None  # raises ModelError for a config it cannot hold
+    suffixes: tuple[str, ...] = (".safetensors", ".bin")  # of files with weights
 
     @property
     def about(self) -> str:
-        """What it is: the function's docstring, on one line."""
+        """The description of the artifact: the function's docstring, on one line."""
         return " ".join((self.make.__doc__ or "").split())
 
 
 ARTIFACTS: Registry[Artifact] = Registry("artifact")
 
 
-def artifact(name: str, **traits: Any) -> Callable[[Make], Make]:
-    """Decorator that enrols a function under `name`; `traits` are the fields of `Artifact`."""
+def artifact(name: str, **traits: Any) -> Callable[[MakeArtifact], MakeArtifact]:
+    """Return a decorator that registers a function under `name`, with fields of `Artifact`."""
 
-    def enrol(make: Make) -> Make:
+    def register(make: MakeArtifact) -> MakeArtifact:
         ARTIFACTS.add(name)(Artifact(name, make, **traits))
         return make
 
-    return enrol
+    return register
 
 
 # Checks, before any work -----------------------------------------------------------------------
@@ -95,25 +97,27 @@ def check_installed(name: str, where: str = "export.artifacts") -> None:
     found = ARTIFACTS[name]
     missing = [module for module in found.needs if importlib.util.find_spec(module) is None]
     if missing:
-        mend = f'pip install "attar[{found.extra}]"' if found.extra else f"install {missing[0]}"
+        remedy = f'pip install "attar[{found.extra}]"' if found.extra else f"install {missing[0]}"
         raise RecipeError(
-            f"`{where}: {name}` needs {', '.join(missing)}, which is not installed: {mend}."
+            f"`{where}: {name}` needs {', '.join(missing)}, which is not installed: {remedy}."
         )
 
 
 def check_family(name: str, config: Any) -> None:
-    """Raise `ModelError` where an artifact cannot hold a model of this `PretrainedConfig`."""
+    """Raise `ModelError` if an artifact cannot hold a model with this `PretrainedConfig`."""
     found = ARTIFACTS[name]
     if found.check is not None:
         found.check(config)
 
 
-def source_of(name: str, given: ArtifactInputs) -> Path:
-    """The folder that an artifact is made from; `ModelError` where there is none."""
+def artifact_source(name: str, given: ArtifactInputs) -> Path:
+    """Return the folder that an artifact is made from; raise `ModelError` if it is missing."""
     found = ARTIFACTS[name]
-    source = {"student": given.student, "merged": given.merged, "adapter": given.adapter}[found.of]
+    source = {"student": given.student, "merged": given.merged, "adapter": given.adapter}[
+        found.made_from
+    ]
     if source is None:
-        raise ModelError(f"There is no {found.of} to make the artifact `{name}` from.")
+        raise ModelError(f"There is no {found.made_from} to make the artifact `{name}` from.")
     return source
 
 
@@ -123,43 +127,50 @@ def source_of(name: str, given: ArtifactInputs) -> Path:
 def export_artifact(name: str, given: ArtifactInputs, folder: Path, card: str) -> None:
     """Make one artifact in `folder`: weights, tokenizer, template, card, manifest.
 
-    Written aside and renamed, so that a folder with a manifest is whole.
+    It is written to a temporary folder and renamed, so a folder with a manifest is complete.
     """
     check_installed(name)
-    source = source_of(name, given)
+    source = artifact_source(name, given)
     with staged_folder(folder) as aside:
         ARTIFACTS[name].make(source, aside, given)
         write_text(aside / "README.md", card)
         write_manifest(aside, name)
 
 
+def save_tokenizer(source: Path, folder: Path, given: ArtifactInputs) -> None:
+    """Copy the tokenizer of a student, and a sentence encoder's pooling, into an artifact."""
+    trust = given.trust_remote_code
+    load_tokenizer(str(source), trust_remote_code=trust).save_pretrained(folder)
+    copy_pooling(source, folder)
+
+
 def write_manifest(folder: Path, name: str) -> None:
-    """`manifest.json`: the artifact's name, its runtime, every file with bytes and checksum."""
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
+    """Write manifest.json: the artifact's name, its runtime, every file with size and checksum."""
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST_FILE)
     entries = {
         str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
         for file in files
     }
     found = ARTIFACTS[name]
     write_json(
-        folder / MANIFEST, {"format": 1, "artifact": name, "runtime": found.runtime,
+        folder / MANIFEST_FILE, {"format": 1, "artifact": name, "runtime": found.runtime,
                             "weights": list(found.suffixes), "files": entries},
     )  # fmt: skip
 
 
 def write_card(folder: Path, name: str, card: str) -> None:
-    """Replace the card of a finished artifact, and its entry in the manifest."""
+    """Replace the card of a finished artifact and its entry in the manifest."""
     write_text(folder / "README.md", card)
     write_manifest(folder, name)
 
 
 def check_whole(folder: Path) -> dict[str, Any]:
-    """The manifest of an artifact; `ModelError` names a file that is missing or was changed."""
-    manifest: dict[str, Any] = read_json(folder / MANIFEST)
+    """Return the manifest; raise `ModelError` for a file that is missing or was changed."""
+    manifest: dict[str, Any] = read_json(folder / MANIFEST_FILE)
     for name, entry in manifest["files"].items():
         file = folder / name
         if not file.exists():
             raise ModelError(f"{folder} lacks {name}; export the artifact again.")
         if file.stat().st_size != entry["bytes"] or sha256_of(file) != entry["sha256"]:
-            raise ModelError(f"{file} is not what was exported; export the artifact again.")
+            raise ModelError(f"{file} was changed after the export; export the artifact again.")
     return manifest

@@ -1,4 +1,4 @@
-"""Artifacts that `transformers` loads by itself: bfloat16, bitsandbytes' NF4 and INT8."""
+"""Artifacts that `transformers` loads: bfloat16, and NF4 and INT8 of bitsandbytes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import torch
 
 from attar.models import task_heads as heads
 from attar.models.loading import Quantization
-from attar.models.pooling import copy_pooling, holds_sentence_encoder
+from attar.models.pooling import holds_sentence_encoder
 from attar.models.task_heads import MASKED, holds_head, load_as_saved
-from attar.models.tokenizers import load_tokenizer
-from students.artifacts.artifact import ArtifactInputs, artifact
+from students.artifacts.artifact import ArtifactInputs, artifact, save_tokenizer
 from students.artifacts.quantized_checkpoint import rounded_student
 from students.quantization.packed_weights import quantized_model
 
-TRANSFORMERS = """\
+GENERATION_USAGE = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("PATH")
@@ -24,100 +23,96 @@ tokenizer = AutoTokenizer.from_pretrained("PATH")
 inputs = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
 ```"""
-CLASSIFIER = """\
+CLASSIFIER_USAGE = """\
 ```python
 from transformers import pipeline
 classify = pipeline("text-classification", "PATH")
 print(classify("A text to be labelled"))
 ```"""
 
-FILL_MASK = """\
+FILL_MASK_USAGE = """\
 ```python
 from transformers import pipeline
 fill = pipeline("fill-mask", "PATH")
 print(fill(f"A text with one word {fill.tokenizer.mask_token} out."))
 ```"""
-SENTENCE_ENCODER = """\
+SENTENCE_ENCODER_USAGE = """\
 ```python
 from sentence_transformers import SentenceTransformer
 encoder = SentenceTransformer("PATH")
 vectors = encoder.encode(["A text", "Another text"])
 ```
 
-`modules.json` and `1_Pooling/config.json` say how a text's vector is made of the states that
-`transformers.AutoModel` gives."""
+`modules.json` and `1_Pooling/config.json` say how a text's vector is made from the hidden states
+of `transformers.AutoModel`."""
 
 
 def usage(given: ArtifactInputs) -> str:
-    """How the student is loaded, by the head it carries."""
+    """Return how the student is loaded, which depends on its head."""
     if holds_sentence_encoder(given.student):
-        return SENTENCE_ENCODER
+        return SENTENCE_ENCODER_USAGE
     if holds_head(given.student, MASKED):
-        return FILL_MASK
-    return CLASSIFIER if holds_head(given.student, heads.CLASSIFIER) else TRANSFORMERS
+        return FILL_MASK_USAGE
+    return CLASSIFIER_USAGE if holds_head(given.student, heads.CLASSIFIER) else GENERATION_USAGE
 
 
-@artifact("bf16", of="merged", runtime="transformers", usage=usage)
+@artifact("bf16", made_from="merged", runtime="transformers", usage=usage)
 def bf16(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """bfloat16 weights: two bytes a parameter."""
-    _save(source, folder, "none", given)
+    _export_quantized(source, folder, "none", given)
 
 
-@artifact("nf4", of="student", runtime="transformers", usage=usage, needs=("bitsandbytes",))
+@artifact("nf4", made_from="student", runtime="transformers", usage=usage, needs=("bitsandbytes",))
 def nf4(source: Path, folder: Path, given: ArtifactInputs) -> None:
-    """Linear maps in 4-bit NormalFloat, double quantisation, bfloat16 compute; by bitsandbytes."""
-    _save(source, folder, "nf4", given)
+    """Linear layers in NF4 with double quantisation and bfloat16 compute; by bitsandbytes."""
+    _export_quantized(source, folder, "nf4", given)
 
 
-@artifact("int8", of="student", runtime="transformers", usage=usage, needs=("bitsandbytes",))
+@artifact("int8", made_from="student", runtime="transformers", usage=usage, needs=("bitsandbytes",))
 def int8(source: Path, folder: Path, given: ArtifactInputs) -> None:
-    """Linear maps in LLM.int8() (arXiv 2208.07339), bfloat16 elsewhere; by bitsandbytes."""
-    _save(source, folder, "int8", given)
+    """Linear layers in LLM.int8() (arXiv 2208.07339), bfloat16 elsewhere; by bitsandbytes."""
+    _export_quantized(source, folder, "int8", given)
 
 
 @artifact(
     "merged-requantized-nf4",
-    of="merged",
+    made_from="merged",
     runtime="transformers",
-    usage=TRANSFORMERS,
+    usage=GENERATION_USAGE,
     needs=("bitsandbytes",),
     rounds=True,
 )
 def merged_requantized_nf4(source: Path, folder: Path, given: ArtifactInputs) -> None:
-    """NF4 of the merged student, rounded so that what was learned stays; by bitsandbytes."""
-    _requantize(source, folder, "nf4", given)
+    """NF4 of the merged student, rounded so that the specialisation is kept; by bitsandbytes."""
+    _export_rounded(source, folder, "nf4", given)
 
 
 @artifact(
     "merged-requantized-int8",
-    of="merged",
+    made_from="merged",
     runtime="transformers",
-    usage=TRANSFORMERS,
+    usage=GENERATION_USAGE,
     needs=("bitsandbytes",),
     rounds=True,
 )
 def merged_requantized_int8(source: Path, folder: Path, given: ArtifactInputs) -> None:
-    """LLM.int8() of the merged student, rounded so that what was learned stays."""
-    _requantize(source, folder, "int8", given)
+    """LLM.int8() of the merged student, rounded so that the specialisation is kept."""
+    _export_rounded(source, folder, "int8", given)
 
 
-def _requantize(source: Path, folder: Path, grid: str, given: ArtifactInputs) -> None:
-    with rounded_student(source, grid, given) as (student, rounded):
+def _export_rounded(source: Path, folder: Path, number_format: str, given: ArtifactInputs) -> None:
+    with rounded_student(source, number_format, given) as (student, rounded):
         model: Any = quantized_model(student, rounded, trust_remote_code=given.trust_remote_code)
         model.save_pretrained(folder, safe_serialization=True)
-    _save_tokenizer(source, folder, given)
+    save_tokenizer(source, folder, given)
 
 
-def _save_tokenizer(source: Path, folder: Path, given: ArtifactInputs) -> None:
-    trust = given.trust_remote_code
-    load_tokenizer(str(source), trust_remote_code=trust).save_pretrained(folder)
-    copy_pooling(source, folder)
-
-
-def _save(source: Path, folder: Path, kind: Quantization, given: ArtifactInputs) -> None:
+def _export_quantized(
+    source: Path, folder: Path, kind: Quantization, given: ArtifactInputs
+) -> None:
     trust = given.trust_remote_code
     model: Any = load_as_saved(
         str(source), dtype=torch.bfloat16, quantization=kind, trust_remote_code=trust
     )
     model.save_pretrained(folder, safe_serialization=True)
-    _save_tokenizer(source, folder, given)
+    save_tokenizer(source, folder, given)

@@ -1,4 +1,4 @@
-"""The model card of an artifact: what it is, how to load it without us, what it measured."""
+"""The model card of an artifact: what it is, how to load it, and its measurements."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def model_card(
     license: str | None,
     measured: str,
 ) -> str:
-    """A card with licence fields, provenance, how to load it, the numbers, and the recipe."""
+    """Return a card with licence, provenance, how to load it, measurements, and the recipe."""
     found = ARTIFACTS[name]
     usage = found.usage(given) if callable(found.usage) else found.usage
     return f"""---
@@ -53,7 +53,7 @@ Attar is not needed. `PATH` is this folder.
 
 
 def _pipeline(given: ArtifactInputs) -> str:
-    """What the hub calls the student's task."""
+    """Return the hub's name for the student's task."""
     if holds_sentence_encoder(given.student):
         return "sentence-similarity"
     if holds_head(given.student, MASKED):
@@ -62,11 +62,11 @@ def _pipeline(given: ArtifactInputs) -> str:
 
 
 def _origin(name: str, given: ArtifactInputs) -> str:
-    """One sentence on which student this is."""
+    """Return one sentence about which student this is."""
     if given.adapter is None and given.merged == given.student:
         return ""
-    if ARTIFACTS[name].of == "student":
-        return "The student as distilled, without what was specialised after."
-    if ARTIFACTS[name].of == "adapter":
+    if ARTIFACTS[name].made_from == "student":
+        return "The student as distilled, without its later specialisation."
+    if ARTIFACTS[name].made_from == "adapter":
         return "The specialised adapter beside the base it was trained on."
-    return "What was specialised is merged into the full-precision student first."
+    return "The specialisation was merged into the full-precision student first."

@@ -1,7 +1,7 @@
-"""A student rounded anew: its codes and scales, and what else learned beside them.
+"""Round a student to a number format, and train its scales and norms if the recipe asks for it.
 
-Shared by every artifact that is rounded by us: bitsandbytes' NF4 and INT8 of a merged student, and
-GGUF of 4 and 5 bits.
+All artifacts that this package rounds use it: NF4 and INT8 of a merged student for bitsandbytes,
+and GGUF of 4 and 5 bits.
 """
 
 from __future__ import annotations
@@ -17,31 +17,32 @@ import torch
 from attar.models.loading import load_causal_lm
 from attar.models.tokenizers import load_tokenizer
 from students.artifacts.artifact import ArtifactInputs
-from students.quantization.formats import GRIDS
-from students.quantization.gptq import Rounded, round_model
-from students.quantization.learned_scales import let_scales_learn, settle
+from students.quantization.formats import NUMBER_FORMATS
+from students.quantization.gptq import RoundedWeight, round_model
+from students.quantization.learned_scales import make_scales_trainable, store_learned_scales
 
 
 @contextmanager
 def rounded_student(
-    source: Path, grid: str, given: ArtifactInputs
-) -> Iterator[tuple[Path, dict[str, Rounded]]]:
-    """(folder of the float32 student, its linear maps on the grid by name), for one block.
+    source: Path, number_format: str, given: ArtifactInputs
+) -> Iterator[tuple[Path, dict[str, RoundedWeight]]]:
+    """Yield (folder of the float32 student, its rounded linear layers by name).
 
-    Compensated on calibration text, or to nearest, as `given.rounding` says. Where `given.recover`
-    is there, scales and norms then learn, and the folder holds the student with those norms.
+    A context manager: the folder exists only inside it. Rounding is compensated on calibration text
+    or to nearest, as `given.rounding` says. With `given.recover`, scales and norms are then
+    trained, and the folder holds the student with the trained norms.
     """
     trust = given.trust_remote_code
     model: Any = load_causal_lm(str(source), dtype=torch.float32, trust_remote_code=trust)
     compensated = given.rounding == "compensated" and given.calibration is not None
     calibration_BT = given.calibration() if compensated and given.calibration else None
-    rounded = round_model(model, GRIDS[grid], calibration_BT)
+    rounded = round_model(model, NUMBER_FORMATS[number_format], calibration_BT)
     if given.recover is None:
         yield source, rounded
         return
-    let_scales_learn(model, rounded)
-    given.recover(grid, model)
-    rounded = settle(model)
+    make_scales_trainable(model, rounded)
+    given.recover(number_format, model)
+    rounded = store_learned_scales(model)
     with tempfile.TemporaryDirectory(prefix="attar-rounded-") as name:
         model.save_pretrained(name, safe_serialization=True)
         load_tokenizer(str(source), trust_remote_code=trust).save_pretrained(name)

@@ -1,4 +1,4 @@
-"""An artifact of torchao: 8-bit weights that `transformers` loads with torchao installed."""
+"""The artifact of torchao: 8-bit weights that `transformers` loads if torchao is installed."""
 
 from __future__ import annotations
 
@@ -8,24 +8,22 @@ from typing import Any
 import torch
 
 from attar.models.loading import be_quiet, load_config
-from attar.models.pooling import copy_pooling
 from attar.models.task_heads import auto_class_of
-from attar.models.tokenizers import load_tokenizer
-from students.artifacts.artifact import ArtifactInputs, artifact
+from students.artifacts.artifact import ArtifactInputs, artifact, save_tokenizer
 from students.artifacts.checkpoint import usage
 
 
 def with_torchao(given: ArtifactInputs) -> str:
-    """How `transformers` loads the student, and what else it takes."""
+    """Return how `transformers` loads the student, and that it needs torchao."""
     return f"`torchao` must be installed.\n\n{usage(given)}"
 
 
 @artifact(
-    "torchao-int8", of="merged", runtime="transformers", usage=with_torchao,
+    "torchao-int8", made_from="merged", runtime="transformers", usage=with_torchao,
     needs=("torchao",), extra="torchao",
 )  # fmt: skip
 def torchao_int8(source: Path, folder: Path, given: ArtifactInputs) -> None:
-    """Weights of linear maps in 8 bits with a scale an output, bfloat16 elsewhere; by torchao."""
+    """Weights of linear layers in 8 bits with one scale per output, else bfloat16; by torchao."""
     import transformers
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import TorchAoConfig
@@ -40,5 +38,4 @@ def torchao_int8(source: Path, folder: Path, given: ArtifactInputs) -> None:
         trust_remote_code=trust,
     )
     model.save_pretrained(folder)
-    load_tokenizer(str(source), trust_remote_code=trust).save_pretrained(folder)
-    copy_pooling(source, folder)
+    save_tokenizer(source, folder, given)

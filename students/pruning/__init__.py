@@ -1,1 +1,1 @@
-"""Surgery: a smaller model cut out of a larger one along every axis, by measured importance."""
+"""Pruning: cut a smaller model out of a larger one along any axis, by measured importance."""

@@ -1,12 +1,12 @@
-"""Families of models: what every axis of every weight counts, one table a family.
+"""Model families that can be pruned: which axes each weight has, one table per family.
 
-What is cut along one axis (a head, a neuron, a channel) is cut out of every weight that has this
-axis, so a table of axes is all that surgery needs to know. To add a family, add an entry to
-`FAMILIES`; a parameter that no row names is refused by its name.
+Removing a head, a neuron or a channel removes it from every weight that has the axis, so a table of
+axes is all that pruning needs to know. To add a family, add an entry to `PRUNABLE_ARCHITECTURES`; a
+parameter that the table does not name raises an error with its name.
 
 Axes: V vocabulary, H channels of the residual stream, Q channels of all query heads, K channels of
-all key-value heads, I neurons of a feed-forward; `.` what is never cut (positions, classes, the
-size of a head).
+all key-value heads, I neurons of a feed-forward, `.` an axis that is never cut (positions, classes,
+the size of a head).
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from attar.models.structure import unwrap
 
 
 @dataclass(frozen=True)
-class Family:
-    """How the models of some `model_type`s are put together.
+class PrunableArchitecture:
+    """The structure of the models of some `model_type`s.
 
-    `axes`: the end of a parameter's name, and one letter an axis; the longest end that fits counts.
-    `norms`: where they stand - before a block's maps, around them (on their outputs, too) or behind
-    the sum with the residual stream. `norm_weight`: what a norm multiplies with, its weight or one
-    more; `layer` subtracts the mean as well. The rest is what their configs ask for.
+    axes: from the end of a parameter's name to one letter per axis; the longest match counts.
+    norms: where norms stand: before attention and feed-forward, around them (on their outputs too),
+    or behind the sum with the residual stream. norm_weight: the factor that a norm applies is its
+    weight, or its weight plus one; `layer` is LayerNorm, which also subtracts the mean. The other
+    fields say what the family's configs require.
     """
 
     name: str
@@ -37,9 +38,9 @@ class Family:
     norms: Literal["before", "around", "behind"]
     norm_weight: Literal["weight", "weight+1", "layer"]
     neurons_key: str = "intermediate_size"
-    head_size_key: bool = True  # False: a head's size is width / heads, always
-    width_in_heads: bool = False  # the config refuses a width that is no multiple of the heads
-    scales_embedding: bool = False  # by the root of the width
+    head_size_key: bool = True  # False: the size of a head is always width / heads
+    width_in_heads: bool = False  # the width must be a multiple of the number of heads
+    scales_embedding: bool = False  # embeddings are multiplied by the square root of the width
 
 
 _ATTENTION = {
@@ -71,7 +72,7 @@ _NORMS_AROUND = {
     "pre_feedforward_layernorm.weight": "H",
     "post_feedforward_layernorm.weight": "H",
 }
-_ENDS = {
+_EMBEDDING_AND_HEAD = {
     "embed_tokens.weight": "VH",
     "lm_head.weight": "VH",
     "score.weight": ".H",  # classes
@@ -96,63 +97,84 @@ _BERT = {
     "classifier.bias": ".",
 }
 
-FAMILIES = (
-    Family(
-        "Llama",  # SmolLM, too
+PRUNABLE_ARCHITECTURES = (
+    PrunableArchitecture(
+        "Llama",  # includes SmolLM
         ("llama",),
-        {**_ENDS, **_ATTENTION, **_ATTENTION_BIAS, **_GATED, **_GATED_BIAS, **_NORMS_BEFORE},
+        {
+            **_EMBEDDING_AND_HEAD,
+            **_ATTENTION,
+            **_ATTENTION_BIAS,
+            **_GATED,
+            **_GATED_BIAS,
+            **_NORMS_BEFORE,
+        },
         norms="before",
         norm_weight="weight",
         width_in_heads=True,
     ),
-    Family(
+    PrunableArchitecture(
         "Mistral",
         ("mistral",),
-        {**_ENDS, **_ATTENTION, **_GATED, **_NORMS_BEFORE},
+        {**_EMBEDDING_AND_HEAD, **_ATTENTION, **_GATED, **_NORMS_BEFORE},
         norms="before",
         norm_weight="weight",
     ),
-    Family(
+    PrunableArchitecture(
         "Qwen2",
         ("qwen2",),
-        {**_ENDS, **_ATTENTION, **_ATTENTION_BIAS, **_GATED, **_NORMS_BEFORE},
+        {**_EMBEDDING_AND_HEAD, **_ATTENTION, **_ATTENTION_BIAS, **_GATED, **_NORMS_BEFORE},
         norms="before",
         norm_weight="weight",
     ),
-    Family(
+    PrunableArchitecture(
         "Qwen3",
         ("qwen3",),
-        {**_ENDS, **_ATTENTION, **_ATTENTION_BIAS, **_HEAD_NORMS, **_GATED, **_NORMS_BEFORE},
+        {
+            **_EMBEDDING_AND_HEAD,
+            **_ATTENTION,
+            **_ATTENTION_BIAS,
+            **_HEAD_NORMS,
+            **_GATED,
+            **_NORMS_BEFORE,
+        },
         norms="before",
         norm_weight="weight",
     ),
-    Family(
+    PrunableArchitecture(
         "Gemma",
         ("gemma",),
-        {**_ENDS, **_ATTENTION, **_ATTENTION_BIAS, **_GATED, **_NORMS_BEFORE},
+        {**_EMBEDDING_AND_HEAD, **_ATTENTION, **_ATTENTION_BIAS, **_GATED, **_NORMS_BEFORE},
         norms="before",
         norm_weight="weight+1",
         scales_embedding=True,
     ),
-    Family(
+    PrunableArchitecture(
         "Gemma 2",
         ("gemma2",),
-        {**_ENDS, **_ATTENTION, **_ATTENTION_BIAS, **_GATED, **_NORMS_AROUND},
+        {**_EMBEDDING_AND_HEAD, **_ATTENTION, **_ATTENTION_BIAS, **_GATED, **_NORMS_AROUND},
         norms="around",
         norm_weight="weight+1",
         scales_embedding=True,
     ),
-    Family(
+    PrunableArchitecture(
         "Gemma 3",
         ("gemma3_text",),
-        {**_ENDS, **_ATTENTION, **_ATTENTION_BIAS, **_HEAD_NORMS, **_GATED, **_NORMS_AROUND},
+        {
+            **_EMBEDDING_AND_HEAD,
+            **_ATTENTION,
+            **_ATTENTION_BIAS,
+            **_HEAD_NORMS,
+            **_GATED,
+            **_NORMS_AROUND,
+        },
         norms="around",
         norm_weight="weight+1",
         width_in_heads=True,
         scales_embedding=True,
     ),
-    Family(
-        "BERT",  # MiniLM, too
+    PrunableArchitecture(
+        "BERT",  # includes MiniLM
         ("bert",),
         {
             **_BERT,
@@ -166,7 +188,7 @@ FAMILIES = (
         norm_weight="layer",
         head_size_key=False,
     ),
-    Family(
+    PrunableArchitecture(
         "RoBERTa",
         ("roberta", "xlm-roberta"),
         {
@@ -187,7 +209,7 @@ FAMILIES = (
         norm_weight="layer",
         head_size_key=False,
     ),
-    Family(
+    PrunableArchitecture(
         "DistilBERT",
         ("distilbert",),
         {
@@ -223,23 +245,27 @@ FAMILIES = (
 )
 
 
-def family_of(model_or_config: Any) -> Family:
-    """The family of a model or of a config; `ModelError` for one that has no table."""
+def prunable_architecture(model_or_config: Any) -> PrunableArchitecture:
+    """Return the family of a model or config; raise `ModelError` for one without a table."""
     config = getattr(unwrap(model_or_config), "config", model_or_config).get_text_config()
-    for family in FAMILIES:
+    for family in PRUNABLE_ARCHITECTURES:
         if config.model_type in family.model_types:
             return family
-    known = ", ".join(family.name for family in FAMILIES)
+    known = ", ".join(family.name for family in PRUNABLE_ARCHITECTURES)
     raise ModelError(
-        f"Models of type `{config.model_type}` can be cut by blocks (`student.layers`) only: the "
-        f"axes of their weights are known for {known}; to add a family, add an entry to `FAMILIES` "
-        "in students/pruning/architectures.py."
+        f"Models of type `{config.model_type}` can only be cut by blocks (`student.layers`): the "
+        f"axes of weights are known for {known}; to add a family, add an entry to "
+        "`PRUNABLE_ARCHITECTURES` in students/pruning/architectures.py."
     )
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of a model: blocks, heads of queries and of keys and values, and so on."""
+    """The sizes of a model.
+
+    blocks; query heads and key-value heads (`groups`) of a block; channels of a head; neurons of a
+    feed-forward; channels of the residual stream; token ids.
+    """
 
     blocks: int
     heads: int
@@ -250,14 +276,14 @@ class Sizes:
     ids: int
 
     @property
-    def heads_a_group(self) -> int:
+    def heads_per_group(self) -> int:
         """Query heads that share a key-value head."""
         return self.heads // self.groups
 
 
 def sizes_of(config: Any) -> Sizes:
-    """The sizes that a config of a known family tells."""
-    family, text = family_of(config), config.get_text_config()
+    """Read the sizes from the config of a known family."""
+    family, text = prunable_architecture(config), config.get_text_config()
     heads = int(text.num_attention_heads)
     size = getattr(text, "head_dim", None) if family.head_size_key else None
     return Sizes(
@@ -271,27 +297,30 @@ def sizes_of(config: Any) -> Sizes:
     )
 
 
-def axes_of(family: Family, name: str) -> str:
-    """One letter an axis of a parameter, by its full name."""
+def axes_of(family: PrunableArchitecture, name: str) -> str:
+    """Return one letter per axis of a parameter, given its full name.
+
+    Raises `ModelError` for a parameter that the family's table does not name.
+    """
     fits = [end for end in family.axes if f".{name}".endswith(f".{end}")]
     if not fits:
         raise ModelError(
             f"The table of the {family.name} family has no row for the parameter {name}; add its "
-            "axes to `FAMILIES` in students/pruning/architectures.py."
+            "axes to `PRUNABLE_ARCHITECTURES` in students/pruning/architectures.py."
         )
     return family.axes[max(fits, key=len)]
 
 
 def block_number(name: str) -> int | None:
-    """The block, from 0, that a parameter or module belongs to by its name; None: to no block."""
+    """Return the number of the block that a parameter or module name belongs to, or None."""
     found = re.search(r"(?:^|\.)(?:layers|layer)\.(\d+)(?:\.|$)", name)
     return int(found[1]) if found else None
 
 
-def modules_with(model: nn.Module, family: Family, axes: str) -> dict[str, nn.Module]:
-    """Modules whose weight has these axes, by name, in the model's order.
+def modules_with(model: nn.Module, family: PrunableArchitecture, axes: str) -> dict[str, nn.Module]:
+    """Return the modules whose weight has these axes, by name, in the model's order.
 
-    "HQ": attention's output maps; "HI": those of the feed-forwards; "H": norms.
+    "HQ": output projections of attention; "HI": of feed-forwards; "H": norms.
     """
     return {
         name: module

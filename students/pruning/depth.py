@@ -1,12 +1,12 @@
-"""Cutting blocks out of a model: which to keep, and the smaller checkpoint.
+"""Cut blocks out of a model: choose which to keep, and make the smaller model.
 
 Legend: B sequences, T tokens, H width, V vocabulary.
 
-`greedy` removes, one by one, the block without which a loss on calibration text rises least; the
-order is found anew after every removal, because blocks lean on each other. `influence` removes at
-once the blocks that turn the residual stream least (mean cosine of a block's input and output; the
-block influence of ShortGPT, arXiv 2403.03853). Greedy costs some five half passes over the
-calibration text a removal and is far better when much is removed.
+`greedy` removes blocks one at a time: always the block whose removal raises a loss on calibration
+text least, ranked again after every removal because blocks depend on each other. `influence`
+removes at once the blocks that change the residual stream least (highest mean cosine of a block's
+input and output; the block influence of ShortGPT, arXiv 2403.03853). Greedy costs about five half
+passes over the calibration text per removal and is much better when many blocks are removed.
 """
 
 from __future__ import annotations
@@ -31,38 +31,38 @@ from attar.models.structure import (
 )
 from attar.models.task_heads import text_inputs
 
-Texts = dict[str, Tensor | None]  # what `text_inputs` takes
-LossOf = Callable[[Any], float]  # of a model as it stands, by the same forwards every time
+TextBatch = dict[str, Tensor | None]  # as `text_inputs` takes it
+LossOf = Callable[[Any], float]  # loss of a model; runs the same forwards at every call
 
 
-class Skip(nn.Module):
-    """Stands in for a removed block: the residual stream passes, and others keep their places.
+class SkippedBlock(nn.Module):
+    """Replaces a removed block: returns its input, so that other blocks keep their places.
 
-    parts: how many things a block gives in a tuple; None where it gives the stream alone.
+    parts: length of the tuple that a block returns; None if it returns the hidden states alone.
     """
 
     def __init__(self, parts: int | None) -> None:
         super().__init__()
         self.parts = parts
-        self.instead: Iterator[Tensor] | None = None  # what passes in place of what comes in
+        self.instead: Iterator[Tensor] | None = None  # returned instead of the input
 
     def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
-        """What comes in, (B, T, H)."""
+        """Return the input (B, T, H) unchanged."""
         if self.instead is not None:
             hidden_states = next(self.instead)
         return hidden_states if self.parts is None else (hidden_states, *[None] * (self.parts - 1))
 
 
 def keep_evenly(depth: int, keep: int) -> list[int]:
-    """`keep` of `depth` blocks, evenly spaced, the first and the last among them."""
+    """Return `keep` of `depth` blocks, evenly spaced, with the first and the last."""
     if keep == 1:
         return [0]
     return [round(i * (depth - 1) / (keep - 1)) for i in range(keep)]
 
 
 @torch.inference_mode()
-def block_cosines(model: nn.Module, batches: Sequence[Texts]) -> list[float]:
-    """Mean cosine of each block's input and output on texts' tokens; 1: it is not needed."""
+def block_cosines(model: nn.Module, batches: Sequence[TextBatch]) -> list[float]:
+    """Return the mean cosine of each block's input and output over tokens; 1 means no change."""
     depth, number = num_layers(model), 0
     totals = torch.zeros(depth)
     for texts in batches:
@@ -77,8 +77,8 @@ def block_cosines(model: nn.Module, batches: Sequence[Texts]) -> list[float]:
     return (totals / number).tolist()
 
 
-def keep_by_influence(model: nn.Module, batches: Sequence[Texts], keep: int) -> list[int]:
-    """The `keep` blocks that turn the residual stream most."""
+def keep_by_influence(model: nn.Module, batches: Sequence[TextBatch], keep: int) -> list[int]:
+    """Return the `keep` blocks that change the direction of the residual stream most."""
     cosines = block_cosines(model, batches)
     return sorted(sorted(range(len(cosines)), key=lambda i: cosines[i])[:keep])
 
@@ -90,13 +90,14 @@ def keep_greedily(
     keep: int,
     on_removal: Callable[[int, float], None] = lambda block, loss: None,
 ) -> list[int]:
-    """Blocks left after removing, one at a time, the one whose absence costs least.
+    """Return the blocks left after removing, one at a time, the block whose removal costs least.
 
-    Lazy: a block is tried again only while its cost when it was last tried could still win (costs
-    grow as others go, Minoux 1978), and a trial starts from the stored input of its block, so it
-    runs only the blocks behind. `on_removal` is told the block and the loss left.
+    The search is lazy (Minoux 1978): costs only grow as other blocks go, so a block is tried again
+    only while its last known cost could still be the lowest. A trial starts from the stored input
+    of its block and runs only the blocks behind it. `on_removal` is called with the removed block
+    and the loss after it.
     """
-    trial = _Trial(model, loss_of)
+    trial = _BlockRemoval(model, loss_of)
     costs = dict.fromkeys(trial.kept, 0.0)
     try:
         while len(trial.kept) > keep:
@@ -114,22 +115,22 @@ def keep_greedily(
     return trial.kept
 
 
-class _Trial:
-    """A model under removal: which blocks are left, what enters each, and the loss as it stands."""
+class _BlockRemoval:
+    """A model whose blocks are being removed: blocks left, their inputs, and the current loss."""
 
     def __init__(self, model: nn.Module, loss_of: LossOf) -> None:
         self.model, self.loss_of = model, loss_of
         self.blocks = blocks_of(model)
         self.originals = list(self.blocks)
         self.kept = list(range(len(self.originals)))
-        self.parts: int | None = None  # see `Skip`
-        self._look()
+        self.parts: int | None = None  # see `SkippedBlock`
+        self._record_inputs()
 
-    def _look(self) -> None:
-        self.entering: list[list[Tensor]] = [[] for _ in self.originals]  # of every forward
+    def _record_inputs(self) -> None:
+        self.inputs: list[list[Tensor]] = [[] for _ in self.originals]  # one tensor a forward
 
         def enter(number: int, args: Any, kwargs: Any) -> None:
-            self.entering[number].append(args[0] if args else kwargs["hidden_states"])
+            self.inputs[number].append(args[0] if args else kwargs["hidden_states"])
 
         def leave(output: Any) -> None:
             self.parts = len(output) if isinstance(output, tuple) else None
@@ -148,31 +149,31 @@ class _Trial:
             for handle in handles:
                 handle.remove()
 
-    def _install(self, present: set[int]) -> None:
+    def _skip_all_but(self, present: set[int]) -> None:
         for i, block in enumerate(self.originals):
-            self.blocks[i] = block if i in present else Skip(self.parts)
+            self.blocks[i] = block if i in present else SkippedBlock(self.parts)
 
     def loss_without(self, block: int) -> float:
-        """The loss with one more block gone, run from that block on."""
-        self._install({other for other in self.kept if other > block})
+        """Return the loss with one more block removed, run from that block on."""
+        self._skip_all_but({other for other in self.kept if other > block})
         start = self.blocks[block]
-        assert isinstance(start, Skip)
-        start.instead = iter(self.entering[block])
+        assert isinstance(start, SkippedBlock)
+        start.instead = iter(self.inputs[block])
         return self.loss_of(self.model)
 
     def remove(self, block: int) -> None:
-        """Take a block out for good and look again."""
+        """Remove a block, then record the inputs and the loss again."""
         self.kept.remove(block)
-        self._install(set(self.kept))
-        self._look()
+        self._skip_all_but(set(self.kept))
+        self._record_inputs()
 
     def restore(self) -> None:
-        """Put every block back: the model is the caller's."""
-        self._install(set(range(len(self.originals))))
+        """Put every block back into the caller's model."""
+        self._skip_all_but(set(range(len(self.originals))))
 
 
 def next_token_loss(input_ids_BT: Tensor) -> LossOf:
-    """Mean next-token cross-entropy, nats a token, on rows of text."""
+    """Return a function that gives the mean next-token cross-entropy on rows, in nats per token."""
 
     def loss_of(model: Any) -> float:
         hidden_BTH = run_body(model, {"input_ids": input_ids_BT, "attention_mask": None})
@@ -181,13 +182,13 @@ def next_token_loss(input_ids_BT: Tensor) -> LossOf:
     return loss_of
 
 
-def rows_as_texts(input_ids_BT: Tensor) -> list[Texts]:
-    """Rows of one length as one batch of texts."""
+def rows_as_texts(input_ids_BT: Tensor) -> list[TextBatch]:
+    """Return rows of equal length as one batch of texts without padding."""
     return [{"input_ids": input_ids_BT, "attention_mask": torch.ones_like(input_ids_BT)}]
 
 
 def calibration_loss(model: nn.Module, hidden_BTH: Tensor, input_ids_BT: Tensor) -> float:
-    """Mean next-token cross-entropy, nats a token, from final hidden states."""
+    """Return the mean next-token cross-entropy of final hidden states, in nats per token."""
     head = head_of(model, unwrap(model).get_output_embeddings().weight.shape[0])
     hidden_NH = hidden_BTH[:, :-1].reshape(-1, hidden_BTH.shape[-1])
     labels_N = input_ids_BT[:, 1:].reshape(-1)
@@ -199,21 +200,22 @@ def calibration_loss(model: nn.Module, hidden_BTH: Tensor, input_ids_BT: Tensor)
 
 
 def cut_config(config: Any, keep: list[int]) -> Any:
-    """The `PretrainedConfig` of a model with only the blocks `keep`."""
+    """Return the `PretrainedConfig` of a model with only the blocks `keep`."""
     config = copy.deepcopy(config)
     text = config.get_text_config()
     depth, text.num_hidden_layers = text.num_hidden_layers, len(keep)
-    for name, value in list(vars(text).items()):  # layer_types, rope or window patterns by layer
+    for name, value in list(vars(text).items()):  # e.g. layer_types and patterns per layer
         if isinstance(value, (list, tuple)) and len(value) == depth and "token" not in name:
             setattr(text, name, [value[block] for block in keep])
     return config
 
 
 def cut_depth(model: Any, keep: list[int]) -> nn.Module:
-    """A new model with only the blocks `keep` (numbers from 0), in that order, where `model` is.
+    """Return a new model with only the blocks `keep` (numbers from 0), on the model's device.
 
-    The new model is made from a config that says so and filled through its state dict, so layer
-    numbers, per-layer kinds of attention and tied weights are what a reload will make them.
+    The new model is made from a smaller config and filled through its state dict, so that layer
+    numbers, attention types per layer and tied weights are the same after a reload. Raises
+    `ModelError` for blocks that do not exist and for a model that cannot be filled so.
     """
     depth = num_layers(model)
     wrong = [block for block in keep if not 0 <= block < depth]
@@ -252,5 +254,5 @@ def _blocks_prefix(model: nn.Module) -> str:
 
 
 def layer_map(keep: list[int], teacher_layer: int) -> int:
-    """The student's layer that stands for a teacher's layer: behind all kept blocks before it."""
+    """Return the student's layer that corresponds to a teacher's: the kept blocks before it."""
     return sum(block < teacher_layer for block in keep)

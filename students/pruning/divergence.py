@@ -1,4 +1,4 @@
-"""How far a student is from its teacher, on batches that no cut was judged on.
+"""How far a student is from its teacher, on batches that no importance was measured on.
 
 Legend: N tokens or texts, H width.
 """
@@ -12,34 +12,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Read = Callable[[Any, Any], Tensor]  # (N, H) of a model and a batch; differentiable
-Apart = Callable[[Any, Tensor, Tensor], Tensor]  # of a student: the teacher's, its own; their sum
+ReadOutputs = Callable[[Any, Any], Tensor]  # outputs (N, H) of a model on a batch; differentiable
+DivergenceSum = Callable[
+    [Any, Tensor, Tensor], Tensor
+]  # of (student, teacher's outputs, its own): the sum
 
 
 class PruningObjective:
-    """Mean divergence of students on `held` batches; `healing` batches to distil on first.
+    """The mean divergence of students on `held` batches, after distilling on `healing` batches.
 
-    `read`: what is compared of a model, N rows a batch. `apart`: the divergence of a student, summed over
-    rows. `name`: of the divergence, in words. Of the teacher only what was read of it is kept.
+    read: returns the outputs that are compared, N rows a batch. apart: returns the divergence of a
+    student, summed over rows. name: what the divergence is called in tables. Only the teacher's
+    outputs are kept, not the teacher.
     """
 
     def __init__(
         self,
         teacher: Any,
-        read: Read,
-        apart: Apart,
+        read: ReadOutputs,
+        apart: DivergenceSum,
         held: Sequence[Any],
         healing: Sequence[Any] = (),
         name: str = "KL",
     ) -> None:
         self.read, self.apart, self.name = read, apart, name
-        with torch.no_grad():  # not inference: healing keeps them for its backward
+        with torch.no_grad():  # not inference_mode: healing needs them in its backward
             self.held = [(one, read(teacher, one)) for one in held]
             self.healing = [(one, read(teacher, one)) for one in healing]
 
     @torch.inference_mode()
     def divergence(self, student: Any) -> float:
-        """Of the student as it is, a row."""
+        """Return the mean divergence of a student over rows."""
         total = sum(float(self._sum(student, *one)) for one in self.held)
         return total / sum(len(theirs) for _, theirs in self.held)
 
@@ -47,7 +50,7 @@ class PruningObjective:
         return self.apart(student, theirs_NH, self.read(student, batch))
 
     def healed(self, student: nn.Module, steps: int, lr: float = 2e-4) -> nn.Module:
-        """A copy of the student after so many steps of distilling, a batch each."""
+        """Return a copy of the student after this many steps of distilling, one batch each."""
         student = copy.deepcopy(student).float().requires_grad_(True)
         optimizer = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=0.0)
         for step in range(steps):

@@ -1,9 +1,9 @@
-"""How much heads, neurons and channels do on calibration text, from one forward over it.
+"""Importance of heads, neurons and channels on calibration text, from one forward over it.
 
-A head or a neuron is worth the root mean square of what it adds to the residual stream through its
-output map: what its neighbours scale up and the map scales down counts as it arrives. (Minitron,
-arXiv 2407.14679, section 2.2, takes the activation before the map.) A channel is worth what norms
-give at it, summed over all norms (as Minitron does).
+A head or a neuron scores the root mean square of what it adds to the residual stream, measured
+behind the output projection. (Minitron, arXiv 2407.14679, section 2.2, takes the activation before
+the projection.) A channel scores the mean size of the norms' outputs at it, summed over all norms,
+as in Minitron.
 
 Legend: B rows, T tokens, N tokens together, L blocks, G key-value heads, I neurons, H channels,
 Q channels of all query heads.
@@ -18,47 +18,52 @@ import torch
 from torch import Tensor, nn
 
 from attar.models.structure import run_body
-from students.layer_inputs import ROWS
-from students.pruning.architectures import block_number, family_of, modules_with, sizes_of
+from students.layer_inputs import BATCH_ROWS
+from students.pruning.architectures import (
+    block_number,
+    modules_with,
+    prunable_architecture,
+    sizes_of,
+)
 
 
 @dataclass(frozen=True)
-class Scores:
-    """What each part is worth; only the order within a block, or among channels, has a meaning."""
+class ImportanceScores:
+    """Importance of each part; only the order within a block, or among channels, is meaningful."""
 
     groups_LG: Tensor
     neurons_LI: Tensor
     channels_H: Tensor
 
 
-def best(scores: Tensor, keep: int) -> list[int]:
-    """The `keep` numbers of the highest scores, in ascending order; the first of equals."""
+def highest_scored(scores: Tensor, keep: int) -> list[int]:
+    """Return the indices of the `keep` highest scores, in ascending order; ties go to the first."""
     order = scores.argsort(descending=True, stable=True)[:keep]
     return [int(number) for number in order.sort().values]
 
 
 @torch.inference_mode()
-def measure(model: Any, input_ids_BT: Tensor) -> Scores:
-    """The scores of every part of a model on calibration ids (every token counts)."""
-    family, sizes = family_of(model), sizes_of(model.config)
-    watched = _Watched(
+def measure_importance(model: Any, input_ids_BT: Tensor) -> ImportanceScores:
+    """Score every part of a model on calibration ids; every token counts."""
+    family, sizes = prunable_architecture(model), sizes_of(model.config)
+    watched = _ImportanceSums(
         attention=modules_with(model, family, "HQ"),
         feed_forward=modules_with(model, family, "HI"),
         norms=modules_with(model, family, "H"),
-        head_channels=sizes.head_size * sizes.heads_a_group,
+        head_channels=sizes.head_size * sizes.heads_per_group,
         channels=sizes.channels,
     )
     device = next(model.parameters()).device
     try:
-        for ids_BT in input_ids_BT.to(device).split(ROWS):
+        for ids_BT in input_ids_BT.to(device).split(BATCH_ROWS):
             run_body(model, {"input_ids": ids_BT, "attention_mask": None})
     finally:
         watched.stop()
     return watched.scores()
 
 
-class _Watched:
-    """Sums over tokens, taken by hooks: of squares behind each part, of sizes behind norms."""
+class _ImportanceSums:
+    """Sums over tokens that hooks collect: squares behind each part, sizes behind norms."""
 
     def __init__(
         self,
@@ -100,21 +105,21 @@ class _Watched:
         self.channels_H += output_BTH.float().abs().flatten(0, -2).sum(0).double().cpu()
 
     def stop(self) -> None:
-        """Watch no longer."""
+        """Remove the hooks."""
         for handle in self.handles:
             handle.remove()
 
-    def scores(self) -> Scores:
-        """Roots of the sums, block by block."""
+    def scores(self) -> ImportanceScores:
+        """Return the scores: the square roots of the sums, block by block."""
         stacked = (
             torch.stack([one[b] for b in sorted(one)]) for one in (self.groups, self.neurons)
         )
         groups_LG, neurons_LI = (sums.clamp(min=0).sqrt() for sums in stacked)
-        return Scores(groups_LG, neurons_LI, self.channels_H)
+        return ImportanceScores(groups_LG, neurons_LI, self.channels_H)
 
 
 def _before(watch: Any, block: int) -> Any:
-    """A hook that hands a map's inputs over as rows of tokens, float32."""
+    """Return a hook that passes the inputs of a module on as float32 rows, one per token."""
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
         watch(block, module, args[0].flatten(0, -2).float())

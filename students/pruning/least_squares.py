@@ -1,17 +1,18 @@
-"""Output maps fitted anew, by least squares, so that a cut student's stream is near its teacher's.
+"""Refit the output projections of a cut student by ridge regression.
 
-Block after block, from what the student's blocks before it give by now: first the map behind
-attention, then the one behind the feed-forward, each moved by the smallest change (a ridge) that
-brings the residual stream behind it nearest to the teacher's there - behind a block whose
-followers were removed, to the teacher's behind those. Tokens weigh by the inverse square of their
-size, since norms divide by it. No gradient; one pass of the teacher, and of the student one to fit
-each map, that behind attention a short one, and one to go on.
+The refit goes block by block, on the outputs of the blocks refitted before. In each block it
+changes the output projection of attention, then that of the feed-forward, so that the residual
+stream behind it comes as near as possible to the teacher's; a ridge penalty keeps the change small.
+Where the blocks that followed were removed, the target is the teacher's stream behind those. Tokens
+are weighted by the inverse square of their size, since norms divide by it. There is no gradient. It
+takes one pass of the teacher and three passes of the student, one of them partial.
 
-Where norms stand around a block's maps (Gemma 2), or behind its sums (BERT), maps are fitted to
-what the same block's map gives in the teacher; removed blocks are not made up for.
+Where norms stand around a block's layers (Gemma 2) or behind its sums (BERT), a projection is
+fitted to the output of the same projection in the teacher, which does not make up for removed
+blocks.
 
-Legend: B rows, T tokens, N tokens together, L student's blocks, H student's channels, I inputs of
-a map.
+Legend: B rows, T tokens of a row, N tokens of all rows, L student's blocks, H student's channels,
+I inputs of a projection.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from students.layer_inputs import Enough, Stream
-from students.pruning.architectures import block_number, family_of, modules_with
-from students.pruning.prune import Kept
+from students.layer_inputs import BlockwiseForward, StopForward
+from students.pruning.architectures import block_number, modules_with, prunable_architecture
+from students.pruning.prune import KeptParts
 
-RIDGE = 1.0  # of the mean of the inputs' moments
+RIDGE_SHARE = 1.0  # ridge, relative to the mean second moment of the inputs
 
-Project = Callable[[Tensor], Tensor]
+ChannelProjection = Callable[[Tensor], Tensor]
 
 
-def to_channels(kept: Kept) -> Project:
-    """From the teacher's residual stream to the student's."""
+def to_channels(kept: KeptParts) -> ChannelProjection:
+    """Return the function from the teacher's residual stream to the student's channels."""
     if kept.channels is None:
         return lambda hidden: hidden
     index = torch.tensor(kept.channels)
@@ -43,22 +44,22 @@ def to_channels(kept: Kept) -> Project:
 def refit(
     student: nn.Module,
     teacher: nn.Module,
-    kept: Kept,
+    kept: KeptParts,
     input_ids_BT: Tensor,
-    project: Project | None = None,
+    project: ChannelProjection | None = None,
     on_block: Callable[[int, int], None] = lambda done, blocks: None,
 ) -> None:
-    """Fit the student's output maps, in place, on calibration ids.
+    """Refit the student's output projections on calibration ids, in place.
 
-    `project`: the teacher's stream as the student has it, by default its kept channels. `on_block`
-    is told how many blocks of how many are done.
+    project: from the teacher's residual stream to the student's; by default it selects the kept
+    channels. on_block: called with (blocks done, blocks in all).
     """
-    summed = family_of(teacher).norms == "before"  # a block adds to the stream, and nothing else
-    ours, theirs = _Side(student, input_ids_BT), _Side(teacher, input_ids_BT)
+    summed = prunable_architecture(teacher).norms == "before"  # each block only adds to the stream
+    ours, theirs = _ModelPass(student, input_ids_BT), _ModelPass(teacher, input_ids_BT)
     project = project or to_channels(kept)
     for number, block in enumerate(kept.blocks):
         if number + 1 < _first_cut(kept):
-            continue  # nothing is missing yet
+            continue  # the student still equals the teacher here
         ours.advance_to(number)
         theirs.advance_to(block)
         middle, behind = theirs.pass_through(summed)
@@ -71,20 +72,20 @@ def refit(
         on_block(number + 1, len(kept.blocks))
 
 
-def _first_cut(kept: Kept) -> int:
-    """The first of the student's blocks that is not, with its number, the teacher's."""
+def _first_cut(kept: KeptParts) -> int:
+    """Return the first of the student's blocks that differs from the teacher's block there."""
     if kept.groups or kept.neurons or kept.channels:
         return 0
     return next((new for new, old in enumerate(kept.blocks) if new != old), len(kept.blocks))
 
 
-class _Side:
-    """A model and the calibration text on its way through it: `at` is the block it enters next."""
+class _ModelPass:
+    """A model and the calibration text running through it; `at` is the next block."""
 
     def __init__(self, model: nn.Module, input_ids_BT: Tensor) -> None:
-        self.stream, self.at = Stream(model, input_ids_BT), 0
-        family = family_of(model)
-        self.maps = {
+        self.stream, self.at = BlockwiseForward(model, input_ids_BT), 0
+        family = prunable_architecture(model)
+        self.projections = {
             kind: {
                 block: module
                 for name, module in modules_with(model, family, axes).items()
@@ -94,15 +95,15 @@ class _Side:
         }
 
     def advance_to(self, block: int) -> None:
-        """Let the text run up to a block."""
+        """Run the text up to the input of a block."""
         while self.at < block:
             self.stream.advance(self.stream.blocks[self.at], self.at)
             self.at += 1
 
     def pass_through(self, summed: bool) -> tuple[list[Tensor], list[Tensor]]:
-        """Behind attention and feed-forward of the next block: the stream, or what the map gives.
+        """Run the next block; return the states behind its attention and behind its feed-forward.
 
-        The text is behind the block then.
+        summed: return the residual stream there, else the outputs of the projections.
         """
         middle, behind = [], []
         for i, hidden_BTH in enumerate(self.stream.hidden):
@@ -113,8 +114,8 @@ class _Side:
         return middle, behind
 
     def fit(self, block: int, kind: str, wanted: list[Tensor], summed: bool) -> None:
-        """Move a block's map so that what is behind it is near what is wanted there."""
-        module: Any = self.maps[kind][block]
+        """Change a block's projection so that the states behind it come near the wanted ones."""
+        module: Any = self.projections[kind][block]
         device, (outputs, inputs) = module.weight.device, module.weight.shape
         moments_II = torch.zeros(inputs, inputs, device=device)
         products_HI = torch.zeros(outputs, inputs, device=device)
@@ -129,28 +130,28 @@ class _Side:
             missing_NH = weight_N1 * (wanted_BTH - given).flatten(0, -2).float()
             moments_II += read_NI.T @ read_NI
             products_HI += missing_NH.T @ read_NI
-        module.weight.add_(_ridge(moments_II, products_HI).to(module.weight.dtype))
+        module.weight.add_(_ridge_solution(moments_II, products_HI).to(module.weight.dtype))
 
     def _run(
         self, block: int, hidden_BTH: Tensor, until: str | None = None
     ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-        """What each map reads and gives, for one batch of hidden states, and the batch behind.
+        """Run a block; return (input, output) of each projection, and the batch behind the block.
 
-        `until`: no further than the map of that kind; the batch is then as it was.
+        until: stop at the projection of that kind, and return the batch unchanged.
         """
         kinds = ["attention"] if until == "attention" else ["attention", "feed_forward"]
-        modules = [self.maps[kind][block] for kind in kinds]
+        modules = [self.projections[kind][block] for kind in kinds]
         seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
         def note(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             seen[module] = (args[0], output)
             if until is not None and len(seen) == len(modules):
-                raise Enough
+                raise StopForward
 
         handles = [module.register_forward_hook(note) for module in modules]
         try:
             hidden_BTH = self.stream.run(self.stream.blocks[block], block, hidden_BTH)
-        except Enough:
+        except StopForward:
             pass
         finally:
             for handle in handles:
@@ -158,8 +159,8 @@ class _Side:
         return [seen[module] for module in modules], hidden_BTH
 
 
-def _ridge(moments_II: Tensor, products_HI: Tensor) -> Tensor:
-    """The change D (H, I) that makes D x nearest to what is missing, smallest where it may be."""
-    ridge = RIDGE * moments_II.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+def _ridge_solution(moments_II: Tensor, products_HI: Tensor) -> Tensor:
+    """Return the ridge regression D (H, I), with D x near what is missing and D small."""
+    ridge = RIDGE_SHARE * moments_II.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
     damped_II = moments_II + ridge * torch.eye(len(moments_II), device=moments_II.device)
     return torch.cholesky_solve(products_HI.T, torch.linalg.cholesky(damped_II)).T

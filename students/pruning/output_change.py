@@ -1,6 +1,6 @@
-"""What blocks are judged by on whole texts: how far a model's readings move from what they were.
+"""The loss that ranks blocks on whole texts: how far a model's outputs move when it is cut.
 
-Legend: B texts, C classes.
+Legend: B texts, C classes or channels of an output.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ import torch
 from torch import Tensor
 
 from attar.models.task_heads import class_logits
-from students.pruning.depth import LossOf, Texts
+from students.pruning.depth import LossOf, TextBatch
 
-T = TypeVar("T")  # a batch of texts, as `read` takes it
+T = TypeVar("T")  # a batch of texts
 
 
 @torch.inference_mode()
-def change_from(
+def output_change(
     model: Any,
     batches: Sequence[T],
     read: Callable[[Any, T], Tensor],
-    apart: Callable[[Tensor, Tensor], Tensor],
+    divergence: Callable[[Tensor, Tensor], Tensor],
 ) -> LossOf:
-    """How far a model is from this one as it is now, the mean over texts.
+    """Return a loss: the mean divergence of a model's outputs from this model's current ones.
 
-    read: (B, C) of a batch of texts. apart: how far this model's are from the other's, (B,).
+    read: gives the outputs (B, C) of a batch of texts. divergence: of outputs before and after the
+    cut, (B,).
     """
     whole = [read(model, texts) for texts in batches]
     number = sum(len(one) for one in whole)
@@ -34,16 +35,18 @@ def change_from(
     @torch.inference_mode()
     def loss_of(cut: Any) -> float:
         found = (read(cut, texts) for texts in batches)
-        return sum(float(apart(w, c).sum()) for w, c in zip(whole, found, strict=True)) / number
+        return (
+            sum(float(divergence(w, c).sum()) for w, c in zip(whole, found, strict=True)) / number
+        )
 
     return loss_of
 
 
 def kl(whole_BC: Tensor, cut_BC: Tensor) -> Tensor:
-    """KL(whole || cut), (B,), of log-probabilities."""
+    """Return KL(whole || cut), (B,), of log-probabilities, in nats."""
     return (whole_BC.exp() * (whole_BC - cut_BC)).sum(-1)
 
 
-def class_logprobs(model: Any, texts: Texts) -> Tensor:
-    """Log-probabilities (B, C) of a classifier."""
+def class_logprobs(model: Any, texts: TextBatch) -> Tensor:
+    """Return the log-probabilities (B, C) of a classifier."""
     return class_logits(model, texts).float().log_softmax(-1)

@@ -1,7 +1,7 @@
-"""The cut itself: which parts stay, and the smaller model made of them.
+"""Cut a model: make a smaller model from the parts that are kept.
 
-A model is made from the smaller config and filled through its state dict, so layer numbers, kinds
-of attention by layer and tied weights are what a reload will make them.
+The smaller model is made from a smaller config and filled through its state dict, so that layer
+numbers, attention types per layer and tied weights are the same after a reload.
 """
 
 from __future__ import annotations
@@ -16,16 +16,23 @@ from torch import Tensor, nn
 
 from attar.errors import ModelError
 from attar.models.structure import unwrap
-from students.pruning.architectures import Family, Sizes, axes_of, block_number, family_of, sizes_of
+from students.pruning.architectures import (
+    PrunableArchitecture,
+    Sizes,
+    axes_of,
+    block_number,
+    prunable_architecture,
+    sizes_of,
+)
 from students.pruning.depth import cut_config
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What stays, numbered from 0 as in the teacher; None along an axis: all of it.
+class KeptParts:
+    """The parts of the teacher that are kept, by their numbers from 0; None keeps the whole axis.
 
-    Groups are key-value heads, each with the query heads that share it. `groups` and `neurons` are
-    lists of equal length by kept block, in the order of `blocks`.
+    A group is a key-value head with the query heads that share it. `groups` and `neurons` hold one
+    list per kept block, in the order of `blocks`, all of equal length.
     """
 
     blocks: list[int]
@@ -34,13 +41,13 @@ class Kept:
     channels: list[int] | None = None
     ids: list[int] | None = None
 
-    def sizes(self, teacher: Sizes, family: Family) -> Sizes:
-        """The student's sizes; `ModelError` where its config could not say them."""
+    def sizes(self, teacher: Sizes, family: PrunableArchitecture) -> Sizes:
+        """Return the student's sizes; raise `ModelError` if no config of the family has them."""
         groups = len(self.groups[0]) if self.groups else teacher.groups
         channels = len(self.channels) if self.channels is not None else teacher.channels
         sizes = Sizes(
             blocks=len(self.blocks),
-            heads=groups * teacher.heads_a_group,
+            heads=groups * teacher.heads_per_group,
             groups=groups,
             head_size=teacher.head_size,
             neurons=len(self.neurons[0]) if self.neurons else teacher.neurons,
@@ -51,16 +58,16 @@ class Kept:
         return sizes
 
 
-def check_sizes(sizes: Sizes, teacher: Sizes, family: Family) -> None:
-    """Raise `ModelError` for sizes that are none, or that a config of the family cannot say."""
+def check_sizes(sizes: Sizes, teacher: Sizes, family: PrunableArchitecture) -> None:
+    """Raise `ModelError` for sizes out of range, or that no config of the family can have."""
     for what in ("blocks", "groups", "neurons", "channels", "ids"):
         number, most = getattr(sizes, what), getattr(teacher, what)
         if not 1 <= number <= most:
             raise ModelError(f"{number} {what} cannot be kept: the teacher has 1 to {most}.")
     if not family.head_size_key and sizes.channels != sizes.heads * sizes.head_size:
         raise ModelError(
-            f"A {family.name} of {sizes.channels} channels and {sizes.heads} heads has no config: "
-            f"its heads, of {sizes.head_size} channels each, make up its width; keep "
+            f"A {family.name} with {sizes.channels} channels and {sizes.heads} heads is not "
+            f"possible: its width is its heads times {sizes.head_size} channels; keep "
             f"{sizes.heads * sizes.head_size} channels, or {sizes.channels / sizes.head_size:g} "
             "heads."
         )
@@ -68,14 +75,15 @@ def check_sizes(sizes: Sizes, teacher: Sizes, family: Family) -> None:
         below = sizes.channels // sizes.heads * sizes.heads
         near = [str(n) for n in (below, below + sizes.heads) if 0 < n <= teacher.channels]
         raise ModelError(
-            f"A {family.name} of {sizes.channels} channels and {sizes.heads} heads has no config: "
-            f"its width must be a multiple of its heads; keep {' or '.join(near)} channels."
+            f"A {family.name} with {sizes.channels} channels and {sizes.heads} heads is not "
+            f"possible: its width must be a multiple of its number of heads; keep "
+            f"{' or '.join(near)} channels."
         )
 
 
-def smaller_config(config: Any, kept: Kept) -> Any:
-    """The `PretrainedConfig` of a model with only what is kept."""
-    family, teacher = family_of(config), sizes_of(config)
+def smaller_config(config: Any, kept: KeptParts) -> Any:
+    """Return the `PretrainedConfig` of a model with only the kept parts."""
+    family, teacher = prunable_architecture(config), sizes_of(config)
     sizes = kept.sizes(teacher, family)
     _check_blocks(kept.blocks, teacher.blocks)
     smaller = cut_config(config, kept.blocks)
@@ -96,9 +104,9 @@ def smaller_config(config: Any, kept: Kept) -> Any:
 
 
 def renumber_special_ids(config: Any, ids: list[int]) -> None:
-    """Give the ids that a config or generation config names (`*_token_id`) their new numbers.
+    """Renumber the ids that a config or generation config names (`*_token_id`), in place.
 
-    One that is not kept is None.
+    ids: the kept ids; the place in the list is the new number. An id that is not kept becomes None.
     """
     new = {old: number for number, old in enumerate(ids)}
     for name, value in list(vars(config).items()):
@@ -117,26 +125,27 @@ def _check_blocks(blocks: list[int], depth: int) -> None:
 
 
 @torch.no_grad()
-def cut(model: Any, kept: Kept) -> nn.Module:
-    """A new model, in eval mode, where `model` is and of its dtype, with only what is kept.
+def cut_model(model: Any, kept: KeptParts) -> nn.Module:
+    """Return a new model with only the kept parts, in eval mode, on the model's device and dtype.
 
-    Raises `ModelError` for an unknown family, for what does not exist and for sizes that no config
-    of the family can say. Where channels are cut, the norms make up for the mean square that is
-    now taken over fewer of them, so cutting channels that are always 0 changes nothing.
+    Norms take their mean square over fewer channels after a cut of channels. Their weights are
+    rescaled to compensate, so that cutting channels that are always 0 changes nothing. Raises
+    `ModelError` for an unknown family, for parts that do not exist and for sizes that no config of
+    the family can have.
     """
     model = unwrap(model)
-    family = family_of(model)
+    family = prunable_architecture(model)
     teacher = sizes_of(model.config)
     config = smaller_config(model.config, kept)
     first = next(model.parameters())
     student = type(model)._from_config(config, dtype=first.dtype).to(first.device)
     weights = {
-        name: _part(tensor, name, kept, teacher, family)
+        name: _kept_slice(tensor, name, kept, teacher, family)
         for old, tensor in model.state_dict().items()
         if (name := _renamed(old, kept.blocks)) is not None
     }
     if kept.channels is not None:
-        _mend_norms(weights, student, family, teacher.channels, len(kept.channels))
+        _rescale_norms(weights, student, family, teacher.channels, len(kept.channels))
     student.load_state_dict(weights, strict=True)
     student.tie_weights()
     if getattr(model, "generation_config", None) is not None:
@@ -147,7 +156,7 @@ def cut(model: Any, kept: Kept) -> nn.Module:
 
 
 def _renamed(name: str, blocks: list[int]) -> str | None:
-    """The name of a teacher's parameter in the student; None for one of a block that goes."""
+    """Return the student's name of a teacher's parameter; None if its block is removed."""
     block = block_number(name)
     if block is None:
         return name
@@ -157,8 +166,10 @@ def _renamed(name: str, blocks: list[int]) -> str | None:
     return f"{head}.{blocks.index(block)}.{tail}"
 
 
-def _part(tensor: Tensor, name: str, kept: Kept, teacher: Sizes, family: Family) -> Tensor:
-    """The kept part of a parameter, by its name in the student."""
+def _kept_slice(
+    tensor: Tensor, name: str, kept: KeptParts, teacher: Sizes, family: PrunableArchitecture
+) -> Tensor:
+    """Return the kept slice of a parameter; `name` is its name in the student."""
     block = block_number(name)
     for dim, axis in enumerate(axes_of(family, name)):
         index = axis_index(axis, block, kept, teacher)
@@ -167,8 +178,8 @@ def _part(tensor: Tensor, name: str, kept: Kept, teacher: Sizes, family: Family)
     return tensor
 
 
-def axis_index(axis: str, block: int | None, kept: Kept, teacher: Sizes) -> list[int] | None:
-    """What is kept along an axis, in a block of the student where it lies in one; None: all."""
+def axis_index(axis: str, block: int | None, kept: KeptParts, teacher: Sizes) -> list[int] | None:
+    """Return the indices kept along an axis, in a block of the student; None keeps all."""
     if axis == "V":
         return kept.ids
     if axis == "H":
@@ -178,15 +189,15 @@ def axis_index(axis: str, block: int | None, kept: Kept, teacher: Sizes) -> list
     if axis == "I":
         return kept.neurons[block] if kept.neurons else None
     if axis in "QK" and kept.groups:
-        width = teacher.head_size * (teacher.heads_a_group if axis == "Q" else 1)
+        width = teacher.head_size * (teacher.heads_per_group if axis == "Q" else 1)
         return [g * width + i for g in kept.groups[block] for i in range(width)]
     return None
 
 
-def _mend_norms(
-    weights: dict[str, Tensor], student: Any, family: Family, before: int, after: int
+def _rescale_norms(
+    weights: dict[str, Tensor], student: Any, family: PrunableArchitecture, before: int, after: int
 ) -> None:
-    """Let norms, and the family's scale of embeddings, be as if the mean were over all channels."""
+    """Rescale norms and embeddings as if means were still taken over all channels."""
     scale = math.sqrt(before / after)
     if family.norm_weight != "layer":
         one = 1.0 if family.norm_weight == "weight+1" else 0.0
@@ -194,11 +205,13 @@ def _mend_norms(
             if axes_of(family, name) == "H" and name.endswith("norm.weight"):
                 weights[name] = (tensor + one) * scale - one
     if family.scales_embedding:
-        _mend_embedding(weights, student, family, scale)
+        _rescale_embedding(weights, student, family, scale)
 
 
-def _mend_embedding(weights: dict[str, Tensor], student: Any, family: Family, scale: float) -> None:
-    """Undo the smaller scale of the embedding; where the head is tied to it, in the last norm."""
+def _rescale_embedding(
+    weights: dict[str, Tensor], student: Any, family: PrunableArchitecture, scale: float
+) -> None:
+    """Undo the smaller scale of the embedding; a tied head is corrected in the last norm."""
     names = [name for name in weights if axes_of(family, name) == "VH"]
     tied = bool(student.config.get_text_config().tie_word_embeddings)
     for name in names:

@@ -1,12 +1,13 @@
-"""The residual stream turned so that its first channels hold most of it: the same model, rotated.
+"""Rotate the residual stream of a model to its principal axes, the strongest first.
 
-SliceGPT (arXiv 2401.15024) with one rotation for the whole model, so that the result is a plain
-checkpoint: norms' weights go into the maps behind them, embeddings and output maps are turned by Q,
-the maps behind norms turned back. Nothing changes but the head, which is no longer the embedding
-where it was: it takes up the last norm's weights, so a body alone cannot be rotated. Cutting the
-last channels then loses least.
+This is SliceGPT (arXiv 2401.15024) with one rotation Q for the whole model, so that the result is a
+plain checkpoint of the same function. The weights of norms are folded into the linear layers behind
+them, embeddings and output projections are multiplied by Q, and the layers behind norms by its
+inverse. The head absorbs the weights of the last norm, so a head that was tied to the embedding
+becomes untied, and a model without a head cannot be rotated. Cutting the last channels of a rotated
+model loses least.
 
-Legend: B rows, T tokens, N tokens together, H channels.
+Legend: B rows, T tokens of a row, N tokens of all rows, H channels.
 """
 
 from __future__ import annotations
@@ -19,24 +20,29 @@ from torch import Tensor, nn
 
 from attar.errors import ModelError
 from attar.models.structure import body_of, capture_layers, num_layers, run_body, unwrap
-from students.layer_inputs import ROWS
-from students.pruning.architectures import Family, axes_of, block_number, family_of
+from students.layer_inputs import BATCH_ROWS
+from students.pruning.architectures import (
+    PrunableArchitecture,
+    axes_of,
+    block_number,
+    prunable_architecture,
+)
 
 
-def can_rotate(family: Family) -> bool:
-    """Whether norms stand before maps alone and subtract no mean, so that they let Q pass."""
+def can_rotate(family: PrunableArchitecture) -> bool:
+    """Whether a family can be rotated: norms stand only before layers and subtract no mean."""
     return family.norms == "before" and family.norm_weight != "layer"
 
 
 @torch.inference_mode()
 def principal_channels(model: Any, input_ids_BT: Tensor) -> Tensor:
-    """Q (H, H), orthogonal: principal axes of all layers' hidden states, the strongest first.
+    """Return the principal axes of all layers' hidden states, Q (H, H), the strongest first.
 
-    Every token weighs the same, as norms make it.
+    Every token has the same weight, as behind a norm. Q is orthogonal.
     """
     depth, moments_HH = num_layers(model), None
     device = next(model.parameters()).device
-    for ids_BT in input_ids_BT.to(device).split(ROWS):
+    for ids_BT in input_ids_BT.to(device).split(BATCH_ROWS):
         with capture_layers(model, list(range(depth + 1))) as captured:
             run_body(model, {"input_ids": ids_BT, "attention_mask": None})
         for hidden_BTH in captured.layers.values():
@@ -46,26 +52,26 @@ def principal_channels(model: Any, input_ids_BT: Tensor) -> Tensor:
             moments_HH = products_HH if moments_HH is None else moments_HH + products_HH
     assert moments_HH is not None
     _, axes_HH = torch.linalg.eigh(moments_HH)
-    turned: Tensor = axes_HH.flip(1).float()
-    return turned
+    descending_HH: Tensor = axes_HH.flip(1).float()
+    return descending_HH
 
 
 @torch.no_grad()
 def rotate(model: Any, rotation_HH: Tensor) -> nn.Module:
-    """The same function in turned channels: the stream is the model's times Q. Float32, untied.
+    """Return a model of the same function whose residual stream is the model's times Q.
 
-    Raises `ModelError` for a body alone.
+    The result is float32 and its head is untied. Raises `ModelError` for a model without a head.
     """
     if body_of(model) is unwrap(model):
         raise ModelError(
-            f"{type(model).__name__} has no head to take up the last norm's weights, so it cannot "
+            f"{type(model).__name__} has no head to absorb the last norm's weights, so it cannot "
             "be rotated; cut its channels by activation."
         )
-    family, config = family_of(model), copy.deepcopy(model.config)
+    family, config = prunable_architecture(model), copy.deepcopy(model.config)
     config.get_text_config().tie_word_embeddings = False
     config.tie_word_embeddings = False
     device = next(model.parameters()).device
-    turned = type(model)._from_config(config, dtype=torch.float32).to(device)
+    rotated = type(model)._from_config(config, dtype=torch.float32).to(device)
     weights = {name: tensor.float() for name, tensor in model.state_dict().items()}
     rotation_HH = rotation_HH.to(device)
     one = 1.0 if family.norm_weight == "weight+1" else 0.0
@@ -87,10 +93,10 @@ def rotate(model: Any, rotation_HH: Tensor) -> nn.Module:
             weights[name] = tensor @ rotation_HH
         elif axes.endswith("H"):
             weights[name] = (tensor * _norm_before(name, axes, norms)) @ rotation_HH
-    turned.load_state_dict(weights, strict=True)
+    rotated.load_state_dict(weights, strict=True)
     if getattr(model, "generation_config", None) is not None:  # classifiers have none
-        turned.generation_config = copy.deepcopy(model.generation_config)
-    return turned.eval()  # type: ignore[no-any-return]
+        rotated.generation_config = copy.deepcopy(model.generation_config)
+    return rotated.eval()  # type: ignore[no-any-return]
 
 
 def _name_of(model: nn.Module, module: nn.Module) -> str:
@@ -98,8 +104,8 @@ def _name_of(model: nn.Module, module: nn.Module) -> str:
 
 
 def _norm_before(name: str, axes: str, norms: dict[str, Tensor]) -> Tensor:
-    """What a map's inputs were multiplied with: attention reads a block's first norm, the
-    feed-forward its second, what lies in no block the last.
+    """Return the weight of the norm before a layer: in a block the first norm for attention, the
+    second for the feed-forward; outside blocks the last norm.
     """
     block = block_number(name)
     mine = [weight_H for norm, weight_H in norms.items() if block_number(norm) == block]

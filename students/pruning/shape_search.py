@@ -1,11 +1,12 @@
-"""The best shape under a target: blocks, heads, neurons and channels weighed against each other.
+"""Search the best shape under a target: how many blocks, heads, neurons and channels to keep.
 
-First each axis is cut alone at a few places and measured; between them the divergence is interpolated,
-and that of a shape is taken as the sum of its axes'. Then shapes under the target are measured in
-the order of what is expected of them, and every one corrects what is expected of shapes like it.
-Neurons fill up what the other axes leave of the target.
+First each axis is cut alone to a few sizes and the divergence is measured. Between these sizes it
+is interpolated, and the divergence of a shape is estimated as the sum over its axes. Then shapes
+under the target are cut and measured, always the one with the lowest estimate next, and each
+measurement corrects the estimates of similar shapes. Neurons use what the other axes leave of the
+target.
 
-The divergence of a cut is KL(teacher || student) on calibration text, in nats, right after it.
+The divergence of a cut is KL(teacher || student) on calibration text, in nats, right after the cut.
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ from functools import partial
 from itertools import pairwise
 from typing import Literal
 
-from students.pruning.architectures import Family, Sizes
+from students.pruning.architectures import PrunableArchitecture, Sizes
 from students.pruning.width import channel_step, neuron_step
 
 Axis = Literal["layers", "heads", "feed_forward", "hidden"]
-FIELDS: dict[Axis, str] = {
+SIZE_FIELDS: dict[Axis, str] = {
     "layers": "blocks", "heads": "groups", "feed_forward": "neurons", "hidden": "channels",
 }  # fmt: skip
-PROBED = (0.125, 0.25, 0.5)  # shares of an axis that are removed to learn what that does
-LEAST = 0.25  # share of heads, neurons, channels that stays at least
-CHANNEL_MULTIPLE = 8  # of channels are what processors like
-LEVELS = 16  # of channels, between all and the least
-MAX_REJECTED = 12  # shapes that may turn out to cost too much once that is measured
-SIMILAR_SHARE = 0.08  # shapes whose shares differ by so much tell much of each other
+PROBED_SHARES = (0.125, 0.25, 0.5)  # shares of one axis that are removed to measure its effect
+MIN_KEPT_SHARE = 0.25  # of heads, neurons and channels
+CHANNEL_MULTIPLE = 8  # channels are kept in multiples of it, for aligned matrix products
+CHANNEL_LEVELS = 16  # numbers of channels tried between all and the smallest
+MAX_REJECTED = 12  # shapes whose measured cost may exceed the limit before the search ends
+SIMILAR_SHARE = 0.08  # distance in shares within which shapes correct each other's estimates
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A shape that was measured: its cost, what was expected of it, and its divergence (nats)."""
+class MeasuredShape:
+    """A shape that was cut and measured: cost, estimated and measured divergence (nats)."""
 
     sizes: Sizes
     cost: float
@@ -43,22 +44,19 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Space:
-    """What may be cut: the teacher's sizes, its family, the axes that a recipe allows.
-
-    `fewest`: blocks that stay at least.
-    """
+class ShapeSpace:
+    """The shapes that may be searched: the teacher's sizes and family, and the axes allowed."""
 
     whole: Sizes
-    family: Family
+    family: PrunableArchitecture
     axes: tuple[Axis, ...]
-    fewest: int = 1
+    min_blocks: int = 1
 
     def sized(self, blocks: int, groups: int, neurons: int, channels: int) -> Sizes:
-        """Sizes with heads to match; of an encoder, heads are the width."""
+        """Return sizes with matching query heads; in an encoder the width decides the heads."""
         if not self.family.head_size_key:
             groups = channels // self.whole.head_size
-        heads = groups * self.whole.heads_a_group
+        heads = groups * self.whole.heads_per_group
         return replace(
             self.whole,
             blocks=blocks,
@@ -69,29 +67,28 @@ class Space:
         )
 
     def levels(self, axis: Axis, groups: int | None = None) -> list[int]:
-        """Numbers of an axis that may stay, from all of them down; of channels beside so many
-        groups, since some configs want the width to be a multiple of the heads.
+        """Return the sizes of an axis that may be kept, in descending order.
+
+        groups: key-value heads of the student; some configs need a width that is a multiple of its
+        heads.
         """
-        most: int = getattr(self.whole, FIELDS[axis])
+        most: int = getattr(self.whole, SIZE_FIELDS[axis])
         own = 1
         if axis == "hidden":
             groups = groups or self.whole.groups
-            own = channel_step(self.family, self.whole, groups * self.whole.heads_a_group)
-            own = (
-                math.lcm(own, CHANNEL_MULTIPLE)
-                if most % math.lcm(own, CHANNEL_MULTIPLE) == 0
-                else own
-            )
+            own = channel_step(self.family, self.whole, groups * self.whole.heads_per_group)
+            aligned = math.lcm(own, CHANNEL_MULTIPLE)
+            own = aligned if most % aligned == 0 else own
         if axis not in self.axes or (axis == "heads" and not self.family.head_size_key):
             return [most] if most % own == 0 else []
         if axis == "layers":
-            return list(range(most, self.fewest - 1, -1))
-        least = max(1, math.ceil(most * LEAST))
+            return list(range(most, self.min_blocks - 1, -1))
+        least = max(1, math.ceil(most * MIN_KEPT_SHARE))
         step = 1
         if axis == "feed_forward":
             step = neuron_step(most)
         elif axis == "hidden":
-            step = own * max(1, round((most - least) / LEVELS / own))
+            step = own * max(1, round((most - least) / CHANNEL_LEVELS / own))
             most -= most % own
         numbers = list(range(most, least - 1, -step))
         if axis == "heads":
@@ -99,7 +96,7 @@ class Space:
         return numbers
 
     def smallest(self) -> Sizes:
-        """The least of everything."""
+        """Return the smallest shape along every axis."""
         groups = self.levels("heads")[-1]
         return self.sized(
             self.levels("layers")[-1], groups, self.levels("feed_forward")[-1],
@@ -107,25 +104,25 @@ class Space:
         )  # fmt: skip
 
     def alone(self, axis: Axis, removed: float) -> Sizes | None:
-        """The shape with about this share of one axis gone; None where that is nothing."""
+        """Return the shape with about this share of one axis removed; None if none is removed."""
         whole = self.whole
-        most: int = getattr(whole, FIELDS[axis])
+        most: int = getattr(whole, SIZE_FIELDS[axis])
         levels = self.levels(axis)
         number = min(levels, key=lambda n: abs(n - most * (1 - removed)))
         if number == most:
             return None
         parts = {
-            **{field: getattr(whole, field) for field in FIELDS.values()},
-            FIELDS[axis]: number,
+            **{field: getattr(whole, field) for field in SIZE_FIELDS.values()},
+            SIZE_FIELDS[axis]: number,
         }
         if axis == "heads":
             parts["channels"] = self.levels("hidden", number)[0]
         return self.sized(**parts)
 
     def filled(self, cost: Callable[[Sizes], float], limit: float) -> list[Sizes]:
-        """Shapes under the limit with as many neurons as it allows, by every other axis.
+        """Return shapes under the limit, each with as many neurons as it allows.
 
-        Of those that keep all neurons only the deepest.
+        Of shapes that keep all neurons, only the one with most blocks is included.
         """
         found = []
         neurons, depths = self.levels("feed_forward"), self.levels("layers")
@@ -133,28 +130,28 @@ class Space:
             for channels in self.levels("hidden", groups):
                 for blocks in depths:
                     shape = partial(self.sized, blocks, groups, channels=channels)
-                    fullest = _first(shape, neurons, lambda one: cost(one) <= limit)
+                    fullest = _first_that_fits(shape, neurons, lambda one: cost(one) <= limit)
                     if fullest is not None:
                         found.append(fullest)
                     if fullest is not None and fullest.neurons == neurons[0]:
                         break
         return found
 
-    def within(self, cost: Callable[[Sizes], float], limit: float) -> Space:
-        """The same without depths that are never needed: blocks alone reach the limit before."""
+    def within(self, cost: Callable[[Sizes], float], limit: float) -> ShapeSpace:
+        """Return this space without depths below the one that meets the limit by blocks alone."""
         depths, shape = self.levels("layers"), partial(_of_blocks, self.whole)
-        deepest = _first(shape, depths, lambda one: cost(one) <= limit)
-        return replace(self, fewest=depths[-1] if deepest is None else deepest.blocks)
+        deepest = _first_that_fits(shape, depths, lambda one: cost(one) <= limit)
+        return replace(self, min_blocks=depths[-1] if deepest is None else deepest.blocks)
 
     def removed(self, sizes: Sizes) -> dict[Axis, float]:
-        """The share of each axis that is gone."""
+        """Return the share of each axis that is removed."""
         return {
             axis: 1 - getattr(sizes, field) / getattr(self.whole, field)
-            for axis, field in FIELDS.items()
+            for axis, field in SIZE_FIELDS.items()
         }
 
     def cut_along(self, sizes: Sizes) -> list[Axis]:
-        """The axes of which something is gone."""
+        """Return the axes along which something is removed."""
         return [axis for axis, gone in self.removed(sizes).items() if gone]
 
 
@@ -162,10 +159,10 @@ def _of_blocks(whole: Sizes, blocks: int) -> Sizes:
     return replace(whole, blocks=blocks)
 
 
-def _first(
+def _first_that_fits(
     shape: Callable[[int], Sizes], numbers: list[int], fits: Callable[[Sizes], bool]
 ) -> Sizes | None:
-    """The shape of the first number that fits, of numbers from large to small; by halving."""
+    """Return the shape of the largest number that fits, by bisection; `numbers` descend."""
     if not fits(shape(numbers[-1])):
         return None
     low, high = 0, len(numbers) - 1
@@ -175,21 +172,23 @@ def _first(
     return shape(numbers[low])
 
 
-class Expectation:
-    """What a shape's divergence is expected to be, from axes cut alone and shapes measured so far."""
+class DivergenceEstimate:
+    """Estimates the divergence of a shape from single-axis cuts and shapes measured so far."""
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: ShapeSpace) -> None:
         self.space = space
-        self.curves: dict[Axis, list[tuple[float, float]]] = {axis: [(0.0, 0.0)] for axis in FIELDS}
-        self.errors: list[tuple[Sizes, float]] = []  # log of measured over summed
+        self.curves: dict[Axis, list[tuple[float, float]]] = {
+            axis: [(0.0, 0.0)] for axis in SIZE_FIELDS
+        }
+        self.errors: list[tuple[Sizes, float]] = []  # log(measured / sum over axes)
 
     def learn_axis(self, axis: Axis, sizes: Sizes, divergence: float) -> None:
-        """What an axis cut alone did."""
+        """Add a measurement of a shape cut along one axis."""
         self.curves[axis].append((self.space.removed(sizes)[axis], divergence))
         self.curves[axis].sort()
 
     def learn(self, sizes: Sizes, divergence: float) -> None:
-        """What a shape did."""
+        """Add a measurement of a shape."""
         self.errors.append(
             (sizes, math.log(max(divergence, 1e-9) / max(self._summed(sizes), 1e-9)))
         )
@@ -199,19 +198,19 @@ class Expectation:
         return sum(_on_curve(self.curves[axis], removed[axis]) for axis in self.space.axes)
 
     def of(self, sizes: Sizes) -> float:
-        """The sum of the axes' divergence, times how far such sums were off for shapes like it."""
+        """Return the estimate: the sum over axes, corrected by the errors at similar shapes."""
         total = weight = 0.0
-        here = self.space.removed(sizes)
+        removed = self.space.removed(sizes)
         for other, error in self.errors:
-            there = self.space.removed(other)
-            distance = sum((here[axis] - there[axis]) ** 2 for axis in here)
+            known = self.space.removed(other)
+            distance = sum((removed[axis] - known[axis]) ** 2 for axis in removed)
             near = math.exp(-distance / SIMILAR_SHARE**2)
             total, weight = total + near * error, weight + near
         return self._summed(sizes) * math.exp(total / (weight + 0.1))
 
 
 def _on_curve(points: list[tuple[float, float]], x: float) -> float:
-    """Between points a line; behind the last, as steep as before it, squared in how far."""
+    """Interpolate linearly between points; beyond the last, grow with the square of x."""
     for (x0, y0), (x1, y1) in pairwise(points):
         if x <= x1:
             return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
@@ -220,9 +219,11 @@ def _on_curve(points: list[tuple[float, float]], x: float) -> float:
 
 
 @dataclass(frozen=True)
-class Measures:
-    """How costs and divergence are had. `exact`: costs by measuring, where `cost` only expects them,
-    better with every one that was measured.
+class ShapeMeasures:
+    """Functions of a shape: its cost and its divergence.
+
+    exact: measures the cost where `cost` only predicts it; predictions improve with each
+    measurement.
     """
 
     cost: Callable[[Sizes], float]
@@ -230,51 +231,53 @@ class Measures:
     exact: Callable[[Sizes], float] | None = None
 
 
-def search(
-    space: Space,
-    measures: Measures,
+def search_shapes(
+    space: ShapeSpace,
+    measures: ShapeMeasures,
     limit: float,
     candidates: int,
-    on_candidate: Callable[[Candidate], None] = lambda candidate: None,
-) -> list[Candidate]:
-    """Measured shapes that cost at most `limit`, the least harmful first.
+    on_measured: Callable[[MeasuredShape], None] = lambda shape: None,
+) -> list[MeasuredShape]:
+    """Return measured shapes that cost at most `limit`, the lowest divergence first.
 
-    `candidates`: how many shapes under the limit are measured, after at most three an axis that
-    are cut along it alone. Empty where none of those that were tried keeps the limit.
+    candidates: how many shapes under the limit are measured, after at most three per axis that are
+    cut along that axis alone. The list is empty if every shape tried exceeds the limit.
     """
-    expectation = _probe(space, measures)
-    found: list[Candidate] = []
+    estimate = _probe_axes(space, measures)
+    found: list[MeasuredShape] = []
     tried: set[Sizes] = set()
     shapes = space.filled(measures.cost, limit)
     while shapes and len(found) < candidates and len(tried) < candidates + MAX_REJECTED:
-        first = _plain(space, shapes, tried) or min(shapes, key=expectation.of)
+        first = _untried_single_axis(space, shapes, tried) or min(shapes, key=estimate.of)
         tried.add(first)
         exact = (measures.exact or measures.cost)(first)
         if measures.exact is not None:
             shapes = space.filled(measures.cost, limit)
         shapes = [one for one in shapes if one not in tried]
         if exact > limit * 1.01:
-            continue  # what it cost is known now, and what others cost is told better by it
-        candidate = Candidate(first, exact, expectation.of(first), measures.divergence(first))
-        expectation.learn(first, candidate.divergence)
-        found.append(candidate)
-        on_candidate(candidate)
+            continue  # its cost is now known and improves the predictions of other costs
+        shape = MeasuredShape(first, exact, estimate.of(first), measures.divergence(first))
+        estimate.learn(first, shape.divergence)
+        found.append(shape)
+        on_measured(shape)
     return sorted(found, key=lambda one: one.divergence)
 
 
-def _probe(space: Space, measures: Measures) -> Expectation:
-    expectation = Expectation(space)
+def _probe_axes(space: ShapeSpace, measures: ShapeMeasures) -> DivergenceEstimate:
+    estimate = DivergenceEstimate(space)
     for axis in space.axes:
-        shapes = dict.fromkeys(space.alone(axis, removed) for removed in PROBED)
+        shapes = dict.fromkeys(space.alone(axis, removed) for removed in PROBED_SHARES)
         for sizes in filter(None, shapes):
             if measures.exact is not None:
                 measures.exact(sizes)
-            expectation.learn_axis(axis, sizes, measures.divergence(sizes))
-    return expectation
+            estimate.learn_axis(axis, sizes, measures.divergence(sizes))
+    return estimate
 
 
-def _plain(space: Space, shapes: Iterable[Sizes], tried: set[Sizes]) -> Sizes | None:
-    """Blocks alone, then neurons alone: what a search has to beat."""
+def _untried_single_axis(
+    space: ShapeSpace, shapes: Iterable[Sizes], tried: set[Sizes]
+) -> Sizes | None:
+    """Return the next untried shape cut along blocks alone, then along neurons alone, if any."""
     for axis in ("layers", "feed_forward"):
         alone = [one for one in shapes if space.cut_along(one) == [axis]]
         if alone and not any(space.cut_along(one) == [axis] for one in tried):

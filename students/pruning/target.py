@@ -1,4 +1,4 @@
-"""The recipe's `student.target`: how small the student must be, and what may be cut for it."""
+"""The recipe's `student.target`: the size limit of the student and the axes that may be cut."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from attar.config import Section, as_share, refuse_given
 from attar.errors import RecipeError
 from attar.models.loading import skeleton
-from students.pruning.architectures import Sizes, family_of, sizes_of
-from students.pruning.cost_model import Costs, Form, Latencies
-from students.pruning.shape_search import Axis, Space
+from students.pruning.architectures import Sizes, prunable_architecture, sizes_of
+from students.pruning.cost_model import Costs, Latencies, WeightFormat
+from students.pruning.shape_search import Axis, ShapeSpace
 
 Amount = Annotated[
     float | int | str, BeforeValidator(as_share, json_schema_input_type=float | int | str)
@@ -25,9 +25,9 @@ UNITS = {
 
 
 def read_amount(kind: str, amount: Amount) -> tuple[float, bool]:
-    """A number in parameters, bytes or seconds, and whether it is a share of the teacher's instead.
+    """Return (number, is_share): parameters, bytes or seconds, or a share of the teacher's.
 
-    Raises `ValueError` for what is neither.
+    Raises `ValueError` for an amount that is neither.
     """
     amount = as_share(amount)
     if isinstance(amount, float) and 0 < amount <= 1:
@@ -36,49 +36,60 @@ def read_amount(kind: str, amount: Amount) -> tuple[float, bool]:
     units = {unit.lower(): size for unit, size in UNITS[kind].items()}
     if found is None or found[2].lower() not in units:
         example = {"parameters": "80M", "bytes": "200MB", "latency": "12ms"}[kind]
-        raise ValueError(f"{amount!r} is no target; write a share (60%) or a number ({example})")
+        raise ValueError(f"{amount!r} is not a target; write a share (60%) or a number ({example})")
     number = float(found[1].replace("_", "")) * units[found[2].lower()]
     if number <= 0:
-        raise ValueError(f"{amount!r} is no target; it lies above 0")
+        raise ValueError(f"{amount!r} is not a target; it must be above 0")
     return number, False
 
 
 class TargetConfig(Section):
-    """How small the student must be; which blocks, heads, neurons and channels go is searched."""
+    """The size limit of the student; the shape under it is searched for."""
 
     parameters: Amount | None = Field(None, description="`60%` of the teacher's, or `80M`")
     bytes: Amount | None = Field(None, description="`60%`, or `200MB`, of its weights as `form`")
     latency: Amount | None = Field(
         None,
-        description="`60%`, or `12ms`, measured here: a token with a KV cache; of encoders a text "
-        "of 32 tokens",
+        description="`60%`, or `12ms`, measured on this machine: one token with a KV cache; for "
+        "encoders a text of 32 tokens",
     )
-    form: Form = Field("bf16", description="what `bytes` are counted in: bf16, int8, nf4")
+    form: WeightFormat = Field(
+        "bf16", description="the weight format that `bytes` are counted in: bf16, int8, nf4"
+    )
     axes: list[Axis] = Field(
-        ["layers", "heads", "feed_forward", "hidden"], min_length=1, description="what may be cut"
+        ["layers", "heads", "feed_forward", "hidden"],
+        min_length=1,
+        description="the axes that may be cut",
     )
     candidates: int = Field(12, ge=1, description="shapes under the target that are measured")
     finalists: int = Field(
-        3, ge=1, description="of those, how many are refitted and healed first, beside plain ones"
+        3,
+        ge=1,
+        description="how many of the best are compared after refit and healing, besides shapes cut "
+        "along one axis",
     )
-    heal_steps: int = Field(0, ge=0, description="steps of distilling each finalist learns first")
-    calibration_tokens: int = Field(1024, ge=2, description="training tokens to judge blocks on")
-    tokens: int = Field(2048, ge=2, description="training tokens the shapes are measured on")
+    heal_steps: int = Field(
+        0, ge=0, description="steps of distillation for each finalist before it is compared"
+    )
+    calibration_tokens: int = Field(
+        1024, ge=2, description="training tokens that blocks are ranked on"
+    )
+    tokens: int = Field(2048, ge=2, description="training tokens that shapes are measured on")
 
     @property
     def kind(self) -> str:
-        """Which of the three is given."""
+        """Which of `parameters`, `bytes` and `latency` is given."""
         return next(kind for kind in UNITS if getattr(self, kind) is not None)
 
     @property
     def amount(self) -> Amount:
-        """What is given for it."""
+        """The value given for it."""
         found: Amount = getattr(self, self.kind)
         return found
 
     @property
     def words(self) -> str:
-        """The target as the recipe says it."""
+        """The target as the recipe writes it, for messages."""
         number, share = read_amount(self.kind, self.amount)
         said = f"{100 * number:g}%" if share else self.amount
         return f"`student.target.{self.kind}: {said}`"
@@ -95,38 +106,38 @@ class TargetConfig(Section):
     def _one_target(self) -> TargetConfig:
         given = [kind for kind in UNITS if getattr(self, kind) is not None]
         if len(given) != 1:
-            told = " and ".join(given) or "none"
-            raise ValueError(f"give one of `parameters`, `bytes`, `latency`; there is {told}")
+            found = " and ".join(given) or "none"
+            raise ValueError(f"give one of `parameters`, `bytes`, `latency`; found {found}")
         if self.form != "bf16" and self.kind != "bytes":
-            raise ValueError("`form` says what `bytes` are counted in; leave it out")
+            raise ValueError("`form` is only used with `bytes`; leave it out")
         if "layers" not in self.axes:
-            refuse_given(self, "", "calibration_tokens", "where `axes` leave all blocks")
+            refuse_given(self, "", "calibration_tokens", "where `axes` does not name `layers`")
         return self
 
-    def space(self, teacher_config: Any) -> Space:
-        """The shapes that may be looked at; `RecipeError` for axes that cut nothing."""
-        family = family_of(teacher_config)
-        space = Space(sizes_of(teacher_config), family, tuple(self.axes))
+    def space(self, teacher_config: Any) -> ShapeSpace:
+        """Return the shapes to search; raise `RecipeError` for axes that cut nothing."""
+        family = prunable_architecture(teacher_config)
+        space = ShapeSpace(sizes_of(teacher_config), family, tuple(self.axes))
         if "heads" in self.axes and "hidden" not in self.axes and not family.head_size_key:
             raise RecipeError(
-                f"`student.target.axes` names `heads`, and the heads of a {family.name} are its "
-                "width: name `hidden`, which cuts both, or leave `heads` out."
+                f"`student.target.axes` names `heads`, but the heads of a {family.name} make up "
+                "its width: name `hidden`, which cuts both, or leave `heads` out."
             )
         if space.smallest() == space.whole:
             raise RecipeError(
-                f"`student.target.axes: [{', '.join(self.axes)}]` leaves nothing of this model "
-                "that may be cut; name more of layers, heads, feed_forward, hidden."
+                f"`student.target.axes: [{', '.join(self.axes)}]` cuts nothing of this "
+                "model; name more of layers, heads, feed_forward, hidden."
             )
         return space
 
     def cost(self, costs: Costs, sizes: Sizes) -> float:
-        """Parameters or bytes of a student; of a latency, parameters stand in."""
+        """Return the parameters or bytes of a student; parameters where the target is a latency."""
         if self.kind == "bytes":
             return costs.bytes(sizes, self.form)
         return costs.parameters(sizes)
 
     def limit(self, costs: Costs, latencies: Latencies | None = None) -> float:
-        """The most a student may cost: parameters, bytes, or a share of the teacher's latency."""
+        """Return the cost limit: parameters, bytes, or a share of the teacher's latency."""
         number, share = read_amount(self.kind, self.amount)
         if self.kind != "latency":
             return number * (self.cost(costs, costs.whole) if share else 1.0)
@@ -136,11 +147,11 @@ class TargetConfig(Section):
         return number / latencies.seconds
 
     def provisional(self, teacher_config: Any, auto: str) -> Sizes:
-        """A shape under the target, before any search: the one that cuts no axis deeply. Of a
-        latency, and of a model whose code came with it, it is a guess.
+        """Return a shape under the target before any search: the one that cuts each axis least.
 
-        auto: transformers' class of the model. Raises `RecipeError` where no shape is under a
-        number of parameters or bytes, saying what is in the way.
+        It is only an estimate for a latency, and for a model with code of its own. auto: the
+        model's `transformers` auto class. Raises `RecipeError` where no shape is under a number of
+        parameters or bytes, and names the part that is too large.
         """
         space, model = self.space(teacher_config), skeleton(teacher_config, auto)
         number, share = read_amount(self.kind, self.amount)
@@ -155,15 +166,15 @@ class TargetConfig(Section):
         shapes = space.filled(lambda sizes: self.cost(costs, sizes), limit) or [space.smallest()]
         return min(shapes, key=lambda one: max(space.removed(one).values()))
 
-    def check_possible(self, space: Space, costs: Costs, limit: float) -> None:
-        """Raise `RecipeError`, saying which part is in the way, where no shape is under it."""
+    def check_possible(self, space: ShapeSpace, costs: Costs, limit: float) -> None:
+        """Raise `RecipeError` if no shape is under the limit; name the part that is too large."""
         smallest = space.smallest()
         if (least := self.cost(costs, smallest)) <= limit:
             return
         outside, whole = costs.outside_blocks(smallest), costs.parameters(smallest)
         way = (
             f"{outside / 1e6:,.2f}M of its {whole / 1e6:,.2f}M parameters are embeddings and head; "
-            'cut the vocabulary first (docs/surgery.md, "Fewer ids")'
+            'cut the vocabulary first (docs/pruning.md, "Fewer ids")'
             if outside > whole / 2
             else f"{(whole - outside) / 1e6:,.2f}M of its {whole / 1e6:,.2f}M parameters are blocks"
         )

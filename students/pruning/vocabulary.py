@@ -1,8 +1,9 @@
-"""Fewer ids: those that a corpus uses, and the tokenizer rebuilt to know only them.
+"""Cut a model's vocabulary to the ids that a corpus uses, and rebuild the tokenizer for them.
 
-Text of the corpus is cut into the same tokens as before. BPE: what a token was merged from stays,
-too, so every merge that led to it is still there, in its order. WordPiece: the longest piece that
-fits is the same one. Single bytes and characters all stay, so no text becomes unknown that was not.
+The corpus is split into the same tokens as before. For BPE, the pieces that a kept token was merged
+from are kept too, so every merge that leads to it still exists, in the same order. For WordPiece,
+the longest matching piece stays the same. All single bytes and characters are kept, so no text
+becomes unknown.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from attar.errors import ModelError
 from attar.files import staged_folder
 from attar.models.structure import num_layers
 from attar.models.tokenizers import load_tokenizer
-from students.pruning.prune import Kept, cut
+from students.pruning.prune import KeptParts, cut_model
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def count_ids(tokenizer: Any, texts: Iterable[str]) -> Counter[int]:
-    """How often texts use each id."""
+    """Count how often texts use each id."""
     counts: Counter[int] = Counter()
     for text in texts:
         counts.update(tokenizer(text, verbose=False)["input_ids"])
@@ -33,11 +34,11 @@ def count_ids(tokenizer: Any, texts: Iterable[str]) -> Counter[int]:
 
 
 def ids_to_keep(tokenizer: Any, counts: dict[int, int], *, most: int | None = None) -> list[int]:
-    """The ids that are used, and those that these, or the tokenizer itself, cannot do without.
+    """Return the ids to keep, in ascending order: an id's place in the list is its new number.
 
-    `most`: of the used ones at most so many, the most frequent; those that must stay are beside
-    them. In ascending order: an id's place in the list is its new number.
-    Raises `ModelError` for a tokenizer that is neither BPE nor WordPiece.
+    They are the used ids and those that the tokenizer needs for them. most: keep at most this many
+    of the used ids, the most frequent first; needed ids do not count. Raises `ModelError` for a
+    tokenizer that is neither BPE nor WordPiece.
     """
     described = _describe(tokenizer)
     vocabulary = described["model"]["vocab"]
@@ -80,9 +81,10 @@ def _describe(tokenizer: Any) -> dict[str, Any]:
         model["type"] == "BPE" and model.get("continuing_subword_prefix")
     )
     if model["type"] not in ("BPE", "WordPiece") or ends:
-        marked = " with marked ends of words" if ends else ""
+        marked = " with end-of-word marks" if ends else ""
         raise ModelError(
-            f"The tokenizer is {model['type']}{marked}; BPE and WordPiece vocabularies can be cut."
+            f"The tokenizer is {model['type']}{marked}; only BPE and WordPiece vocabularies can "
+            "be cut."
         )
     return described
 
@@ -93,7 +95,7 @@ def _merges(described: dict[str, Any]) -> list[list[str]]:
 
 
 def _merged_from(token: str, ranks: dict[tuple[str, ...], int]) -> set[str]:
-    """Every piece that stands at some moment while the characters of a token are merged."""
+    """Return every piece that occurs while the characters of a token are merged into it."""
     pieces, seen = list(token), set(token)
     while len(pieces) > 1:
         pairs = list(pairwise(pieces))
@@ -106,9 +108,9 @@ def _merged_from(token: str, ranks: dict[tuple[str, ...], int]) -> set[str]:
 
 
 def write_smaller_tokenizer(tokenizer: Any, ids: list[int], folder: Path) -> Any:
-    """Save the tokenizer with only these ids, numbered by their place in the list; gives it loaded.
+    """Save the tokenizer with only these ids, numbered by their place in the list, and reload it.
 
-    Raises `ModelError` where it does not come back as it should.
+    Raises `ModelError` if the reloaded vocabulary differs from the written one.
     """
     described = _renumbered(_describe(tokenizer), {old: new for new, old in enumerate(ids)})
     tokenizer.save_pretrained(folder)
@@ -122,19 +124,19 @@ def write_smaller_tokenizer(tokenizer: Any, ids: list[int], folder: Path) -> Any
     new = {t: number[old] for t, old in tokenizer.get_vocab().items() if old in number}
     if smaller.get_vocab() != new:
         raise ModelError(
-            f"{type(tokenizer).__name__} does not load with fewer ids as it was written; its "
+            f"{type(tokenizer).__name__} does not reload with the ids that were written; its "
             "vocabulary cannot be cut."
         )
     return smaller
 
 
 def cut_vocabulary(model: Any, tokenizer: Any, ids: list[int], folder: str | Path) -> Any:
-    """Save a model and its tokenizer with only these ids, ready to be named as a teacher.
+    """Save a model and its tokenizer with only these ids, as a folder to name as a teacher.
 
-    Gives the model. Raises `ModelError` for a family or a tokenizer that cannot be cut so.
+    Returns the model. Raises `ModelError` for a family or tokenizer that cannot be cut.
     """
     blocks = list(range(num_layers(model)))
-    smaller = cut(model, Kept(blocks, ids=ids))
+    smaller = cut_model(model, KeptParts(blocks, ids=ids))
     with staged_folder(Path(folder)) as aside:
         write_smaller_tokenizer(tokenizer, ids, aside)
         smaller.save_pretrained(aside)  # type: ignore[operator]
@@ -142,11 +144,11 @@ def cut_vocabulary(model: Any, tokenizer: Any, ids: list[int], folder: str | Pat
 
 
 def _renumbered(described: dict[str, Any], new: dict[int, int]) -> dict[str, Any]:
-    """The description with only the ids of `new`, by their new numbers."""
+    """Return the tokenizer description with only the ids in `new`, under their new numbers."""
     model = described["model"]
     if model["type"] == "BPE":
-        there = {token for token, number in model["vocab"].items() if number in new}
-        model["merges"] = [pair for pair in _merges(described) if {*pair, "".join(pair)} <= there]
+        kept = {token for token, number in model["vocab"].items() if number in new}
+        model["merges"] = [pair for pair in _merges(described) if {*pair, "".join(pair)} <= kept]
     model["vocab"] = {
         token: new[number] for token, number in model["vocab"].items() if number in new
     }
@@ -159,7 +161,7 @@ def _renumbered(described: dict[str, Any], new: dict[int, int]) -> dict[str, Any
 
 
 def _renumber_processor(processor: dict[str, Any] | None, new: dict[int, int]) -> None:
-    """What stands around a text: templates and pairs of token and id, alone or in a sequence."""
+    """Renumber the special tokens that a post-processor puts around a text, in place."""
     for one in (processor or {}).get("processors", []):
         _renumber_processor(one, new)
     for token in ((processor or {}).get("special_tokens") or {}).values():
@@ -171,7 +173,7 @@ def _renumber_processor(processor: dict[str, Any] | None, new: dict[int, int]) -
 
 
 def _renumber_config(file: Path, new: dict[int, int]) -> None:
-    """The ids that tokenizer_config.json repeats, where it does."""
+    """Renumber the ids in tokenizer_config.json, if it lists any."""
     config = json.loads(file.read_text(encoding="utf8"))
     if "added_tokens_decoder" not in config:
         return

@@ -1,9 +1,9 @@
-"""Grids that quantised weights lie on: their levels, their blocks, and how scales are stored.
+"""Number formats of quantised weights: their levels, blocks, and how scales are stored.
 
-A weight is `scale x level + shift`, with one scale and one shift for a block of neighbours in a
-row-major weight. The grids are those of bitsandbytes (nf4, fp4, int8) and of llama.cpp (q4_0 ...).
+A weight is `scale x level + shift`, with one scale and one shift for each block of neighbours in a
+row-major weight. The formats are those of bitsandbytes (nf4, fp4, int8) and llama.cpp (q4_0 ...).
 
-Legend: O outputs and I inputs of a linear map, K blocks, S weights of a block, L levels.
+Legend: O outputs and I inputs of a linear layer, K blocks, S weights of a block, L levels.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch.nn.functional import pad
 
 from attar.registry import Registry
 
-SHRINK = (1.05, 1.0, 0.95, 0.9, 0.85, 0.8)
+SCALE_FACTORS = (1.05, 1.0, 0.95, 0.9, 0.85, 0.8)  # of the naive scale, that a search tries
 
 
 @dataclass(frozen=True)
 class Scales:
-    """Of every block, as its format stores them: float32, shape (K,); `shift_K` None where all 0.
+    """Scale and shift of every block, float32 (K,); `shift_K` is None for formats without shifts.
 
-    `parts`: what the format writes instead, where that is more than the values.
+    parts: the tensors that a format stores instead, if scales are themselves quantised.
     """
 
     scale_K: Tensor
@@ -33,12 +33,13 @@ class Scales:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """A format's grid.
+class NumberFormat:
+    """A number format for quantised weights.
 
-    block: weights under one scale, along rows; None: a row. levels_L: ascending, float32; a code
-    numbers them. naive: blocks (K, S) to the scales that round to nearest without a search.
-    store: what storing leaves of scales. factors: of the naive scale, those a search tries.
+    block: weights that share a scale, along rows; None: a whole row. levels_L: float32, ascending;
+    a code is an index into them. naive: from blocks (K, S) to the scales for rounding to nearest.
+    store: rounds scales as the format stores them. scale_factors: multiples of the naive scale that
+    a search tries.
     """
 
     name: str
@@ -46,21 +47,21 @@ class Grid:
     levels_L: Tensor
     naive: Callable[[Tensor], Scales] = field(repr=False)
     store: Callable[[Scales], Scales] = field(repr=False)
-    factors: tuple[float, ...] = field(default=SHRINK, repr=False)
+    scale_factors: tuple[float, ...] = field(default=SCALE_FACTORS, repr=False)
 
     @property
-    def even(self) -> bool:
-        """Whether the levels are whole numbers in a row, which is quicker than a search."""
+    def evenly_spaced(self) -> bool:
+        """Whether the levels are consecutive integers, so that codes need no search."""
         return len(self.levels_L) == int(self.levels_L[-1] - self.levels_L[0]) + 1
 
     def blocks(self, weight_OI: Tensor) -> Tensor:
-        """The weight as blocks (K, S); the last one ends in zeros where it is not full."""
+        """Return the weight as blocks (K, S); the last block is padded with zeros."""
         size = weight_OI.shape[1] if self.block is None else self.block
         flat = weight_OI.flatten()
         return pad(flat, (0, -len(flat) % size)).view(-1, size)
 
-    def spread(self, scales: Scales, weight_OI: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Scale and shift of every weight, (O, I)."""
+    def per_weight(self, scales: Scales, weight_OI: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the scale and shift of every weight, (O, I)."""
         size = weight_OI.shape[1] if self.block is None else self.block
 
         def one(value_K: Tensor) -> Tensor:
@@ -71,25 +72,25 @@ class Grid:
         return one(scales.scale_K), None if shift_K is None else one(shift_K)
 
     def codes(self, weight: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
-        """The code of the level nearest to each weight, int32; scales broadcast."""
+        """Return the code of the level nearest to each weight, int32; scales broadcast."""
         centred = weight if shift is None else weight - shift
         ratio = centred / torch.where(scale == 0, 1, scale)
         levels_L = self.levels_L.to(weight.device)
-        if self.even:
+        if self.evenly_spaced:
             last = len(levels_L) - 1
             return (ratio - (levels_L[0] + 0.5)).ceil_().clamp_(0, last).int()
         middle = (levels_L[1:] + levels_L[:-1]) / 2
         return torch.bucketize(ratio.contiguous(), middle, out_int32=True)
 
     def values(self, codes: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
-        """The weights that codes stand for, float32; scales broadcast."""
+        """Return the dequantised weights of codes, float32; scales broadcast."""
         levels_L = self.levels_L.to(codes.device)
-        levels = codes + levels_L[0] if self.even else levels_L[codes.int()]
+        levels = codes + levels_L[0] if self.evenly_spaced else levels_L[codes.int()]
         scaled = levels * scale
         return scaled if shift is None else scaled + shift
 
-    def trial(self, naive: Scales, factor: float) -> Scales:
-        """Naive scales times a factor; around the middle of the block where there is a shift."""
+    def scaled(self, naive: Scales, factor: float) -> Scales:
+        """Return naive scales times a factor; a shift moves so that the block's middle stays."""
         scale_K = naive.scale_K * factor
         if naive.shift_K is None:
             return Scales(scale_K)
@@ -97,7 +98,7 @@ class Grid:
         return Scales(scale_K, naive.shift_K + (naive.scale_K - scale_K) * middle)
 
 
-GRIDS: Registry[Grid] = Registry("grid")
+NUMBER_FORMATS: Registry[NumberFormat] = Registry("number format")
 
 
 # How the formats find and store scales -----------------------------------------------------------
@@ -112,7 +113,7 @@ def _largest_over(levels: float) -> Callable[[Tensor], Scales]:
 
 
 def _signed_largest_over(levels: float) -> Callable[[Tensor], Scales]:
-    """The weight that is largest in size falls on the lowest level, whatever its sign."""
+    """Return a function for scales that put the weight of largest size on the lowest level."""
 
     def find(blocks_KS: Tensor) -> Scales:
         at_K1 = blocks_KS.abs().argmax(-1, keepdim=True)
@@ -138,8 +139,8 @@ def _as_float16(scales: Scales) -> Scales:
     return Scales(scales.scale_K.half().float(), shift_K)
 
 
-def _twice(scales: Scales) -> Scales:
-    """Scales in 8 bits by bitsandbytes' double quantisation (arXiv 2305.14314, section 3)."""
+def _double_quantized(scales: Scales) -> Scales:
+    """Quantise scales to 8 bits as bitsandbytes does (arXiv 2305.14314, section 3)."""
     from bitsandbytes.functional import dequantize_blockwise, quantize_blockwise
 
     scale_K = scales.scale_K.float()
@@ -151,7 +152,7 @@ def _twice(scales: Scales) -> Scales:
     return Scales(stored_K, None, parts)
 
 
-# The grids ---------------------------------------------------------------------------------------
+# The formats -------------------------------------------------------------------------------------
 
 NORMAL_FLOAT = (  # quantiles of a normal distribution, appendix E of arXiv 2305.14314
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
@@ -159,24 +160,34 @@ NORMAL_FLOAT = (  # quantiles of a normal distribution, appendix E of arXiv 2305
     0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
     0.7229568362236023, 1.0,
 )  # fmt: skip
-FLOAT4 = tuple(value / 12 for value in (0, 0.0625, 2, 3, 4, 6, 8, 12))
-BOTH_SIGNS = SHRINK + tuple(-factor for factor in SHRINK[1:5])
+FLOAT4_MAGNITUDES = tuple(value / 12 for value in (0, 0.0625, 2, 3, 4, 6, 8, 12))
+SIGNED_SCALE_FACTORS = SCALE_FACTORS + tuple(-factor for factor in SCALE_FACTORS[1:5])
 
 
 def _integers(first: int, last: int) -> Tensor:
     return torch.arange(first, last + 1, dtype=torch.float32)
 
 
-def _enrol(grid: Grid) -> None:
-    GRIDS.add(grid.name)(grid)
+def _register(number_format: NumberFormat) -> None:
+    NUMBER_FORMATS.add(number_format.name)(number_format)
 
 
-_FLOAT4_L = torch.tensor([-value for value in reversed(FLOAT4[1:])] + list(FLOAT4))
-_enrol(Grid("nf4", 64, torch.tensor(NORMAL_FLOAT), _largest, _twice))
-_enrol(Grid("fp4", 64, _FLOAT4_L, _largest, _twice))
-_enrol(Grid("int8", None, _integers(-127, 127), _largest_over(127), _as_float32))
-_enrol(Grid("q4_0", 32, _integers(-8, 7), _signed_largest_over(8), _as_float16, BOTH_SIGNS))
-_enrol(Grid("q4_1", 32, _integers(0, 15), _range_over(15), _as_float16))
-_enrol(Grid("q5_0", 32, _integers(-16, 15), _signed_largest_over(16), _as_float16, BOTH_SIGNS))
-_enrol(Grid("q5_1", 32, _integers(0, 31), _range_over(31), _as_float16))
-_enrol(Grid("q8_0", 32, _integers(-127, 127), _largest_over(127), _as_float16))
+_FLOAT4_LEVELS_L = torch.tensor(
+    [-value for value in reversed(FLOAT4_MAGNITUDES[1:])] + list(FLOAT4_MAGNITUDES)
+)
+_register(NumberFormat("nf4", 64, torch.tensor(NORMAL_FLOAT), _largest, _double_quantized))
+_register(NumberFormat("fp4", 64, _FLOAT4_LEVELS_L, _largest, _double_quantized))
+_register(NumberFormat("int8", None, _integers(-127, 127), _largest_over(127), _as_float32))
+_register(
+    NumberFormat(
+        "q4_0", 32, _integers(-8, 7), _signed_largest_over(8), _as_float16, SIGNED_SCALE_FACTORS
+    )
+)
+_register(NumberFormat("q4_1", 32, _integers(0, 15), _range_over(15), _as_float16))
+_register(
+    NumberFormat(
+        "q5_0", 32, _integers(-16, 15), _signed_largest_over(16), _as_float16, SIGNED_SCALE_FACTORS
+    )
+)
+_register(NumberFormat("q5_1", 32, _integers(0, 31), _range_over(31), _as_float16))
+_register(NumberFormat("q8_0", 32, _integers(-127, 127), _largest_over(127), _as_float16))

@@ -1,6 +1,6 @@
-"""Rounded weights as plain checkpoints of bitsandbytes and as blocks of GGUF; and the way back.
+"""Pack rounded weights as bitsandbytes checkpoints and as GGUF blocks, and dequantise them.
 
-Legend: O outputs and I inputs of a linear map, K blocks.
+Legend: O outputs and I inputs of a linear layer, K blocks.
 """
 
 from __future__ import annotations
@@ -15,36 +15,56 @@ from torch import Tensor, nn
 
 from attar.errors import ModelError
 from attar.models.loading import Quantization, load_causal_lm
-from students.quantization.gptq import Rounded
+from students.quantization.gptq import RoundedWeight
 
-FLOAT4_CODES = (11, 10, 13, 12, 15, 14, 9, 0, 1, 6, 7, 4, 5, 2, 3)  # of the levels, ascending
-COMPUTE = torch.bfloat16  # of what is not quantised
+FLOAT4_CODES = (
+    11,
+    10,
+    13,
+    12,
+    15,
+    14,
+    9,
+    0,
+    1,
+    6,
+    7,
+    4,
+    5,
+    2,
+    3,
+)  # bitsandbytes' codes of the levels, ascending
+COMPUTE_DTYPE = torch.bfloat16  # of the weights that are not quantised
 
 
 def quantized_model(
-    source: Path, rounded: Mapping[str, Rounded], *, trust_remote_code: bool = False
+    source: Path, rounded: Mapping[str, RoundedWeight], *, trust_remote_code: bool = False
 ) -> nn.Module:
-    """The model of a full-precision folder as bitsandbytes holds it, with weights rounded by us.
+    """Return the model of a folder, quantised by bitsandbytes, with the given rounded weights.
 
-    `rounded`: every linear map but the head by its name, all on one of the grids nf4, fp4, int8;
-    all else is bfloat16. What `save_pretrained` writes loads by `from_pretrained` alone. To be
-    saved before any forward: on some CPUs the first one rearranges 4-bit weights in place.
+    rounded: every linear layer but the head by name, all in one of the formats nf4, fp4, int8; the
+    other weights become bfloat16. After `save_pretrained`, `from_pretrained` alone loads it. Save
+    it before any forward: on some CPUs the first forward rearranges 4-bit weights in place. Raises
+    `ModelError` where bitsandbytes quantises other layers than were rounded.
     """
-    grids = {found.grid.name for found in rounded.values()}
-    assert len(grids) == 1, grids
-    (kind,) = grids
+    formats = {found.number_format.name for found in rounded.values()}
+    assert len(formats) == 1, formats
+    (kind,) = formats
     quantization: Any = kind
     model: Any = load_causal_lm(
-        str(source), dtype=COMPUTE, quantization=quantization, trust_remote_code=trust_remote_code
+        str(source),
+        dtype=COMPUTE_DTYPE,
+        quantization=quantization,
+        trust_remote_code=trust_remote_code,
     )
-    left = dict(quantized_maps(model))
+    left = dict(quantized_linears(model))
     for name, found in rounded.items():
         if name not in left:
             raise ModelError(
                 f"bitsandbytes leaves `{name}` of {type(model).__name__} unquantised, so it cannot "
                 "take rounded weights; export it in bfloat16."
             )
-        put = _put_int8 if kind == "int8" else _put_4bit
+        put = _set_int8 if kind == "int8" else _set_4bit
         put(left.pop(name), found)
     if left:
         raise ModelError(
@@ -54,38 +74,40 @@ def quantized_model(
     return model  # type: ignore[no-any-return]
 
 
-def dequantized(
+def dequantized_model(
     source: Path, quantization: Quantization, *, trust_remote_code: bool = False
 ) -> nn.Module:
-    """The float32 model whose linear maps are what a quantised base computes with; the rest as in
-    the folder.
+    """Return the float32 model of a folder with linear layers dequantised from a quantised base.
 
-    The base is the one that adapters are trained on: quantised from bfloat16, loaded afresh and
-    read before any forward (which rearranges 4-bit weights in place on some CPUs).
+    The base is the one that adapters are trained on, quantised from bfloat16. It is loaded here and
+    read before any forward, which rearranges 4-bit weights in place on some CPUs.
     """
     model = load_causal_lm(str(source), dtype=torch.float32, trust_remote_code=trust_remote_code)
     if quantization == "none":
         return model
     base = load_causal_lm(
-        str(source), dtype=COMPUTE, quantization=quantization, trust_remote_code=trust_remote_code
+        str(source),
+        dtype=COMPUTE_DTYPE,
+        quantization=quantization,
+        trust_remote_code=trust_remote_code,
     )
     with torch.no_grad():
-        for name, module in quantized_maps(base).items():
+        for name, module in quantized_linears(base).items():
             weight: Any = model.get_submodule(name).weight
-            weight.copy_(weight_of(module))
+            weight.copy_(dequantized_weight(module))
     return model
 
 
-def quantized_maps(model: Any) -> dict[str, Any]:
-    """The linear maps of a model that bitsandbytes holds, by name."""
+def quantized_linears(model: Any) -> dict[str, Any]:
+    """Return the linear layers of a model that bitsandbytes quantised, by name."""
     from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
     kinds = (Linear4bit, Linear8bitLt)
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
-def weight_of(module: Any) -> Tensor:
-    """What a map of bitsandbytes dequantises to, (O, I), in its dtype; before any forward."""
+def dequantized_weight(module: Any) -> Tensor:
+    """Return the dequantised weight (O, I) of a bitsandbytes layer; call it before any forward."""
     from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
 
     weight = module.weight
@@ -97,14 +119,14 @@ def weight_of(module: Any) -> Tensor:
     return whole
 
 
-def _put_4bit(module: Any, found: Rounded) -> None:
-    """Two codes a byte, the first in the high half; scales in 8 bits with scales of their own."""
+def _set_4bit(module: Any, found: RoundedWeight) -> None:
+    """Set 4-bit weights: two codes a byte, the first in the high half; double-quantised scales."""
     from bitsandbytes.functional import QuantState, get_4bit_type
     from bitsandbytes.nn.modules import Params4bit
 
-    grid, parts, device = found.grid, found.scales.parts, module.weight.device
+    number_format, parts, device = found.number_format, found.scales.parts, module.weight.device
     codes = found.codes_OI.flatten()
-    if grid.name == "fp4":
+    if number_format.name == "fp4":
         codes = torch.tensor(FLOAT4_CODES, dtype=torch.uint8, device=codes.device)[codes.int()]
     if len(codes) % 2:
         codes = nn.functional.pad(codes, (0, 1))
@@ -112,10 +134,10 @@ def _put_4bit(module: Any, found: Rounded) -> None:
     state = QuantState(
         absmax=parts["absmax"].to(device),
         shape=found.codes_OI.shape,
-        code=get_4bit_type(grid.name, device=device),
-        blocksize=grid.block,
-        quant_type=grid.name,
-        dtype=COMPUTE,
+        code=get_4bit_type(number_format.name, device=device),
+        blocksize=number_format.block,
+        quant_type=number_format.name,
+        dtype=COMPUTE_DTYPE,
         offset=parts["nested_offset"].to(device),
         state2=QuantState(
             absmax=parts["nested_absmax"].to(device),
@@ -127,17 +149,17 @@ def _put_4bit(module: Any, found: Rounded) -> None:
     module.weight = Params4bit(
         packed.to(device),
         quant_state=state,
-        blocksize=grid.block,
+        blocksize=number_format.block,
         compress_statistics=True,
-        quant_type=grid.name,
+        quant_type=number_format.name,
         module=module,
         bnb_quantized=True,
     )
     module.quant_state = state
 
 
-def _put_int8(module: Any, found: Rounded) -> None:
-    """int8 with the largest size of every row."""
+def _set_int8(module: Any, found: RoundedWeight) -> None:
+    """Set int8 weights with the largest absolute value of every row as its scale."""
     from bitsandbytes.nn.modules import Int8Params
 
     device = module.weight.device
@@ -152,17 +174,17 @@ def _put_int8(module: Any, found: Rounded) -> None:
 # Blocks of GGUF ----------------------------------------------------------------------------------
 
 
-def gguf_bytes(found: Rounded) -> np.ndarray:
-    """A weight on one of the grids q4_0 to q8_0 as GGUF lays it out: (O, bytes of a row) uint8."""
-    grid, rows = found.grid, len(found.codes_OI)
-    assert grid.block == 32, grid.name
+def gguf_bytes(found: RoundedWeight) -> np.ndarray:
+    """Return a weight in one of the formats q4_0 to q8_0 as GGUF bytes, (O, bytes of a row)."""
+    number_format, rows = found.number_format, len(found.codes_OI)
+    assert number_format.block == 32, number_format.name
     codes_KS = found.codes_OI.cpu().numpy().reshape(-1, 32)
     halves = [found.scales.scale_K, found.scales.shift_K]
     parts = [_float16_bytes(value_K) for value_K in halves if value_K is not None]
-    if grid.name == "q8_0":
+    if number_format.name == "q8_0":
         parts.append((codes_KS.astype(np.int16) - 127).astype(np.int8).view(np.uint8))
     else:
-        if grid.name.startswith("q5"):
+        if number_format.name.startswith("q5"):
             parts.append(np.packbits(codes_KS >> 4, axis=-1, bitorder="little"))
         low_KS = codes_KS & 15
         parts.append(low_KS[:, :16] | (low_KS[:, 16:] << 4))

@@ -1,4 +1,4 @@
-"""Ways to specialise a student: importing the package enrols them all."""
+"""Tuning methods for specialising a student; importing the package registers them all."""
 
 import students.tuning.bottleneck
 import students.tuning.full

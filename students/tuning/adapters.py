@@ -1,9 +1,9 @@
-"""What is done with an adapter's folder, whatever method made it: save, load, merge.
+"""Save, load and merge adapters of every method.
 
-A folder holds `adapter_config.json` and `adapter_model.safetensors` as peft writes them (bottleneck
-adapters as `students/tuning/bottleneck_module.py` does), and `base.json`: which weights it was learned on.
-Merging is always into full precision, from a fresh load: an adapter merged into a 4-bit base is
-rounded away (its change is small against the quantisation's step).
+An adapter's folder holds `adapter_config.json` and `adapter_model.safetensors` in the layout of
+peft, also for bottleneck adapters, and `base.json`, which names the weights it was trained on.
+Adapters are always merged into newly loaded full-precision weights: merged into a 4-bit base, the
+change would be rounded away, since it is small against the step of the quantisation.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from attar.models.loading import Quantization, resolve_precision
 from attar.models.task_heads import load_as_saved
 from students.tuning.bottleneck_module import PEFT_TYPE as BOTTLENECK
 from students.tuning.bottleneck_module import load_bottleneck, save_bottleneck
-from students.tuning.ia3 import keep_precision
-from students.tuning.target_modules import linear_maps, without_remarks
+from students.tuning.ia3 import keep_input_dtype
+from students.tuning.peft_wrapper import silence_peft_warnings
+from students.tuning.target_modules import adaptable_linears
 
 Into = Literal["student", "dequantized"]
-CHANGED_AT_START = ("pissa", "olora")  # whose base is not the student's any more
+CHANGED_AT_START = ("pissa", "olora")  # initialisations that change the base's weights
 WHY_UNMERGED = {
     "PREFIX_TUNING": "it is keys and values before the text, not a change of weights",
     "PROMPT_TUNING": "it is embeddings before the text, not a change of weights",
     "P_TUNING": "it is embeddings before the text, not a change of weights",
-    BOTTLENECK: "there is a nonlinearity between its maps and the student's",
+    BOTTLENECK: "there is a nonlinearity between its layers and the student's",
 }
 
 
@@ -41,11 +42,11 @@ def load_base(
     trust_remote_code: bool = False,
     compute: torch.dtype | None = None,
 ) -> Any:
-    """The student that an adapter sits on: float32 masters, or quantised.
+    """Load the student that an adapter is trained on: in float32, or quantised.
 
-    Always quantised from bfloat16, so that its codes are those of what is shipped. `compute`: dtype
-    of its products; when None bfloat16 where the hardware multiplies it, else float32, which takes
-    less than half the time there.
+    It is quantised from bfloat16, so that its codes equal those of exported artifacts. compute:
+    dtype of the products of a quantised base; by default bfloat16 where the hardware multiplies it,
+    else float32, which takes less than half the time there.
     """
     dtype = torch.float32 if quantization == "none" else torch.bfloat16
     model: Any = load_as_saved(
@@ -58,11 +59,11 @@ def load_base(
 
 
 def disable_cpu_repacking(model: nn.Module) -> None:
-    """Leave 4-bit weights in their own layout on CPUs that have a faster one for inference.
+    """Keep 4-bit weights in their standard layout on CPUs that have a faster one for inference.
 
-    bitsandbytes changes to that one in the first evaluation. Its product has no gradient, so what
-    lies below such a map would learn nothing from then on; and DoRA, which reads the weights in
-    every forward, would read it as if it were theirs.
+    bitsandbytes would repack them in the first evaluation. The repacked product has no gradient, so
+    parameters below such a layer would stop learning, and DoRA, which reads the weights in every
+    forward, would misread them.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -70,18 +71,18 @@ def disable_cpu_repacking(model: nn.Module) -> None:
 
 
 def _compute_in_float32(model: nn.Module) -> None:
-    """Widen what is not quantised; the codes stay."""
+    """Cast weights that are not quantised to float32; keep the codes."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dtype == torch.bfloat16:
             tensor.data = tensor.data.float()
     module: Any
     for module in model.modules():
-        if hasattr(module, "compute_dtype"):  # bitsandbytes' 4-bit maps
+        if hasattr(module, "compute_dtype"):  # bitsandbytes' 4-bit layers
             module.compute_dtype, module.compute_type_is_set = torch.float32, True
 
 
 def adapter_bytes(model: Any) -> int:
-    """Bytes that the learned tensors take in an adapter's folder."""
+    """Return the bytes that the trained tensors take in an adapter's folder."""
     if not hasattr(model, "peft_config"):
         learned = (p for p in model.parameters() if p.requires_grad)
         return sum(p.numel() * p.element_size() for p in learned)
@@ -103,10 +104,11 @@ def save_adapter(
     quantization: Quantization = "none",
     trust_remote_code: bool = False,
 ) -> None:
-    """Write a trained adapter and what it was trained on.
+    """Save a trained adapter and the identity of its base.
 
-    One that began by changing the base (PiSSA, OLoRA) is written as a plain LoRA of twice the rank
-    on the unchanged student, [B, -B0][A; A0]: so it loads anywhere, at once, and merges as others.
+    An adapter whose initialisation changed the base (PiSSA, OLoRA) is saved as a plain LoRA of
+    twice the rank on the unchanged student, [B, -B0][A; A0], so that it loads and merges like any
+    other.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not hasattr(model, "peft_config"):
@@ -124,7 +126,7 @@ def save_adapter(
 
 
 def _initial(model: Any, base: Path, trust_remote_code: bool) -> Any:
-    """The adapter as it was before training, made again from the student."""
+    """Return the adapter as it was before training, made again from the student."""
     from peft import LoraConfig, get_peft_model
 
     settings = model.active_peft_config.to_dict()
@@ -134,7 +136,7 @@ def _initial(model: Any, base: Path, trust_remote_code: bool) -> Any:
 
 
 def _save_change(model: Any, initial: Any, folder: Path) -> None:
-    """The difference of two adapters of one config as one plain LoRA: A below A0, B beside -B0."""
+    """Save the difference of two adapters of one config as one LoRA: A above A0, B beside -B0."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
@@ -145,14 +147,14 @@ def _save_change(model: Any, initial: Any, folder: Path) -> None:
         tensors[name] = torch.cat(parts, dim=0 if "lora_A" in name else 1).cpu().contiguous()
     save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
     config = copy.deepcopy(model.active_peft_config)
-    config.lora_alpha *= 2**0.5 if config.use_rslora else 2  # the scale stays what it was
+    config.lora_alpha *= 2**0.5 if config.use_rslora else 2  # keeps the scale
     config.r *= 2
     config.init_lora_weights, config.inference_mode = True, True
     config.save_pretrained(str(folder))
 
 
 def adapter_kind(folder: Path) -> str:
-    """The `peft_type` of an adapter's folder. Raises `ModelError` where there is none."""
+    """Return the `peft_type` of an adapter's folder; raise `ModelError` if it has no adapter."""
     file = folder / "adapter_config.json"
     if not file.is_file():
         raise ModelError(f"{folder} holds no adapter: it has no adapter_config.json.")
@@ -162,7 +164,7 @@ def adapter_kind(folder: Path) -> str:
 def check_adapter_fits(folder: Path, base: Path) -> None:
     """Raise `ModelError` for an adapter that was made for other weights than those of `base`.
 
-    One without a `base.json` was made elsewhere, and is believed.
+    An adapter without a `base.json` comes from elsewhere and is not checked.
     """
     adapter_kind(folder)
     file = folder / "base.json"
@@ -178,9 +180,10 @@ def check_adapter_fits(folder: Path, base: Path) -> None:
 
 
 def load_adapter(model: Any, folder: Path, *, base: Path | None = None) -> nn.Module:
-    """The model with an adapter on it, in eval mode; `base` is the folder it was loaded from.
+    """Add an adapter to a model and return it in eval mode.
 
-    Raises `ModelError` where there is no adapter, or one for another base.
+    base: the folder that the model was loaded from. Raises `ModelError` where there is no adapter,
+    or one for another base.
     """
     kind = adapter_kind(folder)
     if base is not None:
@@ -192,9 +195,9 @@ def load_adapter(model: Any, folder: Path, *, base: Path | None = None) -> nn.Mo
 
         if read_json(folder / "adapter_config.json").get("use_dora"):
             disable_cpu_repacking(model)
-        with without_remarks():
+        with silence_peft_warnings():
             loaded: nn.Module = PeftModel.from_pretrained(model, str(folder))
-        keep_precision(loaded)
+        keep_input_dtype(loaded)
     except (ValueError, RuntimeError, KeyError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"The adapter {folder} does not fit the model: {reason}") from None
@@ -202,7 +205,7 @@ def load_adapter(model: Any, folder: Path, *, base: Path | None = None) -> nn.Mo
 
 
 def check_mergeable(folder: Path) -> None:
-    """Raise `ModelError`, with the reason, for an adapter that no weights can stand for."""
+    """Raise `ModelError`, with the reason, for an adapter that cannot be merged into weights."""
     kind = adapter_kind(folder)
     if kind in WHY_UNMERGED:
         raise ModelError(
@@ -214,10 +217,11 @@ def check_mergeable(folder: Path) -> None:
 def merge_adapter(
     student: Path, folder: Path, *, into: Into = "student", trust_remote_code: bool = False
 ) -> nn.Module:
-    """The student in float32 with the adapter merged in, both freshly loaded from disk.
+    """Load the student and an adapter from disk and return them merged, in float32.
 
-    `dequantized`: into what the quantised base that it was trained on dequantises to.
-    Raises `ModelError` for a method that cannot be merged and for an adapter of another base.
+    into: merge into the student, or into the dequantised weights of the quantised base that the
+    adapter was trained on. Raises `ModelError` for a method that cannot be merged and for an
+    adapter of another base.
     """
     check_mergeable(folder)
     check_adapter_fits(folder, student)
@@ -232,7 +236,7 @@ def merge_adapter(
 
 
 def _quantization_of(folder: Path) -> Quantization:
-    """How the base that an adapter was trained on is quantised; `ModelError` where it is not."""
+    """Return the quantisation of an adapter's base; raise `ModelError` if it is not quantised."""
     file = folder / "base.json"
     found: Quantization = read_json(file)["quantization"] if file.is_file() else "none"
     if found == "none":
@@ -244,25 +248,26 @@ def _quantization_of(folder: Path) -> Quantization:
 
 
 def _dequantized(student: Path, quantization: Quantization, trust_remote_code: bool) -> nn.Module:
-    """The student in float32 with every quantised map as it dequantises, from a base loaded as for
-    training (from bfloat16, which gives other codes than from float32), and before any forward
-    (bitsandbytes rearranges 4-bit weights in the first one on some CPUs).
+    """Return the student in float32, with every quantised layer replaced by its dequantised weight.
+
+    The base is quantised from bfloat16 as for training (from float32 the codes would differ), and
+    read before any forward, since bitsandbytes rearranges 4-bit weights in the first on some CPUs.
     """
     from transformers.pytorch_utils import Conv1D
 
     quantized: Any = load_base(student, quantization, trust_remote_code)
-    rounded = [name for name, m in linear_maps(quantized).items() if type(m) is not nn.Linear]
+    rounded = [name for name, m in adaptable_linears(quantized).items() if type(m) is not nn.Linear]
     found = quantized.dequantize().state_dict()
     plain: nn.Module = load_base(student, "none", trust_remote_code)
     for name in rounded:
         weight, own = found[f"{name}.weight"], plain.get_submodule(name)
-        turned = isinstance(own, Conv1D)  # which bitsandbytes turns into a linear map
+        turned = isinstance(own, Conv1D)  # bitsandbytes makes it a transposed linear layer
         own.load_state_dict({"weight": weight.T if turned else weight}, strict=False)
     return plain
 
 
 def _untie_adapted_head(model: Any, folder: Path) -> None:
-    """A head of its own where the adapter changes it, so that the embedding stays what it was."""
+    """Untie the head from the embedding if the adapter changes it, so the embedding stays."""
     from safetensors import safe_open
 
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()

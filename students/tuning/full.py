@@ -1,4 +1,4 @@
-"""`full` and `head`: the student's own weights learn; what is left is a student, no adapter."""
+"""`full` and `head`: train the student's own weights; the result is a student, not an adapter."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from students.tuning.method import METHODS, Leaves
 from students.tuning.trainable import Reinitialized, Trainable, choose_trainable, prepare_learning
 
 
-class Whole(Section):
-    """What both have in common: the result is the student itself."""
+class WeightTuning(Section):
+    """Traits of both: the result is the student itself."""
 
     leaves: ClassVar[Leaves] = "weights"
     merges: ClassVar[bool] = True
@@ -24,35 +24,37 @@ class Whole(Section):
 
 
 @METHODS.add("full")
-class Full(Whole):
-    """Every weight of the student learns, or the parts that `trainable` names."""
+class Full(WeightTuning):
+    """Trains every weight of the student, or the parts that `trainable` names."""
 
     method: Literal["full"] = "full"
-    trainable: Trainable = Field("all", description="which parts: words, or a list of them")
-    reinitialize: Reinitialized = Field(None, description="blocks or head that start afresh")
+    trainable: Trainable = Field("all", description="the parts that are trained, or a list of them")
+    reinitialize: Reinitialized = Field(
+        None, description="blocks or head that start from random weights"
+    )
 
     def check(self, config: Any) -> None:
-        """Raise `RecipeError` where the student has not what is to learn or to start afresh."""
+        """Raise `RecipeError` if the student lacks a part to train or reinitialise."""
         model = skeleton(config, CAUSAL)
         if model is not None:
             prepare_learning(model, self.trainable, self.reinitialize, 0, "specialize.")
 
     def attach(self, model: Any, seed: int) -> nn.Module:
-        """The student itself; what starts afresh is drawn from the seed."""
+        """Choose the trained parts of the student, and draw reinitialised ones from the seed."""
         prepare_learning(model, self.trainable, self.reinitialize, seed)
         return model  # type: ignore[no-any-return]
 
 
 @METHODS.add("head")
-class Head(Whole):
-    """The map to logits alone learns; where it is tied to the embedding, that changes too."""
+class HeadOnly(WeightTuning):
+    """Trains only the output head; if it is tied to the embedding, that changes too."""
 
     method: Literal["head"] = "head"
 
     def check(self, config: Any) -> None:
-        """Nothing: every student has a head."""
+        """Accept every student: each has a head."""
 
     def attach(self, model: Any, seed: int) -> nn.Module:
-        """The student itself; nothing is drawn."""
+        """Choose the head; the seed is not used."""
         choose_trainable(model, "head")
         return model  # type: ignore[no-any-return]

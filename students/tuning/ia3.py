@@ -1,19 +1,19 @@
-"""`ia3`: a learned factor for every channel of keys, values and the feed-forward's inside."""
+"""`ia3`: a trained factor for every channel of keys, values and the feed-forward, through peft."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import nn
 
 from attar.config import Section
-from attar.errors import ModelError, RecipeError
+from attar.errors import RecipeError
 from attar.models.loading import Quantization, skeleton
 from attar.models.task_heads import CAUSAL
 from students.tuning.method import METHODS, Leaves
-from students.tuning.target_modules import chosen_maps, only_learns_in_float32, without_remarks
+from students.tuning.peft_wrapper import wrap_with_peft
+from students.tuning.target_modules import target_linears
 
 
 @METHODS.add("ia3")
@@ -24,15 +24,15 @@ class IA3(Section):
     merges: ClassVar[bool] = True
     prepends: ClassVar[bool] = False
     method: Literal["ia3"] = "ia3"
-    base: Quantization = Field("none", description="the frozen weights' form")
+    base: Quantization = Field("none", description="quantisation of the frozen weights")
     targets: list[str] | None = Field(
         None,
         min_length=1,
-        description="names of linear maps whose output is scaled; as usual for the student's "
-        "family if absent",
+        description="names of linear layers whose output is scaled; by default those that peft "
+        "knows for the student's family",
     )
     feedforward: list[str] | None = Field(
-        None, description="those of `targets` whose input is scaled instead"
+        None, description="those of `targets` whose input is scaled, not the output"
     )
 
     @model_validator(mode="after")
@@ -45,52 +45,46 @@ class IA3(Section):
         return self
 
     def check(self, config: Any) -> None:
-        """Raise `RecipeError` where the family has no usual maps, or has not those named."""
+        """Raise `RecipeError` if no default layers are known, or the named ones do not exist."""
         self._targets_for(config)
         model = skeleton(config, CAUSAL)
         if model is not None and self.targets is not None:
-            chosen_maps(model, self.targets)
+            target_linears(model, self.targets)
 
     def _targets_for(self, config: Any) -> tuple[list[str] | None, list[str] | None]:
-        """What peft is told; (None, None) means what it knows of the family."""
+        """Return the target names for peft; (None, None) for its defaults of the family."""
         from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
 
         if self.targets is None:
             if config.model_type not in KNOWN:
                 raise RecipeError(
-                    f"`specialize.targets` must be given: which maps ia3 scales is not known for "
-                    f"the family {config.model_type}."
+                    f"`specialize.targets` must be given: no default layers for ia3 are known "
+                    f"for the family {config.model_type}."
                 )
             return None, None
         return list(self.targets), list(self.feedforward or [])
 
     def attach(self, model: Any, seed: int) -> nn.Module:
-        """The student wrapped by peft; every factor is 1 at first."""
-        from peft import IA3Config, get_peft_model
+        """Wrap the student by peft; every factor starts at 1."""
+        from peft import IA3Config
 
         targets, feedforward = self._targets_for(model.config)
         if targets is not None:
-            chosen_maps(model, targets)
-        torch.manual_seed(seed)
-        model.requires_grad_(False)
+            target_linears(model, targets)
         config = IA3Config(
             target_modules=targets, feedforward_modules=feedforward, task_type="CAUSAL_LM"
         )
-        try:
-            with without_remarks():
-                wrapped = get_peft_model(model, config)
-        except (ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise ModelError(
-                f"{type(model).__name__} cannot be specialised by ia3: {reason}"
-            ) from None
-        keep_precision(wrapped)
-        return only_learns_in_float32(wrapped)
+        failure = f"{type(model).__name__} cannot be specialised by ia3"
+        wrapped = wrap_with_peft(model, config, seed, failure)
+        keep_input_dtype(wrapped)
+        return wrapped
 
 
-def keep_precision(model: nn.Module) -> None:
-    """Let maps that (IA)^3 scales give what they are given: on a quantised base peft's give
-    float32, which the attention of a bfloat16 student refuses outside autocast.
+def keep_input_dtype(model: nn.Module) -> None:
+    """Make layers scaled by (IA)^3 return the dtype of their input.
+
+    On a quantised base peft's layers return float32, which the attention of a bfloat16 student
+    rejects outside autocast.
     """
     for module in model.modules():
         if hasattr(module, "ia3_l"):

@@ -1,27 +1,27 @@
-"""`lora` and `qlora`: a product of two thin matrices beside each linear map, through peft.
+"""`lora` and `qlora`: a product of two thin matrices beside each linear layer, through peft.
 
-On a quantised base the products are computed in bfloat16; what is merged afterwards is merged into
-full precision, since the change is small against the quantisation's step.
+On a quantised base the products are computed in bfloat16. Adapters are merged into full-precision
+weights, since the change is small against the step of the quantisation.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import nn
 
 from attar.config import Section
-from attar.errors import ModelError, RecipeError
+from attar.errors import RecipeError
 from attar.models.loading import Quantization, skeleton
 from attar.models.task_heads import CAUSAL
 from students.tuning.method import METHODS, Leaves
-from students.tuning.target_modules import chosen_maps, only_learns_in_float32, without_remarks
+from students.tuning.peft_wrapper import wrap_with_peft
+from students.tuning.target_modules import target_linears
 
 
 class LowRank(Section):
-    """What both have: how large the matrices are, where they sit, how they start."""
+    """Settings of both: the size of the matrices, their places and their initial values."""
 
     leaves: ClassVar[Leaves] = "adapter"
     merges: ClassVar[bool] = True
@@ -33,21 +33,22 @@ class LowRank(Section):
     alpha: float | None = Field(
         None,
         gt=0,
-        description="scale x rank (x root of rank with `rslora`); twice the rank if absent",
+        description="the change is scaled by alpha / rank (alpha / root of rank with `rslora`); "
+        "twice the rank by default",
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="on the adapters' input")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapters' input")
     targets: str | list[str] = Field(
         "all-linear",
-        description="all-linear (every linear map but the head), names of linear maps, or a "
+        description="all-linear (every linear layer but the head), names of linear layers, or a "
         "regular expression for whole names",
     )
     rslora: bool = Field(False, description="scale by 1 / root of rank (arXiv 2312.03732)")
     dora: bool = Field(
-        False, description="learn the length of each row beside its direction (arXiv 2402.09353)"
+        False, description="train the length and the direction of each row apart (arXiv 2402.09353)"
     )
     init: Literal["default", "pissa", "olora", "orthogonal"] = Field(
         "default",
-        description="default: one matrix zero, so nothing changes at first; pissa: the largest "
+        description="default: one matrix is zero, so nothing changes at first; pissa: the largest "
         "singular vectors (2404.02948); olora: a QR decomposition (2406.01775); orthogonal",
     )
 
@@ -56,50 +57,49 @@ class LowRank(Section):
         if self.init in ("pissa", "olora"):
             if self.base != "none":
                 raise ValueError(
-                    f"`init: {self.init}` takes the weights apart, which an {self.base} base does "
+                    f"`init: {self.init}` decomposes the weights, which an {self.base} base does "
                     "not have in full precision; leave `init` out, or use `method: lora`"
                 )
             if self.dora:
                 raise ValueError(
-                    f"`init: {self.init}` changes the weights whose rows `dora` measures; use one"
+                    f"`init: {self.init}` changes the weights whose rows `dora` measures; use only "
+                    "one"
                 )
         if self.dora and self.base == "int8":
             raise ValueError(
                 "`dora` reads the weights in every step, and peft loses the scales of an int8 base "
-                "by it; use `base: nf4`, or leave `dora` out"
+                "when it does; use `base: nf4`, or leave `dora` out"
             )
         if self.init == "orthogonal" and self.rank % 2:
             raise ValueError("`init: orthogonal` needs an even `rank`")
         return self
 
     def check(self, config: Any) -> None:
-        """Raise `RecipeError` for targets that the student lacks, or a rank they cannot have."""
+        """Raise `RecipeError` for targets that the student lacks, or a rank too high for them."""
         model = skeleton(config, CAUSAL)
         if model is not None:
-            self._check_places(model, config)
+            self._check_targets(model)
 
-    def _check_places(self, model: Any, config: Any) -> None:
-        chosen = chosen_maps(model, self.targets)
+    def _check_targets(self, model: Any) -> None:
+        chosen = target_linears(model, self.targets)
         sizes = {name: min(module.weight.shape) for name, module in chosen.items()}  # type: ignore[arg-type]
         name = min(sizes, key=lambda name: sizes[name])
         if self.init in ("pissa", "olora") and self.rank > sizes[name]:
             raise RecipeError(
                 f"`specialize.rank` is {self.rank}; `{name}` has {sizes[name]} singular vectors, "
-                f"which is the most for `init: {self.init}`."
+                f"the highest rank for `init: {self.init}`."
             )
         if self.dropout and model.get_output_embeddings() in chosen.values():
             raise RecipeError(
-                "`specialize.dropout` has no effect on the head, which `targets` names: its "
-                "logits are never made at once; leave one of them out."
+                "`specialize.dropout` has no effect on the head, which `targets` names, because "
+                "its logits are computed in chunks; leave one of them out."
             )
 
     def attach(self, model: Any, seed: int) -> nn.Module:
-        """The student wrapped by peft."""
-        from peft import LoraConfig, get_peft_model
+        """Wrap the student by peft."""
+        from peft import LoraConfig
 
-        chosen = chosen_maps(model, self.targets)
-        torch.manual_seed(seed)
-        model.requires_grad_(False)
+        chosen = target_linears(model, self.targets)
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha if self.alpha is not None else 2 * self.rank,  # type: ignore[arg-type]
@@ -110,16 +110,11 @@ class LowRank(Section):
             init_lora_weights=True if self.init == "default" else self.init,
             task_type="CAUSAL_LM",
         )
-        try:
-            with without_remarks():
-                wrapped = get_peft_model(model, config)
-        except (ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise ModelError(
-                f"`specialize.targets: {self.targets}` names {len(chosen)} linear maps, and not "
-                f"all can take {self.method}: {reason}"
-            ) from None
-        return only_learns_in_float32(wrapped)
+        failure = (
+            f"`specialize.targets: {self.targets}` names {len(chosen)} linear layers, but not all "
+            f"of them can take {self.method}"
+        )
+        return wrap_with_peft(model, config, seed, failure)
 
 
 @METHODS.add("lora")
@@ -132,7 +127,9 @@ class Lora(LowRank):
 
 @METHODS.add("qlora")
 class QLora(LowRank):
-    """LoRA on a quantised base (arXiv 2305.14314): an eighth of the weights' memory with nf4."""
+    """LoRA on a quantised base (arXiv 2305.14314): nf4 takes an eighth of the weights' memory."""
 
     method: Literal["qlora"] = "qlora"
-    base: Literal["nf4", "fp4", "int8"] = Field("nf4", description="the frozen weights' form")
+    base: Literal["nf4", "fp4", "int8"] = Field(
+        "nf4", description="quantisation of the frozen weights"
+    )

@@ -1,8 +1,9 @@
-"""Ways to specialise a student: one small class a method, enrolled by registering it.
+"""Tuning methods for specialising a student: one small registered class per method.
 
-A method is a section of the recipe (its parameters). It says what it leaves, and `attach` makes a
-student learn by it: only what it adds, or chooses, has `requires_grad`, in float32. Whatever it is,
-`distill/training/loop.py` trains it, and `students/tuning/adapters.py` saves, loads and merges what it leaves.
+A method is a section of the recipe that holds its settings. `attach` prepares a student: only the
+parameters that the method adds or chooses keep `requires_grad`, in float32. The training loop
+(`distill/training/loop.py`) then trains every method alike, and `students/tuning/adapters.py`
+saves, loads and merges adapters.
 """
 
 from __future__ import annotations
@@ -18,22 +19,28 @@ Leaves = Literal["adapter", "weights"]
 
 
 class TuningMethod(Protocol):
-    """What every method offers."""
+    """The interface of a tuning method, which is also a section of the recipe."""
 
-    method: str
-    leaves: ClassVar[Leaves]  # on disk: an adapter for its base, or a whole student
-    merges: ClassVar[bool]  # whether it can be folded into plain weights
-    prepends: ClassVar[bool]  # whether it puts something before the text: then nothing is packed
-    base: Quantization  # of the frozen weights; a ClassVar where there is no choice
+    @property
+    def method(self) -> str:
+        """The name of the method in a recipe."""
+
+    leaves: ClassVar[Leaves]  # the result on disk: an adapter for its base, or a whole student
+    merges: ClassVar[bool]  # whether the result can be merged into plain weights
+    prepends: ClassVar[bool]  # whether it adds positions before the text, which forbids packing
+
+    @property
+    def base(self) -> Quantization:
+        """The quantisation of the frozen weights."""
 
     def attach(self, model: Any, seed: int) -> nn.Module:
-        """The student with what learns, drawn from the seed; the model is changed in place.
+        """Add trainable parameters, drawn from the seed, to the model in place; return the student.
 
-        Raises `ModelError` where the model has no place for it.
+        Raises `ModelError` for a model that does not fit the method.
         """
 
     def check(self, config: Any) -> None:
-        """Raise `RecipeError` where a student of this `PretrainedConfig` cannot learn so."""
+        """Raise `RecipeError` if a student with this `PretrainedConfig` does not fit the method."""
 
 
-METHODS: Registry[type[Any]] = Registry("method")  # of pydantic models that are TuningMethods
+METHODS: Registry[type[TuningMethod]] = Registry("method")

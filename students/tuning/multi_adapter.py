@@ -1,13 +1,13 @@
-"""Several adapters on one base at inference: every row of a batch meets its own, in one forward.
+"""Several adapters on one base at inference: each row of a batch uses its own, in one forward.
 
-The base's weights are read once for all rows wherever an adapter adds to what the base gives:
+The base's weights are read once for all rows where an adapter only adds to the base's outputs:
 
 - low-rank adapters (LoRA, rsLoRA): by peft's own mixed batches;
 - prefixes: keys and values before a row's own, shorter ones padded on the left and masked;
 - prompts (prompt tuning, p-tuning): embeddings before a row's tokens, padded and masked likewise;
-- bottleneck adapters: on their rows of a map's outputs;
-- whatever else peft sets into a model map by map (DoRA, IA3, LoHa, ...) and cannot mix: that map is
-  run again on its rows alone, everything between the maps stays one batch.
+- bottleneck adapters: applied to their rows of a layer's outputs;
+- other adapters that peft adds layer by layer and cannot mix (DoRA, IA3, LoHa, ...): that layer
+  runs again on the adapter's rows, while everything between these layers stays one batch.
 
 Legend: B rows, T tokens of the longest row, P prefix slots, E prompt slots, H width, V vocabulary.
 """
@@ -28,45 +28,52 @@ from attar.errors import DataError, ModelError, nearest
 from students.tuning.adapters import load_adapter
 from students.tuning.bottleneck_module import PEFT_TYPE as BOTTLENECK
 from students.tuning.bottleneck_module import Bottleneck
-from students.tuning.target_modules import without_remarks
+from students.tuning.peft_wrapper import silence_peft_warnings
 
-PREFIXES = {"PREFIX_TUNING"}
-PROMPTS = {"PROMPT_TUNING", "P_TUNING"}
-MAPS = {"LORA", "IA3", "LOHA", "LOKR", "OFT", BOTTLENECK}  # set into the model map by map
-BARE = "__base__"  # peft's word for a row without an adapter
-# LoRA's starts that leave the base's weights as they are; others (PiSSA) subtract from them.
-UNTOUCHED = (True, False, None, "gaussian", "eva", "orthogonal")
+PREFIX_KINDS = {"PREFIX_TUNING"}
+PROMPT_KINDS = {"PROMPT_TUNING", "P_TUNING"}
+PER_LAYER_KINDS = {
+    "LORA",
+    "IA3",
+    "LOHA",
+    "LOKR",
+    "OFT",
+    BOTTLENECK,
+}  # added to the model layer by layer
+BASE_ROW = "__base__"  # peft's word for a row without an adapter
+# Initialisations of LoRA that leave the base's weights unchanged; others (PiSSA) change them.
+STARTS_KEEPING_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 
 Blocks = list[tuple[Tensor, Tensor]]  # keys and values of each block, (1, heads, P, D)
 
 
-class Batch(NamedTuple):
-    """What one forward is given besides the adapters; masks are 1 where a token counts."""
+class MixedBatch(NamedTuple):
+    """The inputs of one forward besides the adapters; masks are 1 where a token counts."""
 
     input_ids: Tensor  # (B, E + T), any ids in the prompt slots
     mask: Tensor  # (B, P + E + T)
     position_ids: Tensor  # (B, E + T)
-    prompts_BEH: Tensor | None = None  # what the prompt slots hold
+    prompts_BEH: Tensor | None = None  # embeddings for the prompt slots
     cache: Any = None  # holds the prefix slots
 
 
 class RowSwitch(nn.Module):
-    """One map of the model, where rows whose adapter stands here get their own outputs."""
+    """One layer of the model that computes the rows of some adapters separately."""
 
     def __init__(
         self, shared: nn.Module, own: dict[str, nn.Module], names: list[str | None]
     ) -> None:
         super().__init__()
-        self.shared = shared  # the base's map, with what peft mixes by itself
-        self.own = own  # in a dict, so that peft does not take them for its mixed layers
-        self.names = names  # of the batch that is running; one list for all places
+        self.shared = shared  # the base's layer, with the adapters that peft mixes
+        self.own = own  # a dict hides them from peft, which would take them for its mixed layers
+        self.names = names  # adapters of the current batch; one list shared by all layers
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The shared outputs, (B, ...), with the rows of own adapters replaced."""
+        """Return the shared outputs (B, ...) with the rows of these adapters replaced."""
         if len(x) != len(self.names):
             raise ModelError(
-                "This model mixes the rows of a batch before its linear maps (experts do), so its "
-                "adapters cannot share a batch; use one adapter at a time."
+                "This model mixes the rows of a batch before its linear layers (experts do), so "
+                "its adapters cannot share a batch; use one adapter at a time."
             )
         y: Tensor = self.shared(x, *args, **kwargs)
         for name, module in self.own.items():
@@ -79,10 +86,10 @@ class RowSwitch(nn.Module):
 
 
 class MixedAdapters:
-    """A base and adapters by name. The base is taken over: use it only through this object."""
+    """A base with several adapters by name; use the base only through this object."""
 
     def __init__(self, base: Any, folders: dict[str, Path]) -> None:
-        """Load every adapter onto a base that has not run yet.
+        """Load every adapter onto a base that has not run a forward yet.
 
         Raises `ModelError` for an adapter that does not fit, or cannot share a base.
         """
@@ -98,7 +105,7 @@ class MixedAdapters:
         configs = {name: _config_to_mix(name, folder) for name, folder in folders.items()}
         own: dict[str, dict[str, nn.Module]] = {}
         for name, folder in folders.items():
-            if configs[name]["peft_type"] in PREFIXES | PROMPTS:
+            if configs[name]["peft_type"] in PREFIX_KINDS | PROMPT_KINDS:
                 self._read_prompt(name, folder, configs[name]["peft_type"])
             elif not _mixes_in_peft(configs[name]):
                 for place, module in _own_modules(base, folder).items():
@@ -107,14 +114,14 @@ class MixedAdapters:
             if _mixes_in_peft(configs[name]):
                 self._add_low_rank(name, folder)
         for place, modules in own.items():
-            _put(base, place, RowSwitch(base.get_submodule(place), modules, self._rows))
+            base.set_submodule(place, RowSwitch(base.get_submodule(place), modules, self._rows))
         self._model.eval()
 
     def _read_prompt(self, name: str, folder: Path, kind: str) -> None:
         loaded: Any = load_adapter(self._base, folder)
         with torch.no_grad():
             prompt = loaded.get_prompt(1)
-        if kind in PREFIXES:
+        if kind in PREFIX_KINDS:
             self._blocks[name] = [(layer.keys, layer.values) for layer in prompt.layers]
         else:
             self._embeddings[name] = prompt[0]
@@ -124,7 +131,7 @@ class MixedAdapters:
 
         inner = str(len(self._in_peft))  # peft forbids some names
         try:
-            with without_remarks():
+            with silence_peft_warnings():
                 if self._in_peft:
                     self._model.load_adapter(str(folder), adapter_name=inner)
                 else:
@@ -142,9 +149,9 @@ class MixedAdapters:
     def logits(
         self, input_ids_BT: Tensor, attention_mask_BT: Tensor, names: Sequence[str | None]
     ) -> Tensor:
-        """Logits (B, T, V), each row by its own adapter; None is the bare base.
+        """Return logits (B, T, V), each row by its own adapter; None is the base alone.
 
-        Padding may stand on either side; what is given at padded positions means nothing.
+        Padding may be on either side; outputs at padded positions are undefined.
         """
         self._check(names, len(input_ids_BT))
         mask_BT = attention_mask_BT.long()
@@ -161,7 +168,7 @@ class MixedAdapters:
         max_new_tokens: int,
         stop_ids: set[int],
     ) -> list[list[int]]:
-        """Greedy continuations, each row by its own adapter, up to its first stop id (left out).
+        """Return greedy continuations, each row by its own adapter, without the first stop id.
 
         Raises `DataError` for a prompt without tokens.
         """
@@ -181,7 +188,11 @@ class MixedAdapters:
         return self._continue(self._batch(ids_BT, mask_BT, names), names, max_new_tokens, stop_ids)
 
     def _continue(
-        self, batch: Batch, names: Sequence[str | None], max_new_tokens: int, stop_ids: set[int]
+        self,
+        batch: MixedBatch,
+        names: Sequence[str | None],
+        max_new_tokens: int,
+        stop_ids: set[int],
     ) -> list[list[int]]:
         answers: list[list[int]] = [[] for _ in names]
         running = set(range(len(names)))
@@ -195,7 +206,7 @@ class MixedAdapters:
                     answers[row].append(token)
             if not running:
                 break
-            batch = Batch(
+            batch = MixedBatch(
                 next_B[:, None],
                 torch.cat([batch.mask, torch.ones_like(batch.mask[:, :1])], dim=1),
                 batch.position_ids[:, -1:] + 1,
@@ -203,10 +214,12 @@ class MixedAdapters:
             )
         return answers
 
-    def _forward(self, batch: Batch, names: Sequence[str | None], **more: Any) -> Any:
+    def _forward(self, batch: MixedBatch, names: Sequence[str | None], **more: Any) -> Any:
         self._rows[:] = names
         if self._in_peft:
-            more["adapter_names"] = [self._in_peft.get(name or BARE, BARE) for name in names]
+            more["adapter_names"] = [
+                self._in_peft.get(name or BASE_ROW, BASE_ROW) for name in names
+            ]
         if self._takes_positions:
             more["position_ids"] = batch.position_ids
         if batch.cache is not None:
@@ -226,15 +239,15 @@ class MixedAdapters:
             rows.append(row_TV)
         return torch.stack(rows)
 
-    # What a batch is made of --------------------------------------------------------------------
+    # Making a batch -----------------------------------------------------------------------------
 
-    def _batch(self, ids_BT: Tensor, mask_BT: Tensor, names: Sequence[str | None]) -> Batch:
-        blocks = [self._blocks.get(name or BARE) for name in names]
-        prompts = [self._embeddings.get(name or BARE) for name in names]
+    def _batch(self, ids_BT: Tensor, mask_BT: Tensor, names: Sequence[str | None]) -> MixedBatch:
+        blocks = [self._blocks.get(name or BASE_ROW) for name in names]
+        prompts = [self._embeddings.get(name or BASE_ROW) for name in names]
         prefix_BP = _slots([0 if b is None else b[0][0].shape[2] for b in blocks], mask_BT)
         prompt_BE = _slots([0 if p is None else len(p) for p in prompts], mask_BT)
         mask = torch.cat([prefix_BP, prompt_BE, mask_BT], dim=1)
-        return Batch(
+        return MixedBatch(
             torch.cat([torch.zeros_like(prompt_BE), ids_BT], dim=1),
             mask,
             (mask.cumsum(1) - 1).clamp(min=0)[:, prefix_BP.shape[1] :],
@@ -274,7 +287,7 @@ class MixedAdapters:
     def _would_leave_gaps(
         self, mask_BT: Tensor, names: Sequence[str | None], more_tokens: int
     ) -> bool:
-        """Whether padding inside a row would move tokens out of a sliding window."""
+        """Return whether padding inside a row would move tokens out of a sliding window."""
         window = getattr(self._base.config.get_text_config(), "sliding_window", None)
         if window is None or (len(names) == 1 and bool(mask_BT.all())):
             return False
@@ -297,7 +310,7 @@ class MixedAdapters:
 
 
 def _config_to_mix(name: str, folder: Path) -> dict[str, Any]:
-    """The adapter_config.json of a folder; raises `ModelError` where it cannot share a base."""
+    """Read the adapter_config.json of a folder; raise `ModelError` if it cannot share a base."""
     try:
         config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text("utf8"))
         kind = str(config["peft_type"])
@@ -306,9 +319,10 @@ def _config_to_mix(name: str, folder: Path) -> dict[str, Any]:
             f"{folder} holds no adapter: its adapter_config.json is missing."
         ) from None
     reason = None
-    if kind not in PREFIXES | PROMPTS | MAPS:
-        reason = f"its kind, {kind}, is none of {', '.join(sorted(PREFIXES | PROMPTS | MAPS))}"
-    elif config.get("init_lora_weights") not in UNTOUCHED:
+    if kind not in PREFIX_KINDS | PROMPT_KINDS | PER_LAYER_KINDS:
+        known = ", ".join(sorted(PREFIX_KINDS | PROMPT_KINDS | PER_LAYER_KINDS))
+        reason = f"its kind, {kind}, is not one of {known}"
+    elif config.get("init_lora_weights") not in STARTS_KEEPING_BASE:
         reason = (
             f"it was saved against weights that `{config['init_lora_weights']}` had changed; save "
             "it again as plain LoRA (peft's path_initial_model_for_weight_conversion)"
@@ -317,7 +331,7 @@ def _config_to_mix(name: str, folder: Path) -> dict[str, Any]:
         reason = f"it changes the base's biases (`bias: {config['bias']}`)"
     elif found := [key for key in ("alora_invocation_tokens", "layer_replication", "arrow_config")
                    if config.get(key)]:  # fmt: skip
-        reason = f"its `{found[0]}` needs the base for itself"
+        reason = f"its `{found[0]}` changes how the base runs"
     if reason is not None:
         raise ModelError(f"The adapter `{name}` ({folder}) cannot share a base: {reason}.")
     return config
@@ -329,25 +343,20 @@ def _mixes_in_peft(config: dict[str, Any]) -> bool:
 
 
 def _own_modules(base: nn.Module, folder: Path) -> dict[str, nn.Module]:
-    """The maps that an adapter sets into the base, by place; the base is left as it was."""
+    """Return the layers that an adapter replaces in the base, by name; the base is restored."""
     before = dict(base.named_modules())
     load_adapter(base, folder)
     after = dict(base.named_modules())
     own = {place: after[place] for place in before if after.get(place) is not before[place]}
     for place in own:
-        _put(base, place, before[place])
-    base.__dict__.pop("peft_config", None)  # peft's mark on the model
+        base.set_submodule(place, before[place])
+    base.__dict__.pop("peft_config", None)  # peft marks the model with it
     return own
-
-
-def _put(model: nn.Module, place: str, module: nn.Module) -> None:
-    parent, _, leaf = place.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)
 
 
 @contextmanager
 def _prompts_embedded(embedding: nn.Module, prompts_BEH: Tensor | None) -> Iterator[None]:
-    """Let the first slots of every row hold the prompts instead of embeddings of ids."""
+    """Put the prompts into the first slots of every row, in place of embeddings of ids."""
     if prompts_BEH is None:
         yield
         return
@@ -363,7 +372,7 @@ def _prompts_embedded(embedding: nn.Module, prompts_BEH: Tensor | None) -> Itera
 
 
 def _slots(used: list[int], like: Tensor) -> Tensor:
-    """Mask (B, most used) of slots filled from the right."""
+    """Return a mask (B, most used) of slots filled from the right."""
     most = max(used)
     rows = [[0] * (most - count) + [1] * count for count in used]
     return torch.tensor(rows, dtype=like.dtype, device=like.device).reshape(len(used), most)

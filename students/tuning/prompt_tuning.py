@@ -1,26 +1,25 @@
 """`prefix`, `prompt` and `p_tuning`: learned positions before the text, through peft.
 
-`prompt` and `p_tuning` learn embeddings that stand before the text's; `prefix` learns the keys and
-values of such positions in every block. Nothing of this can be folded into weights.
+`prompt` and `p_tuning` learn embeddings of positions before the text; `prefix` learns the keys and
+values of such positions in every block. None of them can be merged into weights.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import nn
 
 from attar.config import Section
-from attar.errors import ModelError, RecipeError
+from attar.errors import RecipeError
 from attar.models.loading import Quantization
 from students.tuning.method import METHODS, Leaves
-from students.tuning.target_modules import only_learns_in_float32
+from students.tuning.peft_wrapper import wrap_with_peft
 
 
 class Prompting(Section):
-    """What the three have in common: how many positions, on which weights."""
+    """Settings of all three: how many positions, on which weights."""
 
     leaves: ClassVar[Leaves] = "adapter"
     merges: ClassVar[bool] = False
@@ -28,10 +27,10 @@ class Prompting(Section):
     if TYPE_CHECKING:
         method: str
     virtual_tokens: int = Field(20, ge=1, description="learned positions before each text")
-    base: Quantization = Field("none", description="the frozen weights' form")
+    base: Quantization = Field("none", description="quantisation of the frozen weights")
 
     def check(self, config: Any) -> None:
-        """Raise `RecipeError` where the learned positions leave the student no room for text."""
+        """Raise `RecipeError` if the learned positions leave no room for text."""
         positions = getattr(config.get_text_config(), "max_position_embeddings", None)
         if positions is not None and self.virtual_tokens >= positions:
             raise RecipeError(
@@ -40,18 +39,8 @@ class Prompting(Section):
             )
 
     def _wrap(self, model: Any, seed: int, config: Any) -> nn.Module:
-        from peft import get_peft_model
-
-        torch.manual_seed(seed)
-        model.requires_grad_(False)
-        try:
-            wrapped = get_peft_model(model, config)
-        except (ValueError, AttributeError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise ModelError(
-                f"{type(model).__name__} cannot be specialised by {self.method}: {reason}"
-            ) from None
-        return only_learns_in_float32(wrapped)
+        failure = f"{type(model).__name__} cannot be specialised by {self.method}"
+        return wrap_with_peft(model, config, seed, failure)
 
 
 @METHODS.add("prefix")
@@ -60,7 +49,7 @@ class Prefix(Prompting):
 
     method: Literal["prefix"] = "prefix"
     projection: bool = Field(
-        False, description="learn them through two layers, which are not needed afterwards"
+        False, description="compute them by two trained layers, which are not needed afterwards"
     )
     encoder_hidden_size: int | None = Field(
         None, ge=1, description="width of the `projection`; the student's own if absent"
@@ -73,7 +62,7 @@ class Prefix(Prompting):
         return self
 
     def attach(self, model: Any, seed: int) -> nn.Module:
-        """The student wrapped by peft."""
+        """Wrap the student by peft."""
         from peft import PrefixTuningConfig
 
         hidden = self.encoder_hidden_size or model.config.get_text_config().hidden_size
@@ -94,12 +83,12 @@ class Prompt(Prompting):
     init_text: str | None = Field(
         None,
         min_length=1,
-        description="start from these words' embeddings, repeated or cut to `virtual_tokens`; from "
-        "ids drawn from the vocabulary if absent",
+        description="start from the embeddings of this text, repeated or cut to `virtual_tokens`; "
+        "by default from ids drawn from the vocabulary",
     )
 
     def attach(self, model: Any, seed: int) -> nn.Module:
-        """The student wrapped by peft; with `init_text` its folder must hold a tokenizer."""
+        """Wrap the student by peft; with `init_text` its folder must hold a tokenizer."""
         from peft import PromptTuningConfig, PromptTuningInit
 
         text: dict[str, Any] = {"prompt_tuning_init": PromptTuningInit.SAMPLE_VOCAB}
@@ -117,18 +106,18 @@ class Prompt(Prompting):
 
 @METHODS.add("p_tuning")
 class PTuning(Prompting):
-    """P-tuning (arXiv 2103.10385): such embeddings, learned through a small network."""
+    """P-tuning (arXiv 2103.10385): embeddings before the text's, computed by a small network."""
 
     method: Literal["p_tuning"] = "p_tuning"
     encoder: Literal["mlp", "lstm"] = Field(
-        "mlp", description="the network; it is not needed afterwards"
+        "mlp", description="the network, which is not needed afterwards"
     )
     encoder_hidden_size: int | None = Field(
         None, ge=1, description="its width; the student's own if absent"
     )
 
     def attach(self, model: Any, seed: int) -> nn.Module:
-        """The student wrapped by peft."""
+        """Wrap the student by peft."""
         from peft import PromptEncoderConfig, PromptEncoderReparameterizationType
 
         hidden = self.encoder_hidden_size or model.config.get_text_config().hidden_size

@@ -1,11 +1,8 @@
-"""Which linear maps of a student a method acts on: names, checked against what the student has."""
+"""The linear layers that a tuning method acts on, chosen by name and checked on the student."""
 
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -15,63 +12,44 @@ from attar.errors import RecipeError, nearest
 EVERY_LINEAR = "all-linear"
 
 
-def linear_maps(model: Any) -> dict[str, nn.Module]:
-    """Every linear map of a model by its full name, the head among them."""
+def adaptable_linears(model: Any) -> dict[str, nn.Module]:
+    """Return every linear layer of a model (`nn.Linear` or `Conv1D`) by name, with the head."""
     from transformers.pytorch_utils import Conv1D
 
     kinds = (nn.Linear, Conv1D)
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
-def chosen_maps(model: Any, targets: str | list[str]) -> dict[str, nn.Module]:
-    """The linear maps that `targets` means: all but the head, a regular expression, or names.
+def target_linears(model: Any, targets: str | list[str]) -> dict[str, nn.Module]:
+    """Return the linear layers that `targets` chooses: all but the head, a pattern, or names.
 
-    A name fits the end of a full one: `q_proj`, `mlp.down_proj`.
-    Raises `RecipeError` for a name or an expression that fits none, listing what there is.
+    A name matches the end of a full name: `q_proj`, `mlp.down_proj`. Raises `RecipeError` for a
+    name or pattern that matches none, and lists the names that exist.
     """
-    maps = linear_maps(model)
+    linears = adaptable_linears(model)
     if targets == EVERY_LINEAR:
         head = model.get_output_embeddings()
-        return {name: module for name, module in maps.items() if module is not head}
+        return {name: module for name, module in linears.items() if module is not head}
     chosen: dict[str, nn.Module] = {}
     for target in [targets] if isinstance(targets, str) else targets:
-        found = {name: m for name, m in maps.items() if _fits(name, target, targets)}
+        found = {name: m for name, m in linears.items() if _matches(name, target, targets)}
         if not found:
-            ends = sorted({name.rsplit(".", 1)[-1] for name in maps})
+            ends = sorted({name.rsplit(".", 1)[-1] for name in linears})
             raise RecipeError(
-                f"`specialize.targets`: `{target}` fits no linear map of the student; it has "
+                f"`specialize.targets`: `{target}` fits no linear layer of the student; it has "
                 f"{', '.join(ends)}.{nearest(target, ends)}"
             )
         chosen |= found
     return chosen
 
 
-def _fits(name: str, target: str, targets: str | list[str]) -> bool:
+def _matches(name: str, target: str, targets: str | list[str]) -> bool:
     if isinstance(targets, str):
         try:
             return re.fullmatch(targets, name) is not None
         except re.error as error:
             raise RecipeError(
-                f"`specialize.targets: {targets}` is no regular expression: {error}; write "
-                f"`{EVERY_LINEAR}`, names of linear maps, or one expression for whole names."
+                f"`specialize.targets: {targets}` is not a regular expression: {error}; write "
+                f"`{EVERY_LINEAR}`, names of linear layers, or one expression for whole names."
             ) from None
     return name == target or name.endswith(f".{target}")
-
-
-@contextmanager
-def without_remarks() -> Iterator[None]:
-    """Silence where peft warns of what is taken care of: a head that is tied to the embedding
-    (merging unties it first, `students/tuning/adapters.py`), and GPT-2's maps, which lie transposed.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*tie_word_embeddings")
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set")
-        yield
-
-
-def only_learns_in_float32(model: nn.Module) -> nn.Module:
-    """The same model, whatever learns in it made float32."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return model

@@ -1,10 +1,10 @@
-"""Which parameters learn, and which blocks start afresh, by words of the recipe.
+"""The recipe's `trainable` and `reinitialize`: parts that are trained, or start at random.
 
     all  head  embeddings  norms  bias  last:N  first:N  layers:0,3-5  re:PATTERN
 
-A list is the union of its parts; a part behind a minus is taken away, from `all` where nothing else
-is named. Blocks are numbered from 0. `head` is whatever stands above the body, and the map to
-logits wherever it stands: tied to the embedding, it is the embedding.
+A list is the union of its parts. A part with a minus is removed, from `all` if no other part is
+named. Blocks are numbered from 0. `head` is everything above the body and the output embedding; if
+that is tied to the input embedding, they are the same weights.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from torch import nn
 from attar.errors import RecipeError, nearest
 from attar.models.structure import blocks_of, body_of, num_layers, unwrap
 
-WORDS = ("all", "head", "embeddings", "norms", "bias")
-FORMS = (*WORDS, "last:N", "first:N", "layers:0,3-5", "re:PATTERN")
-NUMBERS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+PART_NAMES = ("all", "head", "embeddings", "norms", "bias")
+PART_FORMS = (*PART_NAMES, "last:N", "first:N", "layers:0,3-5", "re:PATTERN")
+BLOCK_NUMBERS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 
-# The recipe's words ------------------------------------------------------------------------------
+# Names of parts ----------------------------------------------------------------------------------
 
 
-def _word(part: Any) -> str:
-    """A part as it is written by rule. YAML reads `- last: 2` as a mapping, which is meant too."""
+def _canonical_part(part: Any) -> str:
+    """Return a part in canonical form; accepts mappings, which YAML makes of `- last: 2`."""
     if isinstance(part, dict) and len(part) == 1:
         word, value = next(iter(part.items()))
         if isinstance(value, list):
             value = ",".join(map(str, value))
         part = f"{word}:{value}"
     if not isinstance(part, str):
-        raise ValueError(f"`{part}` is not known; {_known()}")
+        raise ValueError(f"`{part}` is not known; {_accepted_parts()}")
     bare, minus = part.removeprefix("-"), "-" if part.startswith("-") else ""
     kind, _, value = bare.partition(":")
     if kind == "re" and value:
@@ -45,36 +45,38 @@ def _word(part: Any) -> str:
             raise ValueError(f"`{part}` is not a regular expression: {error}") from None
         return part
     value = re.sub(r"[\[\]\s]", "", value)
-    if kind == "layers" and NUMBERS.fullmatch(value):
+    if kind == "layers" and BLOCK_NUMBERS.fullmatch(value):
         return f"{minus}layers:{value}"
-    if bare in WORDS or (kind in ("last", "first") and re.fullmatch(r"[1-9]\d*", value)):
+    if bare in PART_NAMES or (kind in ("last", "first") and re.fullmatch(r"[1-9]\d*", value)):
         return f"{minus}{bare}"
-    if NUMBERS.fullmatch(bare):
+    if BLOCK_NUMBERS.fullmatch(bare):
         raise ValueError(
-            f"`{part}` is not known; in a list, numbers of blocks are quoted together, as in "
+            f"`{part}` is not known; in a list, write the numbers of blocks in quotes, as in "
             '["layers:0,3-5", head]'
         )
-    raise ValueError(f"`{part}` is not known; {_known()}{nearest(kind, [*WORDS, 'last', 'first'])}")
+    raise ValueError(
+        f"`{part}` is not known; {_accepted_parts()}{nearest(kind, [*PART_NAMES, 'last', 'first'])}"
+    )
 
 
-def _known() -> str:
-    return f"write {', '.join(f'`{form}`' for form in FORMS)}, or a list of these"
+def _accepted_parts() -> str:
+    return f"write {', '.join(f'`{form}`' for form in PART_FORMS)}, or a list of these"
 
 
-def _words(parts: Any) -> Any:
+def _canonical_parts(parts: Any) -> Any:
     if not isinstance(parts, list):
-        return _word(parts)
+        return _canonical_part(parts)
     if not parts:
-        raise ValueError(f"an empty list trains nothing; {_known()}")
-    return [_word(part) for part in parts]
+        raise ValueError(f"an empty list trains nothing; {_accepted_parts()}")
+    return [_canonical_part(part) for part in parts]
 
 
 def _only_modules(parts: Any) -> Any:
     for part in [parts] if isinstance(parts, str) else parts or ():
         if not re.match(r"(head$|last:|first:|layers:)", part):
             raise ValueError(
-                f"`{part}` cannot start afresh; write `head`, `last:N`, `first:N`, `layers:0,3-5`, "
-                "or a list of these"
+                f"`{part}` cannot be reinitialised; write `head`, `last:N`, `first:N`, "
+                "`layers:0,3-5`, or a list of these"
             )
     return parts
 
@@ -82,16 +84,16 @@ def _only_modules(parts: Any) -> Any:
 _SCHEMA = WithJsonSchema(
     {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 )
-Trainable = Annotated[str | list[str], BeforeValidator(_words), _SCHEMA]
+Trainable = Annotated[str | list[str], BeforeValidator(_canonical_parts), _SCHEMA]
 
 
-def _fresh(parts: Any) -> Any:
-    return None if parts is None else _only_modules(_words(parts))
+def _reinitializable(parts: Any) -> Any:
+    return None if parts is None else _only_modules(_canonical_parts(parts))
 
 
 Reinitialized = Annotated[
     str | list[str] | None,
-    BeforeValidator(_fresh),
+    BeforeValidator(_reinitializable),
     WithJsonSchema(
         {
             "anyOf": [
@@ -104,15 +106,16 @@ Reinitialized = Annotated[
 ]
 
 
-# What learns -------------------------------------------------------------------------------------
+# Trained parameters ------------------------------------------------------------------------------
 
 
 def prepare_learning(
     model: Any, trainable: Trainable, reinitialize: Reinitialized, seed: int, path: str = ""
 ) -> int:
-    """`choose_trainable`, and the named blocks or head drawn anew; returns how much learns.
+    """Choose the trained parameters, reinitialise parts; return the number of trained parameters.
 
-    Raises `RecipeError`, which names keys below `path`, for what would start afresh and not learn.
+    Raises `RecipeError`, which names keys below `path`, for parts that would be reinitialised but
+    not trained, and as `choose_trainable` does.
     """
     count = choose_trainable(model, trainable, f"{path}trainable")
     if reinitialize is not None:
@@ -120,37 +123,38 @@ def prepare_learning(
         idle = [p for module in fresh for p in module.parameters() if not p.requires_grad]
         if idle:
             raise RecipeError(
-                f"`{path}reinitialize: {_shown(reinitialize)}` draws {_numbers(idle):,} weights "
-                f"anew that `trainable: {_shown(trainable)}` keeps from learning; let them learn."
+                f"`{path}reinitialize: {_as_written(reinitialize)}` reinitialises "
+                f"{_num_weights(idle):,} weights that `trainable: {_as_written(trainable)}` "
+                "does not train; train them too."
             )
     return count
 
 
 def choose_trainable(model: Any, parts: Trainable, path: str = "trainable") -> int:
-    """Let only the named parts learn; returns the number of trainable parameters.
+    """Make only the named parts trainable; return the number of trained parameters.
 
-    Raises `RecipeError`, which names the key `path`, for a word that is not a part, that matches
-    nothing, or that takes away what is not there.
+    Raises `RecipeError`, which names the key `path`, for a name that is not a part, that matches
+    nothing, or that removes nothing.
     """
     try:
-        words = [_word(part) for part in ([parts] if isinstance(parts, str) else parts)]
+        words = [_canonical_part(part) for part in ([parts] if isinstance(parts, str) else parts)]
     except ValueError as error:
         raise RecipeError(f"`{path}`: {error}.") from None
     added = [word for word in words if not word.startswith("-")] or ["all"]
     chosen: set[int] = set()
     for word in added:
-        chosen |= {id(parameter) for parameter in _found(model, word, path)}
+        chosen |= {id(parameter) for parameter in _parameters_named(model, word, path)}
     for word in words:
         if word.startswith("-"):
-            taken = {id(parameter) for parameter in _found(model, word[1:], path)}
+            taken = {id(parameter) for parameter in _parameters_named(model, word[1:], path)}
             if not taken & chosen:
                 raise RecipeError(
-                    f"`{path}`: `{word}` takes nothing away from `{_shown(added)}`; leave it out."
+                    f"`{path}`: `{word}` removes nothing from `{_as_written(added)}`; leave it out."
                 )
             chosen -= taken
     if not chosen:
         tied = " (the head is the embedding: one matrix)" if is_tied(model) else ""
-        raise RecipeError(f"`{path}: {_shown(words)}` leaves nothing to learn{tied}.")
+        raise RecipeError(f"`{path}: {_as_written(words)}` leaves nothing to train{tied}.")
     total = 0
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
@@ -159,15 +163,17 @@ def choose_trainable(model: Any, parts: Trainable, path: str = "trainable") -> i
 
 
 def is_tied(model: Any) -> bool:
-    """Whether the map to logits and the embedding are one matrix."""
+    """Return whether the input and the output embedding are one matrix."""
     model = unwrap(model)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     return head is not None and getattr(head, "weight", None) is embedding.weight
 
 
 def depths_of(model: Any) -> dict[int, int]:
-    """How far up each parameter stands, by its id: 0 in the embeddings, i + 1 in block i, one more
-    than there are blocks above them. A matrix in several places stands at the lowest.
+    """Return the depth of each parameter, by `id(parameter)`.
+
+    It is 0 in the embeddings, i + 1 in block i, and the number of blocks + 1 above them. A shared
+    matrix has its lowest depth.
     """
     found: dict[int, int] = {}
     for name, module in body_of(model).named_modules():
@@ -175,25 +181,27 @@ def depths_of(model: Any) -> dict[int, int]:
             found |= {id(p): 0 for p in module.parameters(recurse=False)}
     for i, block in enumerate(blocks_of(model)):
         for parameter in block.parameters():
-            if not found.get(id(parameter)):  # an embedding may stand inside a block
+            if not found.get(id(parameter)):  # an embedding may be inside a block
                 found[id(parameter)] = i + 1
     for parameter in model.parameters():
         found.setdefault(id(parameter), num_layers(model) + 1)
     return found
 
 
-def _found(model: Any, word: str, path: str) -> list[nn.Parameter]:
-    """The parameters that a word means, at least one."""
+def _parameters_named(model: Any, word: str, path: str) -> list[nn.Parameter]:
+    """Return the parameters of a part, at least one."""
     if word.startswith(("last:", "first:", "layers:")):
-        return [p for block in _blocks(model, word, path) for p in block.parameters()]
+        return [p for block in _named_blocks(model, word, path) for p in block.parameters()]
     found = _matching(model, word)
     if not found:
-        raise RecipeError(f"`{path}: {word}` matches no parameter of the model; {_there_is(model)}")
+        raise RecipeError(
+            f"`{path}: {word}` matches no parameter of the model; {_available_parts(model)}"
+        )
     return found
 
 
 def _matching(model: Any, word: str) -> list[nn.Parameter]:
-    """The parameters that a word without a number means."""
+    """Return the parameters of a part without block numbers."""
     if word == "all":
         return list(model.parameters())
     if word == "head":
@@ -210,7 +218,7 @@ def _matching(model: Any, word: str) -> list[nn.Parameter]:
     return [p for name, p in model.named_parameters() if pattern.search(name)]
 
 
-def _blocks(model: Any, word: str, path: str) -> list[nn.Module]:
+def _named_blocks(model: Any, word: str, path: str) -> list[nn.Module]:
     kind, _, value = word.partition(":")
     blocks = list(blocks_of(model))
     numbers: list[int] = []
@@ -229,7 +237,7 @@ def _blocks(model: Any, word: str, path: str) -> list[nn.Module]:
 
 
 def _head_modules(model: Any) -> list[nn.Module]:
-    """What stands above the body, a pooler, and the map to logits."""
+    """Return the modules above the body, its pooler, and the output embedding."""
     model = unwrap(model)
     body = body_of(model)
     above = [module for module in model.children() if module is not body]
@@ -237,44 +245,44 @@ def _head_modules(model: Any) -> list[nn.Module]:
     return above + [module for module in more if module is not None and module not in above]
 
 
-def _there_is(model: Any) -> str:
-    """Which words fit the model."""
-    there = ", ".join(word for word in WORDS[1:] if _matching(model, word))
+def _available_parts(model: Any) -> str:
+    """List the parts that the model has, for messages."""
+    parts = ", ".join(word for word in PART_NAMES[1:] if _matching(model, word))
     names = ", ".join(name for name, _ in next(iter(blocks_of(model))).named_parameters())
-    return f"it has {there}, {num_layers(model)} blocks, and in each {names}."
+    return f"it has {parts}, {num_layers(model)} blocks, and in each {names}."
 
 
-# Starting afresh ---------------------------------------------------------------------------------
+# Random weights ----------------------------------------------------------------------------------
 
 
 def _reinitialize(model: Any, parts: str | list[str], seed: int, path: str) -> list[nn.Module]:
-    """Draw blocks or the head as the model's own family does; returns what was drawn.
+    """Reinitialise blocks or the head as the model's family does; return these modules.
 
     Raises `RecipeError` for a head that is tied to the embedding.
     """
     chosen: list[nn.Module] = []
     for word in [parts] if isinstance(parts, str) else parts:
         if word != "head":
-            chosen += _blocks(model, word, path)
+            chosen += _named_blocks(model, word, path)
         elif is_tied(model):
             raise RecipeError(
-                f"`{path}: head`: the head is the embedding, one matrix, and what every token "
-                "means would be lost; name blocks."
+                f"`{path}: head`: the head is tied to the embedding, whose contents would be lost; "
+                "name blocks."
             )
         else:
             chosen += _head_modules(model)
     torch.manual_seed(seed)
     with torch.no_grad():
         for module in dict.fromkeys(chosen):
-            for parameter in module.parameters():  # `transformers` draws no weight marked as loaded
+            for parameter in module.parameters():  # else `transformers` skips loaded weights
                 parameter.__dict__.pop("_is_hf_initialized", None)
             module.apply(unwrap(model)._init_weights)
     return chosen
 
 
-def _numbers(parameters: list[nn.Parameter]) -> int:
+def _num_weights(parameters: list[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-def _shown(parts: str | list[str]) -> str:
+def _as_written(parts: str | list[str]) -> str:
     return parts if isinstance(parts, str) else f"[{', '.join(parts)}]"

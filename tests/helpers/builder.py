@@ -14,7 +14,6 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
-import pandas
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 

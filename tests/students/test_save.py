@@ -26,9 +26,9 @@ def test_a_cut_records_what_was_kept(make_model, tokenizer, tmp_path):
     teacher = make_model(layers=3, vocabulary=320)
     config = StudentConfig.model_validate({"layers": {"keep": [0, 2]}})
     save_cut(*cut_student(teacher, [0, 2], config, None), tokenizer, tmp_path / "cut")
-    surgery = json.loads((tmp_path / "cut" / "surgery.json").read_text())
-    assert surgery.pop("teacher_sizes")["blocks"] == 3
-    assert surgery == {
+    pruning = json.loads((tmp_path / "cut" / "pruning.json").read_text())
+    assert pruning.pop("teacher_sizes")["blocks"] == 3
+    assert pruning == {
         "teacher_layers": 3,
         "kept": [0, 2],
         "by": "explicit",

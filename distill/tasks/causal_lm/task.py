@@ -27,7 +27,7 @@ from distill.tasks.causal_lm.metrics import METRICS
 from distill.tasks.causal_lm.report import REPORT
 from distill.tasks.task import TASKS, TaskContext, refuse_keys, task_of_model
 from students.fresh import fresh_model
-from students.layer_inputs import ROWS
+from students.layer_inputs import BATCH_ROWS
 from students.pruning.depth import keep_by_influence, keep_greedily, next_token_loss, rows_as_texts
 from students.pruning.divergence import PruningObjective
 from teachers.codecs.codec import TEXT_CODECS
@@ -125,7 +125,7 @@ class CausalLM:
         """KL on every next token."""
         rows_BT = _rows(context, teacher, (1 + heals) * tokens, last=True)
         held_BT, healing_BT = split_for_healing(rows_BT, heals)
-        healing = healing_BT.split(ROWS) if heals else ()  # nothing would be split into one
+        healing = healing_BT.split(BATCH_ROWS) if heals else ()  # nothing would be split into one
         theirs = head_of(teacher, context.vocabulary)
 
         def read(model: Any, ids_BT: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class CausalLM:
         def apart(student: Any, theirs_NH: Tensor, ours_NH: Tensor) -> Tensor:
             return divergence(theirs, theirs_NH, head_of(student, context.vocabulary), ours_NH)
 
-        return PruningObjective(teacher, read, apart, held_BT.split(ROWS), healing)
+        return PruningObjective(teacher, read, apart, held_BT.split(BATCH_ROWS), healing)
 
     def runner(self, context: TaskContext) -> TeacherRunner:
         """The teacher's body and its head over the tokenizer's ids."""

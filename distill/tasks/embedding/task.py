@@ -40,7 +40,7 @@ from distill.tasks.whole_texts import (
 )
 from students.fresh import fresh_model
 from students.pruning.depth import keep_by_influence
-from students.pruning.divergence import PruningObjective, Read
+from students.pruning.divergence import PruningObjective, ReadOutputs
 from teachers.runners.request import Request
 from teachers.runners.whole_text import TextRunner
 
@@ -164,7 +164,7 @@ class Embedding:
         name = "similarity error"
         return PruningObjective(teacher, self._read(context), _off, *texts, name)
 
-    def _read(self, context: TaskContext) -> Read:
+    def _read(self, context: TaskContext) -> ReadOutputs:
         pooling = pooling_of(context.recipe.data, context.recipe.teacher.model)
         return partial(text_vectors, pooling=pooling)
 

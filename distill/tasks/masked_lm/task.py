@@ -36,7 +36,7 @@ from distill.tasks.whole_texts import (
 )
 from students.fresh import fresh_model
 from students.pruning.depth import keep_by_influence
-from students.pruning.divergence import PruningObjective, Read
+from students.pruning.divergence import PruningObjective, ReadOutputs
 from students.pruning.output_change import kl
 from teachers.codecs.codec import TEXT_CODECS
 from teachers.load import load_teacher
@@ -149,7 +149,7 @@ class MaskedLM:
 
         return PruningObjective(teacher, self._read(context), apart, held, healing)
 
-    def _read(self, context: TaskContext) -> Read:
+    def _read(self, context: TaskContext) -> ReadOutputs:
         def read(model: Any, batch: Batch) -> Tensor:
             hidden_NH = run_body(model, batch.model_inputs())[batch.labels_BT != IGNORE]
             return head_of(model, context.vocabulary).logits(hidden_NH).log_softmax(-1)

@@ -1,9 +1,9 @@
-"""Families of models that llama.cpp computes as `transformers` does: one line each, and its checks.
+"""Model families that llama.cpp computes as `transformers` does, and checks of their configs.
 
 Legend: H width, O rows of a weight.
 
-Every family here is held by a test that compares logits of both. What a config can say and
-llama.cpp cannot compute is refused, in a sentence, before any weight is read.
+A test compares the logits of both for every family. A config that llama.cpp cannot compute raises
+an error before any weight is read.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Family:
-    """How one family of `transformers` becomes one architecture of llama.cpp.
+class GGUFArchitecture:
+    """The llama.cpp architecture of one family of `transformers`.
 
-    pairs: llama.cpp turns neighbouring rows of queries and keys by a position's angle, where
-    `transformers` turns row i and i + half. norm_offset: added to the weights of norms that
-    `transformers` stores as a difference from it. period: every so many layers sees the whole text,
-    the others a sliding window; None: a window is nowhere.
+    pairs: llama.cpp rotates neighbouring rows of queries and keys together, where `transformers`
+    rotates rows i and i + half. norm_offset: added to the weights of norms, which `transformers`
+    stores relative to it. period: every period-th layer has full attention, the others a sliding
+    window; None: no layer has a window.
     """
 
     architecture: str
@@ -36,26 +36,28 @@ class Family:
     pairs: bool = False
     norm_offset: float = 0.0
     period: int | None = None
-    projection_bias: bool = False  # `attention_bias` can be computed
+    projection_bias: bool = False  # llama.cpp supports `attention_bias`
     soft_caps: bool = False
 
 
-FAMILIES = {
-    "llama": Family("llama", pairs=True, projection_bias=True),
-    "mistral": Family("llama", pairs=True),
-    "qwen2": Family("qwen2"),
-    "qwen3": Family("qwen3"),
-    "gemma2": Family("gemma2", "gelu_pytorch_tanh", norm_offset=1.0, period=2, soft_caps=True),
-    "gemma3_text": Family("gemma3", "gelu_pytorch_tanh", norm_offset=1.0, period=6),
+GGUF_ARCHITECTURES = {
+    "llama": GGUFArchitecture("llama", pairs=True, projection_bias=True),
+    "mistral": GGUFArchitecture("llama", pairs=True),
+    "qwen2": GGUFArchitecture("qwen2"),
+    "qwen3": GGUFArchitecture("qwen3"),
+    "gemma2": GGUFArchitecture(
+        "gemma2", "gelu_pytorch_tanh", norm_offset=1.0, period=2, soft_caps=True
+    ),
+    "gemma3_text": GGUFArchitecture("gemma3", "gelu_pytorch_tanh", norm_offset=1.0, period=6),
 }
-SCALINGS = ("default", "linear", "llama3")
+ROPE_SCALINGS = ("default", "linear", "llama3")
 
 
-def family_of(config: Any) -> Family:
-    """The family of a model by its config; `ModelError` names those that are supported."""
-    found = FAMILIES.get(config.model_type)
+def gguf_architecture(config: Any) -> GGUFArchitecture:
+    """Return the architecture of a config; raise `ModelError`, listing the supported ones."""
+    found = GGUF_ARCHITECTURES.get(config.model_type)
     if found is None:
-        known = ", ".join(sorted(FAMILIES))
+        known = ", ".join(sorted(GGUF_ARCHITECTURES))
         raise ModelError(
             f"A model of type `{config.model_type}` cannot be written as GGUF; supported are "
             f"{known} (for others, convert the bf16 artifact with llama.cpp's own script)."
@@ -64,30 +66,34 @@ def family_of(config: Any) -> Family:
 
 
 def head_width(config: Any) -> int:
-    """Width of one attention head."""
+    """Return the width of one attention head."""
     width = getattr(config, "head_dim", None)
     return int(width or config.hidden_size // config.num_attention_heads)
 
 
-Oddity = tuple[str, Any, str]  # a key, what it says, what llama.cpp computes
+Unsupported = tuple[str, Any, str]  # (key, its value, what llama.cpp computes instead)
 
 
 def check_config(config: Any) -> None:
-    """Raise `ModelError` for what llama.cpp would compute differently from `transformers`."""
-    family = family_of(config)
-    odd = next(
-        chain(_odd_layers(config, family), _odd_positions(config), _odd_windows(config, family)),
+    """Raise `ModelError` for a config that llama.cpp computes differently from `transformers`."""
+    family = gguf_architecture(config)
+    unsupported = next(
+        chain(
+            _unsupported_layers(config, family),
+            _unsupported_positions(config),
+            _unsupported_windows(config, family),
+        ),
         None,
     )
-    if odd is not None:
-        key, found, computed = odd
+    if unsupported is not None:
+        key, found, computed = unsupported
         raise ModelError(
             f"A `{config.model_type}` with `{key}: {found}` cannot be written as GGUF: llama.cpp "
             f"computes {computed}."
         )
 
 
-def _odd_layers(config: Any, family: Family) -> Iterator[Oddity]:
+def _unsupported_layers(config: Any, family: GGUFArchitecture) -> Iterator[Unsupported]:
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
     if activation != family.activation:
         yield "hidden_act", activation, f"{family.activation} only"
@@ -103,32 +109,32 @@ def _odd_layers(config: Any, family: Family) -> Iterator[Oddity]:
         yield "query_pre_attn_scalar", scale, f"head_dim ({head_width(config)}) only"
 
 
-def _odd_positions(config: Any) -> Iterator[Oddity]:
-    for layer_type, rope in _ropes(config).items():
+def _unsupported_positions(config: Any) -> Iterator[Unsupported]:
+    for layer_type, rope in _rotary_parameters(config).items():
         kind, part = rope.get("rope_type", "default"), rope.get("partial_rotary_factor", 1.0)
-        accepted = ("default",) if layer_type == "sliding_attention" else SCALINGS
+        accepted = ("default",) if layer_type == "sliding_attention" else ROPE_SCALINGS
         if kind not in accepted:
             yield "rope_type", kind, f"{', '.join(accepted)} as transformers does"
         if part != 1.0:
             yield "partial_rotary_factor", part, "1.0 only"
 
 
-def _odd_windows(config: Any, family: Family) -> Iterator[Oddity]:
+def _unsupported_windows(config: Any, family: GGUFArchitecture) -> Iterator[Unsupported]:
     types = getattr(config, "layer_types", None) or []
     if family.period is None and "sliding_attention" in types:
         yield "use_sliding_window", True, "this family without a window"
-    if family.period is not None and not _period(types, family.period):
+    if family.period is not None and not _full_attention_period(types, family.period):
         shown = ", ".join(kind.removesuffix("_attention") for kind in types)
-        yield "layer_types", shown, "full layers at regular distances only (cut others to keep it)"
+        yield "layer_types", shown, "layers with full attention at regular distances only"
 
 
-def _period(types: list[str], usual: int) -> int:
-    """n where exactly the layers n, 2n, ... (from 1) see the whole text; 0 where no n does.
+def _full_attention_period(types: list[str], usual: int) -> int:
+    """Return n if exactly the layers n, 2n, ... (from 1) have full attention, or 0 if no n fits.
 
-    The family's usual rhythm where it fits: some releases of llama.cpp know no other.
+    The family's usual period comes first, since some releases of llama.cpp support no other.
     """
-    rhythms: list[int] = [usual, *range(1, len(types) + 2)]
-    for n in rhythms:
+    periods: list[int] = [usual, *range(1, len(types) + 2)]
+    for n in periods:
         kinds = [
             "sliding_attention" if i % n else "full_attention" for i in range(1, len(types) + 1)
         ]
@@ -137,8 +143,8 @@ def _period(types: list[str], usual: int) -> int:
     return 0
 
 
-def _ropes(config: Any) -> dict[str, dict[str, Any]]:
-    """Parameters of rotary positions by layer type; one entry where all layers share them."""
+def _rotary_parameters(config: Any) -> dict[str, dict[str, Any]]:
+    """Return the rotary parameters by layer type; one entry if all layers share them."""
     found = config.rope_parameters
     nested = isinstance(next(iter(found.values()), None), dict)
     return dict(found) if nested else {"full_attention": found}
@@ -148,16 +154,16 @@ def _ropes(config: Any) -> dict[str, dict[str, Any]]:
 
 
 def context_length(config: Any) -> int:
-    """Positions that both compute alike: Mistral's window covers all layers and caps it."""
+    """Return how many positions both compute alike; Mistral's sliding window limits them."""
     longest = int(config.max_position_embeddings)
     if config.model_type == "mistral" and config.sliding_window is not None:
         return min(longest, int(config.sliding_window))
     return longest
 
 
-def describe(writer: GGUFWriter, config: Any, num_rows: int) -> None:
-    """Write what llama.cpp must know of the architecture; `num_rows` of the embedding."""
-    family = family_of(config)
+def write_metadata(writer: GGUFWriter, config: Any, num_rows: int) -> None:
+    """Write the metadata of the architecture; `num_rows` is the rows of the embedding."""
+    family = gguf_architecture(config)
     writer.add_vocab_size(num_rows)
     writer.add_context_length(context_length(config))
     writer.add_embedding_length(config.hidden_size)
@@ -172,7 +178,7 @@ def describe(writer: GGUFWriter, config: Any, num_rows: int) -> None:
     _describe_positions(writer, config)
     if family.period is not None:
         writer.add_sliding_window(config.sliding_window)
-        writer.add_sliding_window_pattern(_period(config.layer_types, family.period))
+        writer.add_sliding_window_pattern(_full_attention_period(config.layer_types, family.period))
     if family.soft_caps:
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping or 0.0)
         writer.add_final_logit_softcapping(config.final_logit_softcapping or 0.0)
@@ -181,7 +187,7 @@ def describe(writer: GGUFWriter, config: Any, num_rows: int) -> None:
 def _describe_positions(writer: GGUFWriter, config: Any) -> None:
     from gguf import RopeScalingType
 
-    ropes = _ropes(config)
+    ropes = _rotary_parameters(config)
     rope = ropes["full_attention"]
     writer.add_rope_freq_base(rope["rope_theta"])
     if "sliding_attention" in ropes:
@@ -192,8 +198,8 @@ def _describe_positions(writer: GGUFWriter, config: Any) -> None:
 
 
 def rotary_factors(config: Any) -> np.ndarray | None:
-    """What each angle is divided by (llama3's scaling), (head width / 2); None where by nothing."""
-    rope = _ropes(config)["full_attention"]
+    """Return the divisors of the angles in llama3's scaling, (head width / 2), else None."""
+    rope = _rotary_parameters(config)["full_attention"]
     if rope.get("rope_type", "default") != "llama3":
         return None
     import torch
@@ -209,11 +215,11 @@ def rotary_factors(config: Any) -> np.ndarray | None:
 
 
 def row_order(config: Any, name: str) -> np.ndarray | None:
-    """Order of a weight's rows in the file, (O,); None where it is the same.
+    """Return the order of a weight's rows in the file, (O,), or None if it is unchanged.
 
-    `name` is the parameter's in `transformers`.
+    name: the parameter's name in `transformers`.
     """
-    if not family_of(config).pairs:
+    if not gguf_architecture(config).pairs:
         return None
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     part = name.rsplit(".", 2)[-2]
@@ -224,5 +230,5 @@ def row_order(config: Any, name: str) -> np.ndarray | None:
 
 
 def stored_norm(config: Any, weight_H: np.ndarray) -> np.ndarray:
-    """A norm's weight as llama.cpp multiplies by it."""
-    return weight_H + np.float32(family_of(config).norm_offset)
+    """Return a norm's weight as llama.cpp stores it."""
+    return weight_H + np.float32(gguf_architecture(config).norm_offset)

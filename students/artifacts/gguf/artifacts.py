@@ -1,8 +1,8 @@
-"""GGUF artifacts: one file that llama.cpp, and what is built on it, runs on laptops and servers.
+"""GGUF artifacts: one file that llama.cpp, and tools built on it, run on laptops and servers.
 
-The kinds up to 5 bits a weight in blocks of 32 are written here. K-quants (blocks of 256) are made
-by a llama.cpp of the user's: `llama-quantize` on PATH or below the folder that LLAMA_CPP names, or
-the llama-cpp-python package.
+This package writes f16, q8_0 and the kinds with 4 and 5 bits in blocks of 32. K-quants (blocks of
+256) are made by the user's llama.cpp: `llama-quantize` on PATH or in the folder named by LLAMA_CPP,
+or the llama-cpp-python package.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from typing import Any
 import numpy as np
 
 from attar.errors import ModelError
-from attar.models.tokenizers import load_tokenizer
-from students.artifacts.artifact import ArtifactInputs, artifact
+from students.artifacts.artifact import ArtifactInputs, artifact, save_tokenizer
 from students.artifacts.gguf.architectures import check_config, head_width
 from students.artifacts.gguf.writer import write_gguf
 from students.artifacts.quantized_checkpoint import rounded_student
-from students.quantization.gptq import Rounded
+from students.quantization.gptq import RoundedWeight
 from students.quantization.packed_weights import gguf_bytes
 
-FILE = "model.gguf"
-USAGE = """\
+GGUF_FILE = "model.gguf"
+GGUF_USAGE = """\
 In a shell, with [llama.cpp](https://github.com/ggml-org/llama.cpp):
 
 ```sh
@@ -45,63 +44,63 @@ server = xllamacpp.Server(parameters)
 answer = server.handle_completions({"prompt": "Once upon a time", "max_tokens": 32})
 print(answer["choices"][0]["text"])
 ```"""
-TRAITS: dict[str, Any] = {
-    "of": "merged", "runtime": "llama.cpp", "usage": USAGE, "library": "gguf",
+GGUF_TRAITS: dict[str, Any] = {
+    "made_from": "merged", "runtime": "llama.cpp", "usage": GGUF_USAGE, "library": "gguf",
     "needs": ("gguf", "xllamacpp"), "extra": "gguf", "suffixes": (".gguf",),
 }  # fmt: skip
-BLOCK, SMALL_BLOCK = 256, 32  # weights: of K-quants, of the others
-COARSE = ("q4_0", "q4_1", "q5_0", "q5_1")
+K_QUANT_BLOCK, SMALL_BLOCK = 256, 32  # weights of a block in K-quants, and in other kinds
+COARSE_KINDS = ("q4_0", "q4_1", "q5_0", "q5_1")  # lose enough that compensated rounding pays
 
 
-@artifact("gguf-f16", **TRAITS, check=check_config)
+@artifact("gguf-f16", **GGUF_TRAITS, check=check_config)
 def gguf_f16(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF with float16 weights: 16 bits a weight."""
-    _write(source, folder, "f16", given)
+    _export_gguf(source, folder, "f16", given)
 
 
-@artifact("gguf-q8_0", **TRAITS, check=check_config)
+@artifact("gguf-q8_0", **GGUF_TRAITS, check=check_config)
 def gguf_q8_0(source: Path, folder: Path, given: ArtifactInputs) -> None:
-    """GGUF in 8 bits, a float16 scale every 32 weights: 8.5 bits a weight."""
-    _write(source, folder, "q8_0", given)
+    """GGUF in 8 bits, a float16 scale per 32 weights: 8.5 bits a weight."""
+    _export_gguf(source, folder, "q8_0", given)
 
 
-@artifact("gguf-q5_1", **TRAITS, check=check_config, rounds=True)
+@artifact("gguf-q5_1", **GGUF_TRAITS, check=check_config, rounds=True)
 def gguf_q5_1(source: Path, folder: Path, given: ArtifactInputs) -> None:
-    """GGUF in 5 bits, scale and minimum every 32 weights: 6 bits; embedding and head in 8."""
-    _write(source, folder, "q5_1", given)
+    """GGUF in 5 bits, scale and minimum per 32 weights: 6 bits; embedding and head in 8."""
+    _export_gguf(source, folder, "q5_1", given)
 
 
-@artifact("gguf-q5_0", **TRAITS, check=check_config, rounds=True)
+@artifact("gguf-q5_0", **GGUF_TRAITS, check=check_config, rounds=True)
 def gguf_q5_0(source: Path, folder: Path, given: ArtifactInputs) -> None:
-    """GGUF in 5 bits, a scale every 32 weights: 5.5 bits; embedding and head in 8."""
-    _write(source, folder, "q5_0", given)
+    """GGUF in 5 bits, a scale per 32 weights: 5.5 bits; embedding and head in 8."""
+    _export_gguf(source, folder, "q5_0", given)
 
 
-@artifact("gguf-q4_1", **TRAITS, check=check_config, rounds=True)
+@artifact("gguf-q4_1", **GGUF_TRAITS, check=check_config, rounds=True)
 def gguf_q4_1(source: Path, folder: Path, given: ArtifactInputs) -> None:
-    """GGUF in 4 bits, scale and minimum every 32 weights: 5 bits; embedding and head in 8."""
-    _write(source, folder, "q4_1", given)
+    """GGUF in 4 bits, scale and minimum per 32 weights: 5 bits; embedding and head in 8."""
+    _export_gguf(source, folder, "q4_1", given)
 
 
-@artifact("gguf-q4_0", **TRAITS, check=check_config, rounds=True)
+@artifact("gguf-q4_0", **GGUF_TRAITS, check=check_config, rounds=True)
 def gguf_q4_0(source: Path, folder: Path, given: ArtifactInputs) -> None:
-    """GGUF in 4 bits, a scale every 32 weights: 4.5 bits; embedding and head in 8."""
-    _write(source, folder, "q4_0", given)
+    """GGUF in 4 bits, a scale per 32 weights: 4.5 bits; embedding and head in 8."""
+    _export_gguf(source, folder, "q4_0", given)
 
 
-def _write(source: Path, folder: Path, kind: str, given: ArtifactInputs) -> None:
-    """Eight bits and more lose too little for rounding of our own to pay."""
-    file, trust = folder / FILE, given.trust_remote_code
-    if kind not in COARSE or given.rounding == "nearest":
+def _export_gguf(source: Path, folder: Path, kind: str, given: ArtifactInputs) -> None:
+    """Write a file; only the coarse kinds use compensated rounding, others lose too little."""
+    file, trust = folder / GGUF_FILE, given.trust_remote_code
+    if kind not in COARSE_KINDS or given.rounding == "nearest":
         write_gguf(source, file, kind, trust_remote_code=trust)
     else:
         with rounded_student(source, kind, given) as (student, rounded):
             write_gguf(student, file, kind, encoded=_encoded(rounded), trust_remote_code=trust)
-    _save_tokenizer(source, folder, given)
+    save_tokenizer(source, folder, given)  # not needed to run the file, but to compare its ids
 
 
-def _encoded(rounded: dict[str, Rounded]) -> dict[str, np.ndarray]:
-    """Bytes of the linear maps by their weight's name; rows of no whole blocks are left out."""
+def _encoded(rounded: dict[str, RoundedWeight]) -> dict[str, np.ndarray]:
+    """Return the GGUF bytes of linear layers by weight name, of rows that are whole blocks."""
     return {
         f"{name}.weight": gguf_bytes(found)
         for name, found in rounded.items()
@@ -109,36 +108,33 @@ def _encoded(rounded: dict[str, Rounded]) -> dict[str, np.ndarray]:
     }
 
 
-def _save_tokenizer(source: Path, folder: Path, given: ArtifactInputs) -> None:
-    """The file runs without it; it says what the ids were before, so that they can be compared."""
-    trust = given.trust_remote_code
-    load_tokenizer(str(source), trust_remote_code=trust).save_pretrained(folder)
-
-
-# K-quants, by a llama.cpp of the user's -----------------------------------------------------------
+# K-quants, by the user's llama.cpp ---------------------------------------------------------------
 
 
 def check_k_quants(config: Any) -> None:
-    """Raise `ModelError` where K-quants do not fit a model, or nothing here can make them."""
+    """Raise `ModelError` if K-quants do not fit a model, or no tool to make them is installed."""
     check_config(config)
     rows = {
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
         "head_dim x num_attention_heads": head_width(config) * config.num_attention_heads,
     }
-    odd = {name: size for name, size in rows.items() if size % BLOCK}
-    if odd:
-        name, size = next(iter(odd.items()))
+    unfit = {name: size for name, size in rows.items() if size % K_QUANT_BLOCK}
+    if unfit:
+        name, size = next(iter(unfit.items()))
         raise ModelError(
-            f"K-quants need rows of a multiple of {BLOCK} weights and this model's {name} is "
-            f"{size}: llama.cpp would store such tensors in other, larger types; export "
+            f"K-quants need rows of a multiple of {K_QUANT_BLOCK} weights and this model's {name} "
+            f"is {size}: llama.cpp would store such tensors in other, larger types; export "
             "`gguf-q4_0`, `gguf-q5_0` or `gguf-q8_0`."
         )
-    _tool()
+    _llama_quantize()
 
 
-def _tool() -> str | None:
-    """Path of `llama-quantize`; None where llama-cpp-python does it. `ModelError` without both."""
+def _llama_quantize() -> str | None:
+    """Return the path of `llama-quantize`, or None to use llama-cpp-python.
+
+    Raises `ModelError` if neither is installed.
+    """
     named = os.environ.get("LLAMA_CPP")
     if named:
         folder = Path(named).expanduser()
@@ -146,39 +142,39 @@ def _tool() -> str | None:
             found = shutil.which("llama-quantize", path=str(folder / below))
             if found:
                 return found
-        raise ModelError(f"LLAMA_CPP names {named}, where there is no llama-quantize.")
+        raise ModelError(f"LLAMA_CPP names {named}, which has no llama-quantize.")
     found = shutil.which("llama-quantize")
     if found is None and importlib.util.find_spec("llama_cpp") is None:
         raise ModelError(
-            "K-quants are made by llama.cpp's own tool, which is not here: put `llama-quantize` on "
-            "PATH, name its folder in the environment variable LLAMA_CPP, or install "
+            "K-quants are made by llama.cpp's own tool, which was not found: put `llama-quantize` "
+            "on PATH, name its folder in the environment variable LLAMA_CPP, or install "
             "llama-cpp-python; `gguf-q4_0`, `gguf-q5_0` and `gguf-q8_0` need nothing more."
         )
     return found
 
 
-@artifact("gguf-q4_k_m", **TRAITS, check=check_k_quants)
+@artifact("gguf-q4_k_m", **GGUF_TRAITS, check=check_k_quants)
 def gguf_q4_k_m(source: Path, folder: Path, given: ArtifactInputs) -> None:
-    """GGUF in K-quants of 4 bits, medium, by a llama.cpp of yours: 4.9 bits a weight."""
-    _requantize(source, folder, "Q4_K_M", given)
+    """GGUF in K-quants of 4 bits, medium, by your own llama.cpp: 4.9 bits a weight."""
+    _export_k_quant(source, folder, "Q4_K_M", given)
 
 
-@artifact("gguf-q5_k_m", **TRAITS, check=check_k_quants)
+@artifact("gguf-q5_k_m", **GGUF_TRAITS, check=check_k_quants)
 def gguf_q5_k_m(source: Path, folder: Path, given: ArtifactInputs) -> None:
-    """GGUF in K-quants of 5 bits, medium, by a llama.cpp of yours: 5.7 bits a weight."""
-    _requantize(source, folder, "Q5_K_M", given)
+    """GGUF in K-quants of 5 bits, medium, by your own llama.cpp: 5.7 bits a weight."""
+    _export_k_quant(source, folder, "Q5_K_M", given)
 
 
-@artifact("gguf-q6_k", **TRAITS, check=check_k_quants)
+@artifact("gguf-q6_k", **GGUF_TRAITS, check=check_k_quants)
 def gguf_q6_k(source: Path, folder: Path, given: ArtifactInputs) -> None:
-    """GGUF in K-quants of 6 bits, by a llama.cpp of yours: 6.6 bits a weight."""
-    _requantize(source, folder, "Q6_K", given)
+    """GGUF in K-quants of 6 bits, by your own llama.cpp: 6.6 bits a weight."""
+    _export_k_quant(source, folder, "Q6_K", given)
 
 
-def _requantize(source: Path, folder: Path, kind: str, given: ArtifactInputs) -> None:
-    tool = _tool()
+def _export_k_quant(source: Path, folder: Path, kind: str, given: ArtifactInputs) -> None:
+    tool = _llama_quantize()
     with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
-        whole, file = Path(aside) / "f16.gguf", folder / FILE
+        whole, file = Path(aside) / "f16.gguf", folder / GGUF_FILE
         write_gguf(source, whole, "f16", trust_remote_code=given.trust_remote_code)
         if tool is None:
             _by_llama_cpp_python(whole, file, kind)
@@ -188,7 +184,7 @@ def _requantize(source: Path, folder: Path, kind: str, given: ArtifactInputs) ->
             if done.returncode:
                 said = " ".join(done.stderr.split())[-300:]
                 raise ModelError(f"{tool} failed ({done.returncode}): {said}")
-    _save_tokenizer(source, folder, given)
+    save_tokenizer(source, folder, given)
 
 
 def _by_llama_cpp_python(whole: Path, file: Path, kind: str) -> None:

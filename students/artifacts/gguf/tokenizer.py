@@ -1,10 +1,11 @@
-"""A tokenizer of `transformers` as llama.cpp's, found by trying: its ids must be the same.
+"""Convert a `transformers` tokenizer for llama.cpp, and check that both give the same ids.
 
 Legend: V ids of the tokenizer.
 
-llama.cpp splits text by rules that a file only names. The name is guessed from `tokenizer.json`,
-written into a small file with the whole vocabulary, and llama.cpp has to give the ids of
-`transformers` on texts that are chosen to differ; else the next name is tried.
+A GGUF file only names the pre-tokenizer: the rule by which llama.cpp splits text. The name is
+guessed from `tokenizer.json` and written into a small file with the whole vocabulary. llama.cpp
+must then give the ids of `transformers` on texts that tell the rules apart; else the next name is
+tried.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 log = logging.getLogger(__name__)
-# llama.cpp's names of rules for byte-level BPE, each a different rule or treatment of merges.
-SPLITS = ("gpt-2", "smollm", "llama-bpe", "smaug-bpe", "qwen2", "gpt-4o", "tekken", "deepseek-llm",
-          "deepseek-coder", "deepseek-v3", "falcon", "mpt", "olmo", "stablelm2", "superbpe",
-          "poro-chat", "viking", "chatglm-bpe", "exaone", "qwen35", "default")  # fmt: skip
-PROBES = (
+# llama.cpp's pre-tokenizers for byte-level BPE; each splits text or treats merges differently.
+PRE_TOKENIZERS = (
+    "gpt-2", "smollm", "llama-bpe", "smaug-bpe", "qwen2", "gpt-4o", "tekken", "deepseek-llm",
+    "deepseek-coder", "deepseek-v3", "falcon", "mpt", "olmo", "stablelm2", "superbpe", "poro-chat",
+    "viking", "chatglm-bpe", "exaone", "qwen35", "default",
+)  # fmt: skip
+PROBE_TEXTS = (
     "Hello world",
     " leading, trailing  and   inner    spaces \n",
     "tabs\t\tand\r\nline ends\n\n\n  indented\n\tmore",
@@ -49,22 +52,22 @@ PROBES = (
 
 
 @dataclass(frozen=True)
-class Words:
-    """A vocabulary as GGUF stores it; `ids` of both sides agree under one of `splits`."""
+class GGUFVocabulary:
+    """A vocabulary as GGUF stores it, and the pre-tokenizers that may fit it."""
 
-    model: str  # llama.cpp's kind: gpt2 (byte-level BPE) or llama (SentencePiece's BPE)
-    splits: tuple[str, ...]  # names of rules to try
+    model: str  # llama.cpp's tokenizer type: gpt2 (byte-level BPE) or llama (SentencePiece BPE)
+    pre_tokenizers: tuple[str, ...]  # names to try, the likeliest first
     tokens: list[str]  # V
     types: list[int]  # V
     merges: list[str]
-    scores: list[float]  # V, of pieces; empty for gpt2
-    space_first: bool  # whether a text begins as if a space were before it
+    scores: list[float]  # V; empty for gpt2
+    space_first: bool  # whether a space is added before a text
     add_bos: bool
     add_eos: bool
 
 
-def read_words(tokenizer: Any) -> Words:
-    """Vocabulary, merges and types; `ModelError` for a kind that llama.cpp lacks."""
+def read_vocabulary(tokenizer: Any) -> GGUFVocabulary:
+    """Read vocabulary, merges and token types; raise `ModelError` for unsupported tokenizers."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ModelError(
@@ -82,15 +85,17 @@ def read_words(tokenizer: Any) -> Words:
     byte_pieces = parts["model"].get("byte_fallback", False)
     if not byte_level and not (byte_pieces and "▁" in json.dumps(parts, ensure_ascii=False)):
         raise ModelError(
-            "This BPE tokenizer works neither on bytes nor on SentencePiece's pieces with byte "
+            "This BPE tokenizer is neither byte-level nor made from SentencePiece with byte "
             "fallback, so llama.cpp cannot compute its ids and it cannot be written as GGUF."
         )
     tokens, types = _tokens(tokenizer, parts)
     add_bos, add_eos = _added_around(tokenizer)
     alone = tokenizer("a", add_special_tokens=False)["input_ids"]
-    return Words(
+    return GGUFVocabulary(
         model="gpt2" if byte_level else "llama",
-        splits=_splits(parts["pre_tokenizer"]) if byte_level else ("default",),
+        pre_tokenizers=_likely_pre_tokenizers(parts["pre_tokenizer"])
+        if byte_level
+        else ("default",),
         tokens=tokens,
         types=types,
         merges=merges if byte_level else [],
@@ -120,7 +125,7 @@ def _tokens(tokenizer: Any, parts: dict[str, Any]) -> tuple[list[str], list[int]
 
 
 def _scores(tokens: list[str], merges: list[str]) -> list[float]:
-    """SentencePiece's scores, of which only the order counts: pieces that merge first are best."""
+    """Return scores as in SentencePiece; only their order counts: earlier merges score higher."""
     first: dict[str, int] = {}
     for rank, pair in enumerate(merges):
         first.setdefault(pair.replace(" ", ""), rank)
@@ -129,7 +134,7 @@ def _scores(tokens: list[str], merges: list[str]) -> list[float]:
 
 
 def _added_around(tokenizer: Any) -> tuple[bool, bool]:
-    """Whether the tokenizer puts its bos before a text and its eos after it."""
+    """Return whether the tokenizer adds its bos before a text, and its eos after it."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -137,13 +142,13 @@ def _added_around(tokenizer: Any) -> tuple[bool, bool]:
         if whole == [bos] * add_bos + plain + [eos] * add_eos:
             return add_bos, add_eos
     raise ModelError(
-        f"The tokenizer makes {whole} of {plain}; a GGUF file can only say that the bos token "
-        f"({bos}) is put before and the eos token ({eos}) after a text."
+        f"The tokenizer turns {plain} into {whole}; a GGUF file can only add the bos token "
+        f"({bos}) before and the eos token ({eos}) after a text."
     )
 
 
-def _splits(pre_tokenizer: dict[str, Any]) -> tuple[str, ...]:
-    """Names of splitting rules, the likeliest first."""
+def _likely_pre_tokenizers(pre_tokenizer: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names of pre-tokenizers, the likeliest first."""
     text = json.dumps(pre_tokenizer)
     kinds = [step["type"] for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer])]
     if kinds == ["ByteLevel"]:
@@ -156,43 +161,43 @@ def _splits(pre_tokenizer: dict[str, Any]) -> tuple[str, ...]:
         likely = ("llama-bpe", "smaug-bpe")
     else:
         likely = ("qwen2",)
-    return (*likely, *(name for name in SPLITS if name not in likely))
+    return (*likely, *(name for name in PRE_TOKENIZERS if name not in likely))
 
 
-# Finding the rule --------------------------------------------------------------------------------
+# Finding the pre-tokenizer -----------------------------------------------------------------------
 
 
-def probes(tokenizer: Any) -> list[str]:
-    """Texts on which ids must agree: with special tokens among the words, and around spaces.
+def probe_texts(tokenizer: Any) -> list[str]:
+    """Return texts on which ids must agree, with special tokens between words and spaces.
 
-    llama.cpp composes no characters (NFC), which some tokenizers do before anything else: theirs
-    are given composed, as nearly all text is.
+    llama.cpp does not compose characters (NFC). For tokenizers that do, the texts are already
+    composed, as nearly all text is.
     """
     special = list(dict.fromkeys(tokenizer.all_special_tokens))[:4]
     around = [f"{token}word{token} next {token}\nline" for token in special]
     normalizer = json.loads(tokenizer.backend_tokenizer.to_str())["normalizer"]
     composes = '"NFC"' in json.dumps(normalizer)
-    texts = [*PROBES, *around]
+    texts = [*PROBE_TEXTS, *around]
     return [unicodedata.normalize("NFC", text) if composes else text for text in texts]
 
 
 def check_ids(encode: Callable[[str], list[int]], tokenizer: Any) -> None:
     """Raise `ModelError` where llama.cpp's ids differ from the tokenizer's, naming the text."""
-    for text in probes(tokenizer):
+    for text in probe_texts(tokenizer):
         ours, theirs = tokenizer(text)["input_ids"], encode(text)
         if ours != theirs:
             same = (a == b for a, b in zip(ours, theirs, strict=False))
             at = len(list(takewhile(bool, same)))
             raise ModelError(
-                f"llama.cpp splits {text[:60]!r} otherwise than the tokenizer (ids "
+                f"llama.cpp splits {text[:60]!r} differently from the tokenizer (ids "
                 f"{theirs[at:][:6]}, not {ours[at:][:6]}), so this model cannot be written as GGUF."
             )
 
 
-def find_split(words: Words, tokenizer: Any) -> str:
-    """Name of the rule under which llama.cpp gives the tokenizer's ids.
+def find_pre_tokenizer(vocabulary: GGUFVocabulary, tokenizer: Any) -> str:
+    """Return the pre-tokenizer with which llama.cpp gives the tokenizer's ids.
 
-    Raises `ModelError`, with a text that differs under the likeliest rule, where none does.
+    Raises `ModelError`, with a text that the likeliest one splits differently, if none fits.
     """
     from attar.llama_cpp import GGUFModel, check_usable
 
@@ -200,20 +205,20 @@ def find_split(words: Words, tokenizer: Any) -> str:
         check_usable()
     except ModelError as error:
         log.warning("The ids of the GGUF file could not be checked: %s", error)
-        return words.splits[0]
+        return vocabulary.pre_tokenizers[0]
     refusal = None
     with tempfile.TemporaryDirectory() as folder:
-        for split in words.splits:
-            file = Path(folder) / f"{split}.gguf"
-            _write_vocabulary(words, split, tokenizer, file)
+        for pre_tokenizer in vocabulary.pre_tokenizers:
+            file = Path(folder) / f"{pre_tokenizer}.gguf"
+            _write_probe_file(vocabulary, pre_tokenizer, tokenizer, file)
             model = GGUFModel(file)
             try:
                 check_ids(model.encode, tokenizer)
             except ModelError as error:
                 refusal = refusal or error
             else:
-                log.info("llama.cpp's rule `%s` gives the tokenizer's ids", split)
-                return split
+                log.info("llama.cpp's pre-tokenizer `%s` gives the tokenizer's ids", pre_tokenizer)
+                return pre_tokenizer
             finally:
                 model.close()
                 file.unlink()
@@ -221,20 +226,22 @@ def find_split(words: Words, tokenizer: Any) -> str:
     raise refusal
 
 
-def _write_vocabulary(words: Words, split: str, tokenizer: Any, file: Path) -> None:
-    """The vocabulary in a model of one block, 32 wide: what llama.cpp needs to load it."""
+def _write_probe_file(
+    vocabulary: GGUFVocabulary, pre_tokenizer: str, tokenizer: Any, file: Path
+) -> None:
+    """Write the vocabulary into a model of one block, 32 wide, which llama.cpp can load."""
     from gguf import GGMLQuantizationType, GGUFWriter
 
     writer = GGUFWriter(file, "llama")
-    writer.add_vocab_size(len(words.tokens))
+    writer.add_vocab_size(len(vocabulary.tokens))
     writer.add_context_length(32)
     writer.add_embedding_length(32)
     writer.add_feed_forward_length(32)
     writer.add_block_count(1)
     writer.add_head_count(1)
     writer.add_layer_norm_rms_eps(1e-6)
-    describe_words(writer, words, split, tokenizer, len(words.tokens))
-    codes = np.zeros((len(words.tokens), 34), np.uint8)
+    write_vocabulary(writer, vocabulary, pre_tokenizer, tokenizer, len(vocabulary.tokens))
+    codes = np.zeros((len(vocabulary.tokens), 34), np.uint8)
     writer.add_tensor("token_embd.weight", codes, raw_dtype=GGMLQuantizationType.Q8_0)
     for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
         writer.add_tensor(f"{name}.weight", np.zeros(32, np.float32))
@@ -246,41 +253,41 @@ def _write_vocabulary(words: Words, split: str, tokenizer: Any, file: Path) -> N
     writer.close()
 
 
-def describe_words(
+def write_vocabulary(
     writer: GGUFWriter,
-    words: Words,
-    split: str,
+    vocabulary: GGUFVocabulary,
+    pre_tokenizer: str,
     tokenizer: Any,
     num_rows: int,
-    also_ends: tuple[int, ...] = (),
+    further_eos_ids: tuple[int, ...] = (),
 ) -> None:
     """Write the vocabulary, padded with unused tokens to the embedding's rows, and the template.
 
-    `also_ends`: ids besides the eos token at which the model stops; GGUF has a place for one.
+    further_eos_ids: ids besides the eos token that end generation; GGUF can store one of them.
     """  # fmt: skip
     from gguf import TokenType
 
-    padding = range(len(words.tokens), num_rows)
-    writer.add_tokenizer_model(words.model)
-    writer.add_tokenizer_pre(split)
-    writer.add_token_list([*words.tokens, *(f"[PAD{i}]" for i in padding)])
-    writer.add_token_types([*words.types, *(int(TokenType.UNUSED) for _ in padding)])
-    if words.merges:
-        writer.add_token_merges(words.merges)
-    if words.scores:
-        writer.add_token_scores([*words.scores, *(-1e9 for _ in padding)])
-        writer.add_add_space_prefix(words.space_first)
+    padding = range(len(vocabulary.tokens), num_rows)
+    writer.add_tokenizer_model(vocabulary.model)
+    writer.add_tokenizer_pre(pre_tokenizer)
+    writer.add_token_list([*vocabulary.tokens, *(f"[PAD{i}]" for i in padding)])
+    writer.add_token_types([*vocabulary.types, *(int(TokenType.UNUSED) for _ in padding)])
+    if vocabulary.merges:
+        writer.add_token_merges(vocabulary.merges)
+    if vocabulary.scores:
+        writer.add_token_scores([*vocabulary.scores, *(-1e9 for _ in padding)])
+        writer.add_add_space_prefix(vocabulary.space_first)
     for add, token in (
         (writer.add_bos_token_id, tokenizer.bos_token_id),
         (writer.add_eos_token_id, tokenizer.eos_token_id),
         (writer.add_unk_token_id, tokenizer.unk_token_id),
         (writer.add_pad_token_id, tokenizer.pad_token_id),
-        (writer.add_eot_token_id, next(iter(also_ends), None)),
+        (writer.add_eot_token_id, next(iter(further_eos_ids), None)),
     ):
         if token is not None:
             add(token)
-    writer.add_add_bos_token(words.add_bos)
-    writer.add_add_eos_token(words.add_eos)
+    writer.add_add_bos_token(vocabulary.add_bos)
+    writer.add_add_eos_token(vocabulary.add_eos)
     if tokenizer.chat_template is not None:
         template = tokenizer.chat_template
         writer.add_chat_template(

@@ -1,11 +1,10 @@
-"""One GGUF file from a folder of `transformers`: weights, vocabulary, template, metadata.
+"""Write a GGUF file from a `transformers` folder: weights, vocabulary, template, metadata.
 
 Legend: O rows of a weight, I its columns, V rows of the embedding.
 
-Written by the `gguf` package, tensor after tensor, so that one tensor at a time is in memory.
-Embedding and head stay at 8 bits under the 4- and 5-bit kinds: they are read in every token's
-prediction and their error costs the most (llama.cpp's own tool keeps them at 6 to 8 bits too).
-Norms and biases stay float32.
+The `gguf` package writes one tensor after another, so only one tensor is in memory. In the 4- and
+5-bit kinds embedding and head stay at 8 bits, because every prediction uses them and their error
+costs the most (llama.cpp's own tool keeps them at 6 to 8 bits too). Norms and biases stay float32.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ from attar.models.loading import load_config
 from attar.models.tokenizers import load_tokenizer
 from students.artifacts.gguf.architectures import (
     check_config,
-    describe,
-    family_of,
+    gguf_architecture,
     rotary_factors,
     row_order,
     stored_norm,
+    write_metadata,
 )
-from students.artifacts.gguf.tokenizer import describe_words, find_split, read_words
+from students.artifacts.gguf.tokenizer import find_pre_tokenizer, read_vocabulary, write_vocabulary
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
 
 log = logging.getLogger(__name__)
-KINDS = ("f16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
-EDGES = ("token_embd.weight", "output.weight")  # what is between ids and the blocks
+GGUF_KINDS = ("f16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
+EMBEDDING_AND_HEAD = ("token_embd.weight", "output.weight")  # tensors outside the blocks
 LARGEST_F16 = 65504.0
 
 
@@ -49,30 +48,37 @@ def write_gguf(
     encoded: Mapping[str, np.ndarray] | None = None,
     trust_remote_code: bool = False,
 ) -> None:
-    """Write the model of a folder as GGUF of one of `KINDS`.
+    """Write the model of a folder as GGUF of one of `GGUF_KINDS`.
 
-    `encoded`: bytes of tensors between embedding and head that were rounded elsewhere, (O, bytes
-    of a row) uint8 laid out as `kind`, by parameter name in `transformers`, in its order of rows.
-    Raises `ModelError` for a family, tokenizer or weight that llama.cpp would not compute alike.
+    encoded: bytes of tensors that are already rounded, (O, bytes of a row) uint8 in the layout of
+    `kind`, by parameter name and in the row order of `transformers`. Raises `ModelError` for a
+    family, tokenizer or weight that llama.cpp would compute differently.
     """
     from gguf import GGUFWriter
 
     config = load_config(str(source), trust_remote_code=trust_remote_code)
     check_config(config)
     tokenizer = load_tokenizer(str(source), trust_remote_code=trust_remote_code)
-    words = read_words(tokenizer)
-    split = find_split(words, tokenizer)
-    weights = _Weights(source)
+    vocabulary = read_vocabulary(tokenizer)
+    pre_tokenizer = find_pre_tokenizer(vocabulary, tokenizer)
+    weights = _CheckpointTensors(source)
     num_rows = weights.shape("model.embed_tokens.weight")[0]
-    if num_rows < len(words.tokens):
+    if num_rows < len(vocabulary.tokens):
         raise ModelError(
-            f"{source} has {num_rows} rows of embedding for the {len(words.tokens)} ids of its "
-            "tokenizer."
+            f"{source} has {num_rows} rows in its embedding for {len(vocabulary.tokens)} ids of "
+            "its tokenizer."
         )
-    with closing(GGUFWriter(file, family_of(config).architecture)) as writer:
+    with closing(GGUFWriter(file, gguf_architecture(config).architecture)) as writer:
         _describe_file(writer, source, kind)
-        describe(writer, config, num_rows)
-        describe_words(writer, words, split, tokenizer, num_rows, _other_ends(source, tokenizer))
+        write_metadata(writer, config, num_rows)
+        write_vocabulary(
+            writer,
+            vocabulary,
+            pre_tokenizer,
+            tokenizer,
+            num_rows,
+            _further_eos_ids(source, tokenizer),
+        )
         _write_tensors(writer, weights, config, kind, encoded or {})
 
 
@@ -83,13 +89,13 @@ def _describe_file(writer: GGUFWriter, source: Path, kind: str) -> None:
     writer.add_name(source.name)
     writer.add_file_type(LlamaFileType[f"MOSTLY_{kind.upper()}"])
     writer.add_quantization_version(GGML_QUANT_VERSION)
-    licence = _licence(source)
+    licence = _license_in_card(source)
     if licence is not None:
         writer.add_license(licence)
 
 
-def _licence(source: Path) -> str | None:
-    """`license` of a model card beside the weights, if there is one."""
+def _license_in_card(source: Path) -> str | None:
+    """Return the `license` of the model card beside the weights, if there is one."""
     import yaml
 
     card = source / "README.md"
@@ -104,21 +110,21 @@ def _licence(source: Path) -> str | None:
     return str(found) if found else None
 
 
-def _other_ends(source: Path, tokenizer: Any) -> tuple[int, ...]:
-    """Ids that end generation besides the tokenizer's eos."""
+def _further_eos_ids(source: Path, tokenizer: Any) -> tuple[int, ...]:
+    """Return the ids that end generation besides the tokenizer's eos."""
     file = source / "generation_config.json"
     if not file.is_file():
         return ()
-    ends = json.loads(file.read_text(encoding="utf8")).get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [ends]
-    return tuple(i for i in ends if i is not None and i != tokenizer.eos_token_id)
+    ids = json.loads(file.read_text(encoding="utf8")).get("eos_token_id")
+    ids = ids if isinstance(ids, list) else [ids]
+    return tuple(i for i in ids if i is not None and i != tokenizer.eos_token_id)
 
 
 # Weights -----------------------------------------------------------------------------------------
 
 
-class _Weights:
-    """The tensors of a folder's safetensors files, by name, read when asked for."""
+class _CheckpointTensors:
+    """The tensors of a folder's safetensors files, by name, read on demand."""
 
     def __init__(self, folder: Path) -> None:
         from safetensors import safe_open
@@ -132,13 +138,13 @@ class _Weights:
         return iter(self._at)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
+        """Return the shape of a tensor without reading it."""
         if name not in self._at:
             raise ModelError(f"The checkpoint has no {name}, which its family should have.")
         return tuple(self._at[name].get_slice(name).get_shape())
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor in float32; `ModelError` where a weight is not finite."""
+        """Return a tensor in float32; raise `ModelError` if a weight is not finite."""
         values = self._at[name].get_tensor(name).float().numpy()
         if not np.isfinite(values).all():
             raise ModelError(f"{name} has weights that are not finite.")
@@ -147,14 +153,14 @@ class _Weights:
 
 def _write_tensors(
     writer: GGUFWriter,
-    weights: _Weights,
+    weights: _CheckpointTensors,
     config: Any,
     kind: str,
     encoded: Mapping[str, np.ndarray],
 ) -> None:
     from gguf.quants import quant_shape_to_byte_shape, quantize
 
-    plan = _plan(weights, config, kind, encoded)
+    plan = _tensor_plan(weights, config, kind, encoded)
     factors = rotary_factors(config)
     if factors is not None:
         writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
@@ -179,14 +185,14 @@ def _write_tensors(
         writer.write_tensor_data(np.ascontiguousarray(values))
 
 
-def _plan(
-    weights: _Weights, config: Any, kind: str, encoded: Mapping[str, np.ndarray]
+def _tensor_plan(
+    weights: _CheckpointTensors, config: Any, kind: str, encoded: Mapping[str, np.ndarray]
 ) -> dict[str, tuple[str, GGMLQuantizationType]]:
-    """Name in the file and type of every tensor, by its name in `transformers`."""
+    """Return (name in the file, type) of every tensor, by its name in `transformers`."""
     from gguf import MODEL_ARCH, get_tensor_name_map
     from gguf.quants import quant_shape_to_byte_shape
 
-    architecture = MODEL_ARCH[family_of(config).architecture.upper()]
+    architecture = MODEL_ARCH[gguf_architecture(config).architecture.upper()]
     names = get_tensor_name_map(architecture, config.num_hidden_layers)
     plan = {}
     for name in weights:
@@ -195,7 +201,7 @@ def _plan(
         stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if stored is None:
             raise ModelError(f"{name} has no place in a GGUF file of `{config.model_type}`.")
-        form = _form(stored, weights, name, kind)
+        form = _tensor_type(stored, weights, name, kind)
         plan[name] = (stored, form)
         if name in encoded:
             wanted = quant_shape_to_byte_shape(weights.shape(name), form)
@@ -206,14 +212,16 @@ def _plan(
     return plan
 
 
-def _form(stored: str, weights: _Weights, name: str, kind: str) -> GGMLQuantizationType:
-    """The type of one tensor: the kind's, where it fits."""
+def _tensor_type(
+    stored: str, weights: _CheckpointTensors, name: str, kind: str
+) -> GGMLQuantizationType:
+    """Return the type of one tensor: that of `kind`, or a larger one if it does not fit."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     shape = weights.shape(name)
     if len(shape) == 1:
         return GGMLQuantizationType.F32
-    wished = "q8_0" if stored in EDGES and kind[:2] in ("q4", "q5") else kind
+    wished = "q8_0" if stored in EMBEDDING_AND_HEAD and kind[:2] in ("q4", "q5") else kind
     form = GGMLQuantizationType[wished.upper()]
     if form != GGMLQuantizationType.F16 and shape[-1] % GGML_QUANT_SIZES[form][0] == 0:
         return form

@@ -2,12 +2,12 @@
 
 Legend: B rows, T tokens.
 
-The graph takes `input_ids` and `attention_mask`, (B, T) int64 with B and T free, padded on the
-right, and `token_type_ids` of classifiers that tell a pair's texts apart. It keeps no keys and
-values: encoders lose nothing by that; a decoder is for scoring text. Made by torch's exporter from
-`torch.export`: it takes longer than the deprecated one that traces TorchScript, but stores a tied
-weight once and gives a third of the nodes. Graphs are checked against torch, on another shape than
-the traced one, before they are kept.
+The graph takes `input_ids` and `attention_mask`, (B, T) int64 with dynamic B and T, padded on the
+right, and `token_type_ids` for classifiers that distinguish the texts of a pair. It has no KV
+cache: encoders need none, and a decoder can score text but not generate. Torch exports it from
+`torch.export`, which takes longer than the deprecated TorchScript exporter but stores a tied weight
+once and needs a third of the nodes. Each float32 graph is checked against torch, on another shape
+than the traced one.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from students.artifacts.artifact import ArtifactInputs, artifact
 if TYPE_CHECKING:
     import onnx_ir
 
-Form = Literal["float32", "int8"]
-FILE = "model.onnx"
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-ONE_FILE_BYTES = 1_500_000_000  # a file of Protocol Buffers ends at 2 GiB
-TOLERANCE = 1e-2  # of the outputs' largest magnitude: rounding stays 100 times below
-NEEDS = ("onnx", "onnxruntime", "onnxscript")
-NOISY = ("torch.onnx._internal.exporter._registration", "torch.utils._pytree")
+GraphPrecision = Literal["float32", "int8"]
+ONNX_FILE = "model.onnx"
+GRAPH_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+ONE_FILE_BYTES = 1_500_000_000  # Protocol Buffers files are limited to 2 GiB
+OUTPUT_TOLERANCE = 1e-2  # relative to the largest output; rounding errors are 100 times smaller
+REQUIRED_MODULES = ("onnx", "onnxruntime", "onnxscript")
+NOISY_LOGGERS = ("torch.onnx._internal.exporter._registration", "torch.utils._pytree")
 
-ONNXRUNTIME = """\
-The graph keeps no keys and values: it scores texts (or gives what an encoder gives), and is no way
-to generate. Its inputs are `input_ids` and `attention_mask`, padded on the right, and of
-classifiers that tell a pair's texts apart `token_type_ids`.
+ONNX_USAGE = """\
+The graph has no KV cache: it scores texts, or encodes them, and cannot generate. Its inputs are
+`input_ids` and `attention_mask`, padded on the right, and `token_type_ids` for classifiers that
+distinguish the texts of a pair.
 
 ```python
 import onnxruntime
@@ -59,8 +59,8 @@ print([(o.name, value.shape) for o, value in zip(session.get_outputs(), outputs)
 
 
 @artifact(
-    "onnx", of="merged", runtime="onnxruntime", usage=ONNXRUNTIME, library="onnx",
-    needs=NEEDS, extra="onnx", suffixes=(".onnx", ".data"),
+    "onnx", made_from="merged", runtime="onnxruntime", usage=ONNX_USAGE, library="onnx",
+    needs=REQUIRED_MODULES, extra="onnx", suffixes=(".onnx", ".data"),
 )  # fmt: skip
 def onnx(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """An ONNX graph in float32, for scoring by onnxruntime."""
@@ -68,15 +68,15 @@ def onnx(source: Path, folder: Path, given: ArtifactInputs) -> None:
 
 
 @artifact(
-    "onnx-int8", of="merged", runtime="onnxruntime", usage=ONNXRUNTIME, library="onnx",
-    needs=NEEDS, extra="onnx", suffixes=(".onnx", ".data"),
+    "onnx-int8", made_from="merged", runtime="onnxruntime", usage=ONNX_USAGE, library="onnx",
+    needs=REQUIRED_MODULES, extra="onnx", suffixes=(".onnx", ".data"),
 )  # fmt: skip
 def onnx_int8(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """An ONNX graph with 8-bit weights, for scoring by onnxruntime."""
     _export(source, folder, "int8", given)
 
 
-def _export(source: Path, folder: Path, form: Form, given: ArtifactInputs) -> None:
+def _export(source: Path, folder: Path, precision: GraphPrecision, given: ArtifactInputs) -> None:
     trust = given.trust_remote_code
     model: Any = load_as_saved(
         str(source),
@@ -85,7 +85,7 @@ def _export(source: Path, folder: Path, form: Form, given: ArtifactInputs) -> No
         device=torch.device("cpu"),
     )
     tokenizer = load_tokenizer(str(source), trust_remote_code=trust)
-    export_onnx(model, tokenizer, folder, outputs=[output_of(model.config)], form=form)
+    export_onnx(model, tokenizer, folder, outputs=[output_of(model.config)], precision=precision)
     copy_pooling(source, folder)
 
 
@@ -95,44 +95,45 @@ def export_onnx(
     folder: Path,
     *,
     outputs: Sequence[str] = ("logits",),
-    form: Form = "float32",
+    precision: GraphPrecision = "float32",
 ) -> None:
     """Write a `transformers` model as `model.onnx`, its configuration and tokenizer beside it.
 
-    outputs: fields of what the model returns, e.g. `last_hidden_state` of one without a head.
-    int8: see `students/artifacts/onnx/int8.py`. Weights beyond 1.5 GB go to `model.onnx.data`.
-    Raises `ModelError` for a model that cannot be exported, or whose graph computes other values.
+    outputs: fields of the model's output, e.g. `last_hidden_state` of a model without a head.
+    precision: for int8 see `students/artifacts/onnx/int8.py`. Weights of more than 1.5 GB go to
+    `model.onnx.data`. Raises `ModelError` for a model that cannot be exported, or whose graph
+    computes other values.
     """
     import onnx_ir
 
     from students.artifacts.onnx.int8 import round_dynamic, round_weights
 
     folder.mkdir(parents=True, exist_ok=True)
-    graph = trace(model, outputs)
-    if form == "int8":
+    graph = trace_graph(model, outputs)
+    if precision == "int8":
         round_graph = round_weights if is_decoder(model.config) else round_dynamic
         round_graph(graph)
     weights = [value.const_value for value in graph.graph.initializers.values()]
     size = sum(int(weight.nbytes) for weight in weights if weight is not None)
-    beside = f"{FILE}.data" if size > ONE_FILE_BYTES else None
+    beside = f"{ONNX_FILE}.data" if size > ONE_FILE_BYTES else None
     graph.metadata_props["parameters"] = str(count_parameters(model))
-    onnx_ir.save(graph, folder / FILE, external_data=beside)
-    if form == "float32":
-        check_equal(model, folder / FILE, outputs)
+    onnx_ir.save(graph, folder / ONNX_FILE, external_data=beside)
+    if precision == "float32":
+        check_equal(model, folder / ONNX_FILE, outputs)
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def is_decoder(config: Any) -> bool:
-    """Whether a model of this configuration predicts the next token."""
+    """Return whether a model of this configuration predicts the next token."""
     return any("ForCausalLM" in name for name in config.architectures or ())
 
 
 # The graph -------------------------------------------------------------------------------------
 
 
-class _Outputs(nn.Module):
-    """A model as a function of two tensors that gives a tuple of tensors."""
+class _SelectedOutputs(nn.Module):
+    """A model as a function of tensors that returns a tuple of tensors."""
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
@@ -146,15 +147,18 @@ class _Outputs(nn.Module):
         return tuple(given[name] for name in self.names)
 
 
-def trace(model: Any, outputs: Sequence[str] = ("logits",)) -> onnx_ir.Model:
-    """The graph of a model on the CPU, batch and length free; `ModelError` where it has none."""
+def trace_graph(model: Any, outputs: Sequence[str] = ("logits",)) -> onnx_ir.Model:
+    """Export a model on the CPU to a graph with dynamic batch and length.
+
+    Raises `ModelError` for a model that cannot be exported.
+    """
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
-    names = inputs_of(model)
-    with _scoring(model), _quiet():
-        sample = _sample(model, rows=2, tokens=16)
+    names = graph_inputs(model)
+    with _scoring(model), _silence_exporter():
+        sample = _sample_inputs(model, rows=2, tokens=16)
         try:
             program: Any = torch.onnx.export(
-                _Outputs(model, outputs).eval(),
+                _SelectedOutputs(model, outputs).eval(),
                 tuple(sample[name] for name in names),
                 input_names=names,
                 output_names=list(outputs),
@@ -172,7 +176,7 @@ def trace(model: Any, outputs: Sequence[str] = ("logits",)) -> onnx_ir.Model:
 
 @contextmanager
 def _scoring(model: Any) -> Iterator[None]:
-    """No cache in the outputs and no gradient while a model is traced or run."""
+    """Run or trace a model without KV cache and gradients."""
     before = getattr(model.config, "use_cache", None)
     model.config.use_cache = False
     try:
@@ -183,9 +187,9 @@ def _scoring(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on packages that no language model needs."""
-    loggers = [logging.getLogger(name) for name in NOISY]
+def _silence_exporter() -> Iterator[None]:
+    """Silence the exporter's warnings about packages that language models do not need."""
+    loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -198,14 +202,14 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def inputs_of(model: Any) -> list[str]:
-    """Names of what the graph of a model takes."""
+def graph_inputs(model: Any) -> list[str]:
+    """Return the names of the inputs of a model's graph."""
     typed = is_classifier(model.config) and takes_token_types(model.config.get_text_config())
-    return list(INPUTS if typed else INPUTS[:2])
+    return list(GRAPH_INPUTS if typed else GRAPH_INPUTS[:2])
 
 
-def _sample(model: Any, rows: int, tokens: int) -> dict[str, Tensor]:
-    """Inputs (B, T), each row but the first padded on the right by one token more."""
+def _sample_inputs(model: Any, rows: int, tokens: int) -> dict[str, Tensor]:
+    """Return inputs (B, T); each row has one padding token more on the right than the last."""
     size = model.get_input_embeddings().weight.shape[0]
     ids_BT = (7 + 11 * torch.arange(rows * tokens)).reshape(rows, tokens) % size
     mask_BT = (torch.arange(tokens) < (tokens - torch.arange(rows)).unsqueeze(1)).long()
@@ -214,32 +218,32 @@ def _sample(model: Any, rows: int, tokens: int) -> dict[str, Tensor]:
         ids_BT = ids_BT.masked_fill(ids_BT == padding, (padding + 1) % size)
         ids_BT = ids_BT.masked_fill(mask_BT == 0, padding)
     types_BT = (torch.arange(tokens) >= tokens // 2).long().expand(rows, tokens) * mask_BT
-    sample = dict(zip(INPUTS, (ids_BT, mask_BT, types_BT), strict=True))
-    return {name: sample[name] for name in inputs_of(model)}
+    sample = dict(zip(GRAPH_INPUTS, (ids_BT, mask_BT, types_BT), strict=True))
+    return {name: sample[name] for name in graph_inputs(model)}
 
 
 def check_equal(model: Any, file: Path, outputs: Sequence[str]) -> None:
-    """Raise `ModelError` unless a float32 graph computes what the model does, padded rows too."""
+    """Raise `ModelError` unless a float32 graph computes the same as the model, padded rows too."""
     session = open_session(file, torch.get_num_threads())
-    sample = _sample(model, rows=3, tokens=11)
+    sample = _sample_inputs(model, rows=3, tokens=11)
     mask_BT = sample["attention_mask"]
     with _scoring(model):
-        expected = _Outputs(model, outputs)(**sample)
+        expected = _SelectedOutputs(model, outputs)(**sample)
     found = session.run(None, {name: value.numpy() for name, value in sample.items()})
     for name, one, other in zip(outputs, expected, found, strict=True):
         real = torch.from_numpy(other)
-        if one.dim() == 3:  # padded positions hold nothing that counts
+        if one.dim() == 3:  # outputs at padded positions are undefined
             one, real = one[mask_BT.bool()], real[mask_BT.bool()]
-        apart = float((one - real).abs().max())
-        if not apart <= TOLERANCE * float(one.abs().max()):
+        difference = float((one - real).abs().max())
+        if not difference <= OUTPUT_TOLERANCE * float(one.abs().max()):
             raise ModelError(
                 f"The ONNX graph of {type(model).__name__} gives `{name}` that differ from torch's "
-                f"by {apart:.2g}; this family cannot be exported faithfully."
+                f"by {difference:.2g}; this family cannot be exported faithfully."
             )
 
 
 def open_session(file: Path, threads: int) -> Any:
-    """onnxruntime's `InferenceSession` of a graph on the CPU."""
+    """Open a graph as an `InferenceSession` of onnxruntime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,13 +1,13 @@
-"""8-bit weights in an ONNX graph, in place: of products with a constant matrix, and of embeddings.
+"""Quantise an ONNX graph to 8 bits in place: products with constant matrices, and embeddings.
 
 Legend: B rows, T tokens, O outputs of a product, I its inputs, M blocks of a row.
 
-Two forms, because onnxruntime has two kinds of kernels. `round_dynamic`: weights with a scale an
-output, activations rounded to 8 bits as they come, integer products; fast, in standard operators.
-Encoders bear it; small decoders do not, their activations have outliers. `round_weights`: weights
-and, where the processor has kernels for it, activations in blocks of 64 with a scale each, by
-onnxruntime's `MatMulNBits`: an outlier spoils its own block only.
-In both, an embedding that is also the head is stored once.
+There are two forms, because onnxruntime has two kinds of kernels. `round_dynamic` uses standard
+operators: weights with one scale per output, activations quantised to 8 bits at run time, and
+integer products. It is fast and works for encoders, but not for small decoders, whose activations
+have outliers. `round_weights` uses `MatMulNBits` of onnxruntime: weights and, where the processor
+has kernels for it, activations in blocks of 64 with one scale each, so that an outlier affects its
+own block only. Both store an embedding that is tied to the head once.
 """
 
 from __future__ import annotations
@@ -18,40 +18,41 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-BLOCK = 64  # inputs that share a scale
-EIGHT_BITS = 4  # `accuracy_level`: inputs of a product may be rounded too, block by block
-ZERO = 128  # the byte that stands for 0 in `MatMulNBits`
+BLOCK_INPUTS = 64  # inputs that share a scale
+ACCURACY_LEVEL_INT8 = 4  # `accuracy_level` that allows inputs rounded to int8, block by block
+ZERO_POINT = 128  # the byte that stands for 0 in `MatMulNBits`
 
 
 @dataclass(frozen=True)
-class _Product:
-    """A product with a constant matrix: its node, the constant, whether the graph transposes it."""
+class _ConstantProduct:
+    """A product with a constant matrix; `transposed`: the graph transposes the constant."""
 
     node: ir.Node
     weight: ir.Value
     transposed: bool
 
     def matrix(self) -> np.ndarray:
-        """The constant as (O, I) float32."""
+        """Return the constant as (O, I) float32."""
         assert self.weight.const_value is not None
         stored = self.weight.const_value.numpy()
         return stored if self.transposed else stored.T
 
 
 def round_weights(model: ir.Model) -> None:
-    """Products become `MatMulNBits` on blocks of 64 bytes; the embedding's rows are read so too."""
+    """Replace products by `MatMulNBits` on blocks of 64 bytes, and read embeddings from blocks."""
     graph = model.graph
     stored: dict[tuple[str, bool], tuple[ir.Value, ir.Value]] = {}
-    products = _products(graph)
+    products = _constant_products(graph)
     for product in products:
         key = str(product.weight.name), product.transposed
         if key not in stored:
             stored[key] = _store_blocks(graph, key, product.matrix())
         num_outputs, num_inputs = product.matrix().shape
-        builder = _Builder(graph, product.node)
+        builder = _NodeBuilder(graph, product.node)
         found = builder.add(
             "MatMulNBits", [product.node.inputs[0], *stored[key]], domain="com.microsoft",
-            N=num_outputs, K=num_inputs, bits=8, block_size=BLOCK, accuracy_level=EIGHT_BITS,
+            N=num_outputs, K=num_inputs, bits=8, block_size=BLOCK_INPUTS,
+            accuracy_level=ACCURACY_LEVEL_INT8,
         )  # fmt: skip
         builder.finish(found)
     for node, table in _embeddings(graph):
@@ -62,23 +63,23 @@ def round_weights(model: ir.Model) -> None:
             stored[key] = _store_blocks(graph, key, table_VI)
         _read_blocks(graph, node, stored[key], table_VI.shape[1])
     model.opset_imports.setdefault("com.microsoft", 1)
-    _forget_unused(graph)
+    _remove_unused(graph)
 
 
 def round_dynamic(model: ir.Model) -> None:
-    """Products become integer ones, of weights rounded by output and inputs rounded as they come.
+    """Replace products by integer products of quantised weights and dynamically quantised inputs.
 
-    The pattern of operators is the one that onnxruntime fuses into a single kernel.
+    onnxruntime fuses this pattern of operators into a single kernel.
     """
     graph = model.graph
     stored: dict[tuple[str, bool], tuple[ir.Value, ir.Value]] = {}
-    rounded: dict[ir.Value, list[ir.Value]] = {}  # inputs that several products share
-    for product in _products(graph):
+    rounded: dict[ir.Value, list[ir.Value]] = {}  # by input, which several products may share
+    for product in _constant_products(graph):
         key = str(product.weight.name), product.transposed
         if key not in stored:
             stored[key] = _store_rows(graph, key, product.matrix())
         weight, scale = stored[key]
-        builder = _Builder(graph, product.node)
+        builder = _NodeBuilder(graph, product.node)
         given = product.node.inputs[0]
         assert given is not None
         if given not in rounded:
@@ -96,13 +97,13 @@ def round_dynamic(model: ir.Model) -> None:
         if key not in stored:
             stored[key] = _store_rows(graph, key, table.const_value.numpy())
         _read_rows(graph, node, stored[key])
-    _forget_unused(graph)
+    _remove_unused(graph)
 
 
-# What is rounded -------------------------------------------------------------------------------
+# Finding weights -------------------------------------------------------------------------------
 
 
-def _products(graph: ir.Graph) -> list[_Product]:
+def _constant_products(graph: ir.Graph) -> list[_ConstantProduct]:
     found = []
     for node in graph:
         if node.op_type != "MatMul" or node.inputs[1] is None:
@@ -115,12 +116,12 @@ def _products(graph: ir.Graph) -> list[_Product]:
         if weight.is_initializer() and weight.const_value is not None:
             kind = weight.const_value.dtype, len(weight.const_value.shape)
             if kind == (ir.DataType.FLOAT, 2):
-                found.append(_Product(node, weight, transposed))
+                found.append(_ConstantProduct(node, weight, transposed))
     return found
 
 
 def _embeddings(graph: ir.Graph) -> list[tuple[ir.Node, ir.Value]]:
-    """Nodes that read a table's rows by the ids, and the table (V, I)."""
+    """Return (node, table): nodes that look rows up by the input ids, and their table (V, I)."""
     ids = next(value for value in graph.inputs if value.name == "input_ids")
     return [
         (node, node.inputs[0])
@@ -136,9 +137,9 @@ def _embeddings(graph: ir.Graph) -> list[tuple[ir.Node, ir.Value]]:
 
 
 def round_blocks(weight_OI: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """(int8 of shape (O, M, block), their float32 scales (O, M)); the last block has zeros added.
+    """Round symmetrically to -127 ... 127; return int8 (O, M, block) and float32 scales (O, M).
 
-    Symmetric, from -127 to 127.
+    The last block of a row is padded with zeros.
     """
     num_blocks = -(-weight_OI.shape[1] // block)
     room = ((0, 0), (0, num_blocks * block - weight_OI.shape[1]))
@@ -151,9 +152,9 @@ def round_blocks(weight_OI: np.ndarray, block: int) -> tuple[np.ndarray, np.ndar
 def _store_blocks(
     graph: ir.Graph, key: tuple[str, bool], weight_OI: np.ndarray
 ) -> tuple[ir.Value, ir.Value]:
-    rounded_OMb, scale_OM = round_blocks(weight_OI, BLOCK)
-    bytes_OMb = (rounded_OMb.astype(np.int16) + ZERO).astype(np.uint8)
-    return _pair(graph, key, bytes_OMb, scale_OM)
+    rounded_OMb, scale_OM = round_blocks(weight_OI, BLOCK_INPUTS)
+    bytes_OMb = (rounded_OMb.astype(np.int16) + ZERO_POINT).astype(np.uint8)
+    return _bytes_and_scales(graph, key, bytes_OMb, scale_OM)
 
 
 def _store_rows(
@@ -163,10 +164,10 @@ def _store_rows(
     rounded_OI = rounded_O1I[:, 0]
     transposed = key[1]
     stored = rounded_OI if transposed else np.ascontiguousarray(rounded_OI.T)
-    return _pair(graph, key, stored, scale_O1[:, 0])
+    return _bytes_and_scales(graph, key, stored, scale_O1[:, 0])
 
 
-def _pair(
+def _bytes_and_scales(
     graph: ir.Graph, key: tuple[str, bool], stored: np.ndarray, scale: np.ndarray
 ) -> tuple[ir.Value, ir.Value]:
     name = f"{key[0]}.rows" if key[1] else key[0]
@@ -179,25 +180,25 @@ def _pair(
 def _read_blocks(
     graph: ir.Graph, node: ir.Node, stored: tuple[ir.Value, ir.Value], width: int
 ) -> None:
-    """Rows of ids, (B, T, width), out of blocks."""
-    ids, builder = node.inputs[1], _Builder(graph, node)
+    """Replace an embedding lookup by one that dequantises blocks: (B, T, width)."""
+    ids, builder = node.inputs[1], _NodeBuilder(graph, node)
     assert ids is not None
     bytes_BTMb = builder.add("Gather", [stored[0], ids])
     scale_BTM = builder.add("Gather", [stored[1], ids])
     values = builder.add("Cast", [bytes_BTMb], to=int(ir.DataType.FLOAT))
-    values = builder.add("Sub", [values, builder.constant(np.float32(ZERO))])
+    values = builder.add("Sub", [values, builder.constant(np.float32(ZERO_POINT))])
     scales = builder.add("Unsqueeze", [scale_BTM, builder.constant(np.array([-1]))])
     values = builder.add("Mul", [values, scales])
     values = builder.add("Reshape", [values, builder.constant(np.array([0, 0, -1]))])
-    if width % BLOCK:
+    if width % BLOCK_INPUTS:
         limits = [builder.constant(np.array([limit])) for limit in (0, width, 2)]
         values = builder.add("Slice", [values, *limits])
     builder.finish(values)
 
 
 def _read_rows(graph: ir.Graph, node: ir.Node, stored: tuple[ir.Value, ir.Value]) -> None:
-    """Rows of ids, (B, T, I), each with its scale."""
-    ids, builder = node.inputs[1], _Builder(graph, node)
+    """Replace an embedding lookup by one that dequantises rows: (B, T, I)."""
+    ids, builder = node.inputs[1], _NodeBuilder(graph, node)
     assert ids is not None
     rows = builder.add("Cast", [builder.add("Gather", [stored[0], ids])], to=int(ir.DataType.FLOAT))
     scale_BT = builder.add("Gather", [stored[1], ids])
@@ -208,21 +209,21 @@ def _read_rows(graph: ir.Graph, node: ir.Node, stored: tuple[ir.Value, ir.Value]
 # Building --------------------------------------------------------------------------------------
 
 
-class _Builder:
-    """Nodes put in the place of one node."""
+class _NodeBuilder:
+    """Adds nodes that replace one node."""
 
     def __init__(self, graph: ir.Graph, place: ir.Node) -> None:
         self.graph, self.place, self.name = graph, place, str(place.outputs[0].name)
         self.number = 0
 
     def add(self, operator: str, inputs: list[Any], *, domain: str = "", **traits: Any) -> ir.Value:
-        """The one output of a new node."""
+        """Add a node with one output; return the output."""
         return self.add_many(operator, inputs, 1, domain=domain, **traits)[0]
 
     def add_many(
         self, operator: str, inputs: list[Any], outputs: int, *, domain: str = "", **traits: Any
     ) -> list[ir.Value]:
-        """The outputs of a new node."""
+        """Add a node; return its outputs."""
         names = [f"{self.name}.{self.number + i}" for i in range(outputs)]
         self.number += outputs
         node = ir.node(
@@ -232,12 +233,12 @@ class _Builder:
         return list(node.outputs)
 
     def constant(self, value: Any) -> ir.Value:
-        """A small constant."""
+        """Add a small constant."""
         self.number += 1
         return _constant(self.graph, f"{self.name}.{self.number - 1}", np.asarray(value))
 
     def finish(self, value: ir.Value) -> None:
-        """Let `value` stand for the node's output, under its name, and take the node out."""
+        """Replace the node's output by `value`, under the same name, and remove the node."""
         old = self.place.outputs[0]
         value.shape, value.type = old.shape, old.type
         name = old.name
@@ -254,7 +255,7 @@ def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     return value
 
 
-def _forget_unused(graph: ir.Graph) -> None:
+def _remove_unused(graph: ir.Graph) -> None:
     for node in reversed(list(graph)):
         if not any(out.uses() or out.is_graph_output() for out in node.outputs):
             graph.remove(node, safe=True)

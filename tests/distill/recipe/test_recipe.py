@@ -235,7 +235,7 @@ MISTAKES = {
     "pissa on 4 bits": (
         ["specialize"],
         {"init": "pissa"},
-        r"`specialize`: `init: pissa` takes the weights apart.*use `method: lora`",
+        r"`specialize`: `init: pissa` decomposes the weights.*use `method: lora`",
     ),
     "prefix with checkpointing": (
         ["specialize"],

@@ -31,19 +31,19 @@ CUTS = (
 
 def test_a_narrower_student_is_built_and_learns(workshop):
     workshop.upto_train("out", *CUTS)
-    surgery = json.loads(Path("out/student/surgery.json").read_text())
+    pruning = json.loads(Path("out/student/pruning.json").read_text())
     student = AutoModelForCausalLM.from_pretrained("out/arms/distill/student")
     sizes = sizes_of(student.config)
     assert (sizes.blocks, sizes.heads, sizes.groups, sizes.neurons, sizes.channels) == (
         2, 2, 1, 64, 48,
     )  # fmt: skip
-    assert surgery["teacher"] == "teacher"
-    assert surgery["layers"] == [*surgery["kept"], 4]
-    assert [len(groups) for groups in surgery["groups"]] == [1, 1]
-    assert len(surgery["channels"]) == 48
-    assert surgery["refit"] is True
+    assert pruning["teacher"] == "teacher"
+    assert pruning["layers"] == [*pruning["kept"], 4]
+    assert [len(groups) for groups in pruning["groups"]] == [1, 1]
+    assert len(pruning["channels"]) == 48
+    assert pruning["refit"] is True
     record = json.loads(Path("out/records/build.json").read_text())
-    assert record["notes"]["kept"] == surgery["kept"]
+    assert record["notes"]["kept"] == pruning["kept"]
 
 
 def test_the_shape_is_known_before_the_cut(workshop):
@@ -112,8 +112,8 @@ def test_two_rows_of_text_are_enough_to_heal_on_and_one_is_refused(workshop):
     assert result.exit_code == 1
     assert "`student.target.heal_steps` needs more text" in result.output
     workshop(*few, section + "48}}")
-    surgery = json.loads(Path("out/student/surgery.json").read_text())
-    assert surgery["candidates"][0]["healed"] is not None
+    pruning = json.loads(Path("out/student/pruning.json").read_text())
+    assert pruning["candidates"][0]["healed"] is not None
 
 
 class Lengths:
@@ -152,9 +152,9 @@ def test_a_healed_student_is_cut_again_and_knows_its_teacher(workshop):
     healed = "first/arms/distill/student"
     again = ("--set", f"student={{from: {healed}, layers: {{keep: [0, 2]}}, heads: {{keep: 2}}}}")
     workshop.upto_train("second", *again)
-    surgery = json.loads(Path("second/student/surgery.json").read_text())
-    assert (surgery["teacher"], surgery["model"]) == ("teacher", healed)
-    assert (surgery["kept"], surgery["layers"], surgery["teacher_layers"]) == ([0, 3], [0, 3, 4], 4)
+    pruning = json.loads(Path("second/student/pruning.json").read_text())
+    assert (pruning["teacher"], pruning["model"]) == ("teacher", healed)
+    assert (pruning["kept"], pruning["layers"], pruning["teacher_layers"]) == ([0, 3], [0, 3, 4], 4)
     student = AutoModelForCausalLM.from_pretrained("second/student")
     learned = AutoModelForCausalLM.from_pretrained(healed)
     assert torch.equal(
@@ -175,8 +175,8 @@ def test_another_model_of_the_same_vocabulary_can_be_cut(workshop, make_model, t
     section = "student={from: other, target: {parameters: 80%, candidates: 2, tokens: 400}}"
     workshop("build", "recipe.yaml", "--run-dir", "out", "--set", section,
              "--set", "train.objective=[{loss: forward_kl}]")  # fmt: skip
-    surgery = json.loads(Path("out/student/surgery.json").read_text())
-    assert (surgery["teacher"], surgery["model"]) == (None, "other")
+    pruning = json.loads(Path("out/student/pruning.json").read_text())
+    assert (pruning["teacher"], pruning["model"]) == (None, "other")
     run = Run(load_recipe(Path("recipe.yaml"), [section]), Path("out"))
     assert run.layer_map().kept is None
     assert run.channel_map() is None

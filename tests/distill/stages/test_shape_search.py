@@ -28,20 +28,20 @@ def test_a_target_is_searched_built_and_learned_from(workshop):
     keep = ("--set", "cache.hidden={layers: [2, 4]}")
     assumed = Run(load_recipe(Path("recipe.yaml"), [TARGET[1]]), Path("out")).student_config
     workshop.upto_train("out", *TARGET, *hidden, *keep)
-    surgery = json.loads(Path("out/student/surgery.json").read_text())
+    pruning = json.loads(Path("out/student/pruning.json").read_text())
     teacher = AutoModelForCausalLM.from_pretrained("teacher")
     student = AutoModelForCausalLM.from_pretrained("out/arms/distill/student")
     counts = [sum(p.numel() for p in model.parameters()) for model in (student, teacher)]
-    assert counts[0] <= 0.7 * counts[1] <= surgery["limit"] + 1
-    assert surgery["by"] == "search"
-    assert surgery["target"]["parameters"] == 0.7
-    candidates = surgery["candidates"]
+    assert counts[0] <= 0.7 * counts[1] <= pruning["limit"] + 1
+    assert pruning["by"] == "search"
+    assert pruning["target"]["parameters"] == 0.7
+    candidates = pruning["candidates"]
     assert len(candidates) == 5
     assert candidates[0]["divergence"] == min(one["divergence"] for one in candidates)
     sizes = sizes_of(student.config)
     assert candidates[0]["sizes"] == vars(sizes)
     assert candidates[0]["parameters"] == counts[0]
-    assert len(surgery["kept"]) == sizes.blocks
+    assert len(pruning["kept"]) == sizes.blocks
     assert sizes_of(assumed).blocks <= 4  # a shape is known for the plan before
     log = Path("out/run.log").read_text()
     assert "KL expected" in log
@@ -62,7 +62,7 @@ class Another:
 
 
 def test_every_process_learns_which_shape_was_found(workshop, monkeypatch):
-    monkeypatch.setattr(costs, "_time", clock)
+    monkeypatch.setattr(costs, "_step_seconds", clock)
     section = "student={target: {latency: 4s, candidates: 2, tokens: 400}, calibration_tokens: 400}"
     workshop("build", "recipe.yaml", "--run-dir", "built", "--set", section)
     found = sizes_of(AutoModelForCausalLM.from_pretrained("built/student").config)
@@ -73,7 +73,7 @@ def test_every_process_learns_which_shape_was_found(workshop, monkeypatch):
     monkeypatch.setattr(pipeline, "_agree", lambda todo: todo)
     pipeline.run_stages(run, ["build"])
     assert sizes_of(run.student_config) == found
-    assert run.layer_map().kept == json.loads(Path("out/student/surgery.json").read_text())["kept"]
+    assert run.layer_map().kept == json.loads(Path("out/student/pruning.json").read_text())["kept"]
 
 
 def test_healing_leaves_the_teacher_without_gradients(workshop):
@@ -92,8 +92,8 @@ def test_finalists_are_mended_before_the_choice(workshop):
     more = "target: {parameters: 70%, candidates: 5, tokens: 600, finalists: 1, heal_steps: 3}"
     section = f"student={{from: teacher, {more}, refit: true, calibration_tokens: 600}}"
     workshop("build", "recipe.yaml", "--run-dir", "out", "--set", section)
-    surgery = json.loads(Path("out/student/surgery.json").read_text())
-    candidates = surgery["candidates"]
+    pruning = json.loads(Path("out/student/pruning.json").read_text())
+    candidates = pruning["candidates"]
     healed = [one for one in candidates if one["healed"] is not None]
     assert candidates[: len(healed)] == healed == sorted(healed, key=lambda one: one["healed"])
     assert 2 <= len(healed) <= 3  # the best, blocks alone, neurons alone
@@ -118,10 +118,10 @@ def test_finalists_are_mended_before_the_choice(workshop):
 def test_a_student_is_cut_on_a_gpu(workshop, cuts):
     section = f"student={{from: teacher, {cuts}, calibration_tokens: 600}}"
     workshop("build", "recipe.yaml", "--run-dir", "out", "--set", section)
-    surgery = json.loads(Path("out/student/surgery.json").read_text())
-    assert surgery["refit"] is True
+    pruning = json.loads(Path("out/student/pruning.json").read_text())
+    assert pruning["refit"] is True
     student = AutoModelForCausalLM.from_pretrained("out/student")
-    assert student.config.num_hidden_layers == len(surgery["kept"])
+    assert student.config.num_hidden_layers == len(pruning["kept"])
 
 
 def test_a_dry_run_shows_the_shapes_and_writes_nothing(workshop):
@@ -133,8 +133,8 @@ def test_a_dry_run_shows_the_shapes_and_writes_nothing(workshop):
     assert chosen[0] == "chosen"
     assert len(others) == 4
     workshop("build", "recipe.yaml", "--run-dir", "out", *TARGET)
-    surgery = json.loads(Path("out/student/surgery.json").read_text())
-    assert str(surgery["candidates"][0]["sizes"]["neurons"]) == chosen[3]
+    pruning = json.loads(Path("out/student/pruning.json").read_text())
+    assert str(pruning["candidates"][0]["sizes"]["neurons"]) == chosen[3]
 
 
 def clock(_step, model):
@@ -152,7 +152,7 @@ REMOVALS = [
 
 @pytest.mark.parametrize(("target", "removed"), REMOVALS)
 def test_no_more_blocks_are_put_into_an_order_than_may_go(workshop, monkeypatch, target, removed):
-    monkeypatch.setattr(costs, "_time", clock)
+    monkeypatch.setattr(costs, "_step_seconds", clock)
     section = (
         f"student={{target: {{{target}, candidates: 1, tokens: 400}}, calibration_tokens: 400}}"
     )
@@ -177,18 +177,18 @@ def test_a_plan_counts_the_blocks_that_a_search_removes(workshop, monkeypatch):
 
 @pytest.mark.parametrize("target", ["bytes: 60%, form: nf4", "latency: 80%"])
 def test_other_targets_are_kept(workshop, monkeypatch, target):
-    monkeypatch.setattr(costs, "_time", clock)
+    monkeypatch.setattr(costs, "_step_seconds", clock)
     section = (
         f"student={{target: {{{target}, candidates: 3, tokens: 400}}, calibration_tokens: 400}}"
     )
     workshop("build", "recipe.yaml", "--run-dir", "out", "--set", section)
-    surgery = json.loads(Path("out/student/surgery.json").read_text())
-    assert all(one["cost"] <= 1.01 * surgery["limit"] for one in surgery["candidates"])
-    assert (surgery["latency_of_teacher"] is None) == ("bytes" in target)
+    pruning = json.loads(Path("out/student/pruning.json").read_text())
+    assert all(one["cost"] <= 1.01 * pruning["limit"] for one in pruning["candidates"])
+    assert (pruning["latency_of_teacher"] is None) == ("bytes" in target)
 
 
 def test_a_latency_out_of_reach_is_an_error(workshop, monkeypatch):
-    monkeypatch.setattr(costs, "_time", clock)
+    monkeypatch.setattr(costs, "_step_seconds", clock)
     section = "student={target: {latency: 10%, candidates: 1, tokens: 400}}"
     result = workshop("build", "recipe.yaml", "--run-dir", "out", "--set", section, ok=False)
     assert result.exit_code == 1

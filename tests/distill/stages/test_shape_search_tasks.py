@@ -43,10 +43,10 @@ def test_an_encoder_is_searched(task, heal_steps, tmp_path, monkeypatch):
     for stage in [*stages, "build"]:
         result = CliRunner().invoke(main, [stage, "recipe.yaml", "--run-dir", "out"])
         assert result.exit_code == 0, result.output
-    surgery = json.loads(Path("out/student/surgery.json").read_text())
-    best = surgery["candidates"][0]
-    assert surgery["divergence"] == ("similarity error" if task == "embedding" else "KL")
+    pruning = json.loads(Path("out/student/pruning.json").read_text())
+    best = pruning["candidates"][0]
+    assert pruning["divergence"] == ("similarity error" if task == "embedding" else "KL")
     assert best["sizes"] == vars(sizes_of(AutoConfig.from_pretrained("out/student")))
-    assert best["parameters"] <= surgery["limit"]
-    assert all(one["divergence"] > 0 for one in surgery["candidates"])
+    assert best["parameters"] <= pruning["limit"]
+    assert all(one["divergence"] > 0 for one in pruning["candidates"])
     assert (best["healed"] is not None) == bool(heal_steps)

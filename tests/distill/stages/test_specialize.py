@@ -98,7 +98,7 @@ def test_a_killed_specialising_goes_on_to_the_same_bits(workshop):
 @pytest.mark.parametrize(
     ("section", "says"),
     [
-        ("{method: lora, targets: [query]}", "`query` fits no linear map.*k_proj"),
+        ("{method: lora, targets: [query]}", "`query` fits no linear layer.*k_proj"),
         ("{method: full, trainable: 'last:3'}", "the model has 2 blocks"),
         ("{method: prompt, virtual_tokens: 100}", r"is 100 before texts of up to 48 .* 128 pos"),
         ("{method: lora, init: pissa, rank: 50}", "`specialize.rank` is 50"),

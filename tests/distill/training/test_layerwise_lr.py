@@ -301,7 +301,7 @@ def test_a_run_says_it_before_it_trains(workshop):
         ("train.trainable=last:3", r"`train\.trainable: last:3`: the model has 2 blocks"),
         ("train.trainable=bias", r"`train\.trainable: bias` matches no parameter"),
         ("train.reinitialize=layers:2", r"`train\.reinitialize: layers:2`: the model has 2 blocks"),
-        ("train.reinitialize=head", "the head is the embedding"),
+        ("train.reinitialize=head", "the head is tied to the embedding"),
         ("train.unfreeze={every: 0.5}", r"`train\.unfreeze`: 3 blocks .* 1 would never learn"),
         ("train.unfreeze={every: 0.1, blocks: 3}", r"`train\.unfreeze` has no effect"),
         ("train.unfreeze={every: 0}", r"`train\.unfreeze\.every`"),

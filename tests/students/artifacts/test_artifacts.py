@@ -167,8 +167,8 @@ def test_compensated_rounding_stays_closer_than_nearest(given, student, tmp_path
 def test_what_learns_after_rounding_is_shipped(given, student, tmp_path):
     """Scales and norms that `recover` changes stand in the artifact."""
 
-    def double_the_last_norm(grid, model):
-        assert grid == "nf4"
+    def double_the_last_norm(number_format, model):
+        assert number_format == "nf4"
         with torch.no_grad():
             model.model.norm.weight.mul_(2)
 
@@ -192,7 +192,7 @@ def test_a_changed_file_and_a_missing_one_are_named(given, tmp_path):
     config = folder / "config.json"
     text = config.read_text()
     config.write_text(text.replace("1", "2", 1))
-    with pytest.raises(ModelError, match=r"config\.json is not what was exported"):
+    with pytest.raises(ModelError, match=r"config\.json was changed after the export"):
         check_whole(folder)
     config.unlink()
     with pytest.raises(ModelError, match=r"lacks config\.json"):

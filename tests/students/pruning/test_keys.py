@@ -30,19 +30,19 @@ def test_amounts(kind, amount, number, share):
 @pytest.mark.parametrize(
     ("section", "says"),
     [
-        ({}, "give one of `parameters`, `bytes`, `latency`; there is none"),
-        ({"parameters": "60%", "bytes": "50%"}, "there is parameters and bytes"),
+        ({}, "give one of `parameters`, `bytes`, `latency`; found none"),
+        ({"parameters": "60%", "bytes": "50%"}, "found parameters and bytes"),
         ({"parameters": "60MB"}, "write a share .60%. or a number .80M."),
         ({"latency": "60"}, "write a share .60%. or a number .12ms."),
-        ({"parameters": "about half"}, "is no target"),
+        ({"parameters": "about half"}, "is not a target"),
         ({"parameters": "160%"}, "between 0% and 100%"),
         ({"parameters": "0%"}, "between 0% and 100%"),
-        ({"parameters": "60%", "form": "nf4"}, "`form` says what `bytes` are counted in"),
+        ({"parameters": "60%", "form": "nf4"}, "`form` is only used with `bytes`"),
         ({"parameters": "60%", "axes": []}, "at least 1"),
-        ({"parameters": 0.0}, "it lies above 0"),
+        ({"parameters": 0.0}, "it must be above 0"),
         (
             {"parameters": "60%", "axes": ["hidden"], "calibration_tokens": 64},
-            "`calibration_tokens` has no effect where `axes` leave all blocks",
+            "`calibration_tokens` has no effect where `axes` does not name `layers`",
         ),
     ],
 )
@@ -68,7 +68,7 @@ def test_a_shape_is_searched_or_given(key):
         ({"calibration_tokens": 64}, "no effect where no heads"),
         ({"layers": {"keep": [0], "by": "even"}}, "`by` has no effect where `keep` lists"),
         ({"layers": {"keep": [0], "calibration_tokens": 9}}, "where `keep` lists the blocks"),
-        ({"heads": {"keep": "three"}}, "keep a number of them or a share"),
+        ({"heads": {"keep": "three"}}, "keep a number or a share"),
         ({"heads": {"keep": "175%"}}, "between 0% and 100%"),
     ],
 )

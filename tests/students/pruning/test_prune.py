@@ -20,9 +20,9 @@ from transformers import (
 )
 
 from attar.errors import ModelError
-from students.pruning.architectures import family_of, modules_with, sizes_of
+from students.pruning.architectures import modules_with, prunable_architecture, sizes_of
 from students.pruning.depth import cut_depth
-from students.pruning.prune import Kept, cut
+from students.pruning.prune import KeptParts, cut_model
 from students.pruning.rotation import rotate
 
 COMMON = {
@@ -55,17 +55,17 @@ ENCODERS = {
 }
 EVERY = {**DECODERS, **ENCODERS}
 IDS = torch.randint(3, 64, (2, 12), generator=torch.Generator().manual_seed(0))
-ALL = Kept(list(range(4)))
+ALL = KeptParts(list(range(4)))
 GROUPS = [[1], [0], [1], [0]]
 NEURONS = [[i, 7, 20, 21, 40, 47] for i in range(4)]
 CHANNELS = list(range(0, 32, 2))
 CUTS = {
-    "blocks": Kept([0, 3]),
-    "groups": Kept([0, 1, 2, 3], groups=GROUPS),
-    "neurons": Kept([0, 1, 2, 3], neurons=NEURONS),
-    "channels": Kept([0, 1, 2, 3], channels=CHANNELS),
-    "ids": Kept([0, 1, 2, 3], ids=[0, 2, 1, *range(3, 64, 3)]),
-    "all": Kept([0, 2, 3], GROUPS[:3], NEURONS[:3], CHANNELS, [0, 1, 2, *range(10, 40)]),
+    "blocks": KeptParts([0, 3]),
+    "groups": KeptParts([0, 1, 2, 3], groups=GROUPS),
+    "neurons": KeptParts([0, 1, 2, 3], neurons=NEURONS),
+    "channels": KeptParts([0, 1, 2, 3], channels=CHANNELS),
+    "ids": KeptParts([0, 1, 2, 3], ids=[0, 2, 1, *range(3, 64, 3)]),
+    "all": KeptParts([0, 2, 3], GROUPS[:3], NEURONS[:3], CHANNELS, [0, 1, 2, *range(10, 40)]),
 }
 
 
@@ -105,7 +105,7 @@ def cut_for(name, axis):
 @pytest.mark.parametrize("axis", list(CUTS))
 def test_a_cut_reloads_to_the_same_logits(family, axis, tmp_path):
     teacher, kept = teacher_of(family), cut_for(family, axis)
-    student = cut(teacher, kept)
+    student = cut_model(teacher, kept)
     student.save_pretrained(tmp_path)
     again = type(student).from_pretrained(tmp_path)
     ids = IDS % student.config.vocab_size
@@ -113,7 +113,9 @@ def test_a_cut_reloads_to_the_same_logits(family, axis, tmp_path):
         expected = student(input_ids=ids).logits
         assert expected.isfinite().all()
         torch.testing.assert_close(again(input_ids=ids).logits, expected, rtol=0, atol=0)
-    assert sizes_of(again.config) == kept.sizes(sizes_of(teacher.config), family_of(teacher))
+    assert sizes_of(again.config) == kept.sizes(
+        sizes_of(teacher.config), prunable_architecture(teacher)
+    )
     if kept.ids is not None:
         ends = teacher.config.eos_token_id
         assert ends == (None if family == "distilbert" else 2)
@@ -126,7 +128,7 @@ def test_a_cut_reloads_to_the_same_logits(family, axis, tmp_path):
 @pytest.mark.parametrize("axis", list(CUTS))
 @pytest.mark.parametrize("name", list(DECODERS))
 def test_a_cut_decoder_generates_alike_with_and_without_cache(name, axis):
-    student = cut(teacher_of(name), CUTS[axis])
+    student = cut_model(teacher_of(name), CUTS[axis])
     ids = IDS % student.config.vocab_size
     settings = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": 9}
     with_cache = student.generate(ids, use_cache=True, **settings)
@@ -136,7 +138,7 @@ def test_a_cut_decoder_generates_alike_with_and_without_cache(name, axis):
 def test_cutting_nothing_changes_nothing(family):
     teacher = teacher_of(family)
     sizes = sizes_of(teacher.config)
-    everything = Kept(
+    everything = KeptParts(
         ALL.blocks,
         [list(range(sizes.groups))] * 4,
         [list(range(48))] * 4,
@@ -145,13 +147,13 @@ def test_cutting_nothing_changes_nothing(family):
     )
     with torch.inference_mode():
         expected = teacher(input_ids=IDS).logits
-        assert torch.equal(cut(teacher, ALL)(input_ids=IDS).logits, expected)
-        torch.testing.assert_close(cut(teacher, everything)(input_ids=IDS).logits, expected)
+        assert torch.equal(cut_model(teacher, ALL)(input_ids=IDS).logits, expected)
+        torch.testing.assert_close(cut_model(teacher, everything)(input_ids=IDS).logits, expected)
 
 
 def test_fewer_ids_are_the_teachers_logits_at_those_ids(family):
     teacher, ids = teacher_of(family), [0, 1, 2, *range(5, 64, 2)]
-    student = cut(teacher, Kept(ALL.blocks, ids=ids))
+    student = cut_model(teacher, KeptParts(ALL.blocks, ids=ids))
     rows = torch.tensor(ids)[None, 3:15]
     with torch.inference_mode():
         expected = teacher(input_ids=rows).logits[..., ids]
@@ -161,10 +163,10 @@ def test_fewer_ids_are_the_teachers_logits_at_those_ids(family):
 
 def silence(model, kept):
     """Make everything that goes add nothing: neurons, heads and channels of weight 0."""
-    family, sizes = family_of(model), sizes_of(model.config)
+    family, sizes = prunable_architecture(model), sizes_of(model.config)
     with torch.no_grad():
         for axes, size, lists in (("HI", 1, kept.neurons), ("HQ", None, kept.groups)):
-            size = size or sizes.head_size * sizes.heads_a_group
+            size = size or sizes.head_size * sizes.heads_per_group
             for module, keep in zip(
                 modules_with(model, family, axes).values(), lists or [], strict=False
             ):
@@ -180,7 +182,7 @@ def test_cutting_heads_and_neurons_that_do_nothing_is_exact(family, axis):
     silence(teacher, kept)
     with torch.inference_mode():
         expected = teacher(input_ids=IDS).logits
-        torch.testing.assert_close(cut(teacher, kept)(input_ids=IDS).logits, expected)
+        torch.testing.assert_close(cut_model(teacher, kept)(input_ids=IDS).logits, expected)
 
 
 @pytest.mark.parametrize("name", list(DECODERS))
@@ -190,11 +192,11 @@ def test_cutting_channels_that_are_always_zero_is_exact(name):
     with torch.no_grad():
         teacher.get_input_embeddings().weight[:, gone] = 0.0
         for axes in ("HI", "HQ"):
-            for module in modules_with(teacher, family_of(teacher), axes).values():
+            for module in modules_with(teacher, prunable_architecture(teacher), axes).values():
                 module.weight[gone] = 0.0
                 if module.bias is not None:
                     module.bias[gone] = 0.0
-        student = cut(teacher, CUTS["channels"])
+        student = cut_model(teacher, CUTS["channels"])
         expected = teacher(input_ids=IDS).logits
         torch.testing.assert_close(student(input_ids=IDS).logits, expected, rtol=1e-4, atol=1e-4)
 
@@ -203,36 +205,36 @@ def test_an_unknown_family_says_how_to_add_it():
     from transformers import GPT2Config
 
     model = random_model(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64))
-    with pytest.raises(ModelError, match=r"gpt2.*add an entry to `FAMILIES`"):
-        cut(model, Kept([0]))
+    with pytest.raises(ModelError, match=r"gpt2.*add an entry to `PRUNABLE_ARCHITECTURES`"):
+        cut_model(model, KeptParts([0]))
 
 
 @pytest.mark.parametrize(
     ("name", "kept", "says"),
     [
-        ("llama", Kept([0, 4]), "blocks 0 to 3"),
-        ("llama", Kept([]), "0 blocks cannot be kept"),
-        ("llama", Kept([0], neurons=[[]]), "0 neurons cannot be kept"),
-        ("llama", Kept([0], channels=list(range(18))), "keep 16 or 20"),
-        ("gemma3", Kept([0], channels=list(range(18))), "keep 16 or 20"),
-        ("bert", Kept([0], groups=[[0, 1]]), "keep 16 channels, or 4 heads"),
-        ("bert", Kept([0], channels=list(range(24))), "keep 32 channels, or 3 heads"),
+        ("llama", KeptParts([0, 4]), "blocks 0 to 3"),
+        ("llama", KeptParts([]), "0 blocks cannot be kept"),
+        ("llama", KeptParts([0], neurons=[[]]), "0 neurons cannot be kept"),
+        ("llama", KeptParts([0], channels=list(range(18))), "keep 16 or 20"),
+        ("gemma3", KeptParts([0], channels=list(range(18))), "keep 16 or 20"),
+        ("bert", KeptParts([0], groups=[[0, 1]]), "keep 16 channels, or 4 heads"),
+        ("bert", KeptParts([0], channels=list(range(24))), "keep 32 channels, or 3 heads"),
     ],
 )
 def test_sizes_that_no_config_can_say_are_refused(name, kept, says):
     with pytest.raises(ModelError, match=says):
-        cut(teacher_of(name), kept)
+        cut_model(teacher_of(name), kept)
 
 
 def test_a_student_is_where_its_teacher_is():
     """A device without storage stands for a GPU."""
     teacher = teacher_of("llama").to("meta")
     turned = rotate(teacher, torch.eye(32))
-    for student in (cut(teacher, CUTS["all"]), cut_depth(teacher, [0, 3]), turned):
+    for student in (cut_model(teacher, CUTS["all"]), cut_depth(teacher, [0, 3]), turned):
         assert {parameter.device.type for parameter in student.parameters()} == {"meta"}
         assert {buffer.device.type for buffer in student.buffers()} == {"meta"}
 
 
 def test_another_dtype_is_kept():
     teacher = teacher_of("llama").to(torch.bfloat16)
-    assert next(cut(teacher, CUTS["all"]).parameters()).dtype == torch.bfloat16
+    assert next(cut_model(teacher, CUTS["all"]).parameters()).dtype == torch.bfloat16

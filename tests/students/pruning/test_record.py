@@ -1,4 +1,4 @@
-"""surgery.json through two cuts: the same as one cut of the teacher."""
+"""pruning.json through two cuts: the same as one cut of the teacher."""
 
 import pytest
 import torch
@@ -6,12 +6,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from students.config import StudentConfig
 from students.pruning.architectures import sizes_of
-from students.pruning.prune import Kept, cut
+from students.pruning.prune import KeptParts, cut_model
 from students.pruning.record import (
-    ROTATION,
+    ROTATION_FILE,
     channel_map,
-    composed,
-    composed_rotation,
+    compose_records,
+    compose_rotations,
     copy_pruning,
     read_pruning,
 )
@@ -50,9 +50,9 @@ def test_two_cuts_are_one_cut_of_the_teacher(first, again):
     model = teacher()
     middle, one, _ = cut_by(model, **first)
     student, two, _ = cut_by(middle, **again)
-    whole = composed(one, two)
-    kept = Kept(whole["kept"], whole["groups"], whole["neurons"], whole["channels"])
-    expected = cut(model, kept).state_dict()
+    whole = compose_records(one, two)
+    kept = KeptParts(whole["kept"], whole["groups"], whole["neurons"], whole["channels"])
+    expected = cut_model(model, kept).state_dict()
     for name, tensor in student.state_dict().items():
         if "norm" not in name:  # they make up for fewer channels in two steps
             assert torch.equal(tensor, expected[name]), name
@@ -89,12 +89,15 @@ def test_maps_of_channels_multiply(cuts, tokenizer, tmp_path):
         if record is None:
             record, through = again, rotation
         else:
-            record, through = composed(record, again), composed_rotation(before, rotation, again)
+            record, through = (
+                compose_records(record, again),
+                compose_rotations(before, rotation, again),
+            )
         before = tmp_path / f"through{number}"
         save_cut(student, record, through, tokenizer, before)
     torch.testing.assert_close(channel_map(before, 32), whole)
     rotates = any(one.get("hidden", {}).get("by") == "pca" for one in cuts)
-    assert (before / ROTATION).exists() == rotates
+    assert (before / ROTATION_FILE).exists() == rotates
     assert record["teacher_sizes"] == vars(sizes_of(CONFIG))
 
 

@@ -20,11 +20,16 @@ from transformers import (
 from attar.errors import RecipeError
 from students.config import StudentConfig
 from students.pruning import cost_model as costs_module
-from students.pruning.architectures import family_of, sizes_of
-from students.pruning.cost_model import Costs, Latencies, first_parts
+from students.pruning.architectures import prunable_architecture, sizes_of
+from students.pruning.cost_model import Costs, Latencies, leading_parts
 from students.pruning.divergence import PruningObjective
-from students.pruning.prune import cut
-from students.pruning.shape_search import Expectation, Measures, Space, search
+from students.pruning.prune import cut_model
+from students.pruning.shape_search import (
+    DivergenceEstimate,
+    ShapeMeasures,
+    ShapeSpace,
+    search_shapes,
+)
 
 SMALL = {
     "vocab_size": 64,
@@ -65,7 +70,7 @@ def random_model(name):
 
 
 def space_of(model, axes=ALL):
-    return Space(sizes_of(model.config), family_of(model), axes)
+    return ShapeSpace(sizes_of(model.config), prunable_architecture(model), axes)
 
 
 # What a student costs --------------------------------------------------------------------------
@@ -78,7 +83,7 @@ def test_parameters_are_those_of_the_cut_model(name):
     shapes = space.filled(costs.parameters, 0.7 * costs.parameters(costs.whole))
     assert len(shapes) > 5
     for sizes in [costs.whole, space.smallest(), *shapes[:: len(shapes) // 5]]:
-        student = cut(model, first_parts(sizes, costs.whole))
+        student = cut_model(model, leading_parts(sizes, costs.whole))
         assert costs.parameters(sizes) == sum(p.numel() for p in student.parameters())
         inside = sum(p.numel() for n, p in student.named_parameters() if "layer" in n and "." in n)
         assert costs.outside_blocks(sizes) >= costs.parameters(sizes) - inside
@@ -106,14 +111,16 @@ def test_latency_is_measured_in_turn_and_told_in_between(monkeypatch):
             1.0 + 0.5 * len(timed.model.layers) + 1e-4 * sum(p.numel() for p in timed.parameters())
         )
 
-    monkeypatch.setattr(costs_module, "_time", clock)
+    monkeypatch.setattr(costs_module, "_step_seconds", clock)
     latencies, space = Latencies(model, costs), space_of(model)
     for axis in ALL:
         for removed in (0.25, 0.5):
             latencies.measure(space.alone(axis, removed))
     for sizes in space.filled(costs.parameters, 0.5 * costs.parameters(costs.whole))[::20]:
         told = latencies.predict(sizes)
-        share = clock(None, cut(model, first_parts(sizes, costs.whole))) / clock(None, model)
+        share = clock(None, cut_model(model, leading_parts(sizes, costs.whole))) / clock(
+            None, model
+        )
         assert told == pytest.approx(share, abs=0.02)
         assert latencies.measure(sizes) == pytest.approx(share)
 
@@ -156,9 +163,13 @@ def test_a_latency_is_not_refused_by_a_number_of_parameters():
 @pytest.mark.parametrize(
     ("config", "axes", "says"),
     [
-        (BertConfig(**FEW), ["heads"], "the heads of a BERT are its width: name `hidden`"),
+        (BertConfig(**FEW), ["heads"], "the heads of a BERT make up its width: name `hidden`"),
         (BertConfig(**FEW), ["layers", "heads"], "name `hidden`, which cuts both"),
-        (LlamaConfig(**{**SMALL, "num_hidden_layers": 1}), ["layers"], "axes: .layers.` leaves"),
+        (
+            LlamaConfig(**{**SMALL, "num_hidden_layers": 1}),
+            ["layers"],
+            "axes: .layers.` cuts nothing",
+        ),
     ],
 )
 def test_axes_along_which_nothing_is_cut_are_refused(kind, config, axes, says):
@@ -193,7 +204,7 @@ def test_every_shape_that_is_looked_at_can_be_cut():
         model = random_model(name)
         costs, space = Costs(model), space_of(model)
         for sizes in space.filled(costs.parameters, 0.6 * costs.parameters(costs.whole))[::25]:
-            kept = first_parts(sizes, costs.whole)
+            kept = leading_parts(sizes, costs.whole)
             assert kept.sizes(costs.whole, space.family) == sizes
 
 
@@ -238,8 +249,8 @@ def test_a_few_trials_find_nearly_the_best_of_all_shapes(weights, interplay, sha
         tried.append(sizes)
         return divergence(sizes, costs.whole)
 
-    measures = Measures(costs.parameters, measured)
-    found = search(space, measures, limit, candidates=10)
+    measures = ShapeMeasures(costs.parameters, measured)
+    found = search_shapes(space, measures, limit, candidates=10)
     assert len(found) == 10
     assert len(tried) <= 10 + 12
     assert all(one.cost <= limit for one in found)
@@ -270,8 +281,8 @@ def test_a_shape_that_turns_out_too_slow_is_not_taken():
         return known.get(sizes, costs.parameters(sizes) * (1.0 + 0.01 * len(known)))
 
     limit = 0.6 * costs.parameters(costs.whole)
-    measures = Measures(told, lambda sizes: harm_of((1, 1, 1, 1))(sizes, costs.whole), exact)
-    found = search(space_of(model), measures, limit, candidates=5)
+    measures = ShapeMeasures(told, lambda sizes: harm_of((1, 1, 1, 1))(sizes, costs.whole), exact)
+    found = search_shapes(space_of(model), measures, limit, candidates=5)
     assert found
     assert all(known[one.sizes] <= 1.01 * limit for one in found)
 
@@ -279,21 +290,21 @@ def test_a_shape_that_turns_out_too_slow_is_not_taken():
 def test_what_was_measured_corrects_what_is_expected_of_shapes_like_it():
     model = random_model("llama")
     space = space_of(model)
-    expectation = Expectation(space)
+    estimate = DivergenceEstimate(space)
     for axis in ALL:
         sizes = space.alone(axis, 0.5)
-        expectation.learn_axis(axis, sizes, 1.0)
+        estimate.learn_axis(axis, sizes, 1.0)
     both = space.sized(3, 2, 128, 32)
-    assert expectation.of(both) == pytest.approx(2.0)
-    expectation.learn(both, 6.0)
-    assert expectation.of(both) == pytest.approx(2.0 * 3 ** (1 / 1.1))
-    assert expectation.of(space.sized(6, 4, 64, 32)) == pytest.approx(1.0)  # nothing like it
+    assert estimate.of(both) == pytest.approx(2.0)
+    estimate.learn(both, 6.0)
+    assert estimate.of(both) == pytest.approx(2.0 * 3 ** (1 / 1.1))
+    assert estimate.of(space.sized(6, 4, 64, 32)) == pytest.approx(1.0)  # nothing like it
 
 
 def test_where_no_shape_keeps_the_limit_none_is_found():
     model = random_model("llama")
-    measures = Measures(*[Costs(model).parameters] * 2)
-    assert search(space_of(model), measures, 100.0, candidates=3) == []
+    measures = ShapeMeasures(*[Costs(model).parameters] * 2)
+    assert search_shapes(space_of(model), measures, 100.0, candidates=3) == []
 
 
 # How far a student is from its teacher -----------------------------------------------------------
@@ -313,7 +324,9 @@ def test_harm_is_the_mean_divergence():
     model = random_model("llama")
     measure = pruning_objective(model)
     assert measure.divergence(model) == pytest.approx(0.0, abs=1e-6)
-    student = cut(model, first_parts(space_of(model).sized(4, 2, 96, 32), sizes_of(model.config)))
+    student = cut_model(
+        model, leading_parts(space_of(model).sized(4, 2, 96, 32), sizes_of(model.config))
+    )
     wanted = model(input_ids=IDS[:3]).logits.log_softmax(-1)
     found = student(input_ids=IDS[:3]).logits.log_softmax(-1).detach()
     expected = torch.nn.functional.kl_div(found, wanted, reduction="sum", log_target=True) / 48
@@ -323,7 +336,9 @@ def test_harm_is_the_mean_divergence():
 def test_healing_brings_a_copy_closer_and_leaves_the_student():
     model = random_model("llama")
     measure = pruning_objective(model, healing=[IDS])
-    student = cut(model, first_parts(space_of(model).sized(5, 4, 128, 32), sizes_of(model.config)))
+    student = cut_model(
+        model, leading_parts(space_of(model).sized(5, 4, 128, 32), sizes_of(model.config))
+    )
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     healed = measure.healed(student, steps=8, lr=3e-3)
     assert measure.divergence(healed) < 0.8 * measure.divergence(student)

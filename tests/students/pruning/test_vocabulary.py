@@ -131,5 +131,5 @@ def test_a_model_cut_with_it_gives_the_same_logits_on_the_corpus(make_model, tmp
 
 def test_a_unigram_vocabulary_is_refused():
     made = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0))
-    with pytest.raises(ModelError, match="Unigram; BPE and WordPiece"):
+    with pytest.raises(ModelError, match="Unigram; only BPE and WordPiece"):
         ids_to_keep(PreTrainedTokenizerFast(tokenizer_object=made), {1: 3})

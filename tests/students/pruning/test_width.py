@@ -19,10 +19,10 @@ from transformers import (
 
 from attar.errors import ModelError, RecipeError
 from students.config import StudentConfig
-from students.pruning.architectures import family_of, modules_with, sizes_of
-from students.pruning.importance import measure
+from students.pruning.architectures import modules_with, prunable_architecture, sizes_of
+from students.pruning.importance import measure_importance
 from students.pruning.least_squares import refit
-from students.pruning.prune import Kept, cut
+from students.pruning.prune import KeptParts, cut_model
 from students.pruning.record import channel_map
 from students.pruning.rotation import principal_channels, rotate
 from students.pruning.width import choose_parts, student_sizes
@@ -63,8 +63,8 @@ def widths(**sections):
 
 def faint(model, groups, neurons):
     """Leave only the named groups and neurons of every block loud: the rest adds little."""
-    family, sizes = family_of(model), sizes_of(model.config)
-    size = sizes.head_size * sizes.heads_a_group
+    family, sizes = prunable_architecture(model), sizes_of(model.config)
+    size = sizes.head_size * sizes.heads_per_group
     with torch.no_grad():
         for axes, part, keep in (("HQ", size, groups), ("HI", 1, neurons)):
             for module in modules_with(model, family, axes).values():
@@ -92,7 +92,7 @@ def test_what_is_scaled_down_before_its_map_and_up_by_it_is_worth_the_same():
         for block in shared.model.layers:
             block.mlp.up_proj.weight[:24] *= 0.01
             block.mlp.down_proj.weight[:, :24] *= 100.0
-    expected, found = measure(plain, IDS), measure(shared, IDS)
+    expected, found = measure_importance(plain, IDS), measure_importance(shared, IDS)
     torch.testing.assert_close(found.neurons_LI, expected.neurons_LI, rtol=1e-3, atol=1e-6)
 
 
@@ -102,7 +102,7 @@ def test_channels_without_energy_go_first():
     with torch.no_grad():
         model.model.embed_tokens.weight[:, gone] = 0.0
         for axes in ("HI", "HQ"):
-            for module in modules_with(model, family_of(model), axes).values():
+            for module in modules_with(model, prunable_architecture(model), axes).values():
                 module.weight[gone] = 0.0
     kept, _ = choose_parts(model, [0, 1, 2, 3], widths(hidden={"keep": 24}), IDS)
     assert kept.channels == [c for c in range(32) if c not in gone]
@@ -159,7 +159,7 @@ def test_a_refit_without_text_is_refused():
 
 def test_an_unknown_family_is_refused_before_work():
     config = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4)
-    with pytest.raises(ModelError, match=r"can be cut by blocks .*FAMILIES"):
+    with pytest.raises(ModelError, match=r"can only be cut by blocks .*PRUNABLE_ARCHITECTURES"):
         widths(heads={"keep": 2}).cut_config(config)
     assert widths(layers={"keep": 1}).cut_config(config).num_hidden_layers == 1
 
@@ -169,7 +169,10 @@ def test_an_unknown_family_is_refused_before_work():
     [
         ({"heads": {"keep": 1.5}}, "share between 0 and 1"),
         ({"heads": {"keep": 0}}, "share between 0 and 1"),
-        ({"from": {"hidden_size": 16}, "hidden": {"keep": 8}}, "a fresh one is as large as `from`"),
+        (
+            {"from": {"hidden_size": 16}, "hidden": {"keep": 8}},
+            "a model with random weights has the size that `from`",
+        ),
         ({"refit": True}, "`refit` has no effect"),
     ],
 )
@@ -203,12 +206,12 @@ def test_the_config_is_known_before_the_cut(name, tmp_path, tokenizer):
         hidden={"keep": 16},
         refit=True,
     )
-    student, surgery, rotation = cut_student(teacher, [0, 3], config, IDS)
+    student, pruning, rotation = cut_student(teacher, [0, 3], config, IDS)
     assert sizes_of(config.cut_config(teacher.config)) == sizes_of(student.config)
-    save_cut(student, surgery, rotation, tokenizer, tmp_path / "cut")
-    assert surgery["layers"] == [0, 3, 4]
-    assert len(surgery["channels"]) == 16
-    assert len(surgery["scores"]["neurons"][0]) == 48
+    save_cut(student, pruning, rotation, tokenizer, tmp_path / "cut")
+    assert pruning["layers"] == [0, 3, 4]
+    assert len(pruning["channels"]) == 16
+    assert len(pruning["scores"]["neurons"][0]) == 48
 
 
 # Rotation --------------------------------------------------------------------------------------
@@ -243,7 +246,7 @@ def test_a_rotated_model_is_the_same(config, more, tmp_path):
     with torch.inference_mode():
         expected = teacher(input_ids=IDS).logits
         torch.testing.assert_close(turned(input_ids=IDS).logits, expected, rtol=1e-3, atol=1e-4)
-    student = cut(turned, Kept([0, 2], channels=list(range(16))))
+    student = cut_model(turned, KeptParts([0, 2], channels=list(range(16))))
     student.save_pretrained(tmp_path)
     with torch.inference_mode():
         found = AutoModelForCausalLM.from_pretrained(tmp_path)(input_ids=IDS).logits
@@ -258,15 +261,15 @@ def test_a_stream_of_few_dimensions_is_cut_without_loss(tmp_path, tokenizer):
     with torch.no_grad():
         teacher.model.embed_tokens.weight.copy_(teacher.model.embed_tokens.weight @ inside)
         for axes in ("HQ", "HI"):
-            for module in modules_with(teacher, family_of(teacher), axes).values():
+            for module in modules_with(teacher, prunable_architecture(teacher), axes).values():
                 module.weight.copy_(inside @ module.weight)
     config = widths(hidden={"keep": 16, "by": "pca"})
-    student, surgery, rotation = cut_student(teacher, [0, 1, 2, 3], config, IDS)
+    student, pruning, rotation = cut_student(teacher, [0, 1, 2, 3], config, IDS)
     with torch.inference_mode():
         expected = teacher(input_ids=IDS).logits
         torch.testing.assert_close(student(input_ids=IDS).logits, expected, rtol=1e-3, atol=1e-3)
     assert not config.cut_config(teacher.config).tie_word_embeddings
-    save_cut(student, surgery, rotation, tokenizer, tmp_path / "cut")
+    save_cut(student, pruning, rotation, tokenizer, tmp_path / "cut")
     torch.testing.assert_close(channel_map(tmp_path / "cut", 32), rotation)
 
 
@@ -293,7 +296,7 @@ def test_a_classifier_is_rotated():
 
 def test_a_body_without_a_head_is_not_rotated():
     body = AutoModel.from_config(CONFIGS["llama"]).eval()
-    with pytest.raises(ModelError, match="LlamaModel has no head to take up the last norm"):
+    with pytest.raises(ModelError, match="LlamaModel has no head to absorb the last norm"):
         cut_student(body, [0, 1], widths(hidden={"keep": 16, "by": "pca"}), IDS)
 
 
@@ -312,9 +315,9 @@ def divergence(model, teacher):
 @pytest.mark.parametrize(
     "kept",
     [
-        Kept([0, 1, 2, 3], neurons=[list(range(32))] * 4),
-        Kept([0, 2, 3]),
-        Kept([0, 1, 3], groups=[[1, 3]] * 3),
+        KeptParts([0, 1, 2, 3], neurons=[list(range(32))] * 4),
+        KeptParts([0, 2, 3]),
+        KeptParts([0, 1, 3], groups=[[1, 3]] * 3),
     ],
     ids=["neurons", "blocks", "blocks and heads"],
 )
@@ -322,7 +325,7 @@ def test_a_refit_brings_a_cut_nearer_to_its_teacher(name, kept):
     if name == "bert" and len(kept.blocks) < 4:
         pytest.skip("refused where norms stand behind sums")
     teacher = random_model(name)
-    student = cut(teacher, kept)
+    student = cut_model(teacher, kept)
     before = divergence(student, teacher)
     refit(student, teacher, kept, IDS)
     assert divergence(student, teacher) < before
@@ -330,8 +333,8 @@ def test_a_refit_brings_a_cut_nearer_to_its_teacher(name, kept):
 
 def test_a_refit_of_everything_changes_nothing():
     teacher = random_model("llama")
-    student = cut(teacher, Kept([0, 1, 2, 3], neurons=[list(range(48))] * 4))
-    refit(student, teacher, Kept([0, 1, 2, 3], neurons=[list(range(48))] * 4), IDS)
+    student = cut_model(teacher, KeptParts([0, 1, 2, 3], neurons=[list(range(48))] * 4))
+    refit(student, teacher, KeptParts([0, 1, 2, 3], neurons=[list(range(48))] * 4), IDS)
     for name, parameter in student.named_parameters():
         torch.testing.assert_close(parameter, teacher.get_parameter(name), rtol=1e-4, atol=1e-4)
 
@@ -344,8 +347,8 @@ def test_neurons_that_repeat_others_are_made_up_for_exactly():
             for linear in (block.mlp.gate_proj, block.mlp.up_proj):
                 linear.weight[24:] = linear.weight[:24]
             block.mlp.down_proj.weight[:, 24:] = block.mlp.down_proj.weight[:, :24]
-    kept = Kept([0, 1, 2, 3], neurons=[list(range(24))] * 4)
-    student = cut(teacher, kept)
+    kept = KeptParts([0, 1, 2, 3], neurons=[list(range(24))] * 4)
+    student = cut_model(teacher, kept)
     before = divergence(student, teacher)
     many = torch.randint(3, 64, (32, 32), generator=torch.Generator().manual_seed(1))
     refit(student, teacher, kept, many)
@@ -354,7 +357,7 @@ def test_neurons_that_repeat_others_are_made_up_for_exactly():
 
 def test_a_refit_leaves_blocks_before_the_first_cut_alone():
     teacher = random_model("llama")
-    student = cut(teacher, Kept([0, 1, 3]))
-    refit(student, teacher, Kept([0, 1, 3]), IDS)
+    student = cut_model(teacher, KeptParts([0, 1, 3]))
+    refit(student, teacher, KeptParts([0, 1, 3]), IDS)
     for name, parameter in student.model.layers[0].named_parameters():
         assert torch.equal(parameter, teacher.model.layers[0].get_parameter(name))

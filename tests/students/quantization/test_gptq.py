@@ -12,11 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attar.errors import ModelError, RecipeError
-from students.quantization.formats import GRIDS
-from students.quantization.gptq import linear_maps, round_compensated, round_model, round_nearest
+from students.quantization.formats import NUMBER_FORMATS
+from students.quantization.gptq import (
+    round_compensated,
+    round_model,
+    round_nearest,
+    roundable_linears,
+)
 from students.quantization.packed_weights import gguf_bytes
 
-GGUF = [name for name in GRIDS if name.startswith("q")]
+GGUF = [name for name in NUMBER_FORMATS if name.startswith("q")]
 
 
 def drawn(seed, outputs=24, inputs=64, scale=0.1):
@@ -40,7 +45,7 @@ def test_nearest_is_what_bitsandbytes_rounds_to(kind):
     weight_OI = torch.randn(8, 128)
     packed, state = bnb.quantize_4bit(weight_OI, quant_type=kind, compress_statistics=True)
     theirs_OI = bnb.dequantize_4bit(packed, state)
-    assert torch.equal(round_nearest(weight_OI, GRIDS[kind]).weight(), theirs_OI)
+    assert torch.equal(round_nearest(weight_OI, NUMBER_FORMATS[kind]).weight(), theirs_OI)
 
 
 @pytest.mark.parametrize("shape", [(8, 128), (6, 32), (6, 18)])
@@ -48,7 +53,7 @@ def test_codes_are_those_of_bitsandbytes_even_where_blocks_go_across_rows(shape)
     torch.manual_seed(3)
     weight_OI = torch.randn(*shape)
     packed, state = bnb.quantize_4bit(weight_OI, quant_type="nf4", compress_statistics=True)
-    found = round_nearest(weight_OI, GRIDS["nf4"])
+    found = round_nearest(weight_OI, NUMBER_FORMATS["nf4"])
     codes = found.codes_OI.flatten()
     assert torch.equal((codes[::2] << 4) | codes[1::2], packed.flatten())
     assert torch.equal(found.scales.parts["absmax"], state.absmax)
@@ -59,7 +64,7 @@ def test_nearest_in_8_bits_is_what_bitsandbytes_rounds_to():
     weight_OI = torch.randn(8, 40).half()
     codes_OI, scale_O, _ = bnb.int8_vectorwise_quant(weight_OI)
     theirs_OI = codes_OI * (scale_O / 127)[:, None]
-    mine_OI = round_nearest(weight_OI, GRIDS["int8"]).weight()
+    mine_OI = round_nearest(weight_OI, NUMBER_FORMATS["int8"]).weight()
     step_O1 = scale_O[:, None] / 127
     assert float(((mine_OI - theirs_OI) / step_O1).abs().max()) < 1.01  # theirs rounds in float16
     assert float((mine_OI != theirs_OI).float().mean()) < 0.05
@@ -70,61 +75,65 @@ def test_nearest_is_byte_for_byte_what_gguf_writes(kind):
     torch.manual_seed(5)
     weight_OI = torch.randn(16, 96)
     theirs = quantize(weight_OI.numpy(), GGMLQuantizationType[kind.upper()])
-    assert np.array_equal(gguf_bytes(round_nearest(weight_OI, GRIDS[kind])), theirs)
+    assert np.array_equal(gguf_bytes(round_nearest(weight_OI, NUMBER_FORMATS[kind])), theirs)
 
 
 @pytest.mark.parametrize("kind", GGUF)
 def test_gguf_reads_back_exactly_what_was_chosen(kind):
     weight_OI, moments_II = drawn(6)
-    found = round_compensated(weight_OI, moments_II, GRIDS[kind])
+    found = round_compensated(weight_OI, moments_II, NUMBER_FORMATS[kind])
     read = dequantize(gguf_bytes(found), GGMLQuantizationType[kind.upper()])
     assert np.array_equal(read, found.weight().numpy())
 
 
-@pytest.mark.parametrize("kind", list(GRIDS))
+@pytest.mark.parametrize("kind", list(NUMBER_FORMATS))
 @settings(max_examples=10)
 @given(seed=st.integers(0, 1000))
 def test_compensated_changes_outputs_less_than_nearest(kind, seed):
     weight_OI, moments_II = drawn(seed)
-    nearest = cost(round_nearest(weight_OI, GRIDS[kind]), weight_OI, moments_II)
-    compensated = cost(round_compensated(weight_OI, moments_II, GRIDS[kind]), weight_OI, moments_II)
+    nearest = cost(round_nearest(weight_OI, NUMBER_FORMATS[kind]), weight_OI, moments_II)
+    compensated = cost(
+        round_compensated(weight_OI, moments_II, NUMBER_FORMATS[kind]), weight_OI, moments_II
+    )
     assert compensated < 0.8 * nearest
 
 
 def test_many_small_changes_survive_together_where_each_is_below_half_a_step():
     weight_OI, moments_II = drawn(7)
-    base_OI = round_nearest(weight_OI, GRIDS["nf4"]).weight()
+    base_OI = round_nearest(weight_OI, NUMBER_FORMATS["nf4"]).weight()
     small_OI = 0.03 * base_OI.abs().mean() * torch.ones_like(base_OI)
     moments_II = moments_II + 4 * torch.ones_like(moments_II)  # inputs share a mean: changes add up
     target_OI = base_OI + small_OI
-    lost = cost(round_nearest(target_OI, GRIDS["nf4"]), target_OI, moments_II)
-    kept = cost(round_compensated(target_OI, moments_II, GRIDS["nf4"]), target_OI, moments_II)
+    lost = cost(round_nearest(target_OI, NUMBER_FORMATS["nf4"]), target_OI, moments_II)
+    kept = cost(
+        round_compensated(target_OI, moments_II, NUMBER_FORMATS["nf4"]), target_OI, moments_II
+    )
     assert kept < 0.25 * lost
 
 
-@pytest.mark.parametrize("kind", list(GRIDS))
+@pytest.mark.parametrize("kind", list(NUMBER_FORMATS))
 def test_nothing_is_lost_of_weights_that_are_zero_or_whose_inputs_are(kind):
     weight_OI, moments_II = drawn(8)
     weight_OI[3] = 0
     moments_II[5], moments_II[:, 5] = 0, 0
-    found = round_compensated(weight_OI, moments_II, GRIDS[kind])
+    found = round_compensated(weight_OI, moments_II, NUMBER_FORMATS[kind])
     assert torch.isfinite(found.weight()).all()
     step = float(weight_OI.abs().max()) / 15
     assert float(found.weight()[3].abs().max()) < step
-    unseen = round_compensated(weight_OI, torch.zeros_like(moments_II), GRIDS[kind])
-    limit = 1.1 * (round_nearest(weight_OI, GRIDS[kind]).weight() - weight_OI).norm()
+    unseen = round_compensated(weight_OI, torch.zeros_like(moments_II), NUMBER_FORMATS[kind])
+    limit = 1.1 * (round_nearest(weight_OI, NUMBER_FORMATS[kind]).weight() - weight_OI).norm()
     assert (unseen.weight() - weight_OI).norm() <= limit
 
 
 def test_inputs_that_are_not_finite_are_refused():
     weight_OI, moments_II = drawn(9)
     with pytest.raises(ModelError, match="not finite"):
-        round_compensated(weight_OI, moments_II * torch.nan, GRIDS["nf4"])
+        round_compensated(weight_OI, moments_II * torch.nan, NUMBER_FORMATS["nf4"])
 
 
 def test_an_unknown_grid_is_named():
-    with pytest.raises(RecipeError, match="no grid `q4_2`"):
-        GRIDS["q4_2"]
+    with pytest.raises(RecipeError, match="no number format `q4_2`"):
+        NUMBER_FORMATS["q4_2"]
 
 
 # Whole models ------------------------------------------------------------------------------------
@@ -150,7 +159,7 @@ def test_a_model_rounded_with_calibration_is_closer_to_itself_on_other_text(stud
     away = {}
     for name, ids in (("nearest", None), ("compensated", text[:10])):
         rounded_model = copy.deepcopy(student)
-        round_model(rounded_model, GRIDS["nf4"], ids)
+        round_model(rounded_model, NUMBER_FORMATS["nf4"], ids)
         away[name] = kl(student, rounded_model, text[10:])
     assert away["compensated"] < 0.75 * away["nearest"]
 
@@ -160,8 +169,8 @@ def test_every_map_but_the_head_lies_on_its_grid_and_the_rest_is_untouched(stude
     before = {name: value.clone() for name, value in student.state_dict().items()}
     blocks = []
     ids = None if rows is None else text[:rows]
-    found = round_model(student, GRIDS["q4_0"], ids, lambda *done: blocks.append(done))
-    assert found.keys() == linear_maps(student).keys()
+    found = round_model(student, NUMBER_FORMATS["q4_0"], ids, lambda *done: blocks.append(done))
+    assert found.keys() == roundable_linears(student).keys()
     assert "lm_head" not in found
     assert blocks == ([] if rows is None else [(1, 3), (2, 3), (3, 3)])
     for name, value in student.state_dict().items():
@@ -175,8 +184,8 @@ def test_every_map_but_the_head_lies_on_its_grid_and_the_rest_is_untouched(stude
 
 def test_how_text_is_split_into_rows_of_a_batch_changes_nothing(student, text):
     one, other = copy.deepcopy(student), copy.deepcopy(student)
-    round_model(one, GRIDS["q8_0"], text[:7])
-    round_model(other, GRIDS["q8_0"], text[:7].flip(0))
+    round_model(one, NUMBER_FORMATS["q8_0"], text[:7])
+    round_model(other, NUMBER_FORMATS["q8_0"], text[:7].flip(0))
     assert kl(one, other, text) < 1e-4
 
 
@@ -191,6 +200,6 @@ def test_a_family_with_windows_of_attention_that_differ_by_layer_is_rounded(text
     )  # fmt: skip
     model = Gemma3ForCausalLM(config).eval()
     before = copy.deepcopy(model)
-    found = round_model(model, GRIDS["q8_0"], text[:4])
+    found = round_model(model, NUMBER_FORMATS["q8_0"], text[:4])
     assert len(found) == 14
     assert kl(before, model, text[:4]) < 1e-3

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from students.quantization.formats import GRIDS
-from students.quantization.gptq import linear_maps, round_model
-from students.quantization.learned_scales import let_scales_learn, settle
+from students.quantization.formats import NUMBER_FORMATS
+from students.quantization.gptq import round_model, roundable_linears
+from students.quantization.learned_scales import make_scales_trainable, store_learned_scales
 from students.quantization.packed_weights import quantized_model
 
 
@@ -26,13 +26,13 @@ def kl(teacher, student, input_ids_BT):
 @pytest.mark.parametrize("kind", ["nf4", "int8", "q4_0", "q4_1"])
 def test_it_begins_as_the_rounded_student_and_settles_as_it_was(make_model, text, kind):
     student = make_model(3, width=64, layers=2)
-    found = round_model(student, GRIDS[kind], text)
+    found = round_model(student, NUMBER_FORMATS[kind], text)
     with torch.no_grad():
         before_BTV = student(text).logits
-        let_scales_learn(student, found)
+        make_scales_trainable(student, found)
         assert torch.allclose(student(text).logits, before_BTV, atol=1e-5)
-    settled = settle(student)
-    assert settled.keys() == found.keys() == linear_maps(student).keys()
+    settled = store_learned_scales(student)
+    assert settled.keys() == found.keys() == roundable_linears(student).keys()
     limit = 0.02 if kind == "nf4" else 0.0  # 8 bits of scales are found anew
     for name, one in settled.items():
         away = (one.weight() - found[name].weight()).abs().max()
@@ -41,8 +41,8 @@ def test_it_begins_as_the_rounded_student_and_settles_as_it_was(make_model, text
 
 def test_only_scales_and_what_no_format_quantises_learn(make_model, text):
     student = make_model(3, width=64, layers=1, attention_bias=True)
-    found = round_model(student, GRIDS["nf4"], None)
-    learning = let_scales_learn(student, found)
+    found = round_model(student, NUMBER_FORMATS["nf4"], None)
+    learning = make_scales_trainable(student, found)
     names = {name for name, p in student.named_parameters() if p.requires_grad}
     assert len(names) == len(learning) == 7 + 3 + 4
     assert {name.rsplit(".", 1)[1] for name in names} == {"factor_K", "weight", "bias"}
@@ -54,14 +54,14 @@ def test_only_scales_and_what_no_format_quantises_learn(make_model, text):
 def test_learning_brings_a_rounded_student_back_to_its_teacher(make_model, text, tmp_path):
     teacher = make_model(3, width=64, layers=2)
     student = copy.deepcopy(teacher)
-    found = round_model(student, GRIDS["nf4"], None)
+    found = round_model(student, NUMBER_FORMATS["nf4"], None)
     start = float(kl(teacher, student, text).detach())
-    optimizer = torch.optim.Adam(let_scales_learn(student, found), lr=3e-3)
+    optimizer = torch.optim.Adam(make_scales_trainable(student, found), lr=3e-3)
     for _ in range(25):
         optimizer.zero_grad()
         kl(teacher, student, text).backward()
         optimizer.step()
-    settled = settle(student)
+    settled = store_learned_scales(student)
     assert float(kl(teacher, student, text).detach()) < 0.6 * start
     for name, one in settled.items():
         assert torch.equal(student.get_submodule(name).weight, one.weight())

@@ -7,13 +7,13 @@ import torch
 
 from attar.errors import ModelError
 from attar.models.loading import load_causal_lm
-from students.quantization.formats import GRIDS
-from students.quantization.gptq import linear_maps, round_model
+from students.quantization.formats import NUMBER_FORMATS
+from students.quantization.gptq import round_model, roundable_linears
 from students.quantization.packed_weights import (
-    dequantized,
-    quantized_maps,
+    dequantized_model,
+    dequantized_weight,
+    quantized_linears,
     quantized_model,
-    weight_of,
 )
 from students.tuning.adapters import load_base
 from students.tuning.method import METHODS
@@ -43,20 +43,20 @@ def test_a_saved_checkpoint_dequantises_to_the_weights_that_were_chosen(
     source, text, kind, tmp_path
 ):
     student = load_causal_lm(str(source), dtype=torch.float32)
-    found = round_model(student, GRIDS[kind], text)
+    found = round_model(student, NUMBER_FORMATS[kind], text)
     quantized_model(source, found).save_pretrained(tmp_path / kind)
-    read = quantized_maps(plain(tmp_path / kind))
+    read = quantized_linears(plain(tmp_path / kind))
     assert read.keys() == found.keys()
     for name, module in read.items():
         wanted_OI = found[name].weight()
         if kind != "int8":
             wanted_OI = wanted_OI.bfloat16()  # what bitsandbytes dequantises to beside bfloat16
-        assert torch.allclose(weight_of(module), wanted_OI, rtol=1e-6, atol=0), name
+        assert torch.allclose(dequantized_weight(module), wanted_OI, rtol=1e-6, atol=0), name
 
 
 def test_what_is_not_a_linear_map_is_the_students_in_bfloat16(source, text, tmp_path):
     student = load_causal_lm(str(source), dtype=torch.float32)
-    quantized_model(source, round_model(student, GRIDS["nf4"], text)).save_pretrained(
+    quantized_model(source, round_model(student, NUMBER_FORMATS["nf4"], text)).save_pretrained(
         tmp_path / "q"
     )
     read = plain(tmp_path / "q")
@@ -70,7 +70,7 @@ def test_what_is_not_a_linear_map_is_the_students_in_bfloat16(source, text, tmp_
 @pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
 def test_a_saved_checkpoint_answers_as_the_rounded_student_does(source, text, kind, tmp_path):
     student = load_causal_lm(str(source), dtype=torch.float32)
-    found = round_model(student, GRIDS[kind], text)
+    found = round_model(student, NUMBER_FORMATS[kind], text)
     quantized_model(source, found).save_pretrained(tmp_path / kind)
     with torch.no_grad():
         mine_BTV = student(text).logits
@@ -83,10 +83,10 @@ def test_a_saved_checkpoint_answers_as_the_rounded_student_does(source, text, ki
 def test_a_dequantised_student_computes_what_its_quantised_base_does(source, text, kind):
     base = load_causal_lm(str(source), dtype=torch.bfloat16, quantization=kind)
     student = load_causal_lm(str(source), dtype=torch.float32)
-    found = dequantized(source, kind)
-    before = {name: weight_of(m).float() for name, m in quantized_maps(base).items()}
-    assert before.keys() == linear_maps(found).keys()
-    for name, module in linear_maps(found).items():
+    found = dequantized_model(source, kind)
+    before = {name: dequantized_weight(m).float() for name, m in quantized_linears(base).items()}
+    assert before.keys() == roundable_linears(found).keys()
+    for name, module in roundable_linears(found).items():
         assert torch.equal(module.weight, before[name])
         assert not torch.equal(module.weight, student.get_submodule(name).weight)
     assert torch.equal(found.lm_head.weight, student.lm_head.weight)
@@ -97,19 +97,19 @@ def test_a_dequantised_student_computes_what_its_quantised_base_does(source, tex
 
 
 def test_a_student_that_is_not_quantised_is_itself(source):
-    one, other = dequantized(source, "none"), load_causal_lm(str(source), dtype=torch.float32)
+    one, other = dequantized_model(source, "none"), load_causal_lm(str(source), dtype=torch.float32)
     for name, value in other.state_dict().items():
         assert torch.equal(one.state_dict()[name], value)
 
 
 def test_a_dequantised_student_is_saved_as_a_plain_checkpoint(source, tmp_path):
-    dequantized(source, "nf4").save_pretrained(tmp_path / "plain")
+    dequantized_model(source, "nf4").save_pretrained(tmp_path / "plain")
     assert getattr(plain(tmp_path / "plain").config, "quantization_config", None) is None
 
 
 def test_maps_that_were_not_rounded_are_named(source, text):
     student = load_causal_lm(str(source), dtype=torch.float32)
-    found = round_model(student, GRIDS["nf4"], None)
+    found = round_model(student, NUMBER_FORMATS["nf4"], None)
     missing = {name: one for name, one in found.items() if "down_proj" not in name}
     with pytest.raises(ModelError, match="down_proj"):
         quantized_model(source, missing)

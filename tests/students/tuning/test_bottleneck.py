@@ -29,7 +29,7 @@ from attar.errors import ModelError, RecipeError
 from students.tuning.bottleneck import BottleneckAdapter
 from students.tuning.bottleneck_module import (
     BottleneckConfig,
-    adapted_maps,
+    adapted_linears,
     add_bottleneck,
     bottlenecks,
     load_bottleneck,
@@ -93,7 +93,9 @@ def test_other_families_get_two_adapters_a_block_and_are_the_same_at_first(famil
     torch.manual_seed(0)
     model = FAMILIES[family]().eval()
     plain = outputs(model)
-    assert len(adapted_maps(model, "houlsby")) == 2 * len(adapted_maps(model, "pfeiffer")) == 4
+    assert (
+        len(adapted_linears(model, "houlsby")) == 2 * len(adapted_linears(model, "pfeiffer")) == 4
+    )
     model = add_bottleneck(model, BottleneckConfig("houlsby"))
     assert torch.equal(outputs(model), plain)
     with torch.no_grad():

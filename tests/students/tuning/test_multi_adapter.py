@@ -216,7 +216,7 @@ def small(**more):
 
 def other_model(family):
     torch.manual_seed(0)
-    if family == "gpt2":  # learned positions, transposed linear maps
+    if family == "gpt2":  # learned positions, transposed linear layers
         return GPT2LMHeadModel(
             GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=97, initializer_range=0.2)
         )

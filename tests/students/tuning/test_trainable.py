@@ -158,8 +158,8 @@ def test_what_stands_behind_a_minus_is_taken_away(make_model):
         ("layers:1-0", "2 blocks"),
         ("re:nothing", r"matches no parameter of the model; it has head, embeddings, norms, 2 blo"),
         ("bias", "matches no parameter of the model; it has .*self_attn.q_proj.weight"),
-        (["last:1", "-embeddings"], "`-embeddings` takes nothing away from `.last:1.`"),
-        (["last:1", "-last:2"], "leaves nothing to learn"),
+        (["last:1", "-embeddings"], "`-embeddings` removes nothing from `.last:1.`"),
+        (["last:1", "-last:2"], "leaves nothing to train"),
     ],
 )
 def test_a_part_that_means_nothing_is_refused(make_model, part, says):
@@ -179,7 +179,7 @@ def test_a_tied_head_without_its_embedding_says_why_nothing_is_left(make_model):
         ("last", "not known"),
         ("re:(", "regular expression"),
         ("embedding", "Did you mean `embeddings`"),
-        (["layers:3", "5-7"], "quoted together"),
+        (["layers:3", "5-7"], "in quotes"),
         ([], "trains nothing"),
         (3, "not known"),
         ({"last": 2, "first": 1}, "not known"),
@@ -236,16 +236,18 @@ def test_an_untied_head_may_start_afresh_and_a_tied_one_not(make_model):
     before = model.lm_head.weight.detach().clone()
     prepare_learning(model, "head", "head", 0)
     assert not torch.equal(model.lm_head.weight, before)
-    with pytest.raises(RecipeError, match="the head is the embedding"):
+    with pytest.raises(RecipeError, match="the head is tied to the embedding"):
         prepare_learning(make_model(tie_word_embeddings=True), "all", "head", 0)
 
 
 def test_what_starts_afresh_must_learn(make_model):
-    with pytest.raises(RecipeError, match=r"`train\.reinitialize: last:1` draws .* anew"):
+    with pytest.raises(
+        RecipeError, match=r"`train\.reinitialize: last:1` reinitialises .* weights"
+    ):
         prepare_learning(make_model(), "norms", "last:1", 0, "train.")
 
 
 @pytest.mark.parametrize("value", ["embeddings", "-last:1", "re:mlp", ["last:1", "norms"]])
 def test_only_blocks_and_head_start_afresh(value):
-    with pytest.raises(ValidationError, match="cannot start afresh"):
+    with pytest.raises(ValidationError, match="cannot be reinitialised"):
         TypeAdapter(Reinitialized).validate_python(value)

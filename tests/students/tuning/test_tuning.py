@@ -298,14 +298,14 @@ def test_a_tied_head_is_untied_by_a_merge(dora, make_model, tokenizer, make_exam
 @pytest.mark.parametrize(
     ("name", "keys", "says"),
     [
-        ("lora", {"targets": ["query"]}, r"`query` fits no linear map.*k_proj, .*q_proj"),
+        ("lora", {"targets": ["query"]}, r"`query` fits no linear layer.*k_proj, .*q_proj"),
         ("lora", {"targets": ["q_proj", "k_porj"]}, r"`k_porj` fits.*Did you mean `k_proj`"),
-        ("lora", {"targets": "query.*"}, r"`query\.\*` fits no linear map"),
-        ("lora", {"targets": "(q_proj"}, "no regular expression"),
+        ("lora", {"targets": "query.*"}, r"`query\.\*` fits no linear layer"),
+        ("lora", {"targets": "(q_proj"}, "not a regular expression"),
         ("lora", {"init": "pissa", "rank": 40}, r"`specialize.rank` is 40; .*32 singular"),
         ("lora", {"targets": ["lm_head"], "dropout": 0.1}, "no effect on the head"),
-        ("qlora", {"targets": ["norm"]}, "`norm` fits no linear map"),
-        ("ia3", {"targets": ["key"]}, "`key` fits no linear map"),
+        ("qlora", {"targets": ["norm"]}, "`norm` fits no linear layer"),
+        ("ia3", {"targets": ["key"]}, "`key` fits no linear layer"),
         ("prefix", {"virtual_tokens": 128}, "128 positions, and the text needs some"),
         ("full", {"trainable": "re:experts"}, r"`specialize\.trainable: re:experts` matches no"),
         ("full", {"trainable": "last:3"}, "the model has 2 blocks"),
@@ -327,10 +327,10 @@ def test_a_family_that_ia3_does_not_know_must_name_its_maps(make_model):
 @pytest.mark.parametrize(
     ("name", "keys", "says"),
     [
-        ("qlora", {"init": "pissa"}, "takes the weights apart, which an nf4 base"),
+        ("qlora", {"init": "pissa"}, "decomposes the weights, which an nf4 base"),
         ("qlora", {"init": "pissa", "base": "int8"}, "an int8 base"),
         ("qlora", {"dora": True, "base": "int8"}, "loses the scales of an int8 base"),
-        ("lora", {"init": "pissa", "dora": True}, "use one"),
+        ("lora", {"init": "pissa", "dora": True}, "use only one"),
         ("lora", {"init": "orthogonal", "rank": 3}, "even `rank`"),
         ("prefix", {"encoder_hidden_size": 8}, "no effect without `projection: true`"),
         ("ia3", {"targets": ["up_proj"], "feedforward": ["down_proj"]}, "names down_proj"),

@@ -23,7 +23,7 @@ from distill.objective.objective import Learner
 from distill.objective.terms import TERM_MODELS
 from distill.tasks.sequence_classification.metrics import calibration_error, macro_f1
 from students.pruning.depth import cut_depth, keep_by_influence, keep_greedily
-from students.pruning.output_change import change_from, class_logprobs, kl
+from students.pruning.output_change import class_logprobs, kl, output_change
 from teachers.cache.config import CacheConfig, manifest_of
 from teachers.cache.reader import SignalCache
 from teachers.cache.store import SignalStore
@@ -323,7 +323,7 @@ def test_the_block_that_does_nothing_goes_first():
             dense.bias.zero_()
     inputs = [collate_texts([[e] for e in texts(8)]).model_inputs()]
     removed = []
-    change = change_from(model, inputs, class_logprobs, kl)
+    change = output_change(model, inputs, class_logprobs, kl)
     kept = keep_greedily(model, change, 2, lambda block, loss: removed.append((block, loss)))
     assert kept == [0, 2]
     assert removed[0][1] < 1e-4
@@ -358,7 +358,7 @@ def test_a_block_is_judged_by_the_model_that_a_cut_would_leave(make):
         collate_texts([[e] for e in part]).model_inputs() for part in (examples[:5], examples[5:])
     ]
     before, removed = class_logits(model, inputs[0]), []
-    change = change_from(model, inputs, class_logprobs, kl)
+    change = output_change(model, inputs, class_logprobs, kl)
     keep_greedily(model, change, 1, lambda block, loss: removed.append((block, loss)))
     assert torch.equal(class_logits(model, inputs[0]), before), "the model is as it was"
     kept = list(range(model.config.num_hidden_layers))

@@ -27,9 +27,9 @@ from students.artifacts.artifact import (
     check_installed,
     export_artifact,
 )
-from students.artifacts.gguf.architectures import FAMILIES, check_config
-from students.artifacts.gguf.writer import KINDS, write_gguf
-from students.quantization.formats import GRIDS
+from students.artifacts.gguf.architectures import GGUF_ARCHITECTURES, check_config
+from students.artifacts.gguf.writer import GGUF_KINDS, write_gguf
+from students.quantization.formats import NUMBER_FORMATS
 from students.quantization.gptq import round_model
 
 gguf = pytest.importorskip("gguf")
@@ -115,7 +115,7 @@ def types_in(file):
 
 
 def test_every_family_is_compared():
-    assert {config.model_type for config, _ in CASES.values()} == set(FAMILIES)
+    assert {config.model_type for config, _ in CASES.values()} == set(GGUF_ARCHITECTURES)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -160,7 +160,7 @@ def plain(bytes_bpe, tmp_path_factory):
 def test_fewer_bits_are_fewer_bytes_and_further_away(plain, tmp_path):
     folder, model = plain
     ours, found = logits_of(model), {}
-    for kind in KINDS:
+    for kind in GGUF_KINDS:
         file = tmp_path / f"{kind}.gguf"
         write_gguf(folder, file, kind)
         found[kind] = (file.stat().st_size, divergence(ours, logits_in(file)))
@@ -221,7 +221,7 @@ def test_calibration_text_compensates_what_rounding_loses(plain, tmp_path):
     given = ArtifactInputs(student=folder, merged=folder, calibration=lambda: text)
     export_artifact("gguf-q4_0", given, tmp_path / "q4_0", "a card")
     model = AutoModelForCausalLM.from_pretrained(folder)
-    wanted = round_model(model, GRIDS["q4_0"], text)["model.layers.1.mlp.up_proj"].weight()
+    wanted = round_model(model, NUMBER_FORMATS["q4_0"], text)["model.layers.1.mlp.up_proj"].weight()
     for tensor in gguf.GGUFReader(tmp_path / "q4_0" / "model.gguf").tensors:
         if tensor.name == "blk.1.ffn_up.weight":
             found = gguf.quants.dequantize(tensor.data, tensor.tensor_type)

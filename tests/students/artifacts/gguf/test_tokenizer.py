@@ -8,7 +8,12 @@ from tokenizers import trainers as training
 from transformers import PreTrainedTokenizerFast
 
 from attar.errors import ModelError
-from students.artifacts.gguf.tokenizer import PROBES, find_split, probes, read_words
+from students.artifacts.gguf.tokenizer import (
+    PROBE_TEXTS,
+    find_pre_tokenizer,
+    probe_texts,
+    read_vocabulary,
+)
 from students.artifacts.gguf.writer import write_gguf
 
 pytest.importorskip("gguf")
@@ -40,7 +45,7 @@ def byte_level(pre_tokenizer):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    text = [*PROBES, *TEXTS] * 3
+    text = [*PROBE_TEXTS, *TEXTS] * 3
     tokenizer.train_from_iterator(text, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
 
@@ -99,7 +104,7 @@ def loaded_with(tokenizer, model, folder):
 
 def same_ids(tokenizer, model, tmp_path, texts=TEXTS):
     loaded = loaded_with(tokenizer, model, tmp_path)
-    for text in (*texts, *probes(tokenizer)):
+    for text in (*texts, *probe_texts(tokenizer)):
         assert loaded.encode(text) == tokenizer(text)["input_ids"], text
     plain = "the teacher says, 12 times: naïve"
     assert loaded.decode(tokenizer(plain, add_special_tokens=False)["input_ids"]).strip() == plain
@@ -126,21 +131,21 @@ def test_a_tokenizer_that_llama_cpp_cannot_follow_is_refused(bytes_bpe):
     copy = Tokenizer.from_str(bytes_bpe.to_str())
     copy.normalizer = normalizers.Lowercase()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=copy, eos_token="<|im_end|>")
-    words = read_words(tokenizer)
-    with pytest.raises(ModelError, match="splits 'Hello world' otherwise than the tokenizer"):
-        find_split(words, tokenizer)
+    words = read_vocabulary(tokenizer)
+    with pytest.raises(ModelError, match="splits 'Hello world' differently from the tokenizer"):
+        find_pre_tokenizer(words, tokenizer)
 
 
 def test_a_tokenizer_of_another_kind_is_refused(bytes_bpe):
     pieces = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
     with pytest.raises(ModelError, match="type WordPiece cannot be written as GGUF"):
-        read_words(PreTrainedTokenizerFast(tokenizer_object=pieces))
+        read_vocabulary(PreTrainedTokenizerFast(tokenizer_object=pieces))
     copy = Tokenizer.from_str(bytes_bpe.to_str())
     copy.post_processor = processors.TemplateProcessing(
         single="<|pad|> $A", special_tokens=[("<|pad|>", 3)]
     )
-    with pytest.raises(ModelError, match="only say that the bos token"):
-        read_words(PreTrainedTokenizerFast(tokenizer_object=copy, eos_token="<|im_end|>"))
+    with pytest.raises(ModelError, match="only add the bos token"):
+        read_vocabulary(PreTrainedTokenizerFast(tokenizer_object=copy, eos_token="<|im_end|>"))
 
 
 def test_rows_of_the_embedding_beyond_the_tokenizer_are_unused(tokenizer, make_model, tmp_path):
@@ -149,5 +154,5 @@ def test_rows_of_the_embedding_beyond_the_tokenizer_are_unused(tokenizer, make_m
 
 
 def test_a_tokenizer_with_more_ids_than_rows_is_refused(tokenizer, make_model, tmp_path):
-    with pytest.raises(ModelError, match=r"256 rows of embedding for the \d+ ids"):
+    with pytest.raises(ModelError, match=r"256 rows in its embedding for \d+ ids"):
         loaded_with(tokenizer, make_model(vocabulary=256), tmp_path)

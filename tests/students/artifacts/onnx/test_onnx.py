@@ -21,7 +21,7 @@ from students.artifacts.artifact import (
     export_artifact,
 )
 from students.artifacts.onnx import graph as graphs
-from students.artifacts.onnx.int8 import BLOCK, round_blocks, round_dynamic, round_weights
+from students.artifacts.onnx.int8 import BLOCK_INPUTS, round_blocks, round_dynamic, round_weights
 from students.save import save_student
 
 pytestmark = pytest.mark.slow  # torch.export takes its seconds whatever the size of the model
@@ -129,7 +129,7 @@ def rounded(exported, tmp_path):
 
 
 def rounded_weights(model, block, tables):
-    """A copy of a model with the weights of linear maps and `tables` rounded and back."""
+    """A copy of a model with the weights of linear layers and `tables` rounded and back."""
     copied = copy.deepcopy(model)
     for name, module in copied.named_modules():
         if isinstance(module, torch.nn.Linear) or name.endswith(tables):
@@ -142,7 +142,7 @@ def rounded_weights(model, block, tables):
 
 @pytest.mark.parametrize(
     ("name", "block", "table"),
-    [("decoder", BLOCK, "embed_tokens"), ("masked", None, "word_embeddings")],
+    [("decoder", BLOCK_INPUTS, "embed_tokens"), ("masked", None, "word_embeddings")],
 )
 def test_eight_bits_are_those_of_the_weights(name, block, table, rounded):
     model, folder, output = rounded(name)

@@ -1,22 +1,23 @@
-"""What a cut costs, before and after healing: by depth alone, by width alone, by the search.
+"""The cost of pruning by depth alone, by width alone and by the search, before and after healing.
 
-    python benchmarks/surgery.py --json benchmarks/results/surgery.json
+    python benchmarks/pruning.py --json benchmarks/results/pruning.json
 
 SmolLM2-135M-Instruct (which itself comes from a 4-bit file) loses 10, 20, 25, 40 and 50% of its
 parameters, and 4 and 8 whole blocks, by recipes with `student.target`: along `layers` alone, along
-`heads`, `feed_forward` and `hidden` alone, and along all. Each student is measured as it is cut,
-once refitted, and, with --heal and where its size is one of --heal-sizes, after distilling
+`heads`, `feed_forward` and `hidden` alone, and along all axes. Each student is measured as cut,
+after the refit, and, with --heal and if its size is one of --heal-sizes, after distilling
 (`forward_kl` from a cache of 64 tokens a position, and `cross_entropy`, half each) on that many
-tokens of the training part of lm_wiki89. All is measured on the first tokens, in windows of 256, of
-its validation part and of WikiText-2: perplexity by the teacher's, and KL(teacher || student) in
-nats a token. What heals is like the former, so WikiText-2 tells more. With `--runs FOLDER` the
-cache and the runs stay there, and the same command goes on where it was stopped.
+tokens of the training part of lm_wiki89. Measured are the perplexity as a multiple of the teacher's
+and KL(teacher || student) in nats per token, on the first tokens, in windows of 256, of the
+validation part of lm_wiki89 and of WikiText-2. Healing uses text like the former, so WikiText-2 is
+the fairer test. With `--runs FOLDER` the cache and the runs are kept there, and the same command
+resumes them.
 
-Targets: unhealed 4 blocks at most x 1.45, 8 at most x 2.4;
-healed x 1.20 at 20% and x 1.6 at 40%. With `--json FILE` every finished row is kept in
-FILE.partial, and the same command goes on.
+Targets: at most x 1.45 for 4 blocks and x 2.4 for 8, without healing; healed, x 1.20 at 20% and
+x 1.6 at 40%. With `--json FILE` every finished row is saved to FILE.partial, and the same command
+resumes from it.
 
-Legend: B windows, T tokens of a window, N tokens together, H width.
+Legend: B windows, T tokens of a window, N tokens of all windows, H width.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ from students.config import StudentConfig
 from students.save import cut_student
 
 WINDOW = 256
-PIECE = 2000  # characters of training text that stay together
-CUT_FROM = 24_000  # tokens of training text that a cut draws its calibration from
+PIECE_CHARACTERS = 2000  # length of the pieces in which the training text is shuffled
+CALIBRATION_POOL = 24_000  # training tokens that the calibration of a cut is drawn from
 SIZES = (0.90, 0.80, 0.75, 0.60, 0.50)
 COLOURS = {"depth": "tab:orange", "width": "tab:green", "search": "tab:blue"}
 AXES = {
@@ -62,11 +63,11 @@ AXES = {
 }
 
 
-# What is measured ------------------------------------------------------------------------------
+# Measuring -------------------------------------------------------------------------------------
 
 
 def documents(file: Path) -> Iterable[str]:
-    """Texts of a corpus of ../shared/data."""
+    """Read the texts of a corpus in ../shared/data."""
     with gzip.open(file, "rt", encoding="utf8") as lines:
         if file.name.endswith(".jsonl.gz"):
             yield from (json.loads(line)["text"] for line in lines)
@@ -75,34 +76,35 @@ def documents(file: Path) -> Iterable[str]:
 
 
 def windows(tokenizer: Any, file: Path, tokens: int) -> Tensor:
-    """The first tokens of a text, joined, as windows (B, T)."""
+    """Return the first tokens of a text as windows (B, T)."""
     ids = tokenizer("\n\n".join(documents(file)), verbose=False)["input_ids"]
     return torch.tensor(ids[: tokens // WINDOW * WINDOW]).view(-1, WINDOW)
 
 
 def pieces(options: Any, folder: Path) -> str:
-    """The training text in a random order of pieces of a few paragraphs, so that any beginning of
-    it is of all its documents.
+    """Write the training text, shuffled in pieces of a few paragraphs, and return the file.
+
+    Shuffled, the beginning of the file contains text from all documents.
     """
     found = []
     for text in documents(Path(options.data) / "lm_wiki89/train.jsonl.gz"):
         piece = ""
         for paragraph in text.split("\n\n"):
             piece += ("\n\n" if piece else "") + paragraph
-            if len(piece) > PIECE:
+            if len(piece) > PIECE_CHARACTERS:
                 found.append(piece)
                 piece = ""
         found += [piece] if piece else []
     random.Random(0).shuffle(found)
     file = folder / "train.jsonl"
     text = "".join(json.dumps({"text": one}) + "\n" for one in found)
-    if not file.exists() or file.read_text() != text:  # what was made of a file written anew is old
+    if not file.exists() or file.read_text() != text:  # a newer file would make the cache stale
         file.write_text(text)
     return str(file)
 
 
 class Teacher:
-    """The teacher's final hidden states on a text, its head and its perplexity there."""
+    """The teacher's final hidden states on a text, its head, and its perplexity."""
 
     def __init__(self, model: nn.Module, rows_BT: Tensor) -> None:
         self.rows_BT, self.head = rows_BT, head_of(model, _vocabulary(model))
@@ -111,7 +113,7 @@ class Teacher:
 
     @torch.inference_mode()
     def compare(self, model: nn.Module) -> tuple[float, float]:
-        """(perplexity, mean KL of this teacher to the model) on the text."""
+        """Return (perplexity, mean KL(teacher || model) in nats per token) on the text."""
         head, nll, divergence, tokens = head_of(model, _vocabulary(model)), 0.0, 0.0, 0
         for row_T, states_NH in zip(self.rows_BT, self.states, strict=True):
             found_NV = _logprobs(head, _final(model, row_T))[:-1]
@@ -137,7 +139,7 @@ def _final(model: nn.Module, row_T: Tensor) -> Tensor:
 
 
 def against(texts: dict[str, Teacher], model: nn.Module) -> dict[str, float]:
-    """Perplexity by the teacher's and KL, on every text."""
+    """Return the perplexity as a multiple of the teacher's, and the KL, on every text."""
     found = {}
     for text, teacher in texts.items():
         perplexity, divergence = teacher.compare(model)
@@ -152,7 +154,7 @@ def against(texts: dict[str, Teacher], model: nn.Module) -> dict[str, float]:
 def recipe_of(
     options: Any, cache: Path, student: dict[str, Any], tokens: int, train: list[str]
 ) -> str:
-    """The recipe of one student that learns from the files `train`, as YAML."""
+    """Return the recipe of one student that is trained on the files `train`, as YAML."""
     return yaml.safe_dump(
         {
             "data": {
@@ -183,39 +185,39 @@ def recipe_of(
     )
 
 
-def mended(options: Any) -> dict[str, Any]:
-    """Keys of a student that is refitted."""
+def refit_keys(options: Any) -> dict[str, Any]:
+    """Return the recipe keys of a student that is refitted."""
     return {"refit": True, "calibration_tokens": 512 if options.quick else options.calibrate}
 
 
 def students(options: Any) -> dict[str, dict[str, Any]]:
-    """Every student that is made: its name and its section of the recipe."""
+    """Return every student: its name and its section of the recipe."""
     kinds = {kind: AXES[kind] for kind in options.kinds.split(",")}
-    few = {"candidates": 10, "tokens": options.judge, "finalists": options.finalists}
+    search = {"candidates": 10, "tokens": options.search_tokens, "finalists": options.finalists}
     if options.quick:
-        few = {"candidates": 2, "tokens": 256, "finalists": 1, "calibration_tokens": 256}
+        search = {"candidates": 2, "tokens": 256, "finalists": 1, "calibration_tokens": 256}
     found: dict[str, dict[str, Any]] = {
         f"{1 - size:.0%} less, {kind}": {
-            **mended(options),
-            "target": {"parameters": f"{size:.0%}", "axes": axes, **few},
+            **refit_keys(options),
+            "target": {"parameters": f"{size:.0%}", "axes": axes, **search},
         }
         for size in options.sizes
         for kind, axes in kinds.items()
     }
     if options.blocks:
         for removed in (4, 8):
-            found[f"{removed} blocks"] = {**mended(options), "layers": {"keep": 30 - removed}}
+            found[f"{removed} blocks"] = {**refit_keys(options), "layers": {"keep": 30 - removed}}
     return found
 
 
 def remember_order() -> None:
-    """Let all students share one greedy order of blocks: it is the same for each."""
+    """Compute the greedy order of blocks once for all students, since it is the same for each."""
     found: list[int] = []
-    afresh = CausalLM.removal_order
+    compute_order = CausalLM.removal_order
 
     def order(task: CausalLM, run: Run, model: nn.Module, count: int, tokens: int) -> list[int]:
         if len(found) < count:
-            found[:] = afresh(task, run, model, count, tokens)
+            found[:] = compute_order(task, run, model, count, tokens)
         return found[:count]
 
     CausalLM.removal_order = order  # type: ignore[method-assign]
@@ -225,9 +227,9 @@ def rows_of(
     name: str, student: dict[str, Any], options: Any, work: Path, model: nn.Module,
     texts: dict[str, Teacher],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """One student as cut, refitted, and healed where that is asked for.
+    """Measure one student as cut, after the refit and, if asked for, after healing.
 
-    work: a folder for the cache and the training text, which all share.
+    work: a folder for the cache and the training text, shared by all students.
     """
     size = student["target"]["parameters"] if "target" in student else None
     heals = options.heal and size in [f"{one:.0%}" for one in options.heal_sizes]
@@ -266,7 +268,7 @@ def rows_of(
             )
             say(str(rows[-1]))
 
-        run = made_by("cut", student, 2_000 if options.quick else CUT_FROM, ["build"])
+        run = made_by("cut", student, 2_000 if options.quick else CALIBRATION_POOL, ["build"])
         add("as cut", as_cut(run, model), run, "build")
         add("refitted", load_causal_lm(str(run.folder.student), dtype=torch.float32), run, "build")
         if heals:
@@ -279,10 +281,10 @@ def rows_of(
 
 
 def as_cut(run: Run, model: nn.Module) -> nn.Module:
-    """The shape of a run's student without the refit."""
-    surgery = read_json(run.folder.student / "surgery.json")
-    kept, config = surgery["kept"], run.recipe.student
-    widths = surgery.get("widths") or {}
+    """Cut the student of a run again, without the refit."""
+    pruning = read_json(run.folder.student / "pruning.json")
+    kept, config = pruning["kept"], run.recipe.student
+    widths = pruning.get("widths") or {}
     sections: dict[str, Any] = {key: one for key, one in widths.items() if one}
     if sections:
         sections["calibration_tokens"] = config.calibration_tokens
@@ -292,7 +294,7 @@ def as_cut(run: Run, model: nn.Module) -> nn.Module:
 
 
 def draw(rows: list[dict[str, Any]], file: str) -> None:
-    """Perplexity by the teacher's against the share of parameters that stay, as a PNG."""
+    """Plot perplexity against the share of parameters kept, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -324,30 +326,36 @@ def draw(rows: list[dict[str, Any]], file: str) -> None:
         panel.set_yticks([1, 1.2, 1.6, 2, 3, 5, 10, 20], minor=False)
         panel.minorticks_off()
         panel.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
-        panel.set_xlabel("parameters that stay")
+        panel.set_xlabel("share of parameters kept")
         panel.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("perplexity by the teacher's")
+    axes[0, 0].set_ylabel("perplexity / teacher's perplexity")
     axes[0, 0].legend(frameon=False, fontsize=8)
     figure.savefig(file, dpi=130)
     pyplot.close(figure)
 
 
 def main() -> None:
-    """Every student, in each of its states, on both texts."""
+    """Measure every student, in each of its states, on both texts."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--model", default=".demo/teacher")
     parser.add_argument("--data", default="../shared/data")
-    parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="shares that stay")
+    parser.add_argument(
+        "--sizes", default=",".join(map(str, SIZES)), help="shares of parameters kept"
+    )
     parser.add_argument("--kinds", default=",".join(AXES))
     parser.add_argument("--calibrate", type=int, default=4096, metavar="TOKENS")
-    parser.add_argument("--judge", type=int, default=1024, metavar="TOKENS", help="of shapes")
-    parser.add_argument("--finalists", type=int, default=1, help="mixed shapes that are refitted")
+    parser.add_argument(
+        "--search-tokens", type=int, default=1024, metavar="TOKENS", help="for shapes"
+    )
+    parser.add_argument("--finalists", type=int, default=1, help="best shapes that are refitted")
     parser.add_argument("--heal", type=int, default=0, metavar="TOKENS")
-    parser.add_argument("--heal-sizes", default="0.8,0.6", help="of which students that size heal")
+    parser.add_argument("--heal-sizes", default="0.8,0.6", help="sizes of students that heal")
     parser.add_argument("--lr", type=float, default=1.5e-4)
-    parser.add_argument("--runs", metavar="FOLDER", help="keep the runs there; absent: nowhere")
-    parser.add_argument("--plot", metavar="PNG", help="draw the rows there")
-    parser.add_argument("--with", dest="others", metavar="JSON", help="... and those of a record")
+    parser.add_argument("--runs", metavar="FOLDER", help="keep the runs there")
+    parser.add_argument("--plot", metavar="PNG", help="plot the rows to this file")
+    parser.add_argument(
+        "--with", dest="others", metavar="JSON", help="also plot the rows of this record"
+    )
     options = parser.parse_args()
     options.sizes = [float(size) for size in options.sizes.split(",")]
     options.heal_sizes = [float(size) for size in options.heal_sizes.split(",")]
