@@ -1,5 +1,5 @@
-"""Runtimes: importing the package enrols them all."""
+"""Runtimes: importing the package registers them all."""
 
-import distill.runtimes.hugging_face  # noqa: F401
-import distill.runtimes.llama_cpp  # noqa: F401
-import distill.runtimes.onnx  # noqa: F401
+import distill.runtimes.hugging_face
+import distill.runtimes.llama_cpp
+import distill.runtimes.onnx

@@ -47,7 +47,7 @@ def load_whole(run: Run) -> nn.Module:
     """What is cut, in float32: the teacher, or the model that `student.from` names."""
     config = run.recipe.student
     if config.from_ == "teacher":
-        return run.task.teacher(run)
+        return run.task.load_teacher(run)
     return run.task.load(run, str(config.from_), config.trust_remote_code)
 
 

@@ -31,7 +31,7 @@ def measure_jobs(run: Run) -> list[MeasureJob]:
         "trust_remote_code": run.trusts_code,
         "probes": str(folder / "probes.json"),
         "metrics": run.task.metrics,
-        "about": run.task.about(
+        "task_inputs": run.task.measure_inputs(
             run.tokenizer, run.recipe.data, run.recipe.evaluate, run.recipe.teacher.model, folder
         ),
     }

@@ -34,7 +34,7 @@ def _sections(run: Run) -> dict[str, list[Any]]:
     tokenizer = tokenizer_files_fingerprint(recipe.teacher.model)
     data = [
         recipe.task,
-        run.task.identity(run),
+        run.task.signal_identity(run),
         recipe.data.model_dump(),
         source_stamp(recipe.data),
         recipe.seed,

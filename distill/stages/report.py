@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from attar import __version__
 from attar.files import read_json, write_json, write_text
-from distill.report.tables import matrix, table
 from distill.report.task_report import Measurements
 from distill.stages.evaluate import reference_of
 from distill.stages.fingerprints import ORDER
@@ -21,7 +20,7 @@ from students.artifacts.artifact import ARTIFACTS
 if TYPE_CHECKING:
     from distill.run.context import Run
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 def write_report(run: Run) -> dict[str, Any]:
@@ -31,8 +30,7 @@ def write_report(run: Run) -> dict[str, Any]:
     curves = {arm: _history(run, arm) for arm in found["arms"] if arm != "init"}
     of = run.task.report
     measured = measurements(run, found["cost"])
-    page = of.page(found, (table(found, of), matrix(found, of)), curves, measured)
-    write_text(run.folder / "report.html", page)
+    write_text(run.folder / "report.html", of.render_page(found, curves, measured))
     return found
 
 
@@ -82,14 +80,14 @@ def measurements(run: Run, costs: dict[str, Any]) -> Measurements:
 
 
 def judged_artifacts(run: Run, measured: dict[str, Any]) -> dict[str, Any]:
-    """Numbers of the artifacts, each with `fit` (to ship?) and `pareto` (on a front?)."""
+    """Numbers of the artifacts, each with `fit` (to ship?) and `pareto` (optimal?)."""
     found = {name: dict(measured[name]) for name in run.artifacts}
     of, tolerance = run.task.report, run.recipe.export.tolerance
     for name, numbers in found.items():
         reference = reference_of(run, name)
         numbers["runtime"] = ARTIFACTS[name].runtime
         numbers["fit"] = of.judge(numbers, measured[reference], reference, tolerance)
-    of.mark_fronts(found)
+    of.mark_pareto(found)
     return found
 
 

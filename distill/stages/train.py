@@ -25,12 +25,12 @@ from attar.models.peft_models import prepends
 from attar.models.task_heads import load_as_saved
 from attar.models.tokenizers import check_same_vocabulary, load_tokenizer
 from distill.data.config import DataConfig
-from distill.evaluation.measure import measure_apart
+from distill.evaluation.measure import measure_in_fresh_process
 from distill.objective.chunked_head import tokens_per_chunk
 from distill.objective.losses import LOSSES
 from distill.objective.objective import Learner
 from distill.objective.terms import reads_from, terms_reading
-from distill.report.tables import measured_lines
+from distill.report.tables import markdown_table
 from distill.run.context import Record, Run, on_first_process
 from distill.stages import report as reporting
 from distill.stages.build import cut, load_whole
@@ -77,7 +77,7 @@ def adapt_teacher(run: Run) -> Record:
         if first:
             dtype = resolve_precision(run.recipe.teacher.dtype)
             save_student(model.to(dtype), run.tokenizer, run.teacher_folder)
-            run.task.finish(run, run.teacher_folder)
+            run.task.write_extra_files(run, run.teacher_folder)
     return Record("adapt-teacher", "", tokens=result.tokens, notes={"best_step": result.best_step})
 
 
@@ -106,8 +106,8 @@ def build(run: Run) -> Record:
         if run.comes_from_teacher:
             copy_pruning(Path(config.from_), run.student_folder)
     else:
-        save_student(run.task.fresh(run), run.tokenizer, run.student_folder)
-    run.task.finish(run, run.student_folder)
+        save_student(run.task.fresh_student(run), run.tokenizer, run.student_folder)
+    run.task.write_extra_files(run, run.student_folder)
     return Record("build", "", bytes=bytes_under(run.student_folder), notes=surgery or {})
 
 
@@ -137,7 +137,7 @@ def train(run: Run) -> Record:
                 if first:
                     save_student(student, run.tokenizer, folder / "student")
                     copy_pruning(run.student_folder, folder / "student")
-                    run.task.finish(run, folder / "student")
+                    run.task.write_extra_files(run, folder / "student")
                     write_json(done, {"inputs": wanted, **asdict(result)})
         found = read_json(done)
         tokens += found["tokens"]
@@ -190,10 +190,10 @@ def evaluate(run: Run) -> Record:
         artifact = job.name in run.artifacts
         if artifact:
             check_whole(Path(job.model))
-        numbers = measure_apart(job)
+        numbers = measure_in_fresh_process(job)
         tokens += numbers["tokens"]
         if artifact:
-            measured = measured_lines(numbers, run.task.report.columns)
+            measured = markdown_table(numbers, run.task.report.columns)
             write_card(Path(job.model), job.name, card_of(run, job.name, measured))
     return Record("evaluate", "", tokens=tokens)
 
@@ -237,7 +237,7 @@ def _train(
         teacher_width=run.teacher_width,
         channel_map=run.channel_map(),
         source=config.source,
-        readout=run.task.readout(run),
+        readout=run.task.model_outputs(run),
     )
     cached = open_cache(run, device) if reads_from(config, "cache") else None
     train, held_out = run.data(data)

@@ -202,9 +202,8 @@ def test_classifiers_of_other_classes_are_not_compared(classroom, names):
     save_classifier("b", names)
     result = classroom("evaluate", "a", "b", "--data", "test.jsonl", ok=False)
     assert result.exit_code == 1
-    assert (
-        f"The classes of b are {', '.join(names)}, and those it is measured on are good, bad"
-        in (" ".join(result.output.split()))
+    assert f"The classes of b are {', '.join(names)}, and the data has good, bad" in (
+        " ".join(result.output.split())
     )
 
 

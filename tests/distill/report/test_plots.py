@@ -1,10 +1,10 @@
-"""Pictures of the report: what a reader must be able to tell apart."""
+"""Plots of the report: what a reader must be able to tell apart."""
 
 from __future__ import annotations
 
 import itertools
 
-from distill.report.html import as_svg, name_points, new_figure
+from distill.report.plots import as_svg, name_points, new_figure
 
 
 def test_names_of_points_that_lie_together_cover_none_and_stay_inside():
