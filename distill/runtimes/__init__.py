@@ -2,4 +2,4 @@
 
 import distill.runtimes.hugging_face
 import distill.runtimes.llama_cpp
-import distill.runtimes.onnx
+import distill.runtimes.onnx  # noqa: F401
