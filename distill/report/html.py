@@ -75,6 +75,7 @@ def render_report(
 <style>{STYLE}</style></head><body>
 <h1>{escape(str(report["teacher"]["model"]))}, distilled</h1>
 <p class="verdict">{escape(verdict["sentence"])}</p>{_warnings(verdict["warnings"])}
+{_selection(report["selection"])}
 {_models(report, columns, content)}{_sections(content.middle)}
 {_artifacts(report, artifact_columns, content)}
 <h2>Cost</h2>{as_table(cost_rows(report["cost"]))}
@@ -88,6 +89,10 @@ def render_report(
 
 def _warnings(warnings: list[str]) -> str:
     return "".join(f'<p class="warning">{escape(text)}</p>' for text in warnings)
+
+
+def _selection(selection: Numbers | None) -> str:
+    return "" if selection is None else f"<p>{escape(selection['sentence'])}</p>"
 
 
 def _models(report: Numbers, columns: TableColumns, content: PageContent) -> str:

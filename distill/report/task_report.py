@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol
 
 from distill.evaluation.job import Numbers
 from distill.report.columns import TableColumns
+from distill.report.data_parts import DataParts
 from distill.report.html import PageContent, render_report
 from distill.report.plots import Curves
 from distill.report.selection import Purpose, Quality, Speed, Tolerance, advise, mark_pareto
@@ -26,6 +27,7 @@ class Measurements:
     tolerance: how much an artifact may lose.
     quantized_base: the base that the specialised student learned on, where that base is quantised,
     it learned on the run's own data, and a merge into full precision was measured; else None.
+    parts: the parts of the data that chose and that were measured; None leaves them unsaid.
     """
 
     models: dict[str, Numbers]
@@ -35,6 +37,7 @@ class Measurements:
     costs: Numbers
     tolerance: Tolerance
     quantized_base: str | None = None
+    parts: DataParts | None = None
 
 
 class TaskReport(Protocol):

@@ -52,6 +52,7 @@ def assemble(run: Run) -> dict[str, Any]:
         "advice": of.advise(artifacts),
         "specialize": _specialised(run),
         "verdict": of.verdict(found),
+        "selection": None if found.parts is None else found.parts.entry(),
         "cost": costs,
         "recipe": run.recipe.model_dump(mode="json", by_alias=True),
         "environment": {
