@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 # Imported by the fork server beside the module of the first function that is run.
-LIBRARIES = (
+PRELOADED_LIBRARIES = (
     "datasets",
     "transformers.generation",
     "transformers.modeling_utils",
@@ -25,7 +25,7 @@ PROCESS_GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE
 
 def preloaded(function: Callable[[Any], None]) -> list[str]:
     """Names of the modules that the fork server imports before it runs a function."""
-    return [function.__module__, *LIBRARIES]
+    return [function.__module__, *PRELOADED_LIBRARIES]
 
 
 def run_in_fresh_process(function: Callable[[Any], None], argument: Any) -> int:

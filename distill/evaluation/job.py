@@ -17,7 +17,7 @@ from distill.data.scored_pairs import PairsConfig
 from distill.evaluation.downstream.config import TaskConfig
 
 Batches = Sequence[Sequence[int]]  # numbers of held-out examples, by batch
-Arrays = dict[str, np.ndarray]  # values by held-out token or text, by name
+PredictionArrays = dict[str, np.ndarray]  # values by held-out token or text, by name
 Numbers = dict[str, Any]  # what was measured of one model, by name
 
 
@@ -109,14 +109,16 @@ class TaskMetrics(Protocol):
         """Timings. They are taken first, while the process holds nothing but the model."""
         ...
 
-    def arrays(self, runtime: Any, examples: Examples, batches: Batches, job: MeasureJob) -> Arrays:
+    def arrays(
+        self, runtime: Any, examples: Examples, batches: Batches, job: MeasureJob
+    ) -> PredictionArrays:
         """Values by held-out token or text, with the numbers of its `example` and `document`.
 
         For the teacher, this also writes its signals into `job.signals_folder`.
         """
         ...
 
-    def summary(self, arrays: Arrays, config: EvaluateConfig) -> Numbers:
+    def summary(self, arrays: PredictionArrays, config: EvaluateConfig) -> Numbers:
         """Means and intervals of the arrays."""
         ...
 

@@ -52,13 +52,13 @@ def measure_model(job: MeasureJob) -> Numbers:
         **speed,
         "peak_memory_bytes": memory,
         "parameters": runtime.parameters,
-        "bytes": weight_bytes(path, job.adapter) if path.exists() else None,
+        "bytes": stored_weight_bytes(path, job.adapter) if path.exists() else None,
     }
 
 
-def weight_bytes(folder: Path, adapter: str | None = None) -> int:
+def stored_weight_bytes(folder: Path, adapter: str | None = None) -> int:
     """Bytes of a model's weight files, its adapter included."""
-    more = weight_bytes(Path(adapter)) if adapter is not None else 0
+    more = stored_weight_bytes(Path(adapter)) if adapter is not None else 0
     if folder.is_file():
         return bytes_under(folder) + more
     suffixes = (".safetensors", ".bin", ".gguf", ".onnx", ".data")

@@ -20,7 +20,7 @@ from attar.models.structure import Head
 from distill.data.batching import collate as collate_tokens
 from distill.data.batching import plan_in_order
 from distill.data.examples import Examples, first_examples
-from distill.evaluation.job import Arrays, Batches, MeasureJob
+from distill.evaluation.job import Batches, MeasureJob, PredictionArrays
 from distill.evaluation.text_speed import Collate
 from distill.runtimes.hugging_face import LogitsFromStates
 from distill.runtimes.runtime import Logits, Runtime
@@ -43,7 +43,7 @@ def measure_predictions(
     batches: Batches,
     job: MeasureJob,
     collate: Collate = collate_tokens,
-) -> Arrays:
+) -> PredictionArrays:
     """Arrays over counted tokens: `nll`, `correct`, `example`, `document`, and `kl`, `agree` where
     the job names a teacher's signals; nll and kl in nats.
 

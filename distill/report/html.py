@@ -31,7 +31,7 @@ figcaption,.legend{font-size:.85rem;color:#526070}svg{width:100%;height:auto}
 
 
 @dataclass(frozen=True)
-class Section:
+class TableSection:
     """A heading and a table of a task's own; `text`: whether its cells are sentences."""
 
     title: str
@@ -51,8 +51,8 @@ class PageContent:
     measured_on: str
     model_figures: list[Figure]
     artifact_figures: list[Figure]
-    middle: list[Section] = field(default_factory=list)
-    end: list[Section] = field(default_factory=list)
+    middle: list[TableSection] = field(default_factory=list)
+    end: list[TableSection] = field(default_factory=list)
     cache_unit: str = "token"
 
 
@@ -113,7 +113,7 @@ with. {escape(meanings)}.</p>
 <div class="plots">{as_figures(content.artifact_figures)}</div>"""
 
 
-def _sections(sections: list[Section]) -> str:
+def _sections(sections: list[TableSection]) -> str:
     return "".join(
         f"<h2>{escape(section.title)}</h2>{as_table(section.table, text=section.text)}"
         for section in sections

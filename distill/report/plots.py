@@ -98,7 +98,7 @@ def plot_histograms(histograms: Histograms, axis: str) -> str:
 
 
 @dataclass(frozen=True)
-class Axis:
+class PlotAxis:
     """What models are placed by, across.
 
     value: None where a model has no such number; it is left out then. pareto: the key of an
@@ -116,18 +116,18 @@ def _megabytes(numbers: Numbers) -> float | None:
     return None if numbers["bytes"] is None else numbers["bytes"] / 1e6
 
 
-BYTES_AXIS = Axis("weights on disk, MB", _megabytes, pareto="bytes")
-PARAMETERS_AXIS = Axis(
+BYTES_AXIS = PlotAxis("weights on disk, MB", _megabytes, pareto="bytes")
+PARAMETERS_AXIS = PlotAxis(
     "million parameters", lambda numbers: numbers["parameters"] / 1e6, artifacts=False
 )
 
 
-def speed_axis(speed: Speed) -> Axis:
+def speed_axis(speed: Speed) -> PlotAxis:
     """Models placed by their speed."""
-    return Axis(speed.axis, speed.rate, pareto="speed")
+    return PlotAxis(speed.axis, speed.rate, pareto="speed")
 
 
-def plot_quality(report: Numbers, quality: Quality, across: Axis) -> str:
+def plot_quality(report: Numbers, quality: Quality, across: PlotAxis) -> str:
     """Quality of teacher, arms and artifacts against another number.
 
     The untrained student is shown on a logarithmic axis only: on a linear one it would squeeze the

@@ -13,11 +13,11 @@ from distill.evaluation.bootstrap import interval, proportion_interval
 from distill.evaluation.downstream.scoring import refusal, score_task
 from distill.evaluation.generation_speed import agreement, continuations, measure_speed
 from distill.evaluation.job import (
-    Arrays,
     Batches,
     EvaluateConfig,
     MeasureJob,
     Numbers,
+    PredictionArrays,
     TaskMetrics,
 )
 from distill.evaluation.predictions import measure_predictions
@@ -43,11 +43,11 @@ class CausalLMMetrics(TaskMetrics):
 
     def arrays(
         self, runtime: Runtime, examples: Examples, batches: Batches, job: MeasureJob
-    ) -> Arrays:
+    ) -> PredictionArrays:
         """nll and KL of every counted token, as `measure_predictions` gives them."""
         return measure_predictions(runtime, examples, batches, job)
 
-    def summary(self, arrays: Arrays, config: EvaluateConfig) -> Numbers:
+    def summary(self, arrays: PredictionArrays, config: EvaluateConfig) -> Numbers:
         """Means and 95% intervals of nll and KL, perplexity, accuracy, agreement."""
         nll = float(arrays["nll"].mean())
         numbers: Numbers = {

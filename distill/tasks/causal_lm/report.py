@@ -18,7 +18,7 @@ from distill.report.columns import (
     MODEL_COLUMNS,
     TableColumns,
 )
-from distill.report.html import PageContent, Section
+from distill.report.html import PageContent, TableSection
 from distill.report.paired_difference import (
     CLOSENESS,
     against_fine_tuning,
@@ -144,8 +144,10 @@ class CausalLMReport(TaskReport):
                     "Speed against quality: lower and further right is better.",
                 ),
             ],
-            middle=[Section("Specialising, before and after merging", merges)] if merges else [],
-            end=[Section("What the models write", _samples(report), text=True)],
+            middle=[TableSection("Specialising, before and after merging", merges)]
+            if merges
+            else [],
+            end=[TableSection("What the models write", _samples(report), text=True)],
         )
 
 

@@ -19,11 +19,11 @@ from distill.data.scored_pairs import spearman, spearman_draws
 from distill.data.tokenize import IGNORE
 from distill.evaluation.bootstrap import interval
 from distill.evaluation.job import (
-    Arrays,
     Batches,
     EvaluateConfig,
     MeasureJob,
     Numbers,
+    PredictionArrays,
     TaskMetrics,
 )
 from distill.evaluation.text_speed import batches_of, measure_text_speed
@@ -51,7 +51,7 @@ class EmbeddingMetrics(TaskMetrics):
     @torch.inference_mode()
     def arrays(
         self, runtime: VectorRuntime, examples: Examples, batches: Batches, job: MeasureJob
-    ) -> Arrays:
+    ) -> PredictionArrays:
         """Arrays over texts: `similarity_error`, `cosine` where teacher and model are of one width,
         `example`, `document`. The teacher's vectors are left for the models compared with it.
         """
@@ -73,7 +73,7 @@ class EmbeddingMetrics(TaskMetrics):
             arrays["cosine"] = (model_NH * teacher_NH).sum(-1).numpy()
         return arrays
 
-    def summary(self, arrays: Arrays, config: EvaluateConfig) -> Numbers:
+    def summary(self, arrays: PredictionArrays, config: EvaluateConfig) -> Numbers:
         """Means and 95% intervals over the texts."""
         texts = len(arrays["example"])
         found: Numbers = {"texts": texts, "tokens": texts}

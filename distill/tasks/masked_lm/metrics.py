@@ -9,11 +9,11 @@ import numpy as np
 from distill.data.batching import Batch, collate_masked
 from distill.data.examples import Examples
 from distill.evaluation.job import (
-    Arrays,
     Batches,
     EvaluateConfig,
     MeasureJob,
     Numbers,
+    PredictionArrays,
     TaskMetrics,
 )
 from distill.evaluation.predictions import measure_predictions
@@ -43,11 +43,11 @@ class MaskedLMMetrics(TaskMetrics):
 
     def arrays(
         self, runtime: Runtime, examples: Examples, batches: Batches, job: MeasureJob
-    ) -> Arrays:
+    ) -> PredictionArrays:
         """nll and KL of every masked token, as `measure_predictions` gives them."""
         return measure_predictions(runtime, examples, batches, job, collate_masked)
 
-    def summary(self, arrays: Arrays, config: EvaluateConfig) -> Numbers:
+    def summary(self, arrays: PredictionArrays, config: EvaluateConfig) -> Numbers:
         """The numbers of a language model, and the number of texts."""
         numbers = CausalLMMetrics().summary(arrays, config)
         return {**numbers, "texts": len(np.unique(arrays["example"]))}

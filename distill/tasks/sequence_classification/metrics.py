@@ -14,11 +14,11 @@ from torch import Tensor
 from distill.data.examples import Examples
 from distill.evaluation.bootstrap import interval, proportion_interval
 from distill.evaluation.job import (
-    Arrays,
     Batches,
     EvaluateConfig,
     MeasureJob,
     Numbers,
+    PredictionArrays,
     TaskMetrics,
 )
 from distill.evaluation.text_speed import batches_of, measure_text_speed
@@ -44,7 +44,7 @@ class ClassificationMetrics(TaskMetrics):
 
     def arrays(
         self, runtime: ClassRuntime, examples: Examples, batches: Batches, job: MeasureJob
-    ) -> Arrays:
+    ) -> PredictionArrays:
         """The arrays of `compare_classes` over texts, with `example` and `document`.
 
         The teacher's logits are left for the models compared with it.
@@ -61,7 +61,7 @@ class ClassificationMetrics(TaskMetrics):
         arrays = {"example": numbers, "document": examples.documents[numbers]}
         return {**arrays, **compare_classes(logits_NC, labels_N, teacher_NC)}
 
-    def summary(self, arrays: Arrays, config: EvaluateConfig) -> Numbers:
+    def summary(self, arrays: PredictionArrays, config: EvaluateConfig) -> Numbers:
         """Accuracy, macro-F1, calibration error, nll, and with a teacher KL and agreement."""
         texts, resamples = len(arrays["label"]), config.bootstrap
         numbers: Numbers = {
@@ -102,7 +102,7 @@ def read_classes(
 @torch.inference_mode()
 def compare_classes(
     logits_NC: Tensor, labels_N: Tensor, teacher_NC: Tensor | None = None
-) -> Arrays:
+) -> PredictionArrays:
     """Arrays over texts: `label`, `predicted`, `correct`, `classes` (their number), `confidence`,
     `nll`; with the teacher's logits `kl` and `agree`. nll and kl in nats.
     """

@@ -5,7 +5,7 @@ from html import unescape
 import pytest
 
 from distill.report.data_parts import DataParts
-from distill.report.html import PageContent, Section, render_report
+from distill.report.html import PageContent, TableSection, render_report
 from distill.tasks.registry import TASKS
 
 MODEL = {
@@ -40,7 +40,9 @@ def report():
 @pytest.mark.parametrize("task", list(TASKS))
 def test_every_column_is_explained_under_its_table(report, task):
     of = TASKS[task].report
-    content = PageContent("held-out text", [], [], end=[Section("At the end", [["a"], ["<b>"]])])
+    content = PageContent(
+        "held-out text", [], [], end=[TableSection("At the end", [["a"], ["<b>"]])]
+    )
     page = render_report(report, of.columns, of.artifact_columns, content)
     before, after = unescape(page).split("<h2>Artifacts</h2>")
     for columns, part in ((of.columns, before), (of.artifact_columns, after)):
