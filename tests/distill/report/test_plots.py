@@ -1,4 +1,4 @@
-"""Plots of the report: what a reader must be able to tell apart."""
+"""Plots of the report: names that a reader must be able to read."""
 
 from __future__ import annotations
 
