@@ -81,7 +81,7 @@ def distilled_student(options: Any) -> Path:
     folder = Path("runs", "cache_codecs_quick" if options.quick else "cache_codecs")
     run = Run(load_recipe("examples/demo.yaml", tuple(asked)), folder)
     run_stages(run, ["cache", "build", "train"])
-    return run.arm_folder("distill") / "student"
+    return run.folder.arm_student()
 
 
 # Storing ---------------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ def main() -> None:
                 run_stages(run, STAGES)
                 numbers = run.record("cache")
                 assert numbers is not None
-                student = str(run.arm_folder("distill") / "student")
+                student = str(run.folder.arm_student())
                 found = measure(student, run.data()[1], run.vocabulary, held_out)
             share = numbers.notes["bytes_per_token"]
             rows.append({"seed": seed, "cache": name, "bytes/token": share, **found})

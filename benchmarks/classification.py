@@ -112,7 +112,7 @@ def learn(
     """Cut one student and train both arms from the cache that all share; its run."""
     values = {
         "task": TASK, "seed": seed, "data": data,
-        "teacher": {"model": str(teacher.teacher_folder)},
+        "teacher": {"model": str(teacher.folder.teacher)},
         "cache": {"dir": str(folder / "cache"), "hidden": CACHED},
         "student": CUTS[student],
         "train": {
@@ -192,14 +192,14 @@ def rows_of(folder: Path, name: str, options: Any) -> list[dict[str, Any]]:
     short = {"epochs": 1} if options.quick else {}
     teacher = teach(folder, options.encoder, data, {**TEACHERS[name], **short})
     held_out = teacher.data()[1]
-    whole = accuracy_of(teacher.teacher_folder, held_out)
+    whole = accuracy_of(teacher.folder.teacher, held_out)
     found: list[dict[str, Any]] = []
-    models = {"teacher": teacher.teacher_folder}
+    models = {"teacher": teacher.folder.teacher}
     for seed in range(options.seeds):
         for student in options.students:
             how = {**HOW[name][student], "lr": RATES[student], "max_steps": options.steps, **short}
             run = learn(folder, student, teacher, data, seed, how)
-            folders = {arm: run.arm_folder(arm) / "student" for arm in ("distill", "finetune")}
+            folders = {arm: run.folder.arm_student(arm) for arm in ("distill", "finetune")}
             models.setdefault(student, folders["distill"])
             distilled, tuned = (accuracy_of(one, held_out) for one in folders.values())
             found.append(

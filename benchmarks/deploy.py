@@ -60,9 +60,9 @@ def rounded_otherwise(run: Run, found: dict[str, Any], ways: list[str]) -> None:
     for rounding in ways:
         given = replace(given_of(run), rounding=rounding)
         for name in AGAIN:
-            folder = run.folder / rounding / name
+            folder = run.folder.path / rounding / name
             export_artifact(name, given, folder, card_of(run, name, ""))
-            out = run.folder / rounding / f"{name}.json"
+            out = run.folder.path / rounding / f"{name}.json"
             job: MeasureJob = replace(jobs[name], model=str(folder), out=str(out))
             found[f"{name}, {rounding}"] = measure_in_fresh_process(job)
 

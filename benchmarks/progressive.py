@@ -48,7 +48,7 @@ def healed(
     recipe.write_text(recipe_of(options, cache, student, tokens, train))
     run = Run(load_recipe(recipe, ()), folder / "run")
     run_stages(run, ["cache", "build", "train"])
-    return str(run.arm_folder("distill") / "student")
+    return str(run.folder.arm_student())
 
 
 def main() -> None:

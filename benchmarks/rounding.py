@@ -190,7 +190,7 @@ def rounded_ways(
 def measured_ways(run: Run, options: Any, tokens: int, steps: int) -> list[dict[str, Any]]:
     """A row for every form of the student."""
     measure = Measure(run, tokens)
-    student, adapter = run.arm_folder("distill") / "student", run.specialized_folder / "adapter"
+    student, adapter = run.folder.arm_student(), run.folder.adapter
     rows: list[dict[str, Any]] = []
 
     def add(form: str, rounding: str, make: Callable[[], nn.Module], unrounded: Any) -> None:

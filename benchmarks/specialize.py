@@ -71,7 +71,7 @@ def task_of(data: Path, limit: int) -> MultipleChoice:
 def measured(run: Run, name: str, task: MultipleChoice) -> dict[str, Any]:
     """One row: what was learned, what it took, and how right it is."""
     special: Any = run.recipe.specialize
-    folder, student = run.specialized_folder, run.arm_folder("distill") / "student"
+    folder, student = run.folder.specialized, run.folder.arm_student()
     found = read_json(folder / "result.json")
     left = folder / ("adapter" if special.leaves == "adapter" else "merged")
     weights = list(left.glob("*.safetensors"))
@@ -123,7 +123,7 @@ def main() -> None:
         run = Run(recipe, Path(options.run_dir))
         run_stages(run, ["cache", "build", "train", "specialize"])
         if not rows:
-            student = run.arm_folder("distill") / "student"
+            student = run.folder.arm_student()
             before = open_runtime(ModelSource(str(student)))
             rows.append(
                 {"method": "student, before", "trainable": 0,

@@ -66,10 +66,10 @@ def _listed(text: str | None, default: tuple[str, ...]) -> list[str]:
 
 def alone(folder: str, shape: str, side: str, *dtypes: torch.dtype) -> None:
     """Print, as JSON, the bytes held before the model was loaded and at most in two steps."""
-    from transformers import AutoModelForCausalLM  # noqa: F401  (a library, not the step)
+    from transformers import AutoModelForCausalLM
 
     if side == "trl gkd":
-        import trl.experimental.gkd  # noqa: F401
+        import trl.experimental.gkd
     before = peak.held()
     step = Steps(Path(folder), shape, *dtypes).step_of(side)
     step()

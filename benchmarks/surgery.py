@@ -268,11 +268,11 @@ def rows_of(
 
         run = made_by("cut", student, 2_000 if options.quick else CUT_FROM, ["build"])
         add("as cut", as_cut(run, model), run, "build")
-        add("refitted", load_causal_lm(str(run.student_folder), dtype=torch.float32), run, "build")
+        add("refitted", load_causal_lm(str(run.folder.student), dtype=torch.float32), run, "build")
         if heals:
             part, stages = f"heal-{options.heal}", ["cache", "build", "train"]
-            healing = made_by(part, {"from": str(run.student_folder)}, options.heal, stages)
-            healed = healing.arm_folder("distill") / "student"
+            healing = made_by(part, {"from": str(run.folder.student)}, options.heal, stages)
+            healed = healing.folder.arm_student()
             state = f"healed on {options.heal:,}"
             add(state, load_causal_lm(str(healed), dtype=torch.float32), healing, "train")
     return rows
@@ -280,7 +280,7 @@ def rows_of(
 
 def as_cut(run: Run, model: nn.Module) -> nn.Module:
     """The shape of a run's student without the refit."""
-    surgery = read_json(run.student_folder / "surgery.json")
+    surgery = read_json(run.folder.student / "surgery.json")
     kept, config = surgery["kept"], run.recipe.student
     widths = surgery.get("widths") or {}
     sections: dict[str, Any] = {key: one for key, one in widths.items() if one}

@@ -8,6 +8,7 @@ metrics.json. Legend: F texts, H width, C classes.
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,8 +31,8 @@ from distill.data.config import DataConfig, check_sources
 from distill.data.examples import Examples
 from distill.data.labelled_texts import LabelledTexts, tokenize_labelled
 from distill.data.prepare import prepare
-from distill.run.context import Run, Stopwatch
-from distill.stages.fingerprints import is_done
+from distill.run.context import Run
+from distill.stages.status import is_done
 from distill.tasks.sequence_classification.metrics import macro_f1
 from teachers.cache_tools.feature_cache import FeatureCache, features_of, load_body
 from teachers.load import TeacherConfig, teacher_identity
@@ -63,9 +64,9 @@ def fit_classifier(run: Run, lone_texts: Sequence[str] = ()) -> dict[str, Any]:
     fetch_weights(source.model)
     tokenizer = load_tokenizer(source.model, trust_remote_code=source.trust_remote_code)
     _check_model(run, config, source, tokenizer)
-    folder = run.folder / "features"
+    folder = run.folder.features
     folder.mkdir(parents=True, exist_ok=True)
-    with run.owned(), log_to_file(run.folder / "run.log"):
+    with run.folder.owned(), log_to_file(run.folder.log):
         identity = tokenizer_fingerprint(tokenizer)
         prepare(data, tokenizer, identity, run.recipe.seed, folder / "data", LabelledTexts())
         stats = read_json(folder / "data" / "stats.json")
@@ -179,7 +180,7 @@ def _fit(
     names: list[str],
 ) -> dict[str, Any]:
     """The classifier and what it needs, left in the folder; its numbers."""
-    watch = Stopwatch()
+    start = time.perf_counter()
     with peak_memory() as peak:
         parts = _parts(run, config, source, folder)
     train = parts["train"]
@@ -189,9 +190,9 @@ def _fit(
             f"All {len(compact_F)} training texts are of one class ({names[learned[0]]}); a "
             "classifier needs two. Give `data.train` more, or hold out less."
         )
-    running = watch.seconds
+    running = time.perf_counter() - start
     estimator = fit(config, run.recipe.seed, train.features_FH, compact_F)
-    fitting = watch.seconds - running
+    fitting = time.perf_counter() - start - running
     save(estimator, folder / "classifier.skops")
     about = {
         "layer": config.layer,

@@ -95,7 +95,7 @@ def take_slice(run: Run, tokens: int) -> Slice:
         load_teacher(run.teacher), run.vocabulary, requests, sample
     )
     student = load_causal_lm(
-        str(run.student_folder), dtype=torch.float32, trust_remote_code=run.trusts_code
+        str(run.folder.student), dtype=torch.float32, trust_remote_code=run.trusts_code
     )
     student_NH, student_head, _ = _states(student, run.vocabulary, requests, [])
     seeds_N = np.concatenate([seeds_of(request.key, len(request.counted)) for request in sample])
@@ -235,7 +235,7 @@ def audit_run(run: Run, tokens: int) -> list[Audited]:
     ]
     found = audit(part, candidates(run.recipe.cache.codec), terms)
     lines = [{**asdict(one), "label": one.label, "key": fingerprint(one.codec)} for one in found]
-    write_json(run.folder / "audit.json", {"tokens": len(part.labels_N), "codecs": lines})
+    write_json(run.folder.audit, {"tokens": len(part.labels_N), "codecs": lines})
     return found
 
 

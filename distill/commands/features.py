@@ -31,7 +31,7 @@ def features(
 
     found = fit_classifier(run, texts)
     print_table(rows_of(found))
-    folder = run.folder / "features"
+    folder = run.folder.features
     if texts:
         classifier = load_classifier(folder)
         for text, row in zip(texts, classifier.probabilities(list(texts)), strict=True):

@@ -21,13 +21,8 @@ from distill.commands.run import (
     open_run,
     print_report,
 )
+from distill.stages.stage import ADAPT_TEACHER, REPORT, SPECIALIZE, STAGES, TRAIN, Stage
 
-STAGE_HELP = {
-    "adapt-teacher": "Fine-tune the teacher on the task first (teacher.adapt).",
-    "train": "Train the distilled student and its control arms.",
-    "specialize": "Train the distilled student further: an adapter, or its own weights.",
-    "report": "Write report.json and report.html.",
-}
 ADAPTER_HELP = (
     "`specialized` of a run, NAME=FOLDER, or a folder; repeat it and all answer in one batch."
 )
@@ -66,9 +61,9 @@ def plan(
 ) -> None:
     """Estimate the tokens, disk, memory and time of a run, without running it."""
     from distill.console import print_table
-    from distill.pipeline import check_before_work
     from distill.planning.estimate import choice_rows, plan_rows
     from distill.planning.whole_texts import estimates
+    from distill.stages.preflight import check_before_work
 
     run = open_run(recipe, run_dir, overrides, **show)
     check_before_work(run)
@@ -81,27 +76,25 @@ def plan(
 @recipe_options
 def run(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **show: bool) -> None:
     """Run all stages; continues where an earlier run was stopped."""
-    from distill.stages.train import STAGES
-
     opened = open_run(recipe, run_dir, overrides, **show)
     do_stages(opened, list(STAGES), alone=False)
     from attar.distributed import is_first_process
 
     if not show["quiet"] and is_first_process():
-        print_report(opened.folder)
+        print_report(opened.folder.path)
 
 
-def add_stage(group: click.Group, command: str, stage: str, help_text: str) -> None:
+def add_stage(stage: Stage) -> None:
     """Add a command that runs one stage."""
 
-    @group.command(command, help=help_text)
+    @main.command(stage.name, help=stage.help)
     @recipe_options
     def _stage(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **show: bool) -> None:
-        do_stages(open_run(recipe, run_dir, overrides, **show), [stage], alone=True)
+        do_stages(open_run(recipe, run_dir, overrides, **show), [stage.name], alone=True)
 
 
-for name, text in STAGE_HELP.items():
-    add_stage(main, name, name, text)
+for one in (ADAPT_TEACHER, TRAIN, SPECIALIZE, REPORT):  # the others' commands take options
+    add_stage(one)
 
 
 main.add_command(build)

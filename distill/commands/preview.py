@@ -6,11 +6,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from attar.errors import RecipeError, RunError
-from distill.pipeline import check_before_work
 from distill.run.context import Run
 from distill.stages.build import load_whole
-from distill.stages.fingerprints import is_done
+from distill.stages.preflight import check_before_work
 from distill.stages.shape_search import search_shape
+from distill.stages.status import is_done
 
 
 def preview_shapes(run: Run) -> list[list[str]]:
@@ -33,6 +33,6 @@ def preview_shapes(run: Run) -> list[list[str]]:
     with TemporaryDirectory() as folder:
         copy = Run(run.recipe, Path(folder))
         if run.recipe.teacher.adapt is not None:
-            copy.teacher_folder.symlink_to(run.teacher_folder.absolute())
+            copy.folder.teacher.symlink_to(run.folder.teacher.absolute())
         copy.prepare_data()
         return search_shape(copy, load_whole(copy), target).table()

@@ -61,7 +61,7 @@ def cache_build(
     """Run the teacher once and store its signals."""
     opened = open_run(recipe, run_dir, overrides, **show)
     if repair:
-        from distill.pipeline import repair_cache
+        from distill.stages.cache import repair_cache
 
         for fault in repair_cache(opened):
             click.echo(f"Damaged, will be made again: {fault}", err=True)
@@ -98,7 +98,7 @@ def cache_audit(
     opened = open_run(recipe, run_dir, overrides, **show)
     found = audit_run(opened, tokens)
     print_table(table(found))
-    plot(found, opened.folder / "audit.png")
+    plot(found, opened.folder.path / "audit.png")
     click.echo(f"Picture: {opened.folder / 'audit.png'}")
     if budget is None:
         return

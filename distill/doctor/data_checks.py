@@ -28,7 +28,7 @@ SHOWN = 48  # letters of an excerpt
 def tokenizer(fixture: DoctorFixture) -> Finding:
     """Teacher, saved student and data mean the same by an id, and text survives the way to ids."""
     run, ours = fixture.run, fixture.run.tokenizer
-    others = {"the student's": str(run.student_folder)}
+    others = {"the student's": str(run.folder.student)}
     if run.teacher.model != run.recipe.teacher.model:
         others["the adapted teacher's"] = run.teacher.model
     texts = [text for row in fixture.rows for text in _texts(row)]
@@ -43,7 +43,7 @@ def tokenizer(fixture: DoctorFixture) -> Finding:
         was, now = (repr(text[max(0, at - 8) : at + 16]) for text in (changed[0], back))
         return judged(False, f"{len(changed)} of {len(texts)} texts come back changed: {was} {now}")
     says = f"teacher and student agree on {run.vocabulary:,} ids; {len(texts)} texts come back"
-    end = _end_ids(load_config(str(run.student_folder), trust_remote_code=run.trusts_code))
+    end = _end_ids(load_config(str(run.folder.student), trust_remote_code=run.trusts_code))
     if ours.eos_token_id is not None and end and ours.eos_token_id not in end:
         about = f"its config ends a text at {end}, the tokenizer at {ours.eos_token_id}"
         return Finding("warn", f"{says}; the student may not stop: {about}")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from attar.distributed import is_alone
 from attar.errors import RunError
-from distill.doctor import data_checks as checks_data  # noqa: F401
+from distill.doctor import data_checks as checks_data
 from distill.doctor.findings import Checked, examine
 from distill.pipeline import run_stages
 from distill.run.context import Run

@@ -66,7 +66,10 @@ def not_applicable(says: str) -> Finding:
 def examine(run: Run, tokens: int, on_checked: Callable[[Checked], None]) -> list[Checked]:
     """Every check on a run whose data and student are there; each is told of when it is done."""
     found = []
-    with tempfile.TemporaryDirectory(prefix="doctor-", dir=run.folder) as folder, _only_warnings():
+    with (
+        tempfile.TemporaryDirectory(prefix="doctor-", dir=run.folder.path) as folder,
+        _only_warnings(),
+    ):
         fixture = DoctorFixture(run, tokens, Path(folder))
         for name, function in CHECKS.items():
             started = time.perf_counter()

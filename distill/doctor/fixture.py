@@ -139,7 +139,7 @@ class DoctorFixture:
         """Another copy; with `little`, only norms, biases and the last block of a large one
         learn, so that optimiser and checkpoints stay small.
         """
-        folder, trust = str(self.run.student_folder), self.run.trusts_code
+        folder, trust = str(self.run.folder.student), self.run.trusts_code
         student = load_causal_lm(folder, dtype=torch.float32, trust_remote_code=trust)
         config = self.run.recipe.train
         prepare_learning(student, config.trainable, config.reinitialize, self.run.recipe.seed)

@@ -35,7 +35,7 @@ from distill.planning.alternatives import (
 )
 from distill.planning.memory import libraries, skeleton_to_count
 from distill.run.context import Run
-from distill.stages.fingerprints import is_done
+from distill.stages.status import is_done
 from distill.training.config import LoopConfig
 from students.layer_inputs import ROWS
 from students.pruning.cost_model import BYTES
@@ -102,7 +102,7 @@ def flops_per_second(dtype: torch.dtype) -> float:
 
 def count_tokens(run: Run, config: DataConfig) -> tuple[int, int, str]:
     """(training tokens, held-out tokens, how they are known)."""
-    stats = run.folder / "data" / "stats.json"
+    stats = run.folder.data() / "stats.json"
     if config is run.recipe.data and stats.exists():
         found = read_json(stats)
         return found["train"]["tokens"], found["held_out"]["tokens"], "counted"
@@ -290,7 +290,7 @@ def _how_known(run: Run) -> str:
 
 def audited_bytes(run: Run) -> float | None:
     """What `distill cache audit` measured for the recipe's codec, if it was run."""
-    file = run.folder / "audit.json"
+    file = run.folder.audit
     if not file.exists():
         return None
     wanted = fingerprint(run.recipe.cache.codec.model_dump())

@@ -32,7 +32,7 @@ from distill.planning.estimate import (
 )
 from distill.planning.memory import skeleton_to_count
 from distill.run.context import Run
-from distill.stages.fingerprints import is_done
+from distill.stages.status import is_done
 from distill.training.config import LoopConfig
 
 ACTIVATIONS = 12  # widths of float32 kept a token and block
@@ -86,7 +86,7 @@ class Texts:
 
 def count_texts(run: Run) -> Texts:
     """Those that are prepared; else by a sample of rows of each source."""
-    if (run.folder / "data" / "stats.json").exists():
+    if (run.folder.data() / "stats.json").exists():
         train, held_out = run.data()
         outcomes = len(run.classes) if run.task.auto == CLASSIFIER else run.vocabulary
         return _texts(run, train, len(train), len(held_out), outcomes, "counted")

@@ -1,20 +1,10 @@
-"""The run folder: where each stage leaves its files, and a record of what they were made from.
+"""One recipe in one folder: the models, the tokenizer and the data that the recipe comes to.
 
-recipe.yaml  run.log  report.json  report.html
-data/        tokenised examples          records/     one JSON a finished stage
-teacher/     the adapted teacher         cache/       the teacher's signals
-student/     the student before training arms/NAME/   checkpoints, student/, result.json
-specialized/ adapter/ and merged/        artifacts/   what is deployed
-evaluation/  numbers a model, per-token arrays
+`Run` only looks things up and keeps them; the stages do the work.
 """
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,10 +12,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from attar.distributed import is_alone, process_state
-from attar.errors import RunError
-from attar.files import read_json, write_json, write_text
-from attar.locks import LockFile, owned
+from attar.files import read_json, write_text
 from attar.models.loading import load_config
 from attar.models.tokenizers import load_tokenizer, tokenizer_fingerprint, vocabulary_size
 from distill.data.config import DataConfig
@@ -35,83 +22,50 @@ from distill.objective.layer_map import LayerMap
 from distill.objective.terms import reads_from
 from distill.recipe.export import artifacts_of
 from distill.recipe.schema import Recipe
+from distill.run.folder import RunFolder, on_first_process
 from distill.tasks.registry import task_of
 from distill.tasks.task import Task
 from students.fresh import fresh_config
 from students.pruning.record import FILE, channel_map, read_pruning
 from teachers.load import TeacherConfig
 
-log = logging.getLogger(__name__)
-
-
-@dataclass
-class Record:
-    """What a finished stage says of itself."""
-
-    stage: str
-    inputs: str
-    seconds: float = 0.0
-    tokens: int = 0
-    bytes: int = 0
-    peak_memory_bytes: int = 0
-    notes: dict[str, Any] = field(default_factory=dict)
-
 
 class Run:
-    """One recipe in one folder. Knows where things are; does nothing by itself."""
+    """One recipe in one folder."""
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
-        self.recipe, self.folder = recipe, folder
-        self.inputs: dict[str, str] = {}  # fingerprints by stage, see inputs.py
+        self.recipe, self.folder = recipe, RunFolder(folder)
+        self.fingerprints: dict[str, str] = {}  # of each stage's inputs: stages/status.py
+        self.inputs_read: dict[str, list[Any]] = {}  # stages/fingerprints.py
 
-    # Places ----------------------------------------------------------------------------------
-
-    @property
-    def teacher_folder(self) -> Path:
-        """The adapted teacher."""
-        return self.folder / "teacher"
-
-    @property
-    def student_folder(self) -> Path:
-        """The student before training."""
-        return self.folder / "student"
-
-    @property
-    def specialized_folder(self) -> Path:
-        """Adapter and merged student of the low-rank stage."""
-        return self.folder / "specialized"
-
-    @property
-    def cache_url(self) -> str:
-        """Folder or URL of the signal cache."""
-        return self.recipe.cache.dir or str(self.folder / "cache")
-
-    def arm_folder(self, arm: str) -> Path:
-        """Checkpoints and student of one arm."""
-        return self.folder / "arms" / arm
-
-    def artifact_folder(self, name: str) -> Path:
-        """One deployable checkpoint."""
-        return self.folder / "artifacts" / name
-
-    @property
-    def merged_student(self) -> Path | None:
-        """The student in full precision with what was specialised merged in; the distilled student
-        where nothing was, None where the method leaves an adapter that cannot be merged.
-        """
-        special = self.recipe.specialize
-        if special is None:
-            return self.arm_folder("distill") / "student"
-        if special.leaves == "adapter" and not special.merges:
-            return None
-        return self.specialized_folder / "merged"
+    @cached_property
+    def task(self) -> Task:
+        """The recipe's task."""
+        return task_of(self.recipe)
 
     @property
     def artifacts(self) -> list[str]:
         """Names of the artifacts to make."""
         return artifacts_of(self.recipe.export, self.recipe.specialize)
 
-    # What the recipe comes to ------------------------------------------------------------------
+    @property
+    def merged_student(self) -> Path | None:
+        """The student in full precision with what was specialised merged in; the distilled student
+        where nothing was; None where the method leaves an adapter that cannot be merged.
+        """
+        special = self.recipe.specialize
+        if special is None:
+            return self.folder.arm_student()
+        if special.leaves == "adapter" and not special.merges:
+            return None
+        return self.folder.specialized / "merged"
+
+    def write_recipe(self) -> None:
+        """Write the recipe as checked, defaults filled in."""
+        values = self.recipe.model_dump(mode="json", by_alias=True)
+        write_text(self.folder.path / "recipe.yaml", yaml.safe_dump(values, sort_keys=False))
+
+    # Teacher and tokenizer ---------------------------------------------------------------------
 
     @property
     def teacher(self) -> TeacherConfig:
@@ -119,28 +73,12 @@ class Run:
         config = self.recipe.teacher
         values = config.model_dump(exclude={"adapt"})
         if config.adapt is not None:
-            values.update(model=str(self.teacher_folder))
+            values.update(model=str(self.folder.teacher))
         return TeacherConfig(**values)
-
-    @property
-    def trusts_code(self) -> bool:
-        """Whether students may load code that came with a model: one of the two was trusted."""
-        return self.recipe.teacher.trust_remote_code or self.recipe.student.trust_remote_code
-
-    @cached_property
-    def task(self) -> Task:
-        """What is the recipe's task's own."""
-        return task_of(self.recipe)
-
-    @property
-    def classes(self) -> list[str]:
-        """Names of the classes, as `prepare_data` found them; of labelled texts."""
-        found: list[str] = read_json(self.folder / "data" / "stats.json")["classes"]
-        return found
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The teacher's tokenizer: data is tokenised by it, students keep it."""
+        """The teacher's tokenizer: data is tokenised by it, and students keep it."""
         teacher = self.recipe.teacher
         return load_tokenizer(teacher.model, trust_remote_code=teacher.trust_remote_code)
 
@@ -165,17 +103,16 @@ class Run:
         """Number of the teacher's blocks."""
         return int(self.teacher_config.get_text_config().num_hidden_layers)
 
-    @cached_property
-    def student_config(self) -> Any:
-        """The student's `PretrainedConfig`, known before it is built."""
-        student, whole = self.recipe.student, self.whole_config
-        if isinstance(student.from_, dict) or not student.cuts:
-            return whole
-        return self._searched_config() or student.cut_config(whole, self.task.auto)
+    @property
+    def trusts_code(self) -> bool:
+        """Whether students may load code that came with a model: one of the two was trusted."""
+        return self.recipe.teacher.trust_remote_code or self.recipe.student.trust_remote_code
+
+    # Student -----------------------------------------------------------------------------------
 
     @cached_property
-    def whole_config(self) -> Any:
-        """That of the student before anything is cut."""
+    def uncut_config(self) -> Any:
+        """The `PretrainedConfig` of the student before anything is cut."""
         student = self.recipe.student
         if isinstance(student.from_, dict):
             return fresh_config(student.from_, self.teacher_config)
@@ -183,9 +120,20 @@ class Run:
             return self.teacher_config
         return load_config(student.from_, trust_remote_code=student.trust_remote_code)
 
+    @cached_property
+    def student_config(self) -> Any:
+        """The student's `PretrainedConfig`, known before the student is built.
+
+        Before a search has found a shape for `student.target`, that of a provisional shape.
+        """
+        student = self.recipe.student
+        if isinstance(student.from_, dict) or not student.cuts:
+            return self.uncut_config
+        return self._searched_config() or student.cut_config(self.uncut_config, self.task.auto)
+
     def _searched_config(self) -> Any:
-        """That of the shape which a search found for the recipe's target; None before it did."""
-        student, file = self.recipe.student, self.student_folder / FILE
+        """The config of the shape that a search found for the recipe's target, or None."""
+        student, file = self.recipe.student, self.folder.student / FILE
         if student.target is None or not file.exists():
             return None
         found = read_json(file)
@@ -194,22 +142,22 @@ class Run:
             student.target.model_dump(),
         ):
             return None
-        return load_config(str(self.student_folder), trust_remote_code=self.trusts_code)
+        return load_config(str(self.folder.student), trust_remote_code=self.trusts_code)
 
-    @property
-    def cut_model(self) -> str:
-        """The model that the student is cut out of, or is: the teacher as used, or another."""
-        source = self.recipe.student.from_
-        return source if isinstance(source, str) and source != "teacher" else self.teacher.model
-
-    def student_was_built(self) -> None:
-        """Look at the student's shape anew: a search may have found another than was assumed."""
+    def forget_student_config(self) -> None:
+        """Read the student's config again: a search may have found another shape than assumed."""
         self.__dict__.pop("student_config", None)
 
     @property
     def student_depth(self) -> int:
         """Number of the student's blocks, known before it is built."""
         return int(self.student_config.get_text_config().num_hidden_layers)
+
+    @property
+    def cut_model(self) -> str:
+        """The model that the student is cut out of: the teacher as used, or another."""
+        source = self.recipe.student.from_
+        return source if isinstance(source, str) and source != "teacher" else self.teacher.model
 
     @property
     def comes_from_teacher(self) -> bool:
@@ -220,11 +168,11 @@ class Run:
         return source == "teacher" or read_pruning(source, self.teacher.model) is not None
 
     def layer_map(self, depth: int | None = None) -> LayerMap:
-        """What is known of both models' layers, and how the student was cut where it was.
+        """Which layers the two models have, and which of the teacher's blocks the student keeps.
 
-        depth: of a student of so many blocks instead.
+        depth: assume a student of this many blocks instead.
         """
-        hidden, file = self.recipe.cache.hidden, self.student_folder / FILE
+        hidden, file = self.recipe.cache.hidden, self.folder.student / FILE
         depth, kept = depth or self.student_depth, None
         if self.comes_from_teacher:
             kept = read_json(file)["kept"] if file.exists() else []
@@ -233,12 +181,14 @@ class Run:
         return LayerMap(depth, self.teacher_depth, hidden.layers, hidden.attention, kept)
 
     def channel_map(self) -> Tensor | None:
-        """How the teacher's channels became the student's, where it was cut from a wider teacher:
-        (teacher's, student's).
+        """How the teacher's channels became the student's, (teacher's, student's), where the
+        student was cut from a wider teacher.
         """
         if not self.comes_from_teacher:
             return None
-        return channel_map(self.student_folder, self.teacher_width)
+        return channel_map(self.folder.student, self.teacher_width)
+
+    # Data --------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
         """Tokenise what the recipe learns from, unless it is there. All processes call this."""
@@ -247,30 +197,39 @@ class Run:
         with on_first_process():
             for config in (self.recipe.data, special):
                 if config is not None:
-                    folder = self._data_folder(config)
+                    folder = self.folder.data(config.section)
                     adapted = self.recipe.teacher.adapt is not None
                     reader = self.task.reader(self.teacher_config, adapted, self.recipe.seed)
                     prepare(config, self.tokenizer, identity, self.recipe.seed, folder, reader)
 
-    def _data_folder(self, config: DataConfig) -> Path:
-        return self.folder / ("data" if config is self.recipe.data else "data-specialize")
-
     def data(self, config: DataConfig | None = None) -> tuple[Examples, Examples]:
-        """(train, held-out) examples, as `prepare_data` left them."""
-        folder = self._data_folder(config or self.recipe.data)
+        """(train, validation) examples of a section, as `prepare_data` left them.
+
+        The held-out part is opened by the `evaluate` stage alone.
+        """
+        folder = self.folder.data((config or self.recipe.data).section)
         return Examples(folder / "train.arrow"), Examples(folder / "held_out.arrow")
 
     def training_examples(self) -> Examples:
         """The examples that are learned from."""
         return self.data()[0]
 
-    def cached_examples(self) -> list[Examples]:
-        """All sets of examples whose signals some objective reads."""
-        sets = list(self.data())
-        special = self.recipe.specialize
-        if special is not None and special.data is not None and self.specialize_reads_cache:
-            sets += self.data(special.data)
-        return sets
+    def validation_examples(self) -> Examples:
+        """The examples that choose: checkpoints, merges, shapes, codecs."""
+        return self.data()[1]
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes of labelled texts, as `prepare_data` found them."""
+        found: list[str] = read_json(self.folder.data() / "stats.json")["classes"]
+        return found
+
+    # Signals -----------------------------------------------------------------------------------
+
+    @property
+    def cache_url(self) -> str:
+        """Folder or URL of the signal cache."""
+        return self.recipe.cache.dir or str(self.folder.path / "cache")
 
     @property
     def reads_cache(self) -> bool:
@@ -279,53 +238,14 @@ class Run:
 
     @property
     def specialize_reads_cache(self) -> bool:
-        """Whether specialising does."""
+        """Whether the objective of `specialize` reads the teacher's signals."""
         special = self.recipe.specialize
         return special is not None and reads_from(special, "cache")
 
-    # Records -----------------------------------------------------------------------------------
-
-    def record(self, stage: str) -> Record | None:
-        """The record of a finished stage, or None."""
-        file = self.folder / "records" / f"{stage}.json"
-        return Record(**read_json(file)) if file.exists() else None
-
-    def write_record(self, record: Record) -> None:
-        """Mark a stage as finished."""
-        write_json(self.folder / "records" / f"{record.stage}.json", vars(record))
-
-    def write_recipe(self) -> None:
-        """The recipe as checked, defaults filled in."""
-        values = self.recipe.model_dump(mode="json", by_alias=True)
-        write_text(self.folder / "recipe.yaml", yaml.safe_dump(values, sort_keys=False))
-
-    @contextmanager
-    def owned(self) -> Iterator[None]:
-        """Hold the run folder: a second command on it is refused by name."""
-        if not is_alone() and not process_state().is_main_process:
-            yield
-            return
-        with owned(LockFile(self.folder / "run.lock"), f"The run folder {self.folder}", RunError):
-            yield
-
-
-@contextmanager
-def on_first_process() -> Iterator[bool]:
-    """Let the first process do the block before the others enter it."""
-    if is_alone():
-        yield True
-        return
-    with process_state().main_process_first():
-        yield bool(process_state().is_main_process)
-
-
-class Stopwatch:
-    """Seconds since it was made."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """So far."""
-        return time.perf_counter() - self._start
+    def cached_examples(self) -> list[Examples]:
+        """All sets of examples whose signals some objective reads."""
+        sets = list(self.data())
+        special = self.recipe.specialize
+        if special is not None and special.data is not None and self.specialize_reads_cache:
+            sets += self.data(special.data)
+        return sets

@@ -1,4 +1,4 @@
-"""The student that is cut out of a model: its shape, its parts, a refit, and the record of it."""
+"""Stage `build`: the student before it learns; pretrained, fresh, or cut out of a model."""
 
 from __future__ import annotations
 
@@ -8,17 +8,58 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from attar.files import bytes_under
+from attar.models.fingerprints import weights_fingerprint
 from attar.models.structure import num_layers
+from attar.models.tokenizers import check_same_vocabulary, load_tokenizer
 from distill.console import aligned
 from distill.data.calibration import calibration_rows
 from distill.run.context import Run
+from distill.run.folder import StageRecord
+from distill.stages.fingerprints import data_inputs, teacher_inputs
 from distill.stages.shape_search import search_shape
+from distill.stages.stage import BUILD, work
 from students.config import LayersConfig, StudentConfig
 from students.pruning.depth import keep_evenly
-from students.pruning.record import Record, composed, composed_rotation, read_pruning
-from students.save import cut_student, save_cut
+from students.pruning.record import Record, composed, composed_rotation, copy_pruning, read_pruning
+from students.save import cut_student, save_cut, save_student
 
 log = logging.getLogger(__name__)
+
+
+@work(
+    BUILD,
+    inputs=lambda run: [
+        data_inputs(run),
+        teacher_inputs(run),
+        run.recipe.student.model_dump(),
+        _named_weights(run),
+    ],
+    outputs=lambda run: [run.folder.student],
+)
+def build(run: Run, inputs: str) -> StageRecord:
+    """Make the student and save it."""
+    config = run.recipe.student
+    notes: dict[str, Any] = {}
+    if isinstance(config.from_, str) and config.from_ != "teacher":
+        tokenizer = load_tokenizer(config.from_, trust_remote_code=config.trust_remote_code)
+        check_same_vocabulary(run.tokenizer, tokenizer)
+    if config.from_ == "teacher" or config.cuts:
+        notes = cut(run)
+    elif isinstance(config.from_, str):
+        save_student(load_whole(run), run.tokenizer, run.folder.student)
+        if run.comes_from_teacher:
+            copy_pruning(Path(config.from_), run.folder.student)
+    else:
+        save_student(run.task.fresh_student(run), run.tokenizer, run.folder.student)
+    run.task.write_extra_files(run, run.folder.student)
+    return StageRecord(BUILD.name, bytes=bytes_under(run.folder.student), notes=notes)
+
+
+def _named_weights(run: Run) -> str | None:
+    """Fingerprint of the weights of the model that `student.from` names, or None."""
+    source = run.recipe.student.from_
+    return weights_fingerprint(source) if isinstance(source, str) and source != "teacher" else None
 
 
 def cut(run: Run) -> dict[str, Any]:
@@ -39,7 +80,7 @@ def cut(run: Run) -> dict[str, Any]:
     del whole
     if run.recipe.student.from_ != "teacher":
         surgery, rotation = _through(run, surgery, rotation)
-    save_cut(student, surgery, rotation, run.tokenizer, run.student_folder, run.trusts_code)
+    save_cut(student, surgery, rotation, run.tokenizer, run.folder.student, run.trusts_code)
     return {key: surgery[key] for key in ("kept", "by", "refit")}
 
 

@@ -1,4 +1,4 @@
-"""The cache of a run: what it must be, how it is made, and how it is opened.
+"""Stage `cache`, the cache of a run: what it must be, how it is made, and how it is opened.
 
 A cache serves a run when teacher, tokenizer, window length, codec and layers agree and it holds
 every example: it may hold more, so that one cache serves many recipes through `cache.dir`.
@@ -20,6 +20,9 @@ from attar.models.tokenizers import tokenizer_identity
 from distill.console import progress
 from distill.data.examples import Examples
 from distill.run.context import Run
+from distill.run.folder import StageRecord, on_first_process
+from distill.stages.fingerprints import data_inputs, specializing_data_inputs, teacher_inputs
+from distill.stages.stage import CACHE, work
 from teachers.cache.config import manifest_of
 from teachers.cache.reader import SignalCache
 from teachers.cache.store import SignalStore
@@ -27,6 +30,27 @@ from teachers.load import teacher_identity
 from teachers.runners.build_cache import build_cache
 
 log = logging.getLogger(__name__)
+
+
+def _inputs(run: Run) -> list[Any]:
+    data = specializing_data_inputs(run) if run.specialize_reads_cache else data_inputs(run)
+    return [data, teacher_inputs(run), run.recipe.cache.model_dump(exclude={"batch_tokens"})]
+
+
+def _is_made(run: Run) -> bool:
+    return not run.reads_cache or SignalStore(run.cache_url).folder.exists("manifest.json")
+
+
+@work(CACHE, inputs=_inputs, made=_is_made)
+def cache(run: Run, inputs: str) -> StageRecord:
+    """Run the teacher once over all examples, where some objective reads its signals."""
+    if not run.reads_cache:
+        log.info("cache: no objective reads the teacher; nothing to do")
+        return StageRecord(CACHE.name, notes={"tokens": 0, "bytes_per_token": 0.0})
+    numbers = make_cache(run)
+    tokens = int(numbers["tokens"])
+    notes = {**numbers, "bytes_per_token": numbers["bytes"] / max(1, tokens)}
+    return StageRecord(CACHE.name, tokens=tokens, bytes=int(numbers["bytes"]), notes=notes)
 
 
 def cache_manifest(run: Run) -> dict[str, Any]:
@@ -139,3 +163,15 @@ def make_cache(run: Run) -> dict[str, float]:
         mass = numbers["padding_mass"]
         log.info("cache: %.2g of the teacher's probability is on ids without a token, cut", mass)
     return numbers
+
+
+def repair_cache(run: Run) -> list[str]:
+    """Forget damaged shards so that the next build makes them again; says which they were."""
+    store, faults = SignalStore(run.cache_url), []
+    run.prepare_data()
+    with on_first_process() as first:
+        if first:
+            with run.folder.owned(), store.writing():
+                faults = store.repair(cache_manifest(run))
+                run.folder.forget_record(CACHE.name)
+    return faults

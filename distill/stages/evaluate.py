@@ -1,16 +1,62 @@
-"""What the evaluate stage measures: the teacher first, then every student and artifact."""
+"""Stage `evaluate`: the teacher first, then every student and artifact, on held-out examples.
+
+Nothing before this stage opens the held-out part.
+"""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from attar.files import write_json
+from distill.data.config import stamp_of
+from distill.evaluation.downstream.questions import task_stamp
 from distill.evaluation.job import MeasureJob
+from distill.evaluation.measure import measure_in_fresh_process
 from distill.evaluation.tokenizer_check import make_probes
+from distill.report.tables import markdown_table
 from distill.run.context import Run
-from students.artifacts.artifact import ARTIFACTS
+from distill.run.folder import StageRecord
+from distill.stages.export import card_of
+from distill.stages.fingerprints import data_inputs
+from distill.stages.stage import EVALUATE, work
+from distill.stages.train import arms_of
+from students.artifacts.artifact import ARTIFACTS, check_whole, write_card
 from teachers.load import teacher_identity
+
+log = logging.getLogger(__name__)
+
+
+def _inputs(run: Run) -> list[Any]:
+    config = run.recipe.evaluate
+    pairs = [config.pairs.source] if config.pairs is not None else []
+    return [data_inputs(run), config.model_dump(), task_stamp(config.tasks), stamp_of(pairs)]
+
+
+@work(
+    EVALUATE,
+    inputs=_inputs,
+    outputs=lambda run: [
+        run.folder.evaluation / f"{name}.npz" for name in ["teacher", *arms_of(run)]
+    ],
+)
+def evaluate(run: Run, inputs: str) -> StageRecord:
+    """Measure every model in a fresh process of its own; write what an artifact measured into its
+    card.
+    """
+    tokens = 0
+    for job in measure_jobs(run):
+        log.info("evaluate: %s", job.name)
+        artifact = job.name in run.artifacts
+        if artifact:
+            check_whole(Path(job.model))
+        numbers = measure_in_fresh_process(job)
+        tokens += numbers["tokens"]
+        if artifact:
+            measured = markdown_table(numbers, run.task.report.columns)
+            write_card(Path(job.model), job.name, card_of(run, job.name, measured))
+    return StageRecord(EVALUATE.name, tokens=tokens)
 
 
 def reference_of(run: Run, artifact: str) -> str:
@@ -21,12 +67,12 @@ def reference_of(run: Run, artifact: str) -> str:
 
 def measure_jobs(run: Run) -> list[MeasureJob]:
     """Everything that is measured, in an order in which each finds what it is compared with."""
-    folder = run.folder / "evaluation"
+    folder = run.folder.evaluation
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "probes.json", make_probes(run.tokenizer, run.data()[1]))
+    write_json(folder / "probes.json", make_probes(run.tokenizer, run.validation_examples()))
     shared: dict[str, Any] = {
         "vocabulary": run.vocabulary,
-        "held_out": str(run.folder / "data" / "held_out.arrow"),
+        "held_out": str(run.folder.data() / "held_out.arrow"),
         "config": run.recipe.evaluate.model_dump(),
         "trust_remote_code": run.trusts_code,
         "probes": str(folder / "probes.json"),
@@ -42,23 +88,23 @@ def measure_jobs(run: Run) -> list[MeasureJob]:
         out = str(folder / f"{name}.json")
         jobs.append(MeasureJob(name, str(model), out=out, **{**shared, **more}))
 
-    add("init", run.student_folder)
-    student = run.arm_folder("distill") / "student"
+    add("init", run.folder.student)
+    student = run.folder.arm_student()
     add("distill", student, reference=_reference(folder, "distill"), is_reference=True)
     for arm in run.recipe.train.arms:
-        add(arm, run.arm_folder(arm) / "student")
+        add(arm, run.folder.arm_student(arm))
     special = run.recipe.specialize
     if special is not None:
         mine: dict[str, Any] = {"reference": _reference(folder, "specialized")}
         if run.merged_student is not None:
             add("specialized", run.merged_student, is_reference=True, **mine)
         else:
-            adapter = str(run.specialized_folder / "adapter")
+            adapter = str(run.folder.adapter)
             more = {"adapter": adapter, "quantization": special.base, "is_reference": True}
             add("specialized", student, **more, **mine)
     for name in run.artifacts:
         reference = _reference(folder, reference_of(run, name))
-        add(name, run.artifact_folder(name), reference=reference)
+        add(name, run.folder.artifact(name), reference=reference)
     return jobs
 
 
@@ -67,7 +113,7 @@ def _teacher_job(run: Run, shared: dict[str, Any]) -> MeasureJob:
     return MeasureJob(
         "teacher",
         run.teacher.model,
-        out=str(run.folder / "evaluation" / "teacher.json"),
+        out=str(run.folder.evaluation / "teacher.json"),
         dtype=str(teacher_identity(run.teacher)["dtype"]),
         quantization=run.teacher.quantization,
         is_teacher=True,

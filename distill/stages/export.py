@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import partial
 
 import yaml
 from torch import nn
 
+from attar.files import bytes_under, fingerprint
 from distill.data.calibration import calibration_rows
-from students.artifacts.artifact import ArtifactInputs
+from distill.run.context import Run
+from distill.run.folder import StageRecord
+from distill.stages.fingerprints import discard_other
+from distill.stages.stage import EXPORT, work
+from distill.stages.training import run_training
+from students.artifacts.artifact import ArtifactInputs, export_artifact
 from students.artifacts.model_card import model_card
 
-if TYPE_CHECKING:
-    from distill.run.context import Run
+log = logging.getLogger(__name__)
+
+
+@work(
+    EXPORT,
+    inputs=lambda run: [run.recipe.export.model_dump()],
+    outputs=lambda run: [run.folder.artifact(name) for name in run.artifacts],
+)
+def export(run: Run, inputs: str) -> StageRecord:
+    """Make the artifacts."""
+    given = artifact_inputs(run, partial(_recover, run, inputs))
+    for name in run.artifacts:
+        log.info("export: %s", name)
+        card = card_of(run, name, "Not measured yet: `distill evaluate` fills this in.")
+        export_artifact(name, given, run.folder.artifact(name), card)
+    size = sum(bytes_under(run.folder.artifact(name)) for name in run.artifacts)
+    return StageRecord(EXPORT.name, bytes=size)
+
+
+def _recover(run: Run, inputs: str, number_format: str, model: nn.Module) -> None:
+    """Train the scales and norms of a rounded student, in place; a stopped training goes on."""
+    config = run.recipe.export.recover
+    assert config is not None
+    folder, name = run.folder.recovered(number_format), f"recover {number_format}"
+    discard_other(folder, fingerprint([inputs, number_format]))
+    result = run_training(run, name, "export.recover", model, config, run.recipe.data, folder)
+    log.info("export: scales and norms of %s learned from %d tokens", number_format, result.tokens)
 
 
 def artifact_inputs(
@@ -21,13 +53,13 @@ def artifact_inputs(
 ) -> ArtifactInputs:
     """What the run's artifacts are made from; `recover` teaches a rounded model, in place."""
     special, export = run.recipe.specialize, run.recipe.export
-    adapter = run.specialized_folder / "adapter"
+    adapter = run.folder.adapter
     return ArtifactInputs(
-        student=run.arm_folder("distill") / "student",
+        student=run.folder.arm_student(),
         merged=run.merged_student,
         adapter=adapter if special is not None and special.leaves == "adapter" else None,
         base=special.base if special is not None else "none",
-        calibration=lambda: calibration_rows(run.data()[0], export.calibration_tokens),
+        calibration=lambda: calibration_rows(run.training_examples(), export.calibration_tokens),
         rounding=export.rounding,
         recover=recover if export.recover is not None else None,
         trust_remote_code=run.trusts_code,

@@ -1,33 +1,189 @@
-"""What is known, before any work, of what a recipe lets learn: on models without weights."""
+"""Everything that can be known to be wrong before any long work starts, as one ordered list.
+
+A section of the recipe checks what it alone can know. What needs files, models, installed packages
+or several sections together is asked here: `check_before_work` before anything else, and
+`check_student` again once a search has found the student's shape.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from attar.device import default_device
 from attar.distributed import is_alone, process_state
 from attar.errors import RecipeError
+from attar.models.attention import check_blocks
 from attar.models.loading import skeleton
+from attar.models.structure import check_layers, usable_positions
+from attar.models.tokenizers import check_same_vocabulary, load_tokenizer
+from distill.data.config import DataConfig, check_sources
+from distill.evaluation.downstream.questions import check_tasks
+from distill.objective.attention_relations import check_relations
+from distill.objective.terms import reads_from
+from distill.recipe.schema import Recipe
 from distill.recipe.specialize import without_start
 from distill.run.context import Run
 from distill.runtimes.runtime import check_runtime
+from distill.stages.status import is_shaped
 from distill.training.config import LoopConfig
 from distill.training.layerwise_lr import check_rates, lowest_learning
+from distill.training.optimizers import check_optimizer
 from students.artifacts.artifact import ARTIFACTS, check_family, check_installed
+from students.pruning.depth import cut_config
 from students.quantization.gptq import linear_maps
 from students.tuning.trainable import prepare_learning
 
-if TYPE_CHECKING:
-    from distill.run.context import Run
-from distill.recipe.export import ExportConfig
+
+def check_before_work(run: Run) -> None:
+    """Raise a `UserError` for the first thing that is known to be wrong."""
+    for check in (
+        check_data_files,
+        check_training_tools,
+        check_task,
+        check_cached_layers,
+        check_positions,
+        check_student_vocabulary,
+        check_artifacts,
+        check_recover,
+        check_downstream_tasks,
+    ):
+        check(run)
+    check_student(run, shaped=is_shaped(run))
+
+
+def check_student(run: Run, shaped: bool = True) -> None:
+    """Raise a `UserError` where the student cannot learn as the recipe says.
+
+    shaped: whether its shape is known. Before a search, only what no student of that model could
+    do is refused.
+    """
+    check_layer_terms(run, shaped)
+    check_learning(run, shaped)
+    check_method(run, shaped)
+
+
+def _trainings(recipe: Recipe) -> dict[str, LoopConfig]:
+    """The sections that train something, by their path in the recipe."""
+    sections = {"teacher.adapt": recipe.teacher.adapt, **recipe.learning()}
+    return {path: config for path, config in sections.items() if config is not None}
+
+
+# Files, packages, models -----------------------------------------------------------------------
+
+
+def check_data_files(run: Run) -> None:
+    """Local data files are there."""
+    check_sources(run.recipe.data)
+    special = run.recipe.specialize
+    if special is not None and special.data is not None:
+        check_sources(special.data)
+
+
+def check_training_tools(run: Run) -> None:
+    """Trackers and optimisers are installed and work on this device."""
+    for path, config in _trainings(run.recipe).items():
+        for name in config.trackers:  # accelerate drops a tracker that is missing silently
+            if importlib.util.find_spec(name) is None:
+                raise RecipeError(f"`{path}.trackers` names {name}, which is not installed.")
+        check_optimizer(f"{path}.optimizer", config.optimizer, default_device())
+
+
+def check_task(run: Run) -> None:
+    """Models serve the task."""
+    run.task.check(run)
+
+
+def check_cached_layers(run: Run) -> None:
+    """The teacher has the layers and blocks that the cache is to keep."""
+    hidden = run.recipe.cache.hidden
+    check_layers(hidden.layers, run.teacher_depth)
+    check_blocks(hidden.attention, run.teacher_depth)
+
+
+def check_positions(run: Run) -> None:
+    """Teacher and student have a position for every token of the longest text they are given."""
+    special = run.recipe.specialize
+    both = [("teacher", run.teacher_config), ("student", run.student_config)]
+    read: dict[str, tuple[DataConfig, list[tuple[str, Any]]]] = {"data": (run.recipe.data, both)}
+    if special is not None and special.data is not None:
+        asks_teacher = any(reads_from(special, source) for source in ("cache", "online"))
+        read["specialize.data"] = special.data, both if asks_teacher else both[1:]
+    for key, (data, readers) in read.items():
+        for side, config in readers:
+            positions = usable_positions(config)
+            if positions is not None and data.max_length > positions:
+                raise RecipeError(
+                    f"`{key}.max_length` is {data.max_length}; the {side} has {positions} "
+                    "positions for a text; lower it."
+                )
+
+
+def check_student_vocabulary(run: Run) -> None:
+    """A student that the recipe names has the teacher's vocabulary."""
+    student = run.recipe.student
+    if isinstance(student.from_, str) and student.from_ != "teacher":
+        tokenizer = load_tokenizer(student.from_, trust_remote_code=student.trust_remote_code)
+        check_same_vocabulary(run.tokenizer, tokenizer)
+
+
+def check_artifacts(run: Run) -> None:
+    """Packages for the artifacts and their runtimes are installed, and hold the student's family."""
+    for name in run.artifacts:
+        check_installed(name)
+        check_runtime(ARTIFACTS[name].runtime)
+        check_family(name, run.student_config)
+
+
+def check_recover(run: Run) -> None:
+    """`export.recover` has a rounded artifact to recover."""
+    if run.recipe.export.recover is None or any(ARTIFACTS[name].rounds for name in run.artifacts):
+        return
+    able = [name for name, found in ARTIFACTS.items() if found.rounds]
+    raise RecipeError(
+        "`export.recover` has no effect: none of `export.artifacts` is rounded by attar; leave it "
+        f"out, or add one of {', '.join(able)}."
+    )
+
+
+def check_downstream_tasks(run: Run) -> None:
+    """Files of the downstream tasks can be read as questions."""
+    check_tasks(run.recipe.evaluate.tasks, run.tokenizer.chat_template is not None)
+
+
+# The student -----------------------------------------------------------------------------------
+
+
+def check_layer_terms(run: Run, shaped: bool) -> None:
+    """Terms on layers and blocks: both models have them, and heads fit."""
+    config = run.student_config if shaped else run.uncut_config
+    known = run.layer_map(config.get_text_config().num_hidden_layers)
+    for name, section in run.recipe.learning().items():
+        known.pairs(section.objective, section.source, name)
+        if shaped:
+            check_relations(f"{name}.objective", section.objective, config, run.teacher_config)
+
+
+def check_method(run: Run, shaped: bool) -> None:
+    """The student can learn by the method of `specialize`."""
+    special = run.recipe.specialize
+    if special is None:
+        return
+    config = run.student_config if shaped else run.uncut_config
+    length = (special.data or run.recipe.data).max_length
+    positions = usable_positions(config)
+    special.check(cut_config(config, list(range(config.get_text_config().num_hidden_layers))))
+    if special.prepends and positions is not None and special.virtual_tokens + length > positions:
+        raise RecipeError(
+            f"`specialize.virtual_tokens` is {special.virtual_tokens} before texts of up to "
+            f"{length} tokens (`max_length`); the student has {positions} positions."
+        )
 
 
 def check_learning(run: Run, shaped: bool = True) -> None:
-    """Raise `RecipeError` where parts that are to learn are not there, keys of a training's pace
-    have no effect, or a term reads layers below all that learns.
-
-    shaped: whether the student's shape is known; before a search, only what the whole model lacks
-    is refused.
+    """Parts that are to learn exist, learning rates by layer have an effect, and no term reads
+    only layers below everything that learns.
     """
     for path, config, model in _learners(run, shaped):
         check_rates(model, config, f"{path}.")
@@ -35,13 +191,10 @@ def check_learning(run: Run, shaped: bool = True) -> None:
 
 
 def check_steps(run: Run, shaped: bool = True) -> None:
-    """Raise `RecipeError` where blocks would begin to learn after the last step: once the data are
-    there, and with them the number of steps.
-
-    shaped: as in `check_learning`.
+    """No block would begin to learn after the last step. Asked once the data are prepared, since
+    they give the number of steps.
     """
-    sections = {**run.recipe.learning(), "teacher.adapt": run.recipe.teacher.adapt}
-    if not any(config is not None and config.unfreeze for config in sections.values()):
+    if not any(config.unfreeze for config in _trainings(run.recipe).values()):
         return
     for path, config, model in _learners(run, shaped):
         if config.unfreeze is not None:
@@ -58,17 +211,17 @@ def check_steps(run: Run, shaped: bool = True) -> None:
 
 
 def _learners(run: Run, shaped: bool) -> Iterator[tuple[str, LoopConfig, Any]]:
-    """(section, its keys, what learns by them, without weights) of every training of the recipe.
+    """(section, its keys, the model that learns by them, without weights) of every training.
 
-    Left out is what stands before the text: it has no depth; and the student before its shape is
-    known (`shaped`), of which only the parts are looked for.
+    Left out are methods whose parameters stand before the text, which have no depth, and, before
+    the student's shape is known (`shaped`), the student, of which only the parts are looked up.
     """
     recipe = run.recipe
     adapt, train, special = recipe.teacher.adapt, recipe.train, recipe.specialize
     if adapt is not None and (teacher := skeleton(run.teacher_config, run.task.auto)) is not None:
         prepare_learning(teacher, adapt.trainable, adapt.reinitialize, 0, "teacher.adapt.")
         yield "teacher.adapt", adapt, teacher
-    config = run.student_config if shaped else run.whole_config
+    config = run.student_config if shaped else run.uncut_config
     if (student := skeleton(config, run.task.auto)) is None:
         return
     prepare_learning(student, train.trainable, train.reinitialize, 0, "train.")
@@ -94,33 +247,10 @@ def _check_terms(run: Run, path: str, config: LoopConfig, model: Any) -> None:
     pairs = run.layer_map().pairs(config.objective, config.source, path)
     for i, mine in pairs.items():
         if mine and max(s for s, _ in mine) < lowest:
+            above = lowest > run.student_depth
+            where = "above the blocks" if above else f"layer {lowest} (block {lowest - 1})"
             raise RecipeError(
                 f"`{path}.objective[{i}]` has no effect: {config.objective[i].loss} reads student "
                 f"layer {max(s for s, _ in mine)}, and nothing up to it learns; the lowest that "
-                f"learns is {'above the blocks' if lowest > run.student_depth else _layer(lowest)}."
+                f"learns is {where}."
             )
-
-
-def _layer(depth: int) -> str:
-    return f"layer {depth} (block {depth - 1})"
-
-
-def check_makeable(names: list[str], config: Any) -> None:
-    """Raise an error now for what would fail after hours: a package that is missing, a family of
-    models (its `PretrainedConfig`) that an artifact cannot hold.
-    """
-    for name in names:
-        check_installed(name)
-        check_runtime(ARTIFACTS[name].runtime)
-        check_family(name, config)
-
-
-def check_rounding(config: ExportConfig, names: list[str]) -> None:
-    """Raise `RecipeError` for a key about rounding where nothing is rounded by us."""
-    if config.recover is None or any(ARTIFACTS[name].rounds for name in names):
-        return
-    able = [name for name, found in ARTIFACTS.items() if found.rounds]
-    raise RecipeError(
-        "`export.recover` has no effect: none of `export.artifacts` is rounded by us; leave it "
-        f"out, or add one of {', '.join(able)}."
-    )

@@ -1,6 +1,6 @@
-"""report.json: what every model measured, what it cost, and whether distilling helped.
+"""Stage `report`, report.json: what every model measured, what it cost, and whether distilling helped.
 
-docs/report.md documents the schema. What the numbers of a task mean, the task's account says
+docs/report.md documents the schema. What the numbers of a task mean, the task's report says
 (`distill/report/task_report.py`).
 """
 
@@ -8,29 +8,39 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attar import __version__
 from attar.files import read_json, write_json, write_text
 from distill.report.task_report import Measurements
+from distill.run.context import Run
+from distill.run.folder import StageRecord
 from distill.stages.evaluate import reference_of
-from distill.stages.fingerprints import ORDER
+from distill.stages.stage import REPORT, STAGES, work
 from students.artifacts.artifact import ARTIFACTS
 
-if TYPE_CHECKING:
-    from distill.run.context import Run
-
 SCHEMA = 3
+
+
+@work(
+    REPORT,
+    inputs=lambda run: [],
+    outputs=lambda run: [run.folder.report, run.folder.report_page],
+)
+def report(run: Run, inputs: str) -> StageRecord:
+    """Write report.json and report.html."""
+    write_report(run)
+    return StageRecord(REPORT.name)
 
 
 def write_report(run: Run) -> dict[str, Any]:
     """Assemble and write report.json and report.html in the run folder."""
     found = assemble(run)
-    write_json(run.folder / "report.json", found)
+    write_json(run.folder.report, found)
     curves = {arm: _history(run, arm) for arm in found["arms"] if arm != "init"}
     of = run.task.report
     measured = measurements(run, found["cost"])
-    write_text(run.folder / "report.html", of.render_page(found, curves, measured))
+    write_text(run.folder.report_page, of.render_page(found, curves, measured))
     return found
 
 
@@ -66,7 +76,7 @@ def assemble(run: Run) -> dict[str, Any]:
 
 def measurements(run: Run, costs: dict[str, Any]) -> Measurements:
     """What the evaluate stage left, as the task's report reads it."""
-    folder, special = run.folder / "evaluation", run.recipe.specialize
+    folder, special = run.folder.evaluation, run.recipe.specialize
     on_own_data = special is not None and special.data is None
     merged = on_own_data and run.merged_student is not None
     return Measurements(
@@ -96,7 +106,7 @@ def _specialised(run: Run) -> dict[str, Any] | None:
     """What specialising learned with, and each way of merging before and after it."""
     if run.recipe.specialize is None:
         return None
-    found = read_json(run.specialized_folder / "result.json")
+    found = read_json(run.folder.specialized / "result.json")
     return {key: value for key, value in found.items() if key != "history"}
 
 
@@ -104,7 +114,9 @@ def cost(run: Run) -> dict[str, Any]:
     """Seconds, tokens, bytes and peak memory of each stage, and bytes a token of the cache."""
     recipe = run.recipe
     left_out = {"adapt-teacher": recipe.teacher.adapt, "specialize": recipe.specialize}
-    records = {name: run.record(name) for name in ORDER if left_out.get(name, True) is not None}
+    records = {
+        name: run.folder.record(name) for name in STAGES if left_out.get(name, True) is not None
+    }
     stages = {
         name: {
             "seconds": record.seconds,
@@ -128,6 +140,6 @@ def cost(run: Run) -> dict[str, Any]:
 
 
 def _history(run: Run, arm: str) -> list[dict[str, float]]:
-    folder = run.specialized_folder if arm == "specialized" else run.arm_folder(arm)
+    folder = run.folder.specialized if arm == "specialized" else run.folder.arm(arm)
     history: list[dict[str, float]] = read_json(folder / "result.json")["history"]
     return history

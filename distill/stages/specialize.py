@@ -1,4 +1,4 @@
-"""What a specialised student leaves: its adapter, the better merge, and what each way lost.
+"""Stage `specialize`: what a specialised student leaves: its adapter, the better merge, and what each way lost.
 
 An adapter is measured on the base that it was trained on, and after every way of merging it into
 full precision; each is loaded from disk as its user would load it.
@@ -11,7 +11,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from attar.distributed import free_memory
-from attar.files import write_json
+from attar.files import bytes_under, write_json
 from attar.models.loading import Quantization, resolve_precision
 from distill.data.batching import collate, plan_in_order
 from distill.data.examples import Examples, first_examples
@@ -27,6 +27,10 @@ from distill.objective.chunked_head import tokens_per_chunk
 from distill.objective.objective import Learner
 from distill.objective.terms import TERM_MODELS
 from distill.run.context import Run
+from distill.run.folder import StageRecord, on_first_process
+from distill.stages.fingerprints import discard_other, specializing_data_inputs
+from distill.stages.stage import SPECIALIZE, work
+from distill.stages.training import run_training
 from distill.training.layerwise_lr import how_much_learns
 from students.save import save_student
 from students.tuning.adapters import (
@@ -39,6 +43,42 @@ from students.tuning.adapters import (
 )
 
 log = logging.getLogger(__name__)
+
+
+def _outputs(run: Run) -> list[Path]:
+    special = run.recipe.specialize
+    adapter = [run.folder.adapter] if special.leaves == "adapter" else []
+    merged = special.merges or special.leaves == "weights"
+    return [*adapter, run.folder.specialized / "merged"] if merged else adapter
+
+
+@work(
+    SPECIALIZE,
+    inputs=lambda run: [
+        specializing_data_inputs(run),
+        run.recipe.specialize.model_dump() if run.recipe.specialize is not None else None,
+    ],
+    outputs=_outputs,
+    skipped=lambda run: run.recipe.specialize is None,
+)
+def specialize(run: Run, inputs: str) -> StageRecord:
+    """Train the distilled student further by the recipe's method; keep the adapter, and a merge."""
+    config, folder = run.recipe.specialize, run.folder.specialized
+    with on_first_process() as first:
+        if first:
+            discard_other(folder / "run", inputs)
+    compute = resolve_precision(config.precision)
+    base = load_base(run.folder.arm_student(), config.base, run.trusts_code, compute)
+    student = config.attach(base, run.recipe.seed)
+    for line in what_learns(student, config):
+        log.info("specialize: %s", line)
+    data = config.data or run.recipe.data
+    result = run_training(run, "specialize", "specialize", student, config, data, folder / "run")
+    with on_first_process() as first:
+        if first:
+            keep_specialized(run, student, config, asdict(result))
+    left = "adapter" if config.leaves == "adapter" else "merged"
+    return StageRecord(SPECIALIZE.name, tokens=result.tokens, bytes=bytes_under(folder / left))
 
 
 def what_learns(student: nn.Module, config: Any) -> list[str]:
@@ -89,7 +129,7 @@ class MergeCandidates:
 
     @property
     def adapter(self) -> Path:
-        return self.run.specialized_folder / "adapter"
+        return self.run.folder.specialized / "adapter"
 
     def before(self) -> Iterator[tuple[str, nn.Module]]:
         """The student as it was: in full precision, and as the base that was learned on."""
@@ -122,17 +162,17 @@ def keep_specialized(run: Run, student: nn.Module, config: Any, result: dict[str
     """Write what was learned, merge it where that is possible, and result.json with what each way
     comes to on held-out text: `merges`, and the path that was `chosen` for merged/.
     """
-    folder, source = run.specialized_folder, run.arm_folder("distill") / "student"
+    folder, source = run.folder.specialized, run.folder.arm_student()
     for stale in (folder / "adapter", folder / "merged"):
         shutil.rmtree(stale, ignore_errors=True)
     ways = MergeCandidates(run, config, source)
-    held_out = run.data(config.data)[1]
+    validation = run.data(config.data)[1]
     merges: list[dict[str, Any]] = []
 
     def measure(path: str, model: nn.Module) -> float:
         free_memory()
         dtype = torch.float32 if next(model.parameters()).dtype == torch.float32 else torch.bfloat16
-        nll = held_out_nll(model, held_out, run.vocabulary, dtype, config)
+        nll = held_out_nll(model, validation, run.vocabulary, dtype, config)
         merges.append({"path": path, "nll": nll, "perplexity": math.exp(min(nll, 700.0))})
         log.info("specialize: %-36s nll %.4f", path, nll)
         return nll

@@ -6,7 +6,6 @@ stopped anywhere continues from its last checkpoint and ends bit for bit where i
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import math
 import time
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from attar.device import peak_memory, peak_memory_bytes
-from attar.errors import RecipeError, RunError
+from attar.errors import RunError
 from distill.console import progress
 from distill.data.batching import OF_TOKENS, Batch, Batching, plan_in_order
 from distill.data.examples import Examples, first_examples
@@ -99,13 +98,6 @@ class Plan:
             mine = m + rank < len(micro)
             rows = micro[m + rank] if mine else micro[m][:1]
             yield self.collate([[examples[i] for i in row] for row in rows]), float(mine)
-
-
-def check_trackers(config: LoopConfig) -> None:
-    """Raise `RecipeError` for a tracker that is not installed: accelerate drops it silently."""
-    for name in config.trackers:
-        if importlib.util.find_spec(name) is None:
-            raise RecipeError(f"`train.trackers` names {name}, which is not installed.")
 
 
 def make_accelerator(config: LoopConfig, folder: Path, some_rest: bool) -> Any:

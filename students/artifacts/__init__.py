@@ -1,7 +1,7 @@
 """Artifacts: importing the package enrols them all."""
 
-import students.artifacts.adapter  # noqa: F401
-import students.artifacts.checkpoint  # noqa: F401
-import students.artifacts.gguf.artifacts  # noqa: F401
-import students.artifacts.onnx.graph  # noqa: F401
-import students.artifacts.torchao_int8  # noqa: F401
+import students.artifacts.adapter
+import students.artifacts.checkpoint
+import students.artifacts.gguf.artifacts
+import students.artifacts.onnx.graph
+import students.artifacts.torchao_int8

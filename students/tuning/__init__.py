@@ -1,7 +1,7 @@
 """Ways to specialise a student: importing the package enrols them all."""
 
-import students.tuning.bottleneck  # noqa: F401
-import students.tuning.full  # noqa: F401
-import students.tuning.ia3  # noqa: F401
-import students.tuning.lora  # noqa: F401
-import students.tuning.prompt_tuning  # noqa: F401
+import students.tuning.bottleneck
+import students.tuning.full
+import students.tuning.ia3
+import students.tuning.lora
+import students.tuning.prompt_tuning

@@ -124,7 +124,7 @@ class _Weights:
         from safetensors import safe_open
 
         self._open = [safe_open(f, framework="pt") for f in sorted(folder.glob("*.safetensors"))]
-        self._at = {name: part for part in self._open for name in part.keys()}  # noqa: SIM118
+        self._at = {name: part for part in self._open for name in part.keys()}
         if not self._at:
             raise ModelError(f"{folder} has no safetensors files to write as GGUF.")
 

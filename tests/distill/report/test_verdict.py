@@ -27,9 +27,9 @@ def measure_run(tmp_path):
             train=SimpleNamespace(arms=[]),
             evaluate=SimpleNamespace(bootstrap=100),
         )
-        return measurements(
-            SimpleNamespace(recipe=recipe, merged_student=merged, folder=tmp_path), {}
-        )
+        folder = SimpleNamespace(evaluation=tmp_path / "evaluation")
+        run = SimpleNamespace(recipe=recipe, merged_student=merged, folder=folder)
+        return measurements(run, {})
 
     return make
 

@@ -15,7 +15,7 @@ from attar.models.pooling import Pooling, read_pooling
 from distill.pipeline import run_stages
 from distill.run.context import Run
 from distill.run.load import check_recipe, load_recipe
-from distill.stages.fingerprints import inputs_of
+from distill.stages.status import inputs_of
 from tests.conftest import Workshop
 from tests.helpers.classifying import word_tokenizer, write_rows
 from tests.helpers.embedding import embedding_recipe, encoder, fill_workshop, write_recipe

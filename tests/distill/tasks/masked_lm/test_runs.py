@@ -8,9 +8,9 @@ import yaml
 from transformers import AutoModelForMaskedLM, pipeline
 
 from attar.errors import RecipeError
-from distill.pipeline import check_before_work
 from distill.run.context import Run
 from distill.run.load import check_recipe, load_recipe
+from distill.stages.preflight import check_before_work
 from tests.conftest import Workshop
 from tests.helpers.classifying import tiny_bert
 from tests.helpers.masking import fill_workshop, masked_recipe, tiny, tokenizer, write_recipe

@@ -1,0 +1,152 @@
+"""The run folder: where each stage leaves its files, and a record of what they were made from.
+
+recipe.yaml  run.log  report.json  report.html
+data/        tokenised examples          records/     one JSON a finished stage
+teacher/     the adapted teacher         cache/       the teacher's signals
+student/     the student before training arms/NAME/   checkpoints, student/, result.json
+specialized/ adapter/ and merged/        artifacts/   what is deployed
+evaluation/  numbers a model, per-token arrays
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from attar.distributed import is_alone, process_state
+from attar.errors import RunError
+from attar.files import read_json, write_json
+from attar.locks import LockFile, owned
+
+
+@dataclass
+class StageRecord:
+    """What a finished stage says of itself. `inputs` is the fingerprint of what it was made from."""
+
+    stage: str
+    inputs: str = ""
+    seconds: float = 0.0
+    tokens: int = 0
+    bytes: int = 0
+    peak_memory_bytes: int = 0
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths in a run folder, and the records of finished stages."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def teacher(self) -> Path:
+        """The adapted teacher."""
+        return self.path / "teacher"
+
+    @property
+    def student(self) -> Path:
+        """The student before training."""
+        return self.path / "student"
+
+    @property
+    def specialized(self) -> Path:
+        """What the `specialize` stage leaves."""
+        return self.path / "specialized"
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter of the specialised student."""
+        return self.specialized / "adapter"
+
+    @property
+    def evaluation(self) -> Path:
+        """Numbers of every measured model, and arrays by token or text."""
+        return self.path / "evaluation"
+
+    @property
+    def features(self) -> Path:
+        """Frozen features and the classifier on them."""
+        return self.path / "features"
+
+    @property
+    def log(self) -> Path:
+        """The log of every command on this run."""
+        return self.path / "run.log"
+
+    @property
+    def report(self) -> Path:
+        """report.json."""
+        return self.path / "report.json"
+
+    @property
+    def report_page(self) -> Path:
+        """report.html."""
+        return self.path / "report.html"
+
+    @property
+    def audit(self) -> Path:
+        """What `cache audit` measured."""
+        return self.path / "audit.json"
+
+    def data(self, section: str = "data") -> Path:
+        """Tokenised examples of a section: `data`, or `specialize.data`."""
+        return self.path / ("data" if section == "data" else "data-specialize")
+
+    def arm(self, name: str) -> Path:
+        """Checkpoints and student of one arm."""
+        return self.path / "arms" / name
+
+    def arm_student(self, name: str = "distill") -> Path:
+        """The trained student of one arm."""
+        return self.arm(name) / "student"
+
+    def artifact(self, name: str) -> Path:
+        """One deployable form of the student."""
+        return self.path / "artifacts" / name
+
+    def recovered(self, number_format: str) -> Path:
+        """Checkpoints of the training that teaches a rounded student what rounding lost."""
+        return self.path / "recovered" / number_format
+
+    # Records -----------------------------------------------------------------------------------
+
+    def _record_file(self, stage: str) -> Path:
+        return self.path / "records" / f"{stage}.json"
+
+    def record(self, stage: str) -> StageRecord | None:
+        """The record of a finished stage, or None."""
+        file = self._record_file(stage)
+        return StageRecord(**read_json(file)) if file.exists() else None
+
+    def write_record(self, record: StageRecord) -> None:
+        """Mark a stage as finished."""
+        write_json(self._record_file(record.stage), vars(record))
+
+    def forget_record(self, stage: str) -> None:
+        """Mark a stage as not finished."""
+        self._record_file(stage).unlink(missing_ok=True)
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Hold the run folder while the block runs: a second command on it is refused by name."""
+        if not is_alone() and not process_state().is_main_process:
+            yield
+            return
+        with owned(LockFile(self.path / "run.lock"), f"The run folder {self.path}", RunError):
+            yield
+
+
+@contextmanager
+def on_first_process() -> Iterator[bool]:
+    """Let the first process do the block before the others enter it; gives whether it is that."""
+    if is_alone():
+        yield True
+        return
+    with process_state().main_process_first():
+        yield bool(process_state().is_main_process)

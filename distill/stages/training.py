@@ -1,0 +1,106 @@
+"""One training of a run: the loop on one model, by a section of the recipe."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from attar.distributed import free_memory
+from attar.models.loading import resolve_precision
+from attar.models.peft_models import prepends
+from distill.data.config import DataConfig
+from distill.objective.chunked_head import tokens_per_chunk
+from distill.objective.losses import LOSSES
+from distill.objective.objective import Learner
+from distill.objective.terms import reads_from, terms_reading
+from distill.run.context import Run
+from distill.stages.cache import cached_subset, open_cache
+from distill.training.config import LoopConfig
+from distill.training.loop import Job, Result
+from distill.training.loop import train as train_loop
+from distill.training.packing_check import check_examples_stay_apart
+from students.dropout import set_dropout
+from teachers.load import load_teacher
+from teachers.online import OnlineTeacher
+
+log = logging.getLogger(__name__)
+
+
+def run_training(
+    run: Run,
+    name: str,
+    section: str,
+    student: torch.nn.Module,
+    config: LoopConfig,
+    data: DataConfig,
+    folder: Path,
+) -> Result:
+    """Train one model by the keys of a section of the recipe; checkpoints go to `folder`.
+
+    `name` is the training's in logs. A training that was stopped goes on from its checkpoint.
+    """
+    torch.manual_seed(run.recipe.seed)  # projectors are drawn from it
+    if config.model_dropout is not None:
+        set_dropout(student, config.model_dropout)
+    packing = data.packing and run.task.packs and not prepends(student)
+    if data.packing and run.task.packs and not packing:
+        log.info("%s: nothing is packed, since each text follows learned positions", name)
+    if packing:
+        check_examples_stay_apart(student, run.vocabulary)
+    pairs = run.layer_map().pairs(config.objective, config.source)
+    device = next(student.parameters()).device
+    learner = Learner(
+        student,
+        config.objective,
+        vocabulary=run.vocabulary,
+        dtype=resolve_precision(config.precision),
+        chunk=config.chunk or tokens_per_chunk(run.vocabulary, device),
+        pairs=pairs,
+        teacher_width=run.teacher_width,
+        channel_map=run.channel_map(),
+        source=config.source,
+        readout=run.task.model_outputs(run),
+    )
+    cached = open_cache(run, device) if reads_from(config, "cache") else None
+    train, validation = run.data(data)
+    if cached is not None and run.recipe.cache.unfinished:
+        train, validation = cached_subset(cached, folder, train, validation)
+    job = Job(
+        name=name,
+        learner=learner,
+        config=config,
+        train=train,
+        held_out=validation,
+        cache=cached,
+        online=_online_teacher(run, config, pairs, packing),
+        folder=folder,
+        seed=run.recipe.seed,
+        max_length=data.max_length,
+        packing=packing,
+        batching=run.task.batching,
+        section=section,
+    )
+    result = train_loop(job)
+    free_memory()
+    return result
+
+
+def _online_teacher(
+    run: Run, config: LoopConfig, pairs: dict[int, list[tuple[int, int]]], packing: bool
+) -> OnlineTeacher | None:
+    """The teacher itself, where some term learns from it without the cache."""
+    online = terms_reading(config.objective, "online", config.source)
+    if not online:
+        return None
+    used: dict[str, set[int]] = {"hidden": set(), "relation": set(), "distribution": set()}
+    for i, term in enumerate(config.objective):
+        if term in online:
+            used[LOSSES[term.loss].reads] |= {t for _, t in pairs.get(i, [])}
+    layers, blocks = sorted(used["hidden"]), sorted(used["relation"])
+    log.info("the teacher runs in every step: %s", ", ".join(term.loss for term in online))
+    teacher = load_teacher(run.teacher)
+    if packing:
+        check_examples_stay_apart(teacher, run.vocabulary)
+    return OnlineTeacher(teacher, run.vocabulary, layers, blocks)
