@@ -68,7 +68,8 @@ class OnnxRuntime(TokenizerMethods):
     def _of_texts(self, batch: Batch, name: str) -> Tensor:
         inputs = batch.model_inputs()
         ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
-        assert ids_BT is not None and mask_BT is not None
+        assert ids_BT is not None
+        assert mask_BT is not None
         if self._padding is not None:
             ids_BT = ids_BT.masked_fill(mask_BT == 0, self._padding)
         return self.run(ids_BT, mask_BT, inputs["token_type_ids"])[name]

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import distill.tasks.causal_lm.task
+import distill.tasks.embedding.task
+import distill.tasks.masked_lm.task
+import distill.tasks.sequence_classification.task  # noqa: F401  (importing registers)
 from distill.recipe.schema import Recipe
 from distill.tasks.task import TASKS as TASKS
 from distill.tasks.task import Task

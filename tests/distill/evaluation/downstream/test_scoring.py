@@ -101,7 +101,7 @@ def test_what_the_model_knows_is_chosen(pupil, write_rows, chat):
 
 
 def test_long_choices_are_not_worse_when_normalised(pupil, write_rows):
-    """A known answer against a single letter: per letter it wins, by the sum the shorter one does."""
+    """A known answer against a single letter: per letter it wins, by the sum it loses."""
     known = FACTS["Q: who learns\nA:"]
     rows = [{"query": "Q: who learns\nA:", "choices": ["x", f"{known} {known}"], "gold": 1}]
     task = task_of(kind="multiple_choice", data=write_rows(rows))
