@@ -30,12 +30,13 @@ from attar.files import read_json
 from distill.console import set_up_logging
 from distill.data.examples import Examples
 from distill.evaluation.predictions import held_out_batches
+from distill.evaluation.text_speed import measure_text_speed
 from distill.pipeline import run_stages
 from distill.run.context import Run
 from distill.run.load import load_recipe
 from distill.runtimes.hugging_face import Transformers
-from distill.runtimes.runtime import Source
-from distill.tasks.sequence_classification.metrics import measure_class_speed, measure_classes
+from distill.runtimes.runtime import ModelSource
+from distill.tasks.sequence_classification.metrics import compare_classes, read_classes
 
 BATCH = 32
 ROUNDS = 3  # of timing, all models in turn
@@ -127,12 +128,12 @@ def learn(
 def accuracy_of(model: Path, held_out: Examples) -> float:
     """Of a classifier in a folder, on the test texts."""
     batches = held_out_batches(held_out, len(held_out), BATCH)
-    arrays = measure_classes(_runtime(model), held_out, batches)
+    arrays = compare_classes(*read_classes(_runtime(model), held_out, batches))
     return float(np.mean(arrays["correct"]))
 
 
 def _runtime(model: Path) -> Transformers:
-    return Transformers(Source(str(model), dtype="float32"))
+    return Transformers(ModelSource(str(model), dtype="float32"))
 
 
 def shapes_of(models: dict[str, Path], held_out: Examples) -> dict[str, dict[str, float]]:
@@ -142,7 +143,7 @@ def shapes_of(models: dict[str, Path], held_out: Examples) -> dict[str, dict[str
     runtimes = {name: _runtime(model) for name, model in models.items()}
     batches = held_out_batches(held_out, len(held_out), BATCH)
     rounds = [
-        {name: measure_class_speed(one, held_out, batches) for name, one in runtimes.items()}
+        {name: measure_text_speed(one.classes, held_out, batches) for name, one in runtimes.items()}
         for _ in range(ROUNDS)
     ]
     found = {}

@@ -17,14 +17,14 @@ from typing import Any
 from harness import arguments, record
 
 from distill.evaluation.job import MeasureJob
-from distill.evaluation.measure import measure_apart
+from distill.evaluation.measure import measure_in_fresh_process
 from distill.pipeline import run_stages
 from distill.run.context import Run
 from distill.run.load import load_recipe
 from distill.stages.evaluate import measure_jobs
-from distill.stages.export import card_of, given_of
+from distill.stages.export import card_of, artifact_inputs
 from distill.stages.report import assemble
-from distill.stages.train import STAGES
+from distill.stages.stage import STAGES
 from students.artifacts.artifact import export_artifact
 
 SPECIALIZE = (
@@ -58,13 +58,13 @@ def rounded_otherwise(run: Run, found: dict[str, Any], ways: list[str]) -> None:
     """The same artifacts without learning, and to the nearest code, measured like the others."""
     jobs = {job.name: job for job in measure_jobs(run)}
     for rounding in ways:
-        given = replace(given_of(run), rounding=rounding)
+        given = replace(artifact_inputs(run), rounding=rounding)
         for name in AGAIN:
             folder = run.folder.path / rounding / name
             export_artifact(name, given, folder, card_of(run, name, ""))
             out = run.folder.path / rounding / f"{name}.json"
             job: MeasureJob = replace(jobs[name], model=str(folder), out=str(out))
-            found[f"{name}, {rounding}"] = measure_apart(job)
+            found[f"{name}, {rounding}"] = measure_in_fresh_process(job)
 
 
 def kept(value: float, worst: float, best: float) -> float:
@@ -87,7 +87,7 @@ def rows_of(found: dict[str, Any], reference: dict[str, Any]) -> list[dict[str, 
             "MB": one["bytes"] / 1e6,
             "prefill t/s": round(speed["prefill"], 1),
             "generate t/s": "" if speed["generate"] is None else round(speed["generate"], 1),
-            "same until": round(one.get("generation_agreement", {}).get("same_until", 0.0), 1),
+            "greedy match": round(one.get("generation_agreement", {}).get("same_until", 0.0), 1),
             "peak MB": round(one["peak_memory_bytes"] / 1e6),
         }
         if {"adapter", "nf4"} <= found.keys() and name not in ("init", "finetune"):

@@ -80,6 +80,8 @@ def alone(options: argparse.Namespace) -> None:
     """Print, as JSON, the bytes held before the model was loaded, and the peak."""
     name, optimizer, checkpointing = options.alone
     method = METHODS[name].model_validate({"method": name})
+    import bitsandbytes  # noqa: F401  (a library, not the step)
+    import peft  # noqa: F401
 
     before = peak.held()
     batch = collate([[e] for e in text_examples(options.model, options.text, options.shape)])

@@ -15,7 +15,8 @@ from pathlib import Path
 from harness import processor
 
 from attar.files import write_json
-from distill.report.tables import matrix, read_report, table
+from distill.report.tables import artifact_table, model_table, read_report
+from distill.tasks.registry import TASKS
 
 
 def markdown(lines: list[list[str]]) -> str:
@@ -38,7 +39,9 @@ def main() -> None:
         f"Time: {report['cost']['seconds'] / 60:.1f} minutes on two CPU cores ({seconds}); the "
         f"cache takes {report['cost']['cache_bytes_per_token']:.0f} bytes a token."
     )
-    parts = [markdown(table(report)), sentence, markdown(matrix(report)), advice, cost]
+    of = TASKS[report["recipe"]["task"]].report
+    tables = model_table(report, of.columns), artifact_table(report, of.artifact_columns)
+    parts = [markdown(tables[0]), sentence, markdown(tables[1]), advice, cost]
     block = "\n\n".join(parts)
     readme = Path("README.md")
     text = readme.read_text(encoding="utf8")

@@ -43,7 +43,7 @@ def main() -> None:
     def bare() -> None:
         with torch.inference_mode():
             for batch in batches:
-                model(input_ids=batch, use_cache=False).logits
+                model(input_ids=batch, use_cache=False).logits  # noqa: B018
 
     def cached(config: CacheConfig, store: SignalStore) -> None:
         rows = TeacherRunner(model, vocabulary, config).run(requests)

@@ -20,11 +20,11 @@ from attar.models.structure import count_parameters
 from distill.data.config import check_sources
 from distill.evaluation.bootstrap import proportion_interval
 from distill.evaluation.downstream.config import MultipleChoice
-from distill.evaluation.downstream.scoring import score
+from distill.evaluation.downstream.scoring import score_task
 from distill.pipeline import run_stages
 from distill.run.context import Run
 from distill.run.load import load_recipe
-from distill.runtimes.runtime import Source, open_runtime
+from distill.runtimes.runtime import ModelSource, open_runtime
 from students.tuning.adapters import load_base
 
 METHODS = {
@@ -75,10 +75,10 @@ def measured(run: Run, name: str, task: MultipleChoice) -> dict[str, Any]:
     found = read_json(folder / "result.json")
     left = folder / ("adapter" if special.leaves == "adapter" else "merged")
     weights = list(left.glob("*.safetensors"))
-    source = Source(str(student), str(left), quantization=special.base)
+    source = ModelSource(str(student), str(left), quantization=special.base)
     if special.leaves == "weights":
-        source = Source(str(left))
-    result = score(task, open_runtime(source))
+        source = ModelSource(str(left))
+    result = score_task(task, open_runtime(source))
     return {
         "method": name,
         "trainable": learning(special, student, run.recipe.seed),
@@ -124,11 +124,11 @@ def main() -> None:
         run_stages(run, ["cache", "build", "train", "specialize"])
         if not rows:
             student = run.folder.arm_student()
-            before = open_runtime(Source(str(student)))
+            before = open_runtime(ModelSource(str(student)))
             rows.append(
                 {"method": "student, before", "trainable": 0,
                  "kept MB": bytes_under(student / "model.safetensors") / 1e6, "seconds": 0.0,
-                 "peak MB": 0, **accuracy(score(task, before))}
+                 "peak MB": 0, **accuracy(score_task(task, before))}
             )  # fmt: skip
             assert before.parameters == count_parameters(before.model)
         rows.append(measured(run, name, task))

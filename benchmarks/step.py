@@ -66,9 +66,10 @@ def _listed(text: str | None, default: tuple[str, ...]) -> list[str]:
 
 def alone(folder: str, shape: str, side: str, *dtypes: torch.dtype) -> None:
     """Print, as JSON, the bytes held before the model was loaded and at most in two steps."""
+    from transformers import AutoModelForCausalLM  # noqa: F401  (a library, not the step)
 
     if side == "trl gkd":
-        pass
+        import trl.experimental.gkd  # noqa: F401
     before = peak.held()
     step = Steps(Path(folder), shape, *dtypes).step_of(side)
     step()

@@ -1,9 +1,9 @@
-"""`distill evaluate MODEL --data D`: measure any model folder, id or GGUF file, wherever made.
+"""`distill evaluate MODEL --data D`: measure any model folder, id or GGUF file, made here or not.
 
-No recipe is needed. A classifier is measured on labelled texts, several of them class by class,
-whatever their order. With a teacher, KL and agreement are measured too. All models are measured on
-the ids of one tokenizer (the teacher's, else the first model's), and one that reads text as other
-ids is refused.
+No recipe is needed. Classifiers are measured on labelled texts, and compared class by class even
+where their classes are in another order. With a teacher, KL and agreement are measured too. All
+models are measured on the ids of one tokenizer (the teacher's, else the first model's); a model
+that reads text as other ids is refused.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ from distill.data.examples import Examples
 from distill.data.labelled_texts import LabelledTexts
 from distill.data.prepare import prepare_whole
 from distill.evaluation.job import EvaluateConfig, MeasureJob
-from distill.evaluation.measure import measure_apart
+from distill.evaluation.measure import measure_in_fresh_process
 from distill.evaluation.tokenizer_check import make_probes
 from distill.runtimes.runtime import check_runtime, runtime_of
 from distill.tasks.registry import TASKS, task_of_model
 from distill.tasks.task import Task
 
 
-class MeasureConfig(Section):
-    """What `--set` may override: the keys of `data` and `evaluate` of a recipe."""
+class ModelEvaluation(Section):
+    """The keys that `--set` may override: a recipe's `data` and `evaluate`."""
 
     data: DataConfig
     evaluate: EvaluateConfig = Field(default_factory=lambda: EvaluateConfig.model_validate({}))
 
 
-def measure_config(data: tuple[str, ...], values: dict[str, Any]) -> MeasureConfig:
+def evaluation_config(data: tuple[str, ...], values: dict[str, Any]) -> ModelEvaluation:
     """The configuration from `--data` and the values of `--set`."""
     if not data:
         raise DataError("There is no text to read: add `--data FILE`.")
     values = {**values, "data": {"train": list(data), **values.get("data", {})}}
     try:
-        return MeasureConfig.model_validate(values)
+        return ModelEvaluation.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"])
         raise RecipeError(f"`--set {path}`: {first['msg']}.") from None
 
 
-def evaluate_any(
+def evaluate_models(
     models: tuple[str, ...],
     teacher: str | None,
-    config: MeasureConfig,
+    config: ModelEvaluation,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Numbers of each model, and of the teacher, as in report.json."""
@@ -66,9 +66,9 @@ def evaluate_any(
     named = teacher or _checkpoint_of(models[0])
     tokenizer = load_tokenizer(named, trust_remote_code=trust_remote_code)
     with tempfile.TemporaryDirectory(prefix="attar-evaluate-") as name:
-        of_model = load_config(named, trust_remote_code=trust_remote_code)
-        task: Task = TASKS[task_of_model(of_model)]()
-        reader = task.reader(of_model, adapted=False, seed=0)
+        model_config = load_config(named, trust_remote_code=trust_remote_code)
+        task: Task = TASKS[task_of_model(model_config)]()
+        reader = task.reader(model_config, adapted=False, seed=0)
         folder = prepare_whole(config.data, tokenizer, 0, Path(name), reader)
         probes = folder / "probes.json"
         write_json(probes, make_probes(tokenizer, Examples(folder / "held_out.arrow")))
@@ -80,33 +80,35 @@ def evaluate_any(
             "probes": str(probes),
             "metrics": task.metrics,
         }
-        about = task.about(tokenizer, config.data, config.evaluate, named, folder)
+        shared_inputs = task.measure_inputs(tokenizer, config.data, config.evaluate, named, folder)
         measured = models if teacher is None else (teacher, *models)
-        abouts = dict.fromkeys(measured, about)
+        inputs = dict.fromkeys(measured, shared_inputs)
         found: dict[str, Any] = {
-            "task": task_of_model(of_model), "data": config.data.train, "models": {}
+            "task": task_of_model(model_config), "data": config.data.train, "models": {}
         }  # fmt: skip
         if isinstance(reader, LabelledTexts):
             columns = _columns(measured, reader.names, trust_remote_code)
-            abouts = {model: {**about, "columns": order} for model, order in columns.items()}
+            inputs = {
+                model: {**shared_inputs, "columns": order} for model, order in columns.items()
+            }
         if teacher is not None:
             out = str(folder / "teacher.json")
             job = MeasureJob(
-                "teacher", teacher, out=out, is_teacher=True, about=abouts[teacher], **shared
+                "teacher", teacher, out=out, is_teacher=True, task_inputs=inputs[teacher], **shared
             )
-            found["teacher"] = {"model": teacher, **measure_apart(job)}
+            found["teacher"] = {"model": teacher, **measure_in_fresh_process(job)}
             shared["teacher_signals"] = str(folder / "teacher")
         for i, model in enumerate(models):
             out = str(folder / f"model-{i}.json")
-            job = MeasureJob(model, model, out=out, about=abouts[model], **shared)
-            found["models"][model] = {"runtime": runtime_of(model), **measure_apart(job)}
+            job = MeasureJob(model, model, out=out, task_inputs=inputs[model], **shared)
+            found["models"][model] = {"runtime": runtime_of(model), **measure_in_fresh_process(job)}
     return found
 
 
 def _columns(models: Iterable[str], names: list[str], trusts: bool) -> dict[str, list[int]]:
-    """Where each of the classes stands in the logits of each model.
+    """The place of each class in the logits of each model.
 
-    Raises `ModelError` for a model that tells other classes apart.
+    Raises `ModelError` for a model with other classes.
     """
     found = {}
     for model in models:
@@ -115,7 +117,7 @@ def _columns(models: Iterable[str], names: list[str], trusts: bool) -> dict[str,
         if order is None:
             own = ", ".join(class_names(config) or ["none"])
             raise ModelError(
-                f"The classes of {model} are {own}, and those it is measured on are "
+                f"The classes of {model} are {own}, and the data has "
                 f"{', '.join(names)}; only classifiers of the same classes can be compared."
             )
         found[model] = order
@@ -123,8 +125,9 @@ def _columns(models: Iterable[str], names: list[str], trusts: bool) -> dict[str,
 
 
 def _checkpoint_of(model: str) -> str:
-    """Where a model's tokenizer and configuration lie: of an artifact of base and adapter, with
-    the base.
+    """The folder or id with a model's tokenizer and configuration.
+
+    An artifact that is an adapter on its base has them in the base.
     """
     base = Path(model) / "base"
     return str(base) if (base / "tokenizer_config.json").is_file() else model

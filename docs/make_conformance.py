@@ -18,9 +18,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the tests are no installed package
 
-import pytest
+import pytest  # noqa: E402
 
-from tests.helpers.conformance import EXACT, LOSSES, PROPERTIES, SOURCES, refusal
+from tests.helpers.conformance import EXACT, LOSSES, PROPERTIES, SOURCES, refusal  # noqa: E402
 
 PAGE = Path(__file__).with_name("conformance.md")
 TESTS = ROOT / "tests/distill/objective/test_conformance.py"

@@ -22,6 +22,7 @@ def source_arguments(source: str) -> tuple[str, dict[str, Any]]:
 
 
 def load_error(error: Exception, what: str, source: str) -> ModelError:
+    """The error for a model or tokenizer that could not be loaded, with the library's reason."""
     reason = " ".join(str(error).split())[:300]
     return ModelError(f"The {what} `{source}` could not be loaded: {reason}")
 

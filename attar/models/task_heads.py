@@ -216,7 +216,7 @@ def text_inputs(model: Any, inputs: dict[str, Tensor | None]) -> dict[str, Tenso
     `token_type_ids` or None, which models without such a table are not given.
     """
     ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
-    assert ids_BT is not None and mask_BT is not None
+    assert ids_BT is not None and mask_BT is not None  # noqa: PT018
     given = dict(inputs)
     config = model.config.get_text_config()
     if config.pad_token_id is not None:  # some find a text's end, or its positions, by that id

@@ -1,6 +1,6 @@
-"""Commands that cut: `build`, and `vocabulary`, which comes before a recipe.
+"""`distill build` makes the student; `distill vocabulary` drops unused ids before a recipe is used.
 
-Heavy modules are imported inside the functions, so that help and mistakes answer at once.
+Heavy modules are imported inside the functions, so that help and errors appear at once.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from pathlib import Path
 
 import click
 
-from distill.commands.run import do_stages, open_run, recipe_options
+from distill.commands.options import message_options, recipe_options, set_option, trust_option
+from distill.commands.run import do_stages, open_run
 
 
 @click.command("build")
 @recipe_options
-@click.option("--dry-run", is_flag=True, help="Show what would be cut, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the shapes to choose from, and write nothing.")
 def build(
     recipe: str, run_dir: str | None, overrides: tuple[str, ...], dry_run: bool, **show: bool
 ) -> None:
@@ -23,21 +24,22 @@ def build(
     if not dry_run:
         do_stages(opened, ["build"], alone=True)
         return
-    from distill.commands.preview import look
+    from distill.commands.preview import preview_shapes
     from distill.console import print_table
 
-    print_table(look(opened))
+    print_table(preview_shapes(opened))
 
 
 @click.command("vocabulary")
 @click.argument("model")
-@click.option("--data", multiple=True, help="Text whose ids stay: a file, folder or dataset.")
+@click.option("--data", multiple=True, help="Text whose ids are kept: a file, folder or dataset.")
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="A new folder.")
-@click.option("--most", type=click.IntRange(1), help="Of the used ids the so many most frequent.")
-@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with MODEL.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override.")
-@click.option("-v", "--verbose", is_flag=True, help="More messages.")
-@click.option("--quiet", is_flag=True, help="Warnings only.")
+@click.option(
+    "--most", type=click.IntRange(1), help="Keep at most this many ids, the most frequent first."
+)
+@trust_option("MODEL")
+@set_option
+@message_options
 def vocabulary(
     model: str,
     data: tuple[str, ...],
@@ -52,10 +54,10 @@ def vocabulary(
     A recipe may then name it as its teacher; --set takes the keys of a recipe's `data`.
     """
     from distill.console import set_up_logging
-    from distill.evaluate_models import measure_config
+    from distill.evaluate_models import evaluation_config
     from distill.fit_vocabulary import fit_vocabulary
     from distill.recipe.parse import overridden
 
     set_up_logging(**show)
-    config = measure_config(data, overridden({}, overrides)).data
+    config = evaluation_config(data, overridden({}, overrides)).data
     click.echo(fit_vocabulary(model, config, Path(out), most, trust_remote_code).sentence())

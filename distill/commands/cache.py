@@ -1,4 +1,4 @@
-"""`distill cache ...` on caches that exist: look at them, check them, make others of them."""
+"""`distill cache ...` on existing caches: check, describe, and derive other caches from them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from distill.commands.group import Group
+from distill.commands.options import codec_option, json_option, message_options, trust_option
 
 if TYPE_CHECKING:
     from teachers.cache_tools.rewrite import Draft
-
-CODEC_HELP = "A codec and its parameters, as in `topk:k=16` or `{name: topk, k: 16}`."
 
 
 @click.group(cls=Group)
@@ -21,24 +20,13 @@ def cache() -> None:
     """The teacher's signals on disk."""
 
 
-def output_options(command: Any) -> Any:
-    """What every command here takes, so that a user may hear more or less of it."""
-    options = [
-        click.option("-v", "--verbose", is_flag=True, help="More messages."),
-        click.option("--quiet", is_flag=True, help="Warnings only."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 @cache.command()
 @click.argument("url", metavar="CACHE")
 @click.option("--tokenizer", metavar="ID", help="Compare the tokenizer of this model as well.")
 @click.option("--teacher", is_flag=True, help="Ask the teacher again for a few examples.")
-@click.option("--teacher-model", metavar="PATH", help="Where that teacher lies now.")
-@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")
-@output_options
+@click.option("--teacher-model", metavar="PATH", help="Where that teacher is now.")
+@trust_option()
+@message_options
 def verify(
     url: str,
     tokenizer: str | None,
@@ -47,7 +35,7 @@ def verify(
     trust_remote_code: bool,
     **show: bool,
 ) -> None:
-    """Check every file, the counts and, if asked, tokenizer and teacher. Exit 1 where not well."""
+    """Check files, counts and, if asked, tokenizer and teacher. Exit 1 where a check fails."""
     from distill.console import progress, set_up_logging
     from teachers.cache.store import SignalStore
     from teachers.cache_tools.verify import teacher_of
@@ -73,10 +61,10 @@ def verify(
 
 @cache.command()
 @click.argument("url", metavar="CACHE")
-@click.option("--json", "file", type=click.Path(dir_okay=False), help="Write the figures there.")
-@output_options
+@json_option("the statistics")
+@message_options
 def stats(url: str, file: str | None, **show: bool) -> None:
-    """Rows, tokens, bytes a token by part; entropy, kept mass and entries as histograms."""
+    """Show examples, tokens, bytes a token by part; histograms of entropy, kept mass, entries."""
     from attar.device import default_device
     from attar.files import write_json
     from distill.commands.cache_statistics import print_statistics
@@ -94,11 +82,18 @@ def stats(url: str, file: str | None, **show: bool) -> None:
 @cache.command("slice")
 @click.argument("url", metavar="CACHE")
 @click.argument("out")
-@click.option("--examples", type=click.IntRange(min=1), help="So many, the first by their keys.")
-@click.option("--keys", type=click.File(), metavar="FILE", help="Those; one key a line.")
-@click.option("--layers", metavar="NUMBERS", help="Keep these, as in `4,8`; or `none`.")
+@click.option(
+    "--examples", type=click.IntRange(min=1), help="Keep this many, the first by their keys."
+)
+@click.option(
+    "--keys",
+    type=click.File(),
+    metavar="FILE",
+    help="Keep the examples with these keys, one a line.",
+)
+@click.option("--layers", metavar="NUMBERS", help="Keep these layers, as in `4,8`; or `none`.")
 @click.option("--attention", metavar="NUMBERS", help="Keep these blocks' attention; or `none`.")
-@output_options
+@message_options
 def slice_(
     url: str,
     out: str,
@@ -108,7 +103,7 @@ def slice_(
     attention: str | None,
     **show: bool,
 ) -> None:
-    """A smaller cache: fewer examples, or fewer layers' hidden states or blocks' attention."""
+    """Make a smaller cache: fewer examples, fewer layers' hidden states or blocks' attention."""
     from attar.errors import RecipeError
     from teachers.cache_tools.rewrite import sliced
 
@@ -122,9 +117,9 @@ def slice_(
 @cache.command()
 @click.argument("urls", metavar="CACHE...", nargs=-1, required=True)
 @click.argument("out")
-@output_options
+@message_options
 def merge(urls: tuple[str, ...], out: str, **show: bool) -> None:
-    """One cache of the examples of several that agree in all but their data."""
+    """Merge caches that agree in all but their data into one."""
     from teachers.cache_tools.rewrite import merged
 
     write_draft(lambda: merged(urls), out, show)
@@ -133,11 +128,11 @@ def merge(urls: tuple[str, ...], out: str, **show: bool) -> None:
 @cache.command()
 @click.argument("url", metavar="CACHE")
 @click.argument("out")
-@click.option("--codec", metavar="CODEC", help=CODEC_HELP)
-@click.option("--hidden", metavar="CODEC", help="The same for the hidden states of layers.")
-@output_options
+@codec_option()
+@click.option("--hidden", metavar="CODEC", help="A codec for the hidden states of layers.")
+@message_options
 def convert(url: str, out: str, codec: str | None, hidden: str | None, **show: bool) -> None:
-    """The same signals in another codec, where what is stored allows it. No teacher is run."""
+    """Store the same signals in another codec, where it can be computed. No teacher is run."""
     from attar.errors import RecipeError
 
     if codec is None and hidden is None:
@@ -161,14 +156,16 @@ def convert(url: str, out: str, codec: str | None, hidden: str | None, **show: b
 @cache.command()
 @click.argument("urls", metavar="CACHE...", nargs=-1, required=True)
 @click.argument("out")
-@click.option("--codec", metavar="CODEC", required=True, help=CODEC_HELP)
-@click.option("--weights", metavar="NUMBERS", help="One a cache, as in `2,1`; equal if absent.")
-@click.option("--common", is_flag=True, help="Keep the examples that all of them hold.")
-@output_options
+@codec_option(required=True)
+@click.option(
+    "--weights", metavar="NUMBERS", help="One for each cache, as in `2,1`; default: equal."
+)
+@click.option("--common", is_flag=True, help="Keep only the examples that all caches hold.")
+@message_options
 def ensemble(
     urls: tuple[str, ...], out: str, codec: str, weights: str | None, common: bool, **show: bool
 ) -> None:
-    """The weighted mixture of several teachers of one vocabulary on the same examples."""
+    """Mix the signals of several teachers of one vocabulary on the same examples, by weights."""
 
     def draft() -> Draft:
         from attar.device import default_device
@@ -186,7 +183,7 @@ def ensemble(
 
 
 def write_draft(make: Any, out: str, show: dict[str, bool]) -> None:
-    """Make a cache of others, with a bar, and say what it came to."""
+    """Write a derived cache with a progress bar, and print its size."""
     from distill.console import progress, set_up_logging
     from teachers.cache_tools.rewrite import write
 
@@ -202,7 +199,7 @@ def write_draft(make: Any, out: str, show: dict[str, bool]) -> None:
 
 
 def manifest_tokens(url: str) -> int:
-    """Counted tokens that a cache is to have; 0 where that cannot be said."""
+    """Counted tokens that a cache will have when whole; 0 where its manifest does not say."""
     from attar.errors import CacheError
     from teachers.cache.store import SignalStore
 

@@ -1,4 +1,4 @@
-"""A cache's statistics as a person reads them: two tables and a bar a bin."""
+"""Prints the statistics of a cache: two tables, and histograms with one bar a bin."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WIDTH = 40  # characters of the longest bar
 
 
 def print_statistics(found: Statistics) -> None:
-    """Everything on standard output; bars are plain ASCII where that is no terminal."""
+    """Print everything; bars are plain ASCII where standard output is not a terminal."""
     wanted = found.wanted_examples
     state = "" if found.examples == wanted else f" of {wanted:,}: unfinished" if wanted else ""
     print_table(
@@ -46,7 +46,7 @@ def print_statistics(found: Statistics) -> None:
 
 
 def part_rows(found: Statistics) -> list[list[str]]:
-    """Bytes a token by column of the shards, the largest first, and what lies beside them."""
+    """Bytes a token by column of the shards, the largest first, and the files beside the shards."""
     total, tokens = max(1, found.shard_bytes), max(1, found.tokens)
     sizes = sorted(found.columns.items(), key=lambda pair: -pair[1])
     table = [["part", "bytes a token", "share"]]

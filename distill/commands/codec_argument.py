@@ -1,4 +1,4 @@
-"""A codec as one writes it on the command line: `topk`, `topk:k=16,temperatures=[1,2]`, or YAML."""
+"""A codec as written on the command line: `topk`, `topk:k=16,temperatures=[1,2]`, or YAML."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from teachers.codecs.codec import CODECS, LAYER_CODECS
 
 
 def codec_of(text: str, option: str) -> Any:
-    """A codec of distributions. Raises `RecipeError` naming the option and the wrong key."""
+    """A codec of distributions. Raises `RecipeError`, which names the option and the wrong key."""
     return _codec_of(text, option, CODECS)
 
 
@@ -50,5 +50,5 @@ def _values(text: str, option: str) -> dict[str, Any]:
         pairs = parse_yaml("{" + rest.replace("=", ": ") + "}", f"`{option} {text}`")
         values = {**pairs, "name": name.strip()}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise RecipeError(f"`{option} {text}` must be as in `topk:k=16`.")
+        raise RecipeError(f"`{option} {text}` must be written as in `topk:k=16`.")
     return values

@@ -1,6 +1,6 @@
-"""`distill export` and `distill evaluate`: make what is deployed, and measure it.
+"""`distill export` and `distill evaluate`: write artifacts, and measure models.
 
-Heavy modules are imported inside the functions, so that help and mistakes answer at once.
+Heavy modules are imported inside the functions, so that help and errors appear at once.
 """
 
 from __future__ import annotations
@@ -11,22 +11,30 @@ from typing import Any
 
 import click
 
-from distill.commands.run import do_stages, open_run, recipe_options
+from distill.commands.options import (
+    json_option,
+    message_options,
+    recipe_options,
+    run_dir_option,
+    set_option,
+    trust_option,
+)
+from distill.commands.run import do_stages, open_run
 
-UNFIT = 3  # exit status where an artifact loses more than the recipe tolerates
+EXIT_UNFIT = 3  # exit status where an artifact loses more than the recipe tolerates
 
 
 def check_fit(run: Any) -> None:
-    """Measure a run's artifacts unless they are; exit with 3 where one is not fit to ship."""
-    from distill.report.selection import unfit
+    """Measure a run's artifacts unless that is done; exit with 3 where one is not fit to ship."""
+    from distill.report.selection import unfit_lines
     from distill.stages.report import assemble
 
     do_stages(run, ["evaluate"], alone=True)
-    lines = unfit(assemble(run))
+    lines = unfit_lines(assemble(run))
     for line in lines:
         click.echo(line, err=True)
     if lines:
-        sys.exit(UNFIT)
+        sys.exit(EXIT_UNFIT)
 
 
 @click.command("export")
@@ -35,7 +43,7 @@ def check_fit(run: Any) -> None:
 def export(
     recipe: str, run_dir: str | None, overrides: tuple[str, ...], strict: bool, **show: bool
 ) -> None:
-    """Write the artifacts that are deployed."""
+    """Write the artifacts."""
     run = open_run(recipe, run_dir, overrides, **show)
     do_stages(run, ["export"], alone=True)
     if strict:
@@ -44,15 +52,14 @@ def export(
 
 @click.command("evaluate")
 @click.argument("targets", nargs=-1, required=True, metavar="RECIPE | MODEL...")
-@click.option("--run-dir", type=click.Path(file_okay=False), help="Default: runs/RECIPE.")
+@run_dir_option
 @click.option("--data", multiple=True, help="Measure MODELs on this: file, folder or hub id.")
-@click.option("--teacher", help="Compare MODELs with it: KL, top-1 agreement.")
-@click.option("--json", "file", type=click.Path(dir_okay=False), help="Write the numbers there.")
-@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with a MODEL.")
+@click.option("--teacher", help="Compare MODELs with this one: KL, top-1 agreement.")
+@json_option("the numbers")
+@trust_option("a MODEL")
 @click.option("--strict", is_flag=True, help="Of a run: exit 3 where an artifact is not fit.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override.")
-@click.option("-v", "--verbose", is_flag=True, help="More messages.")
-@click.option("--quiet", is_flag=True, help="Warnings only.")
+@set_option
+@message_options
 def evaluate(
     targets: tuple[str, ...],
     run_dir: str | None,
@@ -74,7 +81,7 @@ def evaluate(
     if len(targets) == 1 and _is_recipe(targets[0]):
         wrong = [n for n, v in (("--data", data), ("--teacher", teacher), ("--json", file)) if v]
         if wrong:
-            raise RecipeError(f"{wrong[0]} is for MODELs; the recipe {targets[0]} says what it is.")
+            raise RecipeError(f"{wrong[0]} is for MODELs; the recipe {targets[0]} has its own.")
         run = open_run(targets[0], run_dir, overrides, **show)
         do_stages(run, ["evaluate"], alone=True)
         if strict:
@@ -102,15 +109,16 @@ def _evaluate_models(
 ) -> None:
     from attar.files import write_json
     from distill.console import print_table, set_up_logging
-    from distill.evaluate_models import evaluate_any, measure_config
+    from distill.evaluate_models import evaluate_models, evaluation_config
     from distill.recipe.parse import overridden
-    from distill.report.tables import measured_table
+    from distill.report.tables import evaluation_table
     from distill.tasks.registry import TASKS
 
     set_up_logging(**show)
-    config = measure_config(data, overridden({}, overrides))
-    found = evaluate_any(models, teacher, config, trust_remote_code)
-    print_table(measured_table(found, TASKS[found["task"]].report))
+    config = evaluation_config(data, overridden({}, overrides))
+    found = evaluate_models(models, teacher, config, trust_remote_code)
+    report = TASKS[found["task"]].report
+    print_table(evaluation_table(found, {**report.columns, **report.extra_columns}))
     if file:
         write_json(Path(file), found)
         click.echo(f"Wrote {file}.")

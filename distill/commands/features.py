@@ -1,18 +1,19 @@
-"""`distill features`: a classical classifier on frozen features, and what it says of texts.
+"""`distill features`: fit a classical classifier on frozen features, and classify texts with it.
 
-Heavy modules are imported inside the function, so that help and mistakes answer at once.
+Heavy modules are imported inside the function, so that help and errors appear at once.
 """
 
 from __future__ import annotations
 
 import click
 
-from distill.commands.run import open_run, recipe_options
+from distill.commands.options import recipe_options
+from distill.commands.run import open_run
 
 
 @click.command("features")
 @recipe_options
-@click.option("--text", "texts", multiple=True, help="Say this text's class too; repeatable.")
+@click.option("--text", "texts", multiple=True, help="Print this text's class as well; repeatable.")
 def features(
     recipe: str,
     run_dir: str | None,

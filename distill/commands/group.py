@@ -1,4 +1,4 @@
-"""How a group of commands behaves: a user's mistake is one line and exit 1, Ctrl-C exit 130."""
+"""The behaviour of a group of commands: a user's error is one line and exit 1, Ctrl-C exit 130."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import click
 
 
 class Group(click.Group):
-    """Turns what a user can mend into one line and exit 1, and Ctrl-C into 130."""
+    """Turns an error that a user can correct into one line and exit 1, and Ctrl-C into exit 130."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; let only our own bugs show a traceback."""
+        """Run the command; only a bug of this program shows a traceback."""
         from attar.errors import UserError
 
         try:
@@ -21,5 +21,5 @@ class Group(click.Group):
             click.echo(f"Error: {error}", err=True)
             sys.exit(1)
         except KeyboardInterrupt:
-            click.echo("Stopped; the same command goes on from here.", err=True)
+            click.echo("Stopped; run the same command again to continue.", err=True)
             sys.exit(130)

@@ -1,4 +1,4 @@
-"""The command line: one command a stage, no logic. A user's mistake is one line and exit 1."""
+"""The command line: one command a stage, without logic. A user's error is one line and exit 1."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from distill.commands.cache import cache
 from distill.commands.deploy import evaluate, export
 from distill.commands.features import features
 from distill.commands.group import Group
+from distill.commands.options import recipe_options, trust_option
 from distill.commands.run import (
     cache_audit,
     cache_build,
@@ -19,24 +20,23 @@ from distill.commands.run import (
     doctor,
     open_run,
     print_report,
-    recipe_options,
 )
 from distill.stages.stage import ADAPT_TEACHER, REPORT, SPECIALIZE, STAGES, TRAIN, Stage
 
 ADAPTER_HELP = (
-    "Of a run `specialized`, else NAME=FOLDER or a folder; repeat it and all answer in one batch."
+    "`specialized` of a run, NAME=FOLDER, or a folder; repeat it and all answer in one batch."
 )
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="attar", prog_name="distill")
 def main() -> None:
-    """From a large teacher to a small, quantised, tested student, on one recipe."""
+    """Turn a large teacher into a small, quantised, tested student, by one recipe."""
 
 
 @main.command()
 @click.argument("path", type=click.Path(dir_okay=False), default="recipe.yaml")
-@click.option("--template", default="causal-lm", help="Or another task's name.")
+@click.option("--template", default="causal-lm", help="The name of a task.")
 def init(path: str, template: str) -> None:
     """Write a commented starter recipe."""
     from distill.tasks.starter import write_starter
@@ -55,11 +55,11 @@ def schema() -> None:
 
 @main.command()
 @recipe_options
-@click.option("--choices", is_flag=True, help="Also the memory of specialising by other choices.")
+@click.option("--choices", is_flag=True, help="Show the memory of other ways to specialise too.")
 def plan(
     recipe: str, run_dir: str | None, overrides: tuple[str, ...], choices: bool, **show: bool
 ) -> None:
-    """Say what a run would take: tokens, disk, memory, time. Does no work."""
+    """Estimate the tokens, disk, memory and time of a run, without running it."""
     from distill.console import print_table
     from distill.planning.estimate import choice_rows, plan_rows
     from distill.planning.whole_texts import estimates
@@ -75,7 +75,7 @@ def plan(
 @main.command()
 @recipe_options
 def run(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **show: bool) -> None:
-    """Run all stages; goes on where an earlier run was stopped."""
+    """Run all stages; continues where an earlier run was stopped."""
     opened = open_run(recipe, run_dir, overrides, **show)
     do_stages(opened, list(STAGES), alone=False)
     from attar.distributed import is_first_process
@@ -112,9 +112,11 @@ cache.add_command(cache_audit)
 @click.argument("run_or_model")
 @click.option("--artifact", help="Which artifact or arm of a run; default: its first artifact.")
 @click.option("--adapter", "adapters", metavar="NAME", multiple=True, help=ADAPTER_HELP)
-@click.option("--prompt", "prompts", multiple=True, help="Say this instead of asking.")
+@click.option(
+    "--prompt", "prompts", multiple=True, help="Send this instead of asking for input; repeatable."
+)
 @click.option("--max-tokens", default=128, show_default=True)
-@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")
+@trust_option()
 def chat(
     run_or_model: str,
     artifact: str | None,
@@ -124,7 +126,7 @@ def chat(
     trust_remote_code: bool,
 ) -> None:
     """Talk to an artifact of a run, to any model folder or id, or to adapters on one of them."""
-    from distill.chat import chat as talk
+    from distill.chat import chat as start_chat
 
     def ask() -> str | None:
         try:
@@ -135,7 +137,7 @@ def chat(
     def write(text: str) -> None:
         click.echo(text, nl=False)
 
-    talk(
+    start_chat(
         run_or_model, artifact, list(adapters), list(prompts), max_tokens, trust_remote_code,
         ask, write,
     )  # fmt: skip

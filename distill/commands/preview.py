@@ -1,4 +1,4 @@
-"""`distill build --dry-run`: what a search would choose from, and nothing written."""
+"""`distill build --dry-run`: the shapes that a search would choose from; writes nothing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from distill.stages.shape_search import search_shape
 from distill.stages.status import is_done
 
 
-def look(run: Run) -> list[list[str]]:
-    """The table of the shapes that `build` would choose from; writes nothing into the run folder.
+def preview_shapes(run: Run) -> list[list[str]]:
+    """The table of the shapes that `build` would choose from; the run folder stays as it is.
 
     Raises `RunError` where the teacher has yet to be adapted, and `RecipeError` where the recipe
     has no target.
@@ -31,8 +31,8 @@ def look(run: Run) -> list[list[str]]:
             f"The teacher is not adapted yet in {run.folder}; run `distill adapt-teacher`."
         )
     with TemporaryDirectory() as folder:
-        aside = Run(run.recipe, Path(folder))
+        copy = Run(run.recipe, Path(folder))
         if run.recipe.teacher.adapt is not None:
-            aside.folder.teacher.symlink_to(run.folder.teacher.absolute())
-        aside.prepare_data()
-        return search_shape(aside, load_whole(aside), target).table()
+            copy.folder.teacher.symlink_to(run.folder.teacher.absolute())
+        copy.prepare_data()
+        return search_shape(copy, load_whole(copy), target).table()

@@ -1,6 +1,6 @@
-"""What commands on a recipe share: their options, the run they mean, and doing its stages.
+"""The run that a command works on, its stages and its report; commands that need a whole run.
 
-Heavy modules are imported inside the functions, so that help and mistakes answer at once.
+Heavy modules are imported inside the functions, so that help and errors appear at once.
 """
 
 from __future__ import annotations
@@ -11,29 +11,17 @@ from typing import Any
 
 import click
 
-
-def recipe_options(command: Any) -> Any:
-    """What every command on a recipe takes."""
-    options = [
-        click.argument("recipe", type=click.Path()),
-        click.option("--run-dir", type=click.Path(file_okay=False), help="Default: runs/RECIPE."),
-        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override."),
-        click.option("-v", "--verbose", is_flag=True, help="More messages."),
-        click.option("--quiet", is_flag=True, help="Warnings only."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+from distill.commands.options import json_option, recipe_options
 
 
 def open_run(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **show: bool) -> Any:
-    """The run that a command's arguments mean."""
+    """The run that a command's arguments name."""
     from distill.console import set_up_logging
     from distill.run.context import Run
     from distill.run.load import load_recipe
 
     set_up_logging(**show)
-    if Path(recipe).is_dir():  # a run's folder stands for its recipe
+    if Path(recipe).is_dir():  # a run folder, which holds its recipe
         recipe, run_dir = str(Path(recipe) / "recipe.yaml"), run_dir or recipe
     loaded = load_recipe(recipe, overrides)
     return Run(loaded, Path(run_dir) if run_dir else Path("runs") / Path(recipe).stem)
@@ -51,14 +39,14 @@ def do_stages(run: Any, names: list[str], *, alone: bool) -> None:
 def print_report(folder: Path) -> None:
     """A finished run's tables, verdict and advice."""
     from distill.console import print_table
-    from distill.report.tables import matrix, read_report, table
+    from distill.report.tables import artifact_table, model_table, read_report
     from distill.tasks.registry import TASKS
 
     report = read_report(folder)
     of = TASKS[report["recipe"]["task"]].report
-    print_table(table(report, of))
+    print_table(model_table(report, of.columns))
     click.echo("\n".join([report["verdict"]["sentence"], *report["verdict"]["warnings"], ""]))
-    print_table(matrix(report, of))
+    print_table(artifact_table(report, of.artifact_columns))
     for one in report["advice"]:
         click.echo(one["sentence"])
     click.echo(f"Report: {folder / 'report.html'}")
@@ -70,19 +58,19 @@ def print_report(folder: Path) -> None:
 def cache_build(
     recipe: str, run_dir: str | None, overrides: tuple[str, ...], repair: bool, **show: bool
 ) -> None:
-    """Run the teacher once and keep what it says."""
+    """Run the teacher once and store its signals."""
     opened = open_run(recipe, run_dir, overrides, **show)
     if repair:
         from distill.stages.cache import repair_cache
 
         for fault in repair_cache(opened):
-            click.echo(f"To be made again: {fault}", err=True)
+            click.echo(f"Damaged, will be made again: {fault}", err=True)
     do_stages(opened, ["cache"], alone=True)
 
 
 @click.command("audit")
 @recipe_options
-@click.option("--budget", type=float, help="Name the codec to use for that many bytes a token.")
+@click.option("--budget", type=float, help="Name the codec to use for this many bytes a token.")
 @click.option("--write", is_flag=True, help="Write that codec into the recipe.")
 @click.option("--tokens", default=2048, show_default=True, help="Held-out tokens to measure on.")
 def cache_audit(
@@ -126,7 +114,7 @@ def cache_audit(
 @click.option(
     "--tokens", type=click.IntRange(32), default=128, show_default=True, help="Tokens of a step."
 )
-@click.option("--json", "file", type=click.Path(dir_okay=False), help="Write the findings there.")
+@json_option("the findings")
 def doctor(
     recipe: str,
     run_dir: str | None,
@@ -135,7 +123,7 @@ def doctor(
     file: str | None,
     **show: bool,
 ) -> None:
-    """Check that learning is right on this recipe's models and data. Exit 1 if something is not.
+    """Check that training is right on this recipe's models and data. Exit 1 if a check fails.
 
     The student is built first where it is not yet. Runs teacher and student over a few examples,
     and trains a copy for three steps; the run's own cache and training are not touched.
@@ -143,11 +131,11 @@ def doctor(
     from distill.doctor.diagnose import diagnose
     from distill.doctor.findings import Checked, line_of, summary, write_findings
 
-    def say(done: Checked) -> None:
+    def report_check(done: Checked) -> None:
         if not show["quiet"] or done.outcome in ("FAIL", "warn"):
             click.echo(line_of(done))
 
-    found = diagnose(open_run(recipe, run_dir, overrides, **show), tokens, say)
+    found = diagnose(open_run(recipe, run_dir, overrides, **show), tokens, report_check)
     click.echo(summary(found))
     if file:
         write_findings(found, Path(file))

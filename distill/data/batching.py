@@ -175,7 +175,7 @@ def collate_texts(rows: Sequence[Sequence[Example]]) -> Batch:
     types = [text.token_types for text in texts]
     inputs = padded_texts([text.input_ids for text in texts], types)
     ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
-    assert ids_BT is not None and mask_BT is not None
+    assert ids_BT is not None and mask_BT is not None  # noqa: PT018
     labels_BT = torch.full_like(ids_BT, IGNORE)
     for b, text in enumerate(texts):
         labels_BT[b, : len(text.labels)] = torch.from_numpy(text.labels)

@@ -43,7 +43,7 @@ class Documents:
     """Texts, conversations, prompts with their answers: every next token is a prediction."""
 
     counts_all: ClassVar[bool] = True
-    stamp: list[Any] = []
+    stamp: list[Any] = []  # noqa: RUF012
 
     def open(
         self, tokenizer: Any, config: DataConfig, tables: Sequence[Any], sources: Sequence[str]

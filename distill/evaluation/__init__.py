@@ -1,1 +1,1 @@
-"""What every model is measured on, and how."""
+"""Measurements of models, each in a process of its own."""

@@ -1,4 +1,4 @@
-"""Intervals: bootstrap over documents, and of shares."""
+"""95% intervals: of means by a bootstrap over documents, and of shares."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-FEWEST_DOCUMENTS = 8  # fewer cannot carry a bootstrap; windows are drawn instead
+MIN_DOCUMENTS = 8  # for a bootstrap over documents; with fewer, windows are drawn
 
 
 def interval(arrays: Mapping[str, np.ndarray], name: str, resamples: int) -> list[float]:
     """95% bootstrap interval of the mean over tokens, resampling whole documents.
 
-    Tokens of one document depend on each other, so documents are what is drawn; with fewer than
-    eight, their windows, which makes the interval too narrow.
+    Tokens of one document depend on each other, so whole documents are drawn. With fewer than eight
+    documents their windows are drawn, which makes the interval too narrow.
     """
     groups = arrays["document"]
-    if len(np.unique(groups)) < FEWEST_DOCUMENTS:
+    if len(np.unique(groups)) < MIN_DOCUMENTS:
         groups = arrays["example"]
     _, index = np.unique(groups, return_inverse=True)
     sums = np.bincount(index, weights=arrays[name].astype(np.float64))
@@ -27,7 +27,7 @@ def interval(arrays: Mapping[str, np.ndarray], name: str, resamples: int) -> lis
 
 
 def proportion_interval(right: int, examples: int) -> tuple[float, float]:
-    """95% interval of a share by Wilson's score: right for few examples, and for none or all."""
+    """95% interval of a share by Wilson's score, valid for few examples and for 0% or 100%."""
     z = 1.96
     share = right / examples
     middle = (share + z * z / (2 * examples)) / (1 + z * z / examples)

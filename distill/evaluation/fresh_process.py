@@ -2,7 +2,7 @@
 
 A fork server imports the heavy libraries once and then forks a clean child for each call (ten
 seconds of imports saved a call on a slow machine). It has run no thread and touched no device, so
-children are as good as new processes.
+its children are as good as new processes.
 """
 
 from __future__ import annotations
@@ -12,23 +12,29 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-PRELOAD = [
-    "distill.evaluation.measure",
+# Imported by the fork server beside the module of the first function that is run.
+PRELOADED_LIBRARIES = (
     "datasets",
     "transformers.generation",
     "transformers.modeling_utils",
     "transformers.models.llama.modeling_llama",
-]
-ONE_OF_MANY = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+)
+# Set by torchrun; a child that saw them would wait for other processes.
+PROCESS_GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
-def run_apart(function: Callable[[Any], None], argument: Any) -> int:
+def preloaded(function: Callable[[Any], None]) -> list[str]:
+    """Names of the modules that the fork server imports before it runs a function."""
+    return [function.__module__, *PRELOADED_LIBRARIES]
+
+
+def run_in_fresh_process(function: Callable[[Any], None], argument: Any) -> int:
     """Call `function(argument)` in a child; returns its exit status. Both must pickle."""
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context: Any = multiprocessing.get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload(PRELOAD)
-    hidden = {name: os.environ.pop(name) for name in ONE_OF_MANY if name in os.environ}
+        context.set_forkserver_preload(preloaded(function))
+    hidden = {name: os.environ.pop(name) for name in PROCESS_GROUP_VARIABLES if name in os.environ}
     try:
         child = context.Process(target=function, args=(argument,))
         child.start()

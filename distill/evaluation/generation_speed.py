@@ -1,8 +1,8 @@
-"""How fast a model is, one stream, and what it writes: timed, sampled and compared.
+"""The speed of a model with one stream, a sample of its text, and the agreement of generations.
 
-Agreement of generations: after the same prompts, how many of the next tokens, chosen greedily, are
-those of the unquantised student. One differing token changes all after it, so what counts is how
-far two models say the same.
+Agreement of generations: after the same prompts, how many greedily chosen tokens are those of the
+unquantised student. One differing token changes all tokens after it, so what counts is the number
+of tokens before the first difference.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from attar.errors import ModelError
 from distill.data.examples import Examples
 from distill.runtimes.runtime import Runtime
 
-PROMPT = 16  # tokens of the timed generation's prompt, and of those that are compared
+PROMPT_TOKENS = 16  # of the timed generation's prompt, and of the compared generations'
 
 
 def _timed(function: Callable[[], Any]) -> float:
-    """Median seconds of three calls; the first, which warms up, is hardly ever that."""
+    """Median seconds of three calls; the first one, which warms up, is hardly ever the median."""
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
@@ -33,7 +33,7 @@ def measure_speed(
     runtime: Runtime, prompt: list[int], prefill_tokens: int, generate_tokens: int
 ) -> dict[str, Any]:
     """Tokens a second of one forward and of greedy generation, seconds to the first token after a
-    prompt of `prefill_tokens`, and a sample. What a runtime cannot do is None.
+    prompt of `prefill_tokens`, and a sample; None where a runtime cannot do it.
     """
     length = min(prefill_tokens, (runtime.context or prefill_tokens) - 1)
     ids = (prompt * (1 + length // len(prompt)))[:length]
@@ -41,7 +41,7 @@ def measure_speed(
     speed["generate"] = None
     if not runtime.can_generate:
         return {"tokens_per_second": speed, "seconds_to_first_token": None, "sample": ""}
-    start = ids[: min(PROMPT, length)]
+    start = ids[: min(PROMPT_TOKENS, length)]
     new = generate_tokens
     if runtime.context is not None:
         new = max(1, min(new, runtime.context - len(start)))
@@ -60,20 +60,20 @@ def measure_speed(
 def continuations(
     runtime: Runtime, examples: Examples, prompts: int, new: int
 ) -> list[list[int]] | None:
-    """Greedy continuations of the first held-out examples' first ids; None where it cannot."""
+    """Greedy continuations of the first held-out examples; None where a runtime cannot generate."""
     if not runtime.can_generate or prompts == 0:
         return None
     found = []
     for i in range(min(prompts, len(examples))):
-        start = examples[i].input_ids[:PROMPT].tolist()
+        start = examples[i].input_ids[:PROMPT_TOKENS].tolist()
         room = new if runtime.context is None else min(new, runtime.context - len(start))
         found.append(runtime.generate(start, room))
     return found
 
 
 def agreement(mine: list[list[int]], reference: list[list[int]]) -> dict[str, float]:
-    """How far generations are the same: mean tokens before the first difference, the share of
-    positions with the same token, the share of generations that are equal to the end.
+    """`same_until`: mean number of tokens before the first difference; `same`: share of positions
+    with the same token; `equal`: share of generations that are the same to the end.
     """
     pairs = zip(mine, reference, strict=True)
     same = [[a == b for a, b in zip(x, y, strict=True)] for x, y in pairs]

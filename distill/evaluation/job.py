@@ -1,4 +1,4 @@
-"""What is measured of a model, as the process that measures is told."""
+"""What one model is measured on: the recipe's section, the job of one process, a task's metrics."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from distill.data.examples import Examples
 from distill.data.scored_pairs import PairsConfig
 from distill.evaluation.downstream.config import TaskConfig
 
-Batches = Sequence[Sequence[int]]
-Arrays = dict[str, np.ndarray]
-Measured = dict[str, Any]  # numbers of one model
+Batches = Sequence[Sequence[int]]  # numbers of held-out examples, by batch
+PredictionArrays = dict[str, np.ndarray]  # values by held-out token or text, by name
+Numbers = dict[str, Any]  # what was measured of one model, by name
 
 
 class EvaluateConfig(Section):
@@ -41,11 +41,25 @@ class EvaluateConfig(Section):
 
 @dataclass(frozen=True)
 class MeasureJob:
-    """One model to measure, as the process that measures is told of it.
+    """One model to measure: what the process that measures it needs to know. It must pickle.
 
-    probes: JSON of ids that its tokenizer must give. reference: JSON with the generations of the
-    same student unquantised; written where this model is that one. about: what else the metrics of
-    its task must know.
+    name: of the model in the report and in messages.
+    model: folder, file or hub id that its runtime loads.
+    vocabulary: V; models are compared on ids 0..V-1.
+    held_out: Arrow file of the held-out examples.
+    out: JSON file for the numbers; the arrays go beside it.
+    config: values of an `EvaluateConfig`.
+    metrics: what the model's task measures.
+    task_inputs: what these metrics need beside the held-out examples, by the task's own keys.
+    adapter: folder of an adapter that is put on the model.
+    dtype: of the weights once loaded; `auto` as they are stored.
+    quantization: of the weights once loaded.
+    trust_remote_code: whether code that comes with the model may run.
+    is_teacher: whether the others are compared with this model; it leaves its signals for them.
+    teacher_signals: folder with the signals that the teacher left; absent where none are compared.
+    probes: JSON file of texts with the ids that the model's tokenizer must give them.
+    reference: JSON file with greedy generations of the same student unquantised.
+    is_reference: whether this model is that student, and so writes the file.
     """
 
     name: str
@@ -55,7 +69,7 @@ class MeasureJob:
     out: str
     config: dict[str, Any]
     metrics: TaskMetrics
-    about: dict[str, Any] = field(default_factory=dict)
+    task_inputs: dict[str, Any] = field(default_factory=dict)
     adapter: str | None = None
     dtype: str = "auto"
     quantization: Quantization = "none"
@@ -68,20 +82,20 @@ class MeasureJob:
 
     @property
     def signals_folder(self) -> Path | None:
-        """Where the teacher's signals are left for the others; None of any other model."""
+        """The folder in which the teacher leaves its signals; None for any other model."""
         return Path(self.out).parent / "teacher" if self.is_teacher else None
 
     @property
     def compared_signals(self) -> Path | None:
-        """Where they lie, for those who compare."""
+        """The folder with the teacher's signals that the model is compared with, if any."""
         return Path(self.teacher_signals) if self.teacher_signals is not None else None
 
 
 class TaskMetrics(Protocol):
     """What a task measures of a loaded model.
 
-    An instance travels to the process that measures by its class's name, so it holds no state.
-    `batches`: numbers of held-out examples.
+    An instance is pickled for the process that measures, by the name of its class, so it holds no
+    state. `runtime` is the loaded model; each task names the kind of runtime that it needs.
     """
 
     def speed(
@@ -91,22 +105,25 @@ class TaskMetrics(Protocol):
         batches: Batches,
         job: MeasureJob,
         config: EvaluateConfig,
-    ) -> Measured:
-        """Timings. They are taken first, when the process holds the model's memory alone."""
+    ) -> Numbers:
+        """Timings. They are taken first, while the process holds nothing but the model."""
         ...
 
-    def arrays(self, runtime: Any, examples: Examples, batches: Batches, job: MeasureJob) -> Arrays:
-        """Numbers by held-out token or text, with `example` and `document`. Those of the teacher
-        leave its signals in the job's `signals_folder`.
+    def arrays(
+        self, runtime: Any, examples: Examples, batches: Batches, job: MeasureJob
+    ) -> PredictionArrays:
+        """Values by held-out token or text, with the numbers of its `example` and `document`.
+
+        For the teacher, this also writes its signals into `job.signals_folder`.
         """
         ...
 
-    def summary(self, arrays: Arrays, config: EvaluateConfig) -> Measured:
+    def summary(self, arrays: PredictionArrays, config: EvaluateConfig) -> Numbers:
         """Means and intervals of the arrays."""
         ...
 
     def more(
         self, runtime: Any, examples: Examples, job: MeasureJob, config: EvaluateConfig
-    ) -> Measured:
-        """Numbers that other inputs than the held-out examples give; none by default."""
+    ) -> Numbers:
+        """Numbers that need more than the arrays, such as downstream tasks; none by default."""
         return {}

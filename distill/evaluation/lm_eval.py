@@ -15,14 +15,14 @@ import numpy as np
 from attar.errors import RecipeError, RunError, nearest
 from distill.evaluation.downstream.config import Harness
 
-METRICS = ("acc", "exact_match")  # the first that a task has is its accuracy
+ACCURACY_METRICS = ("acc", "exact_match")  # the first that a task has is its accuracy
 log = logging.getLogger(__name__)
 
 
 def open_tasks(task: Harness) -> Any:
     """The `TaskManager` of lm-eval that knows the tasks.
 
-    Raises `RecipeError` where lm-eval is not installed, or a folder or a task is not there.
+    Raises `RecipeError` where lm-eval is not installed, or a folder or a task does not exist.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise RecipeError(
@@ -36,17 +36,17 @@ def open_tasks(task: Harness) -> Any:
     manager = TaskManager(include_path=own, include_defaults=own is None)
     for name in task.tasks:
         if name not in manager.all_tasks:
-            where = "of its own" if own is None else f"in {own}"
+            where = "" if own is None else f" in {own}"
             raise RecipeError(
-                f"Task `{task.name}`: lm-eval has no task `{name}` {where}."
+                f"Task `{task.name}`: lm-eval has no task `{name}`{where}."
                 f"{nearest(name, manager.all_tasks)}"
             )
     return manager
 
 
 def run_harness(task: Harness, runtime: Any) -> tuple[np.ndarray, float | None, dict[str, float]]:
-    """(which questions of all tasks were answered right, (examples,) of bool; the share of them by
-    `acc_norm` where all tasks have it; accuracy by task).
+    """(whether each question of all tasks was answered right, (examples,) of bool; the share of
+    right ones by `acc_norm` where all tasks have it; accuracy by task).
 
     runtime: one with a `model` and a `tokenizer` of transformers. Raises as `open_tasks` does, and
     `RunError` where a task cannot be run or has no accuracy.
@@ -76,15 +76,15 @@ def run_harness(task: Harness, runtime: Any) -> tuple[np.ndarray, float | None, 
 def _results(
     task: Harness, found: dict[str, list[dict[str, Any]]]
 ) -> tuple[np.ndarray, float | None, dict[str, float]]:
-    """What `run_harness` gives, from the logged samples of each task."""
+    """The values that `run_harness` gives, from the logged samples of each task."""
     correct: list[np.ndarray] = []
     parts: dict[str, float] = {}
     for name, samples in found.items():
-        metric = next((m for m in METRICS if samples and m in samples[0]), None)
+        metric = next((m for m in ACCURACY_METRICS if samples and m in samples[0]), None)
         if metric is None:
             raise RunError(
-                f"Task `{task.name}`: `{name}` of lm-eval gives no {' or '.join(METRICS)}, so it "
-                "has no accuracy."
+                f"Task `{task.name}`: `{name}` of lm-eval gives no "
+                f"{' or '.join(ACCURACY_METRICS)}, so it has no accuracy."
             )
         right = np.array([float(sample[metric]) for sample in samples]) > 0.5
         correct.append(right)

@@ -1,7 +1,8 @@
 """Measure a model on held-out examples, as its users will run it.
 
-Each model is measured in a process of its own, loaded from disk by its own runtime: its memory is
-its own and nothing is left over. What is measured are the task's metrics (`TaskMetrics` of `job.py`).
+Each model is loaded from disk by its own runtime, in a process of its own: so peak memory is that
+of one model, and no model changes the speed of the next. The task's metrics say what is measured
+(`TaskMetrics` in job.py).
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ from attar.device import peak_memory_bytes
 from attar.errors import ModelError
 from attar.files import bytes_under, read_json, write_json
 from distill.data.examples import Examples
-from distill.evaluation.fresh_process import run_apart
-from distill.evaluation.job import EvaluateConfig, Measured, MeasureJob
+from distill.evaluation.fresh_process import run_in_fresh_process
+from distill.evaluation.job import EvaluateConfig, MeasureJob, Numbers
 from distill.evaluation.predictions import held_out_batches
 from distill.evaluation.tokenizer_check import check_probes
 from distill.runtimes.hugging_face import Transformers
-from distill.runtimes.runtime import Source, open_runtime
+from distill.runtimes.runtime import ModelSource, open_runtime
 
 log = logging.getLogger(__name__)
 
 
-def measure(job: MeasureJob) -> Measured:
-    """All numbers of one model; arrays by token, or by text, go to `out` with the ending .npz.
+def measure_model(job: MeasureJob) -> Numbers:
+    """All numbers of one model; arrays by token or by text go to `job.out` with the suffix .npz.
 
-    Speed first, as memory is the model's own then.
+    Speed is measured first, while the process holds nothing but the model.
     """
     config, metrics = EvaluateConfig.model_validate(job.config), job.metrics
     examples = Examples(Path(job.held_out))
-    source = Source(
+    source = ModelSource(
         job.model, job.adapter, job.vocabulary, job.dtype, job.quantization, job.trust_remote_code
     )
     runtime = Transformers(source) if job.is_teacher else open_runtime(source)
@@ -51,13 +52,13 @@ def measure(job: MeasureJob) -> Measured:
         **speed,
         "peak_memory_bytes": memory,
         "parameters": runtime.parameters,
-        "bytes": weight_bytes(path, job.adapter) if path.exists() else None,
+        "bytes": stored_weight_bytes(path, job.adapter) if path.exists() else None,
     }
 
 
-def weight_bytes(folder: Path, adapter: str | None = None) -> int:
+def stored_weight_bytes(folder: Path, adapter: str | None = None) -> int:
     """Bytes of a model's weight files, its adapter included."""
-    more = weight_bytes(Path(adapter)) if adapter is not None else 0
+    more = stored_weight_bytes(Path(adapter)) if adapter is not None else 0
     if folder.is_file():
         return bytes_under(folder) + more
     suffixes = (".safetensors", ".bin", ".gguf", ".onnx", ".data")
@@ -65,21 +66,21 @@ def weight_bytes(folder: Path, adapter: str | None = None) -> int:
     return sum(bytes_under(file) for file in files) + more
 
 
-# A process of its own --------------------------------------------------------------------------
+# In a fresh process ------------------------------------------------------------------------------
 
 
-def measure_apart(job: MeasureJob) -> Measured:
-    """`measure` in a fresh process, so that memory is the model's own and nothing is left over.
+def measure_in_fresh_process(job: MeasureJob) -> Numbers:
+    """What `measure_model` gives, from a fresh process.
 
     Raises `ModelError` with the reason where the model cannot be loaded and run.
     """
     out = Path(job.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)
-    run_apart(_measure_to_file, job)
+    run_in_fresh_process(_measure_to_file, job)
     if not out.exists():
         raise ModelError(f"`{job.name}` ({job.model}) could not be run: its process died.")
-    found: Measured = read_json(out)
+    found: Numbers = read_json(out)
     if "error" in found:
         out.unlink()
         raise ModelError(f"`{job.name}` ({job.model}) could not be run: {found['error']}")
@@ -89,8 +90,8 @@ def measure_apart(job: MeasureJob) -> Measured:
 def _measure_to_file(job: MeasureJob) -> None:
     torch.set_grad_enabled(False)
     try:
-        numbers = measure(job)
-    except Exception as error:  # goes to the parent as one line
+        numbers = measure_model(job)
+    except Exception as error:  # the parent reads it as one line
         log.exception("measuring %s", job.name)
         kind = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
         numbers = {"error": f"{kind}{error}"}

@@ -3,12 +3,11 @@
 Legend: N tokens counted, V vocabulary, H width.
 
 The teacher's final hidden states and its head are stored once; every model is then compared with
-the dense distribution they give, chunk by chunk, without the teacher in memory.
+the dense distribution that they give, a few tokens at a time, without the teacher in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +17,19 @@ from torch import Tensor
 
 from attar.files import read_json, write_json
 from attar.models.structure import Head
-from distill.data.batching import Batch, collate, plan_in_order
-from distill.data.examples import Example, Examples, first_examples
-from distill.runtimes.hugging_face import FromHidden
+from distill.data.batching import collate as collate_tokens
+from distill.data.batching import plan_in_order
+from distill.data.examples import Examples, first_examples
+from distill.evaluation.job import Batches, MeasureJob, PredictionArrays
+from distill.evaluation.text_speed import Collate
+from distill.runtimes.hugging_face import LogitsFromStates
 from distill.runtimes.runtime import Logits, Runtime
 
-CHUNK = 256  # tokens whose logits exist at once
+TOKENS_AT_ONCE = 256  # tokens whose logits exist at once
 
 
 def held_out_batches(examples: Examples, tokens: int, batch_size: int) -> list[list[int]]:
-    """Numbers of the examples measured, in batches; the same for every model."""
+    """Numbers of the examples that are measured, in batches; the same for every model."""
     chosen = first_examples(examples, tokens)
     lengths = [int(examples.lengths[i]) for i in chosen]
     plan = plan_in_order(lengths, batch_size)
@@ -35,46 +37,50 @@ def held_out_batches(examples: Examples, tokens: int, batch_size: int) -> list[l
 
 
 @torch.inference_mode()
-def measure_quality(
+def measure_predictions(
     runtime: Runtime,
     examples: Examples,
-    batches: Sequence[Sequence[int]],
-    teacher: TeacherReader | None = None,
-    keep: Path | None = None,
-    collate: Callable[[Sequence[Sequence[Example]]], Batch] = collate,
-) -> dict[str, np.ndarray]:
-    """Arrays over counted tokens: `nll`, `correct`, `example`, `document`; with a teacher `kl`,
-    `agree`. nll and kl in nats. With `keep`, the model is the teacher: its hidden states and head
-    are left in that folder, for the others.
+    batches: Batches,
+    job: MeasureJob,
+    collate: Collate = collate_tokens,
+) -> PredictionArrays:
+    """Arrays over counted tokens: `nll`, `correct`, `example`, `document`, and `kl`, `agree` where
+    the job names a teacher's signals; nll and kl in nats.
+
+    Where the model is the teacher, its hidden states and head are left in `job.signals_folder`.
     """
+    teacher = None
+    if job.compared_signals is not None:
+        teacher = TeacherReader(job.compared_signals, runtime.device)
     parts: dict[str, list[np.ndarray]] = {}
-    kept: list[FromHidden] = []
+    kept: list[LogitsFromStates] = []
     done = 0
     for numbers in batches:
         batch = collate([[examples[i]] for i in numbers])
         logits = runtime.read(batch)
-        if keep is not None:
-            assert isinstance(logits, FromHidden), "teachers are run by transformers"
-            kept.append(FromHidden(logits.hidden_NH.cpu(), logits.head))
+        if job.signals_folder is not None:
+            assert isinstance(logits, LogitsFromStates), "teachers are run by transformers"
+            kept.append(LogitsFromStates(logits.hidden_NH.cpu(), logits.head))
         counts = [int(examples.counts[i]) for i in numbers]
         parts.setdefault("example", []).append(np.repeat(numbers, counts))
         parts.setdefault("document", []).append(np.repeat(examples.documents[numbers], counts))
         labels_N = batch.labels_BT[batch.labels_BT >= 0]
-        for name, arrays in _compare(logits, labels_N, teacher, done).items():
+        for name, arrays in _compare_tokens(logits, labels_N, teacher, done).items():
             parts.setdefault(name, []).extend(arrays)
         done += len(labels_N)
-    if keep is not None:
-        write_teacher(keep, torch.cat([part.hidden_NH for part in kept]), kept[0].head)
+    if job.signals_folder is not None:
+        hidden_NH = torch.cat([part.hidden_NH for part in kept])
+        write_teacher(job.signals_folder, hidden_NH, kept[0].head)
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def _compare(
+def _compare_tokens(
     logits: Logits, labels_N: Tensor, teacher: TeacherReader | None, start: int
 ) -> dict[str, list[np.ndarray]]:
-    """Numbers of one batch's tokens, chunk by chunk; `start` tokens were compared before."""
+    """Numbers of one batch's tokens, a piece at a time; `start` tokens were compared before."""
     found: dict[str, list[np.ndarray]] = {}
-    for first in range(0, len(labels_N), CHUNK):
-        rows = slice(first, min(first + CHUNK, len(labels_N)))
+    for first in range(0, len(labels_N), TOKENS_AT_ONCE):
+        rows = slice(first, min(first + TOKENS_AT_ONCE, len(labels_N)))
         logprobs_NV = logits.piece(rows).log_softmax(-1)
         label_N = labels_N[rows].to(logprobs_NV.device)
         best_N = logprobs_NV.argmax(-1)
@@ -95,7 +101,7 @@ def _compare(
 
 
 def write_teacher(folder: Path, hidden_NH: Tensor, head: Head) -> None:
-    """The teacher's final hidden states and its head: its whole distribution at N tokens."""
+    """Write the teacher's final hidden states and its head: its full distribution at N tokens."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {"hidden": hidden_NH.contiguous(), "weight": head.weight_VH.cpu().contiguous()}
     if head.bias_V is not None:
@@ -105,7 +111,7 @@ def write_teacher(folder: Path, hidden_NH: Tensor, head: Head) -> None:
 
 
 class TeacherReader:
-    """The teacher's dense log-probabilities of tokens of the held-out set, from hidden states."""
+    """The teacher's dense log-probabilities at held-out tokens, from its stored hidden states."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         tensors = load_file(str(folder / "signals.safetensors"), device=str(device))
@@ -116,6 +122,3 @@ class TeacherReader:
     def logprobs(self, start: int, count: int) -> Tensor:
         """(count, V) of consecutive tokens, in nats."""
         return self.head.logits(self.hidden_NH[start : start + count]).log_softmax(-1)
-
-
-# Intervals -------------------------------------------------------------------------------------

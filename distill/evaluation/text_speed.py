@@ -1,4 +1,4 @@
-"""How fast whole texts are read: in batches, and one alone."""
+"""How fast whole texts are read: in batches, and one at a time."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import torch
 
 from distill.data.batching import Batch, collate_texts
 from distill.data.examples import Example, Examples
-from distill.evaluation.job import Batches, Measured
+from distill.evaluation.job import Batches, Numbers
 
-TIMED_TEXTS = 256  # about so many of the held-out set, read again to take the time
-LONE_TEXTS = 16  # ... and one by one, from the longest to the shortest
+TIMED_TEXTS = 256  # about how many held-out texts are read again in batches to take the time
+SINGLE_TEXTS = 16  # how many are read one by one, from the longest to the shortest
 Collate = Callable[[Sequence[Sequence[Example]]], Batch]
 
 
 def batches_of(
     examples: Examples, batches: Batches, collate: Collate = collate_texts
 ) -> list[Batch]:
-    """Held-out texts as batches, by their numbers."""
+    """The held-out texts with these numbers, as batches."""
     return [collate([[examples[i]] for i in numbers]) for numbers in batches]
 
 
@@ -33,20 +33,20 @@ def measure_text_speed(
     examples: Examples,
     batches: Batches,
     collate: Collate = collate_texts,
-) -> Measured:
+) -> Numbers:
     """Texts a second in batches of all lengths, and seconds for one text alone.
 
-    read: gives what the task is about on the CPU, so that it waits for the device.
+    read: gives the model's output on the CPU, so that the call waits for the device.
     """
     numbers = np.concatenate(batches)  # longest first
     chosen = batches[:: math.ceil(len(numbers) / TIMED_TEXTS)]
-    places = np.linspace(0, len(numbers) - 1, min(LONE_TEXTS, len(numbers))).astype(int)
+    places = np.linspace(0, len(numbers) - 1, min(SINGLE_TEXTS, len(numbers))).astype(int)
     many = batches_of(examples, chosen, collate)
-    lone = batches_of(examples, [[int(n)] for n in numbers[places]], collate)
-    read(many[0])  # the first call prepares
+    single = batches_of(examples, [[int(n)] for n in numbers[places]], collate)
+    read(many[0])  # the first call also prepares what later calls reuse
     passes = [sum(_seconds(read, batch) for batch in many) for _ in range(3)]
     texts = sum(len(batch) for batch in chosen)
-    alone = [statistics.median(_seconds(read, batch) for _ in range(3)) for batch in lone]
+    alone = [statistics.median(_seconds(read, batch) for _ in range(3)) for batch in single]
     return {
         "texts_per_second": texts / statistics.median(passes),
         "seconds_a_text": statistics.median(alone),

@@ -1,8 +1,8 @@
 """Whether a runtime reads text as the teacher's tokenizer does: ids and chat template compared.
 
 An artifact whose tokenizer or template differs measures well on ids and fails on text, which is
-what its users send. So texts of the held-out set and a few hard ones are tokenised on both sides,
-and one differing id is an error.
+what its users send. So held-out texts and a few hard ones are tokenised on both sides, and one
+differing id is an error.
 """
 
 from __future__ import annotations
@@ -13,69 +13,65 @@ from jinja2.exceptions import TemplateError
 
 from attar.errors import ModelError
 from distill.data.examples import Examples
-from distill.runtimes.runtime import Runtime
+from distill.runtimes.runtime import Runtime, chat_ids
 
-HARD = (
+HARD_TEXTS = (
     "Hello, world!",
     "  two spaces\n\n\tand a tab; 1234567890 + 3.14 = ?",
     "naïve café, Straße, žluťoučký kůň, 東京, नमस्ते, 🙂👍🏽",
     "don't you'll WE'VE he'd",
 )
-TALK = [
+CONVERSATION = [
     {"role": "system", "content": "Answer briefly."},
     {"role": "user", "content": "What is 2 + 2?"},
     {"role": "assistant", "content": "4"},
     {"role": "user", "content": "And 3 + 3?"},
 ]
-LONGEST = 400  # characters of a held-out text
+PROBE_CHARACTERS = 400  # most characters of a held-out text
 
 
 def make_probes(tokenizer: Any, examples: Examples, number: int = 4) -> dict[str, Any]:
     """Texts and a conversation with the ids that the tokenizer gives, as plain values."""
-    texts = list(HARD)
+    texts = list(HARD_TEXTS)
     for i in range(min(number, len(examples))):
         ids = examples[i].input_ids.tolist()
-        texts.append(str(tokenizer.decode(ids, skip_special_tokens=True))[:LONGEST])
+        texts.append(str(tokenizer.decode(ids, skip_special_tokens=True))[:PROBE_CHARACTERS])
     found = [{"text": text, "ids": tokenizer(text, verbose=False)["input_ids"]} for text in texts]
     return {"texts": found, "chats": _chats(tokenizer)}
 
 
 def _chats(tokenizer: Any) -> list[dict[str, Any]]:
-    """The conversation by the template, without its system turn where that is refused."""
+    """The conversation's ids by the template; without its system turn where that is refused."""
     if tokenizer.chat_template is None:
         return []
-    for messages in (TALK, TALK[1:]):
+    for messages in (CONVERSATION, CONVERSATION[1:]):
         try:
-            text = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
+            return [{"messages": messages, "ids": chat_ids(tokenizer, messages)}]
         except TemplateError:
             continue
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return [{"messages": messages, "ids": ids}]
     return []
 
 
 def check_probes(runtime: Runtime, probes: dict[str, Any], name: str) -> int:
-    """Number of ids compared; `ModelError` at the first that a runtime gives differently."""
+    """Number of ids compared. Raises `ModelError` at the first one that differs."""
     compared = 0
     for probe in probes["texts"]:
-        _same(runtime.encode(probe["text"]), probe["ids"], f"the text {probe['text']!r}", name)
+        _check_ids(runtime.encode(probe["text"]), probe["ids"], f"the text {probe['text']!r}", name)
         compared += len(probe["ids"])
     for probe in probes["chats"]:
         ids = runtime.encode_chat(probe["messages"])
-        _same(ids, probe["ids"], "a conversation by its chat template", name)
+        _check_ids(ids, probe["ids"], "a conversation by its chat template", name)
         compared += len(probe["ids"])
     return compared
 
 
-def _same(found: list[int], wanted: list[int], what: str, name: str) -> None:
+def _check_ids(found: list[int], wanted: list[int], what: str, name: str) -> None:
     if found == wanted:
         return
     pairs = enumerate(zip(found, wanted, strict=False))
     at = next((i for i, (a, b) in pairs if a != b), min(len(found), len(wanted)))
     raise ModelError(
         f"`{name}` reads {what[:100]} as other ids than the teacher's tokenizer (first at place "
-        f"{at}: {found[at : at + 3]} instead of {wanted[at : at + 3]}); it would answer other text "
-        "than it is given, so nothing was measured."
+        f"{at}: {found[at : at + 3]} instead of {wanted[at : at + 3]}); it would answer another "
+        "text than the user sends, so nothing was measured."
     )

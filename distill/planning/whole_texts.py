@@ -116,7 +116,7 @@ def count_texts(run: Run) -> Texts:
 
 def _texts(run: Run, sample: Any, train: int, held_out: int, outcomes: int, known: str) -> Texts:
     """The means of examples, or of a sample of them."""
-    arrays = sample.lengths, sample.counts, run.task.kept(run, sample)
+    arrays = sample.lengths, sample.counts, run.task.cached_tokens(run, sample)
     length, counted, kept = (float(np.mean(a)) if len(a) else 1.0 for a in arrays)
     return Texts(train, held_out, length, counted, kept, outcomes, known)
 

@@ -1,1 +1,1 @@
-"""Numbers as tables, plots and pages."""
+"""The report of a run: tables, plots, verdict, what to ship, and the page."""

@@ -1,67 +1,149 @@
-"""Columns of tables on measured models: a title, the key it needs, and how it is shown."""
+"""Columns of tables on measured models: a title, the key it needs, how it is shown, its meaning.
+
+The same columns stand in report.html and in what the commands print; report.html explains each one
+under its table.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
-from distill.evaluation.job import Measured
-
-Columns = dict[str, tuple[str, Callable[[Measured], str]]]
+from distill.evaluation.job import Numbers
 
 
-def _rate(kind: str) -> Callable[[Measured], str]:
-    def show(row: Measured) -> str:
+class Column(NamedTuple):
+    """One column of a table whose rows are models.
+
+    key: the number of a model that the column needs; its cell is empty without it. show: the cell's
+    text. meaning: what the column holds, as one clause.
+    """
+
+    key: str
+    show: Callable[[Numbers], str]
+    meaning: str
+
+
+TableColumns = dict[str, Column]  # by title
+
+
+def _rate(kind: str) -> Callable[[Numbers], str]:
+    def show(row: Numbers) -> str:
         value = row["tokens_per_second"][kind]
         return "" if value is None else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
 
     return show
 
 
-def _until(found: Measured) -> str:
-    return f"{found['same_until']:.0f}/{found['tokens']}"
+def _greedy_match(row: Numbers) -> str:
+    match = row["generation_agreement"]
+    return f"{match['same_until']:.0f}/{match['tokens']}"
 
 
-# Of language models, and what all have.
-COLUMNS: Columns = {
-    "nll": ("nll", lambda r: f"{r['nll']:.3f}"),
-    "ppl": ("perplexity", lambda r: f"{r['perplexity']:,.2f}"),
-    "KL": ("kl_to_teacher", lambda r: f"{r['kl_to_teacher']:.3f}"),
-    "top-1": ("top1_agreement", lambda r: f"{r['top1_agreement']:.3f}"),
-    "M params": ("parameters", lambda r: f"{r['parameters'] / 1e6:.1f}"),
-    "MB": ("bytes", lambda r: f"{r['bytes'] / 1e6:.1f}"),
-    "prefill t/s": ("tokens_per_second", _rate("prefill")),
-    "gen t/s": ("tokens_per_second", _rate("generate")),
-    "peak MB": ("peak_memory_bytes", lambda r: f"{r['peak_memory_bytes'] / 1e6:,.0f}"),
-}
-FIRST_TOKEN: Columns = {
-    "first token ms": (
-        "seconds_to_first_token", lambda r: f"{1000 * r['seconds_to_first_token']:,.0f}"
+def _pareto(row: Numbers) -> str:
+    return ", ".join(name for name, is_on_it in row["pareto"].items() if is_on_it)
+
+
+# Of language models; tasks on whole texts use some of them.
+MODEL_COLUMNS: TableColumns = {
+    "nll": Column("nll", lambda r: f"{r['nll']:.3f}", "mean of -log p(token), nats a token"),
+    "ppl": Column("perplexity", lambda r: f"{r['perplexity']:,.2f}", "perplexity, exp(nll)"),
+    "KL": Column(
+        "kl_to_teacher",
+        lambda r: f"{r['kl_to_teacher']:.3f}",
+        "KL(teacher || model) over the full vocabulary, nats a token",
     ),
-}  # fmt: skip
-RUN_BY: Columns = {"run by": ("runtime", lambda r: str(r["runtime"]))}
-SHIPS: Columns = {
-    "front": ("pareto", lambda r: ", ".join(name for name, on in r["pareto"].items() if on)),
-    "ship": ("fit", lambda r: "yes" if r["fit"]["ships"] else "NO"),
+    "top-1": Column(
+        "top1_agreement",
+        lambda r: f"{r['top1_agreement']:.3f}",
+        "share of tokens whose most likely token is the teacher's most likely one",
+    ),
+    "M params": Column(
+        "parameters", lambda r: f"{r['parameters'] / 1e6:.1f}", "million parameters"
+    ),
+    "MB": Column("bytes", lambda r: f"{r['bytes'] / 1e6:.1f}", "weights on disk"),
+    "prefill t/s": Column(
+        "tokens_per_second", _rate("prefill"), "tokens a second of one forward over a prompt"
+    ),
+    "gen t/s": Column(
+        "tokens_per_second", _rate("generate"), "tokens a second of greedy generation, one stream"
+    ),
+    "peak MB": Column(
+        "peak_memory_bytes",
+        lambda r: f"{r['peak_memory_bytes'] / 1e6:,.0f}",
+        "peak memory of a process that loads the model and runs it",
+    ),
 }
-MATRIX: Columns = {
-    **RUN_BY,
-    **{name: COLUMNS[name] for name in ("ppl", "KL", "top-1")},
-    "ppl lost": ("fit", lambda r: f"{r['fit']['perplexity_lost']:+.1%}"),
-    "same until": ("generation_agreement", lambda r: _until(r["generation_agreement"])),
-    **{name: COLUMNS[name] for name in ("MB", "prefill t/s", "gen t/s")},
-    **FIRST_TOKEN,
-    "peak MB": COLUMNS["peak MB"],
-    **SHIPS,
+FIRST_TOKEN_COLUMN: TableColumns = {
+    "first token ms": Column(
+        "seconds_to_first_token",
+        lambda r: f"{1000 * r['seconds_to_first_token']:,.0f}",
+        "time from a prompt to its first generated token",
+    ),
+}
+RUNTIME_COLUMN: TableColumns = {
+    "run by": Column("runtime", lambda r: str(r["runtime"]), "what loaded it from disk and ran it"),
+}
+PPL_CHANGE_COLUMN: TableColumns = {
+    "ppl change": Column(
+        "fit",
+        lambda r: f"{r['fit']['perplexity_change']:+.1%}",
+        "change of the perplexity against the same student unquantised; a rise is a loss",
+    ),
+}
+SELECTION_COLUMNS: TableColumns = {
+    "Pareto": Column(
+        "pareto",
+        _pareto,
+        "`bytes` where no other artifact is both smaller and better, `speed` where none is both "
+        "faster and better",
+    ),
+    "fit to ship": Column(
+        "fit",
+        lambda r: "yes" if r["fit"]["ships"] else "NO",
+        "whether it stays within the recipe's `export.tolerance`",
+    ),
+}
+ARTIFACT_COLUMNS: TableColumns = {
+    **RUNTIME_COLUMN,
+    **{title: MODEL_COLUMNS[title] for title in ("ppl", "KL", "top-1")},
+    **PPL_CHANGE_COLUMN,
+    "greedy match": Column(
+        "generation_agreement",
+        _greedy_match,
+        "tokens of a greedy answer before it first differs from the unquantised student's",
+    ),
+    **{title: MODEL_COLUMNS[title] for title in ("MB", "prefill t/s", "gen t/s")},
+    **FIRST_TOKEN_COLUMN,
+    "peak MB": MODEL_COLUMNS["peak MB"],
+    **SELECTION_COLUMNS,
 }
 
 # Of models that read whole texts.
-TEXT_SPEED: Columns = {
-    "texts/s": ("texts_per_second", lambda r: f"{r['texts_per_second']:,.0f}"),
-    "ms a text": ("seconds_a_text", lambda r: f"{1000 * r['seconds_a_text']:.1f}"),
-    "peak MB": COLUMNS["peak MB"],
+TEXT_SPEED_COLUMNS: TableColumns = {
+    "texts/s": Column(
+        "texts_per_second", lambda r: f"{r['texts_per_second']:,.0f}", "texts a second in batches"
+    ),
+    "ms a text": Column(
+        "seconds_a_text",
+        lambda r: f"{1000 * r['seconds_a_text']:.1f}",
+        "time for one text alone",
+    ),
+    "peak MB": MODEL_COLUMNS["peak MB"],
 }
 
 
-def cells(found: Measured, columns: Columns) -> list[str]:
-    """What is shown of a model, empty where it has no such number."""
-    return [show(found) if found.get(key) is not None else "" for key, show in columns.values()]
+def cells(numbers: Numbers, columns: TableColumns) -> list[str]:
+    """The text of each column for one model, empty where the model has no such number."""
+    return [
+        column.show(numbers) if numbers.get(column.key) is not None else ""
+        for column in columns.values()
+    ]
+
+
+def legend(columns: TableColumns, models: Iterable[Numbers]) -> str:
+    """The meaning of every column that has a value for at least one of the models."""
+    rows = [cells(numbers, columns) for numbers in models]
+    filled = [any(column) for column in zip(*rows, strict=True)] if rows else []
+    shown = [title for title, has_value in zip(columns, filled, strict=False) if has_value]
+    return "; ".join(f"{title}: {columns[title].meaning}" for title in shown)

@@ -1,57 +1,53 @@
-"""report.json as tables of text: what every model measured, and the artifact matrix."""
+"""report.json as tables of text: what every model measured, and the artifacts."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from attar.files import read_json
-from distill.evaluation.job import Measured
-from distill.report.columns import Columns, cells
-from distill.report.task_report import TaskReport
+from distill.evaluation.job import Numbers
+from distill.report.columns import TableColumns, cells
 
-Table = list[list[str]]
+Table = list[list[str]]  # rows of cells, header first
 
 
-def table(report: Measured, of: TaskReport) -> Table:
-    """Teacher and arms as text, header first; `of`: the report of the run's task."""
-    columns = of.columns
+def model_table(report: Numbers, columns: TableColumns) -> Table:
+    """Teacher and arms, one a row."""
     lines = [["", *columns], ["teacher", *cells(report["teacher"], columns)]]
     arms = report["arms"].items()
-    return [*lines, *([f"arm {name}", *cells(found, columns)] for name, found in arms)]
+    return [*lines, *([f"arm {name}", *cells(numbers, columns)] for name, numbers in arms)]
 
 
-def matrix(report: Measured, of: TaskReport) -> Table:
-    """The artifact matrix as text, header first: every artifact by every measure."""
+def artifact_table(report: Numbers, columns: TableColumns) -> Table:
+    """Artifacts, one a row, with a column more for each downstream task."""
     artifacts = report["artifacts"]
-    tasks = sorted({task for found in artifacts.values() for task in found.get("tasks", {})})
-    columns = of.matrix
+    tasks = sorted({task for numbers in artifacts.values() for task in numbers.get("tasks", {})})
     lines = [["artifact", *columns, *tasks]]
-    for name, found in artifacts.items():
-        scores = [found.get("tasks", {}).get(task, {}).get("accuracy") for task in tasks]
+    for name, numbers in artifacts.items():
+        scores = [numbers.get("tasks", {}).get(task, {}).get("accuracy") for task in tasks]
         shown = ["" if score is None else f"{score:.3f}" for score in scores]
-        lines.append([name, *cells(found, columns), *shown])
+        lines.append([name, *cells(numbers, columns), *shown])
     return lines
 
 
-def measured_table(found: Measured, of: TaskReport) -> Table:
-    """Models measured without a recipe as text, header first; the teacher on top."""
-    columns = {**of.columns, **of.more_columns}
+def evaluation_table(found: Numbers, columns: TableColumns) -> Table:
+    """Models measured without a recipe, one a row; the teacher, if any, comes first."""
     lines = [["", *columns]]
     if "teacher" in found:
         lines.append(["teacher", *cells(found["teacher"], columns)])
     return [*lines, *([name, *cells(one, columns)] for name, one in found["models"].items())]
 
 
-def measured_lines(numbers: Measured, columns: Columns) -> str:
+def markdown_table(numbers: Numbers, columns: TableColumns) -> str:
     """A model's numbers as a Markdown table, for its card."""
     lines = ["| measure | value |", "|---|---|"]
-    for name, (key, show) in columns.items():
-        if numbers.get(key) is not None:
-            lines.append(f"| {name} | {show(numbers)} |")
+    for title, column in columns.items():
+        if numbers.get(column.key) is not None:
+            lines.append(f"| {title} | {column.show(numbers)} |")
     return "\n".join(lines)
 
 
-def read_report(folder: Path) -> Measured:
+def read_report(folder: Path) -> Numbers:
     """report.json of a finished run."""
-    found: Measured = read_json(folder / "report.json")
-    return found
+    report: Numbers = read_json(folder / "report.json")
+    return report

@@ -1,4 +1,4 @@
-"""Runtimes: importing the package enrols them all."""
+"""Runtimes: importing the package registers them all."""
 
 import distill.runtimes.hugging_face
 import distill.runtimes.llama_cpp

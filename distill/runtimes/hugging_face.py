@@ -17,11 +17,11 @@ from attar.models.task_heads import class_logits, load_as_saved
 from attar.models.tokenizers import load_tokenizer, vocabulary_size
 from distill.data.batching import Batch
 from distill.data.tokenize import IGNORE
-from distill.runtimes.runtime import RUNTIMES, Logits, Source
+from distill.runtimes.runtime import RUNTIMES, Logits, ModelSource, TokenizerMethods
 from students.tuning.adapters import load_adapter, load_base
 
 
-class FromHidden:
+class LogitsFromStates:
     """Logits by the model's head, from final hidden states (N, H) of counted positions."""
 
     def __init__(self, hidden_NH: Tensor, head: Head) -> None:
@@ -37,21 +37,21 @@ class FromHidden:
 
 
 def _end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """What ends a text: as the tokenizer and as the settings of generation say."""
+    """The ids that end a text, by the tokenizer and by the settings of generation."""
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ends = ends if isinstance(ends, list) else [ends]
     return tuple(sorted({i for i in (tokenizer.eos_token_id, *ends) if i is not None}))
 
 
 @RUNTIMES.add("transformers")
-class Transformers:
-    """A checkpoint in a folder or on the hub; an artifact of base and adapter, one on the other."""
+class Transformers(TokenizerMethods):
+    """A checkpoint in a folder or on the hub, or an artifact that is an adapter on its base."""
 
     can_generate = True
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ModelSource) -> None:
         where, adapter = source.path, None
-        if (Path(where) / "adapter" / "adapter_config.json").is_file():  # our artifact
+        if (Path(where) / "adapter" / "adapter_config.json").is_file():  # artifact `adapter`
             where, adapter = str(Path(where) / "base"), Path(where) / "adapter"
         trust = source.trust_remote_code
         if source.adapter is not None:
@@ -88,7 +88,7 @@ class Transformers:
     @torch.inference_mode()
     def read(self, batch: Batch) -> Logits:
         """Logits of the batch's counted positions, row by row."""
-        return FromHidden(self.hidden(batch), self.head)
+        return LogitsFromStates(self.hidden(batch), self.head)
 
     @torch.inference_mode()
     def classes(self, batch: Batch) -> Tensor:
@@ -115,7 +115,7 @@ class Transformers:
         """One forward over a prompt, logits of the last position only."""
         input_ids = torch.tensor([ids], device=self.device)
         self.model(input_ids=input_ids, use_cache=False, logits_to_keep=1)
-        self._wait()
+        self._synchronize()
 
     @torch.inference_mode()
     def generate(self, ids: list[int], new: int, stop_ids: tuple[int, ...] = ()) -> list[int]:
@@ -130,27 +130,10 @@ class Transformers:
             do_sample=False,
             pad_token_id=self.tokenizer.pad_token_id,
         )
-        self._wait()
+        self._synchronize()
         found: list[int] = produced[0, len(ids) :].tolist()
         return found
 
-    def _wait(self) -> None:
+    def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, with what the tokenizer adds at the start."""
-        ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
-        return ids
-
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Ids of a conversation that waits for the assistant's answer."""
-        text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    def decode(self, ids: list[int]) -> str:
-        """Text of ids, special tokens included."""
-        return str(self.tokenizer.decode(ids))

@@ -18,8 +18,8 @@ from torch import Tensor
 from attar.errors import ModelError
 from attar.llama_cpp import GGUFModel, chat_prompts
 from distill.data.batching import Batch
-from distill.runtimes.rows import FromRows
-from distill.runtimes.runtime import RUNTIMES, Logits, Source
+from distill.runtimes.rows import LogitsByRow
+from distill.runtimes.runtime import RUNTIMES, Logits, ModelSource
 
 
 @RUNTIMES.add("llama.cpp")
@@ -28,8 +28,8 @@ class LlamaCpp:
 
     can_generate = True
 
-    def __init__(self, source: Source) -> None:
-        self._file = _file_of(Path(source.path).expanduser())
+    def __init__(self, source: ModelSource) -> None:
+        self._file = _gguf_file(Path(source.path).expanduser())
         self._model = GGUFModel(self._file, torch.get_num_threads())
         self.vocabulary = source.vocabulary or self._model.vocabulary
         if self.vocabulary > self._model.num_ids:
@@ -49,7 +49,7 @@ class LlamaCpp:
 
     def read(self, batch: Batch) -> Logits:
         """Logits of the batch's counted positions, row by row (one example a row, padded right)."""
-        return FromRows(self, batch)
+        return LogitsByRow(self, batch)
 
     def logits(self, ids: list[int]) -> Tensor:
         """Float32 logits (T, V) at every position of one text, on the CPU."""
@@ -90,7 +90,7 @@ class LlamaCpp:
         return self._model.decode(ids)
 
 
-def _file_of(path: Path) -> Path:
+def _gguf_file(path: Path) -> Path:
     """The GGUF file that a path means; `ModelError` where it means none or several."""
     if path.suffix == ".gguf" or not path.is_dir():
         return path

@@ -19,20 +19,20 @@ from attar.models.loading import load_config
 from attar.models.pooling import Pooling
 from attar.models.tokenizers import load_tokenizer, vocabulary_size
 from distill.data.batching import Batch
-from distill.runtimes.rows import FromRows
-from distill.runtimes.runtime import RUNTIMES, Logits, Source
+from distill.runtimes.rows import LogitsByRow
+from distill.runtimes.runtime import RUNTIMES, Logits, ModelSource, TokenizerMethods
 from students.artifacts.onnx.graph import GRAPH_INPUTS, open_session
 
 
 @RUNTIMES.add("onnxruntime")
-class OnnxRuntime:
+class OnnxRuntime(TokenizerMethods):
     """A folder with one ONNX graph, its configuration and its tokenizer."""
 
     can_generate = False
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ModelSource) -> None:
         folder = Path(source.path).expanduser()
-        self._file = _file_of(folder)
+        self._file = _graph_file(folder)
         self._session = open_session(self._file, torch.get_num_threads())
         self._check_inputs()
         trust = source.trust_remote_code
@@ -51,8 +51,8 @@ class OnnxRuntime:
         others = [i.name for i in self._session.get_inputs() if i.name not in GRAPH_INPUTS]
         if others:
             raise ModelError(
-                f"{self._file} also takes {', '.join(others)}; graphs that can be run here take "
-                f"{', '.join(GRAPH_INPUTS[:2])} and, of classifiers, {GRAPH_INPUTS[2]} alone."
+                f"{self._file} needs the inputs {', '.join(others)}; this runtime gives graphs "
+                f"only {', '.join(GRAPH_INPUTS[:2])} and, for classifiers, {GRAPH_INPUTS[2]}."
             )
 
     def classes(self, batch: Batch) -> Tensor:
@@ -68,7 +68,8 @@ class OnnxRuntime:
     def _of_texts(self, batch: Batch, name: str) -> Tensor:
         inputs = batch.model_inputs()
         ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
-        assert ids_BT is not None and mask_BT is not None
+        assert ids_BT is not None
+        assert mask_BT is not None
         if self._padding is not None:
             ids_BT = ids_BT.masked_fill(mask_BT == 0, self._padding)
         return self.run(ids_BT, mask_BT, inputs["token_type_ids"])[name]
@@ -76,7 +77,7 @@ class OnnxRuntime:
     def run(
         self, ids_BT: Tensor, mask_BT: Tensor, token_types_BT: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The graph's outputs by name, whatever their shape, of rows padded on the right."""
+        """The graph's outputs by name, for rows padded on the right."""
         if token_types_BT is None:
             token_types_BT = torch.zeros_like(ids_BT)
         tensors = (ids_BT, mask_BT, token_types_BT)
@@ -92,7 +93,7 @@ class OnnxRuntime:
 
     def read(self, batch: Batch) -> Logits:
         """Logits of the batch's counted positions, row by row (one example a row, padded right)."""
-        return FromRows(self, batch)
+        return LogitsByRow(self, batch)
 
     def logits(self, ids: list[int]) -> Tensor:
         """Float32 logits (T, V) at every position of one text, on the CPU."""
@@ -115,28 +116,11 @@ class OnnxRuntime:
         self.run(ids_BT, torch.ones_like(ids_BT))
 
     def generate(self, ids: list[int], new: int, stop_ids: tuple[int, ...] = ()) -> list[int]:
-        """Refused: without keys and values each token would cost a whole forward."""
+        """Raise `ModelError`: without keys and values each token would cost a whole forward."""
         raise ModelError(f"{self._file} has no cache of keys and values, so it cannot generate.")
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, with what the tokenizer adds at the start."""
-        ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
-        return ids
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Ids of a conversation that waits for the assistant's answer."""
-        text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    def decode(self, ids: list[int]) -> str:
-        """Text of ids, special tokens included."""
-        return str(self.tokenizer.decode(ids))
-
-
-def _file_of(folder: Path) -> Path:
+def _graph_file(folder: Path) -> Path:
     """The graph in a folder; `ModelError` where there is none or there are several."""
     found = sorted(folder.glob("*.onnx"))
     if len(found) != 1:

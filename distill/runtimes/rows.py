@@ -16,7 +16,7 @@ from distill.data.tokenize import IGNORE
 
 
 class ReadsText(Protocol):
-    """What a runtime must do to give logits row by row."""
+    """A runtime that computes the logits of one text at a time."""
 
     vocabulary: int  # V
 
@@ -24,10 +24,10 @@ class ReadsText(Protocol):
         """Float32 logits (n, V) at the wanted positions of one text."""
 
 
-class FromRows:
+class LogitsByRow:
     """Logits of N counted positions, a row computed when one of its positions is asked for.
 
-    The logits of one row are there at a time; pieces that go through the rows in order, as
+    Only one row's logits are in memory at a time; pieces that go through the rows in order, as
     evaluation's do, compute each row once.
     """
 
@@ -39,7 +39,7 @@ class FromRows:
             zip(batch.input_ids_BT, batch.labels_BT, strict=True)
         ):
             counted = (labels_T != IGNORE).numpy()
-            if batch.mask_BT is None:  # nothing counted looks further
+            if batch.mask_BT is None:  # causal: no counted position sees later ones
                 last = int(counted.nonzero()[0][-1]) + 1 if counted.any() else 0
             else:
                 last = int(batch.mask_BT[row].sum())
@@ -47,7 +47,7 @@ class FromRows:
             self._counted.append(counted[:last])
         numbers = [int(counted.sum()) for counted in self._counted]
         self._starts = np.concatenate([[0], np.cumsum(numbers)])
-        self._held = -1, torch.zeros(0)
+        self._row_in_memory = -1, torch.zeros(0)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -65,8 +65,8 @@ class FromRows:
         return torch.cat(pieces)
 
     def _row(self, row: int) -> Tensor:
-        if self._held[0] != row:
-            self._held = -1, torch.zeros(0)  # not two rows at once
+        if self._row_in_memory[0] != row:
+            self._row_in_memory = -1, torch.zeros(0)  # free it before the next one is computed
             ids = self._ids[row]
-            self._held = row, self._runtime.some_logits(ids, self._counted[row])
-        return self._held[1]
+            self._row_in_memory = row, self._runtime.some_logits(ids, self._counted[row])
+        return self._row_in_memory[1]

@@ -27,8 +27,8 @@ from distill.data.batching import Batch
 
 
 @dataclass(frozen=True)
-class Source:
-    """A model to load: where it is, and how where its files do not say."""
+class ModelSource:
+    """A model to load: where it is, and how to load it where its files do not say."""
 
     path: str
     adapter: str | None = None  # a folder with an adapter to put on the model
@@ -48,8 +48,8 @@ class Logits(Protocol):
         """Float32 logits (n, V) of some of the positions."""
 
 
-class Held:
-    """Logits that are all there, (N, V)."""
+class DenseLogits:
+    """Logits of all N positions in memory, (N, V)."""
 
     def __init__(self, logits_NV: Tensor) -> None:
         self.logits_NV = logits_NV
@@ -63,13 +63,13 @@ class Held:
 
 
 class Runtime(Protocol):
-    """A loaded model, whatever runs it."""
+    """A loaded language model."""
 
     vocabulary: int  # V
     context: int | None  # most positions it can see; None where it does not say
     parameters: int | None
     can_generate: bool
-    end_ids: tuple[int, ...]  # ids after which a text or an answer is over
+    end_ids: tuple[int, ...]  # ids that end a text or an answer
     device: torch.device
 
     def read(self, batch: Batch) -> Logits:
@@ -98,7 +98,7 @@ class Runtime(Protocol):
 
 
 class ClassRuntime(Protocol):
-    """A loaded classifier of texts, whatever runs it."""
+    """A loaded classifier of texts."""
 
     parameters: int | None
     device: torch.device
@@ -114,7 +114,7 @@ class ClassRuntime(Protocol):
 
 
 class VectorRuntime(Protocol):
-    """A loaded sentence encoder, whatever runs it."""
+    """A loaded sentence encoder."""
 
     parameters: int | None
     device: torch.device
@@ -123,12 +123,38 @@ class VectorRuntime(Protocol):
         """Float32 vectors (B, H) of texts, on the CPU."""
 
 
-RUNTIMES: Registry[Any] = Registry("runtime")  # of classes: Runtime, made from a Source
+class TokenizerMethods(Protocol):
+    """Text methods of runtimes whose tokenizer is one of `transformers`."""
+
+    tokenizer: Any
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, with what the tokenizer adds at the start."""
+        ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
+        return ids
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        """Ids of a conversation that waits for the assistant's answer."""
+        return chat_ids(self.tokenizer, messages)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids, special tokens included."""
+        return str(self.tokenizer.decode(ids))
+
+
+def chat_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+    """Ids of a conversation that waits for the assistant's answer, by the tokenizer's template."""
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+RUNTIMES: Registry[Any] = Registry("runtime")  # of classes: Runtime, made from a ModelSource
 EXTRAS = {"llama.cpp": ("xllamacpp", "gguf"), "onnxruntime": ("onnxruntime", "onnx")}
 
 
 def runtime_of(path: str) -> str:
-    """Name of the runtime that a model's files need; `transformers` where nothing says else."""
+    """Name of the runtime that a model's files need; `transformers` by default."""
     here = Path(path).expanduser()
     if here.suffix == ".gguf":
         return "llama.cpp"
@@ -153,7 +179,7 @@ def check_runtime(name: str) -> None:
         )
 
 
-def open_runtime(source: Source) -> Runtime:
+def open_runtime(source: ModelSource) -> Runtime:
     """Load a model by its own runtime."""
     name = runtime_of(source.path)
     check_runtime(name)

@@ -40,7 +40,7 @@ def adapt_teacher(run: Run, inputs: str) -> StageRecord:
         if first:
             dtype = resolve_precision(teacher.dtype)
             save_student(model.to(dtype), run.tokenizer, run.folder.teacher)
-            run.task.finish(run, run.folder.teacher)
+            run.task.write_extra_files(run, run.folder.teacher)
     return StageRecord(
         ADAPT_TEACHER.name, tokens=result.tokens, notes={"best_step": result.best_step}
     )

@@ -57,8 +57,8 @@ def build(run: Run, inputs: str) -> StageRecord:
         if run.comes_from_teacher:
             copy_pruning(Path(config.from_), run.folder.student)
     else:
-        save_student(run.task.fresh(run), run.tokenizer, run.folder.student)
-    run.task.finish(run, run.folder.student)
+        save_student(run.task.fresh_student(run), run.tokenizer, run.folder.student)
+    run.task.write_extra_files(run, run.folder.student)
     return StageRecord(BUILD.name, bytes=bytes_under(run.folder.student), notes=notes)
 
 
@@ -94,7 +94,7 @@ def load_whole(run: Run) -> nn.Module:
     """What is cut, in float32: the teacher, or the model that `student.from` names."""
     config = run.recipe.student
     if config.from_ == "teacher":
-        return run.task.teacher(run)
+        return run.task.load_teacher(run)
     return run.task.load(run, str(config.from_), config.trust_remote_code)
 
 

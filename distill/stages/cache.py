@@ -63,7 +63,7 @@ def cache_manifest(run: Run) -> dict[str, Any]:
         "max_length": run.recipe.data.max_length,
     }
     tokenizer = tokenizer_identity(run.tokenizer)
-    teacher = {**teacher_identity(run.teacher), **run.task.identity(run)}
+    teacher = {**teacher_identity(run.teacher), **run.task.signal_identity(run)}
     return manifest_of(run.recipe.cache, teacher, tokenizer, data)
 
 
@@ -72,7 +72,7 @@ def _wanted(run: Run) -> dict[str, int]:
     return {
         key: int(count)
         for examples in run.cached_examples()
-        for key, count in zip(examples.keys, run.task.kept(run, examples), strict=True)
+        for key, count in zip(examples.keys, run.task.cached_tokens(run, examples), strict=True)
     }
 
 

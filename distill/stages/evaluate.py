@@ -13,9 +13,9 @@ from attar.files import write_json
 from distill.data.config import stamp_of
 from distill.evaluation.downstream.questions import task_stamp
 from distill.evaluation.job import MeasureJob
-from distill.evaluation.measure import measure_apart
+from distill.evaluation.measure import measure_in_fresh_process
 from distill.evaluation.tokenizer_check import make_probes
-from distill.report.tables import measured_lines
+from distill.report.tables import markdown_table
 from distill.run.context import Run
 from distill.run.folder import StageRecord
 from distill.stages.export import card_of
@@ -51,10 +51,10 @@ def evaluate(run: Run, inputs: str) -> StageRecord:
         artifact = job.name in run.artifacts
         if artifact:
             check_whole(Path(job.model))
-        numbers = measure_apart(job)
+        numbers = measure_in_fresh_process(job)
         tokens += numbers["tokens"]
         if artifact:
-            measured = measured_lines(numbers, run.task.report.columns)
+            measured = markdown_table(numbers, run.task.report.columns)
             write_card(Path(job.model), job.name, card_of(run, job.name, measured))
     return StageRecord(EVALUATE.name, tokens=tokens)
 
@@ -77,7 +77,7 @@ def measure_jobs(run: Run) -> list[MeasureJob]:
         "trust_remote_code": run.trusts_code,
         "probes": str(folder / "probes.json"),
         "metrics": run.task.metrics,
-        "about": run.task.about(
+        "task_inputs": run.task.measure_inputs(
             run.tokenizer, run.recipe.data, run.recipe.evaluate, run.recipe.teacher.model, folder
         ),
     }

@@ -29,7 +29,7 @@ def data_inputs(run: Run) -> list[Any]:
         "data",
         lambda: [
             recipe.task,
-            run.task.identity(run),
+            run.task.signal_identity(run),
             recipe.data.model_dump(),
             source_stamp(recipe.data),
             recipe.seed,

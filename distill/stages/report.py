@@ -1,6 +1,6 @@
 """Stage `report`, report.json: what every model measured, what it cost, and whether distilling helped.
 
-docs/report.md documents the schema. What the numbers of a task mean, the task's account says
+docs/report.md documents the schema. What the numbers of a task mean, the task's report says
 (`distill/report/task_report.py`).
 """
 
@@ -12,7 +12,6 @@ from typing import Any
 
 from attar import __version__
 from attar.files import read_json, write_json, write_text
-from distill.report.tables import matrix, table
 from distill.report.task_report import Measurements
 from distill.run.context import Run
 from distill.run.folder import StageRecord
@@ -20,7 +19,7 @@ from distill.stages.evaluate import reference_of
 from distill.stages.stage import REPORT, STAGES, work
 from students.artifacts.artifact import ARTIFACTS
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @work(
@@ -41,8 +40,7 @@ def write_report(run: Run) -> dict[str, Any]:
     curves = {arm: _history(run, arm) for arm in found["arms"] if arm != "init"}
     of = run.task.report
     measured = measurements(run, found["cost"])
-    page = of.page(found, (table(found, of), matrix(found, of)), curves, measured)
-    write_text(run.folder.report_page, page)
+    write_text(run.folder.report_page, of.render_page(found, curves, measured))
     return found
 
 
@@ -64,6 +62,7 @@ def assemble(run: Run) -> dict[str, Any]:
         "advice": of.advise(artifacts),
         "specialize": _specialised(run),
         "verdict": of.verdict(found),
+        "selection": None if found.parts is None else found.parts.entry(),
         "cost": costs,
         "recipe": run.recipe.model_dump(mode="json", by_alias=True),
         "environment": {
@@ -92,14 +91,14 @@ def measurements(run: Run, costs: dict[str, Any]) -> Measurements:
 
 
 def judged_artifacts(run: Run, measured: dict[str, Any]) -> dict[str, Any]:
-    """Numbers of the artifacts, each with `fit` (to ship?) and `pareto` (on a front?)."""
+    """Numbers of the artifacts, each with `fit` (to ship?) and `pareto` (optimal?)."""
     found = {name: dict(measured[name]) for name in run.artifacts}
     of, tolerance = run.task.report, run.recipe.export.tolerance
     for name, numbers in found.items():
         reference = reference_of(run, name)
         numbers["runtime"] = ARTIFACTS[name].runtime
         numbers["fit"] = of.judge(numbers, measured[reference], reference, tolerance)
-    of.mark_fronts(found)
+    of.mark_pareto(found)
     return found
 
 

@@ -72,5 +72,5 @@ def _train_arm(run: Run, arm: str, inputs: str) -> None:
         if first:
             save_student(student, run.tokenizer, run.folder.arm_student(arm))
             copy_pruning(run.folder.student, run.folder.arm_student(arm))
-            run.task.finish(run, run.folder.arm_student(arm))
+            run.task.write_extra_files(run, run.folder.arm_student(arm))
             write_json(folder / "result.json", {"inputs": inputs, **asdict(result)})

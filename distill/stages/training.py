@@ -61,7 +61,7 @@ def run_training(
         teacher_width=run.teacher_width,
         channel_map=run.channel_map(),
         source=config.source,
-        readout=run.task.readout(run),
+        readout=run.task.model_outputs(run),
     )
     cached = open_cache(run, device) if reads_from(config, "cache") else None
     train, validation = run.data(data)

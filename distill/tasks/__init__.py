@@ -1,1 +1,1 @@
-"""Tasks: what differs between predicting the next token and labelling a text."""
+"""Tasks, one folder each: what differs between predicting the next token and labelling a text."""

@@ -1,4 +1,4 @@
-"""Starter recipes that `distill init` writes."""
+"""Starter recipes for `distill init`."""
 
 from __future__ import annotations
 

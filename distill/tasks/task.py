@@ -1,6 +1,7 @@
-"""Kinds of task: what differs between predicting the next token and labelling a text.
+"""What a task must provide: the protocol `Task`, and the registry of tasks.
 
-The stages, the loop and the cache are the same for all; they ask a task for what is its own.
+The stages, the training loop and the cache are the same for all tasks; they ask the task for what
+differs, such as its models, its examples and its metrics.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from teachers.runners.request import Request, Runner
 
 
 class TaskContext(Protocol):
-    """What a task may ask of the run that it serves."""
+    """What a task needs to know of the run it works for: its recipe, models, tokenizer and data."""
 
     recipe: Recipe
 
     @property
     def teacher(self) -> TeacherConfig:
-        """The teacher as used: the adapted one where the recipe adapts it."""
+        """The teacher that gives signals: the adapted one where the recipe adapts it."""
 
     @property
     def teacher_config(self) -> Any:
@@ -51,20 +52,25 @@ class TaskContext(Protocol):
 
     @property
     def vocabulary(self) -> int:
-        """V: ids the tokenizer knows."""
+        """V: the number of ids that the tokenizer knows."""
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes, of labelled texts."""
+        """Names of the classes of labelled texts."""
 
     def training_examples(self) -> Examples:
-        """The examples that are learned from."""
+        """The training examples."""
 
 
 class Task(Protocol):
-    """What a task has of its own. `auto`: transformers' class of its models. `packs`: whether
-    several examples may share a row. `defaults`: keys by section that the recipe need not name.
-    `metrics`: what is measured of its models; `report`: how the report presents it.
+    """Everything in which one task differs from another; stages call it, and never ask which it is.
+
+    auto: the class of `transformers` that loads the task's models with their head.
+    batching: how its examples become batches.
+    packs: whether several examples may share a row.
+    defaults: values by section of the recipe for keys that the recipe leaves out.
+    metrics: what is measured of its models.
+    report: how the report presents those measurements.
     """
 
     auto: ClassVar[str]
@@ -74,70 +80,89 @@ class Task(Protocol):
     metrics: ClassVar[TaskMetrics]
     report: ClassVar[TaskReport]
 
+    # Checks
+
     def check_recipe(self, recipe: Recipe) -> None:
-        """Raise `ValueError` for a key that this task cannot serve."""
+        """Raise `ValueError` for a key that this task cannot serve; asked of the recipe alone."""
 
     def check(self, context: TaskContext) -> None:
-        """Raise an error for what is known to be wrong before any work."""
+        """Raise an error for what the models' configurations or the data show to be wrong."""
+
+    # Data and evaluation
 
     def reader(self, config: Any, adapted: bool, seed: int) -> Reader | None:
-        """How rows become examples for a teacher of this `PretrainedConfig`, which learns the task
-        first where it is adapted; masks are drawn from the seed. None: as texts and conversations,
-        `prepare`'s own.
+        """How rows of data become examples for a teacher with this `PretrainedConfig`.
+
+        adapted: whether the teacher will first be fine-tuned on the task. seed: of what is drawn,
+        such as masks. None: rows are texts and conversations, which `prepare` reads itself.
         """
 
-    def about(
+    def measure_inputs(
         self, tokenizer: Any, data: DataConfig, evaluate: EvaluateConfig, model: str, folder: Path
     ) -> dict[str, Any]:
-        """What the metrics must know beside the held-out examples, for a teacher `model`; what it
-        takes is left in `folder`.
+        """What the metrics need beside the held-out examples (`MeasureJob.task_inputs`).
+
+        model: the teacher. folder: where files that the metrics read may be written.
         """
+
+    # Models
 
     def load(self, context: TaskContext, source: str, trust_remote_code: bool) -> nn.Module:
         """A pretrained model in float32, with the head that the task needs."""
 
-    def teacher(self, context: TaskContext) -> nn.Module:
-        """The teacher as used, in float32: what students are cut from."""
+    def load_teacher(self, context: TaskContext) -> nn.Module:
+        """The teacher in float32, for students to be cut from it."""
 
-    def fresh(self, context: TaskContext) -> nn.Module:
-        """A student of random weights, from the recipe's configuration."""
+    def fresh_student(self, context: TaskContext) -> nn.Module:
+        """A student with random weights, by the configuration in the recipe."""
+
+    def write_extra_files(self, context: TaskContext, folder: Path) -> None:
+        """Add to a saved model the files that its users need beside the checkpoint."""
+
+    # Pruning
 
     def removal_order(
         self, context: TaskContext, model: nn.Module, count: int, tokens: int
     ) -> list[int]:
-        """Numbers of so many blocks in the order in which they go best: greedily, by what their
-        absence does on training text of so many tokens.
+        """Numbers of `count` blocks in the order of greedy removal.
+
+        At each step the block goes whose absence changes the model least on training text of about
+        `tokens` tokens.
         """
 
     def keep_by_influence(
         self, context: TaskContext, model: nn.Module, keep: int, tokens: int
     ) -> list[int]:
-        """Numbers of so many blocks that turn the residual stream most, there."""
+        """Numbers of the `keep` blocks that turn the residual stream most on such text."""
 
     def pruning_objective(
         self, context: TaskContext, teacher: nn.Module, tokens: int, heals: bool
     ) -> PruningObjective:
-        """How far students are from a model on the last training text, `tokens` in all; with as
-        much again to heal on. Raises `RecipeError` where there is too little text for both.
+        """The distance from pruned students to the teacher, on the last `tokens` of training text.
+
+        heals: take as much text again for students to be healed on. Raises `RecipeError` where
+        there is too little text for both.
         """
 
-    def runner(self, context: TaskContext) -> Runner:
-        """The teacher, loaded, to be run for the cache."""
+    # Signals and learning
 
-    def kept(self, context: TaskContext, examples: Examples) -> np.ndarray:
-        """How many tokens of each example the cache keeps signals of."""
+    def runner(self, context: TaskContext) -> Runner:
+        """The loaded teacher, ready to be run for the cache."""
+
+    def cached_tokens(self, context: TaskContext, examples: Examples) -> np.ndarray:
+        """The number of tokens of each example whose signals the cache keeps, (examples,)."""
 
     def request(self, context: TaskContext, example: Example) -> Request:
-        """What the teacher is asked of an example."""
+        """What the teacher is asked for one example: its ids, and the positions that are kept."""
 
-    def identity(self, context: TaskContext) -> dict[str, Any]:
-        """What the teacher's signals depend on beside its weights; must agree with the cache's."""
+    def signal_identity(self, context: TaskContext) -> dict[str, Any]:
+        """Settings beside the teacher's weights that change its signals; a cache must agree."""
 
-    def finish(self, context: TaskContext, folder: Path) -> None:
-        """Add to a saved model what its users need beside the checkpoint."""
+    def model_outputs(self, context: TaskContext) -> Readout | None:
+        """How training terms get the student's outputs.
 
-    def readout(self, context: TaskContext) -> Readout | None:
-        """How terms get the student's logits; None: from the head, next token by next token."""
+        None: they are logits over the vocabulary, from the head, at every counted position.
+        """
 
 
 TASKS: Registry[type[Any]] = Registry("task")  # of Tasks
@@ -150,16 +175,16 @@ def task_of_model(config: Any) -> str:
 
 
 def check_next_tokens(recipe: Recipe, command: str) -> None:
-    """Raise `RecipeError` for a command that is about next tokens, on a recipe of another task."""
+    """Raise `RecipeError` where a command that needs next tokens gets a recipe of another task."""
     if recipe.task != "causal-lm":
         raise RecipeError(
-            f"`{command}` is about next tokens (`task: causal-lm`); this recipe has `task: "
+            f"`{command}` works with next tokens (`task: causal-lm`); this recipe has `task: "
             f"{recipe.task}`."
         )
 
 
 def refuse_keys(section: Any, path: str, keys: Sequence[str], task: str) -> None:
-    """Raise `ValueError` for a key with a value of its own that a task has no use for."""
+    """Raise `ValueError` for a key that is not at its default and has no effect on a task."""
     for key in keys:
         default = type(section).model_fields[key].get_default(call_default_factory=True)
         if getattr(section, key) != default:

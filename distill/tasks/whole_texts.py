@@ -1,4 +1,4 @@
-"""What tasks on whole texts share: keys without effect, texts to judge blocks on, the cache."""
+"""What tasks on whole texts share: checks, texts to rank blocks on, requests to the teacher."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from students.pruning.output_change import output_change
 from teachers.runners.request import Request
 
 log = logging.getLogger(__name__)
+TEXTS_A_BATCH = 32
 NO_EFFECT = {
     "data": ["prompt", "packing", "append_eos"],
     "export": ["rounding", "calibration_tokens"],
@@ -31,14 +32,15 @@ NO_EFFECT = {
 
 
 def refuse_next_tokens(recipe: Recipe, task: str) -> None:
-    """Raise `ValueError` for a key that is about rows of next tokens, or what continues them."""
+    """Raise `ValueError` for a key that serves only models predicting the next token."""
     for path, keys in NO_EFFECT.items():
         refuse_keys(getattr(recipe, path), path, keys, task)
 
 
-def check_text_task(recipe: Recipe, task: str, codec: str, kept: str) -> None:
-    """Raise `ValueError` for what only language models have. kept: how the codec serves the task,
-    in words.
+def check_text_task(recipe: Recipe, task: str, codec: str, reason: str) -> None:
+    """Raise `ValueError` for keys that serve only language models, or another codec than `codec`.
+
+    reason: why that codec serves the task, as a clause.
     """
     refuse_next_tokens(recipe, task)
     refuse_keys(recipe.train, "train", ["chunk"], task)
@@ -49,14 +51,14 @@ def check_text_task(recipe: Recipe, task: str, codec: str, kept: str) -> None:
         )
     if recipe.cache.codec.name != codec:
         raise ValueError(
-            f"`cache.codec: {recipe.cache.codec.name}` is of another task; {kept}: leave it out"
+            f"`cache.codec: {recipe.cache.codec.name}` is for another task; {reason}: leave it out"
         )
     check_offline(recipe, task)
     check_artifacts(recipe, task)
 
 
 def check_offline(recipe: Recipe, task: str) -> None:
-    """Raise `ValueError` where the teacher would run in the step, or is no plain checkpoint."""
+    """Raise `ValueError` where the teacher would run in every step, or is not in full precision."""
     if recipe.train.source == "online" or any(
         getattr(term, "source", None) == "online" for term in recipe.train.objective
     ):
@@ -72,36 +74,40 @@ def check_offline(recipe: Recipe, task: str) -> None:
 
 
 def check_artifacts(recipe: Recipe, task: str) -> None:
-    """Raise `ValueError` for forms that hold models predicting the next token alone."""
+    """Raise `ValueError` for artifacts that only models predicting the next token can have."""
     for name in recipe.export.artifacts or []:
-        what = "GGUF files hold" if ARTIFACTS[name].runtime == "llama.cpp" else "it is for"
         if ARTIFACTS[name].runtime == "llama.cpp" or ARTIFACTS[name].rounds:
             raise ValueError(
-                f"`export.artifacts: {name}`: {what} language models that predict the next token, "
-                f"and none of `task: {task}`; use bf16, int8, nf4, onnx or onnx-int8"
+                f"`export.artifacts: {name}` is for models that predict the next token, and this "
+                f"recipe has `task: {task}`; use bf16, int8, nf4, onnx or onnx-int8"
             )
 
 
 def calibration_texts(examples: Examples, tokens: int, model: Any) -> list[TextBatch]:
-    """Batches of training texts from all over the data that hold so many tokens together."""
+    """Batches of training texts from all over the data, about `tokens` tokens in all."""
     return text_batches(examples, chosen_texts(examples, tokens), model)
 
 
 def chosen_texts(examples: Examples, tokens: int, *, last: bool = False) -> np.ndarray:
-    """Numbers of examples from all over the data that hold so many tokens together."""
+    """Numbers of examples from all over the data, about `tokens` tokens in all.
+
+    last: take them from the end of the order, so that they differ from those taken first.
+    """
     numbers = low_discrepancy_order(len(examples), last=last)
     return numbers[: 1 + int(np.searchsorted(examples.lengths[numbers].cumsum(), tokens))]
 
 
 def text_batches(examples: Examples, chosen: np.ndarray, model: Any) -> list[TextBatch]:
-    """Chosen examples as whole texts, where the model is."""
+    """The chosen examples as batches of whole texts, on the model's device."""
     device = next(model.parameters()).device
-    batches = map(collate_texts, rows_of(examples, chosen, 32))
+    batches = map(collate_texts, batches_by_length(examples, chosen, TEXTS_A_BATCH))
     return [batch.to(device).model_inputs() for batch in batches]
 
 
-def rows_of(examples: Examples, chosen: np.ndarray, rows: int) -> Iterator[list[list[Example]]]:
-    """Chosen examples, one a row, so many a batch, longest first."""
+def batches_by_length(
+    examples: Examples, chosen: np.ndarray, rows: int
+) -> Iterator[list[list[Example]]]:
+    """The chosen examples in batches of `rows`, one example a row, the longest first."""
     for batch in plan_in_order([int(n) for n in examples.lengths[chosen]], rows):
         yield [[examples[int(chosen[i])] for i in row] for row in batch]
 
@@ -109,14 +115,15 @@ def rows_of(examples: Examples, chosen: np.ndarray, rows: int) -> Iterator[list[
 def pruning_texts(
     examples: Examples, tokens: int, heals: bool, model: Any
 ) -> tuple[list[TextBatch], list[TextBatch]]:
-    """Batches of the last texts to measure students on, `tokens` in all; as many others to heal
-    on, where that is asked for.
+    """(batches of the last texts to measure students on, batches to heal them on).
+
+    Each holds about `tokens` tokens; there are none to heal on unless `heals`.
     """
     chosen = chosen_texts(examples, (1 + heals) * tokens, last=True)
-    held, healing = (
+    measured, healing = (
         text_batches(examples, part, model) for part in split_for_healing(chosen, heals)
     )
-    return held, healing
+    return measured, healing
 
 
 def order_by_change(
@@ -124,28 +131,32 @@ def order_by_change(
     batches: Sequence[Any],
     count: int,
     read: Callable[[Any, Any], Tensor],
-    apart: Callable[[Tensor, Tensor], Tensor],
-    what: str,
+    distance: Callable[[Tensor, Tensor], Tensor],
+    distance_name: str,
 ) -> list[int]:
-    """So many blocks in the order of greedy removal; `what`: the name of what `apart` gives."""
+    """Numbers of `count` blocks in the order of greedy removal.
+
+    At each step the block goes whose absence least changes what `read` gives, by `distance`, whose
+    name goes into the log.
+    """
     order: list[int] = []
 
     def on_removal(block: int, loss: float) -> None:
         order.append(block)
-        log.info("build: block %d removed, %s %.4f", block, what, loss)
+        log.info("build: block %d removed, %s %.4f", block, distance_name, loss)
 
-    change = output_change(model, batches, read, apart)
+    change = output_change(model, batches, read, distance)
     keep_greedily(model, change, num_layers(model) - count, on_removal)
     return order
 
 
-def texts_kept(context: TaskContext, examples: Examples) -> np.ndarray:
-    """How many tokens of each text the cache keeps: all, where layers are compared; else one."""
+def cached_text_tokens(context: TaskContext, examples: Examples) -> np.ndarray:
+    """How many tokens of each text the cache keeps: all where layers are compared; else one."""
     return examples.lengths if context.recipe.cache.hidden.parts else examples.counts
 
 
 def text_request(context: TaskContext, example: Example) -> Request:
-    """A text's ids, and token types of a pair."""
-    every = context.recipe.cache.hidden.parts
-    kept = np.arange(len(example.input_ids)) if every else example.counted
+    """A request for a text: its ids, the positions that are kept, the token types of a pair."""
+    keeps_all = context.recipe.cache.hidden.parts
+    kept = np.arange(len(example.input_ids)) if keeps_all else example.counted
     return Request(example.key, example.input_ids, kept, example.token_types)

@@ -67,7 +67,7 @@ def disable_cpu_repacking(model: nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            setattr(module, "support_avx512bf16_for_cpu", False)
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
 
 
 def _compute_in_float32(model: nn.Module) -> None:
@@ -275,7 +275,7 @@ def _untie_adapted_head(model: Any, folder: Path) -> None:
         return
     (name,) = (name for name, module in model.named_modules() if module is head)
     with safe_open(str(folder / "adapter_model.safetensors"), "pt") as tensors:
-        if not any(f".{name}." in key for key in tensors.keys()):
+        if not any(f".{name}." in key for key in tensors.keys()):  # noqa: SIM118
             return
     head.weight = nn.Parameter(head.weight.detach().clone())
     model.config.get_text_config().tie_word_embeddings = False

@@ -124,7 +124,7 @@ def manifest_like(source: dict[str, Any], counts: dict[str, int], **changed: Any
 
 def counts_of(cache: SignalCache) -> dict[str, int]:
     """Counted tokens of every example of a cache, by key."""
-    return {key: cache.tokens(key) for key in cache.keys()}
+    return {key: cache.tokens(key) for key in cache.keys()}  # noqa: SIM118
 
 
 def vocabulary_of(manifest: dict[str, Any]) -> int:

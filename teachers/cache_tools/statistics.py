@@ -168,7 +168,7 @@ def _add(found: Statistics, decoded: Distribution, vocabulary: int) -> None:
         for start in range(0, len(decoded.hidden_NH), size):
             found.entropy.add(entropy_of(decoded.rows(start, start + size)))
         return
-    assert found.kept is not None and found.entries is not None
+    assert found.kept is not None and found.entries is not None  # noqa: PT018
     used_NK = decoded.logprobs_NK > -torch.inf
     weights_N = decoded.logprobs_NK.double().exp().sum(-1)
     if decoded.tail_N is not None:

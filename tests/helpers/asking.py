@@ -4,7 +4,7 @@ import torch
 
 from distill.data.tokenize import IGNORE
 from distill.run.load import check_recipe
-from distill.runtimes.runtime import Held
+from distill.runtimes.runtime import DenseLogits
 
 
 def task_of(**keys):
@@ -33,7 +33,7 @@ class Runtime:
     def read(self, batch):
         with torch.no_grad():
             logits = self.model(batch.input_ids_BT).logits[..., : self.vocabulary]
-        return Held(logits[batch.labels_BT != IGNORE])
+        return DenseLogits(logits[batch.labels_BT != IGNORE])
 
     def generate(self, ids, new, stop_ids=()):
         written = []

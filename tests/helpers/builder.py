@@ -14,6 +14,7 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+import pandas  # noqa: F401  (pyarrow asks for it)
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 

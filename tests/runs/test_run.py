@@ -110,7 +110,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(workshop):
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=120)[0].decode()
     assert process.returncode == 130, output
-    assert "the same command goes on" in output
+    assert "run the same command again to continue" in output
     assert json.loads(state.read_text())["step"] >= 2
     result = workshop("train", "recipe.yaml", "--run-dir", "out", *many, "-v")
     assert "going on from step" in Path("out/run.log").read_text()

@@ -1,4 +1,4 @@
-"""What a recipe may ask under `evaluate.tasks`: four kinds of task, each with its own keys."""
+"""The section `evaluate.tasks` of a recipe: four kinds of task, each with its own keys."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from attar.config import Section
 from distill.data.row_formats import template_columns
 
 
-class Asked(Section):
-    """Keys of every task whose questions stand in a file."""
+class FileTask(Section):
+    """Keys of every task whose questions are in a file."""
 
     name: str = Field(min_length=1)
     data: str = Field(description="file or glob of questions: json, jsonl, parquet")
@@ -22,7 +22,9 @@ class Asked(Section):
     answer: str | None = Field(None, description="column of the right answer")
     chat: bool = Field(False, description="ask through the model's chat template")
     shots: int = Field(0, ge=0, description="questions shown with their answers before each one")
-    shots_data: str | None = Field(None, description="file of those; absent: the first of `data`")
+    shots_data: str | None = Field(
+        None, description="file of the questions shown; absent: the first ones of `data`"
+    )
     limit: int | None = Field(None, ge=1, description="questions asked, evenly over the file")
 
     @field_validator("prompt")
@@ -33,14 +35,14 @@ class Asked(Section):
         return value
 
     @model_validator(mode="after")
-    def _shots_are_shown(self) -> Asked:
+    def _shots_are_shown(self) -> FileTask:
         if self.shots_data is not None and not self.shots:
             raise ValueError("`shots_data` has no effect with `shots: 0`; say how many are shown")
         return self
 
 
-class MultipleChoice(Asked):
-    """The most likely of several answers is the model's."""
+class MultipleChoice(FileTask):
+    """Questions with several choices, of which the model takes the most likely one."""
 
     kind: Literal["multiple_choice"]
     choices: str | list[str] | None = Field(
@@ -51,19 +53,19 @@ class MultipleChoice(Asked):
     @classmethod
     def _something_to_choose(cls, value: str | list[str] | None) -> str | list[str] | None:
         if isinstance(value, list) and (len(value) < 2 or len(set(value)) < len(value)):
-            raise ValueError("a question has two choices or more, all different")
+            raise ValueError("write two choices or more, all different")
         return value
 
 
-class Cloze(Asked):
-    """The right continuation of a text, against others or as the model's own."""
+class Cloze(FileTask):
+    """The right continuation of a text must be the most likely one, or what the model writes."""
 
     kind: Literal["cloze"]
     alternatives: str | None = Field(None, description="column of wrong continuations")
 
 
-class ExactMatch(Asked):
-    """What the model generates, compared with the answer."""
+class ExactMatch(FileTask):
+    """The answer that the model generates is compared with the right one."""
 
     kind: Literal["exact_match"]
     extract: str | None = Field(
@@ -78,13 +80,13 @@ class ExactMatch(Asked):
         if value is None or value in ("number", "line"):
             return value
         if not value.startswith("re:"):
-            raise ValueError("`number`, `line` or `re:PATTERN`, e.g. `re:answer is (\\w+)`")
+            raise ValueError("write `number`, `line` or `re:PATTERN`, e.g. `re:answer is (\\w+)`")
         try:
             groups = re.compile(value[3:]).groups
         except re.error as error:
             raise ValueError(f"the pattern cannot be read ({error})") from None
         if groups > 1:
-            raise ValueError("the pattern has one group at most: what is compared")
+            raise ValueError("write one group at most in the pattern: it is what is compared")
         return value
 
 
@@ -99,8 +101,10 @@ class Harness(Section):
     )
     chat: bool = Field(False, description="ask through the model's chat template")
     shots: int = Field(0, ge=0, description="questions shown with their answers before each one")
-    limit: int | None = Field(None, ge=1, description="questions asked of each, from the first")
+    limit: int | None = Field(
+        None, ge=1, description="questions asked of each task, from the first"
+    )
 
 
-Questions = MultipleChoice | Cloze | ExactMatch  # tasks whose questions stand in a file
+Questions = MultipleChoice | Cloze | ExactMatch  # tasks whose questions are in a file
 TaskConfig = Annotated[MultipleChoice | Cloze | ExactMatch | Harness, Field(discriminator="kind")]

@@ -1,4 +1,4 @@
-"""Questions of a task from the rows of a file; usual names of columns are known.
+"""Questions of a task from the rows of a file, whose columns may have their usual names.
 
 Everything that can be wrong with a file is found here, before any model is loaded.
 """
@@ -27,18 +27,27 @@ from distill.evaluation.downstream.config import (
 )
 from distill.evaluation.lm_eval import open_tasks
 
-ASKED = ("query", "question", "prompt", "instruction", "context", "ctx", "sentence", "text")
-CONTEXTS = ("context", "ctx", "text", "prompt", "query")
-CHOICES = ("choices", "options", "endings")
-GOLD = ("gold", "label", "answer", "answerKey", "answer_index")
-CONTINUATIONS = ("continuation", "completion", "target", "answer")
-FINAL = ("final", "answer", "target", "response", "completion", "output")
-WORKED = ("response", "answer", "completion", "output", "target", "final")
+QUESTION_COLUMNS = (
+    "query",
+    "question",
+    "prompt",
+    "instruction",
+    "context",
+    "ctx",
+    "sentence",
+    "text",
+)
+CONTEXT_COLUMNS = ("context", "ctx", "text", "prompt", "query")
+CHOICES_COLUMNS = ("choices", "options", "endings")
+RIGHT_COLUMNS = ("gold", "label", "answer", "answerKey", "answer_index")
+CONTINUATION_COLUMNS = ("continuation", "completion", "target", "answer")
+ANSWER_COLUMNS = ("final", "answer", "target", "response", "completion", "output")
+WORKED_ANSWER_COLUMNS = ("response", "answer", "completion", "output", "target", "final")
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question: what is asked, what may be answered, and what is right.
+    """One question, its choices, and the right one.
 
     choices: the right answer among the wrong ones, at `right`; a single one has no rivals.
     shown: the answer as an example shows it, which may be worked out.
@@ -56,7 +65,7 @@ class Question:
 
 
 def check_tasks(tasks: Iterable[TaskConfig], has_template: bool) -> None:
-    """Raise, before any work, where a task's name, file, columns or package are wrong.
+    """Raise `RecipeError` or `DataError` where a task's name, file, columns or package are wrong.
 
     has_template: whether the models' tokenizer has a chat template.
     """
@@ -64,7 +73,7 @@ def check_tasks(tasks: Iterable[TaskConfig], has_template: bool) -> None:
     for i, task in enumerate(tasks):
         where = f"`evaluate.tasks[{i}]`"
         if task.name in names:
-            raise RecipeError(f"{where}: there are two tasks of the name `{task.name}`.")
+            raise RecipeError(f"{where}: there are two tasks with the name `{task.name}`.")
         names.add(task.name)
         if task.chat and not has_template:
             raise RecipeError(
@@ -90,17 +99,17 @@ def task_stamp(tasks: Iterable[TaskConfig]) -> list[list[str]]:
 
 
 def questions_of(task: Questions) -> tuple[list[Question], list[Question]]:
-    """(questions shown with their answers, questions asked), none of them in both.
+    """(questions shown with their answers, questions asked), without a question in both.
 
     Shown are the first of `shots_data`, or of `data`; asked are all others, or `limit` of them
     spread evenly over the file, which may be sorted. Raises `DataError` where a column is missing
     or a row has no question or answer.
     """
-    rows = _rows(task, task.data, "data")
+    rows = _checked_rows(task, task.data, "data")
     shown: list[Mapping[str, Any]] = rows[: task.shots]
     places = [str(i) for i in range(len(rows))]
     if task.shots_data is not None:
-        shown = _rows(task, task.shots_data, "shots_data")[: task.shots]
+        shown = _checked_rows(task, task.shots_data, "shots_data")[: task.shots]
     else:
         rows, places = rows[task.shots :], places[task.shots :]
     if len(shown) < task.shots or not rows:
@@ -116,7 +125,7 @@ def questions_of(task: Questions) -> tuple[list[Question], list[Question]]:
     return [_question(task, row, f"row {i} of `{source}`") for i, row in enumerate(shown)], asked
 
 
-def _rows(task: Questions, source: str, key: str) -> list[Mapping[str, Any]]:
+def _checked_rows(task: Questions, source: str, key: str) -> list[Mapping[str, Any]]:
     """Rows of one file, whose columns have been checked."""
     if not local_files(source):
         raise DataError(f"Task `{task.name}`: there is no file {source} (`{key}`).")
@@ -135,31 +144,31 @@ def _rows(task: Questions, source: str, key: str) -> list[Mapping[str, Any]]:
 
 
 def _question(task: Questions, row: Mapping[str, Any], where: str) -> Question:
-    asked = CONTEXTS if isinstance(task, Cloze) else ASKED
+    usual = CONTEXT_COLUMNS if isinstance(task, Cloze) else QUESTION_COLUMNS
     if task.prompt is not None:
         prompt = fill(task.prompt, row)
     else:
-        prompt = text_of(row[_column(None, asked, row, where, "question", "prompt")])
+        prompt = text_of(row[_column_of(None, usual, row, where, "question", "prompt")])
     if not prompt.strip():
         raise DataError(f"The question of {where} is empty.")
     if isinstance(task, MultipleChoice):
         choices, labels = _choices(task, row, where)
-        gold = row[_column(task.answer, GOLD, row, where, "right answer", "answer")]
-        right = _place(gold, choices, labels, where)
+        gold = row[_column_of(task.answer, RIGHT_COLUMNS, row, where, "right answer", "answer")]
+        right = _right_choice(gold, choices, labels, where)
         return Question(prompt, choices, right, choices[right])
     if isinstance(task, Cloze):
-        column = _column(task.answer, CONTINUATIONS, row, where, "continuation", "answer")
-        target = _present(row[column], where)
+        column = _column_of(task.answer, CONTINUATION_COLUMNS, row, where, "continuation", "answer")
+        target = _answer_text(row[column], where)
         wrong = row.get(task.alternatives or "alternatives") or []
         return Question(prompt, (target, *(text_of(value) for value in wrong)), 0, target)
-    column = _column(task.answer, FINAL, row, where, "answer", "answer")
-    target = _present(row[column], where)
-    worked = column if task.answer is not None else first_of(WORKED, row) or column
-    target = target.rpartition("####")[2].strip()  # GSM8K's own mark of the final answer
+    column = _column_of(task.answer, ANSWER_COLUMNS, row, where, "answer", "answer")
+    target = _answer_text(row[column], where)
+    worked = column if task.answer is not None else first_of(WORKED_ANSWER_COLUMNS, row) or column
+    target = target.rpartition("####")[2].strip()  # GSM8K marks the final answer so
     return Question(prompt, (target,), 0, text_of(row[worked]))
 
 
-def _column(
+def _column_of(
     named: str | None, usual: tuple[str, ...], row: Mapping[str, Any], where: str, what: str,
     key: str,
 ) -> str:  # fmt: skip
@@ -172,7 +181,7 @@ def _column(
     return found
 
 
-def _present(value: Any, where: str) -> str:
+def _answer_text(value: Any, where: str) -> str:
     text = text_of(value)
     if not text.strip():
         raise DataError(f"The answer of {where} is empty.")
@@ -182,10 +191,10 @@ def _present(value: Any, where: str) -> str:
 def _choices(
     task: MultipleChoice, row: Mapping[str, Any], where: str
 ) -> tuple[tuple[str, ...], list[str]]:
-    """(what may be answered, what the right answer may call each of them)."""
+    """(the choices, the labels by which the right answer may name them)."""
     if isinstance(task.choices, list):
         return tuple(task.choices), []
-    given = row[_column(task.choices, CHOICES, row, where, "choices", "choices")]
+    given = row[_column_of(task.choices, CHOICES_COLUMNS, row, where, "choices", "choices")]
     labels: list[str] = []
     if isinstance(given, Mapping):  # ARC: {text: [...], label: [A, B, ...]}
         labels = [text_of(label) for label in given.get("label") or []]
@@ -196,7 +205,7 @@ def _choices(
     return choices, labels
 
 
-def _place(gold: Any, choices: tuple[str, ...], labels: list[str], where: str) -> int:
+def _right_choice(gold: Any, choices: tuple[str, ...], labels: list[str], where: str) -> int:
     """Which choice is right: a number from 0, a choice's label, its text, or a letter from A."""
     named = text_of(gold).strip()
     place = -1
@@ -218,7 +227,7 @@ def _place(gold: Any, choices: tuple[str, ...], labels: list[str], where: str) -
 
 
 def extract_rule(task: ExactMatch, target: str) -> str:
-    """How the answer is found in what is generated: as the recipe says, or by the target's form."""
+    """How to find the answer in generated text: by the recipe, else by the form of the target."""
     if task.extract is not None:
         return task.extract
     return "number" if number_of(target) is not None else "line"
@@ -228,7 +237,7 @@ NUMBER = re.compile(r"(?:(?<![\w)])-)?\d[\d,]*(?:\.\d+)?")
 
 
 def number_of(text: str) -> float | None:
-    """The number that a text is, currency, thousands and a full stop aside."""
+    """The number that a text is, without its currency, commas and full stop; None if it is none."""
     plain = text.strip().rstrip(".").lstrip("$€£").rstrip("%").replace(",", "").strip()
     return float(plain) if re.fullmatch(r"-?\d+(?:\.\d+)?", plain) else None
 

@@ -1,4 +1,4 @@
-"""Ask a runtime the questions of a task, and count what is right.
+"""Ask a runtime the questions of a task, and count the right answers.
 
 Legend: B rows, N tokens counted, V vocabulary.
 
@@ -6,7 +6,7 @@ A choice's score is the sum of its tokens' log-probabilities after the prompt; t
 the sum over the choice's letters (`acc` and `acc_norm` of lm-eval). Prompt and choice are tokenised
 together and split at the length of the prompt's own ids, with white space at the prompt's end given
 to the choice first, as lm-eval does; where the two join in one token, that token counts with the
-choice, so none is lost. A prompt too long for the model loses its beginning.
+choice, so no token is left out. A prompt too long for the model loses its beginning.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from distill.evaluation.downstream.questions import (
 )
 from distill.runtimes.runtime import Runtime
 
-BETWEEN = "\n\n"  # shown questions
-ROWS = 8  # choices read at a time
+QUESTION_SEPARATOR = "\n\n"
+CHOICES_AT_ONCE = 8  # choices read in one batch
 POSITIONS_AT_ONCE = 256  # tokens whose logits exist at once
-STRIDE = 32  # ids generated before a stop text is looked for
+STOP_CHECK_STRIDE = 32  # ids generated between two searches for the stop text
 
 
 @dataclass(frozen=True)
 class TaskResult:
     """Accuracy on one task, and which of its questions were answered right.
 
-    correct: (examples,) of bool, in the order of the file. accuracy_norm: by log-probability a
-    letter, where there are choices. parts: accuracy of each task of the harness.
+    correct: (examples,) of bool, in the order of the file. accuracy_norm: by log-probability per
+    letter; None where questions have no choices. parts: accuracy of each task of the harness.
     """
 
     name: str
@@ -64,7 +64,7 @@ def refusal(task: TaskConfig, runtime: Runtime) -> str | None:
     return None
 
 
-def score(task: TaskConfig, runtime: Runtime) -> TaskResult:
+def score_task(task: TaskConfig, runtime: Runtime) -> TaskResult:
     """Accuracy of a runtime on a task; raises `RunError` where it cannot be asked."""
     if reason := refusal(task, runtime):
         raise RunError(reason)
@@ -75,9 +75,9 @@ def score(task: TaskConfig, runtime: Runtime) -> TaskResult:
         return TaskResult(task.name, float(correct.mean()), norm, correct, len(correct), parts)
     shots, asked = questions_of(task)
     if isinstance(task, ExactMatch):
-        correct = np.array([_generates(task, shots, question, runtime) for question in asked])
+        correct = np.array([_answers_right(task, shots, question, runtime) for question in asked])
         return TaskResult(task.name, float(correct.mean()), None, correct, len(correct))
-    found = [_reads(task, shots, question, runtime) for question in asked]
+    found = [_chooses_right(task, shots, question, runtime) for question in asked]
     correct, normalised = (np.array(column) for column in zip(*found, strict=True))
     rivals = all(len(question.choices) > 1 for question in asked)
     norm = float(normalised.mean()) if rivals else None
@@ -89,7 +89,7 @@ def score(task: TaskConfig, runtime: Runtime) -> TaskResult:
 
 def prompt_text(shots: list[Question], question: Question) -> str:
     """Shown questions with their answers, then the one that is asked."""
-    return BETWEEN.join([*(join(s.prompt, s.shown) for s in shots), question.prompt])
+    return QUESTION_SEPARATOR.join([*(join(s.prompt, s.shown) for s in shots), question.prompt])
 
 
 def _prompt_ids(
@@ -107,7 +107,7 @@ def _prompt_ids(
 
 
 def split_choice(runtime: Runtime, prompt: str, choice: str) -> tuple[list[int], int]:
-    """(ids of prompt and choice, where the choice's begin)."""
+    """(ids of prompt and choice, index of the choice's first id)."""
     whole = runtime.encode(join(prompt, choice))
     before = runtime.encode(prompt.rstrip())
     start = next(
@@ -118,8 +118,9 @@ def split_choice(runtime: Runtime, prompt: str, choice: str) -> tuple[list[int],
 
 
 def _after_chat(runtime: Runtime, ids: list[int], choice: str) -> tuple[list[int], int]:
-    """The same after a rendered conversation; the choice is tokenised alone, without what the
-    tokenizer puts before a text.
+    """(ids of a rendered conversation and a choice, index of the choice's first id).
+
+    The choice is tokenised by itself, without the ids that the tokenizer puts before a text.
     """
     opening, answer = runtime.encode(""), runtime.encode(choice)
     if opening and answer[: len(opening)] == opening:
@@ -138,8 +139,11 @@ def likelihoods(
     whether each of those ids is the most likely one.
     """
     sums, greedy = [], []
-    for first in range(0, len(rows), ROWS):
-        examples = [_example(str(i), *row, runtime) for i, row in enumerate(rows[first:][:ROWS])]
+    for first in range(0, len(rows), CHOICES_AT_ONCE):
+        examples = [
+            _scored_row(str(i), *row, runtime)
+            for i, row in enumerate(rows[first:][:CHOICES_AT_ONCE])
+        ]
         batch = collate([[example] for example in examples])
         labels_N = batch.labels_BT[batch.labels_BT != IGNORE]
         logits = runtime.read(batch)
@@ -161,10 +165,8 @@ def _token_scores(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
     return chosen_N, logprobs_NV.argmax(-1) == labels_N
 
 
-def _example(key: str, ids: list[int], start: int, runtime: Runtime) -> Example:
-    """Ids of which those from `start` on are predicted; their beginning goes where they are too
-    many.
-    """
+def _scored_row(key: str, ids: list[int], start: int, runtime: Runtime) -> Example:
+    """An example whose ids from `start` on are counted; too long a prompt loses its beginning."""
     if runtime.context is not None and len(ids) > runtime.context:
         gone = len(ids) - runtime.context
         if gone >= start:
@@ -178,10 +180,10 @@ def _example(key: str, ids: list[int], start: int, runtime: Runtime) -> Example:
     return Example(key, np.array(ids, np.int64), np.array(labels, np.int64))
 
 
-def _reads(
+def _chooses_right(
     task: Questions, shots: list[Question], question: Question, runtime: Runtime
 ) -> tuple[bool, bool]:
-    """Whether the right choice is the most likely, as it is and normalised by its letters."""
+    """Whether the right choice is the most likely: by log-probability, and by it per letter."""
     if task.chat:
         ids = _prompt_ids(task, shots, question, runtime)
         rows = [_after_chat(runtime, ids, choice) for choice in question.choices]
@@ -199,12 +201,12 @@ def _reads(
 # Generation --------------------------------------------------------------------------------------
 
 
-def _generates(
+def _answers_right(
     task: ExactMatch, shots: list[Question], question: Question, runtime: Runtime
 ) -> bool:
-    """Whether the answer found in what the model writes is the right one."""
+    """Whether the answer in the text that the model writes is the right one."""
     ids = _prompt_ids(task, shots, question, runtime)
-    stop = task.stop or (BETWEEN if shots and not task.chat else None)
+    stop = task.stop or (QUESTION_SEPARATOR if shots and not task.chat else None)
     text = generate_text(runtime, ids, task.new_tokens, stop)
     rule = extract_rule(task, question.target)
     wanted = question.target
@@ -214,14 +216,14 @@ def _generates(
 
 
 def generate_text(runtime: Runtime, ids: list[int], new: int, stop: str | None) -> str:
-    """What a runtime writes greedily after ids, up to `new` ids, its end, or a stop text."""
+    """The text that a runtime writes greedily after ids, up to `new` ids, an end id or `stop`."""
     if runtime.context is not None:
         ids = ids[-max(1, runtime.context - new) :]
         new = min(new, runtime.context - len(ids))
     ends: tuple[int, ...] = runtime.end_ids
     written: list[int] = []
     while len(written) < new:
-        more = min(new - len(written), STRIDE if stop is not None else new)
+        more = min(new - len(written), STOP_CHECK_STRIDE if stop is not None else new)
         found = runtime.generate([*ids, *written], more, ends)
         written += [i for i in found if i not in ends]
         text = runtime.decode(written)

@@ -1,4 +1,4 @@
-"""The report of a run on next tokens: verdict and page; what is fit to ship is in report/selection.py.
+"""The report of a run on next tokens.
 
 The verdict compares the distilled student with plain fine-tuning on the same tokens, example by
 example, with a bootstrap interval on the difference.
@@ -6,140 +6,203 @@ example, with a bootstrap interval on the difference.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
-from distill.evaluation.job import Measured
-from distill.report.columns import COLUMNS, FIRST_TOKEN, MATRIX, Columns
-from distill.report.html import render
-from distill.report.paired_difference import difference, side
-from distill.report.selection import Tolerance, advise, judge, mark_fronts
-from distill.report.task_report import Curves, Measurements, Tables, TaskReport
+from distill.evaluation.job import Numbers
+from distill.report.columns import (
+    ARTIFACT_COLUMNS,
+    FIRST_TOKEN_COLUMN,
+    MODEL_COLUMNS,
+    TableColumns,
+)
+from distill.report.html import PageContent, TableSection
+from distill.report.paired_difference import (
+    CLOSENESS,
+    against_fine_tuning,
+    direction,
+    paired_difference,
+)
+from distill.report.plots import (
+    BYTES_AXIS,
+    Curves,
+    Histograms,
+    plot_curves,
+    plot_histograms,
+    plot_quality,
+    speed_axis,
+)
+from distill.report.selection import (
+    GENERATION_SPEED,
+    SMALLEST,
+    Purpose,
+    Quality,
+    Speed,
+    Tolerance,
+    judge_by_perplexity,
+)
+from distill.report.tables import Table
+from distill.report.task_report import Measurements, TaskReport
 
-
-def verdict(found: Measurements) -> Measured:
-    """One sentence on whether distilling beat plain fine-tuning, and the numbers behind it."""
-    measured = found.models
-    teacher = measured["teacher"]["nll"]
-    warnings = _specialised_for_its_base(found)
-    result: dict[str, Any] = {"helped": None, "teacher_is_better": {}, "warnings": warnings}
-    for arm in ["init", *found.controls]:
-        result["teacher_is_better"][arm] = teacher < measured[arm]["nll"]
-    if "finetune" not in found.controls:
-        result["sentence"] = (
-            "No fine-tuned arm was trained, so whether distilling helped is unknown; add "
-            "`train.arms: [finetune]`."
-        )
-        return result
-    nll, kl = (difference(found, name, "distill", "finetune") for name in ("nll", "kl"))
-    result.update(nll=nll, kl_to_teacher=kl)
-    sides = side(nll), side(kl)
-    result["helped"] = sides[0] == "lower" or (sides[0] != "higher" and sides[1] == "lower")
-    result["sentence"] = _sentence(measured, nll, kl, found.costs)
-    if not result["teacher_is_better"]["init"]:
-        warnings.insert(0, "The teacher is no better on this text than the untrained student.")
-    elif not result["teacher_is_better"]["finetune"]:
-        warnings.insert(
-            0,
-            "The teacher is no better on this text than the fine-tuned student, so its targets "
-            "can hold the student back: adapt it first (`teacher.adapt`).",
-        )
-    return result
-
-
-def _specialised_for_its_base(found: Measurements) -> list[str]:
-    """A warning where what was learned on a quantised base does not serve full precision."""
-    if found.quantized_base is None:
-        return []
-    before, after = (found.models[arm]["perplexity"] for arm in ("distill", "specialized"))
-    if after <= before * (1 + found.tolerance.perplexity):
-        return []
-    return [
-        f"What was specialised corrects the {found.quantized_base} base: merged into full precision it "
-        f"is worse on this text than the student before (perplexity {after:.2f} against "
-        f"{before:.2f}). Ship it as `adapter` or `merged-requantized-nf4`; for forms of 8 bits "
-        "and more leave `specialize` out."
-    ]
-
-
-def _sentence(measured: dict[str, Any], nll: Any, kl: Any, costs: dict[str, Any]) -> str:
-    tokens = costs["arms"]["distill"]["tokens"]
-    words = {
-        "lower": "beat plain fine-tuning",
-        "higher": "did worse than plain fine-tuning",
-        "not distinguishable": "cannot be told from plain fine-tuning",
-    }
-    low, high = nll["interval"]
-    stages = costs["stages"]
-    distill, finetune = (costs["arms"][arm]["seconds"] for arm in ("distill", "finetune"))
-    cache = stages.get("cache", {}).get("seconds", 0.0)
-    closer = {
-        "lower": "closer to the teacher",
-        "higher": "further from the teacher",
-        "not distinguishable": "as close to the teacher",
-    }[side(kl)]
-    return (
-        f"On held-out text, distilling {words[side(nll)]} at the same {tokens:,} tokens: "
-        f"perplexity {measured['distill']['perplexity']:.2f} against "
-        f"{measured['finetune']['perplexity']:.2f} (nll {nll['difference']:+.4f}, 95% interval "
-        f"{low:+.4f} to {high:+.4f}), and the student is {closer} (KL "
-        f"{measured['distill']['kl_to_teacher']:.3f} against "
-        f"{measured['finetune']['kl_to_teacher']:.3f}); it took {distill:.0f} s of training "
-        f"against {finetune:.0f} s, and {cache:.0f} s for the teacher's cache."
-    )
-
-
-# The page --------------------------------------------------------------------------------------
-
-
-def merges(report: Measured) -> list[list[str]]:
-    """What was specialised, before and after each way of merging; [] where nothing was."""
-    found = (report.get("specialize") or {}).get("merges") or []
-    lines = [["what was measured", "nll", "ppl"]]
-    lines += [[one["path"], f"{one['nll']:.4f}", f"{one['perplexity']:.2f}"] for one in found]
-    return lines if found else []
-
-
-def _histograms(found: Measurements) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(counts, edges) of log10 of the per-token KL to the teacher, by model."""
-    edges = np.linspace(-4, 1.2, 53)
-    histograms = {}
-    for name in ["init", *found.controls, "distill"]:
-        kl = np.load(found.folder / f"{name}.npz")["kl"]
-        counts, _ = np.histogram(np.log10(np.clip(kl, 1e-4, 15)), bins=edges)
-        histograms[name] = (counts / len(kl), edges)
-    return histograms
+PURPOSES = (
+    Purpose(
+        "a GPU server",
+        lambda numbers: (round(numbers["perplexity"], 2), numbers["bytes"]),
+        lambda numbers: numbers["runtime"] == "transformers",
+    ),
+    Purpose(
+        "a laptop's CPU",
+        lambda numbers: -(GENERATION_SPEED.rate(numbers) or 0.0),
+        lambda numbers: bool(GENERATION_SPEED.rate(numbers)),
+    ),
+    SMALLEST,
+)
 
 
 class CausalLMReport(TaskReport):
     """The report on models that predict the next token."""
 
-    columns: ClassVar[Columns] = COLUMNS
-    matrix: ClassVar[Columns] = MATRIX
-    more_columns: ClassVar[Columns] = FIRST_TOKEN
+    columns: ClassVar[TableColumns] = MODEL_COLUMNS
+    artifact_columns: ClassVar[TableColumns] = ARTIFACT_COLUMNS
+    extra_columns: ClassVar[TableColumns] = FIRST_TOKEN_COLUMN
+    quality: ClassVar[Quality] = Quality(
+        "perplexity",
+        "held-out perplexity",
+        lambda numbers: f"perplexity {numbers['perplexity']:.2f}",
+        higher=False,
+        log=True,
+    )
+    speed: ClassVar[Speed] = GENERATION_SPEED
+    purposes: ClassVar[Sequence[Purpose]] = PURPOSES
+    remedy: ClassVar[str] = (
+        "Keep more bits, or teach the quantised student "
+        "(`specialize: {method: qlora}` with `forward_kl`)."
+    )
 
-    def verdict(self, found: Measurements) -> Measured:
-        """Whether distilling beat plain fine-tuning."""
-        return verdict(found)
+    def verdict(self, measured: Measurements) -> Numbers:
+        """Whether distilling beat plain fine-tuning: lower nll, or the same and lower KL."""
+        models = measured.models
+        teacher = models["teacher"]["nll"]
+        warnings = _specialised_for_its_base(measured)
+        result: Numbers = {"helped": None, "teacher_is_better": {}, "warnings": warnings}
+        for arm in ["init", *measured.controls]:
+            result["teacher_is_better"][arm] = teacher < models[arm]["nll"]
+        if "finetune" not in measured.controls:
+            result["sentence"] = (
+                "No fine-tuned arm was trained, so whether distilling helped is unknown; add "
+                "`train.arms: [finetune]`."
+            )
+            return result
+        nll, kl = (
+            paired_difference(measured, name, "distill", "finetune") for name in ("nll", "kl")
+        )
+        result.update(nll=nll, kl_to_teacher=kl)
+        result["helped"] = direction(nll) == "lower" or (
+            direction(nll) != "higher" and direction(kl) == "lower"
+        )
+        result["sentence"] = _sentence(measured, nll, kl)
+        if not result["teacher_is_better"]["init"]:
+            warnings.insert(0, "The teacher is no better on this text than the untrained student.")
+        elif not result["teacher_is_better"]["finetune"]:
+            warnings.insert(
+                0,
+                "The teacher is no better on this text than the fine-tuned student, so its targets "
+                "can hold the student back: adapt it first (`teacher.adapt`).",
+            )
+        return result
 
     def judge(
-        self, artifact: Measured, reference: Measured, name: str, tolerance: Tolerance
-    ) -> Measured:
-        """By perplexity, and the accuracy of each downstream task."""
-        return judge(artifact, reference, name, tolerance)
+        self, artifact: Numbers, reference: Numbers, name: str, tolerance: Tolerance
+    ) -> Numbers:
+        """An artifact ships by its perplexity and its accuracy on each downstream task."""
+        return judge_by_perplexity(artifact, reference, name, tolerance)
 
-    def mark_fronts(self, artifacts: dict[str, Measured]) -> None:
-        """Perplexity against bytes, and against the speed of generating."""
-        mark_fronts(artifacts)
+    def page_content(self, report: Numbers, curves: Curves, measured: Measurements) -> PageContent:
+        """Training curves, histograms of the KL, the comparison of merges, and generated text."""
+        merges, bytes_axis, rates_axis = _merges(report), BYTES_AXIS, speed_axis(self.speed)
+        return PageContent(
+            measured_on="held-out text",
+            model_figures=[
+                (
+                    plot_curves(curves),
+                    "Held-out nll while training (nats a token), same tokens, same order.",
+                ),
+                (
+                    plot_histograms(_kl_histograms(measured), "log10 of the KL of a token, nats"),
+                    "KL(teacher || student) token by token: left is closer.",
+                ),
+            ],
+            artifact_figures=[
+                (
+                    plot_quality(report, self.quality, bytes_axis),
+                    "Size against quality: lower and further left is better.",
+                ),
+                (
+                    plot_quality(report, self.quality, rates_axis),
+                    "Speed against quality: lower and further right is better.",
+                ),
+            ],
+            middle=[TableSection("Specialising, before and after merging", merges)]
+            if merges
+            else [],
+            end=[TableSection("What the models write", _samples(report), text=True)],
+        )
 
-    def advise(self, artifacts: dict[str, Measured]) -> list[Measured]:
-        """For a GPU server, a laptop's CPU, the smallest size."""
-        return advise(artifacts)
 
-    def page(self, report: Measured, tables: Tables, curves: Curves, found: Measurements) -> str:
-        """With histograms of the KL, what each merge lost, and what the models write."""
-        return render(report, *tables, merges(report), curves, _histograms(found))
+def _specialised_for_its_base(measured: Measurements) -> list[str]:
+    """A warning where what was learned on a quantised base does not serve full precision."""
+    if measured.quantized_base is None:
+        return []
+    before, after = (measured.models[arm]["perplexity"] for arm in ("distill", "specialized"))
+    if after <= before * (1 + measured.tolerance.perplexity):
+        return []
+    return [
+        f"What was specialised corrects the {measured.quantized_base} base: merged into full "
+        f"precision it is worse on this text than the student before (perplexity {after:.2f} "
+        f"against {before:.2f}). Ship it as `adapter` or `merged-requantized-nf4`; for forms of 8 "
+        "bits and more leave `specialize` out."
+    ]
 
 
-REPORT = CausalLMReport()
+def _sentence(measured: Measurements, nll: Numbers, kl: Numbers) -> str:
+    models, stages, arms = measured.models, measured.costs["stages"], measured.costs["arms"]
+    low, high = nll["interval"]
+    distill, finetune = (arms[arm]["seconds"] for arm in ("distill", "finetune"))
+    cache = stages.get("cache", {}).get("seconds", 0.0)
+    return (
+        f"On held-out text, distilling {against_fine_tuning(nll, better='lower')} at the same "
+        f"{arms['distill']['tokens']:,} tokens: perplexity "
+        f"{models['distill']['perplexity']:.2f} against "
+        f"{models['finetune']['perplexity']:.2f} (nll {nll['difference']:+.4f}, 95% interval "
+        f"{low:+.4f} to {high:+.4f}), and the student is {CLOSENESS[direction(kl)]} (KL "
+        f"{models['distill']['kl_to_teacher']:.3f} against "
+        f"{models['finetune']['kl_to_teacher']:.3f}); it took {distill:.0f} s of training "
+        f"against {finetune:.0f} s, and {cache:.0f} s for the teacher's cache."
+    )
+
+
+def _merges(report: Numbers) -> Table:
+    """The specialised student before and after each way of merging; [] where nothing was merged."""
+    merges = (report.get("specialize") or {}).get("merges") or []
+    lines = [["what was measured", "nll", "ppl"]]
+    lines += [[one["path"], f"{one['nll']:.4f}", f"{one['perplexity']:.2f}"] for one in merges]
+    return lines if merges else []
+
+
+def _kl_histograms(measured: Measurements) -> Histograms:
+    """Histograms of log10 of the per-token KL to the teacher, by arm."""
+    edges = np.linspace(-4, 1.2, 53)
+    histograms = {}
+    for name in ["init", *measured.controls, "distill"]:
+        kl = np.load(measured.folder / f"{name}.npz")["kl"]
+        counts, _ = np.histogram(np.log10(np.clip(kl, 1e-4, 15)), bins=edges)
+        histograms[name] = (counts / len(kl), edges)
+    return histograms
+
+
+def _samples(report: Numbers) -> Table:
+    models = {"teacher": report["teacher"], **report["arms"], **report["artifacts"]}
+    lines = [["model", "continuation of the first held-out words, greedy"]]
+    return [*lines, *([name, numbers["sample"]] for name, numbers in models.items())]

@@ -1,4 +1,4 @@
-"""Task `causal-lm`: every counted token is predicted from those before it."""
+"""Task `causal-lm`: every counted token is predicted from the tokens before it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from distill.evaluation.job import EvaluateConfig, TaskMetrics
 from distill.objective.model_outputs import Readout
 from distill.recipe.schema import Recipe
 from distill.report.task_report import TaskReport
-from distill.tasks.causal_lm.metrics import METRICS
-from distill.tasks.causal_lm.report import REPORT
+from distill.tasks.causal_lm.metrics import CausalLMMetrics
+from distill.tasks.causal_lm.report import CausalLMReport
 from distill.tasks.task import TASKS, TaskContext, refuse_keys, task_of_model
 from students.fresh import fresh_model
 from students.layer_inputs import BATCH_ROWS
@@ -41,19 +41,19 @@ ROWS_AT_ONCE = 256  # rows whose logits are in memory at once
 
 @TASKS.add("causal-lm")
 class CausalLM:
-    """Next tokens of texts and conversations."""
+    """Models that predict the next token of texts and conversations."""
 
     auto: ClassVar[str] = CAUSAL
     batching: ClassVar[Batching] = OF_TOKENS
     packs: ClassVar[bool] = True
     defaults: ClassVar[dict[str, dict[str, Any]]] = {}
-    metrics: ClassVar[TaskMetrics] = METRICS
-    report: ClassVar[TaskReport] = REPORT
+    metrics: ClassVar[TaskMetrics] = CausalLMMetrics()
+    report: ClassVar[TaskReport] = CausalLMReport()
 
     def check_recipe(self, recipe: Recipe) -> None:
-        """Keys of labelled texts have no effect here."""
-        elsewhere = ["pair_column", "masking", "pooling", "normalize"]
-        refuse_keys(recipe.data, "data", elsewhere, recipe.task)
+        """Refuse the keys of labelled texts, which have no effect here, and codecs of texts."""
+        no_effect = ["pair_column", "masking", "pooling", "normalize"]
+        refuse_keys(recipe.data, "data", no_effect, recipe.task)
         refuse_keys(recipe.evaluate, "evaluate", ["pairs"], recipe.task)
         if recipe.cache.codec.name in TEXT_CODECS:
             raise ValueError(
@@ -62,7 +62,7 @@ class CausalLM:
             )
 
     def check(self, context: TaskContext) -> None:
-        """The teacher predicts the next token, and so does a student that is named."""
+        """Check that the teacher predicts the next token, and so does a student with a name."""
         named = {"teacher.model": (context.recipe.teacher.model, context.teacher_config)}
         student = context.recipe.student.from_
         if isinstance(student, str) and student != "teacher":
@@ -76,25 +76,25 @@ class CausalLM:
                 )
 
     def reader(self, config: Any, adapted: bool, seed: int) -> Reader | None:
-        """Texts and conversations: `prepare`'s own."""
+        """None: rows are texts and conversations, which `prepare` reads itself."""
         return None
 
-    def about(
+    def measure_inputs(
         self, tokenizer: Any, data: DataConfig, evaluate: EvaluateConfig, model: str, folder: Path
     ) -> dict[str, Any]:
-        """Nothing."""
+        """Return no extra inputs: the held-out examples are all that the metrics need."""
         return {}
 
     def load(self, context: TaskContext, source: str, trust_remote_code: bool) -> nn.Module:
-        """Any causal language model."""
+        """Any causal language model, in float32."""
         return load_causal_lm(source, dtype=torch.float32, trust_remote_code=trust_remote_code)
 
-    def teacher(self, context: TaskContext) -> nn.Module:
-        """As it is."""
+    def load_teacher(self, context: TaskContext) -> nn.Module:
+        """The teacher's checkpoint, in float32."""
         return self.load(context, context.teacher.model, context.teacher.trust_remote_code)
 
-    def fresh(self, context: TaskContext) -> nn.Module:
-        """Of the recipe's configuration."""
+    def fresh_student(self, context: TaskContext) -> nn.Module:
+        """A causal language model with random weights, by the configuration in the recipe."""
         config = context.recipe.student.from_
         assert isinstance(config, dict)
         return fresh_model(config, context.teacher_config, context.recipe.seed)
@@ -102,7 +102,7 @@ class CausalLM:
     def removal_order(
         self, context: TaskContext, model: nn.Module, count: int, tokens: int
     ) -> list[int]:
-        """By the loss on the next token."""
+        """Rank blocks by how much the loss on the next token grows without them."""
         order: list[int] = []
 
         def on_removal(block: int, loss: float) -> None:
@@ -116,64 +116,73 @@ class CausalLM:
     def keep_by_influence(
         self, context: TaskContext, model: nn.Module, keep: int, tokens: int
     ) -> list[int]:
-        """By the cosine of what enters a block and what leaves it."""
+        """Keep the blocks whose output has the lowest cosine with their input."""
         return keep_by_influence(model, rows_as_texts(_rows(context, model, tokens)), keep)
 
     def pruning_objective(
         self, context: TaskContext, teacher: nn.Module, tokens: int, heals: bool
     ) -> PruningObjective:
-        """KL on every next token."""
+        """KL(teacher || student) at every next token."""
         rows_BT = _rows(context, teacher, (1 + heals) * tokens, last=True)
-        held_BT, healing_BT = split_for_healing(rows_BT, heals)
-        healing = healing_BT.split(BATCH_ROWS) if heals else ()  # nothing would be split into one
-        theirs = head_of(teacher, context.vocabulary)
+        measured_BT, healing_BT = split_for_healing(rows_BT, heals)
+        healing = (
+            healing_BT.split(BATCH_ROWS) if heals else ()
+        )  # splitting no rows gives one empty batch
+        teacher_head = head_of(teacher, context.vocabulary)
 
         def read(model: Any, ids_BT: Tensor) -> Tensor:
             return run_body(model, {"input_ids": ids_BT, "attention_mask": None}).flatten(0, 1)
 
-        def apart(student: Any, theirs_NH: Tensor, ours_NH: Tensor) -> Tensor:
-            return divergence(theirs, theirs_NH, head_of(student, context.vocabulary), ours_NH)
+        def distance(student: Any, teacher_NH: Tensor, student_NH: Tensor) -> Tensor:
+            student_head = head_of(student, context.vocabulary)
+            return kl_of_states(teacher_head, teacher_NH, student_head, student_NH)
 
-        return PruningObjective(teacher, read, apart, held_BT.split(BATCH_ROWS), healing)
+        return PruningObjective(teacher, read, distance, measured_BT.split(BATCH_ROWS), healing)
 
     def runner(self, context: TaskContext) -> TeacherRunner:
-        """The teacher's body and its head over the tokenizer's ids."""
+        """The teacher's body, and its head over the tokenizer's ids."""
         return TeacherRunner(
             load_teacher(context.teacher), context.vocabulary, context.recipe.cache
         )
 
-    def kept(self, context: TaskContext, examples: Examples) -> np.ndarray:
-        """The counted ones."""
+    def cached_tokens(self, context: TaskContext, examples: Examples) -> np.ndarray:
+        """The counted tokens."""
         return examples.counts
 
     def request(self, context: TaskContext, example: Example) -> Request:
-        """Its counted positions."""
+        """The example's ids; signals are kept at its counted positions."""
         return Request(example.key, example.input_ids, example.counted)
 
-    def identity(self, context: TaskContext) -> dict[str, Any]:
-        """Nothing."""
+    def signal_identity(self, context: TaskContext) -> dict[str, Any]:
+        """Return no settings: signals depend on the teacher's weights alone."""
         return {}
 
-    def finish(self, context: TaskContext, folder: Path) -> None:
-        """Nothing."""
+    def write_extra_files(self, context: TaskContext, folder: Path) -> None:
+        """Write no files: the checkpoint is complete."""
 
-    def readout(self, context: TaskContext) -> Readout | None:
-        """The learner's own."""
+    def model_outputs(self, context: TaskContext) -> Readout | None:
+        """None: terms read logits of the next token from the head."""
         return None
 
 
 def _rows(context: TaskContext, model: nn.Module, tokens: int, *, last: bool = False) -> Tensor:
-    """Calibration rows (B, T) where the model is."""
+    """Calibration rows (B, T) on the model's device."""
     rows_BT = calibration_rows(context.training_examples(), tokens, last=last)
     return rows_BT.to(next(model.parameters()).device)
 
 
-def divergence(theirs: Head, theirs_NH: Tensor, ours: Head, ours_NH: Tensor) -> Tensor:
-    """KL(teacher || student) summed over N, from final states; few rows' logits exist at once."""
-    total = ours_NH.new_zeros((), dtype=torch.float32)
-    for one, other in zip(theirs_NH.split(ROWS_AT_ONCE), ours_NH.split(ROWS_AT_ONCE), strict=True):
-        with torch.no_grad():  # the head is the teacher's, alive
-            wanted_NV = theirs.logits(one).log_softmax(-1)
-        found_NV = ours.logits(other).log_softmax(-1)
-        total = total + (wanted_NV.exp() * (wanted_NV - found_NV)).sum()
+def kl_of_states(
+    teacher_head: Head, teacher_NH: Tensor, student_head: Head, student_NH: Tensor
+) -> Tensor:
+    """KL(teacher || student) summed over N, from final hidden states; in nats.
+
+    The logits of a few rows exist at once.
+    """
+    total = student_NH.new_zeros((), dtype=torch.float32)
+    parts = zip(teacher_NH.split(ROWS_AT_ONCE), student_NH.split(ROWS_AT_ONCE), strict=True)
+    for teacher_nH, student_nH in parts:
+        with torch.no_grad():  # the teacher's head may take gradients
+            teacher_nV = teacher_head.logits(teacher_nH).log_softmax(-1)
+        student_nV = student_head.logits(student_nH).log_softmax(-1)
+        total = total + (teacher_nV.exp() * (teacher_nV - student_nV)).sum()
     return total

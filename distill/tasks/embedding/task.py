@@ -1,4 +1,4 @@
-"""Task `embedding`: a sentence encoder's vectors, learned from texts without labels."""
+"""Task `embedding`: a sentence encoder, whose vectors are learned from texts without labels."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from distill.objective.losses import LOSSES
 from distill.objective.model_outputs import VectorReadout
 from distill.recipe.schema import Recipe
 from distill.report.task_report import TaskReport
-from distill.tasks.embedding.metrics import METRICS
-from distill.tasks.embedding.report import REPORT
+from distill.tasks.embedding.metrics import EmbeddingMetrics
+from distill.tasks.embedding.report import EmbeddingReport
 from distill.tasks.task import TASKS, TaskContext, refuse_keys
 from distill.tasks.whole_texts import (
+    cached_text_tokens,
     calibration_texts,
     check_text_task,
     order_by_change,
     pruning_texts,
     text_request,
-    texts_kept,
 )
 from students.fresh import fresh_model
 from students.pruning.depth import keep_by_influence
@@ -46,12 +46,12 @@ from teachers.runners.whole_text import TextRunner
 
 log = logging.getLogger(__name__)
 NAME = "embedding"
-READS = ("vector", "similarity", "hidden", "relation")
+SIGNALS_READ = ("vector", "similarity", "hidden", "relation")
 
 
 @TASKS.add(NAME)
 class Embedding:
-    """Vectors of texts, by any encoder of transformers and how its states are pooled."""
+    """Encoders of `transformers` whose hidden states are pooled into a vector a text."""
 
     auto: ClassVar[str] = BODY
     batching: ClassVar[Batching] = OF_TEXTS
@@ -60,19 +60,19 @@ class Embedding:
         "cache": {"codec": "vectors"},
         "train": {"objective": [{"loss": "vector_mse"}, {"loss": "similarity"}], "arms": []},
     }
-    metrics: ClassVar[TaskMetrics] = METRICS
-    report: ClassVar[TaskReport] = REPORT
+    metrics: ClassVar[TaskMetrics] = EmbeddingMetrics()
+    report: ClassVar[TaskReport] = EmbeddingReport()
 
     def check_recipe(self, recipe: Recipe) -> None:
-        """What needs labels, or a distribution, is refused, in a sentence each."""
+        """Refuse the keys that need labels or a distribution."""
         check_text_task(recipe, NAME, "vectors", "a text's vector is kept by `vectors`")
         labels = ["pair_column", "label_column", "label_names", "masking"]
         refuse_keys(recipe.data, "data", labels, NAME)
         if recipe.train.arms:
             raise ValueError(
-                "`train.arms: [finetune]` has nothing to learn from: texts without labels say "
-                f"nothing of their vectors. With `task: {NAME}` the control is the student before "
-                "it learned (`init`); leave `arms` out"
+                "`train.arms: [finetune]` has nothing to learn from: texts without labels have no "
+                f"vectors to learn. With `task: {NAME}` the control is the student before it "
+                "learned (`init`); leave `arms` out"
             )
         if recipe.teacher.adapt is not None:
             raise ValueError(
@@ -85,26 +85,26 @@ class Embedding:
                 "sentence encoder has none; write `activation`"
             )
         for i, term in enumerate(recipe.train.objective):
-            if LOSSES[term.loss].reads not in READS:
+            if LOSSES[term.loss].reads not in SIGNALS_READ:
                 raise ValueError(
                     f"`train.objective[{i}]`: {term.loss} compares outcomes, and a sentence "
                     "encoder gives vectors; use `vector_mse`, `vector_cosine` or `similarity`"
                 )
 
     def check(self, context: TaskContext) -> None:
-        """How the teacher pools is known, and the pairs are pairs."""
+        """Check that it is known how the teacher pools, and that the scored pairs can be read."""
         pooling_of(context.recipe.data, context.recipe.teacher.model)
         if (pairs := context.recipe.evaluate.pairs) is not None:
             load_pairs(pairs)
 
     def reader(self, config: Any, adapted: bool, seed: int) -> SingleTexts:
-        """Texts, each by itself."""
+        """Single texts without labels."""
         return SingleTexts()
 
-    def about(
+    def measure_inputs(
         self, tokenizer: Any, data: DataConfig, evaluate: EvaluateConfig, model: str, folder: Path
     ) -> dict[str, Any]:
-        """How vectors are made, and the file of the pairs' ids."""
+        """How vectors are pooled, and the file with the ids of the scored pairs."""
         found: dict[str, Any] = {"pooling": asdict(pooling_of(data, model))}
         if evaluate.pairs is not None:
             file = folder / "pairs.json"
@@ -112,29 +112,29 @@ class Embedding:
             found["pairs"] = str(file)
         return found
 
-    def identity(self, context: TaskContext) -> dict[str, Any]:
-        """How the teacher's vectors are made."""
+    def signal_identity(self, context: TaskContext) -> dict[str, Any]:
+        """How the teacher's vectors are pooled."""
         pooling = pooling_of(context.recipe.data, context.recipe.teacher.model)
         return {"pooling": pooling.mode, "normalize": pooling.normalize}
 
     def load(self, context: TaskContext, source: str, trust_remote_code: bool) -> nn.Module:
-        """Any encoder, without a head."""
+        """Any encoder without a head, in float32."""
         return load_model(
             source, auto=BODY, dtype=torch.float32, trust_remote_code=trust_remote_code
         )
 
-    def teacher(self, context: TaskContext) -> nn.Module:
-        """As it is."""
+    def load_teacher(self, context: TaskContext) -> nn.Module:
+        """The teacher's checkpoint, in float32."""
         return self.load(context, context.teacher.model, context.teacher.trust_remote_code)
 
-    def fresh(self, context: TaskContext) -> nn.Module:
-        """Of the recipe's configuration."""
+    def fresh_student(self, context: TaskContext) -> nn.Module:
+        """An encoder with random weights, by the configuration in the recipe."""
         config = context.recipe.student.from_
         assert isinstance(config, dict)
         return fresh_model(config, context.teacher_config, context.recipe.seed, auto=BODY)
 
-    def finish(self, context: TaskContext, folder: Path) -> None:
-        """The files by which sentence-transformers loads it."""
+    def write_extra_files(self, context: TaskContext, folder: Path) -> None:
+        """Write the files by which sentence-transformers loads the model."""
         pooling, data = (
             pooling_of(context.recipe.data, context.recipe.teacher.model),
             context.recipe.data,
@@ -144,14 +144,14 @@ class Embedding:
     def removal_order(
         self, context: TaskContext, model: nn.Module, count: int, tokens: int
     ) -> list[int]:
-        """By how far the vectors turn."""
+        """Rank blocks by how far the vectors turn without them."""
         texts = calibration_texts(context.training_examples(), tokens, model)
         return order_by_change(model, texts, count, self._read(context), _turned, "1 - cosine")
 
     def keep_by_influence(
         self, context: TaskContext, model: nn.Module, keep: int, tokens: int
     ) -> list[int]:
-        """By the cosine of what enters a block and what leaves it."""
+        """Keep the blocks whose output has the lowest cosine with their input."""
         return keep_by_influence(
             model, calibration_texts(context.training_examples(), tokens, model), keep
         )
@@ -159,17 +159,17 @@ class Embedding:
     def pruning_objective(
         self, context: TaskContext, teacher: nn.Module, tokens: int, heals: bool
     ) -> PruningObjective:
-        """How far cosines between the texts of a batch are off, whatever the widths."""
+        """How far the cosines between the texts of a batch are off; widths may differ."""
         texts = pruning_texts(context.training_examples(), tokens, heals, teacher)
         name = "similarity error"
-        return PruningObjective(teacher, self._read(context), _off, *texts, name)
+        return PruningObjective(teacher, self._read(context), _cosine_error, *texts, name)
 
     def _read(self, context: TaskContext) -> ReadOutputs:
         pooling = pooling_of(context.recipe.data, context.recipe.teacher.model)
         return partial(text_vectors, pooling=pooling)
 
     def runner(self, context: TaskContext) -> TextRunner:
-        """The whole encoder, and how it pools."""
+        """The encoder, with its pooling."""
         teacher = context.teacher
         model = load_model(
             teacher.model,
@@ -181,23 +181,23 @@ class Embedding:
         vectors = partial(text_vectors, pooling=pooling)
         return TextRunner(model.requires_grad_(False), context.recipe.cache, vectors)
 
-    def kept(self, context: TaskContext, examples: Examples) -> np.ndarray:
-        """All, where layers are compared; else one stands for the text."""
-        return texts_kept(context, examples)
+    def cached_tokens(self, context: TaskContext, examples: Examples) -> np.ndarray:
+        """All tokens where layers are compared; else one, for the text's vector."""
+        return cached_text_tokens(context, examples)
 
     def request(self, context: TaskContext, example: Example) -> Request:
-        """Its ids."""
+        """The text's ids."""
         return text_request(context, example)
 
-    def readout(self, context: TaskContext) -> VectorReadout:
-        """Vectors, as the teacher pools."""
+    def model_outputs(self, context: TaskContext) -> VectorReadout:
+        """Vectors, pooled as the teacher pools."""
         return VectorReadout(pooling_of(context.recipe.data, context.recipe.teacher.model))
 
 
 def pooling_of(data: DataConfig, model: str) -> Pooling:
-    """How vectors are made: as the teacher's files say, else as the recipe does.
+    """How vectors are pooled: by the teacher's files, else by the recipe.
 
-    Raises `RecipeError` where neither says it, or they say different things.
+    Raises `RecipeError` where neither says how, or the two differ.
     """
     found = read_pooling(model)
     if found is None and data.pooling is None:
@@ -208,11 +208,11 @@ def pooling_of(data: DataConfig, model: str) -> Pooling:
     if found is None:
         assert data.pooling is not None
         return Pooling(data.pooling, data.normalize is not False)
-    for key, said in (("pooling", found.mode), ("normalize", found.normalize)):
-        if getattr(data, key) not in (None, said):
+    for key, value in (("pooling", found.mode), ("normalize", found.normalize)):
+        if getattr(data, key) not in (None, value):
             raise RecipeError(
                 f"`data.{key}` is {getattr(data, key)}, and the files of `teacher.model` ({model}) "
-                f"say {said}; leave it out."
+                f"say {value}; leave it out."
             )
     return found
 
@@ -225,8 +225,8 @@ def _turned(whole_BH: Tensor, cut_BH: Tensor) -> Tensor:
     return 1 - torch.cosine_similarity(whole_BH, cut_BH, dim=-1)
 
 
-def _off(_student: Any, whole_BH: Tensor, cut_BH: Tensor) -> Tensor:
-    """Root mean square of what the texts' cosines differ by, a text, summed."""
-    sides = (torch.nn.functional.normalize(one.float(), dim=-1) for one in (whole_BH, cut_BH))
-    whole_BB, cut_BB = (one @ one.T for one in sides)
+def _cosine_error(_student: Any, whole_BH: Tensor, cut_BH: Tensor) -> Tensor:
+    """Sum over texts of the root mean square error of a text's cosines to the batch's texts."""
+    normalized = (torch.nn.functional.normalize(one.float(), dim=-1) for one in (whole_BH, cut_BH))
+    whole_BB, cut_BB = (one @ one.T for one in normalized)
     return (whole_BB - cut_BB).square().mean(-1).clamp(min=1e-12).sqrt().sum()

@@ -1,76 +1,84 @@
-"""The report of a run on masked tokens: its verdict is that of language models."""
+"""The report of a run on masked tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
-from distill.evaluation.job import Measured
-from distill.report.columns import COLUMNS, MATRIX, RUN_BY, SHIPS, TEXT_SPEED, Columns
-from distill.report.html import plot_curves
-from distill.report.selection import Tolerance, judge
-from distill.report.task_report import Curves, Measurements, Tables, TaskReport
-from distill.report.whole_text_page import Quality, advise, mark_fronts, text_page
-from distill.tasks.causal_lm.report import verdict
-
-MASKED_COLUMNS: Columns = {
-    **{name: COLUMNS[name] for name in ("nll", "ppl")},
-    "accuracy": ("accuracy", lambda r: f"{100 * r['accuracy']:.1f}%"),
-    **{name: COLUMNS[name] for name in ("KL", "top-1", "M params", "MB")},
-    **TEXT_SPEED,
-}
-MASKED_MATRIX: Columns = {
-    **RUN_BY,
-    **{name: MASKED_COLUMNS[name] for name in ("ppl", "accuracy", "KL", "top-1")},
-    "ppl lost": MATRIX["ppl lost"],
-    "MB": COLUMNS["MB"],
-    **TEXT_SPEED,
-    **SHIPS,
-}
-QUALITY = Quality(
-    "perplexity", "perplexity of masked tokens", lambda r: f"ppl {r['perplexity']:.2f}", 1.0, False
+from distill.evaluation.job import Numbers
+from distill.report.columns import (
+    MODEL_COLUMNS,
+    PPL_CHANGE_COLUMN,
+    RUNTIME_COLUMN,
+    SELECTION_COLUMNS,
+    TEXT_SPEED_COLUMNS,
+    Column,
+    TableColumns,
+)
+from distill.report.html import PageContent
+from distill.report.plots import Curves, plot_curves
+from distill.report.selection import (
+    READING_SPEED,
+    Purpose,
+    Quality,
+    Speed,
+    Tolerance,
+    judge_by_perplexity,
+)
+from distill.report.task_report import Measurements, TaskReport
+from distill.tasks.causal_lm.report import CausalLMReport
+from distill.tasks.whole_text_report import (
+    WHOLE_TEXT_PURPOSES,
+    WHOLE_TEXT_REMEDY,
+    whole_text_content,
 )
 
-
-def page(report: Measured, tables: Tables, curves: Curves) -> str:
-    """report.html."""
-    legend = (
-        "nll (nats a masked token), perplexity and accuracy: of the tokens that were masked; "
-        "KL(teacher || model) on the full vocabulary; top-1: share of masked tokens where the most "
-        "likely one is the teacher's; texts/s in batches, ms for one text alone; peak memory of a "
-        "process that loads the model and reads texts. Intervals are in report.json."
-    )
-    lost = "against the same student in full precision, of its perplexity"
-    training = plot_curves(curves), "Held-out nll while training (nats a masked token)."
-    return text_page(report, tables, QUALITY, [training], legend, lost)
+MASKED_COLUMNS: TableColumns = {
+    "nll": MODEL_COLUMNS["nll"]._replace(meaning="mean of -log p(token), nats a masked token"),
+    "ppl": MODEL_COLUMNS["ppl"],
+    "accuracy": Column(
+        "accuracy",
+        lambda r: f"{100 * r['accuracy']:.1f}%",
+        "share of masked tokens that are the most likely token",
+    ),
+    **{title: MODEL_COLUMNS[title] for title in ("KL", "top-1", "M params", "MB")},
+    **TEXT_SPEED_COLUMNS,
+}
 
 
 class MaskedLMReport(TaskReport):
     """The report on models of masked tokens."""
 
-    columns: ClassVar[Columns] = MASKED_COLUMNS
-    matrix: ClassVar[Columns] = MASKED_MATRIX
+    columns: ClassVar[TableColumns] = MASKED_COLUMNS
+    artifact_columns: ClassVar[TableColumns] = {
+        **RUNTIME_COLUMN,
+        **{title: MASKED_COLUMNS[title] for title in ("ppl", "accuracy", "KL", "top-1")},
+        **PPL_CHANGE_COLUMN,
+        "MB": MASKED_COLUMNS["MB"],
+        **TEXT_SPEED_COLUMNS,
+        **SELECTION_COLUMNS,
+    }
+    quality: ClassVar[Quality] = Quality(
+        "perplexity",
+        "perplexity of masked tokens",
+        lambda numbers: f"ppl {numbers['perplexity']:.2f}",
+        higher=False,
+    )
+    speed: ClassVar[Speed] = READING_SPEED
+    purposes: ClassVar[Sequence[Purpose]] = WHOLE_TEXT_PURPOSES
+    remedy: ClassVar[str] = WHOLE_TEXT_REMEDY
 
-    def verdict(self, found: Measurements) -> Measured:
-        """That of language models."""
-        return verdict(found)
+    def verdict(self, measured: Measurements) -> Numbers:
+        """The verdict of language models, on masked tokens."""
+        return CausalLMReport().verdict(measured)
 
     def judge(
-        self, artifact: Measured, reference: Measured, name: str, tolerance: Tolerance
-    ) -> Measured:
-        """By perplexity."""
-        return judge(artifact, reference, name, tolerance)
+        self, artifact: Numbers, reference: Numbers, name: str, tolerance: Tolerance
+    ) -> Numbers:
+        """An artifact ships by its perplexity."""
+        return judge_by_perplexity(artifact, reference, name, tolerance)
 
-    def mark_fronts(self, artifacts: dict[str, Measured]) -> None:
-        """Perplexity against bytes and speed."""
-        mark_fronts(QUALITY, artifacts)
-
-    def advise(self, artifacts: dict[str, Measured]) -> list[Measured]:
-        """For speed and for size."""
-        return advise(QUALITY, artifacts)
-
-    def page(self, report: Measured, tables: Tables, curves: Curves, found: Measurements) -> str:
-        """With the training curve."""
-        return page(report, tables, curves)
-
-
-REPORT = MaskedLMReport()
+    def page_content(self, report: Numbers, curves: Curves, measured: Measurements) -> PageContent:
+        """The curve of the nll, and quality against size and speed."""
+        training = plot_curves(curves), "Held-out nll while training (nats a masked token)."
+        return whole_text_content(report, self.quality, training)

@@ -1,4 +1,4 @@
-"""Task `masked-lm`: masked tokens of plain texts; encoders that are good for any later task."""
+"""Task `masked-lm`: masked tokens of plain texts are predicted; gives encoders for later tasks."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from distill.evaluation.job import EvaluateConfig, TaskMetrics
 from distill.objective.model_outputs import Readout
 from distill.recipe.schema import Recipe
 from distill.report.task_report import TaskReport
-from distill.tasks.masked_lm.metrics import METRICS
-from distill.tasks.masked_lm.report import REPORT
+from distill.tasks.masked_lm.metrics import MaskedLMMetrics
+from distill.tasks.masked_lm.report import MaskedLMReport
 from distill.tasks.task import TASKS, TaskContext, refuse_keys
 from distill.tasks.whole_texts import (
+    batches_by_length,
     check_artifacts,
     chosen_texts,
     order_by_change,
     refuse_next_tokens,
-    rows_of,
 )
 from students.fresh import fresh_model
 from students.pruning.depth import keep_by_influence
@@ -45,24 +45,24 @@ from teachers.runners.request import Request
 
 log = logging.getLogger(__name__)
 NAME = "masked-lm"
-NOT_OF_MASKS = ["pair_column", "label_column", "label_names", "pooling", "normalize"]
+NO_EFFECT_KEYS = ["pair_column", "label_column", "label_names", "pooling", "normalize"]
 
 
 @TASKS.add(NAME)
 class MaskedLM:
-    """Masked tokens, by any model of transformers with a head over its vocabulary."""
+    """Models of `transformers` that predict masked tokens by a head over the vocabulary."""
 
     auto: ClassVar[str] = MASKED
     batching: ClassVar[Batching] = OF_MASKED
     packs: ClassVar[bool] = False
     defaults: ClassVar[dict[str, dict[str, Any]]] = {}
-    metrics: ClassVar[TaskMetrics] = METRICS
-    report: ClassVar[TaskReport] = REPORT
+    metrics: ClassVar[TaskMetrics] = MaskedLMMetrics()
+    report: ClassVar[TaskReport] = MaskedLMReport()
 
     def check_recipe(self, recipe: Recipe) -> None:
-        """What only models have that predict the next token is refused, in a sentence each."""
+        """Refuse the keys that serve only models predicting the next token."""
         refuse_next_tokens(recipe, NAME)
-        refuse_keys(recipe.data, "data", NOT_OF_MASKS, NAME)
+        refuse_keys(recipe.data, "data", NO_EFFECT_KEYS, NAME)
         refuse_keys(recipe.evaluate, "evaluate", ["pairs"], NAME)
         if recipe.specialize is not None:
             raise ValueError(
@@ -77,7 +77,7 @@ class MaskedLM:
         check_artifacts(recipe, NAME)
 
     def check(self, context: TaskContext) -> None:
-        """The teacher finds masked tokens, and its tokenizer has a mask."""
+        """Check that the teacher predicts masked tokens, and that its tokenizer has a mask."""
         check_masks(context.tokenizer)
         config = context.teacher_config
         if auto_class_of(config) != MASKED and context.recipe.teacher.adapt is None:
@@ -88,66 +88,66 @@ class MaskedLM:
             )
 
     def reader(self, config: Any, adapted: bool, seed: int) -> MaskedTexts:
-        """Texts with masks drawn from the seed."""
+        """Texts, with masks drawn from the seed."""
         return MaskedTexts(seed)
 
-    def about(
+    def measure_inputs(
         self, tokenizer: Any, data: DataConfig, evaluate: EvaluateConfig, model: str, folder: Path
     ) -> dict[str, Any]:
-        """Nothing."""
+        """Return no extra inputs: the held-out examples are all that the metrics need."""
         return {}
 
-    def identity(self, context: TaskContext) -> dict[str, Any]:
-        """Nothing: masks are in the examples."""
+    def signal_identity(self, context: TaskContext) -> dict[str, Any]:
+        """Return no settings: masks are part of the examples."""
         return {}
 
     def load(self, context: TaskContext, source: str, trust_remote_code: bool) -> nn.Module:
-        """Any encoder; a head that it lacks is drawn anew."""
+        """Any encoder, in float32; a head that it lacks gets random weights."""
         torch.manual_seed(context.recipe.seed)
         return load_masked_lm(source, trust_remote_code=trust_remote_code)
 
-    def teacher(self, context: TaskContext) -> nn.Module:
-        """As it is."""
+    def load_teacher(self, context: TaskContext) -> nn.Module:
+        """The teacher's checkpoint, in float32."""
         return self.load(context, context.teacher.model, context.teacher.trust_remote_code)
 
-    def fresh(self, context: TaskContext) -> nn.Module:
-        """Of the recipe's configuration."""
+    def fresh_student(self, context: TaskContext) -> nn.Module:
+        """A masked language model with random weights, by the configuration in the recipe."""
         config = context.recipe.student.from_
         assert isinstance(config, dict)
         model = fresh_model(config, context.teacher_config, context.recipe.seed, auto=MASKED)
         check_head(model)
         return model
 
-    def finish(self, context: TaskContext, folder: Path) -> None:
-        """Nothing."""
+    def write_extra_files(self, context: TaskContext, folder: Path) -> None:
+        """Write no files: the checkpoint is complete."""
 
     def removal_order(
         self, context: TaskContext, model: nn.Module, count: int, tokens: int
     ) -> list[int]:
-        """By KL at masked positions."""
+        """Rank blocks by the KL at masked positions that removing them causes."""
         batches = _calibration(context, model, tokens)
         return order_by_change(model, batches, count, self._read(context), kl, "KL to the teacher")
 
     def keep_by_influence(
         self, context: TaskContext, model: nn.Module, keep: int, tokens: int
     ) -> list[int]:
-        """By the cosine of what enters a block and what leaves it."""
+        """Keep the blocks whose output has the lowest cosine with their input."""
         batches = _calibration(context, model, tokens)
         return keep_by_influence(model, [batch.model_inputs() for batch in batches], keep)
 
     def pruning_objective(
         self, context: TaskContext, teacher: nn.Module, tokens: int, heals: bool
     ) -> PruningObjective:
-        """KL at masked positions."""
+        """KL(teacher || student) at masked positions."""
         chosen = chosen_texts(context.training_examples(), (1 + heals) * tokens, last=True)
-        held, healing = (
+        measured, healing = (
             _batches(context, part, teacher) for part in split_for_healing(chosen, heals)
         )
 
-        def apart(_student: Any, theirs_NV: Tensor, ours_NV: Tensor) -> Tensor:
-            return kl(theirs_NV, ours_NV).sum()
+        def distance(_student: Any, teacher_NV: Tensor, student_NV: Tensor) -> Tensor:
+            return kl(teacher_NV, student_NV).sum()
 
-        return PruningObjective(teacher, self._read(context), apart, held, healing)
+        return PruningObjective(teacher, self._read(context), distance, measured, healing)
 
     def _read(self, context: TaskContext) -> ReadOutputs:
         def read(model: Any, batch: Batch) -> Tensor:
@@ -162,27 +162,28 @@ class MaskedLM:
             load_teacher(context.teacher), context.vocabulary, context.recipe.cache
         )
 
-    def kept(self, context: TaskContext, examples: Examples) -> np.ndarray:
-        """The masked ones."""
+    def cached_tokens(self, context: TaskContext, examples: Examples) -> np.ndarray:
+        """The masked tokens."""
         return examples.counts
 
     def request(self, context: TaskContext, example: Example) -> Request:
-        """Its masked positions."""
+        """The example's ids; signals are kept at its masked positions."""
         return Request(example.key, example.input_ids, example.counted)
 
-    def readout(self, context: TaskContext) -> Readout | None:
-        """The learner's own: masked tokens are read as next tokens are."""
+    def model_outputs(self, context: TaskContext) -> Readout | None:
+        """None: terms read logits of the masked tokens from the head."""
         return None
 
 
 def _calibration(context: TaskContext, model: nn.Module, tokens: int) -> list[Batch]:
-    """Batches of training texts from all over the data that hold so many tokens together."""
+    """Batches of training texts from all over the data, about `tokens` tokens in all."""
     return _batches(context, chosen_texts(context.training_examples(), tokens), model)
 
 
 def _batches(context: TaskContext, chosen: np.ndarray, model: nn.Module) -> list[Batch]:
-    """Chosen training texts, where the model is."""
+    """The chosen training texts in batches, on the model's device."""
     device = next(model.parameters()).device
     return [
-        collate_masked(rows).to(device) for rows in rows_of(context.training_examples(), chosen, 16)
+        collate_masked(rows).to(device)
+        for rows in batches_by_length(context.training_examples(), chosen, 16)
     ]

@@ -1,4 +1,4 @@
-"""Task `sequence-classification`: one class a text, or a pair of texts; encoders and decoders."""
+"""Task `sequence-classification`: one class for a text or a pair; encoders and decoders."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from distill.evaluation.job import EvaluateConfig, TaskMetrics
 from distill.objective.model_outputs import ClassReadout
 from distill.recipe.schema import Recipe
 from distill.report.task_report import TaskReport
-from distill.tasks.sequence_classification.metrics import METRICS
-from distill.tasks.sequence_classification.report import REPORT
+from distill.tasks.sequence_classification.metrics import ClassificationMetrics
+from distill.tasks.sequence_classification.report import ClassificationReport
 from distill.tasks.task import TASKS, TaskContext, refuse_keys
 from distill.tasks.whole_texts import (
+    cached_text_tokens,
     calibration_texts,
     check_text_task,
     order_by_change,
     pruning_texts,
     text_request,
-    texts_kept,
 )
 from students.fresh import fresh_model
 from students.pruning.depth import keep_by_influence
@@ -51,53 +51,53 @@ NAME = "sequence-classification"
 
 @TASKS.add(NAME)
 class SequenceClassification:
-    """Classes of texts, by any model of transformers with a head over them."""
+    """Models of `transformers` with a head over classes of texts."""
 
     auto: ClassVar[str] = CLASSIFIER
     batching: ClassVar[Batching] = OF_TEXTS
     packs: ClassVar[bool] = False
     defaults: ClassVar[dict[str, dict[str, Any]]] = {"cache": {"codec": "classes"}}
-    metrics: ClassVar[TaskMetrics] = METRICS
-    report: ClassVar[TaskReport] = REPORT
+    metrics: ClassVar[TaskMetrics] = ClassificationMetrics()
+    report: ClassVar[TaskReport] = ClassificationReport()
 
     def check_recipe(self, recipe: Recipe) -> None:
-        """What only language models have is refused, in a sentence each."""
+        """Refuse the keys that serve only language models."""
         kept = "a text's few classes are kept in full by `classes`"
         check_text_task(recipe, NAME, "classes", kept)
         refuse_keys(recipe.data, "data", ["masking", "pooling", "normalize"], NAME)
         refuse_keys(recipe.evaluate, "evaluate", ["pairs"], NAME)
 
     def check(self, context: TaskContext) -> None:
-        """The teacher classifies, or is taught to."""
+        """Check that the teacher is a classifier, or is fine-tuned to be one."""
         if context.recipe.teacher.adapt is None and not is_classifier(context.teacher_config):
             raise RecipeError(
-                f"`teacher.model` ({context.recipe.teacher.model}) has no head over classes; fine-tune "
-                "it first with `teacher.adapt: {}`, or name a fine-tuned classifier."
+                f"`teacher.model` ({context.recipe.teacher.model}) has no head over classes; "
+                "fine-tune it first with `teacher.adapt: {}`, or name a fine-tuned classifier."
             )
 
     def reader(self, config: Any, adapted: bool, seed: int) -> LabelledTexts:
-        """Labelled texts, in the classes of a teacher that knows them already."""
+        """Labelled texts, with the classes of a teacher that is a classifier already."""
         return LabelledTexts(None if adapted else class_names(config))
 
-    def about(
+    def measure_inputs(
         self, tokenizer: Any, data: DataConfig, evaluate: EvaluateConfig, model: str, folder: Path
     ) -> dict[str, Any]:
-        """Nothing: models say how many classes there are."""
+        """Return no extra inputs: the model knows its classes."""
         return {}
 
     def load(self, context: TaskContext, source: str, trust_remote_code: bool) -> nn.Module:
-        """Any encoder or decoder, with a head over the data's classes."""
-        torch.manual_seed(context.recipe.seed)  # a new head is drawn from it
+        """Any encoder or decoder in float32, with a head over the data's classes."""
+        torch.manual_seed(context.recipe.seed)  # for the weights of a new head
         padding = context.tokenizer.pad_token_id
         return load_classifier(
             source, context.classes, padding, trust_remote_code=trust_remote_code
         )
 
-    def teacher(self, context: TaskContext) -> nn.Module:
-        """The fine-tuned classifier."""
-        return self._teacher(context, torch.float32)
+    def load_teacher(self, context: TaskContext) -> nn.Module:
+        """The fine-tuned classifier, in float32."""
+        return self._load_teacher(context, torch.float32)
 
-    def _teacher(self, context: TaskContext, dtype: torch.dtype) -> nn.Module:
+    def _load_teacher(self, context: TaskContext, dtype: torch.dtype) -> nn.Module:
         model = load_model(
             context.teacher.model,
             auto=CLASSIFIER,
@@ -107,8 +107,8 @@ class SequenceClassification:
         give_padding(model, context.tokenizer.pad_token_id)
         return model
 
-    def fresh(self, context: TaskContext) -> nn.Module:
-        """Of the recipe's configuration, and the data's classes."""
+    def fresh_student(self, context: TaskContext) -> nn.Module:
+        """A classifier with random weights, by the recipe, for the data's classes."""
         config = context.recipe.student.from_
         assert isinstance(config, dict)
         labels = {
@@ -123,14 +123,14 @@ class SequenceClassification:
     def removal_order(
         self, context: TaskContext, model: nn.Module, count: int, tokens: int
     ) -> list[int]:
-        """By KL of the classes."""
+        """Rank blocks by the KL over the classes that removing them causes."""
         texts = calibration_texts(context.training_examples(), tokens, model)
         return order_by_change(model, texts, count, class_logprobs, kl, "KL to the teacher")
 
     def keep_by_influence(
         self, context: TaskContext, model: nn.Module, keep: int, tokens: int
     ) -> list[int]:
-        """By the cosine of what enters a block and what leaves it."""
+        """Keep the blocks whose output has the lowest cosine with their input."""
         return keep_by_influence(
             model, calibration_texts(context.training_examples(), tokens, model), keep
         )
@@ -138,34 +138,34 @@ class SequenceClassification:
     def pruning_objective(
         self, context: TaskContext, teacher: nn.Module, tokens: int, heals: bool
     ) -> PruningObjective:
-        """KL of the classes."""
+        """KL(teacher || student) over the classes."""
         texts = pruning_texts(context.training_examples(), tokens, heals, teacher)
 
-        def apart(_student: Any, theirs_BC: Tensor, ours_BC: Tensor) -> Tensor:
-            return kl(theirs_BC, ours_BC).sum()
+        def distance(_student: Any, teacher_BC: Tensor, student_BC: Tensor) -> Tensor:
+            return kl(teacher_BC, student_BC).sum()
 
-        return PruningObjective(teacher, class_logprobs, apart, *texts)
+        return PruningObjective(teacher, class_logprobs, distance, *texts)
 
     def runner(self, context: TaskContext) -> TextRunner:
-        """The whole classifier."""
-        model = self._teacher(context, resolve_precision(context.teacher.dtype))
+        """The classifier with its head."""
+        model = self._load_teacher(context, resolve_precision(context.teacher.dtype))
         return TextRunner(model.requires_grad_(False), context.recipe.cache)
 
-    def kept(self, context: TaskContext, examples: Examples) -> np.ndarray:
-        """All, where layers are compared; else one stands for the text."""
-        return texts_kept(context, examples)
+    def cached_tokens(self, context: TaskContext, examples: Examples) -> np.ndarray:
+        """All tokens where layers are compared; else one, for the text's class."""
+        return cached_text_tokens(context, examples)
 
     def request(self, context: TaskContext, example: Example) -> Request:
-        """Its ids, and token types of a pair."""
+        """The text's ids, and the token types of a pair."""
         return text_request(context, example)
 
-    def identity(self, context: TaskContext) -> dict[str, Any]:
-        """Nothing."""
+    def signal_identity(self, context: TaskContext) -> dict[str, Any]:
+        """Return no settings: signals depend on the teacher's weights alone."""
         return {}
 
-    def finish(self, context: TaskContext, folder: Path) -> None:
-        """Nothing."""
+    def write_extra_files(self, context: TaskContext, folder: Path) -> None:
+        """Write no files: the checkpoint is complete."""
 
-    def readout(self, context: TaskContext) -> ClassReadout:
-        """Logits of the classes."""
+    def model_outputs(self, context: TaskContext) -> ClassReadout:
+        """Logits over the classes."""
         return ClassReadout()

@@ -130,7 +130,7 @@ class _CheckpointTensors:
         from safetensors import safe_open
 
         self._open = [safe_open(f, framework="pt") for f in sorted(folder.glob("*.safetensors"))]
-        self._at = {name: part for part in self._open for name in part.keys()}
+        self._at = {name: part for part in self._open for name in part.keys()}  # noqa: SIM118
         if not self._at:
             raise ModelError(f"{folder} has no safetensors files to write as GGUF.")
 

@@ -7,7 +7,7 @@ from distill.data.examples import Example
 from distill.evaluation.generation_speed import agreement, continuations, measure_speed
 from distill.evaluation.text_speed import measure_text_speed
 from distill.runtimes.hugging_face import Transformers
-from distill.runtimes.runtime import Source
+from distill.runtimes.runtime import ModelSource
 
 
 def test_agreement_counts_until_the_first_difference():
@@ -19,7 +19,7 @@ def test_agreement_counts_until_the_first_difference():
 def runtime(make_model, tokenizer, tmp_path):
     make_model(0, vocabulary=320).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    return Transformers(Source(str(tmp_path)))
+    return Transformers(ModelSource(str(tmp_path)))
 
 
 def test_a_model_agrees_with_itself_and_stays_within_its_positions(runtime, make_examples):

@@ -8,7 +8,7 @@ import yaml
 
 from attar.errors import RecipeError, RunError
 from distill.evaluation.downstream.questions import check_tasks
-from distill.evaluation.downstream.scoring import refusal, score
+from distill.evaluation.downstream.scoring import refusal, score_task
 from tests.helpers.asking import Runtime, task_of
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (attar[eval])")
@@ -55,8 +55,8 @@ def test_both_scorers_find_the_same(make_model, tokenizer, harness):
     runtime = Runtime(make_model(2, width=64, vocabulary=320), tokenizer)
     theirs = task_of(kind="lm_eval", tasks=["ours"], include_path=folder)
     check_tasks([theirs], True)
-    found = score(theirs, runtime)
-    ours = score(task_of(kind="multiple_choice", data=file), runtime)
+    found = score_task(theirs, runtime)
+    ours = score_task(task_of(kind="multiple_choice", data=file), runtime)
     assert found.correct.tolist() == ours.correct.tolist()
     assert found.parts == {"ours": pytest.approx(ours.accuracy)}
     assert found.accuracy_norm == pytest.approx(ours.accuracy_norm)
@@ -74,4 +74,4 @@ def test_tasks_and_runtimes_it_cannot_take_are_refused(harness):
     other = SimpleNamespace(can_generate=True)
     assert "transformers only" in refusal(task, other)
     with pytest.raises(RunError, match="transformers only"):
-        score(task, other)
+        score_task(task, other)

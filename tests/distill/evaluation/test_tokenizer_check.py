@@ -3,9 +3,9 @@
 import pytest
 
 from attar.errors import ModelError
-from distill.evaluation.tokenizer_check import TALK, check_probes, make_probes
+from distill.evaluation.tokenizer_check import CONVERSATION, check_probes, make_probes
 from distill.runtimes.hugging_face import Transformers
-from distill.runtimes.runtime import Source
+from distill.runtimes.runtime import ModelSource
 
 NO_EXAMPLES: list = []
 
@@ -14,12 +14,12 @@ NO_EXAMPLES: list = []
 def runtime(make_model, tokenizer, tmp_path):
     make_model(0, vocabulary=320).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    return Transformers(Source(str(tmp_path)))
+    return Transformers(ModelSource(str(tmp_path)))
 
 
 def test_the_same_tokenizer_passes_text_and_template(runtime, tokenizer):
     probes = make_probes(tokenizer, NO_EXAMPLES)
-    assert probes["chats"][0]["messages"] == TALK
+    assert probes["chats"][0]["messages"] == CONVERSATION
     assert check_probes(runtime, probes, "bf16") > 100
 
 
@@ -48,7 +48,7 @@ def test_a_template_without_system_turns_is_asked_without_one(tokenizer):
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     )
     tokenizer.chat_template = refusal + tokenizer.chat_template
-    assert make_probes(tokenizer, NO_EXAMPLES)["chats"][0]["messages"] == TALK[1:]
+    assert make_probes(tokenizer, NO_EXAMPLES)["chats"][0]["messages"] == CONVERSATION[1:]
 
 
 def test_a_tokenizer_without_template_has_no_conversation(bare_tokenizer):

@@ -1,33 +1,48 @@
-"""What a verdict warns of, whatever arms were trained."""
+"""What a verdict says and warns of where no arm was fine-tuned."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 
-from distill.tasks.causal_lm.report import verdict
-from distill.tasks.sequence_classification import report as class_report
+from distill.report.selection import Tolerance
+from distill.stages.report import measurements
+from distill.tasks.causal_lm.report import CausalLMReport
+from distill.tasks.sequence_classification.report import ClassificationReport
 
 
-def a_run(base="nf4", data=None, merged="merged"):
-    """A run without a fine-tuned arm, specialised on a base."""
-    recipe = SimpleNamespace(
-        specialize=SimpleNamespace(base=base, data=data),
-        export=SimpleNamespace(tolerance=SimpleNamespace(perplexity=0.02)),
-        train=SimpleNamespace(arms=[]),
-    )
-    return SimpleNamespace(recipe=recipe, merged_student=merged)
+@pytest.fixture
+def measure_run(tmp_path):
+    """`measure_run(models, base=..., data=..., merged=...)`: what a run without a fine-tuned arm
+    measured, specialised on a base.
+    """
+
+    def make(models, base="nf4", data=None, merged="merged"):
+        (tmp_path / "evaluation").mkdir()
+        for name, numbers in models.items():
+            (tmp_path / "evaluation" / f"{name}.json").write_text(json.dumps(numbers))
+        recipe = SimpleNamespace(
+            specialize=SimpleNamespace(base=base, data=data),
+            export=SimpleNamespace(tolerance=Tolerance(perplexity=0.02)),
+            train=SimpleNamespace(arms=[]),
+            evaluate=SimpleNamespace(bootstrap=100),
+        )
+        folder = SimpleNamespace(evaluation=tmp_path / "evaluation")
+        run = SimpleNamespace(recipe=recipe, merged_student=merged, folder=folder)
+        return measurements(run, {})
+
+    return make
 
 
-def warnings(run, after):
-    measured = {
+def models_after(perplexity):
+    return {
         "teacher": {"nll": 2.0}, "init": {"nll": 3.0}, "distill": {"perplexity": 20.0},
-        "specialized": {"perplexity": after},
+        "specialized": {"perplexity": perplexity},
     }  # fmt: skip
-    return verdict(run, measured, {})["warnings"]
 
 
-def test_what_corrects_its_base_is_not_for_full_precision():
-    (said,) = warnings(a_run(), 20.5)
+def test_what_corrects_its_base_is_not_for_full_precision(measure_run):
+    (said,) = CausalLMReport().verdict(measure_run(models_after(20.5)))["warnings"]
     assert said.startswith("What was specialised corrects the nf4 base")
     assert "(perplexity 20.50 against 20.00)" in said
 
@@ -35,19 +50,20 @@ def test_what_corrects_its_base_is_not_for_full_precision():
 @pytest.mark.parametrize(
     ("run", "after"),
     [
-        (a_run(), 20.3),  # within the tolerance
-        (a_run(base="none"), 25.0),
-        (a_run(data="its own"), 25.0),  # of another text
-        (a_run(merged=None), 25.0),  # nothing to measure in full precision
+        ({}, 20.3),  # within the tolerance
+        ({"base": "none"}, 25.0),
+        ({"data": "its own"}, 25.0),  # of another text
+        ({"merged": None}, 25.0),  # nothing to measure in full precision
     ],
 )
-def test_else_nothing_is_said(run, after):
-    assert warnings(run, after) == []
+def test_else_nothing_is_said(measure_run, run, after):
+    assert CausalLMReport().verdict(measure_run(models_after(after), **run))["warnings"] == []
 
 
-def test_a_classifier_without_a_fine_tuned_arm_has_no_warnings_but_says_so():
+def test_a_classifier_without_a_fine_tuned_arm_has_no_warnings_but_says_so(measure_run):
     one = {"accuracy": 0.9, "texts_per_second": 10.0, "parameters": 100}
-    measured = {"teacher": one, "init": one, "distill": one}
-    found = class_report.verdict(a_run(), measured, {})
+    found = ClassificationReport().verdict(
+        measure_run({"teacher": one, "init": one, "distill": one})
+    )
     assert found["warnings"] == []
     assert "No fine-tuned arm was trained" in found["sentence"]

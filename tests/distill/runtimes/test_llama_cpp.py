@@ -13,7 +13,7 @@ from attar.errors import ModelError
 from distill.data.batching import collate
 from distill.data.examples import Example, key_of
 from distill.data.tokenize import IGNORE
-from distill.runtimes.runtime import RUNTIMES, Source, open_runtime, runtime_of
+from distill.runtimes.runtime import RUNTIMES, ModelSource, open_runtime, runtime_of
 from students.artifacts.gguf.writer import write_gguf
 
 pytest.importorskip("gguf")
@@ -54,7 +54,7 @@ def student(make_model, bytes_bpe, tmp_path_factory):
 
 @pytest.fixture
 def runtime(student):
-    return open_runtime(Source(str(student[1] / "model.gguf")))
+    return open_runtime(ModelSource(str(student[1] / "model.gguf")))
 
 
 @torch.no_grad()
@@ -156,7 +156,7 @@ def test_a_file_without_a_template_takes_no_conversation(student, bare_tokenizer
     bare_tokenizer.save_pretrained(tmp_path)
     write_gguf(tmp_path, tmp_path / "model.gguf", "q8_0")
     with pytest.raises(ModelError, match="has no chat template"):
-        open_runtime(Source(str(tmp_path / "model.gguf"))).encode_chat(TALK)
+        open_runtime(ModelSource(str(tmp_path / "model.gguf"))).encode_chat(TALK)
 
 
 def test_a_template_that_refuses_a_conversation_is_an_error(student, tokenizer, tmp_path):
@@ -166,7 +166,7 @@ def test_a_template_that_refuses_a_conversation_is_an_error(student, tokenizer, 
     tokenizer.save_pretrained(tmp_path)
     write_gguf(tmp_path, tmp_path / "model.gguf", "q8_0")
     with pytest.raises(ModelError, match=r"chat template of .* fails: .*no water"):
-        open_runtime(Source(str(tmp_path / "model.gguf"))).encode_chat(TALK)
+        open_runtime(ModelSource(str(tmp_path / "model.gguf"))).encode_chat(TALK)
 
 
 def test_a_template_that_llama_cpp_cannot_use_is_an_error(student, tokenizer, tmp_path):
@@ -175,7 +175,7 @@ def test_a_template_that_llama_cpp_cannot_use_is_an_error(student, tokenizer, tm
     tokenizer.save_pretrained(tmp_path)
     write_gguf(tmp_path, tmp_path / "model.gguf", "q8_0")
     with pytest.raises(ModelError, match=r"cannot serve .*; its chat template may be at fault"):
-        open_runtime(Source(str(tmp_path / "model.gguf"))).encode_chat(TALK)
+        open_runtime(ModelSource(str(tmp_path / "model.gguf"))).encode_chat(TALK)
 
 
 # What a path means -------------------------------------------------------------------------------
@@ -185,24 +185,24 @@ def test_a_folder_with_one_gguf_file_is_run_by_llama_cpp(student, tmp_path):
     file = student[1] / "model.gguf"
     (tmp_path / "a.gguf").write_bytes(file.read_bytes())
     assert runtime_of(str(tmp_path)) == "llama.cpp"
-    assert open_runtime(Source(str(tmp_path))).encode("the teacher")
+    assert open_runtime(ModelSource(str(tmp_path))).encode("the teacher")
     (tmp_path / "b.gguf").write_bytes(file.read_bytes())
     with pytest.raises(ModelError, match="has 2 GGUF files; name one of them"):
-        open_runtime(Source(str(tmp_path)))
+        open_runtime(ModelSource(str(tmp_path)))
 
 
 def test_files_that_are_no_models_are_refused(tmp_path):
     with pytest.raises(ModelError, match="There is no GGUF file"):
-        open_runtime(Source(str(tmp_path / "none.gguf")))
+        open_runtime(ModelSource(str(tmp_path / "none.gguf")))
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(60))
     with pytest.raises(ModelError, match=r"llama.cpp cannot load .*broken\.gguf: .*\w"):
-        open_runtime(Source(str(tmp_path / "broken.gguf")))
+        open_runtime(ModelSource(str(tmp_path / "broken.gguf")))
 
 
 def test_a_file_for_another_vocabulary_is_refused(student):
     with pytest.raises(ModelError, match="to be compared on 99999"):
-        open_runtime(Source(str(student[1] / "model.gguf"), vocabulary=99_999))
-    fewer = RUNTIMES["llama.cpp"](Source(str(student[1] / "model.gguf"), vocabulary=100))
+        open_runtime(ModelSource(str(student[1] / "model.gguf"), vocabulary=99_999))
+    fewer = RUNTIMES["llama.cpp"](ModelSource(str(student[1] / "model.gguf"), vocabulary=100))
     assert fewer.logits(IDS[:4]).shape == (4, 100)
     with pytest.raises(ModelError, match="500 is not one of them"):
         fewer.logits([500])
@@ -228,7 +228,7 @@ def test_a_real_model_says_the_same(tmp_path):
     if not TEACHER.is_dir():
         pytest.skip(f"{TEACHER} is not on this machine (make demo brings it)")
     write_gguf(TEACHER, tmp_path / "model.gguf", "f16")
-    runtime = open_runtime(Source(str(tmp_path / "model.gguf")))
+    runtime = open_runtime(ModelSource(str(tmp_path / "model.gguf")))
     tokenizer = AutoTokenizer.from_pretrained(TEACHER)
     model = AutoModelForCausalLM.from_pretrained(TEACHER, dtype=torch.float32).eval()
     lines = (TEACHER.parent / "held_out.jsonl").read_text(encoding="utf8").splitlines()[:20]

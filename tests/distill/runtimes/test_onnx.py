@@ -11,10 +11,10 @@ from onnx import TensorProto, helper
 from attar.errors import ModelError
 from distill.data.batching import collate
 from distill.data.tokenize import IGNORE
-from distill.runtimes.runtime import Source, open_runtime, runtime_of
+from distill.runtimes.runtime import ModelSource, open_runtime, runtime_of
 from students.artifacts.onnx.graph import export_onnx
 
-pytestmark = pytest.mark.slow  # torch.export takes its seconds whatever the size of the model
+pytestmark = pytest.mark.slow  # torch.export takes seconds for any size of model
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def folder(exported, tokenizer, tmp_path):
 
 def test_it_gives_the_logits_of_torch(folder, model, tokenizer, make_examples):
     known = len(tokenizer)
-    runtime = open_runtime(Source(str(folder)))
+    runtime = open_runtime(ModelSource(str(folder)))
     assert (runtime.vocabulary, runtime.context, runtime.can_generate) == (known, 128, False)
     assert runtime.parameters == sum(p.numel() for p in model.parameters())
     batch = collate([[example] for example in make_examples(5, vocabulary=known)])
@@ -57,7 +57,7 @@ def test_it_gives_the_logits_of_torch(folder, model, tokenizer, make_examples):
 
 
 def test_it_reads_texts_and_conversations(folder, tokenizer, model):
-    runtime = open_runtime(Source(str(folder), vocabulary=280))
+    runtime = open_runtime(ModelSource(str(folder), vocabulary=280))
     ids = runtime.encode("the teacher says")
     assert ids == tokenizer("the teacher says")["input_ids"]
     assert runtime.decode(ids) == "the teacher says"
@@ -78,13 +78,13 @@ def test_a_folder_with_a_graph_made_elsewhere_is_known(folder):
 
 def test_ids_that_the_graph_lacks_are_refused(folder):
     with pytest.raises(ModelError, match="compared on 400 ids"):
-        open_runtime(Source(str(folder), vocabulary=400)).logits([1, 2])
+        open_runtime(ModelSource(str(folder), vocabulary=400)).logits([1, 2])
 
 
 def test_two_graphs_in_a_folder_are_refused(folder):
     shutil.copy(folder / "model.onnx", folder / "second.onnx")
     with pytest.raises(ModelError, match=r"has 2 files \*\.onnx"):
-        open_runtime(Source(str(folder)))
+        open_runtime(ModelSource(str(folder)))
 
 
 def test_other_inputs_are_named(tokenizer, tmp_path):
@@ -96,8 +96,8 @@ def test_other_inputs_are_named(tokenizer, tmp_path):
     graph = helper.make_graph([node], "sum", values[:2], values[2:])
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.save(made, tmp_path / "model.onnx")
-    with pytest.raises(ModelError, match="also takes position_ids"):
-        open_runtime(Source(str(tmp_path)))
+    with pytest.raises(ModelError, match="needs the inputs position_ids"):
+        open_runtime(ModelSource(str(tmp_path)))
 
 
 def test_without_onnxruntime_the_extra_is_named(folder, monkeypatch):
@@ -106,4 +106,4 @@ def test_without_onnxruntime_the_extra_is_named(folder, monkeypatch):
         importlib.util, "find_spec", lambda n, p=None: None if n == "onnxruntime" else find(n, p)
     )
     with pytest.raises(ModelError, match=r'pip install "attar\[onnx\]"'):
-        open_runtime(Source(str(folder)))
+        open_runtime(ModelSource(str(folder)))

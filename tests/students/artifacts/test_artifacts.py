@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from attar.errors import ModelError, RecipeError
 from distill.data.batching import collate
 from distill.data.examples import Example
-from distill.runtimes.runtime import Source, open_runtime
+from distill.runtimes.runtime import ModelSource, open_runtime
 from students.artifacts.artifact import (
     ARTIFACTS,
     ArtifactInputs,
@@ -82,7 +82,7 @@ def test_every_artifact_is_close_to_its_student_in_its_own_runtime(name, given, 
         return
     check_installed(name)
     export(name, given, tmp_path / name)
-    runtime = open_runtime(Source(str(tmp_path / name)))
+    runtime = open_runtime(ModelSource(str(tmp_path / name)))
     assert check_whole(tmp_path / name)["runtime"] == ARTIFACTS[name].runtime
     original = AutoModelForCausalLM.from_pretrained(given.student)
     with torch.inference_mode():
@@ -128,7 +128,7 @@ def test_an_adapter_lies_beside_its_quantised_base_and_loads_by_its_card(adapted
         expected = model(input_ids=IDS).logits.float()
     found = torch.load(tmp_path / "logits.pt").float()
     assert (found - expected).norm() / expected.norm() < 0.05  # bfloat16 there
-    runtime = open_runtime(Source(str(tmp_path / "adapter")))
+    runtime = open_runtime(ModelSource(str(tmp_path / "adapter")))
     ours = runtime.logits(IDS[0].tolist())
     assert (ours - expected[0, :, : runtime.vocabulary]).norm() / expected[0].norm() < 0.05
 
@@ -143,7 +143,7 @@ def test_a_bottleneck_adapter_brings_its_own_code(student, tmp_path):
     export("adapter", given, tmp_path / "adapter")
     assert (tmp_path / "adapter" / "adapter" / "bottleneck.py").exists()
     assert "load_bottleneck" in (tmp_path / "adapter" / "README.md").read_text()
-    runtime = open_runtime(Source(str(tmp_path / "adapter")))
+    runtime = open_runtime(ModelSource(str(tmp_path / "adapter")))
     with torch.inference_mode():
         expected = model.eval()(input_ids=IDS[:1]).logits[0, :, : runtime.vocabulary]
     found = runtime.logits(IDS[0].tolist())

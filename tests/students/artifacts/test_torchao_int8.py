@@ -59,7 +59,7 @@ def test_it_is_close_to_the_student_and_eight_bits_wide(artifact, capfd):
         found, expected = model(input_ids=IDS).logits.float(), student(input_ids=IDS).logits
     assert 0 < (found - expected).norm() / expected.norm() < 0.05
     with safe_open(folder / "model.safetensors", "pt") as file:
-        widths = {file.get_slice(name).get_dtype() for name in file.keys() if "mlp" in name}
+        widths = {file.get_slice(name).get_dtype() for name in file.keys() if "mlp" in name}  # noqa: SIM118
     assert "I8" in widths
 
 

@@ -222,7 +222,7 @@ def check_shorter(folder, whole):
     assert 0 < len(some.keys()) < len(full.keys())
     with pytest.raises(CacheError, match=f"{len(some.keys())} of {len(full.keys())} examples"):
         SignalCache(str(folder))
-    for key in some.keys():
+    for key in some.keys():  # noqa: SIM118  (a cache is no dictionary)
         for name, column in some.columns(key).items():
             np.testing.assert_array_equal(column, full.columns(key)[name])
 

@@ -170,7 +170,7 @@ def test_caches_built_apart_merge_without_loss(
     one, other = SignalCache(parts[0]), SignalCache(parts[1])
     found = SignalCache(str(tmp_path / "merged"))
     assert set(found.keys()) == {*one.keys(), *other.keys()}
-    for key in found.keys():
+    for key in found.keys():  # noqa: SIM118
         was = (one if key in one else other).signals([key]).distribution(1.0)
         now = found.signals([key]).distribution(1.0)
         close(probabilities(was, V), probabilities(now, V))

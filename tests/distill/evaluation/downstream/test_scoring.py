@@ -13,7 +13,7 @@ from distill.evaluation.downstream.scoring import (
     generate_text,
     likelihoods,
     refusal,
-    score,
+    score_task,
     split_choice,
 )
 from tests.conftest import CHATML
@@ -94,21 +94,21 @@ def test_what_the_model_knows_is_chosen(pupil, write_rows, chat):
     answers = list(FACTS.values())
     rows = [{"query": q, "choices": answers, "gold": i} for i, q in enumerate(FACTS)]
     rows[1]["gold"] = 0  # a question whose key is wrong
-    result = score(task_of(kind="multiple_choice", data=write_rows(rows), chat=chat), pupil)
+    result = score_task(task_of(kind="multiple_choice", data=write_rows(rows), chat=chat), pupil)
     assert result.correct.tolist() == [True, False, True]
     assert result.accuracy == pytest.approx(2 / 3)
     assert result.examples == 3
 
 
 def test_long_choices_are_not_worse_when_normalised(pupil, write_rows):
-    """A known answer against a single letter: by letter it wins, by sum whatever is shorter."""
+    """A known answer against a single letter: per letter it wins, by the sum it loses."""
     known = FACTS["Q: who learns\nA:"]
     rows = [{"query": "Q: who learns\nA:", "choices": ["x", f"{known} {known}"], "gold": 1}]
     task = task_of(kind="multiple_choice", data=write_rows(rows))
     (asked,) = questions_of(task)[1]
     pairs = [split_choice(pupil, asked.prompt, choice) for choice in asked.choices]
     sums, letters = likelihoods(pupil, pairs)[0], np.array([len(c) for c in asked.choices])
-    result = score(task, pupil)
+    result = score_task(task, pupil)
     assert result.accuracy == (sums.argmax() == 1)
     assert result.accuracy_norm == ((sums / letters).argmax() == 1)
     assert result.accuracy < result.accuracy_norm
@@ -117,7 +117,7 @@ def test_long_choices_are_not_worse_when_normalised(pupil, write_rows):
 def test_cloze_is_what_the_model_would_say(pupil, write_rows):
     rows = [{"context": q, "continuation": a} for q, a in FACTS.items()]
     rows.append({"context": "Q: who learns\nA:", "continuation": "Nobody."})
-    result = score(task_of(kind="cloze", data=write_rows(rows)), pupil)
+    result = score_task(task_of(kind="cloze", data=write_rows(rows)), pupil)
     assert result.correct.tolist() == [True, True, True, False]
     assert result.accuracy_norm is None
 
@@ -126,9 +126,9 @@ def test_cloze_against_alternatives(pupil, write_rows):
     question, answer = next(iter(FACTS.items()))
     rows = [{"context": question, "continuation": answer, "alternatives": ["Nobody.", "Light."]}]
     task = task_of(kind="cloze", data=write_rows(rows))
-    assert score(task, pupil).accuracy == 1.0
+    assert score_task(task, pupil).accuracy == 1.0
     rows[0]["continuation"], rows[0]["alternatives"] = "Nobody.", [answer]
-    result = score(task_of(kind="cloze", data=write_rows(rows, "other.jsonl")), pupil)
+    result = score_task(task_of(kind="cloze", data=write_rows(rows, "other.jsonl")), pupil)
     assert result.accuracy == 0.0
 
 
@@ -136,7 +136,7 @@ def test_a_prompt_too_long_for_the_model_loses_its_beginning(pupil, write_rows):
     question, answer = next(iter(FACTS.items()))
     wordy = "water " * 300 + question
     rows = [{"query": wordy, "choices": [answer, "Nobody."], "gold": 0}]
-    result = score(task_of(kind="multiple_choice", data=write_rows(rows)), pupil)
+    result = score_task(task_of(kind="multiple_choice", data=write_rows(rows)), pupil)
     ids, start = split_choice(pupil, wordy, answer)
     cut = ids[-pupil.context :]
     assert likelihoods(pupil, [(ids, start)])[0] == pytest.approx(
@@ -145,7 +145,7 @@ def test_a_prompt_too_long_for_the_model_loses_its_beginning(pupil, write_rows):
     assert result.examples == 1
     rows[0]["choices"][0] = "water " * 300
     with pytest.raises(DataError, match="does not fit"):
-        score(task_of(kind="multiple_choice", data=write_rows(rows, "long.jsonl")), pupil)
+        score_task(task_of(kind="multiple_choice", data=write_rows(rows, "long.jsonl")), pupil)
 
 
 # Generation --------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_a_prompt_too_long_for_the_model_loses_its_beginning(pupil, write_rows):
 @pytest.mark.parametrize("chat", [False, True])
 def test_what_is_generated_is_compared(pupil, write_rows, chat):
     rows = [{"prompt": q, "final": n} for q, n in zip(FACTS, ("4", "18", "1200"), strict=True)]
-    result = score(
+    result = score_task(
         task_of(kind="exact_match", data=write_rows(rows), chat=chat, new_tokens=40), pupil
     )
     assert result.correct.tolist() == [True, False, True]
@@ -205,4 +205,4 @@ def test_what_only_scores_cannot_generate(pupil, write_rows):
     assert refusal(task_of(kind="cloze", data=data), silent) is None
     generating = task_of(kind="exact_match", data=data, answer="continuation")
     with pytest.raises(RunError, match="only scores"):
-        score(generating, silent)
+        score_task(generating, silent)

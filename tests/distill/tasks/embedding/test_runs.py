@@ -214,8 +214,8 @@ def test_texts_must_be_somewhere(studio):
         ({"train": {"objective": [{"loss": "cross_entropy"}]}}, "cross_entropy compares outcomes"),
         ({"data": {"label_column": "label"}}, "`data.label_column` has no effect"),
         ({"data": {"masking": {"share": 0.3}}}, "`data.masking` has no effect"),
-        ({"cache": {"codec": "classes"}}, "`cache.codec: classes` is of another task"),
-        ({"export": {"artifacts": ["gguf-q8_0"]}}, "GGUF files hold language models"),
+        ({"cache": {"codec": "classes"}}, "`cache.codec: classes` is for another task"),
+        ({"export": {"artifacts": ["gguf-q8_0"]}}, "is for models that predict the next token"),
         ({"train": {"source": "online"}}, "`source: online` is for language models"),
         ({"specialize": {"method": "lora"}}, "`specialize` is for language models"),
         (

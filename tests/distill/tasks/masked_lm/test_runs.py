@@ -162,7 +162,7 @@ def test_who_does_not_predict_the_next_token_has_nothing_to_say(studio):
         ({"data": {"masking": {"share": 1.5}}}, "data.masking.share"),
         ({"data": {"masking": {"copy": 2}}}, "`data.masking.copy` is not a key.*`copies`"),
         ({"cache": {"codec": "classes"}}, "`cache.codec: classes` holds one signal a text"),
-        ({"export": {"artifacts": ["gguf-q8_0"]}}, "GGUF files hold language models"),
+        ({"export": {"artifacts": ["gguf-q8_0"]}}, "is for models that predict the next token"),
         ({"export": {"artifacts": ["merged-requantized-nf4"]}}, "that predict the next token"),
         ({"specialize": {"method": "lora"}}, "`specialize` is for models that predict"),
         ({"evaluate": {"generate_tokens": 9}}, "`evaluate.generate_tokens` has no effect"),

@@ -1,4 +1,4 @@
-"""Classes of texts in a step: values as defined, whatever the batch; and what is measured."""
+"""Classes of texts in a step: values as defined for any batch, and what is measured."""
 
 import numpy as np
 import pytest

@@ -202,9 +202,8 @@ def test_classifiers_of_other_classes_are_not_compared(classroom, names):
     save_classifier("b", names)
     result = classroom("evaluate", "a", "b", "--data", "test.jsonl", ok=False)
     assert result.exit_code == 1
-    assert (
-        f"The classes of b are {', '.join(names)}, and those it is measured on are good, bad"
-        in (" ".join(result.output.split()))
+    assert f"The classes of b are {', '.join(names)}, and the data has good, bad" in (
+        " ".join(result.output.split())
     )
 
 
@@ -223,8 +222,8 @@ def test_a_body_without_classes_must_be_adapted(classroom):
         ({"data": {"append_eos": False}}, "`data.append_eos` has no effect"),
         ({"evaluate": {"prefill_tokens": 9}}, "`evaluate.prefill_tokens` has no effect"),
         ({"specialize": {"method": "lora"}}, "`specialize` is for language models"),
-        ({"cache": {"codec": "topk"}}, "`cache.codec: topk` is of another task"),
-        ({"export": {"artifacts": ["gguf-q8_0"]}}, "GGUF files hold language models"),
+        ({"cache": {"codec": "topk"}}, "`cache.codec: topk` is for another task"),
+        ({"export": {"artifacts": ["gguf-q8_0"]}}, "is for models that predict the next token"),
         ({"train": {"source": "online"}}, "`source: online` is for language models"),
         ({"task": "causal-lm"}, "`cache.codec: classes`|cache.codec"),
         ({"task": "classification"}, "task"),

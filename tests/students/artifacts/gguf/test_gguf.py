@@ -35,7 +35,7 @@ from students.quantization.gptq import round_model
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("xllamacpp")
 
-from attar.llama_cpp import GGUFModel
+from attar.llama_cpp import GGUFModel  # noqa: E402  (needs xllamacpp)
 
 SIZES = {
     "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,

@@ -1,0 +1,30 @@
+"""What the reports of tasks on whole texts share: what artifacts are for, and their plots."""
+
+from __future__ import annotations
+
+from distill.evaluation.job import Numbers
+from distill.report.html import Figure, PageContent
+from distill.report.plots import PARAMETERS_AXIS, plot_quality, speed_axis
+from distill.report.selection import READING_SPEED, SMALLEST, Purpose, Quality
+
+WHOLE_TEXT_PURPOSES = (
+    Purpose("the most texts a second here", lambda numbers: -float(numbers["texts_per_second"])),
+    SMALLEST,
+)
+WHOLE_TEXT_REMEDY = "Ship the student in full precision."
+
+
+def whole_text_content(report: Numbers, quality: Quality, training: Figure) -> PageContent:
+    """Training curve, and quality against parameters and speed. `training`: curve and caption."""
+    size, rate = PARAMETERS_AXIS, speed_axis(READING_SPEED)
+    return PageContent(
+        measured_on=f"{report['teacher']['texts']:,} held-out texts",
+        model_figures=[
+            training,
+            (plot_quality(report, quality, size), "Size against quality of the trained arms."),
+        ],
+        artifact_figures=[
+            (plot_quality(report, quality, rate), "Speed against quality, all models.")
+        ],
+        cache_unit="row",
+    )

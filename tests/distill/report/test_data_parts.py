@@ -1,0 +1,28 @@
+"""Which part of the data chose what: the entry of report.json and its sentence."""
+
+import pytest
+
+from distill.report.data_parts import VALIDATION_SOURCES, DataParts
+
+STATS = {
+    "documents": 40,
+    "train": {"examples": 90, "tokens": 9000},
+    "validation": {"examples": 10, "tokens": 1024},
+    "held_out": {"examples": 20, "tokens": 2048},
+    "validation_from": "documents",
+}
+
+
+def test_the_entry_has_the_tokens_of_both_parts_and_says_what_each_is_for():
+    entry = DataParts.from_stats(STATS).entry()
+    assert entry["validation_tokens"] == 1024
+    assert entry["held_out_tokens"] == 2048
+    assert entry["validation_from"] == "documents"
+    assert "chosen on the validation part (1,024 tokens, from training doc" in entry["sentence"]
+    assert "held-out part (2,048 tokens), which nothing before `evaluate` read" in entry["sentence"]
+
+
+@pytest.mark.parametrize("source", list(VALIDATION_SOURCES))
+def test_every_source_of_the_validation_part_is_put_in_words(source):
+    sentence = DataParts.from_stats({**STATS, "validation_from": source}).sentence()
+    assert VALIDATION_SOURCES[source] in sentence
