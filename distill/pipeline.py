@@ -22,7 +22,7 @@ from distill.stages.cache import cache_manifest
 from distill.stages.fingerprints import NEEDS, inputs_of, is_done
 from distill.stages.preflight import check_learning, check_makeable, check_rounding, check_steps
 from distill.stages.train import PARALLEL, STAGES
-from distill.training.loop import check_trackers
+from distill.training.accelerator import check_trackers
 from distill.training.optimizers import check_optimizer
 from students.pruning.depth import cut_config
 from teachers.cache.store import SignalStore

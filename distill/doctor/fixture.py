@@ -32,13 +32,16 @@ from distill.data.row_formats import Layout, layout_of
 from distill.data.sources import load_rows
 from distill.data.tokenize import IGNORE
 from distill.doctor.step_comparison import Step, norms_learning, take_step, without_dropout
+from distill.objective.bound_terms import Pairs, SignalSources
 from distill.objective.chunked_head import tokens_per_chunk
 from distill.objective.losses import LOSSES
-from distill.objective.objective import Learner, Pairs, SignalSources
-from distill.objective.terms import reads_from, terms_reading
+from distill.objective.objective import Learner
+from distill.objective.terms import reads_from
 from distill.run.context import Run
+from distill.training.batch_source import planned_batches
 from distill.training.config import LoopConfig
-from distill.training.loop import Job
+from distill.training.job import Job
+from distill.training.teacher_signals import TeacherSignals
 from students.tuning.trainable import prepare_learning
 from teachers.cache.config import CacheConfig, manifest_of
 from teachers.cache.reader import SignalCache
@@ -308,19 +311,28 @@ class DoctorFixture:
             "checkpoint_every": 1,
         }  # fmt: skip
         config = self.run.recipe.train.model_copy(update={**always, **changes})
-        terms = config.objective
+        signals = TeacherSignals(
+            self.cache if reads_from(config, "cache") else None,
+            self.online if reads_from(config, "online") else None,
+        )
+        source = planned_batches(
+            self.examples,
+            learner,
+            signals,
+            config,
+            max_length=self.run.recipe.data.max_length,
+            packing=self.run.recipe.data.packing,
+            seed=self.run.recipe.seed,
+        )
         return Job(
             name=f"doctor: {name}",
             learner=learner,
             config=config,
-            train=self.examples,
-            held_out=self.examples,
-            cache=self.cache if reads_from(config, "cache") else None,
-            online=self.online if terms_reading(terms, "online", config.source) else None,
+            source=source,
+            validation=self.examples,
+            signals=signals,
             folder=self.folder / name,
             seed=self.run.recipe.seed,
-            max_length=self.run.recipe.data.max_length,
-            packing=self.run.recipe.data.packing,
         )
 
 

@@ -9,20 +9,23 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 from torch import Tensor, nn
 
 from distill.data.batching import Batch
-from distill.objective.objective import Learner, SignalSources
+from distill.objective.bound_terms import SignalSources
+from distill.objective.objective import Learner, LossMeans, LossSums
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step: the objective's value, its gradient, each term's mean, nats a token."""
+    """One optimiser step: the objective's value, its gradient by parameter, its terms' means."""
 
     value: float
     gradient: dict[str, Tensor]
-    terms: dict[str, float]
+    means: LossMeans
 
     @property
     def norm(self) -> float:
@@ -48,17 +51,16 @@ def take_step(
     """A step over micro-batches as the loop scales it; parameters are left as they were."""
     learner.zero_grad(set_to_none=True)
     counted = sum(batch.num_counted for batch in batches)
-    value, terms = 0.0, dict[str, float]()
+    value, totals = 0.0, list[LossSums]()
     for batch in batches:
         loss, sums = learner(batch, given(batch), 1 / counted)
         loss.backward()
         value += loss.item()
-        for name, total in sums.terms.items():
-            terms[name] = terms.get(name, 0.0) + float(total) / counted
+        totals.append(sums)
     named = learner.named_parameters()
     gradient = {name: p.grad.detach() for name, p in named if p.grad is not None}
     learner.zero_grad(set_to_none=True)
-    return Step(value, gradient, terms)
+    return Step(value, gradient, reduce(add, totals).means(counted))
 
 
 def without_dropout(model: nn.Module) -> nn.Module:

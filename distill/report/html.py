@@ -174,8 +174,8 @@ def as_svg(figure: Any) -> str:
     return text[text.index("<svg") :]
 
 
-def plot_curves(curves: dict[str, list[dict[str, float]]], key: str = "held_out_nll") -> str:
-    """Held-out nll, or another number of the history, by step of every arm."""
+def plot_curves(curves: dict[str, list[dict[str, float]]], key: str = "validation_nll") -> str:
+    """Validation nll, or another number of the history, by step of every arm."""
     figure, axes = new_figure()
     for name, history in curves.items():
         points = [(r["step"], r[key]) for r in history if key in r]
@@ -184,7 +184,7 @@ def plot_curves(curves: dict[str, list[dict[str, float]]], key: str = "held_out_
             color = COLORS.get(name)
             axes.plot(steps, values, marker="o", markersize=3, label=name, color=color)
     axes.set_xlabel("step")
-    axes.set_ylabel(key.replace("held_out", "held-out").replace("_", " "))
+    axes.set_ylabel(key.replace("_", " "))
     axes.legend()
     return as_svg(figure)
 

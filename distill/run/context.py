@@ -264,6 +264,10 @@ class Run:
         """The examples that are learned from."""
         return self.data()[0]
 
+    def validation_examples(self) -> Examples:
+        """The examples that choose: the best step, a merge."""
+        return self.data()[1]
+
     def cached_examples(self) -> list[Examples]:
         """All sets of examples whose signals some objective reads."""
         sets = list(self.data())

@@ -21,13 +21,13 @@ from torch import nn
 from attar.distributed import free_memory
 from attar.files import write_json
 from attar.models.loading import Quantization, resolve_precision
-from distill.data.batching import collate, plan_in_order
-from distill.data.examples import Examples, first_examples
+from distill.data.examples import Examples
 from distill.objective.chunked_head import tokens_per_chunk
 from distill.objective.objective import Learner
 from distill.objective.terms import TERM_MODELS
 from distill.run.context import Run
 from distill.training.layerwise_lr import how_much_learns
+from distill.training.validation import evaluate
 from students.save import save_student
 from students.tuning.adapters import (
     Into,
@@ -60,23 +60,17 @@ def what_learns(student: nn.Module, config: Any) -> list[str]:
     return lines
 
 
-@torch.no_grad()
-def held_out_nll(
+def validation_nll(
     model: nn.Module, examples: Examples, vocabulary: int, dtype: torch.dtype, config: Any
 ) -> float:
-    """Nats a counted token on the held-out examples that trainings evaluate on."""
-    device = next(model.parameters()).device
-    chosen = first_examples(examples, config.evaluate_tokens)
-    terms = [TERM_MODELS["cross_entropy"](loss="cross_entropy")]
-    chunk = tokens_per_chunk(vocabulary, device)
-    learner = Learner(model, terms, vocabulary=vocabulary, dtype=dtype, chunk=chunk).eval()
-    total, tokens = 0.0, 0
-    for rows in plan_in_order([int(examples.lengths[i]) for i in chosen], config.batch_size):
-        batch = collate([[examples[chosen[i]] for i in row] for row in rows]).to(device)
-        _, sums = learner(batch, {}, 1.0)
-        total += float(sums.terms["0:cross_entropy"])
-        tokens += sums.tokens
-    return total / tokens
+    """Nats a counted token on the validation examples that trainings evaluate on."""
+    terms = [TERM_MODELS["cross_entropy"].model_validate({})]
+    chunk = tokens_per_chunk(vocabulary, next(model.parameters()).device)
+    learner = Learner(model, terms, vocabulary=vocabulary, dtype=dtype, chunk=chunk)
+    size, tokens = config.batch_size, config.evaluate_tokens
+    nll = evaluate(learner, examples, batch_size=size, tokens=tokens).means.nll
+    assert nll is not None, "texts of a language model have labels"
+    return nll
 
 
 @dataclass
@@ -120,19 +114,19 @@ class MergeCandidates:
 
 def keep_specialized(run: Run, student: nn.Module, config: Any, result: dict[str, Any]) -> None:
     """Write what was learned, merge it where that is possible, and result.json with what each way
-    comes to on held-out text: `merges`, and the path that was `chosen` for merged/.
+    comes to on the validation examples: `merges`, and the path that was `chosen` for merged/.
     """
     folder, source = run.specialized_folder, run.arm_folder("distill") / "student"
     for stale in (folder / "adapter", folder / "merged"):
         shutil.rmtree(stale, ignore_errors=True)
     ways = MergeCandidates(run, config, source)
-    held_out = run.data(config.data)[1]
+    validation = run.data(config.data)[1]
     merges: list[dict[str, Any]] = []
 
     def measure(path: str, model: nn.Module) -> float:
         free_memory()
         dtype = torch.float32 if next(model.parameters()).dtype == torch.float32 else torch.bfloat16
-        nll = held_out_nll(model, held_out, run.vocabulary, dtype, config)
+        nll = validation_nll(model, validation, run.vocabulary, dtype, config)
         merges.append({"path": path, "nll": nll, "perplexity": math.exp(min(nll, 700.0))})
         log.info("specialize: %-36s nll %.4f", path, nll)
         return nll

@@ -39,11 +39,14 @@ from distill.stages.evaluate import measure_jobs
 from distill.stages.export import artifact_inputs, card_of
 from distill.stages.fingerprints import ORDER, inputs_of
 from distill.stages.specialize import keep_specialized, what_learns
+from distill.training.arms import ARMS, DISTILL
+from distill.training.batch_source import planned_batches
 from distill.training.config import LoopConfig
+from distill.training.job import Job, Result
 from distill.training.layerwise_lr import how_much_learns
-from distill.training.loop import Job, Result
 from distill.training.loop import train as train_loop
 from distill.training.packing_check import check_examples_stay_apart
+from distill.training.teacher_signals import TeacherSignals
 from students.artifacts.artifact import check_whole, export_artifact, write_card
 from students.dropout import set_dropout
 from students.pruning.record import copy_pruning
@@ -115,13 +118,10 @@ def train(run: Run) -> Record:
     """Train the distilled student, and the control arms on the same tokens in the same order."""
     config = run.recipe.train
     tokens, notes = 0, {}
-    for arm in ["distill", *config.arms]:
+    for arm in [DISTILL, *config.arms]:
         folder = run.arm_folder(arm)
         done = folder / "result.json"
-        arm_config = config
-        if arm == "finetune":
-            plain = [{"loss": "cross_entropy"}]
-            arm_config = type(config).model_validate({**config.model_dump(), "objective": plain})
+        arm_config = ARMS[arm].configure(config)
         wanted = fingerprint([inputs_of(run, "train"), arm])
         if not (done.exists() and read_json(done)["inputs"] == wanted):
             with on_first_process() as first:
@@ -240,22 +240,30 @@ def _train(
         readout=run.task.readout(run),
     )
     cached = open_cache(run, device) if reads_from(config, "cache") else None
-    train, held_out = run.data(data)
+    train, validation = run.data(data)
     if cached is not None and run.recipe.cache.unfinished:
-        train, held_out = cached_subset(cached, folder, train, held_out)
+        train, validation = cached_subset(cached, folder, train, validation)
+    signals = TeacherSignals(cached, _online_teacher(run, config, pairs, packing))
+    source = planned_batches(
+        train,
+        learner,
+        signals,
+        config,
+        max_length=data.max_length,
+        packing=packing,
+        seed=run.recipe.seed,
+        batching=run.task.batching,
+    )
     job = Job(
         name=name,
         learner=learner,
         config=config,
-        train=train,
-        held_out=held_out,
-        cache=cached,
-        online=_online_teacher(run, config, pairs, packing),
+        source=source,
+        validation=validation,
+        signals=signals,
         folder=folder,
         seed=run.recipe.seed,
-        max_length=data.max_length,
-        packing=packing,
-        batching=run.task.batching,
+        collate=run.task.batching.collate,
         section=section,
     )
     result = train_loop(job)

@@ -130,7 +130,7 @@ def page(report: Measured, tables: Tables, curves: Curves) -> str:
         "report.json."
     )
     lost = "against the same student in full precision, of the correlation or of the cosines"
-    training = plot_curves(curves, "held_out"), "Held-out objective while training."
+    training = plot_curves(curves, "validation"), "Validation objective while training."
     return text_page(report, tables, QUALITY, [training], legend, lost)
 
 

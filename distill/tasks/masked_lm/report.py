@@ -40,7 +40,7 @@ def page(report: Measured, tables: Tables, curves: Curves) -> str:
         "process that loads the model and reads texts. Intervals are in report.json."
     )
     lost = "against the same student in full precision, of its perplexity"
-    training = plot_curves(curves), "Held-out nll while training (nats a masked token)."
+    training = plot_curves(curves), "Validation nll while training (nats a masked token)."
     return text_page(report, tables, QUALITY, [training], legend, lost)
 
 

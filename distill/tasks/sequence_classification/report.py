@@ -128,7 +128,7 @@ def page(report: Measured, tables: Tables, curves: Curves) -> str:
         "in report.json."
     )
     lost = "points of accuracy against the same student in full precision"
-    training = plot_curves(curves), "Held-out nll while training (nats a text), same order."
+    training = plot_curves(curves), "Validation nll while training (nats a text), same order."
     return text_page(report, tables, QUALITY, [training], legend, lost)
 
 
