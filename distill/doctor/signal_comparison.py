@@ -82,9 +82,12 @@ class Collected:
 
 def compare_cached(fixture: DoctorFixture, one: Divergence, report: Collected) -> None:
     """Compare a term's cached signals with the teacher's own; add what is found to the report."""
-    cached, online = fixture.taught.means.terms[one.key], fixture.taught_online.means.terms[one.key]
+    cached, online = (
+        fixture.divergence_step.means.terms[one.key],
+        fixture.divergence_step_online.means.terms[one.key],
+    )
     if one.drawn:  # the constant of the draws is the same at the teacher
-        cached -= fixture.teacher_taught.means.terms[one.key]
+        cached -= fixture.step_at_teacher.means.terms[one.key]
     match one.reads:
         case "hidden":
             known, fault = _compare_layers(fixture, one)
@@ -117,7 +120,7 @@ def _compare_distribution(fixture: DoctorFixture, one: Divergence) -> tuple[str,
     """Return (what is known of a term's cached distribution, its fault or None)."""
     batch, temperature = fixture.batch(fixture.one_a_row), one.term.at(1, 1).temperature
     target = fixture.cache.signals(batch.keys).distribution(temperature).to(fixture.device)
-    dense = fixture.all_online(batch)["online"].distribution(temperature)
+    dense = fixture.online_sources(batch)["online"].distribution(temperature)
     exact_NV = dense.logprobs()  # type: ignore[union-attr]
     if isinstance(target, SparseDistribution) and target.tail_N is None:
         errors = _standard_errors(exact_NV, target)
@@ -138,7 +141,7 @@ def times_chance(fixture: DoctorFixture) -> float:
     batch = fixture.batch(fixture.one_a_row)
     target = fixture.cache.signals(batch.keys).distribution(1.0)
     assert isinstance(target, SparseDistribution)
-    dense = fixture.all_online(batch)["online"].distribution(1.0)
+    dense = fixture.online_sources(batch)["online"].distribution(1.0)
     teacher_NV = dense.logprobs().exp()  # type: ignore[union-attr]
     weights_NK = target.to(teacher_NV.device).logprobs_NK.exp()
     slopes_NV = teacher_NV * weights_NK.sum(-1, keepdim=True)
@@ -148,11 +151,12 @@ def times_chance(fixture: DoctorFixture) -> float:
 
 
 def _share_of_others(fixture: DoctorFixture, batch: Batch, number: int) -> float:
-    """Error of the cached layers that a term reads, by that against the tokens before; the worst.
+    """Return the worst ratio, over a term's layers, of two errors of the cached states.
 
-    Near 0 but for the codec's error; near 1 where they are of other tokens.
+    They are the errors against these tokens' states and against their neighbours'. The ratio is
+    near 0, but for the codec's error, and near 1 where the cached states are of other tokens.
     """
-    signals, online = fixture.cache.signals(batch.keys), fixture.all_online(batch)["online"]
+    signals, online = fixture.cache.signals(batch.keys), fixture.online_sources(batch)["online"]
     worst = 0.0
     for layer in {t for _, t in fixture.pairs(fixture.divergences)[number]}:
         stored_NH, exact_NH = signals.hidden(layer).to(fixture.device), online.hidden(layer)
@@ -164,16 +168,16 @@ def _share_of_others(fixture: DoctorFixture, batch: Batch, number: int) -> float
 
 
 def _coarse_kl(exact_NV: Tensor, target: Any, temperature: float) -> float:
-    """KL(teacher || stored) over the outcomes that are told apart: what rounding costs."""
+    """Return KL(teacher || stored) over the target's outcomes: what rounding costs."""
     exact_NO, stored_NO = on_outcomes(exact_NV, target, temperature)
     kl_NO = exact_NO.double().exp() * (exact_NO - stored_NO)
     return float(torch.where(exact_NO > -math.inf, kl_NO, 0).sum(-1).mean())
 
 
 def _standard_errors(exact_NV: Tensor, target: SparseDistribution) -> float:
-    """How far the draws' mean log-probability is from the distribution's, in standard errors.
+    """Return the error of the draws' mean log-probability, in standard errors.
 
-    Right on average, whatever was drawn: entries of other tokens would be far less likely.
+    It is right on average for any draws; entries drawn for other tokens would be far less likely.
     """
     weights_NK = target.logprobs_NK.exp()
     drawn_N = (weights_NK * exact_NV.gather(-1, target.ids_NK)).double().sum(-1)

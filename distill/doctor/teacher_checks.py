@@ -1,6 +1,6 @@
-"""Checks of `distill doctor` on teacher and signals: what is compared, and with what.
+"""Checks of `distill doctor` on the teacher and on its signals, cached and online.
 
-Legend: N tokens counted, O outcomes, V vocabulary, H width.
+Legend: N tokens counted, V vocabulary, H width.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from distill.doctor.signal_comparison import (
     rounding,
     times_chance,
 )
-from distill.doctor.step_comparison import Step, apart, take_step
+from distill.doctor.step_comparison import Step, relative_difference, take_step
 from distill.objective.losses import LOSSES
 from teachers.online import OnlineTeacher
 
@@ -49,11 +49,11 @@ def zero(fixture: DoctorFixture) -> Finding:
     divergences = [one for one in divergences_of(fixture) if LOSSES[one.key.loss].divergence]
     if not divergences:
         return not_applicable("no term of the objective compares with the teacher")
-    means = fixture.teacher_taught_online.means.terms
+    means = fixture.step_at_teacher_online.means.terms
     exact = {one.key: means[one.key] for one in divergences}
     limit = rounding(fixture)
     faults = [f"{key} is {value:.2g}" for key, value in exact.items() if abs(value) > limit]
-    slope = _slope(fixture, fixture.teacher_taught_online, fixture.taught_online)
+    slope = _slope(fixture, fixture.step_at_teacher_online, fixture.divergence_step_online)
     if slope > 0.01 and not faults and limit == FLOAT32_ROUNDING:
         faults.append(f"the gradient is {slope:.2g} of the student's")
     online = max(map(abs, exact.values()))
@@ -80,7 +80,10 @@ def _slope(fixture: DoctorFixture, teacher: Step, student: Step) -> float:
 
 def _zero_from_cache(fixture: DoctorFixture, divergences: list[Divergence]) -> Collected:
     """Compare cached signals with the teacher as student: values, then the gradient."""
-    at_teacher, at_student = fixture.teacher_taught.means.terms, fixture.taught.means.terms
+    at_teacher, at_student = (
+        fixture.step_at_teacher.means.terms,
+        fixture.divergence_step.means.terms,
+    )
     report = Collected()
     for one in divergences:
         value, student = at_teacher[one.key], at_student[one.key]
@@ -97,7 +100,7 @@ def _zero_from_cache(fixture: DoctorFixture, divergences: list[Divergence]) -> C
                 f"{one.key} is {value:.2g} from the cache ({student:.2g} at the student)"
             )
         report.parts.append(part)
-    slope = _slope(fixture, fixture.teacher_taught, fixture.taught)
+    slope = _slope(fixture, fixture.step_at_teacher, fixture.divergence_step)
     report.numbers["cache_slope"] = slope
     if any(one.drawn for one in divergences):
         ratio = times_chance(fixture)
@@ -115,7 +118,7 @@ def _zero_from_cache(fixture: DoctorFixture, divergences: list[Divergence]) -> C
 
 @check("vocabulary")
 def vocabulary(fixture: DoctorFixture) -> Finding:
-    """Columns beyond the tokenizer's ids have no part, whatever stands in them."""
+    """Columns of the heads beyond the tokenizer's ids change nothing, with any values in them."""
     ids = fixture.run.vocabulary
     extra = {
         name: _rows_of(model) - ids
@@ -123,11 +126,11 @@ def vocabulary(fixture: DoctorFixture) -> Finding:
     }
     if not any(extra.values()):
         return not_applicable(f"both heads have exactly the tokenizer's {ids:,} ids")
-    batch = fixture.batch(fixture.few)
-    before = take_step(fixture.whole, [batch], fixture.given), _logprobs(fixture)
+    batch = fixture.batch(fixture.short_rows)
+    before = take_step(fixture.learner_of_all, [batch], fixture.sources), _logprobs(fixture)
     with scrambled(fixture.student, ids), scrambled(fixture.teacher, ids):
-        after = take_step(fixture.whole, [batch], fixture.given), _logprobs(fixture)
-    value, gradient = apart(before[0], after[0])
+        after = take_step(fixture.learner_of_all, [batch], fixture.sources), _logprobs(fixture)
+    value, gradient = relative_difference(before[0], after[0])
     off = float((after[1] - before[1]).abs().max())
     says = f"{extra['student']} columns of the student's head and {extra['teacher']} of the "
     says += f"teacher's made large: value differs by {brief(value)}, gradient by "
@@ -144,8 +147,8 @@ def _rows_of(model: Any) -> int:
 
 @torch.no_grad()
 def _logprobs(fixture: DoctorFixture) -> Tensor:
-    """The teacher's log-probabilities of a few tokens, as losses read them, from its head now."""
-    batch = fixture.batch(fixture.few)
+    """Return the teacher's log-probabilities of a few tokens, from its head as it is now."""
+    batch = fixture.batch(fixture.short_rows)
     teacher = OnlineTeacher(fixture.teacher, fixture.run.vocabulary, [], [])
     signals = teacher.signals(batch.model_inputs(), batch.labels_BT != IGNORE)
     return signals.distribution(1.0).logprobs()
@@ -153,8 +156,8 @@ def _logprobs(fixture: DoctorFixture) -> Tensor:
 
 @torch.no_grad()
 def _padding_mass(fixture: DoctorFixture) -> float:
-    """Mean probability that the teacher gives to ids without a token."""
-    batch, ids = fixture.batch(fixture.few), fixture.run.vocabulary
+    """Return the mean probability that the teacher gives to ids without a token."""
+    batch, ids = fixture.batch(fixture.short_rows), fixture.run.vocabulary
     hidden_NH = run_body(fixture.teacher, batch.model_inputs())[batch.labels_BT != IGNORE]
     logits_NV = head_of(fixture.teacher, _rows_of(fixture.teacher)).logits(hidden_NH)
     return float(logits_NV.softmax(-1)[:, ids:].sum(-1).mean())
@@ -162,7 +165,7 @@ def _padding_mass(fixture: DoctorFixture) -> float:
 
 @contextmanager
 def scrambled(model: Any, vocabulary: int) -> Iterator[None]:
-    """Large random numbers in the head's rows beyond the vocabulary, while the block runs."""
+    """Put large random numbers in the head's rows beyond the vocabulary, inside the block."""
     head = unwrap(model).get_output_embeddings()
     tensors = [t for t in (head.weight, getattr(head, "bias", None)) if t is not None]
     kept = [tensor.detach()[vocabulary:].clone() for tensor in tensors]
@@ -189,9 +192,9 @@ def cache(fixture: DoctorFixture) -> Finding:
     for one in divergences_of(fixture):
         if one.cached:
             compare_cached(fixture, one, report)
-            online = fixture.taught_online.means.terms[one.key]
+            online = fixture.divergence_step_online.means.terms[one.key]
             telling |= abs(online) > explained_difference(fixture) and not one.cut
-    gradient = apart(fixture.taught_online, fixture.taught)[1]
+    gradient = relative_difference(fixture.divergence_step_online, fixture.divergence_step)[1]
     numbers = {**report.numbers, "gradient": gradient}
     if report.faults:
         return judged(False, f"not these tokens' signals? {'; '.join(report.faults)}", **numbers)
@@ -205,16 +208,16 @@ def cache(fixture: DoctorFixture) -> Finding:
 
 @check("frozen teacher")
 def frozen(fixture: DoctorFixture) -> Finding:
-    """No gradient reaches the teacher, and it shares nothing with what learns."""
+    """No gradient reaches the teacher, and it shares no tensor with the student."""
     if not fixture.divergences:
         return not_applicable("no term of the objective compares with the teacher")
-    _ = fixture.taught_online  # a step with the teacher in it
+    _ = fixture.divergence_step_online  # a step with the teacher in it
     teacher = dict(fixture.teacher.named_parameters())
     learns = [name for name, p in teacher.items() if p.requires_grad or p.grad is not None]
     ours = {p.data_ptr() for p in fixture.student.parameters()}
     shared = [name for name, p in teacher.items() if p.data_ptr() in ours]
-    batch = fixture.batch(fixture.few)
-    signals = fixture.all_online(batch)["online"]
+    batch = fixture.batch(fixture.short_rows)
+    signals = fixture.online_sources(batch)["online"]
     tensors = [signals.distribution(1.0).logprobs()]  # type: ignore[union-attr]
     tensors += [signals.hidden(layer) for layer in fixture.online.layers]
     graph = any(tensor.requires_grad for tensor in tensors)
@@ -235,10 +238,10 @@ def frozen(fixture: DoctorFixture) -> Finding:
 
 @check("fitness")
 def fitness(fixture: DoctorFixture) -> Finding:
-    """Whether the teacher knows the held-out text better than the untrained student."""
+    """The teacher predicts validation text better than the untrained student does."""
     teacher, tokens = mean_nll(fixture.teacher, fixture)
     student, _ = mean_nll(fixture.student, fixture)
-    says = f"nll {teacher:.3f} on {tokens} held-out tokens, the untrained student {student:.3f}"
+    says = f"nll {teacher:.3f} on {tokens} validation tokens, the untrained student {student:.3f}"
     numbers = {"teacher": teacher, "student": student, "tokens": float(tokens)}
     if teacher < student:
         return judged(True, says, **numbers)
@@ -248,9 +251,9 @@ def fitness(fixture: DoctorFixture) -> Finding:
 
 @torch.no_grad()
 def mean_nll(model: nn.Module, fixture: DoctorFixture) -> tuple[float, int]:
-    """(nll in nats a token, tokens) on the held-out examples."""
+    """Return (nll in nats a token, tokens) on the validation examples."""
     head, total, counted = head_of(model, fixture.run.vocabulary), 0.0, 0
-    for example in fixture.held_out:
+    for example in fixture.validation:
         total += _nll(model, head, example, fixture)
         counted += len(example.counted)
     return total / max(1, counted), counted

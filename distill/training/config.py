@@ -1,4 +1,4 @@
-"""How long, how fast, in which precision: the keys of every training."""
+"""The keys that every training has: how long, how fast, in which precision."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distill.training.optimizers import OptimizerName
 
 
 class LoopConfig(Section):
-    """How long, how fast, in which precision; shared by every stage that trains."""
+    """The keys shared by all sections of a recipe that train: length, rate, precision."""
 
     objective: list[AnyTerm]
     source: Source = Field("cache", description="of the teacher's signals; a term may differ")

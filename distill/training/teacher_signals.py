@@ -1,4 +1,4 @@
-"""The teacher's signals of a batch: from the cache, from a teacher that runs in the step, or both."""
+"""The teacher's signals of a batch: from the cache, from a teacher in the step, or both."""
 
 from __future__ import annotations
 

@@ -17,5 +17,7 @@ class TrainConfig(LoopConfig):
         default_factory=lambda: [{"loss": "forward_kl"}], min_length=1, validate_default=True
     )
     trainable: Trainable = "all"
-    reinitialize: Reinitialized = Field(None, description="blocks or head that start afresh")
+    reinitialize: Reinitialized = Field(
+        None, description="blocks or head that start from random weights"
+    )
     arms: list[ControlArm] = Field(default=["finetune"])

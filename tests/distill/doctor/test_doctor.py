@@ -356,6 +356,6 @@ def test_a_hook_that_stays(finding):
 
 def test_a_tokenizer_that_loses_text(finding, monkeypatch):
     monkeypatch.setattr(
-        "distill.doctor.data_checks._there_and_back", lambda tokenizer, text: text.replace("t", "?")
+        "distill.doctor.data_checks._decoded_again", lambda tokenizer, text: text.replace("t", "?")
     )
     caught(finding("tokenizer"), "come back changed")
