@@ -22,7 +22,7 @@ from distill.pipeline import run_stages
 from distill.run.context import Run
 from distill.run.load import load_recipe
 from distill.stages.evaluate import measure_jobs
-from distill.stages.export import card_of, artifact_inputs
+from distill.stages.export import artifact_inputs, card_of
 from distill.stages.report import assemble
 from distill.stages.stage import STAGES
 from students.artifacts.artifact import export_artifact

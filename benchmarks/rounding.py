@@ -43,9 +43,11 @@ from distill.pipeline import run_stages
 from distill.run.context import Run
 from distill.run.load import load_recipe
 from distill.stages.cache import open_cache
-from distill.training.config import TrainConfig
-from distill.training.loop import Job
+from distill.training.batch_source import planned_batches
+from distill.training.job import Job
 from distill.training.loop import train as train_loop
+from distill.training.teacher_signals import TeacherSignals
+from distill.training.train_config import TrainConfig
 from students.quantization.formats import NUMBER_FORMATS
 from students.quantization.gptq import RoundedWeight, round_model
 from students.quantization.learned_scales import make_scales_trainable, store_learned_scales
@@ -145,20 +147,26 @@ def learn(
         dtype=torch.float32,
         chunk=tokens_per_chunk(run.vocabulary, torch.device("cpu")),
     )
-    train, held_out = run.data()
+    data, signals = run.recipe.data, TeacherSignals(open_cache(run, torch.device("cpu")))
+    source = planned_batches(
+        run.training_examples(),
+        learner,
+        signals,
+        config,
+        max_length=data.max_length,
+        packing=data.packing,
+        seed=1,
+    )
     with tempfile.TemporaryDirectory() as folder:
         job = Job(
             name="rounding",
             learner=learner,
             config=config,
-            train=train,
-            held_out=held_out,
-            cache=open_cache(run, torch.device("cpu")),
-            online=None,
+            source=source,
+            validation=run.validation_examples(),
+            signals=signals,
             folder=Path(folder),
             seed=1,
-            max_length=run.recipe.data.max_length,
-            packing=run.recipe.data.packing,
         )
         train_loop(job)
     store_learned_scales(model)

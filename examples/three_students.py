@@ -18,13 +18,12 @@ from typing import Any
 
 import torch
 
-from distill.data.batching import OF_TOKENS
 from distill.data.examples import Examples
 from distill.data.tokenize import IGNORE
 from distill.run.context import Run
 from distill.run.load import load_recipe
 from distill.stages.cache import open_cache
-from distill.training.loop import Plan
+from distill.training.batch_source import Plan
 from teachers.cache.reader import SignalCache
 
 STUDENTS: dict[str, dict[str, Any]] = {
@@ -38,21 +37,21 @@ def signals_seen(
     cache: SignalCache, examples: Examples, max_length: int, student: dict[str, Any]
 ) -> dict[str, str]:
     """A digest of each example's signals, cut out of the batches of one epoch."""
-    config = SimpleNamespace(
+    config: Any = SimpleNamespace(
         accumulate=1, epochs=1, max_steps=None, batch_size=student["batch_size"]
     )
-    job: Any = SimpleNamespace(
-        config=config,
-        train=examples,
+    plan = Plan(
+        examples,
+        config,
         max_length=max_length,
         packing=student["packing"],
         seed=7,
-        batching=OF_TOKENS,
+        world=student["world"],
     )
-    plan, seen = Plan(job, student["world"]), {}
+    seen: dict[str, str] = {}
     for step in range(len(plan.steps)):
         for rank in range(student["world"]):
-            for batch, share in plan.batches(step, examples, rank):
+            for batch, share in plan.batches(step, rank):
                 if not share:
                     continue
                 assert int((batch.labels_BT != IGNORE).sum()) == sum(map(cache.tokens, batch.keys))

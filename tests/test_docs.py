@@ -28,7 +28,8 @@ from distill.recipe.schema import Recipe
 from distill.recipe.specialize import SpecializeLoop
 from distill.run.load import check_recipe
 from distill.stages.report import SCHEMA
-from distill.training.config import LoopConfig, TrainConfig
+from distill.training.config import LoopConfig
+from distill.training.train_config import TrainConfig
 from teachers.cache.config import CacheConfig, manifest_of
 from teachers.cache.reader import SignalCache
 from teachers.cache.store import SignalStore

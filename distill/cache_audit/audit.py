@@ -1,7 +1,8 @@
 """`distill cache audit`: what each codec would cost and lose, measured before any training.
 
-Teacher and student are run over a held-out slice; each candidate codec stores the teacher's signals
-as a cache would, and `distill/cache_audit/fidelity.py` says what a student would feel of the difference.
+Teacher and student run over a slice of the validation examples. Each candidate codec stores the
+teacher's signals as a cache would, and `distill/cache_audit/fidelity.py` measures how far a
+student's gradient from the stored signals is from the exact one.
 
 Legend: N tokens, H width, V vocabulary.
 """
@@ -9,6 +10,7 @@ Legend: N tokens, H width, V vocabulary.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from attar.models.loading import load_causal_lm
 from attar.models.structure import Head
 from distill.cache_audit.fidelity import Fidelity, Measures
 from distill.console import progress
-from distill.data.examples import Examples, first_examples
+from distill.data.examples import Example, Examples, first_examples
 from distill.objective.losses import LOSSES
 from distill.objective.terms import check_served, terms_reading
 from distill.pipeline import run_stages
@@ -54,7 +56,11 @@ GRID: list[dict[str, Any]] = [
 
 @dataclass(frozen=True)
 class Audited:
-    """One codec on the slice: its parameters, bytes a token on disk, assets, and fidelity."""
+    """One codec on the slice: its parameters, its cost on disk, and its fidelity.
+
+    asset_bytes: what the cache holds once for all tokens, as a basis. fits: whether the codec
+    serves every term of the objective.
+    """
 
     codec: dict[str, Any]
     bytes_per_token: float
@@ -64,14 +70,14 @@ class Audited:
 
     @property
     def label(self) -> str:
-        """Name and the parameters that are not defaults."""
+        """Return the codec's name and the parameters that are not defaults."""
         name, *own = _own_values(self.codec).items()
         return " ".join([name[1], *(f"{key}={value}" for key, value in own)])
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Teacher and student on the same held-out tokens, and what codecs learn from."""
+    """Teacher and student on the same validation tokens, and a sample that codecs learn from."""
 
     requests: list[Request]
     labels_N: Tensor
@@ -82,26 +88,25 @@ class Slice:
     sample: TeacherChunk
 
 
-def take_slice(run: Run, tokens: int) -> Slice:
-    """Run teacher and student, one after the other, over the first held-out examples."""
-    train, held_out = run.data()
-    requests, labels = [], []
-    for i in first_examples(held_out, tokens):
-        example = held_out[i]
-        requests.append(Request(example.key, example.input_ids, example.counted))
-        labels.append(example.labels[example.counted])
-    sample = _requests_to_learn_from(train)
-    teacher_NH, teacher_head, sample_NH = _states(
-        load_teacher(run.teacher), run.vocabulary, requests, sample
-    )
-    student = load_causal_lm(
-        str(run.folder.student), dtype=torch.float32, trust_remote_code=run.trusts_code
-    )
-    student_NH, student_head, _ = _states(student, run.vocabulary, requests, [])
+def take_slice(
+    requests: list[Request],
+    labels_N: Tensor,
+    sample: list[Request],
+    vocabulary: int,
+    get_teacher: Callable[[], Any],
+    get_student: Callable[[], Any],
+) -> Slice:
+    """Run teacher and student, one after the other, over the requests.
+
+    labels_N: the ids that follow the requests' counted tokens. sample: what codecs learn from, run
+    through the teacher alone. Each model is loaded, run and freed before the next.
+    """
+    teacher_NH, teacher_head, sample_NH = _states(get_teacher(), vocabulary, requests, sample)
+    student_NH, student_head, _ = _states(get_student(), vocabulary, requests, [])
     seeds_N = np.concatenate([seeds_of(request.key, len(request.counted)) for request in sample])
     return Slice(
         requests,
-        torch.from_numpy(np.concatenate(labels)).to(teacher_NH.device),
+        labels_N.to(teacher_NH.device),
         teacher_NH,
         student_NH,
         teacher_head,
@@ -110,19 +115,19 @@ def take_slice(run: Run, tokens: int) -> Slice:
     )
 
 
+def _request_of(example: Example) -> Request:
+    return Request(example.key, example.input_ids, example.counted)
+
+
 def _requests_to_learn_from(train: Examples) -> list[Request]:
     order = sorted(range(len(train)), key=lambda i: train.keys[i])
-    found = []
-    for i in order[:LEARN_TOKENS]:
-        example = train[i]
-        found.append(Request(example.key, example.input_ids, example.counted))
-    return first_requests(found, LEARN_TOKENS)
+    return first_requests([_request_of(train[i]) for i in order[:LEARN_TOKENS]], LEARN_TOKENS)
 
 
 def _states(
     model: Any, vocabulary: int, requests: list[Request], sample: list[Request]
 ) -> tuple[Tensor, Head, Tensor]:
-    """Final hidden states of both lists, and the head, which outlives the model."""
+    """Return final hidden states of both lists, and a copy of the head: the model is freed."""
     with torch.inference_mode():
         runner = TeacherRunner(model, vocabulary, CacheConfig())
         head = runner.head
@@ -135,7 +140,10 @@ def _states(
 
 
 def audit(part: Slice, codecs: list[Any], objectives: list[Any]) -> list[Audited]:
-    """Every codec on the slice. `objectives`: the recipe's terms, which not every codec serves."""
+    """Measure every codec on the slice.
+
+    objectives: the recipe's terms; whether a codec serves them all is noted for each.
+    """
     learned = [codec.learn(part.sample) for codec in codecs]
     columns: list[list[Columns]] = [[] for _ in codecs]
     fidelity = Fidelity(part.student_head)
@@ -170,7 +178,7 @@ def audit(part: Slice, codecs: list[Any], objectives: list[Any]) -> list[Audited
 
 
 def _bytes(parts: list[Columns], requests: list[Request]) -> int:
-    """Bytes of the shard that these columns make."""
+    """Return the bytes of the shard that these columns make."""
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     tokens = [len(request.counted) for request in requests]
     return len(to_arrow([r.key for r in requests], tokens, split_columns(whole, tokens)))
@@ -191,7 +199,7 @@ def _serves(codec: Any, terms: list[Any]) -> bool:
 
 
 def candidates(own: Any) -> list[Any]:
-    """The recipe's own codec, then a grid over every registered kind."""
+    """Return the recipe's own codec, then a grid over every registered kind."""
     own_values = own.model_dump()
     temperatures = own_values.get("temperatures", [1.0])
     temperatures = temperatures if 1.0 in temperatures else [*temperatures, 1.0]
@@ -207,8 +215,10 @@ def candidates(own: Any) -> list[Any]:
 
 
 def choose(found: list[Audited], budget: float) -> Audited:
-    """Of what costs at most `budget` bytes a token and serves the objective, the one whose
-    gradient over a batch is nearest to the dense one. Raises `RecipeError` where nothing is.
+    """Return the best codec that serves the objective in at most `budget` bytes a token.
+
+    The best is the one whose gradient over a batch is nearest to the exact one. Raises
+    `RecipeError` where no codec fits.
     """
     able = [one for one in found if one.fits and one.bytes_per_token <= budget]
     if not able:
@@ -221,26 +231,38 @@ def choose(found: list[Audited], budget: float) -> Audited:
 
 
 def audit_run(run: Run, tokens: int) -> list[Audited]:
-    """Audit a run's teacher and student, which is built first where it is not yet.
+    """Audit a run's teacher and student on its validation examples; build the student first.
 
     Leaves audit.json in the run folder: `plan` reads bytes a token from it.
     """
-    check_next_tokens(run.recipe, "distill cache audit")
+    recipe = run.recipe
+    check_next_tokens(recipe, "distill cache audit")
     run_stages(run, ["adapt-teacher", "build"])
-    part = take_slice(run, tokens)
+    validation = run.validation_examples()
+    examples = [validation[i] for i in first_examples(validation, tokens)]
+    part = take_slice(
+        [_request_of(example) for example in examples],
+        torch.from_numpy(np.concatenate([e.labels[e.counted] for e in examples])),
+        _requests_to_learn_from(run.training_examples()),
+        run.vocabulary,
+        lambda: load_teacher(run.teacher),
+        lambda: load_causal_lm(
+            str(run.folder.student), dtype=torch.float32, trust_remote_code=run.trusts_code
+        ),
+    )
     terms = [
         term
-        for section in run.recipe.learning().values()
+        for section in recipe.learning().values()
         for term in terms_reading(section.objective, "cache", section.source)
     ]
-    found = audit(part, candidates(run.recipe.cache.codec), terms)
+    found = audit(part, candidates(recipe.cache.codec), terms)
     lines = [{**asdict(one), "label": one.label, "key": fingerprint(one.codec)} for one in found]
     write_json(run.folder.audit, {"tokens": len(part.labels_N), "codecs": lines})
     return found
 
 
 def table(found: list[Audited]) -> list[list[str]]:
-    """Header and one line a codec, cheapest first."""
+    """Return a header and one line a codec, cheapest first."""
     lines = [
         ["codec", "bytes/token", "KL", "error", "cosine", "summed error", "cosine", "top-1 kept",
          "calibration", ""]
@@ -265,7 +287,7 @@ def table(found: list[Audited]) -> list[list[str]]:
 
 
 def plot(found: list[Audited], file: Path) -> None:
-    """Error against bytes, one curve a codec: a token's gradient, and the sum over the slice."""
+    """Plot error against bytes, a curve a codec: of one token's gradient, and over the slice."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -290,19 +312,19 @@ def plot(found: list[Audited], file: Path) -> None:
 
 
 def _own_values(codec: dict[str, Any]) -> dict[str, Any]:
-    """A codec's name and the parameters that are not defaults."""
+    """Return a codec's name and the parameters that are not defaults."""
     plain = CODECS[codec["name"]]().model_dump()
     return {k: v for k, v in codec.items() if k == "name" or plain[k] != v}
 
 
 def short(codec: dict[str, Any]) -> str:
-    """A codec as a recipe writes it."""
+    """Return a codec as a recipe writes it, on one line."""
     values = _own_values(codec)
     return yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=1000).strip()
 
 
 def write_codec(recipe: Path, codec: dict[str, Any]) -> None:
-    """Put `cache.codec` into a recipe file; its comments and the rest of it stay as they are."""
+    """Write `cache.codec` into a recipe file; the rest of it, comments included, stays the same."""
     value = short(codec)
     text = recipe.read_text(encoding="utf8")
     root = yaml.compose(text)
@@ -333,7 +355,7 @@ def _value_of(node: yaml.MappingNode, key: str) -> Any:
 
 
 def _rest(text: str, stop: int, block: bool) -> str:
-    """What follows a value: a block's end mark is the start of the next key, indented."""
+    """Return the text after a value: a block ends where the next key starts, indented."""
     if not block:
         return text[stop:]
     line = text.rfind("\n", 0, stop) + 1

@@ -1,16 +1,16 @@
-"""How far decoded signals are from the teacher's full distribution, as a student would feel it.
+"""How far decoded signals are from the teacher's full distribution, by the student's gradient.
 
 Legend: N tokens, K entries, V vocabulary, H width.
 
 A codec is judged by what it does to learning: the gradient of the forward KL at temperature 1, at
 the student's final hidden states (one token's error) and at the head's weights summed over many
-tokens (what is left of it after a batch). Both are compared with the dense target's. Every
-gradient here is one number a token times the student's distribution plus something at few ids,
+tokens (the error that is left in a batch). Both are compared with the dense target's. Every
+gradient here is one number a token times the student's distribution, plus numbers at a few ids,
 
     dL/dz_v = rest s_v + extra_v,   bucket:  rest = 1 - t_rest / s_rest, s_k - t_k at an entry k
                                     sampled: rest = sum(t),              s_v rest - t_v everywhere
 
-so the product with the head is made once for the student and costs little more a target.
+so the product with the head is made once for the student, and each target adds little cost.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from teachers.signals import Distribution, SparseDistribution
 
 Loss = Callable[[Tensor], Tensor]
 BINS = 15  # of confidence, equally wide
-SMALL_REST = 1e-3  # below it, one minus a sum has lost its digits: the rest is summed itself
+SMALL_REST = 1e-3  # below it, one minus a sum is too inexact: the rest is summed directly
 
 
 @dataclass(frozen=True)
 class WithLoss:
-    """A sparse target that some other loss than our forward KL reads.
+    """A sparse target with a loss other than this package's forward KL.
 
-    loss: from the student's log-probabilities at the entries (N, K) to one value a token (N,);
-    it may read the student through these alone. Slots that it does not read get no gradient.
+    loss: from the student's log-probabilities at the entries (N, K) to one value a token (N,). It
+    may read nothing else of the student. Slots that it does not read get no gradient.
     """
 
     target: SparseDistribution
@@ -48,7 +48,7 @@ Decoded = SparseDistribution | Tensor  # a dense one as its log-probabilities (N
 
 @dataclass(frozen=True)
 class Measures:
-    """What was found for one codec. Errors are relative: 0 is perfect, 1 as bad as no gradient.
+    """The measures of one codec. Errors are relative: 0 is perfect, 1 is as bad as no gradient.
 
     kl: mean KL(dense || decoded), nats a token, a bucket's mass spread evenly over the ids outside
     (which its loss does not assume). Infinite where an id has no probability left; NaN for unbiased
@@ -77,7 +77,7 @@ class Measures:
 
 @dataclass
 class Totals:
-    """Sums over tokens and groups that the measures are made from; those of two texts add up."""
+    """Sums over tokens and groups, from which measures are made; sums of two texts can be added."""
 
     tokens: int = 0
     kl: float = 0.0
@@ -100,7 +100,7 @@ class Totals:
         return Totals(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
     def measures(self) -> Measures:
-        """The measures of all that was added."""
+        """Return the measures of all tokens so far."""
         return Measures(
             tokens=self.tokens,
             kl=_per(self.kl, self.tokens),
@@ -116,17 +116,17 @@ class Totals:
 
 
 class Fidelity:
-    """Takes chunks of tokens with the targets of several codecs, and says how each of them does.
+    """Takes chunks of tokens with the targets of several codecs, and measures each codec.
 
-    Holds chunk x V numbers a few times and, for the summed measures, V x H a target. A chunk of a
-    few hundred tokens is best; with `group`, one that divides it.
+    Holds chunk x V numbers a few times and, for the summed measures, V x H for each target. A chunk
+    of a few hundred tokens is best; with `group`, one that divides it.
     """
 
     def __init__(self, head: Head, *, group: int | None = 16384) -> None:
-        """Takes the student's head, and the tokens over which gradients at it are summed.
+        """Take the student's head, and how many tokens a summed gradient at it covers.
 
-        Groups end with the chunk that fills them; tokens after the last full group are left out of
-        the summed measures, unless there is none. None: no summed measures, half the work.
+        A group ends with the chunk that fills it. Tokens after the last full group are left out of
+        the summed measures, unless no group is full. None: no summed measures, for half the work.
         """
         weight_VH = head.weight_VH.detach().float()
         bias_V = None if head.bias_V is None else head.bias_V.detach()
@@ -147,10 +147,12 @@ class Fidelity:
         *,
         summed: bool = True,
     ) -> None:
-        """A chunk: the student's final hidden states, the teacher's dense log-probabilities
-        (float32, finite), what each codec made of them, and the ids that follow in the text.
+        """Add a chunk of tokens.
 
-        Every chunk brings the same targets. With `summed` false it counts for single tokens only.
+        hidden_NH: the student's final hidden states. teacher_NV: the teacher's dense
+        log-probabilities (float32, finite). targets: what each codec decodes to; the same codecs in
+        every chunk. labels_N: the ids that follow in the text. summed: whether the chunk is part of
+        the summed measures.
         """
         student = _Student(hidden_NH.float(), self.head)
         teacher = _Teacher(teacher_NV, labels_N)
@@ -174,7 +176,7 @@ class Fidelity:
             self._reference_VH, self._sums_VH, self._open_tokens = None, {}, 0
 
     def _open_group(self) -> dict[str, Totals]:
-        """The summed part of each target's totals, of the group that is open."""
+        """Return the summed part of each target's totals, for the group that is open."""
         found = {}
         for name, sum_VH in self._sums_VH.items():
             assert self._reference_VH is not None
@@ -190,7 +192,7 @@ class Fidelity:
         return found
 
     def totals(self) -> dict[str, Totals]:
-        """The sums so far by target; those of several texts or students' stages can be added."""
+        """Return the sums so far by target; those of several texts or students can be added."""
         if any(totals.groups for totals in self._totals.values()):
             return dict(self._totals)
         unfinished = self._open_group()
@@ -199,7 +201,7 @@ class Fidelity:
         }
 
     def result(self) -> dict[str, Measures]:
-        """The measures so far by target."""
+        """Return the measures so far by target."""
         return {name: totals.measures() for name, totals in self.totals().items()}
 
 
@@ -207,14 +209,14 @@ class Fidelity:
 
 
 def _decode(target: Target, device: torch.device) -> tuple[Decoded, Loss | None]:
-    """What a target says, and the loss that reads it where that is not ours."""
+    """Return the decoded target, and its own loss where it has one."""
     loss = target.loss if isinstance(target, WithLoss) else None
-    given = (target.target if isinstance(target, WithLoss) else target).to(device)
-    return given if isinstance(given, SparseDistribution) else given.logprobs(), loss
+    plain = (target.target if isinstance(target, WithLoss) else target).to(device)
+    return plain if isinstance(plain, SparseDistribution) else plain.logprobs(), loss
 
 
 class _Student:
-    """A student on a chunk: its distribution, and the head that gradients go back through."""
+    """A student on a chunk: its distribution, and the head that gradients flow back through."""
 
     def __init__(self, hidden_NH: Tensor, head: Head) -> None:
         logits_NV = head.logits(hidden_NH)
@@ -225,14 +227,16 @@ class _Student:
         self.logprobs_NV = logits_NV.log_softmax(-1)
         self.probs_NV = self.logprobs_NV.exp()
         self.capped_NV = self.through_cap(self.probs_NV)
-        self.mean_NH = self.capped_NV @ self.weight_VH  # what the rest is multiplied with
+        self.mean_NH = (
+            self.capped_NV @ self.weight_VH
+        )  # the gradient at hidden states of a rest of 1
 
     def through_cap(self, gradient_NV: Tensor) -> Tensor:
-        """The gradient at the raw product from the one at the logits, but for the head's scale."""
+        """Return the gradient at the raw product from that at the logits, without the scale."""
         return gradient_NV if self.slope_NV is None else gradient_NV * self.slope_NV
 
     def mass_outside(self, ids_NK: Tensor, entries_NK: Tensor) -> Tensor:
-        """Probability (N,) of all ids but the entries', to full relative precision."""
+        """Return the probability (N,) of all ids but the entries', to full relative precision."""
         rest_N = 1 - entries_NK.double().sum(-1)
         small = rest_N < SMALL_REST
         if small.any():
@@ -248,18 +252,18 @@ class _DenseGradient:
     gradient_NV: Tensor
 
     def at_hidden(self, student: _Student) -> Tensor:
-        """(N, H)."""
+        """Return the gradient (N, H) at the student's final hidden states."""
         return self.gradient_NV @ student.weight_VH
 
     def added_to(self, sum_VH: Tensor | None, student: _Student) -> Tensor:
-        """A sum (V, H), with what reaches the head's weights."""
+        """Add the gradient at the head's weights to a sum (V, H); return the sum."""
         sum_VH = torch.zeros_like(student.weight_VH) if sum_VH is None else sum_VH
         return sum_VH.addmm_(self.gradient_NV.T, student.hidden_NH)
 
 
 @dataclass(frozen=True)
 class _SparseGradient:
-    """`rest` times the student's distribution, and `extra` at some ids (0 in unused slots)."""
+    """`rest` times the student's distribution, plus `extra` at some ids (0 in unused slots)."""
 
     rest_N: Tensor
     ids_NK: Tensor
@@ -270,7 +274,7 @@ class _SparseGradient:
         return self.extra_NK * (1 if slope_NV is None else slope_NV.gather(-1, self.ids_NK))
 
     def at_hidden(self, student: _Student) -> Tensor:
-        """(N, H)."""
+        """Return the gradient (N, H) at the student's final hidden states."""
         extra_NK, weight_VH = self._capped_extra(student), student.weight_VH
         entries_NH = functional.embedding_bag(
             self.ids_NK, weight_VH, per_sample_weights=extra_NK, mode="sum"
@@ -278,7 +282,7 @@ class _SparseGradient:
         return self.rest_N.unsqueeze(-1) * student.mean_NH + entries_NH
 
     def added_to(self, sum_VH: Tensor | None, student: _Student) -> Tensor:
-        """A sum (V, H), with what reaches the head's weights."""
+        """Add the gradient at the head's weights to a sum (V, H); return the sum."""
         sum_VH = torch.zeros_like(student.weight_VH) if sum_VH is None else sum_VH
         hidden_NH = student.hidden_NH
         sum_VH.addmm_(student.capped_NV.T, self.rest_N.unsqueeze(-1) * hidden_NH)
@@ -288,7 +292,7 @@ class _SparseGradient:
 
 
 def _products(mine_VH: Tensor, reference_VH: Tensor) -> Tensor:
-    """Inner products (3, 3) of G' - G, G and G', float64, some rows at a time."""
+    """Return inner products (3, 3) of G' - G, G and G' in float64, made a few rows at a time."""
     products = torch.zeros(3, 3, dtype=torch.float64, device=mine_VH.device)
     for mine, reference in zip(mine_VH.split(512), reference_VH.split(512), strict=True):
         rows = torch.stack([mine - reference, reference, mine]).double().flatten(1)
@@ -299,7 +303,7 @@ def _products(mine_VH: Tensor, reference_VH: Tensor) -> Tensor:
 def _gradient(
     decoded: Decoded, loss: Loss | None, student: _Student
 ) -> _DenseGradient | _SparseGradient:
-    """The gradient of the decoded target's loss at the student's logits."""
+    """Return the gradient of the decoded target's loss at the student's logits."""
     if isinstance(decoded, Tensor):
         return _DenseGradient(student.through_cap(student.probs_NV - decoded.exp()))
     if loss is not None:
@@ -317,7 +321,7 @@ def _gradient(
 
 
 def _gradient_of_loss(ids_NK: Tensor, loss: Loss, student: _Student) -> _SparseGradient:
-    """log s_k = z_k - log sum exp z, so a gradient a_k there is a_k - s sum(a) at the logits."""
+    """Return the gradient at the logits: log s_k = z_k - log sum exp z, so a_k - s sum(a)."""
     entries_NK = student.logprobs_NV.gather(-1, ids_NK)
     with torch.enable_grad():
         entries_NK.requires_grad_()
@@ -335,7 +339,7 @@ def _compare_tokens(mine_NH: Tensor, dense_NH: Tensor, totals: Totals) -> None:
 
 
 class _Teacher:
-    """The dense teacher on a chunk, and what follows in the text."""
+    """The dense teacher on a chunk, and the ids that follow in the text."""
 
     def __init__(self, logprobs_NV: Tensor, labels_N: Tensor | None) -> None:
         self.labels_N = labels_N
@@ -344,7 +348,7 @@ class _Teacher:
         self.confidence_N, self.likeliest_N = self.probs_NV.max(-1)
 
     def compare(self, decoded: Decoded, totals: Totals) -> None:
-        """Add what the decoded distribution keeps of the dense one."""
+        """Add a comparison of the decoded distribution with the dense one to the totals."""
         totals.tokens += len(self.likeliest_N)
         if isinstance(decoded, SparseDistribution):
             kl_N, weight_N, largest_N = self._compare_sparse(decoded)
@@ -358,7 +362,7 @@ class _Teacher:
             self._calibrate(weight_N, totals)
 
     def _compare_sparse(self, target: SparseDistribution) -> tuple[Tensor, Tensor, Tensor]:
-        """(KL, weight of the likeliest id, largest weight), each (N,)."""
+        """Return (KL, weight of the likeliest id, largest weight), each (N,)."""
         weights_NK = target.logprobs_NK.exp()
         used_NK = weights_NK > 0
         is_likeliest_NK = target.ids_NK == self.likeliest_N.unsqueeze(-1)
@@ -372,8 +376,8 @@ class _Teacher:
         entries_NK = self.probs_NV.gather(-1, target.ids_NK).masked_fill(~used_NK, 0.0)
         crossed_NK = entries_NK * target.logprobs_NK.masked_fill(~used_NK, 0.0)
         mass_N = (1 - entries_NK.double().sum(-1)).clamp(min=0.0).float()
-        spread_N = (outside_N > 0) & (mass_N > 0)
-        crossed_N = crossed_NK.sum(-1) + torch.where(spread_N, mass_N * share_N, 0.0)
+        shared_N = (outside_N > 0) & (mass_N > 0)
+        crossed_N = crossed_NK.sum(-1) + torch.where(shared_N, mass_N * share_N, 0.0)
         return self.negative_entropy_N - crossed_N, weight_N, largest_N
 
     def _calibrate(self, weight_N: Tensor, totals: Totals) -> None:
@@ -388,7 +392,7 @@ class _Teacher:
 
 
 def _ids_outside(target: SparseDistribution, vocabulary: int) -> Tensor:
-    """How many ids are no entry, (N,)."""
+    """Return how many ids are not among the entries, (N,)."""
     return vocabulary - (target.logprobs_NK > -torch.inf).sum(-1)
 
 

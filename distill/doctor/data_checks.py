@@ -1,6 +1,6 @@
-"""Checks of `distill doctor` on tokenizer and data: one meaning of every id, and what counts.
+"""Checks of `distill doctor` on tokenizer and data: what every id means, and what is counted.
 
-Rows of the source are read and tokenised again; what they must come to is worked out here from the
+Rows of the source are read and tokenised again. What they must become is worked out here from the
 texts and messages themselves.
 """
 
@@ -20,13 +20,13 @@ from distill.data.tokenize import IGNORE, Document
 from distill.doctor.findings import Finding, check, judged
 from distill.doctor.fixture import DoctorFixture, Row
 
-LETTERS = 2000  # of a text that go through the tokenizer and back
-SHOWN = 48  # letters of an excerpt
+CHECKED_CHARACTERS = 2000  # of a text, encoded and decoded again
+EXCERPT_CHARACTERS = 48
 
 
 @check("tokenizer")
 def tokenizer(fixture: DoctorFixture) -> Finding:
-    """Teacher, saved student and data mean the same by an id, and text survives the way to ids."""
+    """Teacher, saved student and data agree on every id, and encoded text decodes to itself."""
     run, ours = fixture.run, fixture.run.tokenizer
     others = {"the student's": str(run.folder.student)}
     if run.teacher.model != run.recipe.teacher.model:
@@ -36,9 +36,9 @@ def tokenizer(fixture: DoctorFixture) -> Finding:
         theirs = load_tokenizer(source, trust_remote_code=run.trusts_code)
         for difference in _differences(ours, theirs, texts):
             return judged(False, f"{name} tokenizer is not the teacher's: {difference}")
-    changed = [text for text in texts if _plain(_there_and_back(ours, text)) != _plain(text)]
+    changed = [text for text in texts if _plain(_decoded_again(ours, text)) != _plain(text)]
     if changed:
-        back = _there_and_back(ours, changed[0])
+        back = _decoded_again(ours, changed[0])
         at = next((i for i, (a, b) in enumerate(zip(changed[0], back, strict=False)) if a != b), 0)
         was, now = (repr(text[max(0, at - 8) : at + 16]) for text in (changed[0], back))
         return judged(False, f"{len(changed)} of {len(texts)} texts come back changed: {was} {now}")
@@ -55,11 +55,11 @@ def _texts(row: Row) -> list[str]:
         found = [row.values[row.layout.columns[0]] or ""]
     else:
         found = [m["content"] for m in conversation_of(row.values, row.layout).messages]
-    return [text[:LETTERS] for text in found if text]
+    return [text[:CHECKED_CHARACTERS] for text in found if text]
 
 
 def _differences(ours: Any, theirs: Any, texts: list[str]) -> list[str]:
-    """What two tokenizers disagree on, in words."""
+    """Return what two tokenizers disagree on, in words."""
     found = []
     one, other = ({i: t for t, i in side.get_vocab().items()} for side in (ours, theirs))
     wrong = [i for i in sorted(one.keys() | other.keys()) if one.get(i) != other.get(i)]
@@ -78,18 +78,18 @@ def _differences(ours: Any, theirs: Any, texts: list[str]) -> list[str]:
             found.append(f"its {name} token is id {ids[1]}, the teacher's {ids[0]}")
     for text in texts:
         if ours(text, verbose=False)["input_ids"] != theirs(text, verbose=False)["input_ids"]:
-            found.append(f"it cuts {text[:SHOWN]!r} into other ids")
+            found.append(f"it cuts {text[:EXCERPT_CHARACTERS]!r} into other ids")
             break
     return found
 
 
-def _there_and_back(tokenizer: Any, text: str) -> str:
+def _decoded_again(tokenizer: Any, text: str) -> str:
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
 def _plain(text: str) -> str:
-    """Without what tokenizers may rightly change: spaces, case, Unicode's compatible forms."""
+    """Return a text without what a tokenizer may change: spaces, case, compatible Unicode forms."""
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -98,17 +98,18 @@ def _end_ids(config: Any) -> list[int]:
     return [end] if isinstance(end, int) else list(end or [])
 
 
-# What counts -------------------------------------------------------------------------------------
+# What is counted ---------------------------------------------------------------------------------
 
 
 @check("mask")
 def mask(fixture: DoctorFixture) -> Finding:
-    """Every label is the next id; of text all but a document's first token counts, of
-    conversations what the assistant says.
+    """Every label is the next id, and the right tokens are counted.
+
+    These are all but the first token of a document, and what the assistant says in conversations.
     """
     tokens = counted = 0
     ends: set[int] = set()
-    for example in [*fixture.held_out, *fixture.examples]:
+    for example in [*fixture.validation, *fixture.examples]:
         at = example.counted
         wrong = at[(at + 1 >= len(example.input_ids))]
         if not len(wrong):
@@ -130,16 +131,18 @@ def mask(fixture: DoctorFixture) -> Finding:
         ends |= {run[-1] for _, labels in document for run in _runs(np.asarray(labels))}
         shown = shown or str(fixture.run.tokenizer.decode(spoken))
     text = fixture.rows[0].layout.kind == "text"
-    what = "all but a text's first token" if text else "what is answered"
-    says = f"{counted:,} of {tokens:,} positions count, each label the next id, {what}: "
-    says += repr(shown[:SHOWN])
+    what = "all but a text's first token" if text else "the answers"
+    says = f"{counted:,} of {tokens:,} positions are counted, each label is the next id, {what}: "
+    says += repr(shown[:EXCERPT_CHARACTERS])
     if not text and not ends & _specials(fixture):
-        return Finding("warn", f"{says}; no turn's end counts: the student will not learn to stop")
+        return Finding(
+            "warn", f"{says}; no end of a turn is counted: the student will not learn to stop"
+        )
     return judged(counted > 0, says, counted=counted, tokens=tokens)
 
 
 def _specials(fixture: DoctorFixture) -> set[int]:
-    """Ids of special and added tokens."""
+    """Return the ids of special and added tokens."""
     tokenizer = fixture.run.tokenizer
     return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
 
@@ -163,26 +166,27 @@ def _fault_of_text(fixture: DoctorFixture, row: Row, document: Document) -> str 
     if labels == ids[1:]:
         return None
     return (
-        f"of a document of {len(ids)} tokens {len(labels)} count, which are not all but the "
+        f"of a document of {len(ids)} tokens {len(labels)} are counted, which are not all but the "
         f"first: {_shown(fixture, labels)}"
     )
 
 
 def _fault_of_pair(fixture: DoctorFixture, row: Row, document: Document) -> str | None:
-    """Of a prompt and its answer without a chat template, the answer counts and no more."""
+    """Check that, without a chat template, the answer to a prompt is counted and nothing else."""
     tokenizer = fixture.run.tokenizer
     asked, answer = pair_of(row.values, row.layout)
     whole = asked + answer if row.layout.template is None else join(asked, answer)
     for ids, labels in document:
         (run, *more) = _runs(np.asarray(labels))
-        want = _plain(_there_and_back(tokenizer, whole[len(asked) :]))
+        want = _plain(_decoded_again(tokenizer, whole[len(asked) :]))
         got = _plain(str(tokenizer.decode(run, skip_special_tokens=True)))
         cut = len(ids) == fixture.run.recipe.data.max_length
         joined = _plain(str(tokenizer.decode(run[:1])))  # may begin with the prompt's last letters
         before = got[: got.find(want)] if want in got else ""
         whole_answer = got == before + want and joined.startswith(before)
         if more or not (whole_answer or (cut and want.startswith(got.rstrip("\ufffd")))):
-            return f"where the answer is {answer[:SHOWN]!r}, there counts {_shown(fixture, run)}"
+            excerpt = answer[:EXCERPT_CHARACTERS]
+            return f"where the answer is {excerpt!r}, counted is {_shown(fixture, run)}"
     return None
 
 
@@ -194,30 +198,32 @@ def _fault_of_chat(fixture: DoctorFixture, row: Row, document: Document) -> str 
         runs = _runs(np.asarray(labels))
         whole = len(ids) < fixture.run.recipe.data.max_length
         if len(runs) > len(said) or (whole and len(runs) < len(said)):
-            return f"{len(runs)} turns count of a conversation with {len(said)} of the assistant"
+            return (
+                f"{len(runs)} turns are counted of a conversation with {len(said)} of the assistant"
+            )
         for number, (i, run) in enumerate(zip(said, runs, strict=False)):
-            want = _there_and_back(tokenizer, messages[i]["content"])
+            want = _decoded_again(tokenizer, messages[i]["content"])
             cut = not whole and number == len(runs) - 1
             before = tokenizer.apply_chat_template(
                 messages[:i], tokenize=False, add_generation_prompt=True
             )
             if not _is_said(str(tokenizer.decode(run)), want, before, cut):
-                return (
-                    f"where the assistant says {messages[i]['content'][:SHOWN]!r}, there counts "
-                    f"{_shown(fixture, run)}"
-                )
+                excerpt = messages[i]["content"][:EXCERPT_CHARACTERS]
+                return f"where the assistant says {excerpt!r}, counted is {_shown(fixture, run)}"
     return None
 
 
 def _runs(labels: np.ndarray) -> list[list[int]]:
-    """The labels of each stretch of counted positions."""
+    """Return the labels of each stretch of counted positions."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], labels != IGNORE, [0]])))
     return [labels[a:b].tolist() for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def _is_said(got: str, want: str, before: str, cut: bool) -> bool:
-    """Whether what counts is the message; a template may open a turn with more of its own (tags
-    of thoughts), but the end of the prompt must not count.
+    """Return whether the counted text `got` is the message `want`.
+
+    A template may open a turn with text of its own (tags of thoughts), but the end of the prompt
+    `before` must not be counted. cut: the message was cut at the length limit.
     """
     plain_got, plain_want = _plain(got), _plain(want)
     if cut and plain_want not in plain_got:
@@ -230,4 +236,8 @@ def _is_said(got: str, want: str, before: str, cut: bool) -> bool:
 
 def _shown(fixture: DoctorFixture, ids: list[int]) -> str:
     text = str(fixture.run.tokenizer.decode(ids))
-    return repr(text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]} ... {text[-SHOWN:]}")
+    return repr(
+        text
+        if len(text) <= 2 * EXCERPT_CHARACTERS
+        else f"{text[:EXCERPT_CHARACTERS]} ... {text[-EXCERPT_CHARACTERS:]}"
+    )

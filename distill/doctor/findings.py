@@ -1,34 +1,27 @@
-"""What a check of `distill doctor` is, and the list that registering one enrols it in.
+"""What a check of `distill doctor` is, the registry of checks, and how findings are written.
 
-A check is a function from the `DoctorFixture` to a `Finding`; it runs in the order of registration. One
-that raises has failed, with the error's sentence, and the others go on.
+A check is a function from the `DoctorFixture` to a `Finding`. Checks run in the order in which they
+are registered.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from attar.distributed import free_memory
 from attar.files import write_json
 from attar.registry import Registry
 from distill.doctor.fixture import DoctorFixture
-from distill.run.context import Run
 
 Outcome = Literal["pass", "FAIL", "warn", "n.a."]
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found: its outcome, a sentence, and what was measured."""
+    """What a check found: its outcome, a sentence, and the numbers that it measured."""
 
     outcome: Outcome
     says: str
@@ -37,7 +30,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Checked(Finding):
-    """A finding under the name of its check, with the seconds that it took."""
+    """A finding with the name of its check and the seconds that it took."""
 
     name: str = ""
     seconds: float = 0.0
@@ -49,72 +42,30 @@ check = CHECKS.add
 
 
 def judged(well: bool, says: str, **numbers: float) -> Finding:
-    """Passed or failed."""
+    """Return a finding that passed, or failed where `well` is false."""
     return Finding("pass" if well else "FAIL", says, numbers)
 
 
 def brief(value: float) -> str:
-    """A small number in few letters."""
+    """Return a small number in few characters: `3e-5`."""
     return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e+") if value else "0"
 
 
 def not_applicable(says: str) -> Finding:
-    """Nothing to check here, and why."""
+    """Return a finding that says why the check does not apply to this recipe."""
     return Finding("n.a.", says)
 
 
-def examine(run: Run, tokens: int, on_checked: Callable[[Checked], None]) -> list[Checked]:
-    """Every check on a run whose data and student are there; each is told of when it is done."""
-    found = []
-    with (
-        tempfile.TemporaryDirectory(prefix="doctor-", dir=run.folder.path) as folder,
-        _only_warnings(),
-    ):
-        fixture = DoctorFixture(run, tokens, Path(folder))
-        for name, function in CHECKS.items():
-            started = time.perf_counter()
-            finding = _do(name, function, fixture)
-            free_memory()
-            done = Checked(**vars(finding), name=name, seconds=time.perf_counter() - started)
-            found.append(done)
-            on_checked(done)
-    return found
-
-
-def _do(name: str, function: Check, fixture: DoctorFixture) -> Finding:
-    try:
-        return function(fixture)
-    except Exception as error:  # whatever it is, the other checks go on
-        log.debug("check `%s`", name, exc_info=True)
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        return Finding("FAIL", f"could not be done: {reason}")
-
-
-@contextmanager
-def _only_warnings() -> Iterator[None]:
-    """The loop's messages would stand between the lines; all of them are there with --verbose."""
-    handlers = logging.getLogger("distill").handlers
-    levels = [handler.level for handler in handlers]
-    for handler in handlers:
-        if handler.level > logging.DEBUG:
-            handler.setLevel(max(handler.level, logging.WARNING))
-    try:
-        yield
-    finally:
-        for handler, level in zip(handlers, levels, strict=True):
-            handler.setLevel(level)
-
-
-# Saying it -------------------------------------------------------------------------------------
+# How findings are shown and written --------------------------------------------------------------
 
 
 def line_of(checked: Checked) -> str:
-    """One line for a finding."""
+    """Return the line that the command prints for a finding."""
     return f"{checked.outcome:<5}{checked.name:<18}{checked.says}"
 
 
 def summary(found: list[Checked]) -> str:
-    """What it comes to, in a sentence."""
+    """Return how many checks passed, and which did not, in one sentence."""
     by: dict[str, list[str]] = {"pass": [], "FAIL": [], "warn": [], "n.a.": []}
     for one in found:
         by[one.outcome].append(one.name)
@@ -129,7 +80,7 @@ def summary(found: list[Checked]) -> str:
 
 
 def write_findings(found: list[Checked], file: Path) -> None:
-    """The same as JSON; a number that is not finite is null."""
+    """Write the findings as JSON; a number that is not finite becomes null."""
     write_json(
         file,
         {

@@ -1,10 +1,10 @@
-"""What `distill doctor` looks at: the user's own models and some of their data.
+"""What the checks of `distill doctor` use: the user's own models and some of their data.
 
 Legend: B rows, T tokens, N tokens counted.
 
-Everything is made when a check first asks for it: so one that cannot be made fails those checks
-only that need it. The examples of steps are crops of the user's, of very different lengths: a
-mistake in a mean shows, and the work stays small.
+Each thing is made when a check first asks for it, so one that cannot be made fails only the checks
+that need it. Steps run on crops of the user's examples, of very different lengths: a mistake in a
+mean shows, and the work stays small.
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ from distill.data.row_formats import Layout, layout_of
 from distill.data.sources import load_rows
 from distill.data.tokenize import IGNORE
 from distill.doctor.step_comparison import Step, norms_learning, take_step, without_dropout
+from distill.objective.bound_terms import Pairs, SignalSources
 from distill.objective.chunked_head import tokens_per_chunk
 from distill.objective.losses import LOSSES
-from distill.objective.objective import Learner, Pairs, SignalSources
-from distill.objective.terms import reads_from, terms_reading
+from distill.objective.objective import Learner
+from distill.objective.terms import reads_from
 from distill.run.context import Run
+from distill.training.batch_source import planned_batches
 from distill.training.config import LoopConfig
-from distill.training.loop import Job
+from distill.training.job import Job
+from distill.training.teacher_signals import TeacherSignals
 from students.tuning.trainable import prepare_learning
 from teachers.cache.config import CacheConfig, manifest_of
 from teachers.cache.reader import SignalCache
@@ -49,95 +52,100 @@ from teachers.runners.build_cache import LEARN_TOKENS, build_cache
 from teachers.runners.next_token import TeacherRunner
 from teachers.runners.request import Request
 
-SHARES = (0.38, 0.25, 0.16, 0.1, 0.07, 0.04)  # of the tokens, one an example: lengths differ
-ROWS = 8  # of the source that are read again
-MANY_PARAMETERS = 20_000_000  # parameters; where more learn, a few do for checks of files
+LENGTH_SHARES = (0.38, 0.25, 0.16, 0.1, 0.07, 0.04)  # of the tokens of a step, one an example
+SOURCE_ROWS = 8  # rows of the sources that are read again
+MANY_PARAMETERS = 20_000_000  # where more learn, checks of files use a part of them
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the source as it came, and what its columns say."""
+    """A row of the source as it was read, and the layout of its columns."""
 
     values: dict[str, Any]
     layout: Layout
 
 
 class DoctorFixture:
-    """A run's teacher, student and data, and a small cache of their own in `folder`."""
+    """A run's teacher, student and data, and a small cache of its own in `folder`.
+
+    tokens: about how many a step counts.
+    """
 
     def __init__(self, run: Run, tokens: int, folder: Path) -> None:
         self.run, self.tokens, self.folder = run, tokens, folder
 
     @property
     def config(self) -> LoopConfig:
-        """How the recipe trains."""
+        """Return the recipe's section `train`."""
         return self.run.recipe.train
 
     # Data ------------------------------------------------------------------------------------
 
     @cached_property
     def rows(self) -> list[Row]:
-        """Rows of the training sources, read again."""
+        """Return rows of the training sources, read again."""
         data, found = self.run.recipe.data, []
         sources = sources_of(data)
         for source in sources:
             table = load_rows(source, data.split, data.name)
             layout = layout_of(table.features, source, data)
-            each = math.ceil(ROWS / len(sources))
+            each = math.ceil(SOURCE_ROWS / len(sources))
             for i in sorted(set(np.linspace(0, len(table) - 1, each).astype(int).tolist())):
                 found.append(Row(table[i], layout))
         return found
 
     @cached_property
     def examples(self) -> Examples:
-        """Crops of training examples, the longest first; tokens in all as the user asked."""
-        train = self.run.data()[0]
-        places = np.linspace(0, len(train) - 1, len(SHARES)).astype(int)
+        """Return crops of training examples, the longest first, with `tokens` tokens in all."""
+        train = self.run.training_examples()
+        places = np.linspace(0, len(train) - 1, len(LENGTH_SHARES)).astype(int)
         crops = [
             _crop(train[int(i)], max(4, round(share * self.tokens)))
-            for i, share in zip(places, SHARES, strict=True)
+            for i, share in zip(places, LENGTH_SHARES, strict=True)
         ]
         unique = list({example.key: example for example in crops}.values())
         return _write(unique, self.folder / "examples.arrow")
 
     def batch(self, rows: Sequence[Sequence[int]]) -> Batch:
-        """Rows of these examples as the loop makes them."""
+        """Return a batch of rows of the examples (by their index), as the loop makes it."""
         chosen = [[self.examples[i] for i in row] for row in rows]
         return collate(chosen).to(self.device)
 
     @property
     def one_a_row(self) -> list[list[int]]:
-        """All examples, each in a row of its own."""
+        """Return all examples, by index, each in a row of its own."""
         return [[i] for i in range(len(self.examples))]
 
     @cached_property
-    def few(self) -> list[list[int]]:
-        """The shortest examples that have some twenty counted tokens together, one a row."""
+    def short_rows(self) -> list[list[int]]:
+        """Return the shortest examples that together count about twenty tokens, one a row."""
         counts = np.cumsum(self.examples.counts[::-1])
         number = int(np.searchsorted(counts, 20)) + 1
         return self.one_a_row[-number:]
 
     @cached_property
-    def held_out(self) -> list[Example]:
-        """Whole held-out examples, at least twice as many counted tokens."""
-        held_out = self.run.data()[1]
-        return [held_out[i] for i in first_examples(held_out, 2 * self.tokens)]
+    def validation(self) -> list[Example]:
+        """Return whole validation examples that count at least twice `tokens`."""
+        examples = self.run.validation_examples()
+        return [examples[i] for i in first_examples(examples, 2 * self.tokens)]
 
     # Models ----------------------------------------------------------------------------------
 
     @cached_property
     def teacher(self) -> nn.Module:
-        """The frozen teacher as the recipe holds it in memory."""
+        """Return the frozen teacher, loaded as the recipe says."""
         return load_teacher(self.run.teacher)
 
     @cached_property
     def student(self) -> nn.Module:
-        """The student before training, without dropout: what learns, learns as the recipe says."""
+        """Return the untrained student, without dropout; what learns follows the recipe."""
         return without_dropout(self.load_student())
 
     def load_student(self, *, little: bool = False) -> nn.Module:
-        """Another copy; with `little`, only norms, biases and the last block of a large one
-        learn, so that optimiser and checkpoints stay small.
+        """Return another copy of the untrained student.
+
+        little: of a large student, let only norms, biases and the last block learn, so that
+        optimiser and checkpoints stay small.
         """
         folder, trust = str(self.run.folder.student), self.run.trusts_code
         student = load_causal_lm(folder, dtype=torch.float32, trust_remote_code=trust)
@@ -154,11 +162,11 @@ class DoctorFixture:
 
     @property
     def device(self) -> torch.device:
-        """Where the models are."""
+        """Return the device of the models."""
         return next(self.student.parameters()).device
 
     def pairs(self, terms: list[Any]) -> dict[int, Pairs]:
-        """(student, teacher) layers of each of these terms that has some."""
+        """Return the (student, teacher) layers of each term that reads layers, by its index."""
         return self.run.layer_map().pairs(terms, self.config.source)
 
     def learner(
@@ -168,7 +176,7 @@ class DoctorFixture:
         pairs: dict[int, Pairs],
         dtype: torch.dtype = torch.float32,
     ) -> Learner:
-        """A learner as the training makes it, not training."""
+        """Return a learner as the training makes it, in evaluation mode."""
         torch.manual_seed(self.run.recipe.seed)
         made = Learner(
             student,
@@ -187,13 +195,13 @@ class DoctorFixture:
 
     @property
     def divergences(self) -> list[Any]:
-        """The terms that compare with the teacher."""
+        """Return the terms that compare with the teacher."""
         terms = self.config.objective
         return [term for term in terms if LOSSES[term.loss].reads != "labels"]
 
     @cached_property
     def online(self) -> OnlineTeacher:
-        """The teacher on the student's batches, with every layer that a term reads."""
+        """Return the teacher that runs on the student's batches, with every layer a term reads."""
         used: dict[str, set[int]] = {"hidden": set(), "relation": set()}
         for i, pairs in self.pairs(self.divergences).items():
             used[LOSSES[self.divergences[i].loss].reads] |= {t for _, t in pairs}
@@ -202,19 +210,21 @@ class DoctorFixture:
 
     @property
     def reads_cache(self) -> bool:
-        """Whether training reads the cache."""
+        """Return whether the training reads the cache."""
         return reads_from(self.config, "cache")
 
     @cached_property
     def cache(self) -> SignalCache:
-        """A cache of the examples through the recipe's codecs, made by its teacher as one is."""
+        """Return a cache of the examples, made with the recipe's codecs and teacher."""
         recipe = self.run.recipe.cache
         config = CacheConfig.model_validate(
             {**recipe.model_dump(exclude={"dir", "unfinished"}), "dir": None, "unfinished": False}
         )
         wanted = list(self.examples)
         if config.codec.learns or (config.hidden.parts and config.hidden.codec.learns):
-            train = self.run.data()[0]  # a codec that learns from a few tokens would learn little
+            train = (
+                self.run.training_examples()
+            )  # a codec that learns from a few tokens would learn little
             wanted += [train[i] for i in first_examples(train, LEARN_TOKENS)]
         requests = [Request(e.key, e.input_ids, e.counted) for e in wanted]
         requests = list({request.key: request for request in requests}.values())
@@ -237,106 +247,115 @@ class DoctorFixture:
         )
         return SignalCache(url, device=self.device)
 
-    def given(self, batch: Batch) -> SignalSources:
-        """The signals of a batch, each from where the recipe has it."""
+    def sources(self, batch: Batch) -> SignalSources:
+        """Return the signals of a batch, from the sources that the recipe names."""
         found: SignalSources = {}
         if self.reads_cache:
             found["cache"] = self.cache.signals(batch.keys)
         if reads_from(self.config, "online"):
-            found["online"] = self.all_online(batch)["online"]
+            found["online"] = self.online_sources(batch)["online"]
         return found
 
-    def all_online(self, batch: Batch) -> SignalSources:
-        """The signals of a batch, all of them from the teacher on that batch."""
+    def online_sources(self, batch: Batch) -> SignalSources:
+        """Return the signals of a batch, all of them from the teacher run on that batch."""
         signals = self.online.signals(batch.model_inputs(), batch.labels_BT != IGNORE)
         return {"cache": signals, "online": signals}
 
     # Steps that several checks compare with --------------------------------------------------
 
     @cached_property
-    def whole(self) -> Learner:
-        """The recipe's objective on the student, in float32."""
+    def learner_of_all(self) -> Learner:
+        """Return a learner of the recipe's whole objective on the student, in float32."""
         return self.learner(self.student, self.config.objective, self.pairs(self.config.objective))
 
     @cached_property
-    def reference(self) -> Step:
-        """The whole objective, all examples in one micro-batch, one a row."""
-        return take_step(self.whole, [self.batch(self.one_a_row)], self.given)
+    def reference_step(self) -> Step:
+        """Return a step on the whole objective: all examples in one micro-batch, one a row."""
+        return take_step(self.learner_of_all, [self.batch(self.one_a_row)], self.sources)
 
     @cached_property
-    def taught(self) -> Step:
-        """The terms that compare with the teacher, with the recipe's sources."""
-        return self._taught(self.divergences, self.given)
+    def divergence_step(self) -> Step:
+        """Return a step on the terms that compare with the teacher, from the recipe's sources."""
+        return self._student_step(self.divergences, self.sources)
 
     @cached_property
-    def taught_online(self) -> Step:
-        """The same with the teacher in the step."""
-        return self._taught(self._in_full, self.all_online)
+    def divergence_step_online(self) -> Step:
+        """Return the same step with all signals from the teacher in the step."""
+        return self._student_step(self._in_full, self.online_sources)
 
     @property
     def _in_full(self) -> list[Any]:
-        """These terms as the full distribution has them: there is no tail to cut."""
+        """Return the divergences on full distributions: there is no tail to cut."""
         cut = {"tail": None}
         return [t.model_copy(update=cut) if hasattr(t, "tail") else t for t in self.divergences]
 
-    def _taught(self, terms: list[Any], given: Callable[[Batch], SignalSources]) -> Step:
+    def _student_step(self, terms: list[Any], sources: Callable[[Batch], SignalSources]) -> Step:
         learner = self.learner(self.student, terms, self.pairs(terms))
-        return take_step(learner, [self.batch(self.one_a_row)], given)
+        return take_step(learner, [self.batch(self.one_a_row)], sources)
 
-    def _at_teacher(self, terms: list[Any], given: Callable[[Batch], SignalSources]) -> Step:
+    def _teacher_step(self, terms: list[Any], sources: Callable[[Batch], SignalSources]) -> Step:
         pairs = {i: [(t, t) for _, t in mine] for i, mine in self.pairs(self.divergences).items()}
         with norms_learning(self.teacher):
             learner = self.learner(self.teacher, terms, pairs)
-            return take_step(learner, [self.batch(self.one_a_row)], given)
+            return take_step(learner, [self.batch(self.one_a_row)], sources)
 
     @cached_property
-    def teacher_taught(self) -> Step:
-        """The teacher itself in the student's place; the gradient of its norms and biases."""
-        return self._at_teacher(self.divergences, self.given)
+    def step_at_teacher(self) -> Step:
+        """Return a step with the teacher as student, and the gradient of its norms and biases."""
+        return self._teacher_step(self.divergences, self.sources)
 
     @cached_property
-    def teacher_taught_online(self) -> Step:
-        """The same with the teacher in the step."""
-        return self._at_teacher(self._in_full, self.all_online)
+    def step_at_teacher_online(self) -> Step:
+        """Return the same step with all signals from the teacher in the step."""
+        return self._teacher_step(self._in_full, self.online_sources)
 
     # The loop --------------------------------------------------------------------------------
 
     def job(self, name: str, learner: Learner, **changes: Any) -> Job:
-        """A training of these examples by the loop, the recipe's but for some keys."""
+        """Return a training on the examples, as the recipe has it but for `changes`."""
         always = {
             "trackers": [], "keep": "last", "evaluate_tokens": 1, "evaluate_every": None,
             "checkpoint_every": 1,
         }  # fmt: skip
         config = self.run.recipe.train.model_copy(update={**always, **changes})
-        terms = config.objective
+        signals = TeacherSignals(
+            self.cache if reads_from(config, "cache") else None,
+            self.online if reads_from(config, "online") else None,
+        )
+        source = planned_batches(
+            self.examples,
+            learner,
+            signals,
+            config,
+            max_length=self.run.recipe.data.max_length,
+            packing=self.run.recipe.data.packing,
+            seed=self.run.recipe.seed,
+        )
         return Job(
             name=f"doctor: {name}",
             learner=learner,
             config=config,
-            train=self.examples,
-            held_out=self.examples,
-            cache=self.cache if reads_from(config, "cache") else None,
-            online=self.online if terms_reading(terms, "online", config.source) else None,
+            source=source,
+            validation=self.examples,
+            signals=signals,
             folder=self.folder / name,
             seed=self.run.recipe.seed,
-            max_length=self.run.recipe.data.max_length,
-            packing=self.run.recipe.data.packing,
         )
 
 
 def _crop(example: Example, length: int) -> Example:
-    """A part of an example of at most `length` tokens in which something counts."""
+    """Return at most `length` tokens of an example, some of which are counted."""
     first = int(example.counted[0])
     start = max(0, min(first - length // 4, len(example.input_ids) - length))
     ids = example.input_ids[start : start + length].copy()
     labels = example.labels[start : start + length].copy()
     if len(ids) < len(example.input_ids):
-        labels[-1] = IGNORE  # the id that follows is not here
+        labels[-1] = IGNORE  # its next id was cropped
     return Example(key_of(ids.tolist(), labels.tolist()), ids, labels)
 
 
 def _write(examples: list[Example], path: Path) -> Examples:
-    """Examples as a data folder has them, those that count something."""
+    """Write the examples that count a token, in the format of a data folder."""
     rows = [
         {
             "key": example.key,

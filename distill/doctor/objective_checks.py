@@ -1,4 +1,4 @@
-"""Checks of `distill doctor` on a step: how examples are batched must not change what is learned.
+"""Checks of `distill doctor` on a step: how examples are batched must not change the gradient.
 
 Legend: B rows, T tokens, N tokens counted, V vocabulary.
 """
@@ -17,22 +17,28 @@ from distill.data.batching import Batch
 from distill.data.tokenize import IGNORE
 from distill.doctor.findings import Finding, brief, check, judged, not_applicable
 from distill.doctor.fixture import DoctorFixture
-from distill.doctor.step_comparison import Step, apart, take_step, without_dropout
+from distill.doctor.step_comparison import Step, relative_difference, take_step, without_dropout
 from distill.objective.model_outputs import LanguageReadout
 from distill.objective.terms import TERM_MODELS
 from distill.training.loop import train
 
-VALUE = 1e-4  # float32 sums in another order: relative difference allowed
-GRADIENT = 5e-3  # ... of gradients, where massive activations cancel (1e-3 is seen, examples/demo)
-ROUGH = 0.3  # ... of the gradient where products are in 16 bits
-PADDING = 17  # more tokens of padding
+MAX_VALUE_DIFFERENCE = 1e-4  # relative; float32 sums in another order
+MAX_GRADIENT_DIFFERENCE = 5e-3  # ... where massive activations cancel (examples/demo has 1e-3)
+MAX_ROUNDED_VALUE_DIFFERENCE = 0.1  # ... where products are in 16 bits
+MAX_ROUNDED_GRADIENT_DIFFERENCE = 0.3
+MORE_PADDING = 17  # tokens
 
 
 def _same(what: str, one: Step, other: Step) -> Finding:
-    """Whether two ways to take a step gave one value and one gradient."""
-    value, gradient = apart(one, other)
+    """Judge whether two ways to take a step gave the same value and the same gradient."""
+    value, gradient = relative_difference(one, other)
     says = f"{what}: {_differs(value, gradient)}"
-    return judged(value <= VALUE and gradient <= GRADIENT, says, value=value, gradient=gradient)
+    return judged(
+        value <= MAX_VALUE_DIFFERENCE and gradient <= MAX_GRADIENT_DIFFERENCE,
+        says,
+        value=value,
+        gradient=gradient,
+    )
 
 
 def _differs(value: float, gradient: float) -> str:
@@ -41,7 +47,7 @@ def _differs(value: float, gradient: float) -> str:
 
 @check("normaliser")
 def normaliser(fixture: DoctorFixture) -> Finding:
-    """A step of the loop has the mean over all counted tokens, and the gradient of that mean.
+    """A step of the loop is the mean over all counted tokens, and has the gradient of that mean.
 
     The reference is the plain model on one example at a time, its logits in float64.
     """
@@ -54,22 +60,26 @@ def normaliser(fixture: DoctorFixture) -> Finding:
     )  # fmt: skip
     seen = train(job).history[0]
     value, gradient = abs(seen["nll"] - nll) / nll, abs(seen["norm"] - norm) / norm
-    terms = fixture.whole.final_terms()
-    parts = sum(t.weight * fixture.reference.terms[f"{i}:{t.loss}"] for i, t in enumerate(terms))
-    total = abs(fixture.reference.value - parts) / max(abs(parts), 1e-12)
-    ours = abs(fixture.reference.terms["nll"] - nll) / nll
+    terms, means = fixture.learner_of_all.final_terms(), fixture.reference_step.means
+    parts = sum(terms[key.index].weight * mean for key, mean in means.terms.items())
+    total = abs(fixture.reference_step.value - parts) / max(abs(parts), 1e-12)
+    assert means.nll is not None, "texts of a language model have labels"
+    ours = abs(means.nll - nll) / nll
     says = (
         f"nll {seen['nll']:.4f} in a step of {fixture.examples.num_tokens} tokens, {nll:.4f} from "
-        f"the plain model; gradient's length {seen['norm']:.4f}, {norm:.4f}"
+        f"the plain model; gradient's norm {seen['norm']:.4f}, {norm:.4f}"
     )
-    if total > VALUE:
-        says += f"; the objective is {fixture.reference.value:.4f}, its terms sum to {parts:.4f}"
-    well = max(value, ours, total) <= VALUE and gradient <= GRADIENT
+    if total > MAX_VALUE_DIFFERENCE:
+        says += (
+            f"; the objective is {fixture.reference_step.value:.4f}, its terms sum to {parts:.4f}"
+        )
+    same_value = max(value, ours, total) <= MAX_VALUE_DIFFERENCE
+    well = same_value and gradient <= MAX_GRADIENT_DIFFERENCE
     return judged(well, says, nll=seen["nll"], plain_nll=nll, norm=seen["norm"], plain_norm=norm)
 
 
 def plain_mean(model: Any, fixture: DoctorFixture) -> tuple[float, float]:
-    """(mean nll of the next ids at counted positions, length of its gradient)."""
+    """Return (mean nll of the next ids at counted positions, norm of its gradient)."""
     model.zero_grad(set_to_none=True)
     total, counted = 0.0, fixture.examples.num_tokens
     for example in fixture.examples:
@@ -87,24 +97,26 @@ def plain_mean(model: Any, fixture: DoctorFixture) -> tuple[float, float]:
 
 @check("accumulation")
 def accumulation(fixture: DoctorFixture) -> Finding:
-    """One micro-batch or one an example: the same step."""
+    """One micro-batch of all examples, or one for each, give the same step."""
     parts = [fixture.batch([row]) for row in fixture.one_a_row]
-    other = take_step(fixture.whole, parts, fixture.given)
-    return _same(f"1 micro-batch or {len(parts)}", fixture.reference, other)
+    other = take_step(fixture.learner_of_all, parts, fixture.sources)
+    return _same(f"1 micro-batch or {len(parts)}", fixture.reference_step, other)
 
 
 @check("padding")
 def padding(fixture: DoctorFixture) -> Finding:
-    """More padding, of other ids, changes nothing."""
+    """More padding, with other ids, gives the same step."""
     batch = more_padding(fixture.batch(fixture.one_a_row), fixture.run.vocabulary)
-    other = take_step(fixture.whole, [batch], fixture.given)
-    return _same(f"{PADDING} more columns of padding, other ids", fixture.reference, other)
+    other = take_step(fixture.learner_of_all, [batch], fixture.sources)
+    return _same(
+        f"{MORE_PADDING} more columns of padding, other ids", fixture.reference_step, other
+    )
 
 
 def more_padding(batch: Batch, vocabulary: int) -> Batch:
     """The same rows with more padding on the right, its ids drawn from the vocabulary."""
     rows, length = batch.input_ids_BT.shape
-    steps = torch.arange(1, PADDING + 1, device=batch.input_ids_BT.device)
+    steps = torch.arange(1, MORE_PADDING + 1, device=batch.input_ids_BT.device)
 
     def wider(tensor_BT: Tensor, more_BP: Tensor) -> Tensor:
         return torch.cat([tensor_BT, more_BP], 1)
@@ -112,8 +124,8 @@ def more_padding(batch: Batch, vocabulary: int) -> Batch:
     ids_BT = wider(batch.input_ids_BT, steps.expand(rows, -1))
     positions_BT = wider(batch.position_ids_BT, batch.position_ids_BT[:, -1:] + steps)
     labels_BT = wider(batch.labels_BT, torch.full_like(steps, IGNORE).expand(rows, -1))
-    last_B1 = torch.where(labels_BT != IGNORE, torch.arange(length + PADDING).to(ids_BT), 0)
-    unseen_BT = torch.arange(length + PADDING).to(ids_BT) > last_B1.amax(1, keepdim=True) + 1
+    last_B1 = torch.where(labels_BT != IGNORE, torch.arange(length + MORE_PADDING).to(ids_BT), 0)
+    unseen_BT = torch.arange(length + MORE_PADDING).to(ids_BT) > last_B1.amax(1, keepdim=True) + 1
     drawn_BT = torch.randint(0, vocabulary, ids_BT.shape, generator=_fixed()).to(ids_BT)
     ids_BT = torch.where(unseen_BT, drawn_BT, ids_BT)
     return Batch(ids_BT, positions_BT, labels_BT, batch.keys, batch.counts)
@@ -125,35 +137,35 @@ def _fixed() -> torch.Generator:
 
 @check("packing")
 def packing(fixture: DoctorFixture) -> Finding:
-    """Several examples in a row or one: the same step."""
+    """Several examples in a row, or one, give the same step."""
     rows = [list(range(0, len(fixture.examples), 2)), list(range(1, len(fixture.examples), 2))]
-    other = take_step(fixture.whole, [fixture.batch(rows)], fixture.given)
-    found = _same(f"{len(fixture.examples)} examples in 2 rows", fixture.reference, other)
+    other = take_step(fixture.learner_of_all, [fixture.batch(rows)], fixture.sources)
+    found = _same(f"{len(fixture.examples)} examples in 2 rows", fixture.reference_step, other)
     if fixture.run.recipe.data.packing:
         return found
-    mixed = "" if found.outcome == "pass" else "; leave it so: this model would mix examples up"
+    mixed = "" if found.outcome == "pass" else "; leave it so: this model would mix examples"
     return not_applicable(f"the recipe does not pack{mixed} ({found.says})")
 
 
 @check("chunk")
 def chunk(fixture: DoctorFixture) -> Finding:
-    """Logits of all tokens at once, of seven or of one: the same step."""
-    batch, before = fixture.batch(fixture.few), fixture.whole.readout
+    """Logits of all tokens at once, of seven or of one give the same step."""
+    batch, before = fixture.batch(fixture.short_rows), fixture.learner_of_all.readout
     assert isinstance(before, LanguageReadout)
     steps = []
     try:
         for size in (batch.num_counted, 7, 1):
-            fixture.whole.readout = replace(before, chunk=size)
-            steps.append(take_step(fixture.whole, [batch], fixture.given))
+            fixture.learner_of_all.readout = replace(before, chunk=size)
+            steps.append(take_step(fixture.learner_of_all, [batch], fixture.sources))
     finally:
-        fixture.whole.readout = before
-    worst = max(steps[1:], key=lambda step: max(apart(steps[0], step)))
+        fixture.learner_of_all.readout = before
+    worst = max(steps[1:], key=lambda step: max(relative_difference(steps[0], step)))
     return _same(f"logits of {batch.num_counted}, 7 or 1 tokens at once", steps[0], worst)
 
 
 @check("precision")
 def precision(fixture: DoctorFixture) -> Finding:
-    """What the recipe's precision does to the gradient."""
+    """The recipe's precision changes value and gradient by no more than rounding."""
     dtype = resolve_precision(fixture.config.precision)
     if dtype == torch.float32:
         says = f"`train.precision: {fixture.config.precision}` is float32 on this machine"
@@ -161,8 +173,13 @@ def precision(fixture: DoctorFixture) -> Finding:
     learner = fixture.learner(
         fixture.student, fixture.config.objective, fixture.pairs(fixture.config.objective), dtype
     )
-    other = take_step(learner, [fixture.batch(fixture.one_a_row)], fixture.given)
-    value, gradient = apart(fixture.reference, other)
+    other = take_step(learner, [fixture.batch(fixture.one_a_row)], fixture.sources)
+    value, gradient = relative_difference(fixture.reference_step, other)
     name = str(dtype).removeprefix("torch.")
     says = f"{name} against float32: {_differs(value, gradient)}"
-    return judged(value <= 0.1 and gradient <= ROUGH, says, value=value, gradient=gradient)
+    return judged(
+        value <= MAX_ROUNDED_VALUE_DIFFERENCE and gradient <= MAX_ROUNDED_GRADIENT_DIFFERENCE,
+        says,
+        value=value,
+        gradient=gradient,
+    )

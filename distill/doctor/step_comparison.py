@@ -1,6 +1,6 @@
-"""A step tried out: value and gradient of an objective, and how far two of them are apart.
+"""One step for comparison: an objective's value and gradient, and how two steps differ.
 
-The models are left as they were. Legend: B rows, T tokens.
+The models are left unchanged.
 """
 
 from __future__ import annotations
@@ -9,29 +9,32 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 from torch import Tensor, nn
 
 from distill.data.batching import Batch
-from distill.objective.objective import Learner, SignalSources
+from distill.objective.bound_terms import SignalSources
+from distill.objective.objective import Learner, LossMeans, LossSums
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step: the objective's value, its gradient, each term's mean, nats a token."""
+    """One optimiser step: the objective's value, its gradient by parameter, its terms' means."""
 
     value: float
     gradient: dict[str, Tensor]
-    terms: dict[str, float]
+    means: LossMeans
 
     @property
     def norm(self) -> float:
-        """Length of the gradient."""
+        """Return the norm of the gradient."""
         return math.sqrt(sum(float(g.float().square().sum()) for g in self.gradient.values()))
 
 
-def apart(one: Step, other: Step) -> tuple[float, float]:
-    """How far another step is from one: of the value and of the gradient, relative to its size."""
+def relative_difference(one: Step, other: Step) -> tuple[float, float]:
+    """Return the difference of two steps, relative to the first: (of value, of gradient)."""
     value = abs(other.value - one.value) / max(abs(one.value), 1e-12)
     if one.gradient.keys() != other.gradient.keys():
         return value, math.inf
@@ -43,26 +46,25 @@ def apart(one: Step, other: Step) -> tuple[float, float]:
 
 
 def take_step(
-    learner: Learner, batches: Sequence[Batch], given: Callable[[Batch], SignalSources]
+    learner: Learner, batches: Sequence[Batch], sources: Callable[[Batch], SignalSources]
 ) -> Step:
-    """A step over micro-batches as the loop scales it; parameters are left as they were."""
+    """Return a step over micro-batches, scaled as the loop does; no parameter changes."""
     learner.zero_grad(set_to_none=True)
     counted = sum(batch.num_counted for batch in batches)
-    value, terms = 0.0, dict[str, float]()
+    value, totals = 0.0, list[LossSums]()
     for batch in batches:
-        loss, sums = learner(batch, given(batch), 1 / counted)
+        loss, sums = learner(batch, sources(batch), 1 / counted)
         loss.backward()
         value += loss.item()
-        for name, total in sums.terms.items():
-            terms[name] = terms.get(name, 0.0) + float(total) / counted
+        totals.append(sums)
     named = learner.named_parameters()
     gradient = {name: p.grad.detach() for name, p in named if p.grad is not None}
     learner.zero_grad(set_to_none=True)
-    return Step(value, gradient, terms)
+    return Step(value, gradient, reduce(add, totals).means(counted))
 
 
 def without_dropout(model: nn.Module) -> nn.Module:
-    """The model with every dropout at zero: the same value twice needs the same network twice."""
+    """Return the model with every dropout at zero, so that two forwards are the same."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -73,7 +75,7 @@ def without_dropout(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def norms_learning(model: nn.Module) -> Iterator[None]:
-    """Let norms and biases take a gradient (all floating parameters where there are none)."""
+    """Let norms and biases get a gradient, or all floating parameters where there are none."""
     floating = [p for p in model.parameters() if p.is_floating_point()]
     chosen = [p for p in floating if p.ndim == 1] or floating
     before = [p.requires_grad for p in chosen]

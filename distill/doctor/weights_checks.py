@@ -1,4 +1,4 @@
-"""Checks of `distill doctor` on weights: going on after a kill, and what a checkpoint holds."""
+"""Checks of `distill doctor` on weights: resuming after a kill, and the saved checkpoint."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ from distill.training.loop import train
 from students.save import save_student
 
 STEPS = 3
-CLOSE = 1e-3  # of the largest logit: one token at a time rounds otherwise
+MAX_LOGIT_DIFFERENCE = 1e-3  # of the largest logit: one token at a time rounds differently
+MAX_WEIGHT_DIFFERENCE = 1e-3  # of the largest weight, on a GPU, whose sums have no fixed order
 
 
 class _Killed(Exception):
-    """Stands for the kill."""
+    """Raised inside a forward, in place of a kill."""
 
 
 @check("resume")
 def resume(fixture: DoctorFixture) -> Finding:
-    """Three steps at a stretch and one, a kill and two more end at the same weights."""
-    at_a_stretch, steps = _train(fixture, "stretch", None)
+    """Three steps without a stop, or one, a kill and two more, end at the same weights."""
+    unbroken, steps = _train(fixture, "stretch", None)
     _train(fixture, "killed", 2)
-    gone_on, later = _train(fixture, "killed", None)
-    names = [name for name, tensor in at_a_stretch.items() if not tensor.equal(gone_on[name])]
-    off = max(float((gone_on[n] - t).abs().max() / t.abs().max()) for n, t in at_a_stretch.items())
-    changed = sum(t.numel() for t in at_a_stretch.values())
+    resumed, later = _train(fixture, "killed", None)
+    names = [name for name, tensor in unbroken.items() if not tensor.equal(resumed[name])]
+    off = max(float((resumed[n] - t).abs().max() / t.abs().max()) for n, t in unbroken.items())
+    changed = sum(t.numel() for t in unbroken.values())
     on_cpu = fixture.device.type == "cpu"
     if later != steps - 1:
         return judged(False, f"a run killed in step 2 did {later} steps more, not {steps - 1}")
-    if not names or (not on_cpu and off <= CLOSE):
+    if not names or (not on_cpu and off <= MAX_WEIGHT_DIFFERENCE):
         same = "bit for bit" if not names else f"within {brief(off)}"
         says = f"{steps} steps, or 1, a kill and {steps - 1}: {changed:,} weights {same} the same"
         return judged(True, says, off=off, weights=changed)
-    says = f"after a kill {len(names)} of {len(at_a_stretch)} tensors end elsewhere, e.g. "
+    says = f"after a kill {len(names)} of {len(unbroken)} tensors end elsewhere, e.g. "
     return judged(False, f"{says}{names[0]} (off by {brief(off)})", off=off, weights=changed)
 
 
 def _train(fixture: DoctorFixture, folder: str, kill: int | None) -> tuple[dict[str, Tensor], int]:
-    """(weights afterwards, steps done) of a training that is killed in a step, or not."""
+    """Train, killed in step `kill` if given; return (weights afterwards, steps done)."""
     config, steps = fixture.config, list[int]()
     learner = fixture.learner(
         fixture.load_student(little=True),
@@ -73,32 +74,32 @@ def _train(fixture: DoctorFixture, folder: str, kill: int | None) -> tuple[dict[
 
 @check("checkpoint")
 def checkpoint(fixture: DoctorFixture) -> Finding:
-    """The saved student is a plain checkpoint that loads to the same model, cache or not."""
+    """The saved student loads with `transformers` alone, as the same model, KV cache or not."""
     folder, student = fixture.folder / "checkpoint", fixture.student
-    _ = fixture.reference  # after a step, with all that a learner puts around the student
+    _ = fixture.reference_step  # after a step, with what a learner adds to the student
     save_student(student, fixture.run.tokenizer, folder)
-    again, strange = _load_plainly(folder, fixture)
-    if strange:
-        return judged(False, f"it does not load without this package: {strange}")
+    reloaded, complaints = _load_with_transformers(folder, fixture)
+    if complaints:
+        return judged(False, f"it does not load without this package: {complaints}")
     example = fixture.examples[0]
     ids_1T = torch.from_numpy(example.input_ids)[None].to(fixture.device)
     with torch.no_grad():
-        sides = [model(input_ids=ids_1T).logits for model in (student, again)]
+        sides = [model(input_ids=ids_1T).logits for model in (student, reloaded)]
     off = float((sides[0] - sides[1]).abs().max())
     if off:
         return judged(False, f"loaded again its logits are off by {brief(off)}", logits=off)
     hooked = [name for name, m in student.named_modules() if m._forward_hooks]
     if hooked:
         return judged(False, f"{len(hooked)} modules keep a hook after a step, e.g. {hooked[0]}")
-    alike, apart = _same_with_cache(again, ids_1T[:, : max(2, ids_1T.shape[1] // 2)])
+    same, difference = _same_with_cache(reloaded, ids_1T[:, : max(2, ids_1T.shape[1] // 2)])
     says = "reloads to identical logits; generates the same with and without its KV cache"
-    if not alike:
-        says = f"with a KV cache its logits are off by {brief(apart)} of the largest"
-    return judged(alike, says, logits=off, kv_cache=apart)
+    if not same:
+        says = f"with a KV cache its logits are off by {brief(difference)} of the largest"
+    return judged(same, says, logits=off, kv_cache=difference)
 
 
-def _load_plainly(folder: Path, fixture: DoctorFixture) -> tuple[Any, str]:
-    """(model, what was strange about its file) by nothing but `transformers`."""
+def _load_with_transformers(folder: Path, fixture: DoctorFixture) -> tuple[Any, str]:
+    """Return (the model, what `transformers` complained about when it loaded the file)."""
     from transformers import AutoModelForCausalLM
 
     loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -109,15 +110,15 @@ def _load_plainly(folder: Path, fixture: DoctorFixture) -> tuple[Any, str]:
     )
     model, about = loaded
     found = {kind: sorted(map(str, names)) for kind, names in about.items() if names}
-    strange = "; ".join(f"{kind} {', '.join(names[:3])}" for kind, names in found.items())
-    return model.to(fixture.device).eval(), strange
+    complaints = "; ".join(f"{kind} {', '.join(names[:3])}" for kind, names in found.items())
+    return model.to(fixture.device).eval(), complaints
 
 
 @torch.no_grad()
 def _same_with_cache(model: Any, prompt_1T: Tensor, tokens: int = 8) -> tuple[bool, float]:
-    """(whether greedy steps have the same logits both ways, the largest difference).
+    """Return (whether greedy steps have the same logits with a KV cache, the largest difference).
 
-    Steps after a first difference of token see other contexts and are not compared.
+    Steps after the first token that differs have other contexts and are not compared.
     """
     settings = {
         "max_new_tokens": tokens,
@@ -134,4 +135,4 @@ def _same_with_cache(model: Any, prompt_1T: Tensor, tokens: int = 8) -> tuple[bo
         worst = max(worst, float((one - other).abs().max() / other.abs().max()))
         if not one.argmax(-1).equal(other.argmax(-1)):
             break
-    return worst <= CLOSE, worst
+    return worst <= MAX_LOGIT_DIFFERENCE, worst

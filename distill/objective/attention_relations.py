@@ -1,11 +1,11 @@
-"""Relation terms: how queries, keys and values relate to each other, chunk by chunk.
+"""Relation terms: how tokens relate by their queries, keys and values, chunk by chunk.
 
 Legend: N tokens counted, A relation heads, R rows of a chunk, D channels of a relation head.
 
 The vectors of all attention heads are joined and split into A relation heads on both sides, so that
 students with other heads, fewer key-value heads or another width learn too. Tokens relate to
 earlier counted tokens of their own example and to themselves, in encoders to later ones too. Only
-A x R x N numbers of one example exist at once; the backward pass makes them again.
+A x R x N numbers of one example exist at once; the backward pass recomputes them.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from attar.errors import RecipeError
 from distill.objective.losses import LOSSES
 from teachers.signals import Attention
 
-CHUNK_NUMBERS = 4 << 20  # numbers of one relation of a chunk
+CHUNK_NUMBERS = 4 << 20  # at most this many numbers (A x R x N) of one relation exist at once
 
 
 def relation_heads(wanted: int | None, student: Sequence[int], teacher: Sequence[int]) -> int:
-    """How many heads both sides are split into; each side is (key-value heads, widths ...).
+    """Return how many heads both sides are split into; a side is (key-value heads, widths ...).
 
-    Raises `RecipeError` where a wanted number does not divide all widths.
+    Raises `RecipeError` where the number that the recipe wants does not divide all widths.
     """
     if wanted is None:
         return gcd(student[0], teacher[0])
@@ -53,7 +53,7 @@ def check_relations(path: str, terms: list[Any], student: Any, teacher: Any) -> 
 
 
 def _sizes(config: Any) -> tuple[int, int, int]:
-    """(key-value heads, width of queries, width of keys and of values) of a model's config."""
+    """Return (key-value heads, width of queries, width of keys and values) of a config."""
     text = config.get_text_config()
     heads = text.num_attention_heads
     key_value = getattr(text, "num_key_value_heads", None) or heads
@@ -70,10 +70,10 @@ def relation_values(
     num_kv_heads: int,
     both_ways: bool = False,
 ) -> Tensor:
-    """The term's value of each token, (N,): the mean over its relations.
+    """Return the term's value at each token (N,): the mean over its relations.
 
-    `student`: queries, keys and values (N, D) of the tokens of examples with so many `counts`.
-    `both_ways`: tokens relate to all of their example.
+    student: queries, keys and values (N, D) of the tokens. counts: tokens of each example.
+    both_ways: tokens relate to every token of their example.
     """
     sides = dict(zip(("query", "key", "value"), student, strict=True))
     theirs = {"query": teacher.queries_NC, "key": teacher.keys_ND, "value": teacher.values_ND}
@@ -101,7 +101,7 @@ def relation_values(
 
 
 def _split(vectors_ND: Tensor, heads: int) -> Tensor:
-    """(A, N, D/A) in float32."""
+    """Return vectors (N, D) as (A, N, D/A), in float32."""
     return vectors_ND.float().reshape(len(vectors_ND), heads, -1).transpose(0, 1)
 
 

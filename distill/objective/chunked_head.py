@@ -1,14 +1,14 @@
-"""Loss terms over the vocabulary without the logits of all tokens: chunk by chunk, with gradients.
+"""Loss terms over the vocabulary, chunk by chunk: the logits of all tokens never exist at once.
 
 Legend: N tokens counted, V vocabulary, H width.
 
-From final hidden states (N, H) and the head (V, H): for each chunk of tokens the logits are made by
-one product, turned block by block into every term's value and the gradient at the logits, which is
-written over them, and multiplied back into hidden states and head at once (as Liger's fused losses
-do): three products, and no more than chunk x V numbers at any moment, twice that where the teacher
-gives its full distribution. A block is a few tokens on a CPU, so that the passes between
-the products stay in its caches (benchmarks/step.py), and the whole chunk on a GPU. Any registered
-loss works through autograd on the block; `closed_form.py` has the common ones by hand.
+The inputs are final hidden states (N, H) and the head (V, H). For each chunk of tokens, one product
+makes the logits. Block by block they become every term's value and the gradient at the logits,
+which is written over them. Two more products take that gradient back to hidden states and head, as
+in Liger's fused losses. At most chunk x V numbers exist at once, twice that where the teacher gives
+its full distribution. A block is a few tokens on a CPU, so that the passes between the products
+stay in its caches (benchmarks/step.py), and the whole chunk on a GPU. Any registered loss works
+through autograd on the block; `closed_form.py` has hand-derived gradients of the common ones.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from distill.objective.closed_form import covers, value_and_gradient
 from distill.objective.head_term import HeadTerm
 from teachers.signals import DenseDistribution, KnownLogits
 
-CHUNK_TOKENS = 512  # a head's gradient is read and written once a chunk: 3% of the time at 512
+CHUNK_TOKENS = 512  # the head's gradient is read and written once a chunk: 3% of the time at 512
 CHUNK_BYTES = {"cpu": 512 << 20, "cuda": 1 << 30}  # ... unless the logits would take more than this
-ROWS = 8192  # ids of a 16-bit product that is added to the head's float32 gradient
-BLOCK_BYTES = 8 << 20  # logits that the passes between two products work on, on a CPU
+GRADIENT_ROWS = 8192  # ids of one 16-bit product that is added to the head's float32 gradient
+BLOCK_BYTES = 8 << 20  # of the logits in one block on a CPU
 
 
 def tokens_per_chunk(vocabulary: int, device: torch.device) -> int:
-    """Tokens whose logits are held at once while training, by what was measured."""
+    """Return how many tokens' logits a training holds at once; chosen by measurement."""
     most = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (4 * vocabulary)
     wanted = CHUNK_TOKENS if device.type == "cpu" else 4 * CHUNK_TOKENS
     return max(16, min(wanted, most))
@@ -47,10 +47,10 @@ def head_losses(
     chunk: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """(sum of scaled terms over all tokens, differentiable; sums of each term, unscaled, detached).
+    """Return (sum of scaled terms, differentiable; sum of each term, unscaled, detached).
 
-    The first is a scalar; the second has one entry a term. Products run in `dtype`; gradients of
-    the head are summed in float32 whatever it is.
+    The first is a scalar over all tokens; the second has one entry a term. Products run in `dtype`;
+    gradients of the head are always summed in float32.
     """
     grad = torch.is_grad_enabled()
     total, sums = _HeadLosses.apply(
@@ -62,9 +62,9 @@ def head_losses(
 def logit_losses(
     logits_NC: Tensor, labels_N: Tensor, terms: Sequence[HeadTerm]
 ) -> tuple[Tensor, Tensor]:
-    """`head_losses` on logits that are there already: of C classes, one row a text.
+    """Do what `head_losses` does on known logits: of C classes, one row a text.
 
-    Targets are `KnownLogits` (N, C). By plain autograd: classes are few.
+    Targets are `KnownLogits` (N, C). Plain autograd is enough, since classes are few.
     """
     values = torch.stack([term.values(logits_NC.float(), labels_N).sum() for term in terms])
     scales = values.new_tensor([term.scale for term in terms])
@@ -107,21 +107,24 @@ class _HeadLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, _grad_sums: Tensor) -> Any:
         gradients = ctx.gradients
-        del ctx.gradients  # held by nobody else, they become .grad without a copy
+        del ctx.gradients  # with no other reference, they become .grad without a copy
         if grad_total.device.type != "cpu" or grad_total != 1:
             gradients = [None if g is None else g.mul_(grad_total.to(g.dtype)) for g in gradients]
         return (*gradients, None, None, None, None, None, None)
 
 
 class _Products:
-    """The logits of a chunk, student's and teachers', in memory that all chunks share."""
+    """The logits of a chunk, the student's and the teacher's, in memory that all chunks share."""
 
     def __init__(self, head: Head, size: int, terms: Sequence[HeadTerm]) -> None:
         self._head, self._terms, self._size = head, terms, size
         self._memory: dict[int, Tensor] = {}
 
     def _room(self, weight_VH: Tensor, owner: int, rows: int) -> Tensor | None:
-        """Where a product of so many rows goes; None on a GPU, where 16 bits give float32."""
+        """Return the memory for a product of `rows` rows; None on a GPU.
+
+        There, a product of 16-bit matrices gives float32, so the memory cannot be shared.
+        """
         if weight_VH.is_cuda:
             return None
         if owner not in self._memory:
@@ -129,7 +132,7 @@ class _Products:
         return self._memory[owner][:rows]
 
     def student(self, hidden: Tensor) -> Tensor:
-        """The raw product (n, V): float32, or on a CPU the dtype of the weight."""
+        """Return the raw product (n, V): in float32, or on a CPU in the dtype of the weight."""
         weight_VH = self._head.weight_VH
         room = self._room(weight_VH, id(self), len(hidden))
         if room is None:
@@ -137,7 +140,7 @@ class _Products:
         return torch.mm(hidden, weight_VH.T, out=room)
 
     def terms(self, start: int, stop: int) -> list[HeadTerm]:
-        """The terms of a chunk; a teacher known by hidden states is there by its logits."""
+        """Return the terms of a chunk, with a teacher's hidden states turned into its logits."""
         found: dict[int, KnownLogits] = {}
         result = []
         for term in self._terms:
@@ -158,7 +161,7 @@ class _Products:
 
 
 class _Gradients:
-    """What is given back: gradients of hidden states, head and bias, summed over chunks."""
+    """Gradients of hidden states, head and bias, summed over chunks."""
 
     def __init__(self, hidden_NH: Tensor, head: Head, needs: tuple[bool, ...]) -> None:
         self._head, self._needs = head, needs
@@ -167,7 +170,7 @@ class _Gradients:
         self.bias_V: Tensor | None = None
 
     def add(self, start: int, grad: Tensor, hidden: Tensor) -> None:
-        """One chunk: gradient at its raw logits (n, V), and its hidden states (n, H)."""
+        """Add one chunk: the gradient at its raw logits (n, V), and its hidden states (n, H)."""
         if self.hidden_NH is not None:
             mine, weight = self.hidden_NH[start : start + len(hidden)], self._head.weight_VH
             if mine.dtype == grad.dtype and not mine.is_cuda:
@@ -181,7 +184,10 @@ class _Gradients:
             self.bias_V = ones if self.bias_V is None else self.bias_V.add_(ones)
 
     def _add_to_weight(self, grad_VN: Tensor, hidden: Tensor) -> None:
-        """In 16 bits some rows of the product at a time, so that it never lies beside the sum."""
+        """Add the product to the sum; in 16 bits a few rows at a time.
+
+        So a whole second matrix of V x H is never held beside the sum.
+        """
         if self.weight_VH is None and grad_VN.dtype == torch.float32:
             self.weight_VH = torch.mm(grad_VN, hidden)
         elif grad_VN.dtype == torch.float32:
@@ -192,7 +198,9 @@ class _Gradients:
             if self.weight_VH is None:
                 size = grad_VN.shape[0], hidden.shape[1]
                 self.weight_VH = torch.empty(size, dtype=torch.float32, device=hidden.device)
-            parts = zip(grad_VN.split(ROWS), self.weight_VH.split(ROWS), strict=True)
+            parts = zip(
+                grad_VN.split(GRADIENT_ROWS), self.weight_VH.split(GRADIENT_ROWS), strict=True
+            )
             for part, rows in parts:
                 product = matmul_float32(part, hidden)
                 rows.copy_(product) if first else rows.add_(product)
@@ -201,7 +209,7 @@ class _Gradients:
 def _over_blocks(
     raw: Tensor, labels_N: Tensor, terms: list[HeadTerm], head: Head, grad: bool
 ) -> Tensor:
-    """Sums of the terms over a chunk; its raw logits become the gradient of the scaled total."""
+    """Return each term's sum over a chunk; write the total's gradient over its raw logits."""
     by_hand = covers(terms) and head.softcap is None
     size = len(raw)
     if raw.device.type == "cpu":
@@ -227,7 +235,7 @@ def _over_blocks(
 def _by_autograd(
     logits: Tensor, labels: Tensor, terms: Sequence[HeadTerm], grad: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """(sum of each term over the block, gradient of the scaled total at the logits)."""
+    """Return (sum of each term over the block, gradient of the scaled total at the logits)."""
     with torch.set_grad_enabled(grad):
         logits = logits.detach().requires_grad_(grad)
         values = torch.stack([term.values(logits, labels).sum() for term in terms])
@@ -239,7 +247,7 @@ def _by_autograd(
 
 
 def _through_finish(gradient: Tensor, logits: Tensor, head: Head) -> Tensor:
-    """The gradient before the head's scale and soft-cap."""
+    """Return the gradient at the raw logits, before the head's scale and soft-cap."""
     if head.softcap is not None:
         gradient = gradient * (1 - (logits / head.softcap).square())
     return gradient.mul_(head.scale) if head.scale != 1.0 else gradient

@@ -1,4 +1,4 @@
-"""Value and gradient by hand for what most recipes ask: cross-entropy, forward KL, or both.
+"""Hand-derived value and gradient of the common objectives: cross-entropy, forward KL, or both.
 
 Legend: N tokens of a block, V vocabulary, K entries.
 
@@ -7,7 +7,7 @@ KL at the logits is, divided by T,
 
     s_j - t_j                   against the full distribution, and for a stored entry j
     s_j (1 - t_rest / s_rest)   for any other id, where one outcome holds the rest
-    sum(t) s_j - t_j            where there is no rest (an unbiased sample, or a tail left out)
+    sum(t) s_j - t_j            where there is no rest (an unbiased sample, or a dropped tail)
 
 Everything is written over the logits in place: a block is small enough for a core's cache, so each
 pass over it costs arithmetic, not memory.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def covers(terms: Sequence[HeadTerm]) -> bool:
-    """Whether `value_and_gradient` knows these terms: at most one of each of the two losses."""
+    """Return whether `value_and_gradient` can do these terms: at most one of each loss."""
     names = [term.loss.name for term in terms]
     return len(set(names)) == len(names) and all(_known(term) for term in terms)
 
@@ -43,16 +43,18 @@ def _known(term: HeadTerm) -> bool:
 def value_and_gradient(
     logits_NV: Tensor, labels_N: Tensor, terms: Sequence[HeadTerm], grad: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """(sum of each term over the block, gradient of the scaled sum at the logits).
+    """Return (sum of each term over the block, gradient of the scaled sum at the logits).
 
     The logits, and a teacher's `KnownLogits`, are overwritten; the targets are the block's own.
     """
     by_name = {term.loss.name: term for term in terms}
     kl, ce = by_name.get("forward_kl"), by_name.get("cross_entropy")
     values: dict[str, Tensor] = {}
-    apart = None
+    label_gradient_NV = None
     if ce is not None and kl is not None and kl.temperature != 1:
-        apart, values["cross_entropy"] = _cross_entropy(logits_NV.clone(), labels_N, ce, grad)
+        label_gradient_NV, values["cross_entropy"] = _cross_entropy(
+            logits_NV.clone(), labels_N, ce, grad
+        )
         ce = None
     if kl is None:
         assert ce is not None
@@ -63,8 +65,8 @@ def value_and_gradient(
         distil = _dense if isinstance(kl.target, KnownLogits) else _sparse
         gradient_NV, found = distil(logits_NV, labels_N, kl, ce, grad)
         values.update(found)
-    if grad and apart is not None:
-        gradient_NV.add_(apart)
+    if grad and label_gradient_NV is not None:
+        gradient_NV.add_(label_gradient_NV)
     sums = torch.stack([values[term.loss.name].sum().double() for term in terms])
     return sums, gradient_NV if grad else None
 
@@ -72,7 +74,7 @@ def value_and_gradient(
 def _cross_entropy(
     logits_NV: Tensor, labels_N: Tensor, ce: HeadTerm, grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """(gradient, in place; values (N, 1)): s - 1 at the label."""
+    """Return (gradient, written over the logits; values (N, 1)): s, less 1 at the label."""
     labels_N1 = labels_N.unsqueeze(-1)
     picked_N1 = logits_NV.gather(-1, labels_N1)
     peak_N1 = logits_NV.amax(-1, keepdim=True)
@@ -80,7 +82,7 @@ def _cross_entropy(
     total_N1 = weights_NV.sum(-1, keepdim=True)
     values_N1 = peak_N1 + total_N1.log() - picked_N1
     if grad:
-        if ce.scale == 0:  # only watched
+        if ce.scale == 0:  # measured, not learned
             return weights_NV.zero_(), values_N1
         weights_NV.mul_(ce.scale / total_N1)
         weights_NV.scatter_add_(-1, labels_N1, torch.full_like(picked_N1, -ce.scale))

@@ -23,11 +23,11 @@ class HeadTerm:
 
     @property
     def is_nll(self) -> bool:
-        """Whether its value is the text's plain negative log-likelihood."""
+        """Return whether its value is the plain negative log-likelihood of the labels."""
         return self.loss.name == "cross_entropy" and not any(self.parameters.values())
 
     def values(self, logits_NV: Tensor, labels_N: Tensor) -> Tensor:
-        """The loss of each token, (N,), before `scale`; labels and target are of these tokens."""
+        """Return the loss of each token (N,), before `scale`; labels and target are theirs."""
         if self.loss.reads == "labels":
             return self.loss.function(logits_NV.log_softmax(-1), labels_N, **self.parameters)
         assert self.target is not None
@@ -38,5 +38,5 @@ class HeadTerm:
         return self.loss.function(*sides, has_rest, **self.parameters)
 
     def rows(self, start: int, stop: int) -> HeadTerm:
-        """The term for tokens start..stop."""
+        """Return the term for tokens start..stop, stop excluded."""
         return replace(self, target=self.target.rows(start, stop)) if self.target else self

@@ -21,7 +21,8 @@ Pair = tuple[int, int]
 class LayerMap:
     """Depths of student and teacher, what the cache holds, and how the student was cut.
 
-    `kept`: the teacher's blocks (from 0) that the student was made of, where it was.
+    layers, attention: the teacher's layers and blocks that the cache holds. kept: the teacher's
+    blocks (from 0) that the student was cut from; None for any other student.
     """
 
     student_depth: int
@@ -33,10 +34,10 @@ class LayerMap:
     def pairs(
         self, terms: list[Any], default: Source, section: str = "train"
     ) -> dict[int, list[Pair]]:
-        """(student, teacher) pairs of every term on layers or blocks, by its number.
+        """Return the (student, teacher) pairs of every term on layers or blocks, by its index.
 
-        Raises `RecipeError`, naming the term in the recipe's section, where there is none or one
-        does not exist.
+        Raises `RecipeError`, naming the term in the recipe's section, where a term has no pair or
+        names a layer that does not exist.
         """
         online = {id(term) for term in terms_reading(terms, "online", default)}
         found = {}
@@ -71,14 +72,14 @@ class LayerMap:
         pairs = [(s, t) for s, t in pairs if how != "last" or t > self.lost]
         if not pairs:
             raise RecipeError(
-                f"`{path}.layers: last`: the cached layers {cached} lie below the last "
+                f"`{path}.layers: last`: the cached layers {cached} are below the last "
                 f"{self.student_depth}; cache later ones, or write `even` or pairs."
             )
         return pairs
 
     @property
     def lost(self) -> int:
-        """How many blocks fewer the student has."""
+        """Return how many blocks fewer than the teacher the student has."""
         return self.teacher_depth - self.student_depth
 
     def _partner(self, layer: int, how: str) -> int:

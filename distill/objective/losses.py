@@ -1,4 +1,6 @@
-"""Losses: one value a token, in nats, in log space. Masking, weights and averages live elsewhere.
+"""Losses: one value a token, in nats, in log space.
+
+The objective masks, weights and averages these values.
 
 Legend: N tokens counted, O outcomes (V ids; or K entries and `the rest`), V vocabulary, H width.
 
@@ -30,11 +32,11 @@ Reads = Literal["distribution", "labels", "hidden", "relation", "vector", "simil
 class Loss:
     """A registered loss: what it reads, its function, and some of its properties.
 
-    `divergence`: zero at the teacher. `linear`: its gradient is linear in the teacher's
+    `divergence`: it is zero at the teacher. `linear`: its gradient is linear in the teacher's
     probabilities, so that an unbiased sample of them gives an unbiased gradient. `full`: it needs
-    every id, entries and a rest will not do. `needs_mass`: it is infinite where the student has
-    mass and the teacher none. `ordered`: its function takes a third argument, whether the last
-    outcome is a rest of many ids.
+    the probability of every id; entries and a rest are not enough. `needs_mass`: it is infinite
+    where the student has mass and the teacher none. `ordered`: its function takes a third argument,
+    whether the last outcome is a rest of many ids.
     """
 
     name: str
@@ -48,7 +50,7 @@ class Loss:
     source: str
 
     def parameters(self) -> dict[str, tuple[Any, Any]]:
-        """(type, default) of each keyword-only parameter: these are keys of its recipe term."""
+        """Return (type, default) of each keyword-only parameter: these are keys of its term."""
         signature = inspect.signature(self.function, eval_str=True)
         return {
             p.name: (p.annotation, p.default)
@@ -72,7 +74,7 @@ def loss(
     ordered: bool = False,
     source: str,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Decorator that enrols a loss in the recipe, the tests and the table of docs/losses.md."""
+    """Register a loss; this enrols it in the recipe, the tests and the table of docs/losses.md."""
 
     def enrol(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         properties = (divergence, linear, full, needs_mass, ordered)
@@ -82,7 +84,7 @@ def loss(
     return enrol
 
 
-# Parameters that must lie strictly between 0 and 1, or in a range that includes 0.
+# Parameters strictly between 0 and 1, and from 0 to below 1.
 Between = Annotated[float, Field(gt=0, lt=1)]
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
 
@@ -91,14 +93,14 @@ Smoothing = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _expected(logprobs_NO: Tensor, values_NO: Tensor) -> Tensor:
-    """sum_o p_o v_o."""
+    """Return sum_o p_o v_o, the mean of values under the distribution."""
     return (logprobs_NO.exp() * values_NO).sum(-1)
 
 
 def _mixture(first_NO: Tensor, second_NO: Tensor, share: float) -> Tensor:
-    """log(share x first + (1 - share) x second), three times faster than by logaddexp.
+    """Return log(share x first + (1 - share) x second), three times faster than `logaddexp`.
 
-    Where the sum is below the least normal number, so is what it is weighted with.
+    A sum below the smallest normal number is clamped; its weight is then as small.
     """
     mixture_NO = torch.lerp(second_NO.exp(), first_NO.exp(), share)
     return mixture_NO.clamp(min=torch.finfo(mixture_NO.dtype).tiny).log()
@@ -202,7 +204,7 @@ def cross_entropy(
 ) -> Tensor:
     """-(1 - e) log s(label) - e mean_v log s_v, e the label smoothing: the text itself as target.
 
-    Positions labelled -100 are no counted tokens, and never come here.
+    Positions labelled -100 are not counted, so they are never passed in.
     """
     hit_N = -student_NV.gather(-1, labels_N.unsqueeze(-1)).squeeze(-1)
     if label_smoothing == 0:
@@ -277,8 +279,8 @@ def vector_cosine(student_BH: Tensor, teacher_BH: Tensor) -> Tensor:
 def similarity(student_BH: Tensor, teacher_BH: Tensor) -> Tensor:
     """mean_(j != i) (cos(s_i, s_j) - cos(t_i, t_j))^2: how a text is like the others of its batch.
 
-    Widths may differ. The others are those of the same micro-batch, so that `batch_size` is part of
-    what this term says; it is 0 for a text alone.
+    Widths may differ. The others are those of the same micro-batch, so the value depends on
+    `batch_size`; it is 0 for a text alone.
     """
 
     def cosines(vectors_BH: Tensor) -> Tensor:
@@ -296,7 +298,7 @@ def similarity(student_BH: Tensor, teacher_BH: Tensor) -> Tensor:
 def on_outcomes(
     student_logits_NV: Tensor, target: Target, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of student and teacher over the outcomes that the target tells apart.
+    """Return log-probabilities of student and teacher over the target's outcomes.
 
     Dense targets: all V ids. Sparse ones with a tail: their K entries and the rest, on both sides;
     the student's rest is summed from its own logits, not taken as one minus a sum near one.

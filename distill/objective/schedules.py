@@ -1,6 +1,6 @@
-"""Numbers that follow the steps: the learning rate, and any number of an objective's term.
+"""Numbers that change with the step: any number of an objective's term.
 
-All are functions of the step alone: nothing to save, nothing to resume.
+They are functions of the step alone, so a checkpoint holds nothing of them.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from attar.config import Section
 
 
 class Ramp(Section):
-    """A number that goes from one value to another over some of the steps, and rests outside them.
+    """A number that goes from one value to another over some steps, and is constant outside them.
 
     `linear` and `cosine` (half a wave) need `from`; `warmup` is linear from 0 over the first tenth
-    of the steps unless told otherwise; `constant` is its `to`, as a plain number is.
+    of the steps unless `over` is given; `constant` is always `to`, as a plain number is.
     """
 
     schedule: Literal["constant", "linear", "cosine", "warmup"]
@@ -41,7 +41,7 @@ class Ramp(Section):
         if self.schedule in ("linear", "cosine") and self.from_ is None:
             raise ValueError(f"a `{self.schedule}` schedule needs `from`")
         if self.schedule == "constant" and (self.from_ is not None or self.over is not None):
-            raise ValueError("a `constant` schedule has `to` alone")
+            raise ValueError("a `constant` schedule has only `to`")
         if self.over is not None:
             start, end = self.over
             if not 0 <= start < end:
@@ -55,13 +55,13 @@ class Ramp(Section):
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The values it starts from and comes to."""
+        """Return its first and its last value."""
         if self.schedule == "constant":
             return self.to, self.to
         return (0.0 if self.from_ is None else self.from_), self.to
 
     def at(self, step: int, total: int) -> float:
-        """Its value in step `step` of `total`, from 0; at `total`, behind the last, its end."""
+        """Return its value in step `step` (from 0) of `total`; after the last, its last value."""
         first, last = self.ends
         if step >= total:
             return last
@@ -75,7 +75,7 @@ class Ramp(Section):
 
 
 def scheduled(annotation: Any) -> Any:
-    """The type of a number of the recipe that may be a `Ramp`, both ends of which must fit it."""
+    """Return the type of a recipe's number that may be a `Ramp`, whose ends must both fit it."""
     adapter: TypeAdapter[float] = TypeAdapter(annotation)
 
     def fits(value: float | Ramp) -> float | Ramp:

@@ -1,4 +1,4 @@
-"""Terms of an objective as the recipe writes them: which loss, how much, from which signal."""
+"""Terms of an objective as the recipe writes them: the loss, its weight, and its signal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Source = Literal["cache", "online"]
 def _known_map(value: Any) -> Any:
     if isinstance(value, str) and value not in ("cut", "even", "last"):
         raise ValueError(
-            f"`{value}` is no map; write `cut`, `even`, `last` or [[student, teacher]]"
+            f"`{value}` is not a layer map; write `cut`, `even`, `last` or [[student, teacher]]"
         )
     return value
 
@@ -36,23 +36,26 @@ POSITIVE = Annotated[float, Field(gt=0)]
 
 
 class Term(Section):
-    """One term: which loss, how much of it, and the loss's own parameters."""
+    """One term: a loss, its weight, and the loss's own parameters."""
 
     loss: str
     weight: scheduled(NON_NEGATIVE) = 1.0  # type: ignore[valid-type]
 
     def loss_parameters(self) -> dict[str, Any]:
-        """The loss's own parameters."""
+        """Return the values of the loss's own parameters, by name."""
         return {name: getattr(self, name) for name in LOSSES[self.loss].parameters()}
 
     def at(self, step: int, total: int) -> Term:
-        """The term in one step of so many, from 0, schedules as numbers; at `total`, its end."""
+        """Return the term in one step of `total`, from 0, with its schedules as numbers.
+
+        At step `total`, after the last, a schedule has its end value.
+        """
         ramps = {name: value.at(step, total) for name, value in self if isinstance(value, Ramp)}
         return self.model_copy(update=ramps) if ramps else self
 
 
 def _own_keys(found: Loss) -> dict[str, tuple[Any, Any]]:
-    """The loss's parameters as fields; a number may follow a schedule."""
+    """Return the loss's parameters as fields; a number may follow a schedule."""
     fields = {}
     for name, (annotation, default) in found.parameters().items():
         number = (get_args(annotation) or [annotation])[0] is float
@@ -61,7 +64,7 @@ def _own_keys(found: Loss) -> dict[str, tuple[Any, Any]]:
 
 
 def _term_model(found: Loss) -> type[Term]:
-    """The recipe's model of one loss's term, from the function's signature."""
+    """Return the recipe's model of one loss's term, made from its function's signature."""
     fields: dict[str, Any] = {"loss": (Literal[found.name], found.name), **_own_keys(found)}
     if found.reads != "labels":
         about = "`cache`, or `online`: the teacher runs in the step; the section's when absent"
@@ -69,7 +72,7 @@ def _term_model(found: Loss) -> type[Term]:
     if found.reads == "distribution":
         about = "T; the value is times T^2"
         fields["temperature"] = (scheduled(POSITIVE), Field(1.0, description=about))
-        about = "what is done with the mass outside stored entries; as the codec says when absent"
+        about = "how to treat the mass outside the stored entries; the codec decides when absent"
         fields["tail"] = (Tail | None, Field(None, description=about))
     if found.reads in ("hidden", "relation"):
         what = "block" if found.reads == "relation" else "layer"
@@ -95,7 +98,10 @@ else:
 
 
 def source_of(term: Any, default: Source) -> Source | None:
-    """Where a term's signals come from, in a section with this default; None: it reads none."""
+    """Return where a term's signals come from; None for a term that reads labels alone.
+
+    default: the source of the term's section.
+    """
     if LOSSES[term.loss].reads == "labels":
         return None
     found: Source = term.source or default
@@ -103,18 +109,19 @@ def source_of(term: Any, default: Source) -> Source | None:
 
 
 def terms_reading(terms: list[Any], source: Source, default: Source) -> list[Any]:
-    """The terms whose teacher's signal comes from a source; `default` is the section's own."""
+    """Return the terms whose signals come from `source`; `default` is the section's own source."""
     return [term for term in terms if source_of(term, default) == source]
 
 
 def reads_from(section: Any, source: Source) -> bool:
-    """Whether a section's objective learns from the cache, or from the teacher in the step."""
+    """Return whether any term of a section's objective reads its signals from `source`."""
     return bool(terms_reading(section.objective, source, section.source))
 
 
 def check_served(term: Any, codec: Any) -> None:
-    """Raise `RecipeError`, with the reason and what can be done, where a codec's targets cannot be
-    right for a term over distributions.
+    """Raise `RecipeError` where a codec's targets are wrong for a term over distributions.
+
+    The message gives the reason and what to write instead.
     """
     found = LOSSES[term.loss]
     if not isinstance(term.temperature, Ramp):
@@ -123,7 +130,7 @@ def check_served(term: Any, codec: Any) -> None:
         codec.check_temperature(term.temperature.to)
     elif codec.tail != "none":
         raise RecipeError(
-            f"a scheduled temperature passes values that the codec `{codec.name}` does not hold; "
+            f"a scheduled temperature takes values that the codec `{codec.name}` does not hold; "
             f"use {_codecs('none')} in `cache.codec`, or `source: online`"
         )
     if found.full and codec.tail != "none":
@@ -147,7 +154,7 @@ def check_served(term: Any, codec: Any) -> None:
         reason = (
             "infinite, since the student has mass outside the entries and the teacher none"
             if term.tail == "renormalize"
-            else "no divergence: its entries do not sum to one"
+            else "not a divergence: its entries do not sum to one"
         )
         raise RecipeError(
             f"{term.loss} with `tail: {term.tail}` is {reason}; leave `tail` out with "
@@ -158,7 +165,7 @@ def check_served(term: Any, codec: Any) -> None:
 def check_online(term: Any) -> None:
     """Raise `RecipeError` for a key that has no effect when the teacher runs in the step."""
     if getattr(term, "tail", None) is not None:
-        raise RecipeError("`tail` is about stored entries, and `source: online` has none")
+        raise RecipeError("`tail` is for stored entries, and `source: online` has none")
 
 
 def _codecs(*tails: str) -> str:

@@ -17,7 +17,8 @@ from distill.objective.losses import LOSSES
 from distill.objective.terms import AnyTerm, check_online, check_served, reads_from, source_of
 from distill.recipe.export import ExportConfig, check_possible
 from distill.recipe.specialize import SpecializeConfig
-from distill.training.config import LoopConfig, TrainConfig
+from distill.training.config import LoopConfig
+from distill.training.train_config import TrainConfig
 from students.config import StudentConfig
 from students.tuning.trainable import Reinitialized, Trainable
 from teachers.cache.config import CacheConfig

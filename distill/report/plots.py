@@ -68,7 +68,7 @@ def name_points(axes: Any, points: list[tuple[str, tuple[float, float]]]) -> Non
         taken.append(box)
 
 
-def plot_curves(curves: Curves, key: str = "held_out_nll") -> str:
+def plot_curves(curves: Curves, key: str = "validation_nll") -> str:
     """A number of the training history (by default the nll) by step, for every arm."""
     figure, axes = new_figure()
     for name, history in curves.items():
@@ -78,7 +78,7 @@ def plot_curves(curves: Curves, key: str = "held_out_nll") -> str:
             color = COLORS.get(name)
             axes.plot(steps, values, marker="o", markersize=3, label=name, color=color)
     axes.set_xlabel("step")
-    axes.set_ylabel(key.replace("held_out", "held-out").replace("_", " "))
+    axes.set_ylabel(key.replace("_", " "))
     axes.legend()
     return as_svg(figure)
 

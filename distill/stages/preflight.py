@@ -7,7 +7,6 @@ or several sections together is asked here: `check_before_work` before anything 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +26,7 @@ from distill.recipe.specialize import without_start
 from distill.run.context import Run
 from distill.runtimes.runtime import check_runtime
 from distill.stages.status import is_shaped
+from distill.training.accelerator import check_trackers
 from distill.training.config import LoopConfig
 from distill.training.layerwise_lr import check_rates, lowest_learning
 from distill.training.optimizers import check_optimizer
@@ -84,9 +84,7 @@ def check_data_files(run: Run) -> None:
 def check_training_tools(run: Run) -> None:
     """Trackers and optimisers are installed and work on this device."""
     for path, config in _trainings(run.recipe).items():
-        for name in config.trackers:  # accelerate drops a tracker that is missing silently
-            if importlib.util.find_spec(name) is None:
-                raise RecipeError(f"`{path}.trackers` names {name}, which is not installed.")
+        check_trackers(f"{path}.trackers", config.trackers)
         check_optimizer(f"{path}.optimizer", config.optimizer, default_device())
 
 

@@ -21,8 +21,7 @@ from torch import nn
 from attar.distributed import free_memory
 from attar.files import bytes_under, write_json
 from attar.models.loading import Quantization, resolve_precision
-from distill.data.batching import collate, plan_in_order
-from distill.data.examples import Examples, first_examples
+from distill.data.examples import Examples
 from distill.objective.chunked_head import tokens_per_chunk
 from distill.objective.objective import Learner
 from distill.objective.terms import TERM_MODELS
@@ -32,6 +31,7 @@ from distill.stages.fingerprints import discard_other, specializing_data_inputs
 from distill.stages.stage import SPECIALIZE, work
 from distill.stages.training import run_training
 from distill.training.layerwise_lr import how_much_learns
+from distill.training.validation import evaluate
 from students.save import save_student
 from students.tuning.adapters import (
     Into,
@@ -100,23 +100,17 @@ def what_learns(student: nn.Module, config: Any) -> list[str]:
     return lines
 
 
-@torch.no_grad()
-def held_out_nll(
+def validation_nll(
     model: nn.Module, examples: Examples, vocabulary: int, dtype: torch.dtype, config: Any
 ) -> float:
-    """Nats a counted token on the held-out examples that trainings evaluate on."""
-    device = next(model.parameters()).device
-    chosen = first_examples(examples, config.evaluate_tokens)
-    terms = [TERM_MODELS["cross_entropy"](loss="cross_entropy")]
-    chunk = tokens_per_chunk(vocabulary, device)
-    learner = Learner(model, terms, vocabulary=vocabulary, dtype=dtype, chunk=chunk).eval()
-    total, tokens = 0.0, 0
-    for rows in plan_in_order([int(examples.lengths[i]) for i in chosen], config.batch_size):
-        batch = collate([[examples[chosen[i]] for i in row] for row in rows]).to(device)
-        _, sums = learner(batch, {}, 1.0)
-        total += float(sums.terms["0:cross_entropy"])
-        tokens += sums.tokens
-    return total / tokens
+    """Nats a counted token on the validation examples that trainings evaluate on."""
+    terms = [TERM_MODELS["cross_entropy"].model_validate({})]
+    chunk = tokens_per_chunk(vocabulary, next(model.parameters()).device)
+    learner = Learner(model, terms, vocabulary=vocabulary, dtype=dtype, chunk=chunk)
+    size, tokens = config.batch_size, config.evaluate_tokens
+    nll = evaluate(learner, examples, batch_size=size, tokens=tokens).means.nll
+    assert nll is not None, "texts of a language model have labels"
+    return nll
 
 
 @dataclass
@@ -160,7 +154,7 @@ class MergeCandidates:
 
 def keep_specialized(run: Run, student: nn.Module, config: Any, result: dict[str, Any]) -> None:
     """Write what was learned, merge it where that is possible, and result.json with what each way
-    comes to on held-out text: `merges`, and the path that was `chosen` for merged/.
+    comes to on the validation examples: `merges`, and the path that was `chosen` for merged/.
     """
     folder, source = run.folder.specialized, run.folder.arm_student()
     for stale in (folder / "adapter", folder / "merged"):
@@ -172,7 +166,7 @@ def keep_specialized(run: Run, student: nn.Module, config: Any, result: dict[str
     def measure(path: str, model: nn.Module) -> float:
         free_memory()
         dtype = torch.float32 if next(model.parameters()).dtype == torch.float32 else torch.bfloat16
-        nll = held_out_nll(model, validation, run.vocabulary, dtype, config)
+        nll = validation_nll(model, validation, run.vocabulary, dtype, config)
         merges.append({"path": path, "nll": nll, "perplexity": math.exp(min(nll, 700.0))})
         log.info("specialize: %-36s nll %.4f", path, nll)
         return nll

@@ -15,6 +15,7 @@ from distill.run.folder import StageRecord, on_first_process
 from distill.stages.fingerprints import discard_other
 from distill.stages.stage import TRAIN, work
 from distill.stages.training import run_training
+from distill.training.arms import ARMS, DISTILL
 from distill.training.layerwise_lr import how_much_learns
 from students.pruning.record import copy_pruning
 from students.save import save_student
@@ -26,7 +27,7 @@ NOTED = ("steps", "tokens", "seconds", "best_step", "peak_memory_bytes")
 
 def arms_of(run: Run) -> list[str]:
     """Names of the arms that are trained, the distilled one first."""
-    return ["distill", *run.recipe.train.arms]
+    return [DISTILL, *run.recipe.train.arms]
 
 
 def _outputs(run: Run) -> list[Path]:
@@ -58,15 +59,12 @@ def _train_arm(run: Run, arm: str, inputs: str) -> None:
     with on_first_process() as first:
         if first:
             discard_other(folder, inputs)
-    arm_config = config
-    if arm == "finetune":
-        plain = [{"loss": "cross_entropy"}]
-        arm_config = type(config).model_validate({**config.model_dump(), "objective": plain})
     student = load_as_saved(
         str(run.folder.student), dtype=torch.float32, trust_remote_code=run.trusts_code
     )
     prepare_learning(student, config.trainable, config.reinitialize, run.recipe.seed)
     log.info("%s: %s", arm, how_much_learns(student))
+    arm_config = ARMS[arm].configure(config)
     result = run_training(run, arm, "train", student, arm_config, run.recipe.data, folder)
     with on_first_process() as first:
         if first:

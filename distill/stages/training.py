@@ -17,10 +17,12 @@ from distill.objective.objective import Learner
 from distill.objective.terms import reads_from, terms_reading
 from distill.run.context import Run
 from distill.stages.cache import cached_subset, open_cache
+from distill.training.batch_source import planned_batches
 from distill.training.config import LoopConfig
-from distill.training.loop import Job, Result
+from distill.training.job import Job, Result
 from distill.training.loop import train as train_loop
 from distill.training.packing_check import check_examples_stay_apart
+from distill.training.teacher_signals import TeacherSignals
 from students.dropout import set_dropout
 from teachers.load import load_teacher
 from teachers.online import OnlineTeacher
@@ -67,19 +69,27 @@ def run_training(
     train, validation = run.data(data)
     if cached is not None and run.recipe.cache.unfinished:
         train, validation = cached_subset(cached, folder, train, validation)
+    signals = TeacherSignals(cached, _online_teacher(run, config, pairs, packing))
+    source = planned_batches(
+        train,
+        learner,
+        signals,
+        config,
+        max_length=data.max_length,
+        packing=packing,
+        seed=run.recipe.seed,
+        batching=run.task.batching,
+    )
     job = Job(
         name=name,
         learner=learner,
         config=config,
-        train=train,
-        held_out=validation,
-        cache=cached,
-        online=_online_teacher(run, config, pairs, packing),
+        source=source,
+        validation=validation,
+        signals=signals,
         folder=folder,
         seed=run.recipe.seed,
-        max_length=data.max_length,
-        packing=packing,
-        batching=run.task.batching,
+        collate=run.task.batching.collate,
         section=section,
     )
     result = train_loop(job)

@@ -1,7 +1,7 @@
-"""State of a training run on disk: all of it for going on, the learned weights of the best step.
+"""Checkpoints of a training: the whole state to go on from, and the weights of the best step.
 
-accelerate saves optimiser and random states; the weights that learn are written by a hook as one
-safetensors file, so a frozen or quantised base is never written again.
+accelerate saves optimiser and random states. A hook writes the weights that learn as one
+safetensors file, so a frozen or quantised base is never written.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from attar.files import put_in_place, read_json, write_json
 
 
 def learned(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The parameters that learn, by name; tied ones once."""
+    """Return the parameters that learn, by name; tied ones appear once."""
     return {
         name: parameter.detach().contiguous()
         for name, parameter in module.named_parameters()
@@ -27,16 +27,16 @@ def learned(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_learned(module: nn.Module, file: Path) -> None:
-    """Fill the parameters that learn from a file that `save_learned` wrote."""
+    """Copy a file of `save_learned` into the parameters that learn."""
     mine = learned(module)
     stored = load_file(str(file))
-    assert mine.keys() == stored.keys(), f"{file} was written by another run"
+    assert mine.keys() == stored.keys(), f"{file} was written by another training"
     for name, tensor in stored.items():
         mine[name].copy_(tensor)
 
 
 def save_learned(module: nn.Module, file: Path) -> None:
-    """The parameters that learn, aside and then renamed."""
+    """Write the parameters that learn to a partial file, then rename it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_suffix(".partial")
     save_file({name: t.cpu() for name, t in learned(module).items()}, str(aside))
@@ -44,7 +44,7 @@ def save_learned(module: nn.Module, file: Path) -> None:
 
 
 class Checkpoint:
-    """The last state of a run in `folder/last`, replaced as a whole."""
+    """The last state of a training in `folder/last`, which is replaced as a whole."""
 
     def __init__(self, accelerator: Any, learner: nn.Module, folder: Path) -> None:
         self.accelerator, self.learner = accelerator, learner
@@ -62,7 +62,7 @@ class Checkpoint:
         models.clear()
 
     def save(self, progress: dict[str, Any]) -> None:
-        """Everything needed to go on from here, bit for bit."""
+        """Write everything that is needed to go on from here, bit for bit."""
         aside = self.folder.with_name("last.partial")
         if self.accelerator.is_main_process:
             shutil.rmtree(aside, ignore_errors=True)
@@ -76,7 +76,7 @@ class Checkpoint:
         self.accelerator.wait_for_everyone()
 
     def load(self) -> dict[str, Any] | None:
-        """Go back to the saved state; its progress, or None where there is none."""
+        """Load the saved state; return its progress, or None where there is no checkpoint."""
         old = self.folder.with_name("last.old")
         if not self.folder.exists() and old.exists():
             old.replace(self.folder)  # killed between the two renames

@@ -1,4 +1,4 @@
-"""How long, how fast, in which precision: the keys of every training."""
+"""The keys that every training has: how long, how fast, in which precision."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from distill.objective.terms import AnyTerm, Source
 from distill.training.layerwise_lr import Unfreeze
 from distill.training.lr_schedule import Schedule
 from distill.training.optimizers import OptimizerName
-from students.tuning.trainable import Reinitialized, Trainable
 
 
 class LoopConfig(Section):
-    """How long, how fast, in which precision; shared by every stage that trains."""
+    """The keys shared by all sections of a recipe that train: length, rate, precision."""
 
     objective: list[AnyTerm]
     source: Source = Field("cache", description="of the teacher's signals; a term may differ")
@@ -40,18 +39,7 @@ class LoopConfig(Section):
     model_dropout: float | None = Field(None, ge=0, lt=1, description="config's own if absent")
     chunk: int | None = Field(None, ge=1, description="tokens whose logits exist at once")
     evaluate_every: int | None = Field(None, ge=1, description="steps; five times a run if absent")
-    evaluate_tokens: int = Field(16384, ge=1, description="held-out tokens of those evaluations")
+    evaluate_tokens: int = Field(16384, ge=1, description="validation tokens of those evaluations")
     checkpoint_every: int | None = Field(None, ge=1, description="steps; at evaluations if absent")
     keep: Literal["best", "last"] = Field("best", description="which weights are the result")
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
-
-
-class TrainConfig(LoopConfig):
-    """How the student is trained, and which control arms are trained beside it."""
-
-    objective: list[AnyTerm] = Field(
-        default_factory=lambda: [{"loss": "forward_kl"}], min_length=1, validate_default=True
-    )
-    trainable: Trainable = "all"
-    reinitialize: Reinitialized = Field(None, description="blocks or head that start afresh")
-    arms: list[Literal["finetune"]] = Field(default=["finetune"])

@@ -1,4 +1,4 @@
-"""Being asked to stop: a training ends after the step that is under way."""
+"""Requests to stop: a training ends after the step that is under way."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """Turn the first Ctrl-C or SIGTERM into an entry of the list; the second stops at once."""
+    """Yield a list that gets an entry at the first Ctrl-C or SIGTERM; a second stops at once."""
     seen: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
@@ -24,7 +24,7 @@ def stop_requests() -> Iterator[list[int]]:
 
     try:
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever owns it handles signals
+    except ValueError:  # not the main thread, which alone may handle signals
         yield seen
         return
     try:

@@ -1,8 +1,8 @@
-"""How fast and from which step on each part of a student learns, and the table that says so.
+"""Learning rates by depth: how fast, and from which step on, each part of a student learns.
 
-A student is told apart by depth: embeddings at 0, its D blocks at 1 to D, at D + 1 what stands
-above them (the final norm, a head of its own) and whatever is not the student's, as projectors.
-All is a function of the recipe and the step alone: nothing to save, nothing to resume.
+Depth 0 is the embeddings, 1 to D are the D blocks, and D + 1 is everything above them: the final
+norm, an untied head, and what is not the student's own, as projectors. Rates and first steps follow
+from the recipe and the step alone, so a checkpoint holds nothing of them.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from students.tuning.trainable import depths_of, is_tied
 
 
 class Unfreeze(Section):
-    """Blocks that learn later than others (gradual unfreezing of ULMFiT, arXiv 1801.06146)."""
+    """Blocks that begin to learn later (gradual unfreezing of ULMFiT, arXiv 1801.06146)."""
 
     every: float = Field(gt=0, description="share of the steps, or number of steps if >= 1")
-    blocks: int = Field(1, ge=1, description="how many more begin to learn at a time")
+    blocks: int = Field(1, ge=1, description="how many more begin to learn each time")
     from_: Literal["top", "bottom"] = Field("top", alias="from", description="which learn first")
 
 
 @dataclass(frozen=True)
 class LayerwiseRates:
-    """Factors on the learning rate and first steps, from 0, of a student's parameters by id."""
+    """The factor on the learning rate, and the first step (from 0), of parameters by their id."""
 
     factors: dict[int, float]
     starts: dict[int, int]
 
     @contextmanager
     def at(self, module: nn.Module, step: int) -> Iterator[None]:
-        """Keep frozen, inside the block, what does not learn yet in a step.
+        """Freeze, inside the `with` block, the parameters that do not learn yet in a step.
 
-        It gets no gradient, so an optimiser makes no state for it before its first step.
+        They get no gradient, so the optimiser makes no state for them before their first step.
         """
         waiting = [
             parameter
@@ -60,10 +60,10 @@ class LayerwiseRates:
 def layerwise_rates(
     student: Any, decay: float, unfreeze: Unfreeze | None, total: int, path: str
 ) -> LayerwiseRates:
-    """The pace of what learns of a student in a training of `total` steps.
+    """Return the rates of a student's learning parameters in a training of `total` steps.
 
-    `decay` is a factor a block below the top. Raises `RecipeError`, which names keys below `path`,
-    where a key has no effect, or where something that is to learn never would.
+    decay: the factor of each block on the rate of the block above it. Raises `RecipeError`, which
+    names keys below `path`, where a key has no effect, or where a part would never begin to learn.
     """
     if decay == 1 and unfreeze is None:
         return LayerwiseRates({}, {})
@@ -72,7 +72,7 @@ def layerwise_rates(
     factors = {p: decay ** max(0, depth - at) for p, at in learning.items()}
     if decay != 1 and len(set(factors.values())) == 1:
         raise RecipeError(
-            f"`{path}layer_lr_decay: {decay:g}` has no effect: what learns stands at one depth; "
+            f"`{path}layer_lr_decay: {decay:g}` has no effect: all that learns is at one depth; "
             "leave it out."
         )
     if unfreeze is None:
@@ -95,22 +95,24 @@ def layerwise_rates(
     return LayerwiseRates(factors, {p: first.get(at, 0) for p, at in learning.items()})
 
 
-CHECKED_STEPS = 10**6  # of a training whose length is not known yet: shares stay what they are
+CHECKED_STEPS = 10**6  # stands for a number of steps that is not known yet
 
 
 def check_rates(student: Any, config: Any, path: str, total: int | None = None) -> None:
-    """Raise `RecipeError` for what `layerwise_rates` would refuse of a section: in so many steps, or, while
-    they are not known, whatever their number.
+    """Raise `RecipeError` for what `layerwise_rates` would refuse of a recipe's section.
+
+    total: the number of steps; None while it is not known, when only what no number of steps could
+    make right is refused.
     """
     total = total or config.max_steps or CHECKED_STEPS
     layerwise_rates(student, config.layer_lr_decay, config.unfreeze, total, path)
 
 
-# What is said before a training ------------------------------------------------------------------
+# The table that is logged before a training ------------------------------------------------------
 
 
 def how_much_learns(student: nn.Module) -> str:
-    """`12 of 96 parameters learn (12.5%)`."""
+    """Return how much of a student learns: `12 of 96 parameters learn (12.5%)`."""
     sizes = [(parameter_size(p), p.requires_grad) for p in student.parameters()]
     learning, total = sum(size for size, learns in sizes if learns), sum(size for size, _ in sizes)
     return f"{learning:,} of {total:,} parameters learn ({100 * learning / total:.3g}%)"
@@ -118,7 +120,7 @@ def how_much_learns(student: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class _Row:
-    """A part of a student at one depth."""
+    """The parameters of a student at one depth: how many, how many learn, how fast, from when."""
 
     total: int
     learning: int
@@ -126,21 +128,24 @@ class _Row:
     start: int
 
 
-def learning_table(student: Any, pace: LayerwiseRates) -> list[str]:
-    """What learns by depth, blocks that are alike together, and how far down gradients go."""
-    rows, depth = _rows(student, pace), num_layers(student)
+def learning_table(student: Any, rates: LayerwiseRates) -> list[str]:
+    """Return a table of what learns by depth, and the depth that gradients go down to.
+
+    Neighbouring blocks with the same row share a line.
+    """
+    rows, depth = _rows(student, rates), num_layers(student)
     spans: list[tuple[int, int]] = []
     for at in sorted(rows):
-        alike = spans and spans[-1][0] >= 1 and at <= depth and rows[at] == rows[spans[-1][0]]
-        spans[-1:] = [(spans[-1][0], at)] if alike else [*spans[-1:], (at, at)]
-    decays, thaws = len(set(pace.factors.values())) > 1, any(pace.starts.values())
-    table = [["", "parameters", "that learn"] + ["lr x"] * decays + ["from step"] * thaws]
+        same = spans and spans[-1][0] >= 1 and at <= depth and rows[at] == rows[spans[-1][0]]
+        spans[-1:] = [(spans[-1][0], at)] if same else [*spans[-1:], (at, at)]
+    decays, unfreezes = len(set(rates.factors.values())) > 1, any(rates.starts.values())
+    table = [["", "parameters", "that learn"] + ["lr x"] * decays + ["from step"] * unfreezes]
     for first, last in spans:
         row, number = rows[first], last - first + 1
         line = [_name(student, first, last), f"{number * row.total:,}"]
         line += [f"{number * row.learning:,}" if row.learning else "-"]
         line += [f"{row.factor:.3g}" if row.learning else "-"] * decays
-        table.append(line + [f"{row.start + 1}" if row.learning else "-"] * thaws)
+        table.append(line + [f"{row.start + 1}" if row.learning else "-"] * unfreezes)
     lines = aligned(table)
     lowest = min(at for at, row in rows.items() if row.learning)
     if lowest > 1:
@@ -149,14 +154,15 @@ def learning_table(student: Any, pace: LayerwiseRates) -> list[str]:
     return lines
 
 
-def _rows(student: Any, pace: LayerwiseRates) -> dict[int, _Row]:
+def _rows(student: Any, rates: LayerwiseRates) -> dict[int, _Row]:
     depths = depths_of(student)
     rows: dict[int, _Row] = {}
     for parameter in student.parameters():
         at, size, learns = depths[id(parameter)], parameter_size(parameter), parameter.requires_grad
         row = rows.get(at, _Row(0, 0, 1.0, 0))
         if learns:
-            factor, start = pace.factors.get(id(parameter), 1.0), pace.starts.get(id(parameter), 0)
+            key = id(parameter)
+            factor, start = rates.factors.get(key, 1.0), rates.starts.get(key, 0)
             row = _Row(row.total, row.learning + size, factor, start)
         rows[at] = _Row(row.total + size, row.learning, row.factor, row.start)
     return rows
@@ -171,6 +177,6 @@ def _name(student: Any, first: int, last: int) -> str:
 
 
 def lowest_learning(student: Any) -> int:
-    """The lowest depth at which something of a student learns: layers up to it get no gradient."""
+    """Return the lowest depth at which a parameter learns: layers up to it get no gradient."""
     depths = depths_of(student)
     return min(depths[id(p)] for p in student.parameters() if p.requires_grad)

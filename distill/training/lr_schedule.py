@@ -1,4 +1,4 @@
-"""The learning rate, as a function of the step alone."""
+"""The schedule of the learning rate, a function of the step alone."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Literal
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 
 
-WSD_DECAY = 0.2  # the last fifth of a warm-up-stable-decay run falls (MiniCPM, 2404.06395)
+WSD_DECAY = 0.2  # share of the steps in which a warm-up-stable-decay rate falls (2404.06395)
 
 
 def learning_rate_factor(
     step: int, total: int, schedule: Schedule, warmup: float, floor: float
 ) -> float:
-    """Factor on the peak rate at `step` of `total` (from 0).
+    """Return the factor on the peak rate at `step` of `total`, from 0.
 
     `warmup` is a share of the steps when below 1, else a number of steps; `floor` is the factor
     at the end.

@@ -1,9 +1,10 @@
 """The optimisers a recipe may name, and the bytes of state that each keeps.
 
-An optimiser is one function under `@optimizer(...)`, from groups of parameters to what steps them;
-enrolling it puts it into the recipe and into the plan. Those of bitsandbytes quantise their moving
-averages in blocks of 256 numbers, a byte a number and a float32 scale a block (arXiv 2110.02861);
-tensors of fewer than 4,096 numbers keep float32. Weights and gradients stay float32 with all.
+An optimiser is one function under `@optimizer(...)`, from parameter groups to a torch optimiser.
+Registering it enrols it in the recipe and in `distill plan`. Those of bitsandbytes quantise their
+moving averages in blocks of 256 numbers, with a byte a number and a float32 scale a block (arXiv
+2110.02861); tensors of fewer than 4,096 numbers keep float32. Weights and gradients are always
+float32.
 """
 
 from __future__ import annotations
@@ -25,14 +26,18 @@ Groups = list[dict[str, Any]]  # what `torch.optim` calls parameter groups
 Betas = tuple[float, float]
 Build = Callable[[Groups, float, Betas], torch.optim.Optimizer]
 
-BLOCK = 256  # numbers that share a scale
-LEAST_QUANTIZED = 4096  # numbers of the smallest tensor whose averages are quantised
-LEAST_PAGED = 100_000  # ... and of the smallest whose averages are paged
+QUANTIZED_BLOCK = 256  # numbers that share a scale
+MIN_QUANTIZED = 4096  # numbers of the smallest tensor whose averages are quantised
+MIN_PAGED = 100_000  # ... and of the smallest whose averages are paged
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """An enrolled optimiser: how it is built, and what it keeps of every parameter."""
+    """A registered optimiser: how it is built, and what it keeps for every parameter.
+
+    averages: moving averages a parameter. bits: of each average. paged: whether they may leave the
+    GPU.
+    """
 
     name: str
     build: Build
@@ -42,15 +47,15 @@ class Optimizer:
 
     @property
     def by_bitsandbytes(self) -> bool:
-        """Whether it is made by bitsandbytes."""
+        """Return whether bitsandbytes makes it."""
         return self.bits == 8 or self.paged
 
     def state_bytes(self, sizes: Iterable[int]) -> int:
-        """Bytes of state for tensors of so many numbers each."""
+        """Return the bytes of state for tensors of these sizes, in numbers."""
         total = 0
         for size in sizes:
-            if self.bits == 8 and size >= LEAST_QUANTIZED:
-                total += self.averages * (size + 4 * math.ceil(size / BLOCK))
+            if self.bits == 8 and size >= MIN_QUANTIZED:
+                total += self.averages * (size + 4 * math.ceil(size / QUANTIZED_BLOCK))
             else:
                 total += self.averages * 4 * size
         return total
@@ -62,7 +67,7 @@ OPTIMIZERS: Registry[Optimizer] = Registry("optimizer")
 def optimizer(
     name: str, *, averages: int, bits: int = 32, paged: bool = False
 ) -> Callable[[Build], Build]:
-    """Decorator that enrols an optimiser with the moving averages it keeps a parameter."""
+    """Register an optimiser with the moving averages that it keeps for each parameter."""
 
     def enrol(build: Build) -> Build:
         OPTIMIZERS.add(name)(Optimizer(name, build, averages, bits, paged))
@@ -73,7 +78,7 @@ def optimizer(
 
 @optimizer("adamw", averages=2)
 def adamw(groups: Groups, lr: float, betas: Betas) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101) by torch, fused: a fifth of the time on a CPU."""
+    """AdamW (arXiv 1711.05101) of torch, fused: it takes a fifth of the time on a CPU."""
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
@@ -103,7 +108,7 @@ def paged_adamw_8bit(groups: Groups, lr: float, betas: Betas) -> torch.optim.Opt
 
 @optimizer("lion_8bit", averages=1, bits=8)
 def lion_8bit(groups: Groups, lr: float, betas: Betas) -> torch.optim.Optimizer:
-    """Lion (arXiv 2302.06675): one average and steps of one size; wants a third of AdamW's `lr`."""
+    """Lion (arXiv 2302.06675): one average, steps of one size; needs a third of AdamW's `lr`."""
     from bitsandbytes.optim.lion import Lion8bit
 
     return Lion8bit(groups, lr=lr, betas=betas)
@@ -111,7 +116,7 @@ def lion_8bit(groups: Groups, lr: float, betas: Betas) -> torch.optim.Optimizer:
 
 @optimizer("ademamix_8bit", averages=3, bits=8)
 def ademamix_8bit(groups: Groups, lr: float, betas: Betas) -> torch.optim.Optimizer:
-    """AdEMAMix (arXiv 2409.03137): AdamW with a second, slow average; for thousands of steps."""
+    """AdEMAMix (arXiv 2409.03137): AdamW with a second, slow average, for long trainings."""
     from bitsandbytes.optim.ademamix import AdEMAMix8bit
 
     return AdEMAMix8bit(groups, lr=lr, betas=(*betas, 0.9999))  # type: ignore[arg-type]
@@ -154,9 +159,10 @@ def make_optimizer(
     weight_decay: float,
     factors: Mapping[int, float] | None = None,
 ) -> torch.optim.Optimizer:
-    """The optimiser of a module's parameters that learn; decay on matrices only, as is usual.
+    """Return the optimiser of a module's learning parameters; only matrices have weight decay.
 
-    Each group's `lr_factor` is that of its parameters in `factors`, which are by id; 1 for others.
+    factors: a factor on the learning rate by a parameter's id, 1 where absent; each group
+    keeps its own as `lr_factor`.
     """
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for parameter in module.parameters():
@@ -177,12 +183,12 @@ def set_rate(made: Any, lr: float) -> None:
 
 
 def restore_paged_state(made: Any) -> None:
-    """Put loaded averages back into paged memory: loading leaves them on the GPU for good."""
+    """Put loaded averages back into paged memory: loading them leaves them in the GPU's own."""
     if not getattr(made, "is_paged", False):
         return
     for parameter, state in made.state.items():
         for name in ("state1", "state2"):
             loaded = state.get(name)
-            if loaded is not None and loaded.numel() >= LEAST_PAGED:
+            if loaded is not None and loaded.numel() >= MIN_PAGED:
                 paged = made.get_state_buffer(parameter, dtype=loaded.dtype)
                 state[name] = paged.copy_(loaded)

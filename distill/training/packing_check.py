@@ -1,4 +1,4 @@
-"""Does the mask that a model builds from position ids really keep packed examples apart?"""
+"""A check that a model's attention mask, built from position ids, separates packed examples."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from attar.models.structure import run_body
 def check_examples_stay_apart(model: nn.Module, vocabulary: int) -> None:
     """Raise `ModelError` if an example's hidden states change with its neighbour in the row.
 
-    Families whose attention does not read position ids would train on mixed-up contexts without a
-    word; this costs two forwards of twelve tokens.
+    A family whose attention does not read position ids would silently train on mixed contexts. The
+    check costs two forwards of twelve tokens.
     """
     was_training = model.training
     model.eval()
@@ -32,6 +32,5 @@ def check_examples_stay_apart(model: nn.Module, vocabulary: int) -> None:
     model.train(was_training)
     if not torch.allclose(hidden[0], hidden[1], atol=1e-3, rtol=1e-3):
         raise ModelError(
-            f"{type(model).__name__} does not keep packed examples apart; set "
-            "`data.packing: false`."
+            f"{type(model).__name__} does not separate packed examples; set `data.packing: false`."
         )

@@ -11,8 +11,11 @@ from distill.data.config import DataConfig
 from distill.data.examples import Examples
 from distill.data.prepare import prepare
 from distill.objective.objective import Learner
+from distill.training.batch_source import planned_batches
 from distill.training.config import LoopConfig
-from distill.training.loop import Job, train
+from distill.training.job import Job
+from distill.training.loop import train
+from distill.training.teacher_signals import TeacherSignals
 from students.tuning.method import METHODS
 
 VOCABULARY = 320
@@ -43,9 +46,13 @@ def job_of(model, examples, folder, **options):
         model, config.objective, vocabulary=VOCABULARY, chunk=64,
         dtype=torch.bfloat16 if dtype.dtype != torch.float32 else torch.float32,
     )  # fmt: skip
+    signals = TeacherSignals()
+    source = planned_batches(
+        examples[0], learner, signals, config, max_length=32, packing=True, seed=0
+    )
     return Job(
-        name="test", learner=learner, config=config, train=examples[0], held_out=examples[1],
-        cache=None, online=None, folder=Path(folder), seed=0, max_length=32, packing=True,
+        name="test", learner=learner, config=config, source=source, validation=examples[1],
+        signals=signals, folder=Path(folder), seed=0,
     )  # fmt: skip
 
 

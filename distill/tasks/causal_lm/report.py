@@ -127,7 +127,7 @@ class CausalLMReport(TaskReport):
             model_figures=[
                 (
                     plot_curves(curves),
-                    "Held-out nll while training (nats a token), same tokens, same order.",
+                    "Validation nll while training (nats a token), same tokens, same order.",
                 ),
                 (
                     plot_histograms(_kl_histograms(measured), "log10 of the KL of a token, nats"),

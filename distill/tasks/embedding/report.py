@@ -134,7 +134,7 @@ class EmbeddingReport(TaskReport):
 
     def page_content(self, report: Numbers, curves: Curves, measured: Measurements) -> PageContent:
         """The curve of the objective, and quality against size and speed."""
-        training = plot_curves(curves, "held_out"), "Held-out objective while training."
+        training = plot_curves(curves, "validation"), "Validation objective while training."
         return whole_text_content(report, self.quality, training)
 
 

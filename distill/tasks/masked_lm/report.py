@@ -80,5 +80,5 @@ class MaskedLMReport(TaskReport):
 
     def page_content(self, report: Numbers, curves: Curves, measured: Measurements) -> PageContent:
         """The curve of the nll, and quality against size and speed."""
-        training = plot_curves(curves), "Held-out nll while training (nats a masked token)."
+        training = plot_curves(curves), "Validation nll while training (nats a masked token)."
         return whole_text_content(report, self.quality, training)

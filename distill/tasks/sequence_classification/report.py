@@ -129,7 +129,7 @@ class ClassificationReport(TaskReport):
 
     def page_content(self, report: Numbers, curves: Curves, measured: Measurements) -> PageContent:
         """The curve of the nll, and quality against size and speed."""
-        training = plot_curves(curves), "Held-out nll while training (nats a text), same order."
+        training = plot_curves(curves), "Validation nll while training (nats a text), same order."
         return whole_text_content(report, self.quality, training)
 
 

@@ -18,8 +18,8 @@ from distill.doctor.fixture import DoctorFixture
 from distill.objective import model_outputs as readouts
 from distill.objective.losses import LOSSES
 from distill.objective.objective import Learner
+from distill.training.batch_source import Plan
 from distill.training.checkpoint import Checkpoint
-from distill.training.loop import Plan
 from teachers.cache.reader import SignalCache, Signals
 from teachers.load import load_teacher
 
@@ -214,8 +214,8 @@ def test_an_objective_that_is_divided_twice(finding, monkeypatch):
 def test_a_loop_that_counts_tokens_twice(finding, monkeypatch):
     right = Plan.__init__
 
-    def twice(self, job, world):
-        right(self, job, world)
+    def twice(self, *arguments, **options):
+        right(self, *arguments, **options)
         self.counted = [2 * count for count in self.counted]
 
     monkeypatch.setattr(Plan, "__init__", twice)
@@ -356,6 +356,6 @@ def test_a_hook_that_stays(finding):
 
 def test_a_tokenizer_that_loses_text(finding, monkeypatch):
     monkeypatch.setattr(
-        "distill.doctor.data_checks._there_and_back", lambda tokenizer, text: text.replace("t", "?")
+        "distill.doctor.data_checks._decoded_again", lambda tokenizer, text: text.replace("t", "?")
     )
     caught(finding("tokenizer"), "come back changed")

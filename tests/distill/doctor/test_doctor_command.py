@@ -8,7 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from distill.commands.main import main
-from distill.doctor.findings import CHECKS, examine
+from distill.doctor.diagnose import examine
+from distill.doctor.findings import CHECKS
+from distill.doctor.fixture import DoctorFixture
 
 NAMES = [
     "tokenizer", "mask", "normaliser", "accumulation", "padding", "packing", "chunk", "precision",
@@ -72,9 +74,9 @@ def break_checks(monkeypatch, error):
     monkeypatch.setitem(CHECKS._things, "later", mask)
 
 
-def test_a_check_that_cannot_be_done_failed_and_the_others_go_on(workshop, open_run, monkeypatch):
+def test_a_check_that_cannot_be_done_failed_and_the_others_go_on(open_run, monkeypatch, tmp_path):
     break_checks(monkeypatch, ValueError("no\nsuch thing"))
-    found = examine(open_run(), 96, lambda done: None)
+    found = examine(DoctorFixture(open_run(), 96, tmp_path), lambda done: None)
     assert [one.outcome for one in found] == ["pass", "FAIL", "pass"]
     assert found[1].says == "could not be done: no such thing"
 

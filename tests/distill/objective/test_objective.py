@@ -9,6 +9,7 @@ from attar.models.structure import head_of, run_body
 from distill.data.batching import Batch, collate
 from distill.data.examples import Example, key_of
 from distill.data.tokenize import IGNORE
+from distill.objective.bound_terms import TermKey
 from distill.objective.layer_map import LayerMap
 from distill.objective.objective import Learner
 from distill.objective.terms import TERM_MODELS
@@ -215,15 +216,17 @@ def test_gradient_checkpointing_runs_blocks_again(make_learner, make_model, cach
 def test_sums_name_every_term_and_always_the_nll(make_learner, cache, examples):
     batch = collate([examples])
     loss, sums = make_learner()(batch, {"cache": cache.signals(batch.keys)}, 1 / batch.num_counted)
-    names = {f"{i}:{name}" for i, (name, _) in enumerate(EVERYTHING)}
-    assert set(sums.terms) == {*names, "nll"}
+    keys = [TermKey(i, name) for i, (name, _) in enumerate(EVERYTHING)]
+    assert set(sums.terms) == set(keys)
+    named = sums.means(1).named()
+    assert set(named) == {*(f"{i}:{name}" for i, (name, _) in enumerate(EVERYTHING)), "nll"}
     assert sums.tokens == batch.num_counted
     weights = [options.get("weight", 1.0) for _, options in EVERYTHING]
-    values = [sums.terms[f"{i}:{name}"].item() for i, (name, _) in enumerate(EVERYTHING)]
+    values = [sums.terms[key].item() for key in keys]
     total = sum(w * v for w, v in zip(weights, values, strict=True)) / sums.tokens
     assert loss.item() == pytest.approx(total, rel=1e-5)
     without = make_learner(("forward_kl", {}))(batch, {"cache": cache.signals(batch.keys)}, 1.0)[1]
-    assert without.terms["nll"].item() == pytest.approx(sums.terms["nll"].item(), rel=1e-5)
+    assert without.nll.item() == pytest.approx(sums.nll.item(), rel=1e-5)
 
 
 def test_blank_rows_change_nothing(make_learner, cache, examples):

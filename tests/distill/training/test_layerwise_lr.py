@@ -18,8 +18,9 @@ from attar.errors import RecipeError
 from attar.models.structure import blocks_of, capture_layers, run_body
 from distill.training.config import LoopConfig
 from distill.training.layerwise_lr import Unfreeze, how_much_learns, layerwise_rates, learning_table
-from distill.training.loop import _Run, train
+from distill.training.loop import train
 from distill.training.optimizers import make_optimizer, set_rate
+from distill.training.state import TrainingState
 from students.save import save_student
 from students.tuning.trainable import choose_trainable
 from tests.helpers.training import attached, job_of, learned, prepared, train_until
@@ -128,7 +129,7 @@ def test_or_from_the_bottom_and_several_at_a_time(make_model):
 def test_what_does_not_learn_yet_stays_gets_no_gradient_and_no_state(student, examples, tmp_path):
     keys = {"max_steps": STEPS, "unfreeze": {"every": 2, "blocks": 2}, "keep": "last"}
     job = job_of(attached(student, "full"), examples, tmp_path / "run", **keys)
-    run, before = _Run(job), learned(job)
+    run, before = TrainingState(job), learned(job)
     states = {}
     for step in range(STEPS):
         run.step(step)
@@ -136,7 +137,7 @@ def test_what_does_not_learn_yet_stays_gets_no_gradient_and_no_state(student, ex
         states[step] = names_of(job.learner, {id(p) for p in optimizer.state})
     changed = {n for n, t in learned(job).items() if not t.equal(before[n])}
     assert changed == set(before)
-    run.ahead.close()
+    job.source.close()
     blocks = {s: {n.split(".")[3] for n in names if "layers" in n} for s, names in states.items()}
     assert blocks[0] == blocks[1] == {"2", "3"}
     assert blocks[2] == blocks[3] == {"0", "1", "2", "3"}
@@ -166,7 +167,7 @@ def test_stopped_while_thawing_ends_bit_for_bit_as_uninterrupted(student, exampl
 
 ALONE = """
 import sys
-from tests.distill.test_unfreezing import train_apart
+from tests.distill.training.test_layerwise_lr import train_apart
 train_apart(sys.argv[1])
 """
 
@@ -212,14 +213,14 @@ def test_below_the_lowest_that_learns_there_is_no_graph(student, examples, tmp_p
     model = attached(student, "full", trainable="last:2")
     keys = {"gradient_checkpointing": checkpointing, "max_steps": 1}
     job = job_of(model, examples, tmp_path / "run", **keys)
-    run = _Run(job)
+    TrainingState(job)
     learner = job.learner.train()
-    batch = next(run.plan.batches(0, job.train, 0))[0]
+    batch = job.source.batches(0)[0].batch
     with capture_layers(model, [0, 1, 2, 3, 4]) as captured:
         loss, _ = learner(batch, {}, 1.0)
     assert [captured.layers[i].requires_grad for i in range(5)] == [False] * 3 + [True] * 2
     loss.backward()
-    run.ahead.close()
+    job.source.close()
     for i, block in enumerate(blocks_of(model)):
         assert all((p.grad is None) == (i < 2) for p in block.parameters())
     assert model.get_input_embeddings().weight.grad is None
@@ -292,7 +293,7 @@ def test_a_run_says_it_before_it_trains(workshop):
     workshop.upto_train("out", *choice, "--set", "train.layer_lr_decay=0.9")
     text = Path("out/run.log").read_text()
     assert "distill: block 1" in text
-    assert text.index("parameters learn") < text.index("lr x") < text.index("held-out objective")
+    assert text.index("parameters learn") < text.index("lr x") < text.index("validation objective")
 
 
 @pytest.mark.parametrize(

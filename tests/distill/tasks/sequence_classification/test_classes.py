@@ -190,7 +190,7 @@ def test_values_are_those_defined(tmp_path):
         nll -= said.log_softmax(-1)[example.labels[0]].item()
         taught = taught.float().bfloat16().double()  # as the cache stores it
         distance += ((mine - taught).square().sum(-1) / taught.square().sum(-1)).mean().item()
-    found = {name: float(value) for name, value in sums.terms.items()}
+    found = sums.means(1).named()
     assert found["0:forward_kl"] == pytest.approx(kl, rel=1e-3)
     assert found["1:cross_entropy"] == pytest.approx(nll, rel=1e-5)
     assert found["2:hidden_mse"] == pytest.approx(distance, rel=1e-4)

@@ -1,0 +1,311 @@
+"""An objective's terms bound to a student: what each needs of a forward, and its summed value.
+
+Legend: B rows, T tokens, N tokens with signals, H width.
+
+Terms over outcomes (ids of the vocabulary, or classes) go through one chunked pass over the head
+together, so each of them gives a `HeadTerm`. Every other term gives its summed value itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from attar.models.attention import attention_heads, attention_projections, reads_both_ways
+from attar.models.pooling import Pooling
+from distill.data.batching import Batch
+from distill.objective.attention_relations import relation_values
+from distill.objective.head_term import HeadTerm
+from distill.objective.losses import LOSSES, Loss
+from distill.objective.model_outputs import Readout, VectorReadout
+from distill.objective.terms import Source, source_of
+from teachers.signals import GivesSignals, GivesVectors, SparseDistribution
+
+Pairs = list[tuple[int, int]]  # (student, teacher) layers or blocks
+SignalSources = dict[Source, GivesSignals]  # a batch's teacher signals, by where they come from
+
+
+@dataclass(frozen=True)
+class TermKey:
+    """Which term of an objective: its place in the recipe's list, from 0, and its loss."""
+
+    index: int
+    loss: str
+
+    def __str__(self) -> str:
+        """Return the key as the history and the logs show it: `0:forward_kl`."""
+        return f"{self.index}:{self.loss}"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Inner states of the student that a term reads: layers from 0, attention blocks from 1."""
+
+    layers: frozenset[int] = frozenset()
+    blocks: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class StudentOutputs:
+    """What one forward of the student left for the terms.
+
+    final: what the readout gives. labels_N: the labels of the counted tokens. layers: hidden states
+    (B, T, H). blocks: queries, keys and values, each (B, T, ...).
+    """
+
+    batch: Batch
+    final: Tensor
+    labels_N: Tensor
+    layers: Mapping[int, Tensor]
+    blocks: Mapping[int, tuple[Tensor, Tensor, Tensor]]
+
+    def hidden(self, layer: int) -> Tensor:
+        """Return a layer's float32 hidden states (N, H) of the tokens that have signals."""
+        return self._with_signals(self.layers[layer]).float()
+
+    def attention(self, block: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a block's queries, keys and values, each (N, ...), of the same tokens."""
+        query, key, value = (self._with_signals(states) for states in self.blocks[block])
+        return query, key, value
+
+    def _with_signals(self, states_BTH: Tensor) -> Tensor:
+        # Learned positions (prompt tuning) stand before the text and have no signals.
+        text = slice(-self.batch.labels_BT.shape[1], None)
+        return states_BTH[:, text][self.batch.signals_BT]
+
+
+class BoundTerm(Protocol):
+    """What every kind of bound term has. `term` is the recipe's term with its values of a step."""
+
+    @property
+    def key(self) -> TermKey:
+        """Return which term of the objective this is."""
+
+    @property
+    def source(self) -> Source | None:
+        """Return where its signals come from; None where it reads labels alone."""
+
+    @property
+    def needs(self) -> Needs:
+        """Return the inner states that it reads."""
+
+    def decode(self, term: Any, signals: GivesSignals) -> None:
+        """Decode the signals that it will read, so that a later call finds them ready."""
+
+
+class StateTerm(BoundTerm, Protocol):
+    """A term that gives its own value: all kinds but terms over outcomes."""
+
+    def value(self, term: Any, outputs: StudentOutputs, sources: SignalSources) -> Tensor:
+        """Return its sum over a batch, before its weight; differentiable."""
+
+
+@dataclass(frozen=True)
+class OutcomeTerm:
+    """A term over outcomes. It reads the teacher's distribution, or the labels alone."""
+
+    key: TermKey
+    loss: Loss
+    source: Source | None
+    needs: Needs = Needs()
+
+    def decode(self, term: Any, signals: GivesSignals) -> None:
+        """Decode the distribution at the term's temperature."""
+        if self.source is not None:
+            signals.distribution(term.temperature)
+
+    def head_term(
+        self, term: Any, sources: SignalSources, scale: float, device: torch.device
+    ) -> HeadTerm:
+        """Return what the pass over the head takes; `scale` is the whole objective's."""
+        parameters = term.loss_parameters()
+        if self.source is None:
+            return HeadTerm(self.loss, scale * term.weight, parameters=parameters)
+        target = sources[self.source].distribution(term.temperature).to(device)
+        if term.tail is not None:
+            assert isinstance(target, SparseDistribution), "the recipe was checked"
+            target = target.without_tail(term.tail)
+        weight = scale * term.weight * term.temperature**2
+        return HeadTerm(self.loss, weight, term.temperature, parameters, target)
+
+
+@dataclass(frozen=True)
+class HiddenTerm:
+    """A term on pairs of layers; its value is the mean over the pairs.
+
+    projectors: from the student's width to the teacher's, by `projector_name`; none where the
+    widths are equal.
+    """
+
+    key: TermKey
+    loss: Loss
+    source: Source
+    pairs: Pairs
+    projectors: nn.ModuleDict
+
+    @property
+    def needs(self) -> Needs:
+        """Return the student's layers of all pairs."""
+        return Needs(layers=frozenset(s for s, _ in self.pairs))
+
+    def decode(self, term: Any, signals: GivesSignals) -> None:
+        """Decode the teacher's layers of all pairs."""
+        for _, layer in self.pairs:
+            signals.hidden(layer)
+
+    def value(self, term: Any, outputs: StudentOutputs, sources: SignalSources) -> Tensor:
+        """Return its sum over the tokens of a batch, or over the texts of a batch of texts."""
+        signals, parts = sources[self.source], []
+        for s, t in self.pairs:
+            student_NH, name = outputs.hidden(s), projector_name(s, t)
+            if name in self.projectors:
+                student_NH = self.projectors[name](student_NH)
+            teacher_NH = signals.hidden(t).to(student_NH.device)
+            values_N = self.loss.function(student_NH, teacher_NH, **term.loss_parameters())
+            parts.append(outputs.batch.total(values_N))
+        return torch.stack(parts).mean()
+
+
+@dataclass(frozen=True)
+class RelationTerm:
+    """A term on pairs of attention blocks; its value is the mean over the pairs.
+
+    num_kv_heads: the student's key-value heads. both_ways: whether its tokens attend to later ones.
+    """
+
+    key: TermKey
+    loss: Loss
+    source: Source
+    pairs: Pairs
+    num_kv_heads: int
+    both_ways: bool
+
+    @property
+    def needs(self) -> Needs:
+        """Return the student's blocks of all pairs."""
+        return Needs(blocks=frozenset(s for s, _ in self.pairs))
+
+    def decode(self, term: Any, signals: GivesSignals) -> None:
+        """Decode the teacher's blocks of all pairs."""
+        for _, block in self.pairs:
+            signals.attention(block)
+
+    def value(self, term: Any, outputs: StudentOutputs, sources: SignalSources) -> Tensor:
+        """Return its sum over the tokens of a batch, or over the texts of a batch of texts."""
+        signals, parts = sources[self.source], []
+        for s, t in self.pairs:
+            states = outputs.attention(s)
+            values_N = relation_values(
+                states,
+                signals.attention(t).to(states[0].device),
+                outputs.batch.counts,
+                term,
+                self.loss.function,
+                self.num_kv_heads,
+                self.both_ways,
+            )
+            parts.append(outputs.batch.total(values_N))
+        return torch.stack(parts).mean()
+
+
+@dataclass(frozen=True)
+class VectorTerm:
+    """A term on vectors of texts. projector: from the student's width to the teacher's, or None."""
+
+    key: TermKey
+    loss: Loss
+    source: Source
+    pooling: Pooling
+    projector: nn.Module | None
+    needs: Needs = Needs()
+
+    def decode(self, term: Any, signals: GivesSignals) -> None:
+        """Decode the teacher's vectors."""
+        cast(GivesVectors, signals).vectors()
+
+    def value(self, term: Any, outputs: StudentOutputs, sources: SignalSources) -> Tensor:
+        """Return its sum over the texts of a batch."""
+        output_BH = outputs.final
+        teacher_BH = cast(GivesVectors, sources[self.source]).vectors().to(output_BH.device)
+        if self.projector is not None:
+            output_BH = self.projector(output_BH)
+        student_BH = self.pooling.finish(output_BH)
+        values_B = self.loss.function(student_BH, teacher_BH, **term.loss_parameters())
+        return values_B.sum()
+
+
+def projector_name(student_layer: int, teacher_layer: int) -> str:
+    """Return the name of a pair's projector among the learner's parameters."""
+    return f"{student_layer}_{teacher_layer}"
+
+
+def bind_terms(
+    terms: Sequence[Any],
+    student: nn.Module,
+    *,
+    pairs: Mapping[int, Pairs],
+    projectors: nn.ModuleDict,
+    source: Source,
+    readout: Readout,
+) -> list[OutcomeTerm | StateTerm]:
+    """Bind an objective's terms to a student, in the recipe's order.
+
+    pairs: layers or blocks of the terms that read some, by the term's index. source: where signals
+    come from if the term does not say. Raises `ModelError` where the student's attention cannot be
+    read.
+    """
+    bound: list[OutcomeTerm | StateTerm] = []
+    for index, term in enumerate(terms):
+        loss, key = LOSSES[term.loss], TermKey(index, term.loss)
+        its_source = source_of(term, source)
+        if loss.reads in ("distribution", "labels"):
+            bound.append(OutcomeTerm(key, loss, its_source))
+            continue
+        assert its_source is not None, "only terms on labels have no signals"
+        if loss.reads in ("vector", "similarity"):
+            assert isinstance(readout, VectorReadout), "the recipe was checked"
+            wanted = loss.reads == "vector" and VECTOR in projectors
+            projector = projectors[VECTOR] if wanted else None
+            bound.append(VectorTerm(key, loss, its_source, readout.pooling, projector))
+        elif loss.reads == "hidden":
+            bound.append(HiddenTerm(key, loss, its_source, pairs[index], projectors))
+        else:
+            for block, _ in pairs[index]:
+                attention_projections(student, block)  # refused now, not in the first step
+            heads, both_ways = attention_heads(student)[1], reads_both_ways(student)
+            bound.append(RelationTerm(key, loss, its_source, pairs[index], heads, both_ways))
+    return bound
+
+
+VECTOR = "vector"  # name of the projector of texts' vectors
+
+
+def make_projectors(
+    terms: Sequence[Any],
+    student_width: int,
+    teacher_width: int | None,
+    *,
+    pairs: Mapping[int, Pairs],
+    channel_map: Tensor | None,
+) -> nn.ModuleDict:
+    """Make the linear maps from the student's width to the teacher's; none where they are equal.
+
+    They are orthogonal at first, or `channel_map` (teacher's channels, student's) where it fits.
+    """
+    projectors = nn.ModuleDict()
+    if teacher_width is None or teacher_width == student_width:
+        return projectors
+    reads = {index: LOSSES[term.loss].reads for index, term in enumerate(terms)}
+    layers = {pair for i, found in pairs.items() if reads[i] == "hidden" for pair in found}
+    names = [projector_name(s, t) for s, t in sorted(layers)]
+    for name in names + [VECTOR] * ("vector" in reads.values()):
+        projector = nn.Linear(student_width, teacher_width, bias=False)
+        nn.init.orthogonal_(projector.weight)
+        if channel_map is not None and channel_map.shape == projector.weight.shape:
+            projector.weight.data.copy_(channel_map)
+        projectors[name] = projector
+    return projectors

@@ -1,0 +1,76 @@
+"""Arms: the variants of a training that a comparison has, each by what it learns from.
+
+An arm trains the same student on the same examples in the same order. Registering one enrols it in
+the recipe's schema (`train.arms`) and, where it is a control, in the comparison of the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AfterValidator, WithJsonSchema
+
+from attar.errors import RecipeError
+from attar.registry import Registry
+from distill.objective.terms import TERM_MODELS
+from distill.training.config import LoopConfig
+
+Configure = Callable[[LoopConfig], LoopConfig]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An arm: its name, one line about it, and the keys it trains by, from the recipe's.
+
+    control: whether a recipe chooses it, to compare with; the arm `distill` is always trained.
+    """
+
+    name: str
+    about: str
+    configure: Configure
+    control: bool
+
+
+ARMS: Registry[Arm] = Registry("arm")
+DISTILL = "distill"  # the arm whose student goes on to specialising and export
+
+
+def arm(name: str, about: str, *, control: bool = True) -> Callable[[Configure], Configure]:
+    """Decorator that enrols an arm by the function from the recipe's keys to the arm's own."""
+
+    def enrol(configure: Configure) -> Configure:
+        ARMS.add(name)(Arm(name, about, configure, control))
+        return configure
+
+    return enrol
+
+
+@arm(DISTILL, "learns by the recipe's objective", control=False)
+def distill(config: LoopConfig) -> LoopConfig:
+    """Train by the recipe as it is written."""
+    return config
+
+
+@arm("finetune", "learns by cross-entropy on the labels alone; all else is the same")
+def finetune(config: LoopConfig) -> LoopConfig:
+    """Train without a teacher: the control that shows what distilling adds."""
+    labels_alone = TERM_MODELS["cross_entropy"].model_validate({})
+    return config.model_copy(update={"objective": [labels_alone]})
+
+
+def _check_control(name: str) -> str:
+    try:
+        found = ARMS[name]
+    except RecipeError as error:
+        raise ValueError(str(error)) from None
+    if not found.control:
+        raise ValueError(f"the arm `{name}` is always trained; leave it out of `arms`")
+    return name
+
+
+_CONTROLS = [name for name, found in ARMS.items() if found.control]
+ControlArm = Annotated[
+    str, AfterValidator(_check_control), WithJsonSchema({"type": "string", "enum": _CONTROLS})
+]

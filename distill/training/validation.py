@@ -1,0 +1,75 @@
+"""The one evaluation of an objective: its terms and nll a counted token, on some examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from distill.data.batching import OF_TOKENS, Batch, plan_in_order
+from distill.data.examples import Example, Examples, first_examples
+from distill.objective.objective import Learner, LossMeans, LossSums
+from distill.training.teacher_signals import TeacherSignals
+
+Collate = Callable[[Sequence[Sequence[Example]]], Batch]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an objective comes to on some examples.
+
+    objective: the weighted sum of the terms, a counted token: the number that is minimised.
+    means: each term, and the nll where there are labels. tokens: how many were counted.
+    """
+
+    objective: float
+    means: LossMeans
+    tokens: int
+
+
+@torch.no_grad()
+def evaluate(
+    learner: Learner,
+    examples: Examples,
+    signals: TeacherSignals | None = None,
+    *,
+    batch_size: int,
+    tokens: int | None = None,
+    collate: Collate = OF_TOKENS.collate,
+    accelerator: Any = None,
+) -> Evaluation:
+    """Return the objective, as its schedules end, on examples; one a row, longest first.
+
+    signals: where the teacher's signals come from; may be left out where only labels are read.
+    tokens: stop after the first examples that count at least this many tokens; None: use all.
+    accelerator: accelerate's, where several processes share the work. The learner is left in
+    evaluation mode.
+    """
+    learner.eval()
+    signals, terms = signals or TeacherSignals(), learner.final_terms()
+    chosen = range(len(examples)) if tokens is None else first_examples(examples, tokens)
+    counted = int(sum(examples.counts[i] for i in chosen))
+    plan = plan_in_order([int(examples.lengths[i]) for i in chosen], batch_size)
+    rank, world = 0, 1
+    if accelerator is not None:
+        rank, world = accelerator.process_index, accelerator.num_processes
+    device = next(learner.parameters()).device
+    totals = _no_sums(learner, device)
+    for rows in plan[rank::world]:
+        batch = collate([[examples[chosen[i]] for i in row] for row in rows])
+        reader, batch = signals.read(batch, learner, terms), batch.to(device)
+        _, sums = learner(batch, reader(batch), 1.0, terms)
+        totals = totals + sums
+    if world > 1:
+        totals = totals.map(lambda total: accelerator.reduce(total, "sum"))
+    objective = sum(terms[key.index].weight * float(sum_) for key, sum_ in totals.terms.items())
+    return Evaluation(float(objective) / counted, totals.means(counted), counted)
+
+
+def _no_sums(learner: Learner, device: torch.device) -> LossSums:
+    """Return zeros for every term: a process without a batch takes part in the sum over all."""
+    zero = torch.zeros((), dtype=torch.float64, device=device)
+    terms = {bound.key: zero for bound in learner.bound_terms}
+    return LossSums(terms, zero if learner.readout.labelled else None, 0)
