@@ -123,7 +123,8 @@ def main() -> None:
                 numbers = run.record("cache")
                 assert numbers is not None
                 student = str(run.arm_folder("distill") / "student")
-                found = measure(student, run.data()[1], run.vocabulary, held_out)
+                examples = Examples(run.folder / "data" / "held_out.arrow")
+                found = measure(student, examples, run.vocabulary, held_out)
             share = numbers.notes["bytes_per_token"]
             rows.append({"seed": seed, "cache": name, "bytes/token": share, **found})
             print(rows[-1], file=sys.stderr, flush=True)

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from attar.models.loading import load_causal_lm
 from attar.models.structure import Head, head_of
 from distill.data.calibration import calibration_rows
-from distill.data.examples import first_examples
+from distill.data.examples import Examples, first_examples
 from distill.objective.chunked_head import tokens_per_chunk
 from distill.objective.objective import Learner
 from distill.pipeline import run_stages
@@ -92,7 +92,7 @@ class Measure:
     """Distributions of models on the run's held-out text, by their final hidden states."""
 
     def __init__(self, run: Run, tokens: int) -> None:
-        held_out = run.data()[1]
+        held_out = Examples(run.folder / "data" / "held_out.arrow")
         self.vocabulary = run.vocabulary
         examples = [held_out[i] for i in first_examples(held_out, tokens)]
         self.requests = [Request(e.key, e.input_ids, e.counted) for e in examples]
@@ -143,14 +143,14 @@ def learn(run: Run, model: nn.Module, rounded: dict[str, Rounded], steps: int, l
         dtype=torch.float32,
         chunk=tokens_per_chunk(run.vocabulary, torch.device("cpu")),
     )
-    train, held_out = run.data()
+    train, validation = run.data()
     with tempfile.TemporaryDirectory() as folder:
         job = Job(
             name="rounding",
             learner=learner,
             config=config,
             train=train,
-            held_out=held_out,
+            held_out=validation,
             cache=open_cache(run, torch.device("cpu")),
             online=None,
             folder=Path(folder),

@@ -256,13 +256,19 @@ class Run:
         return self.folder / ("data" if config is self.recipe.data else "data-specialize")
 
     def data(self, config: DataConfig | None = None) -> tuple[Examples, Examples]:
-        """(train, held-out) examples, as `prepare_data` left them."""
+        """(train, validation) examples, as `prepare_data` left them. The held-out part is for the
+        evaluate stage alone.
+        """
         folder = self._data_folder(config or self.recipe.data)
-        return Examples(folder / "train.arrow"), Examples(folder / "held_out.arrow")
+        return Examples(folder / "train.arrow"), Examples(folder / "validation.arrow")
 
     def training_examples(self) -> Examples:
         """The examples that are learned from."""
         return self.data()[0]
+
+    def validation_examples(self) -> Examples:
+        """The examples that trainings, merges and the like are chosen on."""
+        return self.data()[1]
 
     def cached_examples(self) -> list[Examples]:
         """All sets of examples whose signals some objective reads."""

@@ -23,7 +23,7 @@ def measure_jobs(run: Run) -> list[MeasureJob]:
     """Everything that is measured, in an order in which each finds what it is compared with."""
     folder = run.folder / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "probes.json", make_probes(run.tokenizer, run.data()[1]))
+    write_json(folder / "probes.json", make_probes(run.tokenizer, run.validation_examples()))
     shared: dict[str, Any] = {
         "vocabulary": run.vocabulary,
         "held_out": str(run.folder / "data" / "held_out.arrow"),
