@@ -67,8 +67,7 @@ def plan(
     """Say what a run would take: tokens, disk, memory, time. Does no work."""
     from distill.console import print_table
     from distill.pipeline import check_before_work
-    from distill.planning.estimate import choice_rows, plan_rows
-    from distill.planning.whole_texts import estimates
+    from distill.planning.estimate import choice_rows, estimates, plan_rows
 
     run = open_run(recipe, run_dir, overrides, **show)
     check_before_work(run)

@@ -107,6 +107,11 @@ class PartWriter:
         self._file.close()
 
 
+def documents_in_share(share: float, documents: int) -> int:
+    """Number of documents in a share of some: at least one, and at least one is left over."""
+    return min(documents - 1, max(1, math.ceil(share * documents)))
+
+
 class DocumentQueue:
     """Documents that no part has taken yet; each is read when it is taken."""
 
@@ -120,10 +125,6 @@ class DocumentQueue:
         document = next(self._documents)
         self.left -= 1
         return document
-
-    def share(self, share: float) -> int:
-        """Number of documents in a share of those left: at least one, and one is left over."""
-        return min(self.left - 1, max(1, math.ceil(share * self.left)))
 
     def take_last_windows(self, share: float) -> ReadExamples:
         """The last windows of the next document, at least one; its other windows stay."""
@@ -233,7 +234,7 @@ def _write_held_out(corpus: Corpus, training: DocumentQueue, folder: Path) -> Pa
     elif training.left == 1:
         writer.add(0, training.take_last_windows(config.held_out))
     else:
-        number = training.share(config.held_out)
+        number = documents_in_share(config.held_out, training.left)
         documents = list(islice(training, number))
         writer.fill(corpus.spread(documents, number, config.held_out_tokens))
     writer.close()
@@ -253,7 +254,7 @@ def _write_validation(
     if isinstance(config.validation, str):
         _fill_from_source(corpus, writer, config.validation, config.validation_tokens)
     elif training.left > 1:
-        number = training.share(config.validation)
+        number = documents_in_share(config.validation, training.left)
         documents = islice(training, number)
         writer.fill(corpus.spread(documents, number, config.validation_tokens))
     writer.close()
