@@ -120,10 +120,11 @@ def main() -> None:
                 recipe.write_text(recipe_of(options.demo, codec, seed, tokens, held_out))
                 run = Run(load_recipe(recipe, ()), Path(folder) / "run")
                 run_stages(run, STAGES)
-                numbers = run.record("cache")
+                numbers = run.folder.record("cache")
                 assert numbers is not None
                 student = str(run.folder.arm_student())
-                found = measure(student, run.data()[1], run.vocabulary, held_out)
+                examples = Examples(run.folder.data() / "held_out.arrow")
+                found = measure(student, examples, run.vocabulary, held_out)
             share = numbers.notes["bytes_per_token"]
             rows.append({"seed": seed, "cache": name, "bytes/token": share, **found})
             print(rows[-1], file=sys.stderr, flush=True)

@@ -191,7 +191,7 @@ def rows_of(folder: Path, name: str, options: Any) -> list[dict[str, Any]]:
     data = data_of(files_of(name, folder, options))
     short = {"epochs": 1} if options.quick else {}
     teacher = teach(folder, options.encoder, data, {**TEACHERS[name], **short})
-    held_out = teacher.data()[1]
+    held_out = Examples(teacher.folder.data() / "held_out.arrow")
     whole = accuracy_of(teacher.folder.teacher, held_out)
     found: list[dict[str, Any]] = []
     models = {"teacher": teacher.folder.teacher}

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from attar.models.loading import load_causal_lm
 from attar.models.structure import Head, head_of
 from distill.data.calibration import calibration_rows
-from distill.data.examples import first_examples
+from distill.data.examples import Examples, first_examples
 from distill.objective.chunked_head import tokens_per_chunk
 from distill.objective.objective import Learner
 from distill.pipeline import run_stages
@@ -94,7 +94,7 @@ class Measure:
     """Distributions of models on the run's held-out text, by their final hidden states."""
 
     def __init__(self, run: Run, tokens: int) -> None:
-        held_out = run.data()[1]
+        held_out = Examples(run.folder.data() / "held_out.arrow")
         self.vocabulary = run.vocabulary
         examples = [held_out[i] for i in first_examples(held_out, tokens)]
         self.requests = [Request(e.key, e.input_ids, e.counted) for e in examples]

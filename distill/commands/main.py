@@ -61,8 +61,7 @@ def plan(
 ) -> None:
     """Estimate the tokens, disk, memory and time of a run, without running it."""
     from distill.console import print_table
-    from distill.planning.estimate import choice_rows, plan_rows
-    from distill.planning.whole_texts import estimates
+    from distill.planning.estimate import choice_rows, estimates, plan_rows
     from distill.stages.preflight import check_before_work
 
     run = open_run(recipe, run_dir, overrides, **show)

@@ -15,7 +15,7 @@ from attar.errors import RecipeError
 from distill.data.examples import Examples
 
 Rows = TypeVar("Rows", Tensor, np.ndarray)
-LONGEST = 256
+MAX_ROW_TOKENS = 256
 GOLDEN = (5**0.5 - 1) / 2  # its multiples leave no large gap between 0 and 1
 
 
@@ -34,7 +34,7 @@ def calibration_rows(examples: Examples, tokens: int, *, last: bool = False) -> 
     The length, up to 256, is the one at which texts that are as long hold most tokens, so a corpus
     of short texts gives short rows.
     """
-    lengths = np.sort(np.minimum(examples.lengths, min(LONGEST, tokens)))[::-1]
+    lengths = np.sort(np.minimum(examples.lengths, min(MAX_ROW_TOKENS, tokens)))[::-1]
     held = np.minimum(lengths * np.arange(1, len(lengths) + 1), tokens)
     length = int(lengths[int(held.argmax())])
     enough = np.flatnonzero(examples.lengths >= length)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from attar.files import stamp_of_files
 from attar.models.pooling import Mode
@@ -15,7 +15,7 @@ from distill.data.sources import local_files
 
 
 class DataConfig(RowOptions):
-    """What is learned from, what is held out, and how text becomes examples."""
+    """What is learned from, validated on and held out, and how text becomes examples."""
 
     train: str | list[str] = Field(description="hub id, saved folder, or json/jsonl/parquet/txt")
     name: str | None = Field(None, description="configuration of a hub data set")
@@ -23,11 +23,17 @@ class DataConfig(RowOptions):
     held_out: float | str = Field(
         0.02, description="share of the documents, another source, or `split:NAME` of the same"
     )
+    validation: float | str = Field(
+        0.02,
+        description="share of the training documents, another source, or `split:NAME`: chooses "
+        "the best step, the merge and the like, so that `held_out` only reports",
+    )
     max_length: int = Field(1024, ge=2)
     packing: bool = Field(True, description="several examples a row; attention stays inside each")
     append_eos: bool = Field(True, description="end each text with the end-of-sequence token")
     train_tokens: int | None = Field(None, ge=1, description="stop at this many counted tokens")
     held_out_tokens: int | None = Field(None, ge=1, description="spread over its documents")
+    validation_tokens: int | None = Field(16384, ge=1, description="spread over its documents")
     masking: MaskingConfig = Field(default_factory=MaskingConfig)
     pooling: Mode | None = Field(
         None, description="of a text's vector, for `task: embedding`; as the teacher's files say"
@@ -36,12 +42,21 @@ class DataConfig(RowOptions):
         None, description="whether vectors have length 1; as the teacher's files say"
     )
 
-    @field_validator("held_out")
+    @field_validator("held_out", "validation")
     @classmethod
     def _share(cls, value: float | str) -> float | str:
         if isinstance(value, float) and not 0 < value < 1:
-            raise ValueError("a share lies between 0 and 1, e.g. 0.02")
+            raise ValueError("a share is between 0 and 1, e.g. 0.02")
         return value
+
+    @model_validator(mode="after")
+    def _chosen_and_reported_on_different_text(self) -> DataConfig:
+        if isinstance(self.validation, str) and self.validation == self.held_out:
+            raise ValueError(
+                f"`validation` and `held_out` are both `{self.validation}`; name another for "
+                "`validation`, or leave it out: it is a share of the training documents then"
+            )
+        return self
 
 
 def sources_of(config: DataConfig) -> list[str]:
@@ -56,15 +71,14 @@ def check_sources(config: DataConfig) -> None:
 
 
 def _all_sources(config: DataConfig) -> list[str]:
-    """Training sources, and the held-out one where it is a source of its own."""
-    sources = sources_of(config)
-    if isinstance(config.held_out, str) and not config.held_out.startswith("split:"):
-        return [*sources, config.held_out]
-    return sources
+    """Training sources, and those of the other parts where they have sources of their own."""
+    others = [config.held_out, config.validation]
+    named = [one for one in others if isinstance(one, str) and not one.startswith("split:")]
+    return [*sources_of(config), *named]
 
 
 def source_stamp(config: DataConfig) -> list[list[str]]:
-    """`stamp_of` what is learned from and held out."""
+    """`stamp_of` all sources of the three parts."""
     return stamp_of(_all_sources(config))
 
 

@@ -233,21 +233,22 @@ class LabelledTexts:
 
         return read
 
-    def finish(self, train: Path, held_out: Path) -> dict[str, Any]:
-        """What is kept of both parts: the classes, and how many examples each has."""
+    def finish(self, files: Mapping[str, Path]) -> dict[str, Any]:
+        """The classes, and how many examples each has in every part."""
         assert self._classes is not None
         names = self._classes.names
         counts = {}
-        for part, file in (("train", train), ("held_out", held_out)):
+        for part, file in files.items():
             seen = Counter(int(example.labels[0]) for example in Examples(file))
             counts[part] = [seen[i] for i in range(len(names))]
-        pairs = zip(names, counts["train"], counts["held_out"], strict=True)
-        unseen = [name for name, learned, asked in pairs if asked and not learned]
-        if unseen:
-            log.warning(
-                "data: %d classes have held-out examples and none to learn from: %s",
-                len(unseen), _some(unseen),
-            )  # fmt: skip
+        for part, said in (("validation", "validation"), ("held_out", "held-out")):
+            pairs = zip(names, counts["train"], counts[part], strict=True)
+            unseen = [name for name, learned, asked in pairs if asked and not learned]
+            if unseen:
+                log.warning(
+                    "data: %d classes have %s examples and none to learn from: %s",
+                    len(unseen), said, _some(unseen),
+                )  # fmt: skip
         return {"classes": list(names), "examples_by_class": counts}
 
 

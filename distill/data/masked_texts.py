@@ -58,8 +58,8 @@ class MaskedTexts:
 
         return read
 
-    def finish(self, train: Path, held_out: Path) -> dict[str, Any]:
-        """Nothing."""
+    def finish(self, files: Mapping[str, Path]) -> dict[str, Any]:
+        """Keep nothing more."""
         return {}
 
 

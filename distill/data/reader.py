@@ -35,8 +35,8 @@ class Reader(Protocol):
     ) -> list[Reading]:
         """For each table, what makes a row examples; the first call is of the training tables."""
 
-    def finish(self, train: Path, held_out: Path) -> dict[str, Any]:
-        """What is kept beside the numbers of both parts, from their files."""
+    def finish(self, files: Mapping[str, Path]) -> dict[str, Any]:
+        """What stats.json keeps beside the numbers of the parts, from the file of each part."""
 
 
 class Documents:
@@ -58,6 +58,6 @@ class Documents:
             for layout in layouts
         ]
 
-    def finish(self, train: Path, held_out: Path) -> dict[str, Any]:
-        """Nothing."""
+    def finish(self, files: Mapping[str, Path]) -> dict[str, Any]:
+        """Keep nothing more."""
         return {}

@@ -44,6 +44,6 @@ class SingleTexts:
 
         return read
 
-    def finish(self, train: Path, held_out: Path) -> dict[str, Any]:
-        """Nothing."""
+    def finish(self, files: Mapping[str, Path]) -> dict[str, Any]:
+        """Keep nothing more."""
         return {}

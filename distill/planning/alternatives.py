@@ -1,10 +1,13 @@
-"""The memory of a run's trainings, and what the specialising stage would take by other choices."""
+"""The memory of a run's trainings, and of specialising by other methods and optimisers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from attar.device import default_device
 from attar.models.loading import resolve_precision
@@ -14,111 +17,114 @@ from distill.objective.losses import LOSSES
 from distill.objective.terms import source_of
 from distill.planning.memory import Footprint, Forward, Traced, footprint, skeleton, trace
 from distill.recipe.specialize import without_start
-from distill.run.context import Run
 from distill.training.config import LoopConfig
 from students.tuning.method import METHODS
 from students.tuning.trainable import Trainable, choose_trainable
 
-ALTERNATIVES = ("full", "lora", "qlora")
-STEPPED_BY = ("adamw", "adamw_8bit")
+METHOD_NAMES = ("full", "lora", "qlora")
+OPTIMIZER_NAMES = ("adamw", "adamw_8bit")
 
 
-def adapting_memory(run: Run) -> Footprint:
-    """What adapting the teacher takes."""
-    config = run.recipe.teacher.adapt
-    assert config is not None
-    depth = run.teacher_depth
-    traced = _whole(run.teacher_config, depth, config.trainable, _forward(config, run.recipe.data))
-    return _footprint(run, config, run.recipe.data, traced)
+@dataclass(frozen=True)
+class Trainee:
+    """A model that predicts the next token, as far as its training's memory depends on it.
 
-
-def training_memory(run: Run) -> Footprint:
-    """What an arm of the student's training takes, without a teacher that runs in the step."""
-    config, data = run.recipe.train, run.recipe.data
-    depth = run.student_depth
-    traced = _whole(run.student_config, depth, config.trainable, _forward(config, data))
-    return _footprint(run, config, data, traced)
-
-
-def specializing_memory(run: Run) -> Footprint:
-    """What the specialising stage takes, without a teacher that runs in the step."""
-    config = run.recipe.specialize
-    data = config.data or run.recipe.data
-    return _footprint(run, config, data, _with_method(run, config, _forward(config, data)))
-
-
-def choice_lines(run: Run) -> list[tuple[str, str, bool, Traced, Footprint]]:
-    """(method, optimizer, gradient checkpointing, what was traced, its parts) of each choice.
-
-    On the specialising stage's data and batch, or the training's where the recipe has no such
-    stage; the recipe's own choice first.
+    config: its `PretrainedConfig`. dense_cache: whether the cache gives the teacher's full
+    distribution. seed: draws what a method adds.
     """
-    own = run.recipe.specialize
-    config: LoopConfig = own or run.recipe.train
-    data = (own.data if own is not None else None) or run.recipe.data
-    known: dict[str, Traced] = {}
-    lines = []
 
-    def add(method: Any, optimizer: str, checkpointing: bool) -> None:
-        if method.method not in known:
-            forward = _forward(config, data, method.base)
-            known[method.method] = _with_method(run, method, forward)
-        changes = {"optimizer": optimizer, "gradient_checkpointing": checkpointing}
-        traced, chosen = known[method.method], config.model_copy(update=changes)
-        parts = _footprint(run, chosen, data, traced)
-        lines.append((method.method, optimizer, checkpointing, traced, parts))
+    config: Any
+    depth: int
+    vocabulary: int
+    dense_cache: bool
+    seed: int
 
-    if own is not None:
-        add(own, own.optimizer, own.gradient_checkpointing)
-    for name in ALTERNATIVES:
-        method = own if own is not None and own.method == name else METHODS[name]()
-        for optimizer in STEPPED_BY:
-            for checkpointing in (False, True):
-                if not lines or (name, optimizer, checkpointing) != lines[0][:3]:
-                    add(method, optimizer, checkpointing)
-    return lines
+    def memory(self, loop: LoopConfig, data: DataConfig, trainable: Trainable) -> Footprint:
+        """What training all or some of its weights takes, without a teacher beside it."""
+
+        def choose(model: Any) -> Any:
+            choose_trainable(model, trainable)
+            return model
+
+        return self._footprint(loop, data, self._trace(choose, _forward(loop, data)))
+
+    def memory_with_method(self, loop: Any, data: DataConfig) -> Footprint:
+        """What specialising it takes by the section's method, without a teacher beside it."""
+        traced = self._with_method(loop, _forward(loop, data))
+        return self._footprint(loop, data, traced)
+
+    def _trace(self, attach: Callable[[Any], nn.Module], forward: Forward) -> Traced:
+        return trace(skeleton(self.config, self.depth, attach), forward)
+
+    def _with_method(self, method: Any, forward: Forward) -> Traced:
+        plain = without_start(method)
+        return self._trace(lambda model: plain.attach(model, self.seed), forward)
+
+    def _footprint(self, loop: LoopConfig, data: DataConfig, traced: Traced) -> Footprint:
+        chunk = loop.chunk or tokens_per_chunk(self.vocabulary, default_device())
+        terms = [t for t in loop.objective if LOSSES[t.loss].reads == "distribution"]
+        return footprint(
+            traced,
+            optimizer=loop.optimizer,
+            checkpointing=loop.gradient_checkpointing,
+            accumulates=loop.accumulate > 1,
+            chunk=min(chunk, loop.batch_size * data.max_length),
+            dense=any(
+                self.dense_cache or source_of(term, loop.source) == "online" for term in terms
+            ),
+        )
+
+    def alternatives(self, loop: LoopConfig, own: Any, data: DataConfig) -> list[Alternative]:
+        """Every method with every optimiser, with and without gradient checkpointing.
+
+        loop: batch, chunk and objective of all. own: the recipe's section on specialising, which
+        comes first, or None.
+        """
+        traced: dict[str, Traced] = {}
+        found: list[Alternative] = []
+
+        def add(method: Any, optimizer: str, checkpointing: bool) -> None:
+            if method.method not in traced:
+                forward = _forward(loop, data, method.base)
+                traced[method.method] = self._with_method(method, forward)
+            changes = {"optimizer": optimizer, "gradient_checkpointing": checkpointing}
+            changed, student = loop.model_copy(update=changes), traced[method.method]
+            parts = self._footprint(changed, data, student)
+            found.append(
+                Alternative(method.method, optimizer, checkpointing, sum(student.learning), parts)
+            )
+
+        if own is not None:
+            add(own, own.optimizer, own.gradient_checkpointing)
+        first = [(one.method, one.optimizer, one.checkpointing) for one in found]
+        for name in METHOD_NAMES:
+            method = own if own is not None and own.method == name else METHODS[name]()
+            for optimizer in OPTIMIZER_NAMES:
+                for checkpointing in (False, True):
+                    if (name, optimizer, checkpointing) not in first:
+                        add(method, optimizer, checkpointing)
+        return found
 
 
-def _forward(config: LoopConfig, data: DataConfig, base: Any = None) -> Forward:
+@dataclass(frozen=True)
+class Alternative:
+    """One way to specialise, how many numbers it trains, and the memory that it takes."""
+
+    method: str
+    optimizer: str
+    checkpointing: bool
+    learning: int
+    parts: Footprint
+
+
+def _forward(loop: LoopConfig, data: DataConfig, base: Any = None) -> Forward:
     """A micro-batch of a section; on a quantised base products and other weights are bfloat16."""
-    base = base or getattr(config, "base", "none")
+    base = base or getattr(loop, "base", "none")
     quantized = base != "none"
     return Forward(
-        rows=config.batch_size,
+        rows=loop.batch_size,
         tokens=data.max_length,
-        products=torch.bfloat16 if quantized else resolve_precision(config.precision),
+        products=torch.bfloat16 if quantized else resolve_precision(loop.precision),
         weights=torch.bfloat16 if quantized else torch.float32,
         base=base,
-    )
-
-
-def _whole(model_config: Any, depth: int, trainable: Trainable, forward: Forward) -> Traced:
-    def choose(model: Any) -> Any:
-        choose_trainable(model, trainable)
-        return model
-
-    return trace(skeleton(model_config, depth, choose), forward)
-
-
-def _with_method(run: Run, method: Any, forward: Forward) -> Traced:
-    """The student with a method attached."""
-    plain = without_start(method)
-    attached = skeleton(
-        run.student_config, run.student_depth, lambda model: plain.attach(model, run.recipe.seed)
-    )
-    return trace(attached, forward)
-
-
-def _footprint(run: Run, config: LoopConfig, data: DataConfig, traced: Traced) -> Footprint:
-    chunk = config.chunk or tokens_per_chunk(run.vocabulary, default_device())
-    whole = run.recipe.cache.codec.name == "hidden"
-    terms = [t for t in config.objective if LOSSES[t.loss].reads == "distribution"]
-    dense = any(whole or source_of(term, config.source) == "online" for term in terms)
-    return footprint(
-        traced,
-        optimizer=config.optimizer,
-        checkpointing=config.gradient_checkpointing,
-        accumulates=config.accumulate > 1,
-        chunk=min(chunk, config.batch_size * data.max_length),
-        dense=dense,
     )

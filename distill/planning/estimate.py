@@ -1,57 +1,52 @@
-"""`distill plan`: tokens, disk, memory and time of each stage, before anything is spent.
+"""`distill plan`: data, disk, memory and time of each stage, before anything is spent.
 
-Time is arithmetic over speed: multiply-adds counted from the models' configs, divided by what one
-large matrix product reaches on this machine just now (under a second), at 60% of it. Tokens are
-counted where the data is prepared, else estimated from a sample of rows. Memory of trainings is
-counted by `footprint.py`.
+One plan for all tasks. It counts tokens where the next token is predicted, else whole texts; the
+memory of a training is traced for the former, and estimated for the latter.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-import time
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
-from attar.device import default_device
 from attar.distributed import is_alone
 from attar.files import fingerprint, read_json
 from attar.models.loading import resolve_precision
-from attar.models.task_heads import CAUSAL
-from distill.data.calibration import LONGEST
-from distill.data.config import DataConfig, sources_of
-from distill.data.row_formats import layout_of
-from distill.data.sources import load_rows
-from distill.data.tokenize import tokenize_document
+from distill.data.config import DataConfig
+from distill.data.reader import Documents
 from distill.objective.terms import reads_from
-from distill.planning.alternatives import (
-    adapting_memory,
-    choice_lines,
-    specializing_memory,
-    training_memory,
-)
-from distill.planning.memory import libraries, skeleton_to_count
+from distill.planning.alternatives import Trainee
+from distill.planning.build_time import build_seconds
+from distill.planning.data_counts import DataCounts, estimated_counts, prepared_counts
+from distill.planning.memory import libraries, training_bytes
+from distill.planning.model_cost import EFFICIENCY, ModelCost, flops_per_second, model_cost
 from distill.run.context import Run
 from distill.stages.status import is_done
 from distill.training.config import LoopConfig
-from students.layer_inputs import BATCH_ROWS
-from students.pruning.cost_model import BYTES_PER_WEIGHT
-from students.pruning.target import TargetConfig, read_amount
+from teachers.cache.config import CacheConfig
+from teachers.load import TeacherConfig
 
-EFFICIENCY = 0.6  # of a bare matrix product; the demo's stages lie between 0.5 and 0.8
-SAMPLE_ROWS = 50
-TRAININGS = ("adapt-teacher", "train", "specialize")
+ARTIFACT_BYTES = {"bf16": 2.0, "int8": 1.2, "nf4": 0.8}  # a parameter; others as bf16
+ARTIFACT_SECONDS = 5.0  # to make one
+PROCESS_SECONDS = 20.0  # to start a process, load a model and leave
+PASSES_TO_MEASURE = {"tokens": 1.2, "texts": 4.0}  # over the held-out examples, timing included
+EVALUATIONS = 5  # of a training, where the recipe does not say how many
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One line of the plan. Memory is the peak of the stage's process; 0 where nothing counts."""
+    """One line of the plan.
+
+    amount: tokens or texts that the stage passes over. Memory is the peak of the stage's process.
+    """
 
     stage: str
-    tokens: int
+    amount: int
     disk_bytes: float
     memory_bytes: float
     seconds: float
@@ -59,253 +54,229 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What time and memory depend on: parameters below the head, V, H, depth."""
+class _Quantities:
+    """What the estimates of all stages are made from.
 
-    body: int
-    vocabulary: int
-    width: int
-    depth: int
-    total: int
-
-    def forward(self, tokens: float) -> float:
-        """Floating-point operations of one forward with logits at every token."""
-        return 2.0 * tokens * (self.body + self.vocabulary * self.width)
-
-
-def shape_of(config: Any, depth: int | None = None) -> Shape:
-    """The shape of a model from its config alone, on the meta device."""
-    model = skeleton_to_count(config, CAUSAL)
-    text = config.get_text_config()
-    total = sum(p.numel() for p in model.parameters())
-    embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
-    body = sum(p.numel() for p in model.parameters() if id(p) not in embeddings)
-    layers = text.num_hidden_layers
-    kept = depth or layers
-    lost = body * (layers - kept) // layers
-    return Shape(body - lost, text.vocab_size, text.hidden_size, kept, total - lost)
-
-
-@functools.cache
-def flops_per_second(dtype: torch.dtype) -> float:
-    """What a 1,024 x 1,024 x 4,096 product reaches here, best of three; measured once."""
-    device = default_device()
-    a = torch.randn(1024, 1024, device=device).to(dtype)
-    b = torch.randn(1024, 4096, device=device).to(dtype)
-    best = 0.0
-    for _ in range(4):
-        start = time.perf_counter()
-        float((a @ b)[0, 0])  # reading a value waits for the device
-        best = max(best, 2 * 1024 * 1024 * 4096 / (time.perf_counter() - start))
-    return best
-
-
-def count_tokens(run: Run, config: DataConfig) -> tuple[int, int, str]:
-    """(training tokens, held-out tokens, how they are known)."""
-    stats = run.folder.data() / "stats.json"
-    if config is run.recipe.data and stats.exists():
-        found = read_json(stats)
-        return found["train"]["tokens"], found["held_out"]["tokens"], "counted"
-    rows = seen = length = 0
-    for source in sources_of(config):
-        table = load_rows(source, config.split, config.name)
-        layout = layout_of(table.features, source, config)
-        rows += len(table)
-        for i in range(min(len(table), SAMPLE_ROWS)):
-            found = tokenize_document(run.tokenizer, table[i], layout, config)
-            length += sum(sum(label >= 0 for label in labels) for _, labels in found)
-            seen += 1
-    total = int(rows * length / max(1, seen))
-    known = f"estimated from {seen} rows"
-    if isinstance(config.held_out, str):  # another source, not counted here
-        return (
-            min(total, config.train_tokens or total),
-            config.held_out_tokens or total // 10,
-            known,
-        )
-    held = min(int(total * config.held_out), config.held_out_tokens or total)
-    return min(total - held, config.train_tokens or total), held, known
-
-
-def trained_tokens(config: LoopConfig, data: DataConfig, tokens: int) -> int:
-    """Tokens one training passes over: its epochs, or fewer where `max_steps` ends it."""
-    total = tokens * config.epochs
-    if config.max_steps is None:
-        return total
-    return min(total, config.max_steps * config.batch_size * config.accumulate * data.max_length)
-
-
-def estimate(run: Run) -> list[Estimate]:
-    """Every stage of the recipe, in order."""
-    recipe = run.recipe
-    teacher = shape_of(run.teacher_config)
-    student = shape_of(run.student_config, run.student_depth)
-    train_tokens, held_tokens, known = count_tokens(run, recipe.data)
-    speed = EFFICIENCY * flops_per_second(resolve_precision(recipe.teacher.dtype))
-    train_speed = EFFICIENCY * flops_per_second(resolve_precision(recipe.train.precision))
-    lines: list[Estimate] = []
-
-    def add(
-        stage: str, tokens: float, disk: float, memory: float, seconds: float, note: str
-    ) -> None:
-        note = f"done; {note}" if is_done(run, stage) else note
-        memory += 0 if stage in TRAININGS else libraries()  # theirs are in it
-        lines.append(Estimate(stage, int(tokens), disk, memory, seconds, note))
-
-    teacher_bytes = _weights_of_teacher(run, teacher)
-    if (adapt := recipe.teacher.adapt) is not None:
-        tokens = trained_tokens(adapt, recipe.data, train_tokens)
-        cost = 3 * teacher.forward(tokens) / train_speed
-        memory = adapting_memory(run).peak
-        add("adapt-teacher", tokens, teacher.total * 16, memory, cost, "full fine-tune")
-    if run.reads_cache:
-        a_token = bytes_per_token(run, teacher)
-        tokens = train_tokens + held_tokens
-        cost = teacher.forward(tokens) / speed
-        about = f"{a_token:.0f} bytes a token{_how_known(run)}; tokens {known}"
-        add("cache", tokens, a_token * tokens, teacher_bytes, cost, about)
-    add("build", 0, student.total * 4, teacher.total * 4 + student.total * 8,
-        build_seconds(run, teacher),
-        f"{student.total / 1e6:.1f} M parameters, {student.depth} blocks")  # fmt: skip
-    tokens = trained_tokens(recipe.train, recipe.data, train_tokens)
-    arms = 1 + len(recipe.train.arms)
-    cost = arms * 3 * student.forward(tokens) / train_speed
-    in_step = teacher if reads_from(recipe.train, "online") else None
-    cost += in_step.forward(tokens) / speed if in_step else 0
-    memory = training_memory(run).peak + (teacher_bytes if in_step else 0)
-    states = student.total * 16 * arms
-    add("train", tokens * arms, states, memory, cost, f"{arms} arms on the same tokens")
-    if recipe.specialize is not None:
-        own = recipe.specialize.data or recipe.data
-        its_tokens = count_tokens(run, own)[0] if recipe.specialize.data else train_tokens
-        tokens = trained_tokens(recipe.specialize, own, its_tokens)
-        cost = 3 * student.forward(tokens) / train_speed
-        memory = specializing_memory(run).peak
-        memory += teacher_bytes if reads_from(recipe.specialize, "online") else 0
-        add("specialize", tokens, student.total * 4.5, memory, cost, recipe.specialize.method)
-    artifacts = run.artifacts
-    disk = sum({"bf16": 2.0, "int8": 1.2, "nf4": 0.8}.get(n, 2.0) for n in artifacts)
-    add("export", 0, student.total * disk, student.total * 6, 5.0 * len(artifacts),
-        ", ".join(artifacts))  # fmt: skip
-    models = 2 + arms + len(artifacts) + (recipe.specialize is not None)
-    tokens = min(held_tokens, recipe.evaluate.tokens)
-    cost = models * (20 + 1.2 * student.forward(tokens) / speed) + teacher.forward(tokens) / speed
-    add("evaluate", tokens * models, 0, teacher_bytes, cost, f"{models} models, a process each")
-    return lines
-
-
-def _weights_of_teacher(run: Run, teacher: Shape) -> float:
-    """Bytes of the teacher as it runs; quantising leaves embeddings and norms as they are."""
-    config = run.recipe.teacher
-    plain = resolve_precision(config.dtype).itemsize
-    return teacher.total * {"none": plain, "int8": 1.1, "nf4": 0.6, "fp4": 0.6}[config.quantization]
-
-
-class Runs(Protocol):
-    """What of a model the time of its forwards depends on, whatever its task."""
-
-    @property
-    def depth(self) -> int:
-        """Number of blocks."""
-
-    @property
-    def body(self) -> int:
-        """Parameters that every token passes."""
-
-    @property
-    def total(self) -> int:
-        """All parameters."""
-
-    def forward(self, tokens: float) -> float:
-        """Floating-point operations of one forward."""
-
-
-def build_seconds(run: Run, teacher: Runs) -> float:
-    """Time to judge, cut and mend the student, in float32."""
-    student, speed = run.recipe.student, EFFICIENCY * flops_per_second(torch.float32)
-    layers, seconds = student.layers, 5.0
-    if student.target is not None:
-        return seconds + _search_seconds(run, teacher, speed)
-    if student.reads_text:  # once to judge; a refit passes three times and multiplies as much again
-        passes = (1 if student.needs_text() else 0) + (6 if student.refit else 0)
-        seconds += passes * teacher.forward(student.calibration_tokens) / speed
-    if layers is None or isinstance(layers.keep, list):
-        return seconds
-    one = teacher.forward(layers.calibration_tokens) / speed
-    if layers.by != "greedy":
-        return seconds + one
-    return seconds + _removal_passes(teacher.depth, teacher.depth - layers.keep) * one
-
-
-def _removal_passes(depth: int, removed: float) -> float:
-    """Of the whole model over the calibration text: five half passes a removal, after all once."""
-    return 0.5 * depth + 3.5 * removed
-
-
-def _search_seconds(run: Run, teacher: Runs, speed: float) -> float:
-    """Of judging, greedy removal, every shape that is measured, and mending the last few."""
-    student = run.recipe.student
-    target = student.target
-    assert target is not None
-    removed = _blocks_removed(target, teacher)
-    shapes = target.candidates + 3 * len(target.axes)
-    mends = 6 * student.calibration_tokens if student.refit else 0
-    mends += 3 * target.heal_steps * BATCH_ROWS * LONGEST
-    tokens = (
-        student.calibration_tokens
-        + _removal_passes(teacher.depth, removed) * target.calibration_tokens
-        + (1 + shapes) * target.tokens
-        + min(target.finalists, target.candidates) * mends
-    )
-    return teacher.forward(tokens) / speed
-
-
-def _blocks_removed(target: TargetConfig, teacher: Runs) -> float:
-    """Blocks that a search puts into an order: as many as would meet the target alone.
-
-    Of a time in seconds, about which nothing is known yet, half of them.
+    teacher_bytes: the teacher as it runs. Speeds are floating-point operations a second.
     """
-    if "layers" not in target.axes:
-        return 0.0
-    number, is_share = read_amount(target.kind, target.amount)
-    if target.kind == "latency" and not is_share:
-        return teacher.depth / 2
-    size = teacher.total * (BYTES_PER_WEIGHT[target.form] if target.kind == "bytes" else 1.0)
-    share = number if is_share else number / size
-    a_block = teacher.body / teacher.depth / teacher.total
-    return min(teacher.depth - 1.0, math.ceil(max(0.0, 1 - share) / a_block))
+
+    unit: Literal["tokens", "texts"]
+    teacher: ModelCost
+    student: ModelCost
+    counts: DataCounts
+    teacher_bytes: float
+    speed: float
+    train_speed: float
+
+    def amount(self, examples: float) -> int:
+        """Examples in the plan's unit."""
+        return int(examples * (self.counts.counted if self.unit == "tokens" else 1))
+
+    def holding(self, tokens: int) -> int:
+        """Number of examples that hold this many counted tokens."""
+        return math.ceil(tokens / self.counts.counted)
+
+    def tokens(self, examples: float) -> float:
+        """Tokens that pass through a model."""
+        return examples * self.counts.length
+
+    def trained(self, loop: LoopConfig, data: DataConfig) -> float:
+        """Examples one training passes over: its epochs, or fewer where `max_steps` ends it."""
+        total = float(self.counts.train * loop.epochs)
+        return (
+            total
+            if loop.max_steps is None
+            else min(total, loop.max_steps * self._a_step(loop, data))
+        )
+
+    def _a_step(self, loop: LoopConfig, data: DataConfig) -> float:
+        """Examples of one step: rows, which are full of tokens where examples are packed."""
+        rows = loop.batch_size * loop.accumulate
+        return rows * max(1.0, data.max_length / self.counts.length if self.unit == "tokens" else 1)
+
+    def training_seconds(self, model: ModelCost, loop: LoopConfig, data: DataConfig) -> float:
+        """Time of one training and of its evaluations on the validation part."""
+        examples, evaluations = self.trained(loop, data), float(EVALUATIONS)
+        if loop.evaluate_every is not None:
+            evaluations = examples / self._a_step(loop, data) / loop.evaluate_every
+        validated = min(self.counts.validation, self.holding(loop.evaluate_tokens))
+        passes = 3 * examples + evaluations * validated  # a backward costs two forwards
+        return model.forward(self.tokens(passes)) / self.train_speed
 
 
-def bytes_per_token(run: Run, teacher: Shape) -> float:
-    """Bytes a counted token takes in the cache: its distribution and the chosen layers."""
-    cache = run.recipe.cache
-    layers: float = len(cache.hidden.parts) * cache.hidden.codec.bytes_per_token(teacher.width)
-    own: float = cache.codec.bytes_per_token(run.vocabulary, teacher.width)
-    return (audited_bytes(run) or own) + layers
+def estimates(run: Run) -> list[Estimate]:
+    """Every stage of the recipe, in order; what is done says so in its note."""
+    return [
+        replace(line, note=f"done; {line.note}") if is_done(run, line.stage) else line
+        for line in _stages(run, _quantities(run))
+    ]
 
 
-def _how_known(run: Run) -> str:
-    return " as measured" if audited_bytes(run) else ""
+def _quantities(run: Run) -> _Quantities:
+    recipe = run.recipe
+    teacher = model_cost(run.teacher_config, run.task.auto)
+    return _Quantities(
+        unit="tokens" if run.task.packs else "texts",
+        teacher=teacher,
+        student=model_cost(run.student_config, run.task.auto),
+        counts=data_counts(run, recipe.data),
+        teacher_bytes=weights_of_teacher(recipe.teacher, teacher.total),
+        speed=EFFICIENCY * flops_per_second(resolve_precision(recipe.teacher.dtype)),
+        train_speed=EFFICIENCY * flops_per_second(resolve_precision(recipe.train.precision)),
+    )
 
 
-def audited_bytes(run: Run) -> float | None:
-    """What `distill cache audit` measured for the recipe's codec, if it was run."""
-    file = run.folder.audit
+def data_counts(run: Run, config: DataConfig) -> DataCounts:
+    """Counts of the run's data, or of those that it specialises on."""
+    folder = run.folder.data(config.section)
+
+    def kept_of(examples: Any) -> Any:
+        return run.task.cached_tokens(run, examples)
+
+    found = prepared_counts(folder, kept_of)
+    if found is not None:
+        return found
+    adapted = run.recipe.teacher.adapt is not None
+    reader = run.task.reader(run.teacher_config, adapted, run.recipe.seed) or Documents()
+    return estimated_counts(config, reader, run.tokenizer, kept_of)
+
+
+def weights_of_teacher(config: TeacherConfig, parameters: int) -> float:
+    """Bytes of the teacher as it runs; quantising leaves embeddings and norms as they are."""
+    plain = resolve_precision(config.dtype).itemsize
+    return parameters * {"none": plain, "int8": 1.1, "nf4": 0.6, "fp4": 0.6}[config.quantization]
+
+
+# Stages ------------------------------------------------------------------------------------------
+
+
+def _stages(run: Run, known: _Quantities) -> Iterator[Estimate]:
+    recipe = run.recipe
+    if recipe.teacher.adapt is not None:
+        yield _adapting(run, known, recipe.teacher.adapt)
+    if run.reads_cache:
+        outcomes = known.counts.classes or run.vocabulary
+        measured = audited_bytes(run.folder.audit, recipe.cache)
+        yield _caching(known, recipe.cache, outcomes, measured)
+    seconds = build_seconds(
+        recipe.student, known.teacher, EFFICIENCY * flops_per_second(torch.float32)
+    )
+    teacher, student = known.teacher, known.student
+    note = f"{student.total / 1e6:.1f} M parameters, {student.depth} blocks"
+    memory = libraries() + teacher.total * 4 + student.total * 8
+    yield Estimate("build", 0, student.total * 4, memory, seconds, note)
+    yield _training(run, known)
+    if recipe.specialize is not None:
+        yield _specializing(run, known)
+    yield _exporting(known, run.artifacts)
+    models = 3 + len(recipe.train.arms) + len(run.artifacts) + (recipe.specialize is not None)
+    yield _evaluating(known, models, recipe.evaluate.tokens)
+
+
+def _adapting(run: Run, known: _Quantities, loop: Any) -> Estimate:
+    data, teacher = run.recipe.data, known.teacher
+    amount = known.amount(known.trained(loop, data))
+    memory = _training_memory(run, run.teacher_config, teacher, loop)
+    seconds = known.training_seconds(teacher, loop, data)
+    return Estimate("adapt-teacher", amount, teacher.total * 16, memory, seconds, "full fine-tune")
+
+
+def _caching(
+    known: _Quantities, cache: CacheConfig, outcomes: int, measured: float | None
+) -> Estimate:
+    """outcomes: ids or classes of a distribution. measured: bytes of one token's distribution."""
+    counts, width = known.counts, known.teacher.width
+    layers = len(cache.hidden.parts) * cache.hidden.codec.bytes_per_token(width)
+    distribution = measured or cache.codec.bytes_per_token(outcomes, width)
+    bytes_each = counts.counted * distribution + counts.kept * layers
+    size = bytes_each * counts.cached
+    amount = known.amount(counts.cached)
+    seconds = known.teacher.forward(known.tokens(counts.cached)) / known.speed
+    a_unit = bytes_each / (counts.counted if known.unit == "tokens" else 1)
+    note = f"{a_unit:.0f} bytes a {known.unit[:-1]}{' as measured' if measured else ''}"
+    note += f"; {known.unit} {counts.known}"
+    return Estimate("cache", amount, size, libraries() + known.teacher_bytes, seconds, note)
+
+
+def _training(run: Run, known: _Quantities) -> Estimate:
+    loop, data, student = run.recipe.train, run.recipe.data, known.student
+    arms, examples = 1 + len(loop.arms), known.trained(loop, data)
+    seconds = arms * known.training_seconds(student, loop, data)
+    memory = _training_memory(run, run.student_config, student, loop)
+    if reads_from(loop, "online"):
+        seconds += known.teacher.forward(known.tokens(examples)) / known.speed
+        memory += known.teacher_bytes
+    note = f"{arms} arms on the same {known.unit}"
+    amount = known.amount(examples) * arms
+    return Estimate("train", amount, student.total * 16 * arms, memory, seconds, note)
+
+
+def _specializing(run: Run, known: _Quantities) -> Estimate:
+    loop, student = run.recipe.specialize, known.student
+    assert loop is not None
+    data = loop.data or run.recipe.data
+    if loop.data is not None:
+        known = replace(known, counts=data_counts(run, loop.data))
+    memory = _trainee(run, run.student_config, student).memory_with_method(loop, data).peak
+    memory += known.teacher_bytes if reads_from(loop, "online") else 0
+    amount = known.amount(known.trained(loop, data))
+    seconds = known.training_seconds(student, loop, data)
+    return Estimate("specialize", amount, student.total * 4.5, memory, seconds, loop.method)
+
+
+def _exporting(known: _Quantities, artifacts: list[str]) -> Estimate:
+    size = known.student.total * sum(ARTIFACT_BYTES.get(name, 2.0) for name in artifacts)
+    memory, seconds = libraries() + known.student.total * 6, ARTIFACT_SECONDS * len(artifacts)
+    return Estimate("export", 0, size, memory, seconds, ", ".join(artifacts))
+
+
+def _evaluating(known: _Quantities, models: int, tokens: int) -> Estimate:
+    """tokens: the most that each model is measured on."""
+    examples = min(known.counts.held_out, known.holding(tokens))
+    passes = PASSES_TO_MEASURE[known.unit]
+    of_student = passes * known.student.forward(known.tokens(examples)) / known.speed
+    of_teacher = known.teacher.forward(known.tokens(examples)) / known.speed
+    seconds = models * (PROCESS_SECONDS + of_student) + of_teacher
+    memory, note = libraries() + known.teacher_bytes, f"{models} models, a process each"
+    return Estimate("evaluate", known.amount(examples) * models, 0, memory, seconds, note)
+
+
+def _training_memory(run: Run, config: Any, cost: ModelCost, loop: Any) -> float:
+    """Peak of training a model of this config; what is in it of the libraries counts."""
+    data = run.recipe.data
+    if run.task.packs:
+        return _trainee(run, config, cost).memory(loop, data, loop.trainable).peak
+    tokens = loop.batch_size * data.max_length
+    return libraries() + training_bytes(cost.total, cost.width, cost.depth, tokens)
+
+
+def _trainee(run: Run, config: Any, cost: ModelCost) -> Trainee:
+    dense = run.recipe.cache.codec.name == "hidden"
+    return Trainee(config, cost.depth, run.vocabulary, dense, run.recipe.seed)
+
+
+def audited_bytes(file: Path, cache: CacheConfig) -> float | None:
+    """Bytes of one token's distribution as `distill cache audit` measured the recipe's codec and
+    left them in audit.json; None where it did not.
+    """
     if not file.exists():
         return None
-    wanted = fingerprint(run.recipe.cache.codec.model_dump())
+    wanted = fingerprint(cache.codec.model_dump())
     found = [one["bytes_per_token"] for one in read_json(file)["codecs"] if one["key"] == wanted]
     return found[0] if found else None
+
+
+# Tables ------------------------------------------------------------------------------------------
 
 
 def plan_rows(lines: list[Estimate]) -> list[list[str]]:
     """The plan as a table of text, header first."""
     table = [["stage", "tokens", "disk", "memory", "time", ""]]
     for line in lines:
-        memory = _size(line.memory_bytes) if line.memory_bytes else ""
         disk = _size(line.disk_bytes) if line.disk_bytes else ""
-        tokens = f"{line.tokens:,}" if line.tokens else ""
-        table.append([line.stage, tokens, disk, memory, _duration(line.seconds), line.note])
+        amount = f"{line.amount:,}" if line.amount else ""
+        memory, seconds = _size(line.memory_bytes), _duration(line.seconds)
+        table.append([line.stage, amount, disk, memory, seconds, line.note])
     disk = _size(sum(line.disk_bytes for line in lines))
     processes = "" if is_alone() else " a process"
     seconds = _duration(sum(line.seconds for line in lines if not line.note.startswith("done")))
@@ -313,15 +284,22 @@ def plan_rows(lines: list[Estimate]) -> list[list[str]]:
 
 
 def choice_rows(run: Run) -> list[list[str]]:
-    """The memory of specialising by each choice, as a table of text, header first."""
+    """The memory of specialising by each method and optimiser, as a table of text, header first.
+
+    On the data and batch of the recipe's specialising stage, whose own choice comes first; of its
+    training where the recipe has no such stage.
+    """
+    own = run.recipe.specialize
+    loop: LoopConfig = own or run.recipe.train
+    data = (own.data if own is not None else None) or run.recipe.data
+    cost = model_cost(run.student_config, run.task.auto)
     parts = ("weights", "gradients", "states", "activations", "peak")
     table = [["method", "optimizer", "checkpointing", "learns", *parts, ""]]
-    for i, (method, optimizer, checkpointing, traced, found) in enumerate(choice_lines(run)):
-        learns = f"{sum(traced.learning) / 1e6:.2f} M"
-        sizes = [_size(getattr(found, part)) for part in parts]
-        note = "the recipe's" if i == 0 and run.recipe.specialize is not None else ""
-        kept = "yes" if checkpointing else "no"
-        table.append([method, optimizer, kept, learns, *sizes, note])
+    for i, one in enumerate(_trainee(run, run.student_config, cost).alternatives(loop, own, data)):
+        sizes = [_size(getattr(one.parts, part)) for part in parts]
+        note = "the recipe's" if i == 0 and own is not None else ""
+        kept, learns = "yes" if one.checkpointing else "no", f"{one.learning / 1e6:.2f} M"
+        table.append([one.method, one.optimizer, kept, learns, *sizes, note])
     return table
 
 

@@ -38,6 +38,7 @@ QUANTIZED = {
 }
 HEAP = 1.1  # times what lives: what the allocator of a CPU holds between
 FLOAT32_COPIES = 5  # of one tensor, while bitsandbytes steps it on a CPU: averages, gradient, root
+ACTIVATIONS = 12  # widths of float32 kept a token and block, where it is not traced
 KEPT_A_LINEAR = 1.2  # times its input and output: what a block keeps where it cannot be traced
 
 
@@ -121,6 +122,13 @@ def footprint(
         libraries=libraries(),
         on_cpu=on_cpu,
     )
+
+
+def training_bytes(parameters: int, width: int, depth: int, tokens: int) -> float:
+    """Bytes of a training that is not traced, without the libraries: weights, gradients and two
+    averages in float32, and activations of this many tokens.
+    """
+    return 16.0 * parameters + 4.0 * ACTIVATIONS * width * depth * tokens
 
 
 def libraries() -> float:

@@ -208,7 +208,7 @@ class Run:
         The held-out part is opened by the `evaluate` stage alone.
         """
         folder = self.folder.data((config or self.recipe.data).section)
-        return Examples(folder / "train.arrow"), Examples(folder / "held_out.arrow")
+        return Examples(folder / "train.arrow"), Examples(folder / "validation.arrow")
 
     def training_examples(self) -> Examples:
         """The examples that are learned from."""

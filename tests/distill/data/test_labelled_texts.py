@@ -28,12 +28,24 @@ def stands(rows):
 
 @pytest.fixture
 def read(tmp_path, write_rows):
-    """`read(rows, held, order, **keys)`: (training, held-out examples, what stats.json keeps)."""
+    """`read(rows, held, order, **keys)`: (training, held-out examples, what stats.json keeps).
+
+    The validation part is the first of the held-out rows with another text; a share of the rows
+    where a share is held out.
+    """
+
+    def another_text(held):
+        if isinstance(held, list):
+            return write_rows([{**held[0], "text": "the story and the music"}], "chosen_on.jsonl")
+        table = datasets.load_from_disk(held).select([0])
+        table.map(lambda _: {"text": "the story and the music"}).save_to_disk(tmp_path / "chosen")
+        return str(tmp_path / "chosen")
 
     def make(rows=ROWS, held=ROWS[:1], order=None, **keys):
         values = {
             "train": rows if stands(rows) else write_rows(rows),
             "held_out": write_rows(held, "held.jsonl") if isinstance(held, list) else held,
+            "validation": 0.02 if isinstance(held, float) else another_text(held),
             "max_length": 24, **keys,
         }  # fmt: skip
         config = DataConfig.model_validate(values)
@@ -104,7 +116,9 @@ def test_numbers_get_their_names(read):
     _, held, stats = read(rows, held=rows[:1], label_column="label", label_names=["bad", "good"])
     assert stats["classes"] == ["bad", "good"]
     assert held[0].labels[0] == 1
-    assert stats["examples_by_class"] == {"train": [2, 1], "held_out": [0, 1]}
+    assert stats["examples_by_class"] == {
+        "train": [2, 1], "validation": [0, 1], "held_out": [0, 1],
+    }  # fmt: skip
 
 
 @pytest.fixture

@@ -105,6 +105,7 @@ def test_long_texts_become_windows_and_each_has_its_copies(tmp_path, write_rows)
         {
             "train": write_rows([{"text": long}, {"text": short}, {"text": " "}]),
             "held_out": write_rows([{"text": "a grim story"}], "held.jsonl"), "max_length": 12,
+            "validation": write_rows([{"text": "a kind story"}], "chosen_on.jsonl"),
             "masking": {"copies": 3},
         }
     )  # fmt: skip

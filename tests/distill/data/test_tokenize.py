@@ -13,6 +13,7 @@ from distill.data.config import DataConfig
 from distill.data.examples import Examples, key_of
 from distill.data.prepare import prepare
 from distill.data.row_formats import layout_of
+from distill.data.split import PARTS
 from distill.data.tokenize import IGNORE, tokenize_chat, tokenize_document, tokenize_pair
 from distill.run.load import check_recipe
 
@@ -278,7 +279,7 @@ def test_what_is_left_out_is_counted_and_said(tmp_path, bare_tokenizer, caplog):
     file.write_text("".join(json.dumps(row) + "\n" for row in [*good, *empty, *long]))
     config = DataConfig(train=str(file), max_length=24, held_out=0.2)
     made = prepare(config, bare_tokenizer, "id", 0, tmp_path / "data")
-    kept = [Examples(made / f"{part}.arrow") for part in ("train", "held_out")]
+    kept = [Examples(made / f"{part}.arrow") for part in PARTS]
     assert sum(map(len, kept)) == 6
     assert "3 have an empty answer, and are left out" in caplog.text
     assert "2 have a prompt that fills `data.max_length`" in caplog.text

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from distill.data.calibration import calibration_rows, split_for_healing
 from distill.objective.objective import Learner
 from distill.objective.terms import TERM_MODELS
-from distill.planning.estimate import shape_of
+from distill.planning.model_cost import model_cost
 from distill.run.context import Run
 from distill.run.load import load_recipe
 from distill.tasks.whole_texts import chosen_texts
@@ -53,7 +53,7 @@ def test_the_shape_is_known_before_the_cut(workshop):
     student = AutoModelForCausalLM.from_pretrained("out/student")
     assert sizes_of(run.student_config) == sizes_of(student.config)
     counted = sum(parameter.numel() for parameter in student.parameters())
-    assert shape_of(run.student_config, run.student_depth).total == counted
+    assert model_cost(run.student_config, run.task.auto).total == counted
     assert "parameters" in workshop("plan", "recipe.yaml", *CUTS).output
 
 

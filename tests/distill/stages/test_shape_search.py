@@ -170,7 +170,7 @@ def test_a_plan_counts_the_blocks_that_a_search_removes(workshop, monkeypatch):
     ):
         section = f"student={{target: {{{target}}}}}"
         run = Run(load_recipe(Path("recipe.yaml"), [section]), Path("out"))
-        (build,) = (line for line in plan.estimate(run) if line.stage == "build")
+        (build,) = (line for line in plan.estimates(run) if line.stage == "build")
         seconds.append(build.seconds)
     assert seconds == sorted(set(seconds))
 

@@ -1,12 +1,14 @@
-"""`distill plan` of tasks on texts: what it says before any work, and what there then is."""
+"""`distill plan`: what it says before any work, and what is then prepared and made."""
 
 from pathlib import Path
 
 import pytest
 from transformers import AutoConfig, BertConfig, GPT2Config, LlamaConfig
 
-from distill.planning.estimate import Estimate
-from distill.planning.whole_texts import body_of_config, count_texts, estimates
+from distill.data.examples import Examples
+from distill.data.split import PARTS, part_file
+from distill.planning.estimate import Estimate, data_counts, estimates
+from distill.planning.model_cost import model_cost
 from distill.run.context import Run
 from distill.run.load import check_recipe, load_recipe
 from tests.conftest import Workshop
@@ -60,23 +62,23 @@ def test_what_is_planned_is_near_what_is_prepared(task, data):
     more = {"masking": {"copies": 4}} if task is masking else {}
     task.write_recipe(data={**data, **more})
     run = Run(load_recipe("recipe.yaml"), Path("out"))
-    before, counted = plan_of(run), count_texts(run)
+    before, counted = plan_of(run), data_counts(run, run.recipe.data)
     run.prepare_data()
-    after, prepared = plan_of(run), count_texts(run)
-    train, held_out = run.data()
-    assert (prepared.train, prepared.held_out) == (len(train), len(held_out))
-    assert counted.train == pytest.approx(len(train), rel=0.15)
-    assert counted.held_out == pytest.approx(len(held_out), rel=0.15)
+    after, prepared = plan_of(run), data_counts(run, run.recipe.data)
+    parts = {part: Examples(part_file(Path("out/data"), part)) for part in PARTS}
+    for part, examples in parts.items():
+        assert getattr(prepared, part) == len(examples)
+        assert getattr(counted, part) == pytest.approx(len(examples), rel=0.15)
     for stage in ("cache", "train", "evaluate"):
-        assert before[stage].tokens == pytest.approx(after[stage].tokens, rel=0.15)
+        assert before[stage].amount == pytest.approx(after[stage].amount, rel=0.15)
         assert before[stage].disk_bytes == pytest.approx(after[stage].disk_bytes, rel=0.15)
-    assert after["cache"].tokens == len(train) + len(held_out)
+    assert after["cache"].amount == len(parts["train"]) + len(parts["validation"])
 
 
 def test_the_cache_of_masked_tokens_holds_them_alone(masks):
     def bytes_a_text(**cache):
         line = masks(cache={"codec": TOPK, **cache})["cache"]
-        return line.disk_bytes / line.tokens
+        return line.disk_bytes / line.amount
 
     Run(check_recipe(masking.masked_recipe()), Path("out")).prepare_data()
     train = Run(check_recipe(masking.masked_recipe()), Path("out")).data()[0]
@@ -96,12 +98,12 @@ def test_whole_texts_have_one_outcome_and_layers_at_every_token(tmp_path, monkey
             {"loss": "vector_mse"}
         ]}))  # fmt: skip
         run = Run(recipe, Path("out"))
-        return plan_of(run)["cache"], count_texts(run).length
+        return plan_of(run)["cache"], data_counts(run, recipe.data).length
 
     plain, length = line(hidden={"layers": []})
     layered, _ = line(hidden={"layers": [3], "codec": "bf16"})
-    assert plain.disk_bytes / plain.tokens == 2 * H + 2
-    more = (layered.disk_bytes - plain.disk_bytes) / plain.tokens
+    assert plain.disk_bytes / plain.amount == 2 * H + 2
+    more = (layered.disk_bytes - plain.disk_bytes) / plain.amount
     assert more == pytest.approx(2 * H * length, rel=0.1)
 
 
@@ -128,8 +130,22 @@ def test_judging_and_searching_take_their_time(masks):
     ],
 )
 def test_tables_that_are_looked_up_take_no_time(config, auto):
-    body = body_of_config(config, auto)
+    body = model_cost(config, auto)
     wider = AutoConfig.for_model(**{**config.to_dict(), "vocab_size": V + 1000})
-    more = body_of_config(wider, auto)
+    more = model_cost(wider, auto)
     assert more.total - body.total >= 1000 * H
     assert more.body - body.body <= 1000, "a bias of the output map at most"
+
+
+def test_next_tokens_are_counted_in_the_parts_that_each_stage_reads(workshop):
+    run = Run(load_recipe("recipe.yaml", ["evaluate.tokens=100000"]), Path("out"))
+    before = plan_of(run)
+    run.prepare_data()
+    after = plan_of(run)
+    parts = {part: Examples(part_file(Path("out/data"), part)) for part in PARTS}
+    tokens = {part: examples.num_tokens for part, examples in parts.items()}
+    assert after["train"].amount == pytest.approx(2 * tokens["train"], abs=2)
+    assert after["cache"].amount == pytest.approx(tokens["train"] + tokens["validation"], rel=0.02)
+    assert after["evaluate"].amount == pytest.approx(5 * tokens["held_out"], rel=0.1)
+    for stage in ("cache", "train", "evaluate"):
+        assert before[stage].amount == pytest.approx(after[stage].amount, rel=0.15)

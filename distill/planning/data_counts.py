@@ -1,0 +1,143 @@
+"""How much text each part of the data has: counted where it is prepared, else estimated.
+
+An estimate tokenises a sample of rows of each source, and divides as `distill.data.split` does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attar.files import read_json
+from distill.data.config import DataConfig, sources_of
+from distill.data.examples import Examples
+from distill.data.labelled_texts import LabelledTexts
+from distill.data.reader import Reader
+from distill.data.sources import load_rows
+from distill.data.split import PARTS, documents_in_share, part_file
+from distill.data.tokenize import IGNORE
+
+SAMPLE_ROWS = 50  # of each source
+
+
+@dataclass(frozen=True)
+class DataCounts:
+    """Numbers of examples in each part, means of one example, and how they are known."""
+
+    train: int
+    validation: int
+    held_out: int
+    length: float  # tokens
+    counted: float  # tokens whose prediction counts; 1 of a text that counts once
+    kept: float  # tokens whose layers the cache keeps
+    classes: int | None  # of labelled texts
+    known: str
+
+    @property
+    def cached(self) -> int:
+        """Examples whose signals the cache holds."""
+        return self.train + self.validation
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of some sources: how many there are and were read, and the examples in those."""
+
+    rows: int
+    read: int
+    lengths: np.ndarray
+    counts: np.ndarray
+
+    @property
+    def examples(self) -> float:
+        """Examples in all rows, as far as those that were read can say."""
+        return self.rows * len(self.lengths) / max(1, self.read)
+
+
+def prepared_counts(folder: Path, kept_of: Callable[[Any], np.ndarray]) -> DataCounts | None:
+    """Counts of the data that `prepare` left in `folder`; None where it left none.
+
+    kept_of: number of tokens of each example whose layers the cache keeps.
+    """
+    if not (folder / "stats.json").exists():
+        return None
+    stats = read_json(folder / "stats.json")
+    numbers = {part: stats[part]["examples"] for part in PARTS}
+    classes = len(stats["classes"]) if "classes" in stats else None
+    train = Examples(part_file(folder, "train"))
+    return DataCounts(
+        train=numbers["train"],
+        validation=numbers["validation"],
+        held_out=numbers["held_out"],
+        **_means(train, kept_of),
+        classes=classes,
+        known="counted",
+    )
+
+
+def estimated_counts(
+    config: DataConfig, reader: Reader, tokenizer: Any, kept_of: Callable[[Any], np.ndarray]
+) -> DataCounts:
+    """Counts by a sample of rows of each source. Raises `DataError` for data that cannot be read.
+
+    kept_of: number of tokens of each example whose layers the cache keeps.
+    """
+    sample = _sample(config, reader, tokenizer, sources_of(config), config.split)
+    means = _means(sample, kept_of)
+
+    each = sample.examples / max(1, sample.rows)  # examples of a document
+
+    def drawn(part: float | str, left: float) -> float:
+        """Examples of a part before its limit, where this many examples are left to draw from."""
+        if isinstance(part, float):
+            documents = round(left / each) if each else 0
+            return documents_in_share(part, documents) * each if documents > 1 else part * left
+        split = part.removeprefix("split:")
+        if split != part:
+            return _sample(config, reader, tokenizer, sources_of(config), split).examples
+        return _sample(config, reader, tokenizer, [part], config.split).examples
+
+    def limited(examples: float, tokens: int | None) -> float:
+        return examples if tokens is None else min(examples, math.ceil(tokens / means["counted"]))
+
+    left = sample.examples
+    held_out = drawn(config.held_out, left)
+    left -= held_out if isinstance(config.held_out, float) else 0
+    validation = limited(drawn(config.validation, left), config.validation_tokens)
+    left -= validation if isinstance(config.validation, float) else 0
+    return DataCounts(
+        train=round(limited(left, config.train_tokens)),
+        validation=round(validation),
+        held_out=round(limited(held_out, config.held_out_tokens)),
+        **means,
+        classes=len(reader.names) if isinstance(reader, LabelledTexts) else None,
+        known=f"estimated from {sample.read} rows",
+    )
+
+
+def _means(examples: Any, kept_of: Callable[[Any], np.ndarray]) -> dict[str, float]:
+    """Means of examples, or of a sample of them."""
+    arrays = {"length": examples.lengths, "counted": examples.counts, "kept": kept_of(examples)}
+    return {name: float(np.mean(a)) if len(a) else 1.0 for name, a in arrays.items()}
+
+
+def _sample(
+    config: DataConfig, reader: Reader, tokenizer: Any, sources: list[str], split: str
+) -> Sample:
+    tables = [load_rows(source, split, config.name) for source in sources]
+    readings = reader.open(tokenizer, config, tables, sources)
+    found = [
+        (len(ids), sum(label != IGNORE for label in labels))
+        for table, read in zip(tables, readings, strict=True)
+        for i in range(min(len(table), SAMPLE_ROWS))
+        for ids, labels, *_ in read(table[i], Counter())
+    ]
+    lengths, counts = np.asarray(found, np.int64).reshape(-1, 2).T
+    rows = [len(table) for table in tables]
+    return Sample(sum(rows), sum(min(n, SAMPLE_ROWS) for n in rows), lengths, counts)
