@@ -48,7 +48,7 @@ GRID: list[dict[str, Any]] = [
     *({"name": "nucleus", "k": k, "mass": mass} for k, mass in ((8, 0.8), (16, 0.9), (32, 0.9),
                                                                (64, 0.95), (128, 0.98))),
     *({"name": "topk", "k": k} for k in (8, 16, 32, 64)),
-    *({"name": "hidden", "kl": kl} for kl in (1e-2, 1e-3, 1e-4)),
+    *({"name": "final_hidden", "kl": kl} for kl in (1e-2, 1e-3, 1e-4)),
 ]  # fmt: skip
 
 

@@ -111,7 +111,7 @@ def _with_method(run: Run, method: Any, forward: Forward) -> Traced:
 
 def _footprint(run: Run, config: LoopConfig, data: DataConfig, traced: Traced) -> Footprint:
     chunk = config.chunk or tokens_per_chunk(run.vocabulary, default_device())
-    whole = run.recipe.cache.codec.name == "hidden"
+    whole = run.recipe.cache.codec.name == "final_hidden"
     terms = [t for t in config.objective if LOSSES[t.loss].reads == "distribution"]
     dense = any(whole or source_of(term, config.source) == "online" for term in terms)
     return footprint(

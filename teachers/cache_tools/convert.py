@@ -1,6 +1,6 @@
 """A cache in another codec, from what is stored of the teacher: no teacher is run.
 
-    hidden            -> any codec        the full distribution is there
+    final_hidden      -> any codec        the full distribution is there
     topk, nucleus     -> topk, nucleus    with at most as many entries; the others join the tail
     hybrid, sampled   -> nothing          ids that were not drawn are unknown, their mass as well
     hidden states     -> any codec        of layers, and attention inputs: decoded and encoded
@@ -41,7 +41,7 @@ from teachers.signals import (
     seeds_of,
 )
 
-MEND = "build it again with that codec, or with `hidden`, which converts to any"
+MEND = "build it again with that codec, or with `final_hidden`, which converts to any"
 
 
 @dataclass(frozen=True)

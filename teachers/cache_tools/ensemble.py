@@ -157,7 +157,7 @@ def _checked(codec: Any, caches: list[SignalCache]) -> Any:
     if kind != "none" and codec.tail != kind:
         raise CacheError(
             f"A mixture of {names} ({TAILS[kind]}) cannot be stored as `{codec.name}` "
-            f"({TAILS[codec.tail]}); use {names}, or members in `hidden`."
+            f"({TAILS[codec.tail]}); use {names}, or members in `final_hidden`."
         )
     if kind == "bucket":
         hot = [t for t in codec.temperatures if t != 1.0]
@@ -165,7 +165,7 @@ def _checked(codec: Any, caches: list[SignalCache]) -> Any:
         if hot or cold:
             raise CacheError(
                 f"A mixture of {names} is known at temperature 1 only, and only where its members "
-                "hold that; leave `temperatures` out, or use members in `hidden`."
+                "hold that; leave `temperatures` out, or use members in `final_hidden`."
             )
     return codec
 

@@ -1,4 +1,4 @@
-"""`hidden`: the teacher's final hidden state; its frozen head gives the full distribution back.
+"""`final_hidden`: the teacher's final hidden state, from which its head gives all logits.
 
 Any divergence, any temperature, no teacher body in memory. States are coded as in `basis`, but in
 the metric of the head: to second order KL(p || p') = d^T A d / 2 for an error d of the state, with
@@ -30,13 +30,13 @@ from teachers.signals import DenseDistribution, TeacherChunk
 LARGEST = 16_000  # code among the tokens it learns from: half of what 16 bits hold
 
 
-@CODECS.add("hidden")
+@CODECS.add("final_hidden")
 class FinalHidden(Section):
     """The final hidden state and the frozen head: the full distribution, any temperature."""
 
     tail: ClassVar[str] = "none"
     learns: ClassVar[bool] = True
-    name: Literal["hidden"] = "hidden"
+    name: Literal["final_hidden"] = "final_hidden"
     kl: float = Field(
         1e-4, gt=0, description="KL of the stored to the true distribution allowed, nats a token"
     )

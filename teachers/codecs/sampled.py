@@ -117,6 +117,6 @@ def refuse_temperature(name: str, temperature: float) -> None:
     if temperature != 1.0:
         raise RecipeError(
             f"The codec `{name}` draws at temperature 1, the objective asks for {temperature:g}; "
-            "use `hidden` (any temperature), or `topk` or `nucleus` with that temperature in "
+            "use `final_hidden` (any temperature), or `topk` or `nucleus` with that temperature in "
             "`cache.codec.temperatures`."
         )

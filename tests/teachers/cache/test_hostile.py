@@ -130,7 +130,7 @@ def test_number_of_examples_that_is_not_there_is_refused(forged, value):
     [
         {"codec": {"name": "topk", "k": 10**12, "temperatures": [1.0]}},
         {"codec": {"name": "nucleus"}},
-        {"codec": {"name": "hidden"}},
+        {"codec": {"name": "final_hidden"}},
         {"hidden": {"layers": [1], "codec": {"name": "int8"}}},
         {"hidden": {"layers": [1], "codec": {"name": "bf16"}}},
         {"tokenizer": {"size": 5}},

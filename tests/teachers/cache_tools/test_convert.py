@@ -19,7 +19,9 @@ LAYERS = {"layers": [0, 2], "codec": "bf16"}
 @pytest.mark.parametrize("name", ["topk", "nucleus"])
 def test_hidden_becomes_what_would_have_been_built(built, weights_of, name, temperature, tmp_path):
     codec = CODECS[name](k=12, temperatures=[1.0, 2.0])
-    write(converted(built({"name": "hidden", "kl": 1e-6}), codec=codec), str(tmp_path / "out"))
+    write(
+        converted(built({"name": "final_hidden", "kl": 1e-6}), codec=codec), str(tmp_path / "out")
+    )
     direct, tail = weights_of(built(codec.model_dump()), temperature)
     found, found_tail = weights_of(str(tmp_path / "out"), temperature)
     assert (direct - found).abs().sum(-1).mean() < 5e-3
@@ -29,7 +31,7 @@ def test_hidden_becomes_what_would_have_been_built(built, weights_of, name, temp
 @pytest.mark.parametrize("name", ["hybrid", "sampled"])
 def test_samples_of_hidden_are_those_that_would_have_been_built(built, weights_of, name, tmp_path):
     write(
-        converted(built({"name": "hidden", "kl": 1e-6}), codec=CODECS[name]()),
+        converted(built({"name": "final_hidden", "kl": 1e-6}), codec=CODECS[name]()),
         str(tmp_path / "out"),
     )
     direct, _ = weights_of(built(name))
@@ -38,8 +40,8 @@ def test_samples_of_hidden_are_those_that_would_have_been_built(built, weights_o
 
 
 def test_a_coarser_hidden_keeps_the_head_as_it_was(built, signals, tmp_path):
-    url = built({"name": "hidden", "kl": 1e-6})
-    write(converted(url, codec=CODECS["hidden"](kl=1e-2)), str(tmp_path / "out"))
+    url = built({"name": "final_hidden", "kl": 1e-6})
+    write(converted(url, codec=CODECS["final_hidden"](kl=1e-2)), str(tmp_path / "out"))
     one, other = (SignalStore(u).assets()["distribution"] for u in (url, str(tmp_path / "out")))
     assert torch.equal(one["head_weight"], other["head_weight"])
     p, q = (signals(u).distribution(1.0).logprobs().double() for u in (url, str(tmp_path / "out")))
@@ -121,7 +123,7 @@ def test_layers_become_what_would_have_been_built(built, signals, wanted, tmp_pa
 
 
 def test_both_at_once(built, signals, tmp_path):
-    url = built("hidden", layers=LAYERS)
+    url = built("final_hidden", layers=LAYERS)
     draft = converted(url, codec=CODECS["nucleus"](), layer_codec=LAYER_CODECS["basis"]())
     write(draft, str(tmp_path / "out"))
     found = SignalCache(str(tmp_path / "out"))
@@ -136,10 +138,10 @@ def test_both_at_once(built, signals, tmp_path):
 @pytest.mark.parametrize(
     ("stored", "wanted", "says"),
     [
-        ("hybrid", {"name": "topk"}, "holds samples.*cannot become `topk`.*with `hidden`"),
+        ("hybrid", {"name": "topk"}, "holds samples.*cannot become `topk`.*with `final_hidden`"),
         ("sampled", {"name": "sampled", "draws": 5}, "holds samples"),
         ("topk", {"name": "hybrid"}, "largest entries only.*needs the full distribution"),
-        ("nucleus", {"name": "hidden"}, "largest entries only"),
+        ("nucleus", {"name": "final_hidden"}, "largest entries only"),
         ("topk", {"name": "topk", "k": 64}, "at most 32 entries a token, `topk` is to have 64"),
         ("nucleus", {"name": "nucleus", "mass": 0.99}, "up to a mass of 0.95, not 0.99"),
         ("topk", {"name": "topk", "k": 4, "temperatures": [1.0, 2.0]}, r"\[1.0\], not 2"),

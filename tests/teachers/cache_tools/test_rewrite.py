@@ -89,7 +89,7 @@ def test_what_is_not_there_cannot_be_kept(built):
 
 
 def test_a_stopped_command_goes_on_and_ends_with_the_same_bytes(built, tmp_path):
-    url, out, whole = built("hidden"), str(tmp_path / "out"), str(tmp_path / "whole")
+    url, out, whole = built("final_hidden"), str(tmp_path / "out"), str(tmp_path / "whole")
     write(converted(url, codec=TopK(k=8)), whole)
 
     class Stopped(Exception):
@@ -142,7 +142,7 @@ def test_an_unfinished_source_is_refused(built, tmp_path):
 
 def test_caches_behind_urls_are_read_and_written(built):
     write(sliced(built("hybrid"), examples=9), "memory://rewrite/part")
-    write(converted(built("hidden"), codec=TopK(k=5)), "memory://rewrite/converted")
+    write(converted(built("final_hidden"), codec=TopK(k=5)), "memory://rewrite/converted")
     assert len(SignalCache("memory://rewrite/part").keys()) == 9
     assert len(SignalCache("memory://rewrite/converted").keys()) == 30
 
@@ -197,7 +197,7 @@ def test_entries_keep_ids_and_codes_in_another_order():
 @pytest.mark.parametrize(
     ("codec", "layers", "says"),
     [
-        ("hidden", None, "--codec topk"),
+        ("final_hidden", None, "--codec topk"),
         ("topk", {"layers": [1], "codec": "basis"}, "--hidden int8"),
     ],
 )

@@ -74,7 +74,7 @@ def test_a_cache_as_it_was_built_is_well(cache, tokenizer, codec):
 
 
 def test_caches_made_from_caches_are_well(cache, tmp_path):
-    url = cache("hidden")
+    url = cache("final_hidden")
     drafts = {
         "slice": sliced(url, examples=9),
         "convert": converted(url, codec=TopK(k=8)),
@@ -205,14 +205,14 @@ def test_other_weights_are_named_before_anything_is_run(cache, teacher, make_mod
 
 
 def test_a_teacher_of_another_shape_is_a_fault(cache, make_model, tmp_path):
-    url = cache("hidden")
+    url = cache("final_hidden")
     make_model(8, vocabulary=V, width=48).save_pretrained(tmp_path / "other")
     (fault,) = verify(url, teacher=teacher_of(url, str(tmp_path / "other")))
     assert "not of the shape" in fault
 
 
 def test_an_ensemble_has_no_one_teacher(cache, tmp_path):
-    url = cache("hidden")
+    url = cache("final_hidden")
     write(mixed([(url, 1.0), (url, 2.0)], TopK(k=8)), str(tmp_path / "out"))
     with pytest.raises(CacheError, match="2 teachers together"):
         teacher_of(str(tmp_path / "out"))

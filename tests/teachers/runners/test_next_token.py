@@ -145,7 +145,7 @@ def weights(signals):
 
 
 LEARNED = {
-    "codec": {"name": "hidden", "kl": 1e-6},
+    "codec": {"name": "final_hidden", "kl": 1e-6},
     "hidden": {"layers": [0, 2], "codec": {"name": "basis", "step": 0.01}},
 }
 
