@@ -34,7 +34,7 @@ from attar.models.tokenizers import load_tokenizer, vocabulary_size
 from distill.cache_audit.fidelity import Fidelity, Measures, Totals
 from students.pruning.depth import cut_depth
 from teachers.cache.store import SignalStore
-from teachers.codecs.codec import CODECS, Assets, Columns
+from teachers.codecs.codec import CODECS, Assets, SignalColumns
 from teachers.runners.build_cache import LEARN_TOKENS
 from teachers.signals import TeacherChunk, seeds_of
 
@@ -93,7 +93,7 @@ class Candidate:
 
     codec: Any
     assets: Assets
-    columns: dict[str, list[Columns]]
+    columns: dict[str, list[SignalColumns]]
 
     @property
     def label(self) -> str:

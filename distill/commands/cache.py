@@ -11,7 +11,7 @@ import click
 from distill.commands.group import Group
 
 if TYPE_CHECKING:
-    from teachers.cache_tools.rewrite import Draft
+    from teachers.cache_tools.rewrite import CacheDraft
 
 CODEC_HELP = "A codec and its parameters, as in `topk:k=16` or `{name: topk, k: 16}`."
 
@@ -143,7 +143,7 @@ def convert(url: str, out: str, codec: str | None, hidden: str | None, **show: b
     if codec is None and hidden is None:
         raise RecipeError("Say what to convert to: --codec or --hidden.")
 
-    def draft() -> Draft:
+    def draft() -> CacheDraft:
         from attar.device import default_device
         from distill.commands.codec_argument import codec_of, layer_codec_of
         from teachers.cache_tools.convert import converted
@@ -170,7 +170,7 @@ def ensemble(
 ) -> None:
     """The weighted mixture of several teachers of one vocabulary on the same examples."""
 
-    def draft() -> Draft:
+    def draft() -> CacheDraft:
         from attar.device import default_device
         from distill.commands.codec_argument import codec_of
         from teachers.cache_tools.ensemble import mixed
@@ -188,12 +188,12 @@ def ensemble(
 def write_draft(make: Any, out: str, show: dict[str, bool]) -> None:
     """Make a cache of others, with a bar, and say what it came to."""
     from distill.console import progress, set_up_logging
-    from teachers.cache_tools.rewrite import write
+    from teachers.cache_tools.rewrite import write_cache
 
     set_up_logging(**show)
-    draft: Draft = make()
+    draft: CacheDraft = make()
     with progress("write", draft.tokens) as meter:
-        numbers = write(draft, out, on_tokens=meter.advance, on_skip=meter.skip)
+        numbers = write_cache(draft, out, on_tokens=meter.advance, on_skip=meter.skip)
     size = numbers["bytes"] / max(1, numbers["tokens"])
     click.echo(
         f"{out}: {numbers['examples']:,} examples, {numbers['tokens']:,} tokens, "

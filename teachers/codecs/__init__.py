@@ -1,11 +1,11 @@
-"""Codecs: importing the package enrols them all."""
+"""How signals are stored: importing the package registers every codec."""
 
-import teachers.codecs.classes  # noqa: F401
-import teachers.codecs.final_hidden  # noqa: F401
-import teachers.codecs.hybrid  # noqa: F401
-import teachers.codecs.layer_states  # noqa: F401
-import teachers.codecs.nucleus  # noqa: F401
-import teachers.codecs.pca_basis  # noqa: F401
-import teachers.codecs.sampled  # noqa: F401
-import teachers.codecs.topk  # noqa: F401
+import teachers.codecs.classes
+import teachers.codecs.final_hidden
+import teachers.codecs.hybrid
+import teachers.codecs.layer_states
+import teachers.codecs.nucleus
+import teachers.codecs.pca_basis
+import teachers.codecs.sampled
+import teachers.codecs.topk
 import teachers.codecs.vectors  # noqa: F401

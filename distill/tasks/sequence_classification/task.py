@@ -15,7 +15,7 @@ from attar.models.loading import load_model, resolve_precision
 from attar.models.task_heads import (
     CLASSIFIER,
     class_names,
-    give_padding,
+    set_padding_id,
     is_classifier,
     load_classifier,
 )
@@ -104,7 +104,7 @@ class SequenceClassification:
             dtype=dtype,
             trust_remote_code=context.teacher.trust_remote_code,
         )
-        give_padding(model, context.tokenizer.pad_token_id)
+        set_padding_id(model, context.tokenizer.pad_token_id)
         return model
 
     def fresh(self, context: TaskContext) -> nn.Module:
@@ -117,7 +117,7 @@ class SequenceClassification:
         }
         wanted = {**config, **labels}
         model = fresh_model(wanted, context.teacher_config, context.recipe.seed, auto=CLASSIFIER)
-        give_padding(model, context.tokenizer.pad_token_id)
+        set_padding_id(model, context.tokenizer.pad_token_id)
         return model
 
     def removal_order(

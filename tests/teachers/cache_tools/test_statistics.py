@@ -79,9 +79,9 @@ def test_temperature_is_one_that_is_cached(built):
 
 
 def test_an_unfinished_cache_says_how_much_is_there(built, tmp_path):
-    from teachers.cache_tools.rewrite import sliced, write
+    from teachers.cache_tools.rewrite import sliced, write_cache
 
-    write(sliced(built("topk"), examples=20), str(tmp_path / "out"))
+    write_cache(sliced(built("topk"), examples=20), str(tmp_path / "out"))
     max((tmp_path / "out/shards").glob("*.json")).unlink()
     found = statistics(str(tmp_path / "out"))
     assert found.examples < found.wanted_examples == 20
