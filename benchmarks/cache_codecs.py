@@ -34,7 +34,7 @@ from attar.models.tokenizers import load_tokenizer, vocabulary_size
 from distill.cache_audit.fidelity import Fidelity, Measures, Totals
 from students.pruning.depth import cut_depth
 from teachers.cache.store import SignalStore
-from teachers.codecs.codec import CODECS, Assets, Columns
+from teachers.codecs.codec import CODECS, Assets, SignalColumns
 from teachers.runners.build_cache import LEARN_TOKENS
 from teachers.signals import TeacherChunk, seeds_of
 
@@ -46,7 +46,7 @@ TRIED: list[dict[str, Any]] = [
     *({"name": "nucleus", "mass": m, "k": k} for m, k in ((0.8, 16), (0.9, 32), (0.95, 64))),
     *({"name": "sampled", "draws": draws} for draws in (50,)),
     *({"name": "hybrid", "k": k} for k in (8, 16, 32, 64, 80, 128)),
-    *({"name": "hidden", "kl": kl} for kl in (1e-2, 2.5e-3, 3e-4)),
+    *({"name": "final_hidden", "kl": kl} for kl in (1e-2, 2.5e-3, 3e-4)),
 ]
 PEER = "DistillKit"
 FIT64 = "k=128 fit in float64"
@@ -93,7 +93,7 @@ class Candidate:
 
     codec: Any
     assets: Assets
-    columns: dict[str, list[Columns]]
+    columns: dict[str, list[SignalColumns]]
 
     @property
     def label(self) -> str:
@@ -239,8 +239,8 @@ def comparisons(rows: list[dict[str, Any]], width: int) -> Iterator[dict[str, An
     aims = [
         ("error", 64, f"{PEER} k=50"),
         ("summed error", 48, f"{PEER} k=128"),
-        ("error", 1.1 * width, "hidden"),
-        ("error", 0.55 * width, "hidden"),
+        ("error", 1.1 * width, "final_hidden"),
+        ("error", 0.55 * width, "final_hidden"),
     ]
     for student in dict.fromkeys(row["student"] for row in rows):
         mine = [row for row in rows if row["student"] == student]
@@ -248,7 +248,7 @@ def comparisons(rows: list[dict[str, Any]], width: int) -> Iterator[dict[str, An
             ours = [row for row in mine if not row["codec"].startswith(PEER)]
             theirs = [row for row in mine if row["codec"].startswith(against)]
             limit, what = 0.03, "3% of the gradient"
-            if against == "hidden":
+            if against == "final_hidden":
                 ours = theirs
             else:
                 best = min(theirs, key=lambda row: row[measure])

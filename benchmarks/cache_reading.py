@@ -38,7 +38,7 @@ from teachers.runners.request import Request
 
 CODECS: list[dict[str, Any]] = [
     {"name": "hybrid", "k": 64},
-    {"name": "hidden"},
+    {"name": "final_hidden"},
 ]
 
 

@@ -5,7 +5,7 @@
 Whole runs through the command line's own stages, on the demo's teacher and text: the student is
 the teacher without 8 of its 30 blocks, the objective is forward KL alone, and for every seed all
 students see the same tokens in the same order, from caches that differ in nothing but the codec.
-`dense` is the codec `hidden` at a KL of 1e-6: the full distribution. Measured on held-out text:
+`dense` is the codec `final_hidden` at a KL of 1e-6: the full distribution. On held-out text:
 perplexity, and the expected calibration error of the likeliest id (15 bins). The targets are a
 perplexity within 2% of dense at no more than 32 bytes a token, and a calibration as good. With
 `--json FILE` every finished student is kept in FILE.partial, and the same command goes on.
@@ -36,7 +36,7 @@ from teachers.runners.next_token import TeacherRunner
 from teachers.runners.request import Request
 
 CODECS: dict[str, dict[str, Any]] = {
-    "dense": {"name": "hidden", "kl": 1e-6},
+    "dense": {"name": "final_hidden", "kl": 1e-6},
     "hybrid k=32": {"name": "hybrid", "k": 32},
     "nucleus k=16": {"name": "nucleus", "k": 16, "mass": 0.9},
 }

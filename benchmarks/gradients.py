@@ -3,8 +3,8 @@
     python benchmarks/gradients.py --json benchmarks/results/gradients.json
 
 Final hidden states of a student cut from the teacher, on real text; signals of the teacher through
-a codec (topk: k = 32 and the tail, with 0.1 cross-entropy; hidden: the full distribution). The
-error is |g - r| / |r| over all entries of the gradient at the hidden states and at the head's
+a codec (topk: k = 32 and the tail, with 0.1 cross-entropy; final_hidden: the full distribution).
+The error is |g - r| / |r| over all entries of the gradient at the hidden states and at the head's
 weight; `worst token` is the largest of the tokens' own. ours: `head_losses` in that dtype.
 autograd: logits of all tokens in that dtype, then log-probabilities in float32. rounded inputs:
 the float64 reference on hidden states and weight rounded to that dtype, which no method that
@@ -135,7 +135,7 @@ def cases(options: argparse.Namespace) -> dict[str, Case]:
         codec: Case(
             hidden_NH, head, labels_N, signals_of(teacher, codec, examples).distribution(1.0)
         )
-        for codec in ("topk", "hidden")
+        for codec in ("topk", "final_hidden")
     }
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from attar.models.loading import load_causal_lm
 from attar.models.tokenizers import load_tokenizer
 from teachers.cache.store import SignalStore
-from teachers.codecs.codec import LAYER_CODECS, Columns
+from teachers.codecs.codec import LAYER_CODECS, SignalColumns
 from teachers.runners.build_cache import LEARN_TOKENS
 
 LAYERS = [10, 20, 30]
@@ -45,7 +45,7 @@ def measure(
 ) -> dict[str, Any]:
     """One codec on one layer; `hidden` holds (B, N, H) a text."""
     assets = codec.learn(sample_NH)
-    rows: list[Columns] = []
+    rows: list[SignalColumns] = []
     keys, decoded = [], []
     for text, hidden_BNH in zip(text_of, hidden, strict=True):
         for window, hidden_NH in enumerate(hidden_BNH):

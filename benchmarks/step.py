@@ -4,7 +4,7 @@
 
 The student is a cut of the teacher to 10 evenly spaced blocks; every side does forward, loss,
 backward and AdamW (fused) on the same batch of real text, all sides in turn in one process. hf:
-the model's own loss on labels. cross_entropy, sparse (codec topk, k = 32), hidden (codec hidden:
+the model's own loss on labels. cross_entropy, sparse (codec topk, k = 32), final_hidden (its codec:
 the teacher's frozen head in the step) and sparse + 2 layers (two cached layers): our `Learner`,
 with cross-entropy and from cached signals, decoded before the clock starts. materialised: the
 sparse loss on logits of all tokens. teacher in step: the teacher's forward and a dense KL in every

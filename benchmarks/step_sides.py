@@ -42,13 +42,16 @@ TEACHER_LAYERS = (10, 20)  # cached for `sparse + 2 layers`
 CACHES: dict[str, dict[str, Any]] = {
     "topk": {"codec": {"name": "topk", "k": 32}},
     "layers": {"codec": {"name": "topk", "k": 32}, "hidden": {"layers": list(TEACHER_LAYERS)}},
-    "hidden": {"codec": {"name": "hidden"}},
+    "final_hidden": {"codec": {"name": "final_hidden"}},
 }
 HARD = 0.1  # weight of cross-entropy beside the KL
 OURS: dict[str, tuple[str | None, list[dict[str, Any]]]] = {  # cache, objective
     "cross_entropy": (None, [{"loss": "cross_entropy"}]),
     "sparse": ("topk", [{"loss": "forward_kl"}, {"loss": "cross_entropy", "weight": HARD}]),
-    "hidden": ("hidden", [{"loss": "forward_kl"}, {"loss": "cross_entropy", "weight": HARD}]),
+    "final_hidden": (
+        "final_hidden",
+        [{"loss": "forward_kl"}, {"loss": "cross_entropy", "weight": HARD}],
+    ),
     "sparse + 2 layers": (
         "layers",
         [

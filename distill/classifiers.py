@@ -23,7 +23,7 @@ from attar.errors import ModelError, RecipeError, nearest
 from attar.models.pooling import Mode
 from attar.registry import Registry
 from distill.data.config import DataConfig
-from teachers.cache_tools.feature_cache import Layer
+from teachers.cache_tools.feature_cache import FeatureLayer
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,9 @@ class FeaturesConfig(Section):
     """Frozen features of labelled texts, and a classical classifier on them."""
 
     model: str = Field("teacher", description="teacher, student, or a hub id or folder")
-    layer: Layer = Field("last", description="0: embeddings, l: block l, last: after the last norm")
+    layer: FeatureLayer = Field(
+        "last", description="0: embeddings, l: block l, last: after the last norm"
+    )
     pool: Mode = Field("mean", description="of a text's tokens: their mean, the last, or CLS")
     classifier: Name = "logistic_regression"
     options: dict[str, Any] = Field(default_factory=dict, description="the classifier's own")

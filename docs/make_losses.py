@@ -93,7 +93,7 @@ def section(loss: Loss) -> str:
     lines += ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows), ""]
     snippet = SNIPPETS[loss.reads].format(name=loss.name)
     if loss.full:
-        snippet = f"cache:\n  codec: hidden\n{snippet}"
+        snippet = f"cache:\n  codec: final_hidden\n{snippet}"
     return "\n".join([*lines, "```yaml", snippet, "```", ""])
 
 

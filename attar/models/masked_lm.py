@@ -10,7 +10,7 @@ from torch import nn
 from attar.errors import ModelError
 from attar.models.loading import load_model
 from attar.models.structure import head_of, run_body
-from attar.models.task_heads import MASKED, without_remarks
+from attar.models.task_heads import MASKED, silence_warnings
 
 CLOSE = 1e-3  # of the largest logit: float32 products in another order stay far below
 
@@ -20,7 +20,7 @@ def load_masked_lm(source: str, *, trust_remote_code: bool = False) -> nn.Module
 
     Raises `ModelError` where its head is no linear map behind the body and what follows it.
     """
-    with without_remarks():
+    with silence_warnings():
         model = load_model(
             source, auto=MASKED, dtype=torch.float32, trust_remote_code=trust_remote_code
         )

@@ -136,7 +136,7 @@ def load_classifier(
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
     }
-    with without_remarks():
+    with silence_warnings():
         model: Any = load_model(
             source,
             auto=CLASSIFIER,
@@ -149,7 +149,7 @@ def load_classifier(
     if own is not None and len(own) == len(names):
         _put_in_order(model, label_order(config, names), len(names))
     model.config.problem_type = None
-    give_padding(model, padding)
+    set_padding_id(model, padding)
     found: nn.Module = model
     return found
 
@@ -181,7 +181,7 @@ def _put_in_order(model: Any, order: list[int] | None, number: int) -> None:
             parameter.zero_()
 
 
-def give_padding(model: Any, padding: int | None) -> None:
+def set_padding_id(model: Any, padding: int | None) -> None:
     """Name the id of padding in a model's configuration, where it names none."""
     config = model.config.get_text_config()
     if config.pad_token_id is None:
@@ -189,7 +189,7 @@ def give_padding(model: Any, padding: int | None) -> None:
 
 
 @contextmanager
-def without_remarks() -> Iterator[None]:
+def silence_warnings() -> Iterator[None]:
     """Without transformers' list of weights that were drawn: a new head is what is asked for."""
     logger = logging.getLogger("transformers")
     level = logger.level

@@ -35,7 +35,7 @@ from distill.run.context import Run
 from distill.tasks.task import check_next_tokens
 from teachers.cache.config import CacheConfig
 from teachers.cache.shard import to_arrow
-from teachers.codecs.codec import CODECS, Assets, Columns, split_columns
+from teachers.codecs.codec import CODECS, Assets, SignalColumns, split_columns
 from teachers.load import load_teacher
 from teachers.runners.build_cache import LEARN_TOKENS, first_requests
 from teachers.runners.next_token import TeacherRunner, rows_per_chunk
@@ -50,7 +50,7 @@ GRID: list[dict[str, Any]] = [
     *({"name": "nucleus", "k": k, "mass": mass} for k, mass in ((8, 0.8), (16, 0.9), (32, 0.9),
                                                                (64, 0.95), (128, 0.98))),
     *({"name": "topk", "k": k} for k in (8, 16, 32, 64)),
-    *({"name": "hidden", "kl": kl} for kl in (1e-2, 1e-3, 1e-4)),
+    *({"name": "final_hidden", "kl": kl} for kl in (1e-2, 1e-3, 1e-4)),
 ]  # fmt: skip
 
 
@@ -145,7 +145,7 @@ def audit(part: Slice, codecs: list[Any], objectives: list[Any]) -> list[Audited
     objectives: the recipe's terms; whether a codec serves them all is noted for each.
     """
     learned = [codec.learn(part.sample) for codec in codecs]
-    columns: list[list[Columns]] = [[] for _ in codecs]
+    columns: list[list[SignalColumns]] = [[] for _ in codecs]
     fidelity = Fidelity(part.student_head)
     seeds_N = np.concatenate([seeds_of(r.key, len(r.counted)) for r in part.requests])
     size = min(256, rows_per_chunk(len(part.teacher_head.weight_VH), part.teacher_NH.device))
@@ -177,7 +177,7 @@ def audit(part: Slice, codecs: list[Any], objectives: list[Any]) -> list[Audited
     ]
 
 
-def _bytes(parts: list[Columns], requests: list[Request]) -> int:
+def _bytes(parts: list[SignalColumns], requests: list[Request]) -> int:
     """Return the bytes of the shard that these columns make."""
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     tokens = [len(request.counted) for request in requests]
@@ -206,7 +206,7 @@ def candidates(own: Any) -> list[Any]:
     found = [type(own)(**own_values)] if 1.0 in own_values.get("temperatures", [1.0]) else []
     for values in GRID:
         kind = CODECS[values["name"]]
-        if "temperatures" in kind.model_fields:
+        if kind.tail == "bucket":
             values = {**values, "temperatures": temperatures}
         codec = kind(**values)
         if codec not in found:

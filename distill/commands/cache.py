@@ -12,7 +12,7 @@ from distill.commands.group import Group
 from distill.commands.options import codec_option, json_option, message_options, trust_option
 
 if TYPE_CHECKING:
-    from teachers.cache_tools.rewrite import Draft
+    from teachers.cache_tools.rewrite import CacheDraft
 
 
 @click.group(cls=Group)
@@ -138,7 +138,7 @@ def convert(url: str, out: str, codec: str | None, hidden: str | None, **show: b
     if codec is None and hidden is None:
         raise RecipeError("Say what to convert to: --codec or --hidden.")
 
-    def draft() -> Draft:
+    def draft() -> CacheDraft:
         from attar.device import default_device
         from distill.commands.codec_argument import codec_of, layer_codec_of
         from teachers.cache_tools.convert import converted
@@ -167,7 +167,7 @@ def ensemble(
 ) -> None:
     """Mix the signals of several teachers of one vocabulary on the same examples, by weights."""
 
-    def draft() -> Draft:
+    def draft() -> CacheDraft:
         from attar.device import default_device
         from distill.commands.codec_argument import codec_of
         from teachers.cache_tools.ensemble import mixed
@@ -185,12 +185,12 @@ def ensemble(
 def write_draft(make: Any, out: str, show: dict[str, bool]) -> None:
     """Write a derived cache with a progress bar, and print its size."""
     from distill.console import progress, set_up_logging
-    from teachers.cache_tools.rewrite import write
+    from teachers.cache_tools.rewrite import write_cache
 
     set_up_logging(**show)
-    draft: Draft = make()
+    draft: CacheDraft = make()
     with progress("write", draft.tokens) as meter:
-        numbers = write(draft, out, on_tokens=meter.advance, on_skip=meter.skip)
+        numbers = write_cache(draft, out, on_tokens=meter.advance, on_skip=meter.skip)
     size = numbers["bytes"] / max(1, numbers["tokens"])
     click.echo(
         f"{out}: {numbers['examples']:,} examples, {numbers['tokens']:,} tokens, "

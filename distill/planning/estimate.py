@@ -251,7 +251,7 @@ def _training_memory(run: Run, config: Any, cost: ModelCost, loop: Any) -> float
 
 
 def _trainee(run: Run, config: Any, cost: ModelCost) -> Trainee:
-    dense = run.recipe.cache.codec.name == "hidden"
+    dense = run.recipe.cache.codec.name == "final_hidden"
     return Trainee(config, cost.depth, run.vocabulary, dense, run.recipe.seed)
 
 

@@ -1,1 +1,1 @@
-"""The signal cache on disk: what a recipe says of it, how it is written and read."""
+"""The signal cache on disk: its section of the recipe, and how it is written and read."""

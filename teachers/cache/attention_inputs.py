@@ -1,7 +1,8 @@
-"""Queries, keys and values from what is stored: the input of a block's attention, and its maps.
+"""Queries, keys and values of a block, computed from its stored attention inputs.
 
-A token's input (H) is smaller than its queries, keys and values together, and goes through the
-codec of hidden states. The frozen maps lie once in the assets, beside what that codec learned.
+A token's input (H) is smaller than its queries, keys and values together, so the input is stored,
+through the codec of hidden states. The frozen linear maps from inputs to queries, keys and values
+are stored once in the assets, beside what that codec learned.
 
 Legend: N tokens, H width, C channels of all query heads, D of all key-value heads.
 """
@@ -18,15 +19,18 @@ from attar.models.structure import matmul_float32
 from teachers.codecs.codec import Assets
 from teachers.signals import Attention
 
-MAPS = ("query", "key", "value")
-MAP_ASSETS = {"heads", *(f"{name}_{part}" for name in MAPS for part in ("weight", "bias"))}
+PROJECTIONS = ("query", "key", "value")
+PROJECTION_ASSETS = {
+    "heads",
+    *(f"{name}_{part}" for name in PROJECTIONS for part in ("weight", "bias")),
+}
 
 
-def attention_maps(model: Any, block: int) -> Assets:
+def projection_assets(model: Any, block: int) -> Assets:
     """The maps of a block in the teacher's dtype, and its numbers of query and key-value heads."""
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     assets: Assets = {"heads": torch.tensor(attention_heads(model))}
-    for name, module in zip(MAPS, attention_projections(model, block), strict=True):
+    for name, module in zip(PROJECTIONS, attention_projections(model, block), strict=True):
         weight_CH, bias_C = linear_map(module, dtype)
         assets[f"{name}_weight"] = weight_CH.cpu()
         if bias_C is not None:
@@ -34,19 +38,19 @@ def attention_maps(model: Any, block: int) -> Assets:
     return assets
 
 
-def maps_among(assets: Assets) -> Assets:
-    """The part of a block's assets that is no codec's: it stays when the codec changes."""
-    return {name: tensor for name, tensor in assets.items() if name in MAP_ASSETS}
+def projection_assets_among(assets: Assets) -> Assets:
+    """The maps among a block's assets; they do not depend on the codec."""
+    return {name: tensor for name, tensor in assets.items() if name in PROJECTION_ASSETS}
 
 
 @torch.no_grad()
-def attention_from(inputs_NH: Tensor, assets: Assets) -> Attention:
-    """What the maps make of inputs (N, H). Raises `ValueError` where they do not fit."""
+def attention_from_inputs(inputs_NH: Tensor, assets: Assets) -> Attention:
+    """Apply the maps to inputs (N, H). Raises `ValueError` where shapes do not fit."""
     states = []
-    for name in MAPS:
+    for name in PROJECTIONS:
         weight_CH, bias_C = assets[f"{name}_weight"], assets.get(f"{name}_bias")
         if weight_CH.dim() != 2 or (bias_C is not None and bias_C.shape != weight_CH.shape[:1]):
-            raise ValueError(f"`{name}` is no linear map")
+            raise ValueError(f"`{name}` is not a linear map")
         states_NC = matmul_float32(inputs_NH.to(weight_CH.device, weight_CH.dtype), weight_CH.T)
         states.append(states_NC if bias_C is None else states_NC + bias_C.float())
     num_heads, num_kv_heads = assets["heads"].int().tolist()

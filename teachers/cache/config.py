@@ -1,4 +1,4 @@
-"""What a recipe says of the cache: codec, layers, where it is."""
+"""The recipe's section on the signal cache (codec, hidden states, folder), and its manifest."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from pydantic import (
 from attar.config import Section
 from attar.errors import CacheError, RecipeError
 from attar.registry import Registry
-from teachers.codecs.codec import CODECS, LAYER_CODECS, TEXT_CODECS
+from teachers.codecs.codec import CODECS, LAYER_CODECS, TEXT_CODECS, LayerCodec, SignalCodec
 from teachers.codecs.layer_states import Int8
 from teachers.codecs.topk import TopK
 
 
-def _by_name(*registries: Registry[type[Any]]) -> Any:
-    """Any registered codec, told apart by its name; a name alone is the codec with its defaults.
+def _any_of(*registries: Registry[Any]) -> Any:
+    """The type of a recipe key that takes any registered codec, discriminated by its name.
 
-    What enrols a codec in the recipe's schema.
+    A name alone means the codec with its defaults. This puts every codec into the recipe's schema.
     """
 
-    def full(value: Any) -> Any:
+    def with_defaults(value: Any) -> Any:
         if not isinstance(value, str):
             return value
         codecs = next((one for one in registries if value in one), registries[0])
@@ -38,19 +38,19 @@ def _by_name(*registries: Registry[type[Any]]) -> Any:
             raise ValueError(str(error)) from None
 
     kinds: Any = reduce(or_, [kind for codecs in registries for _, kind in codecs.items()])
-    told_apart: Any = Annotated[kinds, Field(discriminator="name")]
-    return Annotated[told_apart, BeforeValidator(full, json_schema_input_type=str | told_apart)]
+    by_name: Any = Annotated[kinds, Field(discriminator="name")]
+    return Annotated[by_name, BeforeValidator(with_defaults, json_schema_input_type=str | by_name)]
 
 
 if TYPE_CHECKING:
-    AnyCodec = Any
-    AnyLayerCodec = Any
+    AnyCodec = SignalCodec
+    AnyLayerCodec = LayerCodec
 else:
-    AnyCodec, AnyLayerCodec = _by_name(CODECS, TEXT_CODECS), _by_name(LAYER_CODECS)
+    AnyCodec, AnyLayerCodec = _any_of(CODECS, TEXT_CODECS), _any_of(LAYER_CODECS)
 
 
-class HiddenConfig(Section):
-    """Which layers' hidden states are kept. Layer 0 is the embeddings, l the output of block l."""
+class HiddenStatesConfig(Section):
+    """Which hidden states are stored. Layer 0 is the embeddings, layer l the output of block l."""
 
     layers: list[int] = Field(default_factory=list)
     attention: list[int] = Field(
@@ -67,7 +67,7 @@ class HiddenConfig(Section):
 
     @model_serializer(mode="wrap")
     def _without_empty(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without attention, manifests are what they were before there was such a key."""
+        """Leave out an empty `attention`, as manifests did before that key existed."""
         found: dict[str, Any] = dump(self)
         if not found.get("attention"):
             found.pop("attention", None)
@@ -75,7 +75,7 @@ class HiddenConfig(Section):
 
     @property
     def parts(self) -> list[str]:
-        """What goes through `codec`, as columns and assets name it: `layer_4`, `attention_7`."""
+        """Names of what `codec` stores, in columns and assets: `layer_4`, `attention_7`."""
         layers = [f"layer_{layer}" for layer in self.layers]
         return layers + [f"attention_{block}" for block in self.attention]
 
@@ -84,10 +84,10 @@ class CacheConfig(Section):
     """How the teacher's signals are stored."""
 
     codec: AnyCodec = Field(default_factory=TopK, description="a name, or a name and parameters")
-    hidden: HiddenConfig = Field(default_factory=HiddenConfig)
+    hidden: HiddenStatesConfig = Field(default_factory=HiddenStatesConfig)
     dir: str | None = Field(None, description="folder or fsspec URL; RUN/cache when absent")
     unfinished: bool = Field(
-        False, description="learn from a cache that is still being built, from what is there"
+        False, description="learn from the finished shards of a cache that is still being built"
     )
     shard_tokens: int = Field(32768, ge=1, description="counted tokens a shard; a kill loses one")
     batch_tokens: int = Field(2048, ge=1, description="padded tokens in one teacher forward")
@@ -96,7 +96,7 @@ class CacheConfig(Section):
 def manifest_of(
     config: CacheConfig, teacher: dict[str, Any], tokenizer: dict[str, Any], data: dict[str, Any]
 ) -> dict[str, Any]:
-    """What must agree between a cache and its user, as the manifest stores it."""
+    """The manifest of a cache: the fields in which a cache and its user must agree."""
     return {
         "teacher": teacher,
         "tokenizer": tokenizer,
@@ -108,7 +108,7 @@ def manifest_of(
 
 
 def config_of(manifest: dict[str, Any]) -> CacheConfig:
-    """How the signals of an existing cache are stored, from its manifest."""
+    """The configuration with which an existing cache was made, from its manifest."""
     try:
         return CacheConfig.model_validate(
             {key: manifest[key] for key in ("codec", "hidden", "shard_tokens")}

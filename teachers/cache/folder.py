@@ -1,7 +1,7 @@
-"""A folder on this machine or behind any fsspec URL, written so that a kill leaves no half file.
+"""A folder on this machine or at any fsspec URL, written so that a kill leaves no partial file.
 
-Whatever goes wrong with a disk or a network is a `CacheError` that names the file; a file that is
-not there is a `FileNotFoundError`, or None where that is an answer.
+Any error of a disk or network becomes a `CacheError` that names the file. A missing file is a
+`FileNotFoundError`, or None where the caller asks whether it exists.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from attar.errors import CacheError
 from attar.files import write_bytes
 from attar.locks import Lock, LockFile
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-BLOCK = 4 << 20  # bytes asked of a remote file at once
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+READ_BLOCK_BYTES = 4 << 20  # bytes read from a remote file at a time
 
 
 class Folder:
-    """Whole files in, whole files out; nothing else is asked of a file system."""
+    """Reads and writes whole files, which is all a cache needs of a file system."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-        try:  # listings are never remembered: other processes write here too
+        try:  # no cached listings: other processes write here too
             self._fs, self._root = fsspec.url_to_fs(
                 os.path.expanduser(url), use_listings_cache=False
             )
@@ -48,15 +48,15 @@ class Folder:
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"
 
-    # What is there -----------------------------------------------------------------------------
+    # Listing -----------------------------------------------------------------------------------
 
     def exists(self, name: str) -> bool:
-        """Whether a whole file of this name is there."""
+        """Whether a finished file of this name exists."""
         return self.size(name) is not None
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None where there is none."""
-        with _named(self.path(name), "cannot be read"):
+        """Bytes of a file; None where it does not exist."""
+        with _errors_named(self.path(name), "cannot be read"):
             try:
                 return int(self._fs.info(self._at(name))["size"])
             except FileNotFoundError:
@@ -64,7 +64,7 @@ class Folder:
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of the finished files in a sub-folder, by name, sorted."""
-        with _named(self.path(folder), "cannot be listed"):
+        with _errors_named(self.path(folder), "cannot be listed"):
             try:
                 found = self._fs.ls(self._at(folder), detail=True)
             except FileNotFoundError:
@@ -80,53 +80,53 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """All bytes of a file."""
-        with _named(self.path(name), "cannot be read", missing=FileNotFoundError):
+        with _errors_named(self.path(name), "cannot be read", missing=FileNotFoundError):
             return self._fs.cat_file(self._at(name))  # type: ignore[no-any-return]
 
     def sha256(self, name: str) -> str:
-        """SHA-256 of a file as it is there now, in hex; nothing is kept of it here."""
+        """Hex SHA-256 of a file as it is now, read in blocks without a local copy."""
         digest = hashlib.sha256()
         with (
-            _named(self.path(name), "cannot be read", missing=FileNotFoundError),
-            self._fs.open(self._at(name), "rb", block_size=BLOCK) as file,
+            _errors_named(self.path(name), "cannot be read", missing=FileNotFoundError),
+            self._fs.open(self._at(name), "rb", block_size=READ_BLOCK_BYTES) as file,
         ):
-            while block := file.read(BLOCK):
+            while block := file.read(READ_BLOCK_BYTES):
                 digest.update(block)
         return digest.hexdigest()
 
-    def here(self, name: str) -> Path:
-        """A file on this machine: a remote one is fetched once and kept while we live."""
+    def local_copy(self, name: str) -> Path:
+        """A local path: a remote file is fetched once and kept until the process ends."""
         if self.is_local:
             return Path(self._at(name))
         if self._spool is None:
             self._spool = Path(tempfile.mkdtemp(prefix="attar-cache-"))
             weakref.finalize(self, shutil.rmtree, self._spool, ignore_errors=True)
-        path = self._copy(name)
+        path = self._copy_path(name)
         if not path.exists():
             aside = path.with_suffix(".partial")
             doing = f"cannot be fetched into {self._spool}"
-            with _named(self.path(name), doing, missing=FileNotFoundError):
+            with _errors_named(self.path(name), doing, missing=FileNotFoundError):
                 self._fs.get_file(self._at(name), str(aside))
             aside.replace(path)
         return path
 
-    def _copy(self, name: str) -> Path:
+    def _copy_path(self, name: str) -> Path:
         assert self._spool is not None
         return self._spool / name.replace("/", "-")
 
-    def forget(self, name: str) -> None:
-        """Drop our copy of a remote file, so that it is fetched again."""
+    def forget_copy(self, name: str) -> None:
+        """Delete the local copy of a remote file, so that it is fetched again."""
         if self._spool is not None:
-            self._copy(name).unlink(missing_ok=True)
+            self._copy_path(name).unlink(missing_ok=True)
 
     # Writing -----------------------------------------------------------------------------------
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file at once. Raises `CacheError` when the disk is full; nothing else is lost."""
-        self.forget(name)
+        """Write a whole file. Raises `CacheError` when the disk is full; others stay intact."""
+        self.forget_copy(name)
         try:
-            with _named(self.path(name), "cannot be written"):
-                if self.is_local:  # aside, flush, rename; object stores put whole objects anyway
+            with _errors_named(self.path(name), "cannot be written"):
+                if self.is_local:  # object stores write whole objects by themselves
                     write_bytes(Path(self._at(name)), data)
                 else:
                     self._fs.pipe_file(self._at(name), data)
@@ -137,20 +137,20 @@ class Folder:
             raise
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
-        self.forget(name)
-        with _named(self.path(name), "cannot be removed"), suppress(FileNotFoundError):
+        """Remove a file, if it exists."""
+        self.forget_copy(name)
+        with _errors_named(self.path(name), "cannot be removed"), suppress(FileNotFoundError):
             self._fs.rm_file(self._at(name))
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a small file that must not be there; False where it is.
+        """Write a small file that must not exist yet; returns False if it does.
 
-        Exclusive where the store can (S3's If-None-Match); elsewhere two at the same moment are
-        told apart by whose content stayed.
+        Exclusive where the store supports it (S3's If-None-Match). Elsewhere, of two processes that
+        write at the same moment, the one whose content remains has created the file.
         """
         if self.exists(name):
             return False
-        with _named(self.path(name), "cannot be written"):
+        with _errors_named(self.path(name), "cannot be written"):
             try:
                 self._fs.pipe_file(self._at(name), data, mode="create")
             except FileExistsError:
@@ -158,19 +158,19 @@ class Folder:
             except Exception as error:
                 if self.exists(name):
                     return False
-                knows = not isinstance(error, (TypeError, ValueError, NotImplementedError))
-                if knows and getattr(error, "errno", None) != errno.ENOSYS:
+                supported = not isinstance(error, (TypeError, ValueError, NotImplementedError))
+                if supported and getattr(error, "errno", None) != errno.ENOSYS:
                     raise
                 self._fs.pipe_file(self._at(name), data)
         return self.read(name) == data
 
     def lock(self, name: str) -> Lock:
-        """A lock in this folder."""
+        """A lock file in this folder."""
         return LockFile(Path(self._at(name))) if self.is_local else _LockObject(self, name)
 
 
 class _LockObject:
-    """A lock in an object store."""
+    """A lock that is an object in an object store."""
 
     def __init__(self, folder: Folder, name: str) -> None:
         self._folder, self._name = folder, name
@@ -179,26 +179,27 @@ class _LockObject:
         return self._folder.path(self._name)
 
     def create(self, data: bytes) -> bool:
-        """An exclusive put, where the store has one."""
+        """Create it exclusively, where the store supports that."""
         return self._folder.create(self._name, data)
 
     def read(self) -> bytes | None:
-        """Its content."""
+        """Its content; None where it does not exist."""
         try:
             return self._folder.read(self._name)
         except FileNotFoundError:
             return None
 
     def remove(self) -> None:
-        """Remove it."""
+        """Remove it, if it exists."""
         self._folder.remove(self._name)
 
 
 @contextmanager
-def _named(path: str, doing: str, missing: type[Exception] | None = None) -> Iterator[None]:
-    """Turn what a file system raises into a `CacheError`; object stores have types of their own.
+def _errors_named(path: str, doing: str, missing: type[Exception] | None = None) -> Iterator[None]:
+    """Turn any error of a file system into a `CacheError` that names the file.
 
-    A missing file stays a `FileNotFoundError` where `missing` says that the caller knows of it.
+    Object stores raise exception types of their own, so all are caught. missing: an exception type
+    that passes through, because the caller handles it.
     """
     try:
         yield
@@ -207,13 +208,13 @@ def _named(path: str, doing: str, missing: type[Exception] | None = None) -> Ite
     except Exception as error:
         if missing is not None and isinstance(error, missing):
             raise
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise CacheError(
                 f"The disk is full ({path} {doing}); every finished shard stays valid: "
                 "free some space and run the same command again."
             ) from None
         about = " ".join(str(error).split())[:300]
         raise CacheError(
-            f"{path} {doing} ({type(error).__name__}: {about}); finished shards stay valid: mend "
+            f"{path} {doing} ({type(error).__name__}: {about}); finished shards stay valid: fix "
             "that and run the same command again."
         ) from error

@@ -1,4 +1,4 @@
-"""The signal cache as its readers and its builder see it: signals of examples, by key.
+"""Reading a signal cache: the signals of examples, by key.
 
 Legend: N tokens counted, H width.
 """
@@ -18,50 +18,53 @@ import torch
 from torch import Tensor
 
 from attar.errors import CacheError, RecipeError
-from teachers.cache.attention_inputs import attention_from
+from teachers.cache.attention_inputs import attention_from_inputs
 from teachers.cache.config import CacheConfig, config_of
-from teachers.cache.shard import Arrays, Row, ShardReader, rows_of
+from teachers.cache.shard import BatchColumns, ExampleRow, ShardReader, example_rows
 from teachers.cache.store import SignalStore
-from teachers.codecs.codec import Assets, Columns
+from teachers.codecs.codec import Assets, LayerCodec, SignalCodec, SignalColumns
+from teachers.codecs.vectors import Vectors
 from teachers.signals import Attention, Distribution, SparseDistribution
 
-PART = re.compile(r"((?:layer|attention)_\d+)(_.*)?")
+PART_COLUMN = re.compile(r"((?:layer|attention)_\d+)(_.*)?")
 
 
 def part_of(column: str) -> str | None:
-    """The part of the hidden states that a column holds; None for columns of distributions."""
-    found = PART.fullmatch(column)
+    """The part of a column, `layer_4` or `attention_7`; None for columns of distributions."""
+    found = PART_COLUMN.fullmatch(column)
     return found[1] if found else None
 
 
 @dataclass
 class Signals:
-    """The cached signals of some tokens, decoded when first asked for. Order: as the examples."""
+    """The cached signals of some tokens, decoded on first use, in the order of the examples."""
 
-    columns: Columns
+    columns: SignalColumns
     num_tokens: int
     config: CacheConfig
     assets: dict[str, Assets]
-    vocabulary: int | None = None  # ids are below it; None: not known
+    vocabulary: int | None = None  # number of ids; None: not known
     _decoded: dict[Any, Any] = field(default_factory=dict)
 
     def distribution(self, temperature: float) -> Distribution:
-        """Next-token distributions at a temperature; of classes, one a text."""
+        """Next-token distributions at a temperature; for classes, one a text."""
         if temperature not in self._decoded:
             columns = {k: v for k, v in self.columns.items() if part_of(k) is None}
-            with _written_by(self.config.codec):
+            with _decoding_with(self.config.codec):
                 self._decoded[temperature] = self.config.codec.decode(
                     columns, self.num_tokens, temperature, self.assets.get("distribution", {})
                 )
-                _check_ids(self._decoded[temperature], self.vocabulary)
+                _check_ids_in_vocabulary(self._decoded[temperature], self.vocabulary)
         result: Distribution = self._decoded[temperature]
         return result
 
     def vectors(self) -> Tensor:
         """Float32 vectors (B, H) of the texts, from a cache of codec `vectors`."""
         if "vectors" not in self._decoded:
-            with _written_by(self.config.codec):
-                self._decoded["vectors"] = self.config.codec.vectors(self.columns)
+            codec = self.config.codec
+            assert isinstance(codec, Vectors), f"codec `{codec.name}` does not store vectors"
+            with _decoding_with(codec):
+                self._decoded["vectors"] = codec.vectors(self.columns)
         result: Tensor = self._decoded["vectors"]
         return result
 
@@ -89,37 +92,34 @@ class Signals:
         if part not in self._decoded:
             inputs_NH, assets = self.states(part), self.assets.get(part, {})
             if "query_weight" not in assets:
-                raise _lacks(f"maps of `{part}` in its assets")
-            with _checked(f"maps of `{part}` are not those of its inputs"):
-                self._decoded[part] = attention_from(inputs_NH, assets)
+                raise _missing(f"maps of `{part}` in its assets")
+            with _cache_at_fault(f"maps of `{part}` do not fit its inputs"):
+                self._decoded[part] = attention_from_inputs(inputs_NH, assets)
         result: Attention = self._decoded[part]
         return result
 
     def states(self, part: str) -> Tensor:
-        """Float32 states (N, H) of a part of the hidden states, decoded anew at each call."""
+        """Float32 states (N, H) of a part, decoded at each call."""
         mine = {
             name.removeprefix(part): column
             for name, column in self.columns.items()
             if part_of(name) == part
         }
         if not mine:
-            raise _lacks(f"columns `{part}`")
-        with _written_by(self.config.hidden.codec):
-            found: Tensor = self.config.hidden.codec.decode(
-                mine, self.num_tokens, self.assets.get(part, {})
-            )
-        return found
+            raise _missing(f"columns `{part}`")
+        with _decoding_with(self.config.hidden.codec):
+            return self.config.hidden.codec.decode(mine, self.num_tokens, self.assets.get(part, {}))
 
 
-def _lacks(what: str) -> CacheError:
+def _missing(what: str) -> CacheError:
     return CacheError(
         f"The cache has no {what}, though its manifest promises them; delete it and build it again."
     )
 
 
 @contextmanager
-def _checked(fault: str) -> Iterator[None]:
-    """What cannot be decoded is the cache's fault, whoever made it."""
+def _cache_at_fault(fault: str) -> Iterator[None]:
+    """Turn errors of decoding into a `CacheError`: what cannot be decoded is a damaged cache."""
     try:
         yield
     except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
@@ -129,11 +129,11 @@ def _checked(fault: str) -> Iterator[None]:
         raise CacheError(f"The cache's {fault} ({about}); delete it and build it again.") from error
 
 
-def _written_by(codec: Any) -> AbstractContextManager[None]:
-    return _checked(f"columns are not those that codec `{codec.name}` writes")
+def _decoding_with(codec: SignalCodec | LayerCodec) -> AbstractContextManager[None]:
+    return _cache_at_fault(f"columns were not written by codec `{codec.name}`")
 
 
-def _check_ids(decoded: Distribution, vocabulary: int | None) -> None:
+def _check_ids_in_vocabulary(decoded: Distribution, vocabulary: int | None) -> None:
     if vocabulary is None or not isinstance(decoded, SparseDistribution):
         return
     if not decoded.ids_NK.numel():
@@ -144,9 +144,9 @@ def _check_ids(decoded: Distribution, vocabulary: int | None) -> None:
 
 
 class SignalCache:
-    """Reads a cache. Shards are checked against their SHA-256 when first touched.
+    """Reads a cache. A shard is checked against its SHA-256 when it is first read.
 
-    Unpacked record batches are kept up to `keep_bytes`, the ones used last.
+    The most recently used unpacked record batches are kept in memory, up to `keep_bytes`.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class SignalCache:
         device: torch.device | None = None,
         keep_bytes: int = 256 << 20,
     ) -> None:
-        """Opens the cache; one still being built is refused unless `unfinished` is asked for."""
+        """Raises `CacheError` for a cache that is still being built, unless `unfinished`."""
         self.store = SignalStore(url)
         manifest = self.store.manifest()
         if manifest is None:
@@ -165,16 +165,16 @@ class SignalCache:
         self.manifest, self.config = manifest, config_of(manifest)
         self._entries = self.store.entries()
         self._check_finished(unfinished)
-        self.store.check_there(self._entries)
+        self.store.check_files_exist(self._entries)
         self.assets = _on_device(self.store.assets() or {}, device or torch.device("cpu"))
-        self._where: dict[str, tuple[int, Row]] = {}
+        self._where: dict[str, tuple[int, ExampleRow]] = {}
         for number, entry in self._entries.items():
-            for row in rows_of(entry):
+            for row in example_rows(entry):
                 if row.key in self._where:
                     raise CacheError(f"Two shards of the cache {url} hold example {row.key}.")
                 self._where[row.key] = (number, row)
         self._readers: dict[int, ShardReader] = {}
-        self._batches: OrderedDict[tuple[int, int], Arrays] = OrderedDict()
+        self._batches: OrderedDict[tuple[int, int], BatchColumns] = OrderedDict()
         self._keep, self._kept = keep_bytes, 0
         self._lock = Lock()
 
@@ -182,7 +182,7 @@ class SignalCache:
         return key in self._where
 
     def keys(self) -> list[str]:
-        """Keys of the examples it holds, in its own order."""
+        """Keys of its examples, in stored order."""
         return list(self._where)
 
     def tokens(self, key: str) -> int:
@@ -198,12 +198,12 @@ class SignalCache:
         vocabulary = size if isinstance(size, int) else None
         return Signals(columns, num_tokens, self.config, self.assets, vocabulary)
 
-    def columns(self, key: str) -> Columns:
-        """What is stored of one example, flat."""
+    def columns(self, key: str) -> SignalColumns:
+        """The stored columns of one example, flat."""
         if key not in self._where:
             raise CacheError(
-                f"The cache {self.store.url} lacks example {key}; it was made from other data: "
-                "build it again with this recipe."
+                f"The cache {self.store.url} does not have example {key}; it was made from other "
+                "data: build it again with this recipe."
             )
         number, row = self._where[key]
         arrays = self._batch(number, row.batch)
@@ -212,11 +212,11 @@ class SignalCache:
             for name, (offsets, values) in arrays.items()
         }
 
-    def _batch(self, number: int, batch: int) -> Arrays:
+    def _batch(self, number: int, batch: int) -> BatchColumns:
         with self._lock:  # training reads ahead in a thread while evaluation reads in another
             return self._read_batch(number, batch)
 
-    def _read_batch(self, number: int, batch: int) -> Arrays:
+    def _read_batch(self, number: int, batch: int) -> BatchColumns:
         if (number, batch) in self._batches:
             self._batches.move_to_end((number, batch))
             return self._batches[number, batch]
@@ -224,10 +224,10 @@ class SignalCache:
             self._readers[number] = self.store.open_shard(number, self._entries[number])
         arrays = self._readers[number].batch(batch)
         self._batches[number, batch] = arrays
-        self._kept += _size(arrays)
+        self._kept += _bytes_held(arrays)
         while self._kept > self._keep and len(self._batches) > 1:
             _, oldest = self._batches.popitem(last=False)
-            self._kept -= _size(oldest)
+            self._kept -= _bytes_held(oldest)
         return arrays
 
     def _check_finished(self, unfinished: bool) -> None:
@@ -237,16 +237,16 @@ class SignalCache:
             raise CacheError(
                 f"The cache {self.store.url} has {rows} of {wanted} examples: it is still being "
                 "built, or its build was stopped. Run `distill cache build` on its recipe, or set "
-                "`cache.unfinished: true` to learn from what is there."
+                "`cache.unfinished: true` to learn from its finished shards."
             )
 
 
-def _size(arrays: Arrays) -> int:
+def _bytes_held(arrays: BatchColumns) -> int:
     return sum(offsets.nbytes + values.nbytes for offsets, values in arrays.values())
 
 
 def _on_device(assets: dict[str, Assets], device: torch.device) -> dict[str, Assets]:
-    """Assets where they are used; on a CPU heads in 16 bits are multiplied in float32."""
+    """Assets on a device; on a CPU in float32, since 16-bit products are slow there."""
     cpu = device.type == "cpu"
     return {
         part: {

@@ -1,7 +1,7 @@
-"""The JSON files of a cache: small, with a checksum, and nothing in them believed unseen.
+"""The JSON files of a cache, with a checksum, and checked as untrusted input when read.
 
-A record is an object whose `checksum` is the fingerprint of the rest. Whatever does not parse, is
-absurdly large or deep, or lacks a field of the right kind is `Damaged`.
+A record is an object whose `checksum` is the fingerprint of its other fields. A file that does not
+parse, is far too large or deep, or lacks a field of the right kind raises `DamagedFile`.
 """
 
 from __future__ import annotations
@@ -14,46 +14,46 @@ from typing import Any
 from attar.errors import CacheError
 from attar.files import fingerprint
 
-LARGEST = 16 << 20  # bytes: an entry of 400,000 examples; manifests are far smaller
-Record = dict[str, Any]
+MAX_RECORD_BYTES = 16 << 20  # an entry of 400,000 examples; manifests are far smaller
+CacheRecord = dict[str, Any]
 
 
-class Damaged(CacheError):
-    """A file of a cache is not as it was written; a repair makes it again."""
+class DamagedFile(CacheError):
+    """A file of a cache is not as it was written; `--repair` rebuilds it."""
 
     def __init__(self, fault: str) -> None:
         super().__init__(
-            f"{fault}; run `distill cache build RECIPE --repair` to make it again, or delete the "
+            f"{fault}; run `distill cache build RECIPE --repair` to rebuild it, or delete the "
             "cache."
         )
         self.fault = fault
 
 
-def encode(record: Record) -> bytes:
-    """The bytes of a record: one key a line."""
+def encode_record(record: CacheRecord) -> bytes:
+    """The bytes of a record and its checksum, one key a line."""
     record = {**record, "checksum": fingerprint(record)}
     lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items()]
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
-def decode(data: bytes, path: str) -> Record:
-    """A record without its checksum."""
+def decode_record(data: bytes, path: str) -> CacheRecord:
+    """Parse and check a record; its checksum is removed."""
     try:
-        found = json.loads(data, parse_constant=_no_number)
+        found = json.loads(data, parse_constant=_reject_constant)
         checksum = found.pop("checksum")
         whole = fingerprint(found) == checksum
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         whole = False
     if not whole:
-        raise Damaged(f"{path} is damaged (its checksum does not fit)")
+        raise DamagedFile(f"{path} is damaged (its checksum does not fit)")
     return found  # type: ignore[no-any-return]
 
 
-def _no_number(name: str) -> float:
+def _reject_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
-# What a field must be ----------------------------------------------------------------------------
+# Checks of single fields -------------------------------------------------------------------------
 
 
 def _count(value: Any) -> bool:
@@ -80,8 +80,8 @@ def _counts(value: Any) -> bool:
     return isinstance(value, list) and all(_count(each) for each in value)
 
 
-Fields = dict[str, Callable[[Any], bool]]
-MANIFEST: Fields = {
+FieldChecks = dict[str, Callable[[Any], bool]]
+MANIFEST_FIELDS: FieldChecks = {
     "teacher": _section,
     "tokenizer": _section,
     "data": _section,
@@ -89,9 +89,9 @@ MANIFEST: Fields = {
     "hidden": _section,
     "shard_tokens": _count,
 }
-ASSETS: Fields = {"bytes": _count, "sha256": _sha256, "made_for": _word}
-SHARD: Fields = {
-    **ASSETS,
+ASSETS_FIELDS: FieldChecks = {"bytes": _count, "sha256": _sha256, "made_for": _word}
+SHARD_FIELDS: FieldChecks = {
+    **ASSETS_FIELDS,
     "rows": _count,
     "tokens": _count,
     "padding_mass": _share,
@@ -102,17 +102,17 @@ SHARD: Fields = {
 }
 
 
-def check(record: Record, fields: Fields, path: str) -> Record:
-    """The record, whose fields are there and of their kind."""
-    for name, right in fields.items():
-        if name not in record or not right(record[name]):
-            raise Damaged(f"{path} is damaged (`{name}` is missing, or is not what it must be)")
+def check_fields(record: CacheRecord, fields: FieldChecks, path: str) -> CacheRecord:
+    """Return the record if it has all fields and each is of the right kind."""
+    for name, is_valid in fields.items():
+        if name not in record or not is_valid(record[name]):
+            raise DamagedFile(f"{path} is damaged (`{name}` is missing or has a wrong value)")
     return record
 
 
-def check_shard(record: Record, path: str) -> Record:
-    """The entry of a shard, whose numbers agree."""
-    check(record, SHARD, path)
+def check_shard_entry(record: CacheRecord, path: str) -> CacheRecord:
+    """Return the entry of a shard if its fields are valid and its numbers agree."""
+    check_fields(record, SHARD_FIELDS, path)
     rows = record["rows"]
     agree = (
         rows == len(set(record["keys"])) == len(record["keys"]) == len(record["row_tokens"])
@@ -120,12 +120,12 @@ def check_shard(record: Record, path: str) -> Record:
         and sum(record["row_tokens"]) == record["tokens"]
     )
     if not agree:
-        raise Damaged(f"{path} is damaged (its keys, rows and tokens do not agree)")
+        raise DamagedFile(f"{path} is damaged (its keys, rows and tokens do not agree)")
     return record
 
 
-def identity(manifest: Record) -> str:
-    """Fingerprint of what a cache was made for; an absent field and a null one say the same."""
+def manifest_identity(manifest: CacheRecord) -> str:
+    """Fingerprint of a manifest; an absent field means the same as null."""
     return fingerprint(
         {
             key: {k: v for k, v in value.items() if v is not None} if _section(value) else value

@@ -1,8 +1,8 @@
-"""One shard: examples as rows of an ordinary Arrow file, in record batches that zstd compresses.
+"""One shard: examples as rows of an ordinary Arrow file, in record batches compressed with zstd.
 
-A batch holds about 4,096 tokens: what has to be unpacked to read one example. The layout of the
-columns is in docs/cache.md. Files are read as if a stranger had made them: what a batch would
-unpack to is known before it is unpacked, and every row has as many numbers as its tokens need.
+A batch holds about 4,096 tokens and must be unpacked to read one example. docs/cache.md describes
+the columns. Files are read as untrusted input: the unpacked size of a batch is checked before it is
+unpacked, and every row must have as many numbers as its tokens need.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ import numpy as np
 import pyarrow as pa
 
 from attar.errors import CacheError
-from teachers.cache.records import Damaged
-from teachers.codecs.codec import Columns
+from teachers.cache.records import DamagedFile
+from teachers.codecs.codec import SignalColumns
 
 BATCH_TOKENS = 4096
 COMPRESSION = "zstd"
-LEVEL = 9  # 2% smaller than level 1, a microsecond a token; 19 saves 5% more at ten times that
-MAGIC = b"ARROW1\0\0"
-ROOM = 64 << 20  # bytes that any batch may unpack to ...
-LARGEST_RATIO = 64  # ... and how many times its size a larger one; real columns reach about 5
-Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # name -> (offsets of the rows, values)
-Layout = dict[str, tuple[str, int | None]]  # name -> (dtype, numbers a token; None: an entry)
-Seen = dict[str, tuple[str, Layout]]  # under "layout": the shard read first, and its columns
-NUMBERS = {
+COMPRESSION_LEVEL = (
+    9  # 2% smaller than level 1, a microsecond a token; 19 saves 5% more at ten times that
+)
+ARROW_MAGIC = b"ARROW1\0\0"
+MIN_UNPACKED_LIMIT = 64 << 20  # bytes to which a batch of any size may unpack
+MAX_UNPACKED_RATIO = 64  # unpacked bytes / packed bytes of a large batch; real ones reach 5
+BatchColumns = dict[str, tuple[np.ndarray, np.ndarray]]  # name -> (offsets of the rows, values)
+ShardLayout = dict[str, tuple[str, int | None]]  # name -> (dtype, numbers a token; None: an entry)
+KnownLayout = dict[str, tuple[str, ShardLayout]]  # {"layout": (first shard read, its layout)}
+NUMBER_LISTS = {
     pa.large_list(kind)
     for kind in (
         *(pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64(), pa.int8(), pa.int16(), pa.int32()),
@@ -41,8 +43,8 @@ NUMBERS = {
 
 
 @dataclass(frozen=True)
-class Row:
-    """Where one example is."""
+class ExampleRow:
+    """Where one example is in a shard."""
 
     key: str
     tokens: int
@@ -50,11 +52,11 @@ class Row:
     row: int
 
 
-def rows_of(entry: dict[str, Any]) -> list[Row]:
+def example_rows(entry: dict[str, Any]) -> list[ExampleRow]:
     """Every row of a shard, from its entry."""
     pairs = iter(zip(entry["keys"], entry["row_tokens"], strict=True))
     return [
-        Row(*next(pairs), batch, row)
+        ExampleRow(*next(pairs), batch, row)
         for batch, count in enumerate(entry["batch_rows"])
         for row in range(count)
     ]
@@ -64,7 +66,7 @@ def rows_of(entry: dict[str, Any]) -> list[Row]:
 
 
 def rows_per_batch(tokens: list[int]) -> list[int]:
-    """How many examples each record batch holds."""
+    """Number of examples in each record batch, from the examples' counted tokens."""
     counts, start, held = [], 0, 0
     for i, count in enumerate(tokens):
         held += count
@@ -74,10 +76,10 @@ def rows_per_batch(tokens: list[int]) -> list[int]:
     return counts
 
 
-def to_arrow(keys: list[str], tokens: list[int], rows: list[Columns]) -> bytes:
+def to_arrow(keys: list[str], tokens: list[int], rows: list[SignalColumns]) -> bytes:
     """The bytes of an Arrow IPC file with one row an example."""
     sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression=pa.Codec(COMPRESSION, LEVEL))
+    options = pa.ipc.IpcWriteOptions(compression=pa.Codec(COMPRESSION, COMPRESSION_LEVEL))
     writer, start = None, 0
     for count in rows_per_batch(tokens):
         part = slice(start, start + count)
@@ -103,29 +105,29 @@ def to_arrow(keys: list[str], tokens: list[int], rows: list[Columns]) -> bytes:
 
 
 class ShardReader:
-    """A shard on this machine, memory-mapped.
+    """A memory-mapped shard on this machine.
 
-    `seen` is shared by the shards of a cache, so that all have the columns of the first one read.
+    known: shared by all shards of a cache, which must have the layout of the first one read.
     """
 
-    def __init__(self, path: Path, name: str, rows: list[Row], seen: Seen) -> None:
-        self._name, self._seen = name, seen
-        self._rows: dict[int, list[Row]] = {}
+    def __init__(self, path: Path, name: str, rows: list[ExampleRow], known: KnownLayout) -> None:
+        self._name, self._known = name, known
+        self._rows: dict[int, list[ExampleRow]] = {}
         for row in rows:
             self._rows.setdefault(row.batch, []).append(row)
-        with _reading(name):
+        with _errors_name(name):
             self._source = pa.memory_map(str(path))
-            if self._source.read(len(MAGIC)) != MAGIC:
+            if self._source.read(len(ARROW_MAGIC)) != ARROW_MAGIC:
                 raise ValueError("not an Arrow file")
             self._schema = pa.ipc.read_schema(_message(self._source, "schema"))
             _check_schema(self._schema)
             self._batches = [_message(self._source, "record batch") for _ in self._rows]
 
-    def batch(self, number: int) -> Arrays:
-        """The columns of one of its record batches, unpacked; they fit the entry's tokens."""
-        with _reading(self._name):
+    def batch(self, number: int) -> BatchColumns:
+        """The columns of one record batch, unpacked and checked against the shard's entry."""
+        with _errors_name(self._name):
             message = self._batches[number]
-            _check_claims(message)
+            _check_unpacked_size(message)
             batch = pa.ipc.read_record_batch(message, self._schema)
             batch.validate(full=True)
             rows = self._rows[number]
@@ -137,25 +139,25 @@ class ShardReader:
                 for name in batch.schema.names[2:]
             }
             layout = _layout_of(arrays, np.array(expected["tokens"], np.int64))
-            first, before = self._seen.setdefault("layout", (self._name, layout))
+            first, before = self._known.setdefault("layout", (self._name, layout))
             if before != layout:
                 differ = sorted(dict(before.items() ^ layout.items()))
                 raise ValueError(f"its column `{differ[0]}` is not as in {first}")
         return arrays
 
     def column_bytes(self, number: int) -> dict[str, int]:
-        """What each column of a record batch takes in the file, its buffers filled up to eights."""
-        with _reading(self._name):
+        """Bytes of each column of a record batch in the file; buffers are padded to 8 bytes."""
+        with _errors_name(self._name):
             buffers = iter(_buffers(self._batches[number])[1])
             return {
-                # Whether a value is there, where it starts, and the values: of lists, in a child.
+                # Buffers of strings: validity, offsets, values; of lists the values are a child.
                 name: sum(-(-length // 8) * 8 for _, length in islice(buffers, held))
                 for name, held in zip(self._schema.names, chain([3, 2], repeat(4)), strict=False)
             }
 
 
 def _message(source: pa.NativeFile, kind: str) -> pa.Message:
-    """The next message; Arrow believes whoever says what it is, so that is checked before."""
+    """The next message, whose kind is checked since Arrow itself trusts the file."""
     message = pa.ipc.read_message(source)
     if message.type != kind:
         raise ValueError(f"a message of kind {message.type} in the place of a {kind}")
@@ -164,16 +166,20 @@ def _message(source: pa.NativeFile, kind: str) -> pa.Message:
 
 def _check_schema(schema: pa.Schema) -> None:
     kinds = dict(zip(schema.names, schema.types, strict=True))
-    wrong = [name for name in schema.names[2:] if kinds[name] not in NUMBERS]
+    wrong = [name for name in schema.names[2:] if kinds[name] not in NUMBER_LISTS]
     if len(kinds) != len(schema.names) or wrong:
-        raise ValueError(f"column `{wrong[0]}` holds no lists of numbers" if wrong else "twins")
+        raise ValueError(
+            f"column `{wrong[0]}` does not hold lists of numbers"
+            if wrong
+            else "two columns of one name"
+        )
     if list(kinds.items())[:2] != [("key", pa.string()), ("tokens", pa.int32())]:
         raise ValueError("its first columns are not `key` and `tokens`")
 
 
-def _layout_of(arrays: Arrays, tokens: np.ndarray) -> Layout:
-    """Types and widths of the columns; every row must have what its tokens need."""
-    layout: Layout = {}
+def _layout_of(arrays: BatchColumns, tokens: np.ndarray) -> ShardLayout:
+    """Types and widths of the columns. Raises `ValueError` where a row does not fit its tokens."""
+    layout: ShardLayout = {}
     for name, (offsets, values) in arrays.items():
         lengths = np.diff(offsets)
         if name.startswith("entry_"):
@@ -187,18 +193,17 @@ def _layout_of(arrays: Arrays, tokens: np.ndarray) -> Layout:
     return layout
 
 
-def _entries(arrays: Arrays, tokens: np.ndarray) -> np.ndarray:
-    """Entries of each row, as its column `entries` counts them."""
+def _entries(arrays: BatchColumns, tokens: np.ndarray) -> np.ndarray:
+    """Number of entries of each row, by its column `entries`."""
     offsets, values = arrays["entries"]
     ends = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])[offsets]
     return np.diff(ends)
 
 
-def _check_claims(message: pa.Message) -> None:
-    """Refuse a batch that would unpack to implausibly much, before it is unpacked.
+def _check_unpacked_size(message: pa.Message) -> None:
+    """Raise `ValueError` for a batch that would unpack to far too many bytes.
 
-    A compressed buffer starts with the size it claims to unpack to: int64, -1 for one left as it
-    is.
+    A compressed buffer starts with its unpacked size as int64, or -1 if it is not compressed.
     """
     compressed, buffers = _buffers(message)
     body, claimed = message.body, 0
@@ -207,32 +212,32 @@ def _check_claims(message: pa.Message) -> None:
             (unpacked,) = struct.unpack("<q", body.slice(offset, 8).to_pybytes())
             length = length - 8 if unpacked == -1 else unpacked
         if length < 0:
-            raise ValueError("a buffer of less than no bytes")
+            raise ValueError("a buffer of negative size")
         claimed += length
-    if claimed > max(ROOM, LARGEST_RATIO * body.size):
+    if claimed > max(MIN_UNPACKED_LIMIT, MAX_UNPACKED_RATIO * body.size):
         raise ValueError(f"a batch of {body.size} bytes claims to unpack to {claimed}")
 
 
 def _buffers(message: pa.Message) -> tuple[bool, list[tuple[int, int]]]:
     """Whether a batch is compressed, and (offset, length) of every buffer in its body.
 
-    Both stand in the message's flatbuffer, which Arrow has verified.
+    Both are in the message's flatbuffer, which Arrow has verified.
     """
     metadata = message.metadata.to_pybytes()
-    header = _pointed(metadata, _field(metadata, _pointed(metadata, 0), 2))
-    vector = _pointed(metadata, _field(metadata, header, 2))
+    header = _follow_offset(metadata, _field_at(metadata, _follow_offset(metadata, 0), 2))
+    vector = _follow_offset(metadata, _field_at(metadata, header, 2))
     (count,) = struct.unpack_from("<I", metadata, vector)
     places = [struct.unpack_from("<qq", metadata, vector + 4 + 16 * i) for i in range(count)]
-    return _field(metadata, header, 3) != 0, places
+    return _field_at(metadata, header, 3) != 0, places
 
 
-def _pointed(data: bytes, at: int) -> int:
-    """Where the flatbuffer offset that stands at `at` points."""
+def _follow_offset(data: bytes, at: int) -> int:
+    """The position to which the flatbuffer offset at `at` points."""
     return at + int(struct.unpack_from("<I", data, at)[0])
 
 
-def _field(data: bytes, table: int, number: int) -> int:
-    """Where a field of a flatbuffer table stands; 0 where it is absent."""
+def _field_at(data: bytes, table: int, number: int) -> int:
+    """The position of a field of a flatbuffer table; 0 where it is absent."""
     table_of_fields = table - struct.unpack_from("<i", data, table)[0]
     (size,) = struct.unpack_from("<H", data, table_of_fields)
     if 4 + 2 * number >= size:
@@ -242,8 +247,8 @@ def _field(data: bytes, table: int, number: int) -> int:
 
 
 @contextmanager
-def _reading(name: str) -> Iterator[None]:
-    """Name the file in whatever is wrong with it."""
+def _errors_name(name: str) -> Iterator[None]:
+    """Turn any error of reading into a `DamagedFile` that names the file."""
     try:
         yield
     except CacheError:
@@ -253,4 +258,4 @@ def _reading(name: str) -> Iterator[None]:
         *(ValueError, KeyError, IndexError, AttributeError, TypeError, struct.error),
     ) as error:
         about = str(error).split("\n")[0][:300]
-        raise Damaged(f"{name} cannot be read as a shard ({about})") from None
+        raise DamagedFile(f"{name} cannot be read as a shard ({about})") from None

@@ -1,11 +1,11 @@
-"""The signal cache on disk: a manifest, and shards that are ordinary Arrow files.
+"""The files of a signal cache: a manifest, and shards that are ordinary Arrow files.
 
-    manifest.json        what the signals are: format, teacher, tokenizer, codec, layers, checksum
+    manifest.json        describes the signals: format, teacher, tokenizer, codec, layers, checksum
     shards/00000.arrow   one row an example: its key, its counted tokens, one list a column
     shards/00000.json    its entry, written after it: keys, tokens, bytes and SHA-256 of that shard
-    assets.safetensors   what the codecs learned before the first shard; assets.json, its entry
+    assets.safetensors   what the codecs learned before the first shard; assets.json is its entry
 
-A shard counts once its entry exists, so a kill at any byte loses the shard in flight only. Rows
+A shard counts once its entry exists, so a kill at any byte loses only the shard in flight. Rows
 are keyed by content: nothing depends on order, batch size or the number of processes. An entry
 names the manifest and the assets it was made for, so files of two caches are never mixed up.
 docs/cache.md describes the format for other programs.
@@ -29,69 +29,76 @@ from attar.files import sha256_of
 from attar.locks import owned
 from teachers.cache.folder import Folder
 from teachers.cache.records import (
-    ASSETS,
-    LARGEST,
-    MANIFEST,
-    Damaged,
-    check,
-    check_shard,
-    decode,
-    encode,
-    identity,
+    ASSETS_FIELDS,
+    MANIFEST_FIELDS,
+    MAX_RECORD_BYTES,
+    DamagedFile,
+    check_fields,
+    check_shard_entry,
+    decode_record,
+    encode_record,
+    manifest_identity,
 )
-from teachers.cache.shard import Row, Seen, ShardReader, rows_of, rows_per_batch, to_arrow
-from teachers.codecs.codec import Assets, Columns
+from teachers.cache.shard import (
+    ExampleRow,
+    KnownLayout,
+    ShardReader,
+    example_rows,
+    rows_per_batch,
+    to_arrow,
+)
+from teachers.codecs.codec import Assets, SignalColumns
 
 FORMAT_VERSION = 2
 ENTRY_NAME = re.compile(r"[0-9]{5,9}\.json")
-AT_ONCE = 8  # files: a remote cache answers slowly, but many at once
+PARALLEL_READS = 8  # entries read at once: a remote store is slow for each, but fast in parallel
 
 
 class SignalStore:
-    """Reads and writes the files of one cache; knows bytes, not meanings."""
+    """Reads, writes and checks the files of one cache, without decoding signals."""
 
     def __init__(self, url: str) -> None:
         self.folder = Folder(url)
         self.url = url
-        self._seen: Seen = {}
+        self._layout: KnownLayout = {}
 
     # The manifest ----------------------------------------------------------------------------
 
     def manifest(self) -> dict[str, Any] | None:
-        """The manifest, or None where there is no cache yet. A damaged one is a `CacheError`."""
+        """The manifest; None where there is no cache. Raises `CacheError` for a damaged one."""
         if not self.folder.exists("manifest.json"):
             return None
         found = self._record("manifest.json")
         version = found.get("format")
         if version != FORMAT_VERSION:
             newer = isinstance(version, int) and version > FORMAT_VERSION
-            mend = "upgrade attar" if newer else "delete it and build it again"
+            remedy = "upgrade attar" if newer else "delete it and build it again"
             raise CacheError(
                 f"The cache {self.url} has format {version}, this version reads {FORMAT_VERSION}; "
-                f"{mend}."
+                f"{remedy}."
             )
-        return check(found, MANIFEST, self.folder.path("manifest.json"))
+        return check_fields(found, MANIFEST_FIELDS, self.folder.path("manifest.json"))
 
     def _record(self, name: str) -> dict[str, Any]:
         path, size = self.folder.path(name), self.folder.size(name)
         if size is None:
-            raise Damaged(f"{path} is missing")
-        if size > LARGEST:
-            raise Damaged(f"{path} is damaged ({size} bytes are too many)")
-        return decode(self.folder.read(name), path)
+            raise DamagedFile(f"{path} is missing")
+        if size > MAX_RECORD_BYTES:
+            raise DamagedFile(f"{path} is damaged (it is too large: {size} bytes)")
+        return decode_record(self.folder.read(name), path)
 
     def _write_record(self, name: str, record: dict[str, Any]) -> None:
-        self.folder.write(name, encode(record))
+        self.folder.write(name, encode_record(record))
 
     def begin(self, manifest: dict[str, Any]) -> None:
-        """Start a cache, or go on with one: refused where a field of its manifest differs."""
+        """Start a cache, or continue one. Raises `CacheError` where its manifest differs."""
         if self.manifest() is None:
             self._write_record("manifest.json", {"format": FORMAT_VERSION, **manifest})
         else:
             self.check_fits(manifest)
 
     def check_fits(self, wanted: dict[str, Any]) -> None:
-        """Raise `CacheError` naming the first field in which this cache is not what is wanted."""
+        """Raise `CacheError` naming the first field of the manifest that differs from `wanted`."""
         found = self.manifest()
         if found is None:
             raise CacheError(f"There is no cache at {self.url}; run `distill cache build` first.")
@@ -101,7 +108,7 @@ class SignalStore:
                 continue
             if isinstance(value, dict) and isinstance(was, dict):
                 names = [name for name in {**value, **was} if was.get(name) != value.get(name)]
-                if not names:  # an absent key and a null one say the same
+                if not names:  # an absent key means the same as null
                     continue
                 field = names[0]
                 key, was, now = f"{key}.{field}", was.get(field), value.get(field)
@@ -113,39 +120,44 @@ class SignalStore:
     # Shards ----------------------------------------------------------------------------------
 
     def entries(self) -> dict[int, dict[str, Any]]:
-        """Finished shards by number; one made for another manifest or assets is refused."""
+        """Entries of finished shards by number.
+
+        Raises `CacheError` for a shard that was made for another manifest or other assets.
+        """
         manifest, assets = self.manifest(), self._assets_entry()
         if assets is not None:
-            self._check_belongs("assets.json", assets, manifest)
+            self._check_made_for("assets.json", assets, manifest)
         names = self._entry_names()
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(PARALLEL_READS) as pool:
             found = list(pool.map(self._entry, names))
         for name, entry in zip(names, found, strict=True):
-            self._check_belongs(name, entry, manifest)
+            self._check_made_for(name, entry, manifest)
             if assets is not None and entry["assets"] != assets["sha256"]:
-                raise Damaged(f"{self.folder.path(name)} was made with other assets")
-        return dict(zip(map(_number, names), found, strict=True))
+                raise DamagedFile(f"{self.folder.path(name)} was made with other assets")
+        return dict(zip(map(_shard_number, names), found, strict=True))
 
     def _entry(self, name: str) -> dict[str, Any]:
-        return check_shard(self._record(name), self.folder.path(name))
+        return check_shard_entry(self._record(name), self.folder.path(name))
 
     def _assets_entry(self) -> dict[str, Any] | None:
         if not self.folder.exists("assets.json"):
             return None
-        return check(self._record("assets.json"), ASSETS, self.folder.path("assets.json"))
+        return check_fields(
+            self._record("assets.json"), ASSETS_FIELDS, self.folder.path("assets.json")
+        )
 
     def _entry_names(self) -> list[str]:
         names = [n for n in self.folder.names("shards") if ENTRY_NAME.fullmatch(n)]
-        return [f"shards/{n}" for n in names if n == f"{_number(n):05d}.json"]
+        return [f"shards/{n}" for n in names if n == f"{_shard_number(n):05d}.json"]
 
-    def _check_belongs(
+    def _check_made_for(
         self, name: str, entry: dict[str, Any], manifest: dict[str, Any] | None
     ) -> None:
-        if manifest is not None and entry["made_for"] != identity(manifest):
-            raise Damaged(f"{self.folder.path(name)} was made for another manifest")
+        if manifest is not None and entry["made_for"] != manifest_identity(manifest):
+            raise DamagedFile(f"{self.folder.path(name)} was made for another manifest")
 
     def totals(self) -> dict[str, float]:
-        """Examples, counted tokens and bytes of all finished shards."""
+        """Examples, counted tokens, bytes and the largest padding mass of all finished shards."""
         entries = self.entries().values()
         return {
             "examples": sum(entry["rows"] for entry in entries),
@@ -159,54 +171,55 @@ class SignalStore:
         number: int,
         keys: list[str],
         tokens: list[int],
-        rows: list[Columns],
+        rows: list[SignalColumns],
         manifest: dict[str, Any],
         padding_mass: float | None = None,
     ) -> dict[str, Any]:
         """Write examples, their counted tokens and columns as shard `number`; returns its entry.
 
-        The entry carries the fingerprint of the manifest it was made for, and the probability
-        that the teacher gave to ids its tokenizer does not have.
+        padding_mass: probability that the teacher gave to ids that its tokenizer does not have.
         """
         data = to_arrow(keys, tokens, rows)
         assets = self._assets_entry()
         entry = {
             "rows": len(keys),
             "tokens": sum(tokens),
-            **_sums(data),
-            "made_for": identity(manifest),
+            **_size_and_digest(data),
+            "made_for": manifest_identity(manifest),
             "assets": assets["sha256"] if assets else None,
             "padding_mass": padding_mass or 0.0,
             "keys": keys,
             "row_tokens": tokens,
             "batch_rows": rows_per_batch(tokens),
         }
-        name, encoded = f"shards/{number:05d}.json", encode(entry)
-        if len(encoded) > LARGEST:
+        name, encoded = f"shards/{number:05d}.json", encode_record(entry)
+        if len(encoded) > MAX_RECORD_BYTES:
             raise CacheError(
                 f"{self.folder.path(name)} would have {len(encoded)} bytes, for {len(keys)} "
                 "examples; set `cache.shard_tokens` lower."
             )
-        self.folder.write(_arrow(number), data)
+        self.folder.write(_shard_file(number), data)
         self.folder.write(name, encoded)
         return entry
 
-    def rows(self, number: int) -> list[Row]:
-        """What a shard holds, by its entry."""
-        return rows_of(self._entry(f"shards/{number:05d}.json"))
+    def rows(self, number: int) -> list[ExampleRow]:
+        """The examples of a shard, from its entry."""
+        return example_rows(self._entry(f"shards/{number:05d}.json"))
 
     def open_shard(self, number: int, entry: dict[str, Any]) -> ShardReader:
-        """A shard whose bytes are as written, for reading its batches; else a `CacheError`.
+        """Open a shard. Raises `CacheError` where its bytes are not as written.
 
-        A remote shard is brought here once and kept until this process ends.
+        A remote shard is fetched once and kept until this process ends.
         """
-        path = self._verified(_arrow(number), entry)
-        return ShardReader(path, self.folder.path(_arrow(number)), rows_of(entry), self._seen)
+        path = self._verified(_shard_file(number), entry)
+        return ShardReader(
+            path, self.folder.path(_shard_file(number)), example_rows(entry), self._layout
+        )
 
     # Files with an entry -----------------------------------------------------------------------
 
     def fault_of(self, name: str, entry: dict[str, Any]) -> str | None:
-        """What is wrong with a file, in words; None when its bytes are as written."""
+        """The fault of a file as a sentence; None when its bytes are as written."""
         size = self.folder.size(name)
         fault = self._wrong_size(name, size, entry)
         if fault is None and self.folder.sha256(name) != entry["sha256"]:
@@ -223,63 +236,63 @@ class SignalStore:
         return None
 
     def check_file(self, name: str, entry: dict[str, Any]) -> None:
-        """Raise `CacheError` naming a file whose bytes are not as written."""
+        """Raise `CacheError` for a file whose bytes are not as written."""
         fault = self.fault_of(name, entry)
         if fault:
-            raise Damaged(fault)
+            raise DamagedFile(fault)
 
-    def check_there(self, entries: dict[int, dict[str, Any]]) -> None:
-        """Raise `CacheError` naming a file that finished shards need and that is not there, whole.
+    def check_files_exist(self, entries: dict[int, dict[str, Any]]) -> None:
+        """Raise `CacheError` for a file of finished shards that is missing or of the wrong size.
 
-        One listing: no shard is read.
+        It lists the folder once; no shard is read.
         """
         sizes = self.folder.sizes("shards")
         for number, entry in entries.items():
-            name = _arrow(number)
+            name = _shard_file(number)
             fault = self._wrong_size(name, sizes.get(name.removeprefix("shards/")), entry)
             if fault:
-                raise Damaged(fault)
+                raise DamagedFile(fault)
         needing = any(entry["assets"] is not None for entry in entries.values())
         if needing and not self.folder.exists("assets.json"):
-            raise Damaged(f"{self.folder.path('assets.json')} is missing")
+            raise DamagedFile(f"{self.folder.path('assets.json')} is missing")
 
     def _verified(self, name: str, entry: dict[str, Any]) -> Path:
-        """A file on this machine whose bytes are as written."""
+        """The path on this machine of a file whose bytes are as written; else a `CacheError`."""
         try:
-            path = self.folder.here(name)
+            path = self.folder.local_copy(name)
         except FileNotFoundError:
-            raise Damaged(f"{self.folder.path(name)} is missing") from None
+            raise DamagedFile(f"{self.folder.path(name)} is missing") from None
         size = path.stat().st_size if path.exists() else None
         fault = self._wrong_size(name, size, entry)
         if fault is None and sha256_of(path) != entry["sha256"]:
             fault = f"{self.folder.path(name)} is corrupted (its SHA-256 does not fit)"
         if fault:
-            self.folder.forget(name)
-            raise Damaged(fault)
+            self.folder.forget_copy(name)
+            raise DamagedFile(fault)
         return path
 
     def assets(self) -> dict[str, Assets] | None:
-        """What signals share, by `distribution`, `layer_L`, `attention_B`; None before a build."""
+        """Assets by part: `distribution`, `layer_L`, `attention_B`; None before a build."""
         entry = self._assets_entry()
         if entry is None:
             return None
-        self._check_belongs("assets.json", entry, self.manifest())
+        self._check_made_for("assets.json", entry, self.manifest())
         path = self._verified("assets.safetensors", entry)
         found: dict[str, Assets] = {}
         try:
             tensors = load(path.read_bytes())
         except (SafetensorError, ValueError, KeyError, OverflowError) as error:
             name = self.folder.path("assets.safetensors")
-            raise Damaged(f"{name} cannot be read ({error})") from None
+            raise DamagedFile(f"{name} cannot be read ({error})") from None
         for name, tensor in tensors.items():
             part, _, own = name.partition(".")
             found.setdefault(part, {})[own] = tensor
         return found
 
     def write_assets(self, assets: dict[str, Assets], manifest: dict[str, Any]) -> None:
-        """Keep what the codecs learned, before any shard that needs it.
+        """Write what the codecs learned, before any shard that needs it.
 
-        Shards that were made with other assets mean nothing any more, and are forgotten.
+        The entries of shards that were made with other assets are removed.
         """
         flat = {
             f"{part}.{name}": tensor.contiguous()
@@ -288,22 +301,22 @@ class SignalStore:
         }
         data = save(flat)
         self.folder.write("assets.safetensors", data)
-        entry = {**_sums(data), "made_for": identity(manifest)}
+        entry = {**_size_and_digest(data), "made_for": manifest_identity(manifest)}
         for name in self._entry_names():
             if self._entry(name)["assets"] != entry["sha256"]:
                 self.folder.remove(name)
         self._write_record("assets.json", entry)
 
-    # Whether all is well -------------------------------------------------------------------------
+    # Faults and repair ---------------------------------------------------------------------------
 
     def faults(self) -> list[str]:
-        """Every file that is not as written, in words. The manifest is checked as well."""
+        """A sentence for every file that is not as written, the manifest included."""
         return [fault for _, fault in self._faults(None)]
 
     def repair(self, wanted: dict[str, Any]) -> list[str]:
-        """Forget every damaged file, so that a build makes it again; says what was wrong.
+        """Remove damaged files, so that a build makes them again; returns their faults.
 
-        A damaged manifest is written anew as `wanted`, and shards made for another are forgotten.
+        A damaged manifest is replaced by `wanted`, and shards made for another one are removed.
         """
         found = []
         for name, fault in self._faults(wanted):
@@ -315,37 +328,38 @@ class SignalStore:
         return found
 
     def _faults(self, wanted: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
-        """(a manifest or entry to be forgotten, why); in the place of a damaged manifest `wanted`.
+        """(manifest or entry to remove, its fault) of every damaged file.
 
-        What cannot be read for want of a network is no fault: that error is raised.
+        wanted: the manifest that replaces a damaged one. Errors of the network are raised, since
+        they do not mean that a file is damaged.
         """
         names = self._entry_names()
         manifest, assets = None, None
         try:
             manifest = self.manifest()
             if manifest is None and names:
-                raise Damaged(f"{self.folder.path('manifest.json')} is missing")
-        except Damaged as error:
+                raise DamagedFile(f"{self.folder.path('manifest.json')} is missing")
+        except DamagedFile as error:
             yield "manifest.json", error.fault
             manifest = wanted
         needing, learned = False, self.folder.exists("assets.json")
         try:
             found = self._assets_entry()
             if found is not None:
-                self._check_belongs("assets.json", found, manifest)
+                self._check_made_for("assets.json", found, manifest)
                 self.check_file("assets.safetensors", found)
             assets = found
-        except Damaged as error:
+        except DamagedFile as error:
             yield "assets.json", error.fault
         for name in names:
             try:
                 entry = self._entry(name)
                 needing |= entry["assets"] is not None
-                self._check_belongs(name, entry, manifest)
+                self._check_made_for(name, entry, manifest)
                 if assets is not None and entry["assets"] != assets["sha256"]:
-                    raise Damaged(f"{self.folder.path(name)} was made with other assets")
+                    raise DamagedFile(f"{self.folder.path(name)} was made with other assets")
                 self.check_file(name.removesuffix("json") + "arrow", entry)
-            except Damaged as error:
+            except DamagedFile as error:
                 yield name, error.fault
         if needing and not learned:
             yield "assets.json", f"{self.folder.path('assets.json')} is missing"
@@ -354,18 +368,18 @@ class SignalStore:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the cache for one build; a second builder is refused by name of host and process."""
+        """Lock the cache for one build; a second build fails and names the host and process."""
         with owned(self.folder.lock("writer.lock"), f"The cache {self.url}", CacheError):
             yield
 
 
-def _number(name: str) -> int:
+def _shard_number(name: str) -> int:
     return int(name.rsplit("/", 1)[-1].removesuffix(".json"))
 
 
-def _arrow(number: int) -> str:
+def _shard_file(number: int) -> str:
     return f"shards/{number:05d}.arrow"
 
 
-def _sums(data: bytes) -> dict[str, Any]:
+def _size_and_digest(data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -1,1 +1,1 @@
-"""What is done with finished caches: verify, measure, slice, merge, convert, mix."""
+"""Work on finished caches: verify, measure, slice, merge, convert, and mix them."""

@@ -1,10 +1,10 @@
-"""A cache in another codec, from what is stored of the teacher: no teacher is run.
+"""Convert a cache to another codec from its stored signals, without running the teacher.
 
-    hidden            -> any codec        the full distribution is there
+    final_hidden      -> any codec        the full distribution is known
     topk, nucleus     -> topk, nucleus    with at most as many entries; the others join the tail
-    hybrid, sampled   -> nothing          ids that were not drawn are unknown, their mass as well
+    hybrid, sampled   -> no other codec   the ids that were not drawn, and their mass, are unknown
     hidden states     -> any codec        of layers, and attention inputs: decoded and encoded
-                                          again; what was rounded stays rounded
+                                          again; rounding errors remain
 
 Legend: N tokens counted, H width, V vocabulary.
 """
@@ -12,48 +12,55 @@ Legend: N tokens counted, H width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from attar.errors import CacheError
-from teachers.cache.attention_inputs import maps_among
+from teachers.cache.attention_inputs import projection_assets_among
 from teachers.cache.reader import SignalCache, Signals, part_of
 from teachers.cache_tools.rewrite import (
-    Draft,
-    counts_of,
-    in_groups,
+    CacheDraft,
+    group_keys,
     manifest_like,
     probe_among,
+    token_counts,
     vocabulary_of,
 )
-from teachers.codecs.codec import TEXT_CODECS, Assets, Columns, split_columns
+from teachers.codecs.codec import (
+    Assets,
+    DistributionCodec,
+    LayerCodec,
+    SignalCodec,
+    SignalColumns,
+    is_sparse_codec,
+    is_text_codec,
+    split_columns,
+)
+from teachers.codecs.top_entries import is_bucket_codec
 from teachers.runners.build_cache import LEARN_TOKENS
 from teachers.runners.next_token import encode_by_chunks, rows_per_chunk
 from teachers.signals import (
     DenseDistribution,
-    HasLogits,
-    KnownLogits,
     SparseDistribution,
     TeacherChunk,
     seeds_of,
 )
 
-MEND = "build it again with that codec, or with `hidden`, which converts to any"
+REBUILD_ADVICE = "build it again with that codec, or with `final_hidden`, which converts to any"
 
 
 @dataclass(frozen=True)
 class SparseChunk:
-    """Tokens of which some entries are known, the mass outside spread evenly: to learn from."""
+    """Tokens of which some entries are known, for codecs to learn from; the rest is uniform."""
 
     sparse: SparseDistribution
     vocabulary: int
     seeds_N: np.ndarray
 
     def logits(self) -> Tensor:
-        """Float32 (N, V); where nothing is outside, a number that is no probability any more."""
+        """Float32 logits (N, V); ids without any mass get -1e4."""
         logprobs_NK, tail_N = self.sparse.logprobs_NK, self.sparse.tail_N
         outside_N = self.vocabulary - (logprobs_NK > -torch.inf).sum(-1)
         share_N = torch.full(outside_N.shape, -1e4)
@@ -66,7 +73,7 @@ class SparseChunk:
         return logits_NV
 
     def rows(self, start: int, stop: int) -> SparseChunk:
-        """Tokens start..stop of these."""
+        """Tokens start..stop."""
         part = self.sparse.rows(start, stop)
         return SparseChunk(part, self.vocabulary, self.seeds_N[start:stop])
 
@@ -74,43 +81,40 @@ class SparseChunk:
 def converted(
     url: str,
     *,
-    codec: Any = None,
-    layer_codec: Any = None,
+    codec: DistributionCodec | None = None,
+    layer_codec: LayerCodec | None = None,
     device: torch.device | None = None,
-) -> Draft:
-    """The cache with its distributions in `codec` and its layers in `layer_codec`; None leaves
-    them as they are, bit for bit. Raises `CacheError` where the information is not there.
+) -> CacheDraft:
+    """Draft the cache with its distributions in `codec` and its layers in `layer_codec`.
+
+    None keeps the stored columns, bit for bit. Raises `CacheError` where the cache does not hold
+    the information that the new codec needs.
     """
     cache = SignalCache(url, device=device)
     config = cache.config
-    codec = _completed(codec, config.codec) if codec is not None else config.codec
-    layer_codec = layer_codec or config.hidden.codec
-    changes = codec != config.codec
-    changes_layers = layer_codec != config.hidden.codec
-    if changes_layers and not config.hidden.parts:
+    codec = None if codec is None else _with_temperatures(codec, config.codec)
+    codec = None if codec == config.codec else codec
+    layer_codec = None if layer_codec == config.hidden.codec else layer_codec
+    if layer_codec is not None and not config.hidden.parts:
         raise CacheError(f"The cache {url} has no hidden states of layers to convert.")
-    if not changes and not changes_layers:
+    if codec is None and layer_codec is None:
         raise CacheError(f"The cache {url} is in that codec already; there is nothing to convert.")
-    if changes and config.codec.name in TEXT_CODECS:
-        raise CacheError(
-            f"The cache {url} holds `{config.codec.name}` of texts, as they are: "
-            "leave `--codec` out."
-        )
-    if changes:
+    if codec is not None:
+        if is_text_codec(config.codec):
+            raise CacheError(
+                f"The cache {url} holds `{config.codec.name}` of texts, which have no other codec: "
+                "leave `--codec` out."
+            )
         check_convertible(config.codec, codec, url)
-    job = _Conversion(
-        cache,
-        codec if changes else None,
-        layer_codec if changes_layers else None,
-        device or torch.device("cpu"),
-    )
-    counts = counts_of(cache)
-    hidden = {**cache.manifest["hidden"], "codec": layer_codec.model_dump()}
+    job = _Conversion(cache, codec, layer_codec, device or torch.device("cpu"))
+    counts = token_counts(cache)
+    new_codec, new_layer_codec = codec or config.codec, layer_codec or config.hidden.codec
+    hidden = {**cache.manifest["hidden"], "codec": new_layer_codec.model_dump()}
     was = {"codec": cache.manifest["codec"], "hidden": cache.manifest["hidden"]}
-    return Draft(
+    return CacheDraft(
         sources=[url],
         manifest=manifest_like(
-            cache.manifest, counts, codec=codec.model_dump(), hidden=hidden, converted_from=was
+            cache.manifest, counts, codec=new_codec.model_dump(), hidden=hidden, converted_from=was
         ),
         counts=counts,
         learn=job.learn,
@@ -119,38 +123,40 @@ def converted(
     )
 
 
-def _completed(wanted: Any, own: Any) -> Any:
-    """Temperatures that are not asked for are those that are stored."""
-    given = "temperatures" in wanted.model_fields_set
-    if given or "temperatures" not in type(wanted).model_fields or own.tail != "bucket":
+def _with_temperatures(wanted: DistributionCodec, own: SignalCodec) -> DistributionCodec:
+    """The wanted codec with the stored temperatures, unless it names temperatures itself."""
+    if not is_bucket_codec(wanted) or not is_bucket_codec(own):
         return wanted
-    return type(wanted)(**{**wanted.model_dump(), "temperatures": own.temperatures})
+    if "temperatures" in wanted.model_fields_set:
+        return wanted
+    return wanted.model_copy(update={"temperatures": own.temperatures})
 
 
-def check_convertible(own: Any, wanted: Any, url: str) -> None:
+def check_convertible(own: SignalCodec, wanted: DistributionCodec, url: str) -> None:
     """Raise `CacheError` where the `wanted` codec needs what `own` has not stored."""
-    refusal = _refusal(own, wanted)
-    if refusal:
-        raise CacheError(f"The cache {url} {refusal}; {MEND}.")
+    reason = _why_not_convertible(own, wanted)
+    if reason:
+        raise CacheError(f"The cache {url} {reason}; {REBUILD_ADVICE}.")
 
 
-def _refusal(own: Any, wanted: Any) -> str | None:
-    if own.tail == "none":
-        return None
-    if own.tail == "sampled":
+def _why_not_convertible(own: SignalCodec, wanted: DistributionCodec) -> str | None:
+    if not is_bucket_codec(own):
+        if own.tail == "none":
+            return None
         return (
             f"holds samples (`{own.name}`): the ids that were not drawn are unknown, so they "
             f"cannot become `{wanted.name}`"
         )
-    if wanted.tail != "bucket":
+    if not is_bucket_codec(wanted):
         return (
             f"holds the largest entries only (`{own.name}`), and `{wanted.name}` needs the full "
             "distribution"
         )
     if wanted.k > own.k:
         return f"has at most {own.k} entries a token, `{wanted.name}` is to have {wanted.k}"
-    if getattr(wanted, "mass", 0.0) > getattr(own, "mass", 1.0):
-        return f"has entries up to a mass of {own.mass:g}, not {wanted.mass:g}"
+    wanted_mass, own_mass = getattr(wanted, "mass", 0.0), getattr(own, "mass", 1.0)
+    if wanted_mass > own_mass:
+        return f"has entries up to a mass of {own_mass:g}, not {wanted_mass:g}"
     lacking = [t for t in wanted.temperatures if t not in own.temperatures]
     if lacking:
         return f"holds temperatures {own.temperatures}, not {lacking[0]:g}"
@@ -158,43 +164,46 @@ def _refusal(own: Any, wanted: Any) -> str | None:
 
 
 class _Conversion:
-    """Encodes what a cache decodes to; None for a codec: those columns are copied."""
+    """Encodes the decoded signals of a cache; where a codec is None, its columns are copied."""
 
     def __init__(
-        self, cache: SignalCache, codec: Any, layer_codec: Any, device: torch.device
+        self,
+        cache: SignalCache,
+        codec: DistributionCodec | None,
+        layer_codec: LayerCodec | None,
+        device: torch.device,
     ) -> None:
         self.cache, self.codec, self.layer_codec = cache, codec, layer_codec
         self.device = device
         self.vocabulary = vocabulary_of(cache.manifest)
 
     def learn(self) -> dict[str, Assets]:
-        """What the new codecs learn from the first examples, and the rest as it was."""
+        """Assets of the new cache: learned from the first examples, or copied."""
         stored = self.cache.store.assets() or {}
-        counts = counts_of(self.cache)
+        counts = token_counts(self.cache)
         learned = probe_among(stored, counts)
         for part, own in stored.items():
-            codec = self.codec if part_of(part) is None else self.layer_codec
-            kept = own if codec is None else maps_among(own)
+            changes = (self.codec if part_of(part) is None else self.layer_codec) is not None
+            kept = projection_assets_among(own) if changes else own
             if part != "probe" and kept:
                 learned[part] = kept
-        sample = in_groups(sorted(counts), counts, LEARN_TOKENS)[0]
+        sample = group_keys(sorted(counts), counts, LEARN_TOKENS)[0]
         signals = self.cache.signals(sample)
         if self.codec is not None and self.codec.learns:
-            learned["distribution"] = self._learn_distribution(
-                self._chunk(signals, sample), stored.get("distribution", {})
-            )
+            found = self._learn(self.codec, signals, sample)
+            # The head is copied as stored: in memory it may have been widened to float32.
+            own = stored.get("distribution", {})
+            head = {name: own[name] for name in found if name.startswith("head_")}
+            learned["distribution"] = {**found, **head}
         if self.layer_codec is not None and self.layer_codec.learns:
             for part in self.cache.config.hidden.parts:
-                own = self.layer_codec.learn(signals.states(part))
-                learned[part] = {**learned.get(part, {}), **own}
+                learned[part] = {
+                    **learned.get(part, {}),
+                    **self.layer_codec.learn(signals.states(part)),
+                }
         return learned
 
-    def _learn_distribution(self, chunk: HasLogits, stored: Assets) -> Assets:
-        found: Assets = self.codec.learn(chunk)
-        head = {name: stored[name] for name in found if name.startswith("head_")}
-        return {**found, **head}  # as it is stored, whatever it was multiplied in here
-
-    def rows(self, keys: list[str], assets: dict[str, Assets]) -> list[Columns]:
+    def rows(self, keys: list[str], assets: dict[str, Assets]) -> list[SignalColumns]:
         """The new columns of some examples: distributions first, then hidden states."""
         signals, tokens = self.cache.signals(keys), [self.cache.tokens(key) for key in keys]
         copied = [self.cache.columns(key) for key in keys]
@@ -202,41 +211,56 @@ class _Conversion:
         old_layers = [{n: c for n, c in row.items() if part_of(n) is not None} for row in copied]
         new, new_layers = old, old_layers
         if self.codec is not None:
-            new = split_columns(self._encode(signals, keys, assets.get("distribution", {})), tokens)
+            own = assets.get("distribution", {})
+            new = split_columns(self._encode(self.codec, signals, keys, own), tokens)
         if self.layer_codec is not None:
-            new_layers = split_columns(self._encode_layers(signals, assets), tokens)
-        return [{**one, **layers} for one, layers in zip(new, new_layers, strict=True)]
+            layers = self._encode_layers(self.layer_codec, signals, assets)
+            new_layers = split_columns(layers, tokens)
+        return [{**one, **states} for one, states in zip(new, new_layers, strict=True)]
 
-    def _encode(self, signals: Signals, keys: list[str], assets: Assets) -> Columns:
+    def _encode(
+        self, codec: DistributionCodec, signals: Signals, keys: list[str], assets: Assets
+    ) -> SignalColumns:
         own = self.cache.config.codec
-        if own.tail == "none":
-            chunk = self._chunk(signals, keys)
+        if not is_bucket_codec(own):
+            chunk = self._full_chunk(signals, keys)
             size = rows_per_chunk(self.vocabulary, self.device)
-            return encode_by_chunks(self.codec, chunk, assets, size)
+            return encode_by_chunks(codec, chunk, assets, size)
+        assert is_bucket_codec(codec)  # `check_convertible` refused others
         columns = {n: c for n, c in signals.columns.items() if part_of(n) is None}
         stored = self.cache.assets.get("distribution", {})
-        largest = own.decode_largest(columns, signals.num_tokens, stored)
-        found: Columns = self.codec.encode_largest(largest, self.vocabulary, assets)
-        return found
+        entries = own.decode_top(columns, signals.num_tokens, stored)
+        return codec.encode_top(entries, self.vocabulary, assets)
 
-    def _encode_layers(self, signals: Signals, assets: dict[str, Assets]) -> Columns:
+    def _encode_layers(
+        self, codec: LayerCodec, signals: Signals, assets: dict[str, Assets]
+    ) -> SignalColumns:
         columns = {}
         for part in self.cache.config.hidden.parts:
             own = assets.get(part, {})
-            for suffix, column in self.layer_codec.encode(signals.states(part), own).items():
+            for suffix, column in codec.encode(signals.states(part), own).items():
                 columns[f"{part}{suffix}"] = column
         return columns
 
-    def _chunk(self, signals: Signals, keys: list[str]) -> HasLogits:
-        seeds_N = np.concatenate([seeds_of(key, self.cache.tokens(key)) for key in keys])
-        found = signals.distribution(a_temperature(self.cache.config.codec))
-        if isinstance(found, DenseDistribution):
-            return TeacherChunk(found.hidden_NH, found.head, seeds_N)
-        assert not isinstance(found, KnownLogits), "refused before"
-        return SparseChunk(found, self.vocabulary, seeds_N)
+    def _learn(self, codec: DistributionCodec, signals: Signals, keys: list[str]) -> Assets:
+        own = self.cache.config.codec
+        if not is_bucket_codec(own):
+            return codec.learn(self._full_chunk(signals, keys))
+        assert is_sparse_codec(codec)  # `check_convertible` refused others
+        sparse = signals.distribution(readable_temperature(own))
+        assert isinstance(sparse, SparseDistribution)
+        return codec.learn(SparseChunk(sparse, self.vocabulary, self._seeds(keys)))
+
+    def _full_chunk(self, signals: Signals, keys: list[str]) -> TeacherChunk:
+        found = signals.distribution(1.0)
+        assert isinstance(found, DenseDistribution)  # `check_convertible` refused others
+        return TeacherChunk(found.hidden_NH, found.head, self._seeds(keys))
+
+    def _seeds(self, keys: list[str]) -> np.ndarray:
+        return np.concatenate([seeds_of(key, self.cache.tokens(key)) for key in keys])
 
 
-def a_temperature(codec: Any) -> float:
-    """A temperature at which the codec can be read: 1 where it can."""
-    temperatures: list[float] = getattr(codec, "temperatures", [1.0])
+def readable_temperature(codec: SignalCodec) -> float:
+    """A temperature at which the codec can be read: 1 if possible."""
+    temperatures = codec.temperatures if is_bucket_codec(codec) else [1.0]
     return 1.0 if 1.0 in temperatures else temperatures[0]

@@ -1,13 +1,13 @@
-"""Several teachers of one vocabulary as one: the weighted mixture of their probabilities.
+"""An ensemble of teachers with one vocabulary: the weighted mixture of their probabilities.
 
-    hidden            exact: the members' full distributions are averaged
-    hybrid, sampled   the members' samples are averaged: what is unbiased stays so
-    topk, nucleus     the members' entries are averaged. A member's probability of an id that only
-                      another one has as an entry is unknown: it stays in the tail, which holds the
-                      weighted sum of the tails. So entries and tail sum to one, and an entry is at
-                      least what is stored of it.
+    final_hidden      exact: the members' full distributions are averaged
+    hybrid, sampled   the members' samples are averaged, so the mixture is unbiased as well
+    topk, nucleus     the members' entries are averaged. If an id is an entry of only some members,
+                      its probability in the others is unknown and stays in the tail, which holds
+                      the weighted sum of the tails. So entries and tail sum to one, and an entry is
+                      a lower bound of the mixture's probability.
 
-Hidden states of layers, and attention inputs, lie in each teacher's own space and cannot be
+Hidden states of layers, and attention inputs, belong to each teacher's own space and cannot be
 averaged: they are left out.
 
 Legend: N tokens counted, E entries of all tokens, M members, V vocabulary.
@@ -27,18 +27,25 @@ from torch import Tensor
 
 from attar.errors import CacheError
 from teachers.cache.reader import SignalCache
-from teachers.cache_tools.convert import SparseChunk
+from teachers.cache_tools.convert import SparseChunk, readable_temperature
 from teachers.cache_tools.rewrite import (
-    Draft,
-    counts_of,
+    CacheDraft,
     first_difference,
-    in_groups,
+    group_keys,
     manifest_like,
+    token_counts,
     vocabulary_of,
 )
-from teachers.codecs.codec import Assets, Columns, split_columns
-from teachers.codecs.packed_entries import slots
-from teachers.codecs.top_entries import Largest, sorted_largest
+from teachers.codecs.codec import (
+    Assets,
+    DistributionCodec,
+    SignalColumns,
+    is_sparse_codec,
+    split_columns,
+)
+from teachers.codecs.packed_entries import slots_of
+from teachers.codecs.top_entries import TopEntries, is_bucket_codec, sort_entries
+from teachers.codecs.unbiased_entries import encode_weights, is_sampled_codec
 from teachers.runners.build_cache import LEARN_TOKENS
 from teachers.runners.next_token import encode_by_chunks, rows_per_chunk
 from teachers.signals import DenseDistribution, HasLogits, SparseDistribution, seeds_of
@@ -64,23 +71,23 @@ class MixtureChunk:
         return mixed_NV
 
     def rows(self, start: int, stop: int) -> MixtureChunk:
-        """Tokens start..stop of these."""
+        """Tokens start..stop."""
         members = [member.rows(start, stop) for member in self.members]
         return MixtureChunk(members, self.weights, self.seeds_N[start:stop])
 
 
 def mixed(
     members: Sequence[tuple[str, float]],
-    codec: Any,
+    codec: DistributionCodec,
     *,
     common: bool = False,
     device: torch.device | None = None,
-) -> Draft:
-    """The mixture of the caches by their weights, which are scaled to sum to one, in `codec`.
+) -> CacheDraft:
+    """Draft the mixture of caches (url, weight) in `codec`; weights are scaled to sum to one.
 
-    The caches hold the same examples, unless `common` asks for those that all of them hold. The
-    manifest names the first teacher, and all of them under `teacher.ensemble`. Raises `CacheError`
-    where vocabularies, examples or kinds of codecs do not agree.
+    The caches must hold the same examples; with `common`, only the examples that all of them hold
+    are mixed. The manifest names the first teacher, and all of them under `teacher.ensemble`.
+    Raises `CacheError` where vocabularies, examples or kinds of codecs do not agree.
     """
     if len(members) < 2:
         raise CacheError("One cache alone is no ensemble; name two or more.")
@@ -90,7 +97,7 @@ def mixed(
     caches = [SignalCache(url, device=device) for url, _ in members]
     weights = [weight / total for _, weight in members]
     _check_vocabularies(caches)
-    codec = _checked(codec, caches)
+    _check_codec(codec, caches)
     counts = _common_counts(caches, common)
     job = _Ensemble(caches, weights, codec)
     for cache in caches:
@@ -106,7 +113,7 @@ def mixed(
         {**cache.manifest["teacher"], "weight": weight}
         for cache, weight in zip(caches, weights, strict=True)
     ]
-    return Draft(
+    return CacheDraft(
         sources=[url for url, _ in members],
         manifest=manifest_like(
             first,
@@ -117,7 +124,7 @@ def mixed(
             converted_from=[{"codec": cache.manifest["codec"]} for cache in caches],
         ),
         counts=counts,
-        learn=lambda: job.learn(in_groups(sorted(counts), counts, LEARN_TOKENS)[0]),
+        learn=lambda: job.learn(group_keys(sorted(counts), counts, LEARN_TOKENS)[0]),
         rows=job.rows,
         padding_mass=max(cache.store.totals()["padding_mass"] for cache in caches),
     )
@@ -138,14 +145,14 @@ def _check_vocabularies(caches: list[SignalCache]) -> None:
             )
 
 
-def _checked(codec: Any, caches: list[SignalCache]) -> Any:
-    """The codec of the mixture, where the members' codecs can give it."""
+def _check_codec(codec: DistributionCodec, caches: list[SignalCache]) -> None:
+    """Raise `CacheError` where a mixture of the members cannot be stored in the codec."""
     kinds = {cache.config.codec.tail: cache for cache in caches}
     if len(kinds) > 1:
         about = ", ".join(f"{one.store.url}: {TAILS[kind]}" for kind, one in kinds.items())
         raise CacheError(
-            f"The members store different things ({about}); convert the fuller ones first "
-            "(`distill cache convert`), so that all are of one kind."
+            f"The members store different kinds of signals ({about}); convert the fuller ones "
+            "first (`distill cache convert`), so that all are of one kind."
         )
     (kind,) = kinds
     names = " and ".join(sorted({f"`{cache.config.codec.name}`" for cache in caches}))
@@ -157,21 +164,19 @@ def _checked(codec: Any, caches: list[SignalCache]) -> Any:
     if kind != "none" and codec.tail != kind:
         raise CacheError(
             f"A mixture of {names} ({TAILS[kind]}) cannot be stored as `{codec.name}` "
-            f"({TAILS[codec.tail]}); use {names}, or members in `hidden`."
+            f"({TAILS[codec.tail]}); use {names}, or members in `final_hidden`."
         )
-    if kind == "bucket":
-        hot = [t for t in codec.temperatures if t != 1.0]
-        cold = [c for c in caches if 1.0 not in c.config.codec.temperatures]
-        if hot or cold:
+    if is_bucket_codec(codec) and kind == "bucket":
+        stored = [readable_temperature(cache.config.codec) for cache in caches]
+        if codec.temperatures != [1.0] or stored != [1.0] * len(caches):
             raise CacheError(
                 f"A mixture of {names} is known at temperature 1 only, and only where its members "
-                "hold that; leave `temperatures` out, or use members in `hidden`."
+                "store it; leave `temperatures` out, or use members in `final_hidden`."
             )
-    return codec
 
 
 def _common_counts(caches: list[SignalCache], common: bool) -> dict[str, int]:
-    counts = counts_of(caches[0])
+    counts = token_counts(caches[0])
     shared = {key: n for key, n in counts.items() if all(key in cache for cache in caches)}
     lacking = max(len(cache.keys()) for cache in caches) - len(shared)
     if lacking and not common:
@@ -185,9 +190,12 @@ def _common_counts(caches: list[SignalCache], common: bool) -> dict[str, int]:
 
 
 class _Ensemble:
-    """Decodes the members side by side and encodes their mixture."""
+    """Decodes the members of an ensemble and encodes their mixture."""
 
-    def __init__(self, caches: list[SignalCache], weights: list[float], codec: Any) -> None:
+    def __init__(
+        self, caches: list[SignalCache], weights: list[float], codec: DistributionCodec
+    ) -> None:
+        assert is_sparse_codec(codec)  # `_check_codec` refused others
         self.caches, self.weights, self.codec = caches, weights, codec
         self.vocabulary = vocabulary_of(caches[0].manifest)
         self.kind = caches[0].config.codec.tail
@@ -202,32 +210,28 @@ class _Ensemble:
             chunk = MixtureChunk(decoded, self.weights, seeds_N)
         else:
             tokens_E, ids_E, weights_E = self._entries(decoded)
-            largest = _padded(tokens_E, ids_E, weights_E, len(seeds_N), self._tail(decoded))
-            tail_N = largest.tails.get(1.0)
-            sparse = SparseDistribution(largest.ids_NK, largest.logprobs_NK, tail_N)
+            top = _padded(tokens_E, ids_E, weights_E, len(seeds_N), self._tail(decoded))
+            sparse = SparseDistribution(top.ids_NK, top.logprobs_NK, top.tails.get(1.0))
             chunk = SparseChunk(sparse, self.vocabulary, seeds_N)
-        learned: Assets = self.codec.learn(chunk)
-        return {"distribution": learned}
+        return {"distribution": self.codec.learn(chunk)}
 
-    def rows(self, keys: list[str], assets: dict[str, Assets]) -> list[Columns]:
+    def rows(self, keys: list[str], assets: dict[str, Assets]) -> list[SignalColumns]:
         """The columns of some examples."""
         columns = self._encode(keys, assets.get("distribution", {}))
         return split_columns(columns, [self.caches[0].tokens(key) for key in keys])
 
-    def _encode(self, keys: list[str], assets: Assets) -> Columns:
+    def _encode(self, keys: list[str], assets: Assets) -> SignalColumns:
         seeds_N, decoded = self._seeds(keys), self._decoded(keys)
-        found: Columns
         if self.kind == "none":
             chunk = MixtureChunk(decoded, self.weights, seeds_N)
             size = rows_per_chunk(self.vocabulary, decoded[0].hidden_NH.device)
             return encode_by_chunks(self.codec, chunk, assets, size)
         tokens_E, ids_E, weights_E = self._entries(decoded)
-        if self.kind == "sampled":
-            found = self.codec.encode_weights(tokens_E, ids_E, weights_E, seeds_N, assets)
-        else:
-            largest = _padded(tokens_E, ids_E, weights_E, len(seeds_N), self._tail(decoded))
-            found = self.codec.encode_largest(largest, self.vocabulary, assets)
-        return found
+        if is_sampled_codec(self.codec):
+            return encode_weights(self.codec, tokens_E, ids_E, weights_E, seeds_N, assets)
+        assert is_bucket_codec(self.codec)  # `_check_codec` refused others
+        top = _padded(tokens_E, ids_E, weights_E, len(seeds_N), self._tail(decoded))
+        return self.codec.encode_top(top, self.vocabulary, assets)
 
     def _seeds(self, keys: list[str]) -> np.ndarray:
         return np.concatenate([seeds_of(key, self.caches[0].tokens(key)) for key in keys])
@@ -238,16 +242,16 @@ class _Ensemble:
     def _entries(
         self, decoded: list[SparseDistribution]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(token, id, weight) of the mixture's entries, tokens and ids rising; float64."""
-        places, weights = [], []
+        """(token, id, weight) of the mixture's entries, by token and id; weights in float64."""
+        positions, weights = [], []
         for member, weight in zip(decoded, self.weights, strict=True):
             used_NK = member.logprobs_NK > -torch.inf
             tokens_E = used_NK.nonzero(as_tuple=True)[0].numpy()
-            places.append(tokens_E * self.vocabulary + member.ids_NK[used_NK].numpy())
+            positions.append(tokens_E * self.vocabulary + member.ids_NK[used_NK].numpy())
             weights.append(weight * member.logprobs_NK[used_NK].double().exp().numpy())
-        place_E, where = np.unique(np.concatenate(places), return_inverse=True)
-        total_E = np.bincount(where, np.concatenate(weights), minlength=len(place_E))
-        tokens_E, ids_E = np.divmod(place_E, self.vocabulary)
+        position_E, where = np.unique(np.concatenate(positions), return_inverse=True)
+        total_E = np.bincount(where, np.concatenate(weights), minlength=len(position_E))
+        tokens_E, ids_E = np.divmod(position_E, self.vocabulary)
         return tokens_E, ids_E, total_E
 
     def _tail(self, decoded: list[SparseDistribution]) -> dict[float, Tensor]:
@@ -266,12 +270,12 @@ def _padded(
     weights_E: np.ndarray,
     num_tokens: int,
     tails: dict[float, Tensor],
-) -> Largest:
-    """Entries, token by token, as rows of one length; unused slots come last."""
+) -> TopEntries:
+    """Entries given token by token, as rows padded to one length; unused slots come last."""
     counts_N = np.bincount(tokens_E, minlength=num_tokens)
     ids_NK = torch.zeros(num_tokens, int(counts_N.max()), dtype=torch.int64)
     logprobs_NK = torch.full(ids_NK.shape, -torch.inf)
-    where = torch.from_numpy(tokens_E), torch.from_numpy(slots(tokens_E))
+    where = torch.from_numpy(tokens_E), torch.from_numpy(slots_of(tokens_E))
     ids_NK[where] = torch.from_numpy(ids_E)
     logprobs_NK[where] = torch.from_numpy(np.log(weights_E)).float()
-    return sorted_largest(ids_NK, logprobs_NK, tails)
+    return sort_entries(ids_NK, logprobs_NK, tails)

@@ -1,11 +1,11 @@
-"""Frozen features: one vector a text from any layer of a model, computed once, kept by content.
+"""Frozen features: one vector a text from any layer of a model, computed once and stored by key.
 
-Legend: B texts, T tokens, H width, F texts asked for.
+The signal cache stores signals at every counted token, through a codec. A classifier on features
+needs one exact vector a text, so features have shards of their own: .npz files of float32 rows and
+the keys of their texts. When more features of the same model, layer and pooling are needed later,
+only texts that are not stored yet are run.
 
-The cache of signals has what is said at every counted token, through a codec; a classifier on
-features wants one vector a text, as exact as it was. So they lie in shards of their own: .npz files
-of float32 rows and the keys of their texts. Whatever else is asked of the same model, layer and
-pooling later, only texts that are not there yet are run.
+Legend: B texts, T tokens, H width, F texts requested.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from attar.files import write_bytes
 from attar.models.loading import load_model, resolve_precision
 from attar.models.pooling import Mode, Pooling
 from attar.models.structure import capture_layers, run_body
-from attar.models.task_heads import give_padding, padded_texts, text_inputs
+from attar.models.task_heads import padded_texts, set_padding_id, text_inputs
 from teachers.load import TeacherConfig
 from teachers.runners.build_cache import plan_shards
 from teachers.runners.request import Request, plan_batches
 
-Layer = int | Literal["last"]  # as in the signal cache, or the final hidden states, after the norm
+FeatureLayer = int | Literal["last"]  # "last": the final hidden states, after the norm
 
 SHARD_TOKENS = 32768  # tokens a shard; a kill loses at most one
 
@@ -41,7 +41,7 @@ def load_body(config: TeacherConfig) -> nn.Module:
     from transformers.utils import logging
 
     level = logging.get_verbosity()
-    logging.set_verbosity_error()  # a head that is left out, a pooler that is not there: as wanted
+    logging.set_verbosity_error()  # warnings about the missing head and pooler are expected
     try:
         model = load_model(
             config.model,
@@ -52,13 +52,13 @@ def load_body(config: TeacherConfig) -> nn.Module:
         )
     finally:
         logging.set_verbosity(level)
-    give_padding(model, 0)  # any will do: nothing of a body looks for it where it had none
+    set_padding_id(model, 0)  # any id: a body without one does not read it
     return model.requires_grad_(False)
 
 
 @torch.inference_mode()
-def features_of(model: Any, texts: Sequence[Request], layer: Layer, pool: Mode) -> Tensor:
-    """Float32 vectors (B, H): the mean over a text's tokens, its last one, or its first (CLS)."""
+def features_of(model: Any, texts: Sequence[Request], layer: FeatureLayer, pool: Mode) -> Tensor:
+    """Float32 vectors (B, H): mean of a text's tokens, its last token, or its first (CLS)."""
     device = next(model.parameters()).device
     inputs = padded_texts([t.input_ids for t in texts], [t.token_types for t in texts])
     on_device = {name: None if t is None else t.to(device) for name, t in inputs.items()}
@@ -72,7 +72,7 @@ def features_of(model: Any, texts: Sequence[Request], layer: Layer, pool: Mode) 
 
 
 class FeatureCache:
-    """Features of one model, layer and pooling, in a folder."""
+    """The stored features of one model, layer and pooling, in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -81,15 +81,15 @@ class FeatureCache:
         self,
         texts: Sequence[Request],
         load: Callable[[], Any],
-        layer: Layer,
+        layer: FeatureLayer,
         pool: Mode,
         *,
         batch_tokens: int,
         on_tokens: Callable[[int], None] = lambda n: None,
     ) -> int:
-        """Make the features of texts that are not there; the model is loaded only if some are not.
+        """Compute the features that are not stored yet; the model is loaded only if there are any.
 
-        Returns how many were made. Raises `CacheError` where one is not finite.
+        Returns how many were computed. Raises `CacheError` where one is not finite.
         """
         known = self._keys()
         lacking = {text.key: text for text in texts if text.key not in known}
@@ -107,7 +107,7 @@ class FeatureCache:
                     found[i] = vector_H
                 on_tokens(sum(len(group[i].input_ids) for i in batch))
             features_FH = np.stack(found)
-            self._refuse_bad(features_FH, group)
+            self._check_finite(features_FH, group)
             self._write(number, [text.key for text in group], features_FH)
             number += 1
         return len(wanted)
@@ -136,22 +136,22 @@ class FeatureCache:
 
     @contextmanager
     def _opened(self, file: Path) -> Iterator[Mapping[str, np.ndarray]]:
-        """A shard's arrays, each read when it is asked for."""
+        """A shard's arrays, each read when it is accessed."""
         try:
             with file.open("rb") as opened, np.load(opened, allow_pickle=False) as shard:
                 yield shard
         except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
             raise CacheError(
-                f"The features {file} are damaged ({error}); delete that file, and they are "
-                "made again."
+                f"The features {file} are damaged ({error}); delete that file, and they will be "
+                "computed again."
             ) from None
 
     def _write(self, number: int, keys: list[str], features_FH: np.ndarray) -> None:
-        room = BytesIO()
-        np.savez(room, keys=np.asarray(keys), features=features_FH)
-        write_bytes(self.folder / f"shard-{number:05d}.npz", room.getvalue())
+        buffer = BytesIO()
+        np.savez(buffer, keys=np.asarray(keys), features=features_FH)
+        write_bytes(self.folder / f"shard-{number:05d}.npz", buffer.getvalue())
 
-    def _refuse_bad(self, features_FH: np.ndarray, texts: Sequence[Request]) -> None:
+    def _check_finite(self, features_FH: np.ndarray, texts: Sequence[Request]) -> None:
         finite = np.isfinite(features_FH).all(-1)
         if not finite.all():
             raise CacheError(

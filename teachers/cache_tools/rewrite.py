@@ -1,10 +1,10 @@
-"""A cache made from other caches: how any is written, and the two kinds that copy rows.
+"""Caches made from other caches: writing one, and the two kinds that copy rows.
 
     slice    fewer examples, layers or blocks         merge    the examples of several caches
 
-A `Draft` says what the new cache will be; `write` makes it as a build makes one: shards of the
-examples in the order of their keys, each counted once its entry exists, so that a kill loses the
-shard in flight and the same command goes on. Nothing holds more than a shard in memory.
+A `CacheDraft` describes the new cache. `write_cache` writes it in the way a build does: shards of
+the examples in the order of their keys, each counted once its entry exists, so that a kill loses
+only the shard in flight and the same command continues. At most one shard is held in memory.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ import torch
 
 from attar.errors import CacheError
 from attar.files import fingerprint
-from teachers.cache.attention_inputs import maps_among
-from teachers.cache.config import HiddenConfig
+from teachers.cache.attention_inputs import projection_assets_among
+from teachers.cache.config import HiddenStatesConfig
 from teachers.cache.reader import SignalCache, part_of
 from teachers.cache.store import SignalStore
-from teachers.codecs.codec import Assets, Columns
-from teachers.codecs.packed_entries import repack
+from teachers.codecs.codec import Assets, SignalColumns
+from teachers.codecs.packed_entries import repack_entries
 from teachers.runners.build_cache import plan_shards
 
 GROUP_TOKENS = 4096  # counted tokens decoded and encoded at once
-REBUILD = "or build one cache of all that data with one recipe"
+REBUILD_ADVICE = "or build one cache of all that data with one recipe"
 
 
 @dataclass(frozen=True)
-class Draft:
+class CacheDraft:
     """A cache to be written.
 
-    counts: counted tokens of each example, by key. learn: what its codecs share, asked for once.
-    rows: the columns of some examples, given their keys and what `learn` gave, read back.
+    counts: counted tokens of each example, by key. learn: returns the assets; called once. rows:
+    returns the columns of some examples, given their keys and the stored assets.
     """
 
     sources: list[str]
     manifest: dict[str, Any]
     counts: dict[str, int]
     learn: Callable[[], dict[str, Assets]]
-    rows: Callable[[list[str], dict[str, Assets]], list[Columns]]
+    rows: Callable[[list[str], dict[str, Assets]], list[SignalColumns]]
     padding_mass: float
 
     @property
@@ -51,14 +51,14 @@ class Draft:
 
 
 @torch.inference_mode()
-def write(
-    draft: Draft,
+def write_cache(
+    draft: CacheDraft,
     out: str,
     *,
     on_tokens: Callable[[int], None] = lambda n: None,
     on_skip: Callable[[int], None] = lambda n: None,
 ) -> dict[str, float]:
-    """Make what is missing of the draft's cache at `out`; returns the totals of the whole.
+    """Write the missing shards of the draft's cache at `out`; returns totals of the whole cache.
 
     Raises `CacheError` where `out` holds another cache, or is one of the sources.
     """
@@ -79,8 +79,8 @@ def write(
                 on_skip(sum(counts[i] for i in part))
                 continue
             shard = [keys[i] for i in part]
-            rows: list[Columns] = []
-            for group in in_groups(shard, draft.counts):
+            rows: list[SignalColumns] = []
+            for group in group_keys(shard, draft.counts):
                 rows += draft.rows(group, assets)
                 on_tokens(sum(draft.counts[key] for key in group))
             tokens = [draft.counts[key] for key in shard]
@@ -99,19 +99,19 @@ def _refuse_other(store: SignalStore, manifest: dict[str, Any]) -> None:
         )
 
 
-def in_groups(
+def group_keys(
     keys: Sequence[str], counts: dict[str, int], tokens: int = GROUP_TOKENS
 ) -> list[list[str]]:
-    """Consecutive keys of about so many counted tokens together."""
+    """Split keys into consecutive groups of about `tokens` counted tokens."""
     parts = plan_shards([counts[key] for key in keys], tokens)
     return [[keys[i] for i in part] for part in parts]
 
 
-# What drafts are made of -----------------------------------------------------------------------
+# Parts of drafts ------------------------------------------------------------------------------
 
 
 def manifest_like(source: dict[str, Any], counts: dict[str, int], **changed: Any) -> dict[str, Any]:
-    """A cache's manifest for other examples, with some fields changed."""
+    """The source's manifest for other examples, with some fields changed."""
     data = {
         **source["data"],
         "fingerprint": fingerprint(sorted(counts)),
@@ -122,16 +122,16 @@ def manifest_like(source: dict[str, Any], counts: dict[str, int], **changed: Any
     return {**kept, "data": data, **changed}
 
 
-def counts_of(cache: SignalCache) -> dict[str, int]:
+def token_counts(cache: SignalCache) -> dict[str, int]:
     """Counted tokens of every example of a cache, by key."""
     return {key: cache.tokens(key) for key in cache.keys()}  # noqa: SIM118
 
 
 def vocabulary_of(manifest: dict[str, Any]) -> int:
-    """V: ids over which the distributions are."""
+    """V, the number of ids over which the distributions are defined."""
     size = manifest["tokenizer"].get("size")
     if type(size) is not int or size < 1:
-        raise CacheError("The manifest does not say how many ids there are (`tokenizer.size`).")
+        raise CacheError("The manifest does not give the number of ids (`tokenizer.size`).")
     return size
 
 
@@ -145,7 +145,7 @@ def first_difference(
             continue
         if isinstance(here, dict) and isinstance(there, dict):
             inner = first_difference(here, there, ())
-            if inner is None:  # an absent key and a null one say the same
+            if inner is None:  # an absent key means the same as null
                 continue
             return (f"{name}.{inner[0]}", *inner[1:])
         return name, here, there
@@ -153,7 +153,7 @@ def first_difference(
 
 
 def probe_among(assets: dict[str, Assets], counts: dict[str, int]) -> dict[str, Assets]:
-    """The part of the assets with which `verify` asks the teacher again, for these examples."""
+    """The stored ids of these examples, with which `verify` runs the teacher again."""
     probe = assets.get("probe", {})
     kept = {name: ids for name, ids in probe.items() if name.rpartition(".")[0] in counts}
     return {"probe": kept} if kept else {}
@@ -169,29 +169,30 @@ def sliced(
     keys: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
     attention: Sequence[int] | None = None,
-) -> Draft:
-    """A smaller cache: the first so many `examples` in the order of keys, which is random, or those
-    with the given `keys`; of hidden states, those of the given `layers` and of the `attention` of
-    the given blocks. None keeps all.
+) -> CacheDraft:
+    """Draft a smaller cache; None keeps all.
+
+    examples: number of examples, the first in the order of keys, which is random. keys: the
+    examples to keep. layers, attention: layers and attention blocks whose states to keep.
     """
     cache = SignalCache(url)
     counts = _chosen(cache, examples, keys)
     stored, codec = cache.config.hidden, cache.config.hidden.codec
     kept_layers = _chosen_among(stored.layers, layers, "layer", url)
     kept_blocks = _chosen_among(stored.attention, attention, "attention of block", url)
-    hidden = HiddenConfig(layers=kept_layers, attention=kept_blocks, codec=codec)
+    hidden = HiddenStatesConfig(layers=kept_layers, attention=kept_blocks, codec=codec)
     wanted = (None, *hidden.parts)
     assets = cache.store.assets() or {}
     learned = {part: own for part, own in assets.items() if part != "probe"}
     learned = {part: own for part, own in learned.items() if part_of(part) in wanted}
 
-    def rows(keys: list[str], _assets: dict[str, Assets]) -> list[Columns]:
+    def rows(keys: list[str], _assets: dict[str, Assets]) -> list[SignalColumns]:
         return [
             {name: c for name, c in cache.columns(key).items() if part_of(name) in wanted}
             for key in keys
         ]
 
-    return Draft(
+    return CacheDraft(
         sources=[url],
         manifest=manifest_like(cache.manifest, counts, hidden=hidden.model_dump()),
         counts=counts,
@@ -202,7 +203,7 @@ def sliced(
 
 
 def _chosen(cache: SignalCache, examples: int | None, keys: Sequence[str] | None) -> dict[str, int]:
-    counts = counts_of(cache)
+    counts = token_counts(cache)
     if keys is not None:
         lacking = [key for key in keys if key not in counts]
         if lacking:
@@ -214,11 +215,11 @@ def _chosen(cache: SignalCache, examples: int | None, keys: Sequence[str] | None
     if examples is not None:
         if examples > len(counts):
             raise CacheError(
-                f"{examples} examples are asked for, but there are {len(counts)}; ask for fewer."
+                f"{examples} examples are asked for, the cache has {len(counts)}; ask for fewer."
             )
         counts = {key: counts[key] for key in sorted(counts)[:examples]}
     if not counts:
-        raise CacheError("No example is left; a cache has at least one.")
+        raise CacheError("No example is left; keep at least one.")
     return counts
 
 
@@ -236,12 +237,13 @@ def _chosen_among(
 # Merge -----------------------------------------------------------------------------------------
 
 
-def merged(urls: Sequence[str]) -> Draft:
-    """The examples of all caches, each once. They agree in all but their data and shards' sizes,
-    which are those of the first; else a `CacheError` names the field that differs.
+def merged(urls: Sequence[str]) -> CacheDraft:
+    """Draft a cache of the examples of all caches, each once; shards are as large as the first's.
+
+    Raises `CacheError` naming the field in which the caches differ, where it is not their data.
     """
     if len(urls) < 2:
-        raise CacheError("One cache alone has nothing to be merged with; name two or more.")
+        raise CacheError("A merge needs two or more caches.")
     caches = [SignalCache(url) for url in urls]
     first, assets = caches[0], [cache.store.assets() or {} for cache in caches]
     for cache in caches[1:]:
@@ -255,14 +257,14 @@ def merged(urls: Sequence[str]) -> Draft:
     counts = {key: caches[i].tokens(key) for key, i in holder.items()}
     probe = {k: v for own in reversed(assets) for k, v in own.get("probe", {}).items()}
 
-    def rows(keys: list[str], _assets: dict[str, Assets]) -> list[Columns]:
+    def rows(keys: list[str], _assets: dict[str, Assets]) -> list[SignalColumns]:
         return [translate[holder[key]](caches[holder[key]].columns(key)) for key in keys]
 
     manifest = manifest_like(first.manifest, counts)
     lengths = [cache.manifest["data"].get("max_length") for cache in caches]
     if None not in lengths:
         manifest["data"]["max_length"] = max(lengths)
-    return Draft(
+    return CacheDraft(
         sources=list(urls),
         manifest=manifest,
         counts=counts,
@@ -280,15 +282,15 @@ def _check_agrees(first: SignalCache, other: SignalCache) -> None:
         field, here, there = difference
         raise CacheError(
             f"The caches {first.store.url} and {other.store.url} differ in {field} ({here} and "
-            f"{there}), so their signals cannot stand in one cache; make them alike with "
+            f"{there}), so their signals cannot be in one cache; make them equal with "
             "`distill cache convert` or `slice`, or build them again."
         )
 
 
 def _translation(
     cache: SignalCache, own: dict[str, Assets], wanted: dict[str, Assets]
-) -> Callable[[Columns], Columns]:
-    """From a cache's columns to those of the same signals with the `wanted` assets: no loss."""
+) -> Callable[[SignalColumns], SignalColumns]:
+    """A lossless map from a cache's columns to columns that decode with the `wanted` assets."""
     differ = [
         part for part in {**own, **wanted} if part != "probe" and not _same(own, wanted, part)
     ]
@@ -296,22 +298,22 @@ def _translation(
         return lambda columns: columns
     if differ == ["distribution"] and "id_of_rank" in own.get("distribution", {}):
         old, new = own["distribution"], wanted["distribution"]
-        return lambda columns: repack(columns, old, new)
+        return lambda columns: repack_entries(columns, old, new)
     part = part_of(differ[0])
-    maps = [{differ[0]: maps_among(side.get(differ[0], {}))} for side in (own, wanted)]
+    maps = [{differ[0]: projection_assets_among(side.get(differ[0], {}))} for side in (own, wanted)]
     if not _same(maps[0], maps[1], differ[0]):
         raise CacheError(
             f"The caches differ in the teacher's maps to queries, keys and values ({differ[0]}), "
-            "so they are not of one teacher; leave them out of each with `distill cache slice`, "
-            f"{REBUILD}."
+            "so they come from different teachers; remove these maps with `distill cache slice`, "
+            f"{REBUILD_ADVICE}."
         )
-    codec = cache.config.codec if part is None else cache.config.hidden.codec
+    name = cache.config.codec.name if part is None else cache.config.hidden.codec.name
     option = "--codec" if part is None else "--hidden"
     kind = "topk" if part is None else "int8"
     raise CacheError(
-        f"The caches learned `{codec.name}` ({differ[0]}) from different samples, and codes in one "
-        f"basis are no codes in another; convert each of them first (`distill cache convert CACHE "
-        f"OUT {option} {kind}`), {REBUILD}."
+        f"The caches learned `{name}` ({differ[0]}) from different samples, and codes of one "
+        f"basis mean nothing in another; convert each cache first (`distill cache convert CACHE "
+        f"OUT {option} {kind}`), {REBUILD_ADVICE}."
     )
 
 

@@ -1,7 +1,7 @@
-"""What a cache holds and what it costs: rows, tokens, bytes a token by part, histograms.
+"""Statistics of a cache: examples, tokens, bytes a token by column, histograms of the targets.
 
-Bytes of a column are those of its buffers in the shards, compressed as they are; with what Arrow
-adds (schema, headers, footer) they sum to the size of the files.
+Bytes of a column are those of its compressed buffers in the shards; together with Arrow's overhead
+(schema, headers, footer) they sum to the size of the files.
 
 Legend: N tokens counted, K entries, V vocabulary.
 """
@@ -19,20 +19,20 @@ import torch
 from torch import Tensor
 
 from teachers.cache.reader import SignalCache
-from teachers.cache_tools.convert import a_temperature
+from teachers.cache_tools.convert import readable_temperature
 from teachers.cache_tools.rewrite import vocabulary_of
 from teachers.runners.next_token import rows_per_chunk
 from teachers.signals import DenseDistribution, Distribution, KnownLogits, SparseDistribution
 
-DENSE_TOKENS = 16384  # of a full distribution: its entropy costs a product with the head a token
+DENSE_TOKENS = 16384  # measured of full distributions: each costs a product with the head
 MASS_EDGES = [0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0]
 
 
 @dataclass
 class Histogram:
-    """Tokens by a number: counts[i] of them lie in [edges[i], edges[i + 1]).
+    """How many tokens have a value in each bin: counts[i] in [edges[i], edges[i + 1]).
 
-    whole: the numbers have no fractions.
+    whole: the values are whole numbers.
     """
 
     edges: list[float]
@@ -42,7 +42,7 @@ class Histogram:
     mean: float = 0.0
 
     def add(self, values: Tensor) -> None:
-        """Count some tokens' numbers; what is beyond the edges counts in the outermost bins."""
+        """Count some tokens' values; values beyond the edges count in the outermost bins."""
         if not len(values):
             return
         numbers = values.double().cpu().numpy()
@@ -59,11 +59,11 @@ def _histogram(edges: list[float], whole: bool = False) -> Histogram:
 
 @dataclass
 class Statistics:
-    """Of one cache. Bytes are those on disk; `columns` and `overhead` sum to the shards' size.
+    """Statistics of one cache. Bytes are on disk; `columns` and `overhead` sum to `shard_bytes`.
 
-    entropy: of the decoded targets at `temperature`, nats; a tail counts as one outcome, so it is
-    a lower bound, and of samples it is the entropy of what was drawn. kept: mass of the entries
-    (of samples: the sum of their weights, 1 on average). entries: how many a token has. The last
+    entropy: of the decoded targets at `temperature`, in nats. A tail counts as one outcome, so it
+    is a lower bound; for samples it is the entropy of the drawn entries. kept: mass of the entries
+    (for samples: the sum of their weights, 1 on average). entries: entries of a token. The last
     two are None where the full distribution is stored.
     """
 
@@ -85,11 +85,11 @@ class Statistics:
 
     @property
     def bytes_per_token(self) -> float:
-        """Of the shards: what grows with the tokens."""
+        """Bytes of the shards a counted token; assets are not included."""
         return self.shard_bytes / max(1, self.tokens)
 
     def values(self) -> dict[str, Any]:
-        """As JSON has it; an open end of a histogram is null."""
+        """The values for JSON; an open end of a histogram is null."""
         found = {**asdict(self), "bytes_per_token": self.bytes_per_token}
         for name in ("entropy", "kept", "entries"):
             if found[name] is not None:
@@ -105,8 +105,10 @@ def statistics(
     device: torch.device | None = None,
     on_tokens: Callable[[int], None] = lambda n: None,
 ) -> Statistics:
-    """Reads the whole cache once, be it finished or not; of full distributions, the histograms take
-    about the first `dense_tokens`. Damaged files raise a `CacheError`.
+    """Read a whole cache once, finished or not, and measure it.
+
+    For full distributions, the histograms cover about the first `dense_tokens` tokens. Raises
+    `CacheError` for damaged files.
     """
     cache = SignalCache(url, unfinished=True, device=device)
     found = _empty(cache)
@@ -142,7 +144,7 @@ def _empty(cache: SignalCache) -> Statistics:
         codec=codec.name,
         layers=cache.config.hidden.layers,
         attention=cache.config.hidden.attention,
-        temperature=a_temperature(codec),
+        temperature=readable_temperature(codec),
         shard_bytes=0,
         columns={},
         overhead=0,
@@ -179,7 +181,7 @@ def _add(found: Statistics, decoded: Distribution, vocabulary: int) -> None:
 
 
 def entropy_of(decoded: Distribution) -> Tensor:
-    """Entropy (N,) in nats of decoded targets; a tail is one outcome, samples are scaled to one."""
+    """Entropy (N,) in nats of decoded targets; a tail is one outcome, samples are normalised."""
     if not isinstance(decoded, SparseDistribution):
         logprobs_NV = decoded.logprobs()
         return -(logprobs_NV.exp() * logprobs_NV).sum(-1)

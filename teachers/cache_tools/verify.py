@@ -1,19 +1,19 @@
-"""Is a cache what it says it is? Files, counts, tokenizer; and, asked again, its teacher.
+"""Verify a cache: its files, counts, content and tokenizer, and its teacher by running it again.
 
-    files       every file's size and SHA-256, and what each was made for
-    counts      examples, tokens and keys of the shards against the manifest; lacking shards
+    files       every file's size and SHA-256, and the manifest and assets each was made for
+    counts      examples, tokens and keys of the shards against the manifest; missing shards
     content     every row decodes to finite numbers over ids that exist
     tokenizer   id -> string map, added tokens, chat template
     teacher     weights, and the signals of a few examples whose ids every build keeps
 
-The teacher's numbers differ a little between machines and batches, so rows are compared by what
-they mean: the mean total variation distance between stored and recomputed targets is at most
-`FLOAT32_DISTANCE` (a teacher in float32) or `DISTANCE` (16 bits, quantised). Draws in the tail
-change with the last bit of a probability, so of samples only the ids to which the teacher gives
-`LIKELY` or more are looked at one by one, all others together. SmolLM2-135M in bfloat16 and in
-float32 are 0.008 to 0.014 apart by codec; three steps of fine-tuning 0.05 to 0.07, one block of
-thirty less 0.10 to 0.19. Hidden states have a mean cosine of `COSINE` or more, which is what a
-coarse codec leaves of such differences.
+The teacher's numbers differ a little between machines and batches, so decoded targets are compared,
+not bytes: the mean total variation distance between stored and recomputed targets must be at most
+`MAX_FLOAT32_DISTANCE` (a teacher in float32) or `MAX_DISTANCE` (16 bits, quantised). Random draws
+change with the last bit of a probability, so for sampled codecs only ids to which the teacher gives
+`LIKELY_PROBABILITY` or more are compared one by one, and all others together. Measured distances:
+SmolLM2-135M in bfloat16 and in float32 0.008 to 0.014, depending on the codec; after three steps of
+fine-tuning 0.05 to 0.07; with one block of thirty removed 0.10 to 0.19. Hidden states must have a
+mean cosine of at least `MIN_COSINE`, which leaves room for such differences and a coarse codec.
 
 Legend: N tokens counted, K entries, V vocabulary.
 """
@@ -32,13 +32,14 @@ from torch import Tensor
 from attar.errors import CacheError
 from attar.files import fingerprint
 from attar.models.tokenizers import tokenizer_identity
-from teachers.cache.attention_inputs import attention_maps, maps_among
+from teachers.cache.attention_inputs import projection_assets, projection_assets_among
 from teachers.cache.config import config_of
 from teachers.cache.reader import SignalCache, Signals
 from teachers.cache.store import SignalStore
-from teachers.cache_tools.convert import a_temperature
-from teachers.cache_tools.rewrite import counts_of, in_groups, vocabulary_of
-from teachers.codecs.codec import TEXT_CODECS
+from teachers.cache_tools.convert import readable_temperature
+from teachers.cache_tools.rewrite import group_keys, token_counts, vocabulary_of
+from teachers.codecs.codec import is_text_codec
+from teachers.codecs.unbiased_entries import is_sampled_codec
 from teachers.load import TeacherConfig, load_teacher, teacher_identity
 from teachers.runners.build_cache import probe_requests
 from teachers.runners.next_token import TeacherRunner, rows_per_chunk
@@ -46,15 +47,15 @@ from teachers.signals import Distribution, KnownLogits, SparseDistribution
 
 logger = logging.getLogger(__name__)
 
-LIKELY = 0.1
-FLOAT32_DISTANCE = 0.01
-DISTANCE = 0.03
-COSINE = 0.99
-TOKENIZER_PARTS = {
-    "vocabulary": "another map from ids to strings",
-    "chat_template": "another chat template",
-    "tokenizer": "other added tokens or another chat template",
-    "size": "another number of ids",
+LIKELY_PROBABILITY = 0.1
+MAX_FLOAT32_DISTANCE = 0.01
+MAX_DISTANCE = 0.03
+MIN_COSINE = 0.99
+TOKENIZER_DIFFERENCES = {
+    "vocabulary": "a different map from ids to strings",
+    "chat_template": "a different chat template",
+    "tokenizer": "different added tokens or a different chat template",
+    "size": "a different number of ids",
 }
 
 
@@ -65,10 +66,10 @@ def verify(
     teacher: TeacherConfig | None = None,
     on_tokens: Callable[[int], None] = lambda n: None,
 ) -> list[str]:
-    """What is wrong with a cache, one sentence a fault; [] when all is well.
+    """The faults of a cache, one sentence each; [] when there are none.
 
-    With a loaded `tokenizer` or a `teacher` these are compared as well; the teacher's weights are
-    loaded only if everything else is in order. Raises `CacheError` where there is no cache.
+    A given `tokenizer` or `teacher` is compared as well; the teacher's weights are loaded only if
+    everything else is in order. Raises `CacheError` where there is no cache.
     """
     store = SignalStore(url)
     faults = store.faults()
@@ -98,15 +99,15 @@ def _manifest(store: SignalStore) -> dict[str, Any]:
 def teacher_of(
     url: str, model: str | None = None, *, trust_remote_code: bool = False
 ) -> TeacherConfig:
-    """The teacher that a cache's manifest names, or the same at another place: `model`.
+    """The teacher that a cache's manifest names; `model`: load it from there instead.
 
-    Raises `CacheError` for an ensemble, which no one model can answer for.
+    Raises `CacheError` for an ensemble, whose signals no single model gives.
     """
     named = _manifest(SignalStore(url))["teacher"]
     if named.get("ensemble"):
         raise CacheError(
-            f"The cache is of {len(named['ensemble'])} teachers together, and none of them gives "
-            "its signals; verify the caches it was made from with `--teacher`."
+            f"The cache is an ensemble of {len(named['ensemble'])} teachers, and no one of them "
+            "gives its signals; verify its members' caches with `--teacher`."
         )
     try:
         return TeacherConfig(
@@ -126,26 +127,26 @@ def _tokenizer_faults(manifest: dict[str, Any], tokenizer: Any) -> list[str]:
     found, named = tokenizer_identity(tokenizer), manifest["tokenizer"]
     differ = [name for name, value in found.items() if named.get(name, value) != value]
     if "chat_template" in differ or "vocabulary" in differ:
-        differ = [name for name in differ if name != "tokenizer"]  # it follows from them
+        differ = [name for name in differ if name != "tokenizer"]  # a consequence of these
     return [
-        f"tokenizer.{name}: the cache was made with {TOKENIZER_PARTS[name]} ({named[name]}, this "
-        f"tokenizer has {found[name]})"
+        f"tokenizer.{name}: the cache was made with {TOKENIZER_DIFFERENCES[name]} ({named[name]}, "
+        f"this tokenizer has {found[name]})"
         for name in differ
     ]
 
 
 def _count_faults(cache: SignalCache) -> list[str]:
-    data, counts = cache.manifest["data"], counts_of(cache)
+    data, counts = cache.manifest["data"], token_counts(cache)
     faults = []
     numbers = cache.store.entries()
-    lacking = [number for number in range(max(numbers, default=-1) + 1) if number not in numbers]
-    if lacking:
-        names = ", ".join(f"{number:05d}" for number in lacking[:5])
-        faults.append(f"shards are lacking before the last one: {names}")
+    missing = [number for number in range(max(numbers, default=-1) + 1) if number not in numbers]
+    if missing:
+        names = ", ".join(f"{number:05d}" for number in missing[:5])
+        faults.append(f"shards before the last one are missing: {names}")
     if len(counts) != data.get("examples"):
         faults.append(
-            f"{len(counts)} of {data.get('examples')} examples are there: the build was stopped, "
-            "is still running, or shards are lost"
+            f"the cache has {len(counts)} of {data.get('examples')} examples: the build was "
+            "stopped, is still running, or shards are lost"
         )
         return faults
     found = {"tokens": sum(counts.values()), "fingerprint": fingerprint(sorted(counts))}
@@ -157,12 +158,12 @@ def _count_faults(cache: SignalCache) -> list[str]:
 
 
 def _content_faults(cache: SignalCache, on_tokens: Callable[[int], None]) -> list[str]:
-    """The first example group of each shard that does not decode, in words."""
+    """For each shard, the first group of examples that does not decode, and why."""
     faults = []
-    counts = counts_of(cache)
+    counts = token_counts(cache)
     for number in cache.store.entries():
         keys = [row.key for row in cache.store.rows(number)]
-        for group in in_groups(keys, counts):
+        for group in group_keys(keys, counts):
             fault = _content_fault(cache, group)
             on_tokens(sum(counts[key] for key in group))
             if fault:
@@ -174,7 +175,7 @@ def _content_faults(cache: SignalCache, on_tokens: Callable[[int], None]) -> lis
 def _content_fault(cache: SignalCache, keys: list[str]) -> str | None:
     try:
         signals = cache.signals(keys)
-        found = signals.distribution(a_temperature(cache.config.codec))
+        found = signals.distribution(readable_temperature(cache.config.codec))
         states = [signals.hidden(layer) for layer in cache.config.hidden.layers]
         for block in cache.config.hidden.attention:
             made = signals.attention(block)
@@ -184,11 +185,11 @@ def _content_fault(cache: SignalCache, keys: list[str]) -> str | None:
     if isinstance(found, SparseDistribution):
         numbers = [found.logprobs_NK] + ([] if found.tail_N is None else [found.tail_N])
         if any((one.isnan() | (one == torch.inf)).any() for one in numbers):
-            return "a probability that is no number"
+            return "a probability is NaN or infinite"
     else:
         states.append(found.logits_NV if isinstance(found, KnownLogits) else found.hidden_NH)
     if not all(one.isfinite().all() for one in states):
-        return "a hidden state that is no number"
+        return "a hidden state is NaN or infinite"
     return None
 
 
@@ -196,8 +197,11 @@ def _content_fault(cache: SignalCache, keys: list[str]) -> str | None:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Stored against recomputed signals of the probe: see the file's head. cosines: by part."""
+class TeacherComparison:
+    """Stored against recomputed signals of a few examples.
+
+    distance: mean total variation distance of the targets. cosines: of hidden states, by part.
+    """
 
     tokens: int
     distance: float
@@ -205,23 +209,23 @@ class Comparison:
 
 
 def _teacher_faults(cache: SignalCache, teacher: TeacherConfig) -> list[str]:
-    if cache.config.codec.name in TEXT_CODECS:
+    if is_text_codec(cache.config.codec):
         raise CacheError(
-            f"The cache holds `{cache.config.codec.name}` of whole texts, of which the teacher is "
-            "not asked again; leave `--teacher` out."
+            f"The cache holds `{cache.config.codec.name}` of whole texts, for which the teacher "
+            "cannot be run again; leave `--teacher` out."
         )
     requests = [r for r in probe_requests(cache.store.assets() or {}) if r.key in cache]
     if not requests:
-        return ["no example's ids are kept in this cache, so its teacher cannot be asked again"]
+        return ["this cache keeps no example's ids, so its teacher cannot be run again"]
     named, found = cache.manifest["teacher"].get("weights"), teacher_identity(teacher)["weights"]
     if None not in (named, found) and named != found:
         return [f"teacher.weights: the cache was made with {named}, {teacher.model} has {found}"]
     model = load_teacher(teacher)
     try:
-        compared = compare(cache, model)
-    except RuntimeError as error:  # products of matrices that do not fit
+        compared = compare_with_teacher(cache, model)
+    except RuntimeError as error:  # shapes of matrices that do not fit
         about = str(error).split("\n")[0]
-        return [f"{teacher.model} is not of the shape of the cache's teacher ({about})"]
+        return [f"{teacher.model} does not have the shape of the cache's teacher ({about})"]
     logger.info(
         "Over %d tokens: distance %.4f; cosine of hidden states %s",
         compared.tokens,
@@ -229,45 +233,45 @@ def _teacher_faults(cache: SignalCache, teacher: TeacherConfig) -> list[str]:
         {part: round(cosine, 4) for part, cosine in compared.cosines.items()} or "none",
     )
     exact = teacher.dtype == "float32" and teacher.quantization == "none"
-    allowed = FLOAT32_DISTANCE if exact else DISTANCE
+    allowed = MAX_FLOAT32_DISTANCE if exact else MAX_DISTANCE
     faults = []
     if not compared.distance <= allowed:
         faults.append(
-            f"the teacher gives other probabilities: {compared.distance:.3f} of the mass lies "
-            f"elsewhere, at most {allowed:g} is rounding"
+            f"the teacher gives other probabilities: {compared.distance:.3f} of the mass differs, "
+            f"at most {allowed:g} is rounding"
         )
     for part, cosine in compared.cosines.items():
-        if not cosine >= COSINE:
+        if not cosine >= MIN_COSINE:
             faults.append(
-                f"the teacher's {part.replace('_', ' ')} is another: mean cosine {cosine:.3f}, "
-                f"rounding leaves {COSINE:g}"
+                f"the teacher's {part.replace('_', ' ')} differs: mean cosine {cosine:.3f}, "
+                f"at least {MIN_COSINE:g} is rounding"
             )
     return faults + _map_faults(cache, model)
 
 
 def _map_faults(cache: SignalCache, model: Any) -> list[str]:
-    """Blocks whose stored maps to queries, keys and values are not the teacher's."""
+    """Blocks whose stored maps to queries, keys and values differ from the teacher's."""
     faults = []
     for block in cache.config.hidden.attention:
-        stored = maps_among(cache.assets.get(f"attention_{block}", {}))
-        own = attention_maps(model, block)
+        stored = projection_assets_among(cache.assets.get(f"attention_{block}", {}))
+        own = projection_assets(model, block)
         for name in sorted({*stored, *own}):
-            if not _alike(stored.get(name), own.get(name)):
-                faults.append(f"the teacher's attention {block} has another `{name}`")
+            if not _are_close(stored.get(name), own.get(name)):
+                faults.append(f"the teacher's attention {block} has a different `{name}`")
     return faults
 
 
-def _alike(one: Tensor | None, other: Tensor | None) -> bool:
-    """Whether two maps differ by no more than states of cosine `COSINE` do."""
+def _are_close(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two maps differ by no more than states with a cosine of `MIN_COSINE` do."""
     if one is None or other is None or one.shape != other.shape:
         return False
-    apart = (one.double() - other.double()).norm()
-    return bool(apart <= (2 * (1 - COSINE)) ** 0.5 * other.double().norm())
+    difference = (one.double() - other.double()).norm()
+    return bool(difference <= (2 * (1 - MIN_COSINE)) ** 0.5 * other.double().norm())
 
 
 @torch.inference_mode()
-def compare(cache: SignalCache, model: Any) -> Comparison:
-    """Ask the teacher again for the examples that the cache keeps whole."""
+def compare_with_teacher(cache: SignalCache, model: Any) -> TeacherComparison:
+    """Run the teacher again on the examples whose ids the cache keeps."""
     vocabulary, stored_assets = vocabulary_of(cache.manifest), cache.store.assets() or {}
     requests = [r for r in probe_requests(stored_assets) if r.key in cache]
     runner = TeacherRunner(model, vocabulary, config_of(cache.manifest))
@@ -276,10 +280,10 @@ def compare(cache: SignalCache, model: Any) -> Comparison:
     old = cache.signals([request.key for request in requests])
     new = Signals(columns, old.num_tokens, cache.config, cache.assets)
     final_NH = runner.final_states(requests)
-    temperature, distance = a_temperature(cache.config.codec), 0.0
+    temperature, distance = readable_temperature(cache.config.codec), 0.0
     was, now = old.distribution(temperature), new.distribution(temperature)
     size = rows_per_chunk(vocabulary, torch.device("cpu"))
-    least = LIKELY if cache.config.codec.tail == "sampled" else 0.0
+    least = LIKELY_PROBABILITY if is_sampled_codec(cache.config.codec) else 0.0
     for start in range(0, old.num_tokens, size):
         rows_N = slice(start, start + size)
         logits_NV = runner.head.logits(final_NH[rows_N]) / temperature
@@ -290,11 +294,11 @@ def compare(cache: SignalCache, model: Any) -> Comparison:
         part: float(torch.cosine_similarity(old.states(part), new.states(part)).mean())
         for part in cache.config.hidden.parts
     }
-    return Comparison(old.num_tokens, distance / old.num_tokens, cosines)
+    return TeacherComparison(old.num_tokens, distance / old.num_tokens, cosines)
 
 
 def _outcomes(decoded: Distribution, vocabulary: int, likely_NV: Tensor) -> Tensor:
-    """Probabilities of the likely ids, 0 at others, and of all others together: (N, V + 1)."""
+    """Probabilities (N, V + 1): of likely ids, 0 at other ids, and last of all others together."""
     if isinstance(decoded, SparseDistribution):
         empty_NV = torch.zeros(len(decoded.ids_NK), vocabulary)
         p_NV = empty_NV.scatter_add_(-1, decoded.ids_NK, decoded.logprobs_NK.exp())

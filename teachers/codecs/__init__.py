@@ -1,4 +1,4 @@
-"""Codecs: importing the package enrols them all."""
+"""How signals are stored: importing the package registers every codec."""
 
 import teachers.codecs.classes
 import teachers.codecs.final_hidden

@@ -1,9 +1,10 @@
-"""`classes`: a classifier's logits in full; texts have few classes, so nothing is lost.
+"""`classes`: all logits of a classifier, stored exactly, since a text has few classes.
+
+For each text its C logits (float32) are stored as entries of the first of its tokens: `entries` is
+C there and 0 at its other tokens, which are kept only for their hidden states. Exact at every
+temperature.
 
 Legend: B texts, N tokens kept, C classes, E entries of all tokens.
-
-Stored a text: its C logits (float32), as entries of the first of its tokens: `entries` counts C
-there and 0 at its others, which are there for the hidden states. Exact at every temperature.
 """
 
 from __future__ import annotations
@@ -16,19 +17,22 @@ import torch
 from torch import Tensor
 
 from attar.config import Section
-from teachers.codecs.codec import TEXT_CODECS, Assets, Columns
+from teachers.codecs.codec import TEXT_CODECS, Assets, SignalColumns
 from teachers.signals import KnownLogits
 
 
-def entries_of(values_BC: Tensor, tokens: Sequence[int]) -> np.ndarray:
-    """Column `entries` of texts that keep so many tokens each: C at the first, 0 at others."""
+def entries_of_texts(values_BC: Tensor, tokens: Sequence[int]) -> np.ndarray:
+    """Column `entries`: C at the first token of each text, 0 at the others.
+
+    tokens: how many tokens of each text the cache keeps.
+    """
     entries = np.zeros(sum(tokens), np.uint16)
     entries[np.cumsum([0, *tokens[:-1]])] = values_BC.shape[1]
     return entries
 
 
-def rows_of(columns: Columns, name: str) -> Tensor:
-    """Float32 values (B, C) of the texts. Raises `ValueError` where they differ in number."""
+def values_of_texts(columns: SignalColumns, name: str) -> Tensor:
+    """Float32 values (B, C) of the texts. Raises `ValueError` where texts differ in their C."""
     counts = columns["entries"][columns["entries"] > 0]
     if not len(counts) or (counts != counts[0]).any():
         raise ValueError(f"texts with {sorted(set(counts.tolist()))} values")
@@ -38,26 +42,26 @@ def rows_of(columns: Columns, name: str) -> Tensor:
 
 @TEXT_CODECS.add("classes")
 class ClassLogits(Section):
-    """All logits of every text, as they are."""
+    """All logits of every text, unrounded."""
 
     tail: ClassVar[str] = "none"
     learns: ClassVar[bool] = False
     name: Literal["classes"] = "classes"
 
-    def encode_texts(self, logits_BC: Tensor, tokens: Sequence[int]) -> Columns:
-        """Columns of B texts that keep so many tokens each, from their logits."""
-        logits = logits_BC.float().cpu().numpy().reshape(-1)
-        return {"entries": entries_of(logits_BC, tokens), "entry_logit": logits}
+    def encode_texts(self, values_BC: Tensor, tokens: Sequence[int]) -> SignalColumns:
+        """Columns of B texts; `tokens` says how many tokens of each text the cache keeps."""
+        logits = values_BC.float().cpu().numpy().reshape(-1)
+        return {"entries": entries_of_texts(values_BC, tokens), "entry_logit": logits}
 
     def decode(
-        self, columns: Columns, num_tokens: int, temperature: float, assets: Assets
+        self, columns: SignalColumns, num_tokens: int, temperature: float, assets: Assets
     ) -> KnownLogits:
         """Logits (B, C) of the texts, in their order."""
-        return KnownLogits(rows_of(columns, "entry_logit"), temperature)
+        return KnownLogits(values_of_texts(columns, "entry_logit"), temperature)
 
     def check_temperature(self, temperature: float) -> None:
-        """Every temperature is exact."""
+        """Accept every temperature: logits are exact at all of them."""
 
     def bytes_per_token(self, vocabulary: int, width: int) -> float:
-        """Four bytes a class; `vocabulary` is their number."""
+        """Four bytes a class; `vocabulary` is the number of classes."""
         return 4.0 * vocabulary + 2.0

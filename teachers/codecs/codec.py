@@ -1,18 +1,21 @@
-"""How a signal is stored: one small file a codec, enrolled by registering it.
+"""What a codec is: how one kind of signal is stored in a cache. One small file for each codec.
 
-A codec is a section of the recipe (its parameters). It may learn something from a sample of the
-teacher's tokens before the first shard (an order of the ids, a basis): its assets, stored once
-beside the manifest. Columns are numpy arrays whose first axis is tokens, except that those whose
-name starts with `entry_` hold one number an entry, and `entries` says how many a token has.
-Columns of several examples, flattened and concatenated, decode as one.
+A codec is a section of the recipe (its parameters), and registering it is all that is needed. It
+may learn something from a sample of the teacher's tokens before the first shard (an order of the
+ids, a basis): its assets, stored once beside the manifest.
 
-Legend: N tokens counted, H width, V vocabulary, E entries of all tokens.
+Columns are numpy arrays whose first axis is tokens, except that columns whose name starts with
+`entry_` hold one number for each entry; the column `entries` then counts each token's entries.
+Columns of several examples, flattened and concatenated, decode like those of one example.
+
+Legend: B texts, C values of a text, N tokens counted, H width, V vocabulary, E entries of all
+tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeGuard
 
 import numpy as np
 
@@ -21,33 +24,26 @@ from attar.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from teachers.signals import Distribution, TeacherChunk
+    from teachers.signals import Distribution, HasLogits, TeacherChunk
 
-Columns = dict[str, np.ndarray]
+SignalColumns = dict[str, np.ndarray]
 Assets = dict[str, "Tensor"]
 
 
-class DistributionCodec(Protocol):
-    """Stores next-token distributions.
+class SignalCodec(Protocol):
+    """What the codecs of next-token distributions and those of whole texts share."""
 
-    So that caches can be converted and mixed, one whose tail is `bucket` also has `encode_largest`
-    and `decode_largest` (`largest.py`), one whose tail is `sampled` has `encode_weights`.
-    """
+    learns: ClassVar[bool]  # whether `learn` returns assets, and so needs a sample
+    tail: ClassVar[str]  # how the mass outside the entries is kept: `bucket`, `sampled` or `none`
 
-    name: str
-    learns: ClassVar[bool]  # whether `learn` gives anything, and needs a sample
-    tail: ClassVar[str]  # what is outside the entries: `bucket`, `sampled` (unbiased) or `none`
-
-    def learn(self, chunk: TeacherChunk) -> Assets:
-        """What all shards share, from a sample of tokens; {} where there is nothing."""
-
-    def encode(self, chunk: TeacherChunk, assets: Assets) -> Columns:
-        """Columns of N tokens, each (N,), (N, K) or, for entries, (E,)."""
+    @property
+    def name(self) -> str:
+        """The name under which the recipe and the manifest know the codec."""
 
     def decode(
-        self, columns: Columns, num_tokens: int, temperature: float, assets: Assets
+        self, columns: SignalColumns, num_tokens: int, temperature: float, assets: Assets
     ) -> Distribution:
-        """Distributions of N tokens from the flat columns of their examples, concatenated.
+        """Distributions from the flat columns of some examples, concatenated.
 
         Raises `RecipeError` where the codec cannot give this temperature.
         """
@@ -56,35 +52,96 @@ class DistributionCodec(Protocol):
         """Raise `RecipeError` where `decode` would refuse this temperature."""
 
     def bytes_per_token(self, vocabulary: int, width: int) -> float:
-        """Bytes a counted token takes on disk, about: for plans made before anything ran."""
+        """Approximate bytes on disk per counted token (or text), for plans made before a run."""
+
+    def model_dump(self) -> dict[str, Any]:
+        """Name and parameters, as the manifest stores them."""
+
+
+class DistributionCodec(SignalCodec, Protocol):
+    """Stores next-token distributions.
+
+    A codec with a tail is also a `SparseCodec`. So that caches can be converted and mixed, one
+    whose tail is `bucket` is a `BucketCodec` (top_entries.py), and one whose tail is `sampled` is
+    a `SampledCodec` (unbiased_entries.py).
+    """
+
+    def learn(self, chunk: TeacherChunk) -> Assets:
+        """What all shards share, from a sample of tokens; {} if the codec learns nothing."""
+
+    def encode(self, chunk: TeacherChunk, assets: Assets) -> SignalColumns:
+        """Columns of N tokens, each (N,), (N, K) or, for entries, (E,)."""
+
+
+class SparseCodec(DistributionCodec, Protocol):
+    """Stores some entries of a distribution, so it needs no more than the logits."""
+
+    def learn(self, chunk: HasLogits) -> Assets:
+        """What all shards share, from a sample of tokens; {} if the codec learns nothing."""
+
+    def encode(self, chunk: HasLogits, assets: Assets) -> SignalColumns:
+        """Columns of N tokens, each (N,), (N, K) or, for entries, (E,)."""
+
+
+class TextCodec(SignalCodec, Protocol):
+    """Stores one signal for each whole text: class logits, or a vector."""
+
+    def encode_texts(self, values_BC: Tensor, tokens: Sequence[int]) -> SignalColumns:
+        """Columns of B texts; `tokens` says how many tokens of each text the cache keeps."""
 
 
 class LayerCodec(Protocol):
-    """Stores hidden states of one layer."""
+    """Stores the hidden states of one layer."""
 
-    name: str
     learns: ClassVar[bool]
 
-    def learn(self, hidden_NH: Tensor) -> Assets:
-        """What all shards share, from a sample of tokens; {} where there is nothing."""
+    @property
+    def name(self) -> str:
+        """The name under which the recipe and the manifest know the codec."""
 
-    def encode(self, hidden_NH: Tensor, assets: Assets) -> Columns:
+    def learn(self, hidden_NH: Tensor) -> Assets:
+        """What all shards share, from a sample of tokens; {} if the codec learns nothing."""
+
+    def encode(self, hidden_NH: Tensor, assets: Assets) -> SignalColumns:
         """Columns by suffix, '' for the main one; the first axis is tokens."""
 
-    def decode(self, columns: Columns, num_tokens: int, assets: Assets) -> Tensor:
+    def decode(self, columns: SignalColumns, num_tokens: int, assets: Assets) -> Tensor:
         """Float32 hidden states (N, H) from flat columns."""
 
     def bytes_per_token(self, width: int) -> float:
-        """Bytes a counted token and layer take on disk, about."""
+        """Approximate bytes on disk per counted token and layer."""
+
+    def model_dump(self) -> dict[str, Any]:
+        """Name and parameters, as the manifest stores them."""
 
 
-def split_columns(columns: Columns, tokens: Sequence[int]) -> list[Columns]:
-    """The columns of consecutive examples with so many tokens each."""
+CODECS: Registry[type[DistributionCodec]] = Registry("codec")
+LAYER_CODECS: Registry[type[LayerCodec]] = Registry("codec of hidden states")
+TEXT_CODECS: Registry[type[TextCodec]] = Registry("codec of texts")
+
+
+def is_text_codec(codec: SignalCodec) -> TypeGuard[TextCodec]:
+    """Whether the codec stores one signal for each whole text."""
+    return codec.name in TEXT_CODECS
+
+
+def is_distribution_codec(codec: SignalCodec) -> TypeGuard[DistributionCodec]:
+    """Whether the codec stores next-token distributions."""
+    return codec.name in CODECS
+
+
+def is_sparse_codec(codec: SignalCodec) -> TypeGuard[SparseCodec]:
+    """Whether the codec stores some entries of a distribution."""
+    return codec.tail != "none"
+
+
+def split_columns(columns: SignalColumns, tokens: Sequence[int]) -> list[SignalColumns]:
+    """Split columns into those of consecutive examples; `tokens` is the length of each example."""
     ends = np.cumsum(tokens)
     entry_ends = ends
     if "entries" in columns:
         entry_ends = np.concatenate([[0], np.cumsum(columns["entries"], dtype=np.int64)])[ends]
-    parts: list[Columns] = [{} for _ in tokens]
+    parts: list[SignalColumns] = [{} for _ in tokens]
     for name, column in columns.items():
         cuts = entry_ends if name.startswith("entry_") else ends
         for part, piece in zip(parts, np.split(column, cuts[:-1]), strict=True):
@@ -92,6 +149,6 @@ def split_columns(columns: Columns, tokens: Sequence[int]) -> list[Columns]:
     return parts
 
 
-CODECS: Registry[type[Any]] = Registry("codec")  # of pydantic models that are DistributionCodecs
-LAYER_CODECS: Registry[type[Any]] = Registry("codec of hidden states")  # ... LayerCodecs
-TEXT_CODECS: Registry[type[Any]] = Registry("codec of texts")  # one signal a text
+def join_columns(parts: Sequence[SignalColumns]) -> SignalColumns:
+    """Concatenate the columns of consecutive tokens or examples."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,9 +1,10 @@
-"""`hidden`: the teacher's final hidden state; its frozen head gives the full distribution back.
+"""`final_hidden`: the teacher's final hidden state, from which its head gives all logits.
 
-Any divergence, any temperature, no teacher body in memory. States are coded as in `basis`, but in
-the metric of the head: to second order KL(p || p') = d^T A d / 2 for an error d of the state, with
-A the covariance of the head's rows under p, averaged over a sample of tokens. In that metric the
-principal directions come first and all get one step, chosen for the KL that the recipe allows.
+It serves any divergence at any temperature without the teacher's body in memory. States are coded
+as in `basis`, but in the metric of the head: to second order KL(p || p') = d^T A d / 2 for an error
+d of the state, with A the covariance of the head's rows under p, averaged over a sample of tokens.
+In that metric the principal directions come first and all get one step, chosen for the KL that the
+recipe allows.
 
 Assets: the head (weight in the teacher's dtype, bias, scale, soft-cap), the mean, and the maps to
 and from codes. The state is the one after the final norm, so the norm itself is not needed.
@@ -23,26 +24,26 @@ from torch import Tensor
 from attar.config import Section
 from attar.errors import RecipeError
 from attar.models.structure import Head
-from teachers.codecs.codec import CODECS, Assets, Columns
+from teachers.codecs.codec import CODECS, Assets, SignalColumns
 from teachers.codecs.pca_basis import from_bands, principal, to_bands
 from teachers.signals import DenseDistribution, TeacherChunk
 
-LARGEST = 16_000  # code among the tokens it learns from: half of what 16 bits hold
+MAX_LEARNED_CODE = 16_000  # in the learning sample: half of what 16 bits hold
 
 
-@CODECS.add("hidden")
+@CODECS.add("final_hidden")
 class FinalHidden(Section):
     """The final hidden state and the frozen head: the full distribution, any temperature."""
 
     tail: ClassVar[str] = "none"
     learns: ClassVar[bool] = True
-    name: Literal["hidden"] = "hidden"
+    name: Literal["final_hidden"] = "final_hidden"
     kl: float = Field(
         1e-4, gt=0, description="KL of the stored to the true distribution allowed, nats a token"
     )
 
     def learn(self, chunk: TeacherChunk) -> Assets:
-        """The head, and a basis in its metric."""
+        """Learn a basis in the head's metric, and keep the head."""
         hidden_NH = chunk.hidden_NH.double()
         mean_H = hidden_NH.mean(0)
         root_HH, inverse_HH = _roots(_metric(chunk))
@@ -50,10 +51,10 @@ class FinalHidden(Section):
         step = sqrt(24 * self.kl / len(mean_H))  # H coefficients, each off by step^2 / 12
         forward_HH = root_HH @ directions_HH / step
         largest = float(((hidden_NH - mean_H) @ forward_HH).abs().max())
-        if largest > LARGEST:
+        if largest > MAX_LEARNED_CODE:
             raise RecipeError(
                 f"`cache.codec.kl` {self.kl:g} needs codes up to {largest:.0f}, beyond the 16 bits "
-                f"that are stored; {self.kl * (largest / LARGEST) ** 2:.0e} can be had."
+                f"that are stored; use {self.kl * (largest / MAX_LEARNED_CODE) ** 2:.0e} or more."
             )
         head = chunk.head
         assets = {
@@ -68,16 +69,16 @@ class FinalHidden(Section):
             assets["head_bias"] = head.bias_V.detach().clone()
         return {name: tensor.cpu() for name, tensor in assets.items()}
 
-    def encode(self, chunk: TeacherChunk, assets: Assets) -> Columns:
-        """Bands of codes."""
+    def encode(self, chunk: TeacherChunk, assets: Assets) -> SignalColumns:
+        """Codes in bands."""
         centred_NH = chunk.hidden_NH.float() - assets["mean"].to(chunk.hidden_NH.device)
         codes_NH = centred_NH @ assets["forward"].to(chunk.hidden_NH.device)
         return {f"final_{name}": column for name, column in to_bands(codes_NH).items()}
 
     def decode(
-        self, columns: Columns, num_tokens: int, temperature: float, assets: Assets
+        self, columns: SignalColumns, num_tokens: int, temperature: float, assets: Assets
     ) -> DenseDistribution:
-        """The state, and the head that reads it."""
+        """The decoded states with the frozen head."""
         mean_H = assets["mean"]
         bands = {name.removeprefix("final_"): column for name, column in columns.items()}
         codes_NH = from_bands(bands, num_tokens, mean_H.device)
@@ -91,10 +92,10 @@ class FinalHidden(Section):
         return DenseDistribution(codes_NH @ assets["backward"] + mean_H, head, temperature)
 
     def check_temperature(self, temperature: float) -> None:
-        """Every temperature is exact."""
+        """Accept every temperature: the full distribution is known."""
 
     def bytes_per_token(self, vocabulary: int, width: int) -> float:
-        """As measured on English text (docs/cache.md): half a bit for each halving of the KL."""
+        """As measured on English text (docs/cache.md): half a bit more when the KL is halved."""
         return width * max(0.5, 4.95 - 0.5 * log2(self.kl / 1e-3)) / 8
 
 
@@ -114,7 +115,7 @@ def _metric(chunk: TeacherChunk) -> Tensor:
 
 
 def _roots(metric_HH: Tensor) -> tuple[Tensor, Tensor]:
-    """Square root and its inverse; directions that the head hardly sees keep some weight."""
+    """Square root of the metric and its inverse; a small ridge keeps every direction invertible."""
     values_H, vectors_HH = torch.linalg.eigh(metric_HH)
     values_H = values_H.clamp(min=0) + 1e-3 * values_H.mean().clamp(min=1e-12)
     root_H = values_H.sqrt()

@@ -2,12 +2,15 @@
 
 Every id of probability 1/k or more is an entry with its probability. Of the others, systematic
 sampling draws each with chance k p and gives it the weight 1/k: on average every id has its
-probability. Among unbiased sparse targets of as many entries this has the least variance of the
-gradient at the logits (inclusion proportional to size), and one threshold for all tokens spends
-the entries where the teacher is unsure. At most k + 1 entries a token, in practice half of that.
+probability. Among unbiased sparse targets with as many entries, this one has the least variance of
+the gradient at the logits (inclusion proportional to size), and one threshold for all tokens
+spends the entries where the teacher is unsure. There are at most k + 1 entries a token, in
+practice half as many.
 
-Weights are whole multiples of 1 / (k steps); probabilities between two of them are rounded up or
+Weights are whole multiples of 1 / (k steps); probabilities between two multiples are rounded up or
 down at random, so rounding is unbiased as well.
+
+Legend: N tokens counted, J sampling points a token, D drawn entries, E exact entries.
 """
 
 from __future__ import annotations
@@ -17,12 +20,17 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from attar.config import Section
-from teachers.codecs.codec import CODECS, Assets, Columns
-from teachers.codecs.packed_entries import joined, learn_ranks, pack, pieces, slots
-from teachers.codecs.sampled import pack_weights, refuse_temperature, unbiased, with_seed
-from teachers.codecs.sampling import Weights
+from teachers.codecs.codec import CODECS, Assets, SignalColumns, join_columns
+from teachers.codecs.packed_entries import learn_ranks, logits_in_pieces, pack_entries, slots_of
+from teachers.codecs.sampling import BlockedWeights
+from teachers.codecs.unbiased_entries import (
+    check_drawn_temperature,
+    decode_weights,
+    with_seed,
+)
 from teachers.signals import HasLogits, SparseDistribution, uniforms
 
 
@@ -39,21 +47,26 @@ class Hybrid(Section):
     steps: int = Field(4, ge=1, le=64, description="weights are multiples of 1 / (k steps)")
     seed: int = Field(0, description="of the draws")
 
+    @property
+    def unit(self) -> float:
+        """Weights are multiples of this."""
+        return 1 / (self.k * self.steps)
+
     def learn(self, chunk: HasLogits) -> Assets:
-        """The order of the ids."""
+        """Learn the order of the ids."""
         return learn_ranks(chunk, 1 / self.k)
 
-    def encode(self, chunk: HasLogits, assets: Assets) -> Columns:
-        """Entries and their weights as codes."""
+    def encode(self, chunk: HasLogits, assets: Assets) -> SignalColumns:
+        """Entries, and their weights as codes."""
         parts = []
-        for logits_NV, seeds_N in pieces(chunk):
+        for logits_NV, seeds_N in logits_in_pieces(chunk):
             num_tokens = len(logits_NV)
             seeds_N = with_seed(seeds_N, self.seed)
-            weights = Weights(logits_NV)
+            weights = BlockedWeights(logits_NV)
             threshold_N = weights.total_N / self.k
             tokens_E, ids_E, exact_E = weights.take_above(threshold_N)
             codes_E = exact_E / threshold_N[tokens_E] * self.steps
-            up_E = uniforms(seeds_N, self.k + 1, 1)[_numpy(tokens_E), slots(_numpy(tokens_E))]
+            up_E = uniforms(seeds_N, self.k + 1, 1)[_numpy(tokens_E), slots_of(_numpy(tokens_E))]
             start_N1 = torch.from_numpy(uniforms(seeds_N, 1, 0)).to(threshold_N.device)
             columns_J = torch.arange(self.k, device=threshold_N.device)
             points_NJ = (start_N1 + columns_J) * threshold_N.double()[:, None]
@@ -61,7 +74,7 @@ class Hybrid(Section):
             drawn_ids_D = weights.at(points_NJ, drawn_NJ)[drawn_NJ]
             drawn_tokens_D = drawn_NJ.nonzero(as_tuple=True)[0]
             parts.append(
-                pack(
+                pack_entries(
                     np.concatenate([_numpy(tokens_E), _numpy(drawn_tokens_D)]),
                     np.concatenate([_numpy(ids_E), _numpy(drawn_ids_D)]),
                     np.concatenate(
@@ -75,40 +88,22 @@ class Hybrid(Section):
                     assets,
                 )
             )
-        return joined(parts)
-
-    def encode_weights(
-        self,
-        tokens_E: np.ndarray,
-        ids_E: np.ndarray,
-        weights_E: np.ndarray,
-        seeds_N: np.ndarray,
-        assets: Assets,
-    ) -> Columns:
-        """The same columns from an unbiased estimate; tokens rise."""
-        seeds_N = with_seed(seeds_N, self.seed)
-        return pack_weights(tokens_E, ids_E, weights_E, seeds_N, self.unit, assets)
-
-    @property
-    def unit(self) -> float:
-        """Weights are multiples of this."""
-        return 1 / (self.k * self.steps)
+        return join_columns(parts)
 
     def decode(
-        self, columns: Columns, num_tokens: int, temperature: float, assets: Assets
+        self, columns: SignalColumns, num_tokens: int, temperature: float, assets: Assets
     ) -> SparseDistribution:
         """Entries with their weights; their sum is one on average."""
-        self.check_temperature(temperature)
-        return unbiased(columns, self.unit, assets)
+        return decode_weights(self, columns, temperature, assets)
 
     def check_temperature(self, temperature: float) -> None:
-        """Drawn at temperature 1, of use at no other."""
-        refuse_temperature(self.name, temperature)
+        """Ids are drawn at temperature 1 and serve no other."""
+        check_drawn_temperature(self.name, temperature)
 
     def bytes_per_token(self, vocabulary: int, width: int) -> float:
         """As measured on English text (docs/cache.md): about half of k entries at 1.5 bytes."""
         return 1.0 + 1.35 * float(self.k**0.83)
 
 
-def _numpy(tensor: torch.Tensor) -> np.ndarray:
+def _numpy(tensor: Tensor) -> np.ndarray:
     return tensor.cpu().numpy()

@@ -1,4 +1,4 @@
-"""Plain codecs of hidden states of chosen layers: `bf16` (as computed), `int8` (after a rotation).
+"""Simple codecs for hidden states of chosen layers: `bf16`, and `int8` after a rotation.
 
 Legend: N tokens counted, H width.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attar.config import Section
-from teachers.codecs.codec import LAYER_CODECS, Assets, Columns
+from teachers.codecs.codec import LAYER_CODECS, Assets, SignalColumns
 from teachers.signals import uniforms
 
 
@@ -25,16 +25,16 @@ class Bfloat16(Section):
     name: Literal["bf16"] = "bf16"
 
     def learn(self, hidden_NH: Tensor) -> Assets:
-        """Nothing."""
+        """Learn nothing."""
         return {}
 
-    def encode(self, hidden_NH: Tensor, assets: Assets) -> Columns:
-        """Rounded to nearest."""
+    def encode(self, hidden_NH: Tensor, assets: Assets) -> SignalColumns:
+        """States rounded to the nearest bfloat16."""
         bits = hidden_NH.to(torch.bfloat16).contiguous().view(torch.int16)
         return {"": bits.cpu().numpy().view(np.uint16)}
 
-    def decode(self, columns: Columns, num_tokens: int, assets: Assets) -> Tensor:
-        """Exactly what was stored, as float32."""
+    def decode(self, columns: SignalColumns, num_tokens: int, assets: Assets) -> Tensor:
+        """The stored bfloat16 values as float32."""
         codes = torch.from_numpy(columns[""].reshape(num_tokens, -1).view(np.int16).copy())
         return codes.view(torch.bfloat16).float()
 
@@ -48,28 +48,28 @@ class Int8(Section):
     """Rotated, then symmetric 8-bit codes with one float32 scale a token: max |h| / 127.
 
     A few channels of a residual stream are tens of times larger than the others and would set the
-    scale for all; the rotation spreads them over every channel.
+    scale for the whole token; the rotation spreads them over all channels.
     """
 
     learns: ClassVar[bool] = False
     name: Literal["int8"] = "int8"
 
     def learn(self, hidden_NH: Tensor) -> Assets:
-        """Nothing."""
+        """Learn nothing."""
         return {}
 
-    def encode(self, hidden_NH: Tensor, assets: Assets) -> Columns:
+    def encode(self, hidden_NH: Tensor, assets: Assets) -> SignalColumns:
         """Codes and scales."""
-        turned_NH = hidden_NH.float() @ rotation(hidden_NH.shape[-1]).to(hidden_NH.device)
-        scale_N1 = turned_NH.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
-        codes_NH = (turned_NH / scale_N1).round().to(torch.int8)
+        rotated_NH = hidden_NH.float() @ rotation(hidden_NH.shape[-1]).to(hidden_NH.device)
+        scale_N1 = rotated_NH.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
+        codes_NH = (rotated_NH / scale_N1).round().to(torch.int8)
         return {"": codes_NH.cpu().numpy(), "_scale": scale_N1.squeeze(-1).cpu().numpy()}
 
-    def decode(self, columns: Columns, num_tokens: int, assets: Assets) -> Tensor:
-        """Codes times scales, turned back."""
+    def decode(self, columns: SignalColumns, num_tokens: int, assets: Assets) -> Tensor:
+        """Codes times scales, rotated back."""
         codes_NH = torch.from_numpy(columns[""].reshape(num_tokens, -1).astype(np.float32))
-        turned_NH = codes_NH * torch.from_numpy(np.array(columns["_scale"])).unsqueeze(-1)
-        return turned_NH @ rotation(turned_NH.shape[-1]).T
+        rotated_NH = codes_NH * torch.from_numpy(np.array(columns["_scale"])).unsqueeze(-1)
+        return rotated_NH @ rotation(rotated_NH.shape[-1]).T
 
     def bytes_per_token(self, width: int) -> float:
         """One byte a channel and the scale."""
@@ -78,7 +78,7 @@ class Int8(Section):
 
 @lru_cache(maxsize=4)
 def rotation(width: int) -> Tensor:
-    """Orthogonal (H, H), from H alone: random signs, then Hadamard (x) discrete cosine.
+    """Orthogonal (H, H) that depends on H alone: random signs, then Hadamard (x) discrete cosine.
 
     H = 2^a m with m odd: the Kronecker product of the 2^a Hadamard matrix (Sylvester's) and the
     orthonormal DCT-II of size m, each row times a sign (the first bit of splitmix64 of the row).

@@ -1,9 +1,9 @@
 """`basis`: hidden states in a learned orthogonal basis, with only as many bits as they need.
 
 The directions in which a layer's states vary most come first (principal components of a sample of
-tokens); every coefficient is rounded to a multiple of one step, the same for all, which is the
-best there is for squared error once codes are coded by their frequencies. That is left to the
-shards' zstd: codes lie in eight bands of like variance, one column each, and most are near zero.
+tokens). Every coefficient is rounded to a multiple of one step, the same for all directions, which
+minimises squared error when the codes are entropy-coded afterwards. The shards' zstd does that:
+codes are stored in eight bands of similar variance, one column each, and most codes are near zero.
 
 Legend: N tokens, H width.
 """
@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from attar.config import Section
-from teachers.codecs.codec import LAYER_CODECS, Assets, Columns
+from teachers.codecs.codec import LAYER_CODECS, Assets, SignalColumns
 
 BANDS = 8
 
@@ -33,45 +33,45 @@ class Basis(Section):
     step: float = Field(0.4, gt=0, description="of the codes, in root mean squares of a state")
 
     def learn(self, hidden_NH: Tensor) -> Assets:
-        """Mean and principal directions of states of length one a channel."""
+        """Learn mean and principal directions of states scaled to a root mean square of one."""
         unit_NH = hidden_NH.float() / _rms(hidden_NH)
         mean_H = unit_NH.mean(0)
         centred_NH = (unit_NH - mean_H).double()
         forward_HH = principal(centred_NH).float().cpu()
         return {"mean": mean_H.cpu(), "forward": forward_HH}
 
-    def encode(self, hidden_NH: Tensor, assets: Assets) -> Columns:
-        """Bands of codes and a scale a token."""
+    def encode(self, hidden_NH: Tensor, assets: Assets) -> SignalColumns:
+        """Codes in bands, and the scale of each token."""
         scale_N1 = _rms(hidden_NH)
         unit_NH = hidden_NH.float() / scale_N1 - assets["mean"].to(hidden_NH.device)
         codes_NH = unit_NH @ assets["forward"].to(hidden_NH.device) / self.step
         columns = {f"_{name}": column for name, column in to_bands(codes_NH).items()}
         return {**columns, "_scale": scale_N1.squeeze(-1).cpu().numpy()}
 
-    def decode(self, columns: Columns, num_tokens: int, assets: Assets) -> Tensor:
-        """Back through the basis."""
+    def decode(self, columns: SignalColumns, num_tokens: int, assets: Assets) -> Tensor:
+        """States from codes, through the transposed basis."""
         bands = {name.removeprefix("_"): column for name, column in columns.items()}
         codes_NH = from_bands(bands, num_tokens, assets["mean"].device)
         unit_NH = codes_NH * self.step @ assets["forward"].T + assets["mean"]
         return unit_NH * torch.from_numpy(columns["_scale"].copy()).to(unit_NH.device)[:, None]
 
     def bytes_per_token(self, width: int) -> float:
-        """As measured (docs/cache.md); what it really is depends on the layer."""
+        """As measured (docs/cache.md); the true number depends on the layer."""
         return 4 + width * max(0.5, 2.8 - 0.95 * log2(self.step / 0.4)) / 8
 
 
 def principal(centred_NH: Tensor) -> Tensor:
-    """Orthogonal (H, H): columns are the directions of falling variance."""
+    """Orthogonal (H, H): columns are directions by falling variance."""
     _, vectors_HH = torch.linalg.eigh(centred_NH.T @ centred_NH)
     falling_HH: Tensor = vectors_HH.flip(-1)
-    largest_H = falling_HH.abs().argmax(0)  # the sign is free: fix it, so that files agree
+    largest_H = falling_HH.abs().argmax(0)  # the sign is arbitrary: fix it, so that files agree
     return falling_HH * falling_HH.gather(0, largest_H[None]).sign()
 
 
-def to_bands(codes_NH: Tensor) -> Columns:
-    """Rounded codes as bytes: `0` .. `7`, low bytes of consecutive channels; `high`, the rest.
+def to_bands(codes_NH: Tensor) -> SignalColumns:
+    """Rounded codes as bytes: `0` .. `7`, low bytes of consecutive channels; `high`, high bytes.
 
-    Signs alternate (0, -1, 1, -2, 2 become 0, 1, 2, 3, 4), so that small codes are small bytes.
+    Codes 0, -1, 1, -2, 2 become 0, 1, 2, 3, 4, so that small codes of both signs are small bytes.
     """
     whole_NH = codes_NH.round().clamp(-32767, 32767).to(torch.int32).cpu().numpy()
     folded_NH = np.where(whole_NH < 0, -2 * whole_NH - 1, 2 * whole_NH)
@@ -81,8 +81,8 @@ def to_bands(codes_NH: Tensor) -> Columns:
     return {**columns, "high": (folded_NH >> 8).astype(np.uint8)}
 
 
-def from_bands(columns: Columns, num_tokens: int, device: torch.device) -> Tensor:
-    """The codes, float32 (N, H)."""
+def from_bands(columns: SignalColumns, num_tokens: int, device: torch.device) -> Tensor:
+    """The codes of `to_bands`, float32 (N, H)."""
     high_NH = columns["high"].reshape(num_tokens, -1)
     bands = [columns[str(i)].reshape(num_tokens, -1) for i in range(BANDS)]
     folded_NH = torch.from_numpy(np.concatenate(bands, axis=1)).to(device).int()

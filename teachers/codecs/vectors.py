@@ -1,9 +1,9 @@
 """`vectors`: a sentence encoder's vector of every text.
 
-Legend: B texts, N tokens kept, H width.
+For each text its vector is stored in 16-bit floats (relative error at most 5e-4 an entry), as
+entries of the first of its tokens, in the same way as `classes` stores logits.
 
-Stored a text: its vector in 16-bit floats (relative error at most 5e-4 an entry), as entries of the
-first of its tokens, as `classes` has its logits.
+Legend: B texts, N tokens kept, H width.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from attar.config import Section
 from attar.errors import CacheError, RecipeError
-from teachers.codecs.classes import entries_of, rows_of
-from teachers.codecs.codec import TEXT_CODECS, Assets, Columns
+from teachers.codecs.classes import entries_of_texts, values_of_texts
+from teachers.codecs.codec import TEXT_CODECS, Assets, SignalColumns
 from teachers.signals import Distribution
 
 
@@ -28,32 +28,33 @@ class Vectors(Section):
     learns: ClassVar[bool] = False
     name: Literal["vectors"] = "vectors"
 
-    def encode_texts(self, vectors_BH: Tensor, tokens: Sequence[int]) -> Columns:
-        """Columns of B texts that keep so many tokens each. Raises `CacheError` where a number is
-        beyond 16 bits.
+    def encode_texts(self, values_BC: Tensor, tokens: Sequence[int]) -> SignalColumns:
+        """Columns of the vectors of B texts; `tokens`: how many tokens of each the cache keeps.
+
+        Raises `CacheError` where a number is too large for 16 bits.
         """
-        values = vectors_BH.half().cpu().reshape(-1)
+        values = values_BC.half().cpu().reshape(-1)
         if not values.isfinite().all():
             raise CacheError(
                 "A text's vector has numbers beyond 65,504, which 16-bit floats do not hold; set "
                 "`data.normalize: true`."
             )
-        return {"entries": entries_of(vectors_BH, tokens), "entry_value": values.numpy()}
+        return {"entries": entries_of_texts(values_BC, tokens), "entry_value": values.numpy()}
 
-    def vectors(self, columns: Columns) -> Tensor:
+    def vectors(self, columns: SignalColumns) -> Tensor:
         """Float32 vectors (B, H) of the texts, in their order."""
-        return rows_of(columns, "entry_value")
+        return values_of_texts(columns, "entry_value")
 
     def decode(
-        self, columns: Columns, num_tokens: int, temperature: float, assets: Assets
+        self, columns: SignalColumns, num_tokens: int, temperature: float, assets: Assets
     ) -> Distribution:
-        """Refused: a vector is no distribution."""
-        raise RecipeError("the codec `vectors` holds vectors of texts, and no distribution")
+        """Raise `RecipeError`: a vector is not a distribution."""
+        raise RecipeError("the codec `vectors` holds vectors of texts, not distributions")
 
     def check_temperature(self, temperature: float) -> None:
-        """Refused: a vector is no distribution."""
+        """Raise `RecipeError`: a vector is not a distribution."""
         raise RecipeError(
-            "a sentence encoder gives vectors, and no distribution to compare; use `vector_mse`, "
+            "a sentence encoder gives vectors, not distributions to compare; use `vector_mse`, "
             "`vector_cosine` or `similarity`"
         )
 

@@ -1,35 +1,40 @@
-"""Run the teacher once over all examples and leave its signals in the cache, shard by shard.
-
-Legend: B sequences, T tokens, N tokens counted, V vocabulary, H width.
+"""Run a teacher over examples for a cache: next-token distributions, and hidden states.
 
 Shards are fixed parts of the examples in their order, and batches never cross a shard, so a build
-that was killed and continued writes the same bytes as one that was not.
+that was killed and continued writes the same bytes as an uninterrupted one.
+
+Legend: B sequences, T tokens, N tokens counted, V vocabulary, H width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from attar.errors import CacheError
-from attar.models.attention import attention_projections, capture_attention_inputs
-from attar.models.structure import (
-    capture_layers,
-    check_layers,
-    head_of,
-    num_layers,
-    run_body,
-    unwrap,
-)
-from teachers.cache.attention_inputs import attention_maps
+from attar.models.structure import head_of, run_body, unwrap
 from teachers.cache.config import CacheConfig
-from teachers.codecs.codec import Assets, Columns, split_columns
-from teachers.codecs.packed_entries import joined
-from teachers.runners.request import Request, plan_batches, refuse_bad
+from teachers.codecs.codec import (
+    Assets,
+    DistributionCodec,
+    SignalColumns,
+    SparseCodec,
+    is_distribution_codec,
+    join_columns,
+    split_columns,
+)
+from teachers.runners.hidden_states import (
+    HiddenStates,
+    check_finite,
+    check_finite_states,
+    merge_assets,
+    positions_of,
+)
+from teachers.runners.request import Request, batches_of, run_in_batches
 from teachers.signals import HasLogits, TeacherChunk, seeds_of
 
 
@@ -39,21 +44,31 @@ def rows_per_chunk(vocabulary: int, device: torch.device) -> int:
     return max(16, budget // (4 * vocabulary))
 
 
-def encode_by_chunks(codec: Any, chunk: HasLogits, assets: Assets, size: int) -> Columns:
-    """What the codec stores of many tokens, the logits of `size` of them being held at once."""
+@overload
+def encode_by_chunks(
+    codec: SparseCodec, chunk: HasLogits, assets: Assets, size: int
+) -> SignalColumns: ...
+@overload
+def encode_by_chunks(
+    codec: DistributionCodec, chunk: TeacherChunk, assets: Assets, size: int
+) -> SignalColumns: ...
+def encode_by_chunks(
+    codec: DistributionCodec, chunk: Any, assets: Assets, size: int
+) -> SignalColumns:
+    """Encode many tokens while the logits of only `size` of them are held at once."""
     starts = range(0, len(chunk.seeds_N), size)
-    return joined([codec.encode(chunk.rows(start, start + size), assets) for start in starts])
+    return join_columns([codec.encode(chunk.rows(start, start + size), assets) for start in starts])
 
 
 class TeacherRunner:
-    """A frozen teacher with its head over the tokenizer's ids: examples in, columns out."""
+    """A frozen teacher with its head over the tokenizer's ids; it turns examples into columns."""
 
     def __init__(self, model: nn.Module, vocabulary: int, config: CacheConfig) -> None:
-        check_layers(config.hidden.layers, num_layers(model))
-        for block in config.hidden.attention:
-            attention_projections(model, block)  # refused before the first shard
+        """Raises `ModelError` for layers or blocks that the teacher does not have."""
+        assert is_distribution_codec(config.codec)
         self.model, self.config = model, config
-        self.device = next(model.parameters()).device
+        self.codec, self.states = config.codec, HiddenStates(model, config.hidden)
+        self.device = self.states.device
         self.head = head_of(model, vocabulary)
         self.padding_mass: float | None = None  # of the first tokens of a shard
         self.chunk = rows_per_chunk(vocabulary, self.device)
@@ -64,93 +79,71 @@ class TeacherRunner:
         requests: Sequence[Request],
         assets: dict[str, Assets],
         on_tokens: Callable[[int], None] = lambda n: None,
-    ) -> list[Columns]:
-        """Columns of each request, in order. `on_tokens` is told of tokens as they are done."""
+    ) -> list[SignalColumns]:
+        """Columns of each request, in order. `on_tokens` is called with the tokens of a batch."""
         self.padding_mass = None
-        results: list[Columns] = [{} for _ in requests]
-        lengths = [len(request.input_ids) for request in requests]
-        for batch in plan_batches(lengths, self.config.batch_tokens):
-            group = [requests[i] for i in batch]
-            for i, columns in zip(batch, self._run_batch(group, assets), strict=True):
-                results[i] = columns
-            on_tokens(sum(lengths[i] for i in batch))
-        return results
+        return run_in_batches(
+            requests,
+            self.config.batch_tokens,
+            lambda group: self._run_batch(group, assets),
+            on_tokens,
+        )
 
     @torch.inference_mode()
     def learn(self, requests: Sequence[Request]) -> dict[str, Assets]:
-        """What a cache has of this teacher beside its shards: maps, and what the codecs learn."""
-        hidden = self.config.hidden
-        learned = {
-            f"attention_{block}": attention_maps(self.model, block) for block in hidden.attention
-        }
-        if self.config.codec.learns or (hidden.parts and hidden.codec.learns):
-            for part, own in self._learn_codecs(requests).items():
-                learned[part] = {**learned.get(part, {}), **own}
-        if any(tensor.isnan().any() for own in learned.values() for tensor in own.values()):
+        """What the cache stores once of this teacher: attention maps, and what the codecs learn."""
+        learned: dict[str, Assets] = {}
+        if self.codec.learns or self.states.learns:
+            learned = self._learn_codecs(requests)
+        assets = merge_assets(self.states.projections(), learned)
+        if any(tensor.isnan().any() for own in assets.values() for tensor in own.values()):
             raise CacheError(
                 "The teacher gave NaN or infinite logits for finite hidden states: its head is "
                 "damaged or overflows; set `teacher.dtype: float32`, or fetch the model again."
             )
-        return {part: assets for part, assets in learned.items() if assets}
+        return assets
 
     def _learn_codecs(self, requests: Sequence[Request]) -> dict[str, Assets]:
-        codec, layer_codec = self.config.codec, self.config.hidden.codec
         finals: list[Tensor] = []
         seeds: list[np.ndarray] = []
-        parts: dict[str, list[Tensor]] = {part: [] for part in self.config.hidden.parts}
-        lengths = [len(request.input_ids) for request in requests]
-        for batch in plan_batches(lengths, self.config.batch_tokens):
+        samples: dict[str, list[Tensor]] = {part: [] for part in self.config.hidden.parts}
+        for batch in batches_of(requests, self.config.batch_tokens):
             group = [requests[i] for i in batch]
-            final_NH, captured = self._states(group)
+            final_NH, parts = self._forward(group)
             finals.append(final_NH)
-            for part, part_NH in captured.items():
-                parts[part].append(part_NH)
+            for part, part_NH in parts.items():
+                samples[part].append(part_NH)
             seeds += [seeds_of(request.key, len(request.counted)) for request in group]
         chunk = TeacherChunk(torch.cat(finals), self.head, np.concatenate(seeds))
-        learned = {"distribution": codec.learn(chunk)}
-        for part, states in parts.items():
-            learned[part] = layer_codec.learn(torch.cat(states))
-        return learned
+        return {"distribution": self.codec.learn(chunk), **self.states.learn(samples)}
 
     @torch.inference_mode()
     def final_states(self, requests: Sequence[Request]) -> Tensor:
         """Final hidden states (N, H) of the counted tokens of the requests, in their order."""
         found: list[Tensor] = [torch.empty(0)] * len(requests)
-        lengths = [len(request.input_ids) for request in requests]
-        for batch in plan_batches(lengths, self.config.batch_tokens):
+        for batch in batches_of(requests, self.config.batch_tokens):
             group = [requests[i] for i in batch]
-            states_NH, _ = self._states(group)
+            states_NH, _ = self._forward(group)
             parts = states_NH.split([len(request.counted) for request in group])
             for i, part in zip(batch, parts, strict=True):
                 found[i] = part
         return torch.cat(found)
 
-    def _states(self, group: list[Request]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Final hidden states (N, H) of the counted tokens of a batch, and chosen ones by part."""
-        hidden = self.config.hidden
-        with (
-            capture_layers(self.model, hidden.layers) as captured,
-            capture_attention_inputs(self.model, hidden.attention) as inputs,
-        ):
-            hidden_BTH = run_body(self.model, self._collate(group))
+    def _forward(self, group: list[Request]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Final hidden states (N, H) at the counted tokens of a batch, and chosen ones by part."""
+        inputs = self._collate(group)
+        hidden_BTH, parts = self.states.capture(lambda: run_body(self.model, inputs), group)
         rows, columns = positions_of(group, self.device)
-        found = {f"layer_{layer}": captured.layers[layer] for layer in hidden.layers}
-        found |= {f"attention_{block}": inputs[block] for block in hidden.attention}
-        parts = {part: states[rows, columns] for part, states in found.items()}
         final_NH = hidden_BTH[rows, columns]
-        finite = [torch.isfinite(states).all(-1) for states in (final_NH, *parts.values())]
-        refuse_bad(torch.stack(finite).all(0).cpu().numpy(), group)
+        check_finite_states([final_NH, *parts.values()], group)
         return final_NH, parts
 
-    def _run_batch(self, group: list[Request], assets: dict[str, Assets]) -> list[Columns]:
-        hidden_NH, parts = self._states(group)
+    def _run_batch(self, group: list[Request], assets: dict[str, Assets]) -> list[SignalColumns]:
+        hidden_NH, parts = self._forward(group)
         if self.padding_mass is None:
             self.padding_mass = self._measure_padding(hidden_NH[: self.chunk])
         columns = self._encode(hidden_NH, group, assets.get("distribution", {}))
-        for part, part_NH in parts.items():
-            own = assets.get(part, {})
-            for suffix, column in self.config.hidden.codec.encode(part_NH, own).items():
-                columns[f"{part}{suffix}"] = column
+        columns |= self.states.encode(parts, assets)
         return split_columns(columns, [len(request.counted) for request in group])
 
     def _measure_padding(self, hidden_NH: Tensor) -> float:
@@ -169,27 +162,20 @@ class TeacherRunner:
         for b, request in enumerate(group):
             ids_BT[b, : len(request.input_ids)] = torch.from_numpy(request.input_ids)
             mask_BT[b, : len(request.input_ids)] = 1
-        full = bool(mask_BT.all())  # no mask at all lets attention take its fastest path
+        full = bool(mask_BT.all())  # without a mask attention takes its fastest path
         return {
             "input_ids": ids_BT.to(self.device),
             "attention_mask": None if full else mask_BT.to(self.device),
         }
 
-    def _encode(self, hidden_NH: Tensor, group: list[Request], assets: Assets) -> Columns:
+    def _encode(self, hidden_NH: Tensor, group: list[Request], assets: Assets) -> SignalColumns:
         seeds_N = np.concatenate([seeds_of(r.key, len(r.counted)) for r in group])
         chunk = TeacherChunk(hidden_NH, self.head, seeds_N)
-        columns = encode_by_chunks(self.config.codec, chunk, assets, self.chunk)
-        finite = np.ones(len(hidden_NH), bool)
+        columns = encode_by_chunks(self.codec, chunk, assets, self.chunk)
+        finite_N = np.ones(len(hidden_NH), bool)
         for column in columns.values():
-            if column.dtype.kind == "f" and len(column) == len(finite):
-                finite &= ~np.isnan(column.reshape(len(finite), -1)).any(-1)
-        finite &= columns.get("entries", 1) != 0
-        refuse_bad(finite, group)
+            if column.dtype.kind == "f" and len(column) == len(finite_N):
+                finite_N &= ~np.isnan(column.reshape(len(finite_N), -1)).any(-1)
+        finite_N &= columns.get("entries", 1) != 0
+        check_finite(finite_N, group)
         return columns
-
-
-def positions_of(group: list[Request], device: torch.device) -> tuple[Tensor, Tensor]:
-    """(row, column) of every counted token, example by example."""
-    rows = np.concatenate([np.full(len(r.counted), b) for b, r in enumerate(group)])
-    columns = np.concatenate([r.counted for r in group])
-    return torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)

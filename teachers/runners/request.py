@@ -1,4 +1,4 @@
-"""What a runner is asked, and what a runner is."""
+"""What a runner is given (requests, in batches) and what a runner is."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from typing import Protocol
 
 import numpy as np
 
-from attar.errors import CacheError
-from teachers.codecs.codec import Assets, Columns
+from teachers.codecs.codec import Assets, SignalColumns
 
 
 @dataclass(frozen=True)
 class Request:
     """One example: its key, its ids (T,), and the positions whose prediction counts.
 
-    Of a labelled text `counted` are the positions whose hidden states are kept, and `token_types`
-    (T,) tell a pair's first text from its second where a model asks for it.
+    For a labelled text `counted` holds the positions whose hidden states are kept, and
+    `token_types` (T,) tells a pair's first text from its second for models that need it.
     """
 
     key: str
@@ -26,8 +25,25 @@ class Request:
     token_types: np.ndarray | None = None
 
 
+class Runner(Protocol):
+    """A teacher that can be run to fill a cache."""
+
+    padding_mass: float | None  # probability of ids that the tokenizer lacks
+
+    def run(
+        self,
+        requests: Sequence[Request],
+        assets: dict[str, Assets],
+        on_tokens: Callable[[int], None] = lambda n: None,
+    ) -> list[SignalColumns]:
+        """Columns of each request, in order. `on_tokens` is called with the tokens of a batch."""
+
+    def learn(self, requests: Sequence[Request]) -> dict[str, Assets]:
+        """What the cache stores once beside its shards, learned from a sample of requests."""
+
+
 def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Group examples of like length: B x T stays within `batch_tokens`, with little padding."""
+    """Group examples of similar length: B x T stays within `batch_tokens`, with little padding."""
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         longest = lengths[batches[-1][0]] if batches else 0
@@ -38,30 +54,22 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     return batches
 
 
-class Runner(Protocol):
-    """A teacher that is run for a cache."""
-
-    padding_mass: float | None  # probability of ids that the tokenizer lacks
-
-    def run(
-        self,
-        requests: Sequence[Request],
-        assets: dict[str, Assets],
-        on_tokens: Callable[[int], None] = lambda n: None,
-    ) -> list[Columns]:
-        """Columns of each request, in order."""
-
-    def learn(self, requests: Sequence[Request]) -> dict[str, Assets]:
-        """What the cache has of this teacher beside its shards."""
+def batches_of(requests: Sequence[Request], batch_tokens: int) -> list[list[int]]:
+    """`plan_batches` for requests: the numbers of each batch's requests."""
+    return plan_batches([len(request.input_ids) for request in requests], batch_tokens)
 
 
-def refuse_bad(finite: np.ndarray, group: list[Request]) -> None:
-    """Raise `CacheError` naming the first example of which a counted token is not finite."""
-    if not finite.all():
-        token = int(np.argmin(finite))
-        ends = np.cumsum([len(request.counted) for request in group])
-        key = group[int(np.searchsorted(ends, token, side="right"))].key
-        raise CacheError(
-            f"The teacher gave NaN or infinite values for example {key}; set `teacher.dtype: "
-            "float32`, or look at that example. Finished shards are kept."
-        )
+def run_in_batches(
+    requests: Sequence[Request],
+    batch_tokens: int,
+    run_batch: Callable[[list[Request]], list[SignalColumns]],
+    on_tokens: Callable[[int], None],
+) -> list[SignalColumns]:
+    """Columns of each request, in order, computed batch by batch."""
+    results: list[SignalColumns] = [{} for _ in requests]
+    for batch in batches_of(requests, batch_tokens):
+        group = [requests[i] for i in batch]
+        for i, columns in zip(batch, run_batch(group), strict=True):
+            results[i] = columns
+        on_tokens(sum(len(request.input_ids) for request in group))
+    return results

@@ -36,7 +36,7 @@ def test_every_codec_trains_a_student(codec, workshop):
 def test_a_precise_cache_trains_the_student_that_a_full_one_does(workshop):
     for folder, codec in (
         ("all", "{name: topk, k: 320}"),  # every id of the tiny vocabulary
-        ("state", "{name: hidden, kl: 1.0e-7}"),
+        ("state", "{name: final_hidden, kl: 1.0e-7}"),
         ("fine", "{name: hybrid, k: 4096}"),
     ):
         workshop.upto_train(folder, "--set", f"cache.codec={codec}", *SHORT)
@@ -108,14 +108,14 @@ def test_opening_an_unfinished_cache_says_what_to_do(
 
 @pytest.mark.slow
 def test_audit_measures_chooses_and_writes(workshop, monkeypatch):
-    grid = [{"name": "hybrid", "k": 4}, {"name": "hybrid", "k": 64}, {"name": "hidden"}]
+    grid = [{"name": "hybrid", "k": 4}, {"name": "hybrid", "k": 64}, {"name": "final_hidden"}]
     monkeypatch.setattr("distill.cache_audit.audit.GRID", grid)
     command = ["cache", "audit", "recipe.yaml", "--run-dir", "run", "--tokens", "300"]
     said = workshop(*command, "--budget", "60", "--write").output
     found = {one["label"]: one for one in json.loads(Path("run/audit.json").read_text())["codecs"]}
-    assert set(found) == {"topk k=16", "hybrid k=4", "hybrid k=64", "hidden"}
+    assert set(found) == {"topk k=16", "hybrid k=4", "hybrid k=64", "final_hidden"}
     errors = {label: one["measures"]["summed_error"] for label, one in found.items()}
-    assert errors["hidden"] < errors["hybrid k=64"] < errors["hybrid k=4"]
+    assert errors["final_hidden"] < errors["hybrid k=64"] < errors["hybrid k=4"]
     sizes = {label: one["bytes_per_token"] for label, one in found.items()}
     assert sizes["hybrid k=4"] < sizes["hybrid k=64"] <= 60
     assert Path("run/audit.png").stat().st_size > 5000

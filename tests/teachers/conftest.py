@@ -17,7 +17,7 @@ from attar.files import fingerprint
 from attar.models.structure import Head
 from teachers.cache.config import CacheConfig, manifest_of
 from teachers.cache.reader import SignalCache
-from teachers.cache.records import encode, identity
+from teachers.cache.records import encode_record, manifest_identity
 from teachers.cache.store import SignalStore
 from teachers.runners.build_cache import build_cache
 from teachers.runners.next_token import TeacherRunner
@@ -223,7 +223,9 @@ class Forgery:
     def forge(self, name, /, **changed):
         """Change fields of a record; a value of ... removes the field."""
         fields = {**self.record(name), **changed}
-        (self.folder / name).write_bytes(encode({k: v for k, v in fields.items() if v is not ...}))
+        (self.folder / name).write_bytes(
+            encode_record({k: v for k, v in fields.items() if v is not ...})
+        )
 
     def shard(self, data, **changed):
         """Put other bytes in the place of the first shard."""
@@ -242,7 +244,7 @@ class Forgery:
     def everywhere(self, **changed):
         """Change the manifest, and let assets and shards say that they were made for it."""
         self.forge("manifest.json", **changed)
-        made_for = identity(self.record("manifest.json"))
+        made_for = manifest_identity(self.record("manifest.json"))
         for name in [
             "assets.json",
             *(f"shards/{p.name}" for p in self.folder.glob("shards/*.json")),

@@ -58,7 +58,7 @@ def test_packed_rows_give_what_single_ones_give(teacher, asked):
         torch.testing.assert_close(states, again, atol=1e-4, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("codec", [{"name": "topk", "k": V}, {"name": "hidden", "kl": 1e-7}])
+@pytest.mark.parametrize("codec", [{"name": "topk", "k": V}, {"name": "final_hidden", "kl": 1e-7}])
 def test_online_is_what_the_cache_gives(
     cache_of, tiny_model, teacher, examples, asked, probabilities, tmp_path, codec
 ):

@@ -58,7 +58,7 @@ class CausalLM:
         if recipe.cache.codec.name in TEXT_CODECS:
             raise ValueError(
                 f"`cache.codec: {recipe.cache.codec.name}` holds one signal a text; for the "
-                "next token use `topk`, `hybrid`, or `hidden`"
+                "next token use `topk`, `hybrid`, or `final_hidden`"
             )
 
     def check(self, context: TaskContext) -> None:

@@ -72,7 +72,7 @@ class MaskedLM:
         if recipe.cache.codec.name in TEXT_CODECS:
             raise ValueError(
                 f"`cache.codec: {recipe.cache.codec.name}` holds one signal a text; for masked "
-                "tokens use `topk`, `hybrid`, or `hidden`"
+                "tokens use `topk`, `hybrid`, or `final_hidden`"
             )
         check_artifacts(recipe, NAME)
 

@@ -15,9 +15,9 @@ from attar.models.loading import load_model, resolve_precision
 from attar.models.task_heads import (
     CLASSIFIER,
     class_names,
-    give_padding,
     is_classifier,
     load_classifier,
+    set_padding_id,
 )
 from distill.data.batching import OF_TEXTS, Batching
 from distill.data.config import DataConfig
@@ -104,7 +104,7 @@ class SequenceClassification:
             dtype=dtype,
             trust_remote_code=context.teacher.trust_remote_code,
         )
-        give_padding(model, context.tokenizer.pad_token_id)
+        set_padding_id(model, context.tokenizer.pad_token_id)
         return model
 
     def fresh_student(self, context: TaskContext) -> nn.Module:
@@ -117,7 +117,7 @@ class SequenceClassification:
         }
         wanted = {**config, **labels}
         model = fresh_model(wanted, context.teacher_config, context.recipe.seed, auto=CLASSIFIER)
-        give_padding(model, context.tokenizer.pad_token_id)
+        set_padding_id(model, context.tokenizer.pad_token_id)
         return model
 
     def removal_order(

@@ -97,7 +97,7 @@ def test_slice_and_merge(build, workshop):
 
 def test_a_recipe_goes_on_with_a_converted_cache(build, workshop):
     """What is cached once in full serves a recipe with another codec; nothing is made again."""
-    url = build("full", "cache.codec={name: hidden, kl: 1e-6}")
+    url = build("full", "cache.codec={name: final_hidden, kl: 1e-6}")
     workshop("cache", "convert", url, "topk", "--codec", "topk:k=16", "--hidden", "basis:step=0.1")
     before = {path: path.stat().st_mtime_ns for path in Path("topk").rglob("*.*")}
     build("run", "cache.dir=topk", "cache.hidden.codec={name: basis, step: 0.1}")
@@ -112,7 +112,7 @@ def test_a_recipe_goes_on_with_a_converted_cache(build, workshop):
 def test_ensemble_takes_weights_in_the_order_of_the_caches(build, workshop, make_model, tokenizer):
     make_model(3, width=32, vocabulary=320).save_pretrained("second")
     tokenizer.save_pretrained("second")
-    small = ("cache.codec={name: hidden, kl: 1e-5}", "cache.hidden.layers=[]")
+    small = ("cache.codec={name: final_hidden, kl: 1e-5}", "cache.hidden.layers=[]")
     plain = ("train.objective=[{loss: forward_kl}]",)
     one, two = build("one", *small, *plain), build("two", "teacher.model=second", *small, *plain)
     output = workshop(
@@ -142,7 +142,7 @@ def test_ensemble_takes_weights_in_the_order_of_the_caches(build, workshop, make
         (["convert", "CACHE", "out", "--codec", "topk:k=0"], "`k`: input should be greater"),
         (["convert", "CACHE", "out", "--codec", "topk:k"], "found None"),
         (["convert", "CACHE", "out", "--codec", "topk:k=[1"], "is not valid YAML"),
-        (["convert", "CACHE", "out", "--codec", "hidden"], "needs the full distribution"),
+        (["convert", "CACHE", "out", "--codec", "final_hidden"], "needs the full distribution"),
         (["convert", "CACHE", "out", "--hidden", "int9"], "Did you mean `int8`?"),
         (["ensemble", "CACHE", "CACHE", "out", "--codec", "hybrid"], "cannot be stored"),
         (["ensemble", "CACHE", "CACHE", "out", "--codec", "topk", "--weights", "1"], "2 caches"),
@@ -196,5 +196,5 @@ def test_parameters_may_be_lists(text):
 
 
 def test_numbers_may_be_short():
-    assert codec_of("hidden:kl=1e-3", "--codec").kl == pytest.approx(1e-3)
+    assert codec_of("final_hidden:kl=1e-3", "--codec").kl == pytest.approx(1e-3)
     assert math.isclose(layer_codec_of("basis:step=.5", "--hidden").step, 0.5)

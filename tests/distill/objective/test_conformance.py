@@ -35,7 +35,7 @@ def pair_of(make_model, make_examples, make_cache, tmp_path_factory):
         models[0].requires_grad_(False), models[1], examples, make_cache,
         tmp_path_factory.mktemp("conformance"),
     )  # fmt: skip
-    exact = {"topk": {"k": VOCABULARY}, "hidden": {"kl": 1e-7}}
+    exact = {"topk": {"k": VOCABULARY}, "final_hidden": {"kl": 1e-7}}
     fine = replace(world, folder=world.folder / "fine", settings=exact, _caches={}, _pairs={})
     worlds = {"defaults": world, "fine": fine}
     return lambda name, source, which="defaults": worlds[which].pair(name, source)
@@ -56,7 +56,7 @@ def test_property_holds(pair_of, record_property, name, source, measure):
     assert error <= limit(measure, source)
 
 
-FINE = {"topk": 2e-2, "hidden": 2e-3, "bf16": 2e-2}  # float16 logs, a KL of 1e-7, bfloat16
+FINE = {"topk": 2e-2, "final_hidden": 2e-3, "bf16": 2e-2}  # float16 logs, a KL of 1e-7, bfloat16
 
 
 @pytest.mark.parametrize(("name", "source"), [pair for pair in SERVED if pair[1] in FINE])

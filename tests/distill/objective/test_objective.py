@@ -240,7 +240,7 @@ def test_blank_rows_change_nothing(make_learner, cache, examples):
 
 @pytest.fixture(scope="module")
 def cache_of(make_cache, tiny_model, examples, tmp_path_factory):
-    """`cache_of(codec)`: a cache of the same teacher and examples; `hidden` is all but exact."""
+    """`cache_of(codec)`: a cache of the same teacher and examples; `final_hidden` is near exact."""
 
     def make(name, **options):
         config = CacheConfig.model_validate({"codec": {"name": name, **options}})
@@ -262,7 +262,7 @@ def test_splitting_changes_nothing_whatever_the_codec(make_learner, cache_of, ex
 @pytest.mark.parametrize("name", list(CODECS))
 def test_every_codec_points_the_student_the_teachers_way(make_learner, cache_of, examples, name):
     batch, kl = collate([examples]), ("forward_kl", {})
-    _, exact = step(make_learner(kl), cache_of("hidden", kl=1e-7), [batch])
+    _, exact = step(make_learner(kl), cache_of("final_hidden", kl=1e-7), [batch])
     _, stored = step(make_learner(kl), cache_of(name), [batch])
     flat = [torch.cat([x[key].flatten() for key in exact]) for x in (exact, stored)]
     assert torch.cosine_similarity(*flat, dim=0) > 0.95
@@ -275,7 +275,7 @@ def test_full_targets_serve_any_divergence_at_any_temperature(
     make_learner, make_model, tiny_model, cache_of, examples, name, temperature
 ):
     """Against the two models' own logits: nothing of the teacher's is left out."""
-    cache, batch = cache_of("hidden", kl=1e-7), collate([[example] for example in examples])
+    cache, batch = cache_of("final_hidden", kl=1e-7), collate([[example] for example in examples])
     got, _ = step(make_learner((name, {"temperature": temperature})), cache, [batch])
     sides = []
     for model in (make_model(7), tiny_model):

@@ -197,7 +197,7 @@ def test_a_scheduled_temperature_needs_the_full_distribution(codec, grid):
     term = {"loss": "forward_kl", "temperature": ramp(1.0, 2.0)}
     words = r"`train\.objective\[0\]\.temperature`: .*"
     told = refused(words, term, codec=options)
-    assert "hidden" in told
+    assert "final_hidden" in told
     assert recipe({**term, "source": "online"}, codec=options)
 
 

@@ -181,7 +181,7 @@ MISTAKES = {
     "temperature of samples": (
         ["cache", "codec"],
         {"name": "hybrid", "k": 16},
-        r"`train\.objective\[0\]\.temperature`: .*`hybrid` .* asks for 2; use `hidden`",
+        r"`train\.objective\[0\]\.temperature`: .*`hybrid` .* asks for 2; use `final_hidden`",
     ),
     "codec without a name": (["cache", "codec"], {"k": 16}, r"`cache\.codec` lacks `name`"),
     "term without a loss": (

@@ -10,15 +10,15 @@ from safetensors.torch import load_file, save
 
 from attar.errors import CacheError, ModelError, RecipeError
 from attar.models.attention import linear_map
-from teachers.cache.attention_inputs import attention_from, attention_maps
-from teachers.cache.config import CacheConfig, HiddenConfig, manifest_of
+from teachers.cache.attention_inputs import attention_from_inputs, projection_assets
+from teachers.cache.config import CacheConfig, HiddenStatesConfig, manifest_of
 from teachers.cache.reader import SignalCache
-from teachers.cache.records import identity
+from teachers.cache.records import manifest_identity
 from teachers.cache_tools.convert import converted
 from teachers.cache_tools.ensemble import mixed
-from teachers.cache_tools.rewrite import merged, sliced, write
+from teachers.cache_tools.rewrite import merged, sliced, write_cache
 from teachers.cache_tools.statistics import statistics
-from teachers.cache_tools.verify import compare, teacher_of, verify
+from teachers.cache_tools.verify import compare_with_teacher, teacher_of, verify
 from teachers.codecs.layer_states import Bfloat16
 from teachers.codecs.pca_basis import Basis
 from teachers.codecs.topk import TopK
@@ -81,7 +81,7 @@ def test_the_cache_gives_what_the_teacher_makes(built, teachers, examples, signa
 def test_bf16_is_exact_to_rounding_of_the_inputs(built, teachers, examples, signals):
     stored = signals(built("topk", layers=KEPT))
     inputs_NH = stored.states("attention_2")
-    again = attention_from(inputs_NH, attention_maps(teachers[0], 2))
+    again = attention_from_inputs(inputs_NH, projection_assets(teachers[0], 2))
     for name in NAMES:
         assert torch.equal(getattr(stored.attention(2), name), getattr(again, name))
 
@@ -130,14 +130,14 @@ def test_without_attention_a_manifest_is_what_it_was():
     assert json.loads(plain.model_dump_json())["hidden"] == was
     assert list(plain.model_dump()["hidden"]) == ["layers", "codec"]
     manifests = [manifest_of(one, {}, {}, {}) for one in (plain, empty)]
-    assert identity(manifests[0]) == identity({**manifests[1], "hidden": was})
+    assert manifest_identity(manifests[0]) == manifest_identity({**manifests[1], "hidden": was})
 
 
 def test_attention_is_named_in_the_manifest(built, signals):
     url = built("topk", layers={**KEPT, "attention": [2, 1, 2]})
     assert SignalCache(url).manifest["hidden"]["attention"] == [1, 2]
-    assert HiddenConfig(attention=[2, 1]).parts == ["attention_1", "attention_2"]
-    assert "attention" in HiddenConfig.model_json_schema()["properties"]
+    assert HiddenStatesConfig(attention=[2, 1]).parts == ["attention_1", "attention_2"]
+    assert "attention" in HiddenStatesConfig.model_json_schema()["properties"]
 
 
 def test_a_cache_without_attention_does_not_serve_a_recipe_with_it(built):
@@ -153,8 +153,8 @@ def test_a_cache_without_attention_does_not_serve_a_recipe_with_it(built):
 def test_a_slice_keeps_or_drops_blocks(built, signals, tmp_path):
     whole = built("nucleus", layers={**KEPT, "codec": "basis"})
     keys = sorted(SignalCache(whole).keys())[:9]
-    write(sliced(whole, examples=9), str(tmp_path / "all"))
-    write(sliced(whole, examples=9, layers=[], attention=[2]), str(tmp_path / "one"))
+    write_cache(sliced(whole, examples=9), str(tmp_path / "all"))
+    write_cache(sliced(whole, examples=9, layers=[], attention=[2]), str(tmp_path / "one"))
     for name in NAMES:
         expected = getattr(signals(whole, keys).attention(2), name)
         assert torch.equal(getattr(signals(tmp_path / "all").attention(2), name), expected)
@@ -167,7 +167,7 @@ def test_a_slice_keeps_or_drops_blocks(built, signals, tmp_path):
 
 
 def test_a_slice_without_attention_is_the_cache_that_never_had_it(built, tmp_path):
-    write(sliced(built("nucleus", layers=KEPT), attention=[]), str(tmp_path / "part"))
+    write_cache(sliced(built("nucleus", layers=KEPT), attention=[]), str(tmp_path / "part"))
     direct = built("nucleus", layers={**KEPT, "attention": []})
     for path in (tmp_path / "part").rglob("*.*"):
         assert (
@@ -181,7 +181,7 @@ def test_merged_caches_give_the_same(built, signals, tmp_path):
         built("topk", part=slice(0, 14), layers=KEPT),
         built("topk", part=slice(14, 30), layers=KEPT),
     ]
-    write(merged(parts), str(tmp_path / "merge"))
+    write_cache(merged(parts), str(tmp_path / "merge"))
     whole = built("topk", layers=KEPT)
     for name in NAMES:
         found = getattr(signals(tmp_path / "merge").attention(1), name)
@@ -192,7 +192,9 @@ def test_maps_of_another_teacher_are_not_merged(built, cache_of, make_model, exa
     other = cache_of(
         tmp_path / "other", make_model(5), examples, {"name": "topk"}, layers=KEPT, name="teacher 0"
     )
-    with pytest.raises(CacheError, match=r"teacher's maps .*attention_\d.*not of one teacher"):
+    with pytest.raises(
+        CacheError, match=r"teacher's maps .*attention_\d.*come from different teachers"
+    ):
         merged([built("topk", part=slice(0, 14), layers=KEPT), other])
 
 
@@ -205,8 +207,8 @@ def test_learned_codes_are_still_what_cannot_be_merged(built):
 
 def test_attention_and_layers_go_into_another_codec_together(built, signals, tmp_path):
     url = built("topk", layers=KEPT)
-    write(converted(url, layer_codec=Basis(step=0.1)), str(tmp_path / "basis"))
-    write(converted(str(tmp_path / "basis"), layer_codec=Bfloat16()), str(tmp_path / "back"))
+    write_cache(converted(url, layer_codec=Basis(step=0.1)), str(tmp_path / "basis"))
+    write_cache(converted(str(tmp_path / "basis"), layer_codec=Bfloat16()), str(tmp_path / "back"))
     was, now = signals(url), signals(tmp_path / "basis")
     back = SignalCache(str(tmp_path / "back"))
     assert back.manifest["hidden"] == SignalCache(url).manifest["hidden"]
@@ -222,7 +224,7 @@ def test_attention_and_layers_go_into_another_codec_together(built, signals, tmp
 
 def test_converting_distributions_leaves_attention_as_it_is(built, signals, tmp_path):
     url = built("topk", layers=KEPT)
-    write(converted(url, codec=TopK(k=4)), str(tmp_path / "small"))
+    write_cache(converted(url, codec=TopK(k=4)), str(tmp_path / "small"))
     assert SignalCache(str(tmp_path / "small")).manifest["hidden"]["attention"] == [1, 2]
     one, other = signals(url).attention(2), signals(tmp_path / "small").attention(2)
     assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in NAMES)
@@ -230,7 +232,7 @@ def test_converting_distributions_leaves_attention_as_it_is(built, signals, tmp_
 
 def test_a_mixture_leaves_attention_out_and_says_so(built, tmp_path, caplog):
     members = [(built("topk", teacher, layers=KEPT), 1.0) for teacher in (0, 1)]
-    write(mixed(members, TopK(k=8)), str(tmp_path / "mixture"))
+    write_cache(mixed(members, TopK(k=8)), str(tmp_path / "mixture"))
     assert "Attention inputs of blocks [1, 2] of" in caplog.text
     made = SignalCache(str(tmp_path / "mixture"))
     assert made.config.hidden.parts == []
@@ -266,8 +268,8 @@ def real(cache_of, make_model, examples, tmp_path_factory):
 def test_the_teacher_confirms_its_attention(real):
     assert verify(real, teacher=teacher_of(real)) == []
     model = load_teacher(teacher_of(real))
-    assert min(compare(SignalCache(real), model).cosines.values()) > 0.999
-    assert compare(SignalCache(real), model).cosines.keys() == {
+    assert min(compare_with_teacher(SignalCache(real), model).cosines.values()) > 0.999
+    assert compare_with_teacher(SignalCache(real), model).cosines.keys() == {
         "layer_1", "attention_1", "attention_2"
     }  # fmt: skip
 
@@ -279,7 +281,7 @@ def test_another_map_is_found_by_name(real, tmp_path, forged_copy, name):
 
     url = forged_copy(real, tmp_path, change)
     (fault,) = verify(url, teacher=teacher_of(url))
-    assert fault == f"the teacher's attention 2 has another `{name}`"
+    assert fault == f"the teacher's attention 2 has a different `{name}`"
 
 
 @pytest.fixture
@@ -324,7 +326,7 @@ def test_maps_that_a_stranger_changed_are_refused(built, signals, tmp_path, forg
 
 def test_columns_that_are_promised_and_lacking_are_refused(built, signals, tmp_path, forgery):
     made = forgery(shutil.copytree(built("topk"), tmp_path / "forged"))
-    made.everywhere(hidden=HiddenConfig.model_validate(KEPT).model_dump())
+    made.everywhere(hidden=HiddenStatesConfig.model_validate(KEPT).model_dump())
     for read in (lambda s: s.attention(1), lambda s: s.hidden(1)):
         with pytest.raises(CacheError, match=r"has no columns `\w+_1`, though its manifest prom"):
             read(signals(made.folder))
@@ -367,7 +369,9 @@ def test_a_quantised_teacher_gives_its_maps(make_model, tmp_path, quantization, 
     assert 0 < apart(own["query_weight"].float(), whole) < 0.15  # what quantising costs
     (columns,) = runner.run([request], assets)
     inputs = Bfloat16().decode({"": columns["attention_1"].reshape(-1)}, 39, {})
-    found = attention_from(inputs, {n: t.float() if n != "heads" else t for n, t in own.items()})
+    found = attention_from_inputs(
+        inputs, {n: t.float() if n != "heads" else t for n, t in own.items()}
+    )
     (signals,) = [
         OnlineTeacher(teacher, 97, [], [1]).signals(
             {"input_ids": torch.arange(5, 45)[None], "attention_mask": None},

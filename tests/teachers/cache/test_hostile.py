@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from attar.errors import CacheError
 from teachers.cache.config import CacheConfig
 from teachers.cache.reader import SignalCache
-from teachers.cache.records import LARGEST, encode
+from teachers.cache.records import MAX_RECORD_BYTES, encode_record
 from teachers.cache.store import SignalStore
 
 # Records -----------------------------------------------------------------------------------------
@@ -53,11 +53,11 @@ def test_record_that_is_none_is_refused_and_repaired(sound, forged, name, data):
 @pytest.mark.parametrize("name", RECORDS)
 def test_record_of_a_hundred_megabytes_is_refused_unread(forged, name):
     os.truncate(forged.folder / name, 100 << 20)
-    forged.is_refused(rf"{name}.*104857600 bytes are too many")
+    forged.is_refused(rf"{name}.*too large: 104857600 bytes")
 
 
 def test_entry_that_would_be_refused_is_not_written(tmp_path):
-    keys = [f"{i:0200x}" for i in range(LARGEST // 200)]
+    keys = [f"{i:0200x}" for i in range(MAX_RECORD_BYTES // 200)]
     columns = [{"x": np.zeros(1, np.uint8)}] * len(keys)
     with pytest.raises(CacheError, match=r"cache\.shard_tokens"):
         SignalStore(str(tmp_path)).write_shard(0, keys, [1] * len(keys), columns, {})
@@ -89,7 +89,7 @@ def test_entry_with_absurd_fields_is_refused_by_name(forged, changed):
 def test_infinite_number_is_refused(forged):
     path = forged.folder / "shards/00000.json"
     fields = {**forged.record("shards/00000.json"), "padding_mass": float("inf")}
-    path.write_bytes(encode(fields).replace(b"Infinity", b"1e999"))
+    path.write_bytes(encode_record(fields).replace(b"Infinity", b"1e999"))
     forged.is_refused(str(path))
 
 
@@ -130,7 +130,7 @@ def test_number_of_examples_that_is_not_there_is_refused(forged, value):
     [
         {"codec": {"name": "topk", "k": 10**12, "temperatures": [1.0]}},
         {"codec": {"name": "nucleus"}},
-        {"codec": {"name": "hidden"}},
+        {"codec": {"name": "final_hidden"}},
         {"hidden": {"layers": [1], "codec": {"name": "int8"}}},
         {"hidden": {"layers": [1], "codec": {"name": "bf16"}}},
         {"tokenizer": {"size": 5}},

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from attar.errors import CacheError
-from teachers.cache.shard import LARGEST_RATIO, ROOM, to_arrow
+from teachers.cache.shard import MAX_UNPACKED_RATIO, MIN_UNPACKED_LIMIT, to_arrow
 
 
 def table_of(forged):
@@ -139,7 +139,7 @@ def test_buffers_that_claim_to_unpack_to_a_terabyte_are_refused_unpacked(forged,
     assert len(frames) > 5
     for at in frames:
         forged.shard(data[: at - 8] + claim.to_bytes(8, "little", signed=True) + data[at:])
-        forged.is_refused(r"00000\.arrow.*(claims to unpack to|less than no bytes)")
+        forged.is_refused(r"00000\.arrow.*(claims to unpack to|negative size)")
 
 
 def test_a_small_file_of_many_zeros_is_refused_unpacked(forged):
@@ -147,9 +147,9 @@ def test_a_small_file_of_many_zeros_is_refused_unpacked(forged):
     entry = forged.record("shards/00000.json")
     tokens = entry["row_tokens"]
     columns = [{"x": np.zeros(n, np.uint8)} for n in tokens]
-    columns[0]["x"] = np.zeros(2 * ROOM, np.uint8)
+    columns[0]["x"] = np.zeros(2 * MIN_UNPACKED_LIMIT, np.uint8)
     data = to_arrow(entry["keys"], tokens, columns)
-    assert len(data) * LARGEST_RATIO < 2 * ROOM
+    assert len(data) * MAX_UNPACKED_RATIO < 2 * MIN_UNPACKED_LIMIT
     forged.shard(data)
     forged.is_refused("claims to unpack to")
 

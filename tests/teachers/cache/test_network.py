@@ -96,7 +96,7 @@ def test_opening_reads_no_shard_and_reading_fetches_each_once(watched, sound):
 def test_copies_go_when_the_cache_does(watched):
     cache = SignalCache(watched)
     cache.signals(cache.keys())
-    spool = cache.store.folder.here("shards/00000.arrow").parent
+    spool = cache.store.folder.local_copy("shards/00000.arrow").parent
     assert len(list(spool.glob("*.arrow"))) > 1
     del cache
     assert not spool.exists()

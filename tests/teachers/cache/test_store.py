@@ -185,7 +185,7 @@ def test_missing_shard_is_named(store):
     with pytest.raises(CacheError, match=r"00001\.arrow is missing"):
         read_all(store)
     with pytest.raises(CacheError, match=r"00001\.arrow is missing"):
-        store.check_there(store.entries())
+        store.check_files_exist(store.entries())
 
 
 @pytest.mark.parametrize("name", ["shards/00001.arrow", "shards/00001.json", "manifest.json"])

@@ -7,7 +7,7 @@ from attar.errors import CacheError
 from teachers.cache.reader import SignalCache
 from teachers.cache.store import SignalStore
 from teachers.cache_tools.convert import converted
-from teachers.cache_tools.rewrite import write
+from teachers.cache_tools.rewrite import write_cache
 from teachers.codecs.codec import CODECS, LAYER_CODECS
 from teachers.codecs.topk import TopK
 from teachers.signals import SparseDistribution
@@ -19,7 +19,9 @@ LAYERS = {"layers": [0, 2], "codec": "bf16"}
 @pytest.mark.parametrize("name", ["topk", "nucleus"])
 def test_hidden_becomes_what_would_have_been_built(built, weights_of, name, temperature, tmp_path):
     codec = CODECS[name](k=12, temperatures=[1.0, 2.0])
-    write(converted(built({"name": "hidden", "kl": 1e-6}), codec=codec), str(tmp_path / "out"))
+    write_cache(
+        converted(built({"name": "final_hidden", "kl": 1e-6}), codec=codec), str(tmp_path / "out")
+    )
     direct, tail = weights_of(built(codec.model_dump()), temperature)
     found, found_tail = weights_of(str(tmp_path / "out"), temperature)
     assert (direct - found).abs().sum(-1).mean() < 5e-3
@@ -28,8 +30,8 @@ def test_hidden_becomes_what_would_have_been_built(built, weights_of, name, temp
 
 @pytest.mark.parametrize("name", ["hybrid", "sampled"])
 def test_samples_of_hidden_are_those_that_would_have_been_built(built, weights_of, name, tmp_path):
-    write(
-        converted(built({"name": "hidden", "kl": 1e-6}), codec=CODECS[name]()),
+    write_cache(
+        converted(built({"name": "final_hidden", "kl": 1e-6}), codec=CODECS[name]()),
         str(tmp_path / "out"),
     )
     direct, _ = weights_of(built(name))
@@ -38,8 +40,8 @@ def test_samples_of_hidden_are_those_that_would_have_been_built(built, weights_o
 
 
 def test_a_coarser_hidden_keeps_the_head_as_it_was(built, signals, tmp_path):
-    url = built({"name": "hidden", "kl": 1e-6})
-    write(converted(url, codec=CODECS["hidden"](kl=1e-2)), str(tmp_path / "out"))
+    url = built({"name": "final_hidden", "kl": 1e-6})
+    write_cache(converted(url, codec=CODECS["final_hidden"](kl=1e-2)), str(tmp_path / "out"))
     one, other = (SignalStore(u).assets()["distribution"] for u in (url, str(tmp_path / "out")))
     assert torch.equal(one["head_weight"], other["head_weight"])
     p, q = (signals(u).distribution(1.0).logprobs().double() for u in (url, str(tmp_path / "out")))
@@ -51,7 +53,7 @@ def test_fewer_entries_are_those_that_would_have_been_built(
     built, close, weights_of, temperature, tmp_path
 ):
     stored = built({"name": "topk", "k": 40, "temperatures": [1.0, 2.0]})
-    write(converted(stored, codec=TopK(k=8)), str(tmp_path / "out"))
+    write_cache(converted(stored, codec=TopK(k=8)), str(tmp_path / "out"))
     wanted = built({"name": "topk", "k": 8, "temperatures": [1.0, 2.0]})
     (direct, tail), (found, found_tail) = (
         weights_of(url, temperature) for url in (wanted, str(tmp_path / "out"))
@@ -75,7 +77,7 @@ def test_fewer_ragged_entries_are_those_that_would_have_been_built(
     built, close, weights_of, stored, wanted, tmp_path
 ):
     codec = CODECS[wanted["name"]](**wanted)
-    write(converted(built(stored), codec=codec), str(tmp_path / "out"))
+    write_cache(converted(built(stored), codec=codec), str(tmp_path / "out"))
     direct, tail = weights_of(built(wanted))
     found, found_tail = weights_of(str(tmp_path / "out"))
     both = (direct > 0) & (found > 0)
@@ -91,7 +93,7 @@ def test_a_row_with_fewer_entries_than_k_has_unused_slots(
     built, close, weights_of, signals, tmp_path
 ):
     stored = built({"name": "nucleus", "k": 40, "mass": 0.5})
-    write(converted(stored, codec=TopK(k=6)), str(tmp_path / "out"))
+    write_cache(converted(stored, codec=TopK(k=6)), str(tmp_path / "out"))
     direct, tail = weights_of(stored)
     found, found_tail = weights_of(str(tmp_path / "out"))
     few = (direct > 0).sum(-1) <= 6
@@ -111,7 +113,7 @@ def test_layers_become_what_would_have_been_built(built, signals, wanted, tmp_pa
     else:
         stored = built("topk", layers=LAYERS)
     codec = LAYER_CODECS[wanted]()
-    write(converted(stored, layer_codec=codec), str(tmp_path / "out"))
+    write_cache(converted(stored, layer_codec=codec), str(tmp_path / "out"))
     direct = signals(built("topk", layers={**LAYERS, "codec": wanted}))
     found, was = signals(str(tmp_path / "out")), signals(stored)
     assert torch.equal(found.distribution(1.0).logprobs_NK, was.distribution(1.0).logprobs_NK)
@@ -121,9 +123,9 @@ def test_layers_become_what_would_have_been_built(built, signals, wanted, tmp_pa
 
 
 def test_both_at_once(built, signals, tmp_path):
-    url = built("hidden", layers=LAYERS)
+    url = built("final_hidden", layers=LAYERS)
     draft = converted(url, codec=CODECS["nucleus"](), layer_codec=LAYER_CODECS["basis"]())
-    write(draft, str(tmp_path / "out"))
+    write_cache(draft, str(tmp_path / "out"))
     found = SignalCache(str(tmp_path / "out"))
     assert found.config.codec.name == "nucleus"
     assert found.config.hidden.codec.name == "basis"
@@ -136,10 +138,10 @@ def test_both_at_once(built, signals, tmp_path):
 @pytest.mark.parametrize(
     ("stored", "wanted", "says"),
     [
-        ("hybrid", {"name": "topk"}, "holds samples.*cannot become `topk`.*with `hidden`"),
+        ("hybrid", {"name": "topk"}, "holds samples.*cannot become `topk`.*with `final_hidden`"),
         ("sampled", {"name": "sampled", "draws": 5}, "holds samples"),
         ("topk", {"name": "hybrid"}, "largest entries only.*needs the full distribution"),
-        ("nucleus", {"name": "hidden"}, "largest entries only"),
+        ("nucleus", {"name": "final_hidden"}, "largest entries only"),
         ("topk", {"name": "topk", "k": 64}, "at most 32 entries a token, `topk` is to have 64"),
         ("nucleus", {"name": "nucleus", "mass": 0.99}, "up to a mass of 0.95, not 0.99"),
         ("topk", {"name": "topk", "k": 4, "temperatures": [1.0, 2.0]}, r"\[1.0\], not 2"),

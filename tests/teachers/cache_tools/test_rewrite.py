@@ -10,7 +10,7 @@ from attar.errors import CacheError
 from teachers.cache.reader import SignalCache
 from teachers.cache.store import SignalStore
 from teachers.cache_tools.convert import converted
-from teachers.cache_tools.rewrite import merged, sliced, write
+from teachers.cache_tools.rewrite import merged, sliced, write_cache
 from teachers.codecs import packed_entries as entries
 from teachers.codecs.codec import CODECS
 from teachers.codecs.topk import TopK
@@ -39,7 +39,7 @@ def test_a_slice_holds_the_same_signals_of_fewer_examples(
 ):
     whole = built(codec, layers=LAYERS)
     out = str(tmp_path / "part")
-    totals = write(sliced(whole, examples=11), out)
+    totals = write_cache(sliced(whole, examples=11), out)
     part = SignalCache(out)
     keys = sorted(SignalCache(whole).keys())[:11]
     assert totals["examples"] == len(part.keys()) == 11
@@ -53,21 +53,21 @@ def test_a_slice_holds_the_same_signals_of_fewer_examples(
 
 def test_a_slice_by_keys_holds_those(built, examples, tmp_path):
     keys = [example.key for example in examples[4:9]]
-    write(sliced(built("topk"), keys=keys), str(tmp_path / "part"))
+    write_cache(sliced(built("topk"), keys=keys), str(tmp_path / "part"))
     assert sorted(SignalCache(str(tmp_path / "part")).keys()) == sorted(keys)
 
 
 def test_a_slice_without_layers_is_the_cache_that_never_had_them(built, tmp_path):
     for layers in ([], [2]):
         out = tmp_path / str(len(layers))
-        write(sliced(built("nucleus", layers=LAYERS), layers=layers), str(out))
+        write_cache(sliced(built("nucleus", layers=LAYERS), layers=layers), str(out))
         direct = built("nucleus", layers={**LAYERS, "layers": layers})
         assert files(out) == files(direct)
 
 
 def test_a_slice_keeps_what_the_teacher_can_be_asked_again(built, tmp_path):
     whole = built("topk")
-    write(sliced(whole, examples=3), str(tmp_path / "part"))
+    write_cache(sliced(whole, examples=3), str(tmp_path / "part"))
     part = SignalCache(str(tmp_path / "part"))
     kept = probe_requests(part.store.assets())
     assert {request.key for request in kept} == set(part.keys())
@@ -79,7 +79,7 @@ def test_what_is_not_there_cannot_be_kept(built):
         sliced(url, keys=["elsewhere"])
     with pytest.raises(CacheError, match=r"no layer 1; it has \[0, 2\]"):
         sliced(url, layers=[1])
-    with pytest.raises(CacheError, match="there are 30"):
+    with pytest.raises(CacheError, match="the cache has 30"):
         sliced(url, examples=31)
     with pytest.raises(CacheError, match="at least one"):
         sliced(url, keys=[])
@@ -89,8 +89,8 @@ def test_what_is_not_there_cannot_be_kept(built):
 
 
 def test_a_stopped_command_goes_on_and_ends_with_the_same_bytes(built, tmp_path):
-    url, out, whole = built("hidden"), str(tmp_path / "out"), str(tmp_path / "whole")
-    write(converted(url, codec=TopK(k=8)), whole)
+    url, out, whole = built("final_hidden"), str(tmp_path / "out"), str(tmp_path / "whole")
+    write_cache(converted(url, codec=TopK(k=8)), whole)
 
     class Stopped(Exception):
         pass
@@ -104,45 +104,45 @@ def test_a_stopped_command_goes_on_and_ends_with_the_same_bytes(built, tmp_path)
 
     for shard in (0, 2):
         with pytest.raises(Stopped):
-            write(converted(url, codec=TopK(k=8)), out, on_tokens=stop_at(shard))
+            write_cache(converted(url, codec=TopK(k=8)), out, on_tokens=stop_at(shard))
         with pytest.raises(CacheError, match="of 30 examples"):
             SignalCache(out)
     skipped = []
-    write(converted(url, codec=TopK(k=8)), out, on_skip=skipped.append)
+    write_cache(converted(url, codec=TopK(k=8)), out, on_skip=skipped.append)
     assert len(skipped) == 2
     assert files(out) == files(whole)
 
 
 def test_another_cache_is_never_written_over(built, tmp_path):
     out = str(tmp_path / "out")
-    write(sliced(built("topk"), examples=3), out)
+    write_cache(sliced(built("topk"), examples=3), out)
     before = files(out)
     with pytest.raises(CacheError, match=r"another cache at .* \(data\.\w+ = .*choose another"):
-        write(sliced(built("topk"), examples=4), out)
+        write_cache(sliced(built("topk"), examples=4), out)
     whole = str(tmp_path / "whole")
-    write(sliced(built("topk"), examples=30), whole)
+    write_cache(sliced(built("topk"), examples=30), whole)
     with pytest.raises(CacheError, match=r"another cache at .* \(codec\.k = 32, the new one has 4"):
-        write(converted(built("topk"), codec=TopK(k=4)), whole)
+        write_cache(converted(built("topk"), codec=TopK(k=4)), whole)
     assert files(out) == before
 
 
 def test_a_cache_is_not_written_onto_its_source(built):
     url = built("topk")
     with pytest.raises(CacheError, match="is a source of the new cache"):
-        write(sliced(url, examples=30), url)
+        write_cache(sliced(url, examples=30), url)
 
 
 def test_an_unfinished_source_is_refused(built, tmp_path):
     out = tmp_path / "out"
-    write(sliced(built("topk"), examples=20), str(out))
+    write_cache(sliced(built("topk"), examples=20), str(out))
     max((out / "shards").glob("*.json")).unlink()
     with pytest.raises(CacheError, match="of 20 examples"):
         sliced(str(out), examples=3)
 
 
 def test_caches_behind_urls_are_read_and_written(built):
-    write(sliced(built("hybrid"), examples=9), "memory://rewrite/part")
-    write(converted(built("hidden"), codec=TopK(k=5)), "memory://rewrite/converted")
+    write_cache(sliced(built("hybrid"), examples=9), "memory://rewrite/part")
+    write_cache(converted(built("final_hidden"), codec=TopK(k=5)), "memory://rewrite/converted")
     assert len(SignalCache("memory://rewrite/part").keys()) == 9
     assert len(SignalCache("memory://rewrite/converted").keys()) == 30
 
@@ -156,8 +156,8 @@ def test_slices_merged_are_the_original(built, examples, codec, tmp_path):
     keys = [example.key for example in examples]
     parts = [str(tmp_path / name) for name in "abc"]
     for part, chosen in zip(parts, (keys[:12], keys[9:22], keys[20:]), strict=True):
-        write(sliced(whole, keys=chosen), part)
-    write(merged(parts), str(tmp_path / "merged"))
+        write_cache(sliced(whole, keys=chosen), part)
+    write_cache(merged(parts), str(tmp_path / "merged"))
     assert files(tmp_path / "merged") == files(whole)
 
 
@@ -166,7 +166,7 @@ def test_caches_built_apart_merge_without_loss(
     built, close, signals, codec, probabilities, tmp_path
 ):
     parts = [built(codec, part=slice(0, 17)), built(codec, part=slice(14, 30))]
-    write(merged(parts), str(tmp_path / "merged"))
+    write_cache(merged(parts), str(tmp_path / "merged"))
     one, other = SignalCache(parts[0]), SignalCache(parts[1])
     found = SignalCache(str(tmp_path / "merged"))
     assert set(found.keys()) == {*one.keys(), *other.keys()}
@@ -185,19 +185,19 @@ def test_entries_keep_ids_and_codes_in_another_order():
     tokens = np.sort(random.integers(0, 20, 300))
     tokens = tokens[tokens != 7]  # a token without an entry
     ids, codes = random.integers(0, 900, len(tokens)), random.integers(1, 300, len(tokens))
-    packed = entries.pack(tokens, ids, codes, 20, 1000, old)
-    moved = entries.repack({**packed, "tail_1": np.ones(20)}, old, new)
+    packed = entries.pack_entries(tokens, ids, codes, 20, 1000, old)
+    moved = entries.repack_entries({**packed, "tail_1": np.ones(20)}, old, new)
     assert moved.keys() == {*packed, "tail_1"}
     was, now = entries.flat_entries(packed, old), entries.flat_entries(moved, new)
     assert set(zip(*map(list, was), strict=True)) == set(zip(*map(list, now), strict=True))
-    back = entries.repack(moved, new, old)
+    back = entries.repack_entries(moved, new, old)
     assert all(np.array_equal(back[name], packed[name]) for name in packed)
 
 
 @pytest.mark.parametrize(
     ("codec", "layers", "says"),
     [
-        ("hidden", None, "--codec topk"),
+        ("final_hidden", None, "--codec topk"),
         ("topk", {"layers": [1], "codec": "basis"}, "--hidden int8"),
     ],
 )
@@ -225,5 +225,5 @@ def test_caches_that_differ_are_not_merged(built):
 
 def test_shards_of_another_size_are_no_hindrance(built, tmp_path):
     parts = [built("topk", part=slice(0, 9)), built("topk", part=slice(9, 30), tokens=17)]
-    write(merged(parts), str(tmp_path / "merged"))
+    write_cache(merged(parts), str(tmp_path / "merged"))
     assert SignalCache(str(tmp_path / "merged")).manifest["shard_tokens"] == 60

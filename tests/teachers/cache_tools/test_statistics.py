@@ -60,7 +60,7 @@ def test_histograms_are_of_the_decoded_targets(built, signals, weights_of, codec
     edges = torch.tensor(found.entropy.edges)
     wanted = torch.histc(entropy.float(), len(edges) - 1, 0.0, float(edges[-1]))
     assert torch.tensor(found.entropy.counts).sub(wanted).abs().sum() <= 2
-    if codec == "hidden":
+    if codec == "final_hidden":
         assert found.kept is found.entries is None
         return
     assert found.kept.mean == pytest.approx(float(weights.sum(-1).mean()), abs=1e-4)
@@ -69,7 +69,7 @@ def test_histograms_are_of_the_decoded_targets(built, signals, weights_of, codec
 
 
 def test_of_full_distributions_a_part_is_enough(built):
-    found = statistics(built("hidden"), dense_tokens=1)
+    found = statistics(built("final_hidden"), dense_tokens=1)
     assert 0 < found.entropy.tokens < found.tokens
 
 
@@ -79,9 +79,9 @@ def test_temperature_is_one_that_is_cached(built):
 
 
 def test_an_unfinished_cache_says_how_much_is_there(built, tmp_path):
-    from teachers.cache_tools.rewrite import sliced, write
+    from teachers.cache_tools.rewrite import sliced, write_cache
 
-    write(sliced(built("topk"), examples=20), str(tmp_path / "out"))
+    write_cache(sliced(built("topk"), examples=20), str(tmp_path / "out"))
     max((tmp_path / "out/shards").glob("*.json")).unlink()
     found = statistics(str(tmp_path / "out"))
     assert found.examples < found.wanted_examples == 20

@@ -12,11 +12,11 @@ from attar.models.fingerprints import weights_fingerprint
 from attar.models.loading import load_causal_lm
 from attar.models.tokenizers import tokenizer_identity
 from teachers.cache.reader import SignalCache
-from teachers.cache.records import encode, identity
+from teachers.cache.records import encode_record, manifest_identity
 from teachers.cache_tools.convert import converted
 from teachers.cache_tools.ensemble import mixed
-from teachers.cache_tools.rewrite import merged, sliced, write
-from teachers.cache_tools.verify import compare, teacher_of, verify
+from teachers.cache_tools.rewrite import merged, sliced, write_cache
+from teachers.cache_tools.verify import compare_with_teacher, teacher_of, verify
 from teachers.codecs.codec import CODECS
 from teachers.codecs.topk import TopK
 
@@ -59,10 +59,10 @@ def claim(url, **changed):
         record.pop("checksum")
         if path.name == "manifest.json":
             record |= changed
-            made_for = {"made_for": identity(record)}
-            path.write_bytes(encode(record))
+            made_for = {"made_for": manifest_identity(record)}
+            path.write_bytes(encode_record(record))
         else:
-            path.write_bytes(encode(record | made_for))
+            path.write_bytes(encode_record(record | made_for))
 
 
 @pytest.mark.parametrize("codec", list(CODECS))
@@ -74,16 +74,16 @@ def test_a_cache_as_it_was_built_is_well(cache, tokenizer, codec):
 
 
 def test_caches_made_from_caches_are_well(cache, tmp_path):
-    url = cache("hidden")
+    url = cache("final_hidden")
     drafts = {
         "slice": sliced(url, examples=9),
         "convert": converted(url, codec=TopK(k=8)),
         "ensemble": mixed([(url, 1.0), (url, 2.0)], TopK(k=8)),
     }
     for name, draft in drafts.items():
-        write(draft, str(tmp_path / name))
+        write_cache(draft, str(tmp_path / name))
     parts = [str(tmp_path / "slice"), url]
-    write(merged(parts), str(tmp_path / "merge"))
+    write_cache(merged(parts), str(tmp_path / "merge"))
     for name in (*drafts, "merge"):
         out = str(tmp_path / name)
         assert verify(out, teacher=teacher_of(out) if name != "ensemble" else None) == []
@@ -113,15 +113,15 @@ def test_a_missing_shard_is_found(cache, both):
     if both:
         (Path(url) / "shards/00001.arrow").unlink()
     first, second = verify(url)
-    assert first == "shards are lacking before the last one: 00001"
-    assert "of 60 examples are there" in second
+    assert first == "shards before the last one are missing: 00001"
+    assert "of 60 examples: the build was stopped" in second
 
 
 def test_the_last_shard_is_missed_as_well(cache):
     url = cache()
     max((Path(url) / "shards").glob("*.json")).unlink()
     (fault,) = verify(url)
-    assert "of 60 examples are there" in fault
+    assert "of 60 examples: the build was stopped" in fault
 
 
 def test_a_shard_of_another_cache_is_found(cache, cache_of, make_model, examples, tokenizer):
@@ -148,7 +148,7 @@ def test_content_that_is_not_the_codecs_is_found(cache):
     claim(url, codec={"name": "topk", "k": 8, "temperatures": [1.0]})
     faults = verify(url)
     assert len(faults) == len(list(Path(url).glob("shards/*.json")))
-    assert all("not those that codec `topk` writes" in fault for fault in faults)
+    assert all("columns were not written by codec `topk`" in fault for fault in faults)
 
 
 def test_no_cache_is_an_error(tmp_path):
@@ -163,7 +163,7 @@ def test_another_tokenizer_is_found_part_by_part(cache, tokenizer):
     url = cache()
     tokenizer.chat_template = "{{ messages }}"
     (fault,) = verify(url, tokenizer=tokenizer)
-    assert fault.startswith("tokenizer.chat_template: the cache was made with another chat")
+    assert fault.startswith("tokenizer.chat_template: the cache was made with a different chat")
     tokenizer.add_tokens(["<new>"])
     names = [fault.split(":")[0] for fault in verify(url, tokenizer=tokenizer)]
     assert names == ["tokenizer.vocabulary", "tokenizer.chat_template", "tokenizer.size"]
@@ -178,7 +178,7 @@ def test_another_teacher_is_caught_by_its_signals(cache, make_model, codec, tmp_
     make_model(8, vocabulary=V).save_pretrained(tmp_path / "other")
     faults = verify(url, teacher=teacher_of(url, str(tmp_path / "other")))
     assert "gives other probabilities" in faults[0]
-    assert "layer 1 is another: mean cosine" in faults[1]
+    assert "layer 1 differs: mean cosine" in faults[1]
 
 
 @pytest.mark.parametrize("codec", list(CODECS))
@@ -191,7 +191,7 @@ def test_a_teacher_tuned_a_little_is_another_and_rounding_is_not(cache, teacher,
         with torch.no_grad():
             for weight in model.parameters():
                 weight.mul_(1 + noise * torch.randn_like(weight))
-        assert least <= compare(opened, model).distance < most
+        assert least <= compare_with_teacher(opened, model).distance < most
 
 
 def test_other_weights_are_named_before_anything_is_run(cache, teacher, make_model, tmp_path):
@@ -205,16 +205,16 @@ def test_other_weights_are_named_before_anything_is_run(cache, teacher, make_mod
 
 
 def test_a_teacher_of_another_shape_is_a_fault(cache, make_model, tmp_path):
-    url = cache("hidden")
+    url = cache("final_hidden")
     make_model(8, vocabulary=V, width=48).save_pretrained(tmp_path / "other")
     (fault,) = verify(url, teacher=teacher_of(url, str(tmp_path / "other")))
-    assert "not of the shape" in fault
+    assert "does not have the shape" in fault
 
 
 def test_an_ensemble_has_no_one_teacher(cache, tmp_path):
-    url = cache("hidden")
-    write(mixed([(url, 1.0), (url, 2.0)], TopK(k=8)), str(tmp_path / "out"))
-    with pytest.raises(CacheError, match="2 teachers together"):
+    url = cache("final_hidden")
+    write_cache(mixed([(url, 1.0), (url, 2.0)], TopK(k=8)), str(tmp_path / "out"))
+    with pytest.raises(CacheError, match="ensemble of 2 teachers"):
         teacher_of(str(tmp_path / "out"))
 
 
@@ -222,6 +222,6 @@ def test_without_kept_examples_the_teacher_cannot_be_asked(cache, examples, tmp_
     url = cache()
     kept = {r.split(".")[0] for r in SignalCache(url).store.assets()["probe"]}
     keys = [example.key for example in examples if example.key not in kept]
-    write(sliced(url, keys=keys), str(tmp_path / "out"))
+    write_cache(sliced(url, keys=keys), str(tmp_path / "out"))
     (fault,) = verify(str(tmp_path / "out"), teacher=teacher_of(url))
-    assert "cannot be asked again" in fault
+    assert "cannot be run again" in fault

@@ -8,7 +8,7 @@ import torch
 
 from attar.errors import RecipeError
 from attar.models.structure import Head
-from teachers.codecs.nucleus import LOWEST, Nucleus
+from teachers.codecs.nucleus import MAX_SURPRISAL, Nucleus
 from teachers.codecs.topk import TopK
 from teachers.signals import TeacherChunk, seeds_of
 
@@ -187,8 +187,10 @@ def test_nucleus_entries_are_within_half_a_code_of_the_dense_ones(tokens, round_
     made = tokens()
     decoded = round_trip(Nucleus(mass=0.999, k=V, temperatures=GRID), made, temperature)
     want = dense64(made, temperature).gather(-1, decoded.ids_NK)
-    at_one = -dense64(made).gather(-1, decoded.ids_NK).clamp(min=-LOWEST)
-    half_a_code = (at_one / LOWEST).sqrt() * LOWEST / 255 + LOWEST / (4 * 255**2)
+    at_one = -dense64(made).gather(-1, decoded.ids_NK).clamp(min=-MAX_SURPRISAL)
+    half_a_code = (at_one / MAX_SURPRISAL).sqrt() * MAX_SURPRISAL / 255 + MAX_SURPRISAL / (
+        4 * 255**2
+    )
     used = decoded.logprobs_NK > -math.inf
     off = (decoded.logprobs_NK.double() - want).abs() * temperature
     within = half_a_code + 0.025  # ... and the sum to one moves all of a token's entries
@@ -211,4 +213,4 @@ def test_nucleus_probabilities_below_the_lowest_code_are_stored_as_that(chunk_of
     decoded = round_trip(Nucleus(mass=1.0), chunk_of(logits))
     found = dict(zip(decoded.ids_NK[0].tolist(), decoded.logprobs_NK[0].tolist(), strict=True))
     assert np.isclose(found[0], 0, atol=1e-6)
-    assert all(logprob >= -LOWEST - 1e-6 for logprob in found.values())
+    assert all(logprob >= -MAX_SURPRISAL - 1e-6 for logprob in found.values())

@@ -10,7 +10,7 @@ from attar.errors import RecipeError
 from attar.models.structure import Head
 from teachers.cache.shard import to_arrow
 from teachers.codecs import packed_entries as entries
-from teachers.codecs.codec import CODECS, LAYER_CODECS, split_columns
+from teachers.codecs.codec import CODECS, LAYER_CODECS, join_columns, split_columns
 from teachers.signals import DenseDistribution, SparseDistribution, TeacherChunk, seeds_of
 
 N, V, H = 40, 211, 16
@@ -76,7 +76,7 @@ def test_what_is_stored_does_not_depend_on_chunks(name, chunk, learned, rows):
     codec, made = CODECS[name](), chunk()
     assets = learned(codec, made)
     parts = [codec.encode(part(made, slice(i, i + rows)), assets) for i in range(0, N, rows)]
-    assert_same_columns(codec.encode(made, assets), entries.joined(parts))
+    assert_same_columns(codec.encode(made, assets), join_columns(parts))
 
 
 @every_codec
@@ -85,7 +85,7 @@ def test_what_is_stored_does_not_depend_on_the_cpus_cache(name, chunk, learned, 
     assets = learned(codec, made)
     whole = codec.encode(made, assets)
     monkeypatch.setattr(entries, "CPU_CACHE_BYTES", 1)
-    assert len(list(entries.pieces(made))) == N // 8
+    assert len(list(entries.logits_in_pieces(made))) == N // 8
     assert_same_columns(whole, codec.encode(made, assets))
 
 
@@ -282,7 +282,7 @@ def test_one_state_does_not_depend_on_its_neighbours(name, normal, learned):
     codec, hidden = LAYER_CODECS[name](), states(normal)
     assets = learned(codec, hidden)
     parts = [codec.encode(hidden[i : i + 7], assets) for i in range(0, N, 7)]
-    assert_same_columns(codec.encode(hidden, assets), entries.joined(parts))
+    assert_same_columns(codec.encode(hidden, assets), join_columns(parts))
 
 
 @every_layer_codec

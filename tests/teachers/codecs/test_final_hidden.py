@@ -1,4 +1,4 @@
-"""`hidden`: the full distribution from a coded final state and the teacher's head."""
+"""`final_hidden`: the full distribution from a coded final state and the teacher's head."""
 
 import numpy as np
 import pytest

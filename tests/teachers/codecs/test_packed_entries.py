@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teachers.codecs.codec import split_columns
-from teachers.codecs.packed_entries import learn_ranks, pack, unpack
+from teachers.codecs.packed_entries import learn_ranks, pack_entries, unpack_entries
 
 HIGHEST = 70_000  # of the codes: three bytes
 
@@ -40,12 +40,12 @@ def packed(order, tokens, shuffle=0):
         np.empty(0, np.int64)
     ] * 3
     assets = {"id_of_rank": torch.from_numpy(order).int()}
-    return pack(*arrays, len(tokens), HIGHEST, assets), assets
+    return pack_entries(*arrays, len(tokens), HIGHEST, assets), assets
 
 
 def found_in(columns, assets):
     """Entries of every token as {id: code}, and the slots that are not used."""
-    ids_NK, codes_NK, used_NK = unpack(columns, assets)
+    ids_NK, codes_NK, used_NK = unpack_entries(columns, assets)
     assert ids_NK.dtype == torch.int64
     assert codes_NK.dtype == torch.float32
     rows = []

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from teachers.codecs import sampling as drawing
-from teachers.codecs.sampling import BLOCK, Weights
+from teachers.codecs.sampling import IDS_PER_BLOCK, BlockedWeights
 from teachers.signals import seeds_of, uniforms
 
 N = 30
@@ -19,7 +19,7 @@ def made(normal):
     def make(vocabulary):
         logits = normal(N, vocabulary) * torch.logspace(-1, 1, N)[:, None]
         logits[:, 1::5] = -torch.inf  # a probability of zero, as after an exact entry
-        weights = Weights(logits.clone())
+        weights = BlockedWeights(logits.clone())
         return weights, (logits.double() - logits.double().amax(-1, keepdim=True)).exp()
 
     return make
@@ -67,17 +67,17 @@ def test_a_point_at_the_very_end_finds_the_last_id_with_weight(normal):
     logits = normal(N, 1000)
     last_N = torch.arange(N) * 30 + 5
     logits[torch.arange(1000) > last_N[:, None]] = -torch.inf
-    weights = Weights(logits)
+    weights = BlockedWeights(logits)
     points_N1 = weights.total_N.double()[:, None] * (1 + 1e-6)
     assert weights.at(points_N1)[:, 0].tolist() == last_N.tolist()
 
 
-@pytest.mark.parametrize("gathered", [1, 5 * BLOCK * 400, 1 << 30])
+@pytest.mark.parametrize("gathered", [1, 5 * IDS_PER_BLOCK * 400, 1 << 30])
 def test_how_much_is_copied_at_once_changes_nothing(made, monkeypatch, gathered):
     weights, _ = made(600)
     points_NJ = points_in(weights.total_N)
     whole = weights.at(points_NJ)
-    monkeypatch.setattr(drawing, "GATHERED", {"cpu": gathered, "other": gathered})
+    monkeypatch.setattr(drawing, "MAX_GATHERED_WEIGHTS", {"cpu": gathered, "other": gathered})
     assert torch.equal(weights.at(points_NJ), whole)
 
 

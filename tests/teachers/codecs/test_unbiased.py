@@ -206,6 +206,6 @@ def test_other_temperatures_are_refused_with_what_would_serve(
     codec, teachers, chunk_of, round_trip
 ):
     with pytest.raises(
-        RecipeError, match=rf"`{codec.name}` draws at temperature 1.* 2; use `hidden`"
+        RecipeError, match=rf"`{codec.name}` draws at temperature 1.* 2; use `final_hidden`"
     ):
         round_trip(codec, chunk_of(teachers(20)), 2.0)

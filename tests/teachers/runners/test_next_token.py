@@ -145,7 +145,7 @@ def weights(signals):
 
 
 LEARNED = {
-    "codec": {"name": "hidden", "kl": 1e-6},
+    "codec": {"name": "final_hidden", "kl": 1e-6},
     "hidden": {"layers": [0, 2], "codec": {"name": "basis", "step": 0.01}},
 }
 
@@ -177,7 +177,7 @@ def test_unknown_example_is_named(make_cache, tiny_model, examples, tmp_path):
     cache = make_cache(tmp_path, tiny_model, examples, config_of())
     assert examples[0].key in cache
     assert "elsewhere" not in cache
-    with pytest.raises(CacheError, match="lacks example elsewhere"):
+    with pytest.raises(CacheError, match="does not have example elsewhere"):
         cache.signals([examples[0].key, "elsewhere"])
 
 
