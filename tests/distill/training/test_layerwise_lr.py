@@ -166,7 +166,7 @@ def test_stopped_while_thawing_ends_bit_for_bit_as_uninterrupted(student, exampl
 
 ALONE = """
 import sys
-from tests.distill.test_unfreezing import train_apart
+from tests.distill.training.test_layerwise_lr import train_apart
 train_apart(sys.argv[1])
 """
 
