@@ -11,7 +11,12 @@ from collections.abc import Callable
 
 from attar.distributed import is_alone
 from attar.errors import RunError
-from distill.doctor import data_checks as checks_data  # noqa: F401
+from distill.doctor import (
+    data_checks,  # noqa: F401  (importing enrols, in this order)
+    objective_checks,  # noqa: F401
+    teacher_checks,  # noqa: F401
+    weights_checks,  # noqa: F401
+)
 from distill.doctor.findings import Checked, examine
 from distill.pipeline import run_stages
 from distill.run.context import Run
