@@ -130,7 +130,6 @@ def test_a_model_that_cannot_be_traced_is_estimated(config):
 # Gradient checkpointing ------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"), [("full", {}), ("lora", {"dropout": 0.1}), ("qlora", {}), ("ia3", {})]
 )

@@ -81,7 +81,6 @@ def fall(student, examples, folder, name):
     return history[0]["0:cross_entropy"] - history[-1]["held_out"]
 
 
-@pytest.mark.slow
 def test_8_bit_trainings_learn_like_adamw(student, examples, tmp_path):
     falls = {name: fall(student, examples, tmp_path / name, name) for name in HERE}
     assert falls["adamw"] > 1
@@ -90,7 +89,6 @@ def test_8_bit_trainings_learn_like_adamw(student, examples, tmp_path):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", HERE)
 def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(name, student, examples, tmp_path):
     def job(folder):

@@ -142,8 +142,9 @@ def test_taken_out_again_the_bases_own_checkpoint_is_what_it_was(base, tmp_path)
     assert len({hashlib.sha256(f.read_bytes()).hexdigest() for f in (first, second)}) == 1
 
 
-@pytest.mark.slow
-def test_the_one_file_beside_an_adapter_loads_it_without_this_package(base, tmp_path):
+def test_the_one_file_beside_an_adapter_loads_it_without_this_package(
+    base, tmp_path, child_process
+):
     model = taught(base(), BottleneckConfig("houlsby", size=8))
     save_bottleneck(model, tmp_path / "shipped")
     shutil.copy(students.tuning.bottleneck_module.__file__, tmp_path / "shipped")
