@@ -77,29 +77,22 @@ def pytest_runtest_protocol(item):
         return (yield)
 
 
-@pytest.fixture(scope="session")
-def models_on_disk():
-    """Makes a test a `run` test: it writes folders of models."""
+def _says_what_it_does(name):
+    """A fixture that gives nothing: a test asks for it because of what it does itself."""
+
+    @pytest.fixture(scope="session", name=name)
+    def fixture():
+        return None
+
+    return fixture
 
 
-@pytest.fixture(scope="session")
-def child_process():
-    """Makes a test a `run` test: it starts processes."""
-
-
-@pytest.fixture(scope="session")
-def graph_export():
-    """Makes a test a `run` test: torch.export takes its seconds whatever the model's size."""
-
-
-@pytest.fixture(scope="session")
-def several_processes():
-    """Makes a test a `slow` test: torchrun starts processes that import everything again."""
-
-
-@pytest.fixture(scope="session")
-def full_product():
-    """Makes a test a `slow` test: it takes every combination of what the gate takes in pairs."""
+whole_stages = _says_what_it_does("whole_stages")
+training_loop = _says_what_it_does("training_loop")
+graph_export = _says_what_it_does("graph_export")
+child_process = _says_what_it_does("child_process")
+several_processes = _says_what_it_does("several_processes")
+full_product = _says_what_it_does("full_product")
 
 
 @pytest.fixture(scope="session")

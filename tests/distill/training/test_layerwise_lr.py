@@ -29,7 +29,7 @@ WORDS = ["teacher", "says", "what", "student", "learns", "light", "falls", "wate
 
 
 @pytest.fixture
-def student(make_model, tokenizer, tmp_path):
+def student(make_model, tokenizer, tmp_path, training_loop):
     model = make_model(1, width=32, layers=4, vocabulary=320)
     save_student(model, tokenizer, tmp_path / "student")
     return tmp_path / "student"

@@ -26,7 +26,7 @@ WORDS = ["teacher", "says", "what", "the", "student", "learns", "nobody", "liste
 
 
 @pytest.fixture
-def student(make_model, tokenizer, tmp_path):
+def student(make_model, tokenizer, tmp_path, training_loop):
     """A folder with a student whose matrices have 4,096 numbers and more."""
     save_student(make_model(1, width=64, vocabulary=320), tokenizer, tmp_path / "student")
     return tmp_path / "student"

@@ -177,7 +177,7 @@ def test_second_builder_is_refused_by_host_process_and_object(remote):
         pass
 
 
-def test_lock_of_a_dead_process_is_taken_over_and_of_another_host_is_not(remote):
+def test_lock_of_a_dead_process_is_taken_over_and_of_another_host_is_not(remote, child_process):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     for host, free in ((socket.gethostname(), True), ("elsewhere", False)):

@@ -84,7 +84,7 @@ def test_the_example_runs_from_end_to_end(classroom):
     assert "of the teacher's accuracy" in report["verdict"]["sentence"]
 
 
-def test_a_decoder_learns_from_a_decoder_in_pairs(tmp_path, monkeypatch, models_on_disk):
+def test_a_decoder_learns_from_a_decoder_in_pairs(tmp_path, monkeypatch, whole_stages):
     monkeypatch.chdir(tmp_path)
     fill_workshop(tiny_llama())
     word_tokenizer(pairs=False).save_pretrained("teacher")
