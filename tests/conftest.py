@@ -5,8 +5,10 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of transformers: no test may reach out
 
+import gc
 import json
 import random
+import shutil
 import subprocess
 import sys
 
@@ -28,17 +30,78 @@ from teachers.cache.store import SignalStore
 from teachers.runners.build_cache import build_cache
 from teachers.runners.next_token import TeacherRunner
 from teachers.runners.request import Request
+from tests.helpers.tiers import Guard, tier_of
 
 settings.register_profile("attar", deadline=None, database=None, print_blob=True)
 settings.load_profile("attar")
 
 VOCABULARY = 97
+STAGES = ["adapt-teacher", "cache build", "build", "train"]
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+# Tiers -------------------------------------------------------------------------------------------
+
+GUARD = Guard()
+
+
+def pytest_collection_modifyitems(items):
+    """Mark each test with its tier."""
+    for item in items:
+        tier = tier_of(item.fixturenames)
+        if tier != "unit":
+            item.add_marker(getattr(pytest.mark, tier))
+
+
+def pytest_collection_finish():
+    """Put all that imports and collection made out of the collector's sight.
+
+    The code under test collects cycles before it measures memory; with a heap of this size each of
+    these collections would take a quarter of a second, which was half of the time of all tests.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Watch unit tests, and the fixtures that they set up."""
+    if tier_of(item.fixturenames) != "unit":
+        return (yield)
+    with GUARD.watching(item.nodeid):
+        return (yield)
+
+
+def _says_what_it_does(name):
+    """A fixture that gives nothing: a test asks for it because of what it does itself."""
+
+    @pytest.fixture(scope="session", name=name)
+    def fixture():
+        return None
+
+    return fixture
+
+
+whole_stages = _says_what_it_does("whole_stages")
+training_loop = _says_what_it_does("training_loop")
+graph_export = _says_what_it_does("graph_export")
+child_process = _says_what_it_does("child_process")
+several_processes = _says_what_it_does("several_processes")
+full_product = _says_what_it_does("full_product")
+
+
+@pytest.fixture(scope="session")
+def twenty_kills():
+    """Makes a test a `slow` test; the number of moments at which work is killed."""
+    return 20
+
+
+# Models and data ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -61,6 +124,15 @@ def shared_data():
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def demo_teacher():
+    """The folder of the model that `make demo` fetches, its texts beside it; or a skip."""
+    folder = Path(__file__).resolve().parents[1] / ".demo" / "teacher"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not on this machine (make demo brings it)")
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -150,14 +222,19 @@ def bytes_bpe():
     return tokenizer
 
 
-@pytest.fixture
-def tokenizer(bytes_bpe):
+def chat_tokenizer(bytes_bpe):
     """Byte-level BPE with ChatML, `<|im_end|>` as end of sequence and a pad token."""
     made = PreTrainedTokenizerFast(
         tokenizer_object=bytes_bpe, eos_token="<|im_end|>", pad_token="<|pad|>"
     )
     made.chat_template = CHATML
     return made
+
+
+@pytest.fixture
+def tokenizer(bytes_bpe):
+    """Byte-level BPE with ChatML, `<|im_end|>` as end of sequence and a pad token."""
+    return chat_tokenizer(bytes_bpe)
 
 
 @pytest.fixture
@@ -169,16 +246,15 @@ def bare_tokenizer(bytes_bpe):
 WORDS = ["teacher", "says", "what", "student", "learns", "light", "falls", "on", "water", "nobody"]
 
 
-@pytest.fixture
-def workshop(make_model, tokenizer, tmp_path, monkeypatch):
-    """A folder with a teacher, text and a recipe that takes seconds; and how to run commands."""
-    monkeypatch.chdir(tmp_path)
-    teacher = make_model(0, width=64, layers=4, vocabulary=320)
-    teacher.save_pretrained("teacher")
-    tokenizer.save_pretrained("teacher")
+@pytest.fixture(scope="session")
+def workshop_folder(make_model, bytes_bpe, tmp_path_factory):
+    """A teacher, text and a recipe that takes seconds. Read only: `workshop` is a copy."""
+    folder = tmp_path_factory.mktemp("workshop")
+    make_model(0, width=64, layers=4, vocabulary=320).save_pretrained(folder / "teacher")
+    chat_tokenizer(bytes_bpe).save_pretrained(folder / "teacher")
     dice = random.Random(0)
     rows = [{"text": " ".join(dice.choices(WORDS, k=dice.randint(20, 60)))} for _ in range(60)]
-    Path("text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = {
         "data": {"train": "text.jsonl", "held_out": 0.1, "max_length": 48},
         "teacher": {"model": "teacher", "dtype": "float32"},
@@ -203,8 +279,35 @@ def workshop(make_model, tokenizer, tmp_path, monkeypatch):
         "export": {"artifacts": ["bf16"]},
         "evaluate": {"tokens": 200, "prefill_tokens": 32, "generate_tokens": 4},
     }
-    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
-    return Workshop()
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_runs(workshop_folder, tmp_path_factory):
+    """`finished_runs(upto, *options)`: the workshop's run folder after that stage, made once."""
+    made = {}
+
+    def make(upto, *options):
+        if (upto, options) not in made:
+            folder = tmp_path_factory.mktemp("finished") / "workshop"
+            shutil.copytree(workshop_folder, folder)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(folder)
+                for stage in STAGES[: STAGES.index(upto) + 1]:
+                    Workshop()(*stage.split(), "recipe.yaml", "--run-dir", "out", *options)
+            made[upto, options] = folder / "out"
+        return made[upto, options]
+
+    return make
+
+
+@pytest.fixture
+def workshop(workshop_folder, finished_runs, tmp_path, monkeypatch):
+    """A folder with a teacher, text and a recipe that takes seconds; and how to run commands."""
+    shutil.copytree(workshop_folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return Workshop(finished_runs)
 
 
 def put_over(recipe, changes):
@@ -218,6 +321,9 @@ def put_over(recipe, changes):
 
 class Workshop:
     """Commands on the recipe of the current folder."""
+
+    def __init__(self, finished_runs=None):
+        self._finished_runs = finished_runs
 
     def __call__(self, *arguments, ok=True):
         result = CliRunner().invoke(main, [str(a) for a in arguments])
@@ -254,6 +360,14 @@ class Workshop:
     def report(self, folder):
         return json.loads(Path(folder, "report.json").read_text())
 
+    def finished(self, folder, upto="train", *options):
+        """Put a copy of the run that the stages up to this one leave into a folder.
+
+        It was made once, in the workshop as every test finds it.
+        """
+        shutil.copytree(self._finished_runs(upto, *options), folder)
+
     def upto_train(self, folder, *more):
-        for stage in (["adapt-teacher"], ["cache", "build"], ["build"], ["train"]):
-            self(*stage, "recipe.yaml", "--run-dir", folder, *more)
+        """Run every stage up to `train`."""
+        for stage in STAGES:
+            self(*stage.split(), "recipe.yaml", "--run-dir", folder, *more)

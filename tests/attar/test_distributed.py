@@ -7,21 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import atexit, os, pathlib
 import torch.distributed
 said = pathlib.Path(__file__).with_name(os.environ["RANK"])
 atexit.register(lambda: said.write_text(f"{work} {torch.distributed.is_initialized()}"))
-from attar.processes import process_state
+from attar.distributed import process_state
 work = process_state().num_processes
 """
 
 
-@pytest.mark.slow
-def test_a_process_leaves_its_group_before_it_ends(tmp_path):
+def test_a_process_leaves_its_group_before_it_ends(tmp_path, several_processes):
     # A group left to the interpreter's end aborts one run in four ("terminate called").
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

@@ -18,7 +18,7 @@ def hold(lock):
 
 
 @pytest.fixture
-def dead():
+def dead(child_process):
     """A process of this host that is no more, as a lock names it."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
@@ -40,7 +40,7 @@ def test_lock_that_names_nobody_is_taken_over(tmp_path, content):
         assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
 
 
-def test_lock_of_a_killed_process_that_nobody_waited_for_is_taken_over(tmp_path):
+def test_lock_of_a_killed_process_that_nobody_waited_for_is_taken_over(tmp_path, child_process):
     """It stays in the table of processes, as it does in many containers."""
     killed = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     owner = {"host": socket.gethostname(), "pid": killed.pid}

@@ -222,7 +222,6 @@ def test_another_classifier_reads_the_features_that_are_there(classes):
 
 
 @needs_sklearn
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["xgboost", "lightgbm"])
 def test_boosted_trees_are_fitted_saved_and_loaded(classes, name):
     pytest.importorskip(name, reason=f'{name} is not installed (`pip install "attar[boost]"`)')

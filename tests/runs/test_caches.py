@@ -22,7 +22,6 @@ def nll_of(folder):
     return json.loads((Path(folder) / "arms/distill/result.json").read_text())["history"][-1]["nll"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("codec", list(CODECS))
 def test_every_codec_trains_a_student(codec, workshop):
     more = ["--set", f"cache.codec={{name: {codec}}}", "--set", "cache.hidden.codec=basis"]
@@ -32,7 +31,6 @@ def test_every_codec_trains_a_student(codec, workshop):
     assert "Nothing to do" in again.output
 
 
-@pytest.mark.slow
 def test_a_precise_cache_trains_the_student_that_a_full_one_does(workshop):
     for folder, codec in (
         ("all", "{name: topk, k: 320}"),  # every id of the tiny vocabulary
@@ -44,7 +42,6 @@ def test_a_precise_cache_trains_the_student_that_a_full_one_does(workshop):
     assert nll_of("fine") == pytest.approx(nll_of("all"), rel=1e-3)
 
 
-@pytest.mark.slow
 def test_one_cache_serves_other_recipes_on_some_of_its_examples(workshop):
     shared = ["--set", "cache.dir=shared", "--set", "data.held_out=text.jsonl"]
     shared += ["--set", "data.held_out_tokens=200"]
@@ -57,7 +54,6 @@ def test_one_cache_serves_other_recipes_on_some_of_its_examples(workshop):
     assert {p: p.read_bytes() for p in Path("shared").rglob("*") if p.is_file()} == before
 
 
-@pytest.mark.slow
 def test_three_students_are_told_the_same(workshop, monkeypatch, capsys):
     workshop("cache", "build", "recipe.yaml", "--run-dir", "run", "--set", "cache.codec=hybrid")
     spec = importlib.util.spec_from_file_location("three", EXAMPLES / "three_students.py")
@@ -72,7 +68,6 @@ def test_three_students_are_told_the_same(workshop, monkeypatch, capsys):
     assert said.count("examples; example") == 3
 
 
-@pytest.mark.slow
 def test_a_cache_that_still_grows_is_read_only_if_asked(workshop):
     workshop("cache", "build", "recipe.yaml", "--run-dir", "maker")
     entries = sorted(Path("maker/cache/shards").glob("*.json"))
@@ -106,7 +101,6 @@ def test_opening_an_unfinished_cache_says_what_to_do(
 # The audit -------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_audit_measures_chooses_and_writes(workshop, monkeypatch):
     grid = [{"name": "hybrid", "k": 4}, {"name": "hybrid", "k": 64}, {"name": "final_hidden"}]
     monkeypatch.setattr("distill.cache_audit.audit.GRID", grid)
@@ -125,7 +119,6 @@ def test_audit_measures_chooses_and_writes(workshop, monkeypatch):
     assert "measured" in plan
 
 
-@pytest.mark.slow
 def test_audit_measures_what_the_cache_then_takes(workshop, monkeypatch):
     monkeypatch.setattr("distill.cache_audit.audit.GRID", [])
     workshop("cache", "audit", "recipe.yaml", "--run-dir", "run", "--tokens", "2000")
@@ -137,7 +130,6 @@ def test_audit_measures_what_the_cache_then_takes(workshop, monkeypatch):
     assert audited["bytes_per_token"] == pytest.approx(built, rel=0.35)
 
 
-@pytest.mark.slow
 def test_audit_refuses_what_it_cannot_do(workshop, monkeypatch):
     monkeypatch.setattr("distill.cache_audit.audit.GRID", [{"name": "hybrid", "k": 4}])
     refused = workshop("cache", "audit", "recipe.yaml", "--write", ok=False)

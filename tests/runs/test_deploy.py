@@ -14,7 +14,6 @@ QLORA = (
 FEW = ("--set", "evaluate.agreement_prompts=1", "--set", "evaluate.agreement_tokens=4")
 
 
-@pytest.mark.slow
 def test_a_specialised_run_measures_every_artifact_and_says_which_to_ship(workshop):
     artifacts = "export.artifacts=[adapter, nf4, merged-requantized-nf4, gguf-q8_0]"
     learned = "export.recover={max_steps: 2, batch_size: 4, precision: float32}"
@@ -54,7 +53,6 @@ def test_a_specialised_run_measures_every_artifact_and_says_which_to_ship(worksh
     workshop("export", "recipe.yaml", *strict, "export.tolerance.perplexity=9")
 
 
-@pytest.mark.slow
 def test_what_cannot_be_merged_is_shipped_as_an_adapter(workshop):
     prefix = "specialize={method: prefix, virtual_tokens: 3, lr: 1e-2, batch_size: 4}"
     own = ("--set", prefix, "--set", "export.artifacts=null", *FEW)
@@ -65,7 +63,6 @@ def test_what_cannot_be_merged_is_shipped_as_an_adapter(workshop):
     assert not Path("out/specialized/merged").exists()
 
 
-@pytest.mark.slow
 def test_models_made_elsewhere_are_measured_without_a_recipe(workshop):
     from students.artifacts.gguf.writer import write_gguf
 

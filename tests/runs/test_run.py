@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -64,7 +63,7 @@ def test_a_run_leaves_a_student_artifacts_and_a_report_and_then_has_nothing_to_d
 
 
 def test_only_what_a_change_touches_is_done_again(workshop):
-    workshop.upto_train("out")
+    workshop.finished("out")
     before = digest("out/cache"), digest("out/arms/distill/student")
     workshop("train", "recipe.yaml", "--run-dir", "out", "--set", "train.lr=3e-3")
     assert digest("out/cache") == before[0]
@@ -79,9 +78,9 @@ def test_a_stage_before_its_needs_names_the_command(workshop):
 
 @pytest.mark.parametrize("stage", [["cache", "build"], ["train"]])
 def test_kill_9_anywhere_then_the_same_command_gives_the_same_bits(workshop, stage):
-    workshop.upto_train("whole")
-    for name in ("adapt-teacher", *(["cache build", "build"] if stage == ["train"] else [])):
-        workshop(*name.split(), "recipe.yaml", "--run-dir", "killed")
+    workshop.finished("whole")
+    if stage == ["train"]:
+        workshop.finished("killed", "build")
     watched = Path("killed/cache/shards" if stage[0] == "cache" else "killed/arms/distill/last")
     process = workshop.start(*stage, "recipe.yaml", "--run-dir", "killed", "-v")
     deadline = time.time() + 300
@@ -100,7 +99,7 @@ def test_kill_9_anywhere_then_the_same_command_gives_the_same_bits(workshop, sta
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(workshop):
-    many = ("--set", "train.epochs=30", "--set", "train.arms=[]")
+    many = ("--set", "train.epochs=6", "--set", "train.arms=[]")
     for stage in (["adapt-teacher"], ["cache", "build"], ["build"]):
         workshop(*stage, "recipe.yaml", "--run-dir", "out", *many)
     process = workshop.start("train", "recipe.yaml", "--run-dir", "out", *many)
@@ -118,7 +117,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(workshop):
 
 
 def test_a_damaged_shard_is_named_and_rebuilt_on_request(workshop):
-    workshop.upto_train("out")
+    workshop.finished("out")
     before = digest("out/cache")
     shard = next(Path("out/cache/shards").glob("*.arrow"))
     data = bytearray(shard.read_bytes())
@@ -153,8 +152,7 @@ def test_a_damaged_shard_is_named_and_rebuilt_on_request(workshop):
     ],
 )
 def test_a_cache_made_for_something_else_is_refused_and_kept(workshop, change, field):
-    workshop("adapt-teacher", "recipe.yaml", "--run-dir", "out")
-    workshop("cache", "build", "recipe.yaml", "--run-dir", "out")
+    workshop.finished("out", "cache build")
     before = digest("out/cache")
     arguments = ("recipe.yaml", "--run-dir", "out", "--set", change)
     workshop("adapt-teacher", *arguments)
@@ -166,8 +164,7 @@ def test_a_cache_made_for_something_else_is_refused_and_kept(workshop, change, f
 
 
 def test_a_cache_of_another_teacher_is_refused(workshop, make_model):
-    workshop("adapt-teacher", "recipe.yaml", "--run-dir", "out")
-    workshop("cache", "build", "recipe.yaml", "--run-dir", "out")
+    workshop.finished("out", "cache build")
     make_model(5, width=64, layers=4, vocabulary=320).save_pretrained("teacher")
     workshop("adapt-teacher", "recipe.yaml", "--run-dir", "out")
     result = workshop("cache", "build", "recipe.yaml", "--run-dir", "out", ok=False)
@@ -204,7 +201,7 @@ def test_a_fresh_and_a_pretrained_student(workshop, make_model, tokenizer):
     workshop.upto_train("pretrained", "--set", "student={from: small}", "--set", only, *arms)
 
 
-def test_two_processes_train_the_same_student(workshop):
+def test_two_processes_train_the_same_student(workshop, several_processes):
     workshop.upto_train("one", "--set", "train.batch_size=2", "--set", "train.accumulate=2")
     command = [
         sys.executable,
@@ -258,7 +255,7 @@ def test_every_example_runs_from_end_to_end(workshop, example):
 def test_a_cache_that_was_deleted_is_built_again(workshop):
     import shutil
 
-    workshop.upto_train("out")
+    workshop.finished("out")
     before = digest("out/cache")
     shutil.rmtree("out/cache")
     workshop("cache", "build", "recipe.yaml", "--run-dir", "out")
@@ -275,7 +272,7 @@ def test_another_way_of_adapting_makes_another_teacher(workshop):
 
 
 def test_a_run_stopped_on_other_processes_is_not_mixed_up(workshop):
-    workshop.upto_train("out")
+    workshop.finished("out")
     state = Path("out/arms/distill/last/progress.json")
     state.write_text(json.dumps({**json.loads(state.read_text()), "world": 2}))
     Path("out/arms/distill/result.json").unlink()

@@ -87,7 +87,7 @@ def probabilities():
 @pytest.fixture(scope="module")
 def builder():
     """`builder(url=..., out=FILE)`: the process of a child that builds; `builder(wait=pid)`."""
-    script = Path(__file__).with_name("builder.py")
+    script = Path(__file__).parents[1] / "helpers" / "builder.py"
     command = [sys.executable, str(script)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

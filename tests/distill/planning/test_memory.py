@@ -130,12 +130,11 @@ def test_a_model_that_cannot_be_traced_is_estimated(config):
 # Gradient checkpointing ------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"), [("full", {}), ("lora", {"dropout": 0.1}), ("qlora", {}), ("ia3", {})]
 )
 def test_checkpointing_changes_memory_and_not_what_is_learned(
-    name, options, student, examples, tmp_path
+    name, options, student, examples, tmp_path, training_loop
 ):
     """With adapters the first block's inputs are frozen: gradients must reach it all the same."""
     found = []

@@ -1,7 +1,6 @@
 """llama.cpp as a runtime: logits at every position, greedy generation, its own ids and template."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ pytest.importorskip("xllamacpp")
 
 import attar.llama_cpp as library
 
-TEACHER = Path(__file__).resolve().parents[3] / ".demo" / "teacher"
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -223,15 +221,12 @@ def test_a_wheel_that_looks_otherwise_is_refused(monkeypatch):
 # A real model ------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_a_real_model_says_the_same(tmp_path):
-    if not TEACHER.is_dir():
-        pytest.skip(f"{TEACHER} is not on this machine (make demo brings it)")
-    write_gguf(TEACHER, tmp_path / "model.gguf", "f16")
+def test_a_real_model_says_the_same(demo_teacher, tmp_path):
+    write_gguf(demo_teacher, tmp_path / "model.gguf", "f16")
     runtime = open_runtime(ModelSource(str(tmp_path / "model.gguf")))
-    tokenizer = AutoTokenizer.from_pretrained(TEACHER)
-    model = AutoModelForCausalLM.from_pretrained(TEACHER, dtype=torch.float32).eval()
-    lines = (TEACHER.parent / "held_out.jsonl").read_text(encoding="utf8").splitlines()[:20]
+    tokenizer = AutoTokenizer.from_pretrained(demo_teacher)
+    model = AutoModelForCausalLM.from_pretrained(demo_teacher, dtype=torch.float32).eval()
+    lines = (demo_teacher.parent / "held_out.jsonl").read_text(encoding="utf8").splitlines()[:20]
     texts = [json.loads(line)["text"] for line in lines]
     for text in texts:
         assert runtime.encode(text) == tokenizer(text)["input_ids"]

@@ -14,7 +14,7 @@ from distill.data.tokenize import IGNORE
 from distill.runtimes.runtime import ModelSource, open_runtime, runtime_of
 from students.artifacts.onnx.graph import export_onnx
 
-pytestmark = pytest.mark.slow  # torch.export takes seconds for any size of model
+pytestmark = pytest.mark.usefixtures("graph_export")
 
 
 @pytest.fixture(scope="module")

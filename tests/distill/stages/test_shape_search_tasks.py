@@ -26,10 +26,9 @@ TASKS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("heal_steps", [0, 2])
 @pytest.mark.parametrize("task", TASKS)
-def test_an_encoder_is_searched(task, heal_steps, tmp_path, monkeypatch):
+def test_an_encoder_is_searched(task, heal_steps, tmp_path, monkeypatch, whole_stages):
     monkeypatch.chdir(tmp_path)
     fill, recipe_of = TASKS[task]
     torch.manual_seed(0)

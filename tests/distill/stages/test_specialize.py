@@ -35,7 +35,6 @@ def logits(model):
         return model(input_ids=IDS).logits[:, -IDS.shape[1] :].float()
 
 
-@pytest.mark.slow
 def test_each_method_leaves_what_it_can_and_measures_every_way(workshop):
     workshop.upto_train("out", *SHORT)
     result = specialize(workshop, "{method: qlora, rank: 4, lr: 5e-3}")
@@ -74,7 +73,6 @@ def test_each_method_leaves_what_it_can_and_measures_every_way(workshop):
     assert "Nothing to do" in again.output
 
 
-@pytest.mark.slow
 def test_a_killed_specialising_goes_on_to_the_same_bits(workshop):
     section = "{method: p_tuning, encoder: lstm, virtual_tokens: 3, checkpoint_every: 1}"
     workshop.upto_train("out", *SHORT)

@@ -30,7 +30,7 @@ WORDS = ["teacher", "says", "what", "student", "learns", "light", "falls", "wate
 
 
 @pytest.fixture
-def student(make_model, tokenizer, tmp_path):
+def student(make_model, tokenizer, tmp_path, training_loop):
     model = make_model(1, width=32, layers=4, vocabulary=320)
     save_student(model, tokenizer, tmp_path / "student")
     return tmp_path / "student"
@@ -89,7 +89,6 @@ def test_groups_get_their_rate_and_decay_stays_on_matrices(make_model):
     assert len({group["lr"] for group in made.param_groups}) == 3
 
 
-@pytest.mark.slow
 def test_a_first_step_is_as_long_as_the_rate_of_its_block(student, examples, tmp_path):
     """AdamW's first step is the rate in every number that has a gradient."""
     keys = {"max_steps": 1, "weight_decay": 0.0, "warmup": 0, "layer_lr_decay": 0.5}
@@ -147,7 +146,6 @@ def test_what_does_not_learn_yet_stays_gets_no_gradient_and_no_state(student, ex
     assert all(p.requires_grad for p in job.learner.parameters())
 
 
-@pytest.mark.slow
 def test_stopped_while_thawing_ends_bit_for_bit_as_uninterrupted(student, examples, tmp_path):
     def job(folder):
         return job_of(
@@ -188,8 +186,7 @@ def train_apart(folder):
         job.learner.student.save_pretrained(folder / f"of {world}" / "student")
 
 
-@pytest.mark.slow
-def test_two_processes_thaw_as_one(student, examples, tmp_path):
+def test_two_processes_thaw_as_one(student, examples, tmp_path, several_processes):
     (tmp_path / "alone.py").write_text(ALONE)
     own = [str(tmp_path / "alone.py"), str(tmp_path)]
     paths = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]

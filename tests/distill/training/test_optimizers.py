@@ -26,7 +26,7 @@ WORDS = ["teacher", "says", "what", "the", "student", "learns", "nobody", "liste
 
 
 @pytest.fixture
-def student(make_model, tokenizer, tmp_path):
+def student(make_model, tokenizer, tmp_path, training_loop):
     """A folder with a student whose matrices have 4,096 numbers and more."""
     save_student(make_model(1, width=64, vocabulary=320), tokenizer, tmp_path / "student")
     return tmp_path / "student"
@@ -81,7 +81,6 @@ def fall(student, examples, folder, name):
     return history[0]["0:cross_entropy"] - history[-1]["validation"]
 
 
-@pytest.mark.slow
 def test_8_bit_trainings_learn_like_adamw(student, examples, tmp_path):
     falls = {name: fall(student, examples, tmp_path / name, name) for name in HERE}
     assert falls["adamw"] > 1
@@ -90,7 +89,6 @@ def test_8_bit_trainings_learn_like_adamw(student, examples, tmp_path):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", HERE)
 def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(name, student, examples, tmp_path):
     def job(folder):

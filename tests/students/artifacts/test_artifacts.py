@@ -75,7 +75,9 @@ def adapted(student, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [name for name in ARTIFACTS if name != "adapter"])
-def test_every_artifact_is_close_to_its_student_in_its_own_runtime(name, given, tmp_path):
+def test_every_artifact_is_close_to_its_student_in_its_own_runtime(
+    name, given, tmp_path, graph_export
+):
     if name in MADE_ELSEWHERE:
         with pytest.raises(ModelError, match=r"K-quants|llama"):
             check_family(name, AutoModelForCausalLM.from_pretrained(given.student).config)
@@ -115,7 +117,9 @@ def test_quantised_artifacts_are_smaller(given, tmp_path):
     assert sizes["nf4"] < sizes["int8"] < sizes["bf16"]
 
 
-def test_an_adapter_lies_beside_its_quantised_base_and_loads_by_its_card(adapted, tmp_path):
+def test_an_adapter_lies_beside_its_quantised_base_and_loads_by_its_card(
+    adapted, tmp_path, child_process
+):
     given, model = adapted
     export("adapter", given, tmp_path / "adapter")
     card = (tmp_path / "adapter" / "README.md").read_text()

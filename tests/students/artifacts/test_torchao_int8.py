@@ -33,8 +33,7 @@ def artifact(make_model, tokenizer, tmp_path):
     return student, tmp_path / "artifact"
 
 
-@pytest.mark.slow
-def test_it_loads_and_generates_without_us(artifact):
+def test_it_loads_and_generates_without_us(artifact, child_process):
     _, folder = artifact
     assert check_whole(folder)["runtime"] == "transformers"
     code = re.search(

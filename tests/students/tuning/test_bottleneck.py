@@ -144,15 +144,16 @@ def test_taken_out_again_the_bases_own_checkpoint_is_what_it_was(base, tmp_path)
     assert len({hashlib.sha256(f.read_bytes()).hexdigest() for f in (first, second)}) == 1
 
 
-@pytest.mark.slow
-def test_the_one_file_beside_an_adapter_loads_it_without_this_package(base, tmp_path):
+def test_the_one_file_beside_an_adapter_loads_it_without_this_package(
+    base, tmp_path, child_process
+):
     model = taught(base(), BottleneckConfig("houlsby", size=8))
     save_bottleneck(model, tmp_path / "shipped")
     shutil.copy(students.tuning.bottleneck_module.__file__, tmp_path / "shipped")
     script = (
         "import sys, torch\n"
         "from transformers import AutoModelForCausalLM\n"
-        "from bottleneck import load_bottleneck\n"
+        "from bottleneck_module import load_bottleneck\n"
         f"base = AutoModelForCausalLM.from_pretrained({str(tmp_path / 'base')!r})\n"
         "model = load_bottleneck(base, '.')\n"
         "assert not {'attar', 'students', 'distill'} & set(sys.modules)\n"

@@ -168,9 +168,7 @@ def test_each_row_has_the_logits_of_its_own_adapter(shelf, mix, side):
     check_logits(shelf, MIXES[mix], side)
 
 
-@pytest.mark.parametrize(
-    "mix", ["three kinds", "three loras", pytest.param("every kind", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("mix", ["three kinds", "three loras", "every kind"])
 def test_each_row_goes_on_as_it_does_alone(shelf, mix):
     together = check_generations(shelf, MIXES[mix])
     assert len({tuple(answer) for answer in together}) > 2
@@ -226,7 +224,6 @@ def other_model(family):
     return MistralForCausalLM(MistralConfig(**small(sliding_window=8)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "gemma2", "mistral"])
 def test_other_families_mix_too(family, tmp_path):
     shelf = Shelf(other_model(family), tmp_path)

@@ -72,7 +72,7 @@ MERGING = [row for row in ADAPTERS if METHODS[ROWS[row][0]].merges]
 FRESH = """
 import json, sys, torch
 from pathlib import Path
-from students.adapters import load_adapter, load_base
+from students.tuning.adapters import load_adapter, load_base
 root = Path(sys.argv[1])
 ids = torch.load(root / "ids.pt")
 for row, (leaves, base) in json.loads((root / "rows.json").read_text()).items():
@@ -147,7 +147,6 @@ def shop(tmp_path_factory, make_model, make_examples, bytes_bpe):
     return root, found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS)
 def test_only_what_the_method_adds_or_chooses_learns(row, shop):
     found = shop[1][row]
@@ -158,7 +157,6 @@ def test_only_what_the_method_adds_or_chooses_learns(row, shop):
         assert not set(found["learning"]) & found["base"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS)
 def test_a_fresh_process_gives_the_same_logits(row, shop):
     root, found = shop
@@ -167,7 +165,6 @@ def test_a_fresh_process_gives_the_same_logits(row, shop):
     torch.testing.assert_close(fresh, found[row]["logits"], atol=near, rtol=0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("row", [row for row in ADAPTERS if "adapter" not in row])
 def test_peft_alone_loads_the_folder(row, shop):
     """On the student in full precision, whatever it was trained on."""
@@ -179,7 +176,6 @@ def test_peft_alone_loads_the_folder(row, shop):
     torch.testing.assert_close(theirs[:, -12:], logits_of(ours), atol=1e-4, rtol=0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("row", MERGING)
 def test_a_merge_gives_the_logits_of_the_adapter(row, shop):
     root, found = shop
@@ -199,7 +195,6 @@ def test_a_merge_gives_the_logits_of_the_adapter(row, shop):
         assert away["d"] < away["s"] / 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("row", [row for row in ADAPTERS if row not in MERGING])
 def test_what_cannot_be_merged_says_why(row, shop):
     root, _ = shop
@@ -207,7 +202,6 @@ def test_what_cannot_be_merged_says_why(row, shop):
         merge_adapter(root / "student", root / row)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("row", ADAPTERS)
 def test_the_bytes_of_an_adapter_are_known_before_it_is_saved(row, shop):
     root, found = shop
@@ -215,7 +209,6 @@ def test_the_bytes_of_an_adapter_are_known_before_it_is_saved(row, shop):
     assert 0 <= size - adapter_bytes(found[row]["model"]) < 200 + 200 * 64  # names and shapes
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS)
 def test_learning_begins_at_the_same_place_for_the_same_seed(row, shop):
     root, found = shop
@@ -224,7 +217,6 @@ def test_learning_begins_at_the_same_place_for_the_same_seed(row, shop):
     assert torch.equal(logits_of(again.eval()), found[row]["start"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("row", ["lora", "qlora-nf4", "lora-dora", "ia3", "lora-pissa"])
 def test_a_weight_adapter_changes_nothing_at_first(row, shop):
     root, found = shop
@@ -241,7 +233,6 @@ def test_every_method_has_its_table_of_keys():
 # Learned positions -------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("row", [r for r, (n, _) in ROWS.items() if METHODS[n].prepends])
 def test_body_and_head_give_what_peft_gives_at_every_position(row, shop, make_examples):
     """Rows of different lengths, padded on the right, each at positions from 0, without a mask."""
@@ -260,7 +251,6 @@ def test_body_and_head_give_what_peft_gives_at_every_position(row, shop, make_ex
             torch.testing.assert_close(mine, alone, atol=near, rtol=0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("row", ["prefix", "prompt", "p_tuning"])
 def test_layers_are_those_of_the_text(row, shop):
     """The last block's output, cut to the text and normed, is the final hidden state."""

@@ -228,7 +228,7 @@ def check_shorter(folder, whole):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def small_disk(tmp_path, child_process):
     """A file system of 1 MiB, all its own."""
     place = tmp_path / "disk"
     place.mkdir()

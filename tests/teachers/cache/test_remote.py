@@ -177,7 +177,7 @@ def test_second_builder_is_refused_by_host_process_and_object(remote):
         pass
 
 
-def test_lock_of_a_dead_process_is_taken_over_and_of_another_host_is_not(remote):
+def test_lock_of_a_dead_process_is_taken_over_and_of_another_host_is_not(remote, child_process):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     for host, free in ((socket.gethostname(), True), ("elsewhere", False)):
@@ -221,7 +221,6 @@ def test_of_many_at_once_one_gets_the_lock(s3, tmp_path):
     assert all(f"in use by process {os.getpid()}" in words for words in refused)
 
 
-@pytest.mark.slow
 def test_processes_that_share_a_build_are_killed_and_go_on(s3, builder, tmp_path):
     whole, shared = f"{s3}/{tmp_path.name}/whole", f"{s3}/{tmp_path.name}/shared"
     assert builder(wait=builder(url=whole, out=str(tmp_path / "out"))) == 0
@@ -247,7 +246,6 @@ def test_processes_that_share_a_build_are_killed_and_go_on(s3, builder, tmp_path
     assert contents(shared) == contents(whole)
 
 
-@pytest.mark.slow
 def test_recipe_with_a_cache_in_a_bucket_trains_the_same_student(s3, workshop, tmp_path):
     weights = {}
     for name, place in (("local", "shared"), ("remote", f"{s3}/{tmp_path.name}/shared")):

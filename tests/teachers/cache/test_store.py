@@ -279,7 +279,7 @@ def lock_of(store, host, pid):
     return lock
 
 
-def test_lock_of_a_dead_process_is_taken_over(store):
+def test_lock_of_a_dead_process_is_taken_over(store, child_process):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     lock = lock_of(store, socket.gethostname(), dead.pid)

@@ -29,7 +29,6 @@ def studio(tmp_path, monkeypatch):
     return Workshop()
 
 
-@pytest.mark.slow
 def test_a_whole_run_teaches_and_tells(studio):
     write_recipe(export={"artifacts": ["bf16", "int8", "onnx", "onnx-int8"]})
     said = studio("run", "recipe.yaml", "--run-dir", "out").output
@@ -57,7 +56,6 @@ def test_a_whole_run_teaches_and_tells(studio):
     assert "Nothing to do" in studio("run", "recipe.yaml", "--run-dir", "out").output
 
 
-@pytest.mark.slow
 def test_what_ships_is_a_sentence_encoder_without_us(studio):
     write_recipe(export={"artifacts": ["bf16", "onnx"]}, train={"max_steps": 2})
     run = Run(load_recipe("recipe.yaml"), Path("out"))
@@ -77,7 +75,6 @@ def test_what_ships_is_a_sentence_encoder_without_us(studio):
     assert model(**tokens).last_hidden_state.isfinite().all()
 
 
-@pytest.mark.slow
 def test_a_killed_run_ends_the_same(studio):
     write_recipe(train={"max_steps": 8, "evaluate_every": 2})
     for folder in ("whole", "stopped"):
@@ -87,7 +84,6 @@ def test_a_killed_run_ends_the_same(studio):
     assert whole == stopped
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "student",
     [
@@ -116,7 +112,6 @@ def test_a_narrower_student_is_compared_by_its_cosines(studio, student):
     assert written["word_embedding_dimension"] == 16
 
 
-@pytest.mark.slow
 def test_any_sentence_encoder_is_measured_without_a_recipe(studio):
     pairs = "evaluate.pairs={source: pairs.jsonl}"
     studio(

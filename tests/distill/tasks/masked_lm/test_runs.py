@@ -15,8 +15,6 @@ from tests.conftest import Workshop
 from tests.helpers.classifying import tiny_bert
 from tests.helpers.masking import fill_workshop, masked_recipe, tiny, tokenizer, write_recipe
 
-SPLADE = Path(__file__).parents[5] / "shared/data/models/bert-tiny-splade"
-
 
 @pytest.fixture
 def studio(tmp_path, monkeypatch):
@@ -26,7 +24,6 @@ def studio(tmp_path, monkeypatch):
     return Workshop()
 
 
-@pytest.mark.slow
 def test_a_whole_run_teaches_and_tells(studio):
     write_recipe(export={"artifacts": ["bf16", "int8", "onnx", "onnx-int8"]})
     said = studio("run", "recipe.yaml", "--run-dir", "out").output
@@ -53,7 +50,6 @@ def test_a_whole_run_teaches_and_tells(studio):
     assert "pipeline_tag: fill-mask" in Path("out/artifacts/bf16/README.md").read_text()
 
 
-@pytest.mark.slow
 def test_a_killed_run_ends_the_same(studio):
     write_recipe(train={"max_steps": 8, "evaluate_every": 2, "arms": []})
     for folder in ("whole", "stopped"):
@@ -63,11 +59,9 @@ def test_a_killed_run_ends_the_same(studio):
     assert whole == stopped
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not SPLADE.is_dir(), reason="shared/data/models is not here")
-def test_a_real_encoder_is_cut_and_its_student_comes_closer(studio):
+def test_a_real_encoder_is_cut_and_its_student_comes_closer(studio, shared_data):
     values = masked_recipe(cache={"codec": "topk", "hidden": {"layers": [2]}})
-    values["teacher"]["model"] = str(SPLADE)
+    values["teacher"]["model"] = str(shared_data("models/bert-tiny-splade"))
     values["train"].update(arms=[], lr=5e-4, max_steps=20)
     Path("recipe.yaml").write_text(yaml.safe_dump(values))
     studio("run", "recipe.yaml", "--run-dir", "out")
@@ -75,7 +69,6 @@ def test_a_real_encoder_is_cut_and_its_student_comes_closer(studio):
     assert arms["distill"]["nll"] < arms["init"]["nll"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "student",
     [

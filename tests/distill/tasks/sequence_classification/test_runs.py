@@ -35,7 +35,6 @@ def classroom(tmp_path, monkeypatch):
     return Workshop()
 
 
-@pytest.mark.slow
 def test_a_whole_run_teaches_and_tells(classroom):
     write_recipe(export={"artifacts": ["bf16", "int8", "onnx", "onnx-int8"]})
     said = classroom("run", "recipe.yaml", "--run-dir", "out").output
@@ -68,7 +67,6 @@ def test_a_whole_run_teaches_and_tells(classroom):
     assert "text-classification" in Path("out/artifacts/bf16/README.md").read_text()
 
 
-@pytest.mark.slow
 def test_the_example_runs_from_end_to_end(classroom):
     """With a tiny teacher and few texts in the place of its own; all else as it stands."""
     stand_ins = {
@@ -86,8 +84,7 @@ def test_the_example_runs_from_end_to_end(classroom):
     assert "of the teacher's accuracy" in report["verdict"]["sentence"]
 
 
-@pytest.mark.slow
-def test_a_decoder_learns_from_a_decoder_in_pairs(tmp_path, monkeypatch):
+def test_a_decoder_learns_from_a_decoder_in_pairs(tmp_path, monkeypatch, whole_stages):
     monkeypatch.chdir(tmp_path)
     fill_workshop(tiny_llama())
     word_tokenizer(pairs=False).save_pretrained("teacher")
@@ -110,7 +107,6 @@ def test_a_decoder_learns_from_a_decoder_in_pairs(tmp_path, monkeypatch):
     assert Workshop().report("out")["teacher"]["accuracy"] > 0.8
 
 
-@pytest.mark.slow
 def test_a_given_classifier_needs_no_adapting_and_a_killed_run_ends_the_same(classroom):
     model = tiny_bert()
     model.config.id2label = {0: "good", 1: "bad"}
@@ -126,7 +122,6 @@ def test_a_given_classifier_needs_no_adapting_and_a_killed_run_ends_the_same(cla
     assert whole == stopped
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "student",
     [
@@ -150,7 +145,6 @@ def test_students_need_not_be_cut(classroom, student):
     assert json.loads(kept)["id2label"] == {"0": "bad", "1": "good"}
 
 
-@pytest.mark.slow
 def test_any_classifier_is_measured_without_a_recipe(classroom):
     model = tiny_bert()
     model.config.id2label = {0: "GOOD", 1: "BAD"}
@@ -180,7 +174,6 @@ def save_classifier(folder, names, order=None):
     word_tokenizer().save_pretrained(folder)
 
 
-@pytest.mark.slow
 def test_classifiers_are_compared_by_the_names_of_their_classes(classroom):
     """The same classifier with its classes the other way round is the same classifier."""
     save_classifier("a", ["good", "bad"])

@@ -24,7 +24,7 @@ from students.artifacts.onnx import graph as graphs
 from students.artifacts.onnx.int8 import BLOCK_INPUTS, round_blocks, round_dynamic, round_weights
 from students.save import save_student
 
-pytestmark = pytest.mark.slow  # torch.export takes its seconds whatever the size of the model
+pytestmark = pytest.mark.usefixtures("graph_export")
 SHAPES = [(1, 1), (2, 9), (3, 16), (1, 40)]
 
 
