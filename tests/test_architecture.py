@@ -1,31 +1,61 @@
 """The house rules of ARCHITECTURE.md, read from the source: rooms, sizes, names, docstrings.
 
-    python tests/test_architecture.py      prints rooms with their lines, and what breaks a rule
+python tests/test_architecture.py      prints rooms with their lines, and what breaks a rule
 """
 
 from __future__ import annotations
 
 import ast
 import re
-import tomllib
 from collections import Counter
 from functools import cache
 from pathlib import Path
 
+import tomllib
+
 ROOT = Path(__file__).parents[1]
 # Lowest first. A file may import from its own room and from the rooms before it; imports for type
 # checkers count. `students` and `teachers` do not know each other.
-ROOMS = """
-attar attar/models
-teachers/signals teachers/codecs teachers/cache teachers teachers/runners teachers/cache_tools
-students/layer_inputs students/dropout students/quantization students/tuning students/pruning
-students students/artifacts
-distill/console distill/data distill/classifiers distill/objective distill/training
-distill/runtimes distill/evaluation distill/report distill/recipe distill/tasks distill/run
-distill/stages distill/pipeline distill/planning distill/doctor distill/cache_audit
-distill/features distill/fit_vocabulary distill/evaluate_models distill/chat
-distill/commands distill cli
-""".split()
+ROOMS = [
+    "attar",
+    "attar/models",
+    "teachers/signals",
+    "teachers/codecs",
+    "teachers/cache",
+    "teachers",
+    "teachers/runners",
+    "teachers/cache_tools",
+    "students/layer_inputs",
+    "students/dropout",
+    "students/quantization",
+    "students/tuning",
+    "students/pruning",
+    "students",
+    "students/artifacts",
+    "distill/console",
+    "distill/data",
+    "distill/classifiers",
+    "distill/objective",
+    "distill/training",
+    "distill/runtimes",
+    "distill/evaluation",
+    "distill/report",
+    "distill/recipe",
+    "distill/tasks",
+    "distill/run",
+    "distill/stages",
+    "distill/pipeline",
+    "distill/planning",
+    "distill/doctor",
+    "distill/cache_audit",
+    "distill/features",
+    "distill/fit_vocabulary",
+    "distill/evaluate_models",
+    "distill/chat",
+    "distill/commands",
+    "distill",
+    "cli",
+]
 PACKAGES = ("attar", "teachers", "students", "distill")
 WRITTEN = (*PACKAGES, "tests", "examples", "benchmarks", "docs")
 NAMELESS = {"utils.py", "util.py", "common.py", "helpers.py", "base.py", "misc.py"}
@@ -113,7 +143,9 @@ def functions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 
 def long_files() -> list[str]:
-    lengths = {path: len(path.read_text(encoding="utf8").splitlines()) for path in sources(*WRITTEN)}
+    lengths = {
+        path: len(path.read_text(encoding="utf8").splitlines()) for path in sources(*WRITTEN)
+    }
     limits = {path: 200 if path.name == "cli.py" else 400 for path in lengths}
     return [f"{shown(path)}: {n} lines" for path, n in lengths.items() if n >= limits[path]]
 

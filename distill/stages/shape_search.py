@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,10 +12,10 @@ from torch import nn
 from attar.errors import RecipeError
 from distill.data.calibration import calibration_rows
 from distill.run.context import Run
+from distill.stages.search_objective import SearchObjective
 from students.config import StudentConfig
 from students.pruning.architectures import Sizes
 from students.pruning.cost_model import Costs, Latencies
-from students.pruning.divergence import PruningObjective
 from students.pruning.importance import measure_importance
 from students.pruning.least_squares import refit
 from students.pruning.prune import KeptParts, cut_model
@@ -116,11 +117,10 @@ class ShapeTrials:
             target.check_possible(self.space, self.costs, self.limit)
         exact = self.cost if self.latencies is None else self.latencies.measure
         self.space = self.space.within(exact, self.limit)
-        heals = target.heal_steps > 0
-        self.pruning_objective: PruningObjective = run.task.pruning_objective(
-            run, teacher, target.tokens, heals
-        )
-        self.calibration_BT = calibration_rows(run.data()[0], self.config.calibration_tokens)
+        healing_tokens = target.tokens if target.heal_steps else 0
+        self.objective = SearchObjective(run, teacher, target.tokens, healing_tokens)
+        examples = run.training_examples()
+        self.calibration_BT = calibration_rows(examples, self.config.calibration_tokens)
         self.scores = measure_importance(teacher, self.calibration_BT)
         gone = self.space.whole.blocks - self.space.min_blocks
         judged = target.calibration_tokens
@@ -141,7 +141,7 @@ class ShapeTrials:
 
     def divergence(self, sizes: Sizes) -> float:
         """Of a shape right after the cut."""
-        return self.pruning_objective.divergence(cut_model(self.teacher, self.kept(sizes)))
+        return self.objective.divergence(cut_model(self.teacher, self.kept(sizes)))
 
     def healed(self, sizes: Sizes) -> float:
         """The same after what the recipe does about it: a refit, a few steps of distilling."""
@@ -150,8 +150,8 @@ class ShapeTrials:
         if self.config.refit:
             refit(student, self.teacher, kept, self.calibration_BT)
         if self.target.heal_steps:
-            student = self.pruning_objective.healed(student, self.target.heal_steps)
-        return self.pruning_objective.divergence(student)
+            student = self.objective.healed(student, self.target.heal_steps)
+        return self.objective.divergence(student)
 
 
 def search_shape(run: Run, teacher: nn.Module, target: TargetConfig) -> Shape:
@@ -160,9 +160,13 @@ def search_shape(run: Run, teacher: nn.Module, target: TargetConfig) -> Shape:
     Raises `RecipeError` where no shape is under it.
     """
     trials = ShapeTrials(run, teacher, target)
+    with closing(trials.objective):
+        return _search(trials, target)
 
+
+def _search(trials: ShapeTrials, target: TargetConfig) -> Shape:
     def on_candidate(found: MeasuredShape) -> None:
-        numbers = (trials.pruning_objective.name, found.divergence, found.expected)
+        numbers = (trials.objective.name, found.divergence, found.expected)
         log.info("build: %s: %s %.4f, expected %.4f", words(found.sizes), *numbers)
 
     latencies = trials.latencies
@@ -187,7 +191,7 @@ def search_shape(run: Run, teacher: nn.Module, target: TargetConfig) -> Shape:
         trials.space.whole,
         measured,
         trials.limit,
-        trials.pruning_objective.name,
+        trials.objective.name,
         seconds,
     )
 
@@ -201,7 +205,7 @@ def _healed(trials: ShapeTrials, found: list[MeasuredShape]) -> list[ShapeCandid
         plain = len(trials.space.cut_along(one.sizes)) == 1
         if mends and (plain or number < trials.target.finalists):
             healed = trials.healed(one.sizes)
-            numbers = (trials.pruning_objective.name, healed)
+            numbers = (trials.objective.name, healed)
             log.info("build: %s: %s %.4f once healed", words(one.sizes), *numbers)
         measured.append(
             ShapeCandidate(one.sizes, parameters, one.cost, one.expected, one.divergence, healed)

@@ -5,6 +5,16 @@ from __future__ import annotations
 from attar import __version__
 from attar.files import fingerprint
 from distill.run.context import Run
+from distill.stages import (  # noqa: F401  (importing enrols)
+    adapt_teacher,
+    build,
+    cache,
+    evaluate,
+    export,
+    report,
+    specialize,
+    train,
+)
 from distill.stages.stage import STAGES, WORK
 
 

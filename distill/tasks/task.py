@@ -7,6 +7,7 @@ differs, such as its models, its examples and its metrics.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -24,7 +25,7 @@ from distill.evaluation.job import EvaluateConfig, TaskMetrics
 from distill.objective.model_outputs import Readout
 from distill.recipe.schema import Recipe
 from distill.report.task_report import TaskReport
-from students.pruning.divergence import PruningObjective
+from teachers.cache.config import CacheConfig
 from teachers.load import TeacherConfig
 from teachers.runners.request import Request, Runner
 
@@ -62,6 +63,21 @@ class TaskContext(Protocol):
         """The training examples."""
 
 
+@dataclass(frozen=True)
+class SearchMeasure:
+    """What shapes of students are compared by: a loss of the registry between student and teacher,
+    the codec that keeps the teacher's signals for it (almost) exactly, and its name in tables.
+    """
+
+    loss: str
+    codec: dict[str, Any]
+    name: str
+
+
+# KL(teacher || student) of every counted token, from the teacher's final hidden states.
+TOKEN_KL = SearchMeasure("forward_kl", {"name": "final_hidden", "kl": 1e-6}, "KL")
+
+
 class Task(Protocol):
     """Everything in which one task differs from another; stages call it, and never ask which it is.
 
@@ -71,6 +87,7 @@ class Task(Protocol):
     defaults: values by section of the recipe for keys that the recipe leaves out.
     metrics: what is measured of its models.
     report: how the report presents those measurements.
+    search: what shapes of students are compared by.
     """
 
     auto: ClassVar[str]
@@ -79,6 +96,7 @@ class Task(Protocol):
     defaults: ClassVar[dict[str, dict[str, Any]]]
     metrics: ClassVar[TaskMetrics]
     report: ClassVar[TaskReport]
+    search: ClassVar[SearchMeasure]
 
     # Checks
 
@@ -135,19 +153,13 @@ class Task(Protocol):
     ) -> list[int]:
         """Numbers of the `keep` blocks that turn the residual stream most on such text."""
 
-    def pruning_objective(
-        self, context: TaskContext, teacher: nn.Module, tokens: int, heals: bool
-    ) -> PruningObjective:
-        """The distance from pruned students to the teacher, on the last `tokens` of training text.
-
-        heals: take as much text again for students to be healed on. Raises `RecipeError` where
-        there is too little text for both.
-        """
-
     # Signals and learning
 
     def runner(self, context: TaskContext) -> Runner:
         """The loaded teacher, ready to be run for the cache."""
+
+    def runner_of(self, context: TaskContext, model: nn.Module, config: CacheConfig) -> Runner:
+        """A model that is loaded already, ready to be run for a cache with this configuration."""
 
     def cached_tokens(self, context: TaskContext, examples: Examples) -> np.ndarray:
         """The number of tokens of each example whose signals the cache keeps, (examples,)."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attar.models.structure import num_layers
 from distill.data.batching import collate_texts, plan_in_order
-from distill.data.calibration import low_discrepancy_order, split_for_healing
+from distill.data.calibration import low_discrepancy_order
 from distill.data.examples import Example, Examples
 from distill.recipe.schema import Recipe
 from distill.tasks.task import TaskContext, refuse_keys
@@ -88,12 +88,9 @@ def calibration_texts(examples: Examples, tokens: int, model: Any) -> list[TextB
     return text_batches(examples, chosen_texts(examples, tokens), model)
 
 
-def chosen_texts(examples: Examples, tokens: int, *, last: bool = False) -> np.ndarray:
-    """Numbers of examples from all over the data, about `tokens` tokens in all.
-
-    last: take them from the end of the order, so that they differ from those taken first.
-    """
-    numbers = low_discrepancy_order(len(examples), last=last)
+def chosen_texts(examples: Examples, tokens: int) -> np.ndarray:
+    """Numbers of examples from all over the data, about `tokens` tokens in all."""
+    numbers = low_discrepancy_order(len(examples))
     return numbers[: 1 + int(np.searchsorted(examples.lengths[numbers].cumsum(), tokens))]
 
 
@@ -110,20 +107,6 @@ def batches_by_length(
     """The chosen examples in batches of `rows`, one example a row, the longest first."""
     for batch in plan_in_order([int(n) for n in examples.lengths[chosen]], rows):
         yield [[examples[int(chosen[i])] for i in row] for row in batch]
-
-
-def pruning_texts(
-    examples: Examples, tokens: int, heals: bool, model: Any
-) -> tuple[list[TextBatch], list[TextBatch]]:
-    """(batches of the last texts to measure students on, batches to heal them on).
-
-    Each holds about `tokens` tokens; there are none to heal on unless `heals`.
-    """
-    chosen = chosen_texts(examples, (1 + heals) * tokens, last=True)
-    measured, healing = (
-        text_batches(examples, part, model) for part in split_for_healing(chosen, heals)
-    )
-    return measured, healing
 
 
 def order_by_change(

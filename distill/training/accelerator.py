@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from attar.errors import RecipeError
 from distill.training.config import LoopConfig
@@ -44,3 +46,34 @@ def checkpoint_blocks(student: Any) -> None:
     # Enabling it makes the embeddings' output require a gradient, which only re-entrant
     # checkpointing needs: frozen blocks would run forward again, and backward, for no use.
     student.disable_input_require_grads()
+
+
+class OneProcess:
+    """What the loop uses of accelerate's `Accelerator`, for one process among several that trains
+    by itself, on the device where its learner is.
+    """
+
+    process_index, num_processes, is_main_process = 0, 1, True
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def prepare(self, prepared: Any) -> Any:
+        """Give back a learner or an optimiser as it is."""
+        return prepared
+
+    def no_sync(self, _model: Any) -> nullcontext[None]:
+        """Do nothing: there is no exchange of gradients to leave out."""
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradients."""
+        loss.backward()
+
+    def clip_grad_norm_(self, parameters: Iterable[nn.Parameter], most: float) -> Tensor:
+        """Scale the gradients so that their norm is at most `most`; return the norm before."""
+        return nn.utils.clip_grad_norm_(parameters, most)
+
+    def reduce(self, value: Tensor, _how: str) -> Tensor:
+        """Give back the value: it is the sum over one process."""
+        return value

@@ -21,6 +21,8 @@ class Job:
 
     validation: examples on which the objective is evaluated, and by which the best weights are
     chosen; `signals` and `collate` are theirs. section: the recipe's, whose keys an error names.
+    passing: whether nothing is kept but what the learner learned: no evaluation, no checkpoint,
+    and one process alone does it; for the short trainings of a search.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Job:
     seed: int
     collate: Collate = OF_TOKENS.collate
     section: str = "train"
+    passing: bool = False
 
 
 @dataclass

@@ -8,13 +8,14 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from attar.device import peak_memory_bytes
 from attar.errors import RunError
 from distill.objective.objective import LossMeans, LossSums
-from distill.training.accelerator import checkpoint_blocks, make_accelerator
+from distill.training.accelerator import OneProcess, checkpoint_blocks, make_accelerator
 from distill.training.checkpoint import Checkpoint, save_learned
 from distill.training.job import Job, Progress
 from distill.training.layerwise_lr import layerwise_rates, learning_table
@@ -32,7 +33,11 @@ class TrainingState:
         self.job, self.config = job, (config := job.config)
         # A classifier's pooler gets no gradient where only vectors are compared.
         some_unused = config.unfreeze is not None or not job.learner.readout.labelled
-        self.accelerator = make_accelerator(config, job.folder, some_unused)
+        self.accelerator: Any = (
+            OneProcess(next(job.learner.parameters()).device)
+            if job.passing
+            else make_accelerator(config, job.folder, some_unused)
+        )
         self.world = self.accelerator.num_processes
         self.total = job.source.num_steps
         learner = job.learner.to(self.accelerator.device)
@@ -51,7 +56,7 @@ class TrainingState:
         )
         self.optimizer = self.accelerator.prepare(made)
         self.wrapped = self.accelerator.prepare(learner)
-        self.checkpoint = Checkpoint(self.accelerator, learner, job.folder)
+        self.checkpoint = None if job.passing else Checkpoint(self.accelerator, learner, job.folder)
         self.evaluate_every = config.evaluate_every or max(1, math.ceil(self.total / 5))
         self.checkpoint_every = config.checkpoint_every or self.evaluate_every
         self.progress = Progress(world=self.world)
@@ -63,6 +68,8 @@ class TrainingState:
 
     def resume(self) -> None:
         """Load the last checkpoint if there is one; else log what learns, and how fast."""
+        if self.checkpoint is None:
+            return
         name, found = self.job.name, self.checkpoint.load()
         if found is None:
             for line in learning_table(self.job.learner.student, self.rates):
@@ -132,6 +139,8 @@ class TrainingState:
 
     def after_step(self, record: dict[str, float], started: float, stopping: bool) -> None:
         """Evaluate, keep the best weights, and save a checkpoint, each where it is due."""
+        if self.checkpoint is None:
+            return
         number, last = self.progress.step, self.progress.step == self.total
         if number % self.evaluate_every == 0 or last:
             record = {**record, **self._validate(number)}

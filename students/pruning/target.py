@@ -74,7 +74,7 @@ class TargetConfig(Section):
     calibration_tokens: int = Field(
         1024, ge=2, description="training tokens that blocks are ranked on"
     )
-    tokens: int = Field(2048, ge=2, description="training tokens that shapes are measured on")
+    tokens: int = Field(2048, ge=2, description="validation tokens that shapes are compared on")
 
     @property
     def kind(self) -> str:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from attar.errors import RecipeError
 from attar.models.loading import load_causal_lm
-from attar.models.structure import Head, head_of, num_layers, run_body
+from attar.models.structure import num_layers
 from attar.models.task_heads import CAUSAL, auto_class_of
 from distill.data.batching import OF_TOKENS, Batching
-from distill.data.calibration import calibration_rows, split_for_healing
+from distill.data.calibration import calibration_rows
 from distill.data.config import DataConfig
 from distill.data.examples import Example, Examples
 from distill.data.reader import Reader
@@ -25,18 +25,23 @@ from distill.recipe.schema import Recipe
 from distill.report.task_report import TaskReport
 from distill.tasks.causal_lm.metrics import CausalLMMetrics
 from distill.tasks.causal_lm.report import CausalLMReport
-from distill.tasks.task import TASKS, TaskContext, refuse_keys, task_of_model
+from distill.tasks.task import (
+    TASKS,
+    TOKEN_KL,
+    SearchMeasure,
+    TaskContext,
+    refuse_keys,
+    task_of_model,
+)
 from students.fresh import fresh_model
-from students.layer_inputs import BATCH_ROWS
 from students.pruning.depth import keep_by_influence, keep_greedily, next_token_loss, rows_as_texts
-from students.pruning.divergence import PruningObjective
+from teachers.cache.config import CacheConfig
 from teachers.codecs.codec import TEXT_CODECS
 from teachers.load import load_teacher
 from teachers.runners.next_token import TeacherRunner
 from teachers.runners.request import Request
 
 log = logging.getLogger(__name__)
-ROWS_AT_ONCE = 256  # rows whose logits are in memory at once
 
 
 @TASKS.add("causal-lm")
@@ -49,6 +54,7 @@ class CausalLM:
     defaults: ClassVar[dict[str, dict[str, Any]]] = {}
     metrics: ClassVar[TaskMetrics] = CausalLMMetrics()
     report: ClassVar[TaskReport] = CausalLMReport()
+    search: ClassVar[SearchMeasure] = TOKEN_KL
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Refuse the keys of labelled texts, which have no effect here, and codecs of texts."""
@@ -119,31 +125,15 @@ class CausalLM:
         """Keep the blocks whose output has the lowest cosine with their input."""
         return keep_by_influence(model, rows_as_texts(_rows(context, model, tokens)), keep)
 
-    def pruning_objective(
-        self, context: TaskContext, teacher: nn.Module, tokens: int, heals: bool
-    ) -> PruningObjective:
-        """KL(teacher || student) at every next token."""
-        rows_BT = _rows(context, teacher, (1 + heals) * tokens, last=True)
-        measured_BT, healing_BT = split_for_healing(rows_BT, heals)
-        healing = (
-            healing_BT.split(BATCH_ROWS) if heals else ()
-        )  # splitting no rows gives one empty batch
-        teacher_head = head_of(teacher, context.vocabulary)
-
-        def read(model: Any, ids_BT: Tensor) -> Tensor:
-            return run_body(model, {"input_ids": ids_BT, "attention_mask": None}).flatten(0, 1)
-
-        def distance(student: Any, teacher_NH: Tensor, student_NH: Tensor) -> Tensor:
-            student_head = head_of(student, context.vocabulary)
-            return kl_of_states(teacher_head, teacher_NH, student_head, student_NH)
-
-        return PruningObjective(teacher, read, distance, measured_BT.split(BATCH_ROWS), healing)
-
     def runner(self, context: TaskContext) -> TeacherRunner:
         """The teacher's body, and its head over the tokenizer's ids."""
-        return TeacherRunner(
-            load_teacher(context.teacher), context.vocabulary, context.recipe.cache
-        )
+        return self.runner_of(context, load_teacher(context.teacher), context.recipe.cache)
+
+    def runner_of(
+        self, context: TaskContext, model: nn.Module, config: CacheConfig
+    ) -> TeacherRunner:
+        """The same of a model that is loaded already."""
+        return TeacherRunner(model, context.vocabulary, config)
 
     def cached_tokens(self, context: TaskContext, examples: Examples) -> np.ndarray:
         """The counted tokens."""
@@ -165,24 +155,7 @@ class CausalLM:
         return None
 
 
-def _rows(context: TaskContext, model: nn.Module, tokens: int, *, last: bool = False) -> Tensor:
+def _rows(context: TaskContext, model: nn.Module, tokens: int) -> Tensor:
     """Calibration rows (B, T) on the model's device."""
-    rows_BT = calibration_rows(context.training_examples(), tokens, last=last)
+    rows_BT = calibration_rows(context.training_examples(), tokens)
     return rows_BT.to(next(model.parameters()).device)
-
-
-def kl_of_states(
-    teacher_head: Head, teacher_NH: Tensor, student_head: Head, student_NH: Tensor
-) -> Tensor:
-    """KL(teacher || student) summed over N, from final hidden states; in nats.
-
-    The logits of a few rows exist at once.
-    """
-    total = student_NH.new_zeros((), dtype=torch.float32)
-    parts = zip(teacher_NH.split(ROWS_AT_ONCE), student_NH.split(ROWS_AT_ONCE), strict=True)
-    for teacher_nH, student_nH in parts:
-        with torch.no_grad():  # the teacher's head may take gradients
-            teacher_nV = teacher_head.logits(teacher_nH).log_softmax(-1)
-        student_nV = student_head.logits(student_nH).log_softmax(-1)
-        total = total + (teacher_nV.exp() * (teacher_nV - student_nV)).sum()
-    return total

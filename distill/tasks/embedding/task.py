@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -29,18 +30,17 @@ from distill.recipe.schema import Recipe
 from distill.report.task_report import TaskReport
 from distill.tasks.embedding.metrics import EmbeddingMetrics
 from distill.tasks.embedding.report import EmbeddingReport
-from distill.tasks.task import TASKS, TaskContext, refuse_keys
+from distill.tasks.task import TASKS, SearchMeasure, TaskContext, refuse_keys
 from distill.tasks.whole_texts import (
     cached_text_tokens,
     calibration_texts,
     check_text_task,
     order_by_change,
-    pruning_texts,
     text_request,
 )
 from students.fresh import fresh_model
 from students.pruning.depth import keep_by_influence
-from students.pruning.divergence import PruningObjective, ReadOutputs
+from teachers.cache.config import CacheConfig
 from teachers.runners.request import Request
 from teachers.runners.whole_text import TextRunner
 
@@ -62,6 +62,9 @@ class Embedding:
     }
     metrics: ClassVar[TaskMetrics] = EmbeddingMetrics()
     report: ClassVar[TaskReport] = EmbeddingReport()
+    search: ClassVar[SearchMeasure] = SearchMeasure(
+        "similarity", {"name": "vectors"}, "similarity error"
+    )
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Refuse the keys that need labels or a distribution."""
@@ -156,15 +159,7 @@ class Embedding:
             model, calibration_texts(context.training_examples(), tokens, model), keep
         )
 
-    def pruning_objective(
-        self, context: TaskContext, teacher: nn.Module, tokens: int, heals: bool
-    ) -> PruningObjective:
-        """How far the cosines between the texts of a batch are off; widths may differ."""
-        texts = pruning_texts(context.training_examples(), tokens, heals, teacher)
-        name = "similarity error"
-        return PruningObjective(teacher, self._read(context), _cosine_error, *texts, name)
-
-    def _read(self, context: TaskContext) -> ReadOutputs:
+    def _read(self, context: TaskContext) -> Callable[..., Tensor]:
         pooling = pooling_of(context.recipe.data, context.recipe.teacher.model)
         return partial(text_vectors, pooling=pooling)
 
@@ -177,9 +172,11 @@ class Embedding:
             dtype=resolve_precision(teacher.dtype),
             trust_remote_code=teacher.trust_remote_code,
         )
-        pooling = pooling_of(context.recipe.data, context.recipe.teacher.model)
-        vectors = partial(text_vectors, pooling=pooling)
-        return TextRunner(model.requires_grad_(False), context.recipe.cache, vectors)
+        return self.runner_of(context, model.requires_grad_(False), context.recipe.cache)
+
+    def runner_of(self, context: TaskContext, model: nn.Module, config: CacheConfig) -> TextRunner:
+        """The same of a model that is loaded already."""
+        return TextRunner(model, config, self._read(context))
 
     def cached_tokens(self, context: TaskContext, examples: Examples) -> np.ndarray:
         """All tokens where layers are compared; else one, for the text's vector."""
@@ -223,10 +220,3 @@ def _width_of(folder: Path) -> int:
 
 def _turned(whole_BH: Tensor, cut_BH: Tensor) -> Tensor:
     return 1 - torch.cosine_similarity(whole_BH, cut_BH, dim=-1)
-
-
-def _cosine_error(_student: Any, whole_BH: Tensor, cut_BH: Tensor) -> Tensor:
-    """Sum over texts of the root mean square error of a text's cosines to the batch's texts."""
-    normalized = (torch.nn.functional.normalize(one.float(), dim=-1) for one in (whole_BH, cut_BH))
-    whole_BB, cut_BB = (one @ one.T for one in normalized)
-    return (whole_BB - cut_BB).square().mean(-1).clamp(min=1e-12).sqrt().sum()

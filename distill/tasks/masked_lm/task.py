@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,6 @@ from attar.models.masked_lm import check_head, load_masked_lm
 from attar.models.structure import head_of, run_body
 from attar.models.task_heads import MASKED, auto_class_of
 from distill.data.batching import OF_MASKED, Batch, Batching, collate_masked
-from distill.data.calibration import split_for_healing
 from distill.data.config import DataConfig
 from distill.data.examples import Example, Examples
 from distill.data.masked_texts import MaskedTexts, check_masks
@@ -26,7 +26,7 @@ from distill.recipe.schema import Recipe
 from distill.report.task_report import TaskReport
 from distill.tasks.masked_lm.metrics import MaskedLMMetrics
 from distill.tasks.masked_lm.report import MaskedLMReport
-from distill.tasks.task import TASKS, TaskContext, refuse_keys
+from distill.tasks.task import TASKS, TOKEN_KL, SearchMeasure, TaskContext, refuse_keys
 from distill.tasks.whole_texts import (
     batches_by_length,
     check_artifacts,
@@ -36,8 +36,8 @@ from distill.tasks.whole_texts import (
 )
 from students.fresh import fresh_model
 from students.pruning.depth import keep_by_influence
-from students.pruning.divergence import PruningObjective, ReadOutputs
 from students.pruning.output_change import kl
+from teachers.cache.config import CacheConfig
 from teachers.codecs.codec import TEXT_CODECS
 from teachers.load import load_teacher
 from teachers.runners.next_token import TeacherRunner
@@ -58,6 +58,7 @@ class MaskedLM:
     defaults: ClassVar[dict[str, dict[str, Any]]] = {}
     metrics: ClassVar[TaskMetrics] = MaskedLMMetrics()
     report: ClassVar[TaskReport] = MaskedLMReport()
+    search: ClassVar[SearchMeasure] = TOKEN_KL
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Refuse the keys that serve only models predicting the next token."""
@@ -135,21 +136,7 @@ class MaskedLM:
         batches = _calibration(context, model, tokens)
         return keep_by_influence(model, [batch.model_inputs() for batch in batches], keep)
 
-    def pruning_objective(
-        self, context: TaskContext, teacher: nn.Module, tokens: int, heals: bool
-    ) -> PruningObjective:
-        """KL(teacher || student) at masked positions."""
-        chosen = chosen_texts(context.training_examples(), (1 + heals) * tokens, last=True)
-        measured, healing = (
-            _batches(context, part, teacher) for part in split_for_healing(chosen, heals)
-        )
-
-        def distance(_student: Any, teacher_NV: Tensor, student_NV: Tensor) -> Tensor:
-            return kl(teacher_NV, student_NV).sum()
-
-        return PruningObjective(teacher, self._read(context), distance, measured, healing)
-
-    def _read(self, context: TaskContext) -> ReadOutputs:
+    def _read(self, context: TaskContext) -> Callable[[Any, Batch], Tensor]:
         def read(model: Any, batch: Batch) -> Tensor:
             hidden_NH = run_body(model, batch.model_inputs())[batch.labels_BT != IGNORE]
             return head_of(model, context.vocabulary).logits(hidden_NH).log_softmax(-1)
@@ -158,9 +145,13 @@ class MaskedLM:
 
     def runner(self, context: TaskContext) -> TeacherRunner:
         """The teacher up to its output map, and the map over the tokenizer's ids."""
-        return TeacherRunner(
-            load_teacher(context.teacher), context.vocabulary, context.recipe.cache
-        )
+        return self.runner_of(context, load_teacher(context.teacher), context.recipe.cache)
+
+    def runner_of(
+        self, context: TaskContext, model: nn.Module, config: CacheConfig
+    ) -> TeacherRunner:
+        """The same of a model that is loaded already."""
+        return TeacherRunner(model, context.vocabulary, config)
 
     def cached_tokens(self, context: TaskContext, examples: Examples) -> np.ndarray:
         """The masked tokens."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from attar.errors import RecipeError
 from attar.models.loading import load_model, resolve_precision
@@ -29,19 +29,18 @@ from distill.recipe.schema import Recipe
 from distill.report.task_report import TaskReport
 from distill.tasks.sequence_classification.metrics import ClassificationMetrics
 from distill.tasks.sequence_classification.report import ClassificationReport
-from distill.tasks.task import TASKS, TaskContext, refuse_keys
+from distill.tasks.task import TASKS, SearchMeasure, TaskContext, refuse_keys
 from distill.tasks.whole_texts import (
     cached_text_tokens,
     calibration_texts,
     check_text_task,
     order_by_change,
-    pruning_texts,
     text_request,
 )
 from students.fresh import fresh_model
 from students.pruning.depth import keep_by_influence
-from students.pruning.divergence import PruningObjective
 from students.pruning.output_change import class_logprobs, kl
+from teachers.cache.config import CacheConfig
 from teachers.runners.request import Request
 from teachers.runners.whole_text import TextRunner
 
@@ -59,6 +58,7 @@ class SequenceClassification:
     defaults: ClassVar[dict[str, dict[str, Any]]] = {"cache": {"codec": "classes"}}
     metrics: ClassVar[TaskMetrics] = ClassificationMetrics()
     report: ClassVar[TaskReport] = ClassificationReport()
+    search: ClassVar[SearchMeasure] = SearchMeasure("forward_kl", {"name": "classes"}, "KL")
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Refuse the keys that serve only language models."""
@@ -135,21 +135,14 @@ class SequenceClassification:
             model, calibration_texts(context.training_examples(), tokens, model), keep
         )
 
-    def pruning_objective(
-        self, context: TaskContext, teacher: nn.Module, tokens: int, heals: bool
-    ) -> PruningObjective:
-        """KL(teacher || student) over the classes."""
-        texts = pruning_texts(context.training_examples(), tokens, heals, teacher)
-
-        def distance(_student: Any, teacher_BC: Tensor, student_BC: Tensor) -> Tensor:
-            return kl(teacher_BC, student_BC).sum()
-
-        return PruningObjective(teacher, class_logprobs, distance, *texts)
-
     def runner(self, context: TaskContext) -> TextRunner:
         """The classifier with its head."""
         model = self._load_teacher(context, resolve_precision(context.teacher.dtype))
-        return TextRunner(model.requires_grad_(False), context.recipe.cache)
+        return self.runner_of(context, model.requires_grad_(False), context.recipe.cache)
+
+    def runner_of(self, context: TaskContext, model: nn.Module, config: CacheConfig) -> TextRunner:
+        """The same of a model that is loaded already."""
+        return TextRunner(model, config)
 
     def cached_tokens(self, context: TaskContext, examples: Examples) -> np.ndarray:
         """All tokens where layers are compared; else one, for the text's class."""

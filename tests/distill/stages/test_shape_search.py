@@ -12,10 +12,8 @@ from distill import pipeline
 from distill.planning import estimate as plan
 from distill.run.context import Run
 from distill.run.load import load_recipe
-from distill.stages.build import load_whole
 from students.pruning import cost_model as costs
 from students.pruning.architectures import sizes_of
-from students.pruning.depth import cut_depth
 
 TARGET = (
     "--set", "student={from: teacher, target: {parameters: 70%, candidates: 5, tokens: 600}, "
@@ -76,19 +74,7 @@ def test_every_process_learns_which_shape_was_found(workshop, monkeypatch):
     assert run.layer_map().kept == json.loads(Path("out/student/pruning.json").read_text())["kept"]
 
 
-def test_healing_leaves_the_teacher_without_gradients(workshop):
-    section = "student={target: {parameters: 70%}}"
-    run = Run(load_recipe(Path("recipe.yaml"), [section]), Path("out"))
-    run.prepare_data()
-    teacher = load_whole(run)
-    measure = run.task.pruning_objective(run, teacher, 200, heals=True)
-    student = cut_depth(teacher, [0, 1, 3])
-    healed = measure.healed(student, steps=2)
-    assert measure.divergence(healed) < measure.divergence(student)
-    assert all(parameter.grad is None for parameter in teacher.parameters())
-
-
-def test_finalists_are_mended_before_the_choice(workshop):
+def test_finalists_are_healed_before_the_choice(workshop):
     more = "target: {parameters: 70%, candidates: 5, tokens: 600, finalists: 1, heal_steps: 3}"
     section = f"student={{from: teacher, {more}, refit: true, calibration_tokens: 600}}"
     workshop("build", "recipe.yaml", "--run-dir", "out", "--set", section)

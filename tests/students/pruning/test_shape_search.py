@@ -22,7 +22,6 @@ from students.config import StudentConfig
 from students.pruning import cost_model as costs_module
 from students.pruning.architectures import prunable_architecture, sizes_of
 from students.pruning.cost_model import Costs, Latencies, leading_parts
-from students.pruning.divergence import PruningObjective
 from students.pruning.prune import cut_model
 from students.pruning.shape_search import (
     DivergenceEstimate,
@@ -305,41 +304,3 @@ def test_where_no_shape_keeps_the_limit_none_is_found():
     model = random_model("llama")
     measures = ShapeMeasures(*[Costs(model).parameters] * 2)
     assert search_shapes(space_of(model), measures, 100.0, candidates=3) == []
-
-
-# How far a student is from its teacher -----------------------------------------------------------
-
-
-def pruning_objective(model, healing=()):
-    def read(model, ids):
-        return model(input_ids=ids).logits.flatten(0, 1).log_softmax(-1)
-
-    def apart(_student, theirs, ours):
-        return (theirs.exp() * (theirs - ours)).sum()
-
-    return PruningObjective(model, read, apart, [IDS[:2], IDS[2:3]], healing)
-
-
-def test_harm_is_the_mean_divergence():
-    model = random_model("llama")
-    measure = pruning_objective(model)
-    assert measure.divergence(model) == pytest.approx(0.0, abs=1e-6)
-    student = cut_model(
-        model, leading_parts(space_of(model).sized(4, 2, 96, 32), sizes_of(model.config))
-    )
-    wanted = model(input_ids=IDS[:3]).logits.log_softmax(-1)
-    found = student(input_ids=IDS[:3]).logits.log_softmax(-1).detach()
-    expected = torch.nn.functional.kl_div(found, wanted, reduction="sum", log_target=True) / 48
-    assert measure.divergence(student) == pytest.approx(float(expected), rel=1e-4)
-
-
-def test_healing_brings_a_copy_closer_and_leaves_the_student():
-    model = random_model("llama")
-    measure = pruning_objective(model, healing=[IDS])
-    student = cut_model(
-        model, leading_parts(space_of(model).sized(5, 4, 128, 32), sizes_of(model.config))
-    )
-    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    healed = measure.healed(student, steps=8, lr=3e-3)
-    assert measure.divergence(healed) < 0.8 * measure.divergence(student)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
