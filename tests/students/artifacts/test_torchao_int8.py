@@ -34,7 +34,7 @@ def artifact(make_model, tokenizer, tmp_path):
 
 
 @pytest.mark.slow
-def test_it_loads_and_generates_without_us(artifact):
+def test_it_loads_and_generates_without_this_package(artifact):
     _, folder = artifact
     assert check_whole(folder)["runtime"] == "transformers"
     code = re.search(

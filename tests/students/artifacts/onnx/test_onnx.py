@@ -24,7 +24,7 @@ from students.artifacts.onnx import graph as graphs
 from students.artifacts.onnx.int8 import BLOCK_INPUTS, round_blocks, round_dynamic, round_weights
 from students.save import save_student
 
-pytestmark = pytest.mark.slow  # torch.export takes its seconds whatever the size of the model
+pytestmark = pytest.mark.slow  # torch.export takes seconds even for the smallest model
 SHAPES = [(1, 1), (2, 9), (3, 16), (1, 40)]
 
 
@@ -73,7 +73,7 @@ def make_encoder():
 
 
 class Saved:
-    """Stands for a tokenizer where only the graph matters."""
+    """A stand-in for a tokenizer where only the graph matters."""
 
     def save_pretrained(self, folder):
         (folder / "tokenizer.json").write_text("{}")
@@ -129,7 +129,7 @@ def rounded(exported, tmp_path):
 
 
 def rounded_weights(model, block, tables):
-    """A copy of a model with the weights of linear layers and `tables` rounded and back."""
+    """A copy of a model with weights of linear layers and `tables` rounded and dequantised."""
     copied = copy.deepcopy(model)
     for name, module in copied.named_modules():
         if isinstance(module, torch.nn.Linear) or name.endswith(tables):
@@ -151,7 +151,7 @@ def test_eight_bits_are_those_of_the_weights(name, block, table, rounded):
     expected = reference(rounded_weights(model, block, table), ids, mask, output)[mask.bool()]
     plain = reference(model, ids, mask, output)[mask.bool()]
     error = (found - expected).norm() / expected.norm()
-    assert error < (0.02 if name == "decoder" else 0.08)  # what rounding the inputs costs
+    assert error < (0.02 if name == "decoder" else 0.08)  # error from rounding the inputs
     assert 0 < (found - plain).norm() / plain.norm() < 0.1
 
 
@@ -169,7 +169,7 @@ def initializers(folder):
 
 
 def is_other(name, parameter):
-    """What stays as it is: vectors, tables of positions and types, maps of a pooled text."""
+    """Bytes that are not rounded: vectors, tables of positions and types, pooled layers."""
     kept = ("position", "token_type", "pooler", "classifier")
     return parameter.dim() < 2 or any(word in name for word in kept)
 
@@ -206,7 +206,9 @@ def test_large_weights_go_beside_the_graph(exported, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnx-int8"])
-def test_an_artifact_runs_without_us_and_without_torch(name, decoder, tokenizer, tmp_path):
+def test_an_artifact_runs_without_this_package_and_without_torch(
+    name, decoder, tokenizer, tmp_path
+):
     save_student(decoder, tokenizer, tmp_path / "student")
     given = ArtifactInputs(tmp_path / "student", tmp_path / "student")
     folder = tmp_path / name
@@ -223,7 +225,7 @@ def test_an_artifact_runs_without_us_and_without_torch(name, decoder, tokenizer,
 
 
 class Forks(torch.nn.Module):
-    """A model whose way through depends on its input."""
+    """A model whose control flow depends on its input."""
 
     def __init__(self, model):
         super().__init__()
@@ -237,7 +239,7 @@ class Forks(torch.nn.Module):
         return {"logits": out.logits * 2 if input_ids.sum().item() % 2 == 0 else out.logits}
 
 
-def test_a_model_that_cannot_be_exported_is_one_sentence(decoder, tmp_path):
+def test_a_model_that_cannot_be_exported_raises_one_sentence(decoder, tmp_path):
     with pytest.raises(ModelError, match=r"Forks cannot be exported to ONNX: [^\n]+$"):
         graphs.export_onnx(Forks(decoder), Saved(), tmp_path)
 
