@@ -37,7 +37,7 @@ def padded(rows, tokens, vocabulary, seed=0):
 
 
 def run(folder, ids, mask):
-    session = graphs.open_session(folder / graphs.FILE, 1)
+    session = graphs.open_session(folder / graphs.ONNX_FILE, 1)
     values = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
     return torch.from_numpy(values[0])
 
@@ -120,9 +120,9 @@ def rounded(exported, tmp_path):
 
     def make(name):
         model, folder, output = exported(name)
-        graph = onnx_ir.load(folder / graphs.FILE)
+        graph = onnx_ir.load(folder / graphs.ONNX_FILE)
         (round_weights if name == "decoder" else round_dynamic)(graph)
-        onnx_ir.save(graph, tmp_path / graphs.FILE)
+        onnx_ir.save(graph, tmp_path / graphs.ONNX_FILE)
         return model, tmp_path, output
 
     return make
@@ -165,7 +165,7 @@ def test_eight_bits_are_small(name, rounded):
 
 
 def initializers(folder):
-    return onnx_ir.load(folder / graphs.FILE).graph.initializers.values()
+    return onnx_ir.load(folder / graphs.ONNX_FILE).graph.initializers.values()
 
 
 def is_other(name, parameter):
@@ -177,7 +177,7 @@ def is_other(name, parameter):
 def test_a_tied_head_is_stored_once(decoder, exported):
     _, folder, _ = exported("decoder")
     weights = 4 * sum(p.numel() for p in decoder.parameters())  # tied ones are counted once
-    assert (folder / graphs.FILE).stat().st_size < 1.5 * weights
+    assert (folder / graphs.ONNX_FILE).stat().st_size < 1.5 * weights
 
 
 def test_padding_changes_nothing(rounded):
@@ -199,8 +199,8 @@ def test_large_weights_go_beside_the_graph(exported, tmp_path, monkeypatch):
     model, whole, _ = exported("classifier")
     monkeypatch.setattr(graphs, "ONE_FILE_BYTES", 1000)
     graphs.export_onnx(model, Saved(), tmp_path)
-    beside = tmp_path / f"{graphs.FILE}.data"
-    assert beside.stat().st_size > (tmp_path / graphs.FILE).stat().st_size / 2
+    beside = tmp_path / f"{graphs.ONNX_FILE}.data"
+    assert beside.stat().st_size > (tmp_path / graphs.ONNX_FILE).stat().st_size / 2
     ids, mask = padded(2, 9, 320)
     assert torch.equal(run(tmp_path, ids, mask), run(whole, ids, mask))
 
@@ -253,7 +253,7 @@ def test_a_graph_that_computes_something_else_is_refused(exported, make_model, t
     _, folder, _ = exported("decoder")
     other = make_model(2, width=96, vocabulary=3000, spread=1.0)
     with pytest.raises(ModelError, match="cannot be exported faithfully"):
-        graphs.check_equal(other, folder / graphs.FILE, ("logits",))
+        graphs.check_equal(other, folder / graphs.ONNX_FILE, ("logits",))
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnx-int8"])
