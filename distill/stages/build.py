@@ -79,9 +79,13 @@ def _blocks(run: Run, whole: nn.Module, layers: LayersConfig) -> list[int]:
     return [block for block in range(depth) if block not in gone]
 
 
-def _through(run: Run, pruning: PruningRecord, rotation: Tensor | None) -> tuple[PruningRecord, Tensor | None]:
+def _through(
+    run: Run, pruning: PruningRecord, rotation: Tensor | None
+) -> tuple[PruningRecord, Tensor | None]:
     """The record in terms of the teacher, where the model that was cut came out of it itself."""
     first = read_pruning(run.cut_model, run.teacher.model)
     if first is None:
         return {**pruning, "teacher": None}, rotation
-    return compose_records(first, pruning), compose_rotations(Path(run.cut_model), rotation, pruning)
+    return compose_records(first, pruning), compose_rotations(
+        Path(run.cut_model), rotation, pruning
+    )

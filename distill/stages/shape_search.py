@@ -166,7 +166,9 @@ def search_shape(run: Run, teacher: nn.Module, target: TargetConfig) -> Shape:
         log.info("build: %s: %s %.4f, expected %.4f", words(found.sizes), *numbers)
 
     latencies = trials.latencies
-    measures = ShapeMeasures(trials.cost, trials.divergence, latencies.measure if latencies else None)
+    measures = ShapeMeasures(
+        trials.cost, trials.divergence, latencies.measure if latencies else None
+    )
     found = search_shapes(trials.space, measures, trials.limit, target.candidates, on_candidate)
     if not found:
         assert latencies is not None  # what parameters and bytes ask for was checked

@@ -148,7 +148,7 @@ def test_removing_the_adapter_restores_the_base(base, tmp_path):
 def test_the_one_file_beside_an_adapter_loads_it_without_this_package(base, tmp_path):
     model = taught(base(), BottleneckConfig("houlsby", size=8))
     save_bottleneck(model, tmp_path / "shipped")
-    shutil.copy(students.tuning.bottleneck_module.__file__, tmp_path / "shipped")
+    shutil.copy(students.tuning.bottleneck_module.__file__, tmp_path / "shipped" / "bottleneck.py")
     script = (
         "import sys, torch\n"
         "from transformers import AutoModelForCausalLM\n"

@@ -72,7 +72,7 @@ MERGING = [row for row in ADAPTERS if METHODS[ROWS[row][0]].merges]
 FRESH = """
 import json, sys, torch
 from pathlib import Path
-from students.adapters import load_adapter, load_base
+from students.tuning.adapters import load_adapter, load_base
 root = Path(sys.argv[1])
 ids = torch.load(root / "ids.pt")
 for row, (leaves, base) in json.loads((root / "rows.json").read_text()).items():
