@@ -94,7 +94,7 @@ def family(request):
 
 
 def cut_for(name, axis):
-    """The cut, as the family's config can say it: an encoder's heads make up its width."""
+    """The cut, with sizes that the family can have: the heads of an encoder make up its width."""
     kept = CUTS[axis]
     if name in ENCODERS and axis in ("groups", "channels", "all"):
         heads = [[3, 1]] * len(kept.blocks)
@@ -162,7 +162,7 @@ def test_fewer_ids_are_the_teachers_logits_at_those_ids(family):
 
 
 def silence(model, kept):
-    """Make everything that goes add nothing: neurons, heads and channels of weight 0."""
+    """Make every removed part add nothing: neurons, heads and channels of weight 0."""
     family, sizes = prunable_architecture(model), sizes_of(model.config)
     with torch.no_grad():
         for axes, size, lists in (("HI", 1, kept.neurons), ("HQ", None, kept.groups)):
@@ -221,13 +221,13 @@ def test_an_unknown_family_says_how_to_add_it():
         ("bert", KeptParts([0], channels=list(range(24))), "keep 32 channels, or 3 heads"),
     ],
 )
-def test_sizes_that_no_config_can_say_are_refused(name, kept, says):
+def test_sizes_that_no_config_can_have_are_refused(name, kept, says):
     with pytest.raises(ModelError, match=says):
         cut_model(teacher_of(name), kept)
 
 
 def test_a_student_is_where_its_teacher_is():
-    """A device without storage stands for a GPU."""
+    """The meta device stands in for a GPU."""
     teacher = teacher_of("llama").to("meta")
     turned = rotate(teacher, torch.eye(32))
     for student in (cut_model(teacher, CUTS["all"]), cut_depth(teacher, [0, 3]), turned):
