@@ -1,4 +1,4 @@
-"""What every loss must keep, whatever serves it. Each property gives the error that it measures.
+"""What every loss must keep, with any source. Each property gives the error that it measures.
 
 A pair is a registered loss and a source of the teacher's signals: a registered codec, the teacher
 `online`, `classes` (known logits, as in sequence classification), or the `text` alone. Losses and

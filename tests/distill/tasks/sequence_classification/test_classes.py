@@ -216,7 +216,8 @@ def test_only_encoders_are_read_both_ways():
     pairs = {0: [(1, 1)]}
     for kind, both in (("bert", True), ("llama", False)):
         learner = learner_of(students()[kind], ("relation", {}), pairs=pairs)
-        assert learner.both_ways is both
+        (bound,) = learner.bound_terms
+        assert bound.both_ways is both
 
 
 # Models ----------------------------------------------------------------------------------------
