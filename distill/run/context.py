@@ -25,7 +25,7 @@ from torch import Tensor
 from attar.distributed import is_alone, process_state
 from attar.errors import RunError
 from attar.files import read_json, write_json, write_text
-from attar.locks import LockFile, owned
+from attar.locks import LockFile, hold_lock
 from attar.models.loading import load_config
 from attar.models.tokenizers import load_tokenizer, tokenizer_fingerprint, vocabulary_size
 from distill.data.config import DataConfig
@@ -305,7 +305,8 @@ class Run:
         if not is_alone() and not process_state().is_main_process:
             yield
             return
-        with owned(LockFile(self.folder / "run.lock"), f"The run folder {self.folder}", RunError):
+        lock = LockFile(self.folder / "run.lock")
+        with hold_lock(lock, f"The run folder {self.folder}", RunError):
             yield
 
 

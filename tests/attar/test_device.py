@@ -67,8 +67,8 @@ def test_the_mark_is_at_least_what_is_held():
 
 def test_without_proc_the_peak_is_the_whole_process(monkeypatch, tmp_path):
     """As on macOS: no file to read, none to write to."""
-    monkeypatch.setattr(memory, "STATUS", tmp_path / "absent")
-    monkeypatch.setattr(memory, "CLEAR", tmp_path / "absent" / "too")
+    monkeypatch.setattr(memory, "STATUS_FILE", tmp_path / "absent")
+    monkeypatch.setattr(memory, "CLEAR_REFS_FILE", tmp_path / "absent" / "too")
     with peak_memory() as peak:
         held = hold(10)
         del held

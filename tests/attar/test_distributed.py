@@ -15,7 +15,7 @@ import atexit, os, pathlib
 import torch.distributed
 said = pathlib.Path(__file__).with_name(os.environ["RANK"])
 atexit.register(lambda: said.write_text(f"{work} {torch.distributed.is_initialized()}"))
-from attar.processes import process_state
+from attar.distributed import process_state
 work = process_state().num_processes
 """
 

@@ -10,11 +10,11 @@ import threading
 import pytest
 
 from attar.errors import RunError
-from attar.locks import LockFile, owned
+from attar.locks import LockFile, hold_lock
 
 
 def hold(lock):
-    return owned(lock, "The folder", RunError)
+    return hold_lock(lock, "The folder", RunError)
 
 
 @pytest.fixture

@@ -244,7 +244,7 @@ def test_maps_of_different_states_cannot_be_kept_by_their_input():
     with (
         torch.no_grad(),
         capture_attention_inputs(model, [1]),
-        pytest.raises(ModelError, match="not maps of the same states"),
+        pytest.raises(ModelError, match="have different inputs"),
     ):
         run_body(model, BATCH)
 

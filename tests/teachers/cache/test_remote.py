@@ -171,7 +171,7 @@ def test_second_builder_is_refused_by_host_process_and_object(remote):
             pass
         assert f"process {os.getpid()} on {socket.gethostname()}" in str(told.value)
         named = f"{remote}/writer.lock".replace("memory://", "memory:///")
-        assert f"delete {named} if that process is no more" in str(told.value)
+        assert f"delete {named} if that process has ended" in str(told.value)
     assert contents(remote) == {}
     with SignalStore(remote).writing():  # free again
         pass
