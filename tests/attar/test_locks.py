@@ -1,4 +1,4 @@
-"""One writer at a time, whatever happened to the last one."""
+"""One writer at a time, however the previous one ended."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def hold(lock):
 
 @pytest.fixture
 def dead():
-    """A process of this host that is no more, as a lock names it."""
+    """The lock content of a process of this host that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return json.dumps({"host": socket.gethostname(), "pid": process.pid}).encode()
@@ -34,14 +34,14 @@ def test_lock_names_its_holder_and_leaves_nothing(tmp_path):
 
 @pytest.mark.parametrize("content", ["", "[]", "3", "{}", '{"host": "x", "pid": "y"}', "\x00"])
 def test_lock_that_names_nobody_is_taken_over(tmp_path, content):
-    """As a power cut may leave one."""
+    """A lock file as a power cut may leave it."""
     (tmp_path / "lock").write_text(content)
     with hold(LockFile(tmp_path / "lock")):
         assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
 
 
 def test_lock_of_a_killed_process_that_nobody_waited_for_is_taken_over(tmp_path):
-    """It stays in the table of processes, as it does in many containers."""
+    """A zombie stays in the process table, as in many containers."""
     killed = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     owner = {"host": socket.gethostname(), "pid": killed.pid}
     (tmp_path / "lock").write_text(json.dumps(owner))
@@ -55,7 +55,7 @@ def test_lock_of_a_killed_process_that_nobody_waited_for_is_taken_over(tmp_path)
 
 
 def test_lock_that_another_took_meanwhile_stays(tmp_path):
-    """Somebody deleted ours and started another build: that one's lock is not ours to free."""
+    """Our lock was deleted and another build took it: we must not release its lock."""
     theirs = json.dumps({"host": "elsewhere", "pid": 1})
     with hold(LockFile(tmp_path / "lock")):
         (tmp_path / "lock").write_text(theirs)
@@ -70,7 +70,7 @@ def test_place_without_a_right_to_write_is_named(tmp_path):
 
 
 class ReadTogether(LockFile):
-    """Both who find the lock have read it before either goes on."""
+    """Two processes have both read the dead lock before either continues."""
 
     def __init__(self, path, barrier):
         super().__init__(path)

@@ -1,4 +1,4 @@
-"""Queries, keys and values of a block, as its linear maps give them, family by family."""
+"""Queries, keys and values of a block, for every model family."""
 
 from types import SimpleNamespace
 
@@ -127,7 +127,7 @@ def test_a_bias_that_dwarfs_the_weights_rounds_nothing_away():
 
 
 def gradients(model, *, train=False):
-    """Of every weight, from a sum over what is captured and over the final states."""
+    """Gradients of all weights, for a sum over captured and final states."""
     model.train(train).zero_grad()
     with capture_attention(model, [1, 3]) as captured:
         final = run_body(model, BATCH)

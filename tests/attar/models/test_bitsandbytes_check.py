@@ -1,4 +1,4 @@
-"""4-bit weights that this machine would read wrongly are refused, others are read right."""
+"""4-bit weights that this machine would dequantise wrongly are refused; others are correct."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_torn_blocks_are_refused_where_they_are_read_wrongly(saved, monkeypatch)
 
 
 def test_the_self_test_agrees_with_what_a_layer_computes(saved):
-    """A map with torn blocks, by hand: its quantised weights against the plain ones."""
+    """A map with partial blocks: its dequantised weights against the original ones."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     weight = torch.randn(8, 32)
