@@ -128,9 +128,9 @@ def test_a_teacher_in_bfloat16_gives_layers_in_float32(make_model, teacher, aske
 
 def test_what_was_not_asked_for_is_refused(tiny_model, asked):
     signals = asked(OnlineTeacher(tiny_model, V, [1], [2]))
-    with pytest.raises(RecipeError, match=r"Layer 2 is not .* \(\[1\]\)"):
+    with pytest.raises(RecipeError, match=r"Layer 2 was not requested .* \[1\]"):
         signals.hidden(2)
-    with pytest.raises(RecipeError, match=r"attention of block 1 is not .* \(\[2\]\)"):
+    with pytest.raises(RecipeError, match=r"attention of block 1 was not requested .* \[2\]"):
         signals.attention(1)
 
 
