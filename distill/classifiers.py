@@ -20,7 +20,7 @@ from pydantic import AfterValidator, Field, WithJsonSchema
 
 from attar.config import Section
 from attar.errors import ModelError, RecipeError, nearest
-from attar.models.pooling import Mode
+from attar.models.pooling import PoolingMode
 from attar.registry import Registry
 from distill.data.config import DataConfig
 from teachers.cache_tools.feature_cache import FeatureLayer
@@ -128,7 +128,9 @@ class FeaturesConfig(Section):
     layer: FeatureLayer = Field(
         "last", description="0: embeddings, l: block l, last: after the last norm"
     )
-    pool: Mode = Field("mean", description="of a text's tokens: their mean, the last, or CLS")
+    pool: PoolingMode = Field(
+        "mean", description="of a text's tokens: their mean, the last, or CLS"
+    )
     classifier: Name = "logistic_regression"
     options: dict[str, Any] = Field(default_factory=dict, description="the classifier's own")
     data: FeaturesData | None = Field(None, description="the run's data when absent")

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field, field_validator, model_validator
 
 from attar.files import stamp_of_files
-from attar.models.pooling import Mode
+from attar.models.pooling import PoolingMode
 from distill.data.masking import MaskingConfig
 from distill.data.row_formats import RowOptions
 from distill.data.sources import local_files
@@ -35,7 +35,7 @@ class DataConfig(RowOptions):
     held_out_tokens: int | None = Field(None, ge=1, description="spread over its documents")
     validation_tokens: int | None = Field(16384, ge=1, description="spread over its documents")
     masking: MaskingConfig = Field(default_factory=MaskingConfig)
-    pooling: Mode | None = Field(
+    pooling: PoolingMode | None = Field(
         None, description="of a text's vector, for `task: embedding`; as the teacher's files say"
     )
     normalize: bool | None = Field(

@@ -103,7 +103,7 @@ def test_ways_of_pooling_that_are_not_known_are_refused(tmp_path):
     modules = json.loads((tmp_path / "modules.json").read_text())
     modules[2]["type"] = "sentence_transformers.models.Dense"
     (tmp_path / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(ModelError, match="has a part `Dense`"):
+    with pytest.raises(ModelError, match="has a module `Dense`"):
         read_pooling(str(tmp_path))
 
 
