@@ -19,7 +19,7 @@ from attar.models.task_heads import has_default_labels, label_permutation
 from distill.data.config import DataConfig
 from distill.data.examples import Examples
 from distill.data.reader import ReadExamples, Reading
-from distill.data.row_formats import TEXTS, check_column, first_of, text_of
+from distill.data.row_formats import TEXTS, check_column, choose_column, text_of
 from distill.data.tokenize import CUT, IGNORE, NO_TEXT
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,9 @@ def columns_of(features: Mapping[str, Any], source: str, config: DataConfig) -> 
     """
     text = text_column(features, source, config)
     key = f"{config.section}.label_column"
-    label = _column(features, source, key, config.label_column, LABEL_COLUMNS, "classes")
+    label = choose_column(
+        features, config.label_column, LABEL_COLUMNS, source=source, key=key, holds="classes"
+    )
     if config.pair_column is not None:
         check_column(config.pair_column, list(features), source, f"{config.section}.pair_column")
     kind = str(getattr(features[label], "dtype", type(features[label]).__name__))
@@ -61,27 +63,9 @@ def columns_of(features: Mapping[str, Any], source: str, config: DataConfig) -> 
 def text_column(features: Mapping[str, Any], source: str, config: DataConfig) -> str:
     """The column of a table's texts. Raises `DataError` where it is not there, or not known."""
     key = f"{config.section}.text_column"
-    return _column(features, source, key, config.text_column, TEXT_COLUMNS, "texts")
-
-
-def _column(
-    features: Mapping[str, Any],
-    source: str,
-    key: str,
-    named: str | None,
-    usual: Sequence[str],
-    what: str,
-) -> str:
-    known = list(features)
-    if named is not None:
-        check_column(named, known, source, key)
-    found = named or first_of(usual, known)
-    if found is None:
-        raise DataError(
-            f"`{source}` has columns {', '.join(known)}: which holds the {what}? Name it with "
-            f"`{key}`."
-        )
-    return found
+    return choose_column(
+        features, config.text_column, TEXT_COLUMNS, source=source, key=key, holds="texts"
+    )
 
 
 class Classes:

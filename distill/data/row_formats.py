@@ -131,6 +131,34 @@ def check_column(name: str, columns: Iterable[str], source: str, key: str) -> No
         )
 
 
+def choose_column(
+    columns: Iterable[str],
+    named: str | None,
+    usual: Iterable[str],
+    *,
+    source: str,
+    key: str,
+    holds: str,
+) -> str:
+    """The column that the recipe names; else, of the usual names in their order, the first that the
+    table has.
+
+    key: path of the recipe's key that names it. holds: what it holds, for the message. Raises
+    `DataError` for a named column that is missing, and where no column has a usual name.
+    """
+    known = list(columns)
+    if named is not None:
+        check_column(named, known, source, key)
+        return named
+    found = first_of(usual, known)
+    if found is None:
+        raise DataError(
+            f"`{source}` has columns {', '.join(known)}: which holds the {holds}? Name it with "
+            f"`{key}`."
+        )
+    return found
+
+
 def layout_of(features: Mapping[str, Any], source: str, options: RowOptions) -> Layout:
     """What a table's columns say; `features` are its columns and their types, as in `datasets`.
 

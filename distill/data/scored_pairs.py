@@ -15,7 +15,7 @@ from pydantic import Field
 from attar.config import Section
 from attar.errors import DataError
 from distill.data.labelled_texts import tokenize_labelled
-from distill.data.row_formats import check_column, first_of, text_of
+from distill.data.row_formats import choose_column, text_of
 from distill.data.sources import load_rows
 from distill.data.tokenize import CUT
 
@@ -42,8 +42,19 @@ def load_pairs(config: PairsConfig) -> tuple[Any, str, str, list[float]]:
     """
     table = load_rows(config.source, config.split, None)
     first, second, score = (
-        _column(table, config, key, usual)
-        for key, usual in (("first", FIRST), ("second", SECOND), ("score", SCORES))
+        choose_column(
+            table.features,
+            getattr(config, key),
+            usual,
+            source=config.source,
+            key=f"evaluate.pairs.{key}",
+            holds=holds,
+        )
+        for key, usual, holds in (
+            ("first_column", FIRST, "first texts"),
+            ("second_column", SECOND, "second texts"),
+            ("score_column", SCORES, "scores"),
+        )
     )
     scores = [_number(value, score, config.source) for value in table[score]]
     if len(set(scores)) < 2:
@@ -70,19 +81,6 @@ def read_pairs(config: PairsConfig, tokenizer: Any, max_length: int) -> dict[str
     if tally[CUT]:
         log.warning("evaluate.pairs: of their texts, %d %s", tally[CUT], CUT.format("data"))
     return found
-
-
-def _column(table: Any, config: PairsConfig, key: str, usual: tuple[str, ...]) -> str:
-    known, named = list(table.features), getattr(config, f"{key}_column")
-    if named is not None:
-        check_column(named, known, config.source, f"evaluate.pairs.{key}_column")
-    found = named or first_of(usual, known)
-    if found is None:
-        raise DataError(
-            f"`{config.source}` has columns {', '.join(known)}: name the one that holds the {key} "
-            f"{'of a pair' if key == 'score' else 'text'} with `evaluate.pairs.{key}_column`."
-        )
-    return str(found)
 
 
 def _number(value: Any, column: str, source: str) -> float:

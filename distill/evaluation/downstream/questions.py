@@ -15,7 +15,14 @@ import numpy as np
 
 from attar.errors import DataError, RecipeError
 from attar.files import stamp_of_files
-from distill.data.row_formats import check_column, fill, first_of, template_columns, text_of
+from distill.data.row_formats import (
+    check_column,
+    choose_column,
+    fill,
+    first_of,
+    template_columns,
+    text_of,
+)
 from distill.data.sources import load_rows, local_files
 from distill.evaluation.downstream.config import (
     Cloze,
@@ -98,11 +105,11 @@ def questions_of(task: Questions) -> tuple[list[Question], list[Question]]:
     """
     rows = _rows(task, task.data, "data")
     shown: list[Mapping[str, Any]] = rows[: task.shots]
-    places = [str(i) for i in range(len(rows))]
+    numbers = range(len(rows))
     if task.shots_data is not None:
         shown = _rows(task, task.shots_data, "shots_data")[: task.shots]
     else:
-        rows, places = rows[task.shots :], places[task.shots :]
+        rows, numbers = rows[task.shots :], numbers[task.shots :]
     if len(shown) < task.shots or not rows:
         raise DataError(
             f"Task `{task.name}`: `shots: {task.shots}` needs more rows than "
@@ -111,9 +118,9 @@ def questions_of(task: Questions) -> tuple[list[Question], list[Question]]:
     chosen = range(len(rows))
     if task.limit is not None and task.limit < len(rows):
         chosen = np.linspace(0, len(rows) - 1, task.limit).astype(int).tolist()
-    asked = [_question(task, rows[i], f"row {places[i]} of `{task.data}`") for i in chosen]
+    asked = [_question(task, rows[i], task.data, numbers[i]) for i in chosen]
     source = task.shots_data or task.data
-    return [_question(task, row, f"row {i} of `{source}`") for i, row in enumerate(shown)], asked
+    return [_question(task, row, source, i) for i, row in enumerate(shown)], asked
 
 
 def _rows(task: Questions, source: str, key: str) -> list[Mapping[str, Any]]:
@@ -134,25 +141,27 @@ def _rows(task: Questions, source: str, key: str) -> list[Mapping[str, Any]]:
     return list(table)
 
 
-def _question(task: Questions, row: Mapping[str, Any], where: str) -> Question:
+def _question(task: Questions, row: Mapping[str, Any], source: str, number: int) -> Question:
+    """The question of one row, whose number names it in errors."""
+    where = f"row {number} of `{source}`"
     asked = CONTEXTS if isinstance(task, Cloze) else ASKED
     if task.prompt is not None:
         prompt = fill(task.prompt, row)
     else:
-        prompt = text_of(row[_column(None, asked, row, where, "question", "prompt")])
+        prompt = text_of(row[_column(task, row, source, "prompt", asked, "question")])
     if not prompt.strip():
         raise DataError(f"The question of {where} is empty.")
     if isinstance(task, MultipleChoice):
-        choices, labels = _choices(task, row, where)
-        gold = row[_column(task.answer, GOLD, row, where, "right answer", "answer")]
+        choices, labels = _choices(task, row, source, where)
+        gold = row[_column(task, row, source, "answer", GOLD, "right answer")]
         right = _place(gold, choices, labels, where)
         return Question(prompt, choices, right, choices[right])
     if isinstance(task, Cloze):
-        column = _column(task.answer, CONTINUATIONS, row, where, "continuation", "answer")
+        column = _column(task, row, source, "answer", CONTINUATIONS, "continuation")
         target = _present(row[column], where)
         wrong = row.get(task.alternatives or "alternatives") or []
         return Question(prompt, (target, *(text_of(value) for value in wrong)), 0, target)
-    column = _column(task.answer, FINAL, row, where, "answer", "answer")
+    column = _column(task, row, source, "answer", FINAL, "answer")
     target = _present(row[column], where)
     worked = column if task.answer is not None else first_of(WORKED, row) or column
     target = target.rpartition("####")[2].strip()  # GSM8K's own mark of the final answer
@@ -160,16 +169,15 @@ def _question(task: Questions, row: Mapping[str, Any], where: str) -> Question:
 
 
 def _column(
-    named: str | None, usual: tuple[str, ...], row: Mapping[str, Any], where: str, what: str,
+    task: Questions,
+    row: Mapping[str, Any],
+    source: str,
     key: str,
-) -> str:  # fmt: skip
-    found = named or first_of(usual, row)
-    if found is None:
-        raise DataError(
-            f"No column of {where} is known to hold the {what} (it has {', '.join(row)}); name it "
-            f"with `{key}`."
-        )
-    return found
+    usual: tuple[str, ...],
+    holds: str,
+) -> str:
+    """The column that the task's key names, else the first with a usual name."""
+    return choose_column(row, getattr(task, key), usual, source=source, key=key, holds=holds)
 
 
 def _present(value: Any, where: str) -> str:
@@ -180,12 +188,12 @@ def _present(value: Any, where: str) -> str:
 
 
 def _choices(
-    task: MultipleChoice, row: Mapping[str, Any], where: str
+    task: MultipleChoice, row: Mapping[str, Any], source: str, where: str
 ) -> tuple[tuple[str, ...], list[str]]:
     """(what may be answered, what the right answer may call each of them)."""
     if isinstance(task.choices, list):
         return tuple(task.choices), []
-    given = row[_column(task.choices, CHOICES, row, where, "choices", "choices")]
+    given = row[_column(task, row, source, "choices", CHOICES, "choices")]
     labels: list[str] = []
     if isinstance(given, Mapping):  # ARC: {text: [...], label: [A, B, ...]}
         labels = [text_of(label) for label in given.get("label") or []]
