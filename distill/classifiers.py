@@ -27,30 +27,30 @@ from teachers.cache_tools.feature_cache import Layer
 
 log = logging.getLogger(__name__)
 
-Build = Callable[[int, dict[str, Any]], Any]
+BuildEstimator = Callable[[int, dict[str, Any]], Any]
 
 
 @dataclass(frozen=True)
-class Kind:
+class ClassifierType:
     """An enrolled classifier: how it is built, which package it needs, and the classes in its file
     that skops does not know to be harmless.
     """
 
-    build: Build
+    build: BuildEstimator
     package: str
     holds: tuple[str, ...] = ()
 
 
-CLASSIFIERS: Registry[Kind] = Registry("classifier")
+CLASSIFIERS: Registry[ClassifierType] = Registry("classifier")
 
 
 def classifier(
     name: str, *, package: str = "sklearn", holds: tuple[str, ...] = ()
-) -> Callable[[Build], Build]:
+) -> Callable[[BuildEstimator], BuildEstimator]:
     """Decorator that enrols a classifier."""
 
-    def enrol(build: Build) -> Build:
-        CLASSIFIERS.add(name)(Kind(build, package, holds))
+    def enrol(build: BuildEstimator) -> BuildEstimator:
+        CLASSIFIERS.add(name)(ClassifierType(build, package, holds))
         return build
 
     return enrol

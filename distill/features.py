@@ -225,7 +225,7 @@ def _fit(
     return found
 
 
-def rows_of(found: dict[str, Any]) -> list[list[str]]:
+def metric_rows(found: dict[str, Any]) -> list[list[str]]:
     """The numbers as a table, its header first."""
     rows = [["", "texts", "accuracy", "macro-F1", "always the most frequent"]]
     for name in ("train", "held_out"):
@@ -237,10 +237,10 @@ def rows_of(found: dict[str, Any]) -> list[list[str]]:
 
 # Using it ----------------------------------------------------------------------------------------
 
-Text = str | tuple[str, str]  # alone, or a pair, as the classifier was fitted
+TextOrPair = str | tuple[str, str]  # alone, or a pair, as the classifier was fitted
 
 
-def _refuse_other_texts(texts: Sequence[Text], pair: bool) -> None:
+def _refuse_other_texts(texts: Sequence[TextOrPair], pair: bool) -> None:
     for text in texts:
         if pair and isinstance(text, str):
             raise DataError(
@@ -263,7 +263,7 @@ class FeatureClassifier:
     estimator: Any
     known: dict[str, Any]
 
-    def probabilities(self, texts: Sequence[Text]) -> np.ndarray:
+    def probabilities(self, texts: Sequence[TextOrPair]) -> np.ndarray:
         """Probability of each class for each text, (F, C), in the order of `classes`.
 
         Raises `DataError` for a text alone where pairs were learned from, or the other way round.
@@ -283,7 +283,7 @@ class FeatureClassifier:
         found: np.ndarray = self.estimator.predict_proba(np.concatenate(rows))
         return found
 
-    def predict(self, texts: Sequence[Text]) -> list[str]:
+    def predict(self, texts: Sequence[TextOrPair]) -> list[str]:
         """The most probable class of each text."""
         chosen = self.probabilities(texts).argmax(-1)
         return [self.classes[i] for i in chosen]
@@ -295,7 +295,7 @@ class FeatureClassifier:
         return names
 
 
-def load_classifier(folder: Path) -> FeatureClassifier:
+def load_feature_classifier(folder: Path) -> FeatureClassifier:
     """What `distill features` left in a run's folder features/, with its model.
 
     Raises `RunError` where nothing is there, `ModelError` where the model is not the one that the

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from distill.data.batching import OF_TOKENS
+from distill.data.batching import TOKEN_BATCHING
 from distill.data.examples import Examples
 from distill.data.tokenize import IGNORE
 from distill.run.context import Run
@@ -47,7 +47,7 @@ def signals_seen(
         max_length=max_length,
         packing=student["packing"],
         seed=7,
-        batching=OF_TOKENS,
+        batching=TOKEN_BATCHING,
     )
     plan, seen = Plan(job, student["world"]), {}
     for step in range(len(plan.steps)):

@@ -24,7 +24,7 @@ from distill.data.examples import Example
 from distill.data.tokenize import IGNORE
 
 MicroBatch = list[list[int]]  # rows of example numbers
-POOL = 16  # batches whose texts are sorted by length together
+BATCHES_SORTED_TOGETHER = 16  # batches whose texts are sorted by length together
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,13 @@ def plan_epoch_by_length(
 ) -> list[MicroBatch]:
     """The same with texts of like length together, so that little is padded.
 
-    Of every `POOL` batches' texts in drawn order, the shortest make a batch, and so on; the order
+    Of every `BATCHES_SORTED_TOGETHER` batches' texts in drawn order, the shortest make a batch, and so on; the order
     of the batches is drawn too.
     """
     dice = random.Random(seed)
     order = list(range(len(lengths)))
     dice.shuffle(order)
-    size = POOL * batch_size
+    size = BATCHES_SORTED_TOGETHER * batch_size
     batches = []
     for start in range(0, len(order), size):
         pool = sorted(order[start : start + size], key=lambda i: lengths[i])
@@ -226,6 +226,6 @@ class Batching:
         return steps[: config.max_steps]
 
 
-OF_TOKENS = Batching(plan_epoch, collate)
-OF_TEXTS = Batching(plan_epoch_by_length, collate_texts)
-OF_MASKED = Batching(plan_epoch_by_length, collate_masked)
+TOKEN_BATCHING = Batching(plan_epoch, collate)
+TEXT_BATCHING = Batching(plan_epoch_by_length, collate_texts)
+MASKED_BATCHING = Batching(plan_epoch_by_length, collate_masked)

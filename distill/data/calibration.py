@@ -16,14 +16,14 @@ from distill.data.examples import Examples
 
 Rows = TypeVar("Rows", Tensor, np.ndarray)
 MAX_ROW_TOKENS = 256
-GOLDEN = (5**0.5 - 1) / 2  # its multiples leave no large gap between 0 and 1
+GOLDEN_RATIO = (5**0.5 - 1) / 2  # its multiples leave no large gap between 0 and 1
 
 
 def low_discrepancy_order(number: int, *, last: bool = False) -> np.ndarray:
     """Numbers from 0 in an order of which any beginning is low_discrepancy_order over all of them, as is any
     beginning of the `last`, the same order from its end.
     """
-    order = np.argsort(np.arange(1, number + 1) * GOLDEN % 1.0, kind="stable")
+    order = np.argsort(np.arange(1, number + 1) * GOLDEN_RATIO % 1.0, kind="stable")
     return order[::-1] if last else order
 
 

@@ -19,18 +19,18 @@ from attar.models.task_heads import has_default_labels, label_permutation
 from distill.data.config import DataConfig
 from distill.data.examples import Examples
 from distill.data.reader import ReadExamples, Reading
-from distill.data.row_formats import TEXTS, check_column, choose_column, text_of
+from distill.data.row_formats import TEXT_COLUMNS, check_column, choose_column, text_of
 from distill.data.tokenize import CUT, IGNORE, NO_TEXT
 
 log = logging.getLogger(__name__)
 
-TEXT_COLUMNS = (*TEXTS, "sentence", "review", "query")
+LABELLED_TEXT_COLUMNS = (*TEXT_COLUMNS, "sentence", "review", "query")
 LABEL_COLUMNS = ("label", "labels", "class", "intent")
 NO_CLASS = "have no label"
 
 
 @dataclass(frozen=True)
-class Columns:
+class LabelledColumns:
     """Which columns hold a text, the second text of a pair, and the class."""
 
     text: str
@@ -38,7 +38,7 @@ class Columns:
     label: str
 
 
-def columns_of(features: Mapping[str, Any], source: str, config: DataConfig) -> Columns:
+def columns_of(features: Mapping[str, Any], source: str, config: DataConfig) -> LabelledColumns:
     """Where a table's texts and classes are. Raises `DataError` where a column is not there, or
     the labels are numbers with fractions.
     """
@@ -57,14 +57,14 @@ def columns_of(features: Mapping[str, Any], source: str, config: DataConfig) -> 
         )
     if not kind.startswith(("int", "uint", "bool", "string", "large_string", "null")):
         raise DataError(f"`{label}` of `{source}` holds {kind}; classes are words or numbers.")
-    return Columns(text, config.pair_column, label)
+    return LabelledColumns(text, config.pair_column, label)
 
 
 def text_column(features: Mapping[str, Any], source: str, config: DataConfig) -> str:
     """The column of a table's texts. Raises `DataError` where it is not there, or not known."""
     key = f"{config.section}.text_column"
     return choose_column(
-        features, config.text_column, TEXT_COLUMNS, source=source, key=key, holds="texts"
+        features, config.text_column, LABELLED_TEXT_COLUMNS, source=source, key=key, holds="texts"
     )
 
 
@@ -126,7 +126,9 @@ def _holds_words(feature: Any) -> bool:
     return str(getattr(feature, "dtype", "")).endswith("string")
 
 
-def find_classes(tables: Sequence[Any], columns: Sequence[Columns], config: DataConfig) -> Classes:
+def find_classes(
+    tables: Sequence[Any], columns: Sequence[LabelledColumns], config: DataConfig
+) -> Classes:
     """The classes of the training tables: by `data.label_names`, by the tables' own names, else
     every value that occurs, sorted. Raises `DataError` where there are fewer than two.
     """
@@ -198,7 +200,7 @@ class LabelledTexts:
         ]
 
     def _reading(
-        self, tokenizer: Any, config: DataConfig, columns: Columns, name_of: NameOf
+        self, tokenizer: Any, config: DataConfig, columns: LabelledColumns, name_of: NameOf
     ) -> Reading:
         classes = self._classes
         assert classes is not None
@@ -237,7 +239,12 @@ class LabelledTexts:
 
 
 def _refuse_unseen(
-    table: Any, source: str, columns: Columns, name_of: NameOf, classes: Classes, section: str
+    table: Any,
+    source: str,
+    columns: LabelledColumns,
+    name_of: NameOf,
+    classes: Classes,
+    section: str,
 ) -> None:
     unseen = []
     for value in table.unique(columns.label):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from distill.data.row_formats import layout_of
+from distill.data.row_formats import row_format_of
 from distill.data.tokenize import tokenize_document
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Reader(Protocol):
         """What stats.json keeps beside the numbers of the parts, from the file of each part."""
 
 
-class Documents:
+class NextTokenTexts:
     """Texts, conversations, prompts with their answers: every next token is a prediction."""
 
     counts_all: ClassVar[bool] = True
@@ -50,7 +50,7 @@ class Documents:
     ) -> list[Reading]:
         """By what each table's columns say."""
         pairs = zip(tables, sources, strict=True)
-        layouts = [layout_of(table.features, source, config) for table, source in pairs]
+        layouts = [row_format_of(table.features, source, config) for table, source in pairs]
         return [
             lambda row, tally, layout=layout: tokenize_document(  # type: ignore[misc]
                 tokenizer, row, layout, config, tally

@@ -16,12 +16,12 @@ from pydantic import Field, field_validator, model_validator
 from attar.config import Section
 from attar.errors import DataError, nearest
 
-TEXTS = ("text", "content")
-CONVERSATIONS = ("messages", "conversations", "conversation")
-PROMPTS = ("prompt", "instruction", "question")
-CONTEXTS = ("input", "context")
-ANSWERS = ("completion", "response", "answer", "output")
-REASONING = ("rationale", "reasoning", "thought", "cot")
+TEXT_COLUMNS = ("text", "content")
+CONVERSATION_COLUMNS = ("messages", "conversations", "conversation")
+PROMPT_COLUMNS = ("prompt", "instruction", "question")
+CONTEXT_COLUMNS = ("input", "context")
+ANSWER_COLUMNS = ("completion", "response", "answer", "output")
+REASONING_COLUMNS = ("rationale", "reasoning", "thought", "cot")
 LABEL_PROMPT = "{%s}\nLabel:"  # of classes, where the recipe has no template
 Message = dict[str, str]
 
@@ -59,7 +59,7 @@ class RowOptions(Section):
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowFormat:
     """Which columns of a table say what."""
 
     kind: Literal["text", "messages", "pair"]
@@ -159,7 +159,7 @@ def choose_column(
     return found
 
 
-def layout_of(features: Mapping[str, Any], source: str, options: RowOptions) -> Layout:
+def row_format_of(features: Mapping[str, Any], source: str, options: RowOptions) -> RowFormat:
     """What a table's columns say; `features` are its columns and their types, as in `datasets`.
 
     Raises `DataError` where a named column is missing, classes are numbers without words, or no
@@ -179,16 +179,16 @@ def layout_of(features: Mapping[str, Any], source: str, options: RowOptions) -> 
             "which is not given."
         )
     if options.text_column is not None:
-        return Layout("text", (options.text_column,))
+        return RowFormat("text", (options.text_column,))
     if options.prompt is not None:
-        answer = first_of(ANSWERS, columns)
+        answer = first_of(ANSWER_COLUMNS, columns)
         if answer is None:
             raise DataError(
                 f"`{source}` has columns {', '.join(columns)}: none of them is an answer to "
-                f"`{options.section}.prompt` ({', '.join(ANSWERS)}); name it with "
+                f"`{options.section}.prompt` ({', '.join(ANSWER_COLUMNS)}); name it with "
                 f"`{options.section}.label_column`."
             )
-        return Layout("pair", (), answer, first_of(REASONING, columns), options.prompt)
+        return RowFormat("pair", (), answer, first_of(REASONING_COLUMNS, columns), options.prompt)
     found = _usual(columns)
     if found is None:
         raise DataError(
@@ -204,19 +204,19 @@ def first_of(names: Iterable[str | None], columns: Iterable[str]) -> str | None:
     return next((name for name in names if name in known), None)
 
 
-def _usual(columns: list[str]) -> Layout | None:
+def _usual(columns: list[str]) -> RowFormat | None:
     """What columns with the usual names say."""
-    if (conversation := first_of(CONVERSATIONS, columns)) is not None:
-        return Layout("messages", (conversation,))
-    prompt, answer = first_of(PROMPTS, columns), first_of(ANSWERS, columns)
+    if (conversation := first_of(CONVERSATION_COLUMNS, columns)) is not None:
+        return RowFormat("messages", (conversation,))
+    prompt, answer = first_of(PROMPT_COLUMNS, columns), first_of(ANSWER_COLUMNS, columns)
     if prompt is not None and answer is not None:
-        more = [name for name in CONTEXTS if name in columns]
-        return Layout("pair", (prompt, *more), answer, first_of(REASONING, columns))
-    text = first_of(TEXTS, columns)
-    return None if text is None else Layout("text", (text,))
+        more = [name for name in CONTEXT_COLUMNS if name in columns]
+        return RowFormat("pair", (prompt, *more), answer, first_of(REASONING_COLUMNS, columns))
+    text = first_of(TEXT_COLUMNS, columns)
+    return None if text is None else RowFormat("text", (text,))
 
 
-def _labelled(features: Mapping[str, Any], source: str, options: RowOptions) -> Layout:
+def _labelled(features: Mapping[str, Any], source: str, options: RowOptions) -> RowFormat:
     """A prompt and a class: the class's word is the answer."""
     column = options.label_column
     assert column is not None
@@ -235,14 +235,14 @@ def _labelled(features: Mapping[str, Any], source: str, options: RowOptions) -> 
         )
     template = options.prompt
     if template is None:
-        text = first_of((options.text_column, *TEXTS, "sentence"), features)
+        text = first_of((options.text_column, *TEXT_COLUMNS, "sentence"), features)
         if text is None:
             raise DataError(
                 f"`{source}` has columns {', '.join(features)}: none of them is `text`; write the "
                 f"prompt with `{options.section}.prompt`, e.g. `{{review}}\\nSentiment:`."
             )
         template = LABEL_PROMPT % text
-    return Layout("pair", (), column, None, template, tuple(names or ()), options.section)
+    return RowFormat("pair", (), column, None, template, tuple(names or ()), options.section)
 
 
 # Rows --------------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def word_of(value: Any, names: tuple[str, ...], column: str, section: str) -> st
     return names[value]
 
 
-def pair_of(row: Mapping[str, Any], layout: Layout) -> tuple[Any, Any]:
+def pair_of(row: Mapping[str, Any], layout: RowFormat) -> tuple[Any, Any]:
     """What a row of kind `pair` asks and answers: each a text, or a list of messages.
 
     Reasoning stands before the answer, on lines of its own.
@@ -291,7 +291,7 @@ def pair_of(row: Mapping[str, Any], layout: Layout) -> tuple[Any, Any]:
     return asked, answer
 
 
-def conversation_of(row: Mapping[str, Any], layout: Layout) -> Conversation:
+def conversation_of(row: Mapping[str, Any], layout: RowFormat) -> Conversation:
     """A row as chat messages, and which of them are the answer.
 
     Raises `DataError` for a message without role or content.

@@ -20,8 +20,8 @@ from distill.data.sources import load_rows
 from distill.data.tokenize import CUT
 
 log = logging.getLogger(__name__)
-FIRST, SECOND = ("sentence1", "first", "text1"), ("sentence2", "second", "text2")
-SCORES = ("score", "similarity_score", "label")
+FIRST_COLUMNS, SECOND_COLUMNS = ("sentence1", "first", "text1"), ("sentence2", "second", "text2")
+SCORE_COLUMNS = ("score", "similarity_score", "label")
 
 
 class PairsConfig(Section):
@@ -51,9 +51,9 @@ def load_pairs(config: PairsConfig) -> tuple[Any, str, str, list[float]]:
             holds=holds,
         )
         for key, usual, holds in (
-            ("first_column", FIRST, "first texts"),
-            ("second_column", SECOND, "second texts"),
-            ("score_column", SCORES, "scores"),
+            ("first_column", FIRST_COLUMNS, "first texts"),
+            ("second_column", SECOND_COLUMNS, "second texts"),
+            ("score_column", SCORE_COLUMNS, "scores"),
         )
     )
     scores = [_number(value, score, config.source) for value in table[score]]

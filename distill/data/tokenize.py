@@ -17,13 +17,20 @@ from typing import TYPE_CHECKING, Any
 from jinja2.exceptions import TemplateError
 
 from attar.errors import DataError
-from distill.data.row_formats import Conversation, Layout, Message, conversation_of, join, pair_of
+from distill.data.row_formats import (
+    Conversation,
+    Message,
+    RowFormat,
+    conversation_of,
+    join,
+    pair_of,
+)
 
 if TYPE_CHECKING:
     from distill.data.config import DataConfig
 
 IGNORE = -100
-Document = list[tuple[list[int], list[int]]]  # (ids, labels) of each of its examples
+TokenizedExamples = list[tuple[list[int], list[int]]]  # (ids, labels) of each of its examples
 
 # What becomes of rows, in words, for a tally; in braces goes the section of the data.
 CUT = "reach `{}.max_length` and end there"
@@ -110,10 +117,10 @@ def _shifted(ids: list[int], answered: list[bool], max_length: int) -> tuple[lis
 def tokenize_document(
     tokenizer: Any,
     row: Mapping[str, Any],
-    layout: Layout,
+    layout: RowFormat,
     config: DataConfig,
     tally: Counter[str] | None = None,
-) -> Document:
+) -> TokenizedExamples:
     """All examples of one row; those in which nothing counts are left out.
 
     What was cut or left out is counted in `tally`, by reason. Raises `DataError` for a conversation
@@ -143,7 +150,7 @@ def tokenize_document(
     return _counted(_conversation(tokenizer, conversation, config), config, tally)
 
 
-def _text(tokenizer: Any, text: str, config: DataConfig) -> Document:
+def _text(tokenizer: Any, text: str, config: DataConfig) -> TokenizedExamples:
     ids = tokenizer(text, verbose=False)["input_ids"]
     if not ids:
         return []
@@ -171,7 +178,7 @@ def _conversation(
 
 def _counted(
     example: tuple[list[int], list[int]], config: DataConfig, tally: Counter[str]
-) -> Document:
+) -> TokenizedExamples:
     """The example, unless nothing of it counts."""
     ids, labels = example
     full = len(ids) == config.max_length

@@ -38,7 +38,7 @@ QUANTIZED = {
 }
 HEAP = 1.1  # times what lives: what the allocator of a CPU holds between
 FLOAT32_COPIES = 5  # of one tensor, while bitsandbytes steps it on a CPU: averages, gradient, root
-ACTIVATIONS = 12  # widths of float32 kept a token and block, where it is not traced
+ACTIVATION_WIDTHS = 12  # widths of float32 kept a token and block, where it is not traced
 KEPT_A_LINEAR = 1.2  # times its input and output: what a block keeps where it cannot be traced
 
 
@@ -128,7 +128,7 @@ def training_bytes(parameters: int, width: int, depth: int, tokens: int) -> floa
     """Bytes of a training that is not traced, without the libraries: weights, gradients and two
     averages in float32, and activations of this many tokens.
     """
-    return 16.0 * parameters + 4.0 * ACTIVATIONS * width * depth * tokens
+    return 16.0 * parameters + 4.0 * ACTIVATION_WIDTHS * width * depth * tokens
 
 
 def libraries() -> float:
@@ -151,7 +151,7 @@ def skeleton_to_count(config: Any, auto: str) -> Any:
     return model
 
 
-def skeleton(config: Any, depth: int, attach: Callable[[Any], nn.Module]) -> nn.Module:
+def student_skeleton(config: Any, depth: int, attach: Callable[[Any], nn.Module]) -> nn.Module:
     """The model of a `PretrainedConfig`, cut to `depth` blocks, on the meta device."""
     config = cut_config(config, list(range(depth)))
     with torch.device("meta"), warnings.catch_warnings():
@@ -159,10 +159,10 @@ def skeleton(config: Any, depth: int, attach: Callable[[Any], nn.Module]) -> nn.
         return attach(skeleton_to_count(config, CAUSAL))
 
 
-def trace(model: nn.Module, forward: Forward) -> Traced:
+def trace_memory(model: nn.Module, forward: Forward) -> Traced:
     """Measure a skeleton; afterwards its parameters are fake tensors: it is used up."""
     learning = [p.numel() for p in model.parameters() if p.requires_grad]
-    weights = weight_bytes(model, forward)
+    weights = parameter_bytes(model, forward)
     head_VH: nn.Parameter = _head_of(model).weight
     (vocabulary, channels), head_learns = head_VH.shape, head_VH.requires_grad
     try:
@@ -183,7 +183,7 @@ def trace(model: nn.Module, forward: Forward) -> Traced:
     )
 
 
-def weight_bytes(model: nn.Module, forward: Forward) -> float:
+def parameter_bytes(model: nn.Module, forward: Forward) -> float:
     """Bytes of all parameters: what learns in float32, linear maps below the head as `base` has."""
     quantized = set()
     if forward.base != "none":

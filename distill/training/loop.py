@@ -22,7 +22,7 @@ from torch import Tensor
 from attar.device import peak_memory, peak_memory_bytes
 from attar.errors import RecipeError, RunError
 from distill.console import progress
-from distill.data.batching import OF_TOKENS, Batch, Batching, plan_in_order
+from distill.data.batching import TOKEN_BATCHING, Batch, Batching, plan_in_order
 from distill.data.examples import Examples, first_examples
 from distill.data.prefetch import Prefetch
 from distill.data.tokenize import IGNORE
@@ -54,7 +54,7 @@ class Job:
     seed: int
     max_length: int
     packing: bool
-    batching: Batching = OF_TOKENS
+    batching: Batching = TOKEN_BATCHING
     section: str = "train"  # of the recipe, whose keys a mistake names
 
 

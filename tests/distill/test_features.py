@@ -151,7 +151,7 @@ def test_a_text_whose_features_are_not_finite_is_named(workshop, tmp_path):
 
 @needs_sklearn
 def test_a_classifier_on_the_teachers_features_learns_and_is_loaded_again(classes):
-    from distill.features import load_classifier
+    from distill.features import load_feature_classifier
 
     shown = classes("features", "recipe.yaml", "--run-dir", "out")
     found = metrics()
@@ -159,7 +159,7 @@ def test_a_classifier_on_the_teachers_features_learns_and_is_loaded_again(classe
     assert found["train"]["texts"] + found["held_out"]["texts"] <= 80
     assert found["held_out"]["accuracy"] > 0.9 > found["held_out"]["most_frequent"]
     assert found["held_out"]["macro_f1"] > 0.9
-    loaded = load_classifier(Path("out/features"))
+    loaded = load_feature_classifier(Path("out/features"))
     texts = ["the teacher says water falls on the light", "what falls on water", "light falls"]
     assert loaded.predict(texts[1:]) == KINDS
     probabilities = loaded.probabilities(texts)
@@ -171,7 +171,7 @@ def test_a_classifier_on_the_teachers_features_learns_and_is_loaded_again(classe
 
 @needs_sklearn
 def test_a_classifier_of_pairs_is_asked_for_pairs(classes):
-    from distill.features import load_classifier
+    from distill.features import load_feature_classifier
 
     rows = [json.loads(line) for line in Path("classes.jsonl").read_text().splitlines()]
     pairs = [{"text": "what falls", "other": row["text"], "kind": row["kind"]} for row in rows]
@@ -183,14 +183,14 @@ def test_a_classifier_of_pairs_is_asked_for_pairs(classes):
     assert "is of pairs of texts, and 'water' is one alone" in asked.output
     assert not Path("out/features").exists(), "said before any work"
     classes("features", "recipe.yaml", "--run-dir", "out", *change)
-    loaded = load_classifier(Path("out/features"))
+    loaded = load_feature_classifier(Path("out/features"))
     assert loaded.predict([("what falls", "water"), ("what falls", "light")]) == KINDS
     with pytest.raises(DataError, match="one alone"):
         loaded.predict(["water"])
     single = ("--set", "features.data.text_column=other")
     classes("features", "recipe.yaml", "--run-dir", "out", *single)
     with pytest.raises(DataError, match="is of single texts"):
-        load_classifier(Path("out/features")).predict([("what falls", "water")])
+        load_feature_classifier(Path("out/features")).predict([("what falls", "water")])
 
 
 @needs_sklearn
@@ -226,13 +226,13 @@ def test_another_classifier_reads_the_features_that_are_there(classes):
 @pytest.mark.parametrize("name", ["xgboost", "lightgbm"])
 def test_boosted_trees_are_fitted_saved_and_loaded(classes, name):
     pytest.importorskip(name, reason=f'{name} is not installed (`pip install "attar[boost]"`)')
-    from distill.features import load_classifier
+    from distill.features import load_feature_classifier
 
     few = ("--set", "features.options={n_estimators: 20, n_jobs: 1}")
     change = ("--set", f"features.classifier={name}", *few)
     classes("features", "recipe.yaml", "--run-dir", "out", *change)
     assert metrics()["train"]["accuracy"] > 0.7
-    assert load_classifier(Path("out/features")).probabilities(["water"]).shape == (1, 2)
+    assert load_feature_classifier(Path("out/features")).probabilities(["water"]).shape == (1, 2)
 
 
 @needs_sklearn
@@ -287,12 +287,12 @@ def test_texts_of_one_class_are_refused(classes):
 
 @needs_sklearn
 def test_a_classifier_of_another_models_features_is_refused(classes, make_model):
-    from distill.features import load_classifier
+    from distill.features import load_feature_classifier
 
     classes("features", "recipe.yaml", "--run-dir", "out")
     make_model(5, width=64, layers=4, vocabulary=320).save_pretrained("teacher")
     with pytest.raises(ModelError, match="is not the model that the classifier"):
-        load_classifier(Path("out/features"))
+        load_feature_classifier(Path("out/features"))
 
 
 class Stranger:

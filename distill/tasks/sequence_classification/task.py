@@ -19,7 +19,7 @@ from attar.models.task_heads import (
     is_classifier,
     load_classifier,
 )
-from distill.data.batching import OF_TEXTS, Batching
+from distill.data.batching import TEXT_BATCHING, Batching
 from distill.data.config import DataConfig
 from distill.data.examples import Example, Examples
 from distill.data.labelled_texts import LabelledTexts
@@ -54,7 +54,7 @@ class SequenceClassification:
     """Classes of texts, by any model of transformers with a head over them."""
 
     auto: ClassVar[str] = CLASSIFIER
-    batching: ClassVar[Batching] = OF_TEXTS
+    batching: ClassVar[Batching] = TEXT_BATCHING
     packs: ClassVar[bool] = False
     defaults: ClassVar[dict[str, dict[str, Any]]] = {"cache": {"codec": "classes"}}
     metrics: ClassVar[TaskMetrics] = METRICS

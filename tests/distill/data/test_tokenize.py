@@ -12,8 +12,8 @@ from attar.errors import DataError
 from distill.data.config import DataConfig
 from distill.data.examples import Examples, key_of
 from distill.data.prepare import prepare
-from distill.data.row_formats import layout_of
-from distill.data.split import PARTS
+from distill.data.row_formats import row_format_of
+from distill.data.split import DATA_PARTS
 from distill.data.tokenize import IGNORE, tokenize_chat, tokenize_document, tokenize_pair
 from distill.run.load import check_recipe
 
@@ -28,7 +28,7 @@ def examples_of(tokenizer):
     def make(row, tokenizer=tokenizer, **options):
         config = DataConfig.model_validate({"train": "rows", "max_length": 512, **options})
         table = datasets.Dataset.from_list([row])
-        layout = layout_of(table.features, "rows", config)
+        layout = row_format_of(table.features, "rows", config)
         return tokenize_document(tokenizer, table[0], layout, config)
 
     return make
@@ -181,7 +181,7 @@ def test_names_that_come_with_the_data_are_used(bare_tokenizer):
     )
     table = datasets.Dataset.from_list([{"text": "light", "label": 1}], features)
     config = DataConfig.model_validate({"train": "rows", "label_column": "label"})
-    layout = layout_of(table.features, "rows", config)
+    layout = row_format_of(table.features, "rows", config)
     ((ids, _),) = tokenize_document(bare_tokenizer, table[0], layout, config)
     assert bare_tokenizer.decode(ids) == "light\nLabel: yes<|endoftext|>"
 
@@ -267,7 +267,7 @@ def test_a_column_is_asked_for_in_its_own_section():
         }  # fmt: skip
         config = getattr(check_recipe(values), section).data
         with pytest.raises(DataError, match=rf"`{section}\.data\.text_column`"):
-            layout_of({"text": None}, "y", config)
+            row_format_of({"text": None}, "y", config)
 
 
 def test_what_is_left_out_is_counted_and_said(tmp_path, bare_tokenizer, caplog):
@@ -279,7 +279,7 @@ def test_what_is_left_out_is_counted_and_said(tmp_path, bare_tokenizer, caplog):
     file.write_text("".join(json.dumps(row) + "\n" for row in [*good, *empty, *long]))
     config = DataConfig(train=str(file), max_length=24, held_out=0.2)
     made = prepare(config, bare_tokenizer, "id", 0, tmp_path / "data")
-    kept = [Examples(made / f"{part}.arrow") for part in PARTS]
+    kept = [Examples(made / f"{part}.arrow") for part in DATA_PARTS]
     assert sum(map(len, kept)) == 6
     assert "3 have an empty answer, and are left out" in caplog.text
     assert "2 have a prompt that fills `data.max_length`" in caplog.text
