@@ -180,16 +180,16 @@ def test_a_classifier_of_pairs_is_asked_for_pairs(classes):
     asked = classes(
         "features", "recipe.yaml", "--run-dir", "out", *change, "--text", "water", ok=False
     )
-    assert "is of pairs of texts, and 'water' is one alone" in asked.output
+    assert "reads pairs of texts, and 'water' is a single one" in asked.output
     assert not Path("out/features").exists(), "said before any work"
     classes("features", "recipe.yaml", "--run-dir", "out", *change)
     loaded = load_feature_classifier(Path("out/features"))
     assert loaded.predict([("what falls", "water"), ("what falls", "light")]) == KINDS
-    with pytest.raises(DataError, match="one alone"):
+    with pytest.raises(DataError, match="is a single one"):
         loaded.predict(["water"])
     single = ("--set", "features.data.text_column=other")
     classes("features", "recipe.yaml", "--run-dir", "out", *single)
-    with pytest.raises(DataError, match="is of single texts"):
+    with pytest.raises(DataError, match="reads single texts"):
         load_feature_classifier(Path("out/features")).predict([("what falls", "water")])
 
 
@@ -200,7 +200,7 @@ def test_features_of_a_teacher_adapted_by_another_recipe_are_refused(classes):
     classes("features", "recipe.yaml", "--run-dir", "out", *adapt)
     change = (*adapt, "--set", "teacher.adapt.lr=1.0e-3")
     stale = classes("features", "recipe.yaml", "--run-dir", "out", *change, ok=False)
-    assert "or is of another recipe; run `distill adapt-teacher`" in stale.output
+    assert "or was made by another recipe; run `distill adapt-teacher`" in stale.output
 
 
 @needs_sklearn
@@ -243,7 +243,7 @@ def test_features_of_the_student_and_of_an_encoder(classes, bert):
     short = ("--set", "train.arms=[]", "--set", "train.max_steps=1")
     classes.upto_train("out", *short)
     stale = classes("features", "recipe.yaml", "--run-dir", "out", *change, ok=False)
-    assert "or is of another recipe; run `distill run`" in stale.output
+    assert "or was made by another recipe; run `distill run`" in stale.output
     change = (*change, *short)
     classes("features", "recipe.yaml", "--run-dir", "out", *change)
     assert metrics()["width"] == 64
@@ -258,10 +258,10 @@ def test_features_of_the_student_and_of_an_encoder(classes, bert):
     [
         ("features=null", "has no section `features`"),
         ("features.layer=9", "`features.layer`: Layer 9 does not exist"),
-        ("features.pool=cls", "a decoder's first token sees nothing else"),
+        ("features.pool=cls", "a decoder's first token attends to itself only"),
         ("features.pool=max", "`features.pool`"),
         ("features.classifier=logistic", "Did you mean `logistic_regression`"),
-        ("features.options={c: 1}", "`features.options.c` is no option of logistic_regression"),
+        ("features.options={c: 1}", "`features.options.c` is not an option of logistic_regression"),
         ("features.options={C: -1}", "logistic_regression refuses them"),
         ("features.data.label_column=kid", "Did you mean `kind`"),
         ("features.data.max_length=400", "`features.data.max_length` is 400"),
@@ -309,7 +309,7 @@ def test_a_file_with_other_classes_is_refused_unread(tmp_path):
     from distill.classifiers import load
 
     dump(Stranger(), tmp_path / "classifier.skops")
-    with pytest.raises(ModelError, match="which no classifier of ours has"):
+    with pytest.raises(ModelError, match="types that no registered classifier has"):
         load(tmp_path / "classifier.skops")
 
 
