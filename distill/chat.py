@@ -131,7 +131,7 @@ class OneModel:
 
     @torch.inference_mode()
     def answer(self, text: str, max_tokens: int, write: Write) -> None:
-        """Write the greedy answer piece by piece; without a template, a continuation of the text."""
+        """Write the greedy answer piece by piece; without a template, the text is continued."""
         from transformers import TextStreamer
 
         class Stream(TextStreamer):
@@ -201,7 +201,7 @@ def chat(
     ask: Callable[[], str | None],
     write: Write,
 ) -> None:
-    """Answer the prompts; without prompts, answer each text that `ask` gives until it gives None."""
+    """Answer the prompts; without prompts, every text that `ask` gives until it gives None."""
     if artifact is not None and adapters:
         raise RunError(
             "Give either --artifact or --adapter: adapters sit on the distilled student."

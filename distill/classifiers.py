@@ -179,7 +179,7 @@ def _option_names(estimator: Any) -> list[str]:
     return sorted(last.get_params(deep=False))
 
 
-# Fitting and saving --------------------------------------------------------------------------------
+# Fitting and saving ------------------------------------------------------------------------------
 
 
 def fit(config: FeaturesConfig, seed: int, features_FH: np.ndarray, classes_F: np.ndarray) -> Any:

@@ -237,7 +237,7 @@ def metric_rows(found: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-# Using a classifier ----------------------------------------------------------------------------------------
+# Using a classifier ------------------------------------------------------------------------------
 
 TextOrPair = str | tuple[str, str]  # as the classifier was fitted
 

@@ -1,4 +1,4 @@
-"""Training text that a model is judged, cut or rounded on: rows of one length.
+"""Calibration text: rows of one length that a model is scored, pruned or rounded on.
 
 Legend: B rows, T tokens.
 """
@@ -16,23 +16,24 @@ from distill.data.examples import Examples
 
 Rows = TypeVar("Rows", Tensor, np.ndarray)
 MAX_ROW_TOKENS = 256
-GOLDEN_RATIO = (5**0.5 - 1) / 2  # its multiples leave no large gap between 0 and 1
+GOLDEN_RATIO = (5**0.5 - 1) / 2  # fractional parts of its multiples leave no large gap
 
 
 def low_discrepancy_order(number: int, *, last: bool = False) -> np.ndarray:
-    """Numbers from 0 in an order of which any beginning is low_discrepancy_order over all of them, as is any
-    beginning of the `last`, the same order from its end.
+    """Numbers from 0 to `number` - 1 in an order whose every beginning is spread over all of them.
+
+    last: the same order from its end, whose beginnings are spread as well.
     """
     order = np.argsort(np.arange(1, number + 1) * GOLDEN_RATIO % 1.0, kind="stable")
     return order[::-1] if last else order
 
 
 def calibration_rows(examples: Examples, tokens: int, *, last: bool = False) -> Tensor:
-    """Beginnings of training texts from all over the data, all of one length, (B, T); B x T is near
-    `tokens`. Those of the `last` are others, where there are enough.
+    """Beginnings of training texts spread over the data, all of one length, (B, T).
 
-    The length, up to 256, is the one at which texts that are as long hold most tokens, so a corpus
-    of short texts gives short rows.
+    B x T is about `tokens`. The length, up to `MAX_ROW_TOKENS`, is the one at which the texts that
+    are long enough give most tokens, so a corpus of short texts gives short rows. last: choose from
+    the other end of the order, so that the rows differ where there is enough text.
     """
     lengths = np.sort(np.minimum(examples.lengths, min(MAX_ROW_TOKENS, tokens)))[::-1]
     held = np.minimum(lengths * np.arange(1, len(lengths) + 1), tokens)
@@ -44,15 +45,15 @@ def calibration_rows(examples: Examples, tokens: int, *, last: bool = False) -> 
 
 
 def split_for_healing(chosen: Rows, heals: bool) -> tuple[Rows, Rows]:
-    """What is measured on and, where that is asked for, every other one to learn from instead.
+    """Split rows into those that shapes are measured on, and those that candidates are healed on.
 
-    Raises `RecipeError` where there is one alone.
+    Every other row is for healing, or none where nothing heals. Raises `RecipeError` for one row.
     """
     if not heals:
         return chosen, chosen[:0]
     if len(chosen) < 2:
         raise RecipeError(
-            "`student.target.heal_steps` needs more text: beside that which shapes are measured on "
-            "there is none; raise `student.target.tokens`, or leave `heal_steps` out."
+            "`student.target.heal_steps` needs more text: there is none beside the text that "
+            "shapes are measured on; raise `student.target.tokens`, or leave `heal_steps` out."
         )
     return chosen[::2], chosen[1::2]

@@ -1,8 +1,8 @@
 """Labelled texts: which columns hold them, what their classes are, and their examples.
 
-An example is a text, or a pair of texts, and its class. `labels` has the class at position 0 and
-`IGNORE` elsewhere, so that a text counts once wherever tokens are counted, and its key, a hash of
-its ids, does not tell its class. Legend: T tokens.
+An example is a text, or a pair of texts, with its class. `labels` has the class at position 0 and
+`IGNORE` elsewhere, so that a text counts once where tokens are counted. The key is a hash of the
+ids alone, so it does not depend on the class. Legend: T tokens.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ class LabelledColumns:
 
 
 def columns_of(features: Mapping[str, Any], source: str, config: DataConfig) -> LabelledColumns:
-    """Where a table's texts and classes are. Raises `DataError` where a column is not there, or
-    the labels are numbers with fractions.
+    """The columns of a table's texts and classes.
+
+    Raises `DataError` for a missing column, and labels that are neither words nor whole numbers.
     """
     text = text_column(features, source, config)
     key = f"{config.section}.label_column"
@@ -61,7 +62,7 @@ def columns_of(features: Mapping[str, Any], source: str, config: DataConfig) -> 
 
 
 def text_column(features: Mapping[str, Any], source: str, config: DataConfig) -> str:
-    """The column of a table's texts. Raises `DataError` where it is not there, or not known."""
+    """The column of a table's texts. Raises `DataError` where none is named or has a usual name."""
     key = f"{config.section}.text_column"
     return choose_column(
         features, config.text_column, LABELLED_TEXT_COLUMNS, source=source, key=key, holds="texts"
@@ -69,17 +70,17 @@ def text_column(features: Mapping[str, Any], source: str, config: DataConfig) ->
 
 
 class Classes:
-    """The classes of some data: their names in order."""
+    """Names of the classes of some data, in order."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = tuple(names)
         self._numbers = {name: i for i, name in enumerate(self.names)}
 
     def number(self, name: str) -> int:
-        """The number of a class. Raises `DataError` for a name that is none of them."""
+        """The number of a class. Raises `DataError` for an unknown name."""
         if name not in self._numbers:
             raise DataError(
-                f"A label is `{name}`, which is none of the {len(self.names)} classes "
+                f"A label is `{name}`, which is not among the {len(self.names)} classes "
                 f"({_some(self.names)}).{nearest(name, self.names)}"
             )
         return self._numbers[name]
@@ -94,11 +95,11 @@ NameOf = Callable[[Any], str | None]
 
 
 def cell_names(feature: Any, label_names: Sequence[str] | None) -> NameOf:
-    """What names the class of a label column's cells: None where a cell has none.
+    """A function from a cell of a label column to the name of its class; None for an empty cell.
 
-    Words are names themselves; a number's name is the one that its own table has for it, else that
-    of `label_names`, else the number. `label_names` without any name of the table's stand for them.
-    The function raises `DataError` for a number that has no name.
+    A word is a name itself. A number has the name that its table gives it, else the one in
+    `label_names`, else the number is the name. `label_names` that share no name with the table's
+    replace them. The function raises `DataError` for a number that has no name.
     """
     own = getattr(feature, "names", None)
     if own and label_names:
@@ -129,8 +130,8 @@ def _holds_words(feature: Any) -> bool:
 def find_classes(
     tables: Sequence[Any], columns: Sequence[LabelledColumns], config: DataConfig
 ) -> Classes:
-    """The classes of the training tables: by `data.label_names`, by the tables' own names, else
-    every value that occurs, sorted. Raises `DataError` where there are fewer than two.
+    """The classes of the training tables: `data.label_names`, else the tables' own names, else all
+    values that occur, sorted. Raises `DataError` where there are fewer than two.
     """
     if config.label_names is not None:
         return Classes(config.label_names)
@@ -144,7 +145,7 @@ def find_classes(
     words = any(isinstance(value, str) for value in values)
     names = dict.fromkeys(map(str, sorted(values, key=str if words else None)))
     if len(names) < 2:
-        found = f"only {_some(names)}" if names else "no class at all"
+        found = f"only {_some(names)}" if names else "no class"
         raise DataError(
             f"`{columns[0].label}` holds {found}; a classifier needs at least two classes."
         )
@@ -152,9 +153,9 @@ def find_classes(
 
 
 class LabelledTexts:
-    """How tables of labelled texts are read: what `prepare` asks.
+    """Reader of tables of labelled texts.
 
-    `order`: names of the classes that a given teacher knows, in its order.
+    order: names of the classes of a teacher that knows them already, in its order.
     """
 
     counts_all: ClassVar[bool] = False
@@ -165,7 +166,7 @@ class LabelledTexts:
 
     @property
     def names(self) -> list[str]:
-        """The classes of the tables that were opened, by the given teacher's names for them."""
+        """Names of the classes of the opened tables; the teacher's names where it has any."""
         assert self._classes is not None
         if self._order is None or has_default_labels(self._order):
             return list(self._classes.names)
@@ -173,13 +174,13 @@ class LabelledTexts:
 
     @property
     def stamp(self) -> list[Any]:
-        """What examples depend on beside data, tokenizer and seed."""
+        """What examples depend on beside data, tokenizer and seed; part of the fingerprint."""
         return ["classes", self._order]
 
     def open(
         self, tokenizer: Any, config: DataConfig, tables: Sequence[Any], sources: Sequence[str]
     ) -> list[Reading]:
-        """For each table, what makes a row an example; the first call is of the training tables."""
+        """For each table, the function that reads a row; the first call has the training tables."""
         pairs = list(zip(tables, sources, strict=True))
         columns = [columns_of(table.features, source, config) for table, source in pairs]
         cells = [
@@ -263,9 +264,9 @@ def _refuse_unseen(
 
 
 def in_order(found: Classes, order: Sequence[str], section: str) -> Classes:
-    """The classes as a given teacher has them: in its order, with those that the data lack.
+    """The classes in the order of a teacher, with those of the teacher's that the data lack.
 
-    Raises `DataError` where number or names differ.
+    Raises `DataError` where their number or their names differ.
     """
     places = label_permutation(found.names, order)
     if places is not None:
@@ -289,7 +290,8 @@ def tokenize_labelled(
 ) -> tuple[list[int], list[int], list[int] | None]:
     """(ids, labels, token types or None) of a text or a pair, truncated to `max_length`.
 
-    Of a pair, the longer text is cut first. Those that were cut are counted in the tally.
+    number: of the class. The longer text of a pair is truncated first. Truncated rows are counted
+    in the tally.
     """
     encode: Callable[..., Any] = tokenizer
     encoded = encode(*texts, verbose=False)

@@ -1,7 +1,7 @@
 """The three parts of the data, each an Arrow file of examples in one folder.
 
 train.arrow       what is learned from
-validation.arrow  what chooses: a training's best step, the way of merging, what recovers
+validation.arrow  what chooses: a training's best step, the way of merging an adapter
 held_out.arrow    what is reported; only the evaluate stage reads it
 
 Parts are drawn by document. The held-out documents come first, so that they stay the same whatever

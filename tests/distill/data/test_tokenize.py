@@ -239,8 +239,8 @@ def test_columns_that_do_not_fit_are_named(examples_of, row, options, says):
 WRONG = {
     "no column": ({"prompt": "Sentiment:"}, "names at least one column"),
     "open brace": ({"prompt": "{text"}, "not a template"),
-    "format": ({"prompt": "{text!r:>20}"}, "name of a column and nothing else"),
-    "attribute": ({"prompt": "{text.__class__}"}, "name of a column and nothing else"),
+    "format": ({"prompt": "{text!r:>20}"}, "only the name of a column"),
+    "attribute": ({"prompt": "{text.__class__}"}, "only the name of a column"),
     "two prompts": ({"prompt": "{a}", "text_column": "b"}, "no effect"),
 }
 
@@ -271,7 +271,7 @@ def test_a_column_is_asked_for_in_its_own_section():
 
 
 def test_what_is_left_out_is_counted_and_said(tmp_path, bare_tokenizer, caplog):
-    """Empty answers, and prompts so long that nothing of the answer is left."""
+    """Empty answers, and prompts so long that no token of the answer is left."""
     good = [{"prompt": f"what is {i}? ", "completion": "light"} for i in range(6)]
     empty = [{"prompt": "what? ", "completion": answer} for answer in ("", " \n", None)]
     long = [{"prompt": "water " * 40, "completion": "light"}] * 2

@@ -1,4 +1,4 @@
-"""What a training holds: counted without weights, kept by checkpointing or not, learnt the same."""
+"""The memory of a training: counted without weights, and with or without checkpointing."""
 
 import pytest
 import torch
