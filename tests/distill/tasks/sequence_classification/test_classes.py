@@ -14,7 +14,7 @@ from transformers import (
 
 from attar.errors import CacheError
 from attar.models.task_heads import class_logits, load_classifier
-from distill.data.batching import OF_TEXTS, collate_texts
+from distill.data.batching import TEXT_BATCHING, collate_texts
 from distill.data.examples import Example, key_of
 from distill.data.tokenize import IGNORE
 from distill.objective.losses import LOSSES
@@ -250,7 +250,7 @@ def test_texts_of_like_length_meet_and_all_do():
     dice = np.random.default_rng(0)
     lengths = dice.integers(3, 100, 200).tolist()
     plans = [
-        OF_TEXTS.plan(lengths, batch_size=8, max_length=128, packing=False, seed=seed)
+        TEXT_BATCHING.plan(lengths, batch_size=8, max_length=128, packing=False, seed=seed)
         for seed in (0, 0, 1)
     ]
     assert plans[0] == plans[1] != plans[2]
