@@ -91,6 +91,7 @@ whole_stages = _says_what_it_does("whole_stages")
 training_loop = _says_what_it_does("training_loop")
 graph_export = _says_what_it_does("graph_export")
 child_process = _says_what_it_does("child_process")
+local_server = _says_what_it_does("local_server")
 several_processes = _says_what_it_does("several_processes")
 full_product = _says_what_it_does("full_product")
 
