@@ -94,6 +94,9 @@ def _hear(level: int, text: bytes, _data: int | None) -> None:
 
 
 _listen = _LOGGER(_hear)  # kept: the library calls it as long as it lives
+# A C function that does nothing with a message: one of Python's waits for the interpreter's lock,
+# and the server's threads would wait for it while its constructor holds it and waits for them.
+_ignore = ctypes.cast(ctypes.CDLL(None).abs, _LOGGER)
 
 
 def _complaint() -> str:
@@ -297,6 +300,7 @@ def _server(file: Path) -> Iterator[Any]:
     parameters.n_ctx, parameters.n_parallel, parameters.verbosity = 256, 1, 0
     parameters.cpuparams.n_threads = 1
     parameters.warmup = parameters.fit_params = False
+    _library().llama_log_set(_ignore, None)
     try:
         server = xllamacpp.Server(parameters)
     except RuntimeError as error:
