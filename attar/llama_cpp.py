@@ -93,7 +93,10 @@ def _keep_log_line(level: int, text: bytes, _data: int | None) -> None:
         _log_lines.append(" ".join(text.decode("utf8", "replace").split()))
 
 
-_log_callback = _LOGGER(_keep_log_line)  # kept alive: the library calls it at any time
+_log_callback = _LOGGER(_keep_log_line)  # kept: the library calls it as long as it lives
+# A C function that does nothing with a message: one of Python's waits for the interpreter's lock,
+# and the server's threads would wait for it while its constructor holds it and waits for them.
+_ignore = ctypes.cast(ctypes.CDLL(None).abs, _LOGGER)
 
 
 def _last_log() -> str:
@@ -303,6 +306,7 @@ def _server(file: Path) -> Iterator[Any]:
     parameters.n_ctx, parameters.n_parallel, parameters.verbosity = 256, 1, 0
     parameters.cpuparams.n_threads = 1
     parameters.warmup = parameters.fit_params = False
+    _library().llama_log_set(_ignore, None)
     try:
         server = xllamacpp.Server(parameters)
     except RuntimeError as error:
