@@ -7,8 +7,8 @@ Teacher: SmolLM2-135M-Instruct; students: 22 of its 30 blocks, freshly cut, and 
 while (`--student`, or trained here by examples/demo.yaml). Text: WikiText-2 and Jane Austen, both
 held out, in windows of 512. Bytes are those of the shards that the store writes, what a codec
 learned once (a head, an order of ids) reported apart; for DistillKit they are its own formula's.
-Errors are those of distill/cache_audit/fidelity.py: of a single token's gradient at the student's final hidden
-states, and of the gradient at the head summed over 16,384 tokens of one text.
+Errors are those of distill/cache_audit/fidelity.py: of a single token's gradient at the student's
+final hidden states, and of the gradient at the head summed over 16,384 tokens of one text.
 
 Legend: N tokens, H width, V vocabulary.
 """

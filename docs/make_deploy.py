@@ -33,10 +33,8 @@ def artifacts() -> str:
     rows = ["| artifact | what it is | made of | run by | needs |", "|---|---|---|---|---|"]
     for name, found in ARTIFACTS.items():
         needs = f"`attar[{found.extra}]`" if found.extra else ""
-        rows.append(
-            f"| `{name}` | {found.about.rstrip('.')} | {MADE_OF[found.made_from]} | {found.runtime} "
-            f"| {needs} |"
-        )
+        about, made_of = found.about.rstrip("."), MADE_OF[found.made_from]
+        rows.append(f"| `{name}` | {about} | {made_of} | {found.runtime} | {needs} |")
     return "\n".join(rows)
 
 

@@ -24,7 +24,7 @@ from attar.locks import LockFile, hold_lock
 
 @dataclass
 class StageRecord:
-    """What a finished stage says of itself. `inputs` is the fingerprint of what it was made from."""
+    """What a finished stage leaves about itself; `inputs`: the fingerprint of its inputs."""
 
     stage: str
     inputs: str = ""

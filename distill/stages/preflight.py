@@ -127,7 +127,7 @@ def check_student_vocabulary(run: Run) -> None:
 
 
 def check_artifacts(run: Run) -> None:
-    """Packages for the artifacts and their runtimes are installed, and hold the student's family."""
+    """Artifacts can hold the student's family, and the packages they need are installed."""
     for name in run.artifacts:
         check_installed(name)
         check_runtime(ARTIFACTS[name].runtime)

@@ -1,4 +1,4 @@
-"""Stage `report`, report.json: what every model measured, what it cost, and whether distilling helped.
+"""Stage `report`: what every model measured, what it cost, and whether distilling helped.
 
 docs/report.md documents the schema. What the numbers of a task mean, the task's report says
 (`distill/report/task_report.py`).

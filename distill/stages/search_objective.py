@@ -1,7 +1,7 @@
 """What shapes are compared by while one is searched: how far a student is from its teacher.
 
-The teacher's signals on a little validation and training text are cached for the time of the search.
-A student's divergence is the objective of a training (`distill/training/validation.py`) on the
+The teacher's signals on a little validation and training text are cached while the search runs. A
+student's divergence is the objective of a training (`distill/training/validation.py`) on the
 validation part of it, and healing is a training (`distill/training/loop.py`) on the rest.
 """
 

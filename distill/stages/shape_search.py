@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ShapeCandidate:
-    """A shape that was measured: its cost, what was expected, its divergence, and that after mending.
+    """A shape that was measured: its cost, its expected divergence, and its divergence as cut.
 
-    `healed` is None of a shape that did not come so far.
+    healed: the divergence after refit and healing; None where the shape was no finalist.
     """
 
     sizes: Sizes

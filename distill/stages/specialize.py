@@ -1,7 +1,7 @@
-"""Stage `specialize`: what a specialised student leaves: its adapter, the better merge, and what each way lost.
+"""Stage `specialize`: train the distilled student further; keep its adapter and the better merge.
 
 An adapter is measured on the base that it was trained on, and after every way of merging it into
-full precision; each is loaded from disk as its user would load it.
+full precision. Each form is loaded from disk as its user would load it.
 """
 
 from __future__ import annotations
@@ -117,13 +117,10 @@ def validation_nll(
 class MergeCandidates:
     """The forms of a specialised student, loaded from disk one at a time."""
 
-    run: Run
     config: Any
     source: Path
-
-    @property
-    def adapter(self) -> Path:
-        return self.run.folder.specialized / "adapter"
+    adapter: Path
+    trusts_code: bool
 
     def before(self) -> Iterator[tuple[str, nn.Module]]:
         """The student as it was: in full precision, and as the base that was learned on."""
@@ -137,7 +134,7 @@ class MergeCandidates:
 
     def _base(self, kind: Quantization) -> nn.Module:
         compute = resolve_precision(self.config.precision)
-        base: nn.Module = load_base(self.source, kind, self.run.trusts_code, compute)
+        base: nn.Module = load_base(self.source, kind, self.trusts_code, compute)
         return base
 
     def merged(self) -> Iterator[tuple[str, nn.Module]]:
@@ -147,7 +144,7 @@ class MergeCandidates:
             ways.append("dequantized")
         for into in ways:
             name = "student" if into == "student" else f"dequantised {self.config.base} base"
-            trust = self.run.trusts_code
+            trust = self.trusts_code
             merged = merge_adapter(self.source, self.adapter, into=into, trust_remote_code=trust)
             yield f"merged into the {name}", merged
 
@@ -159,7 +156,7 @@ def keep_specialized(run: Run, student: nn.Module, config: Any, result: dict[str
     folder, source = run.folder.specialized, run.folder.arm_student()
     for stale in (folder / "adapter", folder / "merged"):
         shutil.rmtree(stale, ignore_errors=True)
-    ways = MergeCandidates(run, config, source)
+    ways = MergeCandidates(config, source, run.folder.adapter, run.trusts_code)
     validation = run.data(config.data)[1]
     merges: list[dict[str, Any]] = []
 

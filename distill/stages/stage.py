@@ -2,9 +2,9 @@
 
     adapt-teacher -> cache -> build -> train -> specialize -> export -> evaluate -> report
 
-Each stage reads files and leaves files in the run folder. Its file in this folder has the function
-that does the work, under `@work(STAGE, inputs=..., outputs=...)`. This module imports nothing heavy,
-so that the command line can list the stages at once.
+Each stage reads files and leaves files in the run folder. Its file beside this one has the function
+that does the work, under `@work(STAGE, inputs=..., outputs=...)`. This module imports no heavy
+library, so that the command line can list the stages at once.
 """
 
 from __future__ import annotations

@@ -51,25 +51,13 @@ def run_training(
         log.info("%s: nothing is packed, since each text follows learned positions", name)
     if packing:
         check_examples_stay_apart(student, run.vocabulary)
-    pairs = run.layer_map().pairs(config.objective, config.source)
+    learner = _learner(run, student, config)
     device = next(student.parameters()).device
-    learner = Learner(
-        student,
-        config.objective,
-        vocabulary=run.vocabulary,
-        dtype=resolve_precision(config.precision),
-        chunk=config.chunk or tokens_per_chunk(run.vocabulary, device),
-        pairs=pairs,
-        teacher_width=run.teacher_width,
-        channel_map=run.channel_map(),
-        source=config.source,
-        readout=run.task.model_outputs(run),
-    )
     cached = open_cache(run, device) if reads_from(config, "cache") else None
     train, validation = run.data(data)
     if cached is not None and run.recipe.cache.unfinished:
         train, validation = cached_subset(cached, folder, train, validation)
-    signals = TeacherSignals(cached, _online_teacher(run, config, pairs, packing))
+    signals = TeacherSignals(cached, _online_teacher(run, config, packing))
     source = planned_batches(
         train,
         learner,
@@ -97,13 +85,30 @@ def run_training(
     return result
 
 
-def _online_teacher(
-    run: Run, config: LoopConfig, pairs: dict[int, list[tuple[int, int]]], packing: bool
-) -> OnlineTeacher | None:
+def _learner(run: Run, student: torch.nn.Module, config: LoopConfig) -> Learner:
+    """The student with the objective of a section."""
+    pairs = run.layer_map().pairs(config.objective, config.source)
+    device = next(student.parameters()).device
+    return Learner(
+        student,
+        config.objective,
+        vocabulary=run.vocabulary,
+        dtype=resolve_precision(config.precision),
+        chunk=config.chunk or tokens_per_chunk(run.vocabulary, device),
+        pairs=pairs,
+        teacher_width=run.teacher_width,
+        channel_map=run.channel_map(),
+        source=config.source,
+        readout=run.task.model_outputs(run),
+    )
+
+
+def _online_teacher(run: Run, config: LoopConfig, packing: bool) -> OnlineTeacher | None:
     """The teacher itself, where some term learns from it without the cache."""
     online = terms_reading(config.objective, "online", config.source)
     if not online:
         return None
+    pairs = run.layer_map().pairs(config.objective, config.source)
     used: dict[str, set[int]] = {"hidden": set(), "relation": set(), "distribution": set()}
     for i, term in enumerate(config.objective):
         if term in online:

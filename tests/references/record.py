@@ -9,7 +9,7 @@ It writes peers.json beside this file. The toolkits' code runs as it is; torchtu
 files are loaded by their place in the installed package, because importing the packages asks for
 torchao, omegaconf and megatron, which these losses do not use. Each entry has the function, its
 parameters, its value (a number, or one a token) and, for some, the gradient of the value's sum
-with respect to the student's logits. tests/distill/objective/test_references.py explains every entry.
+with respect to the student's logits. tests/distill/objective/test_references.py explains them.
 
 Legend: B rows, T tokens, N tokens, K entries, V vocabulary.
 """

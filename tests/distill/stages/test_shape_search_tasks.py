@@ -1,4 +1,4 @@
-"""`student.target` for encoders: each task says what divergence is, and the shape is what was found."""
+"""`student.target` for encoders: each task has its divergence, and the shape found is built."""
 
 import json
 from pathlib import Path
