@@ -1,7 +1,7 @@
 """Measure what every loss keeps and write it into docs/conformance.md.
 
 It runs tests/distill/objective/test_conformance.py and writes the errors that the tests measured;
-`--check` exits with 1 where the page's losses, properties or codecs are not those that are registered.
+`--check` exits with 1 where the page's losses, properties or codecs are not those registered.
 
     python docs/make_conformance.py
     python docs/make_conformance.py --check
@@ -29,8 +29,9 @@ LOSS_OF_CODEC = "cache_for_the_teacher"
 HEAD = """# Conformance
 
 Written by `docs/make_conformance.py` from what
-`tests/distill/objective/test_conformance.py` measured, on a tiny teacher and student with random weights, for every registered loss and every codec that serves
-it. A new loss or codec is enrolled by being registered.
+`tests/distill/objective/test_conformance.py` measured, on a tiny teacher and student with random
+weights, for every registered loss and every codec that serves it. A new loss or codec is enrolled
+by being registered.
 
 ## What every loss keeps
 

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from attar.errors import RecipeError, nearest
+from distill.recipe.consistency import check_consistency
 from distill.recipe.explain import as_sentence, explain
 from distill.recipe.parse import overridden, read_values
 from distill.recipe.schema import Recipe
@@ -33,6 +34,7 @@ def check_recipe(values: dict[str, Any]) -> Recipe:
         task_of(recipe).check_recipe(recipe)
     except ValueError as error:
         raise RecipeError(as_sentence(error)) from None
+    check_consistency(recipe)
     return recipe
 
 

@@ -35,8 +35,8 @@ def test_amounts(kind, amount, number, share):
         ({"parameters": "60MB"}, "write a share .60%. or a number .80M."),
         ({"latency": "60"}, "write a share .60%. or a number .12ms."),
         ({"parameters": "about half"}, "is not a target"),
-        ({"parameters": "160%"}, "between 0% and 100%"),
-        ({"parameters": "0%"}, "between 0% and 100%"),
+        ({"parameters": "160%"}, "above 0% and at most 100%"),
+        ({"parameters": "0%"}, "above 0% and at most 100%"),
         ({"parameters": "60%", "form": "nf4"}, "`form` is only used with `bytes`"),
         ({"parameters": "60%", "axes": []}, "at least 1"),
         ({"parameters": 0.0}, "it must be above 0"),
@@ -69,7 +69,7 @@ def test_a_shape_is_searched_or_given(key):
         ({"layers": {"keep": [0], "by": "even"}}, "`by` has no effect where `keep` lists"),
         ({"layers": {"keep": [0], "calibration_tokens": 9}}, "where `keep` lists the blocks"),
         ({"heads": {"keep": "three"}}, "keep a number or a share"),
-        ({"heads": {"keep": "175%"}}, "between 0% and 100%"),
+        ({"heads": {"keep": "175%"}}, "above 0% and at most 100%"),
     ],
 )
 def test_a_setting_without_effect_or_meaning_is_refused_in_one_sentence(section, says):

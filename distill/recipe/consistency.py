@@ -1,0 +1,57 @@
+"""Whether the sections of a recipe fit each other; each section has checked itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attar.errors import RecipeError
+from distill.objective.losses import LOSSES
+from distill.objective.terms import check_online, check_served, reads_from, source_of
+from distill.recipe.export import check_possible
+from distill.recipe.schema import Recipe
+from distill.training.config import LoopConfig
+
+
+def check_consistency(recipe: Recipe) -> None:
+    """Raise `RecipeError` for the first section that does not fit the others."""
+    check_possible(recipe.export, recipe.specialize)
+    for path, section in recipe.learning().items():
+        if section.source == "online" and not reads_from(section, "online"):
+            raise RecipeError(
+                f"`{path}.source: online` has no effect: no term reads it from there; leave it out."
+            )
+        _check_signals(recipe, path, section)
+
+
+def _check_signals(recipe: Recipe, path: str, section: LoopConfig) -> None:
+    """The signals that a section's terms read are kept by the cache, or come from the step."""
+    for i, term in enumerate(section.objective):
+        where, reads = f"{path}.objective[{i}]", LOSSES[term.loss].reads
+        online = source_of(term, section.source) == "online"
+        if reads == "distribution":
+            try:
+                check_online(term) if online else check_served(term, recipe.cache.codec)
+            except RecipeError as error:
+                key = ".temperature" if "temperature" in str(error) else ""
+                reason = str(error).removesuffix(".")
+                raise RecipeError(f"`{where}{key}`: {reason}.") from None
+        elif reads in ("vector", "similarity"):
+            if recipe.cache.codec.name != "vectors":
+                raise RecipeError(
+                    f"`{where}`: {term.loss} compares vectors of texts, which `task: embedding` "
+                    "has."
+                )
+        elif reads != "labels" and not online:
+            _check_layers(recipe, where, term, reads)
+
+
+def _check_layers(recipe: Recipe, where: str, term: Any, reads: str) -> None:
+    """The cache keeps the layers or blocks that a term names."""
+    key, what = ("attention", "block") if reads == "relation" else ("layers", "layer")
+    kept = getattr(recipe.cache.hidden, key)
+    for _, layer in term.layers if isinstance(term.layers, list) else ():
+        if layer not in kept:
+            raise RecipeError(
+                f"`{where}.layers` reads teacher {what} {layer}, which is not in "
+                f"`cache.hidden.{key}` {kept}; add it there."
+            )
