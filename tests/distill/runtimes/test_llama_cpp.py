@@ -142,6 +142,7 @@ def test_ids_and_text_are_the_tokenizers(student, runtime):
     assert max(runtime.generate(IDS[:5], 30)) < len(tokenizer)
 
 
+@pytest.mark.usefixtures("child_process")  # llama.cpp renders templates in a server
 def test_a_conversation_becomes_the_same_ids(student, runtime):
     tokenizer = AutoTokenizer.from_pretrained(student[1])
     text = tokenizer.apply_chat_template(TALK, tokenize=False, add_generation_prompt=True)
@@ -157,6 +158,7 @@ def test_a_file_without_a_template_takes_no_conversation(student, bare_tokenizer
         open_runtime(ModelSource(str(tmp_path / "model.gguf"))).encode_chat(TALK)
 
 
+@pytest.mark.usefixtures("child_process")  # llama.cpp renders templates in a server
 def test_a_template_that_refuses_a_conversation_is_an_error(student, tokenizer, tmp_path):
     student[0].save_pretrained(tmp_path)
     refuse = "{% if messages[-1]['content'] == 'on water' %}{{ raise_exception('no water') }}"
