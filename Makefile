@@ -3,8 +3,10 @@
 #   make demo        fetch a teacher and text, run examples/demo.yaml into runs/demo
 #   make demo-classification   the same for classes of texts: an encoder, movie reviews
 #   make check       format, lint, types, stale documents, the house rules
-#   make test        all tests that this machine can run
-#   make test-fast   the default tier only: small models, no whole runs
+#   make test        unit and run tests: the gate of a change
+#   make test-fast   unit tests alone: tiny models in memory, no whole runs; within a minute
+#   make test-slow   slow tests alone: real models, twenty kills, several processes, full products
+#   make test-all    every test that this machine can run
 #   make bench       every benchmark, small; BENCH= for the full measure
 #   make docs        write docs/losses.md
 #   make results     write README's results table from runs/demo
@@ -15,10 +17,12 @@ BENCH ?= --quick
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-TEST_ENV := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 HF_HUB_OFFLINE=1
+TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 HF_HUB_OFFLINE=1
+# Two workers of one thread each; a file stays with one of them, and with it what its tests share.
+PYTEST = $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 SCRIPTS = $(filter-out %/results_table.py %/tables.py %/peak.py %/step_sides.py %/harness.py %/distillkit.py %/held_out.py %/soup_shrink.py,$(wildcard benchmarks/*.py))
 
-.PHONY: demo demo-classification test test-fast check bench docs results clean
+.PHONY: demo demo-classification test test-fast test-slow test-all check bench docs results clean
 
 # torch first and alone: pip then takes the build its settings offer (a CPU one, say), and the
 # second command leaves it as it is.
@@ -37,10 +41,16 @@ demo-classification: $(STAMP)
 	$(BIN)/distill run examples/classification.yaml --run-dir runs/classification
 
 test: $(STAMP)
-	$(TEST_ENV) $(BIN)/python -m pytest
+	$(PYTEST) -m "not slow" $(TEST_OPTIONS)
 
 test-fast: $(STAMP)
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not run and not slow and not gpu" $(TEST_OPTIONS)
+
+test-slow: $(STAMP)
+	$(PYTEST) -m slow $(TEST_OPTIONS)
+
+test-all: $(STAMP)
+	$(PYTEST) $(TEST_OPTIONS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

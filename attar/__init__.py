@@ -1,7 +1,9 @@
-"""The ground floor: what teachers and students both stand on (see docs/adr/0001).
+"""The ground floor, used by teachers, students and distill (see docs/adr/0001).
 
-Errors a user reads, files that survive a kill, registries, and the anatomy of a
-`transformers` model. Nothing here knows what a signal, a student or a loss is.
+It holds the errors that users read, files that survive a kill, registries, and the structure of
+`transformers` models. Nothing here knows signals, students or losses.
 """
+
+__all__ = ["__version__"]
 
 __version__ = "0.1.0"

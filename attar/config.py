@@ -1,4 +1,4 @@
-"""The base of every section of a recipe: unknown keys are refused, values are checked."""
+"""The base class of every section of a recipe: unknown keys are refused, values are checked."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ class Section(BaseModel):
 
 
 def as_share(value: Any) -> Any:
-    """A share written `60%` as 0.6; what is written otherwise as it is.
+    """Turn a share written as `60%` into 0.6; return any other value unchanged.
 
-    Raises `ValueError` for one that is nothing, or more than all.
+    Raises `ValueError` for a percentage that is not above 0 and at most 100.
     """
     found = re.fullmatch(r"(\d*\.?\d+)\s*%", value.strip()) if isinstance(value, str) else None
     if found is None:
         return value
     share = float(found[1]) / 100
     if not 0 < share <= 1:
-        raise ValueError(f"{value!r} is no share; one lies between 0% and 100%")
+        raise ValueError(f"{value!r} is not a share; write one above 0% and at most 100%")
     return share
 
 
 def refuse_given(section: BaseModel, path: str, key: str, reason: str) -> None:
-    """Raise `ValueError` for a key with a value of its own that has no effect, and why."""
+    """Raise `ValueError` where a key that has no effect differs from its default; say why."""
     if getattr(section, key) != type(section).model_fields[key].default:
         raise ValueError(f"`{path}{key}` has no effect {reason}; leave it out")

@@ -1,4 +1,4 @@
-"""This process among those that run the same command (torchrun), as accelerate sees them."""
+"""This process as one of those that run the same command (torchrun), as accelerate sees them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 
 def is_alone() -> bool:
-    """Whether this command runs in one process; known without importing anything heavy."""
+    """Whether this command runs in one process, without importing torch."""
     return int(os.environ.get("WORLD_SIZE", "1")) == 1
 
 
 def is_first_process() -> bool:
-    """Whether this process is alone or the first: the one that writes and speaks."""
+    """Whether this process is the only or the first one: the one that writes files and prints."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def free_memory() -> None:
-    """Give back what is no longer used: cycles first, then the GPU memory that torch holds."""
+    """Release unused memory: collect reference cycles, then empty torch's GPU cache."""
     import gc
 
     import torch
@@ -30,9 +30,9 @@ def free_memory() -> None:
 
 
 def process_state() -> Any:
-    """accelerate's `PartialState`; on CPU it must be told so, or each rank trains alone.
+    """accelerate's `PartialState`. On CPU it needs `cpu=True`, or every rank would train alone.
 
-    The time limit is long because some stages run on the first process while others wait.
+    The time limit is long because some stages run on the first process while the others wait.
     """
     import torch
     from accelerate import PartialState
@@ -45,7 +45,7 @@ def process_state() -> Any:
 
 
 def _leave_group() -> None:
-    """Stop the group's threads before the interpreter goes; else it may abort as it leaves."""
+    """Stop the group's threads before the interpreter exits; otherwise the exit may abort."""
     import torch
 
     if torch.distributed.is_initialized():

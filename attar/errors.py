@@ -1,4 +1,4 @@
-"""The errors a user can mend. Each message is one sentence: what is wrong, where, what to write.
+"""The errors that a user can fix. A message is one sentence: what is wrong, where, what to write.
 
     UserError
     ├── RecipeError    a key or value of the recipe
@@ -7,8 +7,8 @@
     ├── CacheError     a signal cache on disk
     └── RunError       a run folder, a stage out of order, two writers
 
-The command line prints the message on one line and exits with 1; anything else is a bug of
-ours and shows its traceback.
+The command line prints the message on one line and exits with 1. Any other exception is a bug in
+this package and shows its traceback.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user can mend; the message says how."""
+    """An error that the user can fix; the message says how."""
 
 
 class RecipeError(UserError):
@@ -34,11 +34,11 @@ class ModelError(UserError):
 
 
 class CacheError(UserError):
-    """A signal cache is broken, incomplete or was made for something else."""
+    """A signal cache is damaged, incomplete or was made for another teacher, student or data."""
 
 
 class RunError(UserError):
-    """A run folder is in use, or a stage was asked for before what it needs exists."""
+    """A run folder is in use, or a stage was started before its inputs exist."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

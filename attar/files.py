@@ -1,4 +1,4 @@
-"""Files that survive a kill: written aside, flushed, renamed; locks; fingerprints of values."""
+"""Files that survive a kill (written beside, flushed, renamed), and fingerprints of values."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def sha256_of(path: Path) -> str:
 
 
 @cache
-def _sha256_then(path: Path, size: int, written_ns: int, changed_ns: int) -> str:
+def _sha256_cached(path: Path, size: int, written_ns: int, changed_ns: int) -> str:
     return sha256_of(path)
 
 
 def stamp_of_files(files: Iterable[Path]) -> list[list[str]]:
-    """Names and contents, so that an edited file is noticed and a copied or touched one is not.
+    """Names and SHA-256 of files: an edited file changes the stamp, a touched one does not.
 
-    A file is read again in the same process only where its size or a time of it has changed.
+    In one process, a file is read again only where its size or one of its times has changed.
     """
     found = []
     for file in files:
         stat = file.stat()
-        digest = _sha256_then(file, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        digest = _sha256_cached(file, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         found.append([str(file), digest])
     return found
 
@@ -59,7 +59,7 @@ def sync_folder(path: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part of it."""
+    """Write a file so that a reader sees either the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".partial")
     with aside.open("wb") as file:
@@ -81,7 +81,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file of ours; a `RunError` names a file that does not parse."""
+    """Parse a JSON file. Raises `RunError` naming a file that does not parse."""
     try:
         return json.loads(path.read_text(encoding="utf8"))
     except json.JSONDecodeError as error:
@@ -90,16 +90,16 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def staged_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill; it takes the place of `path` only when the block ends without an error."""
+    """Yield a folder to fill; it replaces `path` only if the block ends without an error."""
     aside = path.with_name(path.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     yield aside
-    put_in_place(aside, path)
+    replace_folder(aside, path)
 
 
-def put_in_place(aside: Path, path: Path) -> None:
-    """Flush a filled folder and let it take the place of `path`, whose content goes."""
+def replace_folder(aside: Path, path: Path) -> None:
+    """Flush a filled folder and replace `path`, whose old content is deleted, by it."""
     for file in aside.rglob("*"):
         if file.is_file():
             with file.open("rb") as handle:

@@ -1,13 +1,13 @@
-"""llama.cpp through its C interface, out of the library that the `xllamacpp` wheel brings.
+"""llama.cpp through its C interface, from the library in the `xllamacpp` wheel.
 
-Legend: T tokens, n positions wanted, V vocabulary.
+The wheel's own Python interface gives texts and the best few logprobs of a generated token.
+Measuring needs every logit at every position, which only the C functions give. The structures that
+the library passes by value have grown over its versions, so their layout is not assumed: parameters
+are passed as opaque memory, larger than any version's, that the library itself fills in. The two
+numbers set here are recognised by their default values, threads are set by a function, and a
+library that does not match is refused.
 
-The wheel's own Python interface gives texts and the best few logprobs of a generated token;
-measuring needs every logit at every position, which only the C functions give. Structures that the
-library passes by value have grown over its versions, so none of their fields is taken on trust:
-parameters travel as opaque memory, larger than any of them, that the library itself fills in; the
-two numbers set here are found by their defaults, threads are set by a function, and a library
-that does not look as expected is refused.
+Legend: T tokens, n requested positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ import numpy as np
 
 from attar.errors import ModelError
 
-TESTED = "2026.10.11549"  # of xllamacpp
-CHUNK = 512  # positions a call computes; llama.cpp's own default for a physical batch
-CHUNK_READ = 128  # the same where logits of all of them are wanted: CHUNK_READ x V floats
-_said: deque[str] = deque(maxlen=4)  # the library's last complaints
+TESTED_VERSION = "2026.10.11549"  # of the xllamacpp wheel
+BATCH_POSITIONS = 512  # positions a call; llama.cpp's own default for a physical batch
+BATCH_POSITIONS_WITH_LOGITS = 128  # where all logits are requested: this number x V floats
+_log_lines: deque[str] = deque(maxlen=4)  # the library's last warnings and errors
 _LOGGER = ctypes.CFUNCTYPE(None, ctypes.c_int, c_char_p, c_void_p)
 _WARNING, _ERROR = 3, 4
 
 
 class _Parameters(ctypes.Structure):
-    """`llama_model_params` or `llama_context_params`, whatever their fields."""
+    """Opaque memory for `llama_model_params` or `llama_context_params`."""
 
     _fields_ = (("words", c_uint64 * 128),)
 
 
-class _Batch(ctypes.Structure):
+class _LlamaBatch(ctypes.Structure):
     """`llama_batch`."""
 
     _fields_ = (
@@ -81,59 +81,63 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "llama_set_n_threads": (None, [c_void_p, c_int32, c_int32]),
     "llama_get_memory": (c_void_p, [c_void_p]),
     "llama_memory_clear": (None, [c_void_p, c_bool]),
-    "llama_batch_init": (_Batch, [c_int32, c_int32, c_int32]),
-    "llama_batch_free": (None, [_Batch]),
-    "llama_decode": (c_int32, [c_void_p, _Batch]),
+    "llama_batch_init": (_LlamaBatch, [c_int32, c_int32, c_int32]),
+    "llama_batch_free": (None, [_LlamaBatch]),
+    "llama_decode": (c_int32, [c_void_p, _LlamaBatch]),
     "llama_get_logits": (POINTER(ctypes.c_float), [c_void_p]),
 }  # fmt: skip
 
 
-def _hear(level: int, text: bytes, _data: int | None) -> None:
+def _keep_log_line(level: int, text: bytes, _data: int | None) -> None:
     if level in (_WARNING, _ERROR):
-        _said.append(" ".join(text.decode("utf8", "replace").split()))
+        _log_lines.append(" ".join(text.decode("utf8", "replace").split()))
 
 
-_listen = _LOGGER(_hear)  # kept: the library calls it as long as it lives
+_log_callback = _LOGGER(_keep_log_line)  # kept: the library calls it as long as it lives
+# A C function that does nothing with a message: one of Python's waits for the interpreter's lock,
+# and the server's threads would wait for it while its constructor holds it and waits for them.
+_ignore = ctypes.cast(ctypes.CDLL(None).abs, _LOGGER)
 
 
-def _complaint() -> str:
-    return "; ".join(line for line in _said if line) or "it gives no reason"
+def _last_log() -> str:
+    return "; ".join(line for line in _log_lines if line) or "it gives no reason"
 
 
 def check_usable() -> None:
-    """Raise `ModelError` where the installed wheel does not offer what is used here."""
+    """Raise `ModelError` where the installed wheel lacks a function that is used here."""
     _library()
 
 
 @cache
 def _library() -> ctypes.CDLL:
-    """The wheel's library with its functions declared; `ModelError` where it is laid out else."""
+    """The wheel's library, its functions declared. Raises `ModelError` if it does not match."""
     import xllamacpp
 
     def refuse(what: str) -> ModelError:
         return ModelError(
-            f"xllamacpp {xllamacpp.__version__} {what}, so no logits can be had from it on this "
-            f'machine; version {TESTED} on Linux is tested: pip install "xllamacpp=={TESTED}".'
+            f"xllamacpp {xllamacpp.__version__} {what}, so it cannot give logits on this "
+            f"machine; version {TESTED_VERSION} on Linux is tested: "
+            f'pip install "xllamacpp=={TESTED_VERSION}".'
         )
 
     try:
         library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
     except OSError as error:
         raise refuse(f"cannot be opened ({error})") from None
-    for name, (gives, takes) in _FUNCTIONS.items():
+    for name, (result, arguments) in _FUNCTIONS.items():
         function = getattr(library, name, None)
         if function is None:
             raise refuse(f"does not offer {name}")
-        function.restype, function.argtypes = gives, takes
+        function.restype, function.argtypes = result, arguments
     library.llama_backend_init()
-    library.llama_log_set(_listen, None)
+    library.llama_log_set(_log_callback, None)
     parameters = library.llama_context_default_params()
     if list(_context_numbers(parameters)[:4]) != [512, 2048, 512, 1]:
-        raise refuse("has other parameters of a context than expected")
+        raise refuse("has unexpected context parameters")
     batch = library.llama_batch_init(3, 0, 1)
-    there = [bool(part) for part in (batch.token, batch.pos, batch.n_seq_id, batch.logits)]
-    if batch.n_tokens != 0 or batch.embd or not all(there) or not batch.seq_id[0]:
-        raise refuse("has other batches than expected")
+    present = [bool(part) for part in (batch.token, batch.pos, batch.n_seq_id, batch.logits)]
+    if batch.n_tokens != 0 or batch.embd or not all(present) or not batch.seq_id[0]:
+        raise refuse("has an unexpected batch structure")
     library.llama_batch_free(batch)
     return library
 
@@ -144,10 +148,10 @@ def _context_numbers(parameters: _Parameters) -> Any:
 
 
 class GGUFModel:
-    """A GGUF file that llama.cpp has loaded: as it is deployed, defaults everywhere.
+    """A GGUF file loaded by llama.cpp with its default settings, as it is deployed.
 
-    On all GPUs where the wheel was built for them, else on `threads` of the CPU; keys and values
-    in float16; memory for no more positions than the longest text so far.
+    It runs on all GPUs if the wheel was built for them, else on `threads` CPU threads. Keys and
+    values are in float16, with memory for the longest text so far.
     """
 
     def __init__(self, file: Path, threads: int = 1) -> None:
@@ -155,23 +159,23 @@ class GGUFModel:
         self._model = self._context = None
         if not file.is_file():
             raise ModelError(f"There is no GGUF file {file}.")
-        _said.clear()
+        _log_lines.clear()
         parameters = self._library.llama_model_default_params()
         self._model = self._library.llama_model_load_from_file(str(file).encode(), parameters)
         if not self._model:
-            raise ModelError(f"llama.cpp cannot load {file}: {_complaint()}.")
-        self._words = self._library.llama_model_get_vocab(self._model)
-        self.num_ids = int(self._library.llama_vocab_n_tokens(self._words))
+            raise ModelError(f"llama.cpp cannot load {file}: {_last_log()}.")
+        self._vocabulary = self._library.llama_model_get_vocab(self._model)
+        self.num_ids = int(self._library.llama_vocab_n_tokens(self._vocabulary))
         self.context = int(self._library.llama_model_n_ctx_train(self._model))
         self.parameters = int(self._library.llama_model_n_params(self._model))
-        self._batch = self._library.llama_batch_init(CHUNK, 0, 1)
+        self._batch = self._library.llama_batch_init(BATCH_POSITIONS, 0, 1)
         self._length = 0
 
     def __del__(self) -> None:
         self.close()
 
     def close(self) -> None:
-        """Free all memory; nothing can be asked of it afterwards."""
+        """Free all memory; the model cannot be used afterwards."""
         if self._context:
             self._library.llama_free(self._context)
         if self._model:
@@ -183,45 +187,45 @@ class GGUFModel:
 
     @property
     def chat_template(self) -> str | None:
-        """The file's own template of conversations."""
+        """The chat template in the file; None without one."""
         text = self._library.llama_model_chat_template(self._model, None)
         return None if text is None else text.decode()
 
     @property
     def vocabulary(self) -> int:
-        """Ids that text can have: all of them but the unused ones at the end."""
+        """Number of ids that text can have: all but the unused ones at the end."""
         last = self.num_ids
-        while last > 0 and self._library.llama_vocab_get_attr(self._words, last - 1) & 2:
+        while last > 0 and self._library.llama_vocab_get_attr(self._vocabulary, last - 1) & 2:
             last -= 1
         return last
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Ids that end a generation: of text, of a turn."""
+        """Ids that end a generation: end of text, end of turn."""
         ends = self._library.llama_vocab_is_eog
-        return tuple(i for i in range(self.num_ids) if ends(self._words, i))
+        return tuple(i for i in range(self.num_ids) if ends(self._vocabulary, i))
 
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
-        """Ids of a text, special tokens in it recognised; `add_special`: what the file asks for."""
+        """Ids of a text, with special tokens parsed; add_special: add those the file asks for."""
         data = text.encode()
         room = len(data) + 8
         while True:
             ids = (c_int32 * room)()
             number = self._library.llama_tokenize(
-                self._words, data, len(data), ids, room, add_special, True
+                self._vocabulary, data, len(data), ids, room, add_special, True
             )
             if number >= 0:
                 return list(ids[:number])
             room = -number
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens included."""
+        """The text of ids, special tokens included."""
         given = (c_int32 * len(ids))(*ids)
         room = 16 * len(ids) + 16
         while True:
             text = ctypes.create_string_buffer(room)
             number = self._library.llama_detokenize(
-                self._words, given, len(ids), text, room, False, True
+                self._vocabulary, given, len(ids), text, room, False, True
             )
             if number >= 0:
                 return text.raw[:number].decode("utf8", "replace")
@@ -229,37 +233,42 @@ class GGUFModel:
 
     # Logits ----------------------------------------------------------------------------------
 
-    def start(self, room: int) -> None:
-        """Forget all positions and have memory for `room` of them; `ModelError` beyond context."""
-        if room > self.context:
-            raise ModelError(f"{self.file} sees {self.context} positions; the text has {room}.")
-        if not self._context or self._library.llama_n_ctx(self._context) < room:
-            self._make_context(min(self.context, -(-room // CHUNK) * CHUNK))
+    def start(self, num_positions: int) -> None:
+        """Clear all positions and reserve memory. Raises `ModelError` beyond the context."""
+        if num_positions > self.context:
+            raise ModelError(
+                f"{self.file} has a context of {self.context} positions; the text has "
+                f"{num_positions}."
+            )
+        if not self._context or self._library.llama_n_ctx(self._context) < num_positions:
+            self._make_context(
+                min(self.context, -(-num_positions // BATCH_POSITIONS) * BATCH_POSITIONS)
+            )
         self._library.llama_set_n_threads(self._context, self.threads, self.threads)
         self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
         self._length = 0
 
-    def _make_context(self, room: int) -> None:
+    def _make_context(self, num_positions: int) -> None:
         if self._context:
             self._library.llama_free(self._context)
         parameters = self._library.llama_context_default_params()
         numbers = _context_numbers(parameters)
-        numbers[0], numbers[1] = room, CHUNK
-        _said.clear()
+        numbers[0], numbers[1] = num_positions, BATCH_POSITIONS
+        _log_lines.clear()
         self._context = self._library.llama_init_from_model(self._model, parameters)
         if not self._context:
-            raise ModelError(f"llama.cpp cannot run {self.file}: {_complaint()}.")
-        assert self._library.llama_n_ctx(self._context) >= room
-        assert self._library.llama_n_batch(self._context) >= min(CHUNK, room)
+            raise ModelError(f"llama.cpp cannot run {self.file}: {_last_log()}.")
+        assert self._library.llama_n_ctx(self._context) >= num_positions
+        assert self._library.llama_n_batch(self._context) >= min(BATCH_POSITIONS, num_positions)
 
     def extend(self, ids: Sequence[int], wanted_T: np.ndarray | None = None) -> np.ndarray:
-        """Float32 logits (n, V) of the wanted ones of the next positions; of the last if None."""
+        """Append ids; float32 logits (n, V) at the wanted positions (None: only the last)."""
         wrong = [i for i in ids if not 0 <= i < self.num_ids]
         if wrong:
-            raise ModelError(f"{self.file} has {self.num_ids} ids; {wrong[0]} is not one of them.")
+            raise ModelError(f"{self.file} has {self.num_ids} ids; id {wrong[0]} does not exist.")
         if wanted_T is None:
             wanted_T = np.arange(len(ids)) == len(ids) - 1
-        size = CHUNK if wanted_T.sum() <= 1 else CHUNK_READ
+        size = BATCH_POSITIONS if wanted_T.sum() <= 1 else BATCH_POSITIONS_WITH_LOGITS
         pieces = [
             self._decode(ids[at : at + size], wanted_T[at : at + size])
             for at in range(0, len(ids), size)
@@ -273,9 +282,9 @@ class GGUFModel:
             batch.token[i], batch.pos[i] = token, self._length + i
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
             batch.logits[i] = int(wanted[i])
-        _said.clear()
+        _log_lines.clear()
         if self._library.llama_decode(self._context, batch) != 0:
-            raise ModelError(f"llama.cpp cannot compute {self.file}: {_complaint()}.")
+            raise ModelError(f"llama.cpp cannot compute {self.file}: {_last_log()}.")
         self._length += len(ids)
         shape = (int(wanted.sum()), self.num_ids)
         if not shape[0]:
@@ -289,7 +298,7 @@ class GGUFModel:
 
 @contextmanager
 def _server(file: Path) -> Iterator[Any]:
-    """llama.cpp's server on a file, for what only its C++ side does."""
+    """llama.cpp's server on a file, for features that the C interface lacks."""
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
@@ -297,24 +306,26 @@ def _server(file: Path) -> Iterator[Any]:
     parameters.n_ctx, parameters.n_parallel, parameters.verbosity = 256, 1, 0
     parameters.cpuparams.n_threads = 1
     parameters.warmup = parameters.fit_params = False
+    _library().llama_log_set(_ignore, None)
     try:
         server = xllamacpp.Server(parameters)
     except RuntimeError as error:
         raise ModelError(
-            f"llama.cpp cannot serve {file} ({error}); its chat template may be at fault."
+            f"llama.cpp cannot serve {file} ({error}); its chat template may be the reason."
         ) from None
     try:
         yield server
     finally:
         del server
-        _library().llama_log_set(_listen, None)  # the server had taken it
+        _library().llama_log_set(_log_callback, None)  # the server had replaced it
 
 
 def chat_prompts(file: Path, conversations: Sequence[list[dict[str, str]]]) -> list[str]:
-    """Conversations that wait for the assistant's answer, by the file's template.
+    """The prompts of conversations that wait for the assistant's answer, by the file's template.
 
-    By llama.cpp's own template engine, which only its server offers: the file is loaded once more
-    (mapped, not copied) and asked over the loopback interface. `ModelError` where it refuses one.
+    llama.cpp's own template engine is used, which only its server offers: the file is loaded again
+    (mapped, not copied) and called over the loopback interface. Raises `ModelError` where the
+    template fails.
     """
     from urllib.error import HTTPError
     from urllib.request import Request, urlopen

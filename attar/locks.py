@@ -1,4 +1,4 @@
-"""Locks: one writer of a folder at a time, on this machine and others."""
+"""Locks: one writer of a folder at a time, on this machine and across machines."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ except ImportError:  # Windows
 
 
 class Lock(Protocol):
-    """A file that says who writes here; its path is its `str`."""
+    """A file that names the process that writes here; its `str` is its path."""
 
     def create(self, data: bytes) -> bool:
-        """Make it with this content, whole; False where it is there already."""
+        """Create it with this content, atomically; returns False if it exists already."""
 
     def read(self) -> bytes | None:
-        """Its content; None where it is not there."""
+        """Its content; None where it does not exist."""
 
     def remove(self) -> None:
-        """Remove it, if it is there."""
+        """Remove it, if it exists."""
 
 
 class LockFile:
@@ -43,13 +43,13 @@ class LockFile:
         return str(self._path)
 
     def create(self, data: bytes) -> bool:
-        """Written aside and linked: never seen half written."""
+        """Write another file and link it: no reader sees a partial one."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         handle, claim = tempfile.mkstemp(dir=self._path.parent, prefix=self._path.name + ".")
         try:
             with open(handle, "wb") as file:
                 file.write(data)
-            os.chmod(claim, 0o644)  # others may read who it is
+            os.chmod(claim, 0o644)  # other users may read who holds it
             os.link(claim, self._path)
         except FileExistsError:
             return False
@@ -58,22 +58,23 @@ class LockFile:
         return True
 
     def read(self) -> bytes | None:
-        """Its content."""
+        """Its content; None where it does not exist."""
         try:
             return self._path.read_bytes()
         except FileNotFoundError:
             return None
 
     def remove(self) -> None:
-        """Remove it."""
+        """Remove it, if it exists."""
         self._path.unlink(missing_ok=True)
 
 
 @contextmanager
-def owned(lock: Lock, what: str, error: type[UserError]) -> Iterator[None]:
-    """Hold a lock; another process that holds it is named in the error.
+def hold_lock(lock: Lock, what: str, error: type[UserError]) -> Iterator[None]:
+    """Hold a lock during the block. Raises `error` naming another process that holds it.
 
-    The lock of a process of this host that is no more (kill -9) is taken over.
+    what: the locked thing, for messages. A lock left by a dead process of this host (kill -9) is
+    taken over.
     """
     mine = {"host": socket.gethostname(), "pid": os.getpid()}
     data = json.dumps(mine).encode()
@@ -84,7 +85,7 @@ def owned(lock: Lock, what: str, error: type[UserError]) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(error, OSError):  # one that stays is taken over later
+        with suppress(error, OSError):  # a lock left behind is taken over later
             if lock.read() == data:
                 lock.remove()
 
@@ -95,19 +96,19 @@ def _claim(lock: Lock, data: bytes, what: str, error: type[UserError]) -> None:
             return
         found = lock.read()
         owner = _owner(found)
-        if owner is not None and not _is_gone(*owner):
+        if owner is not None and not _has_ended(*owner):
             raise error(
                 f"{what} is in use by process {owner[1]} on {owner[0]}; wait for it, "
-                f"or delete {lock} if that process is no more."
+                f"or delete {lock} if that process has ended."
             )
-        with _one_at_a_time(str(lock)):  # or two who found it dead would remove each other's
+        with _one_at_a_time(str(lock)):  # else two that found it dead could remove each other's
             if lock.read() == found:
                 lock.remove()
     raise error(f"{what} is being claimed by several processes at once; try again.")
 
 
 def _owner(data: bytes | None) -> tuple[str, int] | None:
-    """(host, process) that a lock names; None for one that names nobody."""
+    """(host, process id) that a lock names; None if its content is not valid."""
     try:
         found = json.loads(data or b"")
         host, pid = str(found["host"]), int(found["pid"])
@@ -116,8 +117,8 @@ def _owner(data: bytes | None) -> tuple[str, int] | None:
     return (host, pid) if 0 < pid < 1 << 31 else None
 
 
-def _is_gone(host: str, pid: int) -> bool:
-    """Whether a process of this host has ended; of others we cannot know."""
+def _has_ended(host: str, pid: int) -> bool:
+    """Whether a process of this host has ended; for other hosts False, since we cannot know."""
     if host != socket.gethostname():
         return False
     try:
@@ -126,7 +127,7 @@ def _is_gone(host: str, pid: int) -> bool:
         return True
     except PermissionError:
         return False
-    try:  # killed, but nobody has asked for its exit status: common in containers
+    try:  # a zombie: killed, but never waited for; common in containers
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return False
@@ -135,14 +136,14 @@ def _is_gone(host: str, pid: int) -> bool:
 
 @contextmanager
 def _one_at_a_time(name: str) -> Iterator[None]:
-    """Processes of this host (and user) do the block one after another."""
+    """Let the processes of this user on this host run the block one after another."""
     if fcntl is None:
         yield
         return
     path = Path(tempfile.gettempdir()) / f"attar-{os.getuid()}-{fingerprint(name)}.lock"
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # freed when this process ends, however it ends
+        fcntl.flock(handle, fcntl.LOCK_EX)  # released whenever this process ends
         yield
     finally:
         os.close(handle)

@@ -1,4 +1,4 @@
-"""A name -> thing table filled by decorators: registering is the only step that enrols."""
+"""Tables from names to functions or classes, filled by decorators."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Things of one kind by name; an unknown name is a `RecipeError` that names the nearest."""
+    """Entries of one kind by name; an unknown name is a `RecipeError` that suggests the nearest."""
 
     def __init__(self, noun: str) -> None:
         self.noun = noun
-        self._things: dict[str, T] = {}
+        self._entries: dict[str, T] = {}
 
     def add(self, name: str) -> Callable[[T], T]:
-        """Decorator that enrols a function or class under `name`."""
+        """Decorator that registers a function or class under `name`."""
 
-        def enrol(thing: T) -> T:
-            assert name not in self._things, f"{self.noun} {name} is registered twice"
-            self._things[name] = thing
-            return thing
+        def register(entry: T) -> T:
+            assert name not in self._entries, f"{self.noun} {name} is registered twice"
+            self._entries[name] = entry
+            return entry
 
-        return enrol
+        return register
 
     def __getitem__(self, name: str) -> T:
-        if name not in self._things:
-            known = ", ".join(sorted(self._things))
+        if name not in self._entries:
+            known = ", ".join(sorted(self._entries))
             raise RecipeError(
                 f"There is no {self.noun} `{name}`; known are {known}."
-                + nearest(name, self._things)
+                + nearest(name, self._entries)
             )
-        return self._things[name]
+        return self._entries[name]
 
     def __contains__(self, name: str) -> bool:
-        return name in self._things
+        return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._things)
+        return iter(self._entries)
 
     def items(self) -> list[tuple[str, T]]:
         """Registered pairs in the order of registration."""
-        return list(self._things.items())
+        return list(self._entries.items())

@@ -31,7 +31,7 @@ from distill.data.batching import collate
 from distill.objective.chunked_head import tokens_per_chunk
 from distill.objective.objective import Learner
 from distill.objective.terms import TERM_MODELS
-from distill.planning.memory import Footprint, Forward, footprint, skeleton, trace
+from distill.planning.memory import Footprint, Forward, footprint, student_skeleton, trace_memory
 from distill.training.optimizers import make_optimizer
 from students.pruning.depth import cut_depth
 from students.tuning.method import METHODS
@@ -126,8 +126,8 @@ def planned(options: argparse.Namespace, choice: tuple[Any, ...]) -> tuple[int, 
     method = METHODS[name].model_validate({"method": name})
     config, (rows, tokens, _) = load_config(options.model), parse_shape(options.shape)
     weights = DTYPE if method.base != "none" else torch.float32
-    model = skeleton(config, options.keep, lambda model: method.attach(model, 0))
-    traced = trace(model, Forward(rows, tokens, DTYPE, weights, method.base))
+    model = student_skeleton(config, options.keep, lambda model: method.attach(model, 0))
+    traced = trace_memory(model, Forward(rows, tokens, DTYPE, weights, method.base))
     chunk = min(rows * tokens, tokens_per_chunk(config.vocab_size, default_device()))
     said = footprint(traced, optimizer=optimizer, checkpointing=checkpointing, chunk=chunk)
     return sum(traced.learning), said

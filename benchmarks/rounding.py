@@ -136,7 +136,7 @@ def _logprobs(states: tuple[Tensor, Head], rows: Tensor) -> Tensor:
 def learn(
     run: Run, model: nn.Module, rounded: dict[str, RoundedWeight], steps: int, lr: float
 ) -> None:
-    """Let scales and norms learn from the run's cache, in the one loop; then settle."""
+    """Let scales and norms learn from the run's cache, in the one loop; then store them."""
     make_scales_trainable(model, rounded)
     settings = run.recipe.train.model_dump(by_alias=True)
     config = TrainConfig.model_validate({**settings, "lr": lr, "max_steps": steps})

@@ -24,7 +24,10 @@ def is_run(run_or_model: str) -> bool:
 
 
 def find_model(run_or_model: str, artifact: str | None) -> str:
-    """The model that a run folder and a name mean; anything else is a model id or folder itself."""
+    """The folder of a run's artifact or student; a model's id or folder is returned unchanged.
+
+    artifact: name of an artifact or arm of the run; by default its first artifact.
+    """
     folder = Path(run_or_model)
     if not is_run(run_or_model):
         if artifact is not None:
@@ -47,10 +50,11 @@ def find_model(run_or_model: str, artifact: str | None) -> str:
 
 
 def find_adapters(run_or_model: str, wanted: Sequence[str]) -> tuple[str, dict[str, Path]]:
-    """The base, and the folders of adapters by name.
+    """The base, and the folder of each adapter by name.
 
-    Each is wanted as `NAME=FOLDER`, as a folder, or as the name of an adapter of the run; the base
-    is the run's distilled student, or the model itself. Raises `RunError` for what is not there.
+    wanted: for each adapter `NAME=FOLDER`, a folder, or the name of an adapter of the run. The base
+    is the run's distilled student, or the model itself. Raises `RunError` for an adapter that does
+    not exist, and for a name that is given twice.
     """
     base, known = run_or_model, {}
     if is_run(run_or_model):
@@ -65,7 +69,7 @@ def find_adapters(run_or_model: str, wanted: Sequence[str]) -> tuple[str, dict[s
         if not _holds_adapter(Path(folder)):
             has = f"{run_or_model} has {', '.join(known) or 'no adapter'}"
             raise RunError(
-                f"There is no adapter `{word}`: {has}; others are given as NAME=FOLDER, or as a "
+                f"There is no adapter `{word}`: {has}; give another as NAME=FOLDER, or as a "
                 f"folder with an adapter_config.json.{nearest(word, known)}"
             )
         if name in found:
@@ -82,24 +86,27 @@ def _holds_adapter(folder: Path) -> bool:
 
 
 def quantization_for(adapters: dict[str, Path]) -> Quantization:
-    """How the base of all these adapters was quantised; one made elsewhere says nothing of it.
+    """How the base that these adapters share was quantised.
 
-    Raises `RunError` where they differ: they share one base.
+    Adapters that were made by other tools do not say it. Raises `RunError` where two differ.
     """
     files = {name: folder / "base.json" for name, folder in adapters.items()}
     said = {name: read_json(f)["quantization"] for name, f in files.items() if f.is_file()}
     if len(set(said.values())) > 1:
-        told = ", ".join(f"`{name}` {quantization}" for name, quantization in said.items())
+        each = ", ".join(f"`{name}` {quantization}" for name, quantization in said.items())
         raise RunError(
-            f"These adapters were trained on bases quantised differently ({told}), so they cannot "
-            "share one; chat with those of one kind at a time."
+            f"These adapters were trained on bases quantised differently ({each}), so they cannot "
+            "share one; chat with adapters of the same base at a time."
         )
     only: Quantization = next(iter(said.values()), "none")
     return only
 
 
 def _prompt(tokenizer: Any, messages: Messages) -> Any:
-    """Ids and mask, (1, T); the last message as plain text where there is no template."""
+    """Token ids and mask, (1, T).
+
+    Without a chat template only the last message is given, as plain text.
+    """
     if tokenizer.chat_template is None:
         return tokenizer(messages[-1]["content"], return_tensors="pt")
     return tokenizer.apply_chat_template(
@@ -111,12 +118,12 @@ class OneModel:
     """A conversation with one model."""
 
     def __init__(self, name: str, trust_remote_code: bool) -> None:
-        if not name.endswith(".gguf"):  # which holds language models alone
+        if not name.endswith(".gguf"):  # a GGUF file always holds a language model
             config = load_config(name, trust_remote_code=trust_remote_code)
             if auto_class_of(config) != CAUSAL:
                 raise ModelError(
                     f"{name} was saved as {', '.join(config.architectures)}: it does not predict "
-                    "the next token and has nothing to say; name a causal language model."
+                    "the next token, so it cannot chat; name a causal language model."
                 )
         self.model: Any = load_causal_lm(name, dtype="auto", trust_remote_code=trust_remote_code)
         self.tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
@@ -124,7 +131,7 @@ class OneModel:
 
     @torch.inference_mode()
     def answer(self, text: str, max_tokens: int, write: Write) -> None:
-        """The greedy answer, written piece by piece; plain continuation without a template."""
+        """Write the greedy answer piece by piece; without a template, the text is continued."""
         from transformers import TextStreamer
 
         class Stream(TextStreamer):
@@ -146,7 +153,7 @@ class OneModel:
 
 
 class ManyAdapters:
-    """A conversation with each of several adapters on one base, all answering in one batch."""
+    """A conversation with each of several adapters on one base; all answer in one batch."""
 
     def __init__(self, base: str, adapters: dict[str, Path], trust_remote_code: bool) -> None:
         from students.tuning.adapters import check_adapter_fits, load_base
@@ -162,7 +169,7 @@ class ManyAdapters:
         self.messages: dict[str, Messages] = {name: [] for name in adapters}
 
     def answer(self, text: str, max_tokens: int, write: Write) -> None:
-        """Everyone's greedy answer; under its name where there are several."""
+        """Write the greedy answer of each adapter, with its name where there are several."""
         for messages in self.messages.values():
             messages.append({"role": "user", "content": text})
         prompts = [
@@ -178,7 +185,7 @@ class ManyAdapters:
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> set[int]:
-    """Every id that ends an answer, as the model and its tokenizer say."""
+    """Every id that ends an answer, by the model's generation config and its tokenizer."""
     said = getattr(model.generation_config, "eos_token_id", None)
     ids = said if isinstance(said, list) else [said]
     return {i for i in [*ids, tokenizer.eos_token_id] if i is not None}
@@ -194,7 +201,7 @@ def chat(
     ask: Callable[[], str | None],
     write: Write,
 ) -> None:
-    """Answer the prompts, or, without any, whatever `ask` gives until it gives None."""
+    """Answer the prompts; without prompts, every text that `ask` gives until it gives None."""
     if artifact is not None and adapters:
         raise RunError(
             "Give either --artifact or --adapter: adapters sit on the distilled student."

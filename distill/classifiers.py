@@ -1,8 +1,8 @@
-"""Classical classifiers on frozen features: which there are, and what a recipe says of them.
+"""Classical classifiers on frozen features, and the section of the recipe that chooses one.
 
-A classifier is a function under `@classifier(...)` from a seed and options to an estimator of
-scikit-learn's kind; enrolling it puts it into the recipe. It is saved by skops, which loads plain
-data and known classes and runs no code of a file, as a pickle does.
+A classifier is a function under `@classifier(...)` that makes a scikit-learn estimator from a seed
+and options; registering it adds it to the recipe. Estimators are saved by skops, which loads plain
+data and known types only; unlike pickle, it runs no code from the file.
 """
 
 from __future__ import annotations
@@ -20,45 +20,47 @@ from pydantic import AfterValidator, Field, WithJsonSchema
 
 from attar.config import Section
 from attar.errors import ModelError, RecipeError, nearest
-from attar.models.pooling import Mode
+from attar.models.pooling import PoolingMode
 from attar.registry import Registry
 from distill.data.config import DataConfig
 from teachers.cache_tools.feature_cache import FeatureLayer
 
 log = logging.getLogger(__name__)
 
-Build = Callable[[int, dict[str, Any]], Any]
+BuildEstimator = Callable[[int, dict[str, Any]], Any]
 
 
 @dataclass(frozen=True)
-class Kind:
-    """An enrolled classifier: how it is built, which package it needs, and the classes in its file
-    that skops does not know to be harmless.
+class ClassifierType:
+    """A registered classifier.
+
+    build: makes the estimator. package: must be installed. holds: types in its saved file that
+    skops does not know to be safe.
     """
 
-    build: Build
+    build: BuildEstimator
     package: str
     holds: tuple[str, ...] = ()
 
 
-CLASSIFIERS: Registry[Kind] = Registry("classifier")
+CLASSIFIERS: Registry[ClassifierType] = Registry("classifier")
 
 
 def classifier(
     name: str, *, package: str = "sklearn", holds: tuple[str, ...] = ()
-) -> Callable[[Build], Build]:
-    """Decorator that enrols a classifier."""
+) -> Callable[[BuildEstimator], BuildEstimator]:
+    """Decorator that registers a classifier."""
 
-    def enrol(build: Build) -> Build:
-        CLASSIFIERS.add(name)(Kind(build, package, holds))
+    def register(build: BuildEstimator) -> BuildEstimator:
+        CLASSIFIERS.add(name)(ClassifierType(build, package, holds))
         return build
 
-    return enrol
+    return register
 
 
 @classifier("logistic_regression")
 def logistic_regression(seed: int, options: dict[str, Any]) -> Any:
-    """Multinomial logistic regression on features of mean 0 and deviation 1."""
+    """Multinomial logistic regression on standardised features."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -69,7 +71,7 @@ def logistic_regression(seed: int, options: dict[str, Any]) -> Any:
 
 @classifier("random_forest", holds=("sklearn.tree._tree.Tree",))
 def random_forest(seed: int, options: dict[str, Any]) -> Any:
-    """300 trees, each on a draw of the texts."""
+    """300 trees, each on a bootstrap sample of the texts."""
     from sklearn.ensemble import RandomForestClassifier
 
     return RandomForestClassifier(**{"n_estimators": 300, "random_state": seed, **options})
@@ -102,7 +104,7 @@ def lightgbm(seed: int, options: dict[str, Any]) -> Any:
 # The recipe --------------------------------------------------------------------------------------
 
 
-def _enrolled(name: str) -> str:
+def _registered(name: str) -> str:
     try:
         CLASSIFIERS[name]
     except RecipeError as error:
@@ -111,7 +113,7 @@ def _enrolled(name: str) -> str:
 
 
 Name = Annotated[
-    str, AfterValidator(_enrolled), WithJsonSchema({"type": "string", "enum": list(CLASSIFIERS)})
+    str, AfterValidator(_registered), WithJsonSchema({"type": "string", "enum": list(CLASSIFIERS)})
 ]
 
 
@@ -128,15 +130,16 @@ class FeaturesConfig(Section):
     layer: FeatureLayer = Field(
         "last", description="0: embeddings, l: block l, last: after the last norm"
     )
-    pool: Mode = Field("mean", description="of a text's tokens: their mean, the last, or CLS")
+    pool: PoolingMode = Field("mean", description="how a text's vector is made of its tokens")
     classifier: Name = "logistic_regression"
-    options: dict[str, Any] = Field(default_factory=dict, description="the classifier's own")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the classifier")
     data: FeaturesData | None = Field(None, description="the run's data when absent")
 
 
 def check_classifier(config: FeaturesConfig, seed: int) -> None:
-    """Raise `RecipeError` for a package that is missing, or options that the classifier refuses:
-    it is tried on a few made-up points.
+    """Raise `RecipeError` for a missing package, or options that the classifier refuses.
+
+    The classifier is fitted on a few random points to find out.
     """
     kind = CLASSIFIERS[config.classifier]
     for package in ("sklearn", "skops", kind.package):
@@ -151,7 +154,7 @@ def check_classifier(config: FeaturesConfig, seed: int) -> None:
     for name in config.options:
         if name not in known:
             raise RecipeError(
-                f"`features.options.{name}` is no option of {config.classifier}; it has "
+                f"`features.options.{name}` is not an option of {config.classifier}; it has "
                 f"{', '.join(known)}.{nearest(name, known)}"
             )
     points_FH = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
@@ -164,7 +167,7 @@ def check_classifier(config: FeaturesConfig, seed: int) -> None:
         raise RecipeError(
             f"`features.options`: {config.classifier} refuses them: {reason}"
         ) from None
-    except Exception as error:  # the boosters have errors of their own
+    except Exception as error:  # XGBoost and LightGBM raise their own errors
         if not type(error).__module__.startswith((kind.package, "sklearn")):
             raise
         reason = " ".join(str(error).split())[:300]
@@ -178,22 +181,22 @@ def _option_names(estimator: Any) -> list[str]:
     return sorted(last.get_params(deep=False))
 
 
-# Fitting, keeping --------------------------------------------------------------------------------
+# Fitting and saving ------------------------------------------------------------------------------
 
 
 def fit(config: FeaturesConfig, seed: int, features_FH: np.ndarray, classes_F: np.ndarray) -> Any:
-    """The classifier, fitted; classes are numbers from 0 without a gap. Says what it warns of."""
+    """The fitted classifier. Classes are numbers from 0 without a gap; its warnings are logged."""
     made = CLASSIFIERS[config.classifier].build(seed, config.options)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         made.fit(features_FH, classes_F)
-    for text in dict.fromkeys(" ".join(str(one.message).split()) for one in told):
-        log.warning("features: %s says: %s", config.classifier, text[:300])
+    for text in dict.fromkeys(" ".join(str(one.message).split()) for one in caught):
+        log.warning("features: %s warns: %s", config.classifier, text[:300])
     return made
 
 
 def save(estimator: Any, file: Path) -> None:
-    """The fitted classifier as a .skops file, aside and then renamed."""
+    """Write the fitted classifier as a .skops file: first under another name, then renamed."""
     from skops.io import dump
 
     aside = file.with_suffix(".partial")
@@ -202,15 +205,18 @@ def save(estimator: Any, file: Path) -> None:
 
 
 def load(file: Path) -> Any:
-    """A fitted classifier. Raises `ModelError` for a file with other classes than those of the
-    enrolled classifiers: nothing of it is run.
+    """Load a fitted classifier.
+
+    Raises `ModelError` for a file with types that no registered classifier has; no code is run.
     """
     from skops.io import get_untrusted_types
     from skops.io import load as load_plain
 
     named = get_untrusted_types(file=file)
     known = {held for name in CLASSIFIERS for held in CLASSIFIERS[name].holds}
-    strange = [name for name in named if name not in known]
-    if strange:
-        raise ModelError(f"{file} holds {', '.join(strange)}, which no classifier of ours has.")
+    unknown = [name for name in named if name not in known]
+    if unknown:
+        raise ModelError(
+            f"{file} holds types that no registered classifier has: {', '.join(unknown)}."
+        )
     return load_plain(file, trusted=named)

@@ -1,4 +1,4 @@
-"""What the user sees while something runs: a bar with tokens/s and time left, or plain lines."""
+"""What the user sees while a stage runs: a bar with tokens/s and time left, or plain lines."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from attar.distributed import is_first_process
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 log = logging.getLogger("distill")
 PACKAGES = ("distill", "teachers", "students", "attar")
-LINE_SECONDS = 15.0  # between plain lines, where there is no terminal
+LINE_SECONDS = 15.0  # between two plain lines, where there is no terminal
 
 
 def set_up_logging(verbose: bool = False, quiet: bool = False) -> None:
-    """Messages to the terminal: all with `verbose`, warnings only with `quiet`."""
+    """Send messages to the terminal: all with `verbose`, warnings only with `quiet`."""
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft
     quiet = quiet or not is_first_process()
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
@@ -41,7 +41,7 @@ def set_up_logging(verbose: bool = False, quiet: bool = False) -> None:
 
 @contextmanager
 def log_to_file(path: Path) -> Iterator[None]:
-    """Every message also into a file, with its time, while the block runs."""
+    """Write every message, with its time, into a file too while the block runs."""
     handler = logging.FileHandler(path, encoding="utf8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = [logging.getLogger(name) for name in PACKAGES]
@@ -82,7 +82,7 @@ class Meter:
             self._line(note)
 
     def skip(self, tokens: int) -> None:
-        """Tokens that were done before: they count for what is left, not for the rate."""
+        """Leave out tokens that were done before, so that they do not count for the rate."""
         self.total -= tokens
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, total=self.total)
@@ -103,7 +103,7 @@ class Meter:
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Meter]:
-    """A `Meter` for one stage: a bar on a terminal, a line now and then elsewhere."""
+    """A `Meter` for one stage: a bar on a terminal, elsewhere a line every few seconds."""
     handlers = logging.getLogger("distill").handlers
     quiet = any(isinstance(h, RichHandler) and h.level >= logging.WARNING for h in handlers)
     if not console.is_terminal or quiet:
@@ -122,7 +122,7 @@ def progress(what: str, total: int) -> Iterator[Meter]:
 
 
 def print_table(lines: list[list[str]]) -> None:
-    """A table on standard output, header first, as wide as its content."""
+    """Print a table, header first, as wide as its content."""
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -135,7 +135,7 @@ def print_table(lines: list[list[str]]) -> None:
 
 
 def aligned(lines: list[list[str]]) -> list[str]:
-    """A table as lines of text for a log, the first column to the left."""
+    """A table as lines of text for a log; the first column is aligned to the left."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()

@@ -1,8 +1,8 @@
-"""`distill features`: features of labelled texts from a run's model, a classifier, its numbers.
+"""`distill features`: fit a classifier on features of labelled texts from a run's model.
 
-Left in the run's folder, below features/: data/ (texts as ids, with classes), cache/ (features by
-model, layer and pooling), classifier.skops, classifier.json (what it needs to be used), and
-metrics.json. Legend: F texts, H width, C classes.
+It writes into features/ of the run folder: data/ (texts as ids, with classes), cache/ (features by
+model, layer and pooling), classifier.skops, classifier.json (the model and settings that it needs)
+and metrics.json. Legend: F texts, H width, C classes.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from distill.data.config import DataConfig, check_sources
 from distill.data.examples import Examples
 from distill.data.labelled_texts import LabelledTexts, tokenize_labelled
 from distill.data.prepare import prepare
+from distill.data.split import DATA_PARTS, part_file
 from distill.run.context import Run
 from distill.stages.status import is_done
 from distill.tasks.sequence_classification.metrics import macro_f1
@@ -42,11 +43,11 @@ log = logging.getLogger(__name__)
 
 
 def fit_classifier(run: Run, lone_texts: Sequence[str] = ()) -> dict[str, Any]:
-    """Features of the recipe's texts, a classifier on them, and its numbers on held-out texts.
+    """Fit a classifier on features of the recipe's texts; returns its numbers on each part.
 
-    What is there and was made from the same is not made again. lone_texts: what it will be asked
-    for, which a classifier of pairs cannot answer. Raises `RecipeError` or `DataError` for what
-    cannot be, before the model runs.
+    A classifier that was fitted on the same inputs is kept. lone_texts: single texts that it will
+    classify next, which a classifier of pairs cannot. Raises `RecipeError` or `DataError` for wrong
+    settings or data before the model runs.
     """
     config = run.recipe.features
     if config is None:
@@ -85,18 +86,19 @@ def fit_classifier(run: Run, lone_texts: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _data_of(run: Run, config: FeaturesConfig) -> DataConfig:
-    """What it is fitted on."""
+    """The data that the classifier is fitted on."""
     return config.data or run.recipe.data
 
 
 def _model_of(run: Run, config: FeaturesConfig) -> TeacherConfig:
-    """Where the model is, and how it is held."""
+    """The model that gives the features. Raises `RunError` where the run has not made it yet."""
     if config.model == "teacher":
         source = run.teacher
         if not is_done(run, "adapt-teacher"):
             raise RunError(
                 f"`features.model: teacher` is the adapted teacher, which is not in {run.folder} "
-                "yet, or is of another recipe; run `distill adapt-teacher` on this recipe first."
+                "yet, or was made by another recipe; run `distill adapt-teacher` on this recipe "
+                "first."
             )
         return source
     if config.model == "student":
@@ -104,7 +106,7 @@ def _model_of(run: Run, config: FeaturesConfig) -> TeacherConfig:
         if folder is None or not (is_done(run, "train") and is_done(run, "specialize")):
             raise RunError(
                 f"`features.model: student` is the trained student, which is not in {run.folder} "
-                "yet, or is of another recipe; run `distill run` on this recipe first."
+                "yet, or was made by another recipe; run `distill run` on this recipe first."
             )
         return TeacherConfig(model=str(folder), trust_remote_code=run.trusts_code)
     return TeacherConfig(model=config.model, trust_remote_code=run.trusts_code)
@@ -121,20 +123,20 @@ def _check_model(run: Run, config: FeaturesConfig, source: TeacherConfig, tokeni
     if config.pool == "cls" and tokenizer.cls_token_id is None:
         raise RecipeError(
             "`features.pool: cls` reads the CLS token, and the tokenizer of "
-            f"{source.model} has none: a decoder's first token sees nothing else; use `mean` or "
-            "`last`."
+            f"{source.model} has none: a decoder's first token attends to itself only; use "
+            "`mean` or `last`."
         )
     positions = usable_positions(found)
     if positions is not None and data.max_length > positions:
         raise RecipeError(
-            f"`{data.section}.max_length` is {data.max_length}; {source.model} has {positions} "
-            "positions for a text; lower it."
+            f"`{data.section}.max_length` is {data.max_length}, and {source.model} has "
+            f"{positions} positions for a text; lower it."
         )
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Training or held-out texts: features (F, H), and the number of each text's class (F,)."""
+class _Features:
+    """Texts of one part of the data: features (F, H), and the number of each text's class (F,)."""
 
     features_FH: np.ndarray
     classes_F: np.ndarray
@@ -142,9 +144,9 @@ class _Part:
 
 def _parts(
     run: Run, config: FeaturesConfig, source: TeacherConfig, folder: Path
-) -> dict[str, _Part]:
-    """Both parts of the data, from the cache; texts that are not there yet are run."""
-    parts = {name: Examples(folder / "data" / f"{name}.arrow") for name in ("train", "held_out")}
+) -> dict[str, _Features]:
+    """The parts of the data, from the cache; the model runs on texts that it does not hold yet."""
+    parts = {part: Examples(part_file(folder / "data", part)) for part in DATA_PARTS}
     identity = [teacher_identity(source), config.layer, config.pool]
     cache = FeatureCache(folder / "cache" / fingerprint(identity))
     wanted = {
@@ -164,7 +166,7 @@ def _parts(
         )
     log.info("features: %d texts run, %d found in the cache", made, len(wanted) - made)
     return {
-        name: _Part(
+        name: _Features(
             cache.read(examples.keys), np.asarray([int(example.labels[0]) for example in examples])
         )
         for name, examples in parts.items()
@@ -179,7 +181,7 @@ def _fit(
     folder: Path,
     names: list[str],
 ) -> dict[str, Any]:
-    """The classifier and what it needs, left in the folder; its numbers."""
+    """Fit the classifier and write it, with what it needs, into the folder; returns its numbers."""
     start = time.perf_counter()
     with peak_memory() as peak:
         parts = _parts(run, config, source, folder)
@@ -188,7 +190,7 @@ def _fit(
     if len(learned) < 2:
         raise RunError(
             f"All {len(compact_F)} training texts are of one class ({names[learned[0]]}); a "
-            "classifier needs two. Give `data.train` more, or hold out less."
+            "classifier needs two. Give `data.train` more texts, or hold out fewer."
         )
     running = time.perf_counter() - start
     estimator = fit(config, run.recipe.seed, train.features_FH, compact_F)
@@ -226,48 +228,48 @@ def _fit(
     return found
 
 
-def rows_of(found: dict[str, Any]) -> list[list[str]]:
-    """The numbers as a table, its header first."""
+def metric_rows(found: dict[str, Any]) -> list[list[str]]:
+    """The numbers of each part as a table of text, header first."""
     rows = [["", "texts", "accuracy", "macro-F1", "always the most frequent"]]
-    for name in ("train", "held_out"):
+    for name in DATA_PARTS:
         part = found[name]
         numbers = [f"{part[key]:.4f}" for key in ("accuracy", "macro_f1", "most_frequent")]
         rows.append([name.replace("_", "-"), f"{part['texts']:,}", *numbers])
     return rows
 
 
-# Using it ----------------------------------------------------------------------------------------
+# Using a classifier ------------------------------------------------------------------------------
 
-Text = str | tuple[str, str]  # alone, or a pair, as the classifier was fitted
+TextOrPair = str | tuple[str, str]  # as the classifier was fitted
 
 
-def _refuse_other_texts(texts: Sequence[Text], pair: bool) -> None:
+def _refuse_other_texts(texts: Sequence[TextOrPair], pair: bool) -> None:
     for text in texts:
         if pair and isinstance(text, str):
             raise DataError(
-                f"The classifier is of pairs of texts, and {text[:60]!r} is one alone; give "
+                f"The classifier reads pairs of texts, and {text[:60]!r} is a single one; give "
                 "`predict` of distill/features.py a tuple of both."
             )
         if not pair and not isinstance(text, str):
             raise DataError(
-                f"The classifier is of single texts, and {text[0][:60]!r} comes with another; give "
-                "one text alone."
+                f"The classifier reads single texts, and {text[0][:60]!r} comes with another; give "
+                "single texts."
             )
 
 
 @dataclass
 class FeatureClassifier:
-    """A classifier on the features of a model, as `distill features` left it."""
+    """A classifier on the features of a model, as `distill features` wrote it."""
 
     model: Any
     tokenizer: Any
     estimator: Any
     known: dict[str, Any]
 
-    def probabilities(self, texts: Sequence[Text]) -> np.ndarray:
+    def probabilities(self, texts: Sequence[TextOrPair]) -> np.ndarray:
         """Probability of each class for each text, (F, C), in the order of `classes`.
 
-        Raises `DataError` for a text alone where pairs were learned from, or the other way round.
+        Raises `DataError` for a single text where it was fitted on pairs, and the other way round.
         """
         _refuse_other_texts(texts, self.known["pair"])
         rows = []
@@ -284,7 +286,7 @@ class FeatureClassifier:
         found: np.ndarray = self.estimator.predict_proba(np.concatenate(rows))
         return found
 
-    def predict(self, texts: Sequence[Text]) -> list[str]:
+    def predict(self, texts: Sequence[TextOrPair]) -> list[str]:
         """The most probable class of each text."""
         chosen = self.probabilities(texts).argmax(-1)
         return [self.classes[i] for i in chosen]
@@ -296,10 +298,10 @@ class FeatureClassifier:
         return names
 
 
-def load_classifier(folder: Path) -> FeatureClassifier:
-    """What `distill features` left in a run's folder features/, with its model.
+def load_feature_classifier(folder: Path) -> FeatureClassifier:
+    """The classifier that `distill features` wrote into a run's folder features/, with its model.
 
-    Raises `RunError` where nothing is there, `ModelError` where the model is not the one that the
+    Raises `RunError` where there is none, `ModelError` where the model is not the one that the
     classifier was fitted on.
     """
     if not (folder / "classifier.json").exists():
@@ -309,7 +311,7 @@ def load_classifier(folder: Path) -> FeatureClassifier:
     if weights_fingerprint(source.model) != known["weights"]:
         raise ModelError(
             f"{source.model} is not the model that the classifier in {folder} was fitted on: its "
-            "weights are others; run `distill features` again."
+            "weights have changed; run `distill features` again."
         )
     tokenizer = load_tokenizer(source.model, trust_remote_code=source.trust_remote_code)
     return FeatureClassifier(load_body(source), tokenizer, load(folder / "classifier.skops"), known)

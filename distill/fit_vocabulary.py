@@ -1,4 +1,4 @@
-"""`distill vocabulary`: a model with only the ids that a corpus uses, to be named as a teacher."""
+"""`distill vocabulary`: make a model with only the ids that a corpus uses, to use as a teacher."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from students.pruning.vocabulary import check_prunable, cut_vocabulary, ids_to_k
 
 @dataclass(frozen=True)
 class CutVocabulary:
-    """Numbers before and after: ids, and parameters. `covered`: the corpus's share of tokens that
-    stay one token each.
+    """Numbers of ids and of parameters, before and after.
+
+    covered: share of the corpus's tokens that are still one token each.
     """
 
     ids: tuple[int, int]
@@ -32,7 +33,7 @@ class CutVocabulary:
     covered: float
 
     def sentence(self) -> str:
-        """All in one line."""
+        """One line for the user."""
         (before, after), (large, small) = self.ids, self.parameters
         return (
             f"{after:,} of {before:,} ids and {small / 1e6:,.1f}M of {large / 1e6:,.1f}M "
@@ -49,8 +50,8 @@ def fit_vocabulary(
 ) -> CutVocabulary:
     """Write `model` and its tokenizer, with only the ids that the data uses, into the folder `out`.
 
-    `most`: of the ids that are used, at most so many, the most frequent. Raises `ModelError` where
-    `out` exists, and for a family or a tokenizer that cannot be cut so.
+    most: keep at most this many ids, the most frequent first. Raises `ModelError` where `out`
+    exists, and for a family or a tokenizer whose vocabulary cannot be cut.
     """
     if out.exists():
         raise ModelError(f"{out} exists; name a folder that does not.")

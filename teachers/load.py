@@ -1,4 +1,4 @@
-"""The teacher: any language model in full precision, quantised, or from a GGUF file."""
+"""Loading the teacher: any language model, in full precision, quantised, or from a GGUF file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attar.models.task_heads import CAUSAL, MASKED, auto_class_of
 
 
 class TeacherConfig(Section):
-    """Which teacher, and how it is held in memory while it runs."""
+    """Which teacher to load, and its precision in memory."""
 
     model: str = Field(description="hub id, folder or .gguf file")
     dtype: Precision = Field("auto", description="auto: bfloat16 where the hardware has it")
@@ -36,7 +36,7 @@ def load_teacher(config: TeacherConfig) -> nn.Module:
 
 
 def teacher_identity(config: TeacherConfig) -> dict[str, str | None]:
-    """What a cache's manifest says of its teacher: two caches agree when this does."""
+    """The teacher as a cache's manifest describes it; caches with the same one are compatible."""
     return {
         "model": config.model,
         "weights": weights_fingerprint(config.model),

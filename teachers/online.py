@@ -1,4 +1,4 @@
-"""A teacher that runs in the training step and gives what a cache of it would: no codec between.
+"""A teacher that runs within the training step and gives exact signals, without a codec.
 
 Legend: B rows, T tokens, N tokens counted, V vocabulary, H width.
 """
@@ -23,7 +23,7 @@ from teachers.signals import Attention, DenseDistribution
 
 @dataclass
 class OnlineSignals:
-    """A teacher's signals at the counted tokens of one batch; none of them requires a gradient."""
+    """A teacher's signals at the counted tokens of one batch, all without gradients."""
 
     final_NH: Tensor
     head: Head
@@ -32,7 +32,7 @@ class OnlineSignals:
     _distributions: dict[float, DenseDistribution] = field(default_factory=dict)
 
     def distribution(self, temperature: float) -> DenseDistribution:
-        """Next-token distributions in full, at a temperature."""
+        """Full next-token distributions at a temperature."""
         if temperature not in self._distributions:
             found = DenseDistribution(self.final_NH, self.head, temperature)
             self._distributions[temperature] = found
@@ -42,8 +42,8 @@ class OnlineSignals:
         """Float32 hidden states (N, H) of one of the teacher's chosen layers."""
         if layer not in self.layers:
             raise RecipeError(
-                f"Layer {layer} is not among those that the teacher was asked for "
-                f"({list(self.layers)})."
+                f"Layer {layer} was not requested from the teacher; requested are "
+                f"{list(self.layers)}."
             )
         return self.layers[layer]
 
@@ -51,26 +51,27 @@ class OnlineSignals:
         """Queries, keys and values of one of the teacher's chosen blocks."""
         if block not in self.blocks:
             raise RecipeError(
-                f"The attention of block {block} is not among those that the teacher was asked "
-                f"for ({list(self.blocks)})."
+                f"The attention of block {block} was not requested from the teacher; requested "
+                f"are {list(self.blocks)}."
             )
         return self.blocks[block]
 
 
 class OnlineTeacher:
-    """A frozen model, in eval mode, that is run on the student's batches: one pass a batch."""
+    """A frozen model in eval mode that is run on the student's batches, one pass a batch."""
 
     def __init__(
         self, model: nn.Module, vocabulary: int, layers: list[int], attention: list[int]
     ) -> None:
-        """Keeps states of `layers` and blocks' `attention`; its head is over the first
-        `vocabulary` ids. Raises `ModelError` for layers or blocks that it does not have.
+        """layers, attention: the layers and blocks whose states are kept.
+
+        vocabulary: number of ids of the head. Raises `ModelError` for a missing layer or block.
         """
         check_blocks(attention, num_layers(model))
         for block in attention:
             attention_projections(model, block)
         with capture_layers(model, layers):
-            pass  # refused now, not in the first step
+            pass  # an invalid layer fails now, not in the first step
         self.model, self.layers, self.blocks = model.eval(), layers, attention
         self.heads = attention_heads(model) if attention else (1, 1)
         self.device = next(model.parameters()).device
@@ -78,10 +79,10 @@ class OnlineTeacher:
 
     @torch.no_grad()
     def signals(self, inputs: dict[str, Tensor | None], where_BT: Tensor) -> OnlineSignals:
-        """Signals at the tokens where `where_BT`, row by row, of what the body takes.
+        """Signals at the tokens where `where_BT` is true, row by row; inputs: those of the body.
 
-        Rows may be packed: position ids that start again keep examples apart. The pass is in the
-        teacher's own dtype, whatever autocast is around it.
+        Rows may be packed: restarting position ids separate their examples. The pass is in the
+        teacher's own dtype, even under autocast.
         """
         with (
             torch.autocast(self.device.type, enabled=False),
@@ -95,18 +96,18 @@ class OnlineTeacher:
         for block in self.blocks:
             query, key, value = (one[where_BT].float() for one in attention.blocks[block])
             blocks[block] = Attention(query, key, value, *self.heads)
-        _refuse_bad([final_NH, *layers.values()])
+        _check_finite_step([final_NH, *layers.values()])
         return OnlineSignals(final_NH, self.head, layers, blocks)
 
 
 def _frozen_head(model: nn.Module, vocabulary: int, device: torch.device) -> Head:
-    """On a CPU in float32, as a cache's head is there."""
+    """The head without gradients; on a CPU in float32, as a head from the cache."""
     head = head_of(model, vocabulary, torch.float32 if device.type == "cpu" else None)
     bias_V = None if head.bias_V is None else head.bias_V.detach()
     return replace(head, weight_VH=head.weight_VH.detach(), bias_V=bias_V)
 
 
-def _refuse_bad(states: list[Tensor]) -> None:
+def _check_finite_step(states: list[Tensor]) -> None:
     if not torch.stack([one.isfinite().all() for one in states]).all():
         raise ModelError(
             "The teacher gave NaN or infinite values for an example of this step; set "

@@ -1,4 +1,4 @@
-"""What a teacher gives at a token, as the losses read it.
+"""Signals: what a teacher gives at a token, in the form that losses read.
 
 Legend: N tokens counted, K entries, V vocabulary, H width, C channels of all query heads, D of all
 key-value heads.
@@ -20,14 +20,14 @@ Tail = Literal["drop", "renormalize", "renormalize_both"]
 
 @dataclass(frozen=True)
 class SparseDistribution:
-    """Next-token distributions by some entries, and how the mass outside them is meant.
+    """Next-token distributions given by some entries, and the meaning of the mass outside them.
 
-    ids_NK: int64, distinct in a row but for unused slots, which repeat a used id (or 0 where a
+    ids_NK: int64, distinct in a row except for unused slots, which repeat a used id (or 0 where a
     row has none). logprobs_NK: float32, natural log of the entries' weights; -inf marks an unused
-    slot. With tail_N (float32, log of the mass outside the entries, -inf when there is none) the
+    slot. With tail_N (float32, log of the mass outside the entries, -inf if there is none) the
     rest is one more outcome (`bucket`): entries and tail sum to one. Without it (`sampled`) the
     weights are an unbiased estimate of the whole distribution: their sum is one on average.
-    `closed`: the entries are all there is, on the student's side too.
+    closed: the distribution is over the entries only, for the student as well.
     """
 
     ids_NK: Tensor
@@ -42,28 +42,28 @@ class SparseDistribution:
         return SparseDistribution(ids_NK, logprobs_NK, tail_N, self.closed)
 
     def to(self, device: torch.device) -> SparseDistribution:
-        """The same on a device."""
+        """A copy on a device."""
         tail_N = None if self.tail_N is None else self.tail_N.to(device)
         ids_NK, logprobs_NK = self.ids_NK.to(device), self.logprobs_NK.to(device)
         return SparseDistribution(ids_NK, logprobs_NK, tail_N, self.closed)
 
     def without_tail(self, tail: Tail) -> SparseDistribution:
-        """Without the rest, as other toolkits have it: see `tail` in docs/losses.md.
+        """Remove the tail, as other toolkits do: see `tail` in docs/losses.md.
 
-        `drop`: the weights as they are. `renormalize`: they are scaled to sum to one, and the rest
-        has none of the teacher's mass. `renormalize_both`: and none of the student's.
+        `drop`: keep the weights. `renormalize`: scale them to sum to one, so that the teacher gives
+        all other ids no mass. `renormalize_both`: renormalise the student over the entries too.
         """
         if tail == "drop":
             return SparseDistribution(self.ids_NK, self.logprobs_NK, None)
         logprobs_NK = self.logprobs_NK - self.logprobs_NK.logsumexp(-1, keepdim=True)
-        nothing_N = torch.full_like(logprobs_NK[:, 0], -torch.inf)
+        no_mass_N = torch.full_like(logprobs_NK[:, 0], -torch.inf)
         closed = tail == "renormalize_both"
-        return SparseDistribution(self.ids_NK, logprobs_NK, None if closed else nothing_N, closed)
+        return SparseDistribution(self.ids_NK, logprobs_NK, None if closed else no_mass_N, closed)
 
 
 @dataclass(frozen=True)
 class KnownLogits:
-    """Distributions in full, from logits that are there: classes, or a small vocabulary."""
+    """Full distributions from known logits: over classes, or over a small vocabulary."""
 
     logits_NV: Tensor
     temperature: float = 1.0
@@ -73,7 +73,7 @@ class KnownLogits:
         return KnownLogits(self.logits_NV[start:stop], self.temperature)
 
     def to(self, device: torch.device) -> KnownLogits:
-        """The same on a device."""
+        """A copy on a device."""
         return KnownLogits(self.logits_NV.to(device), self.temperature)
 
     def logprobs(self) -> Tensor:
@@ -83,7 +83,7 @@ class KnownLogits:
 
 @dataclass(frozen=True)
 class DenseDistribution:
-    """Next-token distributions in full, from final hidden states and the frozen head."""
+    """Full next-token distributions, from final hidden states and the frozen head."""
 
     hidden_NH: Tensor
     head: Head
@@ -94,7 +94,7 @@ class DenseDistribution:
         return DenseDistribution(self.hidden_NH[start:stop], self.head, self.temperature)
 
     def to(self, device: torch.device) -> DenseDistribution:
-        """The same on a device."""
+        """A copy on a device."""
         return DenseDistribution(self.hidden_NH.to(device), self.head.to(device), self.temperature)
 
     def logprobs(self) -> Tensor:
@@ -103,15 +103,15 @@ class DenseDistribution:
         return (logits_NV / self.temperature).log_softmax(-1)
 
 
-Distribution = SparseDistribution | DenseDistribution | KnownLogits  # what codecs give
-Target = Distribution  # what losses read
+Distribution = SparseDistribution | DenseDistribution | KnownLogits
+Target = Distribution  # the same as an input of a loss
 
 
 @dataclass(frozen=True)
 class Attention:
-    """What the attention of one block makes of the tokens: float32, before norms and rotation.
+    """Queries, keys and values of one block: float32, before norms and rotary embedding.
 
-    queries_NC: `num_heads` heads side by side. keys_ND, values_ND: `num_kv_heads` heads, which may
+    queries_NC: `num_heads` heads, concatenated. keys_ND, values_ND: `num_kv_heads` heads, which may
     be fewer; head h of the queries reads head h * num_kv_heads // num_heads of them.
     """
 
@@ -122,7 +122,7 @@ class Attention:
     num_kv_heads: int
 
     def to(self, device: torch.device) -> Attention:
-        """The same on a device."""
+        """A copy on a device."""
         states = self.queries_NC, self.keys_ND, self.values_ND
         query, key, value = (one.to(device) for one in states)
         return Attention(query, key, value, self.num_heads, self.num_kv_heads)
@@ -131,12 +131,13 @@ class Attention:
 class GivesSignals(Protocol):
     """The signals of some tokens, from a cache or from a teacher that runs beside the student.
 
-    What was not asked of either is refused with a `RecipeError`.
+    A layer or block that was not requested raises `RecipeError`.
     """
 
     def distribution(self, temperature: float) -> Distribution:
-        """Next-token distributions at a temperature, or those over classes, one a text; the same
-        object when asked again.
+        """Next-token distributions at a temperature, or distributions over classes, one a text.
+
+        Repeated calls return the same object.
         """
 
     def hidden(self, layer: int) -> Tensor:
@@ -150,30 +151,29 @@ class GivesVectors(Protocol):
     """The vectors of some texts, from a cache that holds them."""
 
     def vectors(self) -> Tensor:
-        """Float32 vectors (B, H), one a text; the same object when asked again."""
+        """Float32 vectors (B, H), one a text. Repeated calls return the same object."""
 
 
 class HasLogits(Protocol):
-    """Some tokens whose full distribution is known, whoever knows it: what sparse codecs read."""
+    """Some tokens whose full distribution is known: the input of sparse codecs."""
 
     @property
     def seeds_N(self) -> np.ndarray:
-        """A seed a token, see `TeacherChunk`."""
+        """A seed for each token, see `TeacherChunk`."""
 
     def logits(self) -> Tensor:
-        """Float32 logits (N, V), made anew at each call: whoever asks may write into them."""
+        """Float32 logits (N, V), a new tensor at each call, so that callers may overwrite it."""
 
     def rows(self, start: int, stop: int) -> HasLogits:
-        """Tokens start..stop of these."""
+        """Tokens start..stop."""
 
 
 @dataclass(frozen=True)
 class TeacherChunk:
-    """Some tokens of a teacher's run, as a codec meets them: final hidden states and the head.
+    """Some tokens of a teacher's run, as codecs read them: final hidden states and the head.
 
-    seeds_N: uint64, one a token, made of the example's key and the token's position, so that what
-    is drawn depends on neither order nor batch. known_NV: the logits, where several codecs are to
-    read the same.
+    seeds_N: uint64, one a token, made from the example's key and the token's position, so that
+    draws depend on neither order nor batch. known_NV: precomputed logits, for several codecs.
     """
 
     hidden_NH: Tensor
@@ -182,26 +182,26 @@ class TeacherChunk:
     known_NV: Tensor | None = None
 
     def logits(self) -> Tensor:
-        """Float32 logits (N, V), made anew at each call: whoever asks may write into them."""
+        """Float32 logits (N, V), a new tensor at each call, so that callers may overwrite it."""
         return self.head.logits(self.hidden_NH) if self.known_NV is None else self.known_NV.clone()
 
     def rows(self, start: int, stop: int) -> TeacherChunk:
-        """Tokens start..stop of these."""
+        """Tokens start..stop."""
         known_NV = None if self.known_NV is None else self.known_NV[start:stop]
         seeds_N = self.seeds_N[start:stop]
         return TeacherChunk(self.hidden_NH[start:stop], self.head, seeds_N, known_NV)
 
 
 def seeds_of(key: str, num_tokens: int) -> np.ndarray:
-    """A seed a token, uint64: the key's first 16 hex digits plus multiples of an odd constant."""
+    """A seed for each token, uint64: the key's first 16 hex digits plus multiples of a constant."""
     start = np.uint64(int(key[:16], 16))
     return start + np.arange(num_tokens, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 
 
 def uniforms(seeds_N: np.ndarray, count: int, stream: int) -> np.ndarray:
-    """(N, count) float64 uniform in [0, 1): splitmix64 of seed, stream and column.
+    """Uniform float64 numbers (N, count) in [0, 1): splitmix64 of seed, stream and column.
 
-    Counter-based (Steele, Lea, Flood 2014), so a number depends on its own token only.
+    Counter-based (Steele, Lea, Flood 2014), so a number depends only on its own token.
     """
     columns = np.arange(count, dtype=np.uint64) + np.uint64((stream << 32) + 1)
     with np.errstate(over="ignore"):

@@ -1,4 +1,4 @@
-"""Tiny models and tokenizers made once a session, and the way to the real ones of ../shared."""
+"""Tiers, tiny models and tokenizers made once a session, the way to the real ones of ../shared."""
 
 import os
 from pathlib import Path
@@ -11,6 +11,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -50,12 +51,23 @@ CHATML = (
 GUARD = Guard()
 
 
+def pytest_collection():
+    """Leave the collector off until all tests are imported, of which nothing is garbage."""
+    gc.disable()
+
+
 def pytest_collection_modifyitems(items):
-    """Mark each test with its tier."""
+    """Mark each test with its tier, and put files with long tests first.
+
+    A worker that began with a long file at the end would keep the other one waiting.
+    """
+    long = set()
     for item in items:
         tier = tier_of(item.fixturenames)
         if tier != "unit":
             item.add_marker(getattr(pytest.mark, tier))
+            long.add(item.path)
+    items.sort(key=lambda item: item.path not in long)
 
 
 def pytest_collection_finish():
@@ -66,6 +78,7 @@ def pytest_collection_finish():
     """
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -91,6 +104,7 @@ whole_stages = _says_what_it_does("whole_stages")
 training_loop = _says_what_it_does("training_loop")
 graph_export = _says_what_it_does("graph_export")
 child_process = _says_what_it_does("child_process")
+local_server = _says_what_it_does("local_server")
 several_processes = _says_what_it_does("several_processes")
 full_product = _says_what_it_does("full_product")
 
@@ -348,7 +362,7 @@ class Workshop:
         process = self.start("train", "recipe.yaml", "--run-dir", "stopped")
         state = Path("stopped/arms/distill/last/progress.json")
         while not state.exists() and process.poll() is None:
-            pass
+            time.sleep(0.001)
         process.kill()
         process.communicate()
         self("train", "recipe.yaml", "--run-dir", "stopped")

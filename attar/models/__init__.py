@@ -1,1 +1,1 @@
-"""Models and tokenizers of transformers: loading, structure, heads, fingerprints."""
+"""Models and tokenizers of `transformers`: loading, structure, heads, fingerprints."""

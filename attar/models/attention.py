@@ -1,10 +1,10 @@
-"""Attention inside the blocks of a `transformers` model: its projections, and what they give.
-
-Legend: B sequences, T tokens, H width of what is projected, C channels of all query heads, D of
-all key-value heads.
+"""Attention inside the blocks of a `transformers` model: projections, and capturing their outputs.
 
 Blocks are counted from 1: block l is the one whose output is layer l. Queries, keys and values are
-taken as the linear maps give them, before any norm of theirs and before rotary embedding.
+the outputs of the linear maps, before any norm on them and before rotary embedding.
+
+Legend: B sequences, T tokens, H width of the projections' input, C channels of all query heads, D
+channels of all key-value heads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from attar.errors import ModelError
 from attar.models.structure import blocks_of, num_layers, unwrap
 
-# Names of the maps to queries, keys and values in a module of attention, family by family.
+# Names of the maps to queries, keys and values in an attention module, by model family.
 PROJECTIONS = (
     ("q_proj", "k_proj", "v_proj"),
     ("query", "key", "value"),
@@ -49,9 +49,9 @@ def attention_heads(model: Any) -> tuple[int, int]:
 
 
 def attention_projections(model: Any, block: int) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """The linear maps of a block to queries (C), keys and values (D each), with adapters on them.
+    """The linear maps of a block to queries (C), keys and values (D each), adapters included.
 
-    Raises `ModelError` where a block has none, several, or maps that hold more than that.
+    Raises `ModelError` where a block has no such maps, several attentions, or fused maps.
     """
     check_blocks([block], num_layers(model))
     found: dict[int, list[Any]] = {}
@@ -64,23 +64,23 @@ def attention_projections(model: Any, block: int) -> tuple[nn.Module, nn.Module,
     if len(found) != 1:
         known = " or ".join("/".join(f"`{name}`" for name in names) for names in PROJECTIONS)
         raise ModelError(
-            f"{where} has {'several attentions' if found else 'no attention'} with a linear map "
+            f"{where} has {'several attentions' if found else 'no attention'} with one linear map "
             f"each for queries, keys and values ({known}); relation losses cannot read it."
         )
     ((query, key, value),) = found.values()
     heads, key_value = attention_heads(model)
-    of_head = query.out_features / heads, key.out_features / key_value
-    if of_head[0] != of_head[1] or value.out_features % key_value:
+    head_sizes = query.out_features / heads, key.out_features / key_value
+    if head_sizes[0] != head_sizes[1] or value.out_features % key_value:
         raise ModelError(
             f"{where} has {query.out_features} channels of queries in {heads} heads but "
-            f"{key.out_features} of keys in {key_value}, so its maps hold more than that; relation "
+            f"{key.out_features} of keys in {key_value}, so its maps have other outputs; relation "
             "losses cannot read it."
         )
     return query, key, value
 
 
 def reads_both_ways(model: Any) -> bool:
-    """Whether the attention of a model's blocks sees later tokens too, as encoders' does."""
+    """Whether a model's attention sees later tokens too, as in encoders."""
     flags = [getattr(module, "is_causal", None) for module in blocks_of(model)[0].modules()]
     known = [flag for flag in flags if isinstance(flag, bool)]
     return bool(known) and not any(known)
@@ -88,10 +88,10 @@ def reads_both_ways(model: Any) -> bool:
 
 @torch.no_grad()
 def linear_map(module: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Weight (out, in) and bias (out,), if it has one, of a linear module in any disguise.
+    """Weight (out, in) and bias (out,), or None, of any linear module.
 
-    One that is quantised or has adapters is asked what it makes of the identity, in inputs of
-    `dtype`; without its bias meanwhile, beside which small weights would be rounded away.
+    For a quantised module, or one with adapters, the weight is its output for the identity in
+    `dtype`. Its bias is removed meanwhile: added to it, small weights would be rounded away.
     """
     if type(module) is nn.Linear:
         bias_C = None if module.bias is None else module.bias.detach().clone()
@@ -110,7 +110,7 @@ def linear_map(module: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
 
 @dataclass
 class CapturedAttention:
-    """What the maps of chosen blocks gave, each by block, filled while the body runs."""
+    """Outputs of the maps of chosen blocks, by block, filled while the body runs."""
 
     queries: dict[int, Tensor] = field(default_factory=dict)
     keys: dict[int, Tensor] = field(default_factory=dict)
@@ -127,15 +127,16 @@ class CapturedAttention:
 
 @contextmanager
 def capture_attention(model: Any, blocks: list[int]) -> Iterator[CapturedAttention]:
-    """Keep queries, keys and values of chosen blocks of every forward inside, in the graph.
+    """Capture queries, keys and values of chosen blocks in every forward, within the graph.
 
-    Under gradient checkpointing they are of the forward, not of its repetition in the backward
-    pass; the reentrant kind keeps no graph inside a block and is refused with a `ModelError`.
+    Under gradient checkpointing the tensors of the forward are kept, not those of its repetition
+    in the backward pass. Reentrant checkpointing keeps no graph inside a block, so it raises
+    `ModelError`.
     """
     captured = CapturedAttention()
     with ExitStack() as stack:
         for block in blocks:
-            outside = _Outside(blocks_of(model), block, stack)
+            watch = _BlockWatch(blocks_of(model), block, stack)
             maps = attention_projections(model, block)
             kept_as = (captured.queries, captured.keys, captured.values)
             for module, kept in zip(maps, kept_as, strict=True):
@@ -145,9 +146,9 @@ def capture_attention(model: Any, blocks: list[int]) -> Iterator[CapturedAttenti
                     _args: Any,
                     output: Tensor,
                     kept: dict[int, Tensor] = kept,
-                    outside: _Outside = outside,
+                    watch: _BlockWatch = watch,
                 ) -> None:
-                    outside.store(kept, output)
+                    watch.store(kept, output)
 
                 stack.callback(module.register_forward_hook(keep).remove)
         yield captured
@@ -155,26 +156,26 @@ def capture_attention(model: Any, blocks: list[int]) -> Iterator[CapturedAttenti
 
 @contextmanager
 def capture_attention_inputs(model: Any, blocks: list[int]) -> Iterator[dict[int, Tensor]]:
-    """Keep what queries, keys and values of chosen blocks are linear maps of: (B, T, H) by block.
+    """Capture the common input (B, T, H) of the maps to queries, keys and values, by block.
 
-    Raises `ModelError` where the three are not maps of the same.
+    Raises `ModelError` where the three maps have different inputs.
     """
     inputs: dict[int, Tensor] = {}
     with ExitStack() as stack:
         for block in blocks:
-            outside = _Outside(blocks_of(model), block, stack)
+            watch = _BlockWatch(blocks_of(model), block, stack)
             query, key, value = attention_projections(model, block)
 
             def keep(
-                _module: nn.Module, args: Any, kwargs: Any, outside: _Outside = outside
+                _module: nn.Module, args: Any, kwargs: Any, watch: _BlockWatch = watch
             ) -> None:
-                outside.store(inputs, _first(args, kwargs))
+                watch.store(inputs, _first_input(args, kwargs))
 
             def compare(_module: nn.Module, args: Any, kwargs: Any, block: int = block) -> None:
-                if _first(args, kwargs) is not inputs.get(block) and not _in_backward():
+                if _first_input(args, kwargs) is not inputs.get(block) and not _in_backward():
                     raise ModelError(
-                        f"Queries, keys and values of block {block} are not maps of the same "
-                        "states, so they cannot be kept by their input; leave it out of "
+                        f"Queries, keys and values of block {block} have different inputs, so one "
+                        "stored input cannot give all three; leave the block out of "
                         "`cache.hidden.attention`."
                     )
 
@@ -190,22 +191,22 @@ def capture_attention_inputs(model: Any, blocks: list[int]) -> Iterator[dict[int
         yield inputs
 
 
-class _Outside:
-    """Whether a graph is being made around a block; kept things of the block go through it."""
+class _BlockWatch:
+    """Stores tensors captured inside a block; knows whether the forward outside builds a graph."""
 
     def __init__(self, blocks: nn.ModuleList, block: int, stack: ExitStack) -> None:
-        self.block, self.makes_graph = block, False
+        self.block, self.builds_graph = block, False
         stack.callback(blocks[block - 1].register_forward_pre_hook(self.look).remove)
 
     def look(self, _module: nn.Module, _args: Any) -> None:
-        """Called before the block, outside of any checkpointing of it."""
-        self.makes_graph = torch.is_grad_enabled()
+        """Run before the block, outside of its gradient checkpointing."""
+        self.builds_graph = torch.is_grad_enabled()
 
     def store(self, kept: dict[int, Tensor], tensor: Tensor) -> None:
-        """Keep a tensor met inside the block."""
+        """Keep a tensor captured inside the block."""
         if _in_backward():
             return  # a checkpointed block is run again
-        if self.makes_graph and not torch.is_grad_enabled():
+        if self.builds_graph and not torch.is_grad_enabled():
             raise ModelError(
                 "Reentrant gradient checkpointing keeps no graph of queries, keys and values; use "
                 '`{"use_reentrant": False}`.'
@@ -217,6 +218,6 @@ def _in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def _first(args: Any, kwargs: Any) -> Tensor:
+def _first_input(args: Any, kwargs: Any) -> Tensor:
     tensor: Tensor = args[0] if args else next(iter(kwargs.values()))
     return tensor

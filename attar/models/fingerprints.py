@@ -10,11 +10,14 @@ from attar.models.locations import has_all_shards, local_folder, source_argument
 
 
 def tokenizer_files_fingerprint(source: str) -> str | None:
-    """Changes with a tokenizer's files, chat template included, without loading it (a second)."""
+    """Fingerprint of a tokenizer's files, chat template included, without loading it.
+
+    None for a GGUF file, or where the files are not on this machine.
+    """
     name, extra = source_arguments(source)
     folder = local_folder(name)
     if folder is None or extra:
-        return None  # a GGUF file's weights tell
+        return None  # a GGUF file holds both: its weights' fingerprint covers the tokenizer
     words = ("token", "vocab", "merges", "chat_template", "spiece")
     files = [f for f in sorted(folder.iterdir()) if f.is_file() and any(w in f.name for w in words)]
     return fingerprint([[f.name, sha256_of(f)] for f in files])
@@ -24,7 +27,7 @@ def weights_fingerprint(source: str) -> str | None:
     """Identifies a model's weights from its files without reading all of them.
 
     Hashes each weight file's name, size, first block (the safetensors header) and 64 blocks
-    spread over it, plus config.json. None where the files are not on this machine.
+    spread over it, plus config.json. None where not all files are on this machine.
     """
     name, extra = source_arguments(source)
     folder = local_folder(name)

@@ -1,7 +1,7 @@
-"""Models and tokenizers from an id, a folder or a GGUF file; and what identifies them.
+"""Loading models from a hub id, a folder or a GGUF file.
 
-Source of the GGUF steps: `transformers` keeps a quantiser on a model read from GGUF and then
-refuses to save it, so what is left of it is removed: the weights are plain tensors by then.
+`transformers` keeps a quantiser on a model that was read from GGUF and then refuses to save it,
+although its weights are plain tensors by then; `_forget_gguf` removes that quantiser.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from attar.device import default_device
-from attar.models.bitsandbytes_check import check_rows
+from attar.models.bitsandbytes_check import check_4bit_rows
 from attar.models.fingerprints import weights_fingerprint
 from attar.models.locations import load_error, source_arguments
 
@@ -39,10 +39,10 @@ def resolve_precision(precision: Precision) -> torch.dtype:
 
 
 def bitsandbytes_config(quantization: Quantization) -> Any:
-    """The `BitsAndBytesConfig` for one of our names, or None for `none`.
+    """The `BitsAndBytesConfig` of a quantisation; None for `none`.
 
-    nf4 is QLoRA's: NormalFloat4, double quantisation, bfloat16 compute (arXiv 2305.14314); fp4 the
-    same with 4-bit floating point.
+    nf4 is that of QLoRA: NormalFloat4, double quantisation, bfloat16 compute (arXiv 2305.14314).
+    fp4 is the same with 4-bit floating point.
     """
     if quantization == "none":
         return None
@@ -63,7 +63,7 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
     name, extra = source_arguments(source)
-    be_quiet()
+    silence_libraries()
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
     except (OSError, ValueError, ImportError) as error:
@@ -102,12 +102,12 @@ def load_model(
     device: torch.device | None = None,
     **options: Any,
 ) -> nn.Module:
-    """The same by any of transformers' auto classes, with further options of `from_pretrained`."""
+    """`load_causal_lm` for any auto class (`auto`); options: further ones of `from_pretrained`."""
     import transformers
 
     name, extra = source_arguments(source)
     device = device or default_device()
-    be_quiet()
+    silence_libraries()
     if quantization != "none":
         quantized = {"quantization_config": bitsandbytes_config(quantization)}
         extra = {**extra, **quantized, "device_map": {"": device}}
@@ -121,32 +121,32 @@ def load_model(
         _forget_gguf(model)
     if quantization == "none" and getattr(model, "hf_quantizer", None) is None:
         model.to(device)
-    check_rows(model, source)
+    check_4bit_rows(model, source)
     model.eval()
     found: nn.Module = model
     return found
 
 
 def skeleton(config: Any, auto: str) -> Any:
-    """The model of a `PretrainedConfig` by an auto class of transformers, on the meta device.
+    """A model without weights, on the meta device, from a config and an auto class's name.
 
-    None where its code came with the model: that is not run to look at names and shapes. (A config
-    of transformers' own that names such code for itself was loaded without it.)
+    None where the model brings its own code, which is not run merely to see names and shapes. (A
+    config of a class in transformers was loaded without the code that it may name.)
     """
     import transformers
 
-    theirs = getattr(config, "auto_map", None)
+    remote_code = getattr(config, "auto_map", None)
     own = type(config).__module__.startswith("transformers.")
-    if theirs and not (own and "AutoConfig" in theirs):
+    if remote_code and not (own and "AutoConfig" in remote_code):
         return None
     with torch.device("meta"):
         return getattr(transformers, auto).from_config(copy.deepcopy(config))
 
 
-def be_quiet() -> None:
-    """No progress bars of others between ours, no remark on kernels that a CPU lacks.
+def silence_libraries() -> None:
+    """Silence the libraries' progress bars and their warnings about kernels missing on a CPU.
 
-    torchao, where it is installed, is imported with the first model and says much of that kind.
+    torchao, if installed, is imported with the first model and prints many such warnings.
     """
     import transformers
 
@@ -169,8 +169,9 @@ def _forget_gguf(model: Any) -> None:
 
 
 def fetch_weights(source: str) -> None:
-    """Bring a hub model's files to this machine, unless they are there: what identifies them is
-    read from the files, so it must not change in the middle of a run.
+    """Download a hub model's files, unless they are on this machine.
+
+    The weights' fingerprint is read from the files, so it must not change in the middle of a run.
     """
     if Path(source_arguments(source)[0]).exists() or weights_fingerprint(source) is not None:
         return

@@ -1,4 +1,4 @@
-"""Where the files of a model are on this machine."""
+"""Where the files of a model are: hub ids, folders and GGUF files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attar.errors import ModelError
 
 
 def source_arguments(source: str) -> tuple[str, dict[str, Any]]:
-    """(what `from_pretrained` takes, extra arguments): a GGUF file is a folder and a name."""
+    """The arguments of `from_pretrained` for a source: name or folder, and keyword arguments."""
     path = Path(source).expanduser()
     if source.endswith(".gguf"):
         if not path.is_file():
@@ -22,13 +22,13 @@ def source_arguments(source: str) -> tuple[str, dict[str, Any]]:
 
 
 def load_error(error: Exception, what: str, source: str) -> ModelError:
-    """The error for a model or tokenizer that could not be loaded, with the library's reason."""
+    """The `ModelError` for a failed load; what: `model` or `tokenizer`."""
     reason = " ".join(str(error).split())[:300]
     return ModelError(f"The {what} `{source}` could not be loaded: {reason}")
 
 
 def has_all_shards(folder: Path) -> bool:
-    """Whether every shard that a checkpoint's index names is there."""
+    """Whether every shard that a checkpoint's index names exists."""
     safe = list(folder.glob("*.safetensors.index.json"))
     for index in safe or folder.glob("*.index.json"):
         names = set(json.loads(index.read_text(encoding="utf8"))["weight_map"].values())
@@ -38,7 +38,7 @@ def has_all_shards(folder: Path) -> bool:
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder that holds a model's files on this machine: its own, or the hub's cache."""
+    """The local folder of a model's files: the folder itself, or the hub's cache; else None."""
     folder = Path(name)
     if folder.is_dir():
         return folder

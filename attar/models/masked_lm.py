@@ -1,4 +1,4 @@
-"""Masked language models: loading one, and whether its head can be applied by itself."""
+"""Masked language models: loading one, and checking that its head can be applied separately."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from attar.models.loading import load_model
 from attar.models.structure import head_of, run_body
 from attar.models.task_heads import MASKED, silence_warnings
 
-CLOSE = 1e-3  # of the largest logit: float32 products in another order stay far below
+HEAD_TOLERANCE = 1e-3  # of the largest logit; float32 products in another order differ far less
 
 
 def load_masked_lm(source: str, *, trust_remote_code: bool = False) -> nn.Module:
-    """An `AutoModelForMaskedLM` in float32; a head that the checkpoint lacks is drawn anew.
+    """An `AutoModelForMaskedLM` in float32; a head that the checkpoint lacks is initialised.
 
-    Raises `ModelError` where its head is no linear map behind the body and what follows it.
+    Raises `ModelError` where the head does not end in one linear map.
     """
     with silence_warnings():
         model = load_model(
@@ -30,7 +30,7 @@ def load_masked_lm(source: str, *, trust_remote_code: bool = False) -> nn.Module
 
 @torch.inference_mode()
 def check_head(model: nn.Module) -> None:
-    """Raise `ModelError` unless the head, applied by itself, gives the model's own logits."""
+    """Raise `ModelError` unless `head_of` gives the same logits as the model itself."""
     own_map: Any = model.get_output_embeddings()  # type: ignore[operator]
     if own_map is None or not hasattr(own_map, "weight"):
         raise ModelError(f"{type(model).__name__} has no linear output map; it is not supported.")
@@ -41,8 +41,8 @@ def check_head(model: nn.Module) -> None:
     by_itself = head_of(model, rows).logits(
         run_body(model, {"input_ids": ids_BT, "attention_mask": None})
     )
-    if not (own - by_itself).abs().max() <= CLOSE * own.abs().max():
+    if not (own - by_itself).abs().max() <= HEAD_TOLERANCE * own.abs().max():
         raise ModelError(
-            f"The head of {type(model).__name__} is more than one linear map with its bias behind "
-            "the body; this family is not supported."
+            f"The logits of {type(model).__name__} are not one linear map, with its bias, of the "
+            "states before it; this family is not supported."
         )

@@ -1,4 +1,4 @@
-"""What peft puts around a model, for those who run its body and its head apart.
+"""Running the body and the head of a model with peft adapters separately.
 
 Legend: B rows, T tokens, P learned positions, V vocabulary, H width.
 """
@@ -12,15 +12,15 @@ from torch import Tensor
 
 
 def prepends(model: Any) -> bool:
-    """Whether learned positions stand before the text: prefix, prompt or p-tuning."""
+    """Whether the model prepends learned positions to the text: prefix, prompt or p-tuning."""
     return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
 
 
 def run_prompted(model: Any, body: Any, batch: dict[str, Tensor | None]) -> Tensor:
-    """Final hidden states (B, T, H) of the text behind the learned positions.
+    """Final hidden states (B, T, H) of the text after the learned positions.
 
-    One example a row, padded on the right: every row's positions continue after the learned ones.
-    They are computed in float32 whatever the products around are rounded to.
+    Each row is one example, padded on the right; its positions continue after the learned ones. The
+    learned positions are computed in float32, even under autocast.
     """
     ids_BT, positions_BT = batch["input_ids"], batch["position_ids"]
     assert ids_BT is not None
@@ -43,7 +43,7 @@ def run_prompted(model: Any, body: Any, batch: dict[str, Tensor | None]) -> Tens
 
 
 def adapted_head(module: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight (V, H) and bias (V,) that a head comes to with what peft added to it.
+    """Weight (V, H) and bias (V,) of a head with the adapters that peft put on it.
 
     LoRA adds its delta; DoRA then gives each row its learned length (the norm it is divided by is
     a constant, section 4.3 of arXiv 2402.09353); (IA)^3 scales rows and bias, or columns.

@@ -1,10 +1,10 @@
-"""Where the parts of a `transformers` model of text are: body, blocks, head.
+"""The parts of a `transformers` text model: body, blocks, head.
+
+Layers are numbered along the residual stream: layer 0 is the embedding's output, layer l the output
+of block l (counted from 1), always before the final norm. (`output_hidden_states` of `transformers`
+gives the last one after the norm, so it is not used.)
 
 Legend: B sequences, T tokens, N tokens counted, V vocabulary, H width.
-
-Layers are numbered as the residual stream is met: layer 0 is the embedding's output, layer l the
-output of block l (counted from 1), always before the final norm. (`output_hidden_states` of
-`transformers` has the last one after the norm: not used here.)
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from attar.errors import ModelError
 from attar.models.peft_models import adapted_head, prepends, run_prompted
 from attar.models.task_heads import text_inputs
 
-# Attribute path of the list of blocks below the body, family by family; the first that fits.
+# Attribute paths from the body to its list of blocks, by model family; the first that exists.
 BLOCK_PATHS = ("layers", "h", "encoder.layer", "transformer.layer", "blocks", "decoder.layers")
 
-# Families that count positions from behind the id of padding: the first places of their table stay
-# empty. Measured on transformers 5.23 by a text of each length.
+# Families whose positions start after the padding id: the first rows of their table are unused.
+# Measured on transformers 5.23 by a text of each length.
 AFTER_PADDING = {
     "camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "markuplm", "mpnet",
     "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
@@ -33,7 +33,7 @@ AFTER_PADDING = {
 
 
 def usable_positions(config: Any) -> int | None:
-    """Tokens of the longest text that a model of this `PretrainedConfig` reads; None: no limit."""
+    """The longest text, in tokens, that a model of this config can read; None: no limit."""
     text = config.get_text_config()
     positions: int | None = getattr(text, "max_position_embeddings", None)
     if positions is None or text.model_type not in AFTER_PADDING:
@@ -42,14 +42,14 @@ def usable_positions(config: Any) -> int | None:
 
 
 def unwrap(model: Any) -> Any:
-    """The `transformers` model inside a peft wrapper (its adapters stay where they act)."""
+    """The `transformers` model inside a peft wrapper; its adapters stay active."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def body_of(model: Any) -> nn.Module:
-    """The model below its head: maps ids to the final hidden states, after the final norm.
+    """The model without its head: maps ids to the final hidden states, after the final norm.
 
-    Of a model that was loaded without a head, itself.
+    A model that was loaded without a head is its own body.
     """
     model = unwrap(model)
     body = getattr(model, model.base_model_prefix, None)
@@ -86,12 +86,12 @@ def width(model: Any) -> int:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Parameters of a model, tied ones once, 4-bit ones at their true number."""
+    """Number of parameters: tied ones once, 4-bit ones by their unpacked number."""
     return sum(parameter_size(parameter) for parameter in model.parameters())
 
 
 def parameter_size(parameter: nn.Parameter) -> int:
-    """Numbers in a parameter; of a 4-bit one, those that it stands for."""
+    """Number of weights in a parameter; for a packed 4-bit one, the unpacked number."""
     state = getattr(parameter, "quant_state", None)
     return int(state.shape.numel()) if state is not None else parameter.numel()
 
@@ -99,8 +99,8 @@ def parameter_size(parameter: nn.Parameter) -> int:
 def run_body(model: Any, batch: dict[str, Tensor | None]) -> Tensor:
     """Final hidden states, after the final norm: what the head reads. Shape (B, T, H).
 
-    Where learned positions stand before the text, those of the text alone. Of a masked language
-    model they have passed what stands between its body and its output map.
+    Where learned positions precede the text, only the text's states are returned. For a masked
+    language model they are the inputs of its output map, after the layers between body and map.
     """
     if prepends(model):
         return run_prompted(model, body_of(model), batch)
@@ -111,9 +111,10 @@ def run_body(model: Any, batch: dict[str, Tensor | None]) -> Tensor:
 
 
 def _run_to_map(model: Any, batch: dict[str, Tensor | None]) -> Tensor:
-    """What the output map of a masked language model reads, (B, T, H), whatever stands before it.
+    """The input (B, T, H) of the output map of a masked language model.
 
-    The map is given no token, so that no logits are made. Raises `ModelError` where it is not met.
+    The map itself receives no tokens, so that no logits are computed. Raises `ModelError` where the
+    model does not call it exactly once.
     """
     seen: list[Tensor] = []
 
@@ -142,7 +143,7 @@ class Head:
     """The map from final hidden states to logits, over the tokenizer's V ids only.
 
     Columns that a model has beyond its tokenizer's ids (padding of the vocabulary) are cut off,
-    so no probability can hide there. `scale` and `softcap` are the family's (Cohere, Gemma).
+    so they receive no probability. `scale` and `softcap` are the family's (Cohere, Gemma).
     """
 
     weight_VH: Tensor
@@ -155,20 +156,20 @@ class Head:
         bias_V = None if self.bias_V is None else self.bias_V.to(device)
         return replace(self, weight_VH=self.weight_VH.to(device), bias_V=bias_V)
 
-    def logits(self, hidden_NH: Tensor, room_NV: Tensor | None = None) -> Tensor:
+    def logits(self, hidden_NH: Tensor, out_NV: Tensor | None = None) -> Tensor:
         """Float32 logits of shape (N, V), multiplied in the dtype of the weight.
 
-        With `room_NV`, of that dtype, the product is written there, and they may lie there.
+        out_NV: a buffer of that dtype for the product; the result may share its memory.
         """
         hidden_NH = hidden_NH.to(self.weight_VH.dtype)
-        if room_NV is None:
+        if out_NV is None:
             return self.finish(matmul_float32(hidden_NH, self.weight_VH.T))
         with torch.no_grad():
-            raw_NV = torch.mm(hidden_NH.detach(), self.weight_VH.detach().T, out=room_NV)
+            raw_NV = torch.mm(hidden_NH.detach(), self.weight_VH.detach().T, out=out_NV)
         return self.finish(raw_NV.float())
 
     def finish(self, raw_NV: Tensor) -> Tensor:
-        """Bias, scale and soft-cap on a raw product."""
+        """Apply bias, scale and soft-cap to a raw product."""
         if self.bias_V is not None:
             raw_NV = raw_NV + self.bias_V.float()
         if self.scale != 1.0:
@@ -179,7 +180,7 @@ class Head:
 
 
 def matmul_float32(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b with a float32 result. On CUDA the product of 16-bit inputs is never rounded back."""
+    """a @ b with a float32 result; on CUDA, without gradients, 16-bit products are not rounded."""
     if a.dtype == torch.float32:
         return a @ b
     if a.is_cuda and not torch.is_grad_enabled():
@@ -188,7 +189,7 @@ def matmul_float32(a: Tensor, b: Tensor) -> Tensor:
 
 
 def head_of(model: Any, vocabulary: int, dtype: torch.dtype | None = None) -> Head:
-    """The head over the first `vocabulary` ids, differentiable, with any adapter on it included."""
+    """The head over the first `vocabulary` ids, differentiable, including any adapter on it."""
     model = unwrap(model)
     module = model.get_output_embeddings()
     if module is None or not hasattr(module, "weight"):
@@ -202,7 +203,7 @@ def head_of(model: Any, vocabulary: int, dtype: torch.dtype | None = None) -> He
     config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite divides
-    if weight_VH.shape[0] > vocabulary:  # else no view: its gradient would be copied
+    if weight_VH.shape[0] > vocabulary:  # else no slice: the gradient of a slice is copied
         weight_VH = weight_VH[:vocabulary]
     return Head(
         weight_VH=weight_VH if dtype is None else weight_VH.to(dtype),
@@ -213,20 +214,20 @@ def head_of(model: Any, vocabulary: int, dtype: torch.dtype | None = None) -> He
 
 
 @dataclass
-class Captured:
+class CapturedLayers:
     """Hidden states by layer number, each (B, T, H), filled while the body runs."""
 
     layers: dict[int, Tensor] = field(default_factory=dict)
 
 
 @contextmanager
-def capture_layers(model: Any, layers: list[int]) -> Iterator[Captured]:
-    """Keep the outputs of chosen layers of every forward inside the block; no others are kept.
+def capture_layers(model: Any, layers: list[int]) -> Iterator[CapturedLayers]:
+    """Capture the outputs of chosen layers in every forward inside the block.
 
-    Hooks sit outside gradient checkpointing, so they see each layer once and in the graph.
+    The hooks are outside gradient checkpointing, so they see each layer once and in the graph.
     """
     check_layers(layers, num_layers(model))
-    captured = Captured()
+    captured = CapturedLayers()
     handles = []
     blocks = blocks_of(model)
 

@@ -1,4 +1,4 @@
-"""Models by the head they carry: loading what a checkpoint holds, and what classifiers give.
+"""Models by their task head: loading a checkpoint with its head, classifiers, padded texts.
 
 Legend: B texts, T tokens, C classes.
 """
@@ -22,29 +22,29 @@ from attar.models.loading import Quantization, load_config, load_model
 CLASSIFIER = "AutoModelForSequenceClassification"
 CAUSAL = "AutoModelForCausalLM"
 MASKED = "AutoModelForMaskedLM"
-BODY = "AutoModel"  # no head: it gives states
-HEADS = {
+BODY = "AutoModel"  # no head: gives hidden states
+AUTO_CLASSES = {
     "ForSequenceClassification": CLASSIFIER,
     "ForMaskedLM": MASKED,
     "BertForPreTraining": MASKED,
     "LMHeadModel": CAUSAL,
     "DoubleHeadsModel": CAUSAL,
     "Model": BODY,
-}  # by the end of an architecture's name, the first that fits
+}  # by the ending of an architecture's name; the first that matches counts
 
 
 def auto_class_of(config: Any) -> str:
-    """Name of the auto class that loads a checkpoint with the head it was saved with."""
+    """Name of the auto class that loads a checkpoint with the head with which it was saved."""
     return _auto_class(config.architectures or [])
 
 
 def _auto_class(names: Sequence[str]) -> str:
-    found = (kind for name in names for end, kind in HEADS.items() if name.endswith(end))
+    found = (kind for name in names for end, kind in AUTO_CLASSES.items() if name.endswith(end))
     return next(found, CAUSAL)
 
 
-def output_of(config: Any) -> str:
-    """The field of what a checkpoint's model returns that its users read."""
+def output_field(config: Any) -> str:
+    """The field of the model's output that holds its result: logits, or states without a head."""
     return "last_hidden_state" if auto_class_of(config) == BODY else "logits"
 
 
@@ -54,22 +54,22 @@ def is_classifier(config: Any) -> bool:
 
 
 def class_names(config: Any) -> list[str] | None:
-    """What a classifier tells apart, in its order; None of a checkpoint of another head."""
+    """Names of a classifier's classes, in its order; None for a checkpoint with another head."""
     if not is_classifier(config):
         return None
     return [str(config.id2label[i]) for i in range(len(config.id2label))]
 
 
 def label_permutation(names: Sequence[str], order: Sequence[str]) -> list[int] | None:
-    """Where each of some classes stands among a model's, without regard to case.
+    """The index in `order` (a model's classes) of each class in `names`, ignoring case.
 
-    Where the model's names (`LABEL_0`, ...) or these (numbers) say nothing and are as many, each is
-    in its place. None where a class is not among the model's.
+    Where the model's names are defaults (`LABEL_0`, ...) or `names` are numbers, and both have the
+    same length, the order is taken to be the same. None where a class is not in `order`.
     """
     known = {name.casefold(): i for i, name in enumerate(order)}
     found = [known.get(name.casefold()) for name in names]
     if None not in found and len(set(found)) == len(found):
-        return [place for place in found if place is not None]
+        return [index for index in found if index is not None]
     if len(names) != len(order):
         return None
     numbers = all(name.isdigit() for name in names)
@@ -77,14 +77,14 @@ def label_permutation(names: Sequence[str], order: Sequence[str]) -> list[int] |
 
 
 def has_default_labels(names: Sequence[str]) -> bool:
-    """Whether classes have only the names that transformers gives to those without any."""
+    """Whether classes have only the default names of transformers, `LABEL_0` and so on."""
     return all(name.upper() == f"LABEL_{i}" for i, name in enumerate(names))
 
 
 def label_order(config: Any, names: Sequence[str]) -> list[int] | None:
-    """The classes' numbers in a classifier's own head; None where it tells others apart.
+    """The rows of a classifier's own head for the named classes; None where it has others.
 
-    See `label_permutation` for names that say nothing.
+    Default names are handled as in `label_permutation`.
     """
     own = class_names(config)
     if own is None or len(own) != len(names):
@@ -93,7 +93,7 @@ def label_order(config: Any, names: Sequence[str]) -> list[int] | None:
 
 
 def holds_head(folder: Path, auto: str) -> bool:
-    """Whether a folder holds a checkpoint that this auto class loads; False where it holds none."""
+    """Whether a folder holds a checkpoint that this auto class loads."""
     file = folder / "config.json"
     names = read_json(file).get("architectures") if file.is_file() else None
     return names is not None and _auto_class(names) == auto
@@ -107,9 +107,9 @@ def load_as_saved(
     trust_remote_code: bool = False,
     device: torch.device | None = None,
 ) -> nn.Module:
-    """A model with the head it was saved with, in eval mode; see `load_causal_lm`."""
+    """A model with the head with which it was saved, in eval mode; see `load_causal_lm`."""
     auto = CAUSAL
-    if not source.endswith(".gguf"):  # which holds language models alone
+    if not source.endswith(".gguf"):  # GGUF files hold causal language models only
         auto = auto_class_of(load_config(source, trust_remote_code=trust_remote_code))
     return load_model(
         source,
@@ -126,9 +126,9 @@ def load_classifier(
 ) -> nn.Module:
     """Any encoder or decoder with a head over the named classes, in float32.
 
-    A head over the same classes is put into their order, and one whose classes have no names stays
-    as it is; any other is drawn anew from torch's generator. padding: id that fills up short texts,
-    for models whose configuration names none.
+    A head over the same classes is permuted into their order, and one whose classes have default
+    names is kept. Any other head is initialised from torch's generator. padding: the id that pads
+    short texts, for models whose configuration names none.
     """
     config = load_config(source, trust_remote_code=trust_remote_code)
     own = class_names(config)
@@ -156,7 +156,7 @@ def load_classifier(
 
 @torch.no_grad()
 def _put_in_order(model: Any, order: list[int] | None, number: int) -> None:
-    """Permute a head's rows, or draw them anew where there is no order."""
+    """Permute a head's rows; initialise them where `order` is None."""
     if order == list(range(number)):
         return
     below = set(model.base_model.modules())
@@ -167,8 +167,8 @@ def _put_in_order(model: Any, order: list[int] | None, number: int) -> None:
     ]
     if not maps:
         raise ModelError(
-            f"{type(model).__name__} has no linear map to its {number} classes, which are others "
-            "or in another order than the data's; it is not supported."
+            f"{type(model).__name__} has no linear map to its {number} classes, which differ from "
+            "the data's or have another order; it is not supported."
         )
     head = maps[-1]
     for parameter in head.parameters():
@@ -182,7 +182,7 @@ def _put_in_order(model: Any, order: list[int] | None, number: int) -> None:
 
 
 def set_padding_id(model: Any, padding: int | None) -> None:
-    """Name the id of padding in a model's configuration, where it names none."""
+    """Set the padding id in a model's configuration, if it names none."""
     config = model.config.get_text_config()
     if config.pad_token_id is None:
         config.pad_token_id = padding
@@ -190,7 +190,7 @@ def set_padding_id(model: Any, padding: int | None) -> None:
 
 @contextmanager
 def silence_warnings() -> Iterator[None]:
-    """Without transformers' list of weights that were drawn: a new head is what is asked for."""
+    """Silence transformers' warning about initialised weights: a new head is intended."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -201,7 +201,7 @@ def silence_warnings() -> Iterator[None]:
 
 
 def class_logits(model: Any, inputs: dict[str, Tensor | None]) -> Tensor:
-    """Logits (B, C) of texts, in the model's dtype: the whole model, however it pools.
+    """Logits (B, C) of texts from the whole model, pooling included, in the model's dtype.
 
     inputs: see `text_inputs`.
     """
@@ -210,16 +210,16 @@ def class_logits(model: Any, inputs: dict[str, Tensor | None]) -> Tensor:
 
 
 def text_inputs(model: Any, inputs: dict[str, Tensor | None]) -> dict[str, Tensor]:
-    """What a model is given of texts, padding in its own id, without what it does not take.
+    """The inputs of a model for texts, padded with the model's own id.
 
     inputs: `input_ids` and `attention_mask` (B, T), padded on the right with any id, and
-    `token_type_ids` or None, which models without such a table are not given.
+    `token_type_ids` or None; models without a token-type table do not get them.
     """
     ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
     assert ids_BT is not None and mask_BT is not None  # noqa: PT018
     given = dict(inputs)
     config = model.config.get_text_config()
-    if config.pad_token_id is not None:  # some find a text's end, or its positions, by that id
+    if config.pad_token_id is not None:  # some models find a text's end, or positions, by it
         given["input_ids"] = ids_BT.masked_fill(mask_BT == 0, config.pad_token_id)
     elif len(ids_BT) > 1 and not bool(mask_BT.all()):
         raise ModelError(
@@ -232,7 +232,7 @@ def text_inputs(model: Any, inputs: dict[str, Tensor | None]) -> dict[str, Tenso
 
 
 def takes_token_types(config: Any) -> bool:
-    """Whether a model tells the first text of a pair from the second by a table of its own."""
+    """Whether a model has a token-type table, which marks the two texts of a pair."""
     return int(getattr(config, "type_vocab_size", 0) or 0) > 1
 
 

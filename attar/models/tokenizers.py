@@ -1,4 +1,4 @@
-"""Tokenizers: loading them, and whether two of them mean the same."""
+"""Tokenizers: loading, fingerprints, and whether two tokenizers share a vocabulary."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise load_error(error, "tokenizer", source) from error
     if tokenizer.pad_token_id is None:
-        # Padding is masked by position, never by id, so any id serves.
+        # Padding is masked by position, never by id, so any id works.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Changes with the id -> string map, the added tokens or the chat template."""
+    """Fingerprint of the id -> string map, the added tokens and the chat template."""
     added = {str(i): str(token) for i, token in tokenizer.added_tokens_decoder.items()}
     return fingerprint([tokenizer.get_vocab(), added, tokenizer.chat_template])
 
 
 def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
-    """What a cache must share with its user, part by part, so that a difference has a name."""
+    """Fingerprints that a cache and its user must share, by part, so that errors name the part."""
     return {
         "vocabulary": vocabulary_fingerprint(tokenizer),
         "chat_template": fingerprint(tokenizer.chat_template),
@@ -43,12 +43,12 @@ def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
 
 
 def vocabulary_fingerprint(tokenizer: Any) -> str:
-    """Changes with the id -> string map alone: what two models must share to be compared."""
+    """Fingerprint of the id -> string map, which two models must share to be compared."""
     return fingerprint(tokenizer.get_vocab())
 
 
 def vocabulary_size(tokenizer: Any) -> int:
-    """Number of ids the tokenizer knows: one more than the highest. Model columns may be padded."""
+    """Number of ids: the highest one plus 1. A model may have more columns, as padding."""
     return 1 + int(max(tokenizer.get_vocab().values()))
 
 

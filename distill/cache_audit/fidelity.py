@@ -149,10 +149,9 @@ class Fidelity:
     ) -> None:
         """Add a chunk of tokens.
 
-        hidden_NH: the student's final hidden states. teacher_NV: the teacher's dense
-        log-probabilities (float32, finite). targets: what each codec decodes to; the same codecs in
-        every chunk. labels_N: the ids that follow in the text. summed: whether the chunk is part of
-        the summed measures.
+        hidden_NH: the student's final hidden states. teacher_NV: the teacher's log-probabilities
+        (float32, finite). targets: what each codec decodes to; every chunk has the same codecs.
+        labels_N: the ids that follow. summed: whether the summed measures include the chunk.
         """
         student = _Student(hidden_NH.float(), self.head)
         teacher = _Teacher(teacher_NV, labels_N)

@@ -27,13 +27,13 @@ def features(
     """
     run = open_run(recipe, run_dir, overrides, **show)
     from distill.console import print_table
-    from distill.features import fit_classifier, load_classifier, rows_of
+    from distill.features import fit_classifier, load_feature_classifier, metric_rows
 
     found = fit_classifier(run, texts)
-    print_table(rows_of(found))
+    print_table(metric_rows(found))
     folder = run.folder.features
     if texts:
-        classifier = load_classifier(folder)
+        classifier = load_feature_classifier(folder)
         for text, row in zip(texts, classifier.probabilities(list(texts)), strict=True):
             best = int(row.argmax())
             click.echo(f"{classifier.classes[best]} ({row[best]:.3f}): {text}")

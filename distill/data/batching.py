@@ -1,11 +1,11 @@
-"""Which examples meet in which step: a plan drawn from the seed, the same on every machine.
+"""Which examples are in which step: a plan drawn from the seed, the same on every machine.
 
 Legend: B rows, T tokens, N tokens counted.
 
 A row holds one example or, packed, several. Padding is on the right and attention is causal, so no
-counted token can see padding and no mask is passed: position ids that start again at each example
-are what keeps packed examples apart (`transformers` builds the block mask from them). Texts to be
-labelled are read both ways: one a row, of like length in a batch, with a mask.
+counted token attends to padding and no mask is passed. Packed examples cannot attend to each other
+because position ids start again at each (`transformers` builds the block mask from them). Whole
+texts, which encoders read in both directions, are one a row, of similar length, with a mask.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from distill.data.examples import Example
 from distill.data.tokenize import IGNORE
 
 MicroBatch = list[list[int]]  # rows of example numbers
-POOL = 16  # batches whose texts are sorted by length together
+BATCHES_SORTED_TOGETHER = 16  # their texts are sorted by length
 
 
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch. Counted positions, row by row, are the signals of `keys` concatenated.
 
-    `counts`: how many of them each of the keys has. Of whole texts every token has signals, and
-    `counts` are their lengths.
+    counts: number of counted positions of each key. whole: every token of a text has signals, and
+    `counts` are the texts' lengths.
     """
 
     input_ids_BT: Tensor
@@ -46,11 +46,11 @@ class Batch:
 
     @property
     def num_counted(self) -> int:
-        """N."""
+        """N: positions whose prediction counts."""
         return int((self.labels_BT != IGNORE).sum())
 
     def total(self, values_N: Tensor) -> Tensor:
-        """Sum of values of the tokens that have signals; of a whole text, their mean."""
+        """Sum of values of the tokens that have signals; a whole text counts as its mean."""
         if not self.whole:
             return values_N.sum()
         lengths = torch.tensor(self.counts, device=values_N.device)
@@ -58,7 +58,7 @@ class Batch:
 
     @property
     def signals_BT(self) -> Tensor:
-        """Where the tokens are whose hidden states are compared."""
+        """Whether the hidden state of each token is compared."""
         whole = self.mask_BT if self.whole else None
         return self.labels_BT != IGNORE if whole is None else whole.bool()
 
@@ -72,7 +72,7 @@ class Batch:
         return replace(self, **tensors)
 
     def model_inputs(self) -> dict[str, Tensor | None]:
-        """What the body takes; of texts to be labelled, what the whole model does."""
+        """Inputs of the model's body; for whole texts, of the whole model."""
         if self.mask_BT is not None:
             return {
                 "input_ids": self.input_ids_BT,
@@ -119,15 +119,15 @@ def plan_epoch(
 def plan_epoch_by_length(
     lengths: Sequence[int], *, batch_size: int, max_length: int, packing: bool, seed: int
 ) -> list[MicroBatch]:
-    """The same with texts of like length together, so that little is padded.
+    """All examples once, one a row, with texts of similar length together to pad little.
 
-    Of every `POOL` batches' texts in drawn order, the shortest make a batch, and so on; the order
-    of the batches is drawn too.
+    Texts are drawn in a random order and sorted by length within every `BATCHES_SORTED_TOGETHER`
+    batches; the order of the batches is drawn too.
     """
     dice = random.Random(seed)
     order = list(range(len(lengths)))
     dice.shuffle(order)
-    size = POOL * batch_size
+    size = BATCHES_SORTED_TOGETHER * batch_size
     batches = []
     for start in range(0, len(order), size):
         pool = sorted(order[start : start + size], key=lambda i: lengths[i])
@@ -193,7 +193,7 @@ def collate_masked(rows: Sequence[Sequence[Example]]) -> Batch:
 
 @dataclass(frozen=True)
 class Batching:
-    """How examples meet: which are in which rows of an epoch, and as which tensors."""
+    """Which examples are in which rows of an epoch, and how rows become tensors."""
 
     plan: Callable[..., list[MicroBatch]]
     collate: Callable[[Sequence[Sequence[Example]]], Batch]
@@ -208,7 +208,7 @@ class Batching:
         seed: int,
         world: int,
     ) -> list[list[MicroBatch]]:
-        """Micro-batches of every step of a training, those of `world` processes together.
+        """Micro-batches of every step of a training, for `world` processes together.
 
         config: the training's section of the recipe.
         """
@@ -226,6 +226,6 @@ class Batching:
         return steps[: config.max_steps]
 
 
-OF_TOKENS = Batching(plan_epoch, collate)
-OF_TEXTS = Batching(plan_epoch_by_length, collate_texts)
-OF_MASKED = Batching(plan_epoch_by_length, collate_masked)
+TOKEN_BATCHING = Batching(plan_epoch, collate)
+TEXT_BATCHING = Batching(plan_epoch_by_length, collate_texts)
+MASKED_BATCHING = Batching(plan_epoch_by_length, collate_masked)

@@ -1,4 +1,4 @@
-"""The recipe's section `data`, and the sources that it names."""
+"""The recipe's section `data`, and fingerprints of the sources that it names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field, field_validator, model_validator
 
 from attar.files import stamp_of_files
-from attar.models.pooling import Mode
+from attar.models.pooling import PoolingMode
 from distill.data.masking import MaskingConfig
 from distill.data.row_formats import RowOptions
 from distill.data.sources import local_files
@@ -21,7 +21,8 @@ class DataConfig(RowOptions):
     name: str | None = Field(None, description="configuration of a hub data set")
     split: str = Field("train", description="split of a hub data set or saved folder")
     held_out: float | str = Field(
-        0.02, description="share of the documents, another source, or `split:NAME` of the same"
+        0.02,
+        description="share of the documents, another source, or `split:NAME`: what is reported",
     )
     validation: float | str = Field(
         0.02,
@@ -29,17 +30,19 @@ class DataConfig(RowOptions):
         "the best step, the merge and the like, so that `held_out` only reports",
     )
     max_length: int = Field(1024, ge=2)
-    packing: bool = Field(True, description="several examples a row; attention stays inside each")
+    packing: bool = Field(
+        True, description="several examples a row, without attention between them"
+    )
     append_eos: bool = Field(True, description="end each text with the end-of-sequence token")
     train_tokens: int | None = Field(None, ge=1, description="stop at this many counted tokens")
     held_out_tokens: int | None = Field(None, ge=1, description="spread over its documents")
     validation_tokens: int | None = Field(16384, ge=1, description="spread over its documents")
     masking: MaskingConfig = Field(default_factory=MaskingConfig)
-    pooling: Mode | None = Field(
-        None, description="of a text's vector, for `task: embedding`; as the teacher's files say"
+    pooling: PoolingMode | None = Field(
+        None, description="for `task: embedding`; absent: as the teacher's files say"
     )
     normalize: bool | None = Field(
-        None, description="whether vectors have length 1; as the teacher's files say"
+        None, description="whether vectors have length 1; absent: as the teacher's files say"
     )
 
     @field_validator("held_out", "validation")
@@ -65,7 +68,7 @@ def sources_of(config: DataConfig) -> list[str]:
 
 
 def check_sources(config: DataConfig) -> None:
-    """Raise `DataError` at once for a local file that is not there."""
+    """Raise `DataError` for a local file that does not exist."""
     for source in _all_sources(config):
         local_files(source)
 
@@ -83,7 +86,7 @@ def source_stamp(config: DataConfig) -> list[list[str]]:
 
 
 def stamp_of(sources: Sequence[str]) -> list[list[str]]:
-    """`stamp_of_files` of the local ones. Raises `DataError` where one is not there."""
+    """`stamp_of_files` of local sources. Raises `DataError` for one that does not exist."""
     return stamp_of_files(
         file for source in sources for path in local_files(source) for file in _walk(path)
     )

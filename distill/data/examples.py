@@ -18,7 +18,7 @@ from distill.data.tokenize import IGNORE
 class Example:
     """One window, conversation or labelled text: ids and labels of shape (T,), int64.
 
-    token_types: of a pair of texts, which of the two an id belongs to.
+    token_types: which text of a pair an id belongs to, 0 or 1; None of a single text.
     """
 
     key: str
@@ -33,7 +33,7 @@ class Example:
 
 
 class Examples:
-    """Examples on disk, memory-mapped by `datasets`, with their lengths and counts at hand."""
+    """Examples on disk, memory-mapped by `datasets`; lengths and counts are in memory."""
 
     def __init__(self, path: Path) -> None:
         import datasets
@@ -77,13 +77,13 @@ class Examples:
 
 
 def first_examples(examples: Examples, tokens: int) -> list[int]:
-    """Numbers of the first examples that hold at least so many counted tokens, or of all."""
+    """Numbers of the first examples that hold at least `tokens` counted tokens, or of all."""
     enough = int(np.searchsorted(np.cumsum(examples.counts), tokens)) + 1
     return list(range(min(enough, len(examples))))
 
 
 def key_of(ids: list[int], labels: list[int], token_types: list[int] | None = None) -> str:
-    """Content address of an example: its ids, which of its predictions count, its token types."""
+    """Hash of an example's ids, of which predictions count, and of its token types."""
     digest = hashlib.blake2b(np.asarray(ids, np.int32).tobytes(), digest_size=16)
     digest.update(np.packbits(np.asarray(labels) != IGNORE).tobytes())
     if token_types is not None:

@@ -1,8 +1,8 @@
 """Labelled texts: which columns hold them, what their classes are, and their examples.
 
-An example is a text, or a pair of texts, and its class. `labels` has the class at position 0 and
-`IGNORE` elsewhere, so that a text counts once wherever tokens are counted, and its key, a hash of
-its ids, does not tell its class. Legend: T tokens.
+An example is a text, or a pair of texts, with its class. `labels` has the class at position 0 and
+`IGNORE` elsewhere, so that a text counts once where tokens are counted. The key is a hash of the
+ids alone, so it does not depend on the class. Legend: T tokens.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from attar.models.task_heads import has_default_labels, label_permutation
 from distill.data.config import DataConfig
 from distill.data.examples import Examples
 from distill.data.reader import ReadExamples, Reading
-from distill.data.row_formats import TEXTS, check_column, first_of, text_of
+from distill.data.row_formats import TEXT_COLUMNS, check_column, choose_column, text_of
 from distill.data.tokenize import CUT, IGNORE, NO_TEXT
 
 log = logging.getLogger(__name__)
 
-TEXT_COLUMNS = (*TEXTS, "sentence", "review", "query")
+LABELLED_TEXT_COLUMNS = (*TEXT_COLUMNS, "sentence", "review", "query")
 LABEL_COLUMNS = ("label", "labels", "class", "intent")
 NO_CLASS = "have no label"
 
 
 @dataclass(frozen=True)
-class Columns:
+class LabelledColumns:
     """Which columns hold a text, the second text of a pair, and the class."""
 
     text: str
@@ -38,13 +38,16 @@ class Columns:
     label: str
 
 
-def columns_of(features: Mapping[str, Any], source: str, config: DataConfig) -> Columns:
-    """Where a table's texts and classes are. Raises `DataError` where a column is not there, or
-    the labels are numbers with fractions.
+def columns_of(features: Mapping[str, Any], source: str, config: DataConfig) -> LabelledColumns:
+    """The columns of a table's texts and classes.
+
+    Raises `DataError` for a missing column, and labels that are neither words nor whole numbers.
     """
     text = text_column(features, source, config)
     key = f"{config.section}.label_column"
-    label = _column(features, source, key, config.label_column, LABEL_COLUMNS, "classes")
+    label = choose_column(
+        features, config.label_column, LABEL_COLUMNS, source=source, key=key, holds="classes"
+    )
     if config.pair_column is not None:
         check_column(config.pair_column, list(features), source, f"{config.section}.pair_column")
     kind = str(getattr(features[label], "dtype", type(features[label]).__name__))
@@ -55,47 +58,29 @@ def columns_of(features: Mapping[str, Any], source: str, config: DataConfig) -> 
         )
     if not kind.startswith(("int", "uint", "bool", "string", "large_string", "null")):
         raise DataError(f"`{label}` of `{source}` holds {kind}; classes are words or numbers.")
-    return Columns(text, config.pair_column, label)
+    return LabelledColumns(text, config.pair_column, label)
 
 
 def text_column(features: Mapping[str, Any], source: str, config: DataConfig) -> str:
-    """The column of a table's texts. Raises `DataError` where it is not there, or not known."""
+    """The column of a table's texts. Raises `DataError` where none is named or has a usual name."""
     key = f"{config.section}.text_column"
-    return _column(features, source, key, config.text_column, TEXT_COLUMNS, "texts")
-
-
-def _column(
-    features: Mapping[str, Any],
-    source: str,
-    key: str,
-    named: str | None,
-    usual: Sequence[str],
-    what: str,
-) -> str:
-    known = list(features)
-    if named is not None:
-        check_column(named, known, source, key)
-    found = named or first_of(usual, known)
-    if found is None:
-        raise DataError(
-            f"`{source}` has columns {', '.join(known)}: which holds the {what}? Name it with "
-            f"`{key}`."
-        )
-    return found
+    return choose_column(
+        features, config.text_column, LABELLED_TEXT_COLUMNS, source=source, key=key, holds="texts"
+    )
 
 
 class Classes:
-    """The classes of some data: their names in order."""
+    """Names of the classes of some data, in order."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = tuple(names)
         self._numbers = {name: i for i, name in enumerate(self.names)}
 
     def number(self, name: str) -> int:
-        """The number of a class. Raises `DataError` for a name that is none of them."""
+        """The number of a class. Raises `DataError` for an unknown name."""
         if name not in self._numbers:
             raise DataError(
-                f"A label is `{name}`, which is none of the {len(self.names)} classes "
+                f"A label is `{name}`, which is not among the {len(self.names)} classes "
                 f"({_some(self.names)}).{nearest(name, self.names)}"
             )
         return self._numbers[name]
@@ -110,11 +95,11 @@ NameOf = Callable[[Any], str | None]
 
 
 def cell_names(feature: Any, label_names: Sequence[str] | None) -> NameOf:
-    """What names the class of a label column's cells: None where a cell has none.
+    """A function from a cell of a label column to the name of its class; None for an empty cell.
 
-    Words are names themselves; a number's name is the one that its own table has for it, else that
-    of `label_names`, else the number. `label_names` without any name of the table's stand for them.
-    The function raises `DataError` for a number that has no name.
+    A word is a name itself. A number has the name that its table gives it, else the one in
+    `label_names`, else the number is the name. `label_names` that share no name with the table's
+    replace them. The function raises `DataError` for a number that has no name.
     """
     own = getattr(feature, "names", None)
     if own and label_names:
@@ -142,9 +127,11 @@ def _holds_words(feature: Any) -> bool:
     return str(getattr(feature, "dtype", "")).endswith("string")
 
 
-def find_classes(tables: Sequence[Any], columns: Sequence[Columns], config: DataConfig) -> Classes:
-    """The classes of the training tables: by `data.label_names`, by the tables' own names, else
-    every value that occurs, sorted. Raises `DataError` where there are fewer than two.
+def find_classes(
+    tables: Sequence[Any], columns: Sequence[LabelledColumns], config: DataConfig
+) -> Classes:
+    """The classes of the training tables: `data.label_names`, else the tables' own names, else all
+    values that occur, sorted. Raises `DataError` where there are fewer than two.
     """
     if config.label_names is not None:
         return Classes(config.label_names)
@@ -158,7 +145,7 @@ def find_classes(tables: Sequence[Any], columns: Sequence[Columns], config: Data
     words = any(isinstance(value, str) for value in values)
     names = dict.fromkeys(map(str, sorted(values, key=str if words else None)))
     if len(names) < 2:
-        found = f"only {_some(names)}" if names else "no class at all"
+        found = f"only {_some(names)}" if names else "no class"
         raise DataError(
             f"`{columns[0].label}` holds {found}; a classifier needs at least two classes."
         )
@@ -166,9 +153,9 @@ def find_classes(tables: Sequence[Any], columns: Sequence[Columns], config: Data
 
 
 class LabelledTexts:
-    """How tables of labelled texts are read: what `prepare` asks.
+    """Reader of tables of labelled texts.
 
-    `order`: names of the classes that a given teacher knows, in its order.
+    order: names of the classes of a teacher that knows them already, in its order.
     """
 
     counts_all: ClassVar[bool] = False
@@ -179,7 +166,7 @@ class LabelledTexts:
 
     @property
     def names(self) -> list[str]:
-        """The classes of the tables that were opened, by the given teacher's names for them."""
+        """Names of the classes of the opened tables; the teacher's names where it has any."""
         assert self._classes is not None
         if self._order is None or has_default_labels(self._order):
             return list(self._classes.names)
@@ -187,13 +174,13 @@ class LabelledTexts:
 
     @property
     def stamp(self) -> list[Any]:
-        """What examples depend on beside data, tokenizer and seed."""
+        """What examples depend on beside data, tokenizer and seed; part of the fingerprint."""
         return ["classes", self._order]
 
     def open(
         self, tokenizer: Any, config: DataConfig, tables: Sequence[Any], sources: Sequence[str]
     ) -> list[Reading]:
-        """For each table, what makes a row an example; the first call is of the training tables."""
+        """For each table, the function that reads a row; the first call has the training tables."""
         pairs = list(zip(tables, sources, strict=True))
         columns = [columns_of(table.features, source, config) for table, source in pairs]
         cells = [
@@ -214,7 +201,7 @@ class LabelledTexts:
         ]
 
     def _reading(
-        self, tokenizer: Any, config: DataConfig, columns: Columns, name_of: NameOf
+        self, tokenizer: Any, config: DataConfig, columns: LabelledColumns, name_of: NameOf
     ) -> Reading:
         classes = self._classes
         assert classes is not None
@@ -253,7 +240,12 @@ class LabelledTexts:
 
 
 def _refuse_unseen(
-    table: Any, source: str, columns: Columns, name_of: NameOf, classes: Classes, section: str
+    table: Any,
+    source: str,
+    columns: LabelledColumns,
+    name_of: NameOf,
+    classes: Classes,
+    section: str,
 ) -> None:
     unseen = []
     for value in table.unique(columns.label):
@@ -272,9 +264,9 @@ def _refuse_unseen(
 
 
 def in_order(found: Classes, order: Sequence[str], section: str) -> Classes:
-    """The classes as a given teacher has them: in its order, with those that the data lack.
+    """The classes in the order of a teacher, with those of the teacher's that the data lack.
 
-    Raises `DataError` where number or names differ.
+    Raises `DataError` where their number or their names differ.
     """
     places = label_permutation(found.names, order)
     if places is not None:
@@ -298,7 +290,8 @@ def tokenize_labelled(
 ) -> tuple[list[int], list[int], list[int] | None]:
     """(ids, labels, token types or None) of a text or a pair, truncated to `max_length`.
 
-    Of a pair, the longer text is cut first. Those that were cut are counted in the tally.
+    number: of the class. The longer text of a pair is truncated first. Truncated rows are counted
+    in the tally.
     """
     encode: Callable[..., Any] = tokenizer
     encoded = encode(*texts, verbose=False)

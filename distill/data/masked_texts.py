@@ -1,6 +1,6 @@
-"""Texts with masked tokens: windows of a tokenizer, and which of their ids are to be found.
+"""Texts with masked tokens: windows of a tokenizer, and the ids in them to be predicted.
 
-`labels` has the id that stood at a chosen position, and `IGNORE` elsewhere: nothing is shifted.
+`labels` has the original id at a chosen position and `IGNORE` elsewhere; labels are not shifted.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from distill.data.tokenize import IGNORE, NO_TEXT
 if TYPE_CHECKING:
     from distill.data.config import DataConfig
 
-MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1  # of the chosen; the rest stays as it is
+MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1  # of the chosen tokens; the others are left unchanged
 
 
 class MaskedTexts:
-    """How tables of texts are read; masks are drawn from the seed and a window's own ids."""
+    """Reader of tables of texts; masks are drawn from the seed and the ids of a window."""
 
     counts_all: ClassVar[bool] = False
 
@@ -35,13 +35,13 @@ class MaskedTexts:
 
     @property
     def stamp(self) -> list[Any]:
-        """What examples depend on beside data, tokenizer and seed."""
+        """What examples depend on beside data, tokenizer and seed; part of the fingerprint."""
         return ["masked"]
 
     def open(
         self, tokenizer: Any, config: DataConfig, tables: Sequence[Any], sources: Sequence[str]
     ) -> list[Reading]:
-        """For each table, what makes a row examples."""
+        """For each table, the function that reads a row."""
         check_masks(tokenizer)
         masker = Masker(tokenizer, config.masking, self.seed)
         pairs = zip(tables, sources, strict=True)
@@ -64,21 +64,21 @@ class MaskedTexts:
 
 
 def check_masks(tokenizer: Any) -> None:
-    """Raise `DataError` for a tokenizer without a mask, or one that does not know words."""
+    """Raise `DataError` for a tokenizer without a mask token, or one that knows no words."""
     if tokenizer.mask_token_id is None:
         raise DataError(
-            "The teacher's tokenizer has no mask token, so it was not made for masked words; name "
-            "an encoder trained with one, or use `task: causal-lm`."
+            "The teacher's tokenizer has no mask token, so its model was not trained on masked "
+            "words; name an encoder that was, or use `task: causal-lm`."
         )
     if not tokenizer.is_fast:
         raise DataError(
-            "The teacher's tokenizer does not say which tokens make a word (it is no fast one); "
-            "save it with a tokenizer.json."
+            "The teacher's tokenizer does not say which tokens make a word (it is not a fast "
+            "tokenizer); save it with a tokenizer.json."
         )
 
 
 class Masker:
-    """Chooses the tokens of a window that are to be found, and puts others in their place."""
+    """Chooses the tokens of a window that are to be predicted, and replaces them."""
 
     def __init__(self, tokenizer: Any, config: MaskingConfig, seed: int) -> None:
         self.tokenizer, self.config, self.seed = tokenizer, config, seed
@@ -86,7 +86,7 @@ class Masker:
         self.ordinary = [i for i in range(len(tokenizer)) if i not in special]
 
     def windows(self, text: str, max_length: int) -> list[tuple[list[int], list[int | None]]]:
-        """(ids, number of the word of each, None of special ones) of every window with a word."""
+        """(ids, number of the word of each, None for special ids) of every window with a word."""
         encoded = self.tokenizer(
             text, truncation=True, max_length=max_length, return_overflowing_tokens=True,
             verbose=False,
@@ -97,7 +97,7 @@ class Masker:
     def masked(
         self, ids: list[int], words: list[int | None], copy: int
     ) -> tuple[list[int], list[int]]:
-        """(ids with others in the places of the chosen, labels) of one copy of a window."""
+        """(ids with the chosen ones replaced, labels) of one copy of a window."""
         dice = random.Random(f"{self.seed} {copy} {key_of(ids, ids)}")
         labels, shown = [IGNORE] * len(ids), list(ids)
         for t in self._chosen(words, dice):
@@ -109,9 +109,10 @@ class Masker:
         return shown, labels
 
     def _chosen(self, words: list[int | None], dice: random.Random) -> list[int]:
-        """Places of the chosen tokens: `share` of those of words, rounded, at least one.
+        """Positions of the chosen tokens: `share` of those of words, rounded, at least one.
 
-        Of whole words, one that would be too much is passed over, but never the first.
+        Where whole words are chosen, a word that would exceed the number is skipped, but not the
+        first.
         """
         places = [t for t, word in enumerate(words) if word is not None]
         wanted = max(1, round(self.config.share * len(places)))

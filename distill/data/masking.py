@@ -1,10 +1,8 @@
-"""Masked words: which tokens of a text are to be found, and what stands in their place.
+"""The recipe's section `data.masking`: which tokens of a text are masked.
 
-Legend: T tokens of a window.
-
-Masks are static: they are drawn once, from the seed and the window's own ids, so the teacher's
-cached signals belong to the very masks that the student sees. Several copies of a window, masked
-otherwise, stand for masks that vary from epoch to epoch.
+Masks are static: they are drawn once, from the seed and the ids of the window, so the teacher's
+cached signals belong to the same masks that the student sees. Several copies of a window with
+different masks take the place of masks that vary from epoch to epoch.
 """
 
 from __future__ import annotations
@@ -15,10 +13,10 @@ from attar.config import Section
 
 
 class MaskingConfig(Section):
-    """What of a text is masked (BERT, 1810.04805: of the chosen tokens 80% become the mask, 10% a
-    random id, 10% stay).
+    """How many tokens of a text are masked (BERT, 1810.04805: of the chosen tokens 80% become the
+    mask, 10% a random id, and 10% are left unchanged).
     """
 
-    share: float = Field(0.15, gt=0, lt=1, description="of a text's tokens that are to be found")
-    copies: int = Field(1, ge=1, description="of every text, each masked otherwise")
-    whole_words: bool = Field(False, description="all tokens of a word, or none")
+    share: float = Field(0.15, gt=0, lt=1, description="share of a text's tokens to predict")
+    copies: int = Field(1, ge=1, description="examples of every text, with different masks")
+    whole_words: bool = Field(False, description="mask all tokens of a word, or none")

@@ -10,9 +10,9 @@ T = TypeVar("T")
 
 
 class Prefetch(Generic[T]):
-    """`load(step)` one step ahead, in one thread. An error in it is raised where it is asked for.
+    """Calls `load(step)` one step ahead in a thread; `get` raises an error of that step's load.
 
-    What is loaded depends on the step alone, so starting anywhere (a resumed run) is the same.
+    A load depends on its step alone, so a resumed run reads the same.
     """
 
     def __init__(self, load: Callable[[int], T], steps: int) -> None:
@@ -21,7 +21,7 @@ class Prefetch(Generic[T]):
         self._ahead: dict[int, Future[T]] = {}
 
     def get(self, step: int) -> T:
-        """What `load(step)` gives; starts on the step after it."""
+        """The result of `load(step)`; starts to load the step after it."""
         ready = self._ahead.pop(step, None) or self._thread.submit(self._load, step)
         result = ready.result()
         if step + 1 < self._steps and step + 1 not in self._ahead:

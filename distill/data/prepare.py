@@ -13,8 +13,15 @@ from typing import Any
 from attar.errors import DataError
 from attar.files import fingerprint, read_json, staged_folder, write_json
 from distill.data.config import DataConfig, source_stamp, sources_of
-from distill.data.reader import Documents, Reader
-from distill.data.split import PARTS, Corpus, PartWriter, describe_skipped, part_file, write_parts
+from distill.data.reader import NextTokenTexts, Reader
+from distill.data.split import (
+    DATA_PARTS,
+    Corpus,
+    PartWriter,
+    describe_skipped,
+    part_file,
+    write_parts,
+)
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +39,7 @@ def prepare(
     A folder that was made from the same data in the same way stays as it is. Raises `DataError`
     where a part would be empty.
     """
-    reader = reader or Documents()
+    reader = reader or NextTokenTexts()
     inputs = [config.model_dump(), tokenizer_id, seed, source_stamp(config), *reader.stamp]
     wanted = fingerprint(inputs)
     if (folder / "stats.json").exists():
@@ -43,7 +50,7 @@ def prepare(
         stats = write_parts(corpus, aside)
         if skipped := describe_skipped(corpus.skipped, config.section):
             log.warning("data: of the rows, %s", skipped)
-        more = reader.finish({part: part_file(aside, part) for part in PARTS})
+        more = reader.finish({part: part_file(aside, part) for part in DATA_PARTS})
         write_json(aside / "stats.json", {"inputs": wanted, **stats, **more})
     return folder
 
@@ -56,7 +63,7 @@ def prepare_whole(
     Raises `DataError` where no token counts.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    corpus = Corpus(config, reader or Documents(), tokenizer, seed)
+    corpus = Corpus(config, reader or NextTokenTexts(), tokenizer, seed)
     writer = PartWriter(part_file(folder, "held_out"), config.held_out_tokens)
     documents = corpus.training()
     writer.fill(corpus.spread(documents, documents.left, config.held_out_tokens))

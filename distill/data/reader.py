@@ -1,4 +1,4 @@
-"""How rows become examples: what differs between texts to continue, to label and to embed."""
+"""Readers: how rows become examples, for texts to continue, to label, to unmask and to embed."""
 
 from __future__ import annotations
 
@@ -7,40 +7,38 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from distill.data.row_formats import layout_of
+from distill.data.row_formats import row_format_of
 from distill.data.tokenize import tokenize_document
 
 if TYPE_CHECKING:
     from distill.data.config import DataConfig
 
-ReadExamples = Sequence[
-    tuple[Any, ...]
-]  # (ids, labels) of each example of a row; token types behind
-Reading = Callable[
-    [Mapping[str, Any], Counter[str]], ReadExamples
-]  # ... from the row; what it left out
+# Of each example of a row: (ids, labels), or (ids, labels, token types or None).
+ReadExamples = Sequence[tuple[Any, ...]]
+# From a row; what was cut or left out of it is counted by reason.
+Reading = Callable[[Mapping[str, Any], Counter[str]], ReadExamples]
 
 
 class Reader(Protocol):
-    """How rows become examples: what differs between a text to continue and one to label."""
+    """How the rows of a task's tables become examples."""
 
-    counts_all: ClassVar[bool]  # whether every token of a window but the first does
+    counts_all: ClassVar[bool]  # whether every token of a window but its first is predicted
 
     @property
     def stamp(self) -> list[Any]:
-        """What examples depend on beside data, tokenizer and seed."""
+        """What examples depend on beside data, tokenizer and seed; part of the fingerprint."""
 
     def open(
         self, tokenizer: Any, config: DataConfig, tables: Sequence[Any], sources: Sequence[str]
     ) -> list[Reading]:
-        """For each table, what makes a row examples; the first call is of the training tables."""
+        """For each table, the function that reads a row; the first call has the training tables."""
 
     def finish(self, files: Mapping[str, Path]) -> dict[str, Any]:
         """What stats.json keeps beside the numbers of the parts, from the file of each part."""
 
 
-class Documents:
-    """Texts, conversations, prompts with their answers: every next token is a prediction."""
+class NextTokenTexts:
+    """Reader of texts, conversations, and prompts with answers, whose next tokens are predicted."""
 
     counts_all: ClassVar[bool] = True
     stamp: list[Any] = []  # noqa: RUF012
@@ -48,9 +46,9 @@ class Documents:
     def open(
         self, tokenizer: Any, config: DataConfig, tables: Sequence[Any], sources: Sequence[str]
     ) -> list[Reading]:
-        """By what each table's columns say."""
+        """For each table, the function that reads a row, by the format that its columns have."""
         pairs = zip(tables, sources, strict=True)
-        layouts = [layout_of(table.features, source, config) for table, source in pairs]
+        layouts = [row_format_of(table.features, source, config) for table, source in pairs]
         return [
             lambda row, tally, layout=layout: tokenize_document(  # type: ignore[misc]
                 tokenizer, row, layout, config, tally

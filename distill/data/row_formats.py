@@ -1,7 +1,7 @@
-"""What the columns of a table say: a text, a conversation, or a prompt and its answer.
+"""Formats of rows: a text, a conversation, or a prompt and its answer.
 
-The usual names are known; anything else is named in the recipe. A row of classes becomes a prompt
-made from a template and the class's word as its answer, so that a language model learns to give it.
+Columns with usual names are recognised; others are named in the recipe. A labelled row becomes a
+prompt made from a template and the word of its class as the answer, which a language model learns.
 """
 
 from __future__ import annotations
@@ -16,25 +16,27 @@ from pydantic import Field, field_validator, model_validator
 from attar.config import Section
 from attar.errors import DataError, nearest
 
-TEXTS = ("text", "content")
-CONVERSATIONS = ("messages", "conversations", "conversation")
-PROMPTS = ("prompt", "instruction", "question")
-CONTEXTS = ("input", "context")
-ANSWERS = ("completion", "response", "answer", "output")
-REASONING = ("rationale", "reasoning", "thought", "cot")
-LABEL_PROMPT = "{%s}\nLabel:"  # of classes, where the recipe has no template
+TEXT_COLUMNS = ("text", "content")
+CONVERSATION_COLUMNS = ("messages", "conversations", "conversation")
+PROMPT_COLUMNS = ("prompt", "instruction", "question")
+CONTEXT_COLUMNS = ("input", "context")
+ANSWER_COLUMNS = ("completion", "response", "answer", "output")
+REASONING_COLUMNS = ("rationale", "reasoning", "thought", "cot")
+LABEL_PROMPT = "{%s}\nLabel:"  # of labelled rows, where the recipe has no template
 Message = dict[str, str]
 
 
 class RowOptions(Section):
-    """What the columns of the data say, where their names do not."""
+    """Keys that name the columns of the data, where these do not have usual names."""
 
-    section: ClassVar[str] = "data"  # where it stands in the recipe
+    section: ClassVar[str] = "data"  # its path in the recipe
     text_column: str | None = None
     pair_column: str | None = Field(
         None, description="second text of a pair, for `task: sequence-classification`"
     )
-    label_column: str | None = Field(None, description="column of the class or word to answer with")
+    label_column: str | None = Field(
+        None, description="column of the class, or of the word, that is the answer"
+    )
     label_names: list[str] | None = Field(
         None,
         min_length=1,
@@ -59,21 +61,21 @@ class RowOptions(Section):
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Which columns of a table say what."""
+class RowFormat:
+    """The format of a table's rows, and the columns that hold each piece."""
 
     kind: Literal["text", "messages", "pair"]
-    columns: tuple[str, ...]  # that hold the text, the messages, or what is asked
+    columns: tuple[str, ...]  # of the text, the messages, or the prompt
     answer: str | None = None
     reasoning: str | None = None  # goes before the answer
     template: str | None = None  # makes the prompt
-    names: tuple[str, ...] | None = None  # of classes: words of the numbers in `answer`
-    section: str = "data"  # of the recipe, which named the columns
+    names: tuple[str, ...] | None = None  # words of the classes whose numbers `answer` holds
+    section: str = "data"  # path of the recipe's section that named the columns
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages with `role` and `content`, of which those from `first` on are what is answered."""
+    """Messages with `role` and `content`; those from number `first` on are the answer."""
 
     messages: list[Message]
     first: int
@@ -83,46 +85,44 @@ class Conversation:
 
 
 def template_columns(template: str) -> list[str]:
-    """The columns that a template names in braces. Raises `ValueError` where it is not a template.
+    """The columns that a template names in braces; `{{` and `}}` are braces of its text.
 
-    `{{` and `}}` stand for braces of the text itself.
+    Raises `ValueError` for text that is not such a template.
     """
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise ValueError(
-            f"not a template ({error}); a brace of the text is written twice"
-        ) from None
+        raise ValueError(f"not a template ({error}); write a brace of the text twice") from None
     columns = [name for _, name, _, _ in parts if name is not None]
     for _, name, form, conversion in parts:
         if name is not None and (not name or form or conversion or set(".[") & set(name)):
-            raise ValueError("between braces stands the name of a column and nothing else")
+            raise ValueError("write only the name of a column between braces")
     if not columns:
         raise ValueError("a template names at least one column in braces, as in `{text}`")
     return columns
 
 
 def fill(template: str, row: Mapping[str, Any]) -> str:
-    """A template with a row's values in the places of its columns; absent values are empty."""
+    """A template with the values of a row in it; a missing value is empty."""
     return template.format_map({name: text_of(row[name]) for name in template_columns(template)})
 
 
 def text_of(value: Any) -> str:
-    """A cell as text; empty where there is none."""
+    """A cell as text; an empty cell is empty text."""
     return "" if value is None else str(value)
 
 
 def join(prompt: str, answer: str) -> str:
-    """An answer after a prompt that a template made: a space between, where neither has white."""
-    apart = not prompt or prompt[-1].isspace() or answer[:1].isspace()
-    return prompt + answer if apart else f"{prompt} {answer}"
+    """A prompt and its answer, with a space between them unless one has white space there."""
+    separated = not prompt or prompt[-1].isspace() or answer[:1].isspace()
+    return prompt + answer if separated else f"{prompt} {answer}"
 
 
 # Columns -----------------------------------------------------------------------------------------
 
 
 def check_column(name: str, columns: Iterable[str], source: str, key: str) -> None:
-    """Raise `DataError` with the nearest column where a table does not have one that is named."""
+    """Raise `DataError`, with the nearest name, for a column that a table does not have."""
     known = list(columns)
     if name not in known:
         raise DataError(
@@ -131,11 +131,39 @@ def check_column(name: str, columns: Iterable[str], source: str, key: str) -> No
         )
 
 
-def layout_of(features: Mapping[str, Any], source: str, options: RowOptions) -> Layout:
-    """What a table's columns say; `features` are its columns and their types, as in `datasets`.
+def choose_column(
+    columns: Iterable[str],
+    named: str | None,
+    usual: Iterable[str],
+    *,
+    source: str,
+    key: str,
+    holds: str,
+) -> str:
+    """The column that the recipe names; else, of the usual names in their order, the first that the
+    table has.
 
-    Raises `DataError` where a named column is missing, classes are numbers without words, or no
-    column has a name that is known.
+    key: path of the recipe's key that names it. holds: what it holds, for the message. Raises
+    `DataError` for a named column that is missing, and where no column has a usual name.
+    """
+    known = list(columns)
+    if named is not None:
+        check_column(named, known, source, key)
+        return named
+    found = first_of(usual, known)
+    if found is None:
+        raise DataError(
+            f"`{source}` has columns {', '.join(known)}: which holds the {holds}? Name it with "
+            f"`{key}`."
+        )
+    return found
+
+
+def row_format_of(features: Mapping[str, Any], source: str, options: RowOptions) -> RowFormat:
+    """The format of a table's rows; `features` are its columns and their types, as in `datasets`.
+
+    Raises `DataError` for a named column that is missing, for classes that are numbers without
+    words, and where no column has a usual name.
     """
     columns = list(features)
     for key in ("text_column", "label_column"):
@@ -148,19 +176,19 @@ def layout_of(features: Mapping[str, Any], source: str, options: RowOptions) -> 
     if options.label_names is not None:
         raise DataError(
             f"`{options.section}.label_names` are the words of `{options.section}.label_column`, "
-            "which is not given."
+            "which is missing."
         )
     if options.text_column is not None:
-        return Layout("text", (options.text_column,))
+        return RowFormat("text", (options.text_column,))
     if options.prompt is not None:
-        answer = first_of(ANSWERS, columns)
+        answer = first_of(ANSWER_COLUMNS, columns)
         if answer is None:
             raise DataError(
                 f"`{source}` has columns {', '.join(columns)}: none of them is an answer to "
-                f"`{options.section}.prompt` ({', '.join(ANSWERS)}); name it with "
+                f"`{options.section}.prompt` ({', '.join(ANSWER_COLUMNS)}); name it with "
                 f"`{options.section}.label_column`."
             )
-        return Layout("pair", (), answer, first_of(REASONING, columns), options.prompt)
+        return RowFormat("pair", (), answer, first_of(REASONING_COLUMNS, columns), options.prompt)
     found = _usual(columns)
     if found is None:
         raise DataError(
@@ -171,25 +199,25 @@ def layout_of(features: Mapping[str, Any], source: str, options: RowOptions) -> 
 
 
 def first_of(names: Iterable[str | None], columns: Iterable[str]) -> str | None:
-    """The first of some names that is a column."""
+    """The first of the names that is a column; None where none is."""
     known = set(columns)
     return next((name for name in names if name in known), None)
 
 
-def _usual(columns: list[str]) -> Layout | None:
-    """What columns with the usual names say."""
-    if (conversation := first_of(CONVERSATIONS, columns)) is not None:
-        return Layout("messages", (conversation,))
-    prompt, answer = first_of(PROMPTS, columns), first_of(ANSWERS, columns)
+def _usual(columns: list[str]) -> RowFormat | None:
+    """The format of columns with usual names; None where there are none."""
+    if (conversation := first_of(CONVERSATION_COLUMNS, columns)) is not None:
+        return RowFormat("messages", (conversation,))
+    prompt, answer = first_of(PROMPT_COLUMNS, columns), first_of(ANSWER_COLUMNS, columns)
     if prompt is not None and answer is not None:
-        more = [name for name in CONTEXTS if name in columns]
-        return Layout("pair", (prompt, *more), answer, first_of(REASONING, columns))
-    text = first_of(TEXTS, columns)
-    return None if text is None else Layout("text", (text,))
+        more = [name for name in CONTEXT_COLUMNS if name in columns]
+        return RowFormat("pair", (prompt, *more), answer, first_of(REASONING_COLUMNS, columns))
+    text = first_of(TEXT_COLUMNS, columns)
+    return None if text is None else RowFormat("text", (text,))
 
 
-def _labelled(features: Mapping[str, Any], source: str, options: RowOptions) -> Layout:
-    """A prompt and a class: the class's word is the answer."""
+def _labelled(features: Mapping[str, Any], source: str, options: RowOptions) -> RowFormat:
+    """The format of labelled rows: a prompt, and the word of the class as its answer."""
     column = options.label_column
     assert column is not None
     kind = features[column]
@@ -197,7 +225,7 @@ def _labelled(features: Mapping[str, Any], source: str, options: RowOptions) -> 
     numbers = str(getattr(kind, "dtype", "")).startswith(("int", "uint", "bool"))
     if numbers and names is None:
         raise DataError(
-            f"`{column}` of `{source}` holds numbers of classes; give their words with "
+            f"`{column}` of `{source}` holds numbers of classes; name their words with "
             f"`{options.section}.label_names`, e.g. `[negative, positive]`."
         )
     if options.label_names is not None and not numbers:
@@ -207,23 +235,23 @@ def _labelled(features: Mapping[str, Any], source: str, options: RowOptions) -> 
         )
     template = options.prompt
     if template is None:
-        text = first_of((options.text_column, *TEXTS, "sentence"), features)
+        text = first_of((options.text_column, *TEXT_COLUMNS, "sentence"), features)
         if text is None:
             raise DataError(
                 f"`{source}` has columns {', '.join(features)}: none of them is `text`; write the "
                 f"prompt with `{options.section}.prompt`, e.g. `{{review}}\\nSentiment:`."
             )
         template = LABEL_PROMPT % text
-    return Layout("pair", (), column, None, template, tuple(names or ()), options.section)
+    return RowFormat("pair", (), column, None, template, tuple(names or ()), options.section)
 
 
 # Rows --------------------------------------------------------------------------------------------
 
 
 def word_of(value: Any, names: tuple[str, ...], column: str, section: str) -> str:
-    """The word of a class; empty where the row has none.
+    """The word of a class; empty where the row has no class.
 
-    Raises `DataError` for a number without a word and for what is neither word nor number.
+    Raises `DataError` for a number without a word, and for a value that is neither word nor number.
     """
     if value is None or isinstance(value, str):
         return value or ""
@@ -239,10 +267,10 @@ def word_of(value: Any, names: tuple[str, ...], column: str, section: str) -> st
     return names[value]
 
 
-def pair_of(row: Mapping[str, Any], layout: Layout) -> tuple[Any, Any]:
-    """What a row of kind `pair` asks and answers: each a text, or a list of messages.
+def pair_of(row: Mapping[str, Any], layout: RowFormat) -> tuple[Any, Any]:
+    """The prompt and the answer of a row of kind `pair`: each a text, or a list of messages.
 
-    Reasoning stands before the answer, on lines of its own.
+    Reasoning is put before the answer, on lines of its own.
     """
     assert layout.answer is not None
     if layout.template is not None:
@@ -263,8 +291,8 @@ def pair_of(row: Mapping[str, Any], layout: Layout) -> tuple[Any, Any]:
     return asked, answer
 
 
-def conversation_of(row: Mapping[str, Any], layout: Layout) -> Conversation:
-    """A row as chat messages, and which of them are the answer.
+def conversation_of(row: Mapping[str, Any], layout: RowFormat) -> Conversation:
+    """A row as chat messages, of which some are the answer.
 
     Raises `DataError` for a message without role or content.
     """

@@ -1,4 +1,4 @@
-"""Pairs of texts that people scored for likeness: what a sentence encoder is measured on.
+"""Pairs of texts that people scored for similarity, to measure a sentence encoder on.
 
 Legend: P pairs.
 """
@@ -15,17 +15,17 @@ from pydantic import Field
 from attar.config import Section
 from attar.errors import DataError
 from distill.data.labelled_texts import tokenize_labelled
-from distill.data.row_formats import check_column, first_of, text_of
+from distill.data.row_formats import choose_column, text_of
 from distill.data.sources import load_rows
 from distill.data.tokenize import CUT
 
 log = logging.getLogger(__name__)
-FIRST, SECOND = ("sentence1", "first", "text1"), ("sentence2", "second", "text2")
-SCORES = ("score", "similarity_score", "label")
+FIRST_COLUMNS, SECOND_COLUMNS = ("sentence1", "first", "text1"), ("sentence2", "second", "text2")
+SCORE_COLUMNS = ("score", "similarity_score", "label")
 
 
 class PairsConfig(Section):
-    """Pairs of texts with a score of their likeness; the higher, the more alike."""
+    """Pairs of texts with a score: the higher, the more similar."""
 
     source: str = Field(description="hub id, saved folder, or json/jsonl/parquet")
     split: str = Field("train", description="split of a hub data set or saved folder")
@@ -37,13 +37,24 @@ class PairsConfig(Section):
 def load_pairs(config: PairsConfig) -> tuple[Any, str, str, list[float]]:
     """(the table, its columns of first and second texts, P scores).
 
-    Raises `DataError` for a column that is missing, a score that is no number, or scores that are
-    all one, with which nothing can go along.
+    Raises `DataError` for a missing column, a score that is not a number, and scores that are all
+    equal, which correlate with nothing.
     """
     table = load_rows(config.source, config.split, None)
     first, second, score = (
-        _column(table, config, key, usual)
-        for key, usual in (("first", FIRST), ("second", SECOND), ("score", SCORES))
+        choose_column(
+            table.features,
+            getattr(config, key),
+            usual,
+            source=config.source,
+            key=f"evaluate.pairs.{key}",
+            holds=holds,
+        )
+        for key, usual, holds in (
+            ("first_column", FIRST_COLUMNS, "first texts"),
+            ("second_column", SECOND_COLUMNS, "second texts"),
+            ("score_column", SCORE_COLUMNS, "scores"),
+        )
     )
     scores = [_number(value, score, config.source) for value in table[score]]
     if len(set(scores)) < 2:
@@ -55,7 +66,7 @@ def load_pairs(config: PairsConfig) -> tuple[Any, str, str, list[float]]:
 
 
 def read_pairs(config: PairsConfig, tokenizer: Any, max_length: int) -> dict[str, Any]:
-    """`first`, `second`: ids of P texts each; `score`: P numbers; plain values.
+    """`first` and `second`: ids of P texts each; `score`: P numbers. Plain values, for JSON.
 
     Raises `DataError` as `load_pairs` does.
     """
@@ -70,19 +81,6 @@ def read_pairs(config: PairsConfig, tokenizer: Any, max_length: int) -> dict[str
     if tally[CUT]:
         log.warning("evaluate.pairs: of their texts, %d %s", tally[CUT], CUT.format("data"))
     return found
-
-
-def _column(table: Any, config: PairsConfig, key: str, usual: tuple[str, ...]) -> str:
-    known, named = list(table.features), getattr(config, f"{key}_column")
-    if named is not None:
-        check_column(named, known, config.source, f"evaluate.pairs.{key}_column")
-    found = named or first_of(usual, known)
-    if found is None:
-        raise DataError(
-            f"`{config.source}` has columns {', '.join(known)}: name the one that holds the {key} "
-            f"{'of a pair' if key == 'score' else 'text'} with `evaluate.pairs.{key}_column`."
-        )
-    return str(found)
 
 
 def _number(value: Any, column: str, source: str) -> float:
@@ -101,20 +99,20 @@ def _number(value: Any, column: str, source: str) -> float:
 
 
 def ranks(values_P: np.ndarray) -> np.ndarray:
-    """Rank of each value from 0; equal values share the mean of theirs."""
+    """Rank of each value from 0; equal values have the mean of their ranks."""
     _, place_P, counts = np.unique(values_P, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     return (ends - (counts + 1) / 2)[place_P]
 
 
 def spearman(one_P: np.ndarray, other_P: np.ndarray) -> float:
-    """Spearman's correlation: Pearson's of the ranks; 0 where one side is all equal."""
+    """Spearman's correlation: Pearson's of the ranks; 0 where all values of one side are equal."""
     sides = [ranks(side) - (len(side) - 1) / 2 for side in (one_P, other_P)]
     norms = float(np.linalg.norm(sides[0]) * np.linalg.norm(sides[1]))
     return float(sides[0] @ sides[1]) / norms if norms else 0.0
 
 
 def spearman_draws(cosine_P: np.ndarray, score_P: np.ndarray, resamples: int) -> np.ndarray:
-    """Correlations of bootstrap draws of pairs (seed 0): the same draws for every model."""
+    """Correlations of bootstrap resamples of the pairs; every model has the same resamples."""
     draws = np.random.default_rng(0).integers(0, len(score_P), (resamples, len(score_P)))
     return np.array([spearman(cosine_P[draw], score_P[draw]) for draw in draws])

@@ -1,4 +1,4 @@
-"""Rows from wherever they are, through `datasets`; what their columns say is in `layouts.py`."""
+"""Rows of files, folders and hub data sets; `row_formats.py` says what their columns mean."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ def _suffix(path: Path) -> str:
 
 
 def local_files(source: str) -> list[Path]:
-    """The local files or the folder a source names; empty for a hub id. Missing: `DataError`."""
+    """The local files or the folder of a source; empty for a hub id.
+
+    Raises `DataError` for a file or folder that does not exist.
+    """
     path = Path(source).expanduser()
     if path.exists():
         return [path]
@@ -33,7 +36,7 @@ def local_files(source: str) -> list[Path]:
 def load_rows(source: str, split: str, name: str | None) -> Any:
     """A `datasets.Dataset` of one source: a local file, a glob, a saved folder or a hub id.
 
-    A .txt file is one document. Raises `DataError` where nothing can be read.
+    A .txt file is one document. Raises `DataError` for a source that cannot be read.
     """
     import datasets
 

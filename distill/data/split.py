@@ -1,7 +1,7 @@
 """The three parts of the data, each an Arrow file of examples in one folder.
 
 train.arrow       what is learned from
-validation.arrow  what chooses: a training's best step, the way of merging, what recovers
+validation.arrow  what chooses: a training's best step, the way of merging an adapter
 held_out.arrow    what is reported; only the evaluate stage reads it
 
 Parts are drawn by document. The held-out documents come first, so that they stay the same whatever
@@ -33,8 +33,8 @@ from distill.data.tokenize import CUT, IGNORE
 
 log = logging.getLogger(__name__)
 
-PARTS = ("train", "validation", "held_out")
-SCHEMA = pa.schema(
+DATA_PARTS = ("train", "validation", "held_out")
+EXAMPLE_SCHEMA = pa.schema(
     {
         "key": pa.string(),
         "document": pa.int64(),
@@ -49,7 +49,7 @@ ROWS_A_BATCH = 1000  # examples that wait in memory to be written together
 
 
 def part_file(folder: Path, part: str) -> Path:
-    """The file of one of the `PARTS` in a folder that `prepare` made."""
+    """The file of one of the `DATA_PARTS` in a folder that `prepare` made."""
     return folder / f"{part}.arrow"
 
 
@@ -61,7 +61,7 @@ class PartWriter:
 
     def __init__(self, path: Path, limit: int | None, taken: Set[str] = frozenset()) -> None:
         self._file = pa.OSFile(str(path), "wb")
-        self._stream = pa.ipc.new_stream(self._file, SCHEMA)
+        self._stream = pa.ipc.new_stream(self._file, EXAMPLE_SCHEMA)
         self._rows: list[dict[str, Any]] = []
         self._limit, self._taken = limit, taken
         self.keys: set[str] = set()
@@ -89,7 +89,7 @@ class PartWriter:
             elif not self.full:
                 count = sum(label != IGNORE for label in labels)
                 values = (key, document, len(ids), count, ids, labels, types)
-                self._rows.append(dict(zip(SCHEMA.names, values, strict=True)))
+                self._rows.append(dict(zip(EXAMPLE_SCHEMA.names, values, strict=True)))
                 self.keys.add(key)
                 self.tokens += count
                 self.examples += 1
@@ -97,7 +97,7 @@ class PartWriter:
             self._flush()
 
     def _flush(self) -> None:
-        self._stream.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=SCHEMA))
+        self._stream.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=EXAMPLE_SCHEMA))
         self._rows = []
 
     def close(self) -> None:
@@ -217,7 +217,7 @@ def write_parts(corpus: Corpus, folder: Path) -> dict[str, Any]:
     origin = _origin(config.validation)
     if origin == "documents" and 0 in (train.examples, validation.examples):
         origin = _validate_on_training_windows(config, folder)
-    numbers = {part: numbers_of(part_file(folder, part)) for part in PARTS}
+    numbers = {part: numbers_of(part_file(folder, part)) for part in DATA_PARTS}
     _refuse_empty(corpus, numbers)
     return {"documents": documents, **numbers, "validation_from": origin}
 
@@ -312,7 +312,7 @@ def _read_table(file: Path) -> pa.Table:
 
 
 def _write_table(file: Path, examples: pa.Table) -> None:
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as stream:
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, EXAMPLE_SCHEMA) as stream:
         stream.write_table(examples)
 
 
@@ -343,7 +343,7 @@ def _refuse_empty(corpus: Corpus, numbers: dict[str, dict[str, int]]) -> None:
     """Raise `DataError` for a part without examples."""
     config = corpus.config
     reasons = describe_skipped(corpus.skipped, config.section)
-    for part in PARTS:
+    for part in DATA_PARTS:
         if numbers[part]["examples"] == 0:
             source = sources_of(config) if part == "train" else getattr(config, part)
             raise DataError(

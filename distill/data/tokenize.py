@@ -1,11 +1,11 @@
-"""From a row to examples: ids, and labels that are shifted here and nowhere else.
+"""From a row to examples: ids and labels. Labels are shifted here, and nowhere else.
 
 Legend: T tokens of an example.
 
 `labels[t]` is the id that follows position t, or -100 where that prediction does not count. Text is
 cut into windows of `max_length` that overlap by one token, so each token but a document's first is
-predicted exactly once. Conversations, and prompts with their answers, are truncated; of these only
-what is answered counts.
+predicted exactly once. Conversations, and prompts with their answers, are truncated; only the
+answers count.
 """
 
 from __future__ import annotations
@@ -17,24 +17,31 @@ from typing import TYPE_CHECKING, Any
 from jinja2.exceptions import TemplateError
 
 from attar.errors import DataError
-from distill.data.row_formats import Conversation, Layout, Message, conversation_of, join, pair_of
+from distill.data.row_formats import (
+    Conversation,
+    Message,
+    RowFormat,
+    conversation_of,
+    join,
+    pair_of,
+)
 
 if TYPE_CHECKING:
     from distill.data.config import DataConfig
 
 IGNORE = -100
-Document = list[tuple[list[int], list[int]]]  # (ids, labels) of each of its examples
+TokenizedExamples = list[tuple[list[int], list[int]]]  # (ids, labels) of each of its examples
 
-# What becomes of rows, in words, for a tally; in braces goes the section of the data.
+# Why rows are cut or left out, for a tally; the braces are filled with the data's section.
 CUT = "reach `{}.max_length` and end there"
 NO_TEXT = "have no text"
 NO_ANSWER = "have an empty answer"
-NO_ROOM = "have a prompt that fills `{}.max_length`, so that nothing of the answer is left"
-NO_REPLY = "have nothing that the assistant says"
+NO_ROOM = "have a prompt that fills `{}.max_length`, so that no token of the answer is left"
+NO_REPLY = "have no message of the assistant"
 
 
 def windows(ids: list[int], max_length: int) -> Iterator[tuple[list[int], list[int]]]:
-    """(ids, labels) of windows that overlap by one token; every label but the last id's counts."""
+    """(ids, labels) of windows that overlap by one token; every label but the last counts."""
     for start in range(0, max(1, len(ids) - 1), max_length - 1):
         piece = ids[start : start + max_length]
         if len(piece) >= 2:
@@ -45,7 +52,7 @@ def render_chat(tokenizer: Any, messages: list[Message], first: int = 0) -> tupl
     """A conversation through the chat template, and the spans of text the assistant wrote.
 
     Each turn's span runs from the end of the generation prompt to the end of the turn's marker;
-    turns before number `first` are asked with, not answered, and have none.
+    turns before number `first` are part of the prompt and have none.
     Raises `DataError` where the template rewrites earlier turns, so that spans cannot be known.
     """
     spans = []
@@ -53,7 +60,7 @@ def render_chat(tokenizer: Any, messages: list[Message], first: int = 0) -> tupl
     for i, message in enumerate(messages):
         if message["role"] != "assistant" or i < first:
             continue
-        if i == 0:  # nothing asked for it, and templates render no empty conversation
+        if i == 0:  # it has no prompt, and templates cannot render an empty conversation
             continue
         before = tokenizer.apply_chat_template(
             messages[:i], tokenize=False, add_generation_prompt=True
@@ -86,8 +93,8 @@ def tokenize_pair(
 ) -> tuple[list[int], list[int]]:
     """(ids, labels) of a text that starts with its prompt, truncated; the prompt does not count.
 
-    Both are tokenised together; a token that joins the two counts, so nothing of the answer is
-    lost. The end-of-sequence token counts.
+    Both are tokenised together; a token that spans both counts, so the whole answer is learned. The
+    end-of-sequence token counts.
     """
     encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
     ids: list[int] = list(encoded["input_ids"])
@@ -101,7 +108,7 @@ def tokenize_pair(
 
 
 def _shifted(ids: list[int], answered: list[bool], max_length: int) -> tuple[list[int], list[int]]:
-    """(ids, labels), truncated, where exactly the answered ids are predicted and count."""
+    """(ids, labels), truncated, where exactly the ids of the answer are predicted and count."""
     ids = ids[:max_length]
     following = zip(ids[1:], answered[1:], strict=False)
     return ids, [*(i if counts else IGNORE for i, counts in following), IGNORE][: len(ids)]
@@ -110,14 +117,14 @@ def _shifted(ids: list[int], answered: list[bool], max_length: int) -> tuple[lis
 def tokenize_document(
     tokenizer: Any,
     row: Mapping[str, Any],
-    layout: Layout,
+    layout: RowFormat,
     config: DataConfig,
     tally: Counter[str] | None = None,
-) -> Document:
-    """All examples of one row; those in which nothing counts are left out.
+) -> TokenizedExamples:
+    """All examples of one row; those without a token that counts are left out.
 
-    What was cut or left out is counted in `tally`, by reason. Raises `DataError` for a conversation
-    where the tokenizer has no chat template, or where its template refuses it.
+    Rows that were cut or left out are counted in `tally`, by reason. Raises `DataError` for a
+    conversation where the tokenizer has no chat template, or its template refuses it.
     """
     tally = Counter() if tally is None else tally
     if layout.kind == "text":
@@ -143,7 +150,7 @@ def tokenize_document(
     return _counted(_conversation(tokenizer, conversation, config), config, tally)
 
 
-def _text(tokenizer: Any, text: str, config: DataConfig) -> Document:
+def _text(tokenizer: Any, text: str, config: DataConfig) -> TokenizedExamples:
     ids = tokenizer(text, verbose=False)["input_ids"]
     if not ids:
         return []
@@ -171,8 +178,8 @@ def _conversation(
 
 def _counted(
     example: tuple[list[int], list[int]], config: DataConfig, tally: Counter[str]
-) -> Document:
-    """The example, unless nothing of it counts."""
+) -> TokenizedExamples:
+    """The example, unless it has no token that counts."""
     ids, labels = example
     full = len(ids) == config.max_length
     if any(label != IGNORE for label in labels):

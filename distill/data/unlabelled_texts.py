@@ -1,4 +1,4 @@
-"""Texts one by one, without labels: which column holds them, and their examples."""
+"""Texts without labels, one by one, as encoders embed them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 
 class SingleTexts:
-    """How tables of texts are read: every text counts once, whatever its length."""
+    """Reader of tables of texts; every text counts once, however long it is."""
 
     counts_all: ClassVar[bool] = False
 
     @property
     def stamp(self) -> list[Any]:
-        """What examples depend on beside data, tokenizer and seed."""
+        """What examples depend on beside data, tokenizer and seed; part of the fingerprint."""
         return ["texts"]
 
     def open(
         self, tokenizer: Any, config: DataConfig, tables: Sequence[Any], sources: Sequence[str]
     ) -> list[Reading]:
-        """For each table, what makes a row an example."""
+        """For each table, the function that reads a row."""
         pairs = zip(tables, sources, strict=True)
         columns = [text_column(table.features, source, config) for table, source in pairs]
         return [self._reading(tokenizer, config, column) for column in columns]

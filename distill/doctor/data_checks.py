@@ -16,7 +16,7 @@ from attar.models.loading import load_config
 from attar.models.tokenizers import load_tokenizer
 from distill.data import tokenize as tokenizing
 from distill.data.row_formats import conversation_of, join, pair_of
-from distill.data.tokenize import IGNORE, Document
+from distill.data.tokenize import IGNORE, TokenizedExamples
 from distill.doctor.findings import Finding, check, judged
 from distill.doctor.fixture import DoctorFixture, Row
 
@@ -149,7 +149,7 @@ def _specials(fixture: DoctorFixture) -> set[int]:
 
 def _fault_finder(
     fixture: DoctorFixture, row: Row
-) -> Callable[[DoctorFixture, Row, Document], str | None]:
+) -> Callable[[DoctorFixture, Row, TokenizedExamples], str | None]:
     if row.layout.kind == "text":
         return _fault_of_text
     if row.layout.kind == "pair" and fixture.run.tokenizer.chat_template is None:
@@ -157,7 +157,7 @@ def _fault_finder(
     return _fault_of_chat
 
 
-def _fault_of_text(fixture: DoctorFixture, row: Row, document: Document) -> str | None:
+def _fault_of_text(fixture: DoctorFixture, row: Row, document: TokenizedExamples) -> str | None:
     tokenizer = fixture.run.tokenizer
     ids = list(tokenizer(row.values[row.layout.columns[0]] or "", verbose=False)["input_ids"])
     if fixture.run.recipe.data.append_eos and ids and ids[-1] != tokenizer.eos_token_id:
@@ -171,7 +171,7 @@ def _fault_of_text(fixture: DoctorFixture, row: Row, document: Document) -> str 
     )
 
 
-def _fault_of_pair(fixture: DoctorFixture, row: Row, document: Document) -> str | None:
+def _fault_of_pair(fixture: DoctorFixture, row: Row, document: TokenizedExamples) -> str | None:
     """Check that, without a chat template, the answer to a prompt is counted and nothing else."""
     tokenizer = fixture.run.tokenizer
     asked, answer = pair_of(row.values, row.layout)
@@ -190,7 +190,7 @@ def _fault_of_pair(fixture: DoctorFixture, row: Row, document: Document) -> str 
     return None
 
 
-def _fault_of_chat(fixture: DoctorFixture, row: Row, document: Document) -> str | None:
+def _fault_of_chat(fixture: DoctorFixture, row: Row, document: TokenizedExamples) -> str | None:
     tokenizer, asked = fixture.run.tokenizer, conversation_of(row.values, row.layout)
     messages, first = asked.messages, max(1, asked.first)
     said = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= first]

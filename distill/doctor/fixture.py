@@ -28,7 +28,7 @@ from attar.models.tokenizers import tokenizer_identity
 from distill.data.batching import Batch, collate
 from distill.data.config import sources_of
 from distill.data.examples import Example, Examples, first_examples, key_of
-from distill.data.row_formats import Layout, layout_of
+from distill.data.row_formats import RowFormat, row_format_of
 from distill.data.sources import load_rows
 from distill.data.tokenize import IGNORE
 from distill.doctor.step_comparison import Step, norms_learning, take_step, without_dropout
@@ -62,7 +62,7 @@ class Row:
     """A row of the source as it was read, and the layout of its columns."""
 
     values: dict[str, Any]
-    layout: Layout
+    layout: RowFormat
 
 
 class DoctorFixture:
@@ -88,7 +88,7 @@ class DoctorFixture:
         sources = sources_of(data)
         for source in sources:
             table = load_rows(source, data.split, data.name)
-            layout = layout_of(table.features, source, data)
+            layout = row_format_of(table.features, source, data)
             each = math.ceil(SOURCE_ROWS / len(sources))
             for i in sorted(set(np.linspace(0, len(table) - 1, each).astype(int).tolist())):
                 found.append(Row(table[i], layout))

@@ -164,7 +164,7 @@ def adaptive_kl(
         teacher, gap_NO = teacher_NO.exp(), (teacher_NO.exp() - student_NO.exp()).abs()
         known = teacher.clone()
         if rest:
-            known[..., -1] = -1.0  # sorted to the end, whatever its mass
+            known[..., -1] = -1.0  # sorted to the end, with any mass
         order_NO = known.argsort(dim=-1, descending=True, stable=True)
         ranked_NO = teacher.gather(-1, order_NO)
         before_NO = ranked_NO.cumsum(-1) - ranked_NO

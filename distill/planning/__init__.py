@@ -1,1 +1,1 @@
-"""What a run would take: tokens, disk, memory, time."""
+"""`distill plan`: the tokens, disk, memory and time that a run would take."""

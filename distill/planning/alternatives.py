@@ -15,14 +15,21 @@ from distill.data.config import DataConfig
 from distill.objective.chunked_head import tokens_per_chunk
 from distill.objective.losses import LOSSES
 from distill.objective.terms import source_of
-from distill.planning.memory import Footprint, Forward, Traced, footprint, skeleton, trace
+from distill.planning.memory import (
+    Footprint,
+    Forward,
+    Traced,
+    footprint,
+    student_skeleton,
+    trace_memory,
+)
 from distill.recipe.specialize import without_start
 from distill.training.config import LoopConfig
 from students.tuning.method import METHODS
 from students.tuning.trainable import Trainable, choose_trainable
 
-METHOD_NAMES = ("full", "lora", "qlora")
-OPTIMIZER_NAMES = ("adamw", "adamw_8bit")
+ALTERNATIVE_METHODS = ("full", "lora", "qlora")
+ALTERNATIVE_OPTIMIZERS = ("adamw", "adamw_8bit")
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class Trainee:
         return self._footprint(loop, data, traced)
 
     def _trace(self, attach: Callable[[Any], nn.Module], forward: Forward) -> Traced:
-        return trace(skeleton(self.config, self.depth, attach), forward)
+        return trace_memory(student_skeleton(self.config, self.depth, attach), forward)
 
     def _with_method(self, method: Any, forward: Forward) -> Traced:
         plain = without_start(method)
@@ -97,9 +104,9 @@ class Trainee:
         if own is not None:
             add(own, own.optimizer, own.gradient_checkpointing)
         first = [(one.method, one.optimizer, one.checkpointing) for one in found]
-        for name in METHOD_NAMES:
+        for name in ALTERNATIVE_METHODS:
             method = own if own is not None and own.method == name else METHODS[name]()
-            for optimizer in OPTIMIZER_NAMES:
+            for optimizer in ALTERNATIVE_OPTIMIZERS:
                 for checkpointing in (False, True):
                     if (name, optimizer, checkpointing) not in first:
                         add(method, optimizer, checkpointing)

@@ -20,7 +20,7 @@ from distill.data.examples import Examples
 from distill.data.labelled_texts import LabelledTexts
 from distill.data.reader import Reader
 from distill.data.sources import load_rows
-from distill.data.split import PARTS, documents_in_share, part_file
+from distill.data.split import DATA_PARTS, documents_in_share, part_file
 from distill.data.tokenize import IGNORE
 
 SAMPLE_ROWS = 50  # of each source
@@ -68,7 +68,7 @@ def prepared_counts(folder: Path, kept_of: Callable[[Any], np.ndarray]) -> DataC
     if not (folder / "stats.json").exists():
         return None
     stats = read_json(folder / "stats.json")
-    numbers = {part: stats[part]["examples"] for part in PARTS}
+    numbers = {part: stats[part]["examples"] for part in DATA_PARTS}
     classes = len(stats["classes"]) if "classes" in stats else None
     train = Examples(part_file(folder, "train"))
     return DataCounts(

@@ -18,7 +18,7 @@ from attar.distributed import is_alone
 from attar.files import fingerprint, read_json
 from attar.models.loading import resolve_precision
 from distill.data.config import DataConfig
-from distill.data.reader import Documents
+from distill.data.reader import NextTokenTexts
 from distill.objective.terms import reads_from
 from distill.planning.alternatives import Trainee
 from distill.planning.build_time import build_seconds
@@ -137,7 +137,7 @@ def data_counts(run: Run, config: DataConfig) -> DataCounts:
     if found is not None:
         return found
     adapted = run.recipe.teacher.adapt is not None
-    reader = run.task.reader(run.teacher_config, adapted, run.recipe.seed) or Documents()
+    reader = run.task.reader(run.teacher_config, adapted, run.recipe.seed) or NextTokenTexts()
     return estimated_counts(config, reader, run.tokenizer, kept_of)
 
 

@@ -1,10 +1,10 @@
-"""What a training holds in memory, part by part, before anything is loaded.
+"""The memory of a training, part by part, before anything is loaded.
 
 Legend: B rows, T tokens, V vocabulary, H width.
 
 The student is made twice without weights: on the meta device with its method attached, to count
-what learns; and as fake tensors, on which a forward allocates nothing and autograd says exactly
-what it would keep. benchmarks/memory.py compares the sum with what processes take.
+what learns; and as fake tensors, on which a forward allocates nothing and autograd tells exactly
+what it would keep. benchmarks/memory.py compares the sum with the memory of real processes.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from students.pruning.depth import cut_config
 
 log = logging.getLogger(__name__)
 
-LIBRARIES = 0.65e9  # resident on a CPU before a model is there: the interpreter, torch, peft ...
-# Bytes a number: 4 bits and a byte for the scale of 64, whose own scales are shared by 256; a byte.
+LIBRARIES = 0.65e9  # bytes resident on a CPU before a model is loaded: interpreter, torch, peft ...
+# Bytes a weight. 4-bit: and a 1-byte scale for 64 weights, and a 4-byte scale for 256 of those.
 QUANTIZED = {
     "nf4": 0.5 + 1 / 64 + 4 / (64 * 256),
     "fp4": 0.5 + 1 / 64 + 4 / (64 * 256),
     "int8": 1.0,
 }
-HEAP = 1.1  # times what lives: what the allocator of a CPU holds between
-FLOAT32_COPIES = 5  # of one tensor, while bitsandbytes steps it on a CPU: averages, gradient, root
-ACTIVATIONS = 12  # widths of float32 kept a token and block, where it is not traced
-KEPT_A_LINEAR = 1.2  # times its input and output: what a block keeps where it cannot be traced
+HEAP = 1.1  # bytes that a CPU's allocator holds, for each byte in use
+FLOAT32_COPIES = 5  # of one tensor in bitsandbytes' step on a CPU: averages, gradient, root
+ACTIVATION_WIDTHS = 12  # widths of float32 kept a token and block, where it is not traced
+KEPT_A_LINEAR = 1.2  # inputs and outputs kept of a linear map, where a block cannot be traced
 
 
 @dataclass(frozen=True)
 class Forward:
-    """What a forward is run on: B rows of T tokens, on weights and in products of some dtype."""
+    """A forward: B rows of T tokens, and the dtypes of its weights and products."""
 
     rows: int
     tokens: int
@@ -55,12 +55,12 @@ class Forward:
 
 @dataclass(frozen=True)
 class Traced:
-    """What is known of a student and how it learns, whatever steps it."""
+    """What the memory of a training depends on, other than the optimiser."""
 
     learning: list[int]  # numbers in each tensor that learns
     weights: float  # bytes
     kept: float  # bytes that autograd keeps of a micro-batch below the head
-    recomputed: float  # ... with gradient checkpointing: every block's input, one block's own
+    recomputed: float  # the same with gradient checkpointing: all blocks' inputs, and one block
     head: tuple[int, int]  # V, H
     head_learns: bool
     products: torch.dtype
@@ -75,17 +75,17 @@ class Footprint:
     states: float
     activations: float
     logits: float  # of a chunk, and the head in the dtype of products
-    waiting: float  # gradients that are there while the activations are
-    copies: float  # that the optimiser makes of one tensor at a time
+    waiting: float  # gradients that exist together with the activations
+    copies: float  # what the optimiser copies of one tensor at a time
     libraries: float
 
     on_cpu: bool
 
     @property
     def peak(self) -> float:
-        """The most that is held at once: as the backward begins, at its end, or in the step.
+        """The most that is held at once: at the start or the end of the backward, or in the step.
 
-        A CPU's allocator does not give back what the activations took before the step is over.
+        A CPU's allocator does not return the memory of the activations before the step is over.
         """
         begins = self.waiting + self.activations
         ends = max(self.gradients, begins if self.on_cpu else 0)
@@ -103,7 +103,10 @@ def footprint(
     chunk: int,
     dense: bool = False,
 ) -> Footprint:
-    """The parts of one choice; `dense`: the teacher's signal is its full distribution."""
+    """The memory of a training with an optimiser.
+
+    chunk: tokens whose logits exist at once. dense: the teacher's signal is its full distribution.
+    """
     found, (vocabulary, channels) = OPTIMIZERS[optimizer], traced.head
     on_cpu, size = _device() == "cpu", traced.products.itemsize
     gradients = 4 * sum(traced.learning)
@@ -128,11 +131,11 @@ def training_bytes(parameters: int, width: int, depth: int, tokens: int) -> floa
     """Bytes of a training that is not traced, without the libraries: weights, gradients and two
     averages in float32, and activations of this many tokens.
     """
-    return 16.0 * parameters + 4.0 * ACTIVATIONS * width * depth * tokens
+    return 16.0 * parameters + 4.0 * ACTIVATION_WIDTHS * width * depth * tokens
 
 
 def libraries() -> float:
-    """Bytes resident on a CPU before any model is there; a GPU's allocator does not count them."""
+    """Bytes resident on a CPU before a model is loaded; a GPU's allocator does not count them."""
     return LIBRARIES if _device() == "cpu" else 0.0
 
 
@@ -141,33 +144,35 @@ def _device() -> str:
 
 
 def skeleton_to_count(config: Any, auto: str) -> Any:
-    """See `attar.models.loading.skeleton`; `ModelError` for a model whose code came with it."""
+    """`attar.models.loading.skeleton`; raises `ModelError` for a model whose code came with it."""
     model = loading.skeleton(config, auto)
     if model is None:
         raise ModelError(
-            f"What a model of type `{config.model_type}` takes cannot be planned: its code came "
-            "with it and is not run to count its parameters."
+            f"A model of type `{config.model_type}` cannot be planned for: its code came with it "
+            "and is not run to count its parameters."
         )
     return model
 
 
-def skeleton(config: Any, depth: int, attach: Callable[[Any], nn.Module]) -> nn.Module:
-    """The model of a `PretrainedConfig`, cut to `depth` blocks, on the meta device."""
+def student_skeleton(config: Any, depth: int, attach: Callable[[Any], nn.Module]) -> nn.Module:
+    """The model of a `PretrainedConfig` with `depth` blocks and a method attached, on the meta
+    device.
+    """
     config = cut_config(config, list(range(depth)))
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # told again when the real one is made
+        warnings.simplefilter("ignore")  # the training itself warns
         return attach(skeleton_to_count(config, CAUSAL))
 
 
-def trace(model: nn.Module, forward: Forward) -> Traced:
-    """Measure a skeleton; afterwards its parameters are fake tensors: it is used up."""
+def trace_memory(model: nn.Module, forward: Forward) -> Traced:
+    """Measure a skeleton, which cannot be used again: its parameters become fake tensors."""
     learning = [p.numel() for p in model.parameters() if p.requires_grad]
-    weights = weight_bytes(model, forward)
+    weights = parameter_bytes(model, forward)
     head_VH: nn.Parameter = _head_of(model).weight
     (vocabulary, channels), head_learns = head_VH.shape, head_VH.requires_grad
     try:
         kept = _kept(model, forward)
-    except Exception as error:  # a forward may ask for values, which fake tensors have not
+    except Exception as error:  # a forward may read values, which fake tensors do not have
         log.debug("activations are estimated, not traced: %s", error)
         kept = _by_maps(model, forward)
     depth, size = num_layers(model), max(forward.products.itemsize, forward.weights.itemsize)
@@ -183,8 +188,10 @@ def trace(model: nn.Module, forward: Forward) -> Traced:
     )
 
 
-def weight_bytes(model: nn.Module, forward: Forward) -> float:
-    """Bytes of all parameters: what learns in float32, linear maps below the head as `base` has."""
+def parameter_bytes(model: nn.Module, forward: Forward) -> float:
+    """Bytes of all parameters: trained ones in float32, frozen linear maps below the head quantised
+    as `base` says.
+    """
     quantized = set()
     if forward.base != "none":
         quantized = {id(m.weight) for m in _maps_below_head(model) if not m.weight.requires_grad}
@@ -213,7 +220,7 @@ def _by_maps(model: nn.Module, forward: Forward) -> float:
 
 
 def _kept(model: nn.Module, forward: Forward) -> float:
-    """Bytes of the tensors that a forward leaves for its backward; parameters do not count."""
+    """Bytes of the tensors that a forward keeps for its backward, without parameters."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.autograd.graph import saved_tensors_hooks
 
@@ -224,7 +231,7 @@ def _kept(model: nn.Module, forward: Forward) -> float:
 
         def keep(tensor: Tensor) -> Tensor:
             if _storage(tensor) not in own:
-                kept[_storage(tensor)] = tensor  # alive, so that no other takes its place
+                kept[_storage(tensor)] = tensor  # kept alive, so that its address is not reused
             return tensor
 
         ids_BT = torch.zeros(forward.rows, forward.tokens, dtype=torch.long, device=_device())
@@ -241,7 +248,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _make_fake(model: nn.Module, forward: Forward) -> None:
-    """Fake tensors for every parameter, tied ones once, and for every buffer."""
+    """Replace every parameter and buffer by a fake tensor; tied parameters stay tied."""
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():

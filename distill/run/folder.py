@@ -19,7 +19,7 @@ from typing import Any
 from attar.distributed import is_alone, process_state
 from attar.errors import RunError
 from attar.files import read_json, write_json
-from attar.locks import LockFile, owned
+from attar.locks import LockFile, hold_lock
 
 
 @dataclass
@@ -138,7 +138,7 @@ class RunFolder:
         if not is_alone() and not process_state().is_main_process:
             yield
             return
-        with owned(LockFile(self.path / "run.lock"), f"The run folder {self.path}", RunError):
+        with hold_lock(LockFile(self.path / "run.lock"), f"The run folder {self.path}", RunError):
             yield
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from attar.distributed import process_state
-from distill.data.batching import OF_TOKENS, Batch, Batching
+from distill.data.batching import TOKEN_BATCHING, Batch, Batching
 from distill.data.examples import Examples
 from distill.data.prefetch import Prefetch
 from distill.objective.objective import Learner
@@ -68,7 +68,7 @@ class Plan:
         packing: bool,
         seed: int,
         world: int,
-        batching: Batching = OF_TOKENS,
+        batching: Batching = TOKEN_BATCHING,
     ) -> None:
         self.examples, self.world, self.collate = examples, world, batching.collate
         self.steps = batching.steps(
@@ -148,7 +148,7 @@ def planned_batches(
     max_length: int,
     packing: bool,
     seed: int,
-    batching: Batching = OF_TOKENS,
+    batching: Batching = TOKEN_BATCHING,
 ) -> PlannedBatches:
     """Return this process's batches of examples, in an order drawn from the seed."""
     processes = process_state()

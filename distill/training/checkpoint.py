@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from attar.files import put_in_place, read_json, write_json
+from attar.files import read_json, replace_folder, write_json
 
 
 def learned(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -72,7 +72,7 @@ class Checkpoint:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             write_json(aside / "progress.json", progress)
-            put_in_place(aside, self.folder)
+            replace_folder(aside, self.folder)
         self.accelerator.wait_for_everyone()
 
     def load(self) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distill.data.batching import OF_TOKENS
+from distill.data.batching import TOKEN_BATCHING
 from distill.data.examples import Examples
 from distill.objective.objective import Learner
 from distill.training.batch_source import BatchSource
@@ -33,7 +33,7 @@ class Job:
     signals: TeacherSignals
     folder: Path
     seed: int
-    collate: Collate = OF_TOKENS.collate
+    collate: Collate = TOKEN_BATCHING.collate
     section: str = "train"
     passing: bool = False
 

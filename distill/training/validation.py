@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from distill.data.batching import OF_TOKENS, Batch, plan_in_order
+from distill.data.batching import TOKEN_BATCHING, Batch, plan_in_order
 from distill.data.examples import Example, Examples, first_examples
 from distill.objective.objective import Learner, LossMeans, LossSums
 from distill.training.teacher_signals import TeacherSignals
@@ -37,7 +37,7 @@ def evaluate(
     *,
     batch_size: int,
     tokens: int | None = None,
-    collate: Collate = OF_TOKENS.collate,
+    collate: Collate = TOKEN_BATCHING.collate,
     accelerator: Any = None,
 ) -> Evaluation:
     """Return the objective, as its schedules end, on examples; one a row, longest first.

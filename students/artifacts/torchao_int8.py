@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from attar.models.loading import be_quiet, load_config
+from attar.models.loading import load_config, silence_libraries
 from attar.models.task_heads import auto_class_of
 from students.artifacts.artifact import ArtifactInputs, artifact, save_tokenizer
 from students.artifacts.checkpoint import usage
@@ -28,7 +28,7 @@ def torchao_int8(source: Path, folder: Path, given: ArtifactInputs) -> None:
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 
-    be_quiet()
+    silence_libraries()
     trust = given.trust_remote_code
     auto = auto_class_of(load_config(str(source), trust_remote_code=trust))
     model: Any = getattr(transformers, auto).from_pretrained(

@@ -3,7 +3,8 @@
 Sources: Houlsby et al., arXiv 1902.00751 (behind attention and behind feed-forward); Pfeiffer et
 al., arXiv 2005.00247 (behind feed-forward only). Both act before the residual is added.
 
-This file imports only torch and safetensors. A copy of it beside an adapter loads that adapter:
+This file imports only torch and safetensors. Copied beside an adapter as `bottleneck.py`, it loads
+that adapter:
 
     from bottleneck import load_bottleneck
     model = load_bottleneck(AutoModelForCausalLM.from_pretrained(BASE), FOLDER)

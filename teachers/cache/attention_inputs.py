@@ -19,10 +19,10 @@ from attar.models.structure import matmul_float32
 from teachers.codecs.codec import Assets
 from teachers.signals import Attention
 
-PROJECTIONS = ("query", "key", "value")
+STORED_PROJECTIONS = ("query", "key", "value")
 PROJECTION_ASSETS = {
     "heads",
-    *(f"{name}_{part}" for name in PROJECTIONS for part in ("weight", "bias")),
+    *(f"{name}_{part}" for name in STORED_PROJECTIONS for part in ("weight", "bias")),
 }
 
 
@@ -30,7 +30,7 @@ def projection_assets(model: Any, block: int) -> Assets:
     """The maps of a block in the teacher's dtype, and its numbers of query and key-value heads."""
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     assets: Assets = {"heads": torch.tensor(attention_heads(model))}
-    for name, module in zip(PROJECTIONS, attention_projections(model, block), strict=True):
+    for name, module in zip(STORED_PROJECTIONS, attention_projections(model, block), strict=True):
         weight_CH, bias_C = linear_map(module, dtype)
         assets[f"{name}_weight"] = weight_CH.cpu()
         if bias_C is not None:
@@ -47,7 +47,7 @@ def projection_assets_among(assets: Assets) -> Assets:
 def attention_from_inputs(inputs_NH: Tensor, assets: Assets) -> Attention:
     """Apply the maps to inputs (N, H). Raises `ValueError` where shapes do not fit."""
     states = []
-    for name in PROJECTIONS:
+    for name in STORED_PROJECTIONS:
         weight_CH, bias_C = assets[f"{name}_weight"], assets.get(f"{name}_bias")
         if weight_CH.dim() != 2 or (bias_C is not None and bias_C.shape != weight_CH.shape[:1]):
             raise ValueError(f"`{name}` is not a linear map")

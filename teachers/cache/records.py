@@ -64,7 +64,7 @@ def _section(value: Any) -> bool:
     return isinstance(value, dict)
 
 
-def _word(value: Any) -> bool:
+def _short_text(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) <= 200
 
 
@@ -89,14 +89,14 @@ MANIFEST_FIELDS: FieldChecks = {
     "hidden": _section,
     "shard_tokens": _count,
 }
-ASSETS_FIELDS: FieldChecks = {"bytes": _count, "sha256": _sha256, "made_for": _word}
+ASSETS_FIELDS: FieldChecks = {"bytes": _count, "sha256": _sha256, "made_for": _short_text}
 SHARD_FIELDS: FieldChecks = {
     **ASSETS_FIELDS,
     "rows": _count,
     "tokens": _count,
     "padding_mass": _share,
     "assets": lambda value: value is None or _sha256(value),
-    "keys": lambda value: isinstance(value, list) and all(_word(key) for key in value),
+    "keys": lambda value: isinstance(value, list) and all(_short_text(key) for key in value),
     "row_tokens": _counts,
     "batch_rows": _counts,
 }

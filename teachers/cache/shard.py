@@ -138,7 +138,7 @@ class ShardReader:
                 name: (batch[name].offsets.to_numpy(), batch[name].values.to_numpy())
                 for name in batch.schema.names[2:]
             }
-            layout = _layout_of(arrays, np.array(expected["tokens"], np.int64))
+            layout = _shard_layout(arrays, np.array(expected["tokens"], np.int64))
             first, before = self._known.setdefault("layout", (self._name, layout))
             if before != layout:
                 differ = sorted(dict(before.items() ^ layout.items()))
@@ -177,7 +177,7 @@ def _check_schema(schema: pa.Schema) -> None:
         raise ValueError("its first columns are not `key` and `tokens`")
 
 
-def _layout_of(arrays: BatchColumns, tokens: np.ndarray) -> ShardLayout:
+def _shard_layout(arrays: BatchColumns, tokens: np.ndarray) -> ShardLayout:
     """Types and widths of the columns. Raises `ValueError` where a row does not fit its tokens."""
     layout: ShardLayout = {}
     for name, (offsets, values) in arrays.items():

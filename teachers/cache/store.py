@@ -26,7 +26,7 @@ from safetensors.torch import load, save
 
 from attar.errors import CacheError
 from attar.files import sha256_of
-from attar.locks import owned
+from attar.locks import hold_lock
 from teachers.cache.folder import Folder
 from teachers.cache.records import (
     ASSETS_FIELDS,
@@ -369,7 +369,7 @@ class SignalStore:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Lock the cache for one build; a second build fails and names the host and process."""
-        with owned(self.folder.lock("writer.lock"), f"The cache {self.url}", CacheError):
+        with hold_lock(self.folder.lock("writer.lock"), f"The cache {self.url}", CacheError):
             yield
 
 

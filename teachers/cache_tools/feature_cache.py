@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from attar.errors import CacheError
 from attar.files import write_bytes
 from attar.models.loading import load_model, resolve_precision
-from attar.models.pooling import Mode, Pooling
+from attar.models.pooling import Pooling, PoolingMode
 from attar.models.structure import capture_layers, run_body
 from attar.models.task_heads import padded_texts, set_padding_id, text_inputs
 from teachers.load import TeacherConfig
@@ -57,7 +57,9 @@ def load_body(config: TeacherConfig) -> nn.Module:
 
 
 @torch.inference_mode()
-def features_of(model: Any, texts: Sequence[Request], layer: FeatureLayer, pool: Mode) -> Tensor:
+def features_of(
+    model: Any, texts: Sequence[Request], layer: FeatureLayer, pool: PoolingMode
+) -> Tensor:
     """Float32 vectors (B, H): mean of a text's tokens, its last token, or its first (CLS)."""
     device = next(model.parameters()).device
     inputs = padded_texts([t.input_ids for t in texts], [t.token_types for t in texts])
@@ -82,7 +84,7 @@ class FeatureCache:
         texts: Sequence[Request],
         load: Callable[[], Any],
         layer: FeatureLayer,
-        pool: Mode,
+        pool: PoolingMode,
         *,
         batch_tokens: int,
         on_tokens: Callable[[int], None] = lambda n: None,

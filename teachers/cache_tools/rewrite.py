@@ -26,7 +26,7 @@ from teachers.codecs.packed_entries import repack_entries
 from teachers.runners.build_cache import plan_shards
 
 GROUP_TOKENS = 4096  # counted tokens decoded and encoded at once
-REBUILD_ADVICE = "or build one cache of all that data with one recipe"
+REBUILD_FROM_DATA = "or build one cache of all that data with one recipe"
 
 
 @dataclass(frozen=True)
@@ -176,10 +176,10 @@ def sliced(
     examples to keep. layers, attention: layers and attention blocks whose states to keep.
     """
     cache = SignalCache(url)
-    counts = _chosen(cache, examples, keys)
+    counts = _chosen_counts(cache, examples, keys)
     stored, codec = cache.config.hidden, cache.config.hidden.codec
-    kept_layers = _chosen_among(stored.layers, layers, "layer", url)
-    kept_blocks = _chosen_among(stored.attention, attention, "attention of block", url)
+    kept_layers = _chosen_numbers(stored.layers, layers, "layer", url)
+    kept_blocks = _chosen_numbers(stored.attention, attention, "attention of block", url)
     hidden = HiddenStatesConfig(layers=kept_layers, attention=kept_blocks, codec=codec)
     wanted = (None, *hidden.parts)
     assets = cache.store.assets() or {}
@@ -202,7 +202,9 @@ def sliced(
     )
 
 
-def _chosen(cache: SignalCache, examples: int | None, keys: Sequence[str] | None) -> dict[str, int]:
+def _chosen_counts(
+    cache: SignalCache, examples: int | None, keys: Sequence[str] | None
+) -> dict[str, int]:
     counts = token_counts(cache)
     if keys is not None:
         lacking = [key for key in keys if key not in counts]
@@ -223,7 +225,7 @@ def _chosen(cache: SignalCache, examples: int | None, keys: Sequence[str] | None
     return counts
 
 
-def _chosen_among(
+def _chosen_numbers(
     stored: list[int], wanted: Sequence[int] | None, noun: str, url: str
 ) -> list[int]:
     if wanted is None:
@@ -292,7 +294,9 @@ def _translation(
 ) -> Callable[[SignalColumns], SignalColumns]:
     """A lossless map from a cache's columns to columns that decode with the `wanted` assets."""
     differ = [
-        part for part in {**own, **wanted} if part != "probe" and not _same(own, wanted, part)
+        part
+        for part in {**own, **wanted}
+        if part != "probe" and not _same_assets(own, wanted, part)
     ]
     if not differ:
         return lambda columns: columns
@@ -301,11 +305,11 @@ def _translation(
         return lambda columns: repack_entries(columns, old, new)
     part = part_of(differ[0])
     maps = [{differ[0]: projection_assets_among(side.get(differ[0], {}))} for side in (own, wanted)]
-    if not _same(maps[0], maps[1], differ[0]):
+    if not _same_assets(maps[0], maps[1], differ[0]):
         raise CacheError(
             f"The caches differ in the teacher's maps to queries, keys and values ({differ[0]}), "
             "so they come from different teachers; remove these maps with `distill cache slice`, "
-            f"{REBUILD_ADVICE}."
+            f"{REBUILD_FROM_DATA}."
         )
     name = cache.config.codec.name if part is None else cache.config.hidden.codec.name
     option = "--codec" if part is None else "--hidden"
@@ -313,11 +317,11 @@ def _translation(
     raise CacheError(
         f"The caches learned `{name}` ({differ[0]}) from different samples, and codes of one "
         f"basis mean nothing in another; convert each cache first (`distill cache convert CACHE "
-        f"OUT {option} {kind}`), {REBUILD_ADVICE}."
+        f"OUT {option} {kind}`), {REBUILD_FROM_DATA}."
     )
 
 
-def _same(one: dict[str, Assets], other: dict[str, Assets], part: str) -> bool:
+def _same_assets(one: dict[str, Assets], other: dict[str, Assets], part: str) -> bool:
     here, there = one.get(part, {}), other.get(part, {})
     return here.keys() == there.keys() and all(
         torch.equal(tensor, there[name]) for name, tensor in here.items()

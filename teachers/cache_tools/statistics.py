@@ -53,7 +53,7 @@ class Histogram:
         self.mean += (float(numbers.mean()) - self.mean) * len(numbers) / self.tokens
 
 
-def _histogram(edges: list[float], whole: bool = False) -> Histogram:
+def _empty_histogram(edges: list[float], whole: bool = False) -> Histogram:
     return Histogram(edges, [0] * (len(edges) - 1), whole)
 
 
@@ -152,9 +152,9 @@ def _empty(cache: SignalCache) -> Statistics:
             part: sum(tensor.numel() * tensor.element_size() for tensor in own.values())
             for part, own in assets.items()
         },
-        entropy=_histogram([i / 2 for i in range(halves + 1)]),
-        kept=None if dense else _histogram([*MASS_EDGES, inf]),
-        entries=None if dense else _histogram([0.0, *powers, inf], whole=True),
+        entropy=_empty_histogram([i / 2 for i in range(halves + 1)]),
+        kept=None if dense else _empty_histogram([*MASS_EDGES, inf]),
+        entries=None if dense else _empty_histogram([0.0, *powers, inf], whole=True),
     )
 
 

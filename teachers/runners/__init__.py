@@ -1,1 +1,1 @@
-"""How a teacher is run to fill a cache."""
+"""Runners: a teacher is run over examples or texts to fill a cache."""

@@ -1,4 +1,4 @@
-"""Fill a cache: the teacher is run once over every example that it lacks."""
+"""Build a cache: run the teacher once over every example that is not in it yet."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from teachers.codecs.codec import Assets
 from teachers.runners.request import Request, Runner
 
 LEARN_TOKENS = 2048  # counted tokens from which codecs learn
-
-
-PROBE_TOKENS = 256  # ... whose ids are kept, to ask the teacher again
+PROBE_TOKENS = 256  # counted tokens of the examples whose ids are kept, to verify the teacher
 
 
 def plan_shards(tokens: Sequence[int], shard_tokens: int) -> list[range]:
@@ -43,17 +41,19 @@ def build_cache(
     on_skip: Callable[[int], None] = lambda n: None,
     barrier: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Make what is missing of a cache; the teacher is loaded only if something is.
+    """Write the missing shards of a cache; the teacher is loaded only if there are any.
 
-    Each of `world` processes makes every world-th shard; the first one learns what the codecs
-    need, while the others wait at `barrier`. Returns the numbers of examples and
-    tokens, the bytes of the whole cache, and the probability mass on padded vocabulary columns.
+    Each of `world` processes writes every world-th shard. The first process learns the codecs'
+    assets while the others wait at `barrier`. Returns examples, counted tokens and bytes of the
+    whole cache, and the largest probability mass on padded vocabulary columns.
     """
     if rank == 0:
         store.begin(manifest)
     else:
         store.check_fits(manifest)
-    requests = sorted(requests, key=lambda request: request.key)  # nothing depends on order
+    requests = sorted(
+        requests, key=lambda request: request.key
+    )  # so that the order of the examples does not matter
     counts = [len(request.counted) for request in requests]
     shards = plan_shards(counts, manifest["shard_tokens"])
     runner = None
@@ -61,10 +61,13 @@ def build_cache(
     if assets is None and rank == 0:
         runner = make_runner()
         sample = first_requests(requests, LEARN_TOKENS)
-        assets = {**runner.learn(sample), "probe": _probe(first_requests(requests, PROBE_TOKENS))}
+        assets = {
+            **runner.learn(sample),
+            "probe": _probe_assets(first_requests(requests, PROBE_TOKENS)),
+        }
         store.write_assets(assets, manifest)
     barrier()
-    assets = store.assets() or {}  # as stored, by whoever learned them
+    assets = store.assets() or {}  # as stored, whichever process learned them
     done = store.entries()
     for number, part in enumerate(shards):
         group = [requests[i] for i in part]
@@ -79,8 +82,8 @@ def build_cache(
     return store.totals()
 
 
-def _probe(requests: Sequence[Request]) -> Assets:
-    """The ids of some examples, so that `cache verify` can ask the teacher again."""
+def _probe_assets(requests: Sequence[Request]) -> Assets:
+    """The ids of some examples, so that `cache verify` can run the teacher again."""
     probe = {}
     for request in requests:
         probe[f"{request.key}.input_ids"] = torch.from_numpy(np.asarray(request.input_ids).copy())
@@ -89,7 +92,7 @@ def _probe(requests: Sequence[Request]) -> Assets:
 
 
 def probe_requests(assets: dict[str, Assets]) -> list[Request]:
-    """The examples that a build kept whole."""
+    """The examples whose ids a build kept among the assets."""
     probe = assets.get("probe", {})
     keys = [name.removesuffix(".input_ids") for name in probe if name.endswith(".input_ids")]
     return [
@@ -99,7 +102,7 @@ def probe_requests(assets: dict[str, Assets]) -> list[Request]:
 
 
 def first_requests(requests: Sequence[Request], tokens: int) -> list[Request]:
-    """The first examples in the order of keys, which is random, up to so many tokens."""
+    """The first requests, up to about `tokens` counted tokens; sorted by key, they are random."""
     chosen, held = [], 0
     for request in requests:
         chosen.append(request)

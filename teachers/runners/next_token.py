@@ -34,7 +34,7 @@ from teachers.runners.hidden_states import (
     merge_assets,
     positions_of,
 )
-from teachers.runners.request import Request, batches_of, run_in_batches
+from teachers.runners.request import Request, batch_requests, run_in_batches
 from teachers.signals import HasLogits, TeacherChunk, seeds_of
 
 
@@ -107,7 +107,7 @@ class TeacherRunner:
         finals: list[Tensor] = []
         seeds: list[np.ndarray] = []
         samples: dict[str, list[Tensor]] = {part: [] for part in self.config.hidden.parts}
-        for batch in batches_of(requests, self.config.batch_tokens):
+        for batch in batch_requests(requests, self.config.batch_tokens):
             group = [requests[i] for i in batch]
             final_NH, parts = self._forward(group)
             finals.append(final_NH)
@@ -121,7 +121,7 @@ class TeacherRunner:
     def final_states(self, requests: Sequence[Request]) -> Tensor:
         """Final hidden states (N, H) of the counted tokens of the requests, in their order."""
         found: list[Tensor] = [torch.empty(0)] * len(requests)
-        for batch in batches_of(requests, self.config.batch_tokens):
+        for batch in batch_requests(requests, self.config.batch_tokens):
             group = [requests[i] for i in batch]
             states_NH, _ = self._forward(group)
             parts = states_NH.split([len(request.counted) for request in group])

@@ -54,7 +54,7 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     return batches
 
 
-def batches_of(requests: Sequence[Request], batch_tokens: int) -> list[list[int]]:
+def batch_requests(requests: Sequence[Request], batch_tokens: int) -> list[list[int]]:
     """`plan_batches` for requests: the numbers of each batch's requests."""
     return plan_batches([len(request.input_ids) for request in requests], batch_tokens)
 
@@ -67,7 +67,7 @@ def run_in_batches(
 ) -> list[SignalColumns]:
     """Columns of each request, in order, computed batch by batch."""
     results: list[SignalColumns] = [{} for _ in requests]
-    for batch in batches_of(requests, batch_tokens):
+    for batch in batch_requests(requests, batch_tokens):
         group = [requests[i] for i in batch]
         for i, columns in zip(batch, run_batch(group), strict=True):
             results[i] = columns

@@ -25,7 +25,7 @@ from teachers.runners.hidden_states import (
     merge_assets,
     positions_of,
 )
-from teachers.runners.request import Request, batches_of, run_in_batches
+from teachers.runners.request import Request, batch_requests, run_in_batches
 
 TextOutcome = Callable[[Any, dict[str, Tensor | None]], Tensor]
 
@@ -64,7 +64,7 @@ class TextRunner:
         learned: dict[str, Assets] = {}
         if self.states.learns:
             samples: dict[str, list[Tensor]] = {part: [] for part in self.config.hidden.parts}
-            for batch in batches_of(requests, self.config.batch_tokens):
+            for batch in batch_requests(requests, self.config.batch_tokens):
                 _, parts = self._forward([requests[i] for i in batch])
                 for part, part_NH in parts.items():
                     samples[part].append(part_NH)

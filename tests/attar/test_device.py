@@ -1,4 +1,4 @@
-"""The measured peak of a block: what it held at its most, blocks inside blocks, no Linux."""
+"""The measured peak memory of a block, nested blocks, and systems without /proc."""
 
 import sys
 
@@ -66,9 +66,9 @@ def test_the_mark_is_at_least_what_is_held():
 
 
 def test_without_proc_the_peak_is_the_whole_process(monkeypatch, tmp_path):
-    """As on macOS: no file to read, none to write to."""
-    monkeypatch.setattr(memory, "STATUS", tmp_path / "absent")
-    monkeypatch.setattr(memory, "CLEAR", tmp_path / "absent" / "too")
+    """As on macOS: there is no /proc to read or write."""
+    monkeypatch.setattr(memory, "STATUS_FILE", tmp_path / "absent")
+    monkeypatch.setattr(memory, "CLEAR_REFS_FILE", tmp_path / "absent" / "too")
     with peak_memory() as peak:
         held = hold(10)
         del held

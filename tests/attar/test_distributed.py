@@ -1,4 +1,4 @@
-"""Processes started together leave together."""
+"""The processes of a group exit cleanly."""
 
 from __future__ import annotations
 

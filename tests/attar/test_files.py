@@ -1,4 +1,4 @@
-"""Files are known by what they hold."""
+"""File stamps depend on content."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""One writer at a time, whatever happened to the last one."""
+"""One writer at a time, however the previous one ended."""
 
 import json
 import os
@@ -10,11 +10,11 @@ import threading
 import pytest
 
 from attar.errors import RunError
-from attar.locks import LockFile, owned
+from attar.locks import LockFile, hold_lock
 
 
 def hold(lock):
-    return owned(lock, "The folder", RunError)
+    return hold_lock(lock, "The folder", RunError)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_lock_names_its_holder_and_leaves_nothing(tmp_path):
 
 @pytest.mark.parametrize("content", ["", "[]", "3", "{}", '{"host": "x", "pid": "y"}', "\x00"])
 def test_lock_that_names_nobody_is_taken_over(tmp_path, content):
-    """As a power cut may leave one."""
+    """A lock file as a power cut may leave it."""
     (tmp_path / "lock").write_text(content)
     with hold(LockFile(tmp_path / "lock")):
         assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
@@ -55,7 +55,7 @@ def test_lock_of_a_killed_process_that_nobody_waited_for_is_taken_over(tmp_path,
 
 
 def test_lock_that_another_took_meanwhile_stays(tmp_path):
-    """Somebody deleted ours and started another build: that one's lock is not ours to free."""
+    """Our lock was deleted and another build took it: we must not release its lock."""
     theirs = json.dumps({"host": "elsewhere", "pid": 1})
     with hold(LockFile(tmp_path / "lock")):
         (tmp_path / "lock").write_text(theirs)
@@ -70,7 +70,7 @@ def test_place_without_a_right_to_write_is_named(tmp_path):
 
 
 class ReadTogether(LockFile):
-    """Both who find the lock have read it before either goes on."""
+    """Two processes have both read the dead lock before either continues."""
 
     def __init__(self, path, barrier):
         super().__init__(path)

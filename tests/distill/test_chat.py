@@ -135,7 +135,7 @@ def test_a_run_with_one_adapter_finds_its_student(run):
     ("adapters", "says"),
     [
         (["specialised"], "Did you mean `specialized`?"),
-        (["nothing"], "out has specialized; others are given as NAME=FOLDER"),
+        (["nothing"], "out has specialized; give another as NAME=FOLDER"),
         (["mine=nowhere"], "There is no adapter `mine=nowhere`"),
         (["specialized", "specialized"], "Two adapters are called `specialized`"),
     ],

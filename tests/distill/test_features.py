@@ -151,7 +151,7 @@ def test_a_text_whose_features_are_not_finite_is_named(workshop, tmp_path):
 
 @needs_sklearn
 def test_a_classifier_on_the_teachers_features_learns_and_is_loaded_again(classes):
-    from distill.features import load_classifier
+    from distill.features import load_feature_classifier
 
     shown = classes("features", "recipe.yaml", "--run-dir", "out")
     found = metrics()
@@ -159,7 +159,7 @@ def test_a_classifier_on_the_teachers_features_learns_and_is_loaded_again(classe
     assert found["train"]["texts"] + found["held_out"]["texts"] <= 80
     assert found["held_out"]["accuracy"] > 0.9 > found["held_out"]["most_frequent"]
     assert found["held_out"]["macro_f1"] > 0.9
-    loaded = load_classifier(Path("out/features"))
+    loaded = load_feature_classifier(Path("out/features"))
     texts = ["the teacher says water falls on the light", "what falls on water", "light falls"]
     assert loaded.predict(texts[1:]) == KINDS
     probabilities = loaded.probabilities(texts)
@@ -171,7 +171,7 @@ def test_a_classifier_on_the_teachers_features_learns_and_is_loaded_again(classe
 
 @needs_sklearn
 def test_a_classifier_of_pairs_is_asked_for_pairs(classes):
-    from distill.features import load_classifier
+    from distill.features import load_feature_classifier
 
     rows = [json.loads(line) for line in Path("classes.jsonl").read_text().splitlines()]
     pairs = [{"text": "what falls", "other": row["text"], "kind": row["kind"]} for row in rows]
@@ -180,17 +180,17 @@ def test_a_classifier_of_pairs_is_asked_for_pairs(classes):
     asked = classes(
         "features", "recipe.yaml", "--run-dir", "out", *change, "--text", "water", ok=False
     )
-    assert "is of pairs of texts, and 'water' is one alone" in asked.output
+    assert "reads pairs of texts, and 'water' is a single one" in asked.output
     assert not Path("out/features").exists(), "said before any work"
     classes("features", "recipe.yaml", "--run-dir", "out", *change)
-    loaded = load_classifier(Path("out/features"))
+    loaded = load_feature_classifier(Path("out/features"))
     assert loaded.predict([("what falls", "water"), ("what falls", "light")]) == KINDS
-    with pytest.raises(DataError, match="one alone"):
+    with pytest.raises(DataError, match="is a single one"):
         loaded.predict(["water"])
     single = ("--set", "features.data.text_column=other")
     classes("features", "recipe.yaml", "--run-dir", "out", *single)
-    with pytest.raises(DataError, match="is of single texts"):
-        load_classifier(Path("out/features")).predict([("what falls", "water")])
+    with pytest.raises(DataError, match="reads single texts"):
+        load_feature_classifier(Path("out/features")).predict([("what falls", "water")])
 
 
 @needs_sklearn
@@ -200,7 +200,7 @@ def test_features_of_a_teacher_adapted_by_another_recipe_are_refused(classes):
     classes("features", "recipe.yaml", "--run-dir", "out", *adapt)
     change = (*adapt, "--set", "teacher.adapt.lr=1.0e-3")
     stale = classes("features", "recipe.yaml", "--run-dir", "out", *change, ok=False)
-    assert "or is of another recipe; run `distill adapt-teacher`" in stale.output
+    assert "or was made by another recipe; run `distill adapt-teacher`" in stale.output
 
 
 @needs_sklearn
@@ -225,13 +225,13 @@ def test_another_classifier_reads_the_features_that_are_there(classes):
 @pytest.mark.parametrize("name", ["xgboost", "lightgbm"])
 def test_boosted_trees_are_fitted_saved_and_loaded(classes, name):
     pytest.importorskip(name, reason=f'{name} is not installed (`pip install "attar[boost]"`)')
-    from distill.features import load_classifier
+    from distill.features import load_feature_classifier
 
     few = ("--set", "features.options={n_estimators: 20, n_jobs: 1}")
     change = ("--set", f"features.classifier={name}", *few)
     classes("features", "recipe.yaml", "--run-dir", "out", *change)
     assert metrics()["train"]["accuracy"] > 0.7
-    assert load_classifier(Path("out/features")).probabilities(["water"]).shape == (1, 2)
+    assert load_feature_classifier(Path("out/features")).probabilities(["water"]).shape == (1, 2)
 
 
 @needs_sklearn
@@ -242,7 +242,7 @@ def test_features_of_the_student_and_of_an_encoder(classes, bert):
     short = ("--set", "train.arms=[]", "--set", "train.max_steps=1")
     classes.upto_train("out", *short)
     stale = classes("features", "recipe.yaml", "--run-dir", "out", *change, ok=False)
-    assert "or is of another recipe; run `distill run`" in stale.output
+    assert "or was made by another recipe; run `distill run`" in stale.output
     change = (*change, *short)
     classes("features", "recipe.yaml", "--run-dir", "out", *change)
     assert metrics()["width"] == 64
@@ -257,10 +257,10 @@ def test_features_of_the_student_and_of_an_encoder(classes, bert):
     [
         ("features=null", "has no section `features`"),
         ("features.layer=9", "`features.layer`: Layer 9 does not exist"),
-        ("features.pool=cls", "a decoder's first token sees nothing else"),
+        ("features.pool=cls", "a decoder's first token attends to itself only"),
         ("features.pool=max", "`features.pool`"),
         ("features.classifier=logistic", "Did you mean `logistic_regression`"),
-        ("features.options={c: 1}", "`features.options.c` is no option of logistic_regression"),
+        ("features.options={c: 1}", "`features.options.c` is not an option of logistic_regression"),
         ("features.options={C: -1}", "logistic_regression refuses them"),
         ("features.data.label_column=kid", "Did you mean `kind`"),
         ("features.data.max_length=400", "`features.data.max_length` is 400"),
@@ -286,12 +286,12 @@ def test_texts_of_one_class_are_refused(classes):
 
 @needs_sklearn
 def test_a_classifier_of_another_models_features_is_refused(classes, make_model):
-    from distill.features import load_classifier
+    from distill.features import load_feature_classifier
 
     classes("features", "recipe.yaml", "--run-dir", "out")
     make_model(5, width=64, layers=4, vocabulary=320).save_pretrained("teacher")
     with pytest.raises(ModelError, match="is not the model that the classifier"):
-        load_classifier(Path("out/features"))
+        load_feature_classifier(Path("out/features"))
 
 
 class Stranger:
@@ -308,7 +308,7 @@ def test_a_file_with_other_classes_is_refused_unread(tmp_path):
     from distill.classifiers import load
 
     dump(Stranger(), tmp_path / "classifier.skops")
-    with pytest.raises(ModelError, match="which no classifier of ours has"):
+    with pytest.raises(ModelError, match="types that no registered classifier has"):
         load(tmp_path / "classifier.skops")
 
 

@@ -1,4 +1,4 @@
-"""What the tests of tasks share: a task as a recipe checks it, and a model small enough to ask."""
+"""What tests of downstream tasks share: a checked task, and a tiny model as a runtime."""
 
 import torch
 
@@ -17,7 +17,7 @@ def task_of(**keys):
 
 
 class Runtime:
-    """A tiny model as a runtime: everything in full, nothing cached."""
+    """A tiny model as a runtime, without a KV cache."""
 
     can_generate, parameters, device = True, None, torch.device("cpu")
 

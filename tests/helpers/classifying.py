@@ -1,4 +1,4 @@
-"""A folder with a tiny classifier to be, labelled texts and a recipe that takes seconds."""
+"""A folder with a tiny teacher to classify, labelled texts and a recipe that takes seconds."""
 
 import json
 import random
@@ -41,7 +41,7 @@ def word_tokenizer(pairs=True):
 
 
 def spread(model, head):
-    """The model with its logits apart: a uniform teacher would hide mistakes."""
+    """The model with its head scaled up: a uniform teacher would hide mistakes."""
     with torch.no_grad():
         getattr(model, head).weight.mul_(20)
     return model.eval()

@@ -1,4 +1,4 @@
-"""What every loss must keep, whatever serves it. Each property gives the error that it measures.
+"""What every loss must keep, with any source. Each property gives the error that it measures.
 
 A pair is a registered loss and a source of the teacher's signals: a registered codec, the teacher
 `online`, `classes` (known logits, as in sequence classification), or the `text` alone. Losses and
@@ -40,6 +40,7 @@ SOURCES = {
 }
 PAIRS = [(name, source) for name, loss in LOSSES.items() for source in SOURCES[loss.reads]]
 EXACT = ("online", "classes", "text")  # sources that store nothing
+NOT_STORED = ("online", "text")  # the teacher itself: each loss is tried with it
 
 
 def refusal(name, source):
@@ -54,6 +55,8 @@ def refusal(name, source):
 
 
 SERVED = [pair for pair in PAIRS if refusal(*pair) is None]
+PARTNERS = ("forward_kl", "hidden_mse", "relation")  # each codec is tried with the one it serves
+PAIRED = [(name, source) for name, source in SERVED if name in PARTNERS or source in NOT_STORED]
 REFUSED = [pair for pair in PAIRS if refusal(*pair) is not None]
 
 

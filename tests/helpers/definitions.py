@@ -4,7 +4,8 @@ Legend: N tokens, O outcomes (V ids; or K entries and `the rest`, last), V vocab
 A relation heads, D channels of a relation head.
 
 s and t are log-probabilities (N, O) of student and teacher, y labels (N,), hidden states (N, H), or
-the vectors of relation heads (A, N, D). None of these shares a line with distill/objective/losses.py.
+the vectors of relation heads (A, N, D). None of these shares a line with
+distill/objective/losses.py.
 """
 
 import torch
@@ -122,7 +123,7 @@ def variants(names):
 
 
 def values_of(name, sides, rest=False, **parameters):
-    """The registered loss, told whether the last outcome is a rest if it takes notice."""
+    """The registered loss; where it takes one, with the flag that the last outcome is a rest."""
     more = (rest,) if LOSSES[name].ordered else ()
     return LOSSES[name].function(*sides, *more, **parameters)
 
@@ -176,7 +177,7 @@ def told_apart(logits_NV, target, temperature):
 
 
 def defined_on(name, logits_NV, target, temperature, **parameters):
-    """The definition at every token over what a target tells apart, (N,), in float64."""
+    """The definition at every token over the target's outcomes, (N,), in float64."""
     tokens = told_apart(logits_NV, target, temperature)
     return torch.cat([defined(name, sides, rest, **parameters) for sides, rest in tokens])
 

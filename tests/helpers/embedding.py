@@ -11,7 +11,7 @@ from tests.helpers.classifying import sentences, tiny_bert, word_tokenizer, writ
 
 
 def encoder(layers=3, width=32):
-    """An encoder of random weights, whose vectors point apart."""
+    """An encoder of random weights, whose vectors differ."""
     model = tiny_bert(layers, width=width).base_model
     with torch.no_grad():
         for parameter in model.parameters():

@@ -35,7 +35,7 @@ FAMILIES = {
 
 
 def tiny(family="bert", seed=0):
-    """A masked language model of random weights, its distributions apart, without dropout."""
+    """A masked language model of random weights, far from uniform, without dropout."""
     torch.manual_seed(seed)
     model = FAMILIES[family]()
     with torch.no_grad():

@@ -31,11 +31,11 @@ RUN = {
     "graph_export",  # torch.export takes its seconds whatever the size of the model
     "child_process",
     "builder",  # children that build caches and are killed
-    "start_s3", "remote",  # a server on this machine
+    "local_server", "start_s3", "remote",  # a server on this machine
 }  # fmt: skip
 RULES = {
     "process": "starts a process; ask for the fixture `child_process`",
-    "server": "opens a socket; ask for the fixture `start_s3`",
+    "server": "opens a socket; ask for the fixture `local_server`",
     "stage": "runs a stage of a run; ask for `workshop` or `whole_stages`",
     "model": "reads a model that it did not make; ask for `shared_data` or `demo_teacher`",
 }

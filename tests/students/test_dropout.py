@@ -1,4 +1,4 @@
-"""`dropout` of a training: the whole model's, and not its config's."""
+"""`dropout` applies to the whole model in training and is not written to its config."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ MODELS = {
 IDS = torch.randint(3, 60, (2, 12), generator=torch.Generator().manual_seed(0))
 
 
-def test_a_rate_of_0_in_a_config_is_no_reason_to_leave_it():
+def test_a_rate_of_0_in_the_config_is_changed_too():
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL, attention_dropout=0)).train()
     set_dropout(model, 0.5)
     first, second = (model(input_ids=IDS).logits for _ in range(2))
@@ -35,7 +35,7 @@ def test_a_rate_of_0_in_a_config_is_no_reason_to_leave_it():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_rate_is_the_whole_models_and_not_its_configs(name):
+def test_a_rate_applies_to_the_whole_model_but_not_to_its_config(name):
     torch.manual_seed(0)
     kind, config = MODELS[name]
     model = kind.from_config(config).train()

@@ -1,4 +1,4 @@
-"""Building and exporting students: what is shipped loads without this package."""
+"""Saving students: a cut records what was kept, and a checkpoint must reload."""
 
 import json
 
@@ -16,7 +16,7 @@ IDS = torch.randint(4, 300, (2, 10), generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def student(make_model, tokenizer, tmp_path):
-    """A folder with a student of a size that 4-bit blocks divide."""
+    """A folder with a student whose sizes are multiples of 4-bit blocks."""
     folder = tmp_path / "student"
     save_student(make_model(1, width=64, vocabulary=320), tokenizer, folder)
     return folder
@@ -46,7 +46,7 @@ def test_a_checkpoint_that_does_not_reload_is_an_error(make_model, student):
         check_reload(make_model(2, width=64, vocabulary=320), student)
 
 
-def test_a_fresh_model_takes_the_teachers_config_for_what_is_left_out(make_model):
+def test_a_model_with_random_weights_takes_missing_keys_from_the_teachers_config(make_model):
     teacher = make_model(vocabulary=320)
     model = fresh_model({"num_hidden_layers": 1, "hidden_size": 16}, teacher.config, seed=0)
     assert model.config.vocab_size == 320
@@ -63,6 +63,6 @@ def test_a_fresh_model_takes_the_teachers_config_for_what_is_left_out(make_model
         ({"hidden_size": 30, "num_attention_heads": 4}, "does not make"),
     ],
 )
-def test_a_fresh_config_that_makes_no_model_is_refused(make_model, config, says):
+def test_a_config_that_makes_no_model_is_refused(make_model, config, says):
     with pytest.raises(RecipeError, match=says):
         fresh_model(config, make_model().config, seed=0)

@@ -1,4 +1,4 @@
-"""Chunks of a teacher's run, and the way through a codec as the cache takes it."""
+"""Fixtures: chunks of a teacher's run, codecs, and caches to read or damage."""
 
 import hashlib
 import json
@@ -51,7 +51,7 @@ def chunk_of():
 
 @pytest.fixture(scope="session")
 def learned():
-    """`learned(codec, sample)`: the codec's assets as a cache gives them back from its file."""
+    """`learned(codec, sample)`: the codec's assets, saved and loaded as in a cache."""
 
     def make(codec, sample):
         return load(save({name: t.contiguous() for name, t in codec.learn(sample).items()}))
@@ -61,7 +61,7 @@ def learned():
 
 @pytest.fixture(scope="session")
 def round_trip(learned):
-    """`round_trip(codec, chunk, temperature=1.0)`: what a loss reads of these tokens."""
+    """`round_trip(codec, chunk, temperature=1.0)`: these tokens, encoded and decoded."""
 
     def trip(codec, chunk, temperature=1.0, assets=None):
         assets = learned(codec, chunk) if assets is None else assets
@@ -73,7 +73,7 @@ def round_trip(learned):
 
 @pytest.fixture(scope="session")
 def probabilities():
-    """`probabilities(decoded, V)`: float64 weight of every id; a sparse tail is not among them."""
+    """`probabilities(decoded, V)`: float64 weight of every id, without a sparse tail."""
 
     def make(decoded, vocabulary):
         if not isinstance(decoded, SparseDistribution):
@@ -191,7 +191,7 @@ def close():
 
 @pytest.fixture(scope="session")
 def sound(make_cache, tiny_model, make_examples, tmp_path_factory):
-    """A finished cache of several shards whose codecs learned something. Read only."""
+    """A finished cache of several shards with learned assets. Read only."""
     config = CacheConfig.model_validate(
         {
             "codec": {"name": "hybrid", "k": 8},
@@ -205,7 +205,7 @@ def sound(make_cache, tiny_model, make_examples, tmp_path_factory):
 
 
 class Forgery:
-    """A cache that a stranger changed, making every checksum fit."""
+    """A cache that can be forged with matching checksums."""
 
     def __init__(self, folder):
         self.folder, self.first = folder, folder / "shards/00000.arrow"
@@ -217,7 +217,7 @@ class Forgery:
         return found
 
     def manifest(self):
-        """What a recipe would ask of this cache."""
+        """The manifest that a recipe would ask for."""
         return {key: v for key, v in self.record("manifest.json").items() if key != "format"}
 
     def forge(self, name, /, **changed):
@@ -228,13 +228,13 @@ class Forgery:
         )
 
     def shard(self, data, **changed):
-        """Put other bytes in the place of the first shard."""
+        """Replace the first shard's bytes."""
         self.first.write_bytes(data)
         sums = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         self.forge("shards/00000.json", **sums, **changed)
 
     def assets(self, data):
-        """Put other bytes in the place of the assets."""
+        """Replace the bytes of the assets."""
         (self.folder / "assets.safetensors").write_bytes(data)
         sha256 = hashlib.sha256(data).hexdigest()
         self.forge("assets.json", bytes=len(data), sha256=sha256)
@@ -242,7 +242,7 @@ class Forgery:
             self.forge(f"shards/{path.name}", assets=sha256)
 
     def everywhere(self, **changed):
-        """Change the manifest, and let assets and shards say that they were made for it."""
+        """Change the manifest, and make assets and shards claim to be made for it."""
         self.forge("manifest.json", **changed)
         made_for = manifest_identity(self.record("manifest.json"))
         for name in [
@@ -252,13 +252,13 @@ class Forgery:
             self.forge(name, made_for=made_for)
 
     def read(self):
-        """All signals of it."""
+        """All signals of the cache."""
         cache = SignalCache(str(self.folder), unfinished=True)
         signals = cache.signals(cache.keys())
         return signals.distribution(1.0), signals.hidden(1)
 
     def is_refused(self, words=None):
-        """Assert that reading it is a `CacheError`, of these words."""
+        """Assert that reading raises a `CacheError` that matches these words."""
         with pytest.raises(CacheError, match=words):
             self.read()
 

@@ -1,4 +1,4 @@
-"""A teacher in the training step gives what a cache of it gives, whatever rows it is asked in."""
+"""A teacher in the training step gives the same signals as its cache, in any rows."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def examples(make_examples):
 
 @pytest.fixture(scope="module")
 def asked(examples):
-    """`asked(teacher, rows)`: its signals of examples laid out in rows."""
+    """`asked(teacher, rows)`: its signals for examples packed in rows."""
 
     def ask(teacher, rows=ROWS):
         batch = collate([[examples[i] for i in row] for row in rows])
@@ -38,7 +38,7 @@ def teacher(tiny_model):
 
 
 def tensors(signals):
-    """Everything that it gives, by name."""
+    """All its signals, by name."""
     found = {f"layer {n}": signals.hidden(n) for n in (0, 1, 2)}
     for block in (1, 2):
         attention = signals.attention(block)
@@ -128,9 +128,9 @@ def test_a_teacher_in_bfloat16_gives_layers_in_float32(make_model, teacher, aske
 
 def test_what_was_not_asked_for_is_refused(tiny_model, asked):
     signals = asked(OnlineTeacher(tiny_model, V, [1], [2]))
-    with pytest.raises(RecipeError, match=r"Layer 2 is not .* \(\[1\]\)"):
+    with pytest.raises(RecipeError, match=r"Layer 2 was not requested .* \[1\]"):
         signals.hidden(2)
-    with pytest.raises(RecipeError, match=r"attention of block 1 is not .* \(\[2\]\)"):
+    with pytest.raises(RecipeError, match=r"attention of block 1 was not requested .* \[2\]"):
         signals.attention(1)
 
 

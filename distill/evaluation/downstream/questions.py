@@ -15,7 +15,14 @@ import numpy as np
 
 from attar.errors import DataError, RecipeError
 from attar.files import stamp_of_files
-from distill.data.row_formats import check_column, fill, first_of, template_columns, text_of
+from distill.data.row_formats import (
+    check_column,
+    choose_column,
+    fill,
+    first_of,
+    template_columns,
+    text_of,
+)
 from distill.data.sources import load_rows, local_files
 from distill.evaluation.downstream.config import (
     Cloze,
@@ -107,11 +114,11 @@ def questions_of(task: Questions) -> tuple[list[Question], list[Question]]:
     """
     rows = _checked_rows(task, task.data, "data")
     shown: list[Mapping[str, Any]] = rows[: task.shots]
-    places = [str(i) for i in range(len(rows))]
+    numbers = range(len(rows))
     if task.shots_data is not None:
         shown = _checked_rows(task, task.shots_data, "shots_data")[: task.shots]
     else:
-        rows, places = rows[task.shots :], places[task.shots :]
+        rows, numbers = rows[task.shots :], numbers[task.shots :]
     if len(shown) < task.shots or not rows:
         raise DataError(
             f"Task `{task.name}`: `shots: {task.shots}` needs more rows than "
@@ -120,9 +127,9 @@ def questions_of(task: Questions) -> tuple[list[Question], list[Question]]:
     chosen = range(len(rows))
     if task.limit is not None and task.limit < len(rows):
         chosen = np.linspace(0, len(rows) - 1, task.limit).astype(int).tolist()
-    asked = [_question(task, rows[i], f"row {places[i]} of `{task.data}`") for i in chosen]
+    asked = [_question(task, rows[i], task.data, numbers[i]) for i in chosen]
     source = task.shots_data or task.data
-    return [_question(task, row, f"row {i} of `{source}`") for i, row in enumerate(shown)], asked
+    return [_question(task, row, source, i) for i, row in enumerate(shown)], asked
 
 
 def _checked_rows(task: Questions, source: str, key: str) -> list[Mapping[str, Any]]:
@@ -143,42 +150,43 @@ def _checked_rows(task: Questions, source: str, key: str) -> list[Mapping[str, A
     return list(table)
 
 
-def _question(task: Questions, row: Mapping[str, Any], where: str) -> Question:
-    usual = CONTEXT_COLUMNS if isinstance(task, Cloze) else QUESTION_COLUMNS
+def _question(task: Questions, row: Mapping[str, Any], source: str, number: int) -> Question:
+    """The question of one row, whose number names it in errors."""
+    where = f"row {number} of `{source}`"
+    asked = CONTEXT_COLUMNS if isinstance(task, Cloze) else QUESTION_COLUMNS
     if task.prompt is not None:
         prompt = fill(task.prompt, row)
     else:
-        prompt = text_of(row[_column_of(None, usual, row, where, "question", "prompt")])
+        prompt = text_of(row[_column(task, row, source, "prompt", asked, "question")])
     if not prompt.strip():
         raise DataError(f"The question of {where} is empty.")
     if isinstance(task, MultipleChoice):
-        choices, labels = _choices(task, row, where)
-        gold = row[_column_of(task.answer, RIGHT_COLUMNS, row, where, "right answer", "answer")]
+        choices, labels = _choices(task, row, source, where)
+        gold = row[_column(task, row, source, "answer", RIGHT_COLUMNS, "right answer")]
         right = _right_choice(gold, choices, labels, where)
         return Question(prompt, choices, right, choices[right])
     if isinstance(task, Cloze):
-        column = _column_of(task.answer, CONTINUATION_COLUMNS, row, where, "continuation", "answer")
+        column = _column(task, row, source, "answer", CONTINUATION_COLUMNS, "continuation")
         target = _answer_text(row[column], where)
         wrong = row.get(task.alternatives or "alternatives") or []
         return Question(prompt, (target, *(text_of(value) for value in wrong)), 0, target)
-    column = _column_of(task.answer, ANSWER_COLUMNS, row, where, "answer", "answer")
+    column = _column(task, row, source, "answer", ANSWER_COLUMNS, "answer")
     target = _answer_text(row[column], where)
     worked = column if task.answer is not None else first_of(WORKED_ANSWER_COLUMNS, row) or column
-    target = target.rpartition("####")[2].strip()  # GSM8K marks the final answer so
+    target = target.rpartition("####")[2].strip()  # GSM8K's own mark of the final answer
     return Question(prompt, (target,), 0, text_of(row[worked]))
 
 
-def _column_of(
-    named: str | None, usual: tuple[str, ...], row: Mapping[str, Any], where: str, what: str,
+def _column(
+    task: Questions,
+    row: Mapping[str, Any],
+    source: str,
     key: str,
-) -> str:  # fmt: skip
-    found = named or first_of(usual, row)
-    if found is None:
-        raise DataError(
-            f"No column of {where} is known to hold the {what} (it has {', '.join(row)}); name it "
-            f"with `{key}`."
-        )
-    return found
+    usual: tuple[str, ...],
+    holds: str,
+) -> str:
+    """The column that the task's key names, else the first with a usual name."""
+    return choose_column(row, getattr(task, key), usual, source=source, key=key, holds=holds)
 
 
 def _answer_text(value: Any, where: str) -> str:
@@ -189,12 +197,12 @@ def _answer_text(value: Any, where: str) -> str:
 
 
 def _choices(
-    task: MultipleChoice, row: Mapping[str, Any], where: str
+    task: MultipleChoice, row: Mapping[str, Any], source: str, where: str
 ) -> tuple[tuple[str, ...], list[str]]:
     """(the choices, the labels by which the right answer may name them)."""
     if isinstance(task.choices, list):
         return tuple(task.choices), []
-    given = row[_column_of(task.choices, CHOICES_COLUMNS, row, where, "choices", "choices")]
+    given = row[_column(task, row, source, "choices", CHOICES_COLUMNS, "choices")]
     labels: list[str] = []
     if isinstance(given, Mapping):  # ARC: {text: [...], label: [A, B, ...]}
         labels = [text_of(label) for label in given.get("label") or []]

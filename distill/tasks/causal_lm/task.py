@@ -14,7 +14,7 @@ from attar.errors import RecipeError
 from attar.models.loading import load_causal_lm
 from attar.models.structure import num_layers
 from attar.models.task_heads import CAUSAL, auto_class_of
-from distill.data.batching import OF_TOKENS, Batching
+from distill.data.batching import TOKEN_BATCHING, Batching
 from distill.data.calibration import calibration_rows
 from distill.data.config import DataConfig
 from distill.data.examples import Example, Examples
@@ -49,7 +49,7 @@ class CausalLM:
     """Models that predict the next token of texts and conversations."""
 
     auto: ClassVar[str] = CAUSAL
-    batching: ClassVar[Batching] = OF_TOKENS
+    batching: ClassVar[Batching] = TOKEN_BATCHING
     packs: ClassVar[bool] = True
     defaults: ClassVar[dict[str, dict[str, Any]]] = {}
     metrics: ClassVar[TaskMetrics] = CausalLMMetrics()

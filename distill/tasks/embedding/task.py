@@ -18,7 +18,7 @@ from attar.files import write_json
 from attar.models.loading import load_config, load_model, resolve_precision
 from attar.models.pooling import Pooling, read_pooling, text_vectors, write_pooling
 from attar.models.task_heads import BODY
-from distill.data.batching import OF_TEXTS, Batching
+from distill.data.batching import TEXT_BATCHING, Batching
 from distill.data.config import DataConfig
 from distill.data.examples import Example, Examples
 from distill.data.scored_pairs import load_pairs, read_pairs
@@ -54,7 +54,7 @@ class Embedding:
     """Encoders of `transformers` whose hidden states are pooled into a vector a text."""
 
     auto: ClassVar[str] = BODY
-    batching: ClassVar[Batching] = OF_TEXTS
+    batching: ClassVar[Batching] = TEXT_BATCHING
     packs: ClassVar[bool] = False
     defaults: ClassVar[dict[str, dict[str, Any]]] = {
         "cache": {"codec": "vectors"},

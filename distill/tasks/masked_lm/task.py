@@ -15,7 +15,7 @@ from attar.errors import RecipeError
 from attar.models.masked_lm import check_head, load_masked_lm
 from attar.models.structure import head_of, run_body
 from attar.models.task_heads import MASKED, auto_class_of
-from distill.data.batching import OF_MASKED, Batch, Batching, collate_masked
+from distill.data.batching import MASKED_BATCHING, Batch, Batching, collate_masked
 from distill.data.config import DataConfig
 from distill.data.examples import Example, Examples
 from distill.data.masked_texts import MaskedTexts, check_masks
@@ -53,7 +53,7 @@ class MaskedLM:
     """Models of `transformers` that predict masked tokens by a head over the vocabulary."""
 
     auto: ClassVar[str] = MASKED
-    batching: ClassVar[Batching] = OF_MASKED
+    batching: ClassVar[Batching] = MASKED_BATCHING
     packs: ClassVar[bool] = False
     defaults: ClassVar[dict[str, dict[str, Any]]] = {}
     metrics: ClassVar[TaskMetrics] = MaskedLMMetrics()

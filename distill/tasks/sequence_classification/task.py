@@ -19,7 +19,7 @@ from attar.models.task_heads import (
     load_classifier,
     set_padding_id,
 )
-from distill.data.batching import OF_TEXTS, Batching
+from distill.data.batching import TEXT_BATCHING, Batching
 from distill.data.config import DataConfig
 from distill.data.examples import Example, Examples
 from distill.data.labelled_texts import LabelledTexts
@@ -53,7 +53,7 @@ class SequenceClassification:
     """Models of `transformers` with a head over classes of texts."""
 
     auto: ClassVar[str] = CLASSIFIER
-    batching: ClassVar[Batching] = OF_TEXTS
+    batching: ClassVar[Batching] = TEXT_BATCHING
     packs: ClassVar[bool] = False
     defaults: ClassVar[dict[str, dict[str, Any]]] = {"cache": {"codec": "classes"}}
     metrics: ClassVar[TaskMetrics] = ClassificationMetrics()

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from attar.errors import ModelError
 from attar.models.pooling import copy_pooling
 from attar.models.structure import count_parameters
-from attar.models.task_heads import is_classifier, load_as_saved, output_of, takes_token_types
+from attar.models.task_heads import is_classifier, load_as_saved, output_field, takes_token_types
 from attar.models.tokenizers import load_tokenizer
 from students.artifacts.artifact import ArtifactInputs, artifact
 
@@ -85,7 +85,7 @@ def _export(source: Path, folder: Path, precision: GraphPrecision, given: Artifa
         device=torch.device("cpu"),
     )
     tokenizer = load_tokenizer(str(source), trust_remote_code=trust)
-    export_onnx(model, tokenizer, folder, outputs=[output_of(model.config)], precision=precision)
+    export_onnx(model, tokenizer, folder, outputs=[output_field(model.config)], precision=precision)
     copy_pooling(source, folder)
 
 

@@ -1,4 +1,4 @@
-"""Queries, keys and values of a block, as its linear maps give them, family by family."""
+"""Queries, keys and values of a block, for every model family."""
 
 from types import SimpleNamespace
 
@@ -127,7 +127,7 @@ def test_a_bias_that_dwarfs_the_weights_rounds_nothing_away():
 
 
 def gradients(model, *, train=False):
-    """Of every weight, from a sum over what is captured and over the final states."""
+    """Gradients of all weights, for a sum over captured and final states."""
     model.train(train).zero_grad()
     with capture_attention(model, [1, 3]) as captured:
         final = run_body(model, BATCH)
@@ -244,7 +244,7 @@ def test_maps_of_different_states_cannot_be_kept_by_their_input():
     with (
         torch.no_grad(),
         capture_attention_inputs(model, [1]),
-        pytest.raises(ModelError, match="not maps of the same states"),
+        pytest.raises(ModelError, match="have different inputs"),
     ):
         run_body(model, BATCH)
 

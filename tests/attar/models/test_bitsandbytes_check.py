@@ -1,10 +1,10 @@
-"""4-bit weights that this machine would read wrongly are refused, others are read right."""
+"""4-bit weights that this machine would dequantise wrongly are refused; others are correct."""
 
 import pytest
 import torch
 
 from attar.errors import ModelError
-from attar.models.bitsandbytes_check import check_rows, dequantizes_partial_blocks
+from attar.models.bitsandbytes_check import check_4bit_rows, dequantizes_partial_blocks
 from attar.models.loading import load_causal_lm
 
 
@@ -32,11 +32,11 @@ def test_torn_blocks_are_refused_where_they_are_read_wrongly(saved, monkeypatch)
     with pytest.raises(ModelError, match=r"q_proj.* has rows of 32; use int8"):
         load_causal_lm(folder, dtype=torch.float32, quantization="nf4")
     monkeypatch.setattr("attar.models.bitsandbytes_check.dequantizes_partial_blocks", lambda: True)
-    check_rows(load_causal_lm(folder, dtype=torch.float32, quantization="nf4"), folder)
+    check_4bit_rows(load_causal_lm(folder, dtype=torch.float32, quantization="nf4"), folder)
 
 
 def test_the_self_test_agrees_with_what_a_layer_computes(saved):
-    """A map with torn blocks, by hand: its quantised weights against the plain ones."""
+    """A map with partial blocks: its dequantised weights against the original ones."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     weight = torch.randn(8, 32)

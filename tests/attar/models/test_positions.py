@@ -1,4 +1,4 @@
-"""How long a text a model reads, by its configuration and by trying."""
+"""The longest text a model can read, by its configuration and by running it."""
 
 import pytest
 import torch

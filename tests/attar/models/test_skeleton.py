@@ -1,4 +1,4 @@
-"""A model without its weights, made to be looked at before any work."""
+"""A model without weights, for checks of names and shapes before any work."""
 
 from transformers import BertConfig, LlamaConfig
 
@@ -15,7 +15,7 @@ SMALL = {
 
 
 class TheirConfig(LlamaConfig):
-    """A config whose code came with its model."""
+    """A config class whose code comes with its model."""
 
 
 def test_a_skeleton_has_the_head_of_the_task_and_no_weights():

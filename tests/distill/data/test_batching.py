@@ -86,8 +86,10 @@ def test_signals_of_keys_line_up_with_counted_positions(make_examples, number, s
     for micro in plan:
         batch = collate([[examples[i] for i in row] for row in micro])
         counted = batch.labels_BT[batch.labels_BT != IGNORE].tolist()
-        told = [by_key[key].labels for key in batch.keys]
-        assert counted == [label for labels in told for label in labels if label != IGNORE]
+        labels_of_keys = [by_key[key].labels for key in batch.keys]
+        assert counted == [
+            label for labels in labels_of_keys for label in labels if label != IGNORE
+        ]
         assert batch.num_counted == len(counted)
 
 

@@ -155,7 +155,7 @@ def test_a_tokenizer_without_a_mask_is_refused(tmp_path, write_rows):
 
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_the_head_by_itself_gives_the_models_own_logits(family):
-    """Of padded rows too, for every family, whatever stands before its output map."""
+    """Of padded rows too, for every family, with its own layers before the output map."""
     model, examples = tiny(family), texts(5)
     check_head(model)
     batch = collate_masked([[e] for e in examples])
@@ -170,7 +170,7 @@ def test_the_head_by_itself_gives_the_models_own_logits(family):
 def test_a_head_that_is_more_than_a_map_is_refused():
     model = EsmForMaskedLM(EsmConfig(**SIZES, mask_token_id=MASK))
     torch.nn.init.normal_(model.lm_head.bias)
-    with pytest.raises(ModelError, match="EsmForMaskedLM is more than one linear map"):
+    with pytest.raises(ModelError, match="logits of EsmForMaskedLM are not one linear map"):
         check_head(model)
 
 

@@ -1,4 +1,4 @@
-"""From rows to examples: what is learned, what is held out, and what is refused."""
+"""From rows to examples: windows, labels, files, parts, and errors."""
 
 import gzip
 import json

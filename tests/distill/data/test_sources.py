@@ -3,7 +3,7 @@ import json
 import pytest
 
 from attar.errors import DataError
-from distill.data.row_formats import RowOptions, conversation_of, layout_of
+from distill.data.row_formats import RowOptions, conversation_of, row_format_of
 from distill.data.sources import load_rows
 
 
@@ -27,7 +27,7 @@ def test_a_saved_folder_of_one_data_set_has_no_splits(tmp_path):
 @pytest.mark.parametrize("context", ["input", "context"])
 def test_what_an_instruction_is_about_stays_with_it(context):
     row = {"instruction": "Translate.", context: "Guten Tag", "output": "Good day"}
-    layout = layout_of(row, "rows", RowOptions())
+    layout = row_format_of(row, "rows", RowOptions())
     asked, answered = conversation_of(row, layout).messages
     assert asked == {"role": "user", "content": "Translate.\n\nGuten Tag"}
     assert answered == {"role": "assistant", "content": "Good day"}
@@ -37,7 +37,7 @@ def test_what_an_instruction_is_about_stays_with_it(context):
 def test_a_message_without_content_is_named(tmp_path):
     row = {"messages": [{"role": "user"}]}
     with pytest.raises(DataError, match="content"):
-        conversation_of(row, layout_of(row, "rows", RowOptions()))
+        conversation_of(row, row_format_of(row, "rows", RowOptions()))
 
 
 def test_rows_that_are_no_json_are_told(tmp_path):

@@ -16,7 +16,7 @@ from distill.data.config import DataConfig, source_stamp
 from distill.data.examples import Examples
 from distill.data.masked_texts import MaskedTexts
 from distill.data.prepare import prepare, prepare_whole
-from distill.data.split import PARTS, part_file
+from distill.data.split import DATA_PARTS, part_file
 from tests.helpers.classifying import BAD, GOOD, PLAIN, write_rows
 from tests.helpers.masking import tokenizer
 
@@ -48,7 +48,7 @@ def split(tmp_path, monkeypatch):
         values = {"train": source, "max_length": 32, "append_eos": False, **keys}
         config = DataConfig.model_validate(values)
         folder = prepare(config, tokenizer(), "ids", seed, tmp_path / "data", reader)
-        parts = {part: Examples(part_file(folder, part)) for part in PARTS}
+        parts = {part: Examples(part_file(folder, part)) for part in DATA_PARTS}
         return parts, read_json(folder / "stats.json")
 
     return make
@@ -109,7 +109,7 @@ def test_validation_is_a_share_of_the_documents_that_are_not_held_out(split, sha
 
 def test_at_least_one_document_is_left_to_learn_from(split):
     parts, _ = split(word_rows(3, 12, 0), held_out=0.1, validation=0.99)
-    assert [len(parts[part]) for part in PARTS] == [1, 1, 1]
+    assert [len(parts[part]) for part in DATA_PARTS] == [1, 1, 1]
 
 
 def test_a_limit_on_validation_tokens_is_spread_over_its_documents(split):
@@ -203,7 +203,7 @@ def test_a_split_can_be_the_validation_part(split, tmp_path):
     parts, stats = split(
         str(tmp_path / "saved"), validation="split:validation", held_out="split:test"
     )
-    for part, name in zip(PARTS, ("train", "validation", "test"), strict=True):
+    for part, name in zip(DATA_PARTS, ("train", "validation", "test"), strict=True):
         assert sorted(texts_of(parts[part])) == sorted(words_of(rows[name]))
     assert stats["validation_from"] == "split"
 
@@ -247,7 +247,7 @@ def test_one_document_is_learned_then_validated_then_held_out(split, caplog):
     words = " ".join(words_of(word_rows(30, 12, 2)))
     parts, stats = split([{"text": words}], held_out=0.2, validation=0.25, max_length=WINDOW)
     ids = tokenizer()(words)["input_ids"]
-    whole = [example for part in PARTS for example in parts[part]]
+    whole = [example for part in DATA_PARTS for example in parts[part]]
     joined = [whole[0].input_ids[0], *(label for e in whole for label in e.labels[:-1])]
     assert [int(i) for i in joined] == ids, "in order, and nothing is lost"
     left = len(whole) - math.ceil(0.2 * len(whole))

@@ -12,8 +12,8 @@ from attar.errors import DataError
 from distill.data.config import DataConfig
 from distill.data.examples import Examples, key_of
 from distill.data.prepare import prepare
-from distill.data.row_formats import layout_of
-from distill.data.split import PARTS
+from distill.data.row_formats import row_format_of
+from distill.data.split import DATA_PARTS
 from distill.data.tokenize import IGNORE, tokenize_chat, tokenize_document, tokenize_pair
 from distill.run.load import check_recipe
 
@@ -28,7 +28,7 @@ def examples_of(tokenizer):
     def make(row, tokenizer=tokenizer, **options):
         config = DataConfig.model_validate({"train": "rows", "max_length": 512, **options})
         table = datasets.Dataset.from_list([row])
-        layout = layout_of(table.features, "rows", config)
+        layout = row_format_of(table.features, "rows", config)
         return tokenize_document(tokenizer, table[0], layout, config)
 
     return make
@@ -181,7 +181,7 @@ def test_names_that_come_with_the_data_are_used(bare_tokenizer):
     )
     table = datasets.Dataset.from_list([{"text": "light", "label": 1}], features)
     config = DataConfig.model_validate({"train": "rows", "label_column": "label"})
-    layout = layout_of(table.features, "rows", config)
+    layout = row_format_of(table.features, "rows", config)
     ((ids, _),) = tokenize_document(bare_tokenizer, table[0], layout, config)
     assert bare_tokenizer.decode(ids) == "light\nLabel: yes<|endoftext|>"
 
@@ -239,8 +239,8 @@ def test_columns_that_do_not_fit_are_named(examples_of, row, options, says):
 WRONG = {
     "no column": ({"prompt": "Sentiment:"}, "names at least one column"),
     "open brace": ({"prompt": "{text"}, "not a template"),
-    "format": ({"prompt": "{text!r:>20}"}, "name of a column and nothing else"),
-    "attribute": ({"prompt": "{text.__class__}"}, "name of a column and nothing else"),
+    "format": ({"prompt": "{text!r:>20}"}, "only the name of a column"),
+    "attribute": ({"prompt": "{text.__class__}"}, "only the name of a column"),
     "two prompts": ({"prompt": "{a}", "text_column": "b"}, "no effect"),
 }
 
@@ -267,11 +267,11 @@ def test_a_column_is_asked_for_in_its_own_section():
         }  # fmt: skip
         config = getattr(check_recipe(values), section).data
         with pytest.raises(DataError, match=rf"`{section}\.data\.text_column`"):
-            layout_of({"text": None}, "y", config)
+            row_format_of({"text": None}, "y", config)
 
 
 def test_what_is_left_out_is_counted_and_said(tmp_path, bare_tokenizer, caplog):
-    """Empty answers, and prompts so long that nothing of the answer is left."""
+    """Empty answers, and prompts so long that no token of the answer is left."""
     good = [{"prompt": f"what is {i}? ", "completion": "light"} for i in range(6)]
     empty = [{"prompt": "what? ", "completion": answer} for answer in ("", " \n", None)]
     long = [{"prompt": "water " * 40, "completion": "light"}] * 2
@@ -279,7 +279,7 @@ def test_what_is_left_out_is_counted_and_said(tmp_path, bare_tokenizer, caplog):
     file.write_text("".join(json.dumps(row) + "\n" for row in [*good, *empty, *long]))
     config = DataConfig(train=str(file), max_length=24, held_out=0.2)
     made = prepare(config, bare_tokenizer, "id", 0, tmp_path / "data")
-    kept = [Examples(made / f"{part}.arrow") for part in PARTS]
+    kept = [Examples(made / f"{part}.arrow") for part in DATA_PARTS]
     assert sum(map(len, kept)) == 6
     assert "3 have an empty answer, and are left out" in caplog.text
     assert "2 have a prompt that fills `data.max_length`" in caplog.text

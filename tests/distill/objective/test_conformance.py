@@ -14,6 +14,7 @@ from distill.objective.terms import TERM_MODELS, check_served
 from teachers.codecs.codec import CODECS
 from tests.helpers.conformance import (
     DEPTH,
+    PAIRED,
     PROPERTIES,
     REFUSED,
     SERVED,
@@ -46,14 +47,34 @@ def test_every_loss_is_served_by_something():
     assert {name for name, _ in SERVED} == set(LOSSES) - alone
 
 
-@pytest.mark.parametrize("measure", PROPERTIES, ids=lambda measure: measure.__name__)
-@pytest.mark.parametrize(("name", "source"), SERVED)
-def test_property_holds(pair_of, record_property, name, source, measure):
+def test_every_loss_and_every_source_is_among_the_pairs_of_the_gate():
+    for i in (0, 1):
+        assert {pair[i] for pair in PAIRED} == {pair[i] for pair in SERVED}
+
+
+def check_property(pair_of, record_property, name, source, measure):
     error = measure(pair_of(name, source))
     if error is None:
         return
     record_property("conformance", (measure.__name__, name, source, error))
     assert error <= limit(measure, source)
+
+
+every_property = pytest.mark.parametrize("measure", PROPERTIES, ids=lambda found: found.__name__)
+
+
+@every_property
+@pytest.mark.parametrize(("name", "source"), PAIRED)
+def test_property_holds(pair_of, record_property, name, source, measure):
+    check_property(pair_of, record_property, name, source, measure)
+
+
+@every_property
+@pytest.mark.parametrize(("name", "source"), [pair for pair in SERVED if pair not in PAIRED])
+def test_property_holds_for_every_other_pair(
+    full_product, pair_of, record_property, name, source, measure
+):
+    check_property(pair_of, record_property, name, source, measure)
 
 
 FINE = {"topk": 2e-2, "final_hidden": 2e-3, "bf16": 2e-2}  # float16 logs, a KL of 1e-7, bfloat16

@@ -120,7 +120,7 @@ def test_a_cut_map_of_a_student_that_was_not_cut_is_refused(loss):
 
 
 def test_last_layers_that_all_lie_too_low_are_refused():
-    words = rf"{PATH}\.layers: last`: the cached layers \[2, 4\] lie below the last 2; cache later"
+    words = rf"{PATH}\.layers: last`: the cached layers \[2, 4\] are below the last 2; cache later"
     refused(words, both(2, 6, [2, 4]), term(layers="last"))
 
 

@@ -62,7 +62,7 @@ def cache(make_cache, tiny_model, examples, config, tmp_path_factory):
 
 @pytest.fixture
 def make_learner(make_model):
-    """A learner on a fresh student, with every kind of term unless told otherwise."""
+    """A learner on a fresh student, with every kind of term by default."""
 
     def make(*named, student=None, **options):
         student = student or make_model(7)

@@ -1,4 +1,4 @@
-"""What a target tells apart: entries and the rest, on both sides, for every loss over outcomes."""
+"""The outcomes of a target: entries and the rest, on both sides, for every loss over outcomes."""
 
 import math
 

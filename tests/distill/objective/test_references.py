@@ -142,7 +142,7 @@ def mean(values_N):
 
 
 def gkd(given, token):
-    """No T^2; divided by counted tokens, unless told otherwise."""
+    """No T^2; divided by counted tokens by default."""
     name, parameters = generalised(given.get("beta", 0.5))
     values = token(name, given.get("temperature", 1.0), **parameters)
     if "labels" in given:  # none: `batchmean` divides by rows, of which there is one
@@ -209,7 +209,7 @@ def megatron(given, token):
 
 
 def distillkit(name):
-    """T^2; `zero` is a teacher with nothing but its entries, `symmetric_uniform` a bucket, whose
+    """T^2; `zero` is a teacher with only its entries, `symmetric_uniform` a bucket, whose
     mass at T is the power 1/T of what it was at 1."""
 
     def explained(given, token):

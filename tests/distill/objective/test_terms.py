@@ -82,7 +82,7 @@ def test_a_tail_is_refused_where_there_is_none(tail, codec):
 def test_a_tail_left_out_is_refused_where_the_loss_would_be_wrong(loss, tail, codec):
     found, term = LOSSES[loss], {"loss": loss, "tail": tail}
     if tail == "drop" and not found.linear:
-        refused(rf"\[0\]`: {loss} with `tail: drop` is no divergence.*leave `tail` out", term)
+        refused(rf"\[0\]`: {loss} with `tail: drop` is not a divergence.*leave `tail` out", term)
     elif tail == "renormalize" and found.needs_mass:
         refused(rf"\[0\]`: {loss} with `tail: renormalize` is infinite.*leave `tail` out", term)
     else:
@@ -92,7 +92,7 @@ def test_a_tail_left_out_is_refused_where_the_loss_would_be_wrong(loss, tail, co
 @pytest.mark.parametrize("tail", TAILS)
 def test_a_tail_has_no_effect_online(tail):
     term = {"loss": "forward_kl", "tail": tail, "source": "online"}
-    refused(r"`train\.objective\[0\]`: `tail` is about stored entries, and `source: online`", term)
+    refused(r"`train\.objective\[0\]`: `tail` is for stored entries, and `source: online`", term)
 
 
 @pytest.mark.parametrize("tail", ["bucket", "keep"])
@@ -168,7 +168,7 @@ def test_an_end_of_a_schedule_outside_the_range_is_told_by_its_path(term, key, e
         (0, r"\.beta`: .*greater than 0.*found 0"),
         ({"schedule": "linear", "to": 0.5}, r"\.beta`: a `linear` schedule needs `from`"),
         ({"schedule": "cosine", "to": 0.5}, r"\.beta`: a `cosine` schedule needs `from`"),
-        (ramp(0.1, 0.5, "constant"), r"\.beta`: a `constant` schedule has `to` alone"),
+        (ramp(0.1, 0.5, "constant"), r"\.beta`: a `constant` schedule has only `to`"),
         (ramp(0.1, 0.5, over=[0.5, 0.2]), r"\.beta`: `over` is \[start, end\]"),
         (ramp(0.1, 0.5, over=[0.5, 0.5]), r"\.beta`: `over` is \[start, end\]"),
         (ramp(0.1, 0.5, over=[-1, 5]), r"\.beta`: `over` is \[start, end\]"),

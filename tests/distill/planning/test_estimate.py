@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig, BertConfig, GPT2Config, LlamaConfig
 
 from distill.data.examples import Examples
-from distill.data.split import PARTS, part_file
+from distill.data.split import DATA_PARTS, part_file
 from distill.planning.estimate import Estimate, data_counts, estimates
 from distill.planning.model_cost import model_cost
 from distill.run.context import Run
@@ -65,7 +65,7 @@ def test_what_is_planned_is_near_what_is_prepared(task, data):
     before, counted = plan_of(run), data_counts(run, run.recipe.data)
     run.prepare_data()
     after, prepared = plan_of(run), data_counts(run, run.recipe.data)
-    parts = {part: Examples(part_file(Path("out/data"), part)) for part in PARTS}
+    parts = {part: Examples(part_file(Path("out/data"), part)) for part in DATA_PARTS}
     for part, examples in parts.items():
         assert getattr(prepared, part) == len(examples)
         assert getattr(counted, part) == pytest.approx(len(examples), rel=0.15)
@@ -142,7 +142,7 @@ def test_next_tokens_are_counted_in_the_parts_that_each_stage_reads(workshop):
     before = plan_of(run)
     run.prepare_data()
     after = plan_of(run)
-    parts = {part: Examples(part_file(Path("out/data"), part)) for part in PARTS}
+    parts = {part: Examples(part_file(Path("out/data"), part)) for part in DATA_PARTS}
     tokens = {part: examples.num_tokens for part, examples in parts.items()}
     assert after["train"].amount == pytest.approx(2 * tokens["train"], abs=2)
     assert after["cache"].amount == pytest.approx(tokens["train"] + tokens["validation"], rel=0.02)

@@ -1,9 +1,15 @@
-"""What a training holds: counted without weights, kept by checkpointing or not, learnt the same."""
+"""The memory of a training: counted without weights, and with or without checkpointing."""
 
 import pytest
 import torch
 
-from distill.planning.memory import FLOAT32_COPIES, Forward, footprint, skeleton, trace
+from distill.planning.memory import (
+    FLOAT32_COPIES,
+    Forward,
+    footprint,
+    student_skeleton,
+    trace_memory,
+)
 from distill.training.loop import train
 from students.save import save_student
 from students.tuning.method import METHODS
@@ -39,7 +45,9 @@ def method_of(name):
 def traced(config, depth, name="full", rows=16, tokens=64, **more):
     method = method_of(name)
     forward = Forward(rows, tokens, more.pop("products", torch.float32), base=method.base, **more)
-    return trace(skeleton(config, depth, lambda model: method.attach(model, 0)), forward)
+    return trace_memory(
+        student_skeleton(config, depth, lambda model: method.attach(model, 0)), forward
+    )
 
 
 @pytest.mark.parametrize("name", METHOD_NAMES)
@@ -109,12 +117,12 @@ def test_a_frozen_head_waits_for_no_gradient(config):
         choose_trainable(model, "last:1")
         return model
 
-    model = skeleton(config, 2, last_block)
-    assert footprint(trace(model, Forward(2, 16, torch.float32)), chunk=8).waiting == 0
+    model = student_skeleton(config, 2, last_block)
+    assert footprint(trace_memory(model, Forward(2, 16, torch.float32)), chunk=8).waiting == 0
 
 
 def test_a_model_that_cannot_be_traced_is_estimated(config):
-    model = skeleton(config, 4, lambda model: model)
+    model = student_skeleton(config, 4, lambda model: model)
     forward = model.model.forward
 
     def asks_for_values(*arguments, **named):
@@ -123,7 +131,7 @@ def test_a_model_that_cannot_be_traced_is_estimated(config):
         return forward(*arguments, **named)
 
     model.model.forward = asks_for_values
-    kept = trace(model, Forward(16, 64, torch.float32)).kept
+    kept = trace_memory(model, Forward(16, 64, torch.float32)).kept
     assert kept == pytest.approx(traced(config, 4).kept, rel=0.4)
 
 

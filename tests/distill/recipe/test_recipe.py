@@ -209,7 +209,7 @@ MISTAKES = {
         [[1, 3]],
         r"`train\.objective\[2\]\.layers`.*layer 3.*cache\.hidden\.layers",
     ),
-    "cut of a fresh model": (["student", "from"], {"hidden_size": 16}, r"`student`.*layers.*fresh"),
+    "cut of a fresh model": (["student", "from"], {"hidden_size": 16}, r"layers.*random weights"),
     "section that is a word": (["student"], "teacher", r"`student`"),
     "teacher that learns from itself": (
         ["teacher", "adapt"],

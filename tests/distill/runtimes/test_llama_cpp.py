@@ -66,7 +66,7 @@ def close(ours, theirs):
 
 def test_logits_are_those_of_transformers_on_the_tokenizers_ids(student, runtime):
     """Longer than what is computed at once, so that pieces of a text meet in the cache."""
-    assert len(IDS) > library.CHUNK_READ
+    assert len(IDS) > library.BATCH_POSITIONS_WITH_LOGITS
     found = runtime.logits(IDS)
     assert found.dtype == torch.float32
     assert found.shape == (300, runtime.vocabulary)
@@ -129,7 +129,7 @@ def test_generation_ends_after_a_stop(runtime):
 def test_prefill_takes_any_prompt_that_fits(runtime):
     runtime.prefill(IDS[:1])
     runtime.prefill((IDS * 2)[:512])
-    with pytest.raises(ModelError, match="sees 512 positions; the text has 513"):
+    with pytest.raises(ModelError, match="context of 512 positions; the text has 513"):
         runtime.prefill((IDS * 2)[:513])
 
 
@@ -142,8 +142,7 @@ def test_ids_and_text_are_the_tokenizers(student, runtime):
     assert max(runtime.generate(IDS[:5], 30)) < len(tokenizer)
 
 
-@pytest.mark.usefixtures("child_process")  # llama.cpp renders templates in a server
-def test_a_conversation_becomes_the_same_ids(student, runtime):
+def test_a_conversation_becomes_the_same_ids(student, runtime, local_server):
     tokenizer = AutoTokenizer.from_pretrained(student[1])
     text = tokenizer.apply_chat_template(TALK, tokenize=False, add_generation_prompt=True)
     assert runtime.encode_chat(TALK) == tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -158,8 +157,9 @@ def test_a_file_without_a_template_takes_no_conversation(student, bare_tokenizer
         open_runtime(ModelSource(str(tmp_path / "model.gguf"))).encode_chat(TALK)
 
 
-@pytest.mark.usefixtures("child_process")  # llama.cpp renders templates in a server
-def test_a_template_that_refuses_a_conversation_is_an_error(student, tokenizer, tmp_path):
+def test_a_template_that_refuses_a_conversation_is_an_error(
+    student, tokenizer, tmp_path, local_server
+):
     student[0].save_pretrained(tmp_path)
     refuse = "{% if messages[-1]['content'] == 'on water' %}{{ raise_exception('no water') }}"
     tokenizer.chat_template = refuse + "{% endif %}" + CHATML
@@ -174,7 +174,7 @@ def test_a_template_that_llama_cpp_cannot_use_is_an_error(student, tokenizer, tm
     tokenizer.chat_template = "{% for %}"
     tokenizer.save_pretrained(tmp_path)
     write_gguf(tmp_path, tmp_path / "model.gguf", "q8_0")
-    with pytest.raises(ModelError, match=r"cannot serve .*; its chat template may be at fault"):
+    with pytest.raises(ModelError, match=r"cannot serve .*; its chat template may be the reason"):
         open_runtime(ModelSource(str(tmp_path / "model.gguf"))).encode_chat(TALK)
 
 
@@ -204,7 +204,7 @@ def test_a_file_for_another_vocabulary_is_refused(student):
         open_runtime(ModelSource(str(student[1] / "model.gguf"), vocabulary=99_999))
     fewer = RUNTIMES["llama.cpp"](ModelSource(str(student[1] / "model.gguf"), vocabulary=100))
     assert fewer.logits(IDS[:4]).shape == (4, 100)
-    with pytest.raises(ModelError, match="500 is not one of them"):
+    with pytest.raises(ModelError, match="id 500 does not exist"):
         fewer.logits([500])
 
 

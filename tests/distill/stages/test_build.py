@@ -189,7 +189,7 @@ def test_a_tokenizer_that_cannot_be_cut_is_refused_before_its_corpus_is_read(wor
     Path("text.jsonl").write_text('{"turns": 1}\n')  # nothing that could be tokenised
     more = ("teacher", "--data", "text.jsonl", "--out", "new")
     result = workshop("vocabulary", *more, ok=False)
-    assert "Unigram; BPE and WordPiece vocabularies can be cut" in result.output
+    assert "Unigram; only BPE and WordPiece vocabularies can be cut" in result.output
 
 
 @pytest.mark.parametrize(

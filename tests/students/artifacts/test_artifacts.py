@@ -1,4 +1,4 @@
-"""Artifacts: each loads from its folder by what it names, without this package, and is whole."""
+"""Artifacts: each loads from its folder without this package, and is complete."""
 
 import json
 import os
@@ -30,7 +30,7 @@ from students.tuning.bottleneck_module import BottleneckConfig, add_bottleneck
 
 IDS = torch.randint(4, 270, (2, 12), generator=torch.Generator().manual_seed(0))
 TRANSFORMERS = ("bf16", "nf4", "int8", "merged-requantized-nf4", "merged-requantized-int8")
-MADE_ELSEWHERE = ("gguf-q4_k_m", "gguf-q5_k_m", "gguf-q6_k")  # by a llama.cpp of the user's
+MADE_ELSEWHERE = ("gguf-q4_k_m", "gguf-q5_k_m", "gguf-q6_k")  # by the user's llama.cpp
 LOSSES = {"bf16": 0.02, "onnx": 1e-4, "gguf-f16": 0.01}  # of the logits' spread; others 0.6
 
 
@@ -43,7 +43,7 @@ def export(name, given, folder):
 
 @pytest.fixture(scope="module")
 def student(make_model, bytes_bpe, tmp_path_factory):
-    """A student of a size that all blocks divide, with a tokenizer that has a chat template."""
+    """A student whose sizes are multiples of all blocks, with a chat template."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(
@@ -62,7 +62,7 @@ def given(student):
 
 @pytest.fixture(scope="module")
 def adapted(student, tmp_path_factory):
-    """The student with a LoRA adapter of a visible effect, learned on an NF4 base."""
+    """The student with a LoRA adapter of a visible effect, trained on an NF4 base."""
     model = get_peft_model(
         load_base(student, "nf4"), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     )
@@ -99,7 +99,7 @@ def test_every_artifact_is_close_to_its_student_in_its_own_runtime(
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_what_transformers_runs_loads_and_generates_by_its_card(name, given, tmp_path):
+def test_artifacts_of_transformers_load_and_generate_by_their_card(name, given, tmp_path):
     export(name, given, tmp_path / name)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / name)
     assert AutoTokenizer.from_pretrained(tmp_path / name).chat_template
@@ -117,7 +117,7 @@ def test_quantised_artifacts_are_smaller(given, tmp_path):
     assert sizes["nf4"] < sizes["int8"] < sizes["bf16"]
 
 
-def test_an_adapter_lies_beside_its_quantised_base_and_loads_by_its_card(
+def test_an_adapter_is_saved_with_its_quantised_base_and_loads_by_its_card(
     adapted, tmp_path, child_process
 ):
     given, model = adapted
@@ -155,7 +155,7 @@ def test_a_bottleneck_adapter_brings_its_own_code(student, tmp_path):
 
 
 def test_compensated_rounding_stays_closer_than_nearest(given, student, tmp_path):
-    """On the text that it was calibrated on, which is what it promises."""
+    """On the text that it was calibrated on."""
     original = AutoModelForCausalLM.from_pretrained(student)
     errors = {}
     for rounding in ("nearest", "compensated"):
@@ -168,8 +168,8 @@ def test_compensated_rounding_stays_closer_than_nearest(given, student, tmp_path
     assert errors["compensated"] < 0.8 * errors["nearest"]
 
 
-def test_what_learns_after_rounding_is_shipped(given, student, tmp_path):
-    """Scales and norms that `recover` changes stand in the artifact."""
+def test_scales_and_norms_trained_after_rounding_are_saved(given, student, tmp_path):
+    """The artifact holds the scales and norms that `recover` changed."""
 
     def double_the_last_norm(number_format, model):
         assert number_format == "nf4"
@@ -212,7 +212,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
         check_installed("gguf-q8_0")
 
 
-def test_every_card_says_how_to_load_it_and_nothing_of_us(given, adapted):
+def test_every_card_says_how_to_load_it_without_this_package(given, adapted):
     for name in ARTIFACTS:
         mine = adapted[0] if name == "adapter" else given
         card = model_card(

@@ -33,7 +33,7 @@ def artifact(make_model, tokenizer, tmp_path):
     return student, tmp_path / "artifact"
 
 
-def test_it_loads_and_generates_without_us(artifact, child_process):
+def test_it_loads_and_generates_without_this_package(artifact, child_process):
     _, folder = artifact
     assert check_whole(folder)["runtime"] == "transformers"
     code = re.search(

@@ -57,7 +57,7 @@ def teacher(request):
 
 
 @pytest.mark.parametrize("keep", [[0, 3], [1, 2, 3], [0, 1, 2, 3]])
-def test_a_cut_is_the_teacher_with_those_blocks_only(teacher, keep, tmp_path):
+def test_a_cut_is_the_teacher_with_only_those_blocks(teacher, keep, tmp_path):
     student = cut_depth(teacher, keep)
     student.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -110,7 +110,7 @@ def idle_llama(*idle):
     return model
 
 
-def test_blocks_that_do_nothing_go_first():
+def test_blocks_that_add_nothing_are_removed_first():
     model = idle_llama(1, 4)
     own_words = model.generate(IDS[:, :4], max_new_tokens=12, do_sample=False, pad_token_id=0)
     assert keep_by_influence(model, rows_as_texts(own_words), 4) == [0, 2, 3, 5]

@@ -1,4 +1,4 @@
-"""What a recipe may write of a target and of cuts, and what of it is refused."""
+"""Which targets and cuts a recipe may write, and which are refused."""
 
 import pytest
 from pydantic import ValidationError
@@ -46,7 +46,7 @@ def test_amounts(kind, amount, number, share):
         ),
     ],
 )
-def test_a_target_that_is_none_is_refused(section, says):
+def test_an_invalid_target_is_refused(section, says):
     with pytest.raises(ValidationError, match=says):
         TargetConfig.model_validate(section)
 

@@ -54,7 +54,7 @@ def test_two_cuts_are_one_cut_of_the_teacher(first, again):
     kept = KeptParts(whole["kept"], whole["groups"], whole["neurons"], whole["channels"])
     expected = cut_model(model, kept).state_dict()
     for name, tensor in student.state_dict().items():
-        if "norm" not in name:  # they make up for fewer channels in two steps
+        if "norm" not in name:  # norms are rescaled in two steps
             assert torch.equal(tensor, expected[name]), name
         torch.testing.assert_close(tensor, expected[name])
     assert whole["layers"] == [*whole["kept"], 5]
@@ -101,7 +101,7 @@ def test_maps_of_channels_multiply(cuts, tokenizer, tmp_path):
     assert record["teacher_sizes"] == vars(sizes_of(CONFIG))
 
 
-def test_a_record_is_of_one_teacher_and_goes_along(tokenizer, tmp_path):
+def test_a_record_names_one_teacher_and_is_copied_with_the_student(tokenizer, tmp_path):
     student, record, _ = cut_by(teacher(), layers={"keep": [0, 2]})
     save_cut(student, record, None, tokenizer, tmp_path / "cut")
     (tmp_path / "trained").mkdir()

@@ -1,4 +1,4 @@
-"""`student.target`: what students cost, which shapes are looked at, and which is found."""
+"""`student.target`: the cost of students, the shapes that are searched, and the result."""
 
 import math
 
@@ -72,7 +72,7 @@ def space_of(model, axes=ALL):
     return ShapeSpace(sizes_of(model.config), prunable_architecture(model), axes)
 
 
-# What a student costs --------------------------------------------------------------------------
+# The cost of a student -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -100,8 +100,8 @@ def test_bytes_leave_embeddings_as_they_are():
     assert costs.bytes(whole, "nf4") == rest + linear * (0.5 + 1 / 16)
 
 
-def test_latency_is_measured_in_turn_and_told_in_between(monkeypatch):
-    """With a clock that counts what a model multiplies: a share is exact, others are near."""
+def test_latency_is_measured_in_turn_and_predicted_between_measurements(monkeypatch):
+    """With a clock that counts parameters: measured shares are exact, predicted ones near."""
     model = random_model("llama")
     costs = Costs(model)
 
@@ -138,7 +138,7 @@ def student_of(**target):
     return StudentConfig.model_validate({"target": target})
 
 
-def test_a_target_below_the_embeddings_says_what_is_in_the_way():
+def test_a_target_below_the_embeddings_names_them():
     config = LlamaConfig(**{**SMALL, "vocab_size": 4096})
     with pytest.raises(RecipeError, match="cannot be met") as error:
         student_of(parameters="30%", axes=["layers", "feed_forward"]).cut_config(config)
@@ -171,7 +171,7 @@ def test_a_latency_is_not_refused_by_a_number_of_parameters():
         ),
     ],
 )
-def test_axes_along_which_nothing_is_cut_are_refused(kind, config, axes, says):
+def test_axes_that_cut_nothing_are_refused(kind, config, axes, says):
     amount = {"latency": "5ms", "parameters": "99%"}[kind]
     with pytest.raises(RecipeError, match=says):
         student_of(**{kind: amount}, axes=axes).cut_config(config)
@@ -192,13 +192,13 @@ def test_before_the_search_a_shape_under_the_target_is_assumed(name):
     sizes = sizes_of(student_of(parameters="50%").cut_config(config, MODELS[name][0].__name__))
     assert 0.4 < costs.parameters(sizes) / costs.parameters(costs.whole) <= 0.5
     space = space_of(model)
-    assert max(space.removed(sizes).values()) <= 0.5  # no axis has to pay alone
+    assert max(space.removed(sizes).values()) <= 0.5  # no axis is cut deeply
 
 
 # The search ------------------------------------------------------------------------------------
 
 
-def test_every_shape_that_is_looked_at_can_be_cut():
+def test_every_shape_in_the_search_space_can_be_cut():
     for name in MODELS:
         model = random_model(name)
         costs, space = Costs(model), space_of(model)
@@ -207,7 +207,7 @@ def test_every_shape_that_is_looked_at_can_be_cut():
             assert kept.sizes(costs.whole, space.family) == sizes
 
 
-def test_axes_that_are_not_allowed_stay_whole():
+def test_axes_that_are_not_allowed_are_not_cut():
     model = random_model("llama")
     costs, space = Costs(model), space_of(model, ("heads", "feed_forward"))
     shapes = space.filled(costs.parameters, 0.8 * costs.parameters(costs.whole))
@@ -217,7 +217,7 @@ def test_axes_that_are_not_allowed_stay_whole():
 
 
 def harm_of(weights, interplay=0.0):
-    """A divergence of which the best shape is known by trying all: steep in some axes."""
+    """A divergence that is steep along some axes; its best shape is found by trying all."""
 
     def divergence(sizes, whole):
         gone = [
@@ -267,7 +267,7 @@ def test_a_few_trials_find_nearly_the_best_of_all_shapes(weights, interplay, sha
 
 
 def test_a_shape_that_turns_out_too_slow_is_not_taken():
-    """Costs are told wrongly at first, and better by every one that is measured."""
+    """Costs are predicted wrongly at first, and better after each measurement."""
     model = random_model("llama")
     costs = Costs(model)
     known = {}
@@ -286,7 +286,7 @@ def test_a_shape_that_turns_out_too_slow_is_not_taken():
     assert all(known[one.sizes] <= 1.01 * limit for one in found)
 
 
-def test_what_was_measured_corrects_what_is_expected_of_shapes_like_it():
+def test_a_measurement_corrects_the_estimates_of_similar_shapes():
     model = random_model("llama")
     space = space_of(model)
     estimate = DivergenceEstimate(space)
@@ -297,10 +297,10 @@ def test_what_was_measured_corrects_what_is_expected_of_shapes_like_it():
     assert estimate.of(both) == pytest.approx(2.0)
     estimate.learn(both, 6.0)
     assert estimate.of(both) == pytest.approx(2.0 * 3 ** (1 / 1.1))
-    assert estimate.of(space.sized(6, 4, 64, 32)) == pytest.approx(1.0)  # nothing like it
+    assert estimate.of(space.sized(6, 4, 64, 32)) == pytest.approx(1.0)  # not similar
 
 
-def test_where_no_shape_keeps_the_limit_none_is_found():
+def test_no_shape_is_found_if_all_exceed_the_limit():
     model = random_model("llama")
     measures = ShapeMeasures(*[Costs(model).parameters] * 2)
     assert search_shapes(space_of(model), measures, 100.0, candidates=3) == []

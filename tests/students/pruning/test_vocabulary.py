@@ -1,4 +1,4 @@
-"""A tokenizer with fewer ids: its corpus is cut alike, any text comes back, unknown stays rare."""
+"""A smaller vocabulary: its corpus is split alike, and other text can still be encoded."""
 
 import pytest
 import torch
@@ -80,7 +80,7 @@ def test_the_corpus_is_cut_into_the_same_tokens(tokenizer, kept, tmp_path):
         assert smaller.decode(new) == tokenizer.decode(tokenizer(text)["input_ids"])
 
 
-def test_other_text_comes_back_too(tmp_path):
+def test_other_text_can_still_be_encoded(tmp_path):
     tokenizer = byte_level()
     kept = ids_to_keep(tokenizer, count_ids(tokenizer, CORPUS))
     smaller = write_smaller_tokenizer(tokenizer, kept, tmp_path)
@@ -88,7 +88,7 @@ def test_other_text_comes_back_too(tmp_path):
     assert len(smaller(STRANGE)["input_ids"]) >= len(tokenizer(STRANGE)["input_ids"])
 
 
-def test_no_word_becomes_unknown_that_was_not(tmp_path):
+def test_no_known_word_becomes_unknown(tmp_path):
     tokenizer = word_piece()
     kept = ids_to_keep(tokenizer, count_ids(tokenizer, CORPUS))
     smaller = write_smaller_tokenizer(tokenizer, kept, tmp_path)

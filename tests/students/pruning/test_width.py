@@ -339,8 +339,8 @@ def test_a_refit_of_everything_changes_nothing():
         torch.testing.assert_close(parameter, teacher.get_parameter(name), rtol=1e-4, atol=1e-4)
 
 
-def test_neurons_that_repeat_others_are_made_up_for_exactly():
-    """Every neuron has a twin: without the twins the map must be twice as large, and is."""
+def test_a_refit_makes_up_for_repeated_neurons_exactly():
+    """Every neuron has a twin; without the twins the projection must double, and does."""
     teacher = random_model("llama")
     with torch.no_grad():
         for block in teacher.model.layers:

@@ -1,4 +1,4 @@
-"""Rounding to grids: what each promises against the formats' own quantisers and in outputs."""
+"""Rounding to number formats, compared with the formats' own quantisers and by outputs."""
 
 import copy
 
@@ -25,7 +25,7 @@ GGUF = [name for name in NUMBER_FORMATS if name.startswith("q")]
 
 
 def drawn(seed, outputs=24, inputs=64, scale=0.1):
-    """A weight, and the moments of inputs that lean on each other as a network's do."""
+    """A weight, and the second moments of correlated inputs."""
     torch.manual_seed(seed)
     weight_OI = scale * torch.randn(outputs, inputs)
     x_NI = torch.randn(300, inputs // 4) @ torch.randn(inputs // 4, inputs)
@@ -112,7 +112,7 @@ def test_many_small_changes_survive_together_where_each_is_below_half_a_step():
 
 
 @pytest.mark.parametrize("kind", list(NUMBER_FORMATS))
-def test_nothing_is_lost_of_weights_that_are_zero_or_whose_inputs_are(kind):
+def test_zero_weights_and_zero_inputs_are_rounded_exactly(kind):
     weight_OI, moments_II = drawn(8)
     weight_OI[3] = 0
     moments_II[5], moments_II[:, 5] = 0, 0
@@ -131,7 +131,7 @@ def test_inputs_that_are_not_finite_are_refused():
         round_compensated(weight_OI, moments_II * torch.nan, NUMBER_FORMATS["nf4"])
 
 
-def test_an_unknown_grid_is_named():
+def test_an_unknown_number_format_is_named():
     with pytest.raises(RecipeError, match="no number format `q4_2`"):
         NUMBER_FORMATS["q4_2"]
 
@@ -165,7 +165,7 @@ def test_a_model_rounded_with_calibration_is_closer_to_itself_on_other_text(stud
 
 
 @pytest.mark.parametrize("rows", [None, 2, 6])
-def test_every_map_but_the_head_lies_on_its_grid_and_the_rest_is_untouched(student, text, rows):
+def test_every_linear_layer_but_the_head_is_rounded_and_the_rest_unchanged(student, text, rows):
     before = {name: value.clone() for name, value in student.state_dict().items()}
     blocks = []
     ids = None if rows is None else text[:rows]

@@ -1,4 +1,4 @@
-"""Scales that learn: where they begin, what moves, and that what is kept lies on the grid."""
+"""Trainable scales: their initial values, what is trained, and that weights stay in the format."""
 
 import copy
 
@@ -24,7 +24,7 @@ def kl(teacher, student, input_ids_BT):
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8", "q4_0", "q4_1"])
-def test_it_begins_as_the_rounded_student_and_settles_as_it_was(make_model, text, kind):
+def test_untrained_scales_give_and_store_the_rounded_student(make_model, text, kind):
     student = make_model(3, width=64, layers=2)
     found = round_model(student, NUMBER_FORMATS[kind], text)
     with torch.no_grad():
@@ -33,13 +33,13 @@ def test_it_begins_as_the_rounded_student_and_settles_as_it_was(make_model, text
         assert torch.allclose(student(text).logits, before_BTV, atol=1e-5)
     settled = store_learned_scales(student)
     assert settled.keys() == found.keys() == roundable_linears(student).keys()
-    limit = 0.02 if kind == "nf4" else 0.0  # 8 bits of scales are found anew
+    limit = 0.02 if kind == "nf4" else 0.0  # scales are quantised to 8 bits again
     for name, one in settled.items():
         away = (one.weight() - found[name].weight()).abs().max()
         assert float(away) <= limit * float(found[name].weight().abs().max())
 
 
-def test_only_scales_and_what_no_format_quantises_learn(make_model, text):
+def test_only_scales_and_unquantised_vectors_are_trained(make_model, text):
     student = make_model(3, width=64, layers=1, attention_bias=True)
     found = round_model(student, NUMBER_FORMATS["nf4"], None)
     learning = make_scales_trainable(student, found)
@@ -51,7 +51,7 @@ def test_only_scales_and_what_no_format_quantises_learn(make_model, text):
     assert sum(p.numel() for n, p in student.named_parameters() if "factor" in n) == scales
 
 
-def test_learning_brings_a_rounded_student_back_to_its_teacher(make_model, text, tmp_path):
+def test_training_scales_brings_a_rounded_student_back_to_its_teacher(make_model, text, tmp_path):
     teacher = make_model(3, width=64, layers=2)
     student = copy.deepcopy(teacher)
     found = round_model(student, NUMBER_FORMATS["nf4"], None)

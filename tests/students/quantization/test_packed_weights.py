@@ -1,4 +1,4 @@
-"""Rounded weights on disk: what a plain `from_pretrained` reads is what was chosen."""
+"""Packed weights: `from_pretrained` reads exactly the weights that were rounded."""
 
 import copy
 
@@ -54,7 +54,7 @@ def test_a_saved_checkpoint_dequantises_to_the_weights_that_were_chosen(
         assert torch.allclose(dequantized_weight(module), wanted_OI, rtol=1e-6, atol=0), name
 
 
-def test_what_is_not_a_linear_map_is_the_students_in_bfloat16(source, text, tmp_path):
+def test_other_weights_are_the_students_in_bfloat16(source, text, tmp_path):
     student = load_causal_lm(str(source), dtype=torch.float32)
     quantized_model(source, round_model(student, NUMBER_FORMATS["nf4"], text)).save_pretrained(
         tmp_path / "q"
@@ -107,7 +107,7 @@ def test_a_dequantised_student_is_saved_as_a_plain_checkpoint(source, tmp_path):
     assert getattr(plain(tmp_path / "plain").config, "quantization_config", None) is None
 
 
-def test_maps_that_were_not_rounded_are_named(source, text):
+def test_layers_that_were_not_rounded_are_named(source, text):
     student = load_causal_lm(str(source), dtype=torch.float32)
     found = round_model(student, NUMBER_FORMATS["nf4"], None)
     missing = {name: one for name, one in found.items() if "down_proj" not in name}

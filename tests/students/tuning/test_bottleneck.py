@@ -1,4 +1,4 @@
-"""Bottleneck adapters: where they stand, what learns, and that what is saved loads without us."""
+"""Bottleneck adapters: their places, what is trained, and loading them without this package."""
 
 import hashlib
 import json
@@ -58,7 +58,7 @@ def base(make_model, tmp_path):
 
 
 def taught(model, config=None, seed=3):
-    """The model with an adapter that has learned something."""
+    """The model with an adapter that is no longer the identity."""
     model = add_bottleneck(model, config or BottleneckConfig(size=8), seed)
     torch.manual_seed(seed)
     for parameter in model.parameters():
@@ -73,7 +73,7 @@ def outputs(model):
 
 
 @pytest.mark.parametrize("placement", ["houlsby", "pfeiffer"])
-def test_a_fresh_adapter_changes_nothing_and_alone_learns(base, placement):
+def test_a_new_adapter_changes_nothing_and_only_it_is_trainable(base, placement):
     plain = outputs(base())
     model = add_bottleneck(base(), BottleneckConfig(placement, size=8))
     assert torch.equal(outputs(model), plain)
@@ -137,7 +137,7 @@ def test_saved_and_loaded_it_gives_the_same_logits(base, placement, tmp_path):
     assert not any(p.requires_grad for p in again.parameters())
 
 
-def test_taken_out_again_the_bases_own_checkpoint_is_what_it_was(base, tmp_path):
+def test_removing_the_adapter_restores_the_base(base, tmp_path):
     model = remove_bottleneck(taught(base()))
     model.save_pretrained(tmp_path / "again")
     first, second = (tmp_path / f / "model.safetensors" for f in ("base", "again"))
@@ -149,7 +149,7 @@ def test_the_one_file_beside_an_adapter_loads_it_without_this_package(
 ):
     model = taught(base(), BottleneckConfig("houlsby", size=8))
     save_bottleneck(model, tmp_path / "shipped")
-    shutil.copy(students.tuning.bottleneck_module.__file__, tmp_path / "shipped")
+    shutil.copy(students.tuning.bottleneck_module.__file__, tmp_path / "shipped" / "bottleneck.py")
     script = (
         "import sys, torch\n"
         "from transformers import AutoModelForCausalLM\n"
@@ -226,13 +226,13 @@ def test_the_method_refuses_what_cannot_work_before_any_weights(make_model):
         BottleneckAdapter().attach(MambaForCausalLM(mamba), 0)
 
 
-def test_two_measures_of_one_size_are_refused():
+def test_reduction_and_size_together_are_refused():
     with pytest.raises(ValueError, match="leave one of them out"):
         BottleneckAdapter(reduction=8, size=4)
     assert BottleneckAdapter(size=4).layout.size_for(1000) == 4
 
 
-def test_the_file_needs_torch_and_safetensors_alone():
+def test_the_file_imports_only_torch_and_safetensors():
     lines = Path(students.tuning.bottleneck_module.__file__).read_text().splitlines()
     roots = {
         line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))

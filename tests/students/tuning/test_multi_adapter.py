@@ -1,4 +1,4 @@
-"""Adapters in one batch: each row gets what it has alone with its own adapter, of any kind."""
+"""Several adapters in one batch: each row has the same outputs as alone with its adapter."""
 
 import copy
 
@@ -67,7 +67,7 @@ QUANTISED = {"quantization_config": NF4, "device_map": {"": "cpu"}, "dtype": tor
 
 
 class Shelf:
-    """A base on disk, adapters made for it, and what each gives alone."""
+    """A base on disk, adapters made for it, and the outputs of each alone."""
 
     def __init__(self, model, folder, **loading):
         self.folder, self.loading = folder, loading
@@ -111,7 +111,7 @@ class Shelf:
 
 @pytest.fixture(scope="module", params=["plain", "nf4"])
 def shelf(request, make_model, tmp_path_factory):
-    """Every kind of adapter on one small Llama, which is loaded plain or quantised."""
+    """Every kind of adapter on one small Llama, loaded in full precision or quantised."""
     made = Shelf(
         make_model(1, width=64),
         tmp_path_factory.mktemp(request.param),
@@ -123,7 +123,7 @@ def shelf(request, make_model, tmp_path_factory):
 
 
 def rows(count, longest=9, side="left", seed=0):
-    """Ids and mask of rows of different lengths, one of them whole."""
+    """Ids and mask of rows of different lengths, one of them without padding."""
     dice = torch.Generator().manual_seed(seed)
     ids_BT = torch.randint(4, 97, (count, longest), generator=dice)
     lengths = 2 + 3 * torch.arange(count) % (longest - 2)
@@ -139,7 +139,7 @@ def check_logits(shelf, names, side="left"):
     assert found_BTV.shape[:2] == ids_BT.shape
     for ids_T, mask_T, found_TV, name in zip(ids_BT, mask_BT.bool(), found_BTV, names, strict=True):
         alone_TV = shelf.alone(name)(input_ids=ids_T[mask_T][None]).logits[0]
-        alone_TV = alone_TV[-int(mask_T.sum()) :]  # what stands before the text is cut off
+        alone_TV = alone_TV[-int(mask_T.sum()) :]  # without the positions before the text
         torch.testing.assert_close(found_TV[mask_T], alone_TV, atol=1e-4, rtol=1e-4)
 
 
@@ -155,7 +155,7 @@ def check_generations(shelf, names, tokens=10):
 
 @torch.inference_mode()
 def continued(model, prompt, tokens):
-    """The most likely continuation, the whole text read again for every token."""
+    """The greedy continuation, computed without a cache."""
     ids = list(prompt)
     for _ in range(tokens):
         ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
@@ -169,12 +169,12 @@ def test_each_row_has_the_logits_of_its_own_adapter(shelf, mix, side):
 
 
 @pytest.mark.parametrize("mix", ["three kinds", "three loras", "every kind"])
-def test_each_row_goes_on_as_it_does_alone(shelf, mix):
+def test_each_row_continues_as_it_does_alone(shelf, mix):
     together = check_generations(shelf, MIXES[mix])
     assert len({tuple(answer) for answer in together}) > 2
 
 
-def test_the_adapters_differ_enough_to_tell_them_apart(shelf):
+def test_the_adapters_give_clearly_different_outputs(shelf):
     mixed = shelf.mixed(EVERY_KIND)
     ids_BT = rows(1)[0].expand(len(EVERY_KIND), -1)
     last_BV = mixed.logits(ids_BT, torch.ones_like(ids_BT), EVERY_KIND)[:, -1]
@@ -182,7 +182,7 @@ def test_the_adapters_differ_enough_to_tell_them_apart(shelf):
     assert differ_BB[~torch.eye(len(EVERY_KIND), dtype=torch.bool)].min() > 0.01
 
 
-def test_one_batch_after_another_remembers_nothing(shelf):
+def test_a_batch_does_not_depend_on_the_one_before(shelf):
     mixed = shelf.mixed(EVERY_KIND)
     ids_BT, mask_BT = rows(2)
     first = mixed.logits(ids_BT, mask_BT, ["dora", "prompt"])
@@ -191,7 +191,7 @@ def test_one_batch_after_another_remembers_nothing(shelf):
     assert torch.equal(mixed.logits(ids_BT, mask_BT, ["dora", "prompt"]), first)
 
 
-def test_a_row_stops_at_its_stop_id_and_others_go_on(shelf):
+def test_a_row_stops_at_its_stop_id_and_others_continue(shelf):
     names = ["lora", "prefix", None]
     prompts = [[5, 6, 7], [8, 9], [10]]
     mixed = shelf.mixed(names)

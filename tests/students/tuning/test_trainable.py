@@ -28,7 +28,7 @@ def learning(model):
 
 
 def written(value):
-    """What a recipe's value becomes."""
+    """Return the validated form of a recipe's value."""
     return TypeAdapter(Trainable).validate_python(value)
 
 
@@ -135,7 +135,7 @@ def test_the_parts_of_classifiers(config, blocks, head):
         assert torch.equal(parameter, before[name]) == (not drawn), name
 
 
-def test_what_stands_behind_a_minus_is_taken_away(make_model):
+def test_a_part_with_a_minus_is_removed(make_model):
     model = make_model(layers=3)
     everything = {name for name, _ in model.named_parameters()}
     choose_trainable(model, ["all", "-embeddings", "-layers:0"])
@@ -162,7 +162,7 @@ def test_what_stands_behind_a_minus_is_taken_away(make_model):
         (["last:1", "-last:2"], "leaves nothing to train"),
     ],
 )
-def test_a_part_that_means_nothing_is_refused(make_model, part, says):
+def test_a_part_that_matches_nothing_is_refused(make_model, part, says):
     with pytest.raises(RecipeError, match=says):
         choose_trainable(make_model(), part)
 
@@ -202,10 +202,10 @@ def test_depths_rise_from_the_embeddings_to_what_is_above_the_blocks(make_model,
         assert {depths[id(p)] for p in model.parameters()} == {0, 1, 2, 3}
 
 
-# Starting afresh ---------------------------------------------------------------------------------
+# Reinitialising ----------------------------------------------------------------------------------
 
 
-def test_only_the_named_blocks_start_afresh_from_the_seed(make_model):
+def test_only_the_named_blocks_are_reinitialised_from_the_seed(make_model):
     models = [make_model(layers=3) for _ in range(4)]
     for model, seed in zip(models[1:], (5, 5, 6), strict=True):
         prepare_learning(model, "all", "last:1", seed)
@@ -220,8 +220,8 @@ def test_only_the_named_blocks_start_afresh_from_the_seed(make_model):
     assert torch.equal(one["model.layers.2.input_layernorm.weight"], torch.ones(32))
 
 
-def test_a_model_that_was_loaded_starts_afresh_too(make_model, tmp_path):
-    """`transformers` marks loaded weights so that nothing draws them again."""
+def test_a_loaded_model_can_be_reinitialised(make_model, tmp_path):
+    """`transformers` marks loaded weights so that its initialisation skips them."""
     make_model(layers=2).save_pretrained(tmp_path)
     model = type(make_model()).from_pretrained(tmp_path)
     before = model.model.layers[1].mlp.up_proj.weight.detach().clone()
@@ -231,7 +231,7 @@ def test_a_model_that_was_loaded_starts_afresh_too(make_model, tmp_path):
     assert torch.equal(model.model.layers[0].mlp.up_proj.weight, kept)
 
 
-def test_an_untied_head_may_start_afresh_and_a_tied_one_not(make_model):
+def test_an_untied_head_can_be_reinitialised_and_a_tied_one_cannot(make_model):
     model = make_model(tie_word_embeddings=False)
     before = model.lm_head.weight.detach().clone()
     prepare_learning(model, "head", "head", 0)
@@ -240,7 +240,7 @@ def test_an_untied_head_may_start_afresh_and_a_tied_one_not(make_model):
         prepare_learning(make_model(tie_word_embeddings=True), "all", "head", 0)
 
 
-def test_what_starts_afresh_must_learn(make_model):
+def test_reinitialised_parts_must_be_trained(make_model):
     with pytest.raises(
         RecipeError, match=r"`train\.reinitialize: last:1` reinitialises .* weights"
     ):
@@ -248,6 +248,6 @@ def test_what_starts_afresh_must_learn(make_model):
 
 
 @pytest.mark.parametrize("value", ["embeddings", "-last:1", "re:mlp", ["last:1", "norms"]])
-def test_only_blocks_and_head_start_afresh(value):
+def test_only_blocks_and_head_can_be_reinitialised(value):
     with pytest.raises(ValidationError, match="cannot be reinitialised"):
         TypeAdapter(Reinitialized).validate_python(value)

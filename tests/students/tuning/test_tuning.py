@@ -1,4 +1,4 @@
-"""Every method of specialising: what learns, what is left on disk, and what it merges to.
+"""Every tuning method: what is trained, what is saved, and what it merges to.
 
 One row a method and base: trained by the project's own step, saved, and loaded by a fresh process.
 """
@@ -36,7 +36,7 @@ from students.tuning.method import METHODS
 
 V = 320
 IDS = torch.randint(4, 300, (3, 12), generator=torch.Generator().manual_seed(0))
-VARIANTS = {  # beside every method with its defaults on each of its bases
+VARIANTS = {  # in addition to every method with its defaults on each of its bases
     "lora-rslora": ("lora", {"rslora": True}),
     "lora-dora": ("lora", {"dora": True}),
     "lora-pissa": ("lora", {"init": "pissa", "rank": 4}),
@@ -88,7 +88,7 @@ for row, (leaves, base) in json.loads((root / "rows.json").read_text()).items():
 
 
 def logits_of(model, ids=IDS):
-    """Logits of the text's positions, by the body and the head apart, as trainings make them."""
+    """Logits of the text's positions, by body and head separately, as in training."""
     positions = torch.arange(ids.shape[1]).expand(len(ids), -1)
     with torch.no_grad():
         hidden = run_body(
@@ -98,7 +98,7 @@ def logits_of(model, ids=IDS):
 
 
 def take_steps(model, method, examples, steps=2):
-    """Train on the same batch by the loop's own step; returns the names that had gradients."""
+    """Train on the same batch by the loop's own step; return the names that had gradients."""
     dtype = torch.float32 if method.base == "none" else torch.bfloat16
     terms = [TERM_MODELS["cross_entropy"](loss="cross_entropy")]
     learner = Learner(model, terms, vocabulary=V, dtype=dtype, chunk=64).train()
@@ -115,7 +115,7 @@ def take_steps(model, method, examples, steps=2):
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory, make_model, make_examples, bytes_bpe):
-    """A student on disk; every row trained, saved, and its logits here and in a fresh process."""
+    """A student on disk; each method trained, saved, with logits here and in a new process."""
     from transformers import PreTrainedTokenizerFast
 
     root = tmp_path_factory.mktemp("tuning")
@@ -158,7 +158,7 @@ def test_only_what_the_method_adds_or_chooses_learns(row, shop):
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_a_fresh_process_gives_the_same_logits(row, shop):
+def test_a_new_process_gives_the_same_logits(row, shop):
     root, found = shop
     fresh = torch.load(root / f"{row}.pt")
     near = 1e-4 if found[row]["method"].base == "none" else 0.05  # bfloat16 rounds
@@ -167,7 +167,7 @@ def test_a_fresh_process_gives_the_same_logits(row, shop):
 
 @pytest.mark.parametrize("row", [row for row in ADAPTERS if "adapter" not in row])
 def test_peft_alone_loads_the_folder(row, shop):
-    """On the student in full precision, whatever it was trained on."""
+    """On the student in full precision, for every base it was trained on."""
     root, _ = shop
     student = AutoModelForCausalLM.from_pretrained(root / "student")
     with torch.inference_mode():
@@ -210,7 +210,7 @@ def test_the_bytes_of_an_adapter_are_known_before_it_is_saved(row, shop):
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_learning_begins_at_the_same_place_for_the_same_seed(row, shop):
+def test_the_same_seed_gives_the_same_initial_weights(row, shop):
     root, found = shop
     method = found[row]["method"]
     again = method.attach(load_base(root / "student", method.base), 0)
@@ -234,7 +234,7 @@ def test_every_method_has_its_table_of_keys():
 
 
 @pytest.mark.parametrize("row", [r for r, (n, _) in ROWS.items() if METHODS[n].prepends])
-def test_body_and_head_give_what_peft_gives_at_every_position(row, shop, make_examples):
+def test_body_and_head_give_the_logits_of_peft_at_every_position(row, shop, make_examples):
     """Rows of different lengths, padded on the right, each at positions from 0, without a mask."""
     model = shop[1][row]["model"]
     assert prepends(model)
@@ -252,7 +252,7 @@ def test_body_and_head_give_what_peft_gives_at_every_position(row, shop, make_ex
 
 
 @pytest.mark.parametrize("row", ["prefix", "prompt", "p_tuning"])
-def test_layers_are_those_of_the_text(row, shop):
+def test_layers_hold_only_the_positions_of_the_text(row, shop):
     """The last block's output, cut to the text and normed, is the final hidden state."""
     model = shop[1][row]["model"]
     positions = torch.arange(12).expand(3, -1)
@@ -301,13 +301,13 @@ def test_a_tied_head_is_untied_by_a_merge(dora, make_model, tokenizer, make_exam
         ("full", {"trainable": "last:3"}, "the model has 2 blocks"),
     ],
 )
-def test_what_a_student_cannot_learn_is_known_from_its_config(name, keys, says, make_model):
+def test_a_method_that_does_not_fit_is_refused_by_the_config_alone(name, keys, says, make_model):
     config = make_model(1, width=64, vocabulary=V).config
     with pytest.raises(RecipeError, match=says):
         METHODS[name](**keys).check(config)
 
 
-def test_a_family_that_ia3_does_not_know_must_name_its_maps(make_model):
+def test_a_family_unknown_to_ia3_must_name_its_targets(make_model):
     config = make_model(1, width=64, vocabulary=V).config
     config.model_type = "olmo"
     with pytest.raises(RecipeError, match=r"`specialize\.targets` must be given.*olmo"):

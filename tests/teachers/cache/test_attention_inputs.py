@@ -53,7 +53,7 @@ def joined(parts, block, name):
 
 
 def apart(one, other):
-    """Relative error."""
+    """The relative error."""
     return float((one - other).norm() / other.norm())
 
 
@@ -248,12 +248,12 @@ def test_statistics_count_attention(built):
     assert found.overhead + sum(found.columns.values()) == found.shard_bytes
 
 
-# Is it what it says? -----------------------------------------------------------------------------
+# Verification -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def real(cache_of, make_model, examples, tmp_path_factory):
-    """A cache of a teacher that has a folder."""
+    """A cache of a teacher saved in a folder."""
     folder = tmp_path_factory.mktemp("teacher")
     made = make_model(7, attention_bias=True)
     for block in made.model.layers:
@@ -286,7 +286,7 @@ def test_another_map_is_found_by_name(real, tmp_path, forged_copy, name):
 
 @pytest.fixture
 def forged_copy(forgery):
-    """`forged_copy(url, folder, change)`: a copy whose assets a stranger changed; sums fit."""
+    """`forged_copy(url, folder, change)`: a copy with forged assets and matching checksums."""
 
     def make(url, folder, change):
         made = forgery(shutil.copytree(url, folder / "forged"))

@@ -1,4 +1,4 @@
-"""Real damage to a real cache: noticed, named, mended to the same bytes."""
+"""Damage to a real cache: found, named, and repaired to the same bytes."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ KINDS = (
     "shards/00001.json",
     "shards/00001.arrow",
 )
-# Where a byte changes, as a share of the file; a file's first and last bytes among them.
+# Positions of the changed byte as a share of the file, first and last included.
 PLACES = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 LENGTHS = [
     (kind, how)
@@ -41,7 +41,7 @@ LENGTHS = [
 
 @pytest.fixture(scope="module")
 def build(make_cache, tiny_model, make_examples):
-    """`build(folder)`: make what is missing of the same small cache, open it."""
+    """`build(folder)`: write the missing parts of the same small cache, and open it."""
 
     def make(folder, model=tiny_model, **more):
         return make_cache(folder, model, make_examples(60), CONFIG, **more)
@@ -75,7 +75,7 @@ def read_all(folder, **options):
 
 
 def manifest_of(folder):
-    """What the recipe of that cache asks for."""
+    """The manifest that the recipe of that cache asks for."""
     found = SignalStore(str(folder)).manifest()
     del found["format"]
     return found
@@ -125,7 +125,7 @@ def test_missing_file_is_named_before_any_signal_is_read(damaged, kind):
 
 
 def test_repair_keeps_every_sound_shard(whole, damaged, build):
-    """What took the teacher hours is not made again for a byte elsewhere."""
+    """Intact shards are not rebuilt because of damage elsewhere."""
     kinds, wanted = (
         ("assets.safetensors", "manifest.json", "shards/00001.arrow"),
         manifest_of(whole),
@@ -144,7 +144,7 @@ def test_repair_keeps_every_sound_shard(whole, damaged, build):
 
 @pytest.fixture(scope="module")
 def other(make_cache, make_model, make_examples, tmp_path_factory):
-    """A cache of the same examples, of another teacher that says so."""
+    """A cache of the same examples from another teacher, with a fitting manifest."""
     folder = tmp_path_factory.mktemp("other") / "cache"
     make_cache(folder, make_model(5), make_examples(60), CONFIG, teacher={"model": "other"})
     return folder
@@ -168,7 +168,7 @@ def check_refused_and_mended(whole, damaged, build, name):
 
 
 def test_shard_of_another_teacher_is_refused(whole, damaged, other, build):
-    """Its own checksums fit; only what it was made for tells."""
+    """Its own checksums fit; only `made_for` shows the mix-up."""
     copy_pair(other, damaged, "shards/00001.json", "shards/00001.arrow")
     check_refused_and_mended(whole, damaged, build, "shards/00001.json")
 
@@ -179,7 +179,7 @@ def test_assets_of_another_teacher_are_refused(whole, damaged, other, build):
 
 
 def test_shards_made_with_other_assets_are_refused(whole, damaged, build):
-    """The same recipe learned something else, say on another machine."""
+    """The same recipe with other learned assets, such as from another machine."""
     store = SignalStore(str(damaged))
     entries = store.entries()
     assets = store.assets()
@@ -214,7 +214,7 @@ def test_manifest_that_was_deleted_does_not_let_another_teacher_in(
 
 
 def check_shorter(folder, whole):
-    """A valid cache with some of the shards, each of them as it should be."""
+    """Assert that the cache is valid and that each of its shards is intact."""
     store = SignalStore(str(folder))
     assert store.faults() == []
     assert not list(folder.rglob("*.partial"))
@@ -244,7 +244,7 @@ def small_disk(tmp_path, child_process):
 
 
 def fill_up(disk, leave):
-    """A file that takes all of a disk but so many bytes."""
+    """A file that fills a disk except for some bytes."""
     free = shutil.disk_usage(disk).free
     filler = disk / "filler"
     filler.write_bytes(bytes(free - leave))
@@ -274,7 +274,7 @@ def test_disk_without_room_for_a_lock_is_named(small_disk):
 
 
 def test_limit_on_file_sizes_leaves_a_valid_shorter_cache(whole, tmp_path, build):
-    """Quotas end like this as well: the write itself is refused."""
+    """A quota fails in the same way: the write itself is refused."""
     cache, before = tmp_path / "cache", resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limit_after_two(_tokens):

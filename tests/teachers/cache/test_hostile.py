@@ -1,4 +1,4 @@
-"""Caches that a stranger made, with checksums that fit: refused as a `CacheError`, or read right.
+"""Forged caches with valid checksums: refused as a `CacheError`, or read correctly.
 
 Never a crash, another kind of error, memory without bounds, or numbers that are not there.
 """
@@ -118,7 +118,7 @@ def test_manifest_with_absurd_fields_is_refused(forged, changed, words):
 
 @pytest.mark.parametrize("value", [10**12, "many", None, -1, [], ...])
 def test_number_of_examples_that_is_not_there_is_refused(forged, value):
-    """Made to fit in every entry, too."""
+    """Forge every entry to match."""
     data = {**forged.record("manifest.json")["data"], "examples": value}
     forged.everywhere(data={k: v for k, v in data.items() if v is not ...})
     with pytest.raises(CacheError, match="examples"):
@@ -145,7 +145,7 @@ def test_manifest_that_its_columns_do_not_fit_is_refused(forged, changed):
 def test_more_entries_than_the_vocabulary_has_are_what_is_stored(
     make_cache, tiny_model, make_examples, tmp_path
 ):
-    """k says how many entries at most; however absurd, no memory is taken for it."""
+    """k is an upper bound; even an absurd one must not allocate memory."""
     codec = {"name": "topk", "k": 10**12}
     made = make_cache(
         tmp_path, tiny_model, make_examples(3), CacheConfig.model_validate({"codec": codec})
@@ -166,7 +166,7 @@ def test_files_of_other_names_mean_nothing(sound, forged, name):
 
 
 def test_nothing_outside_the_folder_is_read_or_removed(forged, tmp_path):
-    """Fields that look like paths are no paths; what a record names is never opened."""
+    """Values that look like paths are never opened."""
     secret = tmp_path / "secret.arrow"
     secret.write_bytes((forged.folder / "shards/00000.arrow").read_bytes())
     (forged.folder / "shards/00000.arrow").unlink()

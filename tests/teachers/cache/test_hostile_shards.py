@@ -1,4 +1,4 @@
-"""Shards that a stranger made, with checksums that fit: refused before they do harm."""
+"""Forged shards with valid checksums: refused before they do harm."""
 
 import random
 
@@ -101,7 +101,7 @@ def test_shard_with_other_columns_or_lists_is_refused(forged, about):
 
 
 def test_lists_that_do_not_fit_the_tokens_of_their_entry_are_refused(forged):
-    """Entry and column agree on the tokens, and on their sum; the lists tell."""
+    """Entry and column agree on the tokens and their sum, but not with the lists."""
 
     def moved(tokens):
         return [tokens[0] + 1, tokens[1] - 1, *tokens[2:]]
@@ -143,7 +143,7 @@ def test_buffers_that_claim_to_unpack_to_a_terabyte_are_refused_unpacked(forged,
 
 
 def test_a_small_file_of_many_zeros_is_refused_unpacked(forged):
-    """What it claims is true: it would take more memory than any real shard of its size."""
+    """A true claim that would take more memory than any real shard of its size."""
     entry = forged.record("shards/00000.json")
     tokens = entry["row_tokens"]
     columns = [{"x": np.zeros(n, np.uint8)} for n in tokens]
@@ -155,7 +155,7 @@ def test_a_small_file_of_many_zeros_is_refused_unpacked(forged):
 
 
 def test_dice_never_end_in_anything_but_a_refusal_or_numbers(forged):
-    """Bytes of a shard changed at random, its checksums made to fit."""
+    """Random changes of a shard's bytes, with matching checksums."""
     dice, data = random.Random(0), forged.first.read_bytes()
     read = 0
     for _ in range(400):

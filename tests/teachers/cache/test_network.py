@@ -1,4 +1,4 @@
-"""What a cache behind a URL costs on the network, and what happens when the network goes."""
+"""The network traffic of a cache at a URL, and network failures."""
 
 import typing
 from pathlib import Path
@@ -26,7 +26,7 @@ def upload(folder, url):
 
 
 class Watched(MemoryFileSystem):
-    """Objects in memory; says what is asked for, and can lose the network in the middle."""
+    """Objects in memory that record requests and can fail in the middle of one."""
 
     protocol = "watched"
     store: typing.ClassVar = {}
@@ -38,7 +38,7 @@ class Watched(MemoryFileSystem):
         Watched.asked.append((path.rsplit("/", 1)[-1], size))
 
     def cat_file(self, path, **options):
-        """All of it, or none."""
+        """Read the whole object or fail."""
         if Watched.lost_after is not None:
             raise ConnectionResetError("Connection reset by peer")
         data = super().cat_file(path, **options)
@@ -46,7 +46,7 @@ class Watched(MemoryFileSystem):
         return data
 
     def get_file(self, path, target, **options):
-        """To a file, of which a part may have been written when the network goes."""
+        """Write to a file, of which a part may exist when the network fails."""
         data = super().cat_file(path)
         part = data[: Watched.lost_after]
         Path(target).write_bytes(part)
@@ -57,7 +57,7 @@ class Watched(MemoryFileSystem):
 
 @pytest.fixture
 def watched(sound, tmp_path):
-    """The URL of a finished cache in a store that says what is asked of it."""
+    """The URL of a finished cache in a store that records requests."""
     fsspec.register_implementation("watched", Watched, clobber=True)
     url = f"watched://bucket/{tmp_path.name}"
     upload(sound, url)
@@ -68,7 +68,7 @@ def watched(sound, tmp_path):
 
 
 def check_same(cache, sound):
-    """All its columns are those of the sound one."""
+    """Assert that all columns equal those of the intact cache."""
     whole = SignalCache(str(sound))
     assert cache.keys() == whole.keys()
     for key in whole.keys():  # noqa: SIM118  (a cache is no dictionary)
@@ -102,7 +102,7 @@ def test_copies_go_when_the_cache_does(watched):
     assert not spool.exists()
 
 
-# When the network goes ---------------------------------------------------------------------------
+# Network failures --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lost_after", [0, 1000, 6000])
@@ -125,7 +125,7 @@ def test_network_lost_in_the_middle_of_a_shard_gives_an_error_and_no_part(
 
 
 def test_copy_that_is_short_is_noticed(watched, sound, monkeypatch):
-    """A network that loses the end and says nothing."""
+    """A network that drops the end without an error."""
     cache = SignalCache(watched)
     whole = Watched.get_file
     monkeypatch.setattr(Watched, "get_file", cut_short)

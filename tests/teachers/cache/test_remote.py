@@ -55,14 +55,14 @@ def s3(start_s3):
 
 @pytest.fixture(params=["memory", "s3"])
 def remote(request, tmp_path):
-    """A place for a cache, empty."""
+    """An empty place for a cache."""
     base = request.getfixturevalue("s3") if request.param == "s3" else "memory://bucket"
     return f"{base}/{tmp_path.name}/cache"
 
 
 @pytest.fixture(scope="module")
 def work(tiny_model, make_examples):
-    """`work(url, ...)`: what one process of a build does, under the lock if it is the first."""
+    """`work(url, ...)`: the work of one build process, under the lock if it is the first."""
     examples = make_examples(24)
     requests = [Request(e.key, e.input_ids, e.counted) for e in examples]
     manifest = manifest_of(CONFIG, {"model": "tiny"}, {"size": 97}, {"examples": 24})
@@ -116,7 +116,7 @@ def test_same_bytes_and_signals_as_in_a_folder(work, local, remote):
 
 
 def test_build_goes_on_where_it_was(work, local, remote):
-    """As a kill leaves it: one shard is whole, one is written but for its entry, one is half."""
+    """As after a kill: one whole shard, one without its entry, one partial."""
     whole = contents(local)
     shards = sorted(name for name in whole if name.endswith(".arrow"))
     assert len(shards) >= 3
@@ -171,7 +171,7 @@ def test_second_builder_is_refused_by_host_process_and_object(remote):
             pass
         assert f"process {os.getpid()} on {socket.gethostname()}" in str(told.value)
         named = f"{remote}/writer.lock".replace("memory://", "memory:///")
-        assert f"delete {named} if that process is no more" in str(told.value)
+        assert f"delete {named} if that process has ended" in str(told.value)
     assert contents(remote) == {}
     with SignalStore(remote).writing():  # free again
         pass

@@ -1,4 +1,4 @@
-"""The cache's files: whole or named as damaged, never silently wrong."""
+"""The cache's files: intact, or reported as damaged, never silently wrong."""
 
 import errno
 import json
@@ -46,7 +46,7 @@ def keys(seed):
 
 
 def fill(store, numbers=(0, 1)):
-    """What a build does: begin, then write each shard that is not there."""
+    """Build: begin, then write each missing shard."""
     store.begin(MANIFEST)
     done = store.entries()
     for number in numbers:
@@ -217,7 +217,7 @@ def test_half_written_files_are_ignored(store):
     assert len(read_all(store)) == 4
 
 
-# What it was made for ----------------------------------------------------------------------------
+# Fit to a manifest -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_same_manifest_fits(store):
 
 
 def test_field_that_is_new_and_null_still_fits(store):
-    """What a later version asks of a cache, with a setting left out that this one did not know."""
+    """A later version's request, without a setting that this version does not know."""
     store.check_fits({**MANIFEST, "teacher": {**MANIFEST["teacher"], "revision": None}})
 
 

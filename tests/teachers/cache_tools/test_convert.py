@@ -1,4 +1,4 @@
-"""A converted cache is the one that would have been built, or it is refused."""
+"""A converted cache equals the cache that a build gives, or is refused."""
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ def test_fewer_ragged_entries_are_those_that_would_have_been_built(
     found, found_tail = weights_of(str(tmp_path / "out"))
     both = (direct > 0) & (found > 0)
     close(direct[both], found[both], 0.01)
-    # What is stored is rounded, so the entry at the edge of the mass may fall either way.
+    # Stored values are rounded, so the entry at the edge of the mass may differ.
     assert ((direct > 0).sum(-1) - (found > 0).sum(-1)).abs().max() <= 1
     assert (
         (direct * ~both).sum(-1) + tail - (found * ~both).sum(-1) - found_tail

@@ -1,4 +1,4 @@
-"""Several teachers as one: the weighted mean of their probabilities, as far as it is known."""
+"""An ensemble: the weighted mean of its members' probabilities, as far as known."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ SPARSE = ["topk", "nucleus", "hybrid", "sampled"]
 
 
 def mixture64(built, signals, weights, temperature=1.0):
-    """The definition: the weighted mean of probabilities, made hot afterwards, in float64."""
+    """The float64 definition: the weighted mean of probabilities, then the temperature."""
     members = [
         signals(built({"name": "final_hidden", "kl": 1e-6}, teacher)).distribution(1.0).logprobs()
         for teacher in (0, 1)
@@ -45,7 +45,7 @@ def test_a_mixture_of_full_distributions_is_exact(
 
 @pytest.mark.parametrize("name", ["hybrid", "sampled"])
 def test_a_mixture_of_samples_is_right_on_average(built, weights_of, name, tmp_path):
-    """Weights between two multiples are rounded at random: over many seeds nothing is lost."""
+    """Random rounding between two multiples is unbiased over many seeds."""
     few, total, seeds = slice(0, 6), 0.0, 40
     members = [(built(name, teacher, part=few), w) for teacher, w in ((0, 0.7), (1, 0.3))]
     wanted = sum(w * weights_of(url)[0] for url, w in members)

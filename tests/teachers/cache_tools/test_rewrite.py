@@ -1,4 +1,4 @@
-"""Caches made from caches: slices and merges copy what is there, and a kill loses one shard."""
+"""Slices and merges copy rows of caches, and a kill loses one shard."""
 
 from pathlib import Path
 

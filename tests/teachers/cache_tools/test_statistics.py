@@ -1,4 +1,4 @@
-"""Figures of a cache against what its files weigh and its targets are."""
+"""Statistics of a cache against its files and targets."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A cache that is not what it says is found out, by name; one that is, passes."""
+"""Verification finds and names every fault, and passes intact caches."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def examples(make_examples):
 
 @pytest.fixture(scope="module")
 def teacher(make_model, tmp_path_factory):
-    """A teacher's folder."""
+    """The folder of a teacher."""
     folder = tmp_path_factory.mktemp("teacher")
     make_model(7, vocabulary=V, spread=8.0).save_pretrained(folder)
     return folder
@@ -52,7 +52,7 @@ def cache(cache_of, teacher, examples, tokenizer, tmp_path):
 
 
 def claim(url, **changed):
-    """Change fields of the manifest; every checksum and every mark of what it is for fits."""
+    """Change fields of the manifest so that every checksum and `made_for` matches."""
     url, made_for = Path(url), {}
     for path in [url / "manifest.json", url / "assets.json", *(url / "shards").glob("*.json")]:
         record = json.loads(path.read_text())
@@ -183,7 +183,7 @@ def test_another_teacher_is_caught_by_its_signals(cache, make_model, codec, tmp_
 
 @pytest.mark.parametrize("codec", list(CODECS))
 def test_a_teacher_tuned_a_little_is_another_and_rounding_is_not(cache, teacher, codec):
-    """1.5% on every weight is about what a few steps of fine-tuning do; 0.01% is less than bf16."""
+    """1.5% on every weight is like a few steps of fine-tuning; 0.01% is below bf16 rounding."""
     opened = SignalCache(cache(codec))
     for noise, least, most in ((0.0, 0, 1e-6), (1e-4, 0, 0.005), (0.03, 0.01, 1)):
         model = load_causal_lm(str(teacher), dtype=torch.float32)

@@ -19,7 +19,7 @@ both = pytest.mark.parametrize("kind", [TopK, Nucleus])
 
 @pytest.fixture
 def tokens(normal, chunk_of):
-    """`tokens(scale=3.0)`: N tokens, the first nearly flat, the last nearly sure."""
+    """`tokens(scale=3.0)`: N tokens, the first nearly uniform, the last nearly certain."""
 
     def make(scale=3.0, num_tokens=N):
         spread = torch.logspace(-1.5, 0.5, num_tokens)[:, None]
@@ -41,7 +41,7 @@ def used_ids(decoded):
 
 
 def tail_at(made, ids_of_tokens, temperature):
-    """Probability of everything else at a temperature, float64 (N,)."""
+    """Probability of all other ids at a temperature, float64 (N,)."""
     dense = dense64(made, temperature)
     for row, ids in zip(dense, ids_of_tokens, strict=True):
         row[ids] = -math.inf
@@ -84,7 +84,7 @@ def test_the_tail_is_the_mass_of_the_other_ids_at_that_temperature(
 def test_the_tail_is_right_where_the_entries_hold_nearly_everything(
     kind, normal, chunk_of, round_trip, peak, temperature
 ):
-    """A sure teacher: one minus the entries' mass would be rounding, or nothing at all.
+    """A confident teacher: one minus the entries' mass would be rounding noise, or 0.
 
     A tail of zero that is not zero makes KL(student || teacher) infinite.
     """

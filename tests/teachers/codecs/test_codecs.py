@@ -1,4 +1,4 @@
-"""What every registered codec promises, whatever it stores; its own promises are in codecs/."""
+"""What every registered codec must do; tests of single codecs are beside this file."""
 
 import json
 
@@ -21,7 +21,7 @@ every_layer_codec = pytest.mark.parametrize("name", list(LAYER_CODECS))
 
 @pytest.fixture
 def chunk(normal):
-    """`chunk(num_tokens)`: tokens of which some are sure of the next id and some are not."""
+    """`chunk(num_tokens)`: tokens, some with a confident and some with an unsure teacher."""
 
     def make(num_tokens=N):
         spread = torch.logspace(-1, 0.7, num_tokens)[:, None]
@@ -36,7 +36,7 @@ def part(made, rows):
 
 
 def flat(*examples):
-    """Columns of examples, flattened and concatenated, as a cache hands them out."""
+    """Columns of examples, flattened and concatenated, as a cache returns them."""
     return {name: np.concatenate([e[name].reshape(-1) for e in examples]) for name in examples[0]}
 
 
@@ -239,7 +239,7 @@ def states(normal, num_tokens=N, width=64):
 
 @pytest.fixture
 def layer_trip(learned):
-    """`layer_trip(codec, hidden, sample=hidden)`: what a loss reads of these states."""
+    """`layer_trip(codec, hidden, sample=hidden)`: these states, encoded and decoded."""
 
     def trip(codec, hidden, sample=None):
         assets = learned(codec, hidden if sample is None else sample)

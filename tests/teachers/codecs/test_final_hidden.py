@@ -54,7 +54,7 @@ def divergence(made, decoded, temperature=1.0):
 
 @pytest.fixture(scope="module")
 def stored(learned, round_trip):
-    """`stored(codec, sample, made, T=1.0)`: learned from the sample, tokens there and back."""
+    """`stored(codec, sample, made, T=1.0)`: learned from the sample; tokens encoded and decoded."""
 
     def trip(codec, sample, made, temperature=1.0):
         return round_trip(codec, made, temperature, learned(codec, sample))
@@ -87,7 +87,7 @@ def test_any_temperature_is_as_exact(teacher, stored, options, temperature):
 
 
 def test_half_the_divergence_costs_half_a_bit_a_channel(teacher, learned):
-    """By the entropy of the codes, which is what the files' compressor comes close to."""
+    """Bytes by the entropy of the codes, which the files' compressor nearly reaches."""
     sample, made = teacher()
     bits = []
     for kl in (1e-2, 1e-2 / 4**3):
@@ -125,7 +125,7 @@ def test_a_bfloat16_head_is_kept_in_bfloat16(teacher, learned, stored, options):
 
 
 def test_states_are_near_the_true_ones_where_the_head_looks(teacher, stored):
-    """The order of the likeliest ids survives: what a student is trained on is the teacher's."""
+    """The order of the likeliest ids is kept."""
     sample, made = teacher()
     decoded = stored(FinalHidden(), sample, made)
     top = made.logits().argmax(-1)
@@ -143,7 +143,7 @@ def test_more_bytes_than_one_a_channel_only_where_needed(teacher, learned):
 
 
 def test_what_all_ids_share_costs_nothing(teacher, learned):
-    """A vector added to every row of the head moves all logits alike: no distribution changes."""
+    """A vector added to every row of the head shifts all logits: no distribution changes."""
     sample, made = teacher()
     shifted = Head(sample.head.weight_VH + sample.head.weight_VH.std() * torch.ones(H))
     moved = TeacherChunk(sample.hidden_NH, shifted, sample.seeds_N)
@@ -155,7 +155,7 @@ def test_what_all_ids_share_costs_nothing(teacher, learned):
 
 
 def test_states_far_from_the_sample_are_still_exact(teacher, stored):
-    """Codes have 16 bits: a token unlike any that was learned from is stored all the same."""
+    """Codes have 16 bits, so a token unlike the learning sample can be stored."""
     sample, made = teacher()
     far = TeacherChunk(made.hidden_NH * 20, made.head, made.seeds_N)
     assert divergence(far, stored(FinalHidden(), sample, far)).max() < 0.01

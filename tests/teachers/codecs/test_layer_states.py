@@ -1,4 +1,4 @@
-"""`bf16`, `int8` and `basis`: hidden states of chosen layers, and how far off they may be."""
+"""`bf16`, `int8` and `basis`: hidden states of chosen layers, and their errors."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ N = 256
 
 @pytest.fixture
 def trip(learned):
-    """`trip(codec, hidden, sample=hidden)`: these states, stored and read."""
+    """`trip(codec, hidden, sample=hidden)`: these states, encoded and decoded."""
 
     def make(codec, hidden, sample=None):
         assets = learned(codec, hidden if sample is None else sample)
@@ -35,7 +35,7 @@ def with_outliers(normal):
 
 
 def off(decoded, hidden):
-    """Length of the error by the length of the state, (N,)."""
+    """Norm of the error relative to the norm of the state, (N,)."""
     return (decoded.double() - hidden.double()).norm(dim=-1) / hidden.double().norm(dim=-1)
 
 
@@ -62,7 +62,7 @@ def test_the_rotation_is_orthogonal(width):
 
 @pytest.mark.parametrize("width", [64, 96, 576])
 def test_the_rotation_spreads_one_channel_and_all_alike(width):
-    """A single large channel, a constant, and channels in blocks: none stays in one place."""
+    """A large channel, a constant, and blocks of channels are all spread by the rotation."""
     single = torch.eye(width)
     alike = torch.ones(1, width)
     blocks = torch.ones(width).view(2, -1).mul(torch.tensor([[1.0], [-1.0]])).view(1, -1)
@@ -83,7 +83,7 @@ def test_int8_is_off_by_half_a_step_of_the_turned_state(normal, trip, width):
 
 @pytest.mark.parametrize("width", [64, 576])
 def test_outlier_channels_cost_int8_little(with_outliers, trip, width):
-    """Without the rotation they set the step for all other channels."""
+    """Without the rotation, outliers set the step for all other channels."""
     hidden = with_outliers(width)
     step = hidden.abs().amax(-1, keepdim=True) / 127
     plain = off((hidden / step).round() * step, hidden).mean()
@@ -110,7 +110,7 @@ def test_int8_takes_the_bytes_that_plans_count(normal):
 
 @pytest.fixture
 def correlated(normal):
-    """`correlated(H)`: (sample, other states) whose energy lies in a few directions."""
+    """`correlated(H)`: (sample, other states) with most variance in a few directions."""
 
     def make(width):
         mixed = normal(width, width, seed=5) * torch.logspace(0.5, -1.5, width)[:, None]
@@ -124,7 +124,7 @@ def correlated(normal):
 @pytest.mark.parametrize("width", [5, 7, 64, 96])
 @pytest.mark.parametrize("step", [0.02, 0.2, 1.0])
 def test_basis_is_off_by_its_step_whatever_a_states_length(correlated, trip, width, step):
-    """A coefficient is off by step / 2 at most, by step / sqrt(12) if it is large."""
+    """The error of a coefficient is at most step / 2, and step / sqrt(12) for large ones."""
     sample, hidden = correlated(width)
     error = off(trip(Basis(step=step), hidden, sample), hidden)
     assert error.max() < step / 2 + 1e-5

@@ -32,7 +32,7 @@ def ragged(draw):
 
 
 def packed(order, tokens, shuffle=0):
-    """Columns of these entries, given to `pack` in any order of tokens and entries."""
+    """Columns of these entries, packed in any order of tokens and entries."""
     flat = [(n, i, code) for n, token in enumerate(tokens) for i, code in token]
     random = np.random.default_rng(shuffle)
     flat = [flat[i] for i in random.permutation(len(flat))]
@@ -117,7 +117,7 @@ def test_tokens_without_entries_stay_without(tokens):
 
 
 def test_common_ids_come_first_so_that_gaps_are_short():
-    """The gaps of ids in the order that was learned are small, whatever the ids are."""
+    """Gaps between ids in the learned order are small for any ids."""
     order = np.random.default_rng(0).permutation(100_000)
     common = [[(int(order[rank]), 1) for rank in (0, 2, 3, 9)]]
     columns, _ = packed(order, common)

@@ -1,4 +1,4 @@
-"""Looking up draws block by block, and the numbers they are drawn with."""
+"""Looking up draws block by block, and the random numbers behind them."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ vocabularies = pytest.mark.parametrize("vocabulary", [1, 2, 255, 256, 257, 1000]
 
 @pytest.fixture
 def made(normal):
-    """`made(V)`: (weights in blocks, the same as float64 (N, V)); some ids have no weight."""
+    """`made(V)`: (blocked weights, the same in float64 (N, V)); some ids have weight 0."""
 
     def make(vocabulary):
         logits = normal(N, vocabulary) * torch.logspace(-1, 1, N)[:, None]
@@ -26,14 +26,14 @@ def made(normal):
 
 
 def points_in(total_N, count=400):
-    """Points spread over the whole of each token's weight, both ends included."""
+    """Points over the whole range of each token's weight, both ends included."""
     share_J = torch.linspace(0, 1, count, dtype=torch.float64)
     share_J[-1] = 1 - 2**-53
     return share_J * total_N.double()[:, None]
 
 
 def assert_looked_up(ids_NJ, points_NJ, exact_NV):
-    """The running sum up to the id passes the point, the one before does not, up to float32."""
+    """The cumulative sum passes the point at the id and not before, up to float32."""
     ends_NV = exact_NV.cumsum(-1)
     slack = 1e-5 * ends_NV[:, -1:]
     assert ids_NJ.max() < exact_NV.shape[1]
@@ -63,7 +63,7 @@ def test_points_well_inside_an_id_find_exactly_it(made):
 
 
 def test_a_point_at_the_very_end_finds_the_last_id_with_weight(normal):
-    """Rounding may put a point there; ids after it, a block of them even, can never be drawn."""
+    """Rounding may put a point at the end; ids without weight are still never drawn."""
     logits = normal(N, 1000)
     last_N = torch.arange(N) * 30 + 5
     logits[torch.arange(1000) > last_N[:, None]] = -torch.inf
@@ -105,13 +105,13 @@ def test_taking_ids_above_a_threshold_leaves_the_others(made, vocabulary, k):
         assert_looked_up(ids_NJ[some], points_NJ[some], left_NV[some])
 
 
-# The numbers -------------------------------------------------------------------------------------
+# Random numbers ---------------------------------------------------------------------------------
 
 MASK = (1 << 64) - 1
 
 
 def splitmix64(state):
-    """Next state and output, as in Steele, Lea and Flood (2014), with Python's whole numbers."""
+    """Next state and output, as in Steele, Lea and Flood (2014), with Python integers."""
     state = (state + 0x9E3779B97F4A7C15) & MASK
     bits = state
     bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & MASK
@@ -120,7 +120,7 @@ def splitmix64(state):
 
 
 def finalised(seed):
-    """The output function alone: splitmix64 of the state just before."""
+    """The output function alone: splitmix64 of the previous state."""
     return splitmix64((seed - 0x9E3779B97F4A7C15) & MASK)[1]
 
 

@@ -1,4 +1,4 @@
-"""`sampled` and `hybrid`: their mean is the dense distribution, and how fast it gets there.
+"""`sampled` and `hybrid`: their mean is the dense distribution, with the right variance.
 
 Legend: P distributions, R tokens with each, V vocabulary.
 """
@@ -34,7 +34,7 @@ every = pytest.mark.parametrize(("codec", "vocabulary"), CASES, ids=repr)
 
 @pytest.fixture(scope="module")
 def teachers(normal):
-    """`teachers(V)`: logits (P, V): a flat, a sure, an undecided, a Zipfian, a wild teacher."""
+    """`teachers(V)`: logits (P, V): uniform, confident, undecided, Zipfian and extreme teachers."""
 
     def make(vocabulary):
         logits = torch.zeros(5, vocabulary)
@@ -63,7 +63,7 @@ def drawn(teachers, chunk_of, round_trip, probabilities):
 
 
 def variance(codec, p_PV):
-    """Of the decoded weight of each id, by the definition of the codec."""
+    """The variance of each id's decoded weight, by the codec's definition."""
     if isinstance(codec, Sampled):
         return p_PV * (1 - p_PV) / codec.draws
     inside = p_PV * codec.k
@@ -91,7 +91,7 @@ def test_the_mean_target_converges_on_the_dense_one(codec, vocabulary, drawn):
 
 @every
 def test_no_id_is_favoured(codec, vocabulary, drawn):
-    """Bernstein's bound at one in a billion, id by id: also the rare ones and the last ones."""
+    """Bernstein's bound at one in a billion for every id, rare and last ones included."""
     full_PRV, p_PV = drawn(codec, vocabulary)
     variance_PV = variance(codec, p_PV)
     jump = 1 / (codec.draws if isinstance(codec, Sampled) else codec.k)
@@ -144,7 +144,7 @@ def test_hybrid_always_has_the_likely_ids_and_few_others(drawn, k, steps):
 
 @pytest.mark.parametrize("k", [8, 32])
 def test_hybrid_has_less_variance_than_sampled_in_as_many_entries(drawn, k):
-    """Against as many draws as give this number of different ids, teacher by teacher."""
+    """Compared with plain draws that give the same number of distinct ids, by teacher."""
     full_PRV, p_PV = drawn(Hybrid(k=k), 211, 256)
     entries_P = (full_PRV > 0).sum(-1).double().mean(-1)
     error_P = (full_PRV - p_PV[:, None]).square().sum(-1).mean(-1)
@@ -156,7 +156,7 @@ def test_hybrid_has_less_variance_than_sampled_in_as_many_entries(drawn, k):
         assert ratio < (1.0 if row == 0 else 0.8), (row, draws)  # a flat teacher is hard for both
 
 
-# What is drawn depends on the example's key and the token's position only ------------------------
+# Draws depend only on the example's key and the token's position -----------------------------
 
 
 def rows_of(codec, made, rows, assets):
@@ -186,7 +186,7 @@ def test_other_keys_positions_and_seeds_draw_anew(kind, teachers, chunk_of, lear
     assets = learned(kind(), made)
     tokens = rows_of(kind(), made, np.arange(30), assets)
     assert sum(one == two for one, two in pairwise(tokens)) < 10
-    # hybrid draws once a token: of a flat teacher a few tokens coincide
+    # hybrid draws once a token: with a uniform teacher a few tokens coincide
     assert rows_of(kind(seed=0), made, np.arange(30), assets) == tokens
     for moved in (
         rows_of(kind(), other, np.arange(30), assets),

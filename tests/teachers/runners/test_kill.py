@@ -1,4 +1,4 @@
-"""Builds that are really killed, stopped and doubled: nothing is lost but the shard in flight."""
+"""Builds that are killed, stopped or started twice lose only the shard in flight."""
 
 import os
 import random
@@ -17,7 +17,7 @@ from teachers.cache.store import SignalStore
 
 
 def contents(folder):
-    """Bytes of every file of a cache; what a killed builder left beside its lock is no part."""
+    """Bytes of every file of a cache, without the leftovers of a killed builder's lock."""
     files = (path for path in Path(folder).rglob("*") if path.is_file())
     return {
         str(path.relative_to(folder)): path.read_bytes()
@@ -27,7 +27,7 @@ def contents(folder):
 
 
 def build(builder, folder, out):
-    """A build that nobody disturbs; its seconds."""
+    """Run an uninterrupted build; returns its seconds."""
     start = time.monotonic()
     assert builder(wait=builder(url=str(folder), out=str(out))) == 0
     assert out.read_text() == "built"
@@ -36,7 +36,7 @@ def build(builder, folder, out):
 
 @pytest.fixture(scope="module")
 def whole(builder, tmp_path_factory):
-    """(folder, seconds) of a build that was not interrupted; the second one, as it is warm."""
+    """(folder, seconds) of an uninterrupted build: the second one, which is warm."""
     place = tmp_path_factory.mktemp("whole")
     build(builder, place / "first", place / "out")
     seconds = build(builder, place / "cache", place / "out")
@@ -46,7 +46,7 @@ def whole(builder, tmp_path_factory):
 
 
 def check_valid(folder, whole):
-    """What is there can be read, and is a part of the whole."""
+    """Assert that a partial cache can be read and is a part of the whole."""
     store = SignalStore(str(folder))
     assert store.faults() == []
     if store.manifest() is None or not store.entries():
@@ -59,7 +59,7 @@ def check_valid(folder, whole):
 
 
 def killed_build(builder, folder, out, after):
-    """Kill a build so many seconds after its start; False where it had ended by then."""
+    """Kill a build some seconds after its start; False if it had ended by then."""
     out.unlink(missing_ok=True)
     pid = builder(url=str(folder), out=str(out))
     time.sleep(after)

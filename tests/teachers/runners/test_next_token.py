@@ -1,4 +1,4 @@
-"""Signals are the model's own logits and hidden states, however the run was batched or cut."""
+"""Signals are the model's own logits and hidden states for any batching of the run."""
 
 from pathlib import Path
 
@@ -124,7 +124,7 @@ def test_signals_come_in_the_order_of_the_keys(make_cache, tiny_model, examples,
 def test_draws_are_those_of_the_example_however_it_was_run(
     make_cache, tiny_model, examples, tmp_path, codec, changed
 ):
-    """Ids and weights to the last bit: a token draws by its example's key and its position."""
+    """Ids and weights are bit-identical: draws depend on the example's key and the position."""
     order = changed.get("order", 1)
     changed = {key: value for key, value in changed.items() if key != "order"}
     one = make_cache(tmp_path / "one", tiny_model, examples, config_of(codec=codec))
@@ -151,7 +151,7 @@ LEARNED = {
 
 
 def test_what_codecs_learned_is_in_the_cache(make_cache, tiny_model, examples, tmp_path):
-    """Opened by its address alone, it gives full distributions and every layer's own basis."""
+    """A cache opened by its URL alone gives full distributions and each layer's basis."""
     make_cache(tmp_path, tiny_model, examples, config_of(**LEARNED))
     cache = SignalCache(str(tmp_path))
     for example in examples:

@@ -85,9 +85,9 @@ def test_examples_show_the_worked_answer_and_the_end_is_compared(write_rows):
 
 
 BAD_ROWS = {
-    "no question": ([{"a": 1}], {}, "name it with `prompt`"),
+    "no question": ([{"a": 1}], {}, "holds the question.*Name it with `prompt`"),
     "empty question": ([{"query": " ", "choices": ["a", "b"], "gold": 0}], {}, "row 0 .* is empty"),
-    "no choices": ([{"query": "q", "gold": 0}], {}, "name it with `choices`"),
+    "no choices": ([{"query": "q", "gold": 0}], {}, "holds the choices.*Name it with `choices`"),
     "one choice": ([{"query": "q", "choices": ["a"], "gold": 0}], {}, "two or more"),
     "which one": ([{"query": "q", "choices": ["a", "b"], "gold": 2}], {}, "none of its 2 choices"),
     "misspelt": (ROWS, {"answer": "golds"}, r"no column `golds`.*`gold`"),

@@ -103,7 +103,7 @@ def test_ways_of_pooling_that_are_not_known_are_refused(tmp_path):
     modules = json.loads((tmp_path / "modules.json").read_text())
     modules[2]["type"] = "sentence_transformers.models.Dense"
     (tmp_path / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(ModelError, match="has a part `Dense`"):
+    with pytest.raises(ModelError, match="has a module `Dense`"):
         read_pooling(str(tmp_path))
 
 
@@ -248,7 +248,7 @@ def test_pairs_are_read_by_their_usual_names_or_those_given(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "keys", "said"),
     [
-        ([{"a": "x", "sentence2": "y", "score": 1}], {}, "name the one that holds the first text"),
+        ([{"a": "x", "sentence2": "y", "score": 1}], {}, "which holds the first texts"),
         (PAIRS, {"score_column": "scor"}, r"no column `scor`.*Did you mean `score`"),
         ([{**PAIRS[0], "score": "high"}], {}, "holds 'high'; a score is a number"),
         (PAIRS[:1], {}, "holds 1 different scores; a correlation needs two"),

@@ -14,7 +14,7 @@ from transformers import (
 
 from attar.errors import CacheError
 from attar.models.task_heads import class_logits, load_classifier
-from distill.data.batching import OF_TEXTS, collate_texts
+from distill.data.batching import TEXT_BATCHING, collate_texts
 from distill.data.examples import Example, key_of
 from distill.data.tokenize import IGNORE
 from distill.objective.losses import LOSSES
@@ -215,7 +215,8 @@ def test_only_encoders_are_read_both_ways():
     pairs = {0: [(1, 1)]}
     for kind, both in (("bert", True), ("llama", False)):
         learner = learner_of(students()[kind], ("relation", {}), pairs=pairs)
-        assert learner.both_ways is both
+        (bound,) = learner.bound_terms
+        assert bound.both_ways is both
 
 
 # Models ----------------------------------------------------------------------------------------
@@ -248,7 +249,7 @@ def test_texts_of_like_length_meet_and_all_do():
     dice = np.random.default_rng(0)
     lengths = dice.integers(3, 100, 200).tolist()
     plans = [
-        OF_TEXTS.plan(lengths, batch_size=8, max_length=128, packing=False, seed=seed)
+        TEXT_BATCHING.plan(lengths, batch_size=8, max_length=128, packing=False, seed=seed)
         for seed in (0, 0, 1)
     ]
     assert plans[0] == plans[1] != plans[2]

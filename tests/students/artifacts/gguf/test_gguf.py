@@ -1,4 +1,4 @@
-"""GGUF files: llama.cpp computes from them what `transformers` computes, or they are refused."""
+"""GGUF files: llama.cpp computes the same as `transformers`, or the model is refused."""
 
 import importlib.util
 
@@ -75,7 +75,7 @@ IDS = np.random.default_rng(0).integers(4, 320, 100).tolist()
 
 
 def model_of(config, seed=0):
-    """A random model; norms and biases away from where they start, so that losing one shows."""
+    """A random model, with norms and biases changed so that losing one shows."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
@@ -173,7 +173,7 @@ def test_fewer_bits_are_fewer_bytes_and_further_away(plain, tmp_path):
     assert found["q4_0"][1] > found["q5_0"][1] > found["q8_0"][1]
 
 
-def test_what_is_read_for_every_token_keeps_its_bits(plain, tmp_path):
+def test_embedding_and_head_keep_eight_bits(plain, tmp_path):
     write_gguf(plain[0], tmp_path / "model.gguf", "q4_0")
     types = types_in(tmp_path / "model.gguf")
     assert types["token_embd.weight"] == types["output.weight"] == "Q8_0"
@@ -181,7 +181,9 @@ def test_what_is_read_for_every_token_keeps_its_bits(plain, tmp_path):
     assert types["blk.0.attn_q.weight"] == types["blk.2.ffn_down.weight"] == "Q4_0"
 
 
-def test_rows_that_are_no_whole_blocks_are_stored_wider_and_said(tokenizer, tmp_path, caplog):
+def test_rows_that_are_not_whole_blocks_are_stored_wider_with_a_warning(
+    tokenizer, tmp_path, caplog
+):
     model = model_of(LlamaConfig(**{**SIZES, "hidden_size": 48}, head_dim=16))
     write_gguf(folder_of(model, tokenizer, tmp_path), tmp_path / "model.gguf", "q4_0")
     types = types_in(tmp_path / "model.gguf")
@@ -201,7 +203,7 @@ def test_weights_beyond_float16_are_stored_wider(tokenizer, tmp_path):
     assert divergence(logits_of(model), logits_in(tmp_path / "model.gguf")) < 1e-5
 
 
-def test_bytes_rounded_elsewhere_are_taken_as_they_are(plain, tokenizer, tmp_path):
+def test_rounded_bytes_are_written_unchanged(plain, tokenizer, tmp_path):
     folder, model = plain
     kind, encoded = gguf.GGMLQuantizationType.Q4_0, {}
     rounded = AutoModelForCausalLM.from_pretrained(folder)
@@ -269,7 +271,7 @@ def test_k_quants_need_rows_that_their_blocks_fill():
         check_family("gguf-q4_k_m", config)
 
 
-def test_k_quants_need_a_llama_cpp_of_the_users(monkeypatch, tmp_path):
+def test_k_quants_need_the_users_llama_cpp(monkeypatch, tmp_path):
     wide = LlamaConfig(**{**SIZES, "hidden_size": 256, "intermediate_size": 512})
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("LLAMA_CPP", raising=False)
@@ -290,7 +292,7 @@ def test_k_quants_need_a_llama_cpp_of_the_users(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in ARTIFACTS if name.startswith("gguf")])
-def test_a_missing_package_is_named_with_the_extra_that_brings_it(name, monkeypatch):
+def test_a_missing_package_is_named_with_its_extra(name, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
     with pytest.raises(RecipeError, match=r'gguf, xllamacpp.*pip install "attar\[gguf\]"'):
         check_installed(name)

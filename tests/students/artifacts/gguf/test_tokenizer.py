@@ -1,4 +1,4 @@
-"""A tokenizer inside a GGUF file: llama.cpp's ids are those of `transformers`, or it is refused."""
+"""Tokenizers in GGUF files: llama.cpp gives the ids of `transformers`, or they are refused."""
 
 import json
 
@@ -62,7 +62,7 @@ RULES = {
 
 
 def sentencepiece_like(*, prefix):
-    """BPE as `transformers` makes it of SentencePiece's: pieces with byte fallback, every split."""
+    """BPE as `transformers` converts it from SentencePiece: byte fallback, and every merge."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
     pieces = [*special, *(f"<0x{byte:02X}>" for byte in range(256))]
     trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))

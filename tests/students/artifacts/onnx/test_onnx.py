@@ -37,7 +37,7 @@ def padded(rows, tokens, vocabulary, seed=0):
 
 
 def run(folder, ids, mask):
-    session = graphs.open_session(folder / graphs.FILE, 1)
+    session = graphs.open_session(folder / graphs.ONNX_FILE, 1)
     values = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
     return torch.from_numpy(values[0])
 
@@ -73,7 +73,7 @@ def make_encoder():
 
 
 class Saved:
-    """Stands for a tokenizer where only the graph matters."""
+    """A stand-in for a tokenizer where only the graph matters."""
 
     def save_pretrained(self, folder):
         (folder / "tokenizer.json").write_text("{}")
@@ -120,16 +120,16 @@ def rounded(exported, tmp_path):
 
     def make(name):
         model, folder, output = exported(name)
-        graph = onnx_ir.load(folder / graphs.FILE)
+        graph = onnx_ir.load(folder / graphs.ONNX_FILE)
         (round_weights if name == "decoder" else round_dynamic)(graph)
-        onnx_ir.save(graph, tmp_path / graphs.FILE)
+        onnx_ir.save(graph, tmp_path / graphs.ONNX_FILE)
         return model, tmp_path, output
 
     return make
 
 
 def rounded_weights(model, block, tables):
-    """A copy of a model with the weights of linear layers and `tables` rounded and back."""
+    """A copy of a model with weights of linear layers and `tables` rounded and dequantised."""
     copied = copy.deepcopy(model)
     for name, module in copied.named_modules():
         if isinstance(module, torch.nn.Linear) or name.endswith(tables):
@@ -151,7 +151,7 @@ def test_eight_bits_are_those_of_the_weights(name, block, table, rounded):
     expected = reference(rounded_weights(model, block, table), ids, mask, output)[mask.bool()]
     plain = reference(model, ids, mask, output)[mask.bool()]
     error = (found - expected).norm() / expected.norm()
-    assert error < (0.02 if name == "decoder" else 0.08)  # what rounding the inputs costs
+    assert error < (0.02 if name == "decoder" else 0.08)  # error from rounding the inputs
     assert 0 < (found - plain).norm() / plain.norm() < 0.1
 
 
@@ -165,11 +165,11 @@ def test_eight_bits_are_small(name, rounded):
 
 
 def initializers(folder):
-    return onnx_ir.load(folder / graphs.FILE).graph.initializers.values()
+    return onnx_ir.load(folder / graphs.ONNX_FILE).graph.initializers.values()
 
 
 def is_other(name, parameter):
-    """What stays as it is: vectors, tables of positions and types, maps of a pooled text."""
+    """Bytes that are not rounded: vectors, tables of positions and types, pooled layers."""
     kept = ("position", "token_type", "pooler", "classifier")
     return parameter.dim() < 2 or any(word in name for word in kept)
 
@@ -177,7 +177,7 @@ def is_other(name, parameter):
 def test_a_tied_head_is_stored_once(decoder, exported):
     _, folder, _ = exported("decoder")
     weights = 4 * sum(p.numel() for p in decoder.parameters())  # tied ones are counted once
-    assert (folder / graphs.FILE).stat().st_size < 1.5 * weights
+    assert (folder / graphs.ONNX_FILE).stat().st_size < 1.5 * weights
 
 
 def test_padding_changes_nothing(rounded):
@@ -199,14 +199,16 @@ def test_large_weights_go_beside_the_graph(exported, tmp_path, monkeypatch):
     model, whole, _ = exported("classifier")
     monkeypatch.setattr(graphs, "ONE_FILE_BYTES", 1000)
     graphs.export_onnx(model, Saved(), tmp_path)
-    beside = tmp_path / f"{graphs.FILE}.data"
-    assert beside.stat().st_size > (tmp_path / graphs.FILE).stat().st_size / 2
+    beside = tmp_path / f"{graphs.ONNX_FILE}.data"
+    assert beside.stat().st_size > (tmp_path / graphs.ONNX_FILE).stat().st_size / 2
     ids, mask = padded(2, 9, 320)
     assert torch.equal(run(tmp_path, ids, mask), run(whole, ids, mask))
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnx-int8"])
-def test_an_artifact_runs_without_us_and_without_torch(name, decoder, tokenizer, tmp_path):
+def test_an_artifact_runs_without_this_package_and_without_torch(
+    name, decoder, tokenizer, tmp_path
+):
     save_student(decoder, tokenizer, tmp_path / "student")
     given = ArtifactInputs(tmp_path / "student", tmp_path / "student")
     folder = tmp_path / name
@@ -223,7 +225,7 @@ def test_an_artifact_runs_without_us_and_without_torch(name, decoder, tokenizer,
 
 
 class Forks(torch.nn.Module):
-    """A model whose way through depends on its input."""
+    """A model whose control flow depends on its input."""
 
     def __init__(self, model):
         super().__init__()
@@ -237,7 +239,7 @@ class Forks(torch.nn.Module):
         return {"logits": out.logits * 2 if input_ids.sum().item() % 2 == 0 else out.logits}
 
 
-def test_a_model_that_cannot_be_exported_is_one_sentence(decoder, tmp_path):
+def test_a_model_that_cannot_be_exported_raises_one_sentence(decoder, tmp_path):
     with pytest.raises(ModelError, match=r"Forks cannot be exported to ONNX: [^\n]+$"):
         graphs.export_onnx(Forks(decoder), Saved(), tmp_path)
 
@@ -251,7 +253,7 @@ def test_a_graph_that_computes_something_else_is_refused(exported, make_model, t
     _, folder, _ = exported("decoder")
     other = make_model(2, width=96, vocabulary=3000, spread=1.0)
     with pytest.raises(ModelError, match="cannot be exported faithfully"):
-        graphs.check_equal(other, folder / graphs.FILE, ("logits",))
+        graphs.check_equal(other, folder / graphs.ONNX_FILE, ("logits",))
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnx-int8"])
