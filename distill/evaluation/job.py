@@ -106,7 +106,7 @@ class TaskMetrics(Protocol):
         job: MeasureJob,
         config: EvaluateConfig,
     ) -> Numbers:
-        """Timings. They are taken first, while the process holds nothing but the model."""
+        """Timings. They are taken first, while the process holds only the model."""
         ...
 
     def arrays(

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 def measure_model(job: MeasureJob) -> Numbers:
     """All numbers of one model; arrays by token or by text go to `job.out` with the suffix .npz.
 
-    Speed is measured first, while the process holds nothing but the model.
+    Speed is measured first, while the process holds only the model.
     """
     config, metrics = EvaluateConfig.model_validate(job.config), job.metrics
     examples = Examples(Path(job.held_out))

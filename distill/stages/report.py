@@ -12,6 +12,7 @@ from typing import Any
 
 from attar import __version__
 from attar.files import read_json, write_json, write_text
+from distill.report.data_parts import DataParts
 from distill.report.task_report import Measurements
 from distill.run.context import Run
 from distill.run.folder import StageRecord
@@ -87,6 +88,7 @@ def measurements(run: Run, costs: dict[str, Any]) -> Measurements:
         costs=costs,
         tolerance=run.recipe.export.tolerance,
         quantized_base=special.base if merged and special.base != "none" else None,
+        parts=DataParts.from_stats(read_json(run.folder.data() / "stats.json")),
     )
 
 

@@ -1,6 +1,7 @@
 """Whole runs through the command line, on a tiny teacher: what a user sees, kills and repeats."""
 
 import hashlib
+import html
 import json
 import os
 import signal
@@ -44,6 +45,8 @@ def test_a_run_leaves_a_student_artifacts_and_a_report_and_then_has_nothing_to_d
     assert 0 < max(arm["peak_memory_bytes"] for arm in cost["arms"].values()) <= peaks[-1]
     page = Path("out/report.html").read_text()
     assert "peak memory, MB" in page
+    assert report["selection"]["validation_tokens"] > 0
+    assert report["selection"]["sentence"] in html.unescape(page)
     assert page.count("<svg") == 4
     assert "http" not in page.replace("http://www.w3.org", "").replace(
         "http://purl.org", ""
@@ -226,7 +229,9 @@ def test_two_processes_train_the_same_student(workshop, several_processes):
         assert (tensor - students[1][name]).abs().max() < 1e-4, name
 
 
-OF_CLASSES = "classification.yaml"  # tests/distill/tasks/sequence_classification/test_runs.py runs it
+OF_CLASSES = (
+    "classification.yaml"  # tests/distill/tasks/sequence_classification/test_runs.py runs it
+)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from distill.stages.report import measurements
 from distill.tasks.causal_lm.report import CausalLMReport
 from distill.tasks.sequence_classification.report import ClassificationReport
 
+STATS = {"validation": {"tokens": 9}, "held_out": {"tokens": 9}, "validation_from": "documents"}
+
 
 @pytest.fixture
 def measure_run(tmp_path):
@@ -27,7 +29,8 @@ def measure_run(tmp_path):
             train=SimpleNamespace(arms=[]),
             evaluate=SimpleNamespace(bootstrap=100),
         )
-        folder = SimpleNamespace(evaluation=tmp_path / "evaluation")
+        (tmp_path / "stats.json").write_text(json.dumps(STATS))
+        folder = SimpleNamespace(evaluation=tmp_path / "evaluation", data=lambda: tmp_path)
         run = SimpleNamespace(recipe=recipe, merged_student=merged, folder=folder)
         return measurements(run, {})
 

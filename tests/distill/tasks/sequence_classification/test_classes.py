@@ -1,4 +1,4 @@
-"""Classes of texts in a step: values as defined for any batch, and what is measured."""
+"""Classes of texts in a step: values as defined, for any batch."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,6 @@ from distill.objective.losses import LOSSES
 from distill.objective.model_outputs import ClassReadout
 from distill.objective.objective import Learner
 from distill.objective.terms import TERM_MODELS
-from distill.tasks.sequence_classification.metrics import calibration_error, macro_f1
 from students.pruning.depth import cut_depth, keep_by_influence, keep_greedily
 from students.pruning.output_change import class_logprobs, kl, output_change
 from teachers.cache.config import CacheConfig, manifest_of
@@ -366,23 +365,6 @@ def test_a_block_is_judged_by_the_model_that_a_cut_would_leave(make):
     for block, loss in removed:
         kept.remove(block)
         assert loss == pytest.approx(change(cut_depth(model, kept)), rel=1e-4, abs=1e-6)
-
-
-# What is measured ------------------------------------------------------------------------------
-
-
-def test_f1_is_the_mean_over_classes_that_occur():
-    labels, predicted = np.array([0, 0, 0, 1, 2]), np.array([0, 0, 1, 1, 0])
-    assert macro_f1(labels, predicted) == pytest.approx((2 * 2 / 6 + 2 * 1 / 3 + 0) / 3)
-    assert macro_f1(labels, labels) == 1.0
-
-
-def test_calibration_error_is_the_gap_in_bins_of_confidence():
-    confidence = np.array([0.91, 0.92, 0.55, 0.56])
-    correct = np.array([True, True, True, False])
-    gaps = (abs(0.915 - 1) * 2 + abs(0.555 - 0.5) * 2) / 4
-    assert calibration_error(confidence, correct) == pytest.approx(gaps)
-    assert calibration_error(np.ones(3), np.ones(3, bool)) == 0
 
 
 def test_the_tokenizer_of_these_tests_marks_pairs():
