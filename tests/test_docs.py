@@ -391,10 +391,29 @@ CODEC_PAIRS = [
 ]
 
 
+OTHER_CODEC_PAIRS = [
+    pair
+    for codec in CODECS
+    for other in LAYER_CODECS
+    if (pair := (codec, other)) not in CODEC_PAIRS
+]
+
+
 @pytest.mark.parametrize(("codec", "layer_codec"), CODEC_PAIRS)
 def test_the_columns_of_a_shard_are_those_of_its_page(
     codec: str, layer_codec: str, tmp_path: Path
 ) -> None:
+    check_columns(codec, layer_codec, tmp_path)
+
+
+@pytest.mark.parametrize(("codec", "layer_codec"), OTHER_CODEC_PAIRS)
+def test_the_columns_of_every_other_shard_are_those_of_its_page(
+    full_product: None, codec: str, layer_codec: str, tmp_path: Path
+) -> None:
+    check_columns(codec, layer_codec, tmp_path)
+
+
+def check_columns(codec: str, layer_codec: str, tmp_path: Path) -> None:
     config = CacheConfig.model_validate(
         {
             "codec": {"name": codec},
