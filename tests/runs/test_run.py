@@ -229,9 +229,8 @@ def test_two_processes_train_the_same_student(workshop, several_processes):
         assert (tensor - students[1][name]).abs().max() < 1e-4, name
 
 
-OF_CLASSES = (
-    "classification.yaml"  # tests/distill/tasks/sequence_classification/test_runs.py runs it
-)
+# tests/distill/tasks/sequence_classification/test_runs.py runs it
+OF_CLASSES = "classification.yaml"
 
 
 @pytest.mark.parametrize(
