@@ -15,33 +15,33 @@ class Registry(Generic[T]):
 
     def __init__(self, noun: str) -> None:
         self.noun = noun
-        self._entries: dict[str, T] = {}
+        self._things: dict[str, T] = {}
 
     def add(self, name: str) -> Callable[[T], T]:
         """Decorator that registers a function or class under `name`."""
 
         def register(entry: T) -> T:
-            assert name not in self._entries, f"{self.noun} {name} is registered twice"
-            self._entries[name] = entry
+            assert name not in self._things, f"{self.noun} {name} is registered twice"
+            self._things[name] = entry
             return entry
 
         return register
 
     def __getitem__(self, name: str) -> T:
-        if name not in self._entries:
-            known = ", ".join(sorted(self._entries))
+        if name not in self._things:
+            known = ", ".join(sorted(self._things))
             raise RecipeError(
                 f"There is no {self.noun} `{name}`; known are {known}."
-                + nearest(name, self._entries)
+                + nearest(name, self._things)
             )
-        return self._entries[name]
+        return self._things[name]
 
     def __contains__(self, name: str) -> bool:
-        return name in self._entries
+        return name in self._things
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self._things)
 
     def items(self) -> list[tuple[str, T]]:
         """Registered pairs in the order of registration."""
-        return list(self._entries.items())
+        return list(self._things.items())
