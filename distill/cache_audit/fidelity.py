@@ -25,7 +25,7 @@ from torch.nn import functional
 from attar.models.structure import Head
 from teachers.signals import Distribution, SparseDistribution
 
-Loss = Callable[[Tensor], Tensor]
+SummedLoss = Callable[[Tensor], Tensor]
 BINS = 15  # of confidence, equally wide
 SMALL_REST = 1e-3  # below it, one minus a sum is too inexact: the rest is summed directly
 
@@ -39,10 +39,10 @@ class WithLoss:
     """
 
     target: SparseDistribution
-    loss: Loss
+    loss: SummedLoss
 
 
-Target = Distribution | WithLoss
+AuditTarget = Distribution | WithLoss
 Decoded = SparseDistribution | Tensor  # a dense one as its log-probabilities (N, V)
 
 
@@ -142,7 +142,7 @@ class Fidelity:
         self,
         hidden_NH: Tensor,
         teacher_NV: Tensor,
-        targets: Mapping[str, Target],
+        targets: Mapping[str, AuditTarget],
         labels_N: Tensor | None = None,
         *,
         summed: bool = True,
@@ -207,7 +207,7 @@ class Fidelity:
 # Gradients of one target -----------------------------------------------------------------------
 
 
-def _decode(target: Target, device: torch.device) -> tuple[Decoded, Loss | None]:
+def _decode(target: AuditTarget, device: torch.device) -> tuple[Decoded, SummedLoss | None]:
     """Return the decoded target, and its own loss where it has one."""
     loss = target.loss if isinstance(target, WithLoss) else None
     plain = (target.target if isinstance(target, WithLoss) else target).to(device)
@@ -300,7 +300,7 @@ def _products(mine_VH: Tensor, reference_VH: Tensor) -> Tensor:
 
 
 def _gradient(
-    decoded: Decoded, loss: Loss | None, student: _Student
+    decoded: Decoded, loss: SummedLoss | None, student: _Student
 ) -> _DenseGradient | _SparseGradient:
     """Return the gradient of the decoded target's loss at the student's logits."""
     if isinstance(decoded, Tensor):
@@ -319,7 +319,7 @@ def _gradient(
     return _SparseGradient(rest_N, decoded.ids_NK, extra_NK)
 
 
-def _gradient_of_loss(ids_NK: Tensor, loss: Loss, student: _Student) -> _SparseGradient:
+def _gradient_of_loss(ids_NK: Tensor, loss: SummedLoss, student: _Student) -> _SparseGradient:
     """Return the gradient at the logits: log s_k = z_k - log sum exp z, so a_k - s sum(a)."""
     entries_NK = student.logprobs_NV.gather(-1, ids_NK)
     with torch.enable_grad():

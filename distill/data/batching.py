@@ -144,6 +144,9 @@ def plan_in_order(lengths: Sequence[int], batch_size: int) -> list[MicroBatch]:
     return [[[i] for i in order[s : s + batch_size]] for s in range(0, len(order), batch_size)]
 
 
+Collate = Callable[[Sequence[Sequence[Example]]], Batch]  # rows of examples to tensors
+
+
 def collate(rows: Sequence[Sequence[Example]]) -> Batch:
     """Rows of examples as tensors, padded on the right."""
     longest = max(sum(len(example.input_ids) for example in row) for row in rows)
@@ -196,7 +199,7 @@ class Batching:
     """Which examples are in which rows of an epoch, and how rows become tensors."""
 
     plan: Callable[..., list[MicroBatch]]
-    collate: Callable[[Sequence[Sequence[Example]]], Batch]
+    collate: Collate
 
     def steps(
         self,

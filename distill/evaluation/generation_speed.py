@@ -16,7 +16,7 @@ from attar.errors import ModelError
 from distill.data.examples import Examples
 from distill.runtimes.runtime import Runtime
 
-PROMPT_TOKENS = 16  # of the timed generation's prompt, and of the compared generations'
+GENERATION_PROMPT_TOKENS = 16  # of the timed generation's prompt, and of the compared generations'
 
 
 def _timed(function: Callable[[], Any]) -> float:
@@ -41,7 +41,7 @@ def measure_speed(
     speed["generate"] = None
     if not runtime.can_generate:
         return {"tokens_per_second": speed, "seconds_to_first_token": None, "sample": ""}
-    start = ids[: min(PROMPT_TOKENS, length)]
+    start = ids[: min(GENERATION_PROMPT_TOKENS, length)]
     new = generate_tokens
     if runtime.context is not None:
         new = max(1, min(new, runtime.context - len(start)))
@@ -65,7 +65,7 @@ def continuations(
         return None
     found = []
     for i in range(min(prompts, len(examples))):
-        start = examples[i].input_ids[:PROMPT_TOKENS].tolist()
+        start = examples[i].input_ids[:GENERATION_PROMPT_TOKENS].tolist()
         room = new if runtime.context is None else min(new, runtime.context - len(start))
         found.append(runtime.generate(start, room))
     return found

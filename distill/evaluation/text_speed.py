@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from distill.data.batching import Batch, collate_texts
-from distill.data.examples import Example, Examples
+from distill.data.batching import Batch, Collate, collate_texts
+from distill.data.examples import Examples
 from distill.evaluation.job import Batches, Numbers
 
 TIMED_TEXTS = 256  # about how many held-out texts are read again in batches to take the time
 SINGLE_TEXTS = 16  # how many are read one by one, from the longest to the shortest
-Collate = Callable[[Sequence[Sequence[Example]]], Batch]
 
 
 def batches_of(

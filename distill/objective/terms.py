@@ -26,7 +26,7 @@ def _known_map(value: Any) -> Any:
     return value
 
 
-Pairs = Annotated[
+LayerPairs = Annotated[
     list[tuple[int, int]] | Literal["cut", "even", "last"] | None, BeforeValidator(_known_map)
 ]
 Relation = Literal["query", "key", "value"]
@@ -80,7 +80,7 @@ def _term_model(found: Loss) -> type[Term]:
             f"[student {what}, teacher {what}] pairs; or every cached {what}, mapped as the "
             "student was `cut`, `even`, or `last` (counted from the end); cut, else even, if absent"
         )
-        fields["layers"] = (Pairs, Field(None, description=about))
+        fields["layers"] = (LayerPairs, Field(None, description=about))
     if found.reads == "relation":
         about = "relation heads; as many as fit both models' key-value heads when absent"
         fields["heads"] = (int | None, Field(None, ge=1, description=about))

@@ -45,7 +45,7 @@ def check_before_work(run: Run) -> None:
         check_cached_layers,
         check_positions,
         check_student_vocabulary,
-        check_artifacts,
+        check_artifact_packages,
         check_recover,
         check_downstream_tasks,
     ):
@@ -126,7 +126,7 @@ def check_student_vocabulary(run: Run) -> None:
         check_same_vocabulary(run.tokenizer, tokenizer)
 
 
-def check_artifacts(run: Run) -> None:
+def check_artifact_packages(run: Run) -> None:
     """Artifacts can hold the student's family, and the packages they need are installed."""
     for name in run.artifacts:
         check_installed(name)

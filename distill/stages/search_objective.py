@@ -27,7 +27,7 @@ from distill.training.config import LoopConfig
 from distill.training.job import Job
 from distill.training.loop import train
 from distill.training.teacher_signals import TeacherSignals
-from distill.training.validation import evaluate
+from distill.training.validation import evaluate_objective
 from students.layer_inputs import BATCH_ROWS
 from teachers.cache.config import CacheConfig, manifest_of
 from teachers.cache.reader import SignalCache
@@ -94,7 +94,7 @@ class SearchObjective:
 
     def divergence(self, student: nn.Module) -> float:
         """Mean divergence from the teacher a counted token, on the validation examples."""
-        return evaluate(
+        return evaluate_objective(
             self._learner(student),
             self.measured,
             self._signals,

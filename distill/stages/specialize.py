@@ -31,7 +31,7 @@ from distill.stages.fingerprints import discard_other, specializing_data_inputs
 from distill.stages.stage import SPECIALIZE, work
 from distill.stages.training import run_training
 from distill.training.layerwise_lr import how_much_learns
-from distill.training.validation import evaluate
+from distill.training.validation import evaluate_objective
 from students.save import save_student
 from students.tuning.adapters import (
     Into,
@@ -108,7 +108,7 @@ def validation_nll(
     chunk = tokens_per_chunk(vocabulary, next(model.parameters()).device)
     learner = Learner(model, terms, vocabulary=vocabulary, dtype=dtype, chunk=chunk)
     size, tokens = config.batch_size, config.evaluate_tokens
-    nll = evaluate(learner, examples, batch_size=size, tokens=tokens).means.nll
+    nll = evaluate_objective(learner, examples, batch_size=size, tokens=tokens).means.nll
     assert nll is not None, "texts of a language model have labels"
     return nll
 

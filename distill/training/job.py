@@ -6,13 +6,12 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distill.data.batching import TOKEN_BATCHING
+from distill.data.batching import TOKEN_BATCHING, Collate
 from distill.data.examples import Examples
 from distill.objective.objective import Learner
 from distill.training.batch_source import BatchSource
 from distill.training.config import LoopConfig
 from distill.training.teacher_signals import TeacherSignals
-from distill.training.validation import Collate
 
 
 @dataclass

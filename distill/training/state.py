@@ -21,7 +21,7 @@ from distill.training.job import Job, Progress
 from distill.training.layerwise_lr import layerwise_rates, learning_table
 from distill.training.lr_schedule import learning_rate_factor
 from distill.training.optimizers import make_optimizer, restore_paged_state, set_rate
-from distill.training.validation import evaluate
+from distill.training.validation import evaluate_objective
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class TrainingState:
     def _validate(self, number: int) -> dict[str, float]:
         """Evaluate on the validation examples, and keep the weights where they are the best."""
         job = self.job
-        found = evaluate(
+        found = evaluate_objective(
             job.learner,
             job.validation,
             job.signals,

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from distill.data.batching import TOKEN_BATCHING, Batch, plan_in_order
-from distill.data.examples import Example, Examples, first_examples
+from distill.data.batching import TOKEN_BATCHING, Collate, plan_in_order
+from distill.data.examples import Examples, first_examples
 from distill.objective.objective import Learner, LossMeans, LossSums
 from distill.training.teacher_signals import TeacherSignals
-
-Collate = Callable[[Sequence[Sequence[Example]]], Batch]
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(
+def evaluate_objective(
     learner: Learner,
     examples: Examples,
     signals: TeacherSignals | None = None,

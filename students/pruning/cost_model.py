@@ -34,7 +34,7 @@ BYTES_PER_WEIGHT = {
     "int8": 1.0,
     "nf4": 0.5 + 4 / 64,
 }  # with a float32 scale per 64 weights
-PROMPT_TOKENS = 32  # length of the text that a latency is measured on
+LATENCY_TOKENS = 32  # length of the text that a latency is measured on
 LATENCY_REPEATS = 5  # measurements, whose median counts
 
 
@@ -170,7 +170,7 @@ def leading_parts(sizes: Sizes, whole: Sizes) -> KeptParts:
 
 def latency_step(model: Any) -> Callable[[Any], None]:
     """Return the function whose time is measured, for a model and for those cut out of it."""
-    ids_BT = torch.arange(PROMPT_TOKENS, device=next(model.parameters()).device)[None]
+    ids_BT = torch.arange(LATENCY_TOKENS, device=next(model.parameters()).device)[None]
     mask_BT = torch.ones_like(ids_BT)
     generates = model.can_generate()
 

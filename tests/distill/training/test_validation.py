@@ -9,7 +9,7 @@ from distill.objective.layer_map import LayerMap
 from distill.objective.objective import Learner
 from distill.objective.terms import TERM_MODELS
 from distill.training.teacher_signals import TeacherSignals
-from distill.training.validation import evaluate
+from distill.training.validation import evaluate_objective
 from teachers.cache.config import CacheConfig
 from teachers.online import OnlineTeacher
 from tests.helpers.training import VOCABULARY, prepared
@@ -58,17 +58,17 @@ def by_hand(model, examples):
 
 
 def test_the_mean_is_over_counted_tokens_for_any_batch_size(learner, examples, signals):
-    whole = evaluate(learner, examples, signals, batch_size=len(examples))
+    whole = evaluate_objective(learner, examples, signals, batch_size=len(examples))
     assert whole.tokens == examples.num_tokens
     assert whole.means.nll == pytest.approx(by_hand(learner.student, examples), rel=1e-5)
     for size in (1, 3):
-        found = evaluate(learner, examples, signals, batch_size=size)
+        found = evaluate_objective(learner, examples, signals, batch_size=size)
         assert found.objective == pytest.approx(whole.objective, rel=1e-5)
         assert found.means.terms == pytest.approx(whole.means.terms, rel=1e-5)
 
 
 def test_the_objective_weighs_the_terms_as_their_schedules_end(learner, examples, signals):
-    found = evaluate(learner, examples, signals, batch_size=4)
+    found = evaluate_objective(learner, examples, signals, batch_size=4)
     kl, mse = (found.means.terms[TermKey(i, term.loss)] for i, term in enumerate(TERMS))
     assert found.objective == pytest.approx(0.5 * kl + 0.2 * mse, rel=1e-9)
     names = ["0:forward_kl", "1:hidden_mse", "nll"]
@@ -78,7 +78,7 @@ def test_the_objective_weighs_the_terms_as_their_schedules_end(learner, examples
 def test_a_limit_in_tokens_takes_the_first_examples(learner, examples, signals):
     chosen = first_examples(examples, 40)
     assert 0 < len(chosen) < len(examples)
-    found = evaluate(learner, examples, signals, batch_size=4, tokens=40)
+    found = evaluate_objective(learner, examples, signals, batch_size=4, tokens=40)
     first = [examples[i] for i in chosen]
     assert found.tokens == sum(len(example.counted) for example in first)
     assert found.means.nll == pytest.approx(by_hand(learner.student, first), rel=1e-5)
@@ -94,7 +94,7 @@ def test_a_teacher_that_runs_beside_serves_in_place_of_a_cache(
         chunk=8, pairs={**pairs, 1: [(2, 2)]},
     )  # fmt: skip
     online = TeacherSignals(online=OnlineTeacher(teacher, VOCABULARY, [2], []))
-    found = evaluate(there, examples, online, batch_size=4)
+    found = evaluate_objective(there, examples, online, batch_size=4)
     assert found.objective == pytest.approx(0, abs=1e-5), "the student is the teacher"
 
 
@@ -102,7 +102,7 @@ def test_labels_alone_need_no_signals_and_no_graph_is_kept(make_model, examples)
     model = make_model(7, vocabulary=VOCABULARY)
     terms = [TERM_MODELS["cross_entropy"]()]
     learner = Learner(model, terms, vocabulary=VOCABULARY, dtype=torch.float32, chunk=8).train()
-    found = evaluate(learner, examples, batch_size=4)
+    found = evaluate_objective(learner, examples, batch_size=4)
     assert found.objective == pytest.approx(found.means.nll, rel=1e-12)
     assert not learner.training
     assert all(parameter.grad is None for parameter in model.parameters())
