@@ -17,11 +17,10 @@ from torch import Tensor
 
 from attar.files import read_json, write_json
 from attar.models.structure import Head
+from distill.data.batching import Collate, plan_in_order
 from distill.data.batching import collate as collate_tokens
-from distill.data.batching import plan_in_order
 from distill.data.examples import Examples, first_examples
 from distill.evaluation.job import Batches, MeasureJob, PredictionArrays
-from distill.evaluation.text_speed import Collate
 from distill.runtimes.hugging_face import LogitsFromStates
 from distill.runtimes.runtime import Logits, Runtime
 
