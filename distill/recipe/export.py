@@ -1,4 +1,4 @@
-"""What the export stage makes: which artifacts, from what, with which card."""
+"""The recipe's section `export`: which artifacts to make, and how good they must stay."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from distill.report.selection import Tolerance
 
 
 class RecoverConfig(LoopConfig):
-    """Let the scales of rounded weights, and the norms, learn back what rounding lost."""
+    """Train the scales of rounded weights, and the norms, to recover what rounding lost."""
 
     objective: list[AnyTerm] = Field(
         default_factory=lambda: [{"loss": "forward_kl"}], min_length=1, validate_default=True

@@ -91,7 +91,7 @@ def cut(run: Run) -> dict[str, Any]:
 
 
 def load_whole(run: Run) -> nn.Module:
-    """What is cut, in float32: the teacher, or the model that `student.from` names."""
+    """The model that is cut, in float32: the teacher, or the model that `student.from` names."""
     config = run.recipe.student
     if config.from_ == "teacher":
         return run.task.load_teacher(run)
@@ -114,7 +114,7 @@ def _cut(run: Run, whole: nn.Module, config: StudentConfig) -> Any:
 
 
 def _blocks(run: Run, whole: nn.Module, layers: LayersConfig) -> list[int]:
-    """Numbers of the blocks that a recipe keeps."""
+    """Numbers of the blocks that stay, by the recipe."""
     depth, keep, tokens = num_layers(whole), layers.keep, layers.calibration_tokens
     if isinstance(keep, list):
         return keep
@@ -129,7 +129,7 @@ def _blocks(run: Run, whole: nn.Module, layers: LayersConfig) -> list[int]:
 def _through(
     run: Run, pruning: PruningRecord, rotation: Tensor | None
 ) -> tuple[PruningRecord, Tensor | None]:
-    """The record in terms of the teacher, where the model that was cut came out of it itself."""
+    """The record relative to the teacher, where the model that was cut had been cut out of it."""
     first = read_pruning(run.cut_model, run.teacher.model)
     if first is None:
         return {**pruning, "teacher": None}, rotation

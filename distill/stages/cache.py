@@ -1,7 +1,7 @@
-"""Stage `cache`, the cache of a run: what it must be, how it is made, and how it is opened.
+"""Stage `cache`: run the teacher once and keep its signals; and how a run opens its cache.
 
-A cache serves a run when teacher, tokenizer, window length, codec and layers agree and it holds
-every example: it may hold more, so that one cache serves many recipes through `cache.dir`.
+A cache fits a run when teacher, tokenizer, window length, codec and layers agree and it holds every
+example. It may hold more examples, so that one cache serves many recipes through `cache.dir`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def cache(run: Run, inputs: str) -> StageRecord:
 
 
 def cache_manifest(run: Run) -> dict[str, Any]:
-    """What the cache must say of itself to serve this recipe."""
+    """The manifest that a cache must have to fit this recipe."""
     counts = _wanted(run)
     data = {
         "fingerprint": fingerprint(sorted(counts)),
@@ -68,7 +68,7 @@ def cache_manifest(run: Run) -> dict[str, Any]:
 
 
 def _wanted(run: Run) -> dict[str, int]:
-    """Tokens kept of every example whose signals some objective reads, by key."""
+    """By key: how many tokens are cached of every example whose signals some objective reads."""
     return {
         key: int(count)
         for examples in run.cached_examples()
@@ -77,7 +77,7 @@ def _wanted(run: Run) -> dict[str, int]:
 
 
 def open_cache(run: Run, device: torch.device | None = None) -> SignalCache:
-    """The cache, ready to be read; a `CacheError` names what does not fit this recipe."""
+    """Open the cache for reading. Raises `CacheError`, naming what does not fit this recipe."""
     store = SignalStore(run.cache_url)
     _check_serves(store, cache_manifest(run))
     cache = SignalCache(run.cache_url, unfinished=run.recipe.cache.unfinished, device=device)
@@ -91,7 +91,7 @@ def open_cache(run: Run, device: torch.device | None = None) -> SignalCache:
 
 
 def _check_serves(store: SignalStore, wanted: dict[str, Any]) -> None:
-    """`check_fits` for a reader, whom shards' sizes and further examples do not concern."""
+    """`check_fits` for a reader: shard sizes may differ, and there may be further examples."""
     found = store.manifest()
     if found is not None:
         length = wanted["data"]["max_length"]
@@ -126,7 +126,7 @@ def cached_subset(cache: SignalCache, folder: Path, *sets: Examples) -> tuple[Ex
 
 
 def make_cache(run: Run) -> dict[str, float]:
-    """Make what is missing of the cache; its totals. A cache that serves as it is, stays so."""
+    """Make what the cache lacks, and return its totals. A cache that fits already is not changed."""
     manifest, store = cache_manifest(run), SignalStore(run.cache_url)
     found = store.manifest()
     if run.recipe.cache.unfinished:
@@ -152,7 +152,7 @@ def make_cache(run: Run) -> dict[str, float]:
     with progress("cache", total) as meter, store.writing() if rank == 0 else nullcontext():
         if rank == 0:
             store.begin(manifest)
-        barrier()  # the others find the cache begun, and to fit
+        barrier()  # the other processes then find a cache that was begun and fits
         build_cache(
             store, manifest, requests, lambda: run.task.runner(run),
             rank=rank, world=world, on_tokens=meter.advance, on_skip=meter.skip, barrier=barrier,
@@ -166,7 +166,7 @@ def make_cache(run: Run) -> dict[str, float]:
 
 
 def repair_cache(run: Run) -> list[str]:
-    """Forget damaged shards so that the next build makes them again; says which they were."""
+    """Remove damaged shards, so that the next build makes them again; return what was wrong."""
     store, faults = SignalStore(run.cache_url), []
     run.prepare_data()
     with on_first_process() as first:

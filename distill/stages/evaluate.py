@@ -42,9 +42,7 @@ def _inputs(run: Run) -> list[Any]:
     ],
 )
 def evaluate(run: Run, inputs: str) -> StageRecord:
-    """Measure every model in a fresh process of its own; write what an artifact measured into its
-    card.
-    """
+    """Measure every model in a fresh process; add an artifact's numbers to its model card."""
     tokens = 0
     for job in measure_jobs(run):
         log.info("evaluate: %s", job.name)
@@ -60,13 +58,13 @@ def evaluate(run: Run, inputs: str) -> StageRecord:
 
 
 def reference_of(run: Run, artifact: str) -> str:
-    """Name of the unquantised student that an artifact is held against."""
+    """Name of the unquantised student that an artifact is compared with."""
     specialised = run.recipe.specialize is not None and ARTIFACTS[artifact].made_from != "student"
     return "specialized" if specialised else "distill"
 
 
 def measure_jobs(run: Run) -> list[MeasureJob]:
-    """Everything that is measured, in an order in which each finds what it is compared with."""
+    """The jobs of all models; each comes after the jobs whose results it is compared with."""
     folder = run.folder.evaluation
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "probes.json", make_probes(run.tokenizer, run.validation_examples()))
@@ -122,5 +120,5 @@ def _teacher_job(run: Run, shared: dict[str, Any]) -> MeasureJob:
 
 
 def _reference(folder: Path, name: str) -> str:
-    """File of a student's generations, which its artifacts are compared with."""
+    """The file with a student's generations, which its artifacts are compared with."""
     return str(folder / f"generations-{name}.json")

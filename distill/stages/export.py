@@ -39,7 +39,7 @@ def export(run: Run, inputs: str) -> StageRecord:
 
 
 def _recover(run: Run, inputs: str, number_format: str, model: nn.Module) -> None:
-    """Train the scales and norms of a rounded student, in place; a stopped training goes on."""
+    """Train the scales and norms of a rounded student in place; go on if this was stopped before."""
     config = run.recipe.export.recover
     assert config is not None
     folder, name = run.folder.recovered(number_format), f"recover {number_format}"
@@ -51,7 +51,7 @@ def _recover(run: Run, inputs: str, number_format: str, model: nn.Module) -> Non
 def artifact_inputs(
     run: Run, recover: Callable[[str, nn.Module], None] | None = None
 ) -> ArtifactInputs:
-    """What the run's artifacts are made from; `recover` teaches a rounded model, in place."""
+    """What the run's artifacts are made from; `recover` trains a rounded model in place."""
     special, export = run.recipe.specialize, run.recipe.export
     adapter = run.folder.adapter
     return ArtifactInputs(

@@ -1,6 +1,6 @@
 """Stage `report`: what every model measured, what it cost, and whether distilling helped.
 
-docs/report.md documents the schema. What the numbers of a task mean, the task's report says
+docs/report.md documents the schema. The report of the task says what its numbers mean
 (`distill/report/task_report.py`).
 """
 
@@ -105,7 +105,7 @@ def judged_artifacts(run: Run, measured: dict[str, Any]) -> dict[str, Any]:
 
 
 def _specialised(run: Run) -> dict[str, Any] | None:
-    """What specialising learned with, and each way of merging before and after it."""
+    """The numbers of specialising, and the nll of each form before and after merging."""
     if run.recipe.specialize is None:
         return None
     found = read_json(run.folder.specialized / "result.json")

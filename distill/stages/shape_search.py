@@ -1,4 +1,4 @@
-"""`student.target`: the search for the shape of a student that is cut out of its teacher."""
+"""`student.target`: search for the shape of a student under a limit on its size or latency."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ class ShapeCandidate:
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """Less is better; what was healed goes before what was not."""
+        """A sort key: healed shapes come first, then the lower divergence."""
         return self.healed is None, self.divergence if self.healed is None else self.healed
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a search found: the recipe's section with the chosen shape, and all that were measured.
+    """The result of a search: the recipe's section with the chosen shape, and every shape measured.
 
-    The chosen one is the first of `measured`.
+    The chosen shape is the first of `measured`.
     """
 
     target: TargetConfig
@@ -62,7 +62,7 @@ class Shape:
     seconds: float | None  # a step of the teacher, where latency was the target
 
     def record(self) -> dict[str, Any]:
-        """What pruning.json says of the search."""
+        """What pruning.json records about the search."""
         return {
             "by": "search",
             "target": self.target.model_dump(),
@@ -73,7 +73,7 @@ class Shape:
         }
 
     def table(self) -> list[list[str]]:
-        """The measured shapes, the chosen one first; header first."""
+        """The measured shapes as a table, header first, then the chosen shape."""
         kind = {"latency": ["of the latency"], "bytes": ["bytes"], "parameters": []}[
             self.target.kind
         ]
@@ -127,24 +127,24 @@ class ShapeTrials:
         self.order = run.task.removal_order(run, teacher, gone, judged) if gone else []
 
     def cost(self, sizes: Sizes) -> float:
-        """Of a shape, at once."""
+        """The cost of a shape, predicted without making the student."""
         if self.latencies is not None:
             return self.latencies.predict(sizes)
         return self.target.cost(self.costs, sizes)
 
     def kept(self, sizes: Sizes) -> KeptParts:
-        """What stays in a student of some sizes."""
+        """The parts of the teacher that stay in a student of these sizes."""
         gone = set(self.order[: self.space.whole.blocks - sizes.blocks])
         blocks = [block for block in range(self.space.whole.blocks) if block not in gone]
         config = self.config.with_shape(sizes, blocks, self.space.whole)
         return choose_parts(self.teacher, blocks, config, None, self.scores)[0]
 
     def divergence(self, sizes: Sizes) -> float:
-        """Of a shape right after the cut."""
+        """The divergence of a shape right after the cut."""
         return self.objective.divergence(cut_model(self.teacher, self.kept(sizes)))
 
     def healed(self, sizes: Sizes) -> float:
-        """The same after what the recipe does about it: a refit, a few steps of distilling."""
+        """The divergence of a shape after the refit and the healing steps that the recipe asks for."""
         kept = self.kept(sizes)
         student = cut_model(self.teacher, kept)
         if self.config.refit:
@@ -155,9 +155,9 @@ class ShapeTrials:
 
 
 def search_shape(run: Run, teacher: nn.Module, target: TargetConfig) -> Shape:
-    """The best shape that was found under the recipe's target, for a teacher in float32.
+    """Find the best shape under the recipe's target, for a teacher in float32.
 
-    Raises `RecipeError` where no shape is under it.
+    Raises `RecipeError` where no shape meets the target.
     """
     trials = ShapeTrials(run, teacher, target)
     with closing(trials.objective):
@@ -197,7 +197,7 @@ def _search(trials: ShapeTrials, target: TargetConfig) -> Shape:
 
 
 def _healed(trials: ShapeTrials, found: list[MeasuredShape]) -> list[ShapeCandidate]:
-    """The best few, and those cut along one axis, as they will be; the least harmed first."""
+    """All shapes, the best first, after healing the best few and those cut along one axis only."""
     mends = trials.config.refit or trials.target.heal_steps > 0
     measured = []
     for number, one in enumerate(found):

@@ -82,7 +82,7 @@ def specialize(run: Run, inputs: str) -> StageRecord:
 
 
 def what_learns(student: nn.Module, config: Any) -> list[str]:
-    """What a method trains, for the log: how much of the student, where, and what it will take."""
+    """Lines for the log: how many parameters a method trains, where, and the adapter's size."""
     learning = {n: p.numel() for n, p in student.named_parameters() if p.requires_grad}
     kept = f"; adapter of {adapter_bytes(student) / 1e3:,.1f} kB"
     base = "" if config.base == "none" else f" on an {config.base} base"
@@ -103,7 +103,7 @@ def what_learns(student: nn.Module, config: Any) -> list[str]:
 def validation_nll(
     model: nn.Module, examples: Examples, vocabulary: int, dtype: torch.dtype, config: Any
 ) -> float:
-    """Nats a counted token on the validation examples that trainings evaluate on."""
+    """Mean nll, in nats a counted token, on the validation examples that a training evaluates on."""
     terms = [TERM_MODELS["cross_entropy"].model_validate({})]
     chunk = tokens_per_chunk(vocabulary, next(model.parameters()).device)
     learner = Learner(model, terms, vocabulary=vocabulary, dtype=dtype, chunk=chunk)
@@ -123,7 +123,7 @@ class MergeCandidates:
     trusts_code: bool
 
     def before(self) -> Iterator[tuple[str, nn.Module]]:
-        """The student as it was: in full precision, and as the base that was learned on."""
+        """The student before specialising: in full precision, and as the base it was trained on."""
         for kind in dict.fromkeys(("none", self.config.base)):
             name = "student" if kind == "none" else f"{kind} base"
             yield name, self._base(kind)
@@ -138,7 +138,7 @@ class MergeCandidates:
         return base
 
     def merged(self) -> Iterator[tuple[str, nn.Module]]:
-        """Every way of merging it into full precision."""
+        """The adapter merged into full precision, in every way."""
         ways: list[Into] = ["student"]
         if self.config.base != "none":
             ways.append("dequantized")
@@ -150,8 +150,10 @@ class MergeCandidates:
 
 
 def keep_specialized(run: Run, student: nn.Module, config: Any, result: dict[str, Any]) -> None:
-    """Write what was learned, merge it where that is possible, and result.json with what each way
-    comes to on the validation examples: `merges`, and the path that was `chosen` for merged/.
+    """Write the adapter or the weights, merge where that is possible, and write result.json.
+
+    `merges` in it has the nll of each form on the validation examples, `chosen` the form that is
+    kept in merged/.
     """
     folder, source = run.folder.specialized, run.folder.arm_student()
     for stale in (folder / "adapter", folder / "merged"):
