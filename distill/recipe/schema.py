@@ -30,7 +30,7 @@ class AdaptConfig(LoopConfig):
     )
     lr: float = Field(2e-5, gt=0)
     trainable: Trainable = "all"
-    reinitialize: Reinitialized = Field(None, description="blocks or head that start afresh")
+    reinitialize: Reinitialized = Field(None, description="blocks or head with new random weights")
 
     @model_validator(mode="after")
     def _no_teacher(self) -> AdaptConfig:

@@ -108,7 +108,7 @@ def _check_serves(store: SignalStore, wanted: dict[str, Any]) -> None:
 def cached_subset(cache: SignalCache, folder: Path, *sets: Examples) -> tuple[Examples, ...]:
     """The examples of each set that an unfinished cache holds.
 
-    A run that was stopped goes on with those it started with, whatever was added since.
+    A run that was stopped goes on with those it started with, even if more were added since.
     """
     file = folder / "examples.json"
     if not file.exists():
@@ -126,7 +126,7 @@ def cached_subset(cache: SignalCache, folder: Path, *sets: Examples) -> tuple[Ex
 
 
 def make_cache(run: Run) -> dict[str, float]:
-    """Make what the cache lacks, and return its totals. A cache that fits already is not changed."""
+    """Make what the cache lacks; return its totals. A cache that fits already stays unchanged."""
     manifest, store = cache_manifest(run), SignalStore(run.cache_url)
     found = store.manifest()
     if run.recipe.cache.unfinished:

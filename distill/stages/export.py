@@ -39,7 +39,7 @@ def export(run: Run, inputs: str) -> StageRecord:
 
 
 def _recover(run: Run, inputs: str, number_format: str, model: nn.Module) -> None:
-    """Train the scales and norms of a rounded student in place; go on if this was stopped before."""
+    """Train scales and norms of a rounded student in place; go on if this was stopped before."""
     config = run.recipe.export.recover
     assert config is not None
     folder, name = run.folder.recovered(number_format), f"recover {number_format}"

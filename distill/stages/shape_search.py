@@ -144,7 +144,7 @@ class ShapeTrials:
         return self.objective.divergence(cut_model(self.teacher, self.kept(sizes)))
 
     def healed(self, sizes: Sizes) -> float:
-        """The divergence of a shape after the refit and the healing steps that the recipe asks for."""
+        """The divergence of a shape after the refit and healing that the recipe asks for."""
         kept = self.kept(sizes)
         student = cut_model(self.teacher, kept)
         if self.config.refit:

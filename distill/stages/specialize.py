@@ -103,7 +103,7 @@ def what_learns(student: nn.Module, config: Any) -> list[str]:
 def validation_nll(
     model: nn.Module, examples: Examples, vocabulary: int, dtype: torch.dtype, config: Any
 ) -> float:
-    """Mean nll, in nats a counted token, on the validation examples that a training evaluates on."""
+    """Mean nll on the validation examples that trainings evaluate on, nats a counted token."""
     terms = [TERM_MODELS["cross_entropy"].model_validate({})]
     chunk = tokens_per_chunk(vocabulary, next(model.parameters()).device)
     learner = Learner(model, terms, vocabulary=vocabulary, dtype=dtype, chunk=chunk)
