@@ -87,7 +87,7 @@ def test_finalists_are_healed_before_the_choice(workshop):
     assert min(candidates, key=lambda one: one["divergence"]) in healed
     plain = [one for one in healed if one["sizes"]["neurons"] == 128]
     assert plain
-    assert plain[0]["sizes"]["blocks"] < 4
+    assert any(one["sizes"]["blocks"] < 4 for one in plain)
 
 
 @pytest.mark.gpu

@@ -153,7 +153,7 @@ def test_the_one_file_beside_an_adapter_loads_it_without_this_package(
     script = (
         "import sys, torch\n"
         "from transformers import AutoModelForCausalLM\n"
-        "from bottleneck_module import load_bottleneck\n"
+        "from bottleneck import load_bottleneck\n"
         f"base = AutoModelForCausalLM.from_pretrained({str(tmp_path / 'base')!r})\n"
         "model = load_bottleneck(base, '.')\n"
         "assert not {'attar', 'students', 'distill'} & set(sys.modules)\n"
