@@ -14,7 +14,7 @@ import numpy as np
 
 from attar.models.loading import load_config
 from attar.models.tokenizers import load_tokenizer
-from distill.data import tokenize as tokenizing
+from distill.data import tokenize
 from distill.data.row_formats import conversation_of, join, pair_of
 from distill.data.tokenize import IGNORE, TokenizedExamples
 from distill.doctor.findings import Finding, check, judged
@@ -121,7 +121,7 @@ def mask(fixture: DoctorFixture) -> Finding:
         tokens, counted = tokens + len(example.input_ids), counted + len(at)
     shown = ""
     for row in fixture.rows:
-        document = tokenizing.tokenize_document(
+        document = tokenize.tokenize_document(
             fixture.run.tokenizer, row.values, row.layout, fixture.run.recipe.data
         )
         fault = _fault_finder(fixture, row)(fixture, row, document)

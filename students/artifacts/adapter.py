@@ -12,7 +12,7 @@ from attar.files import read_json, write_json
 from attar.models.loading import load_causal_lm
 from attar.models.tokenizers import load_tokenizer
 from students.artifacts.artifact import ArtifactInputs, artifact
-from students.tuning import bottleneck_module as bottleneck
+from students.tuning import bottleneck_module
 
 PEFT_USAGE = """\
 ```python
@@ -66,4 +66,4 @@ def adapter(source: Path, folder: Path, given: ArtifactInputs) -> None:
     config = folder / "adapter" / "adapter_config.json"
     write_json(config, {**read_json(config), "base_model_name_or_path": "base"})
     if _is_bottleneck(source):
-        shutil.copy(bottleneck.__file__, folder / "adapter" / "bottleneck.py")
+        shutil.copy(bottleneck_module.__file__, folder / "adapter" / "bottleneck.py")

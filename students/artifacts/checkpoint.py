@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from attar.models import task_heads as heads
+from attar.models import task_heads
 from attar.models.loading import Quantization
 from attar.models.pooling import holds_sentence_encoder
 from attar.models.task_heads import MASKED, holds_head, load_as_saved
@@ -53,7 +53,9 @@ def usage(given: ArtifactInputs) -> str:
         return SENTENCE_ENCODER_USAGE
     if holds_head(given.student, MASKED):
         return FILL_MASK_USAGE
-    return CLASSIFIER_USAGE if holds_head(given.student, heads.CLASSIFIER) else GENERATION_USAGE
+    return (
+        CLASSIFIER_USAGE if holds_head(given.student, task_heads.CLASSIFIER) else GENERATION_USAGE
+    )
 
 
 @artifact("bf16", made_from="merged", runtime="transformers", usage=usage)

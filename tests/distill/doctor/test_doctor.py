@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from attar.models.structure import head_of
-from distill.data import tokenize as tokenizing
+from distill.data import tokenize
 from distill.data.batching import Batch
 from distill.data.tokenize import IGNORE
 from distill.doctor.diagnose import diagnose
 from distill.doctor.findings import CHECKS
 from distill.doctor.fixture import DoctorFixture
-from distill.objective import model_outputs as readouts
+from distill.objective import model_outputs
 from distill.objective.losses import LOSSES
 from distill.objective.objective import Learner
 from distill.training.batch_source import Plan
@@ -147,7 +147,7 @@ def test_a_window_whose_labels_are_not_shifted(finding, monkeypatch):
             if len(piece) >= 2:
                 yield piece, [*piece[:-1], IGNORE]
 
-    monkeypatch.setattr(tokenizing, "windows", unshifted)
+    monkeypatch.setattr(tokenize, "windows", unshifted)
     caught(finding("mask"), "off by one")
     caught(finding("normaliser"))
 
@@ -155,7 +155,7 @@ def test_a_window_whose_labels_are_not_shifted(finding, monkeypatch):
 @pytest.mark.parametrize("late", [1, -1])
 def test_a_mask_of_conversations_one_token_off(finding, monkeypatch, late):
     """Labels that are the next ids, but counted where the token itself was said (DistillKit)."""
-    right = tokenizing.tokenize_chat
+    right = tokenize.tokenize_chat
 
     def shifted(tokenizer, messages, max_length, first):
         ids, labels = right(tokenizer, messages, max_length, first)
@@ -165,39 +165,39 @@ def test_a_mask_of_conversations_one_token_off(finding, monkeypatch, late):
         pairs = zip(following, counted, strict=True)
         return ids, [i if c and i is not None else IGNORE for i, c in pairs]
 
-    monkeypatch.setattr(tokenizing, "tokenize_chat", shifted)
+    monkeypatch.setattr(tokenize, "tokenize_chat", shifted)
     caught(finding("mask", *chat_data()), "where the assistant says")
 
 
 def test_a_prompt_that_counts_with_its_answer(finding, tokenizer, monkeypatch):
-    right = tokenizing.tokenize_pair
+    right = tokenize.tokenize_pair
 
     def all_of_it(tokenizer, prompt, text, max_length, *, append_eos):
         return right(tokenizer, "", text, max_length, append_eos=append_eos)
 
-    monkeypatch.setattr(tokenizing, "tokenize_pair", all_of_it)
+    monkeypatch.setattr(tokenize, "tokenize_pair", all_of_it)
     caught(finding("mask", *pair_data(tokenizer)), "where the answer is")
 
 
 def test_an_end_of_turn_that_does_not_count(finding, monkeypatch):
     """pad == eos, and padding is masked by id: the student never learns to stop."""
-    right = tokenizing.tokenize_chat
+    right = tokenize.tokenize_chat
 
     def without_end(tokenizer, messages, max_length, first):
         ids, labels = right(tokenizer, messages, max_length, first)
         return ids, [IGNORE if i == tokenizer.eos_token_id else i for i in labels]
 
-    monkeypatch.setattr(tokenizing, "tokenize_chat", without_end)
+    monkeypatch.setattr(tokenize, "tokenize_chat", without_end)
     assert finding("mask", *chat_data()).outcome == "warn"
 
 
 def test_a_document_whose_end_does_not_count(finding, monkeypatch):
-    right = tokenizing.windows
+    right = tokenize.windows
 
     def without_end(ids, max_length):
         yield from right(ids[:-1], max_length)
 
-    monkeypatch.setattr(tokenizing, "windows", without_end)
+    monkeypatch.setattr(tokenize, "windows", without_end)
     caught(finding("mask"), "not all but the first")
 
 
@@ -257,13 +257,13 @@ def test_packed_examples_that_see_each_other(finding, monkeypatch):
 
 
 def test_chunks_that_overlap(finding, monkeypatch):
-    right = readouts.head_losses
+    right = model_outputs.head_losses
 
     def by_chunk(hidden_NH, head, labels_N, terms, *, chunk, dtype):
         total, sums = right(hidden_NH, head, labels_N, terms, chunk=chunk, dtype=dtype)
         return total * (1 + 0.1 / chunk), sums
 
-    monkeypatch.setattr(readouts, "head_losses", by_chunk)
+    monkeypatch.setattr(model_outputs, "head_losses", by_chunk)
     caught(finding("chunk"))
 
 
@@ -305,7 +305,7 @@ def test_columns_without_a_token_that_count(finding, monkeypatch):
     def all_rows(model, vocabulary, dtype=None):
         return head_of(model, model.get_output_embeddings().weight.shape[0], dtype)
 
-    monkeypatch.setattr(readouts, "head_of", all_rows)
+    monkeypatch.setattr(model_outputs, "head_of", all_rows)
     caught(finding("vocabulary"), "made large")
 
 
@@ -318,14 +318,14 @@ def test_a_teacher_that_learns(finding, monkeypatch):
 
 
 def test_a_precision_that_loses_the_gradient(finding, monkeypatch):
-    right = readouts.head_losses
+    right = model_outputs.head_losses
 
     def noisy(hidden_NH, *rest, dtype, **more):
         spread = 2.0 * hidden_NH.detach().std() * (dtype == torch.bfloat16)
         hidden_NH = hidden_NH + spread * torch.randn_like(hidden_NH)
         return right(hidden_NH, *rest, dtype=dtype, **more)
 
-    monkeypatch.setattr(readouts, "head_losses", noisy)
+    monkeypatch.setattr(model_outputs, "head_losses", noisy)
     caught(finding("precision", "train.precision=bfloat16"), "bfloat16")
 
 

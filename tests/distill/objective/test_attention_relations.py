@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from attar.errors import RecipeError
-from distill.objective import attention_relations as relations
+from distill.objective import attention_relations
 from distill.objective.attention_relations import check_relations, relation_heads, relation_values
 from distill.objective.losses import LOSSES
 from distill.objective.terms import TERM_MODELS
@@ -90,7 +90,7 @@ def test_chunks_of_rows_change_neither_value_nor_gradient(numbers, monkeypatch):
         return values.detach(), torch.autograd.grad((values * torch.arange(count)).sum(), leaf)
 
     whole = run()
-    monkeypatch.setattr(relations, "CHUNK_NUMBERS", numbers)
+    monkeypatch.setattr(attention_relations, "CHUNK_NUMBERS", numbers)
     parts = run()
     torch.testing.assert_close(parts[0], whole[0], rtol=1e-5, atol=1e-7)
     for one, other in zip(parts[1], whole[1], strict=True):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attar.models.structure import Head
-from distill.objective import chunked_head as head_module
+from distill.objective import chunked_head
 from distill.objective.chunked_head import head_losses
 from distill.objective.closed_form import covers
 from distill.objective.head_term import HeadTerm
@@ -199,12 +199,12 @@ def test_a_teachers_head_in_16_bits_is_its_own_rounding_and_no_more(dtype):
 @pytest.mark.parametrize("chunk", [1, 5, 100])
 def test_block_and_chunk_boundaries_change_nothing(kind, rows, chunk, monkeypatch):
     whole = run(objective(kind, 2.5, 0.7, 0.3), chunk=100)
-    monkeypatch.setattr(head_module, "BLOCK_BYTES", 4 * V * rows)
+    monkeypatch.setattr(chunked_head, "BLOCK_BYTES", 4 * V * rows)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # a block has a row a thread at least
     seen = []
-    real = head_module.value_and_gradient
+    real = chunked_head.value_and_gradient
     monkeypatch.setattr(
-        head_module, "value_and_gradient", lambda *a: seen.append(len(a[0])) or real(*a)
+        chunked_head, "value_and_gradient", lambda *a: seen.append(len(a[0])) or real(*a)
     )
     parts = run(objective(kind, 2.5, 0.7, 0.3), chunk=chunk)
     assert max(seen) == min(rows, chunk)
@@ -218,7 +218,7 @@ def test_blocks_of_the_generic_path_change_nothing(rows, monkeypatch):
     target = target_of("dense", 2.0)
     terms = [HeadTerm(LOSSES[name], 0.5, 2.0, {}, target) for name in names]
     whole = run(terms, HEADS["all"], chunk=100)
-    monkeypatch.setattr(head_module, "BLOCK_BYTES", 4 * V * rows)
+    monkeypatch.setattr(chunked_head, "BLOCK_BYTES", 4 * V * rows)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert_same(whole, run(terms, HEADS["all"], chunk=5), rtol=1e-5, atol=1e-6)
 

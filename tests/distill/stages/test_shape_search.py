@@ -9,10 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from distill import pipeline
-from distill.planning import estimate as plan
+from distill.planning import estimate
 from distill.run.context import Run
 from distill.run.load import load_recipe
-from students.pruning import cost_model as costs
+from students.pruning import cost_model
 from students.pruning.architectures import sizes_of
 
 TARGET = (
@@ -60,7 +60,7 @@ class Another:
 
 
 def test_every_process_learns_which_shape_was_found(workshop, monkeypatch):
-    monkeypatch.setattr(costs, "_step_seconds", clock)
+    monkeypatch.setattr(cost_model, "_step_seconds", clock)
     section = "student={target: {latency: 4s, candidates: 2, tokens: 400}, calibration_tokens: 400}"
     workshop("build", "recipe.yaml", "--run-dir", "built", "--set", section)
     found = sizes_of(AutoModelForCausalLM.from_pretrained("built/student").config)
@@ -138,7 +138,7 @@ REMOVALS = [
 
 @pytest.mark.parametrize(("target", "removed"), REMOVALS)
 def test_no_more_blocks_are_put_into_an_order_than_may_go(workshop, monkeypatch, target, removed):
-    monkeypatch.setattr(costs, "_step_seconds", clock)
+    monkeypatch.setattr(cost_model, "_step_seconds", clock)
     section = (
         f"student={{target: {{{target}, candidates: 1, tokens: 400}}, calibration_tokens: 400}}"
     )
@@ -147,7 +147,7 @@ def test_no_more_blocks_are_put_into_an_order_than_may_go(workshop, monkeypatch,
 
 
 def test_a_plan_counts_the_blocks_that_a_search_removes(workshop, monkeypatch):
-    monkeypatch.setattr(plan, "flops_per_second", lambda dtype: 1e6)
+    monkeypatch.setattr(estimate, "flops_per_second", lambda dtype: 1e6)
     seconds = []
     for target in (
         "parameters: 80%, axes: [heads, feed_forward, hidden]",
@@ -156,14 +156,14 @@ def test_a_plan_counts_the_blocks_that_a_search_removes(workshop, monkeypatch):
     ):
         section = f"student={{target: {{{target}}}}}"
         run = Run(load_recipe(Path("recipe.yaml"), [section]), Path("out"))
-        (build,) = (line for line in plan.estimates(run) if line.stage == "build")
+        (build,) = (line for line in estimate.estimates(run) if line.stage == "build")
         seconds.append(build.seconds)
     assert seconds == sorted(set(seconds))
 
 
 @pytest.mark.parametrize("target", ["bytes: 60%, form: nf4", "latency: 80%"])
 def test_other_targets_are_kept(workshop, monkeypatch, target):
-    monkeypatch.setattr(costs, "_step_seconds", clock)
+    monkeypatch.setattr(cost_model, "_step_seconds", clock)
     section = (
         f"student={{target: {{{target}, candidates: 3, tokens: 400}}, calibration_tokens: 400}}"
     )
@@ -174,7 +174,7 @@ def test_other_targets_are_kept(workshop, monkeypatch, target):
 
 
 def test_a_latency_out_of_reach_is_an_error(workshop, monkeypatch):
-    monkeypatch.setattr(costs, "_step_seconds", clock)
+    monkeypatch.setattr(cost_model, "_step_seconds", clock)
     section = "student={target: {latency: 10%, candidates: 1, tokens: 400}}"
     result = workshop("build", "recipe.yaml", "--run-dir", "out", "--set", section, ok=False)
     assert result.exit_code == 1

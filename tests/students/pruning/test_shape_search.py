@@ -19,7 +19,7 @@ from transformers import (
 
 from attar.errors import RecipeError
 from students.config import StudentConfig
-from students.pruning import cost_model as costs_module
+from students.pruning import cost_model
 from students.pruning.architectures import prunable_architecture, sizes_of
 from students.pruning.cost_model import Costs, Latencies, leading_parts
 from students.pruning.prune import cut_model
@@ -110,7 +110,7 @@ def test_latency_is_measured_in_turn_and_predicted_between_measurements(monkeypa
             1.0 + 0.5 * len(timed.model.layers) + 1e-4 * sum(p.numel() for p in timed.parameters())
         )
 
-    monkeypatch.setattr(costs_module, "_step_seconds", clock)
+    monkeypatch.setattr(cost_model, "_step_seconds", clock)
     latencies, space = Latencies(model, costs), space_of(model)
     for axis in ALL:
         for removed in (0.25, 0.5):

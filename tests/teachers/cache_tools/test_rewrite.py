@@ -11,7 +11,7 @@ from teachers.cache.reader import SignalCache
 from teachers.cache.store import SignalStore
 from teachers.cache_tools.convert import converted
 from teachers.cache_tools.rewrite import merged, sliced, write_cache
-from teachers.codecs import packed_entries as entries
+from teachers.codecs import packed_entries
 from teachers.codecs.codec import CODECS
 from teachers.codecs.topk import TopK
 from teachers.runners.build_cache import probe_requests
@@ -185,12 +185,12 @@ def test_entries_keep_ids_and_codes_in_another_order():
     tokens = np.sort(random.integers(0, 20, 300))
     tokens = tokens[tokens != 7]  # a token without an entry
     ids, codes = random.integers(0, 900, len(tokens)), random.integers(1, 300, len(tokens))
-    packed = entries.pack_entries(tokens, ids, codes, 20, 1000, old)
-    moved = entries.repack_entries({**packed, "tail_1": np.ones(20)}, old, new)
+    packed = packed_entries.pack_entries(tokens, ids, codes, 20, 1000, old)
+    moved = packed_entries.repack_entries({**packed, "tail_1": np.ones(20)}, old, new)
     assert moved.keys() == {*packed, "tail_1"}
-    was, now = entries.flat_entries(packed, old), entries.flat_entries(moved, new)
+    was, now = packed_entries.flat_entries(packed, old), packed_entries.flat_entries(moved, new)
     assert set(zip(*map(list, was), strict=True)) == set(zip(*map(list, now), strict=True))
-    back = entries.repack_entries(moved, new, old)
+    back = packed_entries.repack_entries(moved, new, old)
     assert all(np.array_equal(back[name], packed[name]) for name in packed)
 
 
