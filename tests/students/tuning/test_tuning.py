@@ -240,7 +240,9 @@ def test_body_and_head_give_the_logits_of_peft_at_every_position(row, shop, make
     assert prepends(model)
     examples = make_examples(4, seed=3, vocabulary=V)
     batch = collate([[example] for example in examples])
-    exact = shop[1][row]["method"].base == "none"  # else products are in bfloat16
+    # On a quantised base products are in bfloat16, whose rounding depends on the rows together; a
+    # token at a wrong position, or one that sees padding, is off by far more.
+    near = 1e-6 if shop[1][row]["method"].base == "none" else 2**-6
     with torch.no_grad():
         hidden = run_body(model, batch.model_inputs())
         together = head_of(model, V).logits(hidden.flatten(0, 1)).view(*hidden.shape[:2], V)
@@ -248,9 +250,7 @@ def test_body_and_head_give_the_logits_of_peft_at_every_position(row, shop, make
             ids = torch.from_numpy(example.input_ids).unsqueeze(0)
             alone = model(input_ids=ids).logits[0, -len(example.input_ids) :].float()
             mine = together[b, : len(example.input_ids)]
-            # 16 bits round at 2^-8 of a number; rows together and alone may round twice apart
-            near = 1e-5 if exact else 2**-7 * float(alone.abs().max())
-            torch.testing.assert_close(mine, alone, atol=near, rtol=0)
+            assert float((mine - alone).norm() / alone.norm()) < near
 
 
 @pytest.mark.parametrize("row", ["prefix", "prompt", "p_tuning"])
