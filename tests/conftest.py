@@ -103,6 +103,7 @@ def _says_what_it_does(name):
 whole_stages = _says_what_it_does("whole_stages")
 training_loop = _says_what_it_does("training_loop")
 graph_export = _says_what_it_does("graph_export")
+saved_models = _says_what_it_does("saved_models")
 child_process = _says_what_it_does("child_process")
 local_server = _says_what_it_does("local_server")
 several_processes = _says_what_it_does("several_processes")

@@ -15,6 +15,8 @@ from distill.commands.main import main
 from students.tuning.adapters import load_adapter, load_base, save_adapter
 from students.tuning.bottleneck_module import BottleneckConfig, add_bottleneck
 
+pytestmark = pytest.mark.usefixtures("saved_models")
+
 TASK = {"task_type": "CAUSAL_LM"}
 KINDS = {
     "lora": lambda model: get_peft_model(

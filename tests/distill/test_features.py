@@ -18,6 +18,8 @@ from teachers.cache_tools.feature_cache import FeatureCache, features_of, load_b
 from teachers.load import TeacherConfig
 from teachers.runners.request import Request
 
+pytestmark = pytest.mark.usefixtures("saved_models")
+
 needs_sklearn = pytest.mark.skipif(
     importlib.util.find_spec("sklearn") is None or importlib.util.find_spec("skops") is None,
     reason='scikit-learn and skops are not installed (`pip install "attar[classify]"`)',

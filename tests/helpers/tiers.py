@@ -30,6 +30,7 @@ RUN = {
     "shelf",  # every kind of adapter, mixed in one batch
     "graph_export",  # torch.export takes its seconds whatever the size of the model
     "cache_of", "sound",  # caches on disk, for the tools that work on them and for damage
+    "saved_models",  # models saved in deployable forms and loaded again by their users' ways
     "child_process",
     "builder",  # children that build caches and are killed
     "local_server", "start_s3", "remote",  # a server on this machine

@@ -14,6 +14,8 @@ from distill.run.load import check_recipe, load_recipe
 from tests.conftest import Workshop
 from tests.helpers import classifying, embedding, masking
 
+pytestmark = pytest.mark.usefixtures("whole_stages")
+
 TASKS = {"classes": classifying, "vectors": embedding, "masks": masking}
 V, H, TOPK = masking.V, 32, {"name": "topk", "k": 12}
 

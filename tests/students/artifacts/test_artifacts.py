@@ -28,6 +28,8 @@ from students.save import save_student
 from students.tuning.adapters import load_base, save_adapter
 from students.tuning.bottleneck_module import BottleneckConfig, add_bottleneck
 
+pytestmark = pytest.mark.usefixtures("saved_models")
+
 IDS = torch.randint(4, 270, (2, 12), generator=torch.Generator().manual_seed(0))
 TRANSFORMERS = ("bf16", "nf4", "int8", "merged-requantized-nf4", "merged-requantized-int8")
 MADE_ELSEWHERE = ("gguf-q4_k_m", "gguf-q5_k_m", "gguf-q6_k")  # by the user's llama.cpp

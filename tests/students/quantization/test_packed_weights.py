@@ -18,6 +18,8 @@ from students.quantization.packed_weights import (
 from students.tuning.adapters import load_base
 from students.tuning.method import METHODS
 
+pytestmark = pytest.mark.usefixtures("saved_models")
+
 
 @pytest.fixture
 def source(make_model, tmp_path):
