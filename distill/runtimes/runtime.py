@@ -11,6 +11,7 @@ logits of exactly those.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -149,7 +150,7 @@ def chat_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
     return ids
 
 
-RUNTIMES: Registry[Any] = Registry("runtime")  # of classes: Runtime, made from a ModelSource
+RUNTIMES: Registry[Callable[[ModelSource], Runtime]] = Registry("runtime")
 EXTRAS = {"llama.cpp": ("xllamacpp", "gguf"), "onnxruntime": ("onnxruntime", "onnx")}
 
 

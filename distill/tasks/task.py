@@ -177,7 +177,7 @@ class Task(Protocol):
         """
 
 
-TASKS: Registry[type[Any]] = Registry("task")  # of Tasks
+TASKS: Registry[type[Task]] = Registry("task")
 
 
 def task_of_model(config: Any) -> str:
