@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -94,9 +95,9 @@ def _keep_log_line(level: int, text: bytes, _data: int | None) -> None:
 
 
 _log_callback = _LOGGER(_keep_log_line)  # kept: the library calls it as long as it lives
-# A C function that does nothing with a message: one of Python's waits for the interpreter's lock,
-# and the server's threads would wait for it while its constructor holds it and waits for them.
-_ignore = ctypes.cast(ctypes.CDLL(None).abs, _LOGGER)
+# A C function that ignores a message. One of Python's would wait for the interpreter's lock: the
+# server's threads would wait for it while the server's constructor holds it and waits for them.
+_ignore = _LOGGER(0) if sys.platform == "win32" else ctypes.cast(ctypes.CDLL(None).abs, _LOGGER)
 
 
 def _last_log() -> str:
