@@ -4,8 +4,8 @@ train.arrow       what is learned from
 validation.arrow  what chooses: a training's best step, the way of merging an adapter
 held_out.arrow    what is reported; only the evaluate stage reads it
 
-Parts are drawn by document. The held-out documents come first, so that they stay the same whatever
-share is then taken for validation. An example that stands in two of the documents is kept in one
+Parts are drawn by document. The held-out documents come first, so that the share taken for
+validation does not change them. An example that stands in two of the documents is kept in one
 part alone: in the held-out part, else in the validation part.
 """
 
