@@ -24,7 +24,6 @@ from torch import nn
 from attar.errors import DataError
 from attar.models.loading import load_causal_lm
 from attar.models.structure import blocks_of
-from attar.models.tokenizers import tokenizer_identity
 from distill.data.batching import Batch, collate
 from distill.data.config import sources_of
 from distill.data.examples import Example, Examples, first_examples, key_of
@@ -38,19 +37,17 @@ from distill.objective.losses import LOSSES
 from distill.objective.objective import Learner
 from distill.objective.terms import reads_from
 from distill.run.context import Run
+from distill.stages.cache import cache_in
 from distill.training.batch_source import planned_batches
 from distill.training.config import LoopConfig
 from distill.training.job import Job
 from distill.training.teacher_signals import TeacherSignals
 from students.tuning.trainable import prepare_learning
-from teachers.cache.config import CacheConfig, manifest_of
+from teachers.cache.config import CacheConfig
 from teachers.cache.reader import SignalCache
-from teachers.cache.store import SignalStore
-from teachers.load import load_teacher, teacher_identity
+from teachers.load import load_teacher
 from teachers.online import OnlineTeacher
-from teachers.runners.build_cache import LEARN_TOKENS, build_cache
-from teachers.runners.next_token import TeacherRunner
-from teachers.runners.request import Request
+from teachers.runners.build_cache import LEARN_TOKENS
 
 LENGTH_SHARES = (0.38, 0.25, 0.16, 0.1, 0.07, 0.04)  # of the tokens of a step, one an example
 SOURCE_ROWS = 8  # rows of the sources that are read again
@@ -222,30 +219,10 @@ class DoctorFixture:
         )
         wanted = list(self.examples)
         if config.codec.learns or (config.hidden.parts and config.hidden.codec.learns):
-            train = (
-                self.run.training_examples()
-            )  # a codec that learns from a few tokens would learn little
+            # a codec that learns from a few tokens would learn little
+            train = self.run.training_examples()
             wanted += [train[i] for i in first_examples(train, LEARN_TOKENS)]
-        requests = [Request(e.key, e.input_ids, e.counted) for e in wanted]
-        requests = list({request.key: request for request in requests}.values())
-        manifest = manifest_of(
-            config,
-            teacher_identity(self.run.teacher),
-            tokenizer_identity(self.run.tokenizer),
-            {
-                "examples": len(requests),
-                "tokens": sum(len(request.counted) for request in requests),
-                "max_length": self.run.recipe.data.max_length,
-            },
-        )
-        url = str(self.folder / "cache")
-        build_cache(
-            SignalStore(url),
-            manifest,
-            requests,
-            lambda: TeacherRunner(self.teacher, self.run.vocabulary, config),
-        )
-        return SignalCache(url, device=self.device)
+        return cache_in(self.run, str(self.folder / "cache"), config, wanted, self.teacher)
 
     def sources(self, batch: Batch) -> SignalSources:
         """Return the signals of a batch, from the sources that the recipe names."""

@@ -41,8 +41,7 @@ def explain(error: ValidationError, values: Any) -> str:
 
 def as_sentence(error: ValueError) -> str:
     """A check's own complaint as a sentence."""
-    message = str(error).removesuffix(".")
-    return f"{message[:1]}{message[1:]}."
+    return f"{str(error).removesuffix('.')}."
 
 
 def _walk(location: tuple[int | str, ...], values: Any) -> tuple[str, type[BaseModel]]:

@@ -7,27 +7,30 @@ example. It may hold more examples, so that one cache serves many recipes throug
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from attar.distributed import is_alone, process_state
 from attar.errors import CacheError
 from attar.files import fingerprint, read_json, write_json
 from attar.models.tokenizers import tokenizer_identity
 from distill.console import progress
-from distill.data.examples import Examples
+from distill.data.examples import Example, Examples
 from distill.run.context import Run
 from distill.run.folder import StageRecord, on_first_process
 from distill.stages.fingerprints import data_inputs, specializing_data_inputs, teacher_inputs
 from distill.stages.stage import CACHE, work
-from teachers.cache.config import manifest_of
+from teachers.cache.config import CacheConfig, manifest_of
 from teachers.cache.reader import SignalCache
 from teachers.cache.store import SignalStore
 from teachers.load import teacher_identity
 from teachers.runners.build_cache import build_cache
+from teachers.runners.request import Request
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +166,36 @@ def make_cache(run: Run) -> dict[str, float]:
         mass = numbers["padding_mass"]
         log.info("cache: %.2g of the teacher's probability is on ids without a token, cut", mass)
     return numbers
+
+
+def cache_in(
+    run: Run,
+    url: str,
+    config: CacheConfig,
+    examples: Iterable[Example],
+    teacher: nn.Module,
+) -> SignalCache:
+    """Make a small cache of some examples, separate from the run's own, and open it.
+
+    It is for searches and checks that hold the teacher in memory. Signals are read to the teacher's
+    device; an example that is given twice is run once.
+    """
+    requests = {e.key: Request(e.key, e.input_ids, e.counted, e.token_types) for e in examples}
+    data = {
+        "examples": len(requests),
+        "tokens": sum(len(request.counted) for request in requests.values()),
+        "max_length": run.recipe.data.max_length,
+    }
+    manifest = manifest_of(
+        config, teacher_identity(run.teacher), tokenizer_identity(run.tokenizer), data
+    )
+    build_cache(
+        SignalStore(url),
+        manifest,
+        list(requests.values()),
+        lambda: run.task.runner_of(run, teacher, config),
+    )
+    return SignalCache(url, device=next(teacher.parameters()).device)
 
 
 def repair_cache(run: Run) -> list[str]:

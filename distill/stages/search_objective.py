@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from attar.models.tokenizers import tokenizer_identity
 from distill.data.calibration import low_discrepancy_order
 from distill.data.examples import Examples, first_examples
 from distill.objective.chunked_head import tokens_per_chunk
 from distill.objective.objective import Learner
 from distill.objective.terms import TERM_MODELS
 from distill.run.context import Run
+from distill.stages.cache import cache_in
 from distill.training.batch_source import Plan, PlannedBatches
 from distill.training.config import LoopConfig
 from distill.training.job import Job
@@ -29,12 +30,7 @@ from distill.training.loop import train
 from distill.training.teacher_signals import TeacherSignals
 from distill.training.validation import evaluate_objective
 from students.layer_inputs import BATCH_ROWS
-from teachers.cache.config import CacheConfig, manifest_of
-from teachers.cache.reader import SignalCache
-from teachers.cache.store import SignalStore
-from teachers.load import teacher_identity
-from teachers.runners.build_cache import build_cache
-from teachers.runners.request import Request
+from teachers.cache.config import CacheConfig
 
 WARMUP_STEPS = 4
 
@@ -57,26 +53,9 @@ class SearchObjective:
         self.measured = _chosen(validation, first_examples(validation, tokens))
         self.healing = _spread_over(training, healing_tokens)
         self._folder = tempfile.TemporaryDirectory(prefix="search-", dir=run.folder.path)
-        self._signals = TeacherSignals(self._cache_signals(run, teacher))
-
-    def _cache_signals(self, run: Run, teacher: nn.Module) -> SignalCache:
         config = CacheConfig.model_validate({"codec": run.task.search.codec})
-        examples = [e for part in (self.measured, self.healing) for e in part]
-        requests = {e.key: Request(e.key, e.input_ids, e.counted, e.token_types) for e in examples}
-        manifest = manifest_of(
-            config,
-            teacher_identity(run.teacher),
-            tokenizer_identity(run.tokenizer),
-            {"examples": len(requests), "max_length": self._max_length},
-        )
-        url = str(Path(self._folder.name) / "cache")
-        build_cache(
-            SignalStore(url),
-            manifest,
-            list(requests.values()),
-            lambda: run.task.runner_of(run, teacher, config),
-        )
-        return SignalCache(url, device=next(teacher.parameters()).device)
+        url, examples = str(Path(self._folder.name) / "cache"), chain(self.measured, self.healing)
+        self._signals = TeacherSignals(cache_in(run, url, config, examples, teacher))
 
     def close(self) -> None:
         """Delete the cached signals."""
