@@ -6,9 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +27,6 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-@cache
-def _sha256_cached(path: Path, size: int, written_ns: int, changed_ns: int) -> str:
-    return sha256_of(path)
-
-
-def stamp_of_files(files: Iterable[Path]) -> list[list[str]]:
-    """Names and SHA-256 of files: an edited file changes the stamp, a touched one does not.
-
-    In one process, a file is read again only where its size or one of its times has changed.
-    """
-    found = []
-    for file in files:
-        stat = file.stat()
-        digest = _sha256_cached(file, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        found.append([str(file), digest])
-    return found
 
 
 def sync_folder(path: Path) -> None:
@@ -84,8 +65,22 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file. Raises `RunError` naming a file that does not parse."""
     try:
         return json.loads(path.read_text(encoding="utf8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is not valid JSON ({error}); delete it and run again.") from None
+
+
+def read_json_object(path: Path, *keys: str) -> dict[str, Any]:
+    """`read_json` of a file that holds an object with these keys, at least.
+
+    Raises `RunError` naming a file that holds something else.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        what = type(found).__name__
+        raise RunError(f"{path} holds a {what}, not an object; delete it and run again.")
+    if lacking := [key for key in keys if key not in found]:
+        raise RunError(f"{path} lacks `{lacking[0]}`; delete it and run again.")
+    return found
 
 
 @contextmanager

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
+from attar.checksums import record_files
 from attar.device import peak_memory
 from attar.distributed import free_memory, is_alone, is_first_process, process_state
-from attar.errors import RunError
+from attar.errors import RunError, UserError
 from attar.models.loading import fetch_weights
 from distill.console import log_to_file
 from distill.run.context import Run
 from distill.stages.preflight import check_before_work, check_steps, check_student
 from distill.stages.stage import BUILD, REPORT, STAGES, WORK
-from distill.stages.status import inputs_of, is_done, is_shaped
+from distill.stages.status import first_fault, is_done, is_shaped, made_from
 
 log = logging.getLogger(__name__)
 
@@ -27,25 +29,28 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
     source = run.recipe.student.from_
     if isinstance(source, str) and source != "teacher":
         fetch_weights(source)
-    todo = _agree([name for name in names if not is_done(run, name)])
-    if not todo:
+    done = all(_all_see(lambda name=name: is_done(run, name)) for name in names)
+    if done and _all_see(run.data_are_whole):
         return False
-    if REPORT.name in names and REPORT.name not in todo:
-        todo.append(REPORT.name)  # it shows what the others made
     run.folder.path.mkdir(parents=True, exist_ok=True)
     with run.folder.owned(), log_to_file(run.folder.log):
+        _name_damage(run, names, alone)
         check_before_work(run)
         if is_first_process():
             run.write_recipe()
         run.prepare_data()
         check_steps(run, is_shaped(run))
+        worked = False
         for name in names:
-            if name not in todo:
+            # One that is done again and leaves the same bytes leaves those after it up to date.
+            shows_more = name == REPORT.name and worked
+            if not shows_more and _all_see(lambda name=name: is_done(run, name)):
                 log.info("%s: up to date", name)
                 continue
             if alone:
                 _check_needs(run, name)
             _run_stage(run, name)
+            worked = True
             if name == BUILD.name:
                 run.forget_student_config()  # on every process
                 if run.recipe.student.target is not None:
@@ -54,16 +59,46 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
     return True
 
 
-def _agree(todo: list[str]) -> list[str]:
-    """What the first process found to do: a later one may already see its fresh records."""
+def _all_see(ask: Callable[[], bool]) -> bool:
+    """What the first process finds: a later one may already see its fresh records."""
     if is_alone():
-        return todo
+        return ask()
     from accelerate.utils import broadcast_object_list
 
     process_state()
-    shared: list[list[str]] = [todo]
+    shared: list[bool | UserError] = [False]
+    if is_first_process():
+        try:
+            shared = [ask()]
+        except UserError as error:
+            shared = [error]
     broadcast_object_list(shared)
+    if isinstance(shared[0], UserError):
+        raise shared[0]
     return shared[0]
+
+
+def _name_damage(run: Run, names: list[str], alone: bool) -> None:
+    """Say which files are not as their stages left them; those that may not be made again now are
+    an error.
+    """
+    for name in STAGES:
+        faults = [] if WORK[name].skipped(run) else run.folder.faults(name)
+        if name in names:
+            for fault in faults:
+                log.warning("%s: %s; it is made again", name, fault)
+    for name in names if alone else []:
+        for need in STAGES[name].needs:
+            if found := first_fault(run, need):
+                raise _damaged_need(run, name, *found)
+
+
+def _damaged_need(run: Run, stage: str, need: str, fault: str) -> RunError:
+    command = f"`distill {STAGES[need].command}`"
+    return RunError(
+        f"`{stage}` needs `{need}`, and of {run.folder}, {fault}; run {command} on it to make it "
+        "again, or `distill run`."
+    )
 
 
 def _check_needs(run: Run, stage: str) -> None:
@@ -82,13 +117,14 @@ def _run_stage(run: Run, name: str) -> None:
     if state is not None and not STAGES[name].parallel and not state.is_main_process:
         state.wait_for_everyone()
         return
-    inputs = inputs_of(run, name)
+    inputs = made_from(run, name)
     with peak_memory() as peak:
         record = WORK[name].do(run, inputs)
     record.inputs, record.seconds = inputs, time.perf_counter() - start
     record.peak_memory_bytes = peak.bytes
     free_memory()  # evaluation's processes want it
     if is_first_process():
+        record.files = record_files(WORK[name].outputs(run), run.folder.path)
         run.folder.write_record(record)
         log.info("%s: done in %.1f s", name, record.seconds)
     if state is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 from attar.errors import ModelError
@@ -27,9 +29,28 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Fingerprint of the id -> string map, the added tokens and the chat template."""
+    """Fingerprint of all that decides which ids a text becomes: the id -> string map, the added
+    tokens, merges, normaliser and the like, and the chat templates.
+    """
     added = {str(i): str(token) for i, token in tokenizer.added_tokens_decoder.items()}
-    return fingerprint([tokenizer.get_vocab(), added, tokenizer.chat_template])
+    rules = _rules(tokenizer)
+    return fingerprint([tokenizer.get_vocab(), added, rules, tokenizer.chat_template])
+
+
+def _rules(tokenizer: Any) -> list[Any]:
+    """How a tokenizer cuts text, beside its vocabulary; JSON values."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        found = json.loads(backend.to_str())
+        for passing in ("truncation", "padding"):  # set by the last call
+            found.pop(passing, None)
+        return [found]
+    pieces = getattr(tokenizer, "sp_model", None)
+    named = ("bpe_ranks", "add_bos_token", "add_eos_token", "do_lower_case", "add_prefix_space")
+    return [
+        hashlib.sha256(pieces.serialized_model_proto()).hexdigest() if pieces is not None else None,
+        *(repr(getattr(tokenizer, name, None)) for name in named),
+    ]
 
 
 def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
 
-from attar.files import stamp_of_files
+from attar.checksums import stamp_of_files
 from attar.models.pooling import PoolingMode
 from distill.data.masking import MaskingConfig
 from distill.data.row_formats import RowOptions

@@ -10,8 +10,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from attar.errors import DataError
-from attar.files import fingerprint, read_json, staged_folder, write_json
+from attar.checksums import faults_of, record_files
+from attar.errors import DataError, RunError
+from attar.files import fingerprint, read_json, read_json_object, staged_folder, write_json
+from attar.libraries import library_versions
 from distill.data.config import DataConfig, source_stamp, sources_of
 from distill.data.reader import NextTokenTexts, Reader
 from distill.data.split import (
@@ -24,6 +26,7 @@ from distill.data.split import (
 )
 
 log = logging.getLogger(__name__)
+RECORD_FILE = "files.json"  # of what the examples were made, and the checksums of their files
 
 
 def prepare(
@@ -36,14 +39,18 @@ def prepare(
 ) -> Path:
     """Write the three parts of the data and stats.json to `folder`; returns the folder.
 
-    A folder that was made from the same data in the same way stays as it is. Raises `DataError`
+    A folder that was made from the same data in the same way, and whose files are as they were
+    left, stays as it is. Raises `DataError`
     where a part would be empty.
     """
     reader = reader or NextTokenTexts()
     inputs = [config.model_dump(), tokenizer_id, seed, source_stamp(config), *reader.stamp]
-    wanted = fingerprint(inputs)
-    if (folder / "stats.json").exists():
-        if read_json(folder / "stats.json").get("inputs") == wanted:
+    wanted = fingerprint([inputs, library_versions("transformers", "tokenizers", "datasets")])
+    faults = data_faults(folder)
+    for name, fault in faults.items():
+        log.warning("data: %s %s; the examples are made again", folder / name, fault)
+    if (folder / RECORD_FILE).is_file() and not faults:
+        if read_json(folder / RECORD_FILE)["inputs"] == wanted:
             return folder
     corpus = Corpus(config, reader, tokenizer, seed)
     with staged_folder(folder) as aside:
@@ -52,7 +59,27 @@ def prepare(
             log.warning("data: of the rows, %s", skipped)
         more = reader.finish({part: part_file(aside, part) for part in DATA_PARTS})
         write_json(aside / "stats.json", {"inputs": wanted, **stats, **more})
+        record = {"inputs": wanted, "files": record_files([aside], aside)}
+        write_json(aside / RECORD_FILE, {**record, "checksum": fingerprint(record)})
     return folder
+
+
+def data_faults(folder: Path, *, every_byte: bool = False) -> dict[str, str]:
+    """What is wrong with the files that `prepare` left, by name; none where it left none.
+
+    every_byte: read them even where nothing says that they changed.
+    """
+    if not (folder / "stats.json").exists() and not (folder / RECORD_FILE).exists():
+        return {}
+    try:
+        found = read_json_object(folder / RECORD_FILE, "inputs", "files", "checksum")
+    except FileNotFoundError:
+        return {RECORD_FILE: "is missing"}
+    except RunError:
+        return {RECORD_FILE: "was changed"}
+    if found.pop("checksum") != fingerprint(found):
+        return {RECORD_FILE: "was changed"}
+    return faults_of(found["files"], folder, every_byte=every_byte)
 
 
 def prepare_whole(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from attar.checksums import stamp_of_files
 from attar.errors import DataError, nearest
+from attar.files import fingerprint
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
 
@@ -52,7 +55,8 @@ def load_rows(source: str, split: str, name: str | None) -> Any:
                     return loaded[split]
                 _check_no_split(source, split)
                 return loaded
-            return datasets.load_dataset(str(files[0]), name, split=split)
+            options = _cache_by_content(path for path in files[0].rglob("*") if path.is_file())
+            return datasets.load_dataset(str(files[0]), name, split=split, **options)
         _check_no_split(source, split)
         return _load_files(source, files)
     except DataError:
@@ -80,4 +84,16 @@ def _load_files(source: str, files: list[Path]) -> Any:
         raise DataError(f"`{source}` is empty.")
     extra = {"sample_by": "document"} if kind == "text" else {}
     paths = [str(path) for path in files]
-    return datasets.load_dataset(kind, data_files={"train": paths}, split="train", **extra)
+    options = {**extra, **_cache_by_content(files)}
+    return datasets.load_dataset(kind, data_files={"train": paths}, split="train", **options)
+
+
+def _cache_by_content(files: Iterable[Path]) -> dict[str, str]:
+    """Options of `load_dataset` by which the library keeps what it read under the files' content.
+
+    By itself it tells files apart by their time alone, and takes compressed ones by their path.
+    """
+    import datasets
+
+    key = fingerprint(stamp_of_files(sorted(files)))
+    return {"cache_dir": str(Path(datasets.config.HF_DATASETS_CACHE) / "attar" / key)}

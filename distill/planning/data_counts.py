@@ -18,6 +18,7 @@ from attar.files import read_json
 from distill.data.config import DataConfig, sources_of
 from distill.data.examples import Examples
 from distill.data.labelled_texts import LabelledTexts
+from distill.data.prepare import data_faults
 from distill.data.reader import Reader
 from distill.data.sources import load_rows
 from distill.data.split import DATA_PARTS, documents_in_share, part_file
@@ -61,11 +62,11 @@ class Sample:
 
 
 def prepared_counts(folder: Path, kept_of: Callable[[Any], np.ndarray]) -> DataCounts | None:
-    """Counts of the data that `prepare` left in `folder`; None where it left none.
+    """Counts of the data that `prepare` left in `folder`; None where it left none, or they changed.
 
     kept_of: number of tokens of each example whose layers the cache keeps.
     """
-    if not (folder / "stats.json").exists():
+    if not (folder / "stats.json").exists() or data_faults(folder):
         return None
     stats = read_json(folder / "stats.json")
     numbers = {part: stats[part]["examples"] for part in DATA_PARTS}

@@ -17,7 +17,7 @@ from attar.models.loading import load_config
 from attar.models.tokenizers import load_tokenizer, tokenizer_fingerprint, vocabulary_size
 from distill.data.config import DataConfig
 from distill.data.examples import Examples
-from distill.data.prepare import prepare
+from distill.data.prepare import data_faults, prepare
 from distill.objective.layer_map import LayerMap
 from distill.objective.terms import reads_from
 from distill.recipe.export import artifacts_of
@@ -28,6 +28,8 @@ from distill.tasks.task import Task
 from students.fresh import fresh_config
 from students.pruning.record import PRUNING_FILE, channel_map, read_pruning
 from teachers.load import TeacherConfig
+
+BUILD = "build"  # the stage that leaves the student
 
 
 class Run:
@@ -133,16 +135,23 @@ class Run:
 
     def _searched_config(self) -> Any:
         """The config of the shape that a search found for the recipe's target, or None."""
-        student, file = self.recipe.student, self.folder.student / PRUNING_FILE
-        if student.target is None or not file.exists():
+        student, found = self.recipe.student, self._pruning()
+        if student.target is None or not found:
             return None
-        found = read_json(file)
         if (found.get("model"), found.get("target")) != (
             self.cut_model,
             student.target.model_dump(),
         ):
             return None
         return load_config(str(self.folder.student), trust_remote_code=self.trusts_code)
+
+    def _pruning(self) -> dict[str, Any]:
+        """The student's pruning.json; nothing where `build` has still to make it, or again."""
+        file = self.folder.student / PRUNING_FILE
+        if not file.exists() or self.folder.faults(BUILD):
+            return {}
+        found: dict[str, Any] = read_json(file)
+        return found
 
     def forget_student_config(self) -> None:
         """Read the student's config again: a search may have found another shape than assumed."""
@@ -172,10 +181,10 @@ class Run:
 
         depth: assume a student of this many blocks instead.
         """
-        hidden, file = self.recipe.cache.hidden, self.folder.student / PRUNING_FILE
+        hidden = self.recipe.cache.hidden
         depth, kept = depth or self.student_depth, None
         if self.comes_from_teacher:
-            kept = read_json(file)["kept"] if file.exists() else []
+            kept = self._pruning().get("kept", [])
             if len(kept) != depth:  # not cut yet, or for another recipe: enough to check by
                 kept = list(range(depth))
         return LayerMap(depth, self.teacher_depth, hidden.layers, hidden.attention, kept)
@@ -201,6 +210,10 @@ class Run:
                     adapted = self.recipe.teacher.adapt is not None
                     reader = self.task.reader(self.teacher_config, adapted, self.recipe.seed)
                     prepare(config, self.tokenizer, identity, self.recipe.seed, folder, reader)
+
+    def data_are_whole(self) -> bool:
+        """Whether the examples that `prepare_data` left, if it did, are as it left them."""
+        return not any(data_faults(folder) for folder in self.folder.data_folders)
 
     def data(self, config: DataConfig | None = None) -> tuple[Examples, Examples]:
         """(train, validation) examples of a section, as `prepare_data` left them.

@@ -12,19 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from attar.checksums import Recorded, faults_of
 from attar.distributed import is_alone, process_state
 from attar.errors import RunError
-from attar.files import read_json, write_json
+from attar.files import fingerprint, read_json_object, write_json
 from attar.locks import LockFile, hold_lock
 
 
 @dataclass
 class StageRecord:
-    """What a finished stage leaves about itself; `inputs`: the fingerprint of its inputs."""
+    """What a finished stage leaves about itself.
+
+    inputs: the fingerprint of its inputs, the files of the stages before it included. files: what
+    it left for later commands, by path in the run folder, with size and checksum.
+    """
 
     stage: str
     inputs: str = ""
@@ -33,6 +38,36 @@ class StageRecord:
     bytes: int = 0
     peak_memory_bytes: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
+    files: Recorded = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Changes with the bytes of the files."""
+        return fingerprint(self.files)
+
+
+def read_stage_record(file: Path, stage: str) -> StageRecord:
+    """A record from its file. Raises `RunError` for one that is damaged or of another version."""
+    found = read_json_object(file)
+    kinds = {one.name: type(getattr(StageRecord(stage), one.name)) for one in fields(StageRecord)}
+    said, fault = found.pop("checksum", None), None
+    if other := sorted(found.keys() ^ kinds.keys()):
+        known = "lacks" if other[0] in kinds else "has the unknown key"
+        fault = f"it {known} `{other[0]}`: another version of attar wrote it"
+    elif wrong := [name for name, kind in kinds.items() if not _is_of(found[name], kind)]:
+        fault = f"`{wrong[0]}` is not of the type that attar writes"
+    elif said != fingerprint(found) or found["stage"] != stage:
+        fault = "it was changed after it was written"
+    if fault is not None:
+        raise RunError(
+            f"{file} is not the record of `{stage}` ({fault}); delete it and run again: the stage "
+            "is then done again."
+        )
+    return StageRecord(**found)
+
+
+def _is_of(value: Any, kind: type) -> bool:
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 @dataclass(frozen=True)
@@ -98,6 +133,11 @@ class RunFolder:
         """Tokenised examples of a section: `data`, or `specialize.data`."""
         return self.path / ("data" if section == "data" else "data-specialize")
 
+    @property
+    def data_folders(self) -> list[Path]:
+        """Folders of tokenised examples, those that a run may have."""
+        return [self.data(), self.data("specialize.data")]
+
     def arm(self, name: str) -> Path:
         """Checkpoints and student of one arm."""
         return self.path / "arms" / name
@@ -122,11 +162,18 @@ class RunFolder:
     def record(self, stage: str) -> StageRecord | None:
         """The record of a finished stage, or None."""
         file = self._record_file(stage)
-        return StageRecord(**read_json(file)) if file.exists() else None
+        return read_stage_record(file, stage) if file.exists() else None
 
     def write_record(self, record: StageRecord) -> None:
         """Mark a stage as finished."""
-        write_json(self._record_file(record.stage), vars(record))
+        values = vars(record)
+        write_json(self._record_file(record.stage), {**values, "checksum": fingerprint(values)})
+
+    def faults(self, stage: str, *, every_byte: bool = False) -> list[str]:
+        """A sentence for each file that is not as a finished stage left it; see `faults_of`."""
+        record = self.record(stage)
+        found = faults_of(record.files, self.path, every_byte=every_byte) if record else {}
+        return [f"{name}, which `{stage}` made, {fault}" for name, fault in found.items()]
 
     def forget_record(self, stage: str) -> None:
         """Mark a stage as not finished."""

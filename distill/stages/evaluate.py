@@ -22,7 +22,13 @@ from distill.stages.export import card_of
 from distill.stages.fingerprints import data_inputs
 from distill.stages.stage import EVALUATE, work
 from distill.stages.train import arms_of
-from students.artifacts.artifact import ARTIFACTS, check_whole, write_card
+from students.artifacts.artifact import (
+    ARTIFACTS,
+    CARD_FILE,
+    MANIFEST_FILE,
+    check_whole,
+    write_card,
+)
 from teachers.load import teacher_identity
 
 log = logging.getLogger(__name__)
@@ -34,16 +40,39 @@ def _inputs(run: Run) -> list[Any]:
     return [data_inputs(run), config.model_dump(), task_stamp(config.tasks), stamp_of(pairs)]
 
 
-@work(
-    EVALUATE,
-    inputs=_inputs,
-    outputs=lambda run: [
-        run.folder.evaluation / f"{name}.npz" for name in ["teacher", *arms_of(run)]
-    ],
-)
+def _outputs(run: Run) -> list[Path]:
+    """The numbers of every model; and the artifacts' manifests, so that one that is exported again
+    is measured again.
+    """
+    numbers = [
+        run.folder.evaluation / f"{name}{suffix}"
+        for name in measured_models(run)
+        for suffix in (".json", ".npz")
+    ]
+    return [*numbers, *(run.folder.artifact(name) / MANIFEST_FILE for name in run.artifacts)]
+
+
+def measured_models(run: Run) -> list[str]:
+    """Names of the models that are measured, in that order."""
+    special = ["specialized"] if run.recipe.specialize is not None else []
+    return ["teacher", "init", *arms_of(run), *special, *run.artifacts]
+
+
+def _cards_are_filled(run: Run) -> bool:
+    """Whether the card of every artifact shows what was measured, whatever else a user wrote."""
+    record = run.folder.record(EVALUATE.name)
+    measured = record.notes.get("measured", {}) if record is not None else {}
+    cards = {name: run.folder.artifact(name) / CARD_FILE for name in measured}
+    try:
+        return all(measured[name] in card.read_text("utf8") for name, card in cards.items())
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+@work(EVALUATE, inputs=_inputs, outputs=_outputs, made=_cards_are_filled)
 def evaluate(run: Run, inputs: str) -> StageRecord:
     """Measure every model in a fresh process; add an artifact's numbers to its model card."""
-    tokens = 0
+    tokens, shown = 0, {}
     for job in measure_jobs(run):
         log.info("evaluate: %s", job.name)
         artifact = job.name in run.artifacts
@@ -52,9 +81,9 @@ def evaluate(run: Run, inputs: str) -> StageRecord:
         numbers = measure_in_fresh_process(job)
         tokens += numbers["tokens"]
         if artifact:
-            measured = markdown_table(numbers, run.task.report.columns)
-            write_card(Path(job.model), job.name, card_of(run, job.name, measured))
-    return StageRecord(EVALUATE.name, tokens=tokens)
+            shown[job.name] = markdown_table(numbers, run.task.report.columns)
+            write_card(Path(job.model), job.name, card_of(run, job.name, shown[job.name]))
+    return StageRecord(EVALUATE.name, tokens=tokens, notes={"measured": shown})
 
 
 def reference_of(run: Run, artifact: str) -> str:

@@ -5,28 +5,44 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import yaml
 from torch import nn
 
+from attar.checksums import files_below
 from attar.files import bytes_under, fingerprint
+from attar.libraries import library_versions
 from distill.data.calibration import calibration_rows
 from distill.run.context import Run
 from distill.run.folder import StageRecord
 from distill.stages.fingerprints import discard_other
 from distill.stages.stage import EXPORT, work
 from distill.stages.training import run_training
-from students.artifacts.artifact import ArtifactInputs, export_artifact
+from students.artifacts.artifact import (
+    CARD_FILE,
+    MANIFEST_FILE,
+    ArtifactInputs,
+    export_artifact,
+)
 from students.artifacts.model_card import model_card
 
 log = logging.getLogger(__name__)
 
 
-@work(
-    EXPORT,
-    inputs=lambda run: [run.recipe.export.model_dump()],
-    outputs=lambda run: [run.folder.artifact(name) for name in run.artifacts],
-)
+def _inputs(run: Run) -> list[Any]:
+    return [run.recipe.export.model_dump(), library_versions("peft", "bitsandbytes", "torchao")]
+
+
+def _outputs(run: Run) -> list[Path]:
+    """All of the artifacts but their cards and manifests, in which `evaluate` fills in numbers."""
+    folders = [run.folder.artifact(name) for name in run.artifacts]
+    changing = {folder / name for folder in folders for name in (CARD_FILE, MANIFEST_FILE)}
+    return [file for file in files_below(folders) if file not in changing]
+
+
+@work(EXPORT, inputs=_inputs, outputs=_outputs)
 def export(run: Run, inputs: str) -> StageRecord:
     """Make the artifacts."""
     given = artifact_inputs(run, partial(_recover, run, inputs))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from attar.files import read_json, write_json
+from attar.files import read_json_object, write_json
+from attar.libraries import library_versions
 from attar.models.fingerprints import tokenizer_files_fingerprint
 from distill.data.config import source_stamp
 from distill.run.context import Run
+from distill.training.best_weights import best_is_lost
 from teachers.load import teacher_identity
+
+log = logging.getLogger(__name__)
 
 
 def _once(run: Run, name: str, make: Callable[[], list[Any]]) -> list[Any]:
@@ -34,6 +39,7 @@ def data_inputs(run: Run) -> list[Any]:
             source_stamp(recipe.data),
             recipe.seed,
             tokenizer_files_fingerprint(recipe.teacher.model),
+            library_versions("transformers", "tokenizers", "datasets"),  # which ids a text becomes
         ],
     )
 
@@ -49,7 +55,10 @@ def specializing_data_inputs(run: Run) -> list[Any]:
 def teacher_inputs(run: Run) -> list[Any]:
     """What the teacher depends on."""
     teacher = run.recipe.teacher
-    return _once(run, "teacher", lambda: [teacher_identity(teacher), teacher.model_dump()])
+    versions = library_versions("torch", "transformers")  # what a model computes
+    return _once(
+        run, "teacher", lambda: [teacher_identity(teacher), teacher.model_dump(), versions]
+    )
 
 
 def discard_other(folder: Path, wanted: str) -> None:
@@ -57,6 +66,11 @@ def discard_other(folder: Path, wanted: str) -> None:
     from. `wanted`: the fingerprint of the inputs now.
     """
     mark = folder / "inputs.json"
-    if folder.exists() and not (mark.exists() and read_json(mark)["inputs"] == wanted):
+    if folder.exists() and not (
+        mark.exists() and read_json_object(mark, "inputs")["inputs"] == wanted
+    ):
+        shutil.rmtree(folder)
+    elif best_is_lost(folder):
+        log.warning("the best weights in %s are lost; it is trained again from the start", folder)
         shutil.rmtree(folder)
     write_json(mark, {"inputs": wanted})

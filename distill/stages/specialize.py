@@ -20,6 +20,7 @@ from torch import nn
 
 from attar.distributed import free_memory
 from attar.files import bytes_under, write_json
+from attar.libraries import library_versions
 from attar.models.loading import Quantization, resolve_precision
 from distill.data.examples import Examples
 from distill.objective.chunked_head import tokens_per_chunk
@@ -47,9 +48,10 @@ log = logging.getLogger(__name__)
 
 def _outputs(run: Run) -> list[Path]:
     special = run.recipe.specialize
+    folder = run.folder.specialized
     adapter = [run.folder.adapter] if special.leaves == "adapter" else []
-    merged = special.merges or special.leaves == "weights"
-    return [*adapter, run.folder.specialized / "merged"] if merged else adapter
+    merged = [folder / "merged"] if special.merges or special.leaves == "weights" else []
+    return [*adapter, *merged, folder / "result.json"]
 
 
 @work(
@@ -57,6 +59,7 @@ def _outputs(run: Run) -> list[Path]:
     inputs=lambda run: [
         specializing_data_inputs(run),
         run.recipe.specialize.model_dump() if run.recipe.specialize is not None else None,
+        library_versions("peft", "bitsandbytes"),
     ],
     outputs=_outputs,
     skipped=lambda run: run.recipe.specialize is None,

@@ -70,9 +70,10 @@ STAGES = {
 @dataclass(frozen=True)
 class StageWork:
     """What a stage does. do: the work, given the run and the fingerprint of the stage's inputs.
-    inputs: the parts of the recipe, and the files, that it reads itself. outputs: local files
-    without which it is not done. made: whether what it leaves elsewhere is there. skipped: whether
-    the recipe leaves the stage out.
+    inputs: the parts of the recipe, and the files, that it reads itself. outputs: the files, and
+    folders of files, in the run folder that it leaves for later commands; its record has their
+    checksums. made: whether what it leaves elsewhere is there. skipped: whether the recipe leaves
+    the stage out.
     """
 
     do: Callable[[Run, str], StageRecord]

@@ -28,17 +28,52 @@ def inputs_of(run: Run, stage: str) -> str:
     return run.fingerprints[stage]
 
 
-def is_done(run: Run, stage: str) -> bool:
-    """Whether a stage has nothing to do: the recipe leaves it out, or its result is there and its
-    record says that it was made from these very inputs.
+def made_from(run: Run, stage: str) -> str:
+    """Fingerprint of the inputs of a stage and of the files of the stages that it needs.
+
+    A stage that is done again and leaves the same bytes thus leaves later ones up to date.
     """
-    work = WORK[stage]
-    if work.skipped(run):
+    digests = [_digest(run, need) for need in STAGES[stage].needs]
+    return fingerprint([inputs_of(run, stage), digests])
+
+
+def _digest(run: Run, stage: str) -> str | None:
+    record = None if WORK[stage].skipped(run) else run.folder.record(stage)
+    return record.digest if record is not None else None
+
+
+def is_done(run: Run, stage: str) -> bool:
+    """Whether a stage has nothing to do: the recipe leaves it out, or its result is there as it
+    was left, and was made from these very inputs, and so were those of the stages that it needs.
+    """
+    return is_current(run, stage) and (WORK[stage].skipped(run) or WORK[stage].made(run))
+
+
+def is_current(run: Run, stage: str) -> bool:
+    """`is_done`, whether or not there still is what the stage left for `made` to find: a cache may
+    be deleted once nothing learns from it any more.
+    """
+    if WORK[stage].skipped(run):
         return True
-    if not (work.made(run) and all(path.exists() for path in work.outputs(run))):
+    if not all(is_current(run, need) for need in STAGES[stage].needs):
         return False
     record = run.folder.record(stage)
-    return record is not None and record.inputs == inputs_of(run, stage)
+    return (
+        record is not None
+        and record.inputs == made_from(run, stage)
+        and not run.folder.faults(stage)
+    )
+
+
+def first_fault(run: Run, stage: str) -> tuple[str, str] | None:
+    """(stage, sentence) of the first file that is not as this stage, or one before it, left it."""
+    if WORK[stage].skipped(run):
+        return None
+    for need in STAGES[stage].needs:
+        if found := first_fault(run, need):
+            return found
+    faults = run.folder.faults(stage)
+    return (stage, faults[0]) if faults else None
 
 
 def is_shaped(run: Run) -> bool:

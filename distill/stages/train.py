@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from attar.files import fingerprint, read_json, write_json
+from attar.checksums import faults_of, record_files
+from attar.errors import RunError
+from attar.files import fingerprint, read_json, read_json_object, write_json
+from attar.libraries import library_versions
 from attar.models.task_heads import load_as_saved
 from distill.run.context import Run
 from distill.run.folder import StageRecord, on_first_process
@@ -31,26 +35,48 @@ def arms_of(run: Run) -> list[str]:
 
 
 def _outputs(run: Run) -> list[Path]:
-    return [run.folder.arm_student(arm) for arm in arms_of(run)]
+    folders = [run.folder.arm(arm) for arm in arms_of(run)]
+    return [path for one in folders for path in (one / "student", one / "result.json")]
 
 
 @work(
     TRAIN,
-    inputs=lambda run: [run.recipe.train.model_dump(exclude={"trackers"})],
+    inputs=lambda run: [
+        run.recipe.train.model_dump(exclude={"trackers"}),
+        library_versions("accelerate"),
+    ],
     outputs=_outputs,
 )
 def train(run: Run, inputs: str) -> StageRecord:
     """Train every arm that is not finished."""
     tokens, notes = 0, {}
     for arm in arms_of(run):
-        done = run.folder.arm(arm) / "result.json"
         wanted = fingerprint([inputs, arm])
-        if not (done.exists() and read_json(done)["inputs"] == wanted):
+        found = _finished_arm(run, arm, wanted)
+        if found is None:
             _train_arm(run, arm, wanted)
-        found = read_json(done)
+            found = read_json(run.folder.arm(arm) / "result.json")
         tokens += found["tokens"]
         notes[arm] = {key: found[key] for key in NOTED}
     return StageRecord(TRAIN.name, tokens=tokens, notes=notes)
+
+
+def _finished_arm(run: Run, arm: str, inputs: str) -> dict[str, Any] | None:
+    """What an arm left, where it was made from these inputs and its student is as it was left."""
+    file = run.folder.arm(arm) / "result.json"
+    if not file.exists():
+        return None
+    try:
+        found = read_json_object(file, "inputs", "files", "history", *NOTED)
+    except RunError:
+        log.warning("train: %s was changed; it is made again", file)
+        return None
+    if found["inputs"] != inputs:
+        return None
+    faults = faults_of(found["files"], run.folder.path)
+    for name, fault in faults.items():
+        log.warning("train: %s %s; it is made again", name, fault)
+    return None if faults else found
 
 
 def _train_arm(run: Run, arm: str, inputs: str) -> None:
@@ -71,4 +97,5 @@ def _train_arm(run: Run, arm: str, inputs: str) -> None:
             save_student(student, run.tokenizer, run.folder.arm_student(arm))
             copy_pruning(run.folder.student, run.folder.arm_student(arm))
             run.task.write_extra_files(run, run.folder.arm_student(arm))
-            write_json(folder / "result.json", {"inputs": inputs, **asdict(result)})
+            files = record_files([run.folder.arm_student(arm)], run.folder.path)
+            write_json(folder / "result.json", {"inputs": inputs, "files": files, **asdict(result)})

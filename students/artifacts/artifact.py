@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from attar.errors import ModelError, RecipeError
-from attar.files import read_json, sha256_of, staged_folder, write_json, write_text
+from attar.files import read_json_object, sha256_of, staged_folder, write_json, write_text
 from attar.models.loading import Quantization
 from attar.models.pooling import copy_pooling
 from attar.models.tokenizers import load_tokenizer
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SourceKind = Literal["student", "merged", "adapter"]
 MANIFEST_FILE = "manifest.json"
+CARD_FILE = "README.md"
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def export_artifact(name: str, given: ArtifactInputs, folder: Path, card: str) -
     source = artifact_source(name, given)
     with staged_folder(folder) as aside:
         ARTIFACTS[name].make(source, aside, given)
-        write_text(aside / "README.md", card)
+        write_text(aside / CARD_FILE, card)
         write_manifest(aside, name)
 
 
@@ -160,13 +161,15 @@ def write_manifest(folder: Path, name: str) -> None:
 
 def write_card(folder: Path, name: str, card: str) -> None:
     """Replace the card of a finished artifact and its entry in the manifest."""
-    write_text(folder / "README.md", card)
+    write_text(folder / CARD_FILE, card)
     write_manifest(folder, name)
 
 
 def check_whole(folder: Path) -> dict[str, Any]:
     """Return the manifest; raise `ModelError` for a file that is missing or was changed."""
-    manifest: dict[str, Any] = read_json(folder / MANIFEST_FILE)
+    if not (folder / MANIFEST_FILE).is_file():
+        raise ModelError(f"{folder} lacks {MANIFEST_FILE}; export the artifact again.")
+    manifest = read_json_object(folder / MANIFEST_FILE, "files")
     for name, entry in manifest["files"].items():
         file = folder / name
         if not file.exists():

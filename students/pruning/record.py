@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from attar.errors import ModelError
-from attar.files import read_json
+from attar.files import read_json, read_json_object
 from attar.models.structure import num_layers
 from students.pruning.architectures import sizes_of
 from students.pruning.importance import ImportanceScores
@@ -77,7 +77,7 @@ def _four_digits(numbers: Any) -> Any:
 def read_pruning(folder: str | Path, teacher: str) -> PruningRecord | None:
     """Return the record of a student that was cut out of this teacher, else None."""
     file = Path(folder) / PRUNING_FILE
-    found = read_json(file) if file.exists() else {}
+    found = read_json_object(file) if file.exists() else {}
     return found if found.get("teacher") == teacher else None
 
 

@@ -54,7 +54,7 @@ MIN_COSINE = 0.99
 TOKENIZER_DIFFERENCES = {
     "vocabulary": "a different map from ids to strings",
     "chat_template": "a different chat template",
-    "tokenizer": "different added tokens or a different chat template",
+    "tokenizer": "different added tokens, merges or normalisation",
     "size": "a different number of ids",
 }
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from attar.checksums import stamp_of_files
 from attar.errors import DataError, RecipeError
-from attar.files import stamp_of_files
 from distill.data.row_formats import (
     check_column,
     choose_column,
