@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from attar.errors import ModelError, RunError, nearest
-from attar.files import read_json
+from attar.files import read_json_object
 from attar.models.loading import Quantization, load_causal_lm, load_config
 from attar.models.task_heads import CAUSAL, auto_class_of
 from attar.models.tokenizers import load_tokenizer
+from distill.stages.made_files import check_made
 
 Write = Callable[[str], None]
 Messages = list[dict[str, str]]
@@ -91,7 +92,11 @@ def quantization_for(adapters: dict[str, Path]) -> Quantization:
     Adapters that were made by other tools do not say it. Raises `RunError` where two differ.
     """
     files = {name: folder / "base.json" for name, folder in adapters.items()}
-    said = {name: read_json(f)["quantization"] for name, f in files.items() if f.is_file()}
+    said = {
+        name: read_json_object(f, "quantization")["quantization"]
+        for name, f in files.items()
+        if f.is_file()
+    }
     if len(set(said.values())) > 1:
         each = ", ".join(f"`{name}` {quantization}" for name, quantization in said.items())
         raise RunError(
@@ -209,9 +214,13 @@ def chat(
     other: OneModel | ManyAdapters
     if adapters:
         base, folders = find_adapters(run_or_model, adapters)
+        for made in (base, *folders.values()):
+            check_made(made)
         other = ManyAdapters(base, folders, trust_remote_code)
     else:
-        other = OneModel(find_model(run_or_model, artifact), trust_remote_code)
+        name = find_model(run_or_model, artifact)
+        check_made(name)
+        other = OneModel(name, trust_remote_code)
     waiting = list(prompts)
     while True:
         text = waiting.pop(0) if waiting else (None if prompts else ask())

@@ -29,6 +29,7 @@ from distill.evaluation.job import EvaluateConfig, MeasureJob
 from distill.evaluation.measure import measure_in_fresh_process
 from distill.evaluation.tokenizer_check import make_probes
 from distill.runtimes.runtime import check_runtime, runtime_of
+from distill.stages.made_files import check_made
 from distill.tasks.registry import TASKS, task_of_model
 from distill.tasks.task import Task
 
@@ -61,7 +62,8 @@ def evaluate_models(
 ) -> dict[str, Any]:
     """Numbers of each model, and of the teacher, as in report.json."""
     check_sources(config.data)
-    for model in models:
+    for model in models if teacher is None else (teacher, *models):
+        check_made(model)
         check_runtime(runtime_of(model))
     named = teacher or _checkpoint_of(models[0])
     tokenizer = load_tokenizer(named, trust_remote_code=trust_remote_code)

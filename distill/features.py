@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from attar import __version__
+from attar.checksums import faults_of, record_files
 from attar.device import peak_memory
 from attar.errors import DataError, ModelError, RecipeError, RunError
-from attar.files import fingerprint, read_json, write_json
+from attar.files import fingerprint, read_json, read_json_object, write_json
 from attar.models.fingerprints import weights_fingerprint
 from attar.models.loading import fetch_weights, load_config
 from attar.models.structure import check_layers, usable_positions
@@ -33,13 +34,16 @@ from distill.data.labelled_texts import LabelledTexts, tokenize_labelled
 from distill.data.prepare import prepare
 from distill.data.split import DATA_PARTS, part_file
 from distill.run.context import Run
-from distill.stages.status import is_done
+from distill.stages.made_files import check_made
+from distill.stages.stage import STAGES
+from distill.stages.status import first_fault, is_done
 from distill.tasks.sequence_classification.metrics import macro_f1
 from teachers.cache_tools.feature_cache import FeatureCache, features_of, load_body
 from teachers.load import TeacherConfig, teacher_identity
 from teachers.runners.request import Request
 
 log = logging.getLogger(__name__)
+CLASSIFIER_FILES = ("classifier.skops", "classifier.json")
 
 
 def fit_classifier(run: Run, lone_texts: Sequence[str] = ()) -> dict[str, Any]:
@@ -75,13 +79,17 @@ def fit_classifier(run: Run, lone_texts: Sequence[str] = ()) -> dict[str, Any]:
             [__version__, config.model_dump(), stats["inputs"], teacher_identity(source)]
         )
         metrics = folder / "metrics.json"
-        if metrics.exists() and (folder / "classifier.skops").exists():
-            if read_json(metrics)["inputs"] == wanted:
+        if metrics.exists():
+            known = read_json_object(metrics, "inputs", "files", *DATA_PARTS)
+            faults = faults_of(known["files"], folder)
+            for name, fault in faults.items():
+                log.warning("features: %s %s; it is made again", folder / name, fault)
+            if known["inputs"] == wanted and not faults:
                 log.info("features: up to date")
-                found: dict[str, Any] = read_json(metrics)
-                return found
+                return known
         found = _fit(run, config, source, data, folder, stats["classes"])
-        write_json(metrics, {"inputs": wanted, **found})
+        files = record_files([folder / name for name in CLASSIFIER_FILES], folder)
+        write_json(metrics, {"inputs": wanted, "files": files, **found})
     return found
 
 
@@ -94,6 +102,7 @@ def _model_of(run: Run, config: FeaturesConfig) -> TeacherConfig:
     """The model that gives the features. Raises `RunError` where the run has not made it yet."""
     if config.model == "teacher":
         source = run.teacher
+        _refuse_damage(run, "adapt-teacher")
         if not is_done(run, "adapt-teacher"):
             raise RunError(
                 f"`features.model: teacher` is the adapted teacher, which is not in {run.folder} "
@@ -103,13 +112,21 @@ def _model_of(run: Run, config: FeaturesConfig) -> TeacherConfig:
         return source
     if config.model == "student":
         folder = run.merged_student
+        _refuse_damage(run, "specialize" if run.recipe.specialize is not None else "train")
         if folder is None or not (is_done(run, "train") and is_done(run, "specialize")):
             raise RunError(
                 f"`features.model: student` is the trained student, which is not in {run.folder} "
                 "yet, or was made by another recipe; run `distill run` on this recipe first."
             )
         return TeacherConfig(model=str(folder), trust_remote_code=run.trusts_code)
+    check_made(config.model)
     return TeacherConfig(model=config.model, trust_remote_code=run.trusts_code)
+
+
+def _refuse_damage(run: Run, stage: str) -> None:
+    if found := first_fault(run, stage):
+        command = STAGES[found[0]].command
+        raise RunError(f"Of {run.folder}, {found[1]}; run `distill {command}` on it first.")
 
 
 def _check_model(run: Run, config: FeaturesConfig, source: TeacherConfig, tokenizer: Any) -> None:
@@ -304,8 +321,11 @@ def load_feature_classifier(folder: Path) -> FeatureClassifier:
     Raises `RunError` where there is none, `ModelError` where the model is not the one that the
     classifier was fitted on.
     """
-    if not (folder / "classifier.json").exists():
+    if not (folder / "metrics.json").exists():
         raise RunError(f"There is no classifier in {folder}; `distill features` makes one.")
+    record = read_json_object(folder / "metrics.json", "files")
+    for name, fault in faults_of(record["files"], folder).items():
+        raise RunError(f"{folder / name}, which `distill features` made, {fault}; run that again.")
     known = read_json(folder / "classifier.json")
     source = TeacherConfig(**known["model"])
     if weights_fingerprint(source.model) != known["weights"]:

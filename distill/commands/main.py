@@ -21,6 +21,7 @@ from distill.commands.run import (
     open_run,
     print_report,
 )
+from distill.commands.verify import verify
 from distill.stages.stage import ADAPT_TEACHER, REPORT, SPECIALIZE, STAGES, TRAIN, Stage
 
 ADAPTER_HELP = (
@@ -103,6 +104,7 @@ main.add_command(features)
 main.add_command(vocabulary)
 main.add_command(cache)
 main.add_command(doctor)
+main.add_command(verify)
 cache.add_command(cache_build)
 cache.add_command(cache_audit)
 

@@ -15,7 +15,8 @@ from typing import Any, Literal
 import torch
 
 from attar.distributed import is_alone
-from attar.files import fingerprint, read_json
+from attar.errors import RunError
+from attar.files import fingerprint, read_json_object
 from attar.models.loading import resolve_precision
 from distill.data.config import DataConfig
 from distill.data.reader import NextTokenTexts
@@ -262,7 +263,11 @@ def audited_bytes(file: Path, cache: CacheConfig) -> float | None:
     if not file.exists():
         return None
     wanted = fingerprint(cache.codec.model_dump())
-    found = [one["bytes_per_token"] for one in read_json(file)["codecs"] if one["key"] == wanted]
+    try:
+        codecs = read_json_object(file, "codecs")["codecs"]
+        found = [float(one["bytes_per_token"]) for one in codecs if one["key"] == wanted]
+    except (TypeError, KeyError, ValueError):
+        raise RunError(f"{file} is not what `distill cache audit` wrote; delete it.") from None
     return found[0] if found else None
 
 

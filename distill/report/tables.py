@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from attar.files import read_json
+from attar.files import read_json_object
 from distill.evaluation.job import Numbers
 from distill.report.columns import TableColumns, cells
 
@@ -49,5 +49,4 @@ def markdown_table(numbers: Numbers, columns: TableColumns) -> str:
 
 def read_report(folder: Path) -> Numbers:
     """report.json of a finished run."""
-    report: Numbers = read_json(folder / "report.json")
-    return report
+    return read_json_object(folder / "report.json", "arms", "artifacts", "recipe", "verdict")

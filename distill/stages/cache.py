@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from attar.distributed import is_alone, process_state
-from attar.errors import CacheError
+from attar.errors import CacheError, RunError
 from attar.files import fingerprint, read_json, write_json
 from attar.models.tokenizers import tokenizer_identity
 from distill.console import progress
@@ -41,7 +41,21 @@ def _inputs(run: Run) -> list[Any]:
 
 
 def _is_made(run: Run) -> bool:
-    return not run.reads_cache or SignalStore(run.cache_url).folder.exists("manifest.json")
+    """Whether a cache is there; of the run's own, whether all its files are. It verifies the bytes
+    when it is read.
+    """
+    if not run.reads_cache:
+        return True
+    store = SignalStore(run.cache_url)
+    if run.recipe.cache.dir is not None or not store.folder.exists("manifest.json"):
+        return store.folder.exists("manifest.json")
+    try:
+        entries, manifest = store.entries(), store.manifest()
+        store.check_files_exist(entries)
+    except CacheError:
+        return False  # building it names the file and the way to mend it
+    held = sum(entry["rows"] for entry in entries.values())
+    return manifest is not None and held == manifest["data"]["examples"]
 
 
 @work(CACHE, inputs=_inputs, made=_is_made)
@@ -116,7 +130,10 @@ def cached_subset(cache: SignalCache, folder: Path, *sets: Examples) -> tuple[Ex
     file = folder / "examples.json"
     if not file.exists():
         write_json(file, sorted(key for examples in sets for key in examples.keys if key in cache))
-    keys = set(read_json(file))
+    keys = read_json(file)
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise RunError(f"{file} is not a list of examples; delete it and run again.")
+    keys = set(keys)
     found = tuple(examples.among(keys) for examples in sets)
     for part, whole in zip(found, sets, strict=True):
         log.info("%d of %d examples are in the unfinished cache", len(part), len(whole))

