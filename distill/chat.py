@@ -214,7 +214,7 @@ def chat(
     other: OneModel | ManyAdapters
     if adapters:
         base, folders = find_adapters(run_or_model, adapters)
-        for made in (base, *folders.values()):
+        for made in (base, *map(str, folders.values())):
             check_made(made)
         other = ManyAdapters(base, folders, trust_remote_code)
     else:

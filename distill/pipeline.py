@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
 from attar.checksums import record_files
 from attar.device import peak_memory
@@ -29,7 +30,7 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
     source = run.recipe.student.from_
     if isinstance(source, str) and source != "teacher":
         fetch_weights(source)
-    done = all(_all_see(lambda name=name: is_done(run, name)) for name in names)
+    done = all(_all_see(partial(is_done, run, name)) for name in names)
     if done and _all_see(run.data_are_whole):
         return False
     run.folder.path.mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,7 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
         for name in names:
             # One that is done again and leaves the same bytes leaves those after it up to date.
             shows_more = name == REPORT.name and worked
-            if not shows_more and _all_see(lambda name=name: is_done(run, name)):
+            if not shows_more and _all_see(partial(is_done, run, name)):
                 log.info("%s: up to date", name)
                 continue
             if alone:

@@ -42,8 +42,10 @@ class StageRecord:
 
     @property
     def digest(self) -> str:
-        """Changes with the bytes of the files."""
-        return fingerprint(self.files)
+        """Changes with the bytes of the files that later stages work on. A training's result.json
+        is not among them: it tells the report how long it took, which differs every time.
+        """
+        return fingerprint({n: f for n, f in self.files.items() if Path(n).name != "result.json"})
 
 
 def read_stage_record(file: Path, stage: str) -> StageRecord:

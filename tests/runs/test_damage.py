@@ -219,7 +219,7 @@ def test_an_artifact_that_is_exported_again_is_measured_again(copied):
     copied("export", "out")
     assert "Not measured yet" in Path("out/artifacts/bf16/README.md").read_text()
     copied("run", "out")
-    assert "| perplexity |" in Path("out/artifacts/bf16/README.md").read_text()
+    assert "| ppl |" in Path("out/artifacts/bf16/README.md").read_text()
     assert "Nothing to do" in copied("run", "out").output
 
 
@@ -241,46 +241,63 @@ MARKS = (
 )
 
 
-@pytest.mark.parametrize("mark", MARKS)
-@pytest.mark.parametrize("wrong", [*WRONG, "newer", "types"])
+def refused_record(run, file, wrong):
+    """Spoil a record and see that it is named, with what to do."""
+    found = json.loads(file.read_text())
+    values = {"newer": {**found, "later": 1}, "types": {**found, "seconds": "long"}}
+    text = json.dumps(values[wrong]) if wrong in values else WRONG[wrong]
+    file.write_text(text, encoding="latin1")
+    said = refusal(run, ["run"])
+    assert f"{file}" in said
+    assert "delete it and run again" in said
+
+
+@pytest.mark.parametrize(
+    ("mark", "wrong"),
+    [
+        *(("records/train.json", wrong) for wrong in [*WRONG, "newer", "types"]),
+        *((mark, "empty") for mark in MARKS),
+    ],
+)
 def test_a_record_that_is_none_is_one_sentence(finished, mark, wrong):
     file = Path("out", mark)
     before = file.read_text()
-    found = json.loads(before)
-    values = {"newer": {**found, "later": 1}, "types": {**found, "seconds": "long"}}
     try:
-        text = json.dumps(values[wrong]) if wrong in values else WRONG[wrong]
-        file.write_text(text, encoding="latin1")
-        said = refusal(finished, ["run"])
-        assert f"{file}" in said
-        assert "delete it and run again" in said
+        refused_record(finished, file, wrong)
     finally:
         file.write_text(before)
 
 
-@pytest.mark.parametrize("mark", [m for m in MARKS if "evaluate" not in m and "export" not in m])
-def test_deleting_a_record_as_the_message_says_mends_the_run(copied, mark):
+def mended_by_deleting(copied, mark):
     before = bytes_left()
-    Path("out", mark).write_text("{")
-    refusal(copied, ["run"])
+    refused_record(copied, Path("out", mark), "cut")
     Path("out", mark).unlink()
     copied("run", "out")
     assert bytes_left() == before
     assert "All is well" in copied("verify", "out").output
 
 
+@pytest.mark.parametrize("mark", ["records/build.json", "records/train.json"])
+def test_deleting_a_record_as_the_message_says_mends_the_run(copied, mark):
+    mended_by_deleting(copied, mark)
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_deleting_any_record_mends_the_run(copied, mark, full_product):
+    mended_by_deleting(copied, mark)
+
+
 @pytest.mark.parametrize(
-    "mark", ["arms/distill/inputs.json", "specialized/run/inputs.json", "arms/finetune/inputs.json"]
+    ("mark", "wrong", "gone"),
+    [
+        ("arms/distill/inputs.json", "list", "arms/distill/student"),
+        ("specialized/run/inputs.json", "cut", "specialized/merged"),
+    ],
 )
-@pytest.mark.parametrize("wrong", list(WRONG))
-def test_a_training_whose_inputs_are_not_known_says_what_to_delete(copied, mark, wrong):
+def test_a_training_whose_inputs_are_not_known_says_what_to_delete(copied, mark, wrong, gone):
     before = bytes_left()
     Path("out", mark).write_text(WRONG[wrong], encoding="latin1")
-    student = {
-        "arms": Path("out", mark).parent / "student",
-        "specialized": Path("out/specialized/merged"),
-    }
-    shutil.rmtree(student[mark.split("/")[0]])
+    shutil.rmtree(Path("out", gone))
     said = refusal(copied, ["run"])
     assert mark in said
     assert "delete it and run again" in said
