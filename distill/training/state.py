@@ -150,7 +150,7 @@ class TrainingState:
             self.accelerator.log(values, step=number)
         if number % self.checkpoint_every == 0 or last or stopping:
             peak = max(self.progress.peak, peak_memory_bytes(self.accelerator.device))
-            seconds = self.progress.seconds + time.time() - started
+            seconds = self.progress.seconds + time.monotonic() - started
             self.checkpoint.save({**asdict(self.progress), "seconds": seconds, "peak": peak})
 
     def _validate(self, number: int) -> dict[str, float]:
