@@ -19,7 +19,8 @@ UNUSABLE = (
 # in its text; torch's archive and numpy's `tofile` only notice that less was written than given.
 _RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
 _CUT_SHORT = re.compile(
-    r"unexpected pos \d+ vs \d+|PytorchStreamWriter failed|\d+ requested and \d+ written"
+    r"unexpected pos \d+ vs \d+|PytorchStreamWriter failed|basic_ios::clear: iostream error"
+    r"|\d+ requested and \d+ written"
 )
 
 

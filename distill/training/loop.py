@@ -17,7 +17,6 @@ from attar.device import peak_memory
 from attar.stop_signals import StopSignal
 from distill.console import progress
 from distill.objective.objective import LossMeans
-from distill.training.checkpoint import load_learned
 from distill.training.interrupts import stop_requests
 from distill.training.job import Job, Result
 from distill.training.state import TrainingState
@@ -47,8 +46,8 @@ def train(job: Job) -> Result:
                 raise StopSignal(asked[0] if asked else signal.SIGINT)
     if job.config.trackers:
         state.accelerator.end_training()
-    if job.config.keep == "best" and state.best_file.exists():
-        load_learned(job.learner, state.best_file)
+    if job.config.keep == "best":
+        state.load_best()
     job.learner.eval()
     return Result(
         steps=state.total,

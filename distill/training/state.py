@@ -14,9 +14,10 @@ import torch
 
 from attar.device import peak_memory_bytes
 from attar.errors import RunError
+from attar.files import read_json
 from distill.objective.objective import LossMeans, LossSums
 from distill.training.accelerator import OneProcess, checkpoint_blocks, make_accelerator
-from distill.training.checkpoint import Checkpoint, save_learned
+from distill.training.checkpoint import Checkpoint, load_learned, save_learned, step_of_learned
 from distill.training.job import Job, Progress
 from distill.training.layerwise_lr import layerwise_rates, learning_table
 from distill.training.lr_schedule import learning_rate_factor
@@ -70,19 +71,54 @@ class TrainingState:
         """Load the last checkpoint if there is one; else log what learns, and how fast."""
         if self.checkpoint is None:
             return
-        name, found = self.job.name, self.checkpoint.load()
+        name, found = self.job.name, self.checkpoint.find(self.job.name, self._why_useless)
         if found is None:
             for line in learning_table(self.job.learner.student, self.rates):
                 log.info("%s: %s", name, line)
             return
-        self.progress = Progress(**found)
+        self.progress = Progress(**read_json(found / "progress.json"))
         if self.progress.world != self.world:
             raise RunError(
                 f"`{name}` was stopped on {self.progress.world} processes and cannot go on on "
-                f"{self.world}; use as many again, or delete {self.checkpoint.folder}."
+                f"{self.world}; use as many again, or delete {self.job.folder}."
             )
+        self.checkpoint.load(found)
         restore_paged_state(self.optimizer.optimizer)
         log.info("%s: going on from step %d of %d", name, self.progress.step, self.total)
+
+    def _why_useless(self, progress: dict[str, Any]) -> str | None:
+        """Why the best weights so far, which belong to a checkpoint, are not those that it means.
+
+        Weights of a step after the checkpoint's will be written again.
+        """
+        if self.config.keep != "best" or not progress["best_step"]:
+            return None
+        try:
+            step = step_of_learned(self.best_file)
+        except RunError as error:
+            return str(error)
+        if step == progress["best_step"] or step > progress["step"]:
+            return None
+        return f"{self.best_file} is of step {step}, not of step {progress['best_step']}"
+
+    def load_best(self) -> None:
+        """Put the best weights into the learner; the last ones stay where none was ever measured.
+
+        Raises `RunError` where their file is not as written.
+        """
+        best = self.progress.best_step
+        if self.checkpoint is None or not best:
+            return
+        try:
+            step = step_of_learned(self.best_file)
+        except RunError as error:
+            raise RunError(f"{error}; run the same command again to train again.") from None
+        if step != best:
+            raise RunError(
+                f"{self.best_file} is of step {step}, and the best was step {best}; run the same "
+                "command again to train again."
+            )
+        load_learned(self.job.learner, self.best_file)
 
     def step(self, number: int) -> tuple[dict[str, float], LossMeans]:
         """Do one optimiser step; return its record for the history, and its terms' means."""
@@ -151,7 +187,7 @@ class TrainingState:
         if number % self.checkpoint_every == 0 or last or stopping:
             peak = max(self.progress.peak, peak_memory_bytes(self.accelerator.device))
             seconds = self.progress.seconds + time.monotonic() - started
-            self.checkpoint.save({**asdict(self.progress), "seconds": seconds, "peak": peak})
+            self.checkpoint.save({**asdict(self.progress), "seconds": seconds, "peak": peak}, last)
 
     def _validate(self, number: int) -> dict[str, float]:
         """Evaluate on the validation examples, and keep the weights where they are the best."""
@@ -168,7 +204,7 @@ class TrainingState:
         if found.objective < self.progress.best:
             self.progress.best, self.progress.best_step = found.objective, number
             if self.accelerator.is_main_process:
-                save_learned(job.learner, self.best_file)
+                save_learned(job.learner, self.best_file, number)
         nll = "" if found.means.nll is None else f", nll {found.means.nll:.4f}"
         log.info(
             "%s: step %d of %d, validation objective %.4f%s",
