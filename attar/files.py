@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from attar.commits import check_may_write
 from attar.errors import RunError
 from attar.storage_errors import naming
 
@@ -82,6 +83,7 @@ def staged_file(path: Path) -> Iterator[Path]:
             yield aside
             with aside.open("rb") as file:
                 os.fsync(file.fileno())
+            check_may_write()
             aside.replace(path)
         except BaseException:
             with suppress(OSError):
@@ -144,6 +146,7 @@ def sync_files(folder: Path) -> None:
 def replace_folder(aside: Path, path: Path) -> None:
     """Flush a filled folder and replace `path`, whose old content is deleted, by it."""
     sync_files(aside)
+    check_may_write()
     old = path.with_name(path.name + ".old")
     clear(old)
     try:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from attar.commits import check_may_write
 from attar.errors import RunError
 from attar.files import clear, read_json, staged_file, sync_files, sync_folder, write_json
 from attar.storage_errors import naming
@@ -166,6 +167,7 @@ class Checkpoint:
         self.accelerator.wait_for_everyone()
 
     def _put_in_place(self, aside: Path, final: bool) -> None:
+        check_may_write()
         if self.last.exists():
             self.last.replace(self.previous)
         aside.replace(self.last)
