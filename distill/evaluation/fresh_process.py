@@ -11,7 +11,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -47,7 +48,8 @@ def run_in_fresh_process(function: Callable[[Any], None], argument: Any) -> int:
     hidden = {name: os.environ.pop(name) for name in PROCESS_GROUP_VARIABLES if name in os.environ}
     try:
         child = context.Process(target=_call, args=(function, argument, answers))
-        child.start()
+        with _terminal_signals_blocked():
+            child.start()
     finally:
         os.environ.update(hidden)
     answers.close()
@@ -66,10 +68,24 @@ def run_in_fresh_process(function: Callable[[Any], None], argument: Any) -> int:
     return int(child.exitcode or 0)
 
 
+@contextmanager
+def _terminal_signals_blocked() -> Iterator[None]:
+    """Block what a terminal sends to all its processes; those that are started here keep it so.
+
+    This process gets such a signal too, after the block, and ends the others without their words.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _call(function: Callable[[Any], None], argument: Any, answers: Any) -> None:
     """In the child: call the function; send the error of a disk or a right."""
-    for number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
-        signal.signal(number, signal.SIG_IGN)  # a terminal's; the parent gets it too, and ends us
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         function(argument)
