@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 from datetime import timedelta
 from typing import Any
+
+_LOST_PEER = re.compile(r"gloo/transport|Connection (closed|reset|refused)|Broken pipe|NCCL", re.I)
 
 
 def is_alone() -> bool:
@@ -42,6 +45,21 @@ def process_state() -> Any:
     if not torch.distributed.is_initialized():
         atexit.register(_leave_group)
     return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=2))
+
+
+def lost_process(error: Exception) -> str | None:
+    """A sentence for an error that shows that another process of this command ended; else None."""
+    if is_alone() or not isinstance(error, RuntimeError):
+        return None
+    from torch.distributed import DistError
+
+    if not (isinstance(error, DistError) or _LOST_PEER.search(str(error))):
+        return None
+    reason = " ".join(str(error).split())[:200]
+    return (
+        f"Another process of this command has ended or cannot be reached ({reason}); run the same "
+        "command again on as many processes: trainings go on from their last checkpoint."
+    )
 
 
 def _leave_group() -> None:

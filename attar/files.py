@@ -7,11 +7,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from attar.commits import check_may_write
 from attar.errors import RunError
+from attar.storage_errors import naming
 
 
 def fingerprint(value: Any) -> str:
@@ -39,16 +41,42 @@ def sync_folder(path: Path) -> None:
             os.close(handle)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees either the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def clear(path: Path) -> None:
+    """Remove what has this name: a file, a folder with all in it, or a link but not its target."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """Yield a path to write to; the file replaces `path` only if the block ends without an error.
+
+    A reader sees either the old content or the new, never a part. Raises an `OSError` that names
+    the file where the disk is full or a right is missing, whichever library wrote.
+    """
     aside = path.with_name(path.name + ".partial")
-    with aside.open("wb") as file:
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        clear(aside)  # a link there must not lead the write to another file
+        try:
+            yield aside
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())
+            check_may_write()
+            aside.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                clear(aside)
+            raise
+        sync_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file as `staged_file` does."""
+    with staged_file(path) as aside, aside.open("xb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -85,27 +113,48 @@ def read_json_object(path: Path, *keys: str) -> dict[str, Any]:
 
 @contextmanager
 def staged_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder to fill; it replaces `path` only if the block ends without an error."""
+    """Yield a folder to fill; it replaces `path` only if the block ends without an error.
+
+    Raises an `OSError` that names a file where the disk is full or a right is missing.
+    """
     aside = path.with_name(path.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    yield aside
-    replace_folder(aside, path)
+    with naming(path):
+        clear(aside)
+        try:
+            aside.mkdir(parents=True)
+            yield aside
+            replace_folder(aside, path)
+        except BaseException:
+            with suppress(OSError):
+                clear(aside)
+            raise
+
+
+def sync_files(folder: Path) -> None:
+    """Flush every file below a folder."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
 
 
 def replace_folder(aside: Path, path: Path) -> None:
     """Flush a filled folder and replace `path`, whose old content is deleted, by it."""
-    for file in aside.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+    sync_files(aside)
+    check_may_write()
     old = path.with_name(path.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        path.replace(old)
-    aside.replace(path)
+    clear(old)
+    try:
+        if path.exists():
+            path.replace(old)
+        aside.replace(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.replace(path)
+        raise
     sync_folder(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    with suppress(OSError):
+        clear(old)
 
 
 def bytes_under(path: Path) -> int:

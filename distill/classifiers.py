@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Field, WithJsonSchema
 
 from attar.config import Section
 from attar.errors import ModelError, RecipeError, nearest
+from attar.files import staged_file
 from attar.models.pooling import PoolingMode
 from attar.registry import Registry
 from distill.data.config import DataConfig
@@ -196,12 +197,11 @@ def fit(config: FeaturesConfig, seed: int, features_FH: np.ndarray, classes_F: n
 
 
 def save(estimator: Any, file: Path) -> None:
-    """Write the fitted classifier as a .skops file: first under another name, then renamed."""
+    """Write the fitted classifier as a .skops file."""
     from skops.io import dump
 
-    aside = file.with_suffix(".partial")
-    dump(estimator, aside)
-    aside.replace(file)
+    with staged_file(file) as aside:
+        dump(estimator, aside)
 
 
 def load(file: Path) -> Any:

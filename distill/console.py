@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -41,8 +41,11 @@ def set_up_logging(verbose: bool = False, quiet: bool = False) -> None:
 
 @contextmanager
 def log_to_file(path: Path) -> Iterator[None]:
-    """Write every message, with its time, into a file too while the block runs."""
-    handler = logging.FileHandler(path, encoding="utf8")
+    """Write every message, with its time, into a file too while the block runs.
+
+    Where the disk is full, the file lacks the lines that have no room; that is said once.
+    """
+    handler = _LogFile(path, encoding="utf8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = [logging.getLogger(name) for name in PACKAGES]
     for logger in loggers:
@@ -53,6 +56,26 @@ def log_to_file(path: Path) -> Iterator[None]:
         for logger in loggers:
             logger.removeHandler(handler)
         handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that does not end hours of work because a line of it cannot be written."""
+
+    _failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say why, once."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._failed:
+            self._failed = True
+            console.print(f"{self.baseFilename} cannot be written ({error.strerror}).")
+
+    def close(self) -> None:
+        """Close the file; what it has no room for is lost."""
+        with suppress(OSError):
+            super().close()
 
 
 class _Rate(ProgressColumn):

@@ -12,6 +12,7 @@ from attar.device import peak_memory
 from attar.distributed import free_memory, is_alone, is_first_process, process_state
 from attar.errors import RunError, UserError
 from attar.models.loading import fetch_weights
+from attar.storage_errors import naming
 from distill.console import log_to_file
 from distill.run.context import Run
 from distill.stages.preflight import check_before_work, check_steps, check_student
@@ -119,7 +120,7 @@ def _run_stage(run: Run, name: str) -> None:
         state.wait_for_everyone()
         return
     inputs = made_from(run, name)
-    with peak_memory() as peak:
+    with peak_memory() as peak, naming(run.folder.path):
         record = WORK[name].do(run, inputs)
     record.inputs, record.seconds = inputs, time.perf_counter() - start
     record.peak_memory_bytes = peak.bytes

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from attar.distributed import free_memory
 from attar.errors import RecipeError
-from attar.files import fingerprint, write_json, write_text
+from attar.files import fingerprint, staged_file, write_json, write_text
 from attar.models.loading import load_causal_lm
 from attar.models.structure import Head
 from distill.cache_audit.fidelity import Fidelity, Measures
@@ -307,7 +307,8 @@ def plot(found: list[Audited], file: Path) -> None:
         axis.grid(visible=True, which="both", alpha=0.25)
     axes[0].set_ylabel("relative error against the dense target")
     axes[1].legend()
-    figure.savefig(file, dpi=130)
+    with staged_file(file) as aside:
+        figure.savefig(aside, dpi=130, format="png")
     pyplot.close(figure)
 
 

@@ -9,8 +9,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import wait
 from typing import Any
+
+from attar.storage_errors import storage_error
 
 # Imported by the fork server beside the module of the first function that is run.
 PRELOADED_LIBRARIES = (
@@ -29,16 +35,70 @@ def preloaded(function: Callable[[Any], None]) -> list[str]:
 
 
 def run_in_fresh_process(function: Callable[[Any], None], argument: Any) -> int:
-    """Call `function(argument)` in a child; returns its exit status. Both must pickle."""
+    """Call `function(argument)` in a child; returns its exit status. Both must pickle.
+
+    Raises the `OSError` of a full disk or a missing right that ended it. The child ends with this
+    process, whatever ends that.
+    """
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context: Any = multiprocessing.get_context(method)
     if method == "forkserver":
         context.set_forkserver_preload(preloaded(function))
+    answer, answers = context.Pipe(duplex=False)
     hidden = {name: os.environ.pop(name) for name in PROCESS_GROUP_VARIABLES if name in os.environ}
     try:
-        child = context.Process(target=function, args=(argument,))
-        child.start()
-        child.join()
+        child = context.Process(target=_call, args=(function, argument, answers))
+        with _terminal_signals_blocked():
+            child.start()
     finally:
         os.environ.update(hidden)
+    answers.close()
+    try:
+        child.join()
+    except BaseException:  # Ctrl-C or a stop signal
+        child.kill()
+        child.join()
+        raise
+    with answer:
+        if answer.poll():
+            try:
+                raise answer.recv()
+            except EOFError:  # it closed its end without a word, as it does when all went well
+                pass
     return int(child.exitcode or 0)
+
+
+@contextmanager
+def _terminal_signals_blocked() -> Iterator[None]:
+    """Block what a terminal sends to all its processes; those that are started here keep it so.
+
+    This process gets such a signal too, after the block, and ends the others without their words.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _call(function: Callable[[Any], None], argument: Any, answers: Any) -> None:
+    """In the child: call the function; send the error of a disk or a right."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        function(argument)
+    except Exception as error:
+        found = storage_error(error)
+        if found is None:
+            raise
+        answers.send(found)
+
+
+def _end_with_parent() -> None:
+    """A killed parent must not leave a child behind that writes into the folder of the next run."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

@@ -10,16 +10,16 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from attar.device import peak_memory_bytes
 from attar.errors import ModelError
 from attar.files import bytes_under, read_json, write_json
+from attar.storage_errors import naming, storage_error
 from distill.data.examples import Examples
 from distill.evaluation.fresh_process import run_in_fresh_process
 from distill.evaluation.job import EvaluateConfig, MeasureJob, Numbers
-from distill.evaluation.predictions import held_out_batches
+from distill.evaluation.predictions import held_out_batches, write_arrays
 from distill.evaluation.tokenizer_check import check_probes
 from distill.runtimes.hugging_face import Transformers
 from distill.runtimes.runtime import ModelSource, open_runtime
@@ -44,7 +44,7 @@ def measure_model(job: MeasureJob) -> Numbers:
     if job.probes is not None:  # after memory, as a runtime may load its file again for them
         check_probes(runtime, read_json(Path(job.probes)), job.name)
     arrays = metrics.arrays(runtime, examples, batches, job)
-    np.savez_compressed(Path(job.out).with_suffix(".npz"), **arrays)  # type: ignore[arg-type]
+    write_arrays(Path(job.out).with_suffix(".npz"), arrays)
     path = Path(job.model)
     return {
         **metrics.summary(arrays, config),
@@ -90,8 +90,11 @@ def measure_in_fresh_process(job: MeasureJob) -> Numbers:
 def _measure_to_file(job: MeasureJob) -> None:
     torch.set_grad_enabled(False)
     try:
-        numbers = measure_model(job)
+        with naming(Path(job.out)):
+            numbers = measure_model(job)
     except Exception as error:  # the parent reads it as one line
+        if storage_error(error) is not None:
+            raise
         log.exception("measuring %s", job.name)
         kind = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
         numbers = {"error": f"{kind}{error}"}

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from attar.files import read_json, write_json
+from attar.files import read_json, staged_file, write_json
 from attar.models.structure import Head
 from distill.data.batching import Collate, plan_in_order
 from distill.data.batching import collate as collate_tokens
@@ -96,6 +96,18 @@ def _compare_tokens(
     return found
 
 
+def write_arrays(file: Path, arrays: PredictionArrays) -> None:
+    """Write arrays by name as an .npz file."""
+    with staged_file(file) as aside, aside.open("xb") as opened:
+        np.savez_compressed(opened, **arrays)  # type: ignore[arg-type]
+
+
+def write_array(file: Path, array: np.ndarray) -> None:
+    """Write one array as an .npy file."""
+    with staged_file(file) as aside, aside.open("xb") as opened:
+        np.save(opened, array)
+
+
 # The teacher, stored ---------------------------------------------------------------------------
 
 
@@ -105,7 +117,8 @@ def write_teacher(folder: Path, hidden_NH: Tensor, head: Head) -> None:
     tensors = {"hidden": hidden_NH.contiguous(), "weight": head.weight_VH.cpu().contiguous()}
     if head.bias_V is not None:
         tensors["bias"] = head.bias_V.cpu().contiguous()
-    save_file(tensors, str(folder / "signals.safetensors"))
+    with staged_file(folder / "signals.safetensors") as aside:
+        save_file(tensors, str(aside))
     write_json(folder / "head.json", {"scale": head.scale, "softcap": head.softcap})
 
 

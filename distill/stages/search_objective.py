@@ -8,14 +8,13 @@ validation part of it, and healing is a training (`distill/training/loop.py`) on
 from __future__ import annotations
 
 import copy
-import tempfile
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from attar.files import clear
 from distill.data.calibration import low_discrepancy_order
 from distill.data.examples import Examples, first_examples
 from distill.objective.chunked_head import tokens_per_chunk
@@ -52,14 +51,19 @@ class SearchObjective:
         validation, training = run.validation_examples(), run.training_examples()
         self.measured = _chosen(validation, first_examples(validation, tokens))
         self.healing = _spread_over(training, healing_tokens)
-        self._folder = tempfile.TemporaryDirectory(prefix="search-", dir=run.folder.path)
+        self._folder = run.folder.path / "search.partial"
+        clear(self._folder)  # of a search that was killed
         config = CacheConfig.model_validate({"codec": run.task.search.codec})
-        url, examples = str(Path(self._folder.name) / "cache"), chain(self.measured, self.healing)
-        self._signals = TeacherSignals(cache_in(run, url, config, examples, teacher))
+        url, examples = str(self._folder / "cache"), chain(self.measured, self.healing)
+        try:
+            self._signals = TeacherSignals(cache_in(run, url, config, examples, teacher))
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Delete the cached signals."""
-        self._folder.cleanup()
+        clear(self._folder)
 
     def _learner(self, student: nn.Module) -> Learner:
         return Learner(
@@ -106,7 +110,7 @@ class SearchObjective:
             source=PlannedBatches(plan, learner, self._signals, rank=0),
             validation=self.measured,
             signals=self._signals,
-            folder=Path(self._folder.name) / "healing",
+            folder=self._folder / "healing",
             seed=self._seed,
             collate=self._batching.collate,
             section="student.target",

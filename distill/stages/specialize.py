@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from torch import nn
 
 from attar.distributed import free_memory
-from attar.files import bytes_under, write_json
+from attar.files import bytes_under, clear, staged_folder, write_json
 from attar.libraries import library_versions
 from attar.models.loading import Quantization, resolve_precision
 from distill.data.examples import Examples
@@ -160,7 +159,7 @@ def keep_specialized(run: Run, student: nn.Module, config: Any, result: dict[str
     """
     folder, source = run.folder.specialized, run.folder.arm_student()
     for stale in (folder / "adapter", folder / "merged"):
-        shutil.rmtree(stale, ignore_errors=True)
+        clear(stale)
     ways = MergeCandidates(config, source, run.folder.adapter, run.trusts_code)
     validation = run.data(config.data)[1]
     merges: list[dict[str, Any]] = []
@@ -182,8 +181,9 @@ def keep_specialized(run: Run, student: nn.Module, config: Any, result: dict[str
         measure(chosen, student)
     else:
         trust = run.trusts_code
-        save_adapter(student, ways.adapter, source, config.base, trust)
-        run.tokenizer.save_pretrained(ways.adapter)
+        with staged_folder(ways.adapter) as aside:
+            save_adapter(student, aside, source, config.base, trust)
+            run.tokenizer.save_pretrained(aside)
         measure("adapter on its base", ways.adapted())
         best = math.inf
         for path, model in ways.merged() if config.merges else ():

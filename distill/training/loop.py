@@ -7,12 +7,14 @@ bit where it would have ended.
 
 from __future__ import annotations
 
+import signal
 import time
 from contextlib import closing
 
 import torch
 
 from attar.device import peak_memory
+from attar.stop_signals import StopSignal
 from distill.console import progress
 from distill.objective.objective import LossMeans
 from distill.training.interrupts import stop_requests
@@ -31,7 +33,7 @@ def train(job: Job) -> Result:
     if job.config.trackers:
         state.accelerator.init_trackers(job.name)
     state.resume()
-    started = time.time()
+    started = time.monotonic()
     bar = progress(job.name, source.num_tokens)
     with closing(source), stop_requests() as asked, bar as meter, peak_memory() as peak:
         meter.skip(state.progress.tokens)
@@ -41,16 +43,16 @@ def train(job: Job) -> Result:
             state.after_step(record, started, stopping)
             meter.advance(source.counted_tokens(number), _note_of(means))
             if stopping:
-                raise KeyboardInterrupt
+                raise StopSignal(asked[0] if asked else signal.SIGINT)
     if job.config.trackers:
         state.accelerator.end_training()
     if job.config.keep == "best":
-        state.take_best()
+        state.load_best()
     job.learner.eval()
     return Result(
         steps=state.total,
         tokens=state.progress.tokens,
-        seconds=state.progress.seconds + time.time() - started,
+        seconds=state.progress.seconds + time.monotonic() - started,
         best_step=state.progress.best_step,
         peak_memory_bytes=max(state.progress.peak, peak.bytes),
         history=state.progress.history,

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from attar.errors import ModelError
-from attar.files import read_json, read_json_object
+from attar.files import read_json, read_json_object, staged_file
 from attar.models.structure import num_layers
 from students.pruning.architectures import sizes_of
 from students.pruning.importance import ImportanceScores
@@ -95,7 +95,8 @@ def channel_map(folder: Path, teacher_width: int) -> Tensor | None:
 
 def save_rotation(rotation: Tensor, folder: Path) -> None:
     """Save the rotation beside pruning.json."""
-    save_file({"rotation": rotation.contiguous()}, str(folder / ROTATION_FILE))
+    with staged_file(folder / ROTATION_FILE) as aside:
+        save_file({"rotation": rotation.contiguous()}, str(aside))
 
 
 def copy_pruning(source: Path, folder: Path) -> None:

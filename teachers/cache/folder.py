@@ -18,11 +18,12 @@ from pathlib import Path
 
 import fsspec
 
-from attar.errors import CacheError
+from attar.commits import check_may_write
+from attar.errors import CacheError, UserError
 from attar.files import write_bytes
 from attar.locks import Lock, LockFile
+from attar.storage_errors import DISK_FULL
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READ_BLOCK_BYTES = 4 << 20  # bytes read from a remote file at a time
 
 
@@ -124,17 +125,17 @@ class Folder:
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file. Raises `CacheError` when the disk is full; others stay intact."""
         self.forget_copy(name)
-        try:
-            with _errors_named(self.path(name), "cannot be written"):
-                if self.is_local:  # object stores write whole objects by themselves
-                    write_bytes(Path(self._at(name)), data)
-                else:
-                    self._fs.pipe_file(self._at(name), data)
-        except CacheError:
-            if self.is_local:
-                with suppress(OSError):
-                    Path(self._at(name) + ".partial").unlink(missing_ok=True)
-            raise
+        with _errors_named(self.path(name), "cannot be written"):
+            if self.is_local:  # object stores write whole objects by themselves
+                write_bytes(Path(self._at(name)), data)
+            else:
+                check_may_write()
+                self._fs.pipe_file(self._at(name), data)
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Write a small remote file, without asking for the locks that it may be one of."""
+        with _errors_named(self.path(name), "cannot be written"):
+            self._fs.pipe_file(self._at(name), data)
 
     def remove(self, name: str) -> None:
         """Remove a file, if it exists."""
@@ -189,6 +190,14 @@ class _LockObject:
         except FileNotFoundError:
             return None
 
+    def refresh(self, data: bytes) -> None:
+        """Replace its content."""
+        self._folder.replace(self._name, data)
+
+    def sign(self) -> object:
+        """Its content: it changes with every refresh."""
+        return self.read()
+
     def remove(self) -> None:
         """Remove it, if it exists."""
         self._folder.remove(self._name)
@@ -203,7 +212,7 @@ def _errors_named(path: str, doing: str, missing: type[Exception] | None = None)
     """
     try:
         yield
-    except CacheError:
+    except UserError:
         raise
     except Exception as error:
         if missing is not None and isinstance(error, missing):

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
+from distill.training.checkpoint import seal
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -279,6 +281,7 @@ def test_a_run_stopped_on_other_processes_is_not_mixed_up(workshop):
     workshop.finished("out")
     state = Path("out/arms/distill/last/progress.json")
     state.write_text(json.dumps({**json.loads(state.read_text()), "world": 2}))
+    seal(state.parent, state.parents[1])
     Path("out/arms/distill/result.json").unlink()
     Path("out/records/train.json").unlink()
     result = workshop("train", "recipe.yaml", "--run-dir", "out", ok=False)

@@ -26,6 +26,7 @@ from distill.evaluation.job import (
     PredictionArrays,
     TaskMetrics,
 )
+from distill.evaluation.predictions import write_array, write_arrays
 from distill.evaluation.text_speed import batches_of, measure_text_speed
 from distill.runtimes.runtime import VectorRuntime
 
@@ -61,7 +62,7 @@ class EmbeddingMetrics(TaskMetrics):
         model_NH = torch.nn.functional.normalize(torch.cat(parts).double(), dim=-1)
         if job.signals_folder is not None:
             job.signals_folder.mkdir(parents=True, exist_ok=True)
-            np.save(job.signals_folder / SIGNALS_FILE, model_NH.numpy())
+            write_array(job.signals_folder / SIGNALS_FILE, model_NH.numpy())
         teacher_NH = (
             model_NH
             if job.compared_signals is None
@@ -98,7 +99,7 @@ class EmbeddingMetrics(TaskMetrics):
             _embed(runtime, pairs[side], job, config.batch_size) for side in ("first", "second")
         )
         cosine_P, score_P = (first_PH * second_PH).sum(-1).numpy(), np.array(pairs["score"])
-        np.savez_compressed(pairs_file(Path(job.out)), cosine=cosine_P, score=score_P)
+        write_arrays(pairs_file(Path(job.out)), {"cosine": cosine_P, "score": score_P})
         draws = spearman_draws(cosine_P, score_P, config.bootstrap)
         return {
             "spearman": spearman(cosine_P, score_P),

@@ -21,6 +21,7 @@ from distill.evaluation.job import (
     PredictionArrays,
     TaskMetrics,
 )
+from distill.evaluation.predictions import write_array
 from distill.evaluation.text_speed import batches_of, measure_text_speed
 from distill.runtimes.runtime import ClassRuntime
 
@@ -54,7 +55,7 @@ class ClassificationMetrics(TaskMetrics):
         logits_NC, labels_N = read_classes(runtime, examples, batches, columns)
         if job.signals_folder is not None:
             job.signals_folder.mkdir(parents=True, exist_ok=True)
-            np.save(job.signals_folder / SIGNALS_FILE, logits_NC.numpy())
+            write_array(job.signals_folder / SIGNALS_FILE, logits_NC.numpy())
         teacher_NC = None
         if job.compared_signals is not None:
             teacher_NC = torch.from_numpy(np.load(job.compared_signals / SIGNALS_FILE))

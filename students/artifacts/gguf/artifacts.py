@@ -173,7 +173,7 @@ def gguf_q6_k(source: Path, folder: Path, given: ArtifactInputs) -> None:
 
 def _export_k_quant(source: Path, folder: Path, kind: str, given: ArtifactInputs) -> None:
     tool = _llama_quantize()
-    with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+    with tempfile.TemporaryDirectory(dir=folder) as aside:  # which is a partial one
         whole, file = Path(aside) / "f16.gguf", folder / GGUF_FILE
         write_gguf(source, whole, "f16", trust_remote_code=given.trust_remote_code)
         if tool is None:

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import datasets
@@ -288,10 +289,14 @@ def test_lock_of_a_dead_process_is_taken_over(store, child_process):
     assert not lock.exists()
 
 
-def test_lock_of_another_host_is_respected(store):
+def test_lock_of_another_host_is_respected_while_it_shows_life(store, monkeypatch):
+    monkeypatch.setattr("attar.locks.BEAT_SECONDS", 0.05)
     lock = lock_of(store, "elsewhere", 1)
+    timer = threading.Timer(0.2, lambda: os.utime(lock))
+    timer.start()
     with pytest.raises(CacheError, match=r"process 1 on elsewhere.*writer\.lock"), store.writing():
         pass
+    timer.join()
     assert lock.exists()
 
 
