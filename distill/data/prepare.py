@@ -13,17 +13,12 @@ from typing import Any
 from attar.errors import DataError
 from attar.files import fingerprint, read_json, staged_folder, write_json
 from distill.data.config import DataConfig, source_stamp, sources_of
+from distill.data.placed import DATA_PARTS, Placed, part_file
 from distill.data.reader import NextTokenTexts, Reader
-from distill.data.split import (
-    DATA_PARTS,
-    Corpus,
-    PartWriter,
-    describe_skipped,
-    part_file,
-    write_parts,
-)
+from distill.data.split import Corpus, PartWriter, describe_skipped, write_parts
 
 log = logging.getLogger(__name__)
+FORMAT = 2  # of the examples: how texts are cut, drawn and stored
 
 
 def prepare(
@@ -33,19 +28,22 @@ def prepare(
     seed: int,
     folder: Path,
     reader: Reader | None = None,
+    beside: Path | None = None,
 ) -> Path:
     """Write the three parts of the data and stats.json to `folder`; returns the folder.
 
-    A folder that was made from the same data in the same way stays as it is. Raises `DataError`
-    where a part would be empty.
+    A folder that was made from the same data in the same way stays as it is. beside: the folder of
+    the run's other data, in whose parts equal texts stay. Raises `DataError` where a part would be
+    empty.
     """
     reader = reader or NextTokenTexts()
     inputs = [config.model_dump(), tokenizer_id, seed, source_stamp(config), *reader.stamp]
+    inputs += [FORMAT, beside and read_json(beside / "stats.json")["inputs"]]
     wanted = fingerprint(inputs)
     if (folder / "stats.json").exists():
         if read_json(folder / "stats.json").get("inputs") == wanted:
             return folder
-    corpus = Corpus(config, reader, tokenizer, seed)
+    corpus = Corpus(config, reader, tokenizer, seed, placed=Placed.read(beside))
     with staged_folder(folder) as aside:
         stats = write_parts(corpus, aside)
         if skipped := describe_skipped(corpus.skipped, config.section):

@@ -200,7 +200,9 @@ class Run:
                     folder = self.folder.data(config.section)
                     adapted = self.recipe.teacher.adapt is not None
                     reader = self.task.reader(self.teacher_config, adapted, self.recipe.seed)
-                    prepare(config, self.tokenizer, identity, self.recipe.seed, folder, reader)
+                    beside = None if config is self.recipe.data else self.folder.data()
+                    seed = self.recipe.seed
+                    prepare(config, self.tokenizer, identity, seed, folder, reader, beside)
 
     def data(self, config: DataConfig | None = None) -> tuple[Examples, Examples]:
         """(train, validation) examples of a section, as `prepare_data` left them.
