@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from distill.data.row_formats import RowFormat, row_format_of
+from distill.data.row_formats import RowFormat, row_format_of, template_columns
 from distill.data.tokenize import tokenize_document
 
 if TYPE_CHECKING:
@@ -69,12 +69,16 @@ class NextTokenTexts:
         return [self._reading(tokenizer, config, layout) for layout in layouts]
 
     def _reading(self, tokenizer: Any, config: DataConfig, layout: RowFormat) -> Reading:
-        names = (*layout.columns, layout.reasoning, layout.answer)
+        columns = list(layout.columns)
+        if layout.template is not None:
+            columns += template_columns(layout.template)
+        if config.label_column is None:  # a text is the same whatever its class
+            columns += [name for name in (layout.reasoning, layout.answer) if name is not None]
 
         def read(row: Mapping[str, Any], tally: Counter[str]) -> ReadExamples:
             return tokenize_document(tokenizer, row, layout, config, tally)
 
-        return Reading(tuple(name for name in names if name is not None), read)
+        return Reading(tuple(columns), read)
 
     def finish(self, files: Mapping[str, Path]) -> dict[str, Any]:
         """Keep nothing more."""

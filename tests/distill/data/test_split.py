@@ -297,8 +297,8 @@ def test_documents_that_are_all_alike_give_what_can_be_given(split):
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("filled", [1, 2, 3, 8])
 def test_empty_rows_are_never_all_of_a_part(split, filled, seed):
-    words = word_rows(filled, 40, 3)
-    rows = [*words, *[{"text": "  "}] * (20 - filled)]
+    texts = [" ".join(words_of(word_rows(9, 12, i))) for i in range(filled)]
+    rows = [{"text": text} for text in [*texts, *[" "] * (20 - filled)]]
     random.Random(seed).shuffle(rows)
     parts, stats = split(rows, held_out=0.05, validation=0.05, max_length=8, seed=seed)
     assert all(len(parts[part]) for part in DATA_PARTS)
