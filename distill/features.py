@@ -30,8 +30,8 @@ from distill.console import log_to_file, progress
 from distill.data.config import DataConfig, check_sources
 from distill.data.examples import Examples
 from distill.data.labelled_texts import LabelledTexts, tokenize_labelled
-from distill.data.prepare import prepare
 from distill.data.placed import DATA_PARTS, part_file
+from distill.data.prepare import prepare
 from distill.run.context import Run
 from distill.stages.status import is_done
 from distill.tasks.sequence_classification.metrics import macro_f1

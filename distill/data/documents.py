@@ -163,8 +163,8 @@ class DocumentQueue:
         """The documents that a part keeps, then others, up to a share of all.
 
         At least one has an example that no part in `apart` holds; rows that give no example count
-        for the share. section: of the recipe, for the log. learned: whether, where nothing else is found, documents are drawn that are
-        learned elsewhere in the run, which is said in the log.
+        for the share. section: of the recipe, for the log. learned: whether, where nothing else is
+        found, documents are drawn that are learned elsewhere in the run, which is said in the log.
         """
         kept, warned = self.kept.get(part, []), False
         yield from kept

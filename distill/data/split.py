@@ -256,9 +256,7 @@ def _write_validation(
         _fill_from_source(corpus, writer, config.validation, config.validation_tokens)
     elif training.left > 1 or training.kept.get("validation"):
         number = documents_in_share(config.validation, training.left)
-        documents = training.draw(
-            "validation", config.validation, held_out, section=config.section
-        )
+        documents = training.draw("validation", config.validation, held_out, section=config.section)
         writer.fill(corpus.spread(documents, number, config.validation_tokens))
     writer.close()
     return writer
@@ -285,7 +283,9 @@ def _validate_on_training_windows(config: DataConfig, folder: Path) -> str:
     files = part_file(folder, "validation"), part_file(folder, "train")
     examples = pa.concat_tables([_read_table(file) for file in files])  # one of them is empty
     examples = examples.sort_by([("document", "ascending"), ("begin", "ascending")])
-    windows = list(zip(*(examples[name].to_pylist() for name in ("document", "begin")), strict=True))
+    windows = list(
+        zip(*(examples[name].to_pylist() for name in ("document", "begin")), strict=True)
+    )
     if len(set(windows)) < 2:
         for file in files:
             _write_table(file, examples)

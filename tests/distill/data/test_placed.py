@@ -70,7 +70,9 @@ def test_no_section_learns_what_another_holds_out(rows, make, seed, length, read
 def test_equal_texts_are_known_in_other_files_and_spacing(rows, make):
     config = DataConfig(train="first.jsonl", held_out=0.3, validation=0.2, max_length=64)
     run, _ = make("data", config)
-    spaced = [{"id": i, "text": f"  {row['text'].replace(' ', '  ')}"} for i, row in enumerate(rows)]
+    spaced = [
+        {"id": i, "text": f"  {row['text'].replace(' ', '  ')}"} for i, row in enumerate(rows)
+    ]
     write_rows("spaced.jsonl", spaced)
     special, _ = make("special", SpecializeData(train="spaced.jsonl"), beside="data")
     assert not special["train"] & (run["held_out"] | run["validation"])
@@ -94,7 +96,9 @@ def test_the_windows_of_one_document_keep_their_part(tmp_path, make, rows, lengt
     write_rows("book.jsonl", [{"text": " ".join(row["text"] for row in rows)}])
     config = DataConfig(train="book.jsonl", held_out=0.2, validation=0.2, max_length=16)
     _, run = make("data", config)
-    _, special = make("special", SpecializeData(train="book.jsonl", max_length=length), beside="data")
+    _, special = make(
+        "special", SpecializeData(train="book.jsonl", max_length=length), beside="data"
+    )
     begins = {part: examples._rows["begin"] for part, examples in run.items()}
     held, chosen = min(begins["held_out"]), min(begins["validation"])
     assert max(special["train"]._rows["begin"]) < chosen < held
@@ -112,7 +116,10 @@ def test_texts_that_are_all_learned_choose_with_a_word(rows, make, caplog):
     assert len(special["validation"]) == 1
     assert len(special["train"]) == 8
     assert not special["held_out"]
-    assert caplog.text.count("left for `specialize.data.validation` is learned elsewhere in the run") == 1
+    assert (
+        caplog.text.count("left for `specialize.data.validation` is learned elsewhere in the run")
+        == 1
+    )
 
 
 def test_other_parts_of_the_run_make_the_data_anew(rows, make, tmp_path):

@@ -15,8 +15,8 @@ from attar.files import read_json
 from distill.data.config import DataConfig, source_stamp
 from distill.data.examples import Examples
 from distill.data.masked_texts import MaskedTexts
-from distill.data.prepare import prepare, prepare_whole
 from distill.data.placed import DATA_PARTS, part_file
+from distill.data.prepare import prepare, prepare_whole
 from tests.helpers.classifying import BAD, GOOD, PLAIN, write_rows
 from tests.helpers.masking import tokenizer
 
