@@ -104,7 +104,7 @@ def interval_words(difference: Numbers, pattern: str, scale: float = 1.0) -> str
         return f"95% interval {low} to {high}"
     number = difference["documents"]
     if number >= MIN_DOCUMENTS:
-        return "no interval: too few of the held-out documents differ at all"
+        return "no interval: values are not finite, or too few documents differ at all"
     return (
         f"no interval: the held-out part has {number} document{'s' * (number != 1)}, and fewer "
         f"than {MIN_DOCUMENTS} say nothing of others"
