@@ -31,8 +31,8 @@ from distill.console import log_to_file, progress
 from distill.data.config import DataConfig, check_sources
 from distill.data.examples import Examples
 from distill.data.labelled_texts import LabelledTexts, tokenize_labelled
+from distill.data.placed import DATA_PARTS, part_file
 from distill.data.prepare import prepare
-from distill.data.split import DATA_PARTS, part_file
 from distill.run.context import Run
 from distill.stages.made_files import check_made
 from distill.stages.stage import STAGES
@@ -73,7 +73,8 @@ def fit_classifier(run: Run, lone_texts: Sequence[str] = ()) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     with run.folder.owned(), log_to_file(run.folder.log):
         identity = tokenizer_fingerprint(tokenizer)
-        prepare(data, tokenizer, identity, run.recipe.seed, folder / "data", LabelledTexts())
+        seed, beside = run.recipe.seed, _data_learned(run, config)
+        prepare(data, tokenizer, identity, seed, folder / "data", LabelledTexts(), beside)
         stats = read_json(folder / "data" / "stats.json")
         wanted = fingerprint(
             [__version__, config.model_dump(), stats["inputs"], teacher_identity(source)]
@@ -96,6 +97,15 @@ def fit_classifier(run: Run, lone_texts: Sequence[str] = ()) -> dict[str, Any]:
 def _data_of(run: Run, config: FeaturesConfig) -> DataConfig:
     """The data that the classifier is fitted on."""
     return config.data or run.recipe.data
+
+
+def _data_learned(run: Run, config: FeaturesConfig) -> Path | None:
+    """The folder of the data that the model of the features learned from in this run, if any."""
+    learned = config.model == "student" or (
+        config.model == "teacher" and run.recipe.teacher.adapt is not None
+    )
+    folder = run.folder.data()
+    return folder if learned and (folder / "stats.json").exists() else None
 
 
 def _model_of(run: Run, config: FeaturesConfig) -> TeacherConfig:

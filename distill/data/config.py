@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,6 +17,8 @@ from distill.data.sources import local_files
 
 class DataConfig(RowOptions):
     """What is learned from, validated on and held out, and how text becomes examples."""
+
+    reported: ClassVar[bool] = True  # whether a report is about its held-out part
 
     train: str | list[str] = Field(description="hub id, saved folder, or json/jsonl/parquet/txt")
     name: str | None = Field(None, description="configuration of a hub data set")

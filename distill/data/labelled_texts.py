@@ -218,7 +218,8 @@ class LabelledTexts:
                 return []
             return [tokenize_labelled(tokenizer, texts, number, config.max_length, tally)]
 
-        return read
+        names = (columns.text, columns.pair)
+        return Reading(tuple(name for name in names if name is not None), read)
 
     def finish(self, files: Mapping[str, Path]) -> dict[str, Any]:
         """The classes, and how many examples each has in every part."""

@@ -56,7 +56,7 @@ class MaskedTexts:
             copies = range(masker.config.copies)
             return [masker.masked(*window, copy) for copy in copies for window in windows]
 
-        return read
+        return Reading((column,), read, masker.config.copies)
 
     def finish(self, files: Mapping[str, Path]) -> dict[str, Any]:
         """Keep nothing more."""

@@ -15,18 +15,13 @@ from attar.errors import DataError, RunError
 from attar.files import fingerprint, read_json, read_json_object, staged_folder, write_json
 from attar.libraries import library_versions
 from distill.data.config import DataConfig, source_stamp, sources_of
+from distill.data.placed import DATA_PARTS, Placed, part_file
 from distill.data.reader import NextTokenTexts, Reader
-from distill.data.split import (
-    DATA_PARTS,
-    Corpus,
-    PartWriter,
-    describe_skipped,
-    part_file,
-    write_parts,
-)
+from distill.data.split import Corpus, PartWriter, describe_skipped, write_parts
 
 log = logging.getLogger(__name__)
 RECORD_FILE = "files.json"  # of what the examples were made, and the checksums of their files
+FORMAT = 2  # of the examples: how texts are cut, drawn and stored
 
 
 def prepare(
@@ -36,15 +31,17 @@ def prepare(
     seed: int,
     folder: Path,
     reader: Reader | None = None,
+    beside: Path | None = None,
 ) -> Path:
     """Write the three parts of the data and stats.json to `folder`; returns the folder.
 
     A folder that was made from the same data in the same way, and whose files are as they were
-    left, stays as it is. Raises `DataError`
-    where a part would be empty.
+    left, stays as it is. beside: the folder of the run's other data, in whose parts equal texts
+    stay. Raises `DataError` where a part would be empty.
     """
     reader = reader or NextTokenTexts()
     inputs = [config.model_dump(), tokenizer_id, seed, source_stamp(config), *reader.stamp]
+    inputs += [FORMAT, beside and read_json(beside / RECORD_FILE)["inputs"]]
     wanted = fingerprint([inputs, library_versions("transformers", "tokenizers", "datasets")])
     faults = data_faults(folder)
     for name, fault in faults.items():
@@ -52,7 +49,7 @@ def prepare(
     if (folder / RECORD_FILE).is_file() and not faults:
         if read_json(folder / RECORD_FILE)["inputs"] == wanted:
             return folder
-    corpus = Corpus(config, reader, tokenizer, seed)
+    corpus = Corpus(config, reader, tokenizer, seed, placed=Placed.read(beside))
     with staged_folder(folder) as aside:
         stats = write_parts(corpus, aside)
         if skipped := describe_skipped(corpus.skipped, config.section):

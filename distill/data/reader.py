@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from distill.data.row_formats import row_format_of
+from distill.data.row_formats import RowFormat, row_format_of, template_columns
 from distill.data.tokenize import tokenize_document
 
 if TYPE_CHECKING:
@@ -15,8 +16,24 @@ if TYPE_CHECKING:
 
 # Of each example of a row: (ids, labels), or (ids, labels, token types or None).
 ReadExamples = Sequence[tuple[Any, ...]]
-# From a row; what was cut or left out of it is counted by reason.
-Reading = Callable[[Mapping[str, Any], Counter[str]], ReadExamples]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the rows of one table are read.
+
+    columns: those that hold a row's text, by which equal texts are known. read: a row's examples
+    in the order of its text; what was cut or left out is counted by reason. copies: how many times
+    they go through the text.
+    """
+
+    columns: tuple[str, ...]
+    read: Callable[[Mapping[str, Any], Counter[str]], ReadExamples]
+    copies: int = 1
+
+    def __call__(self, row: Mapping[str, Any], tally: Counter[str]) -> ReadExamples:
+        """The examples of a row."""
+        return self.read(row, tally)
 
 
 class Reader(Protocol):
@@ -49,12 +66,19 @@ class NextTokenTexts:
         """For each table, the function that reads a row, by the format that its columns have."""
         pairs = zip(tables, sources, strict=True)
         layouts = [row_format_of(table.features, source, config) for table, source in pairs]
-        return [
-            lambda row, tally, layout=layout: tokenize_document(  # type: ignore[misc]
-                tokenizer, row, layout, config, tally
-            )
-            for layout in layouts
-        ]
+        return [self._reading(tokenizer, config, layout) for layout in layouts]
+
+    def _reading(self, tokenizer: Any, config: DataConfig, layout: RowFormat) -> Reading:
+        columns = list(layout.columns)
+        if layout.template is not None:
+            columns += template_columns(layout.template)
+        if config.label_column is None:  # a text is the same whatever its class
+            columns += [name for name in (layout.reasoning, layout.answer) if name is not None]
+
+        def read(row: Mapping[str, Any], tally: Counter[str]) -> ReadExamples:
+            return tokenize_document(tokenizer, row, layout, config, tally)
+
+        return Reading(tuple(columns), read)
 
     def finish(self, files: Mapping[str, Path]) -> dict[str, Any]:
         """Keep nothing more."""

@@ -5,8 +5,9 @@ validation.arrow  what chooses: a training's best step, the way of merging an ad
 held_out.arrow    what is reported; only the evaluate stage reads it
 
 Parts are drawn by document. The held-out documents come first, so that the share taken for
-validation does not change them. An example that stands in two of the documents is kept in one
-part alone: in the held-out part, else in the validation part.
+validation does not change them. A text that stands in two of the documents is kept in one part
+alone: in the held-out part, else in the validation part. Where a run has other data as well, a text
+keeps the part that it has there (`Placed`).
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,20 @@ import pyarrow.compute as pc
 
 from attar.errors import DataError
 from distill.data.config import DataConfig, sources_of
+from distill.data.documents import (
+    Apart,
+    Document,
+    DocumentQueue,
+    documents_in_share,
+)
 from distill.data.examples import key_of
-from distill.data.reader import Reader, ReadExamples
+from distill.data.placed import DATA_PARTS, Placed, Row, part_file
+from distill.data.reader import Reader
 from distill.data.sources import load_rows
 from distill.data.tokenize import CUT, IGNORE
 
 log = logging.getLogger(__name__)
 
-DATA_PARTS = ("train", "validation", "held_out")
 EXAMPLE_SCHEMA = pa.schema(
     {
         "key": pa.string(),
@@ -43,28 +49,27 @@ EXAMPLE_SCHEMA = pa.schema(
         "input_ids": pa.list_(pa.int32()),
         "labels": pa.list_(pa.int32()),
         "token_types": pa.list_(pa.int8()),
+        "text": pa.string(),  # fingerprint of the row's text
+        "begin": pa.float64(),  # share of the text at which the example begins
     }
 )
 ROWS_A_BATCH = 1000  # examples that wait in memory to be written together
 
 
-def part_file(folder: Path, part: str) -> Path:
-    """The file of one of the `DATA_PARTS` in a folder that `prepare` made."""
-    return folder / f"{part}.arrow"
-
-
 class PartWriter:
     """Writes examples to an Arrow file until they hold `limit` counted tokens.
 
-    taken: keys of examples that stand in other parts; they are left out and counted in `dropped`.
+    apart: what stands in other parts; it is left out and counted in `dropped`. Documents of one
+    text have one number, since they tell no more than one of them.
     """
 
-    def __init__(self, path: Path, limit: int | None, taken: Set[str] = frozenset()) -> None:
+    def __init__(self, path: Path, limit: int | None, apart: Apart | None = None) -> None:
         self._file = pa.OSFile(str(path), "wb")
         self._stream = pa.ipc.new_stream(self._file, EXAMPLE_SCHEMA)
         self._rows: list[dict[str, Any]] = []
-        self._limit, self._taken = limit, taken
-        self.keys: set[str] = set()
+        self._numbers: dict[str, int] = {}
+        self._limit, self._apart = limit, apart or Apart()
+        self.written = Apart()
         self.tokens = self.examples = self.dropped = 0
 
     @property
@@ -72,25 +77,25 @@ class PartWriter:
         """Whether the limit is reached."""
         return self._limit is not None and self.tokens >= self._limit
 
-    def fill(self, documents: Iterable[tuple[int, ReadExamples]]) -> None:
+    def fill(self, documents: Iterable[tuple[int, Document]]) -> None:
         """Write numbered documents until the limit is reached; no further one is read then."""
-        for number, examples in documents:
-            self.add(number, examples)
+        for number, document in documents:
+            self.add(number, document)
             if self.full:
                 return
 
-    def add(self, document: int, examples: ReadExamples) -> None:
+    def add(self, number: int, document: Document) -> None:
         """Write the examples of one document, as far as the limit allows."""
-        for ids, labels, *more in examples:
-            types = more[0] if more else None
+        text, number = document.text, self._numbers.setdefault(document.text, number)
+        for ids, labels, types, begin, end in document.pieces:
             key = key_of(ids, labels, types)
-            if key in self._taken:
+            if self._apart.holds(key, text, end):
                 self.dropped += 1
             elif not self.full:
                 count = sum(label != IGNORE for label in labels)
-                values = (key, document, len(ids), count, ids, labels, types)
+                values = (key, number, len(ids), count, ids, labels, types, text, begin)
                 self._rows.append(dict(zip(EXAMPLE_SCHEMA.names, values, strict=True)))
-                self.keys.add(key)
+                self.written.add(key, text, begin)
                 self.tokens += count
                 self.examples += 1
         if len(self._rows) >= ROWS_A_BATCH:
@@ -107,38 +112,12 @@ class PartWriter:
         self._file.close()
 
 
-def documents_in_share(share: float, documents: int) -> int:
-    """Number of documents in a share of some: at least one, and at least one is left over."""
-    return min(documents - 1, max(1, math.ceil(share * documents)))
-
-
-class DocumentQueue:
-    """Documents that no part has taken yet; each is read when it is taken."""
-
-    def __init__(self, documents: Iterable[ReadExamples], number: int) -> None:
-        self._documents, self.left = iter(documents), number
-
-    def __iter__(self) -> Iterator[ReadExamples]:
-        return self
-
-    def __next__(self) -> ReadExamples:
-        document = next(self._documents)
-        self.left -= 1
-        return document
-
-    def take_last_windows(self, share: float) -> ReadExamples:
-        """The last windows of the next document, at least one; its other windows stay."""
-        document = next(self._documents)
-        kept = len(document) - max(1, math.ceil(share * len(document)))
-        self._documents = iter([document[:kept], *self._documents])
-        return document[kept:]
-
-
 @dataclass(frozen=True)
 class Corpus:
     """The data of a section of the recipe, and what its rows are read with.
 
-    skipped: number of rows that were cut or left out, by reason.
+    skipped: number of rows that were cut or left out, by reason. placed: where texts stand in the
+    run's other data.
     """
 
     config: DataConfig
@@ -146,52 +125,63 @@ class Corpus:
     tokenizer: Any
     seed: int
     skipped: Counter[str] = field(default_factory=Counter)
+    placed: Placed = field(default_factory=Placed)
 
     def training(self) -> DocumentQueue:
         """All documents of the training sources, in an order drawn from the seed."""
-        return self._open(sources_of(self.config), self.config.split)
+        rows = self._open(sources_of(self.config), self.config.split)
+        return self.placed.queue(rows)
 
     def named(self, source: str) -> DocumentQueue:
         """Documents of `split:NAME` of the training sources, or of another source."""
         if source.startswith("split:"):
-            return self._open(sources_of(self.config), source.removeprefix("split:"))
-        return self._open([source], self.config.split)
+            rows = self._open(sources_of(self.config), source.removeprefix("split:"))
+        else:
+            rows = self._open([source], self.config.split)
+        return DocumentQueue((row.document() for row in rows), len(rows))
 
-    def _open(self, sources: list[str], split: str) -> DocumentQueue:
+    def _open(self, sources: list[str], split: str) -> list[Row]:
         tables = [load_rows(source, split, self.config.name) for source in sources]
         readings = self.reader.open(self.tokenizer, self.config, tables, sources)
-        order = [(t, i) for t, table in enumerate(tables) for i in range(len(table))]
-        random.Random(self.seed).shuffle(order)
-        return DocumentQueue(
-            (readings[t](tables[t][i], self.skipped) for t, i in order), len(order)
-        )
+        rows = [
+            Row(table, i, reading, self.skipped)
+            for table, reading in zip(tables, readings, strict=True)
+            for i in range(len(table))
+        ]
+        random.Random(self.seed).shuffle(rows)
+        return rows
 
     def spread(
-        self, documents: Iterable[ReadExamples], number: int, limit: int | None
-    ) -> Iterator[tuple[int, ReadExamples]]:
+        self, documents: Iterable[Document], number: int, limit: int | None
+    ) -> Iterator[tuple[int, Document]]:
         """Numbered documents, cut so that a limit on their tokens is spread over all of them.
 
-        Where every token of a window counts, each document gives its first windows, as many as it
-        takes; elsewhere each gives one example in turn.
+        Where every token of a window counts, each document first gives as many windows as all must
+        give, were they full; elsewhere each gives one example. Then each gives one more in turn.
         """
         if limit is None:
             return enumerate(documents)
-        if not self.reader.counts_all:
-            return round_robin(documents)
-        windows = limit / (self.config.max_length - 1)
-        each = max(1, math.ceil(windows / max(1, number)))
-        return ((i, document[:each]) for i, document in enumerate(documents))
+        each = 1
+        if self.reader.counts_all:
+            each = max(1, math.ceil(limit / (self.config.max_length - 1) / max(1, number)))
+        return round_robin(documents, each, limit)
 
 
-def round_robin(documents: Iterable[ReadExamples]) -> Iterator[tuple[int, ReadExamples]]:
-    """The first example of every numbered document, then the second of every one, and so on."""
-    waiting: list[tuple[int, ReadExamples]] = []
+def round_robin(
+    documents: Iterable[Document], first: int, limit: int
+) -> Iterator[tuple[int, Document]]:
+    """The first examples of every numbered document, then one more of every one, and so on.
+
+    limit: counted tokens beyond which no document is kept in memory.
+    """
+    waiting: list[tuple[int, Document]] = []
     for i, document in enumerate(documents):
-        yield i, document[:1]
-        waiting += [(i, document[1:])] if len(document) > 1 else []
+        yield i, document.some(0, first)
+        if len(document) > first:
+            waiting.append((i, document.some(first, first + limit)))
     while waiting:
-        yield from ((i, document[:1]) for i, document in waiting)
-        waiting = [(i, document[1:]) for i, document in waiting if len(document) > 1]
+        yield from ((i, document.some(0, 1)) for i, document in waiting)
+        waiting = [(i, document.some(1)) for i, document in waiting if len(document) > 1]
 
 
 # The parts ---------------------------------------------------------------------------------------
@@ -202,13 +192,14 @@ def write_parts(corpus: Corpus, folder: Path) -> dict[str, Any]:
 
     Raises `DataError` where a part would be empty.
     """
-    config, training = corpus.config, corpus.training()
+    config, training, placed = corpus.config, corpus.training(), corpus.placed.parts
     documents = training.left
-    if documents == 0:
+    if documents == 0 and not training.kept:
         raise DataError(f"`{config.section}.train` ({', '.join(sources_of(config))}) has no rows.")
     held_out = _write_held_out(corpus, training, folder)
-    validation = _write_validation(corpus, training, folder, held_out.keys)
-    taken = held_out.keys | validation.keys
+    taken = held_out.written | placed["held_out"]
+    validation = _write_validation(corpus, training, folder, taken)
+    taken = taken | validation.written | placed["validation"]
     train = PartWriter(part_file(folder, "train"), config.train_tokens, taken)
     train.fill(enumerate(training))
     train.close()
@@ -225,24 +216,34 @@ def write_parts(corpus: Corpus, folder: Path) -> dict[str, Any]:
 def _write_held_out(corpus: Corpus, training: DocumentQueue, folder: Path) -> PartWriter:
     """Take the held-out part from a source of its own, or from the training documents.
 
-    Documents that are held out beyond the limit on tokens are in no part.
+    Documents that are held out beyond the limit on tokens are in no part. Where no other document
+    has an example to learn, one is given back, or the last windows of the only one are held out.
     """
     config = corpus.config
     writer = PartWriter(part_file(folder, "held_out"), config.held_out_tokens)
     if isinstance(config.held_out, str):
         _fill_from_source(corpus, writer, config.held_out, config.held_out_tokens)
-    elif training.left == 1:
-        writer.add(0, training.take_last_windows(config.held_out))
     else:
-        number = documents_in_share(config.held_out, training.left)
-        documents = list(islice(training, number))
-        writer.fill(corpus.spread(documents, number, config.held_out_tokens))
+        drawn = training.draw(
+            "held_out", config.held_out, Apart(), section=config.section, learned=config.reported
+        )
+        documents = [document for document in drawn if len(document)]
+        if (rest := training.next_filled()) is not None:
+            training.give_back(rest)
+        elif len(documents) > 1:
+            training.give_back(documents.pop())
+        elif documents:
+            (only,) = documents
+            begin = only.last_windows(config.held_out)
+            documents = [only.between(begin, 1.0)]
+            training.give_back(only.between(0.0, begin))
+        writer.fill(corpus.spread(documents, len(documents), config.held_out_tokens))
     writer.close()
     return writer
 
 
 def _write_validation(
-    corpus: Corpus, training: DocumentQueue, folder: Path, held_out: Set[str]
+    corpus: Corpus, training: DocumentQueue, folder: Path, held_out: Apart
 ) -> PartWriter:
     """Take the validation part from a source of its own, or from the next training documents.
 
@@ -253,9 +254,9 @@ def _write_validation(
     writer = PartWriter(part_file(folder, "validation"), config.validation_tokens, held_out)
     if isinstance(config.validation, str):
         _fill_from_source(corpus, writer, config.validation, config.validation_tokens)
-    elif training.left > 1:
+    elif training.left > 1 or training.kept.get("validation"):
         number = documents_in_share(config.validation, training.left)
-        documents = islice(training, number)
+        documents = training.draw("validation", config.validation, held_out, section=config.section)
         writer.fill(corpus.spread(documents, number, config.validation_tokens))
     writer.close()
     return writer
@@ -281,7 +282,11 @@ def _validate_on_training_windows(config: DataConfig, folder: Path) -> str:
     assert isinstance(config.validation, float)
     files = part_file(folder, "validation"), part_file(folder, "train")
     examples = pa.concat_tables([_read_table(file) for file in files])  # one of them is empty
-    if len(examples) < 2:
+    examples = examples.sort_by([("document", "ascending"), ("begin", "ascending")])
+    windows = list(
+        zip(*(examples[name].to_pylist() for name in ("document", "begin")), strict=True)
+    )
+    if len(set(windows)) < 2:
         for file in files:
             _write_table(file, examples)
         log.warning(
@@ -294,7 +299,8 @@ def _validate_on_training_windows(config: DataConfig, folder: Path) -> str:
         counts = examples["count"].to_pylist()[::-1]
         while number > 1 and sum(counts[: number - 1]) >= config.validation_tokens:
             number -= 1
-    kept = len(examples) - number
+    kept = windows.index(windows[-number]) or windows.count(windows[0])  # a window stays whole
+    number = len(examples) - kept
     _write_table(part_file(folder, "train"), examples.slice(0, kept))
     _write_table(part_file(folder, "validation"), examples.slice(kept))
     log.warning(
@@ -343,7 +349,8 @@ def _refuse_empty(corpus: Corpus, numbers: dict[str, dict[str, int]]) -> None:
     """Raise `DataError` for a part without examples."""
     config = corpus.config
     reasons = describe_skipped(corpus.skipped, config.section)
-    for part in DATA_PARTS:
+    parts = DATA_PARTS if config.reported else DATA_PARTS[:2]
+    for part in parts:
         if numbers[part]["examples"] == 0:
             source = sources_of(config) if part == "train" else getattr(config, part)
             raise DataError(

@@ -151,7 +151,7 @@ def tokenize_document(
 
 
 def _text(tokenizer: Any, text: str, config: DataConfig) -> TokenizedExamples:
-    ids = tokenizer(text, verbose=False)["input_ids"]
+    ids = tokenizer(text, verbose=False)["input_ids"] if text.strip() else []
     if not ids:
         return []
     eos = tokenizer.eos_token_id

@@ -42,7 +42,7 @@ class SingleTexts:
                 return []
             return [tokenize_labelled(tokenizer, [text], 0, config.max_length, tally)]
 
-        return read
+        return Reading((column,), read)
 
     def finish(self, files: Mapping[str, Path]) -> dict[str, Any]:
         """Keep nothing more."""

@@ -16,12 +16,13 @@ import numpy as np
 
 from attar.files import read_json
 from distill.data.config import DataConfig, sources_of
+from distill.data.documents import documents_in_share
 from distill.data.examples import Examples
 from distill.data.labelled_texts import LabelledTexts
+from distill.data.placed import DATA_PARTS, part_file
 from distill.data.prepare import data_faults
 from distill.data.reader import Reader
 from distill.data.sources import load_rows
-from distill.data.split import DATA_PARTS, documents_in_share, part_file
 from distill.data.tokenize import IGNORE
 
 SAMPLE_ROWS = 50  # of each source

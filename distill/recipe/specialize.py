@@ -18,6 +18,7 @@ class SpecializeData(DataConfig):
     """Data of the section `specialize`."""
 
     section: ClassVar[str] = "specialize.data"
+    reported: ClassVar[bool] = False
 
 
 class SpecializeLoop(LoopConfig):

@@ -40,6 +40,11 @@ def _greedy_match(row: Numbers) -> str:
     return f"{match['same_until']:.0f}/{match['tokens']}"
 
 
+def _fit(row: Numbers) -> str:
+    certain = "" if row["fit"].get("certain", True) else "?"
+    return ("yes" if row["fit"]["ships"] else "NO") + certain
+
+
 def _pareto(row: Numbers) -> str:
     return ", ".join(name for name, is_on_it in row["pareto"].items() if is_on_it)
 
@@ -95,13 +100,14 @@ SELECTION_COLUMNS: TableColumns = {
     "Pareto": Column(
         "pareto",
         _pareto,
-        "`bytes` where no other artifact is both smaller and better, `speed` where none is both "
-        "faster and better",
+        "`bytes` where no artifact that is no larger is as good, `speed` where none that is no "
+        "slower is; differences that cannot be told from chance do not count",
     ),
     "fit to ship": Column(
         "fit",
-        lambda r: "yes" if r["fit"]["ships"] else "NO",
-        "whether it stays within the recipe's `export.tolerance`",
+        _fit,
+        "whether it stays within the recipe's `export.tolerance`; `?` where the held-out part is "
+        "too small to be certain",
     ),
 }
 ARTIFACT_COLUMNS: TableColumns = {

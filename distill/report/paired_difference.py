@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from distill.evaluation.bootstrap import interval
+from distill.evaluation.bootstrap import (
+    MIN_DOCUMENTS,
+    groups_of,
+    interval,
+    share_difference_interval,
+)
 from distill.evaluation.job import Numbers
-from distill.report.task_report import Measurements
+from distill.report.measurements import Measurements
 
+UNTOLD = "cannot be told"
 CLOSENESS = {  # of a student, by the direction of the difference of its KL to the teacher
     "lower": "closer to the teacher",
     "higher": "further from the teacher",
@@ -16,22 +24,96 @@ CLOSENESS = {  # of a student, by the direction of the difference of its KL to t
 
 
 def paired_difference(measured: Measurements, name: str, a: str, b: str) -> Numbers:
-    """Mean of a number of model `a` minus that of `b`, by token or text, with its 95% interval."""
+    """Mean of a number of model `a` minus that of `b`, by token or text: `difference`, its 95%
+    `interval` (None where there are too few documents), and over how many `documents`.
+    """
     arrays = [np.load(measured.folder / f"{model}.npz") for model in (a, b)]
-    values = arrays[0][name].astype(np.float64) - arrays[1][name]
-    bounds = interval({**arrays[0], name: values}, name, measured.resamples)
-    return {"difference": float(values.mean()), "interval": bounds}
+    return difference_of(arrays[0], arrays[1], name, measured.resamples)
+
+
+def difference_of(
+    one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], name: str, resamples: int
+) -> Numbers:
+    """The same of the arrays of two models."""
+    shares = one[name].dtype == bool
+    values = one[name].astype(np.float64) - other[name]
+    between = share_difference_interval if shares else interval
+    found = {"document": one["document"], name: values}
+    return {
+        "difference": float(values.mean()),
+        "interval": between(found, name, resamples),
+        "documents": groups_of(one),
+    }
+
+
+def negated(difference: Numbers) -> Numbers:
+    """A difference the other way round."""
+    bounds = difference["interval"]
+    turned = None if bounds is None else [-bounds[1], -bounds[0]]
+    return {**difference, "difference": -difference["difference"], "interval": turned}
+
+
+def perplexity_lost(nll: Numbers) -> Numbers:
+    """By which share a perplexity is higher, from a difference of nll."""
+    bounds = nll["interval"]
+    shares = None if bounds is None else [float(np.expm1(bound)) for bound in bounds]
+    return {**nll, "difference": float(np.expm1(nll["difference"])), "interval": shares}
 
 
 def direction(difference: Numbers) -> str:
-    """Whether a difference is `lower` or `higher` than zero, or `not distinguishable` from it."""
+    """Whether a difference is `lower` or `higher` than zero, `not distinguishable` from it, or
+    `cannot be told`, because there are too few documents.
+    """
+    if difference["interval"] is None:
+        return UNTOLD
     low, high = difference["interval"]
     return "lower" if high < 0 else "higher" if low > 0 else "not distinguishable"
+
+
+def is_helped(first: str, second: str, better: str) -> bool | None:
+    """Whether distilling helped: by the direction of what counts most, `better` being good; where
+    that is not distinguishable, by whether the second (the KL) is lower. None: cannot be told.
+    """
+    if first == UNTOLD:
+        return None
+    return first == better or (first == "not distinguishable" and second == "lower")
 
 
 def against_fine_tuning(difference: Numbers, better: str) -> str:
     """How distilling did against plain fine-tuning; `better`: the direction that is good."""
     found = direction(difference)
+    if found == UNTOLD:
+        return "cannot be told better or worse than plain fine-tuning"
     if found == "not distinguishable":
         return "cannot be distinguished from plain fine-tuning"
     return f"{'beat' if found == better else 'did worse than'} plain fine-tuning"
+
+
+def closeness(difference: Numbers, values: str) -> str:
+    """A clause on how close the student is to the teacher; `values`: the two KL, in words."""
+    found = direction(difference)
+    if found == UNTOLD:
+        return f"nor can its closeness to the teacher ({values})"
+    return f"and the student is {CLOSENESS[found]} ({values})"
+
+
+def interval_words(difference: Numbers, pattern: str, scale: float = 1.0) -> str:
+    """The interval of a difference; where there is none, why. pattern: the format of a bound."""
+    if difference["interval"] is not None:
+        low, high = (format(scale * bound, pattern) for bound in difference["interval"])
+        return f"95% interval {low} to {high}"
+    number = difference["documents"]
+    if number >= MIN_DOCUMENTS:
+        return "no interval: values are not finite, or too few documents differ at all"
+    return (
+        f"no interval: the held-out part has {number} document{'s' * (number != 1)}, and fewer "
+        f"than {MIN_DOCUMENTS} say nothing of others"
+    )
+
+
+def at_counts(arms: Numbers, unit: str) -> str:
+    """How much the distilled and the fine-tuned student learned from, by their own counts."""
+    mine, other = (arms[arm]["tokens"] for arm in ("distill", "finetune"))
+    if mine == other:
+        return f"at the same {mine:,} {unit}"
+    return f"at {mine:,} {unit} against {other:,}"

@@ -1,12 +1,14 @@
 """Which artifacts are fit to ship, which are Pareto-optimal, and which one to take for what.
 
-An artifact is fit where it loses no more than the recipe's tolerance against the same student
-unquantised. It is Pareto-optimal in quality against bytes (against speed) where no other artifact
-is at least as good in both and better in one.
+An artifact is fit where it measured no more loss than the recipe's tolerance against the same
+student unquantised; `certain` says whether the interval of that loss lies on one side of the
+tolerance. It is Pareto-optimal in quality against bytes (against speed) where its quality is
+distinguishably better than that of each optimal artifact that is no larger (no slower).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,7 +87,7 @@ def judge_by_perplexity(
     change = artifact["perplexity"] / reference["perplexity"] - 1
     fit: Numbers = {"reference": name, "perplexity_change": change, "accuracy_lost": {}}
     reasons = []
-    if change > tolerance.perplexity:
+    if not change <= tolerance.perplexity:  # so that what is not a number never ships
         reasons.append(f"its perplexity is {change:.1%} higher than {name}'s")
     for task, numbers in artifact.get("tasks", {}).items():
         before = reference.get("tasks", {}).get(task, numbers)["accuracy"]
@@ -93,7 +95,7 @@ def judge_by_perplexity(
             continue  # a runtime that cannot be asked
         fall = before - numbers["accuracy"]
         fit["accuracy_lost"][task] = fall
-        if fall > tolerance.accuracy:
+        if not fall <= tolerance.accuracy:
             reasons.append(f"it loses {100 * fall:.1f} points of accuracy on {task}")
     fit["ships"] = not reasons
     fit["reason"] = "; ".join(reasons) or "within the tolerance"
@@ -109,29 +111,55 @@ def unfit_lines(report: Numbers) -> list[str]:
     ]
 
 
+def is_certain(interval: list[float] | None, tolerance: float) -> bool:
+    """Whether an interval of what is lost lies on one side of what is tolerated."""
+    return interval is not None and (interval[1] <= tolerance or interval[0] > tolerance)
+
+
 # Pareto ------------------------------------------------------------------------------------------
 
 
-def pareto_front(points: dict[str, tuple[float, float]]) -> set[str]:
-    """Names of the points (less is better in both) that no other point beats."""
-    return {
-        name
-        for name, mine in points.items()
-        if not any(
-            other[0] <= mine[0] and other[1] <= mine[1] and other != mine
-            for other in points.values()
-        )
-    }
+IsBetter = Callable[[str, str], bool]  # whether the first artifact's quality is the better
 
 
-def mark_pareto(artifacts: dict[str, Numbers], quality: Quality, speed: Speed) -> None:
-    """Set `pareto` of every artifact: whether it is optimal in quality against `bytes`, `speed`."""
+def pareto_front(
+    points: dict[str, tuple[float, float]], is_better: IsBetter | None = None
+) -> set[str]:
+    """Names of the points (less is better in both) that no other point beats.
+
+    is_better: whether a point's second number is really less than another's; absent: compare the
+    numbers. From the least first number on, a point is on the front where its second one is better
+    than that of each point that is on it already.
+    """
+
+    def is_less(one: str, other: str) -> bool:
+        return points[one][1] < points[other][1] and (is_better is None or is_better(one, other))
+
+    front: list[str] = []
+    for name in sorted(points, key=lambda one: points[one]):
+        if all(is_less(name, other) or points[name] == points[other] for other in front):
+            front.append(name)
+    return set(front)
+
+
+def mark_pareto(
+    artifacts: dict[str, Numbers],
+    quality: Quality,
+    speed: Speed,
+    is_better: IsBetter | None = None,
+) -> None:
+    """Set `pareto` of every artifact: whether it is optimal in quality against `bytes`, `speed`.
+
+    is_better: as in `pareto_front`. An artifact whose quality is not a number is never optimal.
+    """
     sizes, times = {}, {}
     for name, numbers in artifacts.items():
+        if not math.isfinite(quality.loss(numbers)):
+            continue
         sizes[name] = float(numbers["bytes"]), quality.loss(numbers)
         if rate := speed.rate(numbers):
             times[name] = -float(rate), quality.loss(numbers)
-    smallest, fastest = pareto_front(sizes), pareto_front(times)
+    smallest, fastest = pareto_front(sizes, is_better), pareto_front(times, is_better)
     for name, numbers in artifacts.items():
         numbers["pareto"] = {"bytes": name in smallest, "speed": name in fastest}
 
@@ -182,6 +210,8 @@ def advise(
             name = min(choices, key=lambda one: purpose.rank(choices[one]))
             numbers = choices[name]
             parts = [_size_words(numbers), quality.words(numbers), speed.words(numbers)]
+            if numbers["fit"].get("certain") is False:
+                parts.append("within the tolerance as measured, which is not certain")
             sentence = f"For {purpose.name}: {name} ({', '.join(part for part in parts if part)})."
             advice.append({"for": purpose.name, "artifact": name, "sentence": sentence})
     return advice

@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Protocol
 
 from distill.evaluation.job import Numbers
 from distill.report.columns import TableColumns
-from distill.report.data_parts import DataParts
 from distill.report.html import PageContent, render_report
+from distill.report.measurements import Measurements
+from distill.report.paired_difference import UNTOLD, direction, negated, paired_difference
 from distill.report.plots import Curves
-from distill.report.selection import Purpose, Quality, Speed, Tolerance, advise, mark_pareto
-
-
-@dataclass(frozen=True)
-class Measurements:
-    """What a run measured, as its report reads it.
-
-    models: numbers of teacher, arms and artifacts, by name.
-    folder: where the values by token or by text are, in one NAME.npz a model.
-    resamples: of the bootstrap behind each interval.
-    controls: names of the arms that were trained beside the distilled one.
-    costs: the `cost` of report.json.
-    tolerance: how much an artifact may lose.
-    quantized_base: the base that the specialised student learned on, where that base is quantised,
-    it learned on the run's own data, and a merge into full precision was measured; else None.
-    parts: the parts of the data that chose and that were measured; None leaves them unsaid.
-    """
-
-    models: dict[str, Numbers]
-    folder: Path
-    resamples: int
-    controls: Sequence[str]
-    costs: Numbers
-    tolerance: Tolerance
-    quantized_base: str | None = None
-    parts: DataParts | None = None
+from distill.report.selection import (
+    Purpose,
+    Quality,
+    Speed,
+    Tolerance,
+    advise,
+    is_certain,
+    mark_pareto,
+)
 
 
 class TaskReport(Protocol):
@@ -45,14 +27,17 @@ class TaskReport(Protocol):
 
     columns: of the table of teacher and arms. artifact_columns: of the table of artifacts.
     extra_columns: beside `columns`, of models measured without a recipe. quality, speed: what
-    artifacts are compared by. purposes: what an artifact is advised for. remedy: what to do where
-    no artifact is fit to ship, as a sentence.
+    artifacts are compared by. compared: the array by token or text of which the quality is a
+    falling or rising mean. tolerated: the tolerance that it is held to. purposes: what an artifact
+    is advised for. remedy: what to do where no artifact is fit to ship, as a sentence.
     """
 
     columns: ClassVar[TableColumns]
     artifact_columns: ClassVar[TableColumns]
     extra_columns: ClassVar[TableColumns] = {}
     quality: ClassVar[Quality]
+    compared: ClassVar[str]
+    tolerated: ClassVar[str]
     speed: ClassVar[Speed]
     purposes: ClassVar[Sequence[Purpose]]
     remedy: ClassVar[str]
@@ -71,9 +56,42 @@ class TaskReport(Protocol):
         """The plots and sections of report.html that only this task has."""
         ...
 
-    def mark_pareto(self, artifacts: dict[str, Numbers]) -> None:
-        """Set `pareto` of every artifact."""
-        mark_pareto(artifacts, self.quality, self.speed)
+    def lost(self, measured: Measurements, artifact: str, reference: str) -> Numbers:
+        """What an artifact loses against its reference, as `paired_difference`: above 0 is worse.
+
+        It is in the unit of its tolerance.
+        """
+        found = paired_difference(measured, self.compared, artifact, reference)
+        return negated(found) if self.quality.higher else found
+
+    def certainty(self, measured: Measurements, artifact: str, reference: str) -> Numbers:
+        """`lost_interval`: of what an artifact loses; `certain`: whether it lies on one side of the
+        tolerance. Nothing where no predictions were kept.
+        """
+        if not all((measured.folder / f"{name}.npz").exists() for name in (artifact, reference)):
+            return {}
+        interval = self.lost(measured, artifact, reference)["interval"]
+        tolerated = getattr(measured.tolerance, self.tolerated)
+        return {"lost_interval": interval, "certain": is_certain(interval, tolerated)}
+
+    def mark_pareto(
+        self, artifacts: dict[str, Numbers], measured: Measurements | None = None
+    ) -> None:
+        """Set `pareto` of every artifact; with their predictions, only differences that can be told
+        from chance count.
+        """
+
+        def is_better(one: str, other: str) -> bool:
+            assert measured is not None
+            files = [measured.folder / f"{name}.npz" for name in (one, other)]
+            if not all(file.exists() for file in files):
+                return True
+            found = paired_difference(measured, self.compared, one, other)
+            good = "higher" if self.quality.higher else "lower"
+            return direction(found) in (good, UNTOLD)
+
+        known = None if measured is None else is_better
+        mark_pareto(artifacts, self.quality, self.speed, known)
 
     def advise(self, artifacts: dict[str, Numbers]) -> list[Numbers]:
         """Which artifact to ship for what."""

@@ -209,7 +209,9 @@ class Run:
                     folder = self.folder.data(config.section)
                     adapted = self.recipe.teacher.adapt is not None
                     reader = self.task.reader(self.teacher_config, adapted, self.recipe.seed)
-                    prepare(config, self.tokenizer, identity, self.recipe.seed, folder, reader)
+                    beside = None if config is self.recipe.data else self.folder.data()
+                    seed = self.recipe.seed
+                    prepare(config, self.tokenizer, identity, seed, folder, reader, beside)
 
     def data_are_whole(self) -> bool:
         """Whether the examples that `prepare_data` left, if it did, are as it left them."""

@@ -33,6 +33,7 @@ from teachers.runners.build_cache import build_cache
 from teachers.runners.request import Request
 
 log = logging.getLogger(__name__)
+SUBSET_FILE = "examples.json"  # of a training: which examples of an unfinished cache it learns from
 
 
 def _inputs(run: Run) -> list[Any]:
@@ -122,12 +123,12 @@ def _check_serves(store: SignalStore, wanted: dict[str, Any]) -> None:
     store.check_fits(wanted)
 
 
-def cached_subset(cache: SignalCache, folder: Path, *sets: Examples) -> tuple[Examples, ...]:
+def cached_subset(cache: SignalCache, file: Path, *sets: Examples) -> tuple[Examples, ...]:
     """The examples of each set that an unfinished cache holds.
 
-    A run that was stopped goes on with those it started with, even if more were added since.
+    A run that was stopped goes on with those it started with, which `file` names, even if more were
+    added since.
     """
-    file = folder / "examples.json"
     if not file.exists():
         write_json(file, sorted(key for examples in sets for key in examples.keys if key in cache))
     keys = read_json(file)

@@ -13,14 +13,14 @@ from typing import Any
 from attar import __version__
 from attar.files import read_json, write_json, write_text
 from distill.report.data_parts import DataParts
-from distill.report.task_report import Measurements
+from distill.report.measurements import Measurements
 from distill.run.context import Run
 from distill.run.folder import StageRecord
 from distill.stages.evaluate import measured_models, reference_of
 from distill.stages.stage import REPORT, STAGES, work
 from students.artifacts.artifact import ARTIFACTS
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @work(
@@ -53,7 +53,7 @@ def assemble(run: Run) -> dict[str, Any]:
     arms = {name: measured[name] for name in ["init", *run.recipe.train.arms, "distill"]}
     if run.recipe.specialize is not None:
         arms["specialized"] = measured["specialized"]
-    artifacts = judged_artifacts(run, measured)
+    artifacts = judged_artifacts(run, found)
     of = run.task.report
     return {
         "schema": SCHEMA,
@@ -96,15 +96,17 @@ def measurements(run: Run, costs: dict[str, Any]) -> Measurements:
     )
 
 
-def judged_artifacts(run: Run, measured: dict[str, Any]) -> dict[str, Any]:
+def judged_artifacts(run: Run, measurements: Measurements) -> dict[str, Any]:
     """Numbers of the artifacts, each with `fit` (to ship?) and `pareto` (optimal?)."""
+    measured = measurements.models
     found = {name: dict(measured[name]) for name in run.artifacts}
     of, tolerance = run.task.report, run.recipe.export.tolerance
     for name, numbers in found.items():
         reference = reference_of(run, name)
         numbers["runtime"] = ARTIFACTS[name].runtime
         numbers["fit"] = of.judge(numbers, measured[reference], reference, tolerance)
-    of.mark_pareto(found)
+        numbers["fit"].update(of.certainty(measurements, name, reference))
+    of.mark_pareto(found, measurements)
     return found
 
 

@@ -16,9 +16,10 @@ from attar.libraries import library_versions
 from attar.models.task_heads import load_as_saved
 from distill.run.context import Run
 from distill.run.folder import StageRecord, on_first_process
+from distill.stages.cache import SUBSET_FILE
 from distill.stages.fingerprints import discard_other
 from distill.stages.stage import TRAIN, work
-from distill.stages.training import run_training
+from distill.stages.training import learns_from_unfinished, run_training
 from distill.training.arms import ARMS, DISTILL
 from distill.training.layerwise_lr import how_much_learns
 from students.pruning.record import copy_pruning
@@ -51,7 +52,7 @@ def train(run: Run, inputs: str) -> StageRecord:
     """Train every arm that is not finished."""
     tokens, notes = 0, {}
     for arm in arms_of(run):
-        wanted = fingerprint([inputs, arm])
+        wanted = fingerprint([inputs, arm, *_subset(run, arm)])
         found = _finished_arm(run, arm, wanted)
         if found is None:
             _train_arm(run, arm, wanted)
@@ -79,6 +80,19 @@ def _finished_arm(run: Run, arm: str, inputs: str) -> dict[str, Any] | None:
     return None if faults else found
 
 
+def _subset_file(run: Run) -> Path:
+    """The examples of an unfinished cache that the distilled arm, the first one, learns from."""
+    return run.folder.arm(DISTILL) / SUBSET_FILE
+
+
+def _subset(run: Run, arm: str) -> list[str]:
+    """What a control arm's result depends on beside the stage's inputs: it learns from the same
+    examples as the distilled one.
+    """
+    shared = learns_from_unfinished(run, "train") and arm != DISTILL
+    return [fingerprint(read_json(_subset_file(run)))] if shared else []
+
+
 def _train_arm(run: Run, arm: str, inputs: str) -> None:
     """Train one arm from the untrained student, and keep its student and result."""
     config, folder = run.recipe.train, run.folder.arm(arm)
@@ -91,7 +105,8 @@ def _train_arm(run: Run, arm: str, inputs: str) -> None:
     prepare_learning(student, config.trainable, config.reinitialize, run.recipe.seed)
     log.info("%s: %s", arm, how_much_learns(student))
     arm_config = ARMS[arm].configure(config)
-    result = run_training(run, arm, "train", student, arm_config, run.recipe.data, folder)
+    data, subset = run.recipe.data, _subset_file(run)
+    result = run_training(run, arm, "train", student, arm_config, data, folder, subset)
     with on_first_process() as first:
         if first:
             save_student(student, run.tokenizer, run.folder.arm_student(arm))

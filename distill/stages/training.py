@@ -16,7 +16,7 @@ from distill.objective.losses import LOSSES
 from distill.objective.objective import Learner
 from distill.objective.terms import reads_from, terms_reading
 from distill.run.context import Run
-from distill.stages.cache import cached_subset, open_cache
+from distill.stages.cache import SUBSET_FILE, cached_subset, open_cache
 from distill.training.batch_source import planned_batches
 from distill.training.config import LoopConfig
 from distill.training.job import Job, Result
@@ -38,10 +38,12 @@ def run_training(
     config: LoopConfig,
     data: DataConfig,
     folder: Path,
+    subset: Path | None = None,
 ) -> Result:
     """Train one model by the keys of a section of the recipe; checkpoints go to `folder`.
 
     `name` is the training's in logs. A training that was stopped goes on from its checkpoint.
+    subset: the file with the examples of an unfinished cache, where several trainings share it.
     """
     torch.manual_seed(run.recipe.seed)  # projectors are drawn from it
     if config.model_dropout is not None:
@@ -55,8 +57,9 @@ def run_training(
     device = next(student.parameters()).device
     cached = open_cache(run, device) if reads_from(config, "cache") else None
     train, validation = run.data(data)
-    if cached is not None and run.recipe.cache.unfinished:
-        train, validation = cached_subset(cached, folder, train, validation)
+    if learns_from_unfinished(run, section):
+        file = subset or folder / SUBSET_FILE
+        train, validation = cached_subset(cached or open_cache(run), file, train, validation)
     signals = TeacherSignals(cached, _online_teacher(run, config, packing))
     source = planned_batches(
         train,
@@ -83,6 +86,12 @@ def run_training(
     result = train_loop(job)
     free_memory()
     return result
+
+
+def learns_from_unfinished(run: Run, section: str) -> bool:
+    """Whether a section's trainings, all arms of it, learn from what an unfinished cache holds."""
+    reader = run.recipe.learning().get(section)
+    return run.recipe.cache.unfinished and reader is not None and reads_from(reader, "cache")
 
 
 def _learner(run: Run, student: torch.nn.Module, config: LoopConfig) -> Learner:

@@ -79,9 +79,11 @@ def test_a_cache_that_still_grows_is_read_only_if_asked(workshop):
     workshop("build", *asked)
     refused = workshop("train", *reader, ok=False)
     assert refused.exit_code == 1
-    said = workshop("train", *asked).output
+    said = workshop("train", *asked, "--set", "train.arms=[finetune]").output
     assert not entries[-1].exists(), "a reader builds nothing"
     assert nll_of("reader") > 0
+    arms = json.loads(Path("reader/records/train.json").read_text())["notes"]
+    assert arms["distill"]["tokens"] == arms["finetune"]["tokens"], "the same examples"
     assert "in the unfinished cache" in (said + Path("reader/run.log").read_text())
 
 

@@ -1,7 +1,7 @@
 """The report of a run on next tokens.
 
-The verdict compares the distilled student with plain fine-tuning on the same tokens, example by
-example, with a bootstrap interval on the difference.
+The verdict compares the distilled student with plain fine-tuning token by token, with a bootstrap
+interval on the difference.
 """
 
 from __future__ import annotations
@@ -19,11 +19,16 @@ from distill.report.columns import (
     TableColumns,
 )
 from distill.report.html import PageContent, TableSection
+from distill.report.measurements import Measurements
 from distill.report.paired_difference import (
-    CLOSENESS,
     against_fine_tuning,
+    at_counts,
+    closeness,
     direction,
+    interval_words,
+    is_helped,
     paired_difference,
+    perplexity_lost,
 )
 from distill.report.plots import (
     BYTES_AXIS,
@@ -44,7 +49,7 @@ from distill.report.selection import (
     judge_by_perplexity,
 )
 from distill.report.tables import Table
-from distill.report.task_report import Measurements, TaskReport
+from distill.report.task_report import TaskReport
 
 PURPOSES = (
     Purpose(
@@ -74,6 +79,8 @@ class CausalLMReport(TaskReport):
         higher=False,
         log=True,
     )
+    compared: ClassVar[str] = "nll"
+    tolerated: ClassVar[str] = "perplexity"
     speed: ClassVar[Speed] = GENERATION_SPEED
     purposes: ClassVar[Sequence[Purpose]] = PURPOSES
     remedy: ClassVar[str] = (
@@ -99,9 +106,7 @@ class CausalLMReport(TaskReport):
             paired_difference(measured, name, "distill", "finetune") for name in ("nll", "kl")
         )
         result.update(nll=nll, kl_to_teacher=kl)
-        result["helped"] = direction(nll) == "lower" or (
-            direction(nll) != "higher" and direction(kl) == "lower"
-        )
+        result["helped"] = is_helped(direction(nll), direction(kl), better="lower")
         result["sentence"] = _sentence(measured, nll, kl)
         if not result["teacher_is_better"]["init"]:
             warnings.insert(0, "The teacher is no better on this text than the untrained student.")
@@ -119,6 +124,10 @@ class CausalLMReport(TaskReport):
         """An artifact ships by its perplexity and its accuracy on each downstream task."""
         return judge_by_perplexity(artifact, reference, name, tolerance)
 
+    def lost(self, measured: Measurements, artifact: str, reference: str) -> Numbers:
+        """The share by which its perplexity is higher."""
+        return perplexity_lost(paired_difference(measured, "nll", artifact, reference))
+
     def page_content(self, report: Numbers, curves: Curves, measured: Measurements) -> PageContent:
         """Training curves, histograms of the KL, the comparison of merges, and generated text."""
         merges, bytes_axis, rates_axis = _merges(report), BYTES_AXIS, speed_axis(self.speed)
@@ -127,7 +136,7 @@ class CausalLMReport(TaskReport):
             model_figures=[
                 (
                     plot_curves(curves),
-                    "Validation nll while training (nats a token), same tokens, same order.",
+                    "Validation nll while training (nats a token).",
                 ),
                 (
                     plot_histograms(_kl_histograms(measured), "log10 of the KL of a token, nats"),
@@ -168,18 +177,18 @@ def _specialised_for_its_base(measured: Measurements) -> list[str]:
 
 def _sentence(measured: Measurements, nll: Numbers, kl: Numbers) -> str:
     models, stages, arms = measured.models, measured.costs["stages"], measured.costs["arms"]
-    low, high = nll["interval"]
     distill, finetune = (arms[arm]["seconds"] for arm in ("distill", "finetune"))
     cache = stages.get("cache", {}).get("seconds", 0.0)
+    values = (
+        f"KL {models['distill']['kl_to_teacher']:.3f} against "
+        f"{models['finetune']['kl_to_teacher']:.3f}"
+    )
     return (
-        f"On held-out text, distilling {against_fine_tuning(nll, better='lower')} at the same "
-        f"{arms['distill']['tokens']:,} tokens: perplexity "
-        f"{models['distill']['perplexity']:.2f} against "
-        f"{models['finetune']['perplexity']:.2f} (nll {nll['difference']:+.4f}, 95% interval "
-        f"{low:+.4f} to {high:+.4f}), and the student is {CLOSENESS[direction(kl)]} (KL "
-        f"{models['distill']['kl_to_teacher']:.3f} against "
-        f"{models['finetune']['kl_to_teacher']:.3f}); it took {distill:.0f} s of training "
-        f"against {finetune:.0f} s, and {cache:.0f} s for the teacher's cache."
+        f"On held-out text, distilling {against_fine_tuning(nll, better='lower')} "
+        f"{at_counts(arms, 'tokens')}: perplexity {models['distill']['perplexity']:.2f} against "
+        f"{models['finetune']['perplexity']:.2f} (nll {nll['difference']:+.4f}, "
+        f"{interval_words(nll, '+.4f')}), {closeness(kl, values)}; it took {distill:.0f} s of "
+        f"training against {finetune:.0f} s, and {cache:.0f} s for the teacher's cache."
     )
 
 

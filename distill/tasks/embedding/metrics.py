@@ -5,6 +5,7 @@ Legend: N held-out texts, M of them with which each is compared, P pairs, H widt
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from distill.data.batching import collate_texts, plan_in_order
 from distill.data.examples import Example, Examples
 from distill.data.scored_pairs import spearman, spearman_draws
 from distill.data.tokenize import IGNORE
-from distill.evaluation.bootstrap import interval
+from distill.evaluation.bootstrap import MIN_DOCUMENTS, interval
 from distill.evaluation.job import (
     Batches,
     EvaluateConfig,
@@ -99,11 +100,11 @@ class EmbeddingMetrics(TaskMetrics):
             _embed(runtime, pairs[side], job, config.batch_size) for side in ("first", "second")
         )
         cosine_P, score_P = (first_PH * second_PH).sum(-1).numpy(), np.array(pairs["score"])
-        write_arrays(pairs_file(Path(job.out)), {"cosine": cosine_P, "score": score_P})
-        draws = spearman_draws(cosine_P, score_P, config.bootstrap)
+        mine = {"cosine": cosine_P, "score": score_P}
+        write_arrays(pairs_file(Path(job.out)), mine)
         return {
             "spearman": spearman(cosine_P, score_P),
-            "spearman_interval": [float(x) for x in np.percentile(draws, [2.5, 97.5])],
+            "spearman_interval": spearman_interval([mine], config.bootstrap),
             "pairs": len(score_P),
         }
 
@@ -117,6 +118,20 @@ def similarity_error(model_NH: Tensor, teacher_NH: Tensor) -> Tensor:
     gap_NM = (model_NM - teacher_NH @ teacher_NH[:COMPARED_TEXTS].T).abs()
     others = gap_NM.shape[1] - (torch.arange(len(gap_NM)) < gap_NM.shape[1]).long()
     return gap_NM.fill_diagonal_(0).sum(-1) / others.clamp(min=1)
+
+
+def spearman_interval(
+    models: Sequence[Mapping[str, np.ndarray]], resamples: int
+) -> list[float] | None:
+    """95% interval, over the pairs, of a model's correlation, or of one model's minus another's.
+
+    None with fewer pairs than an interval needs documents.
+    """
+    if len(models[0]["score"]) < MIN_DOCUMENTS:
+        return None
+    draws = [spearman_draws(one["cosine"], one["score"], resamples) for one in models]
+    gained = draws[0] - draws[1] if len(draws) > 1 else draws[0]
+    return [float(x) for x in np.percentile(gained, [2.5, 97.5])]
 
 
 def pairs_file(out: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from distill.data.scored_pairs import spearman, spearman_draws
+from distill.data.scored_pairs import spearman
 from distill.evaluation.job import Numbers
 from distill.report.columns import (
     MODEL_COLUMNS,
@@ -21,11 +21,18 @@ from distill.report.columns import (
     TableColumns,
 )
 from distill.report.html import PageContent
-from distill.report.paired_difference import direction, paired_difference
+from distill.report.measurements import Measurements
+from distill.report.paired_difference import (
+    direction,
+    interval_words,
+    is_helped,
+    negated,
+    paired_difference,
+)
 from distill.report.plots import Curves, plot_curves
 from distill.report.selection import READING_SPEED, Purpose, Quality, Speed, Tolerance
-from distill.report.task_report import Measurements, TaskReport
-from distill.tasks.embedding.metrics import pairs_file
+from distill.report.task_report import TaskReport
+from distill.tasks.embedding.metrics import pairs_file, spearman_interval
 from distill.tasks.whole_text_report import (
     WHOLE_TEXT_PURPOSES,
     WHOLE_TEXT_REMEDY,
@@ -80,6 +87,8 @@ class EmbeddingReport(TaskReport):
     quality: ClassVar[Quality] = Quality(
         "similarity_error", "error of cosines", _quality_words, higher=False
     )
+    compared: ClassVar[str] = "similarity_error"
+    tolerated: ClassVar[str] = "accuracy"
     speed: ClassVar[Speed] = READING_SPEED
     purposes: ClassVar[Sequence[Purpose]] = WHOLE_TEXT_PURPOSES
     remedy: ClassVar[str] = WHOLE_TEXT_REMEDY
@@ -92,8 +101,8 @@ class EmbeddingReport(TaskReport):
         if "spearman" in student:
             result["retained"] = student["spearman"] / max(teacher["spearman"], 1e-9)
             gained = _spearman_difference(measured, "distill", "init")
-            result["spearman"], result["helped"] = gained, direction(gained) == "higher"
-            low, high = gained["interval"]
+            result["spearman"] = gained
+            result["helped"] = is_helped(direction(gained), "", better="higher")
             kept = (
                 f"The student keeps {result['retained']:.1%} of the teacher's Spearman correlation "
                 f"on {student['pairs']:,} pairs ({student['spearman']:.4f} of "
@@ -101,18 +110,17 @@ class EmbeddingReport(TaskReport):
             )
             against = (
                 f"before it learned it had {init['spearman']:.4f} (difference "
-                f"{gained['difference']:+.4f}, 95% interval {low:+.4f} to {high:+.4f})"
+                f"{gained['difference']:+.4f}, {interval_words(gained, '+.4f')})"
             )
         else:
-            result["helped"] = direction(error) == "lower"
-            low, high = error["interval"]
+            result["helped"] = is_helped(direction(error), "", better="lower")
             kept = (
                 f"On held-out texts the student's cosines between texts are "
                 f"{student['similarity_error']:.4f} off the teacher's"
             )
             against = (
                 f"before it learned it was {init['similarity_error']:.4f} off (difference "
-                f"{error['difference']:+.4f}, 95% interval {low:+.4f} to {high:+.4f})"
+                f"{error['difference']:+.4f}, {interval_words(error, '+.4f')})"
             )
         result["sentence"] = f"{kept}, {_cheaper(student, teacher)}; {against}."
         return result
@@ -132,6 +140,12 @@ class EmbeddingReport(TaskReport):
             reason = f"it loses {lost:.4f} {what} against {name}"
         return {"reference": name, "lost": lost, "ships": ships, "reason": reason}
 
+    def lost(self, measured: Measurements, artifact: str, reference: str) -> Numbers:
+        """The correlation that it loses; without pairs the error that is added."""
+        if "spearman" in measured.models[artifact]:
+            return negated(_spearman_difference(measured, artifact, reference))
+        return paired_difference(measured, self.compared, artifact, reference)
+
     def page_content(self, report: Numbers, curves: Curves, measured: Measurements) -> PageContent:
         """The curve of the objective, and quality against size and speed."""
         training = plot_curves(curves, "validation"), "Validation objective while training."
@@ -148,7 +162,9 @@ def _spearman_difference(measured: Measurements, a: str, b: str) -> Numbers:
     """Correlation of model `a` minus that of `b`, with its 95% interval over the same pairs."""
     files = [pairs_file(measured.folder / f"{model}.json") for model in (a, b)]
     pairs = [np.load(file) for file in files]
-    draws = [spearman_draws(one["cosine"], one["score"], measured.resamples) for one in pairs]
     values = [spearman(one["cosine"], one["score"]) for one in pairs]
-    bounds = np.percentile(draws[0] - draws[1], [2.5, 97.5])
-    return {"difference": values[0] - values[1], "interval": [float(x) for x in bounds]}
+    return {
+        "difference": values[0] - values[1],
+        "interval": spearman_interval(pairs, measured.resamples),
+        "documents": len(pairs[0]["score"]),
+    }

@@ -16,6 +16,8 @@ from distill.report.columns import (
     TableColumns,
 )
 from distill.report.html import PageContent
+from distill.report.measurements import Measurements
+from distill.report.paired_difference import paired_difference, perplexity_lost
 from distill.report.plots import Curves, plot_curves
 from distill.report.selection import (
     READING_SPEED,
@@ -25,7 +27,7 @@ from distill.report.selection import (
     Tolerance,
     judge_by_perplexity,
 )
-from distill.report.task_report import Measurements, TaskReport
+from distill.report.task_report import TaskReport
 from distill.tasks.causal_lm.report import CausalLMReport
 from distill.tasks.whole_text_report import (
     WHOLE_TEXT_PURPOSES,
@@ -64,6 +66,8 @@ class MaskedLMReport(TaskReport):
         lambda numbers: f"ppl {numbers['perplexity']:.2f}",
         higher=False,
     )
+    compared: ClassVar[str] = "nll"
+    tolerated: ClassVar[str] = "perplexity"
     speed: ClassVar[Speed] = READING_SPEED
     purposes: ClassVar[Sequence[Purpose]] = WHOLE_TEXT_PURPOSES
     remedy: ClassVar[str] = WHOLE_TEXT_REMEDY
@@ -77,6 +81,10 @@ class MaskedLMReport(TaskReport):
     ) -> Numbers:
         """An artifact ships by its perplexity."""
         return judge_by_perplexity(artifact, reference, name, tolerance)
+
+    def lost(self, measured: Measurements, artifact: str, reference: str) -> Numbers:
+        """The share by which its perplexity is higher."""
+        return perplexity_lost(paired_difference(measured, "nll", artifact, reference))
 
     def page_content(self, report: Numbers, curves: Curves, measured: Measurements) -> PageContent:
         """The curve of the nll, and quality against size and speed."""

@@ -15,15 +15,19 @@ from distill.report.columns import (
     TableColumns,
 )
 from distill.report.html import PageContent
+from distill.report.measurements import Measurements
 from distill.report.paired_difference import (
-    CLOSENESS,
     against_fine_tuning,
+    at_counts,
+    closeness,
     direction,
+    interval_words,
+    is_helped,
     paired_difference,
 )
 from distill.report.plots import Curves, plot_curves
 from distill.report.selection import READING_SPEED, Purpose, Quality, Speed, Tolerance
-from distill.report.task_report import Measurements, TaskReport
+from distill.report.task_report import TaskReport
 from distill.tasks.whole_text_report import (
     WHOLE_TEXT_PURPOSES,
     WHOLE_TEXT_REMEDY,
@@ -78,6 +82,8 @@ class ClassificationReport(TaskReport):
         higher=True,
         scale=100,
     )
+    compared: ClassVar[str] = "correct"
+    tolerated: ClassVar[str] = "accuracy"
     speed: ClassVar[Speed] = READING_SPEED
     purposes: ClassVar[Sequence[Purpose]] = WHOLE_TEXT_PURPOSES
     remedy: ClassVar[str] = WHOLE_TEXT_REMEDY
@@ -102,9 +108,7 @@ class ClassificationReport(TaskReport):
             paired_difference(measured, name, "distill", "finetune") for name in ("correct", "kl")
         )
         result.update(accuracy=accuracy, kl_to_teacher=kl)
-        result["helped"] = direction(accuracy) == "higher" or (
-            direction(accuracy) != "lower" and direction(kl) == "lower"
-        )
+        result["helped"] = is_helped(direction(accuracy), direction(kl), better="higher")
         result["sentence"] = f"{_kept(models)} {_sentence(models, accuracy, kl, measured.costs)}"
         if not better["finetune"]:
             result["warnings"].append(
@@ -118,7 +122,7 @@ class ClassificationReport(TaskReport):
     ) -> Numbers:
         """An artifact ships by its accuracy."""
         lost = reference["accuracy"] - artifact["accuracy"]
-        ships = lost <= tolerance.accuracy
+        ships = bool(lost <= tolerance.accuracy)
         reason = f"it loses {100 * lost:.1f} points of accuracy"
         return {
             "reference": name,
@@ -129,7 +133,7 @@ class ClassificationReport(TaskReport):
 
     def page_content(self, report: Numbers, curves: Curves, measured: Measurements) -> PageContent:
         """The curve of the nll, and quality against size and speed."""
-        training = plot_curves(curves), "Validation nll while training (nats a text), same order."
+        training = plot_curves(curves), "Validation nll while training (nats a text)."
         return whole_text_content(report, self.quality, training)
 
 
@@ -145,13 +149,11 @@ def _kept(models: Numbers) -> str:
 
 
 def _sentence(models: Numbers, accuracy: Numbers, kl: Numbers, costs: Numbers) -> str:
-    low, high = (100 * bound for bound in accuracy["interval"])
     distill, finetune = models["distill"], models["finetune"]
+    values = f"KL {distill['kl_to_teacher']:.3f} against {finetune['kl_to_teacher']:.3f}"
     return (
-        f"On held-out texts, distilling {against_fine_tuning(accuracy, better='higher')} at the "
-        f"same {costs['arms']['distill']['tokens']:,} texts: accuracy "
-        f"{distill['accuracy']:.1%} against {finetune['accuracy']:.1%} "
-        f"({100 * accuracy['difference']:+.2f} points, 95% interval {low:+.2f} to {high:+.2f}), "
-        f"and the student is {CLOSENESS[direction(kl)]} (KL {distill['kl_to_teacher']:.3f} against "
-        f"{finetune['kl_to_teacher']:.3f})."
+        f"On held-out texts, distilling {against_fine_tuning(accuracy, better='higher')} "
+        f"{at_counts(costs['arms'], 'texts')}: accuracy {distill['accuracy']:.1%} against "
+        f"{finetune['accuracy']:.1%} ({100 * accuracy['difference']:+.2f} points, "
+        f"{interval_words(accuracy, '+.2f', 100)}), {closeness(kl, values)}."
     )

@@ -15,8 +15,8 @@ from attar.files import read_json
 from distill.data.config import DataConfig, source_stamp
 from distill.data.examples import Examples
 from distill.data.masked_texts import MaskedTexts
+from distill.data.placed import DATA_PARTS, part_file
 from distill.data.prepare import prepare, prepare_whole
-from distill.data.split import DATA_PARTS, part_file
 from tests.helpers.classifying import BAD, GOOD, PLAIN, write_rows
 from tests.helpers.masking import tokenizer
 
@@ -292,6 +292,36 @@ def test_documents_that_are_all_alike_give_what_can_be_given(split):
     found = {part: set(texts_of(examples)) for part, examples in parts.items()}
     assert found["train"] == found["validation"] != found["held_out"]
     assert stats["validation_from"] == "training examples"
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("filled", [1, 2, 3, 8])
+def test_empty_rows_are_never_all_of_a_part(split, filled, seed):
+    texts = [" ".join(words_of(word_rows(9, 12, i))) for i in range(filled)]
+    rows = [{"text": text} for text in [*texts, *[" "] * (20 - filled)]]
+    random.Random(seed).shuffle(rows)
+    parts, stats = split(rows, held_out=0.05, validation=0.05, max_length=8, seed=seed)
+    assert all(len(parts[part]) for part in DATA_PARTS)
+    assert stats["validation_from"] == ("documents" if filled > 2 else "windows")
+    assert sum(len({*parts[part]._rows["text"]}) for part in DATA_PARTS) >= min(filled, 3)
+
+
+def test_a_limit_on_held_out_tokens_is_reached_where_texts_are_short(split):
+    rows = word_rows(60, 30, 3)
+    rows[7]["text"] = " ".join([rows[7]["text"]] * 40)
+    for limit in (20, 300, 900):
+        parts, _ = split(rows, held_out=0.9, held_out_tokens=limit, max_length=32)
+        assert limit <= parts["held_out"].num_tokens < limit + 32
+    keys = {"held_out": 0.1, "validation": 0.9, "max_length": 32}
+    parts, _ = split(rows, **keys, validation_tokens=700)
+    assert 700 <= parts["validation"].num_tokens < 732
+
+
+def test_equal_texts_of_a_part_are_one_document(split):
+    write_rows("held.jsonl", [{"text": "good film", "id": i} for i in range(9)])
+    parts, _ = split(word_rows(9, 12, 0), held_out="held.jsonl")
+    assert len(parts["held_out"]) == 9
+    assert len(set(parts["held_out"].documents)) == 1, "they tell no more than one"
 
 
 def test_enough_documents_warn_of_nothing(split, caplog):

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from attar.errors import DataError
 from distill.data.config import DataConfig
 from distill.data.examples import Examples, key_of
+from distill.data.placed import DATA_PARTS
 from distill.data.prepare import prepare
 from distill.data.row_formats import row_format_of
-from distill.data.split import DATA_PARTS
 from distill.data.tokenize import IGNORE, tokenize_chat, tokenize_document, tokenize_pair
 from distill.run.load import check_recipe
 

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig, BertConfig, GPT2Config, LlamaConfig
 
 from distill.data.examples import Examples
-from distill.data.split import DATA_PARTS, part_file
+from distill.data.placed import DATA_PARTS, part_file
 from distill.planning.estimate import Estimate, data_counts, estimates
 from distill.planning.model_cost import model_cost
 from distill.run.context import Run

@@ -1,0 +1,36 @@
+"""What a run measured, as its report reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.evaluation.job import Numbers
+from distill.report.data_parts import DataParts
+from distill.report.selection import Tolerance
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What a run measured, as its report reads it.
+
+    models: numbers of teacher, arms and artifacts, by name.
+    folder: where the values by token or by text are, in one NAME.npz a model.
+    resamples: of the bootstrap behind each interval.
+    controls: names of the arms that were trained beside the distilled one.
+    costs: the `cost` of report.json.
+    tolerance: how much an artifact may lose.
+    quantized_base: the base that the specialised student learned on, where that base is quantised,
+    it learned on the run's own data, and a merge into full precision was measured; else None.
+    parts: the parts of the data that chose and that were measured; None leaves them unsaid.
+    """
+
+    models: dict[str, Numbers]
+    folder: Path
+    resamples: int
+    controls: Sequence[str]
+    costs: Numbers
+    tolerance: Tolerance
+    quantized_base: str | None = None
+    parts: DataParts | None = None
