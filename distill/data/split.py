@@ -25,11 +25,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from attar.errors import DataError
+from distill.data.bad_rows import BadRows
 from distill.data.config import DataConfig, sources_of
 from distill.data.examples import key_of
 from distill.data.reader import Reader, ReadExamples
 from distill.data.sources import load_rows
-from distill.data.tokenize import CUT, IGNORE
+from distill.data.tokenize import IGNORE, LEFT_OUT
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ class DocumentQueue:
 class Corpus:
     """The data of a section of the recipe, and what its rows are read with.
 
-    skipped: number of rows that were cut or left out, by reason.
+    skipped: number of rows that were cut or left out, by reason. bad: those that cannot be used.
     """
 
     config: DataConfig
@@ -146,6 +147,7 @@ class Corpus:
     tokenizer: Any
     seed: int
     skipped: Counter[str] = field(default_factory=Counter)
+    bad: BadRows = field(default_factory=BadRows)
 
     def training(self) -> DocumentQueue:
         """All documents of the training sources, in an order drawn from the seed."""
@@ -162,9 +164,15 @@ class Corpus:
         readings = self.reader.open(self.tokenizer, self.config, tables, sources)
         order = [(t, i) for t, table in enumerate(tables) for i in range(len(table))]
         random.Random(self.seed).shuffle(order)
-        return DocumentQueue(
-            (readings[t](tables[t][i], self.skipped) for t, i in order), len(order)
-        )
+        self.bad.rows += len(order)
+
+        def read(t: int, i: int) -> ReadExamples:
+            def reading(row: Any) -> ReadExamples:
+                return readings[t](row, self.skipped)
+
+            return self.bad.try_row(tables[t], sources[t], i, reading) or []
+
+        return DocumentQueue((read(t, i) for t, i in order), len(order))
 
     def spread(
         self, documents: Iterable[ReadExamples], number: int, limit: int | None
@@ -219,6 +227,7 @@ def write_parts(corpus: Corpus, folder: Path) -> dict[str, Any]:
         origin = _validate_on_training_windows(config, folder)
     numbers = {part: numbers_of(part_file(folder, part)) for part in DATA_PARTS}
     _refuse_empty(corpus, numbers)
+    corpus.bad.finish(config.section)
     return {"documents": documents, **numbers, "validation_from": origin}
 
 
@@ -326,7 +335,7 @@ def numbers_of(file: Path) -> dict[str, int]:
 def describe_skipped(skipped: Counter[str], section: str) -> str:
     """How many rows were cut, and how many left out and why; empty where none was."""
     return "; ".join(
-        f"{count} {reason.format(section)}{'' if reason == CUT else ', and are left out'}"
+        f"{count} {reason.format(section)}{', and are left out' if reason in LEFT_OUT else ''}"
         for reason, count in skipped.items()
         if count
     )

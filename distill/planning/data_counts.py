@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from attar.files import read_json
+from distill.data.bad_rows import BadRows
 from distill.data.config import DataConfig, sources_of
 from distill.data.examples import Examples
 from distill.data.labelled_texts import LabelledTexts
@@ -132,11 +133,19 @@ def _sample(
 ) -> Sample:
     tables = [load_rows(source, split, config.name) for source in sources]
     readings = reader.open(tokenizer, config, tables, sources)
+    bad = BadRows()
+    bad.rows = sum(len(table) for table in tables)
     found = [
         (len(ids), sum(label != IGNORE for label in labels))
-        for table, read in zip(tables, readings, strict=True)
+        for table, source, read in zip(tables, sources, readings, strict=True)
         for i in range(min(len(table), SAMPLE_ROWS))
-        for ids, labels, *_ in read(table[i], Counter())
+        for ids, labels, *_ in bad.try_row(
+            table,
+            source,
+            i,
+            lambda row, read=read: read(row, Counter()),  # type: ignore[misc]
+        )
+        or []
     ]
     lengths, counts = np.asarray(found, np.int64).reshape(-1, 2).T
     rows = [len(table) for table in tables]
