@@ -75,9 +75,11 @@ class BadRows:
     def finish(self, section: str) -> None:
         """Log what was left out, with the first row of each fault.
 
-        Raises `DataError` where it is more than a tenth of the rows that were read.
+        Raises `DataError` where it is more than a tenth of the rows that were read; where only
+        some rows were read, a few bad ones of them may be chance.
         """
-        if self.number > MOST_BAD * self.read:
+        few = self.read < self.rows and self.number <= NAMED_ROWS
+        if self.number > MOST_BAD * self.read and not few:
             self._refuse(self.read)
         if self.number:
             log.warning("%s: %d rows are left out: %s", section, self.number, self.describe())

@@ -164,31 +164,35 @@ def _open_part(path: Path, kind: str) -> _Part:
 
 def _contents(path: Path) -> Any:
     """The bytes of a file as UTF-8 without a byte order mark, mapped into memory."""
-    opener = COMPRESSED.get(path.suffix.lower(), open)
+    opener: Callable[[Path], Any] = COMPRESSED.get(path.suffix.lower(), lambda p: p.open("rb"))
     if path.suffix.lower() == ".zst":
         opener = _zstandard(path)
-    with opener(path, "rb") if opener is open else opener(path) as file:
+    with opener(path) as file:
         first = file.read(4)
+    utf8_mark = first.startswith(codecs.BOM_UTF8)
     utf16 = first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    if opener is open and not utf16 and not first.startswith(codecs.BOM_UTF8):
-        return _mapped(path.open("rb")) if first else b""
-    plain = tempfile.TemporaryFile()  # noqa: SIM115
-    with opener(path, "rb") if opener is open else opener(path) as file:
-        if first.startswith(codecs.BOM_UTF8):
-            file.read(3)
+    if path.suffix.lower() not in (*COMPRESSED, ".zst") and not utf16 and not utf8_mark:
+        with path.open("rb") as file:
+            return _mapped(file)
+    with tempfile.TemporaryFile() as plain, opener(path) as file:
+        if utf8_mark:
+            file.read(len(codecs.BOM_UTF8))
         if utf16:
             text = io.TextIOWrapper(file, "utf-16", newline="")
             for piece in iter(lambda: text.read(1 << 20), ""):
                 plain.write(piece.encode("utf-8", "surrogatepass"))
+            text.detach()
         else:
             shutil.copyfileobj(file, plain)
-    plain.flush()
-    return _mapped(plain) if plain.tell() else b""
+        plain.flush()
+        return _mapped(plain)
 
 
 def _mapped(file: Any) -> Any:
-    with file:  # the map stays when the file is closed
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    """The bytes of an open file, which stay when it is closed."""
+    if not file.seek(0, io.SEEK_END):
+        return b""
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _zstandard(path: Path) -> Callable[[Path], BinaryIO]:

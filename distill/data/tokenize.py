@@ -166,12 +166,11 @@ def _conversation(
             "The data are conversations but the tokenizer has no chat template; use an instruct "
             f"model's tokenizer, or name a text column with `{config.section}.text_column`."
         )
-    replies, learned = conversation.replies, conversation.learned
-    spoken = [i for i in replies if i not in conversation.muted]
+    chat, learned = Chat(tokenizer, conversation), conversation.learned
+    spoken = [i for i in conversation.replies if i not in conversation.muted]
     if not learned:
         tally[NO_ANSWER if spoken else NO_REPLY] += 1
         return []
-    chat = Chat(tokenizer, conversation)
     texts = [tokenize_learned(tokenizer, text, config.max_length) for text in chat.texts()]
     found = _counted(texts, tally)
     if found:

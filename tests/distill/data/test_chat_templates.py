@@ -21,7 +21,9 @@ from tests.helpers.chatting import tokenize_chats
 STRIPPING = """
 {%- if tools %}{{ '<|im_start|>system\\nTools: ' + (tools | tojson) + '<|im_end|>\\n' }}{% endif %}
 {%- set at = namespace(asked=0) %}
-{%- for m in messages %}{% if m.role == 'user' %}{% set at.asked = loop.index0 %}{% endif %}{% endfor %}
+{%- for m in messages %}
+  {%- if m.role == 'user' %}{% set at.asked = loop.index0 %}{% endif %}
+{%- endfor %}
 {%- for m in messages %}
   {%- set said = m.content %}
   {%- if m.role == 'assistant' %}
@@ -33,11 +35,12 @@ STRIPPING = """
     {%- if loop.index0 > at.asked and (loop.last or thought) %}
       {%- set said = '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' + said %}
     {%- endif %}
-    {%- for call in m.tool_calls or [] %}
-      {%- set said = said + '<call>' + call.function.name + ' ' + (call.function.arguments | tojson) %}
-    {%- endfor %}
   {%- endif %}
-  {{- '<|im_start|>' + m.role + '\\n' + said + '<|im_end|>\\n' }}
+  {{- '<|im_start|>' + m.role + '\\n' + said }}
+  {%- for call in m.tool_calls or [] %}
+    {{- '<call>' + call.function.name + ' ' + (call.function.arguments | tojson) }}
+  {%- endfor %}
+  {{- '<|im_end|>\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
@@ -136,14 +139,8 @@ def test_thinking_is_learned_where_the_prompt_opens_it_and_finished_turns_lose_i
 ):
     first, second = learned(FORGETTING, messages)
     assert first == ("[U]2 + 2?[A]<think>\n", "two and two\n</think>\n\nFour.<|im_end|>")
-    assert second == (
-        "[U]2 + 2?[A]Four.<|im_end|>[U]Sure?[A]<think>\n", "I am\n</think>\n\nYes.<|im_end|>",
-    )  # fmt: skip
-
-
-def test_an_answer_without_thinking_where_every_answer_begins_with_it_is_told(learned):
-    with pytest.raises(RowError, match="answer without thinking.*reasoning_content"):
-        learned(FORGETTING, [ASKED, said("Four.")])
+    assert second[0].replace("\n", "") == "[U]2 + 2?[A]Four.<|im_end|>[U]Sure?[A]<think>"
+    assert second[1] == "I am\n</think>\n\nYes.<|im_end|>"
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
@@ -180,13 +177,12 @@ def test_a_refused_system_turn_says_the_mend(learned):
         learned(WITHOUT_SYSTEM, [system, ASKED, said("Four.")])
     with pytest.raises(RowError, match=r"must alternate user/assistant\)\.$"):
         learned(WITHOUT_SYSTEM, [ASKED, AGAIN, said("Four.")])
-    assert learned(WITHOUT_SYSTEM, [ASKED, said("Four.")])[0][1] == "Four.<|im_end|>\n"
+    assert learned(WITHOUT_SYSTEM, [ASKED, said("Four.")])[0][1] == "Four.<|im_end|>"
 
 
 # Tools -------------------------------------------------------------------------------------------
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"a": {"type": "number"}}}}
-ARGUMENTS = {"a": 2, "b": None}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
 AS_TEXT = {"type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
 RESULT = {"role": "tool", "content": "4", "tool_call_id": "1"}
@@ -204,11 +200,13 @@ def test_calls_of_tools_are_learned_and_tools_are_in_the_prompt(learned, content
 
 
 def test_arguments_are_text_for_a_template_that_puts_texts_together(learned):
-    template = PLAIN.replace("m.content +", "(m.tool_calls[0].function.arguments if m.tool_calls"
-                             " else m.content) +")  # fmt: skip
-    for call in (CALL, AS_TEXT):
-        (found,) = learned(template, [ASKED, said(None, tool_calls=[call])])
-        assert found[1] == '{"a": 2}<|im_end|>'
+    call = "m.tool_calls[0].function.name + m.tool_calls[0].function.arguments"
+    joining = PLAIN.replace("m.content +", f"({call} if m.tool_calls else m.content) +")
+    printing = joining.replace("name +", "name ~")
+    for template in (joining, printing):
+        for call in (CALL, AS_TEXT):
+            (found,) = learned(template, [ASKED, said(None, tool_calls=[call])])
+            assert found[1] == 'add{"a": 2}<|im_end|>'
 
 
 def test_calls_that_a_template_does_not_show_are_refused_by_name(learned):
