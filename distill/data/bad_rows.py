@@ -69,7 +69,8 @@ class BadRows:
             first.append((source, i, place_of(table, source, i)))
             first[:] = sorted(first)[:NAMED_ROWS]
         if self.number > MOST_BAD * self.rows:
-            self._refuse(self.rows)
+            known = "" if self.read == self.rows else "at least "
+            self._refuse(f"{known}{self.number} of {self.rows}")
         return None
 
     def finish(self, section: str) -> None:
@@ -80,7 +81,7 @@ class BadRows:
         """
         few = self.read < self.rows and self.number <= NAMED_ROWS
         if self.number > MOST_BAD * self.read and not few:
-            self._refuse(self.read)
+            self._refuse(f"{self.number} of {self.read}")
         if self.number:
             log.warning("%s: %d rows are left out: %s", section, self.number, self.describe())
 
@@ -91,9 +92,9 @@ class BadRows:
             for reason, count in self._counts.most_common()
         )
 
-    def _refuse(self, rows: int) -> None:
+    def _refuse(self, share: str) -> None:
         raise DataError(
-            f"{self.number} of {rows} rows cannot be used, which is more than a tenth: "
+            f"{share[0].upper()}{share[1:]} rows cannot be used, which is more than a tenth: "
             f"{self.describe()}."
         )
 

@@ -29,6 +29,7 @@ from distill.data.conversations import (
 from distill.data.row_formats import Message
 
 MARK_START, MARK_END = "\ue0a1", "\ue0a2"  # for private use: around contents, to find them again
+EMPTY_THOUGHT = rf"\s*({OPEN_THOUGHT})?\s*{CLOSE_THOUGHT}\s*"
 FEW_TURNS = 4  # are all rendered
 REWRITES = "have a turn that does not follow the prompt that the chat template gives for it"
 NO_THOUGHT = (
@@ -63,6 +64,9 @@ class Turn:
 class Chat:
     """A conversation and the chat template of a tokenizer.
 
+    adds_empty_thought: whether the template gave a turn without thinking an empty thought; known
+    once the texts are made.
+
     Raises `RowError` for a role that the template does not know, and for tools' calls that it does
     not show.
     """
@@ -72,6 +76,7 @@ class Chat:
         self._template = str(tokenizer.chat_template)
         self._tools = conversation.tools
         self.learned = conversation.learned
+        self.adds_empty_thought = False
         self.messages = [self._named_for_template(m) for m in conversation.messages]
         for message in self.messages:
             role = message["role"]
@@ -163,12 +168,14 @@ class Chat:
         Raises `RowError` where that cannot be known.
         """
         before, after = self.render(i, prompt=True), self.render(i + 1)
-        thought, _ = thinking_of(self.messages[i])
+        thought, answer = thinking_of(self.messages[i])
         opened = before.rstrip().endswith(OPEN_THOUGHT)
         head = before.rstrip().removesuffix(OPEN_THOUGHT) if opened else before
         if after.startswith(before):
             said = after[len(before) :]
-            if _squeezed(thought) in _squeezed(said) and self._shows_calls(i, said):
+            self.adds_empty_thought |= not thought and re.match(EMPTY_THOUGHT, said) is not None
+            if _shows(said, thought, answer):
+                self._check_calls(i, said)
                 return Turn(before, said)
         elif not (opened and after.startswith(head)):
             raise RowError(REWRITES)
@@ -182,18 +189,18 @@ class Chat:
                 f"have thinking in `{key}`, which the chat template does not show; write it into "
                 f"`content` before the answer, or leave it out"
             )
-        empty = rf"\s*({OPEN_THOUGHT})?\s*{CLOSE_THOUGHT}\s*"
-        rest = re.sub(rf"^{empty}", "", said).lstrip()
+        rest = re.sub(f"^{EMPTY_THOUGHT}", "", said).lstrip()
         if CLOSE_THOUGHT in rest:
             raise RowError("have thinking that the chat template changes")
+        self._check_calls(i, rest)
         opening = "" if opened else f"{OPEN_THOUGHT}\n"
         return Turn(before, f"{opening}{thought}\n{CLOSE_THOUGHT}\n\n{rest}")
 
-    def _shows_calls(self, i: int, said: str) -> bool:
+    def _check_calls(self, i: int, said: str) -> None:
+        """Raise `RowError` where a turn's text lacks a call of a tool that the turn makes."""
         names = [_function(call).get("name") for call in self.messages[i].get("tool_calls") or []]
-        if all(str(name) in said for name in names):
-            return True
-        raise RowError("have `tool_calls` in a turn to learn, which the chat template hides there")
+        if not all(str(name) in said for name in names):
+            raise RowError("have `tool_calls` in a turn to learn, which the chat template hides")
 
     def _span(self, turn: Turn) -> range:
         """Where the assistant speaks in a turn's text."""
@@ -261,9 +268,11 @@ class Chat:
         return LearnedText(whole, spans)
 
 
-def _squeezed(text: str) -> str:
-    """A text without its white space, which templates may change around thoughts."""
-    return "".join(text.split())
+def _shows(said: str, thought: str, answer: str) -> bool:
+    """Whether a turn's text has its thinking beside its answer; white space may differ."""
+    said, thought, answer = ("".join(text.split()) for text in (said, thought, answer))
+    before, _, behind = said.rpartition(answer) if answer else (said, "", "")
+    return thought in before or thought in behind
 
 
 def _marked(content: str) -> str:

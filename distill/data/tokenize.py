@@ -31,6 +31,7 @@ TokenizedExamples = list[tuple[list[int], list[int]]]  # (ids, labels) of each o
 CUT = "are longer than `{}.max_length` and end there"
 EMPTY_TURN = "have an empty turn of the assistant, which is not learned"
 IN_PIECES = "are learned in several texts, since the chat template changes earlier turns"
+EMPTY_THOUGHT = "have no thinking, and are learned with the empty thought of the chat template"
 HIDDEN = "have `%s`, which the chat template does not show"
 NO_TEXT = "have no text"
 NO_CLASS = "have no label"
@@ -176,6 +177,7 @@ def _conversation(
     if found:
         tally[EMPTY_TURN] += len(learned) < len(spoken)
         tally[IN_PIECES] += len(texts) > 1
+        tally[EMPTY_THOUGHT] += chat.adds_empty_thought
         for key in chat.hidden_keys:
             tally[HIDDEN % key] += 1
     return found

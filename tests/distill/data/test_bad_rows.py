@@ -83,7 +83,9 @@ def test_more_than_a_tenth_of_bad_rows_is_an_error(tmp_path, refusing, kind, bad
     (tmp_path / "rows.jsonl").write_bytes(b"".join(lines([bad, bad, *rows])))
     config = DataConfig(train=str(tmp_path / "rows.jsonl"), held_out=0.2)
     says = says.replace("1 ", "2 ", 1)
-    with pytest.raises(DataError, match=rf"2 of 18 rows .*tenth: {says}.*line 1 of .*, line 2 of"):
+    with pytest.raises(
+        DataError, match=rf"At least 2 of 18 rows .*tenth: {says}.*line 1 of .*, line 2 of"
+    ):
         prepare(config, refusing, "id", 0, tmp_path / "data")
 
 
@@ -151,6 +153,18 @@ def test_keys_of_messages_that_a_template_does_not_show_are_counted(
     rows[2]["messages"][0]["name"] = "Bob"
     prepare(DataConfig(train=write_rows(rows)), tokenizer, "id", 0, tmp_path / "data")
     assert "of the rows, 2 have `name`, which the chat template does not show" in caplog.text
+
+
+def test_an_empty_thought_of_the_template_is_told(tmp_path, tokenizer, write_rows, caplog):
+    begin = "<|im_start|>assistant\n"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '" + begin + "<think>\n\n</think>' if m.role == 'assistant' "
+        "else m.role }}{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}" + begin + "{% endif %}"
+    )
+    source = write_rows([GOOD["chat"](i) for i in range(5)])
+    prepare(DataConfig(train=source), tokenizer, "id", 0, tmp_path / "data")
+    assert "5 have no thinking, and are learned with the empty thought of the" in caplog.text
 
 
 def test_an_example_of_just_the_length_is_not_cut(tmp_path, tokenizer, write_rows, caplog):
