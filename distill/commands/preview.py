@@ -64,7 +64,8 @@ def preview_rows(run: Run, number: int) -> Iterator[str]:
     """
     data, tokenizer = run.recipe.data, run.tokenizer
     adapted = run.recipe.teacher.adapt is not None
-    reader: Reader = run.task.reader(run.teacher_config, adapted, run.recipe.seed)
+    own = run.task.reader(run.teacher_config, adapted, run.recipe.seed)
+    reader: Reader = own or NextTokenTexts()
     sources = sources_of(data)
     tables = [load_rows(source, data.split, data.name) for source in sources]
     readings = reader.open(tokenizer, data, tables, sources)

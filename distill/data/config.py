@@ -17,7 +17,9 @@ from distill.data.sources import local_files
 class DataConfig(RowOptions):
     """What is learned from, validated on and held out, and how text becomes examples."""
 
-    train: str | list[str] = Field(description="hub id, saved folder, or json/jsonl/parquet/txt")
+    train: str | list[str] = Field(
+        description="hub id, folder, or file: json, jsonl, ndjson, csv, tsv, parquet, txt"
+    )
     name: str | None = Field(None, description="configuration of a hub data set")
     split: str = Field("train", description="split of a hub data set or saved folder")
     held_out: float | str = Field(

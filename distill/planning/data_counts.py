@@ -147,6 +147,7 @@ def _sample(
         )
         or []
     ]
+    bad.finish(config.section)
     lengths, counts = np.asarray(found, np.int64).reshape(-1, 2).T
     rows = [len(table) for table in tables]
     return Sample(sum(rows), sum(min(n, SAMPLE_ROWS) for n in rows), lengths, counts)
