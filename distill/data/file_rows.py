@@ -147,13 +147,17 @@ def _open_part(path: Path, kind: str) -> _Part:
     if kind == "csv":
         return _table_part(path, data)
     start = re.search(rb"\S", data[: 1 << 16])
-    if start is not None and data[start.start() : start.start() + 1] == b"[":
-        whole = _whole_json(data)
+    if start is not None and start.group() == b"[":
+        whole = _whole_json(path, data)
         if isinstance(whole, list):
             return _Part(path, rows=whole)
     spans = [(s, e, line) for line, (s, e) in enumerate(_lines(data), 1) if data[s:e].strip()]
-    if path.name.lower().split(".")[1:2] == ["json"] and len(spans) > 1 and _opens(data, spans):
-        whole = _whole_json(data)
+    if (
+        path.name.lower().split(".")[1:2] == ["json"]
+        and len(spans) > 1
+        and not _is_whole(data, *spans[0][:2])
+    ):
+        whole = _whole_json(path, data)
         if isinstance(whole, dict):
             return _Part(path, rows=_rows_of_object(whole))
     return _Part(path, data=data, spans=spans, parse=_json_row)
@@ -252,22 +256,32 @@ def _as_row(value: Any) -> Row:
     return value
 
 
-def _opens(data: Any, spans: Sequence[tuple[int, int, int]]) -> bool:
-    """Whether the first line is the beginning of an object that goes on."""
-    start, end, _ = spans[0]
+def _is_whole(data: Any, start: int, end: int) -> bool:
+    """Whether a line is a JSON value of its own."""
     try:
         json.loads(data[start:end])
-    except ValueError:
-        return True
-    return False
-
-
-def _whole_json(data: Any) -> Any:
-    """A whole file as one JSON value; None where it is none."""
-    try:
-        return json.loads(bytes(data))
     except (ValueError, RecursionError):
-        return None
+        return False
+    return True
+
+
+def _whole_json(path: Path, data: Any) -> Any:
+    """A whole file as one JSON value; None for one of a value a line.
+
+    Raises `DataError`, with the line, for a file that is neither.
+    """
+    try:
+        return json.loads(bytes(data).decode())
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        if not _is_whole(data, *next(_lines(data))):
+            raise DataError(
+                f"Line {line} of {path} is not UTF-8; save the file as UTF-8."
+            ) from None
+    except (ValueError, RecursionError) as error:
+        if not _is_whole(data, *next(_lines(data))):
+            raise DataError(f"{path} is no JSON: {error}.") from None
+    return None
 
 
 def _rows_of_object(value: Mapping[str, Any]) -> list[Any]:
@@ -326,7 +340,9 @@ def _records(data: Any, separator: str) -> Iterator[tuple[tuple[int, int, int], 
         for start, end in _lines(data):
             stop = min(end + 1, len(data))
             at.update(end=stop, line=at["line"] + 1)
-            yield bytes(data[start:stop]).decode("latin-1")
+            # the reader takes no carriage return inside a line; here only places matter
+            line = bytes(data[start:stop]).decode("latin-1")
+            yield line[:-2].replace("\r", " ") + line[-2:]
 
     start, line = 0, 1
     for cells in csv.reader(lines(), delimiter=separator):
@@ -335,7 +351,10 @@ def _records(data: Any, separator: str) -> Iterator[tuple[tuple[int, int, int], 
 
 
 def _cells(raw: bytes, separator: str) -> list[str]:
-    return next(csv.reader(io.StringIO(_decoded(raw), newline=""), delimiter=separator), [])
+    try:
+        return next(csv.reader(io.StringIO(_decoded(raw), newline=""), delimiter=separator), [])
+    except csv.Error:
+        raise RowError("are no row of a table") from None
 
 
 def _still(kind: Any, cell: str) -> Any:

@@ -3,19 +3,25 @@
 import json
 import logging
 import re
+from collections import Counter
 
 import datasets
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from attar.errors import DataError
 from attar.files import read_json
+from distill.data.bad_rows import RowError
 from distill.data.config import DataConfig
 from distill.data.examples import Examples
 from distill.data.labelled_texts import LabelledTexts
 from distill.data.masked_texts import MaskedTexts
 from distill.data.prepare import prepare, prepare_whole
+from distill.data.row_formats import row_format_of
 from distill.data.scored_pairs import PairsConfig, load_pairs
 from distill.data.split import DATA_PARTS
+from distill.data.tokenize import tokenize_document
 from distill.data.unlabelled_texts import SingleTexts
 from tests.helpers.classifying import word_tokenizer
 from tests.helpers.masking import tokenizer as tokenizer_with_mask
@@ -231,3 +237,47 @@ def test_words_for_a_teacher_without_names_are_told_in_their_order(classes, capl
     named = {"label_column": "label", "label_names": ["good", "bad"]}
     assert classes(["good", "bad"] * 8, default, **named) == ["good", "bad"]
     assert "alphabetical" not in caplog.text
+
+
+# Any row -----------------------------------------------------------------------------------------
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=6),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "text", "type", "a"]), inner, max_size=3
+        )
+    ),
+    max_leaves=6,
+)
+KEYS = ["role", "content", "from", "value", "tool_calls", "reasoning", "weight", "train", "name"]
+ROLE = st.sampled_from(["system", "user", "assistant", "tool", "gpt", "bot", ""]) | ANY
+MESSAGE = st.fixed_dictionaries({"role": ROLE, "content": st.text(max_size=6) | ANY}) | (
+    st.dictionaries(st.sampled_from(KEYS), ANY, max_size=4)
+)
+ROW = st.one_of(
+    st.fixed_dictionaries({"text": ANY}),
+    st.fixed_dictionaries(
+        {"messages": st.lists(MESSAGE | ANY, max_size=4) | ANY, "system": ANY, "tools": ANY}
+    ),
+    st.fixed_dictionaries({"prompt": ANY, "completion": ANY, "history": ANY, "system": ANY}),
+)
+
+
+@given(row=ROW, has_template=st.booleans())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+def test_whatever_a_row_holds_it_is_read_or_a_bad_row(tokenizer, bare_tokenizer, row, has_template):
+    chosen = tokenizer if has_template or "messages" in row else bare_tokenizer
+    config = DataConfig.model_validate({"train": "rows"})
+    layout = row_format_of(row, "rows", config)
+    try:
+        found = tokenize_document(chosen, row, layout, config, Counter())
+    except RowError:
+        return
+    except DataError as error:
+        assert "no chat template" in str(error)  # a list of messages as the prompt
+        return
+    for ids, labels in found:
+        assert len(ids) == len(labels)
+        assert any(label >= 0 for label in labels)

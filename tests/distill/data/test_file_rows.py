@@ -6,9 +6,12 @@ import json
 import logging
 import lzma
 import sys
+from contextlib import suppress
 
 import datasets
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from attar.errors import DataError
 from distill.data.bad_rows import RowError
@@ -83,6 +86,27 @@ def test_a_truncated_archive_is_named(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(JSON_LINES.encode())[:-12])
     with pytest.raises(DataError, match=r"a\.jsonl\.gz. cannot be read"):
         rows_of(tmp_path / "a.jsonl.gz")
+
+
+def test_a_list_that_is_no_json_is_named_with_its_place(tmp_path):
+    (tmp_path / "a.json").write_text('[\n {"text": "a"},\n {"text": \n]')
+    with pytest.raises(DataError, match=r"a\.json is no JSON: .*line 4"):
+        rows_of(tmp_path / "a.json")
+    (tmp_path / "b.json").write_bytes('[\n {"text": "caf\u00e9"}\n]'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"Line 2 of .*b\.json is not UTF-8"):
+        rows_of(tmp_path / "b.json")
+
+
+@given(st.binary(max_size=60), st.sampled_from([".json", ".jsonl", ".csv", ".tsv", ".txt"]))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=5000)
+def test_whatever_bytes_a_file_has_it_is_read_or_refused_in_a_line(tmp_path, content, suffix):
+    (tmp_path / f"a{suffix}").write_bytes(content)
+    with suppress(DataError):
+        table = load_rows(str(tmp_path / f"a{suffix}"), "train", None)
+        for i in range(len(table)):
+            with suppress(RowError):
+                assert set(table[i]) == set(table.features)
+            assert str(tmp_path) in table.place(i)
 
 
 def test_values_are_what_they_are(tmp_path):
