@@ -19,6 +19,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -152,14 +153,11 @@ def _open_part(path: Path, kind: str) -> _Part:
         if isinstance(whole, list):
             return _Part(path, rows=whole)
     spans = [(s, e, line) for line, (s, e) in enumerate(_lines(data), 1) if data[s:e].strip()]
-    if (
-        path.name.lower().split(".")[1:2] == ["json"]
-        and len(spans) > 1
-        and not _is_whole(data, *spans[0][:2])
-    ):
-        whole = _whole_json(path, data)
-        if isinstance(whole, dict):
-            return _Part(path, rows=_rows_of_object(whole))
+    if len(spans) > 1 and not any(_is_whole(data, *span[:2]) for span in spans[:2]):
+        with suppress(DataError):  # else it is lines, of which the first two are bad
+            whole = _whole_json(path, data)
+            if isinstance(whole, dict):
+                return _Part(path, rows=_rows_of_object(whole))
     return _Part(path, data=data, spans=spans, parse=_json_row)
 
 
