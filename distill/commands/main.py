@@ -57,8 +57,14 @@ def schema() -> None:
 @main.command()
 @recipe_options
 @click.option("--choices", is_flag=True, help="Show the memory of other ways to specialise too.")
+@click.option("--rows", type=click.IntRange(1), help="Show what is learned of this many rows too.")
 def plan(
-    recipe: str, run_dir: str | None, overrides: tuple[str, ...], choices: bool, **show: bool
+    recipe: str,
+    run_dir: str | None,
+    overrides: tuple[str, ...],
+    choices: bool,
+    rows: int | None,
+    **show: bool,
 ) -> None:
     """Estimate the tokens, disk, memory and time of a run, without running it."""
     from distill.console import print_table
@@ -70,6 +76,11 @@ def plan(
     print_table(plan_rows(estimates(run)))
     if choices:
         print_table(choice_rows(run))
+    if rows is not None:
+        from distill.commands.preview import preview_rows
+
+        for line in preview_rows(run, rows):
+            click.echo(line)
 
 
 @main.command()

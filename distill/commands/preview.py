@@ -1,11 +1,26 @@
-"""`distill build --dry-run`: the shapes that a search would choose from; writes nothing."""
+"""What is shown before it is done, and writes nothing: shapes of students, and what is learned.
+
+`distill build --dry-run` shows the shapes that a search would choose from, `distill plan --rows`
+the first rows as they will be learned.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from attar.errors import RecipeError, RunError
+from distill.data.bad_rows import RowError, place_of
+from distill.data.config import sources_of
+from distill.data.labelled_texts import LabelledTexts
+from distill.data.reader import NextTokenTexts, Reader
+from distill.data.sources import load_rows
+from distill.data.split import describe_skipped
+from distill.data.tokenize import IGNORE
 from distill.run.context import Run
 from distill.stages.build import load_whole
 from distill.stages.preflight import check_before_work
@@ -36,3 +51,52 @@ def preview_shapes(run: Run) -> list[list[str]]:
             copy.folder.teacher.symlink_to(run.folder.teacher.absolute())
         copy.prepare_data()
         return search_shape(copy, load_whole(copy), target).table()
+
+
+MARKS = "\u27ea", "\u27eb"  # around what is learned
+SHOWN_CHARACTERS = 600  # of a piece of a text
+
+
+def preview_rows(run: Run, number: int) -> Iterator[str]:
+    """Lines on the first rows of each training source: what is learned of them stands in marks.
+
+    A row that is left out says why. Raises `DataError` for data that cannot be read.
+    """
+    data, tokenizer = run.recipe.data, run.tokenizer
+    adapted = run.recipe.teacher.adapt is not None
+    own = run.task.reader(run.teacher_config, adapted, run.recipe.seed)
+    reader: Reader = own or NextTokenTexts()
+    sources = sources_of(data)
+    tables = [load_rows(source, data.split, data.name) for source in sources]
+    readings = reader.open(tokenizer, data, tables, sources)
+    for table, source, read in zip(tables, sources, readings, strict=True):
+        for i in range(min(number, len(table))):
+            tally = Counter[str]()
+            try:
+                examples = read(table[i], tally)
+            except RowError as error:
+                yield f"{place_of(table, source, i)}: left out: such rows {error.reason}"
+                continue
+            notes = describe_skipped(+tally, data.section)
+            yield f"{place_of(table, source, i)}{notes and f': {notes}'}"
+            yield from (f"    {_shown(reader, tokenizer, example)}" for example in examples)
+
+
+def _shown(reader: Reader, tokenizer: Any, example: Sequence[Any]) -> str:
+    """The text of an example, its control characters escaped."""
+    ids, labels = example[0], example[1]
+    if not isinstance(reader, NextTokenTexts):
+        known = f"{reader.names[labels[0]]}: " if isinstance(reader, LabelledTexts) else ""
+        return known + _escaped(tokenizer.decode(ids))
+    learned = [False, *(label != IGNORE for label in labels[:-1])]
+    text = ""
+    for counts, pairs in groupby(zip(learned, ids, strict=True), key=lambda pair: pair[0]):
+        piece = _escaped(tokenizer.decode([i for _, i in pairs]))
+        text += f"{MARKS[0]}{piece}{MARKS[1]}" if counts else piece
+    return text
+
+
+def _escaped(text: str) -> str:
+    text = repr(text)[1:-1]
+    half = SHOWN_CHARACTERS // 2
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:half]} ... {text[-half:]}"

@@ -20,7 +20,9 @@ class DataConfig(RowOptions):
 
     reported: ClassVar[bool] = True  # whether a report is about its held-out part
 
-    train: str | list[str] = Field(description="hub id, saved folder, or json/jsonl/parquet/txt")
+    train: str | list[str] = Field(
+        description="hub id, folder, or file: json, jsonl, ndjson, csv, tsv, parquet, txt"
+    )
     name: str | None = Field(None, description="configuration of a hub data set")
     split: str = Field("train", description="split of a hub data set or saved folder")
     held_out: float | str = Field(

@@ -7,26 +7,29 @@ ids alone, so it does not depend on the class. Legend: T tokens.
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from attar.errors import DataError, nearest
 from attar.models.task_heads import has_default_labels, label_permutation
+from distill.data.bad_rows import MOST_BAD, BadRows, RowError, column_values, place_of
 from distill.data.config import DataConfig
 from distill.data.examples import Examples
-from distill.data.reader import ReadExamples, Reading
-from distill.data.row_formats import TEXT_COLUMNS, check_column, choose_column, text_of
-from distill.data.tokenize import CUT, IGNORE, NO_TEXT
+from distill.data.reader import ReadExamples, Reading, log_unread
+from distill.data.row_formats import TEXT_COLUMNS, check_column, choose_column, plain_text, whole
+from distill.data.tokenize import CUT, IGNORE, NO_CLASS, NO_TEXT
 
 log = logging.getLogger(__name__)
 
 LABELLED_TEXT_COLUMNS = (*TEXT_COLUMNS, "sentence", "review", "query")
 LABEL_COLUMNS = ("label", "labels", "class", "intent")
-NO_CLASS = "have no label"
+FREQUENT = 10  # rows of a class that a class of one row may be misspelt from
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class LabelledColumns:
 def columns_of(features: Mapping[str, Any], source: str, config: DataConfig) -> LabelledColumns:
     """The columns of a table's texts and classes.
 
-    Raises `DataError` for a missing column, and labels that are neither words nor whole numbers.
+    Raises `DataError` for a missing column.
     """
     text = text_column(features, source, config)
     key = f"{config.section}.label_column"
@@ -50,14 +53,6 @@ def columns_of(features: Mapping[str, Any], source: str, config: DataConfig) -> 
     )
     if config.pair_column is not None:
         check_column(config.pair_column, list(features), source, f"{config.section}.pair_column")
-    kind = str(getattr(features[label], "dtype", type(features[label]).__name__))
-    if kind.startswith(("float", "double", "decimal")):
-        raise DataError(
-            f"`{label}` of `{source}` holds numbers with fractions; classes are words or whole "
-            f"numbers. Round them into classes, or name another `{config.section}.label_column`."
-        )
-    if not kind.startswith(("int", "uint", "bool", "string", "large_string", "null")):
-        raise DataError(f"`{label}` of `{source}` holds {kind}; classes are words or numbers.")
     return LabelledColumns(text, config.pair_column, label)
 
 
@@ -77,11 +72,11 @@ class Classes:
         self._numbers = {name: i for i, name in enumerate(self.names)}
 
     def number(self, name: str) -> int:
-        """The number of a class. Raises `DataError` for an unknown name."""
+        """The number of a class. Raises `RowError` for an unknown name."""
         if name not in self._numbers:
-            raise DataError(
-                f"A label is `{name}`, which is not among the {len(self.names)} classes "
-                f"({_some(self.names)}).{nearest(name, self.names)}"
+            raise RowError(
+                f"have the label `{name}`, which is not among the {len(self.names)} classes "
+                f"({_some(self.names)}){nearest(name, self.names).rstrip('?').lower()}"
             )
         return self._numbers[name]
 
@@ -99,39 +94,85 @@ def cell_names(feature: Any, label_names: Sequence[str] | None) -> NameOf:
 
     A word is a name itself. A number has the name that its table gives it, else the one in
     `label_names`, else the number is the name. `label_names` that share no name with the table's
-    replace them. The function raises `DataError` for a number that has no name.
+    replace them. The function raises `RowError` for a number that has no name.
     """
     own = getattr(feature, "names", None)
     if own and label_names:
         order = {name.casefold(): name for name in label_names}
         known = [order.get(name.casefold()) for name in own]
         own = [new or old for new, old in zip(known, own, strict=True)] if any(known) else None
-    named = own or (None if _holds_words(feature) else label_names)
-    if named is None:
-        return lambda value: None if value in (None, "") else str(value)
+    named = own or label_names
 
-    def name_of(value: Any) -> str | None:
-        if value is None or value == -1:
+    def name_of(cell: Any) -> str | None:
+        value = class_of(cell)
+        if value is None or isinstance(value, str) or named is None:
+            return None if value is None else str(value)
+        if value == -1:
             return None
-        if not 0 <= int(value) < len(named):
-            raise DataError(
-                f"A label is {value}, and there are {len(named)} classes, 0 to "
-                f"{len(named) - 1} ({_some(named)})."
+        if not 0 <= value < len(named):
+            raise RowError(
+                f"have {value} as label, and there are {len(named)} classes, 0 to "
+                f"{len(named) - 1} ({_some(named)})"
             )
         return str(named[int(value)])
 
     return name_of
 
 
+def class_of(cell: Any) -> str | int | None:
+    """A cell of a label column as a word or a whole number (1.0 is 1); None where it is empty.
+
+    Raises `RowError` for a fraction, a list or an object.
+    """
+    value = whole(cell)
+    if value is None or value == "" or value != value:
+        return None
+    if isinstance(value, float):
+        raise RowError("have numbers with fractions as label; classes are words or whole numbers")
+    if not isinstance(value, str | int):
+        kind = type(value).__name__
+        raise RowError(f"have a label that is a {kind}; classes are words or numbers")
+    return value
+
+
 def _holds_words(feature: Any) -> bool:
     return str(getattr(feature, "dtype", "")).endswith("string")
 
 
+@dataclass
+class Label:
+    """A value of a label column: how many rows have it, and the place of the first."""
+
+    rows: int
+    place: str
+
+
+def find_labels(
+    tables: Sequence[Any], sources: Sequence[str], columns: Sequence[LabelledColumns]
+) -> dict[str | int, Label]:
+    """All values of the label columns, without empty ones.
+
+    Raises `DataError` where more than a tenth of the rows have no such value but another.
+    """
+    found: dict[str | int, Label] = {}
+    for table, source, one in zip(tables, sources, columns, strict=True):
+        bad = BadRows()
+        bad.rows = len(table)
+        for i, cell in column_values(table, one.label):
+            value = bad.attempt(partial(class_of, cell), table, source, i)
+            if value is not None:
+                found.setdefault(value, Label(0, place_of(table, source, i))).rows += 1
+    return found
+
+
 def find_classes(
-    tables: Sequence[Any], columns: Sequence[LabelledColumns], config: DataConfig
+    tables: Sequence[Any],
+    columns: Sequence[LabelledColumns],
+    labels: Iterable[str | int],
+    config: DataConfig,
 ) -> Classes:
     """The classes of the training tables: `data.label_names`, else the tables' own names, else all
-    values that occur, sorted. Raises `DataError` where there are fewer than two.
+    labels that occur, sorted. Raises `DataError` where there are fewer than two.
     """
     if config.label_names is not None:
         return Classes(config.label_names)
@@ -139,9 +180,7 @@ def find_classes(
     own = dict.fromkeys(name for kind in kinds for name in getattr(kind, "names", None) or ())
     if own:
         return Classes(own)
-    values: set[Any] = set()
-    for table, one in zip(tables, columns, strict=True):
-        values |= {value for value in table.unique(one.label) if value not in (None, "")}
+    values = list(labels)
     words = any(isinstance(value, str) for value in values)
     names = dict.fromkeys(map(str, sorted(values, key=str if words else None)))
     if len(names) < 2:
@@ -150,6 +189,19 @@ def find_classes(
             f"`{columns[0].label}` holds {found}; a classifier needs at least two classes."
         )
     return Classes(names)
+
+
+def point_at_misspelt(labels: Mapping[str | int, Label]) -> None:
+    """Warn of a word that one row has as its label, and that is almost a frequent one."""
+    words = {str(value): label for value, label in labels.items() if isinstance(value, str)}
+    for name, label in words.items():
+        frequent = [n for n, other in words.items() if other.rows >= FREQUENT and n != name]
+        near = difflib.get_close_matches(name, frequent, n=1, cutoff=0.75)
+        if label.rows == 1 and near and any(letter.isalpha() for letter in name):
+            log.warning(
+                "data: one row alone has the label `%s` (%s), and %d have `%s`: is it misspelt?",
+                name, label.place, words[near[0]].rows, near[0],
+            )  # fmt: skip
 
 
 class LabelledTexts:
@@ -187,8 +239,15 @@ class LabelledTexts:
             cell_names(table.features[one.label], config.label_names)
             for table, one in zip(tables, columns, strict=True)
         ]
+        for (table, source), one in zip(pairs, columns, strict=True):
+            log_unread(table, source, [one.text, one.pair or "", one.label])
         if self._classes is None:
-            found = find_classes(tables, columns, config)
+            labels = find_labels(tables, sources, columns)
+            found = find_classes(tables, columns, labels, config)
+            if config.label_names is None:
+                point_at_misspelt(labels)
+                if all(isinstance(value, str) for value in labels):
+                    self._tell_assumed_order(found, config.section)
             self._classes = (
                 in_order(found, self._order, config.section) if self._order is not None else found
             )
@@ -199,6 +258,16 @@ class LabelledTexts:
             self._reading(tokenizer, config, one, name_of)
             for one, name_of in zip(columns, cells, strict=True)
         ]
+
+    def _tell_assumed_order(self, found: Classes, section: str) -> None:
+        """Warn where words get the rows of a head whose classes have only default names."""
+        order = self._order
+        if order is not None and has_default_labels(order) and len(order) == len(found.names):
+            log.warning(
+                "data: the teacher's classes have no names (%s), and are taken to be %s, in "
+                "alphabetical order; name them in its order with `%s.label_names`",
+                _some(order), _some(found.names), section,
+            )  # fmt: skip
 
     def _reading(
         self, tokenizer: Any, config: DataConfig, columns: LabelledColumns, name_of: NameOf
@@ -212,7 +281,7 @@ class LabelledTexts:
                 tally[NO_CLASS] += 1
                 return []
             number = classes.number(name)
-            texts = [text_of(row[name]) for name in (columns.text, columns.pair) if name]
+            texts = [plain_text(row[name], name) for name in (columns.text, columns.pair) if name]
             if not all(text.strip() for text in texts):
                 tally[NO_TEXT] += 1
                 return []
@@ -248,19 +317,21 @@ def _refuse_unseen(
     classes: Classes,
     section: str,
 ) -> None:
-    unseen = []
-    for value in table.unique(columns.label):
-        name = name_of(value)
+    unseen = Counter[str]()
+    for _, cell in column_values(table, columns.label):
+        try:
+            name = name_of(cell)
+        except RowError:
+            continue
         if name is not None and name not in classes.names:
-            unseen.append((value, name))
-    if unseen:
-        wanted = {value for value, _ in unseen}
+            unseen[name] += 1
+    rows = unseen.total()
+    if rows > MOST_BAD * len(table):
         words = _holds_words(table.features[columns.label])
         advice = "" if words else f" Numbers are named by `{section}.label_names`."
-        rows = sum(value in wanted for value in table[columns.label])
         raise DataError(
             f"{rows} rows of `{source}` have classes that are not in the training data: "
-            f"{_some(name for _, name in unseen)}; known are {_some(classes.names)}.{advice}"
+            f"{_some(unseen)}; known are {_some(classes.names)}.{advice}"
         )
 
 

@@ -15,8 +15,8 @@ from attar.errors import DataError
 from distill.data.examples import key_of
 from distill.data.labelled_texts import text_column
 from distill.data.masking import MaskingConfig
-from distill.data.reader import ReadExamples, Reading
-from distill.data.row_formats import text_of
+from distill.data.reader import ReadExamples, Reading, log_unread
+from distill.data.row_formats import plain_text
 from distill.data.tokenize import IGNORE, NO_TEXT
 
 if TYPE_CHECKING:
@@ -44,13 +44,15 @@ class MaskedTexts:
         """For each table, the function that reads a row."""
         check_masks(tokenizer)
         masker = Masker(tokenizer, config.masking, self.seed)
-        pairs = zip(tables, sources, strict=True)
+        pairs = list(zip(tables, sources, strict=True))
         columns = [text_column(table.features, source, config) for table, source in pairs]
+        for (table, source), column in zip(pairs, columns, strict=True):
+            log_unread(table, source, [column])
         return [self._reading(masker, config.max_length, column) for column in columns]
 
     def _reading(self, masker: Masker, max_length: int, column: str) -> Reading:
         def read(row: Mapping[str, Any], tally: Counter[str]) -> ReadExamples:
-            windows = masker.windows(text_of(row[column]), max_length)
+            windows = masker.windows(plain_text(row[column], column), max_length)
             if not windows:
                 tally[NO_TEXT] += 1
             copies = range(masker.config.copies)

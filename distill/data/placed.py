@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from attar.files import read_json
+from distill.data.bad_rows import BadRows, RowError
 from distill.data.documents import Apart, Document, DocumentQueue, document_of, text_key
 from distill.data.reader import Reading
 
@@ -33,17 +34,25 @@ class Row:
     """A row of a table, and how it is read."""
 
     table: Any
+    source: str
     number: int
     reading: Reading
     tally: Counter[str]
+    bad: BadRows
 
     def text(self) -> str:
-        """The fingerprint of its text."""
-        return text_key(self.table[self.number], self.reading.columns)
+        """The fingerprint of its text; empty where it cannot be read."""
+        try:
+            return text_key(self.table[self.number], self.reading.columns)
+        except RowError:
+            return ""
 
     def document(self) -> Document:
-        """Its examples."""
-        row = self.table[self.number]
+        """Its examples; none, and counted, where it cannot be used."""
+        found = self.bad.try_row(self.table, self.source, self.number, self._read)
+        return Document("", []) if found is None else found
+
+    def _read(self, row: Mapping[str, Any]) -> Document:
         examples = self.reading(row, self.tally)
         return document_of(text_key(row, self.reading.columns), examples, self.reading.copies)
 

@@ -92,6 +92,7 @@ def prepare_whole(
     documents = corpus.training()
     writer.fill(corpus.spread(documents, documents.left, config.held_out_tokens))
     writer.close()
+    corpus.bad.finish(config.section)
     if writer.examples == 0:
         reasons = describe_skipped(corpus.skipped, config.section)
         raise DataError(

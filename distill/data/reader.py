@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from distill.data.row_formats import RowFormat, row_format_of, template_columns
+from attar.errors import DataError
+from distill.data.row_formats import RowFormat, row_format_of
 from distill.data.tokenize import tokenize_document
 
 if TYPE_CHECKING:
     from distill.data.config import DataConfig
+
+log = logging.getLogger(__name__)
 
 # Of each example of a row: (ids, labels), or (ids, labels, token types or None).
 ReadExamples = Sequence[tuple[Any, ...]]
@@ -54,6 +58,15 @@ class Reader(Protocol):
         """What stats.json keeps beside the numbers of the parts, from the file of each part."""
 
 
+def log_unread(table: Any, source: str, read: Iterable[str]) -> None:
+    """Name the columns that are not read, with how many rows have a value there."""
+    filled = getattr(table, "filled", None) or dict.fromkeys(table.features, len(table))
+    others = [name for name in table.features if name not in set(read)]
+    if others:
+        named = ", ".join(f"{name} ({filled.get(name, 0):,} rows)" for name in others)
+        log.info("data: columns of %s that are not read: %s", source, named)
+
+
 class NextTokenTexts:
     """Reader of texts, conversations, and prompts with answers, whose next tokens are predicted."""
 
@@ -65,20 +78,25 @@ class NextTokenTexts:
     ) -> list[Reading]:
         """For each table, the function that reads a row, by the format that its columns have."""
         pairs = zip(tables, sources, strict=True)
-        layouts = [row_format_of(table.features, source, config) for table, source in pairs]
+        layouts = []
+        for table, source in pairs:
+            layouts.append(row_format_of(table.features, source, config))
+            log_unread(table, source, layouts[-1].read)
+        if not tokenizer.is_fast and any(layout.kind != "text" for layout in layouts):
+            raise DataError(
+                "The tokenizer does not say where in a text a token stands (it is not a fast "
+                "tokenizer), so answers cannot be told from prompts; save it with a "
+                f"tokenizer.json, or name a text with `{config.section}.text_column`."
+            )
         return [self._reading(tokenizer, config, layout) for layout in layouts]
 
     def _reading(self, tokenizer: Any, config: DataConfig, layout: RowFormat) -> Reading:
-        columns = list(layout.columns)
-        if layout.template is not None:
-            columns += template_columns(layout.template)
-        if config.label_column is None:  # a text is the same whatever its class
-            columns += [name for name in (layout.reasoning, layout.answer) if name is not None]
-
         def read(row: Mapping[str, Any], tally: Counter[str]) -> ReadExamples:
             return tokenize_document(tokenizer, row, layout, config, tally)
 
-        return Reading(tuple(columns), read)
+        # A text is the same whatever its class.
+        columns = tuple(name for name in layout.read if name != config.label_column)
+        return Reading(columns, read)
 
     def finish(self, files: Mapping[str, Path]) -> dict[str, Any]:
         """Keep nothing more."""

@@ -2,10 +2,12 @@
 
 Columns with usual names are recognised; others are named in the recipe. A labelled row becomes a
 prompt made from a template and the word of its class as the answer, which a language model learns.
+`conversations.py` makes messages of rows.
 """
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from attar.config import Section
 from attar.errors import DataError, nearest
+from distill.data.bad_rows import RowError
 
 TEXT_COLUMNS = ("text", "content")
 CONVERSATION_COLUMNS = ("messages", "conversations", "conversation")
@@ -22,8 +25,11 @@ PROMPT_COLUMNS = ("prompt", "instruction", "question")
 CONTEXT_COLUMNS = ("input", "context")
 ANSWER_COLUMNS = ("completion", "response", "answer", "output")
 REASONING_COLUMNS = ("rationale", "reasoning", "thought", "cot")
+SYSTEM_COLUMNS = ("system", "system_prompt")
+HISTORY_COLUMNS = ("history",)
+TOOLS_COLUMNS = ("tools",)
 LABEL_PROMPT = "{%s}\nLabel:"  # of labelled rows, where the recipe has no template
-Message = dict[str, str]
+Message = dict[str, Any]  # `role` and `content` are text
 
 
 class RowOptions(Section):
@@ -71,14 +77,16 @@ class RowFormat:
     template: str | None = None  # makes the prompt
     names: tuple[str, ...] | None = None  # words of the classes whose numbers `answer` holds
     section: str = "data"  # path of the recipe's section that named the columns
+    system: str | None = None  # goes before the conversation, or the prompt
+    history: str | None = None  # earlier turns of a prompt
+    tools: str | None = None  # that the assistant may call
 
-
-@dataclass(frozen=True)
-class Conversation:
-    """Messages with `role` and `content`; those from number `first` on are the answer."""
-
-    messages: list[Message]
-    first: int
+    @property
+    def read(self) -> list[str]:
+        """The columns whose values are used."""
+        asked = template_columns(self.template) if self.template is not None else []
+        more = (self.answer, self.reasoning, self.system, self.history, self.tools)
+        return [*self.columns, *asked, *(name for name in more if name is not None)]
 
 
 # Templates ---------------------------------------------------------------------------------------
@@ -108,8 +116,18 @@ def fill(template: str, row: Mapping[str, Any]) -> str:
 
 
 def text_of(value: Any) -> str:
-    """A cell as text; an empty cell is empty text."""
-    return "" if value is None else str(value)
+    """A cell as text: an empty one is empty text, an object or a list is JSON."""
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return "" if value is None or value != value else str(value)  # NaN is no value
+
+
+def plain_text(value: Any, column: str) -> str:
+    """A cell of a column of texts. Raises `RowError` for an object or a list."""
+    if isinstance(value, dict | list):
+        kind = "an object" if isinstance(value, dict) else "a list"
+        raise RowError(f"have {kind} in `{column}`, where text belongs")
+    return text_of(value)
 
 
 def join(prompt: str, answer: str) -> str:
@@ -206,12 +224,21 @@ def first_of(names: Iterable[str | None], columns: Iterable[str]) -> str | None:
 
 def _usual(columns: list[str]) -> RowFormat | None:
     """The format of columns with usual names; None where there are none."""
+    system, tools = first_of(SYSTEM_COLUMNS, columns), first_of(TOOLS_COLUMNS, columns)
     if (conversation := first_of(CONVERSATION_COLUMNS, columns)) is not None:
-        return RowFormat("messages", (conversation,))
+        return RowFormat("messages", (conversation,), system=system, tools=tools)
     prompt, answer = first_of(PROMPT_COLUMNS, columns), first_of(ANSWER_COLUMNS, columns)
     if prompt is not None and answer is not None:
         more = [name for name in CONTEXT_COLUMNS if name in columns]
-        return RowFormat("pair", (prompt, *more), answer, first_of(REASONING_COLUMNS, columns))
+        return RowFormat(
+            "pair",
+            (prompt, *more),
+            answer,
+            first_of(REASONING_COLUMNS, columns),
+            system=system,
+            history=first_of(HISTORY_COLUMNS, columns),
+            tools=tools,
+        )
     text = first_of(TEXT_COLUMNS, columns)
     return None if text is None else RowFormat("text", (text,))
 
@@ -222,7 +249,10 @@ def _labelled(features: Mapping[str, Any], source: str, options: RowOptions) -> 
     assert column is not None
     kind = features[column]
     names = options.label_names or getattr(kind, "names", None)
-    numbers = str(getattr(kind, "dtype", "")).startswith(("int", "uint", "bool"))
+    dtype = str(getattr(kind, "dtype", ""))
+    numbers = dtype.startswith(("int", "uint", "bool"))
+    if options.label_names is not None and dtype.startswith(("float", "double")):
+        numbers = True  # a spreadsheet's 1.0
     if numbers and names is None:
         raise DataError(
             f"`{column}` of `{source}` holds numbers of classes; name their words with "
@@ -248,21 +278,28 @@ def _labelled(features: Mapping[str, Any], source: str, options: RowOptions) -> 
 # Rows --------------------------------------------------------------------------------------------
 
 
+def whole(value: Any) -> Any:
+    """A value; a whole number that is written as a fraction (1.0) is a whole number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def word_of(value: Any, names: tuple[str, ...], column: str, section: str) -> str:
     """The word of a class; empty where the row has no class.
 
-    Raises `DataError` for a number without a word, and for a value that is neither word nor number.
+    Raises `RowError` for a number without a word, and for a value that is neither word nor number.
     """
-    if value is None or isinstance(value, str):
-        return value or ""
+    value = whole(value)
+    if value is None or isinstance(value, str) or value != value:
+        return value if isinstance(value, str) else ""
     if not isinstance(value, int) or not names:
-        raise DataError(
-            f"`{column}` holds {value!r}, which is neither a word nor a class's number."
+        raise RowError(
+            f"hold {value!r} in `{column}`, which is neither a word nor the number of a class in "
+            f"`{section}.label_names`"
         )
     if not 0 <= value < len(names):
-        raise DataError(
-            f"`{column}` holds class {value}, and `{section}.label_names` has words for 0 to "
-            f"{len(names) - 1}."
+        raise RowError(
+            f"hold in `{column}` class {value}, and `{section}.label_names` has words for 0 to "
+            f"{len(names) - 1}"
         )
     return names[value]
 
@@ -270,53 +307,51 @@ def word_of(value: Any, names: tuple[str, ...], column: str, section: str) -> st
 def pair_of(row: Mapping[str, Any], layout: RowFormat) -> tuple[Any, Any]:
     """The prompt and the answer of a row of kind `pair`: each a text, or a list of messages.
 
-    Reasoning is put before the answer, on lines of its own.
+    Reasoning is put before the answer, on lines of its own. Raises `RowError`.
     """
     assert layout.answer is not None
     if layout.template is not None:
         asked: Any = fill(layout.template, row)
-    elif isinstance(row[layout.columns[0]], list):
+    elif is_messages(row[layout.columns[0]]):
         asked = row[layout.columns[0]]
     else:
-        asked = "\n\n".join(text_of(row[name]) for name in layout.columns if row[name])
+        texts = [content_text(row[name]) for name in layout.columns]
+        asked = "\n\n".join(text for text in texts if text)
     answer = row[layout.answer]
-    if isinstance(answer, list):
+    if is_messages(answer):
         return asked, answer
     if layout.names is not None:
         answer = word_of(answer, layout.names, layout.answer, layout.section)
-    answer = text_of(answer)
+    answer = content_text(answer)
     reasoning = text_of(row[layout.reasoning]).rstrip() if layout.reasoning is not None else ""
     if reasoning and answer.strip():
         answer = f"{reasoning}\n{answer}"
     return asked, answer
 
 
-def conversation_of(row: Mapping[str, Any], layout: RowFormat) -> Conversation:
-    """A row as chat messages, of which some are the answer.
+def is_messages(value: Any) -> bool:
+    """Whether a value is a list of messages."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(one, Mapping) and bool({"role", "from"} & set(one)) for one in value)
+    )
 
-    Raises `DataError` for a message without role or content.
+
+def content_text(value: Any) -> str:
+    """A message's content, or a cell, as text; the texts of a list of parts are put together.
+
+    Other lists, and objects, are JSON. Raises `RowError` for a part that is no text.
     """
-    if layout.kind == "messages":
-        return Conversation(_messages(row[layout.columns[0]]), 0)
-    asked, answer = pair_of(row, layout)
-    before = [{"role": "user", "content": asked}] if isinstance(asked, str) else _messages(asked)
-    if isinstance(answer, str):
-        after = [{"role": "assistant", "content": answer}]
-    else:
-        after = _messages(answer)
-    return Conversation([*before, *after], len(before))
-
-
-def _messages(given: list[dict[str, Any]] | None) -> list[Message]:
-    """Messages with `role` and `content`; ShareGPT's `from` and `value` are read as these."""
-    names = {"human": "user", "gpt": "assistant", "system": "system"}
-    messages = []
-    for message in given or []:
-        if "from" in message:
-            role = names.get(message["from"], message["from"])
-            messages.append({"role": role, "content": message["value"]})
-        else:
-            if message.get("role") is None or message.get("content") is None:
-                raise DataError(f"A message has no `role` or no `content`: {str(message)[:120]}")
-            messages.append({"role": message["role"], "content": message["content"]})
-    return messages
+    if not (
+        isinstance(value, list)
+        and value
+        and all(isinstance(part, Mapping) and "type" in part for part in value)
+    ):
+        return text_of(value)
+    for part in value:
+        if part["type"] != "text" or not isinstance(part.get("text"), str):
+            raise RowError(
+                f"have a content part of the type `{part['type']}`; only text is learned"
+            )
+    return "".join(part["text"] for part in value)

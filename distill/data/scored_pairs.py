@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from pydantic import Field
 
 from attar.config import Section
 from attar.errors import DataError
+from distill.data.bad_rows import BadRows, RowError
 from distill.data.labelled_texts import tokenize_labelled
-from distill.data.row_formats import choose_column, text_of
+from distill.data.row_formats import choose_column, plain_text
 from distill.data.sources import load_rows
 from distill.data.tokenize import CUT
 
@@ -34,11 +36,11 @@ class PairsConfig(Section):
     score_column: str | None = None
 
 
-def load_pairs(config: PairsConfig) -> tuple[Any, str, str, list[float]]:
-    """(the table, its columns of first and second texts, P scores).
+def load_pairs(config: PairsConfig) -> list[tuple[str, str, float]]:
+    """(first text, second text, score) of P rows.
 
-    Raises `DataError` for a missing column, a score that is not a number, and scores that are all
-    equal, which correlate with nothing.
+    Rows that cannot be used are left out and named in the log. Raises `DataError` for a missing
+    column, for many such rows, and for scores that are all equal, which correlate with nothing.
     """
     table = load_rows(config.source, config.split, None)
     first, second, score = (
@@ -56,13 +58,23 @@ def load_pairs(config: PairsConfig) -> tuple[Any, str, str, list[float]]:
             ("score_column", SCORE_COLUMNS, "scores"),
         )
     )
-    scores = [_number(value, score, config.source) for value in table[score]]
-    if len(set(scores)) < 2:
+
+    def read(row: Mapping[str, Any]) -> tuple[str, str, float]:
+        texts = plain_text(row[first], first), plain_text(row[second], second)
+        return *texts, _number(row[score], score)
+
+    bad = BadRows()
+    bad.rows = len(table)
+    tried = (bad.try_row(table, config.source, i, read) for i in range(len(table)))
+    pairs = [pair for pair in tried if pair is not None]
+    bad.finish("evaluate.pairs")
+    different = len({number for *_, number in pairs})
+    if different < 2:
         raise DataError(
-            f"`{score}` of `evaluate.pairs` ({config.source}) holds {len(set(scores))} different "
+            f"`{score}` of `evaluate.pairs` ({config.source}) holds {different} different "
             "scores; a correlation needs two or more."
         )
-    return table, first, second, scores
+    return pairs
 
 
 def read_pairs(config: PairsConfig, tokenizer: Any, max_length: int) -> dict[str, Any]:
@@ -70,28 +82,26 @@ def read_pairs(config: PairsConfig, tokenizer: Any, max_length: int) -> dict[str
 
     Raises `DataError` as `load_pairs` does.
     """
-    table, first, second, scores = load_pairs(config)
+    pairs = load_pairs(config)
     tally = Counter[str]()
 
-    def read(column: str) -> list[list[int]]:
-        texts = (text_of(row[column]) for row in table)
-        return [tokenize_labelled(tokenizer, [t], 0, max_length, tally)[0] for t in texts]
+    def read(side: int) -> list[list[int]]:
+        texts = [pair[side] for pair in pairs]
+        return [tokenize_labelled(tokenizer, [t], 0, max_length, tally)[0] for t in texts]  # type: ignore[list-item]
 
-    found = {"first": read(first), "second": read(second), "score": scores}
+    found = {"first": read(0), "second": read(1), "score": [number for *_, number in pairs]}
     if tally[CUT]:
         log.warning("evaluate.pairs: of their texts, %d %s", tally[CUT], CUT.format("data"))
     return found
 
 
-def _number(value: Any, column: str, source: str) -> float:
+def _number(value: Any, column: str) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = np.nan
     if not np.isfinite(number):
-        raise DataError(
-            f"`{column}` of `evaluate.pairs` ({source}) holds {value!r}; a score is a number."
-        )
+        raise RowError(f"hold {value!r} in `{column}`; a score is a number")
     return number
 
 

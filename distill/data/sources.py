@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,21 @@ from typing import Any
 from attar.checksums import stamp_of_files
 from attar.errors import DataError, nearest
 from attar.files import fingerprint
+from distill.data.file_rows import FileRows
 
-BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
+log = logging.getLogger(__name__)
+
+BUILDERS = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
+KINDS = "json, jsonl, ndjson, csv, tsv, parquet or txt"
+ABOUT_DATA = ("readme", "license", "licence", "dataset_info", "state")  # beside data in a folder
 
 
 def _suffix(path: Path) -> str:
@@ -37,7 +51,8 @@ def local_files(source: str) -> list[Path]:
 
 
 def load_rows(source: str, split: str, name: str | None) -> Any:
-    """A `datasets.Dataset` of one source: a local file, a glob, a saved folder or a hub id.
+    """The table of one source, a local file, a glob, a saved folder or a hub id: `FileRows`, or a
+    `datasets.Dataset`.
 
     A .txt file is one document. Raises `DataError` for a source that cannot be read.
     """
@@ -55,8 +70,7 @@ def load_rows(source: str, split: str, name: str | None) -> Any:
                     return loaded[split]
                 _check_no_split(source, split)
                 return loaded
-            options = _cache_by_content(path for path in files[0].rglob("*") if path.is_file())
-            return datasets.load_dataset(str(files[0]), name, split=split, **options)
+            return _load_folder(files[0], split, name)
         _check_no_split(source, split)
         return _load_files(source, files)
     except DataError:
@@ -71,21 +85,59 @@ def _check_no_split(source: str, split: str) -> None:
         raise DataError(f"`{source}` has no splits, so there is no `{split}` in it; name a file.")
 
 
-def _load_files(source: str, files: list[Path]) -> Any:
+def _load_folder(folder: Path, split: str, name: str | None) -> Any:
+    """A split of a folder of files, by their names as on the hub: all are of one kind."""
     import datasets
 
-    kinds = {BUILDERS.get(_suffix(path)) for path in files}
-    kind = kinds.pop()
-    if kind is None or kinds:
+    found = sorted(p for p in folder.rglob("*") if p.is_file() and not _is_hidden(p, folder))
+    data = [path for path in found if path.name.lower().split(".")[0] not in ABOUT_DATA]
+    kinds = {BUILDERS[_suffix(path)] for path in data if _suffix(path) in BUILDERS}
+    others = [path for path in data if _suffix(path) not in BUILDERS]
+    if kinds and others:
+        log.warning(
+            "data: %d files in %s are of another kind and not read, the first is %s",
+            len(others), folder, others[0].name,
+        )  # fmt: skip
+    if len(kinds) > 1:
         raise DataError(
-            f"`{source}` must be files of one kind: json, jsonl, parquet or txt (.gz allowed)."
+            f"`{folder}` holds files of several kinds ({', '.join(sorted(kinds))}); name those to "
+            f"read, e.g. `{folder}/*{_suffix(data[0])}`."
+        )
+    card = folder / "README.md"
+    described = name is not None or (
+        card.exists() and "configs:" in card.read_text("utf8", "replace")
+    )
+    if not kinds or kinds == {"parquet"} or described:
+        return datasets.load_dataset(str(folder), name, split=split, **_cache_by_content(found))
+    patterns = datasets.data_files.get_data_patterns(str(folder))
+    if split not in patterns:
+        raise DataError(
+            f"`{folder}` has no split `{split}`; it has {', '.join(map(str, patterns))}."
+        )
+    chosen = datasets.data_files.DataFilesList.from_patterns(patterns[split], str(folder))
+    return _load_files(str(folder), [p for p in map(Path, chosen) if _suffix(p) in BUILDERS])
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
+
+
+def _load_files(source: str, files: Iterable[Path]) -> Any:
+    import datasets
+
+    files = list(files)
+    kinds = {BUILDERS.get(_suffix(path)) for path in files}
+    if None in kinds or len(kinds) != 1:
+        raise DataError(
+            f"`{source}` must be files of one kind: {KINDS} (.gz, .bz2, .xz, .zst allowed)."
         )
     if all(path.stat().st_size == 0 for path in files):
         raise DataError(f"`{source}` is empty.")
-    extra = {"sample_by": "document"} if kind == "text" else {}
-    paths = [str(path) for path in files]
-    options = {**extra, **_cache_by_content(files)}
-    return datasets.load_dataset(kind, data_files={"train": paths}, split="train", **options)
+    if kinds == {"parquet"}:
+        paths = [str(path) for path in files]
+        options = _cache_by_content(files)
+        return datasets.load_dataset("parquet", data_files={"train": paths}, split="train", **options)
+    return FileRows((path, BUILDERS[_suffix(path)]) for path in files)
 
 
 def _cache_by_content(files: Iterable[Path]) -> dict[str, str]:

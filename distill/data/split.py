@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from attar.errors import DataError
+from distill.data.bad_rows import BadRows
 from distill.data.config import DataConfig, sources_of
 from distill.data.documents import (
     Apart,
@@ -36,7 +37,7 @@ from distill.data.examples import key_of
 from distill.data.placed import DATA_PARTS, Placed, Row, part_file
 from distill.data.reader import Reader
 from distill.data.sources import load_rows
-from distill.data.tokenize import CUT, IGNORE
+from distill.data.tokenize import IGNORE, LEFT_OUT
 
 log = logging.getLogger(__name__)
 
@@ -116,8 +117,8 @@ class PartWriter:
 class Corpus:
     """The data of a section of the recipe, and what its rows are read with.
 
-    skipped: number of rows that were cut or left out, by reason. placed: where texts stand in the
-    run's other data.
+    skipped: number of rows that were cut or left out, by reason. bad: those that cannot be used.
+    placed: where texts stand in the run's other data.
     """
 
     config: DataConfig
@@ -125,6 +126,7 @@ class Corpus:
     tokenizer: Any
     seed: int
     skipped: Counter[str] = field(default_factory=Counter)
+    bad: BadRows = field(default_factory=BadRows)
     placed: Placed = field(default_factory=Placed)
 
     def training(self) -> DocumentQueue:
@@ -143,9 +145,10 @@ class Corpus:
     def _open(self, sources: list[str], split: str) -> list[Row]:
         tables = [load_rows(source, split, self.config.name) for source in sources]
         readings = self.reader.open(self.tokenizer, self.config, tables, sources)
+        self.bad.rows += sum(map(len, tables))
         rows = [
-            Row(table, i, reading, self.skipped)
-            for table, reading in zip(tables, readings, strict=True)
+            Row(table, source, i, reading, self.skipped, self.bad)
+            for table, source, reading in zip(tables, sources, readings, strict=True)
             for i in range(len(table))
         ]
         random.Random(self.seed).shuffle(rows)
@@ -210,6 +213,7 @@ def write_parts(corpus: Corpus, folder: Path) -> dict[str, Any]:
         origin = _validate_on_training_windows(config, folder)
     numbers = {part: numbers_of(part_file(folder, part)) for part in DATA_PARTS}
     _refuse_empty(corpus, numbers)
+    corpus.bad.finish(config.section)
     return {"documents": documents, **numbers, "validation_from": origin}
 
 
@@ -332,7 +336,7 @@ def numbers_of(file: Path) -> dict[str, int]:
 def describe_skipped(skipped: Counter[str], section: str) -> str:
     """How many rows were cut, and how many left out and why; empty where none was."""
     return "; ".join(
-        f"{count} {reason.format(section)}{'' if reason == CUT else ', and are left out'}"
+        f"{count} {reason.format(section)}{', and are left out' if reason in LEFT_OUT else ''}"
         for reason, count in skipped.items()
         if count
     )

@@ -5,7 +5,7 @@ Legend: T tokens of an example.
 `labels[t]` is the id that follows position t, or -100 where that prediction does not count. Text is
 cut into windows of `max_length` that overlap by one token, so each token but a document's first is
 predicted exactly once. Conversations, and prompts with their answers, are truncated; only the
-answers count.
+answers count. `chat_rendering.py` says which texts a conversation becomes.
 """
 
 from __future__ import annotations
@@ -14,17 +14,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from jinja2.exceptions import TemplateError
+import numpy as np
 
 from attar.errors import DataError
-from distill.data.row_formats import (
-    Conversation,
-    Message,
-    RowFormat,
-    conversation_of,
-    join,
-    pair_of,
-)
+from distill.data.chat_rendering import Chat, LearnedText
+from distill.data.conversations import Conversation, conversation_of, history_of
+from distill.data.row_formats import RowFormat, join, pair_of, plain_text, text_of
 
 if TYPE_CHECKING:
     from distill.data.config import DataConfig
@@ -33,11 +28,17 @@ IGNORE = -100
 TokenizedExamples = list[tuple[list[int], list[int]]]  # (ids, labels) of each of its examples
 
 # Why rows are cut or left out, for a tally; the braces are filled with the data's section.
-CUT = "reach `{}.max_length` and end there"
+CUT = "are longer than `{}.max_length` and end there"
+EMPTY_TURN = "have an empty turn of the assistant, which is not learned"
+IN_PIECES = "are learned in several texts, since the chat template changes earlier turns"
+EMPTY_THOUGHT = "have no thinking, and are learned with the empty thought of the chat template"
+HIDDEN = "have `%s`, which the chat template does not show"
 NO_TEXT = "have no text"
+NO_CLASS = "have no label"
 NO_ANSWER = "have an empty answer"
 NO_ROOM = "have a prompt that fills `{}.max_length`, so that no token of the answer is left"
-NO_REPLY = "have no message of the assistant"
+NO_REPLY = "have no message of the assistant to learn"
+LEFT_OUT = (NO_TEXT, NO_CLASS, NO_ANSWER, NO_ROOM, NO_REPLY)
 
 
 def windows(ids: list[int], max_length: int) -> Iterator[tuple[list[int], list[int]]]:
@@ -48,50 +49,25 @@ def windows(ids: list[int], max_length: int) -> Iterator[tuple[list[int], list[i
             yield piece, [*piece[1:], IGNORE]
 
 
-def render_chat(tokenizer: Any, messages: list[Message], first: int = 0) -> tuple[str, list[range]]:
-    """A conversation through the chat template, and the spans of text the assistant wrote.
-
-    Each turn's span runs from the end of the generation prompt to the end of the turn's marker;
-    turns before number `first` are part of the prompt and have none.
-    Raises `DataError` where the template rewrites earlier turns, so that spans cannot be known.
-    """
-    spans = []
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant" or i < first:
-            continue
-        if i == 0:  # it has no prompt, and templates cannot render an empty conversation
-            continue
-        before = tokenizer.apply_chat_template(
-            messages[:i], tokenize=False, add_generation_prompt=True
-        )
-        upto = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False)
-        if not upto.startswith(before) or not text.startswith(upto.rstrip()):
-            raise DataError("The chat template rewrites earlier turns; its loss mask is unknown.")
-        end = len(upto.rstrip()) if upto.rstrip().endswith(str(tokenizer.eos_token)) else len(upto)
-        spans.append(range(len(before), end))
-    return text, spans
-
-
-def tokenize_chat(
-    tokenizer: Any, messages: list[Message], max_length: int, first: int = 0
-) -> tuple[list[int], list[int]]:
-    """(ids, labels) of one conversation, truncated; only the assistant's tokens count, of turns
-    from number `first` on.
-    """
-    text, spans = render_chat(tokenizer, messages, first)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    spoken = [
-        any(span.start <= start < span.stop for span in spans)
-        for start, _ in encoded["offset_mapping"]
-    ]
-    return _shifted(encoded["input_ids"], spoken, max_length)
+def tokenize_learned(
+    tokenizer: Any, learned: LearnedText, max_length: int
+) -> tuple[list[int], list[int], bool]:
+    """(ids, labels, whether they were truncated) of a text of a conversation."""
+    encoded = tokenizer(
+        learned.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    )
+    said = np.zeros(len(learned.text) + 1, bool)  # of characters
+    for span in learned.spans:
+        said[span.start : span.stop] = True
+    starts = np.asarray([start for start, _ in encoded["offset_mapping"]], np.int64)
+    return _shifted(encoded["input_ids"], said[starts].tolist(), max_length)
 
 
 def tokenize_pair(
     tokenizer: Any, prompt: str, text: str, max_length: int, *, append_eos: bool = True
-) -> tuple[list[int], list[int]]:
-    """(ids, labels) of a text that starts with its prompt, truncated; the prompt does not count.
+) -> tuple[list[int], list[int], bool]:
+    """(ids, labels, whether it was truncated) of a text that starts with its prompt, which
+    does not count.
 
     Both are tokenised together; a token that spans both counts, so the whole answer is learned. The
     end-of-sequence token counts.
@@ -107,11 +83,13 @@ def tokenize_pair(
     return _shifted(ids, answered, max_length)
 
 
-def _shifted(ids: list[int], answered: list[bool], max_length: int) -> tuple[list[int], list[int]]:
-    """(ids, labels), truncated, where exactly the ids of the answer are predicted and count."""
-    ids = ids[:max_length]
+def _shifted(
+    ids: list[int], answered: list[bool], max_length: int
+) -> tuple[list[int], list[int], bool]:
+    """(ids, labels, whether they were truncated); exactly the ids of the answer are predicted."""
+    cut, ids = len(ids) > max_length, ids[:max_length]
     following = zip(ids[1:], answered[1:], strict=False)
-    return ids, [*(i if counts else IGNORE for i, counts in following), IGNORE][: len(ids)]
+    return ids, [*(i if counts else IGNORE for i, counts in following), IGNORE][: len(ids)], cut
 
 
 def tokenize_document(
@@ -123,31 +101,19 @@ def tokenize_document(
 ) -> TokenizedExamples:
     """All examples of one row; those without a token that counts are left out.
 
-    Rows that were cut or left out are counted in `tally`, by reason. Raises `DataError` for a
-    conversation where the tokenizer has no chat template, or its template refuses it.
+    Rows that were cut or left out are counted in `tally`, by reason. Raises `RowError` for one
+    that cannot be used, and `DataError` where the tokenizer has no chat template for conversations.
     """
     tally = Counter() if tally is None else tally
     if layout.kind == "text":
-        found = _text(tokenizer, row[layout.columns[0]] or "", config)
+        found = _text(tokenizer, plain_text(row[layout.columns[0]], layout.columns[0]), config)
         tally[NO_TEXT] += not found
         return found
-    if layout.kind == "pair":
+    if layout.kind == "pair" and tokenizer.chat_template is None:
         asked, answer = pair_of(row, layout)
-        if isinstance(answer, str) and not answer.strip():
-            tally[NO_ANSWER] += 1
-            return []
-        if tokenizer.chat_template is None and isinstance(asked, str) and isinstance(answer, str):
-            whole = asked + answer if layout.template is None else join(asked, answer)
-            example = tokenize_pair(
-                tokenizer, asked, whole, config.max_length, append_eos=config.append_eos
-            )
-            return _counted(example, config, tally)
-    conversation = conversation_of(row, layout)
-    first = max(1, conversation.first)
-    if not any(message["role"] == "assistant" for message in conversation.messages[first:]):
-        tally[NO_REPLY] += 1
-        return []
-    return _counted(_conversation(tokenizer, conversation, config), config, tally)
+        if isinstance(asked, str) and isinstance(answer, str):
+            return _bare_pair(tokenizer, row, layout, config, tally)
+    return _conversation(tokenizer, conversation_of(row, layout), config, tally)
 
 
 def _text(tokenizer: Any, text: str, config: DataConfig) -> TokenizedExamples:
@@ -160,30 +126,71 @@ def _text(tokenizer: Any, text: str, config: DataConfig) -> TokenizedExamples:
     return list(windows(ids, config.max_length))
 
 
+def bare_pair(row: Mapping[str, Any], layout: RowFormat) -> tuple[str, str]:
+    """(the prompt, the prompt with its answer) where no chat template puts them together.
+
+    What stands before the prompt, a system text and earlier turns, is put before it.
+    """
+    asked, answer = pair_of(row, layout)
+    if layout.template is not None:
+        return asked, join(asked, answer)
+    system = text_of(row[layout.system]) if layout.system else ""
+    earlier = [text for pair in history_of(row, layout) for text in pair]
+    prompt = "\n\n".join(text for text in (system, *earlier, asked) if text)
+    return prompt, prompt + answer
+
+
+def _bare_pair(
+    tokenizer: Any,
+    row: Mapping[str, Any],
+    layout: RowFormat,
+    config: DataConfig,
+    tally: Counter[str],
+) -> TokenizedExamples:
+    prompt, whole = bare_pair(row, layout)
+    if not whole[len(prompt) :].strip():
+        tally[NO_ANSWER] += 1
+        return []
+    if layout.tools is not None and row[layout.tools]:
+        tally[HIDDEN % layout.tools] += 1
+    example = tokenize_pair(
+        tokenizer, prompt, whole, config.max_length, append_eos=config.append_eos
+    )
+    return _counted([example], tally)
+
+
 def _conversation(
-    tokenizer: Any, conversation: Conversation, config: DataConfig
-) -> tuple[list[int], list[int]]:
+    tokenizer: Any, conversation: Conversation, config: DataConfig, tally: Counter[str]
+) -> TokenizedExamples:
     if tokenizer.chat_template is None:
         raise DataError(
             "The data are conversations but the tokenizer has no chat template; use an instruct "
             f"model's tokenizer, or name a text column with `{config.section}.text_column`."
         )
-    messages = conversation.messages
-    try:
-        return tokenize_chat(tokenizer, messages, config.max_length, conversation.first)
-    except TemplateError as error:
-        turns = ", ".join(message["role"] for message in messages[:6])
-        raise DataError(f"The chat template refuses a conversation ({turns}): {error}") from None
+    chat, learned = Chat(tokenizer, conversation), conversation.learned
+    spoken = [i for i in conversation.replies if i not in conversation.muted]
+    if not learned:
+        tally[NO_ANSWER if spoken else NO_REPLY] += 1
+        return []
+    texts = [tokenize_learned(tokenizer, text, config.max_length) for text in chat.texts()]
+    found = _counted(texts, tally)
+    if found:
+        tally[EMPTY_TURN] += len(learned) < len(spoken)
+        tally[IN_PIECES] += len(texts) > 1
+        tally[EMPTY_THOUGHT] += chat.adds_empty_thought
+        for key in chat.hidden_keys:
+            tally[HIDDEN % key] += 1
+    return found
 
 
 def _counted(
-    example: tuple[list[int], list[int]], config: DataConfig, tally: Counter[str]
+    texts: list[tuple[list[int], list[int], bool]], tally: Counter[str]
 ) -> TokenizedExamples:
-    """The example, unless it has no token that counts."""
-    ids, labels = example
-    full = len(ids) == config.max_length
-    if any(label != IGNORE for label in labels):
-        tally[CUT] += full
-        return [example]
-    tally[NO_ROOM if full else NO_ANSWER] += 1
-    return []
+    """The examples with a token that counts."""
+    found = [(ids, labels) for ids, labels, _ in texts if any(i != IGNORE for i in labels)]
+    cut = any(truncated for *_, truncated in texts)
+    if found:
+        tally[CUT] += cut
+    else:
+        tally[NO_ROOM if cut else NO_ANSWER] += 1
+    return found

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from distill.data.labelled_texts import text_column, tokenize_labelled
-from distill.data.reader import ReadExamples, Reading
-from distill.data.row_formats import text_of
+from distill.data.reader import ReadExamples, Reading, log_unread
+from distill.data.row_formats import plain_text
 from distill.data.tokenize import NO_TEXT
 
 if TYPE_CHECKING:
@@ -30,13 +30,15 @@ class SingleTexts:
         self, tokenizer: Any, config: DataConfig, tables: Sequence[Any], sources: Sequence[str]
     ) -> list[Reading]:
         """For each table, the function that reads a row."""
-        pairs = zip(tables, sources, strict=True)
+        pairs = list(zip(tables, sources, strict=True))
         columns = [text_column(table.features, source, config) for table, source in pairs]
+        for (table, source), column in zip(pairs, columns, strict=True):
+            log_unread(table, source, [column])
         return [self._reading(tokenizer, config, column) for column in columns]
 
     def _reading(self, tokenizer: Any, config: DataConfig, column: str) -> Reading:
         def read(row: Mapping[str, Any], tally: Counter[str]) -> ReadExamples:
-            text = text_of(row[column])
+            text = plain_text(row[column], column)
             if not text.strip():
                 tally[NO_TEXT] += 1
                 return []

@@ -15,7 +15,10 @@ import numpy as np
 from attar.models.loading import load_config
 from attar.models.tokenizers import load_tokenizer
 from distill.data import tokenize
-from distill.data.row_formats import conversation_of, join, pair_of
+from distill.data.bad_rows import RowError
+from distill.data.chat_rendering import Chat
+from distill.data.conversations import conversation_of, thinking_of
+from distill.data.row_formats import text_of
 from distill.data.tokenize import IGNORE, TokenizedExamples
 from distill.doctor.findings import Finding, check, judged
 from distill.doctor.fixture import DoctorFixture, Row
@@ -52,7 +55,7 @@ def tokenizer(fixture: DoctorFixture) -> Finding:
 
 def _texts(row: Row) -> list[str]:
     if row.layout.kind == "text":
-        found = [row.values[row.layout.columns[0]] or ""]
+        found = [text_of(row.values[row.layout.columns[0]])]
     else:
         found = [m["content"] for m in conversation_of(row.values, row.layout).messages]
     return [text[:CHECKED_CHARACTERS] for text in found if text]
@@ -121,9 +124,12 @@ def mask(fixture: DoctorFixture) -> Finding:
         tokens, counted = tokens + len(example.input_ids), counted + len(at)
     shown = ""
     for row in fixture.rows:
-        document = tokenize.tokenize_document(
-            fixture.run.tokenizer, row.values, row.layout, fixture.run.recipe.data
-        )
+        try:
+            document = tokenize.tokenize_document(
+                fixture.run.tokenizer, row.values, row.layout, fixture.run.recipe.data
+            )
+        except RowError:
+            continue  # left out and named where the data are prepared
         fault = _fault_finder(fixture, row)(fixture, row, document)
         if fault:
             return judged(False, fault)
@@ -159,7 +165,7 @@ def _fault_finder(
 
 def _fault_of_text(fixture: DoctorFixture, row: Row, document: TokenizedExamples) -> str | None:
     tokenizer = fixture.run.tokenizer
-    ids = list(tokenizer(row.values[row.layout.columns[0]] or "", verbose=False)["input_ids"])
+    ids = list(tokenizer(text_of(row.values[row.layout.columns[0]]), verbose=False)["input_ids"])
     if fixture.run.recipe.data.append_eos and ids and ids[-1] != tokenizer.eos_token_id:
         ids += [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     labels = [label for _, labels in document for label in labels if label != IGNORE]
@@ -174,8 +180,7 @@ def _fault_of_text(fixture: DoctorFixture, row: Row, document: TokenizedExamples
 def _fault_of_pair(fixture: DoctorFixture, row: Row, document: TokenizedExamples) -> str | None:
     """Check that, without a chat template, the answer to a prompt is counted and nothing else."""
     tokenizer = fixture.run.tokenizer
-    asked, answer = pair_of(row.values, row.layout)
-    whole = asked + answer if row.layout.template is None else join(asked, answer)
+    asked, whole = tokenize.bare_pair(row.values, row.layout)
     for ids, labels in document:
         (run, *more) = _runs(np.asarray(labels))
         want = _plain(_decoded_again(tokenizer, whole[len(asked) :]))
@@ -185,31 +190,34 @@ def _fault_of_pair(fixture: DoctorFixture, row: Row, document: TokenizedExamples
         before = got[: got.find(want)] if want in got else ""
         whole_answer = got == before + want and joined.startswith(before)
         if more or not (whole_answer or (cut and want.startswith(got.rstrip("\ufffd")))):
-            excerpt = answer[:EXCERPT_CHARACTERS]
+            excerpt = whole[len(asked) :][:EXCERPT_CHARACTERS]
             return f"where the answer is {excerpt!r}, counted is {_shown(fixture, run)}"
     return None
 
 
 def _fault_of_chat(fixture: DoctorFixture, row: Row, document: TokenizedExamples) -> str | None:
-    tokenizer, asked = fixture.run.tokenizer, conversation_of(row.values, row.layout)
-    messages, first = asked.messages, max(1, asked.first)
-    said = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= first]
+    tokenizer, chat = fixture.run.tokenizer, conversation_of(row.values, row.layout)
+    rendered, said = Chat(tokenizer, chat), iter(chat.learned)
+    number = 0
     for ids, labels in document:
-        runs = _runs(np.asarray(labels))
         whole = len(ids) < fixture.run.recipe.data.max_length
-        if len(runs) > len(said) or (whole and len(runs) < len(said)):
-            return (
-                f"{len(runs)} turns are counted of a conversation with {len(said)} of the assistant"
-            )
-        for number, (i, run) in enumerate(zip(said, runs, strict=False)):
-            want = _decoded_again(tokenizer, messages[i]["content"])
-            cut = not whole and number == len(runs) - 1
-            before = tokenizer.apply_chat_template(
-                messages[:i], tokenize=False, add_generation_prompt=True
-            )
+        runs = _runs(np.asarray(labels))
+        for place, run in enumerate(runs):
+            i = next(said, None)
+            if i is None:
+                return f"more turns are counted than the {len(chat.learned)} to learn"
+            number += 1
+            answer = thinking_of(chat.messages[i])[1]
+            cut = not whole and place == len(runs) - 1
+            before = rendered.render(i, prompt=True)
+            want = _decoded_again(tokenizer, answer)
             if not _is_said(str(tokenizer.decode(run)), want, before, cut):
-                excerpt = messages[i]["content"][:EXCERPT_CHARACTERS]
+                excerpt = answer[:EXCERPT_CHARACTERS]
                 return f"where the assistant says {excerpt!r}, counted is {_shown(fixture, run)}"
+        if not whole:
+            return None  # turns behind the limit are in no text
+    if number < len(chat.learned):
+        return f"{number} turns are counted of a conversation with {len(chat.learned)} to learn"
     return None
 
 

@@ -24,6 +24,7 @@ from torch import nn
 from attar.errors import DataError
 from attar.models.loading import load_causal_lm
 from attar.models.structure import blocks_of
+from distill.data.bad_rows import RowError
 from distill.data.batching import Batch, collate
 from distill.data.config import sources_of
 from distill.data.examples import Example, Examples, first_examples, key_of
@@ -88,7 +89,10 @@ class DoctorFixture:
             layout = row_format_of(table.features, source, data)
             each = math.ceil(SOURCE_ROWS / len(sources))
             for i in sorted(set(np.linspace(0, len(table) - 1, each).astype(int).tolist())):
-                found.append(Row(table[i], layout))
+                try:
+                    found.append(Row(table[i], layout))
+                except RowError:
+                    continue  # left out and named where the data are prepared
         return found
 
     @cached_property

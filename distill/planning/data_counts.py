@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from attar.files import read_json
+from distill.data.bad_rows import BadRows
 from distill.data.config import DataConfig, sources_of
 from distill.data.documents import documents_in_share
 from distill.data.examples import Examples
@@ -134,12 +135,21 @@ def _sample(
 ) -> Sample:
     tables = [load_rows(source, split, config.name) for source in sources]
     readings = reader.open(tokenizer, config, tables, sources)
+    bad = BadRows()
+    bad.rows = sum(len(table) for table in tables)
     found = [
         (len(ids), sum(label != IGNORE for label in labels))
-        for table, read in zip(tables, readings, strict=True)
+        for table, source, read in zip(tables, sources, readings, strict=True)
         for i in range(min(len(table), SAMPLE_ROWS))
-        for ids, labels, *_ in read(table[i], Counter())
+        for ids, labels, *_ in bad.try_row(
+            table,
+            source,
+            i,
+            lambda row, read=read: read(row, Counter()),  # type: ignore[misc]
+        )
+        or []
     ]
+    bad.finish(config.section)
     lengths, counts = np.asarray(found, np.int64).reshape(-1, 2).T
     rows = [len(table) for table in tables]
     return Sample(sum(rows), sum(min(n, SAMPLE_ROWS) for n in rows), lengths, counts)

@@ -5,7 +5,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attar.errors import DataError
-from distill.data.tokenize import IGNORE, tokenize_chat
+from distill.data.tokenize import IGNORE
+from tests.helpers.chatting import tokenize_chat, tokenize_chats
 
 CHAT = [
     {"role": "system", "content": "Be kind."},
@@ -36,9 +37,9 @@ def test_whatever_is_said_only_the_assistant_counts(tokenizer, said):
     said = [text.replace("<|", "") for text in said]
     roles = ["user", "assistant"]
     chat = [{"role": roles[i % 2], "content": t} for i, t in enumerate(said)]
-    labels = tokenize_chat(tokenizer, chat, 4096)[1]
-    want = "".join(f"{m['content']}<|im_end|>" for m in chat if m["role"] == "assistant")
-    assert counted_text(tokenizer, labels) == want
+    found = "".join(counted_text(tokenizer, y) for _, y in tokenize_chats(tokenizer, chat, 4096))
+    replies = [m["content"] for m in chat if m["role"] == "assistant"]
+    assert found == "".join(f"{reply}<|im_end|>" for reply in replies if reply.strip())
 
 
 def test_conversation_that_the_assistant_opens_still_teaches_its_replies(tokenizer):
@@ -56,24 +57,7 @@ def test_long_conversations_are_truncated_not_dropped(tokenizer, max_length):
     assert labels == [*whole[: max_length - 1], IGNORE]
 
 
-def test_template_that_rewrites_earlier_turns_is_refused(tokenizer):
-    """Thinking models drop the thoughts of earlier turns: their words are not where they were."""
-    tokenizer.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-        "{{ m['content'] if loop.last else m['content'].split('</think>')[-1] }}<|im_end|>\n"
-        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    thinking = [
-        {"role": "user", "content": "What is 2 + 2?"},
-        {"role": "assistant", "content": "<think>two and two</think>Four."},
-        {"role": "user", "content": "Sure? Think about it for as long as you need to."},
-        {"role": "assistant", "content": "Yes."},
-    ]
-    with pytest.raises(DataError, match="rewrites earlier turns"):
-        tokenize_chat(tokenizer, thinking, 512)
-
-
 def test_template_that_needs_a_later_turn_is_refused(tokenizer):
     tokenizer.chat_template = "{{ messages | length }}{{ messages[-1]['content'] }}"
-    with pytest.raises(DataError, match="rewrites earlier turns"):
+    with pytest.raises(DataError, match="does not follow the prompt"):
         tokenize_chat(tokenizer, CHAT, 512)

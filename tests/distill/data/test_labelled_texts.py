@@ -99,7 +99,7 @@ def test_texts_beyond_the_window_are_cut_and_counted(read, caplog):
     with caplog.at_level(logging.WARNING):
         train, _, _ = read([*ROWS, long], max_length=8)
     assert max(train.lengths) == 8
-    assert "of the rows, 1 reach `data.max_length` and end there" in caplog.text
+    assert "of the rows, 1 are longer than `data.max_length` and end there" in caplog.text
 
 
 def test_rows_without_class_or_text_are_left_out_and_counted(read, caplog):
@@ -208,7 +208,7 @@ def test_numbers_without_names_count_upwards(read):
         (
             [{"text": "a", "label": 3}],
             {"label_column": "label", "label_names": ["x", "y"]},
-            "label is 3.*2 classes",
+            "3 as label.*2 classes",
         ),
         ([{"text": "a", "label": ["x"]}] * 2, {}, "classes are words or numbers"),
     ],

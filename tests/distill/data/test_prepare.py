@@ -13,7 +13,8 @@ from attar.errors import DataError
 from distill.data.config import DataConfig
 from distill.data.examples import Examples, key_of
 from distill.data.prepare import prepare
-from distill.data.tokenize import IGNORE, tokenize_chat, windows
+from distill.data.tokenize import IGNORE, windows
+from tests.helpers.chatting import tokenize_chat
 
 CHAT = [
     {"role": "system", "content": "Be kind."},
@@ -325,7 +326,7 @@ def test_conversations_without_a_template_are_refused(prepared, bare_tokenizer):
 
 def test_broken_json_is_named(prepared, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text": \n')
-    with pytest.raises(DataError, match=r"bad\.jsonl.*cannot be read"):
+    with pytest.raises(DataError, match=r"1 are no JSON \(first: line 2 of .*bad\.jsonl"):
         prepared(str(tmp_path / "bad.jsonl"))
 
 

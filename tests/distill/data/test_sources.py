@@ -3,7 +3,8 @@ import json
 import pytest
 
 from attar.errors import DataError
-from distill.data.row_formats import RowOptions, conversation_of, row_format_of
+from distill.data.conversations import conversation_of
+from distill.data.row_formats import RowOptions, row_format_of
 from distill.data.sources import load_rows
 
 
@@ -43,5 +44,5 @@ def test_a_message_without_content_is_named(tmp_path):
 def test_rows_that_are_no_json_are_told(tmp_path):
     file = tmp_path / "x.jsonl"
     file.write_text(json.dumps({"text": "a"}) + "\n{broken\n")
-    with pytest.raises(DataError, match=r"x\.jsonl"):
-        load_rows(str(file), "train", None)
+    with pytest.raises(DataError, match=r"[Ll]ine 2 of .*x\.jsonl.*no JSON"):
+        list(load_rows(str(file), "train", None))

@@ -14,8 +14,9 @@ from distill.data.examples import Examples, key_of
 from distill.data.placed import DATA_PARTS
 from distill.data.prepare import prepare
 from distill.data.row_formats import row_format_of
-from distill.data.tokenize import IGNORE, tokenize_chat, tokenize_document, tokenize_pair
+from distill.data.tokenize import IGNORE, tokenize_document, tokenize_pair
 from distill.run.load import check_recipe
+from tests.helpers.chatting import tokenize_chat
 
 ASKED = {"role": "user", "content": "What is 2 + 2?"}
 ANSWERED = {"role": "assistant", "content": "It is four."}
@@ -67,7 +68,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_no_part_of_an_answer_is_lost(bare_tokenizer, prompt, answer):
     """Whatever joins prompt and answer, each of the answer's tokens counts and they spell it."""
-    ids, labels = tokenize_pair(bare_tokenizer, prompt, prompt + answer, 512)
+    ids, labels, _ = tokenize_pair(bare_tokenizer, prompt, prompt + answer, 512)
     assert ids[:-1] == bare_tokenizer(prompt + answer)["input_ids"]
     spelt = bare_tokenizer.decode([i for i in labels if i != IGNORE], skip_special_tokens=True)
     if len(bare_tokenizer(prompt)["input_ids"]) > 1:  # else the joined token is first of all
@@ -76,7 +77,7 @@ def test_no_part_of_an_answer_is_lost(bare_tokenizer, prompt, answer):
 
 def test_a_token_that_joins_prompt_and_answer_counts(bare_tokenizer):
     """`the` is one token; where the prompt ends inside it, it is the answer that needs it."""
-    ids, labels = tokenize_pair(bare_tokenizer, "says th", "says the student", 512)
+    ids, labels, _ = tokenize_pair(bare_tokenizer, "says th", "says the student", 512)
     joined = next(t for t, i in enumerate(ids) if "the" in bare_tokenizer.decode([i]))
     assert labels[joined - 1] == ids[joined]
     assert labels[joined - 2] == IGNORE

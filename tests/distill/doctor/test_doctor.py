@@ -155,17 +155,17 @@ def test_a_window_whose_labels_are_not_shifted(finding, monkeypatch):
 @pytest.mark.parametrize("late", [1, -1])
 def test_a_mask_of_conversations_one_token_off(finding, monkeypatch, late):
     """Labels that are the next ids, but counted where the token itself was said (DistillKit)."""
-    right = tokenize.tokenize_chat
+    right = tokenize.tokenize_learned
 
-    def shifted(tokenizer, messages, max_length, first):
-        ids, labels = right(tokenizer, messages, max_length, first)
+    def shifted(tokenizer, text, max_length):
+        ids, labels, cut = right(tokenizer, text, max_length)
         counted = [label != IGNORE for label in labels]
         counted = [False, *counted[:-1]] if late > 0 else [*counted[1:], False]
         following = [*ids[1:], None]
         pairs = zip(following, counted, strict=True)
-        return ids, [i if c and i is not None else IGNORE for i, c in pairs]
+        return ids, [i if c and i is not None else IGNORE for i, c in pairs], cut
 
-    monkeypatch.setattr(tokenize, "tokenize_chat", shifted)
+    monkeypatch.setattr(tokenize, "tokenize_learned", shifted)
     caught(finding("mask", *chat_data()), "where the assistant says")
 
 
@@ -181,13 +181,13 @@ def test_a_prompt_that_counts_with_its_answer(finding, tokenizer, monkeypatch):
 
 def test_an_end_of_turn_that_does_not_count(finding, monkeypatch):
     """pad == eos, and padding is masked by id: the student never learns to stop."""
-    right = tokenize.tokenize_chat
+    right = tokenize.tokenize_learned
 
-    def without_end(tokenizer, messages, max_length, first):
-        ids, labels = right(tokenizer, messages, max_length, first)
-        return ids, [IGNORE if i == tokenizer.eos_token_id else i for i in labels]
+    def without_end(tokenizer, text, max_length):
+        ids, labels, cut = right(tokenizer, text, max_length)
+        return ids, [IGNORE if i == tokenizer.eos_token_id else i for i in labels], cut
 
-    monkeypatch.setattr(tokenize, "tokenize_chat", without_end)
+    monkeypatch.setattr(tokenize, "tokenize_learned", without_end)
     assert finding("mask", *chat_data()).outcome == "warn"
 
 
