@@ -20,10 +20,17 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
         )
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise load_error(error, "tokenizer", source) from error
+    if not trust_remote_code:
+        tokenizer.init_kwargs.pop("auto_map", None)  # as of a config: `load_config`
     if tokenizer.pad_token_id is None:
         # Padding is masked by position, never by id, so any id works.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
+
+
+def brings_code(tokenizer: Any) -> bool:
+    """Whether a tokenizer's class came with its model, and is saved with the tokenizer."""
+    return type(tokenizer).__module__.startswith("transformers_modules")
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

@@ -16,7 +16,7 @@ from attar.errors import RecipeError
 from attar.models.attention import check_blocks
 from attar.models.loading import skeleton
 from attar.models.structure import check_layers, usable_positions
-from attar.models.tokenizers import check_same_vocabulary, load_tokenizer
+from attar.models.tokenizers import brings_code, check_same_vocabulary, load_tokenizer
 from distill.data.config import DataConfig, check_sources
 from distill.evaluation.downstream.questions import check_tasks
 from distill.objective.attention_relations import check_relations
@@ -124,6 +124,13 @@ def check_student_vocabulary(run: Run) -> None:
     if isinstance(student.from_, str) and student.from_ != "teacher":
         tokenizer = load_tokenizer(student.from_, trust_remote_code=student.trust_remote_code)
         check_same_vocabulary(run.tokenizer, tokenizer)
+        if brings_code(run.tokenizer) and not run.trusts_student:
+            raise RecipeError(
+                f"The tokenizer of `teacher.model` ({run.recipe.teacher.model}) is code of its "
+                "own, which the student keeps, and `student.trust_remote_code` is not set; set "
+                f"it, if the code of {student.from_} is trusted, or cut the student from the "
+                "teacher."
+            )
 
 
 def check_artifact_packages(run: Run) -> None:

@@ -68,7 +68,7 @@ def specialize(run: Run, inputs: str) -> StageRecord:
         if first:
             discard_other(folder / "run", inputs)
     compute = resolve_precision(config.precision)
-    base = load_base(run.folder.arm_student(), config.base, run.trusts_code, compute)
+    base = load_base(run.folder.arm_student(), config.base, run.trusts_student, compute)
     student = config.attach(base, run.recipe.seed)
     for line in what_learns(student, config):
         log.info("specialize: %s", line)
@@ -158,7 +158,7 @@ def keep_specialized(run: Run, student: nn.Module, config: Any, result: dict[str
     folder, source = run.folder.specialized, run.folder.arm_student()
     for stale in (folder / "adapter", folder / "merged"):
         shutil.rmtree(stale, ignore_errors=True)
-    ways = MergeCandidates(config, source, run.folder.adapter, run.trusts_code)
+    ways = MergeCandidates(config, source, run.folder.adapter, run.trusts_student)
     validation = run.data(config.data)[1]
     merges: list[dict[str, Any]] = []
 
@@ -178,7 +178,7 @@ def keep_specialized(run: Run, student: nn.Module, config: Any, result: dict[str
         save_student(student, run.tokenizer, folder / "merged")
         measure(chosen, student)
     else:
-        trust = run.trusts_code
+        trust = run.trusts_student
         save_adapter(student, ways.adapter, source, config.base, trust)
         run.tokenizer.save_pretrained(ways.adapter)
         measure("adapter on its base", ways.adapted())
