@@ -6,6 +6,7 @@ import hashlib
 import os
 
 from attar.files import fingerprint, sha256_of
+from attar.models.adapter_folders import ADAPTER_CONFIG, adapter_base, tokenizer_source
 from attar.models.locations import has_all_shards, local_folder, source_arguments
 
 
@@ -14,7 +15,7 @@ def tokenizer_files_fingerprint(source: str) -> str | None:
 
     None for a GGUF file, or where the files are not on this machine.
     """
-    name, extra = source_arguments(source)
+    name, extra = source_arguments(tokenizer_source(source) or source)
     folder = local_folder(name)
     if folder is None or extra:
         return None  # a GGUF file holds both: its weights' fingerprint covers the tokenizer
@@ -27,8 +28,20 @@ def weights_fingerprint(source: str) -> str | None:
     """Identifies a model's weights from its files without reading all of them.
 
     Hashes each weight file's name, size, first block (the safetensors header) and 64 blocks
-    spread over it, plus config.json. None where not all files are on this machine.
+    spread over it, plus config.json. None where not all files are on this machine. An adapter's is
+    that of its own files and of its base.
     """
+    base = adapter_base(source)
+    if base is None:
+        return _own_fingerprint(source)
+    folder = local_folder(source, ADAPTER_CONFIG)
+    parts = [_own_fingerprint(source), weights_fingerprint(base)]
+    if folder is None or None in parts:
+        return None
+    return fingerprint([*parts, sha256_of(folder / ADAPTER_CONFIG)])
+
+
+def _own_fingerprint(source: str) -> str | None:
     name, extra = source_arguments(source)
     folder = local_folder(name)
     if folder is None:

@@ -25,6 +25,7 @@ from distill.recipe.schema import Recipe
 from distill.recipe.specialize import without_start
 from distill.run.context import Run
 from distill.runtimes.runtime import check_runtime
+from distill.stages.model_checks import check_models
 from distill.stages.status import is_shaped
 from distill.training.accelerator import check_trackers
 from distill.training.config import LoopConfig
@@ -41,6 +42,7 @@ def check_before_work(run: Run) -> None:
     for check in (
         check_data_files,
         check_training_tools,
+        check_models,
         check_task,
         check_cached_layers,
         check_positions,
