@@ -31,7 +31,8 @@ def adapter_base(source: str) -> str | None:
             f"{source} is an adapter, and its {ADAPTER_CONFIG} names no `base_model_name_or_path`; "
             "write the model there that it was trained on."
         )
-    return base
+    beside = folder.parent / base  # as in an artifact that holds both
+    return str(beside) if not Path(base).exists() and beside.is_dir() else base
 
 
 def tokenizer_source(source: str) -> str | None:

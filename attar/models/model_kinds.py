@@ -46,12 +46,12 @@ def _text_part_alone(config: Any, auto: str) -> bool:
 
     text = config.sub_configs.get("text_config")
     mapping = getattr(transformers, auto)._model_mapping
-    kind = mapping[type(config)] if type(config) in mapping else None
+    kind = mapping.get(type(config), None)
     return text is not None and getattr(kind, "config_class", None) is text
 
 
 def saved_quantization(config: Any) -> str | None:
-    """How a checkpoint's weights are quantised on disk, e.g. `bitsandbytes`; None for plain ones."""
+    """How a checkpoint's weights are quantised on disk, as `bitsandbytes`; None for plain ones."""
     values = getattr(config, "quantization_config", None)
     if values is None:
         return None

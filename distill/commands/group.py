@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from distill.commands.say import say
+
 
 class Group(click.Group):
     """Turns an error that a user can correct into one line and exit 1, and Ctrl-C into exit 130."""
@@ -18,8 +20,8 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            click.echo(f"Error: {error}", err=True)
+            say(f"Error: {error}", err=True)
             sys.exit(1)
         except KeyboardInterrupt:
-            click.echo("Stopped; run the same command again to continue.", err=True)
+            say("Stopped; run the same command again to continue.", err=True)
             sys.exit(130)

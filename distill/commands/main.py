@@ -21,6 +21,7 @@ from distill.commands.run import (
     open_run,
     print_report,
 )
+from distill.commands.say import say
 from distill.stages.stage import ADAPT_TEACHER, REPORT, SPECIALIZE, STAGES, TRAIN, Stage
 
 ADAPTER_HELP = (
@@ -42,7 +43,7 @@ def init(path: str, template: str) -> None:
     from distill.tasks.starter import write_starter
 
     write_starter(Path(path), template)
-    click.echo(f"Wrote {path}; edit it, then: distill plan {path}")
+    say(f"Wrote {path}; edit it, then: distill plan {path}")
 
 
 @main.command()
@@ -50,7 +51,7 @@ def schema() -> None:
     """Print the recipe's JSON schema, for editors."""
     from distill.run.load import recipe_schema
 
-    click.echo(json.dumps(recipe_schema(), indent=2))
+    say(json.dumps(recipe_schema(), indent=2))
 
 
 @main.command()
@@ -134,7 +135,7 @@ def chat(
             return None
 
     def write(text: str) -> None:
-        click.echo(text, nl=False)
+        say(text, nl=False)
 
     start_chat(
         run_or_model, artifact, list(adapters), list(prompts), max_tokens, trust_remote_code,

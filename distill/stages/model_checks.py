@@ -54,7 +54,7 @@ def _check_plain(key: str, source: str, config: Any) -> None:
     method = saved_quantization(config)
     if method is not None and not source.endswith(".gguf"):
         raise RecipeError(
-            f"`{key}` ({source}) is saved quantised ({method}), and weights that learn, or are cut, "
-            "are needed in full precision; save it so (bitsandbytes: `model.dequantize()`, "
+            f"`{key}` ({source}) is saved quantised ({method}), and weights that learn, or are "
+            "cut, are needed in full precision; save it so (bitsandbytes: `model.dequantize()`, "
             "`save_pretrained`) and name that."
         )
