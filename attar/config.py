@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
 
 
 class Section(BaseModel):
     """One section of the recipe. Configuration only: behaviour lives in functions beside it."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        serialize_by_alias=True,  # whatever is dumped can be read again
     )
 
 
@@ -28,6 +33,11 @@ def as_share(value: Any) -> Any:
     if not 0 < share <= 1:
         raise ValueError(f"{value!r} is not a share; write one above 0% and at most 100%")
     return share
+
+
+def is_tag(field: FieldInfo) -> bool:
+    """Whether a field tells members of a union apart: it has one possible value."""
+    return get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1
 
 
 def refuse_given(section: BaseModel, path: str, key: str, reason: str) -> None:

@@ -128,6 +128,9 @@ class FeaturesConfig(Section):
     """Frozen features of labelled texts, and a classical classifier on them."""
 
     model: str = Field("teacher", description="teacher, student, or a hub id or folder")
+    trust_remote_code: bool = Field(
+        False, description="run code that comes with a `model` named here"
+    )
     layer: FeatureLayer = Field(
         "last", description="0: embeddings, l: block l, last: after the last norm"
     )

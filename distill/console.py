@@ -16,11 +16,20 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from attar.distributed import is_first_process
+from attar.printable import printable
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 log = logging.getLogger("distill")
 PACKAGES = ("distill", "teachers", "students", "attar")
 LINE_SECONDS = 15.0  # between two plain lines, where there is no terminal
+
+
+class PrintableFormatter(logging.Formatter):
+    """Lines in which text of models, data and files cannot command the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, control characters as visible codes."""
+        return printable(super().format(record))
 
 
 def set_up_logging(verbose: bool = False, quiet: bool = False) -> None:
@@ -32,6 +41,7 @@ def set_up_logging(verbose: bool = False, quiet: bool = False) -> None:
     if console.is_terminal:
         handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
     handler.setLevel(level)
+    handler.setFormatter(PrintableFormatter())
     for name in PACKAGES:
         logger = logging.getLogger(name)
         logger.handlers = [handler]
@@ -46,7 +56,7 @@ def log_to_file(path: Path) -> Iterator[None]:
     Where the disk is full, the file lacks the lines that have no room; that is said once.
     """
     handler = _LogFile(path, encoding="utf8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = [logging.getLogger(name) for name in PACKAGES]
     for logger in loggers:
         logger.addHandler(handler)
@@ -150,11 +160,11 @@ def print_table(lines: list[list[str]]) -> None:
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for i, head in enumerate(lines[0]):
-        table.add_column(head, justify="left" if i in (0,) else "right", no_wrap=True)
+        table.add_column(printable(head), justify="left" if i in (0,) else "right", no_wrap=True)
     for line in lines[1:]:
-        table.add_row(*line)
+        table.add_row(*map(printable, line))
     width = None if Console().is_terminal else 160
-    Console(width=width, highlight=False).print(table)
+    Console(width=width, highlight=False, markup=False, emoji=False).print(table)
 
 
 def aligned(lines: list[list[str]]) -> list[str]:

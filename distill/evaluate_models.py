@@ -9,7 +9,7 @@ that reads text as other ids is refused.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from pydantic import Field, ValidationError
 from attar.config import Section
 from attar.errors import DataError, ModelError, RecipeError
 from attar.files import write_json
-from attar.models.loading import load_config
-from attar.models.task_heads import class_names, label_order
+from attar.models.loading import check_model, load_config
+from attar.models.task_heads import auto_class_of, class_names, label_order
 from attar.models.tokenizers import load_tokenizer, vocabulary_size
+from attar.models.weight_files import check_weights
 from distill.data.config import DataConfig, check_sources
 from distill.data.examples import Examples
 from distill.data.labelled_texts import LabelledTexts
@@ -58,17 +59,28 @@ def evaluate_models(
     models: tuple[str, ...],
     teacher: str | None,
     config: ModelEvaluation,
-    trust_remote_code: bool = False,
+    trusted: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Numbers of each model, and of the teacher, as in report.json."""
+    """Numbers of each model, and of the teacher, as in report.json.
+
+    trusted: those of them whose own code may run.
+    """
+    for model in trusted:
+        if model not in (teacher, *models):
+            raise RecipeError(
+                f"`--trust-remote-code {model}`: there is no `{model}` among the models to measure."
+            )
     check_sources(config.data)
     for model in models if teacher is None else (teacher, *models):
         check_made(model)
         check_runtime(runtime_of(model))
+    for model in [teacher, *models] if teacher is not None else models:
+        _check(model, model in trusted)
     named = teacher or _checkpoint_of(models[0])
-    tokenizer = load_tokenizer(named, trust_remote_code=trust_remote_code)
+    trusts = (teacher or models[0]) in trusted
+    tokenizer = load_tokenizer(named, trust_remote_code=trusts)
     with tempfile.TemporaryDirectory(prefix="attar-evaluate-") as name:
-        model_config = load_config(named, trust_remote_code=trust_remote_code)
+        model_config = load_config(named, trust_remote_code=trusts)
         task: Task = TASKS[task_of_model(model_config)]()
         reader = task.reader(model_config, adapted=False, seed=0)
         folder = prepare_whole(config.data, tokenizer, 0, Path(name), reader)
@@ -78,7 +90,6 @@ def evaluate_models(
             "vocabulary": vocabulary_size(tokenizer),
             "held_out": str(folder / "held_out.arrow"),
             "config": config.evaluate.model_dump(),
-            "trust_remote_code": trust_remote_code,
             "probes": str(probes),
             "metrics": task.metrics,
         }
@@ -89,32 +100,48 @@ def evaluate_models(
             "task": task_of_model(model_config), "data": config.data.train, "models": {}
         }  # fmt: skip
         if isinstance(reader, LabelledTexts):
-            columns = _columns(measured, reader.names, trust_remote_code)
+            columns = _columns(measured, reader.names, trusted)
             inputs = {
                 model: {**shared_inputs, "columns": order} for model, order in columns.items()
             }
         if teacher is not None:
             out = str(folder / "teacher.json")
             job = MeasureJob(
-                "teacher", teacher, out=out, is_teacher=True, task_inputs=inputs[teacher], **shared
-            )
+                "teacher", teacher, out=out, is_teacher=True, task_inputs=inputs[teacher],
+                trust_remote_code=teacher in trusted, **shared,
+            )  # fmt: skip
             found["teacher"] = {"model": teacher, **measure_in_fresh_process(job)}
             shared["teacher_signals"] = str(folder / "teacher")
         for i, model in enumerate(models):
             out = str(folder / f"model-{i}.json")
-            job = MeasureJob(model, model, out=out, task_inputs=inputs[model], **shared)
+            job = MeasureJob(
+                model, model, out=out, task_inputs=inputs[model],
+                trust_remote_code=model in trusted, **shared,
+            )  # fmt: skip
             found["models"][model] = {"runtime": runtime_of(model), **measure_in_fresh_process(job)}
     return found
 
 
-def _columns(models: Iterable[str], names: list[str], trusts: bool) -> dict[str, list[int]]:
+def _check(model: str, trusts: bool) -> None:
+    """Raise `ModelError` for a model whose files show that it cannot be measured."""
+    where = _checkpoint_of(model)
+    if where.endswith(".gguf"):
+        check_weights(where)
+    elif runtime_of(model) == "transformers":
+        auto = auto_class_of(load_config(where, trust_remote_code=trusts))
+        check_model(where, auto, trust_remote_code=trusts)
+
+
+def _columns(
+    models: Iterable[str], names: list[str], trusted: Collection[str]
+) -> dict[str, list[int]]:
     """The place of each class in the logits of each model.
 
     Raises `ModelError` for a model with other classes.
     """
     found = {}
     for model in models:
-        config = load_config(_checkpoint_of(model), trust_remote_code=trusts)
+        config = load_config(_checkpoint_of(model), trust_remote_code=model in trusted)
         order = label_order(config, names)
         if order is None:
             own = ", ".join(class_names(config) or ["none"])

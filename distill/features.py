@@ -128,9 +128,9 @@ def _model_of(run: Run, config: FeaturesConfig) -> TeacherConfig:
                 f"`features.model: student` is the trained student, which is not in {run.folder} "
                 "yet, or was made by another recipe; run `distill run` on this recipe first."
             )
-        return TeacherConfig(model=str(folder), trust_remote_code=run.trusts_code)
+        return TeacherConfig(model=str(folder), trust_remote_code=run.trusts_student)
     check_made(config.model)
-    return TeacherConfig(model=config.model, trust_remote_code=run.trusts_code)
+    return TeacherConfig(model=config.model, trust_remote_code=config.trust_remote_code)
 
 
 def _refuse_damage(run: Run, stage: str) -> None:

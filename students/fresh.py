@@ -28,7 +28,7 @@ def fresh_config(config: dict[str, Any], teacher_config: Any) -> Any:
             base["layer_types"] = base["layer_types"][:depth]
         if {"hidden_size", "num_attention_heads"} & values.keys():
             base.pop("head_dim", None)
-        for key in ("quantization_config", "model_type", "dtype", "_name_or_path"):
+        for key in ("quantization_config", "model_type", "dtype", "_name_or_path", "auto_map"):
             base.pop(key, None)
     else:
         kept = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")

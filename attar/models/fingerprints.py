@@ -7,6 +7,7 @@ from pathlib import Path
 
 from attar.checksums import known_checksum
 from attar.files import fingerprint
+from attar.models.adapter_folders import adapter_base, tokenizer_source
 from attar.models.locations import has_all_shards, local_folder, source_arguments
 
 # In the order in which transformers looks for them: where there are several, the first is loaded.
@@ -21,7 +22,7 @@ def tokenizer_files_fingerprint(source: str) -> str | None:
 
     None for a GGUF file, or where the files are not on this machine.
     """
-    name, extra = source_arguments(source)
+    name, extra = source_arguments(tokenizer_source(source) or source)
     folder = local_folder(name)
     if folder is None or extra:
         return None  # a GGUF file holds both: its weights' fingerprint covers the tokenizer
@@ -36,9 +37,17 @@ def tokenizer_files_fingerprint(source: str) -> str | None:
 def weights_fingerprint(source: str) -> str | None:
     """Identifies what a model computes: its weights, its configuration, code that comes with it.
 
-    An adapter's folder is identified by its own weights and configuration. None where not all
-    files are on this machine.
+    An adapter's is that of its own files and of its base. None where not all files are on this
+    machine.
     """
+    base = adapter_base(source)
+    if base is None:
+        return _own_fingerprint(source)
+    parts = [_own_fingerprint(source), weights_fingerprint(base)]
+    return None if None in parts else fingerprint(parts)
+
+
+def _own_fingerprint(source: str) -> str | None:
     name, extra = source_arguments(source)
     folder = local_folder(name)
     if folder is None:

@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Collection
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from attar.device import default_device
+from attar.errors import ModelError
+from attar.models.adapter_folders import adapter_base, check_adapter, merged_adapter
 from attar.models.bitsandbytes_check import check_4bit_rows
+from attar.models.config_check import check_config, check_depth
 from attar.models.fingerprints import weights_fingerprint
 from attar.models.locations import load_error, source_arguments
+from attar.models.model_kinds import check_kind, check_quantized
+from attar.models.weight_files import check_weights
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8", "nf4", "fp4"]
@@ -59,15 +67,26 @@ def bitsandbytes_config(quantization: Quantization) -> Any:
 
 
 def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
-    """The `PretrainedConfig` of a model, without its weights."""
-    from transformers import AutoConfig
+    """The `PretrainedConfig` of a model, without its weights.
 
-    name, extra = source_arguments(source)
+    Raises `ModelError` for one that cannot be read, or whose sizes no model can have.
+    """
+    from transformers import AutoConfig, PretrainedConfig
+
+    name, extra = source_arguments(adapter_base(source) or source)
     silence_libraries()
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
-    except (OSError, ValueError, ImportError) as error:
+        if not extra:
+            check_depth(PretrainedConfig.get_config_dict(name)[0], source)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
+        check_config(config, source)
+    except ModelError:
+        raise
+    except Exception as error:  # whatever its values lead the library to
         raise load_error(error, "model", source) from error
+    if not trust_remote_code:
+        forget_code(config)
+    return config
 
 
 def load_causal_lm(
@@ -80,7 +99,8 @@ def load_causal_lm(
 ) -> nn.Module:
     """An `AutoModelForCausalLM` in eval mode on `device`; dtype `auto` is the checkpoint's own.
 
-    Raises `ModelError` where the model cannot be found, read or quantised.
+    Raises `ModelError` where the model cannot be found, read or quantised. A folder with a LoRA
+    adapter is its base with the adapter merged in.
     """
     return load_model(
         source,
@@ -105,26 +125,97 @@ def load_model(
     """`load_causal_lm` for any auto class (`auto`); options: further ones of `from_pretrained`."""
     import transformers
 
-    name, extra = source_arguments(source)
+    check_model(source, auto, quantization, dtype, trust_remote_code=trust_remote_code)
+    base = adapter_base(source)
+    name, extra = source_arguments(base or source)
     device = device or default_device()
     silence_libraries()
     if quantization != "none":
         quantized = {"quantization_config": bitsandbytes_config(quantization)}
         extra = {**extra, **quantized, "device_map": {"": device}}
     try:
-        model: Any = getattr(transformers, auto).from_pretrained(
-            name, dtype=dtype, trust_remote_code=trust_remote_code, **extra, **options
+        model, found = getattr(transformers, auto).from_pretrained(
+            name,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **extra,
+            **options,
         )
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except _LOAD_ERRORS as error:
         raise load_error(error, "model", source) from error
+    _check_complete(model, found["missing_keys"], auto, source)
+    if not trust_remote_code:
+        forget_code(model.config)
+    if base is not None:
+        model = merged_adapter(model, source)
     if "gguf_file" in extra:
         _forget_gguf(model)
     if quantization == "none" and getattr(model, "hf_quantizer", None) is None:
         model.to(device)
     check_4bit_rows(model, source)
-    model.eval()
-    found: nn.Module = model
-    return found
+    loaded: nn.Module = model.eval()
+    return loaded
+
+
+def check_model(
+    source: str,
+    auto: str,
+    quantization: Quantization = "none",
+    dtype: torch.dtype | Literal["auto"] = "auto",
+    *,
+    trust_remote_code: bool = False,
+) -> None:
+    """Raise `ModelError` for what a model's files show to be wrong before any weight is read.
+
+    Asked before a run starts, and again whenever a model is loaded.
+    """
+    base = adapter_base(source)
+    if base is not None:
+        check_adapter(source, auto, quantization)
+        check_weights(source)
+    check_weights(base or source)
+    if not (base or source).endswith(".gguf"):  # which holds a plain language model
+        config = load_config(base or source, trust_remote_code=trust_remote_code)
+        check_kind(config, source, auto)
+        check_quantized(config, source, quantization, dtype)
+
+
+# What damaged or foreign files and configs make of `from_pretrained`.
+_LOAD_ERRORS = (
+    OSError, ValueError, ImportError, LookupError, TypeError, ArithmeticError, RuntimeError,
+    AttributeError, AssertionError, SafetensorError, UnpicklingError,
+)  # fmt: skip
+
+
+def _check_complete(model: Any, missing: Collection[str], auto: str, source: str) -> None:
+    """Raise `ModelError` where the body of a loaded model is in part random.
+
+    A head that the checkpoint lacks is the business of who asks for one; of a language model, its
+    head belongs to it.
+    """
+    prefix = f"{model.base_model_prefix}."
+    whole = auto in ("AutoModel", "AutoModelForCausalLM")
+    lacking = sorted(
+        key for key in missing if "pooler" not in key and (whole or key.startswith(prefix))
+    )
+    if lacking:
+        raise ModelError(
+            f"The files of {source} lack {len(lacking)} weights that its config.json asks for "
+            f"(first: {lacking[0]}); they would be random."
+        )
+
+
+def forget_code(config: Any) -> None:
+    """Drop the names of a model's own code from a config, where that code is not trusted.
+
+    A model saved with this config would else name that code, to run wherever the saved one is
+    trusted.
+    """
+    for inner in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        for key in ("auto_map", "custom_pipelines"):
+            if hasattr(inner, key):
+                delattr(inner, key)
 
 
 def skeleton(config: Any, auto: str) -> Any:
@@ -139,8 +230,13 @@ def skeleton(config: Any, auto: str) -> Any:
     own = type(config).__module__.startswith("transformers.")
     if remote_code and not (own and "AutoConfig" in remote_code):
         return None
-    with torch.device("meta"):
-        return getattr(transformers, auto).from_config(copy.deepcopy(config))
+    try:
+        with torch.device("meta"):
+            return getattr(transformers, auto).from_config(copy.deepcopy(config))
+    except Exception as error:  # whatever its values lead the model's class to
+        reason = " ".join(str(error).split())[:300]
+        where = getattr(config, "_name_or_path", "") or config.model_type
+        raise ModelError(f"The config of {where} makes no model: {reason}") from error
 
 
 def silence_libraries() -> None:

@@ -37,12 +37,15 @@ def has_all_shards(folder: Path) -> bool:
     return True
 
 
-def local_folder(name: str) -> Path | None:
-    """The local folder of a model's files: the folder itself, or the hub's cache; else None."""
+def local_folder(name: str, file: str = "config.json") -> Path | None:
+    """The local folder of a model's files: the folder itself, or the hub's cache; else None.
+
+    file: one that the model has, by which it is found in the hub's cache.
+    """
     folder = Path(name)
     if folder.is_dir():
         return folder
     from huggingface_hub import try_to_load_from_cache
 
-    config = try_to_load_from_cache(name, "config.json")
+    config = try_to_load_from_cache(name, file)
     return Path(config).parent if isinstance(config, str) else None

@@ -8,6 +8,7 @@ from typing import Any
 
 from attar.errors import ModelError
 from attar.files import fingerprint
+from attar.models.adapter_folders import tokenizer_source
 from attar.models.locations import load_error, source_arguments
 
 
@@ -15,17 +16,36 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model; one without a pad token pads with its end-of-sequence token."""
     from transformers import AutoTokenizer
 
-    name, extra = source_arguments(source)
+    where = tokenizer_source(source)
+    if where is None:
+        raise _without_tokenizer(source)
+    name, extra = source_arguments(where)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name, trust_remote_code=trust_remote_code, **extra
         )
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except Exception as error:  # whatever its files lead the library to
         raise load_error(error, "tokenizer", source) from error
+    if len(tokenizer.get_vocab()) <= len(tokenizer.added_tokens_decoder):
+        raise _without_tokenizer(source)
+    if not trust_remote_code:
+        tokenizer.init_kwargs.pop("auto_map", None)  # as of a config: `load_config`
     if tokenizer.pad_token_id is None:
         # Padding is masked by position, never by id, so any id works.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
+
+
+def _without_tokenizer(source: str) -> ModelError:
+    return ModelError(
+        f"The model folder {source} has no tokenizer; put the files of the one that it was trained "
+        "with into it (`AutoTokenizer.from_pretrained(...).save_pretrained(...)`)."
+    )
+
+
+def brings_code(tokenizer: Any) -> bool:
+    """Whether a tokenizer's class came with its model, and is saved with the tokenizer."""
+    return type(tokenizer).__module__.startswith("transformers_modules")
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

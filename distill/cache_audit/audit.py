@@ -247,7 +247,7 @@ def audit_run(run: Run, tokens: int) -> list[Audited]:
         run.vocabulary,
         lambda: load_teacher(run.teacher),
         lambda: load_causal_lm(
-            str(run.folder.student), dtype=torch.float32, trust_remote_code=run.trusts_code
+            str(run.folder.student), dtype=torch.float32, trust_remote_code=run.trusts_student
         ),
     )
     terms = [

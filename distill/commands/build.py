@@ -11,6 +11,7 @@ import click
 
 from distill.commands.options import message_options, recipe_options, set_option, trust_option
 from distill.commands.run import do_stages, open_run
+from distill.commands.say import say
 
 
 @click.command("build")
@@ -60,4 +61,4 @@ def vocabulary(
 
     set_up_logging(**show)
     config = evaluation_config(data, overridden({}, overrides)).data
-    click.echo(fit_vocabulary(model, config, Path(out), most, trust_remote_code).sentence())
+    say(fit_vocabulary(model, config, Path(out), most, trust_remote_code).sentence())

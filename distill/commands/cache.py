@@ -10,6 +10,7 @@ import click
 
 from distill.commands.group import Group
 from distill.commands.options import codec_option, json_option, message_options, trust_option
+from distill.commands.say import say
 
 if TYPE_CHECKING:
     from teachers.cache_tools.rewrite import CacheDraft
@@ -52,11 +53,11 @@ def verify(
     with progress("verify", manifest_tokens(url)) as meter:
         faults = check(url, tokenizer=loaded, teacher=config, on_tokens=meter.advance)
     for fault in faults:
-        click.echo(fault)
+        say(fault)
     if faults:
         sys.exit(1)
     numbers = SignalStore(url).totals()
-    click.echo(f"All is well: {numbers['examples']:,} examples, {numbers['tokens']:,} tokens.")
+    say(f"All is well: {numbers['examples']:,} examples, {numbers['tokens']:,} tokens.")
 
 
 @cache.command()
@@ -192,7 +193,7 @@ def write_draft(make: Any, out: str, show: dict[str, bool]) -> None:
     with progress("write", draft.tokens) as meter:
         numbers = write_cache(draft, out, on_tokens=meter.advance, on_skip=meter.skip)
     size = numbers["bytes"] / max(1, numbers["tokens"])
-    click.echo(
+    say(
         f"{out}: {numbers['examples']:,} examples, {numbers['tokens']:,} tokens, "
         f"{size:.1f} bytes a token."
     )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from math import inf
 
-import click
-
+from distill.commands.say import say
 from distill.console import print_table
 from teachers.cache_tools.statistics import Histogram, Statistics
 
@@ -28,7 +27,7 @@ def print_statistics(found: Statistics) -> None:
             ["attention", ", ".join(map(str, found.attention)) or "none"],
         ]
     )
-    click.echo()
+    say()
     print_table(part_rows(found))
     blocks = sys.stdout.isatty() and (sys.stdout.encoding or "").lower().startswith("utf")
     bar = "█" if blocks else "#"
@@ -40,9 +39,9 @@ def print_statistics(found: Statistics) -> None:
     }
     for title, histogram in titles.items():
         if histogram is not None and histogram.tokens:
-            click.echo(f"\n{title}: mean {histogram.mean:.3g} over {histogram.tokens:,} tokens")
+            say(f"\n{title}: mean {histogram.mean:.3g} over {histogram.tokens:,} tokens")
             for line in bar_lines(histogram, bar):
-                click.echo(line)
+                say(line)
 
 
 def part_rows(found: Statistics) -> list[list[str]]:

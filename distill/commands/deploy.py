@@ -17,9 +17,9 @@ from distill.commands.options import (
     recipe_options,
     run_dir_option,
     set_option,
-    trust_option,
 )
 from distill.commands.run import do_stages, open_run
+from distill.commands.say import say
 
 EXIT_UNFIT = 3  # exit status where an artifact loses more than the recipe tolerates
 
@@ -32,7 +32,7 @@ def check_fit(run: Any) -> None:
     do_stages(run, ["evaluate"], alone=True)
     lines = unfit_lines(assemble(run))
     for line in lines:
-        click.echo(line, err=True)
+        say(line, err=True)
     if lines:
         sys.exit(EXIT_UNFIT)
 
@@ -56,7 +56,13 @@ def export(
 @click.option("--data", multiple=True, help="Measure MODELs on this: file, folder or hub id.")
 @click.option("--teacher", help="Compare MODELs with this one: KL, top-1 agreement.")
 @json_option("the numbers")
-@trust_option("a MODEL")
+@click.option(
+    "--trust-remote-code",
+    "trusted",
+    multiple=True,
+    metavar="MODEL",
+    help="Run code that comes with this MODEL; repeatable.",
+)
 @click.option("--strict", is_flag=True, help="Of a run: exit 3 where an artifact is not fit.")
 @set_option
 @message_options
@@ -66,7 +72,7 @@ def evaluate(
     data: tuple[str, ...],
     teacher: str | None,
     file: str | None,
-    trust_remote_code: bool,
+    trusted: tuple[str, ...],
     strict: bool,
     overrides: tuple[str, ...],
     **show: bool,
@@ -79,7 +85,10 @@ def evaluate(
     from attar.errors import RecipeError
 
     if len(targets) == 1 and _is_recipe(targets[0]):
-        wrong = [n for n, v in (("--data", data), ("--teacher", teacher), ("--json", file)) if v]
+        given = {
+            "--data": data, "--teacher": teacher, "--json": file, "--trust-remote-code": trusted
+        }  # fmt: skip
+        wrong = [name for name, value in given.items() if value]
         if wrong:
             raise RecipeError(f"{wrong[0]} is for MODELs; the recipe {targets[0]} has its own.")
         run = open_run(targets[0], run_dir, overrides, **show)
@@ -90,7 +99,7 @@ def evaluate(
     if strict or run_dir is not None:
         name = "--strict" if strict else "--run-dir"
         raise RecipeError(f"{name} is for a recipe or a run folder, and {targets[0]} is neither.")
-    _evaluate_models(targets, teacher, data, overrides, file, trust_remote_code, **show)
+    _evaluate_models(targets, teacher, data, overrides, file, trusted, **show)
 
 
 def _is_recipe(target: str) -> bool:
@@ -104,7 +113,7 @@ def _evaluate_models(
     data: tuple[str, ...],
     overrides: tuple[str, ...],
     file: str | None,
-    trust_remote_code: bool,
+    trusted: tuple[str, ...],
     **show: bool,
 ) -> None:
     from attar.files import write_json
@@ -116,9 +125,9 @@ def _evaluate_models(
 
     set_up_logging(**show)
     config = evaluation_config(data, overridden({}, overrides))
-    found = evaluate_models(models, teacher, config, trust_remote_code)
+    found = evaluate_models(models, teacher, config, trusted)
     report = TASKS[found["task"]].report
     print_table(evaluation_table(found, {**report.columns, **report.extra_columns}))
     if file:
         write_json(Path(file), found)
-        click.echo(f"Wrote {file}.")
+        say(f"Wrote {file}.")

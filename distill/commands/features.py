@@ -9,6 +9,7 @@ import click
 
 from distill.commands.options import recipe_options
 from distill.commands.run import open_run
+from distill.commands.say import say
 
 
 @click.command("features")
@@ -36,5 +37,5 @@ def features(
         classifier = load_feature_classifier(folder)
         for text, row in zip(texts, classifier.probabilities(list(texts)), strict=True):
             best = int(row.argmax())
-            click.echo(f"{classifier.classes[best]} ({row[best]:.3f}): {text}")
-    click.echo(f"Classifier: {folder / 'classifier.skops'}")
+            say(f"{classifier.classes[best]} ({row[best]:.3f}): {text}")
+    say(f"Classifier: {folder / 'classifier.skops'}")

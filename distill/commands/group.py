@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from distill.commands.say import say
+
 
 class Group(click.Group):
     """Turns an error that a user can correct into one line and exit 1, and Ctrl-C into exit 130.
@@ -23,13 +25,13 @@ class Group(click.Group):
             with stopped_as_by_ctrl_c():
                 return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            click.echo("Stopped; run the same command again to continue.", err=True)
+            say("Stopped; run the same command again to continue.", err=True)
             sys.exit(exit_status(stop))
         except Exception as error:
             sentence = _sentence(error)
             if sentence is None:
                 raise
-            click.echo(f"Error: {sentence}", err=True)
+            say(f"Error: {sentence}", err=True)
             sys.exit(1)
 
 

@@ -21,6 +21,7 @@ from distill.commands.run import (
     open_run,
     print_report,
 )
+from distill.commands.say import say
 from distill.commands.verify import verify
 from distill.stages.stage import ADAPT_TEACHER, REPORT, SPECIALIZE, STAGES, TRAIN, Stage
 
@@ -43,7 +44,7 @@ def init(path: str, template: str) -> None:
     from distill.tasks.starter import write_starter
 
     write_starter(Path(path), template)
-    click.echo(f"Wrote {path}; edit it, then: distill plan {path}")
+    say(f"Wrote {path}; edit it, then: distill plan {path}")
 
 
 @main.command()
@@ -51,7 +52,7 @@ def schema() -> None:
     """Print the recipe's JSON schema, for editors."""
     from distill.run.load import recipe_schema
 
-    click.echo(json.dumps(recipe_schema(), indent=2))
+    say(json.dumps(recipe_schema(), indent=2))
 
 
 @main.command()
@@ -80,7 +81,7 @@ def plan(
         from distill.commands.preview import preview_rows
 
         for line in preview_rows(run, rows):
-            click.echo(line)
+            say(line)
 
 
 @main.command()
@@ -147,7 +148,7 @@ def chat(
             return None
 
     def write(text: str) -> None:
-        click.echo(text, nl=False)
+        say(text, nl=False)
 
     start_chat(
         run_or_model, artifact, list(adapters), list(prompts), max_tokens, trust_remote_code,

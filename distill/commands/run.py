@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from distill.commands.options import json_option, recipe_options
+from distill.commands.say import say
 
 
 def open_run(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **show: bool) -> Any:
@@ -33,7 +34,7 @@ def do_stages(run: Any, names: list[str], *, alone: bool) -> None:
     from distill.pipeline import run_stages
 
     if not run_stages(run, names, alone=alone) and is_first_process():
-        click.echo(f"Nothing to do: {', '.join(names)} finished before in {run.folder}.")
+        say(f"Nothing to do: {', '.join(names)} finished before in {run.folder}.")
 
 
 def print_report(folder: Path) -> None:
@@ -45,11 +46,11 @@ def print_report(folder: Path) -> None:
     report = read_report(folder)
     of = TASKS[report["recipe"]["task"]].report
     print_table(model_table(report, of.columns))
-    click.echo("\n".join([report["verdict"]["sentence"], *report["verdict"]["warnings"], ""]))
+    say("\n".join([report["verdict"]["sentence"], *report["verdict"]["warnings"], ""]))
     print_table(artifact_table(report, of.artifact_columns))
     for one in report["advice"]:
-        click.echo(one["sentence"])
-    click.echo(f"Report: {folder / 'report.html'}")
+        say(one["sentence"])
+    say(f"Report: {folder / 'report.html'}")
 
 
 @click.command("build")
@@ -64,7 +65,7 @@ def cache_build(
         from distill.stages.cache import repair_cache
 
         for fault in repair_cache(opened):
-            click.echo(f"Damaged, will be made again: {fault}", err=True)
+            say(f"Damaged, will be made again: {fault}", err=True)
     do_stages(opened, ["cache"], alone=True)
 
 
@@ -99,14 +100,14 @@ def cache_audit(
     found = audit_run(opened, tokens)
     print_table(table(found))
     plot(found, opened.folder.path / "audit.png")
-    click.echo(f"Picture: {opened.folder.path / 'audit.png'}")
+    say(f"Picture: {opened.folder.path / 'audit.png'}")
     if budget is None:
         return
     chosen = choose(found, budget)
-    click.echo(f"For {budget:g} bytes a token: cache.codec: {short(chosen.codec)}")
+    say(f"For {budget:g} bytes a token: cache.codec: {short(chosen.codec)}")
     if write:
         write_codec(Path(recipe), chosen.codec)
-        click.echo(f"Wrote it into {recipe}.")
+        say(f"Wrote it into {recipe}.")
 
 
 @click.command("doctor")
@@ -133,10 +134,10 @@ def doctor(
 
     def report_check(done: Checked) -> None:
         if not show["quiet"] or done.outcome in ("FAIL", "warn"):
-            click.echo(line_of(done))
+            say(line_of(done))
 
     found = diagnose(open_run(recipe, run_dir, overrides, **show), tokens, report_check)
-    click.echo(summary(found))
+    say(summary(found))
     if file:
         write_findings(found, Path(file))
     if any(done.outcome == "FAIL" for done in found):

@@ -12,6 +12,7 @@ import click
 
 from distill.commands.options import message_options
 from distill.commands.run import open_run
+from distill.commands.say import say
 
 
 @click.command("verify")
@@ -32,7 +33,7 @@ def verify(folder: str, **show: bool) -> None:
     print_table(verified_rows(found))
     faults = [fault for one in found for fault in one.faults]
     for fault in faults:
-        click.echo(fault)
+        say(fault)
     if faults:
         sys.exit(1)
-    click.echo(f"All is well: {sum(one.files for one in found):,} files.")
+    say(f"All is well: {sum(one.files for one in found):,} files.")

@@ -136,7 +136,9 @@ def _load_files(source: str, files: Iterable[Path]) -> Any:
     if kinds == {"parquet"}:
         paths = [str(path) for path in files]
         options = _cache_by_content(files)
-        return datasets.load_dataset("parquet", data_files={"train": paths}, split="train", **options)
+        return datasets.load_dataset(
+            "parquet", data_files={"train": paths}, split="train", **options
+        )
     return FileRows((path, BUILDERS[_suffix(path)]) for path in files)
 
 

@@ -31,12 +31,13 @@ EXCERPT_CHARACTERS = 48
 def tokenizer(fixture: DoctorFixture) -> Finding:
     """Teacher, saved student and data agree on every id, and encoded text decodes to itself."""
     run, ours = fixture.run, fixture.run.tokenizer
-    others = {"the student's": str(run.folder.student)}
+    others = {"the student's": (str(run.folder.student), run.trusts_student)}
     if run.teacher.model != run.recipe.teacher.model:
-        others["the adapted teacher's"] = run.teacher.model
+        adapted = run.teacher
+        others["the adapted teacher's"] = adapted.model, adapted.trust_remote_code
     texts = [text for row in fixture.rows for text in _texts(row)]
-    for name, source in others.items():
-        theirs = load_tokenizer(source, trust_remote_code=run.trusts_code)
+    for name, (source, trust) in others.items():
+        theirs = load_tokenizer(source, trust_remote_code=trust)
         for difference in _differences(ours, theirs, texts):
             return judged(False, f"{name} tokenizer is not the teacher's: {difference}")
     changed = [text for text in texts if _plain(_decoded_again(ours, text)) != _plain(text)]
@@ -46,7 +47,7 @@ def tokenizer(fixture: DoctorFixture) -> Finding:
         was, now = (repr(text[max(0, at - 8) : at + 16]) for text in (changed[0], back))
         return judged(False, f"{len(changed)} of {len(texts)} texts come back changed: {was} {now}")
     says = f"teacher and student agree on {run.vocabulary:,} ids; {len(texts)} texts come back"
-    end = _end_ids(load_config(str(run.folder.student), trust_remote_code=run.trusts_code))
+    end = _end_ids(load_config(str(run.folder.student), trust_remote_code=run.trusts_student))
     if ours.eos_token_id is not None and end and ours.eos_token_id not in end:
         about = f"its config ends a text at {end}, the tokenizer at {ours.eos_token_id}"
         return Finding("warn", f"{says}; the student may not stop: {about}")

@@ -148,7 +148,7 @@ class DoctorFixture:
         little: of a large student, let only norms, biases and the last block learn, so that
         optimiser and checkpoints stay small.
         """
-        folder, trust = str(self.run.folder.student), self.run.trusts_code
+        folder, trust = str(self.run.folder.student), self.run.trusts_student
         student = load_causal_lm(folder, dtype=torch.float32, trust_remote_code=trust)
         config = self.run.recipe.train
         prepare_learning(student, config.trainable, config.reinitialize, self.run.recipe.seed)

@@ -105,7 +105,7 @@ def _load_with_transformers(folder: Path, fixture: DoctorFixture) -> tuple[Any, 
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.float32,
-        trust_remote_code=fixture.run.trusts_code,
+        trust_remote_code=fixture.run.trusts_student,
         output_loading_info=True,
     )
     model, about = loaded

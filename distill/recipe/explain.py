@@ -8,6 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from attar.errors import nearest
+from distill.recipe.other_names import known_elsewhere
 from distill.recipe.schema import Recipe
 
 
@@ -21,8 +22,9 @@ def explain(error: ValidationError, values: Any) -> str:
     if first["type"] == "extra_forbidden":
         known = [field.alias or name for name, field in model.model_fields.items()]
         key = str(first["loc"][-1])
-        elsewhere = "" if nearest(key, known) else _where_else(key)
-        hint = nearest(key, known) or elsewhere or f" Known are {', '.join(known)}."
+        section = path.rpartition(".")[0]
+        hint = known_elsewhere(key, section, known) or nearest(key, known) or _where_else(key)
+        hint = hint or f" Known are {', '.join(known)}."
         return f"`{path}` is not a key of the recipe.{hint}{more}"
     if first["type"] == "missing":
         return f"`{path}` is missing from the recipe.{more}"
@@ -34,9 +36,14 @@ def explain(error: ValidationError, values: Any) -> str:
         key = first["ctx"]["discriminator"].strip("'")
         return f"`{path}` lacks `{key}`, which says what the other keys mean.{more}"
     found = first["input"]
-    shown = "" if isinstance(found, (dict, BaseModel)) else f" (found {found!r})"
+    shown = "" if isinstance(found, (dict, BaseModel)) else f" (found {_shortened(found)})"
     prefix = f"`{path}`: " if path else ""
     return f"{prefix}{message[:1].lower() if prefix else message[:1]}{message[1:]}{shown}.{more}"
+
+
+def _shortened(value: Any, most: int = 200) -> str:
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]} ..."
 
 
 def as_sentence(error: ValueError) -> str:

@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from attar.errors import RecipeError
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which `1e-4` is a number (YAML 1.2) and no key stands twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"`{twice}` is written twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+from distill.recipe import bounded_yaml
 
 
 def parse_yaml(text: str, where: str) -> Any:
     """Safe YAML; a `RecipeError` gives the line of what does not parse."""
     try:
-        return yaml.load(text, _Loader)
+        return bounded_yaml.load(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())[:300]
+        raise RecipeError(f"{where} is not valid YAML: {reason}") from None
 
 
 def read_values(path: str) -> dict[str, Any]:
@@ -45,7 +26,8 @@ def read_values(path: str) -> dict[str, Any]:
     if not file.is_file():
         raise RecipeError(f"There is no recipe {path}; `distill init {path}` writes a starter.")
     try:
-        text = file.read_text(encoding="utf8")
+        with file.open(encoding="utf8") as opened:
+            text = opened.read(bounded_yaml.MOST_CHARACTERS + 1)
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 text ({error}); save it as UTF-8.") from None
     values = parse_yaml(text, path)

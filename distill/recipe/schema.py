@@ -49,7 +49,7 @@ class Recipe(Section):
     """The whole recipe. `distill schema` prints it as JSON schema for editors."""
 
     task: str = "causal-lm"
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     data: DataConfig
     teacher: TeacherSection
     cache: CacheConfig = Field(default_factory=CacheConfig)

@@ -106,9 +106,15 @@ class Run:
         return int(self.teacher_config.get_text_config().num_hidden_layers)
 
     @property
-    def trusts_code(self) -> bool:
-        """Whether students may load code that came with a model: one of the two was trusted."""
-        return self.recipe.teacher.trust_remote_code or self.recipe.student.trust_remote_code
+    def trusts_student(self) -> bool:
+        """Whether students may run code that came with the model that they were made of.
+
+        Trust in the teacher is no trust in another model that `student.from` names.
+        """
+        student, teacher = self.recipe.student, self.recipe.teacher
+        if isinstance(student.from_, str) and student.from_ != "teacher":
+            return student.trust_remote_code
+        return teacher.trust_remote_code
 
     # Student -----------------------------------------------------------------------------------
 
@@ -143,7 +149,7 @@ class Run:
             student.target.model_dump(),
         ):
             return None
-        return load_config(str(self.folder.student), trust_remote_code=self.trusts_code)
+        return load_config(str(self.folder.student), trust_remote_code=self.trusts_student)
 
     def _pruning(self) -> dict[str, Any]:
         """The student's pruning.json; nothing where `build` has still to make it, or again."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from attar.config import Section, is_tag
 from attar.errors import RecipeError, nearest
 from distill.recipe.consistency import check_consistency
 from distill.recipe.explain import as_sentence, explain
@@ -36,6 +37,33 @@ def check_recipe(values: dict[str, Any]) -> Recipe:
         raise RecipeError(as_sentence(error)) from None
     check_consistency(recipe)
     return recipe
+
+
+def short_form(recipe: Recipe) -> dict[str, Any]:
+    """The plain values that differ from the defaults; `check_recipe` makes the same recipe of them.
+
+    A section that is one of several kinds keeps the key that says which, and a default stays where
+    the recipe's task would put another one.
+    """
+    found: dict[str, Any] = _short(recipe)
+    for section, own in TASKS[recipe.task].defaults.items():
+        whole = getattr(recipe, section)
+        for key in own:
+            found.setdefault(section, {}).setdefault(key, _short(getattr(whole, key)))
+    return found
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_short(one) for one in value]
+    if not isinstance(value, Section):
+        return value
+    found = {}
+    for name, field in type(value).model_fields.items():
+        own, default = getattr(value, name), field.get_default(call_default_factory=True)
+        if field.is_required() or is_tag(field) or own != default:
+            found[field.alias or name] = _short(own)
+    return found
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -86,7 +86,7 @@ def cut(run: Run) -> dict[str, Any]:
     del whole
     if run.recipe.student.from_ != "teacher":
         pruning, rotation = _through(run, pruning, rotation)
-    save_cut(student, pruning, rotation, run.tokenizer, run.folder.student, run.trusts_code)
+    save_cut(student, pruning, rotation, run.tokenizer, run.folder.student, run.trusts_student)
     return {key: pruning[key] for key in ("kept", "by", "refit")}
 
 

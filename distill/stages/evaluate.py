@@ -101,7 +101,7 @@ def measure_jobs(run: Run) -> list[MeasureJob]:
         "vocabulary": run.vocabulary,
         "held_out": str(run.folder.data() / "held_out.arrow"),
         "config": run.recipe.evaluate.model_dump(),
-        "trust_remote_code": run.trusts_code,
+        "trust_remote_code": run.trusts_student,
         "probes": str(folder / "probes.json"),
         "metrics": run.task.metrics,
         "task_inputs": run.task.measure_inputs(

@@ -17,6 +17,7 @@ from attar.libraries import library_versions
 from distill.data.calibration import calibration_rows
 from distill.run.context import Run
 from distill.run.folder import StageRecord
+from distill.run.load import short_form
 from distill.stages.fingerprints import discard_other
 from distill.stages.stage import EXPORT, work
 from distill.stages.training import run_training
@@ -78,17 +79,16 @@ def artifact_inputs(
         calibration=lambda: calibration_rows(run.training_examples(), export.calibration_tokens),
         rounding=export.rounding,
         recover=recover if export.recover is not None else None,
-        trust_remote_code=run.trusts_code,
+        trust_remote_code=run.trusts_student,
     )
 
 
 def card_of(run: Run, name: str, measured: str) -> str:
     """The model card of an artifact of this run."""
-    recipe = run.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     return model_card(
         name=name,
         given=artifact_inputs(run),
-        recipe=yaml.safe_dump(recipe, sort_keys=False),
+        recipe=yaml.safe_dump(short_form(run.recipe), sort_keys=False),
         teacher=run.recipe.teacher.model,
         data=str(run.recipe.data.train),
         license=run.recipe.export.license,

@@ -16,7 +16,7 @@ from attar.errors import RecipeError
 from attar.models.attention import check_blocks
 from attar.models.loading import skeleton
 from attar.models.structure import check_layers, usable_positions
-from attar.models.tokenizers import check_same_vocabulary, load_tokenizer
+from attar.models.tokenizers import brings_code, check_same_vocabulary, load_tokenizer
 from distill.data.config import DataConfig, check_sources
 from distill.evaluation.downstream.questions import check_tasks
 from distill.objective.attention_relations import check_relations
@@ -26,6 +26,7 @@ from distill.recipe.specialize import without_start
 from distill.run.context import Run
 from distill.runtimes.runtime import check_runtime
 from distill.stages.made_files import check_made
+from distill.stages.model_checks import check_models
 from distill.stages.status import is_shaped
 from distill.training.accelerator import check_trackers
 from distill.training.config import LoopConfig
@@ -43,6 +44,7 @@ def check_before_work(run: Run) -> None:
         check_data_files,
         check_models_of_runs,
         check_training_tools,
+        check_models,
         check_task,
         check_cached_layers,
         check_positions,
@@ -133,6 +135,13 @@ def check_student_vocabulary(run: Run) -> None:
     if isinstance(student.from_, str) and student.from_ != "teacher":
         tokenizer = load_tokenizer(student.from_, trust_remote_code=student.trust_remote_code)
         check_same_vocabulary(run.tokenizer, tokenizer)
+        if brings_code(run.tokenizer) and not run.trusts_student:
+            raise RecipeError(
+                f"The tokenizer of `teacher.model` ({run.recipe.teacher.model}) is code of its "
+                "own, which the student keeps, and `student.trust_remote_code` is not set; set "
+                f"it, if the code of {student.from_} is trusted, or cut the student from the "
+                "teacher."
+            )
 
 
 def check_artifact_packages(run: Run) -> None:

@@ -70,7 +70,7 @@ def specialize(run: Run, inputs: str) -> StageRecord:
         if first:
             discard_other(folder / "run", inputs)
     compute = resolve_precision(config.precision)
-    base = load_base(run.folder.arm_student(), config.base, run.trusts_code, compute)
+    base = load_base(run.folder.arm_student(), config.base, run.trusts_student, compute)
     student = config.attach(base, run.recipe.seed)
     for line in what_learns(student, config):
         log.info("specialize: %s", line)
@@ -160,7 +160,7 @@ def keep_specialized(run: Run, student: nn.Module, config: Any, result: dict[str
     folder, source = run.folder.specialized, run.folder.arm_student()
     for stale in (folder / "adapter", folder / "merged"):
         clear(stale)
-    ways = MergeCandidates(config, source, run.folder.adapter, run.trusts_code)
+    ways = MergeCandidates(config, source, run.folder.adapter, run.trusts_student)
     validation = run.data(config.data)[1]
     merges: list[dict[str, Any]] = []
 
@@ -180,7 +180,7 @@ def keep_specialized(run: Run, student: nn.Module, config: Any, result: dict[str
         save_student(student, run.tokenizer, folder / "merged")
         measure(chosen, student)
     else:
-        trust = run.trusts_code
+        trust = run.trusts_student
         with staged_folder(ways.adapter) as aside:
             save_adapter(student, aside, source, config.base, trust)
             run.tokenizer.save_pretrained(aside)

@@ -100,7 +100,7 @@ def _train_arm(run: Run, arm: str, inputs: str) -> None:
         if first:
             discard_other(folder, inputs)
     student = load_as_saved(
-        str(run.folder.student), dtype=torch.float32, trust_remote_code=run.trusts_code
+        str(run.folder.student), dtype=torch.float32, trust_remote_code=run.trusts_student
     )
     prepare_learning(student, config.trainable, config.reinitialize, run.recipe.seed)
     log.info("%s: %s", arm, how_much_learns(student))

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from attar.errors import RecipeError
 from distill.objective.losses import LOSSES
+from distill.recipe.other_names import OTHER_NAMES
 from distill.recipe.parse import parse_yaml
 from distill.recipe.schema import Recipe
-from distill.run.load import check_recipe, load_recipe
+from distill.run.load import check_recipe, load_recipe, recipe_schema
 from students.tuning.method import METHODS
 from teachers.codecs.codec import CODECS, LAYER_CODECS
 
@@ -390,3 +391,34 @@ def test_schema_lets_every_number_of_a_term_follow_the_steps():
         for number in numbers:
             kinds = terms[f"{name}_term"]["properties"][number]
             assert "Ramp" in json.dumps(kinds), f"{name}.{number}"
+
+
+# Names of other tools ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.learning_rate=1e-4", r"Did you mean `lr`\?"),
+        ("train.num_train_epochs=3", r"Did you mean `epochs`\?"),
+        ("train.per_device_train_batch_size=4", r"Did you mean `batch_size`\?"),
+        ("teacher.adapt.learning_rate=1e-4", r"Did you mean `lr`\?"),
+        ("export.recover.warmup_ratio=0.1", r"Did you mean `warmup`\?"),
+        ("learning_rate=1e-4", r"Did you mean `train\.lr`\?"),
+        ("data.max_seq_length=8", r"Did you mean `max_length`\?"),
+        ("train.max_seq_length=8", r"Did you mean `data\.max_length`\?"),
+        ("specialize.lora_r=8", r"Did you mean `rank`\?"),
+        ("teacher.model_name_or_path=x", r"Did you mean `model`\?"),
+        ("output_dir=x", "--run-dir"),
+    ],
+)
+def test_a_name_of_another_tool_is_told_by_ours(load, override, words):
+    with pytest.raises(RecipeError, match=words):
+        load(override)
+
+
+def test_every_name_of_another_tool_leads_to_a_key():
+    schema = json.dumps(recipe_schema())
+    for key, place in OTHER_NAMES.items():
+        assert f'"{place.split(".")[-1]}"' in schema, key
+        assert place.split(".")[0] in Recipe.model_fields, key

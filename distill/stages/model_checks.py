@@ -1,0 +1,60 @@
+"""What the files of the models that a recipe names show to be wrong, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from attar.errors import RecipeError
+from attar.models.loading import check_model, load_config
+from attar.models.model_kinds import saved_quantization
+from attar.models.tokenizers import load_tokenizer, vocabulary_size
+from distill.run.context import Run
+
+
+def check_models(run: Run) -> None:
+    """Models that the recipe names are whole, of a kind that can be used, and fit their tokenizer.
+
+    Raises `ModelError` or `RecipeError`. Of hub ids, what is on this machine is looked at.
+    """
+    for key, source, trust, quantization in _named(run):
+        check_model(source, run.task.auto, quantization, trust_remote_code=trust)
+        config = load_config(source, trust_remote_code=trust)
+        _check_vocabulary(key, source, trust, config)
+        if key == "student.from" or run.recipe.student.from_ == "teacher" or _is_adapted(run):
+            _check_plain(key, source, config)
+
+
+def _named(run: Run) -> Iterator[tuple[str, str, bool, Any]]:
+    """(key, model, whether its code is trusted, how it is quantised) of every model by name."""
+    teacher, student = run.recipe.teacher, run.recipe.student
+    yield "teacher.model", teacher.model, teacher.trust_remote_code, teacher.quantization
+    if isinstance(student.from_, str) and student.from_ != "teacher":
+        yield "student.from", student.from_, student.trust_remote_code, "none"
+
+
+def _is_adapted(run: Run) -> bool:
+    return run.recipe.teacher.adapt is not None
+
+
+def _check_vocabulary(key: str, source: str, trust: bool, config: Any) -> None:
+    """Raise `RecipeError` where a tokenizer gives ids that its model has no row for."""
+    ids = vocabulary_size(load_tokenizer(source, trust_remote_code=trust))
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if isinstance(rows, int) and rows < ids:
+        raise RecipeError(
+            f"`{key}` ({source}): the tokenizer has {ids:,} ids, and the model {rows:,} rows "
+            "(`vocab_size` in its config.json); resize its embeddings, or give it the tokenizer "
+            "that it was trained with."
+        )
+
+
+def _check_plain(key: str, source: str, config: Any) -> None:
+    """Raise `RecipeError` where a student would be made of weights that are saved quantised."""
+    method = saved_quantization(config)
+    if method is not None and not source.endswith(".gguf"):
+        raise RecipeError(
+            f"`{key}` ({source}) is saved quantised ({method}), and weights that learn, or are "
+            "cut, are needed in full precision; save it so (bitsandbytes: `model.dequantize()`, "
+            "`save_pretrained`) and name that."
+        )
