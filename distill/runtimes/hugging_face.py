@@ -11,9 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attar.models.head_check import check_head
 from attar.models.pooling import Pooling, text_vectors
-from attar.models.structure import Head, count_parameters, head_of, run_body
-from attar.models.task_heads import class_logits, load_as_saved
+from attar.models.structure import Head, count_parameters, head_of, run_body, unwrap
+from attar.models.task_heads import (
+    CAUSAL,
+    MASKED,
+    auto_class_of,
+    class_logits,
+    load_as_saved,
+)
 from attar.models.tokenizers import load_tokenizer, vocabulary_size
 from distill.data.batching import Batch
 from distill.data.tokenize import IGNORE
@@ -64,6 +71,8 @@ class Transformers(TokenizerMethods):
                 quantization=source.quantization,
                 trust_remote_code=trust,
             )
+        if auto_class_of(self.model.config) in (CAUSAL, MASKED):
+            check_head(unwrap(self.model), where)
         if adapter is not None:
             self.model = load_adapter(self.model, adapter).eval()
         self.tokenizer = load_tokenizer(where, trust_remote_code=source.trust_remote_code)

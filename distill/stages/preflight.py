@@ -14,8 +14,10 @@ from attar.device import default_device
 from attar.distributed import is_alone, process_state
 from attar.errors import RecipeError
 from attar.models.attention import check_blocks
+from attar.models.head_check import check_head_form
 from attar.models.loading import skeleton
 from attar.models.structure import check_layers, usable_positions
+from attar.models.task_heads import CAUSAL, MASKED
 from attar.models.tokenizers import check_same_vocabulary, load_tokenizer
 from distill.data.config import DataConfig, check_sources
 from distill.evaluation.downstream.questions import check_tasks
@@ -42,6 +44,7 @@ def check_before_work(run: Run) -> None:
         check_data_files,
         check_training_tools,
         check_task,
+        check_heads,
         check_cached_layers,
         check_positions,
         check_student_vocabulary,
@@ -91,6 +94,23 @@ def check_training_tools(run: Run) -> None:
 def check_task(run: Run) -> None:
     """Models serve the task."""
     run.task.check(run)
+
+
+def check_heads(run: Run) -> None:
+    """Heads over the vocabulary give the models' own logits where they are applied by themselves.
+
+    A student whose form does not show it is loaded; the teacher is loaded first of all anyway.
+    """
+    if run.task.auto not in (CAUSAL, MASKED):
+        return
+    check_head_form(run.teacher_config, run.task.auto, run.recipe.teacher.model)
+    student = run.recipe.student
+    if student.from_ == "teacher":
+        return
+    source = student.from_ if isinstance(student.from_, str) else "student.from"
+    seen = check_head_form(run.uncut_config, run.task.auto, source)
+    if not seen and isinstance(student.from_, str):
+        run.task.load(run, source, student.trust_remote_code)
 
 
 def check_cached_layers(run: Run) -> None:
