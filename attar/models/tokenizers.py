@@ -10,7 +10,10 @@ from attar.models.locations import load_error, source_arguments
 
 
 def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model; one without a pad token pads with its end-of-sequence token."""
+    """The tokenizer of a model; one without a pad token pads with its end-of-sequence token.
+
+    One that has neither stays without: it would be saved with an ordinary token made special.
+    """
     from transformers import AutoTokenizer
 
     name, extra = source_arguments(source)
@@ -21,8 +24,7 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise load_error(error, "tokenizer", source) from error
     if tokenizer.pad_token_id is None:
-        # Padding is masked by position, never by id, so any id works.
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked by position, never by id
     return tokenizer
 
 

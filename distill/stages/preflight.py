@@ -33,6 +33,7 @@ from distill.training.config import LoopConfig
 from distill.training.layerwise_lr import check_rates, lowest_learning
 from distill.training.optimizers import check_optimizer
 from students.artifacts.artifact import ARTIFACTS, check_family, check_installed
+from students.pruning.block_numbers import check_block_numbers
 from students.pruning.depth import cut_config
 from students.quantization.gptq import roundable_linears
 from students.tuning.trainable import prepare_learning
@@ -45,6 +46,7 @@ def check_before_work(run: Run) -> None:
         check_training_tools,
         check_task,
         check_heads,
+        check_block_cut,
         check_cached_layers,
         check_positions,
         check_student_vocabulary,
@@ -111,6 +113,18 @@ def check_heads(run: Run) -> None:
     seen = check_head_form(run.uncut_config, run.task.auto, source)
     if not seen and isinstance(student.from_, str):
         run.task.load(run, source, student.trust_remote_code)
+
+
+def check_block_cut(run: Run) -> None:
+    """The blocks that the student keeps compute what they do in the model they are cut out of."""
+    student, config = run.recipe.student, run.uncut_config
+    depth, keep = int(config.get_text_config().num_hidden_layers), None
+    if student.layers is not None:
+        keep = student.layers.keep
+    elif student.target is not None and "layers" in student.target.axes:
+        keep = max(1, depth // 2)
+    if keep is not None and run.student_depth < depth:
+        check_block_numbers(config, run.task.auto, keep)
 
 
 def check_cached_layers(run: Run) -> None:
