@@ -33,6 +33,7 @@ from distill.training.config import LoopConfig
 from distill.training.layerwise_lr import check_rates, lowest_learning
 from distill.training.optimizers import check_optimizer
 from students.artifacts.artifact import ARTIFACTS, check_family, check_installed
+from students.fresh import check_fresh
 from students.pruning.block_numbers import check_block_numbers
 from students.pruning.depth import cut_config
 from students.quantization.gptq import roundable_linears
@@ -45,6 +46,7 @@ def check_before_work(run: Run) -> None:
         check_data_files,
         check_training_tools,
         check_task,
+        check_fresh_student,
         check_heads,
         check_block_cut,
         check_cached_layers,
@@ -113,6 +115,12 @@ def check_heads(run: Run) -> None:
     seen = check_head_form(run.uncut_config, run.task.auto, source)
     if not seen and isinstance(student.from_, str):
         run.task.load(run, source, student.trust_remote_code)
+
+
+def check_fresh_student(run: Run) -> None:
+    """A student with random weights has sizes that fit each other."""
+    if isinstance(run.recipe.student.from_, dict):
+        check_fresh(run.uncut_config, run.task.auto)
 
 
 def check_block_cut(run: Run) -> None:
