@@ -77,5 +77,5 @@ def check_block_numbers(config: Any, auto: str, keep: int | list[int]) -> None:
         raise RecipeError(
             f"`student.layers.keep`: the blocks of a `{kind}` compute something else when others "
             f"are removed ({changed[0]}{more}); name blocks that keep their part, such as the "
-            "first ones, as a list, or cut its width only."
+            "first ones, as a list."
         )

@@ -32,7 +32,7 @@ from attar.models.structure import (
 from attar.models.task_heads import text_inputs
 
 # Keys of configs with numbers of blocks, and with how many blocks at the start are of one kind.
-LISTS_OF_NUMBERS = ("mlp_only_layers", "moe_layers")
+LISTS_OF_NUMBERS = ("mlp_only_layers", "moe_layers", "attn_layer_indices")
 FIRST_BLOCKS = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
 SAME = {torch.float32: 1e-3}  # of the largest output, between a cut model and one that skips blocks
 COARSELY_SAME = 0.05  # where products are rounded to 16 bits
@@ -307,8 +307,7 @@ def _check_cut(model: Any, student: Any, keep: list[int]) -> None:
     if off > SAME.get(next(model.parameters()).dtype, COARSELY_SAME):
         raise ModelError(
             f"The blocks of a {type(model).__name__} compute something else when others are "
-            f"removed: its output differs by {off:.2g} of the largest; cut its width only, or keep "
-            "the first blocks."
+            f"removed: its output differs by {off:.2g} of the largest; keep the first blocks."
         )
 
 
