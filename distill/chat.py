@@ -10,6 +10,7 @@ import torch
 
 from attar.errors import ModelError, RunError, nearest
 from attar.files import read_json_object
+from attar.models.generation import stop_ids
 from attar.models.loading import Quantization, load_causal_lm, load_config
 from attar.models.task_heads import CAUSAL, auto_class_of
 from attar.models.tokenizers import load_tokenizer
@@ -149,6 +150,7 @@ class OneModel:
         streamer = Stream(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         ids = self.model.generate(
             **inputs, max_new_tokens=max_tokens, do_sample=False, streamer=streamer,
+            eos_token_id=stop_ids(self.model, self.tokenizer) or None,
             pad_token_id=self.tokenizer.pad_token_id,
         )  # fmt: skip
         write("\n")
@@ -169,7 +171,7 @@ class ManyAdapters:
         quantization = quantization_for(adapters)
         model = load_base(Path(base), quantization, trust_remote_code)
         self.tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
-        self.stop_ids = _stop_ids(model, self.tokenizer)
+        self.stop_ids = set(stop_ids(model, self.tokenizer))
         self.mixed = MixedAdapters(model, adapters)
         self.messages: dict[str, Messages] = {name: [] for name in adapters}
 
@@ -187,13 +189,6 @@ class ManyAdapters:
             said = str(self.tokenizer.decode(ids, skip_special_tokens=True))
             self.messages[name].append({"role": "assistant", "content": said})
             write(f"{name}: {said}\n" if len(names) > 1 else f"{said}\n")
-
-
-def _stop_ids(model: Any, tokenizer: Any) -> set[int]:
-    """Every id that ends an answer, by the model's generation config and its tokenizer."""
-    said = getattr(model.generation_config, "eos_token_id", None)
-    ids = said if isinstance(said, list) else [said]
-    return {i for i in [*ids, tokenizer.eos_token_id] if i is not None}
 
 
 def chat(

@@ -8,7 +8,11 @@ import torch
 from torch import nn
 
 from attar.errors import RecipeError, nearest
+from attar.models.loading import skeleton
 from attar.models.task_heads import CAUSAL
+
+HEADS = ("num_attention_heads", "num_key_value_heads")
+NOT_WITHOUT_WEIGHTS = ("meta", "dtype")  # what errors say where numbers were needed to go on
 
 
 def fresh_config(config: dict[str, Any], teacher_config: Any) -> Any:
@@ -43,6 +47,30 @@ def fresh_config(config: dict[str, Any], teacher_config: Any) -> Any:
     except (ValueError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise RecipeError(f"`student.from` does not make a model: {reason}") from None
+
+
+@torch.no_grad()
+def check_fresh(config: Any, auto: str = CAUSAL) -> None:
+    """Raise `RecipeError` for a config whose model cannot be made, or cannot run.
+
+    It is tried without weights, so that sizes that do not fit each other are told before any work.
+    """
+    text = config.get_text_config()
+    heads, groups = (getattr(text, key, None) for key in HEADS)
+    if isinstance(heads, int) and isinstance(groups, int) and groups and heads % groups:
+        raise RecipeError(
+            f"`student.from` does not make a model: its {heads} heads (`num_attention_heads`) "
+            f"cannot share {groups} key-value heads (`num_key_value_heads`) evenly; choose a "
+            "divisor."
+        )
+    try:
+        model = skeleton(config, auto)
+        if model is not None:
+            model.eval()(input_ids=torch.zeros(1, 4, dtype=torch.long, device="meta"))
+    except (ValueError, TypeError, AssertionError, IndexError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        if not any(word in reason for word in NOT_WITHOUT_WEIGHTS):
+            raise RecipeError(f"`student.from` does not make a model that runs: {reason}") from None
 
 
 def fresh_model(

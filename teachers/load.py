@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import nn
 
 from attar.config import Section
+from attar.models.head_check import check_head
 from attar.models.fingerprints import weights_fingerprint
 from attar.models.loading import Precision, Quantization, load_config, load_model, resolve_precision
 from attar.models.task_heads import CAUSAL, MASKED, auto_class_of
@@ -21,7 +22,10 @@ class TeacherConfig(Section):
 
 
 def load_teacher(config: TeacherConfig) -> nn.Module:
-    """The frozen teacher in eval mode, on this process's device."""
+    """The frozen teacher in eval mode, on this process's device.
+
+    Raises `ModelError` where its head cannot be applied by itself.
+    """
     trust, masked = config.trust_remote_code, False
     if not config.model.endswith(".gguf"):
         masked = auto_class_of(load_config(config.model, trust_remote_code=trust)) == MASKED
@@ -32,6 +36,7 @@ def load_teacher(config: TeacherConfig) -> nn.Module:
         quantization=config.quantization,
         trust_remote_code=trust,
     )
+    check_head(model, config.model)
     return model.requires_grad_(False)
 
 

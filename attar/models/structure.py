@@ -31,6 +31,22 @@ AFTER_PADDING = {
     "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 }  # fmt: skip
 
+# The key by which a family multiplies (1) or divides (-1) its logits, or the states before the map.
+# A key alone says nothing: MPT has a `logit_scale` that transformers ignores, and HyperCLOVA X
+# multiplies by what Granite divides by. attar/models/head_check.py compares with the model's own.
+LOGIT_SCALES = {
+    **dict.fromkeys(("cohere", "cohere2", "cohere2_moe", "cohere_compass_text"), ("logit_scale", 1)),
+    **dict.fromkeys(
+        ("granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoehybrid",
+         "granitemoeshared", "minicpm3"),
+        ("logits_scaling", -1),
+    ),
+    "hyperclovax": ("logits_scaling", 1),
+    "falcon_h1": ("lm_head_multiplier", 1),
+    "inkling_text": ("logits_mup_width_multiplier", -1),
+}  # fmt: skip
+SOFT_CAPS = {"recurrent_gemma": "logits_soft_cap", "xlstm": "output_logit_soft_cap"}
+
 
 def usable_positions(config: Any) -> int | None:
     """The longest text, in tokens, that a model of this config can read; None: no limit."""
@@ -53,8 +69,8 @@ def body_of(model: Any) -> nn.Module:
     """
     model = unwrap(model)
     body = getattr(model, model.base_model_prefix, None)
-    if body is None and model.get_output_embeddings() is None:
-        body = model
+    if body is None:  # Llama 4's text part names its prefix after the whole model
+        body = model if model.get_output_embeddings() is None else getattr(model, "model", None)
     if not isinstance(body, nn.Module):
         raise ModelError(f"{type(model).__name__} has no body below its head; it is not supported.")
     return body
@@ -100,18 +116,50 @@ def run_body(model: Any, batch: dict[str, Tensor | None]) -> Tensor:
     """Final hidden states, after the final norm: what the head reads. Shape (B, T, H).
 
     Where learned positions precede the text, only the text's states are returned. For a masked
-    language model they are the inputs of its output map, after the layers between body and map.
+    language model, and a decoder with layers between body and output map (BERT, ModernBERT), they
+    are the inputs of the map.
     """
+    inner = unwrap(model)
+    if type(inner).__name__.endswith("ForMaskedLM"):
+        return _run_to_map(inner, _masked_inputs(inner, batch))
+    if transforms_states(inner):
+        if prepends(model):
+            raise ModelError(
+                f"{type(inner).__name__} has layers between its body and its output map, so "
+                "positions learned before the text are not supported; choose another method."
+            )
+        return _run_to_map(inner, {**batch, "use_cache": False})
     if prepends(model):
         return run_prompted(model, body_of(model), batch)
-    if type(unwrap(model)).__name__.endswith("ForMaskedLM"):
-        return _run_to_map(unwrap(model), batch)
     output = body_of(model)(**batch, use_cache=False)
     return output.last_hidden_state  # type: ignore[no-any-return]
 
 
-def _run_to_map(model: Any, batch: dict[str, Tensor | None]) -> Tensor:
-    """The input (B, T, H) of the output map of a masked language model.
+def transforms_states(model: Any) -> bool:
+    """Whether layers with weights stand between the body and the output map of a model."""
+    model = unwrap(model)
+    body, output_map = body_of(model), model.get_output_embeddings()
+    if body is model or output_map is None:
+        return False
+    own = {id(parameter) for parameter in output_map.parameters()}
+    return any(
+        id(parameter) not in own
+        for part in model.children()
+        if part is not body
+        for parameter in part.parameters()
+    )
+
+
+def _masked_inputs(model: Any, batch: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    ids_BT, mask_BT = batch["input_ids"], batch.get("attention_mask")
+    assert ids_BT is not None
+    mask_BT = torch.ones_like(ids_BT) if mask_BT is None else mask_BT
+    inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
+    return text_inputs(model, {**inputs, "token_type_ids": batch.get("token_type_ids")})
+
+
+def _run_to_map(model: Any, inputs: dict[str, Any]) -> Tensor:
+    """The input (B, T, H) of a model's output map.
 
     The map itself receives no tokens, so that no logits are computed. Raises `ModelError` where the
     model does not call it exactly once.
@@ -122,13 +170,9 @@ def _run_to_map(model: Any, batch: dict[str, Tensor | None]) -> Tensor:
         seen.append(args[0])
         return (args[0][:, :0], *args[1:])
 
-    ids_BT, mask_BT = batch["input_ids"], batch.get("attention_mask")
-    assert ids_BT is not None
-    mask_BT = torch.ones_like(ids_BT) if mask_BT is None else mask_BT
-    inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
     handle = model.get_output_embeddings().register_forward_pre_hook(keep)
     try:
-        model(**text_inputs(model, {**inputs, "token_type_ids": batch.get("token_type_ids")}))
+        model(**inputs)
     finally:
         handle.remove()
     if len(seen) != 1:
@@ -201,16 +245,20 @@ def head_of(model: Any, vocabulary: int, dtype: torch.dtype | None = None) -> He
             "ids; resize its embeddings or use the tokenizer it was trained with."
         )
     config = model.config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0)
-    scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite divides
     if weight_VH.shape[0] > vocabulary:  # else no slice: the gradient of a slice is copied
         weight_VH = weight_VH[:vocabulary]
     return Head(
         weight_VH=weight_VH if dtype is None else weight_VH.to(dtype),
         bias_V=None if bias_V is None else bias_V[:vocabulary],
-        scale=scale,
-        softcap=getattr(config, "final_logit_softcapping", None),
+        scale=_logit_scale(config),
+        softcap=getattr(config, SOFT_CAPS.get(config.model_type, "final_logit_softcapping"), None),
     )
+
+
+def _logit_scale(config: Any) -> float:
+    """What a family multiplies its logits by."""
+    key, power = LOGIT_SCALES.get(config.model_type, ("", 1))
+    return float(getattr(config, key, None) or 1.0) ** power
 
 
 @dataclass

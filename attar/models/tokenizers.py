@@ -13,7 +13,10 @@ from attar.models.locations import load_error, source_arguments
 
 
 def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model; one without a pad token pads with its end-of-sequence token."""
+    """The tokenizer of a model; one without a pad token pads with its end-of-sequence token.
+
+    One that has neither stays without: it would be saved with an ordinary token made special.
+    """
     from transformers import AutoTokenizer
 
     where = tokenizer_source(source)
@@ -31,8 +34,7 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
     if not trust_remote_code:
         tokenizer.init_kwargs.pop("auto_map", None)  # as of a config: `load_config`
     if tokenizer.pad_token_id is None:
-        # Padding is masked by position, never by id, so any id works.
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked by position, never by id
     return tokenizer
 
 

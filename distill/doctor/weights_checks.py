@@ -13,7 +13,7 @@ from distill.doctor.findings import Finding, brief, check, judged
 from distill.doctor.fixture import DoctorFixture
 from distill.training.checkpoint import learned
 from distill.training.loop import train
-from students.save import save_student
+from students.save import OUTPUT_TOLERANCE, difference, save_student
 
 STEPS = 3
 MAX_LOGIT_DIFFERENCE = 1e-3  # of the largest logit: one token at a time rounds differently
@@ -85,14 +85,17 @@ def checkpoint(fixture: DoctorFixture) -> Finding:
     ids_1T = torch.from_numpy(example.input_ids)[None].to(fixture.device)
     with torch.no_grad():
         sides = [model(input_ids=ids_1T).logits for model in (student, reloaded)]
-    off = float((sides[0] - sides[1]).abs().max())
-    if off:
-        return judged(False, f"loaded again its logits are off by {brief(off)}", logits=off)
+    off = float((sides[0] - sides[1]).abs().max() / sides[0].abs().max())
+    found = difference(student, reloaded)
+    if found is None and not off <= OUTPUT_TOLERANCE:
+        found = f"its logits are off by {brief(off)} of the largest"
+    if found is not None:
+        return judged(False, f"loaded again it is another model: {found}", logits=off)
     hooked = [name for name, m in student.named_modules() if m._forward_hooks]
     if hooked:
         return judged(False, f"{len(hooked)} modules keep a hook after a step, e.g. {hooked[0]}")
     same, difference = _same_with_cache(reloaded, ids_1T[:, : max(2, ids_1T.shape[1] // 2)])
-    says = "reloads to identical logits; generates the same with and without its KV cache"
+    says = "reloads to identical weights and the same logits; generates the same with and without its KV cache"
     if not same:
         says = f"with a KV cache its logits are off by {brief(difference)} of the largest"
     return judged(same, says, logits=off, kv_cache=difference)

@@ -11,9 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attar.models.generation import stop_ids
+from attar.models.head_check import check_head
 from attar.models.pooling import Pooling, text_vectors
-from attar.models.structure import Head, count_parameters, head_of, run_body
-from attar.models.task_heads import class_logits, load_as_saved
+from attar.models.structure import Head, count_parameters, head_of, run_body, unwrap
+from attar.models.task_heads import (
+    CAUSAL,
+    MASKED,
+    auto_class_of,
+    class_logits,
+    load_as_saved,
+)
 from attar.models.tokenizers import load_tokenizer, vocabulary_size
 from distill.data.batching import Batch
 from distill.data.tokenize import IGNORE
@@ -34,13 +42,6 @@ class LogitsFromStates:
     def piece(self, rows: slice) -> Tensor:
         """Float32 logits (n, V) of some of the positions."""
         return self.head.logits(self.hidden_NH[rows])
-
-
-def _end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The ids that end a text, by the tokenizer and by the settings of generation."""
-    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ends = ends if isinstance(ends, list) else [ends]
-    return tuple(sorted({i for i in (tokenizer.eos_token_id, *ends) if i is not None}))
 
 
 @RUNTIMES.add("transformers")
@@ -64,6 +65,8 @@ class Transformers(TokenizerMethods):
                 quantization=source.quantization,
                 trust_remote_code=trust,
             )
+        if auto_class_of(self.model.config) in (CAUSAL, MASKED):
+            check_head(unwrap(self.model), where)
         if adapter is not None:
             self.model = load_adapter(self.model, adapter).eval()
         self.tokenizer = load_tokenizer(where, trust_remote_code=source.trust_remote_code)
@@ -72,7 +75,7 @@ class Transformers(TokenizerMethods):
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.parameters: int | None = count_parameters(self.model)
         self.device = next(self.model.parameters()).device
-        self.end_ids = _end_ids(self.model, self.tokenizer)
+        self.end_ids = tuple(sorted(stop_ids(self.model, self.tokenizer)))
 
     @property
     def head(self) -> Head:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from attar.files import bytes_under
 from attar.models.fingerprints import weights_fingerprint
+from attar.models.generation import end_as_taught, generation_settings
 from attar.models.structure import num_layers
+from attar.models.task_heads import CAUSAL
 from attar.models.tokenizers import check_same_vocabulary, load_tokenizer
 from distill.console import aligned
 from distill.data.calibration import calibration_rows
@@ -53,11 +55,12 @@ def build(run: Run, inputs: str) -> StageRecord:
     if config.from_ == "teacher" or config.cuts:
         notes = cut(run)
     elif isinstance(config.from_, str):
-        save_student(load_whole(run), run.tokenizer, run.folder.student)
+        save_student(_that_ends(run, load_whole(run)), run.tokenizer, run.folder.student)
         if run.comes_from_teacher:
             copy_pruning(Path(config.from_), run.folder.student)
     else:
-        save_student(run.task.fresh_student(run), run.tokenizer, run.folder.student)
+        student = _that_ends(run, run.task.fresh_student(run))
+        save_student(student, run.tokenizer, run.folder.student)
     run.task.write_extra_files(run, run.folder.student)
     return StageRecord(BUILD.name, bytes=bytes_under(run.folder.student), notes=notes)
 
@@ -86,7 +89,10 @@ def cut(run: Run) -> dict[str, Any]:
     del whole
     if run.recipe.student.from_ != "teacher":
         pruning, rotation = _through(run, pruning, rotation)
-    save_cut(student, pruning, rotation, run.tokenizer, run.folder.student, run.trusts_student)
+    save_cut(
+        _that_ends(run, student), pruning, rotation, run.tokenizer, run.folder.student,
+        run.trusts_student,
+    )  # fmt: skip
     return {key: pruning[key] for key in ("kept", "by", "refit")}
 
 
@@ -96,6 +102,14 @@ def load_whole(run: Run) -> nn.Module:
     if config.from_ == "teacher":
         return run.task.load_teacher(run)
     return run.task.load(run, str(config.from_), config.trust_remote_code)
+
+
+def _that_ends(run: Run, student: nn.Module) -> nn.Module:
+    """The student, with settings by which it stops where its teacher taught it to."""
+    if run.task.auto == CAUSAL:
+        teacher = run.teacher_config.get_text_config(), generation_settings(run.teacher.model)
+        end_as_taught(student, run.tokenizer, teacher)
+    return student
 
 
 def _cut(run: Run, whole: nn.Module, config: StudentConfig) -> Any:

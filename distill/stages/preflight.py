@@ -14,8 +14,10 @@ from attar.device import default_device
 from attar.distributed import is_alone, process_state
 from attar.errors import RecipeError
 from attar.models.attention import check_blocks
+from attar.models.head_check import check_head_form
 from attar.models.loading import skeleton
 from attar.models.structure import check_layers, usable_positions
+from attar.models.task_heads import CAUSAL, MASKED
 from attar.models.tokenizers import brings_code, check_same_vocabulary, load_tokenizer
 from distill.data.config import DataConfig, check_sources
 from distill.evaluation.downstream.questions import check_tasks
@@ -33,6 +35,8 @@ from distill.training.config import LoopConfig
 from distill.training.layerwise_lr import check_rates, lowest_learning
 from distill.training.optimizers import check_optimizer
 from students.artifacts.artifact import ARTIFACTS, check_family, check_installed
+from students.fresh import check_fresh
+from students.pruning.block_numbers import check_block_numbers
 from students.pruning.depth import cut_config
 from students.quantization.gptq import roundable_linears
 from students.tuning.trainable import prepare_learning
@@ -46,6 +50,9 @@ def check_before_work(run: Run) -> None:
         check_training_tools,
         check_models,
         check_task,
+        check_fresh_student,
+        check_heads,
+        check_block_cut,
         check_cached_layers,
         check_positions,
         check_student_vocabulary,
@@ -102,6 +109,41 @@ def check_training_tools(run: Run) -> None:
 def check_task(run: Run) -> None:
     """Models serve the task."""
     run.task.check(run)
+
+
+def check_heads(run: Run) -> None:
+    """Heads over the vocabulary give the models' own logits where they are applied by themselves.
+
+    A student whose form does not show it is loaded; the teacher is loaded first of all anyway.
+    """
+    if run.task.auto not in (CAUSAL, MASKED):
+        return
+    check_head_form(run.teacher_config, run.task.auto, run.recipe.teacher.model)
+    student = run.recipe.student
+    if student.from_ == "teacher":
+        return
+    source = student.from_ if isinstance(student.from_, str) else "student.from"
+    seen = check_head_form(run.uncut_config, run.task.auto, source)
+    if not seen and isinstance(student.from_, str):
+        run.task.load(run, source, student.trust_remote_code)
+
+
+def check_fresh_student(run: Run) -> None:
+    """A student with random weights has sizes that fit each other."""
+    if isinstance(run.recipe.student.from_, dict):
+        check_fresh(run.uncut_config, run.task.auto)
+
+
+def check_block_cut(run: Run) -> None:
+    """The blocks that the student keeps compute what they do in the model they are cut out of."""
+    student, config = run.recipe.student, run.uncut_config
+    depth, keep = int(config.get_text_config().num_hidden_layers), None
+    if student.layers is not None:
+        keep = student.layers.keep
+    elif student.target is not None and "layers" in student.target.axes:
+        keep = max(1, depth // 2)
+    if keep is not None and run.student_depth < depth:
+        check_block_numbers(config, run.task.auto, keep)
 
 
 def check_cached_layers(run: Run) -> None:

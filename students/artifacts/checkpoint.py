@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from attar.files import read_json
 from attar.models import task_heads
 from attar.models.loading import Quantization
 from attar.models.pooling import holds_sentence_encoder
@@ -22,6 +23,18 @@ model = AutoModelForCausalLM.from_pretrained("PATH")
 tokenizer = AutoTokenizer.from_pretrained("PATH")
 inputs = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
+```"""
+CHAT_USAGE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained("PATH")
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+messages = [{"role": "user", "content": "Who are you?"}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+)
+answer = model.generate(**inputs, max_new_tokens=256)[0, inputs["input_ids"].shape[1]:]
+print(tokenizer.decode(answer, skip_special_tokens=True))
 ```"""
 CLASSIFIER_USAGE = """\
 ```python
@@ -53,8 +66,16 @@ def usage(given: ArtifactInputs) -> str:
         return SENTENCE_ENCODER_USAGE
     if holds_head(given.student, MASKED):
         return FILL_MASK_USAGE
-    return (
-        CLASSIFIER_USAGE if holds_head(given.student, task_heads.CLASSIFIER) else GENERATION_USAGE
+    if holds_head(given.student, task_heads.CLASSIFIER):
+        return CLASSIFIER_USAGE
+    return CHAT_USAGE if _has_template(given.student) else GENERATION_USAGE
+
+
+def _has_template(folder: Path) -> bool:
+    """Whether the tokenizer of a folder has a chat template."""
+    settings = folder / "tokenizer_config.json"
+    return (folder / "chat_template.jinja").is_file() or (
+        settings.is_file() and "chat_template" in read_json(settings)
     )
 
 
@@ -80,7 +101,7 @@ def int8(source: Path, folder: Path, given: ArtifactInputs) -> None:
     "merged-requantized-nf4",
     made_from="merged",
     runtime="transformers",
-    usage=GENERATION_USAGE,
+    usage=usage,
     needs=("bitsandbytes",),
     rounds=True,
 )
@@ -93,7 +114,7 @@ def merged_requantized_nf4(source: Path, folder: Path, given: ArtifactInputs) ->
     "merged-requantized-int8",
     made_from="merged",
     runtime="transformers",
-    usage=GENERATION_USAGE,
+    usage=usage,
     needs=("bitsandbytes",),
     rounds=True,
 )

@@ -31,6 +31,12 @@ from attar.models.structure import (
 )
 from attar.models.task_heads import text_inputs
 
+# Keys of configs with numbers of blocks, and with how many blocks at the start are of one kind.
+LISTS_OF_NUMBERS = ("mlp_only_layers", "moe_layers", "attn_layer_indices")
+FIRST_BLOCKS = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
+SAME = {torch.float32: 1e-3}  # of the largest output, between a cut model and one that skips blocks
+COARSELY_SAME = 0.05  # where products are rounded to 16 bits
+
 TextBatch = dict[str, Tensor | None]  # as `text_inputs` takes it
 LossOf = Callable[[Any], float]  # loss of a model; runs the same forwards at every call
 
@@ -39,10 +45,14 @@ class SkippedBlock(nn.Module):
     """Replaces a removed block: returns its input, so that other blocks keep their places.
 
     parts: length of the tuple that a block returns; None if it returns the hidden states alone.
+    block: the removed one, whose plain attributes some models read (its kind of attention).
     """
 
-    def __init__(self, parts: int | None) -> None:
+    def __init__(self, parts: int | None, block: nn.Module) -> None:
         super().__init__()
+        for name, value in vars(block).items():
+            if isinstance(value, (bool, int, str)):
+                setattr(self, name, value)
         self.parts = parts
         self.instead: Iterator[Tensor] | None = None  # returned instead of the input
 
@@ -133,7 +143,7 @@ class _BlockRemoval:
             self.inputs[number].append(args[0] if args else kwargs["hidden_states"])
 
         def leave(output: Any) -> None:
-            self.parts = len(output) if isinstance(output, tuple) else None
+            self.parts = _parts_of(output)
 
         handles = [self.blocks[0].register_forward_hook(lambda _m, _i, output: leave(output))]
         for number, block in enumerate(self.blocks):
@@ -151,7 +161,7 @@ class _BlockRemoval:
 
     def _skip_all_but(self, present: set[int]) -> None:
         for i, block in enumerate(self.originals):
-            self.blocks[i] = block if i in present else SkippedBlock(self.parts)
+            self.blocks[i] = block if i in present else SkippedBlock(self.parts, block)
 
     def loss_without(self, block: int) -> float:
         """Return the loss with one more block removed, run from that block on."""
@@ -200,13 +210,32 @@ def calibration_loss(model: nn.Module, hidden_BTH: Tensor, input_ids_BT: Tensor)
 
 
 def cut_config(config: Any, keep: list[int]) -> Any:
-    """Return the `PretrainedConfig` of a model with only the blocks `keep`."""
+    """Return the `PretrainedConfig` of a model with only the blocks `keep`.
+
+    What a config says of each block, or of blocks by their number, is carried over. Whether that
+    was all is asked in students/pruning/block_numbers.py.
+    """
     config = copy.deepcopy(config)
     text = config.get_text_config()
     depth, text.num_hidden_layers = text.num_hidden_layers, len(keep)
-    for name, value in list(vars(text).items()):  # e.g. layer_types and patterns per layer
-        if isinstance(value, (list, tuple)) and len(value) == depth and "token" not in name:
+    for name, value in list(vars(text).items()):
+        if not isinstance(value, (list, tuple)) or "token" in name:
+            continue
+        if name in LISTS_OF_NUMBERS:
+            setattr(text, name, [new for new, old in enumerate(keep) if old in value])
+        elif len(value) == depth:  # e.g. layer_types and patterns per layer
             setattr(text, name, [value[block] for block in keep])
+    for name in FIRST_BLOCKS:
+        if isinstance(value := getattr(text, name, None), int):
+            setattr(text, name, sum(block < value for block in keep))
+    if (step := getattr(text, "decoder_sparse_step", 1)) != 1:  # experts in every step-th block
+        sparse = [(old + 1) % step == 0 for old in keep]
+        text.mlp_only_layers = [
+            new for new, one in enumerate(sparse) if not one or new in text.mlp_only_layers
+        ]
+        text.decoder_sparse_step = 1
+    if getattr(text, "model_type", None) == "minicpm3":  # divided by the root of the depth
+        text.scale_depth *= (len(keep) / depth) ** 0.5
     return config
 
 
@@ -243,7 +272,47 @@ def cut_depth(model: Any, keep: list[int]) -> nn.Module:
     student.tie_weights()
     if hasattr(model, "generation_config"):  # classifiers have none
         student.generation_config = copy.deepcopy(model.generation_config)
-    return student.eval()  # type: ignore[no-any-return]
+    _check_cut(model, student.eval(), keep)
+    return student  # type: ignore[no-any-return]
+
+
+@torch.inference_mode()
+def _check_cut(model: Any, student: Any, keep: list[int]) -> None:
+    """Raise `ModelError` unless a cut model computes what the whole one does without the others.
+
+    Where the whole one cannot run without a block, nothing is compared.
+    """
+    blocks, device = blocks_of(model), next(model.parameters()).device
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    ids_BT = (5 + 7 * torch.arange(16, device=device)).unsqueeze(0) % vocabulary
+    parts: list[int | None] = []
+    handle = blocks[keep[0]].register_forward_hook(
+        lambda _m, _i, output: parts.append(_parts_of(output))
+    )
+    originals = list(blocks)
+    try:
+        model(input_ids=ids_BT)
+        for number, block in enumerate(originals):
+            if number not in keep:
+                blocks[number] = SkippedBlock(parts[0], block)
+        whole = model(input_ids=ids_BT)[0].float()
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
+        return
+    finally:
+        handle.remove()
+        for number, block in enumerate(originals):
+            blocks[number] = block
+    cut = student(input_ids=ids_BT)[0].float()
+    off = float((cut - whole).abs().max() / whole.abs().max().clamp_min(1e-30))
+    if off > SAME.get(next(model.parameters()).dtype, COARSELY_SAME):
+        raise ModelError(
+            f"The blocks of a {type(model).__name__} compute something else when others are "
+            f"removed: its output differs by {off:.2g} of the largest; keep the first blocks."
+        )
+
+
+def _parts_of(output: Any) -> int | None:
+    return len(output) if isinstance(output, (tuple, list)) else None
 
 
 def _blocks_prefix(model: nn.Module) -> str:

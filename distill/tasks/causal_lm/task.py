@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attar.errors import RecipeError
+from attar.models.head_check import check_head
 from attar.models.loading import load_causal_lm
 from attar.models.structure import num_layers
 from attar.models.task_heads import CAUSAL, auto_class_of
@@ -92,8 +93,10 @@ class CausalLM:
         return {}
 
     def load(self, context: TaskContext, source: str, trust_remote_code: bool) -> nn.Module:
-        """Any causal language model, in float32."""
-        return load_causal_lm(source, dtype=torch.float32, trust_remote_code=trust_remote_code)
+        """Any causal language model whose head can be applied by itself, in float32."""
+        model = load_causal_lm(source, dtype=torch.float32, trust_remote_code=trust_remote_code)
+        check_head(model, source)
+        return model
 
     def load_teacher(self, context: TaskContext) -> nn.Module:
         """The teacher's checkpoint, in float32."""
@@ -103,7 +106,9 @@ class CausalLM:
         """A causal language model with random weights, by the configuration in the recipe."""
         config = context.recipe.student.from_
         assert isinstance(config, dict)
-        return fresh_model(config, context.teacher_config, context.recipe.seed)
+        model = fresh_model(config, context.teacher_config, context.recipe.seed)
+        check_head(model, "student.from")
+        return model
 
     def removal_order(
         self, context: TaskContext, model: nn.Module, count: int, tokens: int

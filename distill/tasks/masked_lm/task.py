@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from attar.errors import RecipeError
-from attar.models.masked_lm import check_head, load_masked_lm
+from attar.models.head_check import check_head
+from attar.models.masked_lm import load_masked_lm
 from attar.models.structure import head_of, run_body
 from attar.models.task_heads import MASKED, auto_class_of
 from distill.data.batching import MASKED_BATCHING, Batch, Batching, collate_masked

@@ -38,6 +38,7 @@ class GGUFArchitecture:
     period: int | None = None
     projection_bias: bool = False  # llama.cpp supports `attention_bias`
     soft_caps: bool = False
+    tied: bool = False  # a file has no place for a head of its own
 
 
 GGUF_ARCHITECTURES = {
@@ -46,10 +47,13 @@ GGUF_ARCHITECTURES = {
     "qwen2": GGUFArchitecture("qwen2"),
     "qwen3": GGUFArchitecture("qwen3"),
     "gemma2": GGUFArchitecture(
-        "gemma2", "gelu_pytorch_tanh", norm_offset=1.0, period=2, soft_caps=True
+        "gemma2", "gelu_pytorch_tanh", norm_offset=1.0, period=2, soft_caps=True, tied=True
     ),
-    "gemma3_text": GGUFArchitecture("gemma3", "gelu_pytorch_tanh", norm_offset=1.0, period=6),
+    "gemma3_text": GGUFArchitecture(
+        "gemma3", "gelu_pytorch_tanh", norm_offset=1.0, period=6
+    ),
 }
+NO_CAP = 1e6  # llama.cpp always caps this family: 0 would divide by it, this changes no float32
 ROPE_SCALINGS = ("default", "linear", "llama3")
 
 
@@ -99,6 +103,8 @@ def _unsupported_layers(config: Any, family: GGUFArchitecture) -> Iterator[Unsup
         yield "hidden_act", activation, f"{family.activation} only"
     if getattr(config, "attention_bias", False) and not family.projection_bias:
         yield "attention_bias", True, "this family without biases"
+    if family.tied and not config.tie_word_embeddings:  # also after a rotation
+        yield "tie_word_embeddings", False, "this family with the embedding as its head"
     if getattr(config, "use_bidirectional_attention", False):
         yield "use_bidirectional_attention", True, "causal attention only"
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
@@ -180,8 +186,8 @@ def write_metadata(writer: GGUFWriter, config: Any, num_rows: int) -> None:
         writer.add_sliding_window(config.sliding_window)
         writer.add_sliding_window_pattern(_full_attention_period(config.layer_types, family.period))
     if family.soft_caps:
-        writer.add_attn_logit_softcapping(config.attn_logit_softcapping or 0.0)
-        writer.add_final_logit_softcapping(config.final_logit_softcapping or 0.0)
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping or NO_CAP)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping or NO_CAP)
 
 
 def _describe_positions(writer: GGUFWriter, config: Any) -> None:

@@ -9,7 +9,6 @@ costs the most (llama.cpp's own tool keeps them at 6 to 8 bits too). Norms and b
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attar.errors import ModelError
+from attar.models.generation import end_ids, generation_settings
 from attar.models.loading import load_config
 from attar.models.tokenizers import load_tokenizer
 from students.artifacts.gguf.architectures import (
@@ -111,13 +111,9 @@ def _license_in_card(source: Path) -> str | None:
 
 
 def _further_eos_ids(source: Path, tokenizer: Any) -> tuple[int, ...]:
-    """Return the ids that end generation besides the tokenizer's eos."""
-    file = source / "generation_config.json"
-    if not file.is_file():
-        return ()
-    ids = json.loads(file.read_text(encoding="utf8")).get("eos_token_id")
-    ids = ids if isinstance(ids, list) else [ids]
-    return tuple(i for i in ids if i is not None and i != tokenizer.eos_token_id)
+    """Return the ids that end generation besides the tokenizer's eos, the end of a turn first."""
+    ids = end_ids(tokenizer, [generation_settings(str(source))])
+    return tuple(i for i in ids if i != tokenizer.eos_token_id)
 
 
 # Weights -----------------------------------------------------------------------------------------

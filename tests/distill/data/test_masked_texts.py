@@ -170,7 +170,7 @@ def test_the_head_by_itself_gives_the_models_own_logits(family):
 def test_a_head_that_is_more_than_a_map_is_refused():
     model = EsmForMaskedLM(EsmConfig(**SIZES, mask_token_id=MASK))
     torch.nn.init.normal_(model.lm_head.bias)
-    with pytest.raises(ModelError, match="logits of EsmForMaskedLM are not one linear map"):
+    with pytest.raises(ModelError, match="head of EsmForMaskedLM is more than one linear map"):
         check_head(model)
 
 
