@@ -6,7 +6,6 @@ although its weights are plain tensors by then; `_forget_gguf` removes that quan
 
 from __future__ import annotations
 
-import copy
 import logging
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from attar.device import default_device
 from attar.models.bitsandbytes_check import check_4bit_rows
 from attar.models.fingerprints import weights_fingerprint
 from attar.models.locations import load_error, source_arguments
+from attar.models.quantizable import empty_model, head_modules
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8", "nf4", "fp4"]
@@ -38,20 +38,22 @@ def resolve_precision(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def bitsandbytes_config(quantization: Quantization) -> Any:
+def bitsandbytes_config(quantization: Quantization, heads: list[str]) -> Any:
     """The `BitsAndBytesConfig` of a quantisation; None for `none`.
 
     nf4 is that of QLoRA: NormalFloat4, double quantisation, bfloat16 compute (arXiv 2305.14314).
-    fp4 is the same with 4-bit floating point.
+    fp4 is the same with 4-bit floating point. heads: names of modules that are not quantised; by
+    itself, transformers would quantise every head but one over the vocabulary.
     """
     if quantization == "none":
         return None
     from transformers import BitsAndBytesConfig
 
     if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=heads,
         bnb_4bit_quant_type=quantization,
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
@@ -109,7 +111,9 @@ def load_model(
     device = device or default_device()
     silence_libraries()
     if quantization != "none":
-        quantized = {"quantization_config": bitsandbytes_config(quantization)}
+        config = load_config(source, trust_remote_code=trust_remote_code)
+        heads = head_modules(empty_model(config, auto, trust_remote_code=trust_remote_code))
+        quantized = {"quantization_config": bitsandbytes_config(quantization, heads)}
         extra = {**extra, **quantized, "device_map": {"": device}}
     try:
         model: Any = getattr(transformers, auto).from_pretrained(
@@ -133,14 +137,11 @@ def skeleton(config: Any, auto: str) -> Any:
     None where the model brings its own code, which is not run merely to see names and shapes. (A
     config of a class in transformers was loaded without the code that it may name.)
     """
-    import transformers
-
     remote_code = getattr(config, "auto_map", None)
     own = type(config).__module__.startswith("transformers.")
     if remote_code and not (own and "AutoConfig" in remote_code):
         return None
-    with torch.device("meta"):
-        return getattr(transformers, auto).from_config(copy.deepcopy(config))
+    return empty_model(config, auto)
 
 
 def silence_libraries() -> None:

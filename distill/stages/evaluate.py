@@ -9,7 +9,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from attar.files import write_json
+from attar.errors import ModelError
+from attar.files import read_json, write_json
 from distill.data.config import stamp_of
 from distill.evaluation.downstream.questions import task_stamp
 from distill.evaluation.job import MeasureJob
@@ -22,7 +23,7 @@ from distill.stages.export import card_of
 from distill.stages.fingerprints import data_inputs
 from distill.stages.stage import EVALUATE, work
 from distill.stages.train import arms_of
-from students.artifacts.artifact import ARTIFACTS, check_whole, write_card
+from students.artifacts.artifact import ARTIFACTS, check_whole, failure_of, write_card
 from teachers.load import teacher_identity
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,8 @@ def _inputs(run: Run) -> list[Any]:
     EVALUATE,
     inputs=_inputs,
     outputs=lambda run: [
-        run.folder.evaluation / f"{name}.npz" for name in ["teacher", *arms_of(run)]
+        *(run.folder.evaluation / f"{name}.npz" for name in ["teacher", *arms_of(run)]),
+        *(run.folder.evaluation / f"{name}.json" for name in run.artifacts),
     ],
 )
 def evaluate(run: Run, inputs: str) -> StageRecord:
@@ -46,15 +48,43 @@ def evaluate(run: Run, inputs: str) -> StageRecord:
     tokens = 0
     for job in measure_jobs(run):
         log.info("evaluate: %s", job.name)
-        artifact = job.name in run.artifacts
-        if artifact:
-            check_whole(Path(job.model))
-        numbers = measure_in_fresh_process(job)
-        tokens += numbers["tokens"]
-        if artifact:
-            measured = markdown_table(numbers, run.task.report.columns)
-            write_card(Path(job.model), job.name, card_of(run, job.name, measured))
+        if job.name in run.artifacts:
+            tokens += _measure_artifact(run, job)
+        else:
+            tokens += measure_in_fresh_process(job)["tokens"]
     return StageRecord(EVALUATE.name, tokens=tokens)
+
+
+def _measure_artifact(run: Run, job: MeasureJob) -> int:
+    """Tokens measured. An artifact that cannot be run leaves its reason instead of numbers."""
+    folder = Path(job.model)
+    failure = failure_of(folder)
+    if failure is None:
+        check_whole(folder)
+        try:
+            numbers = measure_in_fresh_process(job)
+        except ModelError as error:
+            failure = str(error)
+            log.error("evaluate: %s (Delete %s to try again.)", error, job.out)
+        else:
+            measured = markdown_table(numbers, run.task.report.columns)
+            write_card(folder, job.name, card_of(run, job.name, measured))
+            return int(numbers["tokens"])
+    write_json(Path(job.out), {"failed": failure})
+    return 0
+
+
+def failed_artifacts(run: Run) -> dict[str, str]:
+    """Reasons of the artifacts that could not be made, or not be run, by name."""
+    found = {}
+    for name in run.artifacts:
+        numbers = run.folder.evaluation / f"{name}.json"
+        reason = failure_of(run.folder.artifact(name))
+        if reason is None and numbers.is_file():
+            reason = read_json(numbers).get("failed")
+        if reason is not None:
+            found[name] = reason
+    return found
 
 
 def reference_of(run: Run, artifact: str) -> str:

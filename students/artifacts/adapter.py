@@ -50,7 +50,13 @@ def _is_bottleneck(adapter: Path) -> bool:
     return config.exists() and read_json(config).get("peft_type") == "BOTTLENECK"
 
 
-@artifact("adapter", made_from="adapter", runtime="transformers", usage=_usage, library="peft")
+BASE_BITS = {"none": 16.0, "int8": 8.5, "nf4": 4.2, "fp4": 4.2}
+
+
+@artifact(
+    "adapter", made_from="adapter", runtime="transformers", usage=_usage, library="peft",
+    bits=lambda given: BASE_BITS[given.base],
+)  # fmt: skip
 def adapter(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """The adapter beside its base, which is quantised as in training, else bfloat16."""
     trust = given.trust_remote_code

@@ -20,7 +20,7 @@ def with_torchao(given: ArtifactInputs) -> str:
 
 @artifact(
     "torchao-int8", made_from="merged", runtime="transformers", usage=with_torchao,
-    needs=("torchao",), extra="torchao",
+    needs=("torchao",), extra="torchao", takes=("Linear",), by="torchao", bits=8.5,
 )  # fmt: skip
 def torchao_int8(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """Weights of linear layers in 8 bits with one scale per output, else bfloat16; by torchao."""
