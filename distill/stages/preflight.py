@@ -25,6 +25,13 @@ from distill.recipe.schema import Recipe
 from distill.recipe.specialize import without_start
 from distill.run.context import Run
 from distill.runtimes.runtime import check_runtime
+from distill.stages.artifact_checks import (
+    check_forms,
+    check_gguf_tokenizer,
+    check_int8_packing,
+    check_student_is_plain,
+    check_teacher_form,
+)
 from distill.stages.status import is_shaped
 from distill.training.accelerator import check_trackers
 from distill.training.config import LoopConfig
@@ -46,6 +53,10 @@ def check_before_work(run: Run) -> None:
         check_positions,
         check_student_vocabulary,
         check_artifact_packages,
+        check_gguf_tokenizer,
+        check_teacher_form,
+        check_student_is_plain,
+        check_int8_packing,
         check_recover,
         check_downstream_tasks,
     ):
@@ -59,6 +70,8 @@ def check_student(run: Run, shaped: bool = True) -> None:
     shaped: whether its shape is known. Before a search, only what no student of that model could
     do is refused.
     """
+    if shaped:
+        check_forms(run)
     check_layer_terms(run, shaped)
     check_learning(run, shaped)
     check_method(run, shaped)

@@ -68,8 +68,13 @@ def adapter(source: Path, folder: Path, given: ArtifactInputs) -> None:
     )
     model.save_pretrained(folder / "base", safe_serialization=True)
     load_tokenizer(str(given.student), trust_remote_code=trust).save_pretrained(folder / "base")
-    shutil.copytree(source, folder / "adapter")
-    config = folder / "adapter" / "adapter_config.json"
-    write_json(config, {**read_json(config), "base_model_name_or_path": "base"})
+    left = shutil.ignore_patterns("README.md")  # peft's own card, which names the run's folder
+    shutil.copytree(source, folder / "adapter", ignore=left)
+    config, base = folder / "adapter" / "adapter_config.json", folder / "adapter" / "base.json"
+    settings = read_json(config)
+    paths = ("base_model_name_or_path", "tokenizer_name_or_path")
+    write_json(config, {**settings, **{key: "base" for key in paths if settings.get(key)}})
+    if base.is_file():
+        write_json(base, {**read_json(base), "model": "base"})
     if _is_bottleneck(source):
         shutil.copy(bottleneck_module.__file__, folder / "adapter" / "bottleneck.py")

@@ -155,7 +155,8 @@ def export_artifact(name: str, given: ArtifactInputs, folder: Path, card: str) -
     source = artifact_source(name, given)
     with staged_folder(folder) as aside:
         ARTIFACTS[name].make(source, aside, given)
-        check_stored_bits(name, aside, source, promised_bits(name, given), given.trust_remote_code)
+        whole = given.student if source == given.adapter else source
+        check_stored_bits(name, aside, whole, promised_bits(name, given), given.trust_remote_code)
         write_text(aside / "README.md", card)
         write_manifest(aside, name)
 

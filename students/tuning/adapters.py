@@ -117,12 +117,21 @@ def save_adapter(
         _save_change(model, _initial(model, base, trust_remote_code), folder)
     else:
         model.save_pretrained(str(folder), save_embedding_layers=False)
+    _sort_targets(folder / "adapter_config.json")
     identity = {
         "weights": weights_fingerprint(str(base)),
         "model": str(base),
         "quantization": quantization,
     }
     write_json(folder / "base.json", identity)
+
+
+def _sort_targets(file: Path) -> None:
+    """Put the names of layers in order: peft writes a set, whose order differs by process."""
+    config = read_json(file)
+    lists = {key: sorted(value) for key, value in config.items()
+             if key in ("target_modules", "feedforward_modules") and isinstance(value, list)}  # fmt: skip
+    write_json(file, {**config, **lists})
 
 
 def _initial(model: Any, base: Path, trust_remote_code: bool) -> Any:

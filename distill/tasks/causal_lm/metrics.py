@@ -97,9 +97,7 @@ def _generation_agreement(
     return {"generation_agreement": agreement(mine, read_json(file)["answers"])}
 
 
-def _task_accuracies(
-    runtime: Runtime, config: EvaluateConfig, end_ids: tuple[int, ...]
-) -> Numbers:
+def _task_accuracies(runtime: Runtime, config: EvaluateConfig, end_ids: tuple[int, ...]) -> Numbers:
     """Accuracy of each task and its interval, or the reason why a runtime cannot be asked."""
     found: Numbers = {}
     for task in config.tasks:
