@@ -7,6 +7,7 @@ although its weights are plain tensors by then; `_forget_gguf` removes that quan
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -152,6 +153,7 @@ def silence_libraries() -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft
     for name in (
         "bitsandbytes.autograd._functions",
         "bitsandbytes.backends.cpu.ops",

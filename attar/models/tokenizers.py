@@ -10,7 +10,11 @@ from attar.models.locations import load_error, source_arguments
 
 
 def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model; one without a pad token pads with its end-of-sequence token."""
+    """The tokenizer of a model; one without a pad token pads with its end-of-sequence token.
+
+    One without either stays without: a pad token that it never had would be saved with the student
+    as a special token, and left out of what the student writes.
+    """
     from transformers import AutoTokenizer
 
     name, extra = source_arguments(source)
@@ -20,10 +24,14 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
         )
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise load_error(error, "tokenizer", source) from error
-    if tokenizer.pad_token_id is None:
-        # Padding is masked by position, never by id, so any id works.
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def padding_id(tokenizer: Any) -> int:
+    """An id to pad with. Padding is masked by position, never by id, so any id works."""
+    return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

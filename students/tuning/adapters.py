@@ -129,9 +129,10 @@ def save_adapter(
 def _sort_targets(file: Path) -> None:
     """Put the names of layers in order: peft writes a set, whose order differs by process."""
     config = read_json(file)
-    lists = {key: sorted(value) for key, value in config.items()
-             if key in ("target_modules", "feedforward_modules") and isinstance(value, list)}  # fmt: skip
-    write_json(file, {**config, **lists})
+    for key in ("target_modules", "feedforward_modules"):
+        if isinstance(config.get(key), list):
+            config[key] = sorted(config[key])
+    write_json(file, config)
 
 
 def _initial(model: Any, base: Path, trust_remote_code: bool) -> Any:
