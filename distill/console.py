@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,7 +33,6 @@ class PrintableFormatter(logging.Formatter):
 
 def set_up_logging(verbose: bool = False, quiet: bool = False) -> None:
     """Send messages to the terminal: all with `verbose`, warnings only with `quiet`."""
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft
     quiet = quiet or not is_first_process()
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     handler: logging.Handler = logging.StreamHandler(sys.stderr)  # plain lines in files and pipes

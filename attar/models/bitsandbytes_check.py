@@ -9,11 +9,14 @@ correctly.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
 
+from attar.device import default_device
 from attar.errors import ModelError
+from attar.models.quantizable import body_matrices
 
 WEIGHTS_PER_BLOCK = 64
 
@@ -29,6 +32,24 @@ def dequantizes_partial_blocks() -> bool:
         for shape in ((8, 96), (2, 384))  # the second has whole blocks
     ]
     return torch.equal(*found)
+
+
+def check_4bit_widths(model: Any, what: str) -> None:
+    """Raise `ModelError` where a model would be read wrongly in 4 bits on this CPU.
+
+    model: the same without quantisation, on the meta device. what: the start of the sentence.
+    """
+    if default_device().type != "cpu":
+        return
+    for name, weight in body_matrices(model).items():
+        layer = model.get_submodule(name.rpartition(".")[0])
+        inputs = weight.shape[1] if isinstance(layer, nn.Linear) else weight.shape[0]
+        if weight.ndim == 2 and inputs % WEIGHTS_PER_BLOCK and not dequantizes_partial_blocks():
+            raise ModelError(
+                f"{what}: bitsandbytes reads 4-bit weights wrongly on this CPU where rows are not "
+                f"a multiple of {WEIGHTS_PER_BLOCK}, and `{name}` has rows of {inputs}; use int8, "
+                "a gguf artifact, other widths, or a GPU."
+            )
 
 
 def check_4bit_rows(model: nn.Module, source: str) -> None:

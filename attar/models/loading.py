@@ -6,8 +6,8 @@ although its weights are plain tensors by then; `_forget_gguf` removes that quan
 
 from __future__ import annotations
 
-import copy
 import logging
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,6 +25,7 @@ from attar.models.config_check import check_config, check_depth
 from attar.models.fingerprints import weights_fingerprint
 from attar.models.locations import load_error, source_arguments
 from attar.models.model_kinds import check_kind, check_quantized
+from attar.models.quantizable import empty_model, head_modules
 from attar.models.weight_files import check_weights
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -46,20 +47,22 @@ def resolve_precision(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def bitsandbytes_config(quantization: Quantization) -> Any:
+def bitsandbytes_config(quantization: Quantization, heads: list[str]) -> Any:
     """The `BitsAndBytesConfig` of a quantisation; None for `none`.
 
     nf4 is that of QLoRA: NormalFloat4, double quantisation, bfloat16 compute (arXiv 2305.14314).
-    fp4 is the same with 4-bit floating point.
+    fp4 is the same with 4-bit floating point. heads: names of modules that are not quantised; by
+    itself, transformers would quantise every head but one over the vocabulary.
     """
     if quantization == "none":
         return None
     from transformers import BitsAndBytesConfig
 
     if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=heads,
         bnb_4bit_quant_type=quantization,
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
@@ -131,7 +134,9 @@ def load_model(
     device = device or default_device()
     silence_libraries()
     if quantization != "none":
-        quantized = {"quantization_config": bitsandbytes_config(quantization)}
+        config = load_config(source, trust_remote_code=trust_remote_code)
+        heads = head_modules(empty_model(config, auto, trust_remote_code=trust_remote_code))
+        quantized = {"quantization_config": bitsandbytes_config(quantization, heads)}
         extra = {**extra, **quantized, "device_map": {"": device}}
     try:
         model, found = getattr(transformers, auto).from_pretrained(
@@ -224,15 +229,12 @@ def skeleton(config: Any, auto: str) -> Any:
     None where the model brings its own code, which is not run merely to see names and shapes. (A
     config of a class in transformers was loaded without the code that it may name.)
     """
-    import transformers
-
     remote_code = getattr(config, "auto_map", None)
     own = type(config).__module__.startswith("transformers.")
     if remote_code and not (own and "AutoConfig" in remote_code):
         return None
     try:
-        with torch.device("meta"):
-            return getattr(transformers, auto).from_config(copy.deepcopy(config))
+        return empty_model(config, auto)
     except Exception as error:  # whatever its values lead the model's class to
         reason = " ".join(str(error).split())[:300]
         where = getattr(config, "_name_or_path", "") or config.model_type
@@ -247,6 +249,7 @@ def silence_libraries() -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft
     for name in (
         "bitsandbytes.autograd._functions",
         "bitsandbytes.backends.cpu.ops",

@@ -15,7 +15,8 @@ from attar.models.locations import load_error, source_arguments
 def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model; one without a pad token pads with its end-of-sequence token.
 
-    One that has neither stays without: it would be saved with an ordinary token made special.
+    One without either stays without: a pad token that it never had would be saved with the student
+    as a special token, and left out of what the student writes.
     """
     from transformers import AutoTokenizer
 
@@ -33,8 +34,8 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
         raise _without_tokenizer(source)
     if not trust_remote_code:
         tokenizer.init_kwargs.pop("auto_map", None)  # as of a config: `load_config`
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # padding is masked by position, never by id
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
@@ -48,6 +49,11 @@ def _without_tokenizer(source: str) -> ModelError:
 def brings_code(tokenizer: Any) -> bool:
     """Whether a tokenizer's class came with its model, and is saved with the tokenizer."""
     return type(tokenizer).__module__.startswith("transformers_modules")
+
+
+def padding_id(tokenizer: Any) -> int:
+    """An id to pad with. Padding is masked by position, never by id, so any id works."""
+    return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

@@ -18,7 +18,7 @@ from distill.commands.options import (
     run_dir_option,
     set_option,
 )
-from distill.commands.run import do_stages, open_run
+from distill.commands.run import check_made, do_stages, open_run
 from distill.commands.say import say
 
 EXIT_UNFIT = 3  # exit status where an artifact loses more than the recipe tolerates
@@ -48,6 +48,7 @@ def export(
     do_stages(run, ["export"], alone=True)
     if strict:
         check_fit(run)
+    check_made(run)
 
 
 @click.command("evaluate")
@@ -95,6 +96,7 @@ def evaluate(
         do_stages(run, ["evaluate"], alone=True)
         if strict:
             check_fit(run)
+        check_made(run)
         return
     if strict or run_dir is not None:
         name = "--strict" if strict else "--run-dir"

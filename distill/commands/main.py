@@ -16,6 +16,7 @@ from distill.commands.options import recipe_options, trust_option
 from distill.commands.run import (
     cache_audit,
     cache_build,
+    check_made,
     do_stages,
     doctor,
     open_run,
@@ -94,6 +95,7 @@ def run(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **show: bo
 
     if not show["quiet"] and is_first_process():
         print_report(opened.folder.path)
+    check_made(opened)
 
 
 def add_stage(stage: Stage) -> None:

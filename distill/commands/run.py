@@ -28,6 +28,22 @@ def open_run(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **sho
     return Run(loaded, Path(run_dir) if run_dir else Path("runs") / Path(recipe).stem)
 
 
+EXIT_FAILED_ARTIFACT = 4  # exit status where an artifact could not be made or run
+
+
+def check_made(run: Any) -> None:
+    """Exit with 4, naming them, where artifacts could not be made or run."""
+    from attar.distributed import is_first_process
+    from distill.stages.evaluate import failed_artifacts
+
+    failed = failed_artifacts(run)
+    if failed and is_first_process():
+        names = ", ".join(failed)
+        click.echo(f"Error: not every artifact was made and run: {names} failed.", err=True)
+    if failed:
+        sys.exit(EXIT_FAILED_ARTIFACT)
+
+
 def do_stages(run: Any, names: list[str], *, alone: bool) -> None:
     """Run stages; say so when there was nothing to do."""
     from attar.distributed import is_first_process
@@ -40,6 +56,7 @@ def do_stages(run: Any, names: list[str], *, alone: bool) -> None:
 def print_report(folder: Path) -> None:
     """A finished run's tables, verdict and advice."""
     from distill.console import print_table
+    from distill.report.selection import failed_lines
     from distill.report.tables import artifact_table, model_table, read_report
     from distill.tasks.registry import TASKS
 
@@ -48,8 +65,8 @@ def print_report(folder: Path) -> None:
     print_table(model_table(report, of.columns))
     say("\n".join([report["verdict"]["sentence"], *report["verdict"]["warnings"], ""]))
     print_table(artifact_table(report, of.artifact_columns))
-    for one in report["advice"]:
-        say(one["sentence"])
+    for line in [*failed_lines(report), *(one["sentence"] for one in report["advice"])]:
+        say(line)
     say(f"Report: {folder / 'report.html'}")
 
 

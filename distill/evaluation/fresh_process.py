@@ -18,6 +18,7 @@ from typing import Any
 
 from attar.storage_errors import storage_error
 
+SILENCER = "attar.models.silenced"
 # Imported by the fork server beside the module of the first function that is run.
 PRELOADED_LIBRARIES = (
     "datasets",
@@ -31,7 +32,7 @@ PROCESS_GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE
 
 def preloaded(function: Callable[[Any], None]) -> list[str]:
     """Names of the modules that the fork server imports before it runs a function."""
-    return [function.__module__, *PRELOADED_LIBRARIES]
+    return [SILENCER, function.__module__, *PRELOADED_LIBRARIES]
 
 
 def run_in_fresh_process(function: Callable[[Any], None], argument: Any) -> int:

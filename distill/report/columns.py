@@ -140,7 +140,12 @@ TEXT_SPEED_COLUMNS: TableColumns = {
 
 
 def cells(numbers: Numbers, columns: TableColumns) -> list[str]:
-    """The text of each column for one model, empty where the model has no such number."""
+    """The text of each column for one model, empty where the model has no such number.
+
+    Of an artifact that could not be made or run, the first says so.
+    """
+    if "failed" in numbers:
+        return ["failed", *("" for _ in list(columns)[1:])]
     return [
         column.show(numbers) if numbers.get(column.key) is not None else ""
         for column in columns.values()

@@ -11,6 +11,7 @@ from typing import Any
 
 from distill.evaluation.job import Numbers
 from distill.report.columns import TableColumns, legend
+from distill.report.selection import failed_lines
 from distill.report.tables import Table, artifact_table, model_table
 
 Figure = tuple[str, str]  # inline SVG and its caption
@@ -107,7 +108,7 @@ def _artifacts(report: Numbers, columns: TableColumns, content: PageContent) -> 
     advice = "".join(f"<li>{escape(one['sentence'])}</li>" for one in report["advice"])
     meanings = legend(columns, report["artifacts"].values())
     return f"""<h2>Artifacts</h2><ul class="verdict">{advice}</ul>
-{as_table(artifact_table(report, columns))}
+{as_table(artifact_table(report, columns))}{_warnings(failed_lines(report))}
 <p class="legend">Each artifact was loaded from disk in a fresh process by what its users run it
 with. {escape(meanings)}.</p>
 <div class="plots">{as_figures(content.artifact_figures)}</div>"""

@@ -139,7 +139,8 @@ def plot_quality(report: Numbers, quality: Quality, across: PlotAxis) -> str:
         if quality.log or name != "init":
             shown.append((name, arm, COLORS.get(name, OTHER_ARM), "o"))
     if across.artifacts:
-        for name, numbers in report["artifacts"].items():
+        made = {name: one for name, one in report["artifacts"].items() if "failed" not in one}
+        for name, numbers in made.items():
             shown.append((name, numbers, FIT if numbers["fit"]["ships"] else UNFIT, "^"))
     points, optimal = [], []
     for name, numbers, color, marker in shown:

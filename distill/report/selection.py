@@ -105,9 +105,18 @@ def judge_by_perplexity(
 def unfit_lines(report: Numbers) -> list[str]:
     """One line for each artifact of a report that is not fit to ship."""
     return [
-        f"{name} is not fit to ship: {numbers['fit']['reason']}."
+        f"{name} is not fit to ship: {numbers['fit']['reason'].rstrip('.')}."
         for name, numbers in report["artifacts"].items()
         if not numbers["fit"]["ships"]
+    ]
+
+
+def failed_lines(report: Numbers) -> list[str]:
+    """One line for each artifact of a report that could not be made or run."""
+    return [
+        f"{name} failed: {numbers['failed']}"
+        for name, numbers in report["artifacts"].items()
+        if "failed" in numbers
     ]
 
 
@@ -193,8 +202,14 @@ def advise(
     """Which artifact to ship for each purpose: `for`, `artifact` and a `sentence`.
 
     Only what is fit is advised. Where nothing is, the one entry has no artifact, names the best one
-    and ends with the remedy.
+    and ends with the remedy. Without artifacts there is nothing to advise.
     """
+    if not artifacts:
+        return []
+    artifacts = {name: numbers for name, numbers in artifacts.items() if "failed" not in numbers}
+    if not artifacts:
+        sentence = "No artifact could be made and run; the reasons are with the artifacts."
+        return [{"for": "any", "artifact": None, "sentence": sentence}]
     fit = {name: numbers for name, numbers in artifacts.items() if numbers["fit"]["ships"]}
     if not fit:
         best = min(artifacts, key=lambda name: quality.loss(artifacts[name]))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attar.models.generation import stop_ids
 from attar.models.head_check import check_head
@@ -44,6 +44,18 @@ class LogitsFromStates:
         return self.head.logits(self.hidden_NH[rows])
 
 
+def _generate_plainly(model: nn.Module) -> None:
+    """Forget the model's own settings of generation: penalties, banned and least tokens.
+
+    Other runtimes do not read them, and `generate` would fill every one that it is not given.
+    """
+    from transformers import GenerationConfig
+
+    for module in model.modules():
+        if getattr(module, "generation_config", None) is not None:
+            module.generation_config = GenerationConfig()  # type: ignore[assignment]
+
+
 @RUNTIMES.add("transformers")
 class Transformers(TokenizerMethods):
     """A checkpoint in a folder or on the hub, or an artifact that is an adapter on its base."""
@@ -73,9 +85,11 @@ class Transformers(TokenizerMethods):
         self.vocabulary = source.vocabulary or vocabulary_size(self.tokenizer)
         config = self.model.config.get_text_config()
         self.context: int | None = getattr(config, "max_position_embeddings", None)
+        self._rows = int(config.vocab_size)  # of the head; those after V are no tokens
         self.parameters: int | None = count_parameters(self.model)
         self.device = next(self.model.parameters()).device
         self.end_ids = tuple(sorted(stop_ids(self.model, self.tokenizer)))
+        _generate_plainly(self.model)
 
     @property
     def head(self) -> Head:
@@ -128,10 +142,10 @@ class Transformers(TokenizerMethods):
             input_ids=start,
             attention_mask=torch.ones_like(start),
             max_new_tokens=new,
-            min_new_tokens=None if stop_ids else new,
-            eos_token_id=list(stop_ids) or self.tokenizer.eos_token_id,
+            eos_token_id=list(stop_ids) or None,
             do_sample=False,
             pad_token_id=self.tokenizer.pad_token_id,
+            suppress_tokens=list(range(self.vocabulary, self._rows)) or None,
         )
         self._synchronize()
         found: list[int] = produced[0, len(ids) :].tolist()

@@ -83,9 +83,11 @@ class Runtime(Protocol):
         """One forward over a prompt, logits of the last position only: what is timed."""
 
     def generate(self, ids: list[int], new: int, stop_ids: tuple[int, ...] = ()) -> list[int]:
-        """Up to `new` ids after a prompt, greedily, with a cache of keys and values.
+        """Up to `new` ids after a prompt, with a cache of keys and values.
 
-        Ends after one of `stop_ids` (which is included), else only at `new`.
+        Each is the most likely of the V ids, whatever settings of generation the model's files
+        have, so that the same weights give the same ids in every runtime. Ends after one of
+        `stop_ids` (which is included), else only at `new`.
         """
 
     def encode(self, text: str) -> list[int]:

@@ -9,7 +9,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from attar.files import write_json
+from attar.errors import ModelError
+from attar.files import read_json, write_json
 from distill.data.config import stamp_of
 from distill.evaluation.downstream.questions import task_stamp
 from distill.evaluation.job import MeasureJob
@@ -27,6 +28,7 @@ from students.artifacts.artifact import (
     CARD_FILE,
     MANIFEST_FILE,
     check_whole,
+    failure_of,
     write_card,
 )
 from teachers.load import teacher_identity
@@ -75,15 +77,48 @@ def evaluate(run: Run, inputs: str) -> StageRecord:
     tokens, shown = 0, {}
     for job in measure_jobs(run):
         log.info("evaluate: %s", job.name)
-        artifact = job.name in run.artifacts
-        if artifact:
-            check_whole(Path(job.model))
-        numbers = measure_in_fresh_process(job)
-        tokens += numbers["tokens"]
-        if artifact:
-            shown[job.name] = markdown_table(numbers, run.task.report.columns)
-            write_card(Path(job.model), job.name, card_of(run, job.name, shown[job.name]))
+        if job.name in run.artifacts:
+            number, table = _measure_artifact(run, job)
+            tokens += number
+            shown.update({job.name: table} if table is not None else {})
+        else:
+            tokens += measure_in_fresh_process(job)["tokens"]
     return StageRecord(EVALUATE.name, tokens=tokens, notes={"measured": shown})
+
+
+def _measure_artifact(run: Run, job: MeasureJob) -> tuple[int, str | None]:
+    """(tokens measured, the table on the card). An artifact that cannot be run leaves its reason
+    instead of numbers, and no table.
+    """
+    folder = Path(job.model)
+    failure = failure_of(folder)
+    if failure is None:
+        check_whole(folder)
+        try:
+            numbers = measure_in_fresh_process(job)
+        except ModelError as error:
+            failure = str(error)
+            log.error("evaluate: %s (Delete %s to try again.)", error, job.out)
+        else:
+            measured = markdown_table(numbers, run.task.report.columns)
+            write_card(folder, job.name, card_of(run, job.name, measured))
+            return int(numbers["tokens"]), measured
+    Path(job.out).with_suffix(".npz").unlink(missing_ok=True)  # of an earlier measurement
+    write_json(Path(job.out), {"failed": failure})
+    return 0, None
+
+
+def failed_artifacts(run: Run) -> dict[str, str]:
+    """Reasons of the artifacts that could not be made, or not be run, by name."""
+    found = {}
+    for name in run.artifacts:
+        numbers = run.folder.evaluation / f"{name}.json"
+        reason = failure_of(run.folder.artifact(name))
+        if reason is None and numbers.is_file():
+            reason = read_json(numbers).get("failed")
+        if reason is not None:
+            found[name] = reason
+    return found
 
 
 def reference_of(run: Run, artifact: str) -> str:

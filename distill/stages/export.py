@@ -12,6 +12,7 @@ import yaml
 from torch import nn
 
 from attar.checksums import files_below
+from attar.errors import RunError, UserError
 from attar.files import bytes_under, fingerprint
 from attar.libraries import library_versions
 from distill.data.calibration import calibration_rows
@@ -26,10 +27,17 @@ from students.artifacts.artifact import (
     MANIFEST_FILE,
     ArtifactInputs,
     export_artifact,
+    write_failure,
 )
 from students.artifacts.model_card import model_card
 
 log = logging.getLogger(__name__)
+# What a library raises for a model that it cannot write. A full disk is not among it: that ends the
+# stage, which is done again later.
+CANNOT_BE_MADE = (
+    UserError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
+    ImportError, ArithmeticError,
+)  # fmt: skip
 
 
 def _inputs(run: Run) -> list[Any]:
@@ -45,14 +53,31 @@ def _outputs(run: Run) -> list[Path]:
 
 @work(EXPORT, inputs=_inputs, outputs=_outputs)
 def export(run: Run, inputs: str) -> StageRecord:
-    """Make the artifacts."""
+    """Make the artifacts. One that cannot be made leaves its reason; the others go on."""
     given = artifact_inputs(run, partial(_recover, run, inputs))
     for name in run.artifacts:
         log.info("export: %s", name)
         card = card_of(run, name, "Not measured yet: `distill evaluate` fills this in.")
-        export_artifact(name, given, run.folder.artifact(name), card)
+        folder = run.folder.artifact(name)
+        try:
+            export_artifact(name, given, folder, card)
+        except CANNOT_BE_MADE as error:
+            if isinstance(error, RunError):
+                raise
+            reason = reason_of(error)
+            write_failure(folder, name, reason)
+            log.error(
+                "export: `%s` could not be made: %s (Delete %s to try again.)", name, reason, folder
+            )
+            log.debug("export: %s", name, exc_info=True)
     size = sum(bytes_under(run.folder.artifact(name)) for name in run.artifacts)
     return StageRecord(EXPORT.name, bytes=size)
+
+
+def reason_of(error: Exception) -> str:
+    """An error as one line; of a library's, with its kind."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text[:500]}"
 
 
 def _recover(run: Run, inputs: str, number_format: str, model: nn.Module) -> None:

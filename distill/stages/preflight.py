@@ -27,6 +27,13 @@ from distill.recipe.schema import Recipe
 from distill.recipe.specialize import without_start
 from distill.run.context import Run
 from distill.runtimes.runtime import check_runtime
+from distill.stages.artifact_checks import (
+    check_forms,
+    check_gguf_tokenizer,
+    check_int8_packing,
+    check_student_is_plain,
+    check_teacher_form,
+)
 from distill.stages.made_files import check_made
 from distill.stages.model_checks import check_models
 from distill.stages.status import is_shaped
@@ -57,6 +64,10 @@ def check_before_work(run: Run) -> None:
         check_positions,
         check_student_vocabulary,
         check_artifact_packages,
+        check_gguf_tokenizer,
+        check_teacher_form,
+        check_student_is_plain,
+        check_int8_packing,
         check_recover,
         check_downstream_tasks,
     ):
@@ -70,6 +81,8 @@ def check_student(run: Run, shaped: bool = True) -> None:
     shaped: whether its shape is known. Before a search, only what no student of that model could
     do is refused.
     """
+    if shaped:
+        check_forms(run)
     check_layer_terms(run, shaped)
     check_learning(run, shaped)
     check_method(run, shaped)

@@ -97,16 +97,24 @@ def measurements(run: Run, costs: dict[str, Any]) -> Measurements:
 
 
 def judged_artifacts(run: Run, measurements: Measurements) -> dict[str, Any]:
-    """Numbers of the artifacts, each with `fit` (to ship?) and `pareto` (optimal?)."""
+    """Numbers of the artifacts, each with `fit` (to ship?) and `pareto` (optimal?).
+
+    One that could not be made or run has `failed`, the reason, instead of numbers.
+    """
     measured = measurements.models
     found = {name: dict(measured[name]) for name in run.artifacts}
     of, tolerance = run.task.report, run.recipe.export.tolerance
     for name, numbers in found.items():
         reference = reference_of(run, name)
         numbers["runtime"] = ARTIFACTS[name].runtime
+        if "failed" in numbers:
+            reason = numbers["failed"]
+            numbers["fit"] = {"reference": reference, "ships": False, "reason": reason}
+            continue
         numbers["fit"] = of.judge(numbers, measured[reference], reference, tolerance)
         numbers["fit"].update(of.certainty(measurements, name, reference))
-    of.mark_pareto(found, measurements)
+    made = {name: one for name, one in found.items() if "failed" not in one}
+    of.mark_pareto(made, measurements)
     return found
 
 

@@ -50,7 +50,13 @@ def _is_bottleneck(adapter: Path) -> bool:
     return config.exists() and read_json(config).get("peft_type") == "BOTTLENECK"
 
 
-@artifact("adapter", made_from="adapter", runtime="transformers", usage=_usage, library="peft")
+BASE_BITS = {"none": 16.0, "int8": 8.5, "nf4": 4.2, "fp4": 4.2}
+
+
+@artifact(
+    "adapter", made_from="adapter", runtime="transformers", usage=_usage, library="peft",
+    bits=lambda given: BASE_BITS[given.base],
+)  # fmt: skip
 def adapter(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """The adapter beside its base, which is quantised as in training, else bfloat16."""
     trust = given.trust_remote_code
@@ -62,8 +68,13 @@ def adapter(source: Path, folder: Path, given: ArtifactInputs) -> None:
     )
     model.save_pretrained(folder / "base", safe_serialization=True)
     load_tokenizer(str(given.student), trust_remote_code=trust).save_pretrained(folder / "base")
-    shutil.copytree(source, folder / "adapter")
-    config = folder / "adapter" / "adapter_config.json"
-    write_json(config, {**read_json(config), "base_model_name_or_path": "base"})
+    left = shutil.ignore_patterns("README.md")  # peft's own card, which names the run's folder
+    shutil.copytree(source, folder / "adapter", ignore=left)
+    config, base = folder / "adapter" / "adapter_config.json", folder / "adapter" / "base.json"
+    settings = read_json(config)
+    paths = ("base_model_name_or_path", "tokenizer_name_or_path")
+    write_json(config, {**settings, **{key: "base" for key in paths if settings.get(key)}})
+    if base.is_file():
+        write_json(base, {**read_json(base), "model": "base"})
     if _is_bottleneck(source):
         shutil.copy(bottleneck_module.__file__, folder / "adapter" / "bottleneck.py")

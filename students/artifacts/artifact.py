@@ -18,15 +18,16 @@ from attar.errors import ModelError, RecipeError
 from attar.files import read_json_object, sha256_of, staged_folder, write_json, write_text
 from attar.models.loading import Quantization
 from attar.models.pooling import copy_pooling
+from attar.models.quantizable import check_takes_body
 from attar.models.tokenizers import load_tokenizer
 from attar.registry import Registry
+from students.artifacts.stored_bits import check_stored_bits
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SourceKind = Literal["student", "merged", "adapter"]
-MANIFEST_FILE = "manifest.json"
-CARD_FILE = "README.md"
+MANIFEST_FILE, CARD_FILE, FAILURE_FILE = "manifest.json", "README.md", "failed.json"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ class Artifact:
         str | Callable[[ArtifactInputs], str]
     )  # Markdown for the card; PATH stands for the folder
     library: str = "transformers"  # the card's `library_name`
+    bits: float | Callable[[ArtifactInputs], float] = 32.0  # most that a layer's weight takes
+    takes: tuple[str, ...] | None = None  # classes of layers that are quantised; None: all
+    by: str = ""  # the library that quantises them
     rounds: bool = False  # rounds weights itself, so `export.rounding` and `export.recover` apply
     needs: tuple[str, ...] = ()  # modules that making or running it imports
     extra: str | None = None  # the extra of this package that installs them
@@ -111,6 +115,23 @@ def check_family(name: str, config: Any) -> None:
         found.check(config)
 
 
+def check_layers_taken(name: str, model: Any) -> None:
+    """Raise `ModelError` if an artifact would leave much of a model in full precision.
+
+    model: the student on the meta device.
+    """
+    found = ARTIFACTS[name]
+    if found.takes is not None:
+        what, remedy = f"`export.artifacts: {name}`", "export `bf16`"
+        check_takes_body(model, found.takes, what, found.by, remedy)
+
+
+def promised_bits(name: str, given: ArtifactInputs) -> float:
+    """Most bits that a weight of the student's layers takes in an artifact."""
+    bits = ARTIFACTS[name].bits
+    return bits(given) if callable(bits) else bits
+
+
 def artifact_source(name: str, given: ArtifactInputs) -> Path:
     """Return the folder that an artifact is made from; raise `ModelError` if it is missing."""
     found = ARTIFACTS[name]
@@ -134,6 +155,8 @@ def export_artifact(name: str, given: ArtifactInputs, folder: Path, card: str) -
     source = artifact_source(name, given)
     with staged_folder(folder) as aside:
         ARTIFACTS[name].make(source, aside, given)
+        whole = given.student if source == given.adapter else source
+        check_stored_bits(name, aside, whole, promised_bits(name, given), given.trust_remote_code)
         write_text(aside / CARD_FILE, card)
         write_manifest(aside, name)
 
@@ -163,6 +186,18 @@ def write_card(folder: Path, name: str, card: str) -> None:
     """Replace the card of a finished artifact and its entry in the manifest."""
     write_text(folder / CARD_FILE, card)
     write_manifest(folder, name)
+
+
+def write_failure(folder: Path, name: str, reason: str) -> None:
+    """Leave in an artifact's place why it could not be made; see `failure_of`."""
+    with staged_folder(folder) as aside:
+        write_json(aside / FAILURE_FILE, {"artifact": name, "reason": reason})
+
+
+def failure_of(folder: Path) -> str | None:
+    """Why the artifact in this place could not be made; None where it was made."""
+    file = folder / FAILURE_FILE
+    return str(read_json_object(file, "reason")["reason"]) if file.is_file() else None
 
 
 def check_whole(folder: Path) -> dict[str, Any]:

@@ -79,19 +79,25 @@ def _has_template(folder: Path) -> bool:
     )
 
 
-@artifact("bf16", made_from="merged", runtime="transformers", usage=usage)
+BITSANDBYTES: dict[str, Any] = {
+    "runtime": "transformers", "needs": ("bitsandbytes",), "by": "bitsandbytes",
+}  # fmt: skip
+LINEAR_LAYERS = ("Linear", "Conv1D")  # of which bitsandbytes makes its own
+
+
+@artifact("bf16", made_from="merged", runtime="transformers", usage=usage, bits=16)
 def bf16(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """bfloat16 weights: two bytes a parameter."""
     _export_quantized(source, folder, "none", given)
 
 
-@artifact("nf4", made_from="student", runtime="transformers", usage=usage, needs=("bitsandbytes",))
+@artifact("nf4", made_from="student", usage=usage, takes=LINEAR_LAYERS, bits=4.2, **BITSANDBYTES)
 def nf4(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """Linear layers in NF4 with double quantisation and bfloat16 compute; by bitsandbytes."""
     _export_quantized(source, folder, "nf4", given)
 
 
-@artifact("int8", made_from="student", runtime="transformers", usage=usage, needs=("bitsandbytes",))
+@artifact("int8", made_from="student", usage=usage, takes=LINEAR_LAYERS, bits=8.5, **BITSANDBYTES)
 def int8(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """Linear layers in LLM.int8() (arXiv 2208.07339), bfloat16 elsewhere; by bitsandbytes."""
     _export_quantized(source, folder, "int8", given)
@@ -100,10 +106,11 @@ def int8(source: Path, folder: Path, given: ArtifactInputs) -> None:
 @artifact(
     "merged-requantized-nf4",
     made_from="merged",
-    runtime="transformers",
     usage=usage,
-    needs=("bitsandbytes",),
+    takes=("Linear",),
+    bits=4.2,
     rounds=True,
+    **BITSANDBYTES,
 )
 def merged_requantized_nf4(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """NF4 of the merged student, rounded so that the specialisation is kept; by bitsandbytes."""
@@ -113,10 +120,11 @@ def merged_requantized_nf4(source: Path, folder: Path, given: ArtifactInputs) ->
 @artifact(
     "merged-requantized-int8",
     made_from="merged",
-    runtime="transformers",
     usage=usage,
-    needs=("bitsandbytes",),
+    takes=("Linear",),
+    bits=8.5,
     rounds=True,
+    **BITSANDBYTES,
 )
 def merged_requantized_int8(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """LLM.int8() of the merged student, rounded so that the specialisation is kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,21 @@ def with_torchao(given: ArtifactInputs) -> str:
     return f"`torchao` must be installed.\n\n{usage(given)}"
 
 
+def sort_metadata(file: Path) -> None:
+    """Put the metadata of a safetensors file in order: it is written in an order of chance."""
+    with file.open("r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header: dict[str, Any] = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(ordered) <= length, file
+        stream.seek(8)
+        stream.write(ordered.ljust(length))
+
+
 @artifact(
     "torchao-int8", made_from="merged", runtime="transformers", usage=with_torchao,
-    needs=("torchao",), extra="torchao",
+    needs=("torchao",), extra="torchao", takes=("Linear",), by="torchao", bits=8.5,
 )  # fmt: skip
 def torchao_int8(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """Weights of linear layers in 8 bits with one scale per output, else bfloat16; by torchao."""
@@ -38,4 +51,6 @@ def torchao_int8(source: Path, folder: Path, given: ArtifactInputs) -> None:
         trust_remote_code=trust,
     )
     model.save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):
+        sort_metadata(file)
     save_tokenizer(source, folder, given)

@@ -117,12 +117,22 @@ def save_adapter(
         _save_change(model, _initial(model, base, trust_remote_code), folder)
     else:
         model.save_pretrained(str(folder), save_embedding_layers=False)
+    _sort_targets(folder / "adapter_config.json")
     identity = {
         "weights": weights_fingerprint(str(base)),
         "model": str(base),
         "quantization": quantization,
     }
     write_json(folder / "base.json", identity)
+
+
+def _sort_targets(file: Path) -> None:
+    """Put the names of layers in order: peft writes a set, whose order differs by process."""
+    config = read_json(file)
+    for key in ("target_modules", "feedforward_modules"):
+        if isinstance(config.get(key), list):
+            config[key] = sorted(config[key])
+    write_json(file, config)
 
 
 def _initial(model: Any, base: Path, trust_remote_code: bool) -> Any:

@@ -16,6 +16,7 @@ STAGES = (
 CHOOSES = {
     "teacher.adapt": "{lr: 1e-4, batch_size: 4, max_steps: 2, keep: best, precision: float32}",
     "train.max_steps": 4,
+    "data.packing": False,  # not on an int8 base
     "student": "{from: teacher, target: {parameters: '70%', tokens: 96, calibration_tokens: 96, "
     "candidates: 2, finalists: 1, heal_steps: 1}, calibration_tokens: 96}",
     "specialize": "{method: qlora, base: int8, rank: 2, max_steps: 2, "

@@ -64,8 +64,13 @@ def refusal(task: TaskConfig, runtime: Runtime) -> str | None:
     return None
 
 
-def score_task(task: TaskConfig, runtime: Runtime) -> TaskResult:
-    """Accuracy of a runtime on a task; raises `RunError` where it cannot be asked."""
+def score_task(
+    task: TaskConfig, runtime: Runtime, end_ids: tuple[int, ...] | None = None
+) -> TaskResult:
+    """Accuracy of a runtime on a task; raises `RunError` where it cannot be asked.
+
+    end_ids: the ids that end a generated answer; by default the runtime's own.
+    """
     if reason := refusal(task, runtime):
         raise RunError(reason)
     if isinstance(task, Harness):
@@ -75,7 +80,9 @@ def score_task(task: TaskConfig, runtime: Runtime) -> TaskResult:
         return TaskResult(task.name, float(correct.mean()), norm, correct, len(correct), parts)
     shots, asked = questions_of(task)
     if isinstance(task, ExactMatch):
-        correct = np.array([_answers_right(task, shots, question, runtime) for question in asked])
+        ends = runtime.end_ids if end_ids is None else end_ids
+        right = [_answers_right(task, shots, question, runtime, ends) for question in asked]
+        correct = np.array(right)
         return TaskResult(task.name, float(correct.mean()), None, correct, len(correct))
     found = [_chooses_right(task, shots, question, runtime) for question in asked]
     correct, normalised = (np.array(column) for column in zip(*found, strict=True))
@@ -202,12 +209,20 @@ def _chooses_right(
 
 
 def _answers_right(
-    task: ExactMatch, shots: list[Question], question: Question, runtime: Runtime
+    task: ExactMatch,
+    shots: list[Question],
+    question: Question,
+    runtime: Runtime,
+    end_ids: tuple[int, ...],
 ) -> bool:
-    """Whether the answer in the text that the model writes is the right one."""
+    """Whether the answer in the text that the model writes is the right one.
+
+    Outside a chat, an answer ends where the next question would begin, as in lm-eval, with or
+    without questions shown before: a base model goes on with questions of its own.
+    """
     ids = _prompt_ids(task, shots, question, runtime)
-    stop = task.stop or (QUESTION_SEPARATOR if shots and not task.chat else None)
-    text = generate_text(runtime, ids, task.new_tokens, stop)
+    stop = task.stop or (None if task.chat else QUESTION_SEPARATOR)
+    text = generate_text(runtime, ids, task.new_tokens, stop, end_ids)
     rule = extract_rule(task, question.target)
     wanted = question.target
     if number_of(wanted) is None:  # a worked answer: its end is found by the same rule
@@ -215,20 +230,25 @@ def _answers_right(
     return same_answer(extract(rule, text), wanted)
 
 
-def generate_text(runtime: Runtime, ids: list[int], new: int, stop: str | None) -> str:
-    """The text that a runtime writes greedily after ids, up to `new` ids, an end id or `stop`."""
+def generate_text(
+    runtime: Runtime, ids: list[int], new: int, stop: str | None, ends: tuple[int, ...]
+) -> str:
+    """The text that a runtime writes greedily after ids, up to `new` ids, an end id or `stop`.
+
+    White space before the answer does not end it.
+    """
     if runtime.context is not None:
         ids = ids[-max(1, runtime.context - new) :]
         new = min(new, runtime.context - len(ids))
-    ends: tuple[int, ...] = runtime.end_ids
     written: list[int] = []
     while len(written) < new:
         more = min(new - len(written), STOP_CHECK_STRIDE if stop is not None else new)
         found = runtime.generate([*ids, *written], more, ends)
         written += [i for i in found if i not in ends]
         text = runtime.decode(written)
-        if stop is not None and stop in text:
-            return text[: text.index(stop)]
+        begin = len(text) - len(text.lstrip())
+        if stop is not None and stop in text[begin:]:
+            return text[: text.index(stop, begin)]
         if len(found) < more or found[-1] in ends:
             break
     return runtime.decode(written)

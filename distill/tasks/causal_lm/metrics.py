@@ -67,8 +67,19 @@ class CausalLMMetrics(TaskMetrics):
         self, runtime: Runtime, examples: Examples, job: MeasureJob, config: EvaluateConfig
     ) -> Numbers:
         """Greedy generations compared with the reference's, and the recipe's downstream tasks."""
-        tasks = {"tasks": _task_accuracies(runtime, config)} if config.tasks else {}
-        return {**_generation_agreement(runtime, examples, job, config), **tasks}
+        found = _generation_agreement(runtime, examples, job, config)
+        if config.tasks:
+            found["tasks"] = _task_accuracies(runtime, config, _end_ids(runtime, job))
+        return found
+
+
+def _end_ids(runtime: Runtime, job: MeasureJob) -> tuple[int, ...]:
+    """The ids that end an answer: of an artifact, its unquantised student's. Runtimes read them
+    from different files, and llama.cpp adds every token that it knows as an end by its name.
+    """
+    if job.reference is None or job.is_reference:
+        return runtime.end_ids
+    return tuple(read_json(Path(job.reference))["end_ids"])
 
 
 def _generation_agreement(
@@ -79,15 +90,14 @@ def _generation_agreement(
         return {}
     file = Path(job.reference)
     mine = continuations(runtime, examples, config.agreement_prompts, config.agreement_tokens)
-    if mine is None:
-        return {}
     if job.is_reference:
-        write_json(file, mine)
+        write_json(file, {"end_ids": list(runtime.end_ids), "answers": mine})
+    if mine is None or job.is_reference:
         return {}
-    return {"generation_agreement": agreement(mine, read_json(file))}
+    return {"generation_agreement": agreement(mine, read_json(file)["answers"])}
 
 
-def _task_accuracies(runtime: Runtime, config: EvaluateConfig) -> Numbers:
+def _task_accuracies(runtime: Runtime, config: EvaluateConfig, end_ids: tuple[int, ...]) -> Numbers:
     """Accuracy of each task and its interval, or the reason why a runtime cannot be asked."""
     found: Numbers = {}
     for task in config.tasks:
@@ -95,7 +105,7 @@ def _task_accuracies(runtime: Runtime, config: EvaluateConfig) -> Numbers:
             log.warning("evaluate: %s", reason)
             found[task.name] = {"accuracy": None, "reason": reason}
             continue
-        result = score_task(task, runtime)
+        result = score_task(task, runtime, end_ids)
         low, high = proportion_interval(int(result.correct.sum()), result.examples)
         found[task.name] = {
             "accuracy": result.accuracy,

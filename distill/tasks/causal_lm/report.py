@@ -214,4 +214,5 @@ def _kl_histograms(measured: Measurements) -> Histograms:
 def _samples(report: Numbers) -> Table:
     models = {"teacher": report["teacher"], **report["arms"], **report["artifacts"]}
     lines = [["model", "continuation of the first held-out words, greedy"]]
-    return [*lines, *([name, numbers["sample"]] for name, numbers in models.items())]
+    made = {name: numbers for name, numbers in models.items() if "failed" not in numbers}
+    return [*lines, *([name, numbers["sample"]] for name, numbers in made.items())]

@@ -19,6 +19,7 @@ from attar.models.task_heads import (
     load_classifier,
     set_padding_id,
 )
+from attar.models.tokenizers import padding_id
 from distill.data.batching import TEXT_BATCHING, Batching
 from distill.data.config import DataConfig
 from distill.data.examples import Example, Examples
@@ -88,7 +89,7 @@ class SequenceClassification:
     def load(self, context: TaskContext, source: str, trust_remote_code: bool) -> nn.Module:
         """Any encoder or decoder in float32, with a head over the data's classes."""
         torch.manual_seed(context.recipe.seed)  # for the weights of a new head
-        padding = context.tokenizer.pad_token_id
+        padding = padding_id(context.tokenizer)
         return load_classifier(
             source, context.classes, padding, trust_remote_code=trust_remote_code
         )
@@ -104,7 +105,7 @@ class SequenceClassification:
             dtype=dtype,
             trust_remote_code=context.teacher.trust_remote_code,
         )
-        set_padding_id(model, context.tokenizer.pad_token_id)
+        set_padding_id(model, padding_id(context.tokenizer))
         return model
 
     def fresh_student(self, context: TaskContext) -> nn.Module:
@@ -117,7 +118,7 @@ class SequenceClassification:
         }
         wanted = {**config, **labels}
         model = fresh_model(wanted, context.teacher_config, context.recipe.seed, auto=CLASSIFIER)
-        set_padding_id(model, context.tokenizer.pad_token_id)
+        set_padding_id(model, padding_id(context.tokenizer))
         return model
 
     def removal_order(

@@ -52,37 +52,37 @@ K_QUANT_BLOCK, SMALL_BLOCK = 256, 32  # weights of a block in K-quants, and in o
 COARSE_KINDS = ("q4_0", "q4_1", "q5_0", "q5_1")  # lose enough that compensated rounding pays
 
 
-@artifact("gguf-f16", **GGUF_TRAITS, check=check_config)
+@artifact("gguf-f16", **GGUF_TRAITS, bits=16, check=check_config)
 def gguf_f16(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF with float16 weights: 16 bits a weight."""
     _export_gguf(source, folder, "f16", given)
 
 
-@artifact("gguf-q8_0", **GGUF_TRAITS, check=check_config)
+@artifact("gguf-q8_0", **GGUF_TRAITS, bits=8.5, check=check_config)
 def gguf_q8_0(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF in 8 bits, a float16 scale per 32 weights: 8.5 bits a weight."""
     _export_gguf(source, folder, "q8_0", given)
 
 
-@artifact("gguf-q5_1", **GGUF_TRAITS, check=check_config, rounds=True)
+@artifact("gguf-q5_1", **GGUF_TRAITS, bits=6, check=check_config, rounds=True)
 def gguf_q5_1(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF in 5 bits, scale and minimum per 32 weights: 6 bits; embedding and head in 8."""
     _export_gguf(source, folder, "q5_1", given)
 
 
-@artifact("gguf-q5_0", **GGUF_TRAITS, check=check_config, rounds=True)
+@artifact("gguf-q5_0", **GGUF_TRAITS, bits=5.5, check=check_config, rounds=True)
 def gguf_q5_0(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF in 5 bits, a scale per 32 weights: 5.5 bits; embedding and head in 8."""
     _export_gguf(source, folder, "q5_0", given)
 
 
-@artifact("gguf-q4_1", **GGUF_TRAITS, check=check_config, rounds=True)
+@artifact("gguf-q4_1", **GGUF_TRAITS, bits=5, check=check_config, rounds=True)
 def gguf_q4_1(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF in 4 bits, scale and minimum per 32 weights: 5 bits; embedding and head in 8."""
     _export_gguf(source, folder, "q4_1", given)
 
 
-@artifact("gguf-q4_0", **GGUF_TRAITS, check=check_config, rounds=True)
+@artifact("gguf-q4_0", **GGUF_TRAITS, bits=4.5, check=check_config, rounds=True)
 def gguf_q4_0(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF in 4 bits, a scale per 32 weights: 4.5 bits; embedding and head in 8."""
     _export_gguf(source, folder, "q4_0", given)
@@ -153,19 +153,19 @@ def _llama_quantize() -> str | None:
     return found
 
 
-@artifact("gguf-q4_k_m", **GGUF_TRAITS, check=check_k_quants)
+@artifact("gguf-q4_k_m", **GGUF_TRAITS, bits=5.2, check=check_k_quants)
 def gguf_q4_k_m(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF in K-quants of 4 bits, medium, by your own llama.cpp: 4.9 bits a weight."""
     _export_k_quant(source, folder, "Q4_K_M", given)
 
 
-@artifact("gguf-q5_k_m", **GGUF_TRAITS, check=check_k_quants)
+@artifact("gguf-q5_k_m", **GGUF_TRAITS, bits=6, check=check_k_quants)
 def gguf_q5_k_m(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF in K-quants of 5 bits, medium, by your own llama.cpp: 5.7 bits a weight."""
     _export_k_quant(source, folder, "Q5_K_M", given)
 
 
-@artifact("gguf-q6_k", **GGUF_TRAITS, check=check_k_quants)
+@artifact("gguf-q6_k", **GGUF_TRAITS, bits=6.6, check=check_k_quants)
 def gguf_q6_k(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF in K-quants of 6 bits, by your own llama.cpp: 6.6 bits a weight."""
     _export_k_quant(source, folder, "Q6_K", given)

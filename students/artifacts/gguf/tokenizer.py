@@ -164,6 +164,35 @@ def _likely_pre_tokenizers(pre_tokenizer: dict[str, Any]) -> tuple[str, ...]:
     return (*likely, *(name for name in PRE_TOKENIZERS if name not in likely))
 
 
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise `ModelError` for a tokenizer whose ids llama.cpp cannot give, before any work."""
+    vocabulary = read_vocabulary(tokenizer)
+    find_pre_tokenizer(vocabulary, tokenizer)
+    if vocabulary.add_bos:
+        _check_bos_in_template(tokenizer)
+
+
+def _check_bos_in_template(tokenizer: Any) -> None:
+    """llama.cpp puts the bos token before every prompt; `transformers` before no conversation."""
+    from jinja2.exceptions import TemplateError
+
+    if tokenizer.chat_template is None:
+        return
+    try:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "Hello"}], tokenize=False, add_generation_prompt=True
+        )
+    except TemplateError:
+        return
+    if not text.startswith(tokenizer.bos_token):
+        raise ModelError(
+            f"The tokenizer puts {tokenizer.bos_token} before every text and the chat template "
+            "does not write it: llama.cpp would put it before conversations too, which the "
+            "student then never saw; begin the template with `{{ bos_token }}`, or leave out "
+            "gguf artifacts."
+        )
+
+
 # Finding the pre-tokenizer -----------------------------------------------------------------------
 
 

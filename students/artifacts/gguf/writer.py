@@ -125,7 +125,8 @@ class _CheckpointTensors:
     def __init__(self, folder: Path) -> None:
         from safetensors import safe_open
 
-        self._open = [safe_open(f, framework="pt") for f in sorted(folder.glob("*.safetensors"))]
+        files = sorted(folder.glob("model*.safetensors"))  # a rotation may lie beside them
+        self._open = [safe_open(file, framework="pt") for file in files]
         self._at = {name: part for part in self._open for name in part.keys()}  # noqa: SIM118
         if not self._at:
             raise ModelError(f"{folder} has no safetensors files to write as GGUF.")

@@ -25,8 +25,16 @@ from torch import Tensor, nn
 
 from attar.errors import ModelError
 from attar.models.pooling import copy_pooling
+from attar.models.quantizable import body_matrices, head_modules
 from attar.models.structure import count_parameters
-from attar.models.task_heads import is_classifier, load_as_saved, output_field, takes_token_types
+from attar.models.task_heads import (
+    CAUSAL,
+    auto_class_of,
+    is_classifier,
+    load_as_saved,
+    output_field,
+    takes_token_types,
+)
 from attar.models.tokenizers import load_tokenizer
 from students.artifacts.artifact import ArtifactInputs, artifact
 
@@ -69,6 +77,7 @@ def onnx(source: Path, folder: Path, given: ArtifactInputs) -> None:
 
 @artifact(
     "onnx-int8", made_from="merged", runtime="onnxruntime", usage=ONNX_USAGE, library="onnx",
+    takes=("Linear", "Conv1D"), by="the rounding of graphs", bits=8.5,
     needs=REQUIRED_MODULES, extra="onnx", suffixes=(".onnx", ".data"),
 )  # fmt: skip
 def onnx_int8(source: Path, folder: Path, given: ArtifactInputs) -> None:
@@ -111,8 +120,8 @@ def export_onnx(
     folder.mkdir(parents=True, exist_ok=True)
     graph = trace_graph(model, outputs)
     if precision == "int8":
-        round_graph = round_weights if is_decoder(model.config) else round_dynamic
-        round_graph(graph)
+        round_graph = round_weights if is_decoder(model) else round_dynamic
+        round_graph(graph, class_weights(model))
     weights = [value.const_value for value in graph.graph.initializers.values()]
     size = sum(int(weight.nbytes) for weight in weights if weight is not None)
     beside = f"{ONNX_FILE}.data" if size > ONE_FILE_BYTES else None
@@ -124,9 +133,15 @@ def export_onnx(
     tokenizer.save_pretrained(folder)
 
 
-def is_decoder(config: Any) -> bool:
-    """Return whether a model of this configuration predicts the next token."""
-    return any("ForCausalLM" in name for name in config.architectures or ())
+def is_decoder(model: Any) -> bool:
+    """Return whether a model's attention is causal, whatever its head."""
+    causal = any(getattr(module, "is_causal", None) is True for module in model.modules())
+    return causal or auto_class_of(model.config) == CAUSAL
+
+
+def class_weights(model: Any) -> list[str]:
+    """Names in a graph of the weights of a head over classes, which stay in full precision."""
+    return [f"model.{name}.weight" for name in head_modules(model) if is_classifier(model.config)]
 
 
 # The graph -------------------------------------------------------------------------------------
@@ -154,6 +169,8 @@ def trace_graph(model: Any, outputs: Sequence[str] = ("logits",)) -> onnx_ir.Mod
     """
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
     names = graph_inputs(model)
+    if any(matrix.ndim > 2 for matrix in body_matrices(model).values()):
+        model.set_experts_implementation("batched_mm")  # the only one that a graph can hold
     with _scoring(model), _silence_exporter():
         sample = _sample_inputs(model, rows=2, tokens=16)
         try:

@@ -12,6 +12,7 @@ own block only. Both store an embedding that is tied to the head once.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,11 +39,15 @@ class _ConstantProduct:
         return stored if self.transposed else stored.T
 
 
-def round_weights(model: ir.Model) -> None:
-    """Replace products by `MatMulNBits` on blocks of 64 bytes, and read embeddings from blocks."""
+def round_weights(model: ir.Model, left: Collection[str] = ()) -> None:
+    """Replace products by `MatMulNBits` on blocks of 64 bytes, and read embeddings from blocks.
+
+    left: names of constants that stay as they are.
+    """
     graph = model.graph
     stored: dict[tuple[str, bool], tuple[ir.Value, ir.Value]] = {}
-    products = _constant_products(graph)
+    _split_sums(graph)
+    products = _constant_products(graph, left)
     for product in products:
         key = str(product.weight.name), product.transposed
         if key not in stored:
@@ -66,15 +71,17 @@ def round_weights(model: ir.Model) -> None:
     _remove_unused(graph)
 
 
-def round_dynamic(model: ir.Model) -> None:
+def round_dynamic(model: ir.Model, left: Collection[str] = ()) -> None:
     """Replace products by integer products of quantised weights and dynamically quantised inputs.
 
-    onnxruntime fuses this pattern of operators into a single kernel.
+    onnxruntime fuses this pattern of operators into a single kernel. left: names of constants that
+    stay as they are.
     """
     graph = model.graph
+    _split_sums(graph)
     stored: dict[tuple[str, bool], tuple[ir.Value, ir.Value]] = {}
     rounded: dict[ir.Value, list[ir.Value]] = {}  # by input, which several products may share
-    for product in _constant_products(graph):
+    for product in _constant_products(graph, left):
         key = str(product.weight.name), product.transposed
         if key not in stored:
             stored[key] = _store_rows(graph, key, product.matrix())
@@ -103,7 +110,33 @@ def round_dynamic(model: ir.Model) -> None:
 # Finding weights -------------------------------------------------------------------------------
 
 
-def _constant_products(graph: ir.Graph) -> list[_ConstantProduct]:
+def _split_sums(graph: ir.Graph) -> None:
+    """Replace `Gemm`, a product plus a bias, by `MatMul` and `Add`: of inputs with two dimensions,
+    and of layers such as GPT-2's, which hold their weights transposed.
+    """
+    for node in list(graph):
+        if node.op_type != "Gemm" or {"transA", "alpha", "beta"} & _changed(node):
+            continue
+        builder, weight = _NodeBuilder(graph, node), node.inputs[1]
+        if "transB" in _changed(node):
+            weight = builder.add("Transpose", [weight], perm=[1, 0])
+        found = builder.add("MatMul", [node.inputs[0], weight])
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
+            found = builder.add("Add", [found, node.inputs[2]])
+        builder.finish(found)
+
+
+def _changed(node: ir.Node) -> set[str]:
+    """Names of a `Gemm`'s attributes that are not at their defaults."""
+    defaults = {"alpha": 1.0, "beta": 1.0}
+    return {
+        name
+        for name, attribute in node.attributes.items()
+        if attribute.value != defaults.get(name, 0)
+    }
+
+
+def _constant_products(graph: ir.Graph, left: Collection[str]) -> list[_ConstantProduct]:
     found = []
     for node in graph:
         if node.op_type != "MatMul" or node.inputs[1] is None:
@@ -113,6 +146,8 @@ def _constant_products(graph: ir.Graph) -> list[_ConstantProduct]:
         if transposed:
             assert producer is not None
             weight = producer.inputs[0] or weight
+        if weight.name in left:
+            continue
         if weight.is_initializer() and weight.const_value is not None:
             kind = weight.const_value.dtype, len(weight.const_value.shape)
             if kind == (ir.DataType.FLOAT, 2):

@@ -162,9 +162,34 @@ def test_what_is_generated_is_compared(pupil, write_rows, chat):
 
 def test_generation_ends_at_the_end_or_at_a_text(pupil):
     ids = pupil.encode("Q: two and two\nA:")
-    assert generate_text(pupil, ids, 60, None) == " Add them. The answer is 4."
-    assert generate_text(pupil, ids, 60, " answer") == " Add them. The"
-    assert len(pupil.encode(generate_text(pupil, ids, 3, None))) == 3
+    assert generate_text(pupil, ids, 60, None, pupil.end_ids) == " Add them. The answer is 4."
+    assert generate_text(pupil, ids, 60, " answer", pupil.end_ids) == " Add them. The"
+    assert len(pupil.encode(generate_text(pupil, ids, 3, None, pupil.end_ids))) == 3
+
+
+class GoesOn:
+    """A runtime that answers and goes on with a question of its own, as base models do."""
+
+    context, can_generate, end_ids = None, True, ()
+
+    def __init__(self, pupil):
+        self.encode, self.decode = pupil.encode, pupil.decode
+        self.says = pupil.encode("\n\nIt is 4.\n\nQ: five and five\nA: 10" + " 10" * 40)
+
+    def generate(self, ids, new, stop_ids=()):
+        written = len(ids) - self.asked
+        return self.says[written : written + new]
+
+
+@pytest.mark.parametrize(("shots", "stop", "right"), [(0, None, True), (1, None, True),
+                                                      (0, "never said", False)])  # fmt: skip
+def test_an_answer_ends_where_the_next_question_would_begin(pupil, write_rows, shots, stop, right):
+    rows = [{"prompt": "Q: two and two\nA:", "final": "4"}] * 2
+    runtime = GoesOn(pupil)
+    task = task_of(kind="exact_match", data=write_rows(rows), shots=shots, stop=stop, limit=1)
+    prompt = "Q: two and two\nA: 4\n\n" * shots + "Q: two and two\nA:"
+    runtime.asked = len(pupil.encode(prompt))
+    assert score_task(task, runtime).correct.tolist() == [right]
 
 
 EXTRACTED = [
