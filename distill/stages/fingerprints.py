@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from attar.files import read_json_object, write_json
+from attar.files import read_json, write_json
 from attar.libraries import library_versions
 from attar.models.fingerprints import tokenizer_files_fingerprint
 from distill.data.config import source_stamp
 from distill.run.context import Run
-from distill.training.best_weights import best_is_lost
 from teachers.load import teacher_identity
-
-log = logging.getLogger(__name__)
 
 
 def _once(run: Run, name: str, make: Callable[[], list[Any]]) -> list[Any]:
@@ -66,11 +62,6 @@ def discard_other(folder: Path, wanted: str) -> None:
     from. `wanted`: the fingerprint of the inputs now.
     """
     mark = folder / "inputs.json"
-    if folder.exists() and not (
-        mark.exists() and read_json_object(mark, "inputs")["inputs"] == wanted
-    ):
-        shutil.rmtree(folder)
-    elif best_is_lost(folder):
-        log.warning("the best weights in %s are lost; it is trained again from the start", folder)
+    if folder.exists() and not (mark.exists() and read_json(mark)["inputs"] == wanted):
         shutil.rmtree(folder)
     write_json(mark, {"inputs": wanted})

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from attar.checksums import Recorded
 from distill.data.batching import TOKEN_BATCHING, Collate
 from distill.data.examples import Examples
 from distill.objective.objective import Learner
@@ -42,9 +41,8 @@ class Job:
 class Progress:
     """How far a training has come; saved in every checkpoint.
 
-    best: the lowest objective on the validation examples. best_record: size and checksum of the
-    file with the weights of that step, as the first process wrote it. tokens: counted so far.
-    world: number of processes. peak: bytes of memory at most.
+    best: the lowest objective on the validation examples. tokens: counted so far. world: number of
+    processes. peak: bytes of memory at most.
     """
 
     world: int
@@ -52,7 +50,6 @@ class Progress:
     tokens: int = 0
     best: float = math.inf
     best_step: int = 0
-    best_record: Recorded = field(default_factory=dict)
     seconds: float = 0.0
     peak: int = 0
     history: list[dict[str, float]] = field(default_factory=list)

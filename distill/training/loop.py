@@ -15,6 +15,7 @@ import torch
 from attar.device import peak_memory
 from distill.console import progress
 from distill.objective.objective import LossMeans
+from distill.training.checkpoint import load_learned
 from distill.training.interrupts import stop_requests
 from distill.training.job import Job, Result
 from distill.training.state import TrainingState
@@ -44,8 +45,8 @@ def train(job: Job) -> Result:
                 raise KeyboardInterrupt
     if job.config.trackers:
         state.accelerator.end_training()
-    if job.config.keep == "best":
-        state.take_best()
+    if job.config.keep == "best" and state.best_file.exists():
+        load_learned(job.learner, state.best_file)
     job.learner.eval()
     return Result(
         steps=state.total,

@@ -7,6 +7,7 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +16,7 @@ from attar.device import peak_memory_bytes
 from attar.errors import RunError
 from distill.objective.objective import LossMeans, LossSums
 from distill.training.accelerator import OneProcess, checkpoint_blocks, make_accelerator
-from distill.training.best_weights import drop_others, load_best, save_best
-from distill.training.checkpoint import Checkpoint
+from distill.training.checkpoint import Checkpoint, save_learned
 from distill.training.job import Job, Progress
 from distill.training.layerwise_lr import layerwise_rates, learning_table
 from distill.training.lr_schedule import learning_rate_factor
@@ -60,7 +60,11 @@ class TrainingState:
         self.evaluate_every = config.evaluate_every or max(1, math.ceil(self.total / 5))
         self.checkpoint_every = config.checkpoint_every or self.evaluate_every
         self.progress = Progress(world=self.world)
-        self.saved_best = 0  # the best step of which the checkpoint speaks
+
+    @property
+    def best_file(self) -> Path:
+        """Return the file of the best weights so far, which may not exist yet."""
+        return self.job.folder / "best.safetensors"
 
     def resume(self) -> None:
         """Load the last checkpoint if there is one; else log what learns, and how fast."""
@@ -77,10 +81,6 @@ class TrainingState:
                 f"`{name}` was stopped on {self.progress.world} processes and cannot go on on "
                 f"{self.world}; use as many again, or delete {self.checkpoint.folder}."
             )
-        self.saved_best = self.progress.best_step
-        if self.progress.step == self.saved_best and self.accelerator.is_main_process:
-            folder, step = self.job.folder, self.progress.step  # the file may be lost
-            self.progress.best_record = save_best(self.job.learner, folder, step)
         restore_paged_state(self.optimizer.optimizer)
         log.info("%s: going on from step %d of %d", name, self.progress.step, self.total)
 
@@ -152,9 +152,6 @@ class TrainingState:
             peak = max(self.progress.peak, peak_memory_bytes(self.accelerator.device))
             seconds = self.progress.seconds + time.time() - started
             self.checkpoint.save({**asdict(self.progress), "seconds": seconds, "peak": peak})
-            if self.accelerator.is_main_process:
-                drop_others(self.job.folder, self.progress.best_step, self.saved_best)
-            self.saved_best = self.progress.best_step
 
     def _validate(self, number: int) -> dict[str, float]:
         """Evaluate on the validation examples, and keep the weights where they are the best."""
@@ -170,23 +167,14 @@ class TrainingState:
         )
         if found.objective < self.progress.best:
             self.progress.best, self.progress.best_step = found.objective, number
-            main = self.accelerator.is_main_process
-            self.progress.best_record = save_best(job.learner, job.folder, number) if main else {}
+            if self.accelerator.is_main_process:
+                save_learned(job.learner, self.best_file)
         nll = "" if found.means.nll is None else f", nll {found.means.nll:.4f}"
         log.info(
             "%s: step %d of %d, validation objective %.4f%s",
             job.name, number, self.total, found.objective, nll,
         )  # fmt: skip
         return {**found.means.named("validation_"), "validation": found.objective}
-
-    def take_best(self) -> None:
-        """Put the weights of the best step into the learner, unless the last step is the best.
-
-        Raises `RunError` where they are not as they were written.
-        """
-        best, folder = self.progress.best_step, self.job.folder
-        if best not in (0, self.progress.step):
-            load_best(self.job.learner, folder, best, self.progress.best_record)
 
     def any_process(self, asked: bool) -> bool:
         """Return whether any process was asked to stop, so that all stop at the same step."""
