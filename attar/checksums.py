@@ -23,7 +23,8 @@ from attar.errors import UserError
 from attar.files import write_text
 
 BLOCK_BYTES = 1 << 22
-SETTLED_NS = 2_000_000_000  # a younger file may change again within one tick of its clock
+TICK_NS = 100_000_000  # a file this young may change again within one tick of its clock
+COARSE_TICK_NS = 2_000_000_000  # of the coarsest clocks of file systems
 REMEMBERED_BYTES = 1 << 24  # files from this size on are remembered for other processes
 MOST_REMEMBERED = 2048
 
@@ -54,9 +55,10 @@ def known_checksum(path: Path) -> str:
         _known[name] = found
         return found[1]
     made = checksum(path)
-    if _stamp(path) == before and time.time_ns() - max(before[1:3]) > SETTLED_NS:
+    age = time.time_ns() - max(before[1:3])
+    if _stamp(path) == before and age > TICK_NS:
         _known[name] = (before, made)
-        if big:
+        if big and age > COARSE_TICK_NS:
             _remember(name, before, made)
     return made
 

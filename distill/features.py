@@ -79,19 +79,28 @@ def fit_classifier(run: Run, lone_texts: Sequence[str] = ()) -> dict[str, Any]:
         wanted = fingerprint(
             [__version__, config.model_dump(), stats["inputs"], teacher_identity(source)]
         )
-        metrics = folder / "metrics.json"
-        if metrics.exists():
-            known = read_json_object(metrics, "inputs", "files", *DATA_PARTS)
-            faults = faults_of(known["files"], folder)
-            for name, fault in faults.items():
-                log.warning("features: %s %s; it is made again", folder / name, fault)
-            if known["inputs"] == wanted and not faults:
-                log.info("features: up to date")
-                return known
+        known = _known_metrics(folder)
+        if known is not None and known["inputs"] == wanted:
+            log.info("features: up to date")
+            return known
         found = _fit(run, config, source, data, folder, stats["classes"])
         files = record_files([folder / name for name in CLASSIFIER_FILES], folder)
-        write_json(metrics, {"inputs": wanted, "files": files, **found})
+        found = {"inputs": wanted, "files": files, **found}
+        write_json(folder / "metrics.json", {**found, "checksum": fingerprint(found)})
     return found
+
+
+def _known_metrics(folder: Path) -> dict[str, Any] | None:
+    """What was written of a classifier whose files are as they were left; None of any other."""
+    if not (folder / "metrics.json").exists():
+        return None
+    known = read_json_object(folder / "metrics.json", "inputs", "files", "checksum")
+    faults = {"metrics.json": "was changed"}
+    if known.pop("checksum") == fingerprint(known):
+        faults = faults_of(known["files"], folder)
+    for name, fault in faults.items():
+        log.warning("features: %s %s; it is made again", folder / name, fault)
+    return None if faults else known
 
 
 def _data_of(run: Run, config: FeaturesConfig) -> DataConfig:

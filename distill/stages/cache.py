@@ -147,7 +147,10 @@ def cached_subset(cache: SignalCache, file: Path, *sets: Examples) -> tuple[Exam
 
 
 def make_cache(run: Run) -> dict[str, float]:
-    """Make what the cache lacks; return its totals. A cache that fits already stays unchanged."""
+    """Make what the cache lacks; return its totals. A cache that fits already stays unchanged.
+
+    Raises `CacheError` where a file of a finished shard is missing or not of its size.
+    """
     manifest, store = cache_manifest(run), SignalStore(run.cache_url)
     found = store.manifest()
     if run.recipe.cache.unfinished:
@@ -158,6 +161,7 @@ def make_cache(run: Run) -> dict[str, float]:
         open_cache(run)
         log.info("cache: %s holds this recipe's examples, and others", run.cache_url)
         return store.totals()
+    store.check_files_exist(store.entries())  # no finished shard was lost since
     requests = [
         run.task.request(run, example) for examples in run.cached_examples() for example in examples
     ]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from attar.checksums import faults_of
 from attar.errors import RunError
+from attar.files import read_json_object
 from distill.run.folder import RunFolder
 from distill.stages.stage import STAGES
 from students.artifacts.artifact import MANIFEST_FILE, check_whole
@@ -26,9 +27,16 @@ def check_made(source: str | Path) -> None:
     path = Path(source).expanduser()
     if not path.exists():
         return
-    known = _check_against_records(path)
-    if not known and (path / MANIFEST_FILE).is_file():
-        check_whole(path)  # an artifact outside its run
+    if not _check_against_records(path) and _is_artifact(path):
+        check_whole(path)  # outside its run
+
+
+def _is_artifact(folder: Path) -> bool:
+    """Whether a folder has a manifest of ours; others have files of that name too."""
+    try:
+        return bool(read_json_object(folder / MANIFEST_FILE, "artifact", "files"))
+    except (OSError, RunError):
+        return False
 
 
 def _check_against_records(path: Path) -> bool:

@@ -69,7 +69,8 @@ def _data(run: Run) -> Iterator[Verified]:
 
 def _cache(run: Run) -> Iterator[Verified]:
     store = SignalStore(run.cache_url)
-    if not run.reads_cache or not store.folder.exists("manifest.json"):
+    there = store.folder.exists("manifest.json") or store.folder.names("shards")
+    if not run.reads_cache or not there:
         return
     faults = verify_cache(run.cache_url)
     entries = {} if faults else store.entries()

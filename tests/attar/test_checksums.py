@@ -36,7 +36,7 @@ def test_an_edited_file_is_noticed_whatever_its_size_and_time(file):
 
 
 def test_a_file_that_stays_is_read_once(file, monkeypatch):
-    monkeypatch.setattr(checksums, "SETTLED_NS", -1)
+    monkeypatch.setattr(checksums, "TICK_NS", -1)
     first = known_checksum(file)
     monkeypatch.setattr(checksums, "checksum", lambda path: pytest.fail("it was read again"))
     assert known_checksum(file) == first
@@ -55,7 +55,8 @@ def big(file, tmp_path, monkeypatch):
     """A file that other processes are told of."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(checksums, "REMEMBERED_BYTES", 1)
-    monkeypatch.setattr(checksums, "SETTLED_NS", -1)
+    monkeypatch.setattr(checksums, "COARSE_TICK_NS", -1)
+    monkeypatch.setattr(checksums, "TICK_NS", -1)
     return file
 
 
@@ -110,7 +111,7 @@ def test_damage_to_recorded_files_is_named(file, damage, says, every_byte):
 
 
 def test_a_check_of_every_byte_believes_no_time(file, monkeypatch):
-    monkeypatch.setattr(checksums, "SETTLED_NS", -1)
+    monkeypatch.setattr(checksums, "TICK_NS", -1)
     recorded = record_files([file], file.parent)
     monkeypatch.setattr(checksums, "_stamp", lambda path: checksums._known[str(path)][0])
     file.write_text("one\nTwo\n")

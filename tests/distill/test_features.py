@@ -12,7 +12,7 @@ import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 
-from attar.errors import CacheError, DataError, ModelError
+from attar.errors import CacheError, DataError, ModelError, RunError
 from attar.models.structure import capture_layers, run_body
 from teachers.cache_tools.feature_cache import FeatureCache, features_of, load_body
 from teachers.load import TeacherConfig
@@ -294,6 +294,28 @@ def test_a_classifier_of_another_models_features_is_refused(classes, make_model)
     make_model(5, width=64, layers=4, vocabulary=320).save_pretrained("teacher")
     with pytest.raises(ModelError, match="is not the model that the classifier"):
         load_feature_classifier(Path("out/features"))
+
+
+@needs_sklearn
+@pytest.mark.parametrize("name", ["classifier.skops", "classifier.json", "metrics.json"])
+def test_a_damaged_classifier_is_named_and_made_again(classes, name):
+    from distill.features import load_feature_classifier
+
+    classes("features", "recipe.yaml", "--run-dir", "out")
+    file = Path("out/features", name)
+    before = file.read_bytes()
+    file.write_bytes(before.replace(b"water", b"watEr").replace(b'"accuracy": 1', b'"accuracy": 2'))
+    if name == "classifier.skops":
+        file.write_bytes(before[:-100])
+    assert file.read_bytes() != before
+    if name != "metrics.json":
+        with pytest.raises(RunError, match=name):
+            load_feature_classifier(file.parent)
+    found = classes("features", "recipe.yaml", "--run-dir", "out")
+    assert name in found.output + Path("out/run.log").read_text()
+    load_feature_classifier(file.parent)
+    if name == "classifier.json":
+        assert file.read_bytes() == before
 
 
 class Stranger:

@@ -281,23 +281,56 @@ def test_deleting_any_record_mends_the_run(copied, mark, full_product):
     mended_by_deleting(copied, mark)
 
 
-@pytest.mark.parametrize(
-    ("mark", "wrong", "gone"),
-    [
-        ("arms/distill/inputs.json", "list", "arms/distill/student"),
-        ("specialized/run/inputs.json", "cut", "specialized/merged"),
-    ],
-)
-def test_a_training_whose_inputs_are_not_known_says_what_to_delete(copied, mark, wrong, gone):
-    before = bytes_left()
-    Path("out", mark).write_text(WRONG[wrong], encoding="latin1")
-    shutil.rmtree(Path("out", gone))
-    said = refusal(copied, ["run"])
-    assert mark in said
-    assert "delete it and run again" in said
-    Path("out", mark).unlink()
-    copied("run", "out")
-    assert bytes_left() == before
+CACHE_FILES = ("manifest.json", "assets.safetensors", "shards/00000.arrow", "shards/00000.json")
+
+
+@pytest.mark.parametrize("name", CACHE_FILES)
+@pytest.mark.parametrize("how", ["flipped", "truncated", "deleted"])
+def test_a_damaged_cache_is_named(finished, name, how):
+    with damaged(f"cache/{name}", how):
+        found = finished("verify", "out", ok=False)
+        assert found.exit_code == 1
+        assert f"cache/{name}" in found.output or "missing: 00000" in found.output
+        if name == "shards/00000.arrow" and how != "flipped":  # found without reading any shard
+            said = refusal(finished, ["run"])
+            assert f"cache/{name}" in said
+            assert "--repair" in said
+
+
+def test_a_cache_may_be_deleted_once_all_is_trained(copied):
+    shutil.rmtree("out/cache")
+    copied("export", "out")
+    assert "All is well" in copied("verify", "out").output
+
+
+def test_another_version_of_a_library_makes_stages_stale(finished, monkeypatch):
+    assert finished("plan", "out").output.count("done;") >= 4
+    monkeypatch.setattr("attar.libraries.version", lambda name: "99.1.0")
+    assert "done;" not in finished("plan", "out").output
+
+
+def test_models_of_other_runs_are_checked(finished):
+    """As a teacher, as what a student is cut out of, and where any model is measured."""
+    student = "out/arms/distill/student"
+    with damaged("arms/distill/student/model.safetensors", "flipped"):
+        for change in (f"student={{from: {student}}}", f"teacher.model={student}"):
+            found = finished("plan", "recipe.yaml", "--run-dir", "new", "--set", change, ok=False)
+            assert found.exit_code == 1
+            assert f"{student}/model.safetensors, which `train` made, was changed" in found.output
+        found = finished("evaluate", student, "--data", "text.jsonl", ok=False)
+        assert found.exit_code == 1
+        assert "run `distill train" in found.output
+
+
+def test_an_artifact_outside_its_run_is_checked_by_its_manifest(finished, tmp_path):
+    shutil.copytree("out/artifacts/bf16", tmp_path / "bf16")
+    file = tmp_path / "bf16/model.safetensors"
+    do_damage(file, "flipped")
+    for words in (["chat", tmp_path / "bf16", *CHAT],
+                  ["evaluate", tmp_path / "bf16", "--data", "text.jsonl"]):  # fmt: skip
+        found = finished(*words, ok=False)
+        assert found.exit_code == 1
+        assert f"{file} was changed" in found.output
 
 
 def test_a_run_of_another_kind_of_folder_is_not_verified(finished):

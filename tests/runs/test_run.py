@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from distill.training.checkpoint import seal
@@ -175,6 +176,21 @@ def test_a_cache_of_another_teacher_is_refused(workshop, make_model):
     result = workshop("cache", "build", "recipe.yaml", "--run-dir", "out", ok=False)
     assert result.exit_code == 1
     assert "teacher.weights" in result.output
+
+
+def test_a_teacher_with_another_head_is_another_teacher(workshop):
+    """Of the same size, and with all else as it was."""
+    workshop.finished("out", "cache build")
+    file = Path("teacher/model.safetensors")
+    weights = load_file(file)
+    weights["lm_head.weight"][-1, -1] += 1
+    save_file(weights, file, metadata={"format": "pt"})
+    workshop("adapt-teacher", "recipe.yaml", "--run-dir", "out")
+    shared = ("--run-dir", "other", "--set", "cache.dir=out/cache")
+    for where in (("--run-dir", "out"), shared):
+        result = workshop("cache", "build", "recipe.yaml", *where, ok=False)
+        assert result.exit_code == 1
+        assert "teacher.weights" in result.output
 
 
 def test_adapting_the_teacher_and_qlora_from_the_cache(workshop):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from attar.errors import DataError
 from distill.data.config import DataConfig
 from distill.data.examples import Examples, key_of
-from distill.data.prepare import prepare
+from distill.data.prepare import data_faults, prepare
 from distill.data.tokenize import IGNORE, windows
 from tests.helpers.chatting import tokenize_chat
 
@@ -344,3 +344,38 @@ def test_failed_preparation_leaves_the_last_one(prepared, tmp_path):
     with pytest.raises(DataError):
         prepared(source)
     assert Examples(tmp_path / "data" / "train.arrow").keys == before
+
+
+# Damage -------------------------------------------------------------------------------------------
+
+EXAMPLE_FILES = ("train.arrow", "validation.arrow", "held_out.arrow", "stats.json", "files.json")
+
+
+@pytest.mark.parametrize("name", EXAMPLE_FILES)
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "deleted"])
+def test_damaged_examples_are_named_and_made_again(prepared, tmp_path, caplog, name, damage):
+    prepared([{"text": text} for text in texts(20)])
+    folder = tmp_path / "data"
+    before = {one: (folder / one).read_bytes() for one in EXAMPLE_FILES}
+    assert data_faults(folder) == {}
+    data = bytearray(before[name])
+    data[len(data) // 2] ^= 1
+    if damage == "deleted":
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(data if damage == "flipped" else data[: len(data) // 2])
+    assert list(data_faults(folder)) == [name]
+    prepared([{"text": text} for text in texts(20)])
+    assert f"{folder / name}" in caplog.text
+    assert "made again" in caplog.text
+    assert {one: (folder / one).read_bytes() for one in EXAMPLE_FILES} == before
+
+
+def test_examples_of_another_version_of_a_library_are_made_again(prepared, tmp_path, monkeypatch):
+    prepared([{"text": text} for text in texts(20)])
+    stamp = (tmp_path / "data/train.arrow").stat().st_mtime_ns
+    prepared([{"text": text} for text in texts(20)])
+    assert (tmp_path / "data/train.arrow").stat().st_mtime_ns == stamp
+    monkeypatch.setattr("attar.libraries.version", lambda name: "99.1.0")
+    prepared([{"text": text} for text in texts(20)])
+    assert (tmp_path / "data/train.arrow").stat().st_mtime_ns != stamp

@@ -1,4 +1,6 @@
+import gzip
 import json
+import os
 
 import pytest
 
@@ -23,6 +25,36 @@ def test_a_saved_folder_of_one_data_set_has_no_splits(tmp_path):
     datasets.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(str(tmp_path / "saved"))
     with pytest.raises(DataError, match="no splits"):
         load_rows(str(tmp_path / "saved"), "validation", None)
+
+
+def write_plain(path, text):
+    path.write_text(text)
+
+
+def write_compressed(path, text):
+    path.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("rows.jsonl", write_plain),
+        ("rows.txt", write_plain),
+        ("rows.jsonl.gz", write_compressed),
+        ("folder/rows.jsonl", write_plain),
+    ],
+)
+def test_a_file_that_changes_within_its_time_is_read_again(tmp_path, name, write):
+    """The library keeps what it read, and tells files apart by their time alone."""
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    source = str(file.parent if "/" in name else file)
+    found = []
+    for word in ("one", "two"):
+        write(file, json.dumps({"text": word}) + "\n")
+        os.utime(file, (1, 1))
+        found += [row["text"].strip() for row in load_rows(source, "train", None)]
+    assert [word in text for word, text in zip(("one", "two"), found, strict=True)] == [True, True]
 
 
 @pytest.mark.parametrize("context", ["input", "context"])
