@@ -88,12 +88,9 @@ def test_other_errors_stay_what_they_are(error):
 
 def test_an_error_on_the_way_of_another_is_not_taken_for_it():
     """A bug after a handled error must show its traceback."""
-    with pytest.raises(KeyError) as bug:
-        try:
-            raise PermissionError(errno.EACCES, "Permission denied", "x")
-        except PermissionError:
-            raise KeyError("bug")  # noqa: B904
-    assert storage_error(bug.value) is None
+    bug = KeyError("bug")
+    bug.__context__ = PermissionError(errno.EACCES, "Permission denied", "x")
+    assert storage_error(bug) is None
 
 
 @pytest.mark.parametrize(

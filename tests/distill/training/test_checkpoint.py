@@ -45,7 +45,7 @@ DAMAGES = [flip, cut, empty, delete]
 
 @pytest.fixture
 def work(make_model, tokenizer, tmp_path, training_loop):
-    """`work(name, **keys)`: a job of eight steps, with a checkpoint every two, in its own folder."""
+    """`work(name, **keys)`: a job of eight steps, a checkpoint every two, in its own folder."""
     save_student(make_model(1, width=32, vocabulary=320), tokenizer, tmp_path / "student")
     dice = random.Random(0)
     rows = [{"text": " ".join(dice.choices(WORDS, k=30))} for _ in range(40)]
@@ -200,9 +200,11 @@ def test_each_stop_signal_is_noted_and_a_second_of_another_kind_does_not_break_i
 
 
 def test_a_second_ctrl_c_stops_at_once():
-    with pytest.raises(KeyboardInterrupt), stop_requests():
+    with stop_requests() as asked:
         os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert asked == [signal.SIGTERM]
 
 
 def test_nohup_keeps_a_training_alive():
