@@ -12,8 +12,8 @@ from pathlib import Path
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 UNUSABLE = (
-    *(errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ESTALE),
-    *(errno.EMFILE, errno.ENFILE, errno.ENXIO, errno.ENODEV),
+    *(errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST),
+    *(errno.EMFILE, errno.ENFILE, errno.ENXIO, errno.ENODEV, errno.ESTALE),
 )
 # What libraries in other languages say instead of an errno: Rust (safetensors, tokenizers) has it
 # in its text; torch's archive and numpy's `tofile` only notice that less was written than given.
@@ -42,7 +42,7 @@ def storage_error(error: BaseException) -> OSError | None:
 
 def storage_sentence(error: OSError) -> str:
     """What happened to which file, and what to do, in one sentence."""
-    reason = error.strerror or str(error)
+    reason = os.strerror(error.errno or 0)
     file = str(error.filename) if error.filename is not None else None
     again = "run the same command again, which goes on from what is finished"
     if error.errno in DISK_FULL:

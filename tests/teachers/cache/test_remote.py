@@ -217,10 +217,15 @@ def test_lock_that_another_host_refreshes_is_respected(remote, quick):
 
 def test_who_sleeps_and_loses_the_lock_writes_nothing_more(remote, quick):
     store = SignalStore(remote)
-    with pytest.raises(CacheError, match="taken over by process 1 on elsewhere"), store.writing():
-        put(remote, "writer.lock", elsewhere(0))
-        time.sleep(0.3)
-        store.folder.write("shards/00000.arrow", b"late")
+
+    def build_and_sleep():
+        with store.writing():
+            put(remote, "writer.lock", elsewhere(0))
+            time.sleep(0.3)
+            store.folder.write("shards/00000.arrow", b"late")
+
+    with pytest.raises(CacheError, match="taken over by process 1 on elsewhere"):
+        build_and_sleep()
     assert list(contents(remote)) == ["writer.lock"]
 
 
