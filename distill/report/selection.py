@@ -165,8 +165,10 @@ def advise(
     """Which artifact to ship for each purpose: `for`, `artifact` and a `sentence`.
 
     Only what is fit is advised. Where nothing is, the one entry has no artifact, names the best one
-    and ends with the remedy.
+    and ends with the remedy; without artifacts there is nothing to advise.
     """
+    if not artifacts:
+        return []
     fit = {name: numbers for name, numbers in artifacts.items() if numbers["fit"]["ships"]}
     if not fit:
         best = min(artifacts, key=lambda name: quality.loss(artifacts[name]))
