@@ -9,7 +9,7 @@ that reads text as other ids is refused.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from attar.config import Section
 from attar.errors import DataError, ModelError, RecipeError
 from attar.files import write_json
 from attar.models.loading import check_model, load_config
-from attar.models.task_heads import auto_class_of, class_names, label_order
+from attar.models.task_heads import auto_class_of, check_single_label, class_names, label_order
 from attar.models.tokenizers import load_tokenizer, vocabulary_size
 from attar.models.weight_files import check_weights
 from distill.data.config import DataConfig, check_sources
@@ -65,17 +65,8 @@ def evaluate_models(
 
     trusted: those of them whose own code may run.
     """
-    for model in trusted:
-        if model not in (teacher, *models):
-            raise RecipeError(
-                f"`--trust-remote-code {model}`: there is no `{model}` among the models to measure."
-            )
+    _check_models(models if teacher is None else (teacher, *models), models, trusted)
     check_sources(config.data)
-    for model in models if teacher is None else (teacher, *models):
-        check_made(model)
-        check_runtime(runtime_of(model))
-    for model in [teacher, *models] if teacher is not None else models:
-        _check(model, model in trusted)
     named = teacher or _checkpoint_of(models[0])
     trusts = (teacher or models[0]) in trusted
     tokenizer = load_tokenizer(named, trust_remote_code=trusts)
@@ -122,14 +113,28 @@ def evaluate_models(
     return found
 
 
-def _check(model: str, trusts: bool) -> None:
-    """Raise `ModelError` for a model whose files show that it cannot be measured."""
-    where = _checkpoint_of(model)
-    if where.endswith(".gguf"):
-        check_weights(where)
-    elif runtime_of(model) == "transformers":
-        auto = auto_class_of(load_config(where, trust_remote_code=trusts))
-        check_model(where, auto, trust_remote_code=trusts)
+def _check_models(
+    all_models: Sequence[str], models: Sequence[str], trusted: Collection[str]
+) -> None:
+    """Raise `ModelError` for a model whose files show that it cannot be measured, and `RecipeError`
+    where one is trusted that is not measured.
+    """
+    for name in trusted:
+        if name not in all_models:
+            raise RecipeError(
+                f"`--trust-remote-code {name}`: there is no `{name}` among the models to measure."
+            )
+    for model in models:
+        check_runtime(runtime_of(model))
+    for model in all_models:
+        check_made(model)
+        where, trust = _checkpoint_of(model), model in trusted
+        if where.endswith(".gguf"):
+            check_weights(where)
+        elif runtime_of(model) == "transformers":
+            config = load_config(where, trust_remote_code=trust)
+            check_model(where, auto_class_of(config), trust_remote_code=trust)
+            check_single_label(config, where)
 
 
 def _columns(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -21,6 +22,14 @@ class TeacherConfig(Section):
     trust_remote_code: bool = False
 
 
+def teacher_dtype(config: TeacherConfig) -> torch.dtype:
+    """The dtype that a teacher computes in."""
+    if config.dtype != "auto" or config.model.endswith(".gguf"):
+        return resolve_precision(config.dtype)
+    trust = config.trust_remote_code
+    return resolve_precision("auto", load_config(config.model, trust_remote_code=trust))
+
+
 def load_teacher(config: TeacherConfig) -> nn.Module:
     """The frozen teacher in eval mode, on this process's device.
 
@@ -32,7 +41,7 @@ def load_teacher(config: TeacherConfig) -> nn.Module:
     model = load_model(
         config.model,
         auto=MASKED if masked else CAUSAL,
-        dtype=resolve_precision(config.dtype),
+        dtype=teacher_dtype(config),
         quantization=config.quantization,
         trust_remote_code=trust,
     )
@@ -45,6 +54,6 @@ def teacher_identity(config: TeacherConfig) -> dict[str, str | None]:
     return {
         "model": config.model,
         "weights": weights_fingerprint(config.model),
-        "dtype": str(resolve_precision(config.dtype)).removeprefix("torch."),
+        "dtype": str(teacher_dtype(config)).removeprefix("torch."),
         "quantization": config.quantization,
     }

@@ -19,14 +19,17 @@ DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 MOST_PARAMETERS = 10**14
 
 
-def check_depth(values: dict[str, Any], source: str) -> None:
-    """Raise `ModelError` for a number of blocks that no config class should be made with.
+def check_values(values: dict[str, Any], source: str) -> None:
+    """Raise `ModelError` for sizes that no config class should be made with.
 
-    values: config.json as it is. Some classes make a list with an entry for each block.
+    values: config.json as it is. Some classes divide by the heads, or make a list with an entry for
+    each block.
     """
+    bounds = {**BOUNDS, **dict.fromkeys(DEPTH_KEYS, BOUNDS["num_hidden_layers"])}
     for inner in (values, values.get("text_config")):
-        for key in DEPTH_KEYS if isinstance(inner, dict) else ():
-            _check_number(source, key, inner.get(key), BOUNDS["num_hidden_layers"])
+        if isinstance(inner, dict):
+            for key, most in bounds.items():
+                _check_number(source, key, inner.get(key), most)
 
 
 def check_config(config: Any, source: str) -> None:
@@ -56,7 +59,7 @@ def check_config(config: Any, source: str) -> None:
 def _size(text: Any, key: str) -> Any:
     try:
         return getattr(text, key, None)
-    except ValueError:  # some families refuse what differs from block to block
+    except Exception:  # of its own kind: some families refuse what differs from block to block
         return None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -21,30 +22,45 @@ from attar.device import default_device
 from attar.errors import ModelError
 from attar.models.adapter_folders import adapter_base, check_adapter, merged_adapter
 from attar.models.bitsandbytes_check import check_4bit_rows
-from attar.models.config_check import check_config, check_depth
+from attar.models.config_check import check_config, check_values
 from attar.models.fingerprints import weights_fingerprint
 from attar.models.locations import load_error, source_arguments
 from attar.models.model_kinds import check_kind, check_quantized
 from attar.models.quantizable import empty_model, head_modules
 from attar.models.weight_files import check_weights
 
+log = logging.getLogger(__name__)
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8", "nf4", "fp4"]
 
 
-def resolve_precision(precision: Precision) -> torch.dtype:
+# Families whose code in transformers mixes float32 into 16-bit products, which fails.
+FLOAT32_FAMILIES = ("deberta",)
+
+
+def resolve_precision(precision: Precision, config: Any = None) -> torch.dtype:
     """The dtype to compute in; `auto` is bfloat16 where the hardware multiplies it natively.
 
     On a CPU without bf16 instructions a bfloat16 product takes three times as long as float32.
+    config: the model's `PretrainedConfig`; families that transformers computes in float32 alone get
+    that by `auto`, which is logged.
     """
     if precision != "auto":
         dtype: torch.dtype = getattr(torch, precision)
         return dtype
+    if config is not None and config.model_type in FLOAT32_FAMILIES:
+        _tell_float32(config.model_type)
+        return torch.float32
     if torch.cuda.is_available():
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float32
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+@cache
+def _tell_float32(family: str) -> None:
+    log.info("%s: float32, since transformers computes this family in no other precision", family)
 
 
 def bitsandbytes_config(quantization: Quantization, heads: list[str]) -> Any:
@@ -80,7 +96,7 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
     silence_libraries()
     try:
         if not extra:
-            check_depth(PretrainedConfig.get_config_dict(name)[0], source)
+            check_values(PretrainedConfig.get_config_dict(name)[0], source)
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
         check_config(config, source)
     except ModelError:

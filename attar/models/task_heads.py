@@ -60,6 +60,18 @@ def class_names(config: Any) -> list[str] | None:
     return [str(config.id2label[i]) for i in range(len(config.id2label))]
 
 
+def check_single_label(config: Any, source: str) -> None:
+    """Raise `ModelError` for a classifier whose logits are not those of one class a text."""
+    kind = getattr(config, "problem_type", None)
+    if is_classifier(config) and kind not in (None, "single_label_classification"):
+        many = "any number of classes a text, each yes or no"
+        what = "a number" if kind == "regression" else many
+        raise ModelError(
+            f"{source} was trained for {what} (`problem_type: {kind}` in its config.json); only "
+            "classifiers of one class a text can be used."
+        )
+
+
 def label_permutation(names: Sequence[str], order: Sequence[str]) -> list[int] | None:
     """The index in `order` (a model's classes) of each class in `names`, ignoring case.
 

@@ -15,8 +15,15 @@ from distill.commands.options import json_option, recipe_options
 from distill.commands.say import say
 
 
-def open_run(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **show: bool) -> Any:
-    """The run that a command's arguments name."""
+def open_run(
+    recipe: str,
+    run_dir: str | None,
+    overrides: tuple[str, ...],
+    *,
+    features_alone: bool = False,
+    **show: bool,
+) -> Any:
+    """The run that a command's arguments name; features_alone: see `load_recipe`."""
     from distill.console import set_up_logging
     from distill.run.context import Run
     from distill.run.load import load_recipe
@@ -24,7 +31,7 @@ def open_run(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **sho
     set_up_logging(**show)
     if Path(recipe).is_dir():  # a run folder, which holds its recipe
         recipe, run_dir = str(Path(recipe) / "recipe.yaml"), run_dir or recipe
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, overrides, features_alone=features_alone)
     return Run(loaded, Path(run_dir) if run_dir else Path("runs") / Path(recipe).stem)
 
 

@@ -166,7 +166,7 @@ def chunk(fixture: DoctorFixture) -> Finding:
 @check("precision")
 def precision(fixture: DoctorFixture) -> Finding:
     """The recipe's precision changes value and gradient by no more than rounding."""
-    dtype = resolve_precision(fixture.config.precision)
+    dtype = resolve_precision(fixture.config.precision, fixture.run.student_config)
     if dtype == torch.float32:
         says = f"`train.precision: {fixture.config.precision}` is float32 on this machine"
         return not_applicable(says)

@@ -51,7 +51,7 @@ def _train(fixture: DoctorFixture, folder: str, kill: int | None) -> tuple[dict[
         fixture.load_student(little=True),
         config.objective,
         fixture.pairs(config.objective),
-        resolve_precision(config.precision),
+        resolve_precision(config.precision, fixture.run.student_config),
     )
 
     def count(module: nn.Module, _args: Any) -> None:

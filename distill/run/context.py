@@ -27,7 +27,7 @@ from distill.tasks.registry import task_of
 from distill.tasks.task import Task
 from students.fresh import fresh_config
 from students.pruning.record import PRUNING_FILE, channel_map, read_pruning
-from teachers.load import TeacherConfig
+from teachers.load import TeacherConfig, teacher_dtype
 
 BUILD = "build"  # the stage that leaves the student
 
@@ -75,7 +75,8 @@ class Run:
         config = self.recipe.teacher
         values = config.model_dump(exclude={"adapt"})
         if config.adapt is not None:
-            values.update(model=str(self.folder.teacher))
+            dtype = str(teacher_dtype(TeacherConfig(**values))).removeprefix("torch.")
+            values.update(model=str(self.folder.teacher), dtype=dtype)
         return TeacherConfig(**values)
 
     @cached_property

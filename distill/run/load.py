@@ -15,9 +15,26 @@ from distill.recipe.schema import Recipe
 from distill.tasks.registry import TASKS, task_of, with_defaults
 
 
-def load_recipe(path: str, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Read, override and check a recipe. Every mistake is a `RecipeError` naming key and mend."""
-    return check_recipe(overridden(read_values(path), overrides))
+def load_recipe(
+    path: str, overrides: tuple[str, ...] = (), *, features_alone: bool = False
+) -> Recipe:
+    """Read, override and check a recipe. Every mistake is a `RecipeError` naming key and mend.
+
+    features_alone: only its section `features` is asked for, so it needs no student, and no teacher
+    where that section names another model.
+    """
+    values = overridden(read_values(path), overrides)
+    return check_recipe(_with_models(values) if features_alone else values)
+
+
+def _with_models(values: dict[str, Any]) -> dict[str, Any]:
+    """The values, with a student and a teacher where they are absent and nothing asks for them."""
+    features = values.get("features")
+    model = features.get("model", "teacher") if isinstance(features, dict) else "teacher"
+    needed: dict[str, Any] = {"student": {}} if model != "student" else {}
+    if model not in ("teacher", "student"):
+        needed["teacher"] = {"model": model}
+    return {**needed, **values}
 
 
 def check_recipe(values: dict[str, Any]) -> Recipe:

@@ -38,7 +38,7 @@ def adapt_teacher(run: Run, inputs: str) -> StageRecord:
     result = run_training(run, "teacher", "teacher.adapt", model, config, run.recipe.data, folder)
     with on_first_process() as first:
         if first:
-            dtype = resolve_precision(teacher.dtype)
+            dtype = resolve_precision(teacher.dtype, model.config)
             save_student(model.to(dtype), run.tokenizer, run.folder.teacher)
             run.task.write_extra_files(run, run.folder.teacher)
     return StageRecord(

@@ -10,6 +10,7 @@ import torch
 from attar.distributed import free_memory
 from attar.models.loading import resolve_precision
 from attar.models.peft_models import prepends
+from attar.models.structure import unwrap
 from distill.data.config import DataConfig
 from distill.objective.chunked_head import tokens_per_chunk
 from distill.objective.losses import LOSSES
@@ -102,7 +103,7 @@ def _learner(run: Run, student: torch.nn.Module, config: LoopConfig) -> Learner:
         student,
         config.objective,
         vocabulary=run.vocabulary,
-        dtype=resolve_precision(config.precision),
+        dtype=resolve_precision(config.precision, unwrap(student).config),
         chunk=config.chunk or tokens_per_chunk(run.vocabulary, device),
         pairs=pairs,
         teacher_width=run.teacher_width,

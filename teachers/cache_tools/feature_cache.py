@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from attar.errors import CacheError
 from attar.files import write_bytes
-from attar.models.loading import load_model, resolve_precision
+from attar.models.loading import load_model
 from attar.models.pooling import Pooling, PoolingMode
 from attar.models.structure import capture_layers, run_body
 from attar.models.task_heads import padded_texts, set_padding_id, text_inputs
-from teachers.load import TeacherConfig
+from teachers.load import TeacherConfig, teacher_dtype
 from teachers.runners.build_cache import plan_shards
 from teachers.runners.request import Request, plan_batches
 
@@ -46,7 +46,7 @@ def load_body(config: TeacherConfig) -> nn.Module:
         model = load_model(
             config.model,
             auto="AutoModel",
-            dtype=resolve_precision(config.dtype),
+            dtype=teacher_dtype(config),
             quantization=config.quantization,
             trust_remote_code=config.trust_remote_code,
         )

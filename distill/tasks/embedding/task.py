@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from attar.errors import RecipeError
 from attar.files import write_json
-from attar.models.loading import load_config, load_model, resolve_precision
+from attar.models.loading import load_config, load_model
 from attar.models.pooling import Pooling, read_pooling, text_vectors, write_pooling
 from attar.models.task_heads import BODY
 from distill.data.batching import TEXT_BATCHING, Batching
@@ -41,6 +41,7 @@ from distill.tasks.whole_texts import (
 from students.fresh import fresh_model
 from students.pruning.depth import keep_by_influence
 from teachers.cache.config import CacheConfig
+from teachers.load import teacher_dtype
 from teachers.runners.request import Request
 from teachers.runners.whole_text import TextRunner
 
@@ -169,7 +170,7 @@ class Embedding:
         model = load_model(
             teacher.model,
             auto=BODY,
-            dtype=resolve_precision(teacher.dtype),
+            dtype=teacher_dtype(teacher),
             trust_remote_code=teacher.trust_remote_code,
         )
         return self.runner_of(context, model.requires_grad_(False), context.recipe.cache)

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from attar.errors import RecipeError
-from attar.models.loading import load_model, resolve_precision
+from attar.models.loading import load_model
 from attar.models.task_heads import (
     CLASSIFIER,
+    check_single_label,
     class_names,
     is_classifier,
     load_classifier,
@@ -42,6 +43,7 @@ from students.fresh import fresh_model
 from students.pruning.depth import keep_by_influence
 from students.pruning.output_change import class_logprobs, kl
 from teachers.cache.config import CacheConfig
+from teachers.load import teacher_dtype
 from teachers.runners.request import Request
 from teachers.runners.whole_text import TextRunner
 
@@ -75,6 +77,8 @@ class SequenceClassification:
                 f"`teacher.model` ({context.recipe.teacher.model}) has no head over classes; "
                 "fine-tune it first with `teacher.adapt: {}`, or name a fine-tuned classifier."
             )
+        if context.recipe.teacher.adapt is None:
+            check_single_label(context.teacher_config, context.recipe.teacher.model)
 
     def reader(self, config: Any, adapted: bool, seed: int) -> LabelledTexts:
         """Labelled texts, with the classes of a teacher that is a classifier already."""
@@ -138,7 +142,7 @@ class SequenceClassification:
 
     def runner(self, context: TaskContext) -> TextRunner:
         """The classifier with its head."""
-        model = self._load_teacher(context, resolve_precision(context.teacher.dtype))
+        model = self._load_teacher(context, teacher_dtype(context.teacher))
         return self.runner_of(context, model.requires_grad_(False), context.recipe.cache)
 
     def runner_of(self, context: TaskContext, model: nn.Module, config: CacheConfig) -> TextRunner:
