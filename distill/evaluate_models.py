@@ -18,8 +18,9 @@ from pydantic import Field, ValidationError
 from attar.config import Section
 from attar.errors import DataError, ModelError, RecipeError
 from attar.files import write_json
+from attar.models.head_check import check_head_form
 from attar.models.loading import load_config
-from attar.models.task_heads import class_names, label_order
+from attar.models.task_heads import CAUSAL, MASKED, auto_class_of, class_names, label_order
 from attar.models.tokenizers import load_tokenizer, vocabulary_size
 from distill.data.config import DataConfig, check_sources
 from distill.data.examples import Examples
@@ -63,6 +64,8 @@ def evaluate_models(
     check_sources(config.data)
     for model in models:
         check_runtime(runtime_of(model))
+    measured = models if teacher is None else (teacher, *models)
+    _check_heads(measured, trust_remote_code)
     named = teacher or _checkpoint_of(models[0])
     tokenizer = load_tokenizer(named, trust_remote_code=trust_remote_code)
     with tempfile.TemporaryDirectory(prefix="attar-evaluate-") as name:
@@ -81,7 +84,6 @@ def evaluate_models(
             "metrics": task.metrics,
         }
         shared_inputs = task.measure_inputs(tokenizer, config.data, config.evaluate, named, folder)
-        measured = models if teacher is None else (teacher, *models)
         inputs = dict.fromkeys(measured, shared_inputs)
         found: dict[str, Any] = {
             "task": task_of_model(model_config), "data": config.data.train, "models": {}
@@ -103,6 +105,17 @@ def evaluate_models(
             job = MeasureJob(model, model, out=out, task_inputs=inputs[model], **shared)
             found["models"][model] = {"runtime": runtime_of(model), **measure_in_fresh_process(job)}
     return found
+
+
+def _check_heads(models: Iterable[str], trusts: bool) -> None:
+    """Raise `ModelError` for a language model whose head cannot be applied by itself."""
+    for model in models:
+        if runtime_of(model) != "transformers":
+            continue
+        config = load_config(_checkpoint_of(model), trust_remote_code=trusts)
+        auto = auto_class_of(config)
+        if auto in (CAUSAL, MASKED):
+            check_head_form(config, auto, model)
 
 
 def _columns(models: Iterable[str], names: list[str], trusts: bool) -> dict[str, list[int]]:

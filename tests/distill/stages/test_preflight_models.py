@@ -103,3 +103,20 @@ def test_chat_ends_at_the_end_of_a_turn_whatever_the_settings_say(workshop, byte
         [{"role": "user", "content": "hello"}], add_generation_prompt=True, return_dict=True
     )["input_ids"]
     assert made[0][0, len(start) :].tolist() == [END_OF_TURN]
+
+
+def test_a_measured_model_that_looks_ahead_is_refused_before_any_is_measured(workshop, bytes_bpe):
+    put("other", "bert, not a decoder", chat_tokenizer(bytes_bpe))
+    result = workshop("evaluate", "teacher", "other", "--data", "text.jsonl", ok=False)
+    assert result.exit_code == 1
+    assert "other (BertLMHeadModel) looks ahead" in " ".join(result.output.split())
+
+
+def test_positions_before_the_text_of_a_model_with_layers_before_its_map(workshop, bytes_bpe):
+    put("other", "bert", chat_tokenizer(bytes_bpe))
+    changes = [
+        "teacher.model=other", "cache.hidden.layers=[2]", "student.layers={keep: [0, 2]}",
+        "train.objective=[{loss: forward_kl}]", "export.artifacts=[adapter]",
+        "specialize={method: prompt, objective: [{loss: cross_entropy}]}",
+    ]  # fmt: skip
+    assert "layers before its output map" in refusal(workshop, *changes)
