@@ -18,8 +18,16 @@ from pydantic import Field, ValidationError
 from attar.config import Section
 from attar.errors import DataError, ModelError, RecipeError
 from attar.files import write_json
+from attar.models.head_check import check_head_form
 from attar.models.loading import check_model, load_config
-from attar.models.task_heads import auto_class_of, check_single_label, class_names, label_order
+from attar.models.task_heads import (
+    CAUSAL,
+    MASKED,
+    auto_class_of,
+    check_single_label,
+    class_names,
+    label_order,
+)
 from attar.models.tokenizers import load_tokenizer, vocabulary_size
 from attar.models.weight_files import check_weights
 from distill.data.config import DataConfig, check_sources
@@ -85,7 +93,6 @@ def evaluate_models(
             "metrics": task.metrics,
         }
         shared_inputs = task.measure_inputs(tokenizer, config.data, config.evaluate, named, folder)
-        measured = models if teacher is None else (teacher, *models)
         inputs = dict.fromkeys(measured, shared_inputs)
         found: dict[str, Any] = {
             "task": task_of_model(model_config), "data": config.data.train, "models": {}
@@ -133,8 +140,11 @@ def _check_models(
             check_weights(where)
         elif runtime_of(model) == "transformers":
             config = load_config(where, trust_remote_code=trust)
-            check_model(where, auto_class_of(config), trust_remote_code=trust)
+            auto = auto_class_of(config)
+            check_model(where, auto, trust_remote_code=trust)
             check_single_label(config, where)
+            if auto in (CAUSAL, MASKED):
+                check_head_form(config, auto, model)
 
 
 def _columns(

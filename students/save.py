@@ -101,7 +101,7 @@ def check_reload(model: Any, folder: Path, trust_remote_code: bool = False) -> N
     again = load_as_saved(
         str(folder), dtype=torch.float32, device=device, trust_remote_code=trust_remote_code
     )
-    found = difference(model, again)
+    found = what_differs(model, again)
     if found is not None:
         raise ModelError(
             f"{folder} does not reload to the same model ({found}); this family is unsupported."
@@ -109,7 +109,7 @@ def check_reload(model: Any, folder: Path, trust_remote_code: bool = False) -> N
 
 
 @torch.inference_mode()
-def difference(model: Any, other: Any) -> str | None:
+def what_differs(model: Any, other: Any) -> str | None:
     """What tells two models of one form apart, in words; None where they are the same."""
     mine, theirs = model.state_dict(), other.state_dict()
     if mine.keys() != theirs.keys():

@@ -7,8 +7,8 @@ from pydantic import Field
 from torch import nn
 
 from attar.config import Section
-from attar.models.head_check import check_head
 from attar.models.fingerprints import weights_fingerprint
+from attar.models.head_check import check_head
 from attar.models.loading import Precision, Quantization, load_config, load_model, resolve_precision
 from attar.models.task_heads import CAUSAL, MASKED, auto_class_of
 

@@ -47,14 +47,15 @@ def check_head(model: nn.Module, source: str = "") -> None:
         found_BTV = head_of(model, rows).logits(states_BTH)[..., : own_BTV.shape[-1]]
     except RuntimeError as error:  # shapes that do not fit
         raise ModelError(_refusal(name, " ".join(str(error).split()))) from None
-    _compare(found_BTV, own_BTV, name, TOLERANCE.get(own_BTV.dtype, COARSE_TOLERANCE))
+    tolerance = TOLERANCE.get(own_BTV.dtype, COARSE_TOLERANCE)
+    _compare(found_BTV, own_BTV, name, tolerance)
     if type(model).__name__.endswith("ForMaskedLM"):
         return
     past = slice(0, TOKENS // 2)
     off = _difference(own_BTV[0, past], own_BTV[1, past])
-    if off > COARSE_TOLERANCE:
+    if off > tolerance:
         raise ModelError(
-            f"{name} looks ahead: its logits change by {off:.0%} of the largest with the tokens "
+            f"{name} looks ahead: its logits change by {off:.2g} of the largest with the tokens "
             "after them, so it does not predict the next token from the past; "
             + (
                 "write `is_decoder: true` into its config.json, if it was trained so."
@@ -87,7 +88,7 @@ def check_head_form(config: Any, auto: str, source: str = "") -> bool:
     states_BTH = torch.randn(1, TOKENS, width, generator=generator)
     ids_BT = torch.arange(TOKENS).unsqueeze(0)
     body = body_of(model)
-    body.forward = lambda *_args, **_kwargs: _BodyOutput(states_BTH)  # type: ignore[method-assign]
+    body.forward = lambda *_args, **_kwargs: _BodyOutput(states_BTH)
     try:
         own_BTV = model(input_ids=ids_BT).logits
         before_BTH = run_body(model, {"input_ids": ids_BT})
@@ -120,7 +121,10 @@ def _materialise(model: Any, generator: torch.Generator) -> int:
     Returns the width of the body's states.
     """
     body, output_map = body_of(model), model.get_output_embeddings()
-    states, inputs = int(model.config.get_text_config().hidden_size), int(output_map.weight.shape[1])
+    states, inputs = (
+        int(model.config.get_text_config().hidden_size),
+        int(output_map.weight.shape[1]),
+    )
     for part in model.children():
         for module in part.modules() if part is not body else ():
             for key, weight in list(module.named_parameters(recurse=False)):

@@ -35,7 +35,9 @@ AFTER_PADDING = {
 # A key alone says nothing: MPT has a `logit_scale` that transformers ignores, and HyperCLOVA X
 # multiplies by what Granite divides by. attar/models/head_check.py compares with the model's own.
 LOGIT_SCALES = {
-    **dict.fromkeys(("cohere", "cohere2", "cohere2_moe", "cohere_compass_text"), ("logit_scale", 1)),
+    **dict.fromkeys(
+        ("cohere", "cohere2", "cohere2_moe", "cohere_compass_text"), ("logit_scale", 1)
+    ),
     **dict.fromkeys(
         ("granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoehybrid",
          "granitemoeshared", "minicpm3"),

@@ -16,7 +16,7 @@ from attar.errors import RecipeError
 from attar.models.attention import check_blocks
 from attar.models.head_check import check_head_form
 from attar.models.loading import skeleton
-from attar.models.structure import check_layers, usable_positions
+from attar.models.structure import check_layers, transforms_states, usable_positions
 from attar.models.task_heads import CAUSAL, MASKED
 from attar.models.tokenizers import brings_code, check_same_vocabulary, load_tokenizer
 from distill.data.config import DataConfig, check_sources
@@ -245,6 +245,14 @@ def check_method(run: Run, shaped: bool) -> None:
     length = (special.data or run.recipe.data).max_length
     positions = usable_positions(config)
     special.check(cut_config(config, list(range(config.get_text_config().num_hidden_layers))))
+    if special.prepends:
+        student = skeleton(config, run.task.auto)
+        if student is not None and transforms_states(student):
+            raise RecipeError(
+                f"`specialize.method: {special.method}` learns positions before the text, which "
+                f"does not work for a {type(student).__name__} with layers before its output map; "
+                "choose another method."
+            )
     if special.prepends and positions is not None and special.virtual_tokens + length > positions:
         raise RecipeError(
             f"`specialize.virtual_tokens` is {special.virtual_tokens} before texts of up to "

@@ -49,11 +49,14 @@ def changed_traits(config: Any, auto: str, keep: list[int]) -> list[str]:
         before, after = traits(blocks_of(whole)[old]), traits(blocks_of(cut)[new])
         for name in sorted(before.keys() | after.keys()):
             a, b = before.get(name), after.get(name)
-            numbers = all(type(one) is int for one in (a, b))
-            counts = numbers and (a - b == old - new or (a, b) == (depth, len(keep)))
-            if a != b and not counts:
+            if a != b and not (_counts(a, b, old - new) or (a, b) == (depth, len(keep))):
                 found.append(f"`{name}` of block {old} {_said(a)}, as block {new} {_said(b)}")
     return found
+
+
+def _counts(a: Any, b: Any, moved: int) -> bool:
+    """Whether two values are numbers of a block, from 0 or from 1, that moved."""
+    return type(a) is int and type(b) is int and a - b == moved
 
 
 def _said(value: Any) -> str:

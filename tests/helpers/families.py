@@ -89,7 +89,8 @@ VARIANTS = {
     "falcon, alibi": ("falcon", {"alibi": True, "new_decoder_architecture": False}),
     "falcon, one key-value head": ("falcon", {"multi_query": True, "parallel_attn": True}),
     "falcon, new": ("falcon", {"new_decoder_architecture": True}),
-    "cohere2, one in two": ("cohere2", {"layer_types": ["sliding_attention", "full_attention"] * 2}),
+    "cohere2, one in two": ("cohere2", {
+        "layer_types": ["sliding_attention", "full_attention"] * 2}),
     "smollm3, positions in turn": ("smollm3", {"no_rope_layers": [1, 0, 1, 0]}),
     "qwen2_moe, experts in turn": ("qwen2_moe", {"decoder_sparse_step": 2}),
     "qwen3_moe, one dense": ("qwen3_moe", {"mlp_only_layers": [2]}),
@@ -99,7 +100,8 @@ VARIANTS = {
     "glm4_moe_lite": ("glm4_moe_lite", COMPRESSED),
     "mamba2": ("mamba2", {"head_dim": 8, "num_heads": 8, "n_groups": 1, "state_size": 8}),
     "bamba": ("bamba", {"attn_layer_indices": [1, 3]}),
-    "jamba": ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False}),
+    "jamba": ("jamba", {
+        "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False}),
     "xlnet": ("xlnet", {"d_head": 8}),
     "starcoder2, no bias": ("starcoder2", {"use_bias": False}),
     "stablelm, norms of heads": ("stablelm", {"qk_layernorm": True, "use_qkv_bias": True}),

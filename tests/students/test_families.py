@@ -1,4 +1,4 @@
-"""Causal families from the head check to the exported file: each is right, or refused in a sentence.
+"""Causal families from the head check to the exported file: right, or refused in a sentence.
 
 A row is a configuration of a family, as a tiny random model. What is computed by this package is
 compared with `transformers` alone: the model's own loss, and the model with its blocks skipped.
@@ -159,18 +159,18 @@ def way_of(name, tokenizer, folder):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_every_configuration_is_right_or_refused(
-    full_product, tokenizer, tmp_path, capsys
-):
+def test_every_configuration_is_right_or_refused(full_product, tokenizer, tmp_path, capsys):
     assert len(FAMILIES) >= 60
     rows = {}
     for number, name in enumerate(FAMILIES):
         start = time.perf_counter()
         try:
-            found = SimpleNamespace(kind="right", says=way_of(name, tokenizer, tmp_path / str(number)))
+            found = SimpleNamespace(
+                kind="right", says=way_of(name, tokenizer, tmp_path / str(number))
+            )
         except UserError as error:
             found = SimpleNamespace(kind="refused", says=str(error))
-        except Exception as error:  # noqa: BLE001  (the table shows what went wrong)
+        except Exception as error:  # the table shows what went wrong
             says = " ".join(str(error).split())[:200]
             found = SimpleNamespace(kind="WRONG", says=f"{type(error).__name__}: {says}")
         found.seconds = time.perf_counter() - start

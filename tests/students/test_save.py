@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification
 
 from attar.errors import ModelError, RecipeError
 from students.config import StudentConfig
@@ -44,6 +44,46 @@ def test_a_cut_records_what_was_kept(make_model, tokenizer, tmp_path):
 def test_a_checkpoint_that_does_not_reload_is_an_error(make_model, student):
     with pytest.raises(ModelError, match="does not reload"):
         check_reload(make_model(2, width=64, vocabulary=320), student)
+
+
+def test_last_bits_that_depend_on_memory_do_not_make_another_model(make_model, tokenizer, tmp_path):
+    model = make_model(1, width=64, vocabulary=320)
+    save_student(model, tokenizer, tmp_path / "it")
+    moved = model.register_forward_hook(
+        lambda _m, _i, output: setattr(output, "logits", output.logits * (1 + 3e-7))
+    )
+    check_reload(model, tmp_path / "it")
+    moved.remove()
+
+
+def test_one_bit_of_one_weight_makes_another_model(make_model, tokenizer, tmp_path):
+    model = make_model(1, width=64, vocabulary=320)
+    save_student(model, tokenizer, tmp_path / "it")
+    with torch.no_grad():
+        one = model.model.norm.weight[:1]
+        one.copy_(torch.nextafter(one, torch.full_like(one, 9.0)))
+    with pytest.raises(ModelError, match=r"same model \(model.norm.weight differs\)"):
+        check_reload(model, tmp_path / "it")
+
+
+def test_what_a_config_does_not_say_again_makes_another_model(make_model, tokenizer, tmp_path):
+    model = make_model(1, width=64, vocabulary=320)
+    save_student(model, tokenizer, tmp_path / "it")
+    model.model.layers[0].self_attn.scaling *= 2
+    with pytest.raises(ModelError, match="with the same weights its output is off by"):
+        check_reload(model, tmp_path / "it")
+
+
+@pytest.mark.parametrize("keep", [[0, 2], [1, 2]])
+def test_a_healthy_classifier_is_cut_and_reloads(tokenizer, tmp_path, keep):
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=320, hidden_size=256, num_hidden_layers=3, num_attention_heads=4,
+        intermediate_size=512, num_labels=2,
+    )  # fmt: skip
+    teacher = BertForSequenceClassification(config).eval()
+    cut = StudentConfig.model_validate({"layers": {"keep": keep}})
+    save_cut(*cut_student(teacher, keep, cut, None), tokenizer, tmp_path / "cut")
 
 
 def test_a_model_with_random_weights_takes_missing_keys_from_the_teachers_config(make_model):

@@ -49,9 +49,7 @@ GGUF_ARCHITECTURES = {
     "gemma2": GGUFArchitecture(
         "gemma2", "gelu_pytorch_tanh", norm_offset=1.0, period=2, soft_caps=True, tied=True
     ),
-    "gemma3_text": GGUFArchitecture(
-        "gemma3", "gelu_pytorch_tanh", norm_offset=1.0, period=6
-    ),
+    "gemma3_text": GGUFArchitecture("gemma3", "gelu_pytorch_tanh", norm_offset=1.0, period=6),
 }
 NO_CAP = 1e6  # llama.cpp always caps this family: 0 would divide by it, this changes no float32
 ROPE_SCALINGS = ("default", "linear", "llama3")

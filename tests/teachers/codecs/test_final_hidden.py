@@ -108,7 +108,7 @@ def test_half_the_divergence_costs_half_a_bit_a_channel(teacher, learned):
 def test_the_head_of_the_cache_is_the_teachers(teacher, stored, options):
     sample, made = teacher(**options)
     head = stored(FinalHidden(), sample, made).head
-    assert torch.equal(head.logits(made.hidden_NH), made.logits())
+    torch.testing.assert_close(head.logits(made.hidden_NH), made.logits())
     assert (head.bias_V is None) == ("bias_V" not in options)
     assert head.softcap == options.get("softcap")
 
