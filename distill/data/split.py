@@ -164,7 +164,8 @@ class Corpus:
         readings = self.reader.open(self.tokenizer, self.config, tables, sources)
         order = [(t, i) for t, table in enumerate(tables) for i in range(len(table))]
         random.Random(self.seed).shuffle(order)
-        self.bad.rows += len(order)
+        for table, source in zip(tables, sources, strict=True):
+            self.bad.expect(source, len(table))
 
         def read(t: int, i: int) -> ReadExamples:
             def reading(row: Any) -> ReadExamples:
