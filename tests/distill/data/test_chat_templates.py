@@ -188,11 +188,12 @@ def test_a_refused_system_turn_says_the_mend(learned):
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"a": {"type": "number"}}}}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
 AS_TEXT = {"type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
+OF_A_TABLE = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": None}}}
 RESULT = {"role": "tool", "content": "4", "tool_call_id": "1"}
 
 
 @pytest.mark.parametrize("content", [None, ""])
-@pytest.mark.parametrize("call", [CALL, AS_TEXT], ids=["object", "text"])
+@pytest.mark.parametrize("call", [CALL, AS_TEXT, OF_A_TABLE], ids=["object", "text", "table"])
 def test_calls_of_tools_are_learned_and_tools_are_in_the_prompt(learned, content, call):
     messages = [ASKED, said(content, tool_calls=[call]), RESULT, said("Four.")]
     (found,) = learned(STRIPPING.replace("loop.last or thought", "thought"), messages, tools=[TOOL])
