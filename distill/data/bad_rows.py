@@ -38,52 +38,58 @@ def place_of(table: Any, source: str, i: int) -> str:
 
 
 class BadRows:
-    """The rows of some tables that could not be read.
-
-    rows: how many the tables have. read: how many were tried.
-    """
+    """The rows of some sources that could not be read."""
 
     def __init__(self) -> None:
-        self.rows = self.read = self.number = 0
+        self._rows = Counter[str]()  # by source: that there are, that were tried, that are bad
+        self._tried = Counter[str]()
+        self._bad = Counter[str]()
         self._counts = Counter[str]()
         self._first: dict[str, list[tuple[str, int, str]]] = {}  # (source, row, place) by reason
+
+    def expect(self, source: str, rows: int) -> None:
+        """A source has so many rows more, all of which may be tried."""
+        self._rows[source] += rows
 
     def try_row(
         self, table: Any, source: str, i: int, read: Callable[[Mapping[str, Any]], Read]
     ) -> Read | None:
         """What `read` makes of row `i`; None, and counted, where it cannot be used.
 
-        Raises `DataError` as soon as more than a tenth of all rows are known to be bad.
+        Raises `DataError` as soon as more than a tenth of the source's rows are known to be bad.
         """
         return self.attempt(lambda: read(table[i]), table, source, i)
 
     def attempt(self, read: Callable[[], Read], table: Any, source: str, i: int) -> Read | None:
         """The same for a function that has the row, or what it needs of it."""
-        self.read += 1
+        self._tried[source] += 1
         try:
             return read()
         except RowError as error:
-            self.number += 1
+            self._bad[source] += 1
             self._counts[error.reason] += 1
             first = self._first.setdefault(error.reason, [])
             first.append((source, i, place_of(table, source, i)))
             first[:] = sorted(first)[:NAMED_ROWS]
-        if self.number > MOST_BAD * self.rows:
-            known = "" if self.read == self.rows else "at least "
-            self._refuse(f"{known}{self.number} of {self.rows}")
+        bad, rows = self._bad[source], self._rows[source]
+        if bad > MOST_BAD * rows:
+            known = "" if self._tried[source] == rows else "at least "
+            self._refuse(f"{known}{bad} of {rows}", source)
         return None
 
     def finish(self, section: str) -> None:
         """Log what was left out, with the first row of each fault.
 
-        Raises `DataError` where it is more than a tenth of the rows that were read; where only
-        some rows were read, a few bad ones of them may be chance.
+        Raises `DataError` where it is more than a tenth of the rows of a source that were tried;
+        where only some rows were tried, a few bad ones of them may be chance.
         """
-        few = self.read < self.rows and self.number <= NAMED_ROWS
-        if self.number > MOST_BAD * self.read and not few:
-            self._refuse(f"{self.number} of {self.read}")
-        if self.number:
-            log.warning("%s: %d rows are left out: %s", section, self.number, self.describe())
+        for source, bad in self._bad.items():
+            tried = self._tried[source]
+            few = tried < self._rows[source] and bad <= NAMED_ROWS
+            if bad > MOST_BAD * tried and not few:
+                self._refuse(f"{bad} of {tried}", source)
+        if total := self._bad.total():
+            log.warning("%s: %d rows are left out: %s", section, total, self.describe())
 
     def describe(self) -> str:
         """How many rows have each fault, and the first of them."""
@@ -92,10 +98,10 @@ class BadRows:
             for reason, count in self._counts.most_common()
         )
 
-    def _refuse(self, share: str) -> None:
+    def _refuse(self, share: str, source: str) -> None:
         raise DataError(
-            f"{share[0].upper()}{share[1:]} rows cannot be used, which is more than a tenth: "
-            f"{self.describe()}."
+            f"{share[0].upper()}{share[1:]} rows of {source} cannot be used, which is more than a "
+            f"tenth: {self.describe()}."
         )
 
 

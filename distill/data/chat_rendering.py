@@ -87,8 +87,10 @@ class Chat:
     def _named_for_template(self, message: Message) -> Message:
         """The message with its thinking under the key that the template reads."""
         given = next((key for key in THINKING_KEYS if message.get(key)), None)
+        if given is None or self._mentions(given):
+            return message
         read = next((key for key in THINKING_KEYS if self._mentions(key)), None)
-        if given is None or read is None or self._mentions(given):
+        if read is None:
             return message
         return {read if key == given else key: value for key, value in message.items()}
 

@@ -40,6 +40,7 @@ COMPRESSED: dict[str, Callable[[Path], Any]] = {
     ".bz2": bz2.open,
     ".xz": lzma.open,
 }
+SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 SEPARATORS = (",", "\t", ";")
 
 
@@ -125,13 +126,14 @@ class _Part:
     ) -> None:
         self.path, self._rows, self._data, self._parse = path, rows, data, parse
         self._spans = np.asarray(spans, np.int64).reshape(-1, 3)
+        self._escapes = SURROGATE_ESCAPE.search(data) is not None if rows else False
 
     def __len__(self) -> int:
         return len(self._spans) if self._rows is None else len(self._rows)
 
     def row(self, i: int) -> Row:
         if self._rows is not None:
-            return _as_row(self._rows[i])
+            return _as_row(self._rows[i], self._escapes)
         start, end, _ = self._spans[i]
         return self._parse(bytes(self._data[start:end]))
 
@@ -151,7 +153,7 @@ def _open_part(path: Path, kind: str) -> _Part:
     if start is not None and start.group() == b"[":
         whole = _whole_json(path, data)
         if isinstance(whole, list):
-            return _Part(path, rows=whole)
+            return _Part(path, rows=whole, data=data)
     spans = [(s, e, line) for line, (s, e) in enumerate(_lines(data), 1) if data[s:e].strip()]
     if len(spans) > 1 and not any(_is_whole(data, *span[:2]) for span in spans[:2]):
         with suppress(DataError):  # else it is lines, of which the first two are bad
@@ -236,19 +238,23 @@ def _text_row(raw: bytes) -> Row:
 def _json_row(raw: bytes) -> Row:
     text = _decoded(raw)
     try:
-        return _as_row(json.loads(text))
+        return _as_row(json.loads(text), SURROGATE_ESCAPE.search(raw) is not None)
     except (ValueError, RecursionError):
         raise RowError(NOT_JSON) from None
 
 
-def _as_row(value: Any) -> Row:
-    """A JSON value as a row: an object, or a text alone."""
+def _as_row(value: Any, escapes: bool) -> Row:
+    """A JSON value as a row: an object, or a text alone.
+
+    escapes: whether its text was written with escapes of which one half may be missing.
+    """
     if isinstance(value, str):
         value = {"text": value}
     if not isinstance(value, dict):
         raise RowError(NO_OBJECT)
     try:
-        json.dumps(value, ensure_ascii=False).encode()
+        if escapes:
+            json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise RowError(HALF_CHARACTER) from None
     return value

@@ -157,7 +157,7 @@ def find_labels(
     found: dict[str | int, Label] = {}
     for table, source, one in zip(tables, sources, columns, strict=True):
         bad = BadRows()
-        bad.rows = len(table)
+        bad.expect(source, len(table))
         for i, cell in column_values(table, one.label):
             value = bad.attempt(partial(class_of, cell), table, source, i)
             if value is not None:

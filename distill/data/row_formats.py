@@ -26,6 +26,7 @@ CONTEXT_COLUMNS = ("input", "context")
 ANSWER_COLUMNS = ("completion", "response", "answer", "output")
 REASONING_COLUMNS = ("rationale", "reasoning", "thought", "cot")
 SYSTEM_COLUMNS = ("system", "system_prompt")
+TEXT_PARTS = ("text", "input_text", "output_text")  # types of content parts
 HISTORY_COLUMNS = ("history",)
 TOOLS_COLUMNS = ("tools",)
 LABEL_PROMPT = "{%s}\nLabel:"  # of labelled rows, where the recipe has no template
@@ -343,15 +344,18 @@ def content_text(value: Any) -> str:
 
     Other lists, and objects, are JSON. Raises `RowError` for a part that is no text.
     """
-    if not (
-        isinstance(value, list)
-        and value
-        and all(isinstance(part, Mapping) and "type" in part for part in value)
-    ):
+    if not isinstance(value, list) or not value or not all(_is_part(part) for part in value):
         return text_of(value)
     for part in value:
-        if part["type"] != "text" or not isinstance(part.get("text"), str):
+        if part.get("type", "text") not in TEXT_PARTS or not isinstance(part.get("text"), str):
             raise RowError(
                 f"have a content part of the type `{part['type']}`; only text is learned"
             )
     return "".join(part["text"] for part in value)
+
+
+def _is_part(value: Any) -> bool:
+    """Whether a value is a part of a content: an object with a type, or with a text alone."""
+    return isinstance(value, Mapping) and (
+        "type" in value or (set(value) == {"text"} and isinstance(value["text"], str))
+    )

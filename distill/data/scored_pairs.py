@@ -29,7 +29,7 @@ SCORE_COLUMNS = ("score", "similarity_score", "label")
 class PairsConfig(Section):
     """Pairs of texts with a score: the higher, the more similar."""
 
-    source: str = Field(description="hub id, saved folder, or json/jsonl/parquet")
+    source: str = Field(description="hub id, folder, or file of any kind of rows")
     split: str = Field("train", description="split of a hub data set or saved folder")
     first_column: str | None = None
     second_column: str | None = None
@@ -64,7 +64,7 @@ def load_pairs(config: PairsConfig) -> list[tuple[str, str, float]]:
         return *texts, _number(row[score], score)
 
     bad = BadRows()
-    bad.rows = len(table)
+    bad.expect(config.source, len(table))
     tried = (bad.try_row(table, config.source, i, read) for i in range(len(table)))
     pairs = [pair for pair in tried if pair is not None]
     bad.finish("evaluate.pairs")

@@ -128,8 +128,10 @@ def _load_files(source: str, files: Iterable[Path]) -> Any:
     files = list(files)
     kinds = {BUILDERS.get(_suffix(path)) for path in files}
     if None in kinds or len(kinds) != 1:
+        named = ", ".join(path.name for path in files[:4])
         raise DataError(
-            f"`{source}` must be files of one kind: {KINDS} (.gz, .bz2, .xz, .zst allowed)."
+            f"`{source}` must be files of one kind, {KINDS} (.gz, .bz2, .xz, .zst allowed); it is "
+            f"{named}{', ...' if len(files) > 4 else ''}."
         )
     if all(path.stat().st_size == 0 for path in files):
         raise DataError(f"`{source}` is empty.")

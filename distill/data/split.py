@@ -145,7 +145,8 @@ class Corpus:
     def _open(self, sources: list[str], split: str) -> list[Row]:
         tables = [load_rows(source, split, self.config.name) for source in sources]
         readings = self.reader.open(self.tokenizer, self.config, tables, sources)
-        self.bad.rows += sum(map(len, tables))
+        for table, source in zip(tables, sources, strict=True):
+            self.bad.expect(source, len(table))
         rows = [
             Row(table, source, i, reading, self.skipped, self.bad)
             for table, source, reading in zip(tables, sources, readings, strict=True)

@@ -136,7 +136,8 @@ def _sample(
     tables = [load_rows(source, split, config.name) for source in sources]
     readings = reader.open(tokenizer, config, tables, sources)
     bad = BadRows()
-    bad.rows = sum(len(table) for table in tables)
+    for table, source in zip(tables, sources, strict=True):
+        bad.expect(source, len(table))
     found = [
         (len(ids), sum(label != IGNORE for label in labels))
         for table, source, read in zip(tables, sources, readings, strict=True)

@@ -15,7 +15,7 @@ class FileTask(Section):
     """Keys of every task whose questions are in a file."""
 
     name: str = Field(min_length=1)
-    data: str = Field(description="file or glob of questions: json, jsonl, parquet")
+    data: str = Field(description="file or glob of questions: json, jsonl, csv, tsv, parquet")
     prompt: str | None = Field(
         None, description="template of a question, column names in braces: `Q: {question}\\nA:`"
     )

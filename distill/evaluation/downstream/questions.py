@@ -22,6 +22,7 @@ from distill.data.row_formats import (
     first_of,
     template_columns,
     text_of,
+    whole,
 )
 from distill.data.sources import load_rows, local_files
 from distill.evaluation.downstream.config import (
@@ -215,6 +216,7 @@ def _choices(
 
 def _right_choice(gold: Any, choices: tuple[str, ...], labels: list[str], where: str) -> int:
     """Which choice is right: a number from 0, a choice's label, its text, or a letter from A."""
+    gold = whole(gold)
     named = text_of(gold).strip()
     place = -1
     if named in labels:

@@ -91,9 +91,18 @@ def test_more_than_a_tenth_of_bad_rows_is_an_error(tmp_path, refusing, kind, bad
     config = DataConfig(train=str(tmp_path / "rows.jsonl"), held_out=0.2)
     says = says.replace("1 ", "2 ", 1)
     with pytest.raises(
-        DataError, match=rf"At least 2 of 18 rows .*tenth: {says}.*line 1 of .*, line 2 of"
+        DataError, match=rf"At least 2 of 18 rows of .*tenth: {says}.*line 1 of .*, line 2 of"
     ):
         prepare(config, refusing, "id", 0, tmp_path / "data")
+
+
+def test_a_tenth_is_of_each_source(tmp_path, tokenizer, write_rows):
+    """Many good rows to learn from do not hide that half of those to be measured on are bad."""
+    train = write_rows([GOOD["text"](i) for i in range(60)])
+    held_out = write_rows([{"text": "a"}, {"text": ["b"]}], "held.jsonl")
+    config = DataConfig(train=train, held_out=held_out)
+    with pytest.raises(DataError, match=r"1 of 2 rows of .*held\.jsonl cannot be used"):
+        prepare(config, tokenizer, "id", 0, tmp_path / "data")
 
 
 READERS = {

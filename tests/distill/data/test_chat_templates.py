@@ -1,6 +1,6 @@
 """The templates people distil with: each turn is learned as the template gives it at that turn.
 
-The templates behave as those of Qwen3, R1, Gemma and Mistral do, and are written for these tests.
+The templates are in tests/helpers/chatting.py.
 """
 
 import json
@@ -14,75 +14,14 @@ from distill.data.config import DataConfig
 from distill.data.conversations import Conversation, conversation_of
 from distill.data.row_formats import RowOptions, row_format_of
 from distill.data.tokenize import IGNORE, tokenize_document
-from tests.helpers.chatting import tokenize_chats
-
-# As Qwen3: thinking is kept after the last question alone, where it is shown even if empty; tools
-# and their calls are shown as JSON.
-STRIPPING = """
-{%- if tools %}{{ '<|im_start|>system\\nTools: ' + (tools | tojson) + '<|im_end|>\\n' }}{% endif %}
-{%- set at = namespace(asked=0) %}
-{%- for m in messages %}
-  {%- if m.role == 'user' %}{% set at.asked = loop.index0 %}{% endif %}
-{%- endfor %}
-{%- for m in messages %}
-  {%- set said = m.content %}
-  {%- if m.role == 'assistant' %}
-    {%- set thought = m.reasoning_content or '' %}
-    {%- if '</think>' in said %}
-      {%- set thought = said.split('</think>')[0].split('<think>')[-1] %}
-      {%- set said = said.split('</think>')[-1].lstrip('\\n') %}
-    {%- endif %}
-    {%- if loop.index0 > at.asked and (loop.last or thought) %}
-      {%- set said = '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' + said %}
-    {%- endif %}
-  {%- endif %}
-  {{- '<|im_start|>' + m.role + '\\n' + said }}
-  {%- for call in m.tool_calls or [] %}
-    {{- '<call>' + call.function.name + ' ' + (call.function.arguments | tojson) }}
-  {%- endfor %}
-  {{- '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
-
-# As R1: every answer begins with a thought, and finished turns lose it.
-FORGETTING = """
-{%- for m in messages %}
-  {%- if m.role == 'assistant' %}{{ '[A]' + m.content.split('</think>')[-1] + '<|im_end|>' }}
-  {%- else %}{{ '[U]' + m.content }}{% endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ '[A]<think>\\n' }}{% endif %}"""
-
-# As Gemma: no system turn, and the turns alternate.
-WITHOUT_SYSTEM = """
-{%- if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
-{%- for m in messages %}
-  {%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}
-    {{- raise_exception('Conversation roles must alternate user/assistant') }}
-  {%- endif %}
-  {{- '<turn>' + ('model' if m.role == 'assistant' else m.role) + '\\n' + m.content | trim }}
-  {{- '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ '<turn>model\\n' }}{% endif %}"""
-
-# As Mistral: the system text goes into the last question, wherever that is.
-SYSTEM_LAST = """
-{%- set rest = messages[1:] if messages[0].role == 'system' else messages %}
-{%- for m in rest %}
-  {%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}
-    {{- raise_exception('roles must alternate') }}
-  {%- endif %}
-  {%- if m.role == 'user' %}
-    {%- set last = loop.index0 >= rest | length - 2 and messages[0].role == 'system' %}
-    {{- '[INST]' + (messages[0].content + '\\n' if last else '') + m.content + '[/INST]' }}
-  {%- else %}{{ m.content + '<|im_end|>' }}{% endif %}
-{%- endfor %}"""
-
-# As many: only role and content are shown.
-PLAIN = """
-{%- for m in messages %}
-  {{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+from tests.helpers.chatting import (
+    FORGETTING,
+    PLAIN,
+    STRIPPING,
+    SYSTEM_LAST,
+    WITHOUT_SYSTEM,
+    tokenize_chats,
+)
 
 ASKED, AGAIN = {"role": "user", "content": "2 + 2?"}, {"role": "user", "content": "Sure?"}
 
@@ -188,11 +127,12 @@ def test_a_refused_system_turn_says_the_mend(learned):
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"a": {"type": "number"}}}}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
 AS_TEXT = {"type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
+OF_A_TABLE = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": None}}}
 RESULT = {"role": "tool", "content": "4", "tool_call_id": "1"}
 
 
 @pytest.mark.parametrize("content", [None, ""])
-@pytest.mark.parametrize("call", [CALL, AS_TEXT], ids=["object", "text"])
+@pytest.mark.parametrize("call", [CALL, AS_TEXT, OF_A_TABLE], ids=["object", "text", "table"])
 def test_calls_of_tools_are_learned_and_tools_are_in_the_prompt(learned, content, call):
     messages = [ASKED, said(content, tool_calls=[call]), RESULT, said("Four.")]
     (found,) = learned(STRIPPING.replace("loop.last or thought", "thought"), messages, tools=[TOOL])

@@ -182,6 +182,8 @@ CELLS = {
     "list": (["x", 2], '["x", 2]'),
     "one of a list": (["x"], '["x"]'),
     "parts": ([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "ab"),
+    "parts without types": ([{"text": "a"}, {"text": "b"}], "ab"),
+    "parts of another name": ([{"type": "output_text", "text": "a"}], "a"),
     "number": (4, "4"),
     "nothing": (None, ""),
     "not a number": (float("nan"), ""),

@@ -22,6 +22,7 @@ from distill.training.batch_source import Plan
 from distill.training.checkpoint import Checkpoint
 from teachers.cache.reader import SignalCache, Signals
 from teachers.load import load_teacher
+from tests.helpers.chatting import FORGETTING, STRIPPING
 
 CHAT = [
     {"messages": [
@@ -101,6 +102,20 @@ def test_conversations(finding):
     assert "the teacher says nobody learns" in found.says
     assert finding("tokenizer", *chat_data()).outcome == "pass"
     assert finding("padding", *chat_data()).outcome == "pass"
+
+
+@pytest.mark.parametrize("template", [STRIPPING, FORGETTING])
+def test_conversations_whose_turns_are_learned_one_by_one(finding, tokenizer, template):
+    """Templates that drop earlier thinking: several texts a row, and a row that is left out."""
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained("teacher")
+    thought = {"user": {}, "assistant": {"reasoning_content": "light"}}
+    rows = [{"messages": [{**m, **thought[m["role"]]} for m in row["messages"]]} for row in CHAT]
+    rows[0] = {"messages": [{"role": "bot", "content": "x"}]}
+    Path("chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = finding("mask", "data.train=chat.jsonl", "data.max_length=128")
+    assert found.outcome == "pass", found.says
+    assert "light\\n</think>" in found.says
 
 
 def pair_data(tokenizer):

@@ -37,7 +37,7 @@ def test_files_are_read_as_they_are(shared_data, name):
 ROWS = [{"query": f"q{i}", "choices": ["a", "b", "c"], "gold": i % 3} for i in range(10)]
 
 
-@pytest.mark.parametrize("gold", [1, "1", "B", "b", "right", True])
+@pytest.mark.parametrize("gold", [1, 1.0, "1", "B", "b", "right", True])
 def test_the_right_choice_is_named_in_many_ways(write_rows, gold):
     row = {"question": "?", "choices": ["wrong", "right"], "answer": gold}
     (asked,) = questions_of(task_of(kind="multiple_choice", data=write_rows([row])))[1]
