@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +13,11 @@ from attar.files import read_json
 from attar.models.loading import Quantization, load_causal_lm, load_config
 from attar.models.task_heads import CAUSAL, auto_class_of
 from attar.models.tokenizers import load_tokenizer
+from distill.runtimes.runtime import runtime_of
+from students.artifacts.artifact import MANIFEST_FILE, failure_of
+
+if TYPE_CHECKING:
+    from distill.chat_llama_cpp import OneGGUF
 
 Write = Callable[[str], None]
 Messages = list[dict[str, str]]
@@ -35,18 +40,54 @@ def find_model(run_or_model: str, artifact: str | None) -> str:
                 f"{run_or_model} is not a run folder, so it has no artifact `{artifact}`."
             )
         return run_or_model
-    made = [path for path in (folder / "artifacts").glob("*") if (path / "config.json").exists()]
-    made = [path for path in made if path.suffix not in (".partial", ".old")]
-    models = {path.name: path for path in sorted(made)}
+    made = [
+        path
+        for path in sorted((folder / "artifacts").glob("*"))
+        if path.suffix not in (".partial", ".old") and _holds_artifact(path)
+    ]
+    made.sort(key=lambda path: not _is_checkpoint(path))  # the first one is the default
+    models = {path.name: path for path in made if _is_checkpoint(path)}
     for path in sorted((folder / "arms").glob("*/student")):
         models.setdefault(path.parent.name, path)
+    for path in made:
+        models.setdefault(path.name, path)
     if not models:
         raise RunError(f"{folder} has no student yet; run `distill run` on it first.")
     name = artifact or next(iter(models))
     if name not in models:
         known = ", ".join(models)
+        reason = failure_of(folder / "artifacts" / name)
+        if reason is not None:
+            raise RunError(f"`{name}` of {folder} could not be made: {reason}")
         raise RunError(f"{folder} has no `{name}`; it has {known}.{nearest(name, models)}")
     return str(models[name])
+
+
+def _holds_artifact(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", MANIFEST_FILE))
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether `transformers` loads the folder by itself."""
+    return (folder / "config.json").is_file() and runtime_of(str(folder)) == "transformers"
+
+
+def open_model(name: str, trust_remote_code: bool) -> OneModel | OneGGUF:
+    """A conversation with a folder, file or id, by what runs it.
+
+    Raises `ModelError` for what cannot generate.
+    """
+    runtime = "transformers" if name.endswith(".gguf") else runtime_of(name)
+    if runtime == "onnxruntime":
+        raise ModelError(
+            f"{name} is an ONNX graph without a cache of keys and values: it scores texts and "
+            "cannot chat; name another artifact."
+        )
+    if runtime == "llama.cpp":
+        from distill.chat_llama_cpp import OneGGUF
+
+        return OneGGUF(Path(name))
+    return OneModel(name, trust_remote_code)
 
 
 def find_adapters(run_or_model: str, wanted: Sequence[str]) -> tuple[str, dict[str, Path]]:
@@ -118,6 +159,8 @@ class OneModel:
     """A conversation with one model."""
 
     def __init__(self, name: str, trust_remote_code: bool) -> None:
+        adapter = Path(name) / "adapter"  # of the artifact of that name, on its base
+        name = str(Path(name) / "base") if _holds_adapter(adapter) else name
         if not name.endswith(".gguf"):  # a GGUF file always holds a language model
             config = load_config(name, trust_remote_code=trust_remote_code)
             if auto_class_of(config) != CAUSAL:
@@ -126,6 +169,10 @@ class OneModel:
                     "the next token, so it cannot chat; name a causal language model."
                 )
         self.model: Any = load_causal_lm(name, dtype="auto", trust_remote_code=trust_remote_code)
+        if _holds_adapter(adapter):
+            from students.tuning.adapters import load_adapter
+
+            self.model = load_adapter(self.model, adapter)
         self.tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
         self.messages: Messages = []
 
@@ -206,12 +253,12 @@ def chat(
         raise RunError(
             "Give either --artifact or --adapter: adapters sit on the distilled student."
         )
-    other: OneModel | ManyAdapters
+    other: OneModel | OneGGUF | ManyAdapters
     if adapters:
         base, folders = find_adapters(run_or_model, adapters)
         other = ManyAdapters(base, folders, trust_remote_code)
     else:
-        other = OneModel(find_model(run_or_model, artifact), trust_remote_code)
+        other = open_model(find_model(run_or_model, artifact), trust_remote_code)
     waiting = list(prompts)
     while True:
         text = waiting.pop(0) if waiting else (None if prompts else ask())
