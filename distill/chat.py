@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -13,14 +13,12 @@ from attar.files import read_json
 from attar.models.loading import Quantization, load_causal_lm, load_config
 from attar.models.task_heads import CAUSAL, auto_class_of
 from attar.models.tokenizers import load_tokenizer
-from distill.runtimes.runtime import runtime_of
+from distill.runtimes.runtime import ModelSource, check_runtime, runtime_of
 from students.artifacts.artifact import MANIFEST_FILE, failure_of
-
-if TYPE_CHECKING:
-    from distill.chat_llama_cpp import OneGGUF
 
 Write = Callable[[str], None]
 Messages = list[dict[str, str]]
+UNFINISHED = "\ufffd"  # at the end of a text: the bytes of a character are not complete yet
 
 
 def is_run(run_or_model: str) -> bool:
@@ -84,8 +82,6 @@ def open_model(name: str, trust_remote_code: bool) -> OneModel | OneGGUF:
             "cannot chat; name another artifact."
         )
     if runtime == "llama.cpp":
-        from distill.chat_llama_cpp import OneGGUF
-
         return OneGGUF(Path(name))
     return OneModel(name, trust_remote_code)
 
@@ -197,6 +193,47 @@ class OneModel:
         start = inputs["input_ids"].shape[1]
         said = str(self.tokenizer.decode(ids[0, start:], skip_special_tokens=True))
         self.messages.append({"role": "assistant", "content": said})
+
+
+class OneGGUF:
+    """A conversation with the GGUF file in a folder, by llama.cpp as it is deployed."""
+
+    def __init__(self, folder: Path) -> None:
+        from distill.runtimes.llama_cpp import LlamaCpp
+
+        check_runtime("llama.cpp")
+        self.runtime = LlamaCpp(ModelSource(str(folder)))
+        self.messages: Messages = []
+
+    def answer(self, text: str, max_tokens: int, write: Write) -> None:
+        """Write the greedy answer piece by piece; without a template, the text is continued."""
+        self.messages.append({"role": "user", "content": text})
+        ids, said = self._prompt(), ""
+        assert self.runtime.context is not None
+        room = self.runtime.context - len(ids)
+        if room < 1:
+            raise ModelError(
+                f"The conversation has {len(ids)} tokens, and the model has "
+                f"{self.runtime.context} positions; start a new one."
+            )
+        written: list[int] = []
+        for token in self.runtime.stream(ids, min(max_tokens, room)):
+            if token in self.runtime.end_ids:
+                break
+            written.append(token)
+            whole = self.runtime.plain_text(written)
+            if not whole.endswith(UNFINISHED):
+                write(whole[len(said) :])
+                said = whole
+        write("\n")
+        self.messages.append({"role": "assistant", "content": said})
+
+    def _prompt(self) -> list[int]:
+        from attar.llama_cpp import chat_prompts
+
+        if not self.runtime.has_template:
+            return self.runtime.encode(self.messages[-1]["content"])
+        return self.runtime.encode(chat_prompts(self.runtime.file, [self.messages])[0])
 
 
 class ManyAdapters:

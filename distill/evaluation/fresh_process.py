@@ -12,7 +12,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-SILENCER = "attar.models.silenced"
+from attar.models import silenced
+
+SILENCER = silenced.__name__
 # Imported by the fork server beside the module of the first function that is run.
 PRELOADED_LIBRARIES = (
     "datasets",
