@@ -219,14 +219,14 @@ class GGUFModel:
                 return list(ids[:number])
             room = -number
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens included."""
+    def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
+        """The text of ids; special: with special tokens, else without."""
         given = (c_int32 * len(ids))(*ids)
         room = 16 * len(ids) + 16
         while True:
             text = ctypes.create_string_buffer(room)
             number = self._library.llama_detokenize(
-                self._vocabulary, given, len(ids), text, room, False, True
+                self._vocabulary, given, len(ids), text, room, False, special
             )
             if number >= 0:
                 return text.raw[:number].decode("utf8", "replace")

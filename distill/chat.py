@@ -14,10 +14,13 @@ from attar.models.generation import stop_ids
 from attar.models.loading import Quantization, load_causal_lm, load_config
 from attar.models.task_heads import CAUSAL, auto_class_of
 from attar.models.tokenizers import load_tokenizer
+from distill.runtimes.runtime import ModelSource, check_runtime, runtime_of
 from distill.stages.made_files import check_made
+from students.artifacts.artifact import MANIFEST_FILE, failure_of
 
 Write = Callable[[str], None]
 Messages = list[dict[str, str]]
+UNFINISHED = "\ufffd"  # at the end of a text: the bytes of a character are not complete yet
 
 
 def is_run(run_or_model: str) -> bool:
@@ -37,18 +40,52 @@ def find_model(run_or_model: str, artifact: str | None) -> str:
                 f"{run_or_model} is not a run folder, so it has no artifact `{artifact}`."
             )
         return run_or_model
-    made = [path for path in (folder / "artifacts").glob("*") if (path / "config.json").exists()]
-    made = [path for path in made if path.suffix not in (".partial", ".old")]
-    models = {path.name: path for path in sorted(made)}
+    made = [
+        path
+        for path in sorted((folder / "artifacts").glob("*"))
+        if path.suffix not in (".partial", ".old") and _holds_artifact(path)
+    ]
+    made.sort(key=lambda path: not _is_checkpoint(path))  # the first one is the default
+    models = {path.name: path for path in made if _is_checkpoint(path)}
     for path in sorted((folder / "arms").glob("*/student")):
         models.setdefault(path.parent.name, path)
+    for path in made:
+        models.setdefault(path.name, path)
     if not models:
         raise RunError(f"{folder} has no student yet; run `distill run` on it first.")
     name = artifact or next(iter(models))
     if name not in models:
         known = ", ".join(models)
+        reason = failure_of(folder / "artifacts" / name)
+        if reason is not None:
+            raise RunError(f"`{name}` of {folder} could not be made: {reason}")
         raise RunError(f"{folder} has no `{name}`; it has {known}.{nearest(name, models)}")
     return str(models[name])
+
+
+def _holds_artifact(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", MANIFEST_FILE))
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether `transformers` loads the folder by itself."""
+    return (folder / "config.json").is_file() and runtime_of(str(folder)) == "transformers"
+
+
+def open_model(name: str, trust_remote_code: bool) -> OneModel | OneGGUF:
+    """A conversation with a folder, file or id, by what runs it.
+
+    Raises `ModelError` for what cannot generate.
+    """
+    runtime = "transformers" if name.endswith(".gguf") else runtime_of(name)
+    if runtime == "onnxruntime":
+        raise ModelError(
+            f"{name} is an ONNX graph without a cache of keys and values: it scores texts and "
+            "cannot chat; name another artifact."
+        )
+    if runtime == "llama.cpp":
+        return OneGGUF(Path(name))
+    return OneModel(name, trust_remote_code)
 
 
 def find_adapters(run_or_model: str, wanted: Sequence[str]) -> tuple[str, dict[str, Path]]:
@@ -124,6 +161,8 @@ class OneModel:
     """A conversation with one model."""
 
     def __init__(self, name: str, trust_remote_code: bool) -> None:
+        adapter = Path(name) / "adapter"  # of the artifact of that name, on its base
+        name = str(Path(name) / "base") if _holds_adapter(adapter) else name
         if not name.endswith(".gguf"):  # a GGUF file always holds a language model
             config = load_config(name, trust_remote_code=trust_remote_code)
             if auto_class_of(config) != CAUSAL:
@@ -132,6 +171,10 @@ class OneModel:
                     "the next token, so it cannot chat; name a causal language model."
                 )
         self.model: Any = load_causal_lm(name, dtype="auto", trust_remote_code=trust_remote_code)
+        if _holds_adapter(adapter):
+            from students.tuning.adapters import load_adapter
+
+            self.model = load_adapter(self.model, adapter)
         self.tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
         self.messages: Messages = []
 
@@ -157,6 +200,47 @@ class OneModel:
         start = inputs["input_ids"].shape[1]
         said = str(self.tokenizer.decode(ids[0, start:], skip_special_tokens=True))
         self.messages.append({"role": "assistant", "content": said})
+
+
+class OneGGUF:
+    """A conversation with the GGUF file in a folder, by llama.cpp as it is deployed."""
+
+    def __init__(self, folder: Path) -> None:
+        from distill.runtimes.llama_cpp import LlamaCpp
+
+        check_runtime("llama.cpp")
+        self.runtime = LlamaCpp(ModelSource(str(folder)))
+        self.messages: Messages = []
+
+    def answer(self, text: str, max_tokens: int, write: Write) -> None:
+        """Write the greedy answer piece by piece; without a template, the text is continued."""
+        self.messages.append({"role": "user", "content": text})
+        ids, said = self._prompt(), ""
+        assert self.runtime.context is not None
+        room = self.runtime.context - len(ids)
+        if room < 1:
+            raise ModelError(
+                f"The conversation has {len(ids)} tokens, and the model has "
+                f"{self.runtime.context} positions; start a new one."
+            )
+        written: list[int] = []
+        for token in self.runtime.stream(ids, min(max_tokens, room)):
+            if token in self.runtime.end_ids:
+                break
+            written.append(token)
+            whole = self.runtime.plain_text(written)
+            if not whole.endswith(UNFINISHED):
+                write(whole[len(said) :])
+                said = whole
+        write("\n")
+        self.messages.append({"role": "assistant", "content": said})
+
+    def _prompt(self) -> list[int]:
+        from attar.llama_cpp import chat_prompts
+
+        if not self.runtime.has_template:
+            return self.runtime.encode(self.messages[-1]["content"])
+        return self.runtime.encode(chat_prompts(self.runtime.file, [self.messages])[0])
 
 
 class ManyAdapters:
@@ -206,7 +290,7 @@ def chat(
         raise RunError(
             "Give either --artifact or --adapter: adapters sit on the distilled student."
         )
-    other: OneModel | ManyAdapters
+    other: OneModel | OneGGUF | ManyAdapters
     if adapters:
         base, folders = find_adapters(run_or_model, adapters)
         for made in (base, *map(str, folders.values())):
@@ -215,7 +299,7 @@ def chat(
     else:
         name = find_model(run_or_model, artifact)
         check_made(name)
-        other = OneModel(name, trust_remote_code)
+        other = open_model(name, trust_remote_code)
     waiting = list(prompts)
     while True:
         text = waiting.pop(0) if waiting else (None if prompts else ask())

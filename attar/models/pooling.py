@@ -28,6 +28,7 @@ MODULES_FILE, POOLING_FILE, LIMITS_FILE = (
     "1_Pooling/config.json",
     "sentence_bert_config.json",
 )
+PROMPTS_FILE = "config_sentence_transformers.json"
 MODE_KEYS: dict[PoolingMode, str] = {
     "mean": "pooling_mode_mean_tokens",
     "cls": "pooling_mode_cls_token",
@@ -120,10 +121,41 @@ def write_pooling(folder: Path, pooling: Pooling, width: int, max_length: int) -
 
 def copy_pooling(source: Path, folder: Path) -> None:
     """Copy the files of a sentence encoder, those that exist, from `source` to `folder`."""
-    for name in (MODULES_FILE, POOLING_FILE, LIMITS_FILE):
+    for name in (MODULES_FILE, POOLING_FILE, LIMITS_FILE, PROMPTS_FILE):
         if (source / name).is_file():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, folder / name)
+
+
+def read_prompts(source: str) -> tuple[dict[str, str], str | None]:
+    """(the prompts of a sentence encoder by name, the name of the one put before every text)."""
+    folder = local_folder(source)
+    if folder is None or not (folder / PROMPTS_FILE).is_file():
+        return {}, None
+    config = read_json(folder / PROMPTS_FILE)
+    prompts = {name: text for name, text in (config.get("prompts") or {}).items() if text}
+    return prompts, config.get("default_prompt_name")
+
+
+def write_prompts(folder: Path, prompts: dict[str, str]) -> None:
+    """Add a teacher's prompts to its student, none of them by default: it learned from texts as
+    they stand in its data.
+    """
+    if prompts:
+        config = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+        write_json(folder / PROMPTS_FILE, config)
+
+
+def check_letters(source: str) -> None:
+    """Raise `ModelError` for an encoder that lower-cases texts before its tokenizer reads them."""
+    folder = local_folder(source)
+    file = None if folder is None else folder / LIMITS_FILE
+    if file is not None and file.is_file() and read_json(file).get("do_lower_case"):
+        raise ModelError(
+            f"{source} makes texts lower case before its tokenizer ({LIMITS_FILE}: "
+            "do_lower_case), which attar does not: make the texts of `data` lower case, and set "
+            "it to false in a copy of the teacher."
+        )
 
 
 def holds_sentence_encoder(folder: Path) -> bool:

@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any
 
+from attar.models import silenced
 from attar.storage_errors import storage_error
 
-SILENCER = "attar.models.silenced"
+SILENCER = silenced.__name__
 # Imported by the fork server beside the module of the first function that is run.
 PRELOADED_LIBRARIES = (
     "datasets",

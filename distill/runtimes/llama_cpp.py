@@ -9,6 +9,7 @@ installed wheel was built for one, else as many threads as torch has.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +30,12 @@ class LlamaCpp:
     can_generate = True
 
     def __init__(self, source: ModelSource) -> None:
-        self._file = _gguf_file(Path(source.path).expanduser())
-        self._model = GGUFModel(self._file, torch.get_num_threads())
+        self.file = _gguf_file(Path(source.path).expanduser())
+        self._model = GGUFModel(self.file, torch.get_num_threads())
         self.vocabulary = source.vocabulary or self._model.vocabulary
         if self.vocabulary > self._model.num_ids:
             raise ModelError(
-                f"{self._file} has {self._model.num_ids} ids and is to be compared on "
+                f"{self.file} has {self._model.num_ids} ids and is to be compared on "
                 f"{self.vocabulary}; it was made for another tokenizer."
             )
         self.context: int | None = self._model.context
@@ -62,14 +63,26 @@ class LlamaCpp:
 
     def generate(self, ids: list[int], new: int, stop_ids: tuple[int, ...] = ()) -> list[int]:
         """Up to `new` ids after a prompt, greedily; ends early only after one of `stop_ids`."""
-        self._model.start(len(ids) + new)
         produced: list[int] = []
-        fed = ids
-        while len(produced) < new and not (produced and produced[-1] in stop_ids):
-            logits_V = self._model.extend(fed)[-1, : self.vocabulary]
-            produced.append(int(logits_V.argmax()))
-            fed = produced[-1:]
+        for token in self.stream(ids, new):
+            produced.append(token)
+            if token in stop_ids:
+                break
         return produced
+
+    def stream(self, ids: list[int], new: int) -> Iterator[int]:
+        """The `new` most likely ids after a prompt, each as soon as it is known."""
+        self._model.start(len(ids) + new)
+        fed = ids
+        for _ in range(new):
+            token = int(self._model.extend(fed)[-1, : self.vocabulary].argmax())
+            yield token
+            fed = [token]
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the file has a chat template."""
+        return self._model.chat_template is not None
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text by llama.cpp's tokenizer, with what it adds at the start."""
@@ -81,13 +94,17 @@ class LlamaCpp:
         llama.cpp's template engine needs the file to be loaded once more (`chat_prompts`): ask
         after the peak of memory was measured. `ModelError` for a file without a template.
         """
-        if self._model.chat_template is None:
-            raise ModelError(f"{self._file} has no chat template, so it cannot take messages.")
-        return self.encode(chat_prompts(self._file, [messages])[0])
+        if not self.has_template:
+            raise ModelError(f"{self.file} has no chat template, so it cannot take messages.")
+        return self.encode(chat_prompts(self.file, [messages])[0])
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids, special tokens included."""
         return self._model.decode(ids)
+
+    def plain_text(self, ids: list[int]) -> str:
+        """Text of ids without special tokens."""
+        return self._model.decode(ids, special=False)
 
 
 def _gguf_file(path: Path) -> Path:

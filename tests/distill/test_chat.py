@@ -10,8 +10,10 @@ from click.testing import CliRunner
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+import students.artifacts  # noqa: F401  (importing enrols)
 from distill.chat import find_adapters, quantization_for
 from distill.commands.main import main
+from students.artifacts.artifact import ArtifactInputs, export_artifact, write_failure
 from students.tuning.adapters import load_adapter, load_base, save_adapter
 from students.tuning.bottleneck_module import BottleneckConfig, add_bottleneck
 
@@ -167,3 +169,45 @@ def test_an_artifact_and_an_adapter_at_once_are_refused(run):
 def test_a_run_without_a_student_says_what_to_run(tmp_path):
     (tmp_path / "recipe.yaml").write_text("seed: 0")
     refused("run `distill run` on it first", tmp_path, "--adapter", "specialized")
+
+
+# Artifacts ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def artifacts(run):
+    """The run's artifacts of every runtime: one that transformers loads comes first."""
+    pytest.importorskip("gguf")
+    pytest.importorskip("xllamacpp")
+    given = ArtifactInputs(run, run, Path("out/specialized/adapter"))
+    for name in ("bf16", "adapter", "gguf-f16"):
+        export_artifact(name, given, Path("out/artifacts", name), "a card")
+    write_failure(Path("out/artifacts/nf4"), "nf4", "its rows are too short")
+    graph = Path("out/artifacts/onnx")
+    graph.mkdir()
+    (graph / "manifest.json").write_text('{"runtime": "onnxruntime"}')
+    return run
+
+
+def test_a_gguf_artifact_answers_as_the_student_does(artifacts):
+    said = [
+        answered("out", "--artifact", name, "--prompt", "light", "--prompt", "falls")
+        for name in ("distill", "gguf-f16")
+    ]
+    assert said[0][:2] == said[1][:2]
+    assert len(said[1].splitlines()) >= 2
+
+
+def test_an_adapter_artifact_answers_with_its_adapter(artifacts, tokenizer):
+    mine = answered("out", "--artifact", "adapter", "--prompt", "light")
+    other = answered("out", "--adapter", "specialized", "--prompt", "light")
+    assert mine != answered("out", "--artifact", "distill", "--prompt", "light")
+    assert mine[:4] == other[:4]
+
+
+def test_artifacts_that_cannot_talk_say_why(artifacts):
+    assert answered("out", "--prompt", "light") == answered(
+        "out", "--artifact", "bf16", "--prompt", "light"
+    )
+    refused("an ONNX graph without a cache of keys and values", "out", "--artifact", "onnx")
+    refused("could not be made: its rows are too short", "out", "--artifact", "nf4")

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from attar.errors import RecipeError
 from attar.files import write_json
 from attar.models.loading import load_config, load_model
-from attar.models.pooling import Pooling, read_pooling, text_vectors, write_pooling
+from attar.models.pooling import (
+    Pooling,
+    check_letters,
+    read_pooling,
+    read_prompts,
+    text_vectors,
+    write_pooling,
+    write_prompts,
+)
 from attar.models.task_heads import BODY
 from distill.data.batching import TEXT_BATCHING, Batching
 from distill.data.config import DataConfig
@@ -97,7 +105,16 @@ class Embedding:
 
     def check(self, context: TaskContext) -> None:
         """Check that it is known how the teacher pools, and that the scored pairs can be read."""
-        pooling_of(context.recipe.data, context.recipe.teacher.model)
+        teacher = context.recipe.teacher.model
+        pooling_of(context.recipe.data, teacher)
+        check_letters(teacher)
+        prompts, default = read_prompts(teacher)
+        if prompts:
+            log.warning(
+                "%s has prompts (%s%s): texts are read as they stand in `data`, so put prompts "
+                "there; the student keeps them by name, none by default.",
+                teacher, ", ".join(prompts), f"; by default {default}" if default else "",
+            )  # fmt: skip
         if (pairs := context.recipe.evaluate.pairs) is not None:
             load_pairs(pairs)
 
@@ -144,6 +161,7 @@ class Embedding:
             context.recipe.data,
         )
         write_pooling(folder, pooling, _width_of(folder), data.max_length)
+        write_prompts(folder, read_prompts(context.recipe.teacher.model)[0])
 
     def removal_order(
         self, context: TaskContext, model: nn.Module, count: int, tokens: int

@@ -52,37 +52,59 @@ K_QUANT_BLOCK, SMALL_BLOCK = 256, 32  # weights of a block in K-quants, and in o
 COARSE_KINDS = ("q4_0", "q4_1", "q5_0", "q5_1")  # lose enough that compensated rounding pays
 
 
+def _unfit_rows(config: Any, block: int) -> tuple[str, int] | None:
+    """(name, size) of the first width of a model that is not a whole number of blocks, or None."""
+    rows = {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "head_dim x num_attention_heads": head_width(config) * config.num_attention_heads,
+    }
+    return next(((name, size) for name, size in rows.items() if size % block), None)
+
+
+def check_small_blocks(config: Any) -> None:
+    """Raise `ModelError` where rows do not divide into blocks of 32: they would stay float16."""
+    check_config(config)
+    unfit = _unfit_rows(config, SMALL_BLOCK)
+    if unfit is not None:
+        name, size = unfit
+        raise ModelError(
+            f"GGUF in 8 bits or fewer needs rows of a multiple of {SMALL_BLOCK} weights and this "
+            f"model's {name} is {size}: such tensors would be stored in 16 bits; export `gguf-f16`."
+        )
+
+
 @artifact("gguf-f16", **GGUF_TRAITS, bits=16, check=check_config)
 def gguf_f16(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF with float16 weights: 16 bits a weight."""
     _export_gguf(source, folder, "f16", given)
 
 
-@artifact("gguf-q8_0", **GGUF_TRAITS, bits=8.5, check=check_config)
+@artifact("gguf-q8_0", **GGUF_TRAITS, bits=8.5, check=check_small_blocks)
 def gguf_q8_0(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF in 8 bits, a float16 scale per 32 weights: 8.5 bits a weight."""
     _export_gguf(source, folder, "q8_0", given)
 
 
-@artifact("gguf-q5_1", **GGUF_TRAITS, bits=6, check=check_config, rounds=True)
+@artifact("gguf-q5_1", **GGUF_TRAITS, bits=6, check=check_small_blocks, rounds=True)
 def gguf_q5_1(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF in 5 bits, scale and minimum per 32 weights: 6 bits; embedding and head in 8."""
     _export_gguf(source, folder, "q5_1", given)
 
 
-@artifact("gguf-q5_0", **GGUF_TRAITS, bits=5.5, check=check_config, rounds=True)
+@artifact("gguf-q5_0", **GGUF_TRAITS, bits=5.5, check=check_small_blocks, rounds=True)
 def gguf_q5_0(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF in 5 bits, a scale per 32 weights: 5.5 bits; embedding and head in 8."""
     _export_gguf(source, folder, "q5_0", given)
 
 
-@artifact("gguf-q4_1", **GGUF_TRAITS, bits=5, check=check_config, rounds=True)
+@artifact("gguf-q4_1", **GGUF_TRAITS, bits=5, check=check_small_blocks, rounds=True)
 def gguf_q4_1(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF in 4 bits, scale and minimum per 32 weights: 5 bits; embedding and head in 8."""
     _export_gguf(source, folder, "q4_1", given)
 
 
-@artifact("gguf-q4_0", **GGUF_TRAITS, bits=4.5, check=check_config, rounds=True)
+@artifact("gguf-q4_0", **GGUF_TRAITS, bits=4.5, check=check_small_blocks, rounds=True)
 def gguf_q4_0(source: Path, folder: Path, given: ArtifactInputs) -> None:
     """GGUF in 4 bits, a scale per 32 weights: 4.5 bits; embedding and head in 8."""
     _export_gguf(source, folder, "q4_0", given)
@@ -114,14 +136,9 @@ def _encoded(rounded: dict[str, RoundedWeight]) -> dict[str, np.ndarray]:
 def check_k_quants(config: Any) -> None:
     """Raise `ModelError` if K-quants do not fit a model, or no tool to make them is installed."""
     check_config(config)
-    rows = {
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "head_dim x num_attention_heads": head_width(config) * config.num_attention_heads,
-    }
-    unfit = {name: size for name, size in rows.items() if size % K_QUANT_BLOCK}
-    if unfit:
-        name, size = next(iter(unfit.items()))
+    unfit = _unfit_rows(config, K_QUANT_BLOCK)
+    if unfit is not None:
+        name, size = unfit
         raise ModelError(
             f"K-quants need rows of a multiple of {K_QUANT_BLOCK} weights and this model's {name} "
             f"is {size}: llama.cpp would store such tensors in other, larger types; export "

@@ -17,7 +17,10 @@ def test_the_module_that_measures_is_imported_once_for_all_models():
 
 
 def test_libraries_that_are_preloaded_exist():
-    for name in (SILENCER, *PRELOADED_LIBRARIES):  # multiprocessing passes silently over one that does not
+    for name in (
+        SILENCER,
+        *PRELOADED_LIBRARIES,
+    ):  # multiprocessing passes silently over one that does not
         assert importlib.import_module(name).__name__ == name
 
 

@@ -169,8 +169,8 @@ def initializers(folder):
 
 
 def is_other(name, parameter):
-    """Bytes that are not rounded: vectors, tables of positions and types, pooled layers."""
-    kept = ("position", "token_type", "pooler", "classifier")
+    """Bytes that are not rounded: vectors, tables of positions and types, heads over classes."""
+    kept = ("position", "token_type", "classifier")
     return parameter.dim() < 2 or any(word in name for word in kept)
 
 
