@@ -10,6 +10,7 @@ from typing import Any
 from attar.files import read_json, write_json
 from attar.models.fingerprints import tokenizer_files_fingerprint
 from distill.data.config import source_stamp
+from distill.data.prepare import FORMAT
 from distill.run.context import Run
 from teachers.load import teacher_identity
 
@@ -28,6 +29,7 @@ def data_inputs(run: Run) -> list[Any]:
         run,
         "data",
         lambda: [
+            FORMAT,
             recipe.task,
             run.task.signal_identity(run),
             recipe.data.model_dump(),

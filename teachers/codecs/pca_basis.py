@@ -83,7 +83,7 @@ def to_bands(codes_NH: Tensor) -> SignalColumns:
 
 
 def codes_at_the_limit(columns: SignalColumns) -> int:
-    """How many codes among an example's columns of `to_bands` are the largest that there is: what lay beyond was cut."""
+    """How many codes among an example's columns are the largest there is: their states were cut."""
     number = 0
     for name, high in columns.items():
         if name.endswith("high") and (high == 255).any():
