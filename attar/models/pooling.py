@@ -28,6 +28,7 @@ MODULES_FILE, POOLING_FILE, LIMITS_FILE = (
     "1_Pooling/config.json",
     "sentence_bert_config.json",
 )
+PROMPTS_FILE = "config_sentence_transformers.json"
 MODE_KEYS: dict[PoolingMode, str] = {
     "mean": "pooling_mode_mean_tokens",
     "cls": "pooling_mode_cls_token",
@@ -120,7 +121,7 @@ def write_pooling(folder: Path, pooling: Pooling, width: int, max_length: int) -
 
 def copy_pooling(source: Path, folder: Path) -> None:
     """Copy the files of a sentence encoder, those that exist, from `source` to `folder`."""
-    for name in (MODULES_FILE, POOLING_FILE, LIMITS_FILE):
+    for name in (MODULES_FILE, POOLING_FILE, LIMITS_FILE, PROMPTS_FILE):
         if (source / name).is_file():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, folder / name)

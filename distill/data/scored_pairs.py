@@ -14,6 +14,7 @@ from pydantic import Field
 
 from attar.config import Section
 from attar.errors import DataError
+from attar.models.encoder_texts import EncoderTexts
 from distill.data.labelled_texts import tokenize_labelled
 from distill.data.row_formats import choose_column, text_of
 from distill.data.sources import load_rows
@@ -65,16 +66,20 @@ def load_pairs(config: PairsConfig) -> tuple[Any, str, str, list[float]]:
     return table, first, second, scores
 
 
-def read_pairs(config: PairsConfig, tokenizer: Any, max_length: int) -> dict[str, Any]:
+def read_pairs(
+    config: PairsConfig, tokenizer: Any, max_length: int, encoder: EncoderTexts | None = None
+) -> dict[str, Any]:
     """`first` and `second`: ids of P texts each; `score`: P numbers. Plain values, for JSON.
+
+    encoder: how texts are read before they are tokenised; absent: as they are.
 
     Raises `DataError` as `load_pairs` does.
     """
     table, first, second, scores = load_pairs(config)
-    tally = Counter[str]()
+    tally, encoder = Counter[str](), encoder or EncoderTexts()
 
     def read(column: str) -> list[list[int]]:
-        texts = (text_of(row[column]) for row in table)
+        texts = (encoder.read(text_of(row[column])) for row in table)
         return [tokenize_labelled(tokenizer, [t], 0, max_length, tally)[0] for t in texts]
 
     found = {"first": read(first), "second": read(second), "score": scores}
