@@ -55,7 +55,7 @@ def read_encoder_texts(source: str) -> EncoderTexts:
     prompt = str(prompts.get(default, "")) if default is not None else ""
     if prompt and _read(folder / POOLING_FILE).get("include_prompt") is False:
         raise ModelError(
-            f"The sentence encoder {source} puts the prompt {prompt!r} before every text and leaves "
+            f"The sentence encoder {source} puts {prompt!r} before every text and leaves "
             "it out of the pooling (`include_prompt: false`), which is not supported."
         )
     return EncoderTexts(

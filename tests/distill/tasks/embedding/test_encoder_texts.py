@@ -63,8 +63,8 @@ def ids_of(tmp_path, folder, rows):
 
 
 def test_texts_are_put_into_lower_case_where_the_encoder_does_so(tmp_path, teacher):
-    low = [{"text": f"good film {word}"} for word in ("warm", "dull", "cold", "grim", "fine")]
-    high = [{"text": f" {row['text'].upper()} "} for row in low]
+    low = [{"text": f"the film was {word}"} for word in ("warm", "dull", "cold", "grim", "fine")]
+    high = [{"text": row["text"].capitalize()} for row in low]
     assert ids_of(tmp_path, teacher(), low) != ids_of(tmp_path, teacher(), high)
     assert ids_of(tmp_path, teacher(LOWER), low) == ids_of(tmp_path, teacher(LOWER), high)
 
