@@ -73,7 +73,8 @@ def evaluate_models(
 
     trusted: those of them whose own code may run.
     """
-    _check_models(models if teacher is None else (teacher, *models), models, trusted)
+    measured = models if teacher is None else (teacher, *models)
+    _check_models(measured, models, trusted)
     check_sources(config.data)
     named = teacher or _checkpoint_of(models[0])
     trusts = (teacher or models[0]) in trusted

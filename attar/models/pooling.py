@@ -127,37 +127,6 @@ def copy_pooling(source: Path, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
-def read_prompts(source: str) -> tuple[dict[str, str], str | None]:
-    """(the prompts of a sentence encoder by name, the name of the one put before every text)."""
-    folder = local_folder(source)
-    if folder is None or not (folder / PROMPTS_FILE).is_file():
-        return {}, None
-    config = read_json(folder / PROMPTS_FILE)
-    prompts = {name: text for name, text in (config.get("prompts") or {}).items() if text}
-    return prompts, config.get("default_prompt_name")
-
-
-def write_prompts(folder: Path, prompts: dict[str, str]) -> None:
-    """Add a teacher's prompts to its student, none of them by default: it learned from texts as
-    they stand in its data.
-    """
-    if prompts:
-        config = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
-        write_json(folder / PROMPTS_FILE, config)
-
-
-def check_letters(source: str) -> None:
-    """Raise `ModelError` for an encoder that lower-cases texts before its tokenizer reads them."""
-    folder = local_folder(source)
-    file = None if folder is None else folder / LIMITS_FILE
-    if file is not None and file.is_file() and read_json(file).get("do_lower_case"):
-        raise ModelError(
-            f"{source} makes texts lower case before its tokenizer ({LIMITS_FILE}: "
-            "do_lower_case), which attar does not: make the texts of `data` lower case, and set "
-            "it to false in a copy of the teacher."
-        )
-
-
 def holds_sentence_encoder(folder: Path) -> bool:
     """Whether a folder holds the pooling of a sentence encoder."""
     return (folder / POOLING_FILE).is_file()

@@ -16,6 +16,7 @@ from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 from distill.data.reader import ReadExamples
+from distill.data.tokenize import IGNORE
 
 log = logging.getLogger(__name__)
 SHARE_SLACK = 1e-6  # within which two shares of a text are the same
@@ -67,7 +68,7 @@ def document_of(text: str, examples: ReadExamples, copies: int = 1) -> Document:
     copies: how many times the windows of the text are gone through.
     """
     number = len(examples) // copies
-    sizes = [max(1, len(ids) - 1) for ids, *_ in examples[:number]]
+    sizes = [_tokens_of_text(ids, labels) for ids, labels, *_ in examples[:number]]
     ends = [reached / sum(sizes) for reached in accumulate(sizes)]
     begins = [0.0, *ends[:-1]]
     return Document(
@@ -77,6 +78,12 @@ def document_of(text: str, examples: ReadExamples, copies: int = 1) -> Document:
             for i, (ids, labels, *more) in enumerate(examples)
         ],
     )
+
+
+def _tokens_of_text(ids: list[int], labels: list[int]) -> int:
+    """Tokens by which a window goes on; an id that is put before it is no part of the text."""
+    counted = sum(label != IGNORE for label in labels)
+    return counted if counted == len(ids) - 2 else max(1, len(ids) - 1)
 
 
 def text_key(row: Mapping[str, Any], columns: Iterable[str]) -> str:

@@ -82,6 +82,19 @@ def first_examples(examples: Examples, tokens: int) -> list[int]:
     return list(range(min(enough, len(examples))))
 
 
+def spread_examples(examples: Examples, tokens: int) -> list[int]:
+    """Numbers of examples that hold at least `tokens` counted tokens, from as many documents as can
+    be: the first of every document, then the second of every one, and so on.
+    """
+    by_document = np.argsort(examples.documents, kind="stable")
+    _, sizes = np.unique(examples.documents, return_counts=True)
+    turn = np.empty(len(examples), np.int64)
+    turn[by_document] = np.concatenate([np.arange(size) for size in sizes] or [np.arange(0)])
+    order = np.argsort(turn, kind="stable")
+    enough = int(np.searchsorted(np.cumsum(examples.counts[order]), tokens)) + 1
+    return sorted(int(i) for i in order[:enough])
+
+
 def key_of(ids: list[int], labels: list[int], token_types: list[int] | None = None) -> str:
     """Hash of an example's ids, of which predictions count, and of its token types."""
     digest = hashlib.blake2b(np.asarray(ids, np.int32).tobytes(), digest_size=16)

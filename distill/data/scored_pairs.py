@@ -15,6 +15,7 @@ from pydantic import Field
 
 from attar.config import Section
 from attar.errors import DataError
+from attar.models.encoder_texts import EncoderTexts
 from distill.data.bad_rows import BadRows, RowError
 from distill.data.labelled_texts import tokenize_labelled
 from distill.data.row_formats import choose_column, plain_text
@@ -77,17 +78,21 @@ def load_pairs(config: PairsConfig) -> list[tuple[str, str, float]]:
     return pairs
 
 
-def read_pairs(config: PairsConfig, tokenizer: Any, max_length: int) -> dict[str, Any]:
+def read_pairs(
+    config: PairsConfig, tokenizer: Any, max_length: int, encoder: EncoderTexts | None = None
+) -> dict[str, Any]:
     """`first` and `second`: ids of P texts each; `score`: P numbers. Plain values, for JSON.
+
+    encoder: how texts are read before they are tokenised; absent: as they are.
 
     Raises `DataError` as `load_pairs` does.
     """
     pairs = load_pairs(config)
-    tally = Counter[str]()
+    tally, encoder = Counter[str](), encoder or EncoderTexts()
 
     def read(side: int) -> list[list[int]]:
-        texts = [pair[side] for pair in pairs]
-        return [tokenize_labelled(tokenizer, [t], 0, max_length, tally)[0] for t in texts]  # type: ignore[list-item]
+        texts = [encoder.read(str(pair[side])) for pair in pairs]
+        return [tokenize_labelled(tokenizer, [t], 0, max_length, tally)[0] for t in texts]
 
     found = {"first": read(0), "second": read(1), "score": [number for *_, number in pairs]}
     if tally[CUT]:

@@ -4,8 +4,9 @@ Legend: T tokens of an example.
 
 `labels[t]` is the id that follows position t, or -100 where that prediction does not count. Text is
 cut into windows of `max_length` that overlap by one token, so each token but a document's first is
-predicted exactly once. Conversations, and prompts with their answers, are truncated; only the
-answers count. `chat_rendering.py` says which texts a conversation becomes.
+predicted exactly once; where the tokenizer begins every text with an id of its own, every window
+does. Conversations, and prompts with their answers, are truncated; only the answers count.
+`chat_rendering.py` says which texts a conversation becomes.
 """
 
 from __future__ import annotations
@@ -41,12 +42,30 @@ NO_REPLY = "have no message of the assistant to learn"
 LEFT_OUT = (NO_TEXT, NO_CLASS, NO_ANSWER, NO_ROOM, NO_REPLY)
 
 
-def windows(ids: list[int], max_length: int) -> Iterator[tuple[list[int], list[int]]]:
-    """(ids, labels) of windows that overlap by one token; every label but the last counts."""
-    for start in range(0, max(1, len(ids) - 1), max_length - 1):
-        piece = ids[start : start + max_length]
+def windows(
+    ids: list[int], max_length: int, first: int | None = None
+) -> Iterator[tuple[list[int], list[int]]]:
+    """(ids, labels) of windows that overlap by one token; every label but the last counts.
+
+    first: an id that is put before every window but the first, and predicts nothing there.
+    """
+    lead = [] if first is None or max_length < 3 else [first]
+    start, length = 0, max_length
+    while start == 0 or start < len(ids) - 1:
+        before, piece = lead if start else [], ids[start : start + length]
         if len(piece) >= 2:
-            yield piece, [*piece[1:], IGNORE]
+            yield [*before, *piece], [*(IGNORE for _ in before), *piece[1:], IGNORE]
+        start, length = start + length - 1, max_length - len(lead)
+
+
+def id_before_texts(tokenizer: Any) -> int | None:
+    """The id of the beginning of a sequence, where the tokenizer puts it before every text.
+
+    Models whose tokenizer does so never saw text without it, and some (Gemma) fail on such text: so
+    each window of a long text begins with it.
+    """
+    bos = tokenizer.bos_token_id
+    return bos if bos is not None and tokenizer("")["input_ids"][:1] == [bos] else None
 
 
 def tokenize_learned(
@@ -123,7 +142,8 @@ def _text(tokenizer: Any, text: str, config: DataConfig) -> TokenizedExamples:
     eos = tokenizer.eos_token_id
     if config.append_eos and eos is not None and ids[-1] != eos:
         ids = [*ids, eos]
-    return list(windows(ids, config.max_length))
+    first = id_before_texts(tokenizer) if len(ids) > config.max_length else None
+    return list(windows(ids, config.max_length, first))
 
 
 def bare_pair(row: Mapping[str, Any], layout: RowFormat) -> tuple[str, str]:

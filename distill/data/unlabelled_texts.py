@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from attar.models.encoder_texts import EncoderTexts
 from distill.data.labelled_texts import text_column, tokenize_labelled
 from distill.data.reader import ReadExamples, Reading, log_unread
 from distill.data.row_formats import plain_text
@@ -21,10 +22,14 @@ class SingleTexts:
 
     counts_all: ClassVar[bool] = False
 
+    def __init__(self, texts: EncoderTexts | None = None) -> None:
+        """texts: how the encoder reads them; absent: as they are."""
+        self.texts = texts or EncoderTexts()
+
     @property
     def stamp(self) -> list[Any]:
         """What examples depend on beside data, tokenizer and seed; part of the fingerprint."""
-        return ["texts"]
+        return ["texts", self.texts.identity]
 
     def open(
         self, tokenizer: Any, config: DataConfig, tables: Sequence[Any], sources: Sequence[str]
@@ -42,7 +47,8 @@ class SingleTexts:
             if not text.strip():
                 tally[NO_TEXT] += 1
                 return []
-            return [tokenize_labelled(tokenizer, [text], 0, config.max_length, tally)]
+            whole = self.texts.read(text)
+            return [tokenize_labelled(tokenizer, [whole], 0, config.max_length, tally)]
 
         return Reading((column,), read)
 

@@ -6,8 +6,9 @@ Tokens of one document depend on each other, so whole documents are drawn. An in
 with too few of them, so below `MIN_DOCUMENTS` there is none. Above it, two models that are equally
 good are called different in about 5% of comparisons (tests/distill/evaluation/test_intervals.py
 simulates it): the resampled means are divided by their own standard errors, by the jackknife,
-before their 95th percentile is taken (the symmetric bootstrap-t of Hall, 1988), since percentiles
-of the means alone make intervals that are too narrow (14% with 8 documents of unequal length).
+before percentiles are taken (bootstrap-t; the symmetric interval and the equal-tailed one of Hall,
+1988, together), since percentiles of the means alone make intervals that are too narrow (14% with 8
+documents of unequal length).
 """
 
 from __future__ import annotations
@@ -37,22 +38,25 @@ def interval(arrays: Mapping[str, np.ndarray], name: str, resamples: int) -> lis
     if len(sums_G) < MIN_DOCUMENTS or not np.isfinite(sums_G).all():
         return None
     mean, error = _mean_and_error(sums_G[None], counts_G[None])
-    errors = _studentised_quantile(sums_G, counts_G, mean[0], resamples)
-    half = error[0] * errors
-    return [float(mean[0] - half), float(mean[0] + half)] if np.isfinite(errors) else None
+    below, above = _studentised_bounds(sums_G, counts_G, mean[0], resamples)
+    bounds = [float(mean[0] - error[0] * above), float(mean[0] + error[0] * below)]
+    return bounds if np.isfinite(bounds).all() else None
 
 
-def _studentised_quantile(
+def _studentised_bounds(
     sums_G: np.ndarray, counts_G: np.ndarray, mean: float, resamples: int
-) -> float:
-    """95th percentile of how many standard errors a resampled mean is away from the mean."""
+) -> tuple[float, float]:
+    """How many standard errors 95% of the resampled means are at most below and above the mean."""
     found: list[np.ndarray] = []
     for draws_RG in _draws(len(sums_G), resamples):
         means_R, errors_R = _mean_and_error(sums_G[draws_RG], counts_G[draws_RG])
-        gaps_R = np.abs(means_R - mean)
+        gaps_R = means_R - mean
         with np.errstate(divide="ignore", invalid="ignore"):
-            found.append(np.where(gaps_R > 0, gaps_R / errors_R, 0.0))
-    return float(np.sort(np.concatenate(found))[int(np.ceil(0.95 * resamples)) - 1])
+            found.append(np.where(gaps_R != 0, gaps_R / errors_R, 0.0))
+    gaps_R = np.sort(np.concatenate(found))
+    both = np.sort(np.abs(gaps_R))[int(np.ceil(0.95 * resamples)) - 1]
+    tail = int(0.025 * resamples)
+    return float(max(both, -gaps_R[tail])), float(max(both, gaps_R[-1 - tail]))
 
 
 def _draws(number: int, resamples: int) -> Iterator[np.ndarray]:

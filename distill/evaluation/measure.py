@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from attar.device import peak_memory_bytes
@@ -18,7 +19,7 @@ from attar.files import bytes_under, read_json, write_json
 from attar.storage_errors import naming, storage_error
 from distill.data.examples import Examples
 from distill.evaluation.fresh_process import run_in_fresh_process
-from distill.evaluation.job import EvaluateConfig, MeasureJob, Numbers
+from distill.evaluation.job import EvaluateConfig, MeasureJob, Numbers, PredictionArrays
 from distill.evaluation.predictions import held_out_batches, write_arrays
 from distill.evaluation.tokenizer_check import check_probes
 from distill.runtimes.hugging_face import Transformers
@@ -44,6 +45,7 @@ def measure_model(job: MeasureJob) -> Numbers:
     if job.probes is not None:  # after memory, as a runtime may load its file again for them
         check_probes(runtime, read_json(Path(job.probes)), job.name)
     arrays = metrics.arrays(runtime, examples, batches, job)
+    _refuse_no_numbers(arrays)
     write_arrays(Path(job.out).with_suffix(".npz"), arrays)
     path = Path(job.model)
     return {
@@ -54,6 +56,16 @@ def measure_model(job: MeasureJob) -> Numbers:
         "parameters": runtime.parameters,
         "bytes": stored_weight_bytes(path, job.adapter) if path.exists() else None,
     }
+
+
+def _refuse_no_numbers(arrays: PredictionArrays) -> None:
+    """Raise `ModelError` where a prediction is not a number: no mean of such is worth anything."""
+    for name, values in arrays.items():
+        if values.dtype.kind == "f" and (bad := int(np.isnan(values).sum())):
+            raise ModelError(
+                f"its outputs are not numbers: the {name} of {bad:,} of {len(values):,} held-out "
+                "predictions is NaN, as after an overflow; another precision may hold it."
+            )
 
 
 def stored_weight_bytes(folder: Path, adapter: str | None = None) -> int:

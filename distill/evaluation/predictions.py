@@ -19,7 +19,7 @@ from attar.files import read_json, staged_file, write_json
 from attar.models.structure import Head
 from distill.data.batching import Collate, plan_in_order
 from distill.data.batching import collate as collate_tokens
-from distill.data.examples import Examples, first_examples
+from distill.data.examples import Examples, spread_examples
 from distill.evaluation.job import Batches, MeasureJob, PredictionArrays
 from distill.runtimes.hugging_face import LogitsFromStates
 from distill.runtimes.runtime import Logits, Runtime
@@ -28,8 +28,11 @@ TOKENS_AT_ONCE = 256  # tokens whose logits exist at once
 
 
 def held_out_batches(examples: Examples, tokens: int, batch_size: int) -> list[list[int]]:
-    """Numbers of the examples that are measured, in batches; the same for every model."""
-    chosen = first_examples(examples, tokens)
+    """Numbers of the examples that are measured, in batches; the same for every model.
+
+    They are of as many documents as can be, on which intervals rest.
+    """
+    chosen = spread_examples(examples, tokens)
     lengths = [int(examples.lengths[i]) for i in chosen]
     plan = plan_in_order(lengths, batch_size)
     return [[chosen[row[0]] for row in rows] for rows in plan]

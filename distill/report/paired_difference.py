@@ -97,11 +97,23 @@ def closeness(difference: Numbers, values: str) -> str:
     return f"and the student is {CLOSENESS[found]} ({values})"
 
 
-def interval_words(difference: Numbers, pattern: str, scale: float = 1.0) -> str:
-    """The interval of a difference; where there is none, why. pattern: the format of a bound."""
+def in_words(difference: Numbers, digits: int = 4, scale: float = 1.0, unit: str = "") -> str:
+    """A difference and its interval; where there is none, why. digits: after the point."""
+    value = signed(scale * difference["difference"], digits)
+    return f"{value}{unit}, {_interval_words(difference, digits, scale)}"
+
+
+def signed(value: float, digits: int) -> str:
+    """A number with its sign, which rounding does not hide."""
+    return f"{value:+.1e}" if 0 < abs(value) < 5 * 10.0**-digits else f"{value:+.{digits}f}"
+
+
+def _interval_words(difference: Numbers, digits: int, scale: float) -> str:
     if difference["interval"] is not None:
-        low, high = (format(scale * bound, pattern) for bound in difference["interval"])
+        low, high = (signed(scale * bound, digits) for bound in difference["interval"])
         return f"95% interval {low} to {high}"
+    if "pairs" in difference:
+        return f"no interval: {difference['pairs']} pairs, and it takes {MIN_DOCUMENTS}"
     number = difference["documents"]
     if number >= MIN_DOCUMENTS:
         return "no interval: values are not finite, or too few documents differ at all"
@@ -109,6 +121,16 @@ def interval_words(difference: Numbers, pattern: str, scale: float = 1.0) -> str
         f"no interval: the held-out part has {number} document{'s' * (number != 1)}, and fewer "
         f"than {MIN_DOCUMENTS} say nothing of others"
     )
+
+
+def untold_warnings(difference: Numbers) -> list[str]:
+    """What to do where a difference cannot be told for lack of documents."""
+    if difference.get("documents", MIN_DOCUMENTS) >= MIN_DOCUMENTS:
+        return []
+    return [
+        f"The verdict needs at least {MIN_DOCUMENTS} documents in the held-out part: hold out more "
+        "(`data.held_out`), or write one long text as several rows of a jsonl file."
+    ]
 
 
 def at_counts(arms: Numbers, unit: str) -> str:

@@ -12,6 +12,7 @@ from attar.files import clear, read_json, write_json
 from attar.libraries import library_versions
 from attar.models.fingerprints import tokenizer_files_fingerprint
 from distill.data.config import source_stamp
+from distill.data.prepare import FORMAT
 from distill.run.context import Run
 from teachers.load import teacher_identity
 
@@ -32,6 +33,7 @@ def data_inputs(run: Run) -> list[Any]:
         run,
         "data",
         lambda: [
+            FORMAT,
             recipe.task,
             run.task.signal_identity(run),
             recipe.data.model_dump(),

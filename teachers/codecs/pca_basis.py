@@ -22,6 +22,7 @@ from attar.config import Section
 from teachers.codecs.codec import LAYER_CODECS, Assets, SignalColumns
 
 BANDS = 8
+MAX_CODE = 32767
 
 
 @LAYER_CODECS.add("basis")
@@ -73,12 +74,23 @@ def to_bands(codes_NH: Tensor) -> SignalColumns:
 
     Codes 0, -1, 1, -2, 2 become 0, 1, 2, 3, 4, so that small codes of both signs are small bytes.
     """
-    whole_NH = codes_NH.round().clamp(-32767, 32767).to(torch.int32).cpu().numpy()
+    whole_NH = codes_NH.round().clamp(-MAX_CODE, MAX_CODE).to(torch.int32).cpu().numpy()
     folded_NH = np.where(whole_NH < 0, -2 * whole_NH - 1, 2 * whole_NH)
     low_NH = (folded_NH & 255).astype(np.uint8)
     bands = np.array_split(low_NH, BANDS, axis=1)
     columns = {str(i): np.ascontiguousarray(band) for i, band in enumerate(bands)}
     return {**columns, "high": (folded_NH >> 8).astype(np.uint8)}
+
+
+def codes_at_the_limit(columns: SignalColumns) -> int:
+    """How many codes among an example's columns are the largest there is: their states were cut."""
+    number = 0
+    for name, high in columns.items():
+        if name.endswith("high") and (high == 255).any():
+            stem = name.removesuffix("high")
+            low = np.concatenate([columns[f"{stem}{i}"] for i in range(BANDS)], axis=1)
+            number += int(((high.astype(np.uint16) << 8) + low >= 2 * MAX_CODE - 1).sum())
+    return number
 
 
 def from_bands(columns: SignalColumns, num_tokens: int, device: torch.device) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 
 from teachers.cache.store import SignalStore
 from teachers.codecs.codec import Assets
+from teachers.codecs.pca_basis import codes_at_the_limit
 from teachers.runners.request import Request, Runner
 
+log = logging.getLogger(__name__)
 LEARN_TOKENS = 2048  # counted tokens from which codecs learn
 PROBE_TOKENS = 256  # counted tokens of the examples whose ids are kept, to verify the teacher
 
@@ -56,7 +59,7 @@ def build_cache(
     )  # so that the order of the examples does not matter
     counts = [len(request.counted) for request in requests]
     shards = plan_shards(counts, manifest["shard_tokens"])
-    runner = None
+    runner, cut = None, 0
     assets = store.assets()
     if assets is None and rank == 0:
         runner = make_runner()
@@ -76,9 +79,17 @@ def build_cache(
         elif number % world == rank:
             runner = runner or make_runner()
             rows = runner.run(group, assets, on_tokens)
+            cut += sum(codes_at_the_limit(row) for row in rows)
             keys = [request.key for request in group]
             tokens = [len(request.counted) for request in group]
             store.write_shard(number, keys, tokens, rows, manifest, runner.padding_mass)
+    if cut:
+        log.warning(
+            "cache: %d codes of hidden states lie beyond the 16 bits that are stored and were cut, "
+            "so those states are wrong: use a larger `kl` (final_hidden) or `step` (basis), or "
+            "another codec",
+            cut,
+        )
     return store.totals()
 
 

@@ -25,10 +25,11 @@ from distill.report.paired_difference import (
     at_counts,
     closeness,
     direction,
-    interval_words,
+    in_words,
     is_helped,
     paired_difference,
     perplexity_lost,
+    untold_warnings,
 )
 from distill.report.plots import (
     BYTES_AXIS,
@@ -108,6 +109,7 @@ class CausalLMReport(TaskReport):
         result.update(nll=nll, kl_to_teacher=kl)
         result["helped"] = is_helped(direction(nll), direction(kl), better="lower")
         result["sentence"] = _sentence(measured, nll, kl)
+        warnings += untold_warnings(nll)
         if not result["teacher_is_better"]["init"]:
             warnings.insert(0, "The teacher is no better on this text than the untrained student.")
         elif not result["teacher_is_better"]["finetune"]:
@@ -186,8 +188,8 @@ def _sentence(measured: Measurements, nll: Numbers, kl: Numbers) -> str:
     return (
         f"On held-out text, distilling {against_fine_tuning(nll, better='lower')} "
         f"{at_counts(arms, 'tokens')}: perplexity {models['distill']['perplexity']:.2f} against "
-        f"{models['finetune']['perplexity']:.2f} (nll {nll['difference']:+.4f}, "
-        f"{interval_words(nll, '+.4f')}), {closeness(kl, values)}; it took {distill:.0f} s of "
+        f"{models['finetune']['perplexity']:.2f} (nll {in_words(nll)}), "
+        f"{closeness(kl, values)}; it took {distill:.0f} s of "
         f"training against {finetune:.0f} s, and {cache:.0f} s for the teacher's cache."
     )
 

@@ -24,10 +24,11 @@ from distill.report.html import PageContent
 from distill.report.measurements import Measurements
 from distill.report.paired_difference import (
     direction,
-    interval_words,
+    in_words,
     is_helped,
     negated,
     paired_difference,
+    untold_warnings,
 )
 from distill.report.plots import Curves, plot_curves
 from distill.report.selection import READING_SPEED, Purpose, Quality, Speed, Tolerance
@@ -99,28 +100,24 @@ class EmbeddingReport(TaskReport):
         error = paired_difference(measured, "similarity_error", "distill", "init")
         result: Numbers = {"similarity_error": error, "warnings": []}
         if "spearman" in student:
-            result["retained"] = student["spearman"] / max(teacher["spearman"], 1e-9)
             gained = _spearman_difference(measured, "distill", "init")
             result["spearman"] = gained
             result["helped"] = is_helped(direction(gained), "", better="higher")
-            kept = (
-                f"The student keeps {result['retained']:.1%} of the teacher's Spearman correlation "
-                f"on {student['pairs']:,} pairs ({student['spearman']:.4f} of "
-                f"{teacher['spearman']:.4f})"
-            )
+            result["retained"] = _retained(student, teacher)
+            kept = _kept(student, teacher, result["retained"])
             against = (
-                f"before it learned it had {init['spearman']:.4f} (difference "
-                f"{gained['difference']:+.4f}, {interval_words(gained, '+.4f')})"
+                f"before it learned it had {init['spearman']:.4f} (difference {in_words(gained)})"
             )
         else:
             result["helped"] = is_helped(direction(error), "", better="lower")
+            result["warnings"] += untold_warnings(error)
             kept = (
                 f"On held-out texts the student's cosines between texts are "
                 f"{student['similarity_error']:.4f} off the teacher's"
             )
             against = (
                 f"before it learned it was {init['similarity_error']:.4f} off (difference "
-                f"{error['difference']:+.4f}, {interval_words(error, '+.4f')})"
+                f"{in_words(error)})"
             )
         result["sentence"] = f"{kept}, {_cheaper(student, teacher)}; {against}."
         return result
@@ -152,6 +149,23 @@ class EmbeddingReport(TaskReport):
         return whole_text_content(report, self.quality, training)
 
 
+def _retained(student: Numbers, teacher: Numbers) -> float | None:
+    """The share of the teacher's correlation; None where the teacher has none to keep."""
+    return student["spearman"] / teacher["spearman"] if teacher["spearman"] > 0 else None
+
+
+def _kept(student: Numbers, teacher: Numbers, retained: float | None) -> str:
+    if retained is None:
+        return (
+            f"The student's Spearman correlation on {student['pairs']:,} pairs is "
+            f"{student['spearman']:.4f}, and the teacher has none ({teacher['spearman']:.4f})"
+        )
+    return (
+        f"The student keeps {retained:.1%} of the teacher's Spearman correlation on "
+        f"{student['pairs']:,} pairs ({student['spearman']:.4f} of {teacher['spearman']:.4f})"
+    )
+
+
 def _cheaper(student: Numbers, teacher: Numbers) -> str:
     fewer = 1 - student["parameters"] / teacher["parameters"]
     faster = student["texts_per_second"] / teacher["texts_per_second"]
@@ -166,5 +180,5 @@ def _spearman_difference(measured: Measurements, a: str, b: str) -> Numbers:
     return {
         "difference": values[0] - values[1],
         "interval": spearman_interval(pairs, measured.resamples),
-        "documents": len(pairs[0]["score"]),
+        "pairs": len(pairs[0]["score"]),
     }

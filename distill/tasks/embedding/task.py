@@ -15,16 +15,9 @@ from torch import Tensor, nn
 
 from attar.errors import RecipeError
 from attar.files import write_json
+from attar.models.encoder_texts import copy_encoder_texts, read_encoder_texts
 from attar.models.loading import load_config, load_model
-from attar.models.pooling import (
-    Pooling,
-    check_letters,
-    read_pooling,
-    read_prompts,
-    text_vectors,
-    write_pooling,
-    write_prompts,
-)
+from attar.models.pooling import Pooling, read_pooling, text_vectors, write_pooling
 from attar.models.task_heads import BODY
 from distill.data.batching import TEXT_BATCHING, Batching
 from distill.data.config import DataConfig
@@ -105,22 +98,14 @@ class Embedding:
 
     def check(self, context: TaskContext) -> None:
         """Check that it is known how the teacher pools, and that the scored pairs can be read."""
-        teacher = context.recipe.teacher.model
-        pooling_of(context.recipe.data, teacher)
-        check_letters(teacher)
-        prompts, default = read_prompts(teacher)
-        if prompts:
-            log.warning(
-                "%s has prompts (%s%s): texts are read as they stand in `data`, so put prompts "
-                "there; the student keeps them by name, none by default.",
-                teacher, ", ".join(prompts), f"; by default {default}" if default else "",
-            )  # fmt: skip
+        pooling_of(context.recipe.data, context.recipe.teacher.model)
         if (pairs := context.recipe.evaluate.pairs) is not None:
             load_pairs(pairs)
+        _say_how_texts_are_read(context.recipe)
 
     def reader(self, config: Any, adapted: bool, seed: int) -> SingleTexts:
-        """Single texts without labels."""
-        return SingleTexts()
+        """Single texts without labels, as the teacher's own files have them read."""
+        return SingleTexts(read_encoder_texts(getattr(config, "_name_or_path", "")))
 
     def measure_inputs(
         self, tokenizer: Any, data: DataConfig, evaluate: EvaluateConfig, model: str, folder: Path
@@ -129,14 +114,16 @@ class Embedding:
         found: dict[str, Any] = {"pooling": asdict(pooling_of(data, model))}
         if evaluate.pairs is not None:
             file = folder / "pairs.json"
-            write_json(file, read_pairs(evaluate.pairs, tokenizer, data.max_length))
+            texts = read_encoder_texts(model)
+            write_json(file, read_pairs(evaluate.pairs, tokenizer, data.max_length, texts))
             found["pairs"] = str(file)
         return found
 
     def signal_identity(self, context: TaskContext) -> dict[str, Any]:
         """How the teacher's vectors are pooled."""
         pooling = pooling_of(context.recipe.data, context.recipe.teacher.model)
-        return {"pooling": pooling.mode, "normalize": pooling.normalize}
+        texts = read_encoder_texts(context.recipe.teacher.model)
+        return {"pooling": pooling.mode, "normalize": pooling.normalize, **texts.identity}
 
     def load(self, context: TaskContext, source: str, trust_remote_code: bool) -> nn.Module:
         """Any encoder without a head, in float32."""
@@ -161,7 +148,7 @@ class Embedding:
             context.recipe.data,
         )
         write_pooling(folder, pooling, _width_of(folder), data.max_length)
-        write_prompts(folder, read_prompts(context.recipe.teacher.model)[0])
+        copy_encoder_texts(context.recipe.teacher.model, folder)
 
     def removal_order(
         self, context: TaskContext, model: nn.Module, count: int, tokens: int
@@ -231,6 +218,26 @@ def pooling_of(data: DataConfig, model: str) -> Pooling:
                 f"say {value}; leave it out."
             )
     return found
+
+
+def _say_how_texts_are_read(recipe: Recipe) -> None:
+    """Log where texts are not read as the teacher's users may expect."""
+    texts, length = read_encoder_texts(recipe.teacher.model), recipe.data.max_length
+    if texts.prompt or texts.lower:
+        change = ["in lower case"] * texts.lower + [f"after {texts.prompt!r}"] * bool(texts.prompt)
+        log.info("data: texts are read %s, as the teacher's files say", " and ".join(change))
+    if texts.prompts:
+        log.warning(
+            "data: the teacher has prompts for %s, which are not put before texts: write them into "
+            "the rows where students will be used with them",
+            ", ".join(texts.prompts),
+        )
+    if texts.max_length is not None and length > texts.max_length:
+        log.warning(
+            "data: `data.max_length` is %d, and the teacher itself reads the first %d tokens of a "
+            "text: longer ones have other vectors here than its users know",
+            length, texts.max_length,
+        )  # fmt: skip
 
 
 def _width_of(folder: Path) -> int:

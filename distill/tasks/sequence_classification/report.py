@@ -21,9 +21,10 @@ from distill.report.paired_difference import (
     at_counts,
     closeness,
     direction,
-    interval_words,
+    in_words,
     is_helped,
     paired_difference,
+    untold_warnings,
 )
 from distill.report.plots import Curves, plot_curves
 from distill.report.selection import READING_SPEED, Purpose, Quality, Speed, Tolerance
@@ -110,6 +111,7 @@ class ClassificationReport(TaskReport):
         result.update(accuracy=accuracy, kl_to_teacher=kl)
         result["helped"] = is_helped(direction(accuracy), direction(kl), better="higher")
         result["sentence"] = f"{_kept(models)} {_sentence(models, accuracy, kl, measured.costs)}"
+        result["warnings"] += untold_warnings(accuracy)
         if not better["finetune"]:
             result["warnings"].append(
                 "The teacher is no more accurate on these texts than the fine-tuned student, so "
@@ -154,6 +156,6 @@ def _sentence(models: Numbers, accuracy: Numbers, kl: Numbers, costs: Numbers) -
     return (
         f"On held-out texts, distilling {against_fine_tuning(accuracy, better='higher')} "
         f"{at_counts(costs['arms'], 'texts')}: accuracy {distill['accuracy']:.1%} against "
-        f"{finetune['accuracy']:.1%} ({100 * accuracy['difference']:+.2f} points, "
-        f"{interval_words(accuracy, '+.2f', 100)}), {closeness(kl, values)}."
+        f"{finetune['accuracy']:.1%} "
+        f"({in_words(accuracy, 2, 100, ' points')}), {closeness(kl, values)}."
     )

@@ -48,8 +48,15 @@ def make(tmp_path):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("length", [64, 12])
-@pytest.mark.parametrize("readers", [(None, None), (None, LabelledTexts()),
-                                     (SingleTexts(), None), (MaskedTexts(0), SingleTexts())])  # fmt: skip
+@pytest.mark.parametrize(
+    "readers",
+    [
+        (None, None),
+        (None, LabelledTexts()),
+        (SingleTexts(), None),
+        (MaskedTexts(0), SingleTexts()),
+    ],
+)
 def test_no_section_learns_what_another_holds_out(rows, make, seed, length, readers):
     config = DataConfig(
         train=["first.jsonl", "second.jsonl"], held_out=0.35, validation=0.1, max_length=64

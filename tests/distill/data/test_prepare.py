@@ -1,5 +1,6 @@
 """From rows to examples: windows, labels, files, parts, and errors."""
 
+import copy
 import gzip
 import json
 import re
@@ -8,12 +9,14 @@ import datasets
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from attar.errors import DataError
 from distill.data.config import DataConfig
 from distill.data.examples import Examples, key_of
 from distill.data.prepare import data_faults, prepare
-from distill.data.tokenize import IGNORE, windows
+from distill.data.row_formats import RowFormat
+from distill.data.tokenize import IGNORE, tokenize_document, windows
 from tests.helpers.chatting import tokenize_chat
 
 CHAT = [
@@ -64,10 +67,13 @@ def decode(tokenizer, examples):
 # Windows and labels ------------------------------------------------------------------------------
 
 
-@given(st.lists(st.integers(0, 9), max_size=200), st.integers(2, 40))
-def test_every_token_but_the_first_is_predicted_exactly_once(ids, max_length):
+@given(st.lists(st.integers(0, 9), max_size=200), st.integers(2, 40), st.sampled_from([None, 77]))
+def test_every_token_but_the_first_is_predicted_exactly_once(ids, max_length, first):
     predicted = []
-    for piece, labels in windows(ids, max_length):
+    for number, (piece, labels) in enumerate(windows(ids, max_length, first)):
+        if first is not None and number and max_length > 2:
+            assert piece[0] == first
+            assert labels[0] == IGNORE, "what is put before a window predicts nothing"
         assert 2 <= len(piece) <= max_length
         assert len(labels) == len(piece)
         for t, label in enumerate(labels):
@@ -75,6 +81,23 @@ def test_every_token_but_the_first_is_predicted_exactly_once(ids, max_length):
                 assert label == piece[t + 1]
                 predicted.append(label)
     assert predicted == ids[1:]
+
+
+def test_each_window_begins_as_the_tokenizer_begins_a_text(tokenizer):
+    text = " ".join(f"word{i}" for i in range(100))
+    told = copy.deepcopy(tokenizer)
+    told.bos_token, bos = "<|pad|>", told.convert_tokens_to_ids("<|pad|>")
+    told._tokenizer.post_processor = TemplateProcessing(
+        single=f"{told.bos_token} $A", special_tokens=[(told.bos_token, bos)]
+    )
+    config = DataConfig(train="x", max_length=24)
+    plain = tokenize_document(tokenizer, {"text": text}, RowFormat("text", ("text",)), config)
+    assert {ids[0] for ids, _ in plain} != {bos}, "a tokenizer that adds nothing"
+    found = tokenize_document(told, {"text": text}, RowFormat("text", ("text",)), config)
+    assert len(found) > 3
+    assert {ids[0] for ids, _ in found} == {bos}
+    predicted = [label for _, labels in found for label in labels if label != IGNORE]
+    assert predicted == [*told(text)["input_ids"][1:], told.eos_token_id]
 
 
 def test_labels_are_the_following_ids(prepared):

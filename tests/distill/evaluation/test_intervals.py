@@ -45,7 +45,7 @@ def test_equally_good_models_are_called_different_as_often_as_said(documents, ki
     share = claims(documents, kind, trials)
     error = math.sqrt(LEVEL * (1 - LEVEL) / trials)
     print(f"{kind:8} {documents:4} documents: {share:.1%}")
-    assert share < LEVEL + 0.015 + 2 * error, "the promise, 5%, and what it may miss it by"
+    assert share < LEVEL + 0.005 + 3 * error, "half a percent more than said, and chance"
     assert share > 0.01, "intervals are not merely wide"
 
 
@@ -103,8 +103,10 @@ def test_an_interval_does_not_depend_on_how_many_resamples_fit_in_memory(monkeyp
     assert interval(arrays, "value", 300) == pytest.approx(whole)
 
 
-@pytest.mark.parametrize(("up", "down", "told"), [(4, 0, False), (5, 0, False), (6, 0, True),
-                                                  (9, 1, True), (8, 2, False), (0, 6, True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("up", "down", "told"),
+    [(4, 0, False), (5, 0, False), (6, 0, True), (9, 1, True), (8, 2, False), (0, 6, True)],
+)
 def test_a_handful_of_texts_makes_a_difference_by_the_exact_test(up, down, told):
     values = np.array([1] * up + [-1] * down + [0] * 300)
     arrays = {"document": np.arange(len(values)), "value": values}

@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from teachers.codecs.layer_states import Bfloat16, Int8, rotation
-from teachers.codecs.pca_basis import BANDS, Basis, from_bands, principal, to_bands
+from teachers.codecs.pca_basis import (
+    BANDS,
+    Basis,
+    codes_at_the_limit,
+    from_bands,
+    principal,
+    to_bands,
+)
 
 N = 256
 
@@ -193,3 +200,6 @@ def test_small_codes_of_both_signs_are_small_bytes():
 def test_codes_beyond_what_is_stored_are_cut_off_not_wrapped():
     found = to_bands(torch.tensor([[1e9, -1e9]]))
     assert from_bands(found, 1, torch.device("cpu")).tolist() == [[32767, -32767]]
+    assert codes_at_the_limit({f"hidden_1_{name}": column for name, column in found.items()}) == 2
+    healthy = to_bands(torch.tensor([[32766.0, -32766.0, 1.0]]))
+    assert codes_at_the_limit(healthy) == 0

@@ -333,3 +333,15 @@ def test_no_padded_columns_no_mass(tiny_model, make_examples):
     runner = TeacherRunner(tiny_model, VOCABULARY, config_of())
     runner.run([Request(example.key, example.input_ids, example.counted)], {})
     assert runner.padding_mass == 0.0
+
+
+def test_states_beyond_what_a_codec_stores_are_told(
+    make_cache, tiny_model, make_examples, tmp_path, caplog
+):
+    hidden = {"layers": [1], "codec": {"name": "basis", "step": 1e-5}}
+    make_cache(tmp_path / "fine", tiny_model, make_examples(4), config_of(hidden=hidden))
+    assert "lie beyond the 16 bits that are stored and were cut" in caplog.text
+    caplog.clear()
+    hidden["codec"]["step"] = 0.4
+    make_cache(tmp_path / "coarse", tiny_model, make_examples(4), config_of(hidden=hidden))
+    assert not caplog.records
