@@ -16,7 +16,7 @@ from distill.report.data_parts import DataParts
 from distill.report.measurements import Measurements
 from distill.run.context import Run
 from distill.run.folder import StageRecord
-from distill.stages.evaluate import measured_models, reference_of
+from distill.stages.evaluate import reference_of
 from distill.stages.stage import REPORT, STAGES, work
 from students.artifacts.artifact import ARTIFACTS
 
@@ -81,11 +81,7 @@ def measurements(run: Run, costs: dict[str, Any]) -> Measurements:
     on_own_data = special is not None and special.data is None
     merged = on_own_data and run.merged_student is not None
     return Measurements(
-        models={
-            name: read_json(folder / f"{name}.json")
-            for name in measured_models(run)
-            if (folder / f"{name}.json").is_file()
-        },
+        models={path.stem: read_json(path) for path in sorted(folder.glob("*.json"))},
         folder=folder,
         resamples=run.recipe.evaluate.bootstrap,
         controls=run.recipe.train.arms,

@@ -68,7 +68,7 @@ def test_every_process_learns_which_shape_was_found(workshop, monkeypatch):
     assert run.student_depth == 4 > found.blocks  # how long anything takes is not known yet
     monkeypatch.setattr(pipeline, "is_alone", lambda: False)
     monkeypatch.setattr(pipeline, "process_state", Another)
-    monkeypatch.setattr(pipeline, "_agree", lambda todo: todo)
+    monkeypatch.setattr(pipeline, "_all_see", lambda ask: ask())
     pipeline.run_stages(run, ["build"])
     assert sizes_of(run.student_config) == found
     assert run.layer_map().kept == json.loads(Path("out/student/pruning.json").read_text())["kept"]
