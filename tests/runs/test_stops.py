@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.small_disk import fill_up, small_disk
 from tests.runs.test_run import digest
 
 LEARNS = "lr: 1e-3, batch_size: 4, precision: float32, max_steps: 8, checkpoint_every: 2"
@@ -165,3 +166,45 @@ def test_stop_signals_in_every_stage_leave_a_run_that_goes_on(twenty_kills, comm
     assert not wrong
     commands.run(*RUN, "--run-dir", "stopped")
     check_same("stopped", "whole")
+
+
+# A disk that is full, a folder that may not be written -------------------------------------------
+
+
+def test_a_full_disk_in_every_stage_is_one_sentence_and_the_run_goes_on(
+    twenty_kills, commands, tmp_path
+):
+    commands.run(*RUN, "--run-dir", "whole")
+    dice = random.Random(0)
+    with small_disk(tmp_path / "disk", "32m") as disk:
+        for stage in STAGES:
+            words = ["cache", "build"] if stage == "cache" else [stage]
+            arguments = [*words, *RUN[1:], "--run-dir", disk / "out"]
+            filler = fill_up(disk, leave=dice.randrange(0, 6000))
+            status, said = commands.wait(commands.start(*arguments))
+            filler.unlink()
+            lines = [line for line in said.splitlines() if line.startswith("Error: ")]
+            assert status == 1, (stage, said)
+            assert "Traceback" not in said, (stage, said)
+            assert len(lines) == 1, (stage, said)
+            assert re.match(rf"Error: The disk is full[:( ]+{disk}/out/\S+ cannot", lines[0]), said
+            assert leftovers(disk / "out") == []
+            commands.run(*arguments)
+        check_same(disk / "out", "whole")
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_sentence(workshop):
+    result = workshop("run", "recipe.yaml", "--run-dir", "text.jsonl/out", ok=False)
+    assert result.exit_code == 1
+    assert re.search(
+        r"^Error: .*text\.jsonl/out\S* cannot be .*Not a directory", result.output, re.M
+    )
+
+
+def test_a_run_folder_on_a_disk_that_is_read_only_is_one_sentence(workshop, tmp_path):
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        result = workshop("run", "recipe.yaml", "--run-dir", disk / "out", ok=False)
+    assert result.exit_code == 1
+    said = rf"^Error: {disk}/out cannot be read or written \(Read-only file system\)"
+    assert re.search(said, result.output, re.M)
