@@ -67,7 +67,7 @@ def step_of_learned(file: Path) -> int:
         reason = "its bytes are not as written"
     except FileNotFoundError:
         raise RunError(f"{file} is missing") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         reason = str(error) or type(error).__name__
     raise RunError(f"{file} is damaged ({reason})")
 
