@@ -180,7 +180,7 @@ def test_a_full_disk_in_every_stage_is_one_sentence_and_the_run_goes_on(
         for stage in STAGES:
             words = ["cache", "build"] if stage == "cache" else [stage]
             arguments = [*words, *RUN[1:], "--run-dir", disk / "out"]
-            filler = fill_up(disk, leave=dice.randrange(0, 6000))
+            filler = fill_up(disk, leave=dice.randrange(16_000, 64_000))
             status, said = commands.wait(commands.start(*arguments))
             filler.unlink()
             lines = [line for line in said.splitlines() if line.startswith("Error: ")]
