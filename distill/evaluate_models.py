@@ -21,6 +21,7 @@ from attar.files import write_json
 from attar.models.loading import load_config
 from attar.models.task_heads import class_names, label_order
 from attar.models.tokenizers import load_tokenizer, vocabulary_size
+from attar.storage_errors import naming
 from distill.data.config import DataConfig, check_sources
 from distill.data.examples import Examples
 from distill.data.labelled_texts import LabelledTexts
@@ -65,7 +66,7 @@ def evaluate_models(
         check_runtime(runtime_of(model))
     named = teacher or _checkpoint_of(models[0])
     tokenizer = load_tokenizer(named, trust_remote_code=trust_remote_code)
-    with tempfile.TemporaryDirectory(prefix="attar-evaluate-") as name:
+    with tempfile.TemporaryDirectory(prefix="attar-evaluate-") as name, naming(Path(name)):
         model_config = load_config(named, trust_remote_code=trust_remote_code)
         task: Task = TASKS[task_of_model(model_config)]()
         reader = task.reader(model_config, adapted=False, seed=0)
