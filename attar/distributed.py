@@ -55,7 +55,7 @@ def lost_process(error: Exception) -> str | None:
 
     if not (isinstance(error, DistError) or _LOST_PEER.search(str(error))):
         return None
-    reason = " ".join(str(error).split())[:200]
+    reason = " ".join(str(error).split()).partition(". ")[0][:200]
     return (
         f"Another process of this command has ended or cannot be reached ({reason}); run the same "
         "command again on as many processes: trainings go on from their last checkpoint."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +32,14 @@ def is_ignored(number: int) -> bool:
     return signal.getsignal(number) is signal.SIG_IGN
 
 
+def _in_finalizer(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
+
+
 @contextmanager
 def stopped_as_by_ctrl_c() -> Iterator[None]:
     """Raise `StopSignal` in the block at SIGTERM or SIGHUP, unless it is ignored or handled.
@@ -38,9 +48,12 @@ def stopped_as_by_ctrl_c() -> Iterator[None]:
     """
     last: list[float] = []
 
-    def stop(number: int, _frame: FrameType | None) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if last and now - last[-1] < CLEANING_SECONDS:
+            return
+        if _in_finalizer(frame):  # from which no exception comes out
+            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
             return
         last.append(now)
         raise StopSignal(number)

@@ -30,6 +30,7 @@ from attar.models.task_heads import (
 )
 from attar.models.tokenizers import load_tokenizer, vocabulary_size
 from attar.models.weight_files import check_weights
+from attar.storage_errors import naming
 from distill.data.config import DataConfig, check_sources
 from distill.data.examples import Examples
 from distill.data.labelled_texts import LabelledTexts
@@ -79,7 +80,7 @@ def evaluate_models(
     named = teacher or _checkpoint_of(models[0])
     trusts = (teacher or models[0]) in trusted
     tokenizer = load_tokenizer(named, trust_remote_code=trusts)
-    with tempfile.TemporaryDirectory(prefix="attar-evaluate-") as name:
+    with tempfile.TemporaryDirectory(prefix="attar-evaluate-") as name, naming(Path(name)):
         model_config = load_config(named, trust_remote_code=trusts)
         task: Task = TASKS[task_of_model(model_config)]()
         reader = task.reader(model_config, adapted=False, seed=0)

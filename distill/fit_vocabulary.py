@@ -14,6 +14,7 @@ from attar.errors import ModelError
 from attar.models.loading import load_config, load_model
 from attar.models.structure import count_parameters
 from attar.models.tokenizers import load_tokenizer
+from attar.storage_errors import naming
 from distill.data.config import DataConfig, check_sources
 from distill.data.examples import Examples
 from distill.data.prepare import prepare_whole
@@ -60,7 +61,7 @@ def fit_vocabulary(
     prunable_architecture(config)  # or an error before the work
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     check_prunable(tokenizer)
-    with tempfile.TemporaryDirectory(prefix="attar-vocabulary-") as name:
+    with tempfile.TemporaryDirectory(prefix="attar-vocabulary-") as name, naming(Path(name)):
         whole = data.model_copy(update={"held_out_tokens": None})
         prepare_whole(whole, tokenizer, 0, Path(name))
         counts: Counter[int] = Counter()

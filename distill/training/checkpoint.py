@@ -7,6 +7,7 @@ with every checkpoint: a damaged one is never loaded, and the one before it take
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -51,23 +52,23 @@ def load_learned(module: nn.Module, file: Path) -> None:
 def save_learned(module: nn.Module, file: Path, step: int) -> None:
     """Write the parameters that learn after a step, with a checksum of their bytes."""
     tensors = {name: tensor.cpu() for name, tensor in learned(module).items()}
-    about = {"step": str(step), "checksum": _checksum_of_tensors(tensors)}
-    with staged_file(file) as aside:
-        save_file(tensors, str(aside), metadata=about)
+    about = {"step": step, "checksum": _checksum_of_tensors(tensors)}
+    with staged_file(file) as aside:  # one key: the order of several differs from run to run
+        save_file(tensors, str(aside), metadata={"attar": json.dumps(about)})
 
 
 def step_of_learned(file: Path) -> int:
     """The step of a file of `save_learned`. Raises `RunError` where it is damaged or missing."""
     try:
         with safe_open(str(file), "pt") as opened:
-            about = opened.metadata() or {}
+            about = json.loads((opened.metadata() or {})["attar"])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             if about["checksum"] == _checksum_of_tensors(tensors):
                 return int(about["step"])
         reason = "its bytes are not as written"
     except FileNotFoundError:
         raise RunError(f"{file} is missing") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         reason = str(error) or type(error).__name__
     raise RunError(f"{file} is damaged ({reason})")
 

@@ -16,6 +16,7 @@ import torch
 
 from attar.models.loading import load_causal_lm
 from attar.models.tokenizers import load_tokenizer
+from attar.storage_errors import naming
 from students.artifacts.artifact import ArtifactInputs
 from students.quantization.formats import NUMBER_FORMATS
 from students.quantization.gptq import RoundedWeight, round_model
@@ -43,7 +44,7 @@ def rounded_student(
     make_scales_trainable(model, rounded)
     given.recover(number_format, model)
     rounded = store_learned_scales(model)
-    with tempfile.TemporaryDirectory(prefix="attar-rounded-") as name:
+    with tempfile.TemporaryDirectory(prefix="attar-rounded-") as name, naming(Path(name)):
         model.save_pretrained(name, safe_serialization=True)
         load_tokenizer(str(source), trust_remote_code=trust).save_pretrained(name)
         del model

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from contextlib import contextmanager
 
 import click
@@ -41,6 +42,22 @@ def test_a_second_signal_does_not_disturb_what_the_first_one_began():
         os.kill(os.getpid(), signal.SIGTERM)
     assert cleaned
     assert stop.value.number == signal.SIGTERM
+
+
+def test_a_signal_that_comes_while_an_object_is_deleted_is_not_lost():
+    """Python passes over any exception there."""
+
+    class Deleted:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+
+    def work():
+        Deleted()
+        time.sleep(10)
+
+    with pytest.raises(StopSignal), stopped_as_by_ctrl_c():
+        work()
 
 
 def test_what_nohup_ignores_stays_ignored():

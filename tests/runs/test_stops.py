@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.small_disk import fill_up, small_disk
 from tests.runs.test_run import digest
 
 LEARNS = "lr: 1e-3, batch_size: 4, precision: float32, max_steps: 8, checkpoint_every: 2"
@@ -165,3 +166,95 @@ def test_stop_signals_in_every_stage_leave_a_run_that_goes_on(twenty_kills, comm
     assert not wrong
     commands.run(*RUN, "--run-dir", "stopped")
     check_same("stopped", "whole")
+
+
+# A disk that is full, a folder that may not be written -------------------------------------------
+
+
+def test_a_full_disk_in_every_stage_is_one_sentence_and_the_run_goes_on(
+    twenty_kills, commands, tmp_path
+):
+    commands.run(*RUN, "--run-dir", "whole")
+    dice = random.Random(0)
+    with small_disk(tmp_path / "disk", "32m") as disk:
+        for stage in STAGES:
+            words = ["cache", "build"] if stage == "cache" else [stage]
+            arguments = [*words, *RUN[1:], "--run-dir", disk / "out"]
+            filler = fill_up(disk, leave=dice.randrange(16_000, 64_000))
+            status, said = commands.wait(commands.start(*arguments))
+            filler.unlink()
+            lines = [line for line in said.splitlines() if line.startswith("Error: ")]
+            assert status == 1, (stage, said)
+            assert "Traceback" not in said, (stage, said)
+            assert len(lines) == 1, (stage, said)
+            assert re.match(rf"Error: The disk is full[:( ]+{disk}/out/\S+ cannot", lines[0]), said
+            assert leftovers(disk / "out") == []
+            commands.run(*arguments)
+        check_same(disk / "out", "whole")
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_sentence(workshop):
+    result = workshop("run", "recipe.yaml", "--run-dir", "text.jsonl/out", ok=False)
+    assert result.exit_code == 1
+    assert re.search(
+        r"^Error: .*text\.jsonl/out\S* cannot be .*Not a directory", result.output, re.M
+    )
+
+
+def test_a_run_folder_on_a_disk_that_is_read_only_is_one_sentence(workshop, tmp_path):
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        result = workshop("run", "recipe.yaml", "--run-dir", disk / "out", ok=False)
+    assert result.exit_code == 1
+    said = rf"^Error: {disk}/out cannot be read or written \(Read-only file system\)"
+    assert re.search(said, result.output, re.M)
+
+
+# Several processes -------------------------------------------------------------------------------
+
+
+def start_two(folder):
+    """`distill train` in two processes, all of whose output is in one pipe."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m"]
+    options = ["--set", "train.batch_size=2", "--set", "train.arms=[]"]
+    command = [*launch, "distill", "train", "recipe.yaml", "--run-dir", folder, *options]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def process_of_rank(launcher, rank):
+    """The process id of a rank."""
+    pids = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    for pid in pids:
+        if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            return int(pid)
+    raise AssertionError(f"no rank {rank} among {pids}")
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="asks /proc for the ranks")
+def test_a_lost_process_ends_the_others_with_a_sentence_and_the_run_goes_on(
+    several_processes, workshop
+):
+    """Before the first checkpoint the second process is lost, and after it the first one."""
+    options = ("--set", "train.batch_size=2", "--set", "train.arms=[]")
+    for stage in (["adapt-teacher"], ["cache", "build"], ["build"]):
+        workshop(*stage, "recipe.yaml", "--run-dir", "two", *options)
+    last = Path("two/arms/distill/last")
+    for lost in (1, 0):
+        before = stages_begun("two").count("train")
+        launcher = start_two("two")
+        while stages_begun("two").count("train") == before or (lost == 0 and not last.exists()):
+            assert launcher.poll() is None, launcher.communicate()[0]
+            time.sleep(0.01)
+        os.kill(process_of_rank(launcher, lost), signal.SIGKILL)
+        said, _ = launcher.communicate(timeout=120)
+        assert launcher.returncode == 1
+        assert "StopSignal" not in said
+        # torchrun may end the other one by SIGTERM before it has noticed
+        assert "Another process of this command has ended" in said or "(SIGTERM)" in said, said
+    launcher = start_two("two")
+    said, _ = launcher.communicate(timeout=300)
+    assert launcher.returncode == 0, said
+    assert "going on from step" in Path("two/run.log").read_text()

@@ -25,6 +25,7 @@ import numpy as np
 
 from attar.errors import ModelError
 from attar.models.tokenizers import vocabulary_size
+from attar.storage_errors import naming
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -236,7 +237,7 @@ def find_pre_tokenizer(vocabulary: GGUFVocabulary, tokenizer: Any) -> str:
         log.warning("The ids of the GGUF file could not be checked: %s", error)
         return vocabulary.pre_tokenizers[0]
     refusal = None
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, naming(Path(folder)):
         for pre_tokenizer in vocabulary.pre_tokenizers:
             file = Path(folder) / f"{pre_tokenizer}.gguf"
             _write_probe_file(vocabulary, pre_tokenizer, tokenizer, file)

@@ -1,5 +1,6 @@
 """A checkpoint that is not as it was written is never loaded; the training ends as if it were."""
 
+import copy
 import json
 import os
 import random
@@ -127,6 +128,14 @@ def test_damaged_best_weights_are_made_again_never_replaced_by_the_last(
     train(job)
     check_same(job, whole)
     assert "best.safetensors is" in caplog.text
+
+
+def test_the_same_best_weights_are_the_same_bytes(tiny_model, tmp_path):
+    learner = copy.deepcopy(tiny_model).requires_grad_(True)
+    for name in "ab":
+        checkpoints.save_learned(learner, tmp_path / name, 4)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert checkpoints.step_of_learned(tmp_path / "a") == 4
 
 
 def test_best_weights_of_another_step_are_noticed(whole, work, tmp_path, caplog):

@@ -4,7 +4,6 @@ import errno
 import os
 import resource
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,8 @@ from attar.errors import CacheError
 from teachers.cache.config import CacheConfig
 from teachers.cache.reader import SignalCache
 from teachers.cache.store import SignalStore
+from tests.helpers.small_disk import fill_up
+from tests.helpers.small_disk import small_disk as mounted
 
 CONFIG = CacheConfig.model_validate(
     {
@@ -230,25 +231,8 @@ def check_shorter(folder, whole):
 @pytest.fixture
 def small_disk(tmp_path, child_process):
     """A file system of 1 MiB, all its own."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
-    try:
-        done = subprocess.run(mount, capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("there is no `mount` on this machine")
-    if done.returncode != 0:
-        pytest.skip(f"no file system of our own: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
-def fill_up(disk, leave):
-    """A file that fills a disk except for some bytes."""
-    free = shutil.disk_usage(disk).free
-    filler = disk / "filler"
-    filler.write_bytes(bytes(free - leave))
-    return filler
+    with mounted(tmp_path / "disk", "1m") as place:
+        yield place
 
 
 def test_full_disk_leaves_a_valid_shorter_cache_and_the_build_goes_on(whole, small_disk, build):
