@@ -23,6 +23,7 @@ from attar.models.locations import local_folder
 from attar.models.task_heads import text_inputs
 
 PoolingMode = Literal["mean", "cls", "last"]
+PROMPTS_FILE = "config_sentence_transformers.json"
 MODULES_FILE, POOLING_FILE, LIMITS_FILE = (
     "modules.json",
     "1_Pooling/config.json",
@@ -34,6 +35,8 @@ MODE_KEYS: dict[PoolingMode, str] = {
     "cls": "pooling_mode_cls_token",
     "last": "pooling_mode_lasttoken",
 }
+# In files of sentence-transformers from 5.4 on one key, `pooling_mode`, says it.
+MODE_NAMES: dict[str, PoolingMode] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
 UNSUPPORTED_MODES = ("max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens")
 SUPPORTED_MODULES = ("Transformer", "Pooling", "Normalize")
 
@@ -92,15 +95,56 @@ def read_pooling(source: str) -> Pooling | None:
                 f"The sentence encoder {source} has a module `{part}` ({MODULES_FILE}); supported "
                 f"modules are {', '.join(SUPPORTED_MODULES)}."
             )
-    config = read_json(folder / POOLING_FILE)
-    ways = [mode for mode, key in MODE_KEYS.items() if config.get(key)]
-    others = [name for name in UNSUPPORTED_MODES if config.get(f"pooling_mode_{name}")]
+    ways, others = _modes(read_json(folder / POOLING_FILE))
     if len(ways) != 1 or others:
         raise ModelError(
             f"{folder / POOLING_FILE} pools by {', '.join([*ways, *others]) or 'nothing'}; one of "
             f"{', '.join(MODE_KEYS)} is supported."
         )
     return Pooling(ways[0], "Normalize" in parts)
+
+
+def _modes(config: dict[str, Any]) -> tuple[list[PoolingMode], list[str]]:
+    """(supported ways, unsupported ones) in which a file says that vectors are pooled."""
+    said = config.get("pooling_mode")
+    if said is None:
+        ways = [mode for mode, key in MODE_KEYS.items() if config.get(key)]
+        return ways, [name for name in UNSUPPORTED_MODES if config.get(f"pooling_mode_{name}")]
+    names = [said] if isinstance(said, str) else list(said)
+    known = [MODE_NAMES[name] for name in names if name in MODE_NAMES]
+    return known, [str(name) for name in names if name not in MODE_NAMES]
+
+
+def unlike_its_files(source: str, max_length: int) -> list[str]:
+    """What sentence-transformers does with an encoder's texts, and nobody here does, in words.
+
+    max_length: the longest text, in tokens, that is read.
+    """
+    folder = local_folder(source)
+    if folder is None:
+        return []
+    limits, prompts = (
+        read_json(folder / name) if (folder / name).is_file() else {}
+        for name in (LIMITS_FILE, PROMPTS_FILE)
+    )
+    found = []
+    longest = limits.get("max_seq_length")
+    if isinstance(longest, int) and max_length > longest:
+        found.append(
+            f"it cuts texts at {longest} tokens, and `data.max_length` is {max_length}: beyond "
+            f"{longest} the teacher reads what it was not made for"
+        )
+    if limits.get("do_lower_case"):
+        found.append("it lower-cases texts first; give them so")
+    named = [name for name, text in (prompts.get("prompts") or {}).items() if text]
+    if named:
+        default = prompts.get("default_prompt_name")
+        always = f", `{default}` before every text" if default else ""
+        found.append(
+            f"it knows prompts ({', '.join(named)}){always}; texts are read as they stand, so "
+            "write the prompt into them"
+        )
+    return found
 
 
 def write_pooling(folder: Path, pooling: Pooling, width: int, max_length: int) -> None:

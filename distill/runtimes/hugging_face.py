@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from attar.models.generation import stop_ids
 from attar.models.head_check import check_head
 from attar.models.pooling import Pooling, text_vectors
-from attar.models.structure import Head, count_parameters, head_of, run_body, unwrap
+from attar.models.structure import (
+    Head,
+    body_of,
+    count_parameters,
+    head_of,
+    run_body,
+    unwrap,
+)
 from attar.models.task_heads import (
     CAUSAL,
     MASKED,
@@ -115,7 +122,8 @@ class Transformers(TokenizerMethods):
     @torch.inference_mode()
     def vectors(self, batch: Batch, pooling: Pooling) -> Tensor:
         """Float32 vectors (B, H) of texts, on the CPU; of a sentence encoder."""
-        return text_vectors(self.model, batch.to(self.device).model_inputs(), pooling).cpu()
+        body = body_of(self.model)  # of a model that was saved with a head, too
+        return text_vectors(body, batch.to(self.device).model_inputs(), pooling).cpu()
 
     @torch.inference_mode()
     def logits(self, ids: list[int]) -> Tensor:

@@ -254,6 +254,20 @@ def test_features_of_the_student_and_of_an_encoder(classes, bert):
 
 
 @needs_sklearn
+def test_a_recipe_of_features_alone_needs_no_student(classes, bert):
+    recipe = yaml.safe_load(Path("recipe.yaml").read_text())
+    data = recipe["features"]["data"]
+    features = {"model": str(bert), "layer": "last", "pool": "mean"}
+    Path("alone.yaml").write_text(yaml.safe_dump({"data": data, "features": features}))
+    classes("features", "alone.yaml", "--run-dir", "out")
+    assert metrics()["width"] == 16
+    for model, lacks in (("teacher", "`teacher`"), ("student", "`teacher`")):
+        change = ("--set", f"features.model={model}")
+        told = classes("features", "alone.yaml", "--run-dir", "out", *change, ok=False)
+        assert f"{lacks} is missing" in told.output
+
+
+@needs_sklearn
 @pytest.mark.parametrize(
     ("change", "says"),
     [

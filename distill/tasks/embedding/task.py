@@ -17,7 +17,13 @@ from attar.errors import RecipeError
 from attar.files import write_json
 from attar.models.encoder_texts import copy_encoder_texts, read_encoder_texts
 from attar.models.loading import load_config, load_model
-from attar.models.pooling import Pooling, read_pooling, text_vectors, write_pooling
+from attar.models.pooling import (
+    Pooling,
+    read_pooling,
+    text_vectors,
+    unlike_its_files,
+    write_pooling,
+)
 from attar.models.task_heads import BODY
 from distill.data.batching import TEXT_BATCHING, Batching
 from distill.data.config import DataConfig
@@ -98,7 +104,10 @@ class Embedding:
 
     def check(self, context: TaskContext) -> None:
         """Check that it is known how the teacher pools, and that the scored pairs can be read."""
-        pooling_of(context.recipe.data, context.recipe.teacher.model)
+        data, teacher = context.recipe.data, context.recipe.teacher.model
+        pooling_of(data, teacher)
+        for difference in unlike_its_files(teacher, data.max_length):
+            log.warning("teacher: sentence-transformers differs: %s", difference)
         if (pairs := context.recipe.evaluate.pairs) is not None:
             load_pairs(pairs)
         _say_how_texts_are_read(context.recipe)

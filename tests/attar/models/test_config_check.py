@@ -58,7 +58,7 @@ def test_heads_that_do_not_divide_the_width_are_told(tmp_path):
         skeleton(load_config(str(tmp_path)), CAUSAL)
 
 
-def test_every_family_passes_with_its_defaults():
+def test_every_family_passes_with_its_defaults(full_product):
     """Sizes of families that name them otherwise, or block by block, are left to the family."""
     for family in sorted(CONFIG_MAPPING):
         try:

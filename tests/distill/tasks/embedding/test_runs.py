@@ -1,6 +1,7 @@
 """Runs on vectors of texts, from teacher to report; and recipes that cannot be."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, BertForMaskedLM
 
 from attar.errors import RecipeError
 from attar.models.pooling import Pooling, read_pooling
@@ -17,7 +18,7 @@ from distill.run.context import Run
 from distill.run.load import check_recipe, load_recipe
 from distill.stages.status import inputs_of
 from tests.conftest import Workshop
-from tests.helpers.classifying import word_tokenizer, write_rows
+from tests.helpers.classifying import tiny_bert, word_tokenizer, write_rows
 from tests.helpers.embedding import embedding_recipe, encoder, fill_workshop, write_recipe
 
 
@@ -136,6 +137,17 @@ def test_any_sentence_encoder_is_measured_without_a_recipe(studio):
 
     want = spearman(np.array(cosines), np.array(order[1], float))
     assert numbers["spearman"] == pytest.approx(want, abs=1e-3)
+
+
+def test_a_checkpoint_that_was_saved_with_a_head_is_an_encoder_too(studio):
+    """A masked language model without files of sentence-transformers; the recipe says how."""
+    config = tiny_bert(3).config
+    shutil.rmtree("teacher")
+    BertForMaskedLM(config).save_pretrained("teacher")
+    word_tokenizer().save_pretrained("teacher")
+    write_recipe(data={"pooling": "mean"}, train={"max_steps": 2})
+    studio("run", "recipe.yaml", "--run-dir", "out")
+    assert studio.report("out")["teacher"]["cosine_to_teacher"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("stem", ["mean", "cls"])

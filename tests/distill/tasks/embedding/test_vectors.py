@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from attar.errors import CacheError, DataError, ModelError
-from attar.models.pooling import Pooling, copy_pooling, read_pooling, text_vectors, write_pooling
+from attar.models.pooling import (
+    Pooling,
+    copy_pooling,
+    read_pooling,
+    text_vectors,
+    unlike_its_files,
+    write_pooling,
+)
 from distill.data.batching import collate_texts
 from distill.data.scored_pairs import PairsConfig, ranks, read_pairs, spearman, spearman_draws
 from distill.objective.losses import LOSSES
@@ -90,6 +97,35 @@ def test_files_say_how_vectors_are_made(tmp_path, mode, normalize):
     assert [m["type"].rsplit(".", 1)[1] for m in modules] == (
         ["Transformer", "Pooling", "Normalize"] if normalize else ["Transformer", "Pooling"]
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "mode"), [("mean", "mean"), ("cls", "cls"), ("lasttoken", "last"), (["mean"], "mean")]
+)
+def test_files_of_later_sentence_transformers_say_it_by_one_key(tmp_path, said, mode):
+    write_pooling(tmp_path, MEAN, 32, 24)
+    values = {"embedding_dimension": 32, "pooling_mode": said, "include_prompt": True}
+    (tmp_path / "1_Pooling/config.json").write_text(json.dumps(values))
+    assert read_pooling(str(tmp_path)) == Pooling(mode, MEAN.normalize)
+    for wrong in ("max", ["mean", "max"]):
+        changed = json.dumps({**values, "pooling_mode": wrong})
+        (tmp_path / "1_Pooling/config.json").write_text(changed)
+        with pytest.raises(ModelError, match=r"pools by .*max; one of mean, cls, last"):
+            read_pooling(str(tmp_path))
+
+
+def test_what_sentence_transformers_does_with_texts_is_named(tmp_path):
+    write_pooling(tmp_path, MEAN, 32, 24)
+    (tmp_path / "config.json").write_text("{}")
+    assert unlike_its_files(str(tmp_path), 24) == []
+    assert "cuts texts at 24 tokens" in unlike_its_files(str(tmp_path), 25)[0]
+    limits = {"max_seq_length": 24, "do_lower_case": True}
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps(limits))
+    prompts = {"prompts": {"query": "query: ", "document": ""}, "default_prompt_name": "query"}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    lower, named = unlike_its_files(str(tmp_path), 24)
+    assert "lower-cases" in lower
+    assert "prompts (query), `query` before every text" in named
 
 
 def test_ways_of_pooling_that_are_not_known_are_refused(tmp_path):
