@@ -291,7 +291,8 @@ def _check_cut(model: Any, student: Any, keep: list[int]) -> None:
     handle = blocks[keep[0]].register_forward_hook(
         lambda _m, _i, output: parts.append(_parts_of(output))
     )
-    originals = list(blocks)
+    originals, was_training = list(blocks), model.training
+    model.eval()
     try:
         model(input_ids=ids_BT)
         for number, block in enumerate(originals):
@@ -304,6 +305,7 @@ def _check_cut(model: Any, student: Any, keep: list[int]) -> None:
         handle.remove()
         for number, block in enumerate(originals):
             blocks[number] = block
+        model.train(was_training)
     cut = student(input_ids=ids_BT)[0].float()
     off = float((cut - whole).abs().max() / whole.abs().max().clamp_min(1e-30))
     if off > SAME.get(next(model.parameters()).dtype, COARSELY_SAME):
