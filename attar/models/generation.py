@@ -12,7 +12,7 @@ from typing import Any
 
 from attar.models.locations import source_arguments
 
-ASKED, ANSWERED = "question", "answer"
+ASKED, ANSWERED = "What is asked?", "This is answered."
 
 
 def end_of_turn(tokenizer: Any) -> int | None:
@@ -27,7 +27,8 @@ def end_of_turn(tokenizer: Any) -> int | None:
     except (TemplateError, TypeError, ValueError, KeyError):
         return None  # a template that wants other turns
     _, _, rest = text.rpartition(ANSWERED)
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    added = tokenizer.added_tokens_decoder.items()  # of which some are spaces or line ends
+    special = {*tokenizer.all_special_ids, *(i for i, token in added if token.special)}
     ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
     return next((i for i in ids if i in special), None)
 

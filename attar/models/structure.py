@@ -60,8 +60,11 @@ def usable_positions(config: Any) -> int | None:
 
 
 def unwrap(model: Any) -> Any:
-    """The `transformers` model inside a peft wrapper; its adapters stay active."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+    """The `transformers` model inside a peft wrapper; its adapters stay active.
+
+    peft leaves its `peft_config` on the model inside, too.
+    """
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def body_of(model: Any) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from attar.errors import ModelError, RecipeError
+from attar.models.generation import end_as_taught
 from distill.data.batching import collate
 from distill.data.examples import Example
 from distill.runtimes.runtime import ModelSource, open_runtime
@@ -23,6 +25,7 @@ from students.artifacts.artifact import (
     export_artifact,
     write_card,
 )
+from students.artifacts.checkpoint import usage
 from students.artifacts.model_card import model_card
 from students.save import save_student
 from students.tuning.adapters import load_base, save_adapter
@@ -226,3 +229,30 @@ def test_every_card_says_how_to_load_it_without_this_package(given, adapted):
         assert "import attar" not in usage
         assert "license: mit" in card
         assert json.dumps(ARTIFACTS[name].runtime)
+
+
+def test_the_example_of_a_card_stops_where_the_student_was_taught_to(
+    make_model, tokenizer, tmp_path, capsys
+):
+    """Of a student whose every next token is the end of a turn: the example says nothing more."""
+    model = make_model(0, width=64, vocabulary=320)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(1.0 if "norm" in name or "embed" in name else 0.0)
+        model.lm_head.weight[tokenizer.eos_token_id] = 1.0
+    end_as_taught(model, tokenizer, [])
+    save_student(model, tokenizer, tmp_path / "student")
+    given = ArtifactInputs(tmp_path / "student", tmp_path / "student")
+    export_artifact("bf16", given, tmp_path / "bf16", "")
+    example = usage(given).replace("PATH", str(tmp_path / "bf16"))
+    found = {}
+    exec(example.split("```")[1].removeprefix("python\n"), found)
+    assert found["answer"].tolist() == [tokenizer.eos_token_id]
+    assert capsys.readouterr().out.strip() == ""
+
+
+def test_the_card_of_a_model_without_a_template_continues_a_text(student, tmp_path):
+    assert "apply_chat_template" in usage(ArtifactInputs(student, student))
+    bare = tmp_path / "bare"
+    shutil.copytree(student, bare, ignore=shutil.ignore_patterns("chat_template.jinja"))
+    assert "Once upon a time" in usage(ArtifactInputs(bare, bare))

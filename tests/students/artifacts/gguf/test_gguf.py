@@ -327,3 +327,18 @@ def test_licence_and_other_ends_go_with_the_file(plain, tokenizer, tmp_path):
     assert fields["tokenizer.ggml.eos_token_id"].contents() == 2
     assert fields["tokenizer.ggml.eot_token_id"].contents() == 0
     assert fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_Q4_1
+
+
+def test_the_learned_end_of_a_turn_is_in_the_file(plain, tokenizer, tmp_path):
+    """Where the tokenizer's own end is that of a text, as base models have it."""
+    tokenizer.eos_token = "<|endoftext|>"
+    folder = folder_of(plain[1], tokenizer, tmp_path)
+    write_gguf(folder, folder / "model.gguf", "f16")
+    fields = gguf.GGUFReader(folder / "model.gguf").fields
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == 0
+    assert fields["tokenizer.ggml.eot_token_id"].contents() == 2
+
+
+def test_a_head_that_the_family_has_no_place_for_is_refused_before_work():
+    with pytest.raises(ModelError, match="`tie_word_embeddings: False`"):
+        check_config(Gemma2Config(**SIZES, **WINDOW, tie_word_embeddings=False))
