@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import yaml
 from torch import nn
 
 from attar.errors import RunError, UserError
-from attar.files import bytes_under, fingerprint
+from attar.files import bytes_under, fingerprint, read_json
 from distill.data.calibration import calibration_rows
 from distill.run.context import Run
 from distill.run.folder import StageRecord
@@ -41,6 +42,7 @@ def export(run: Run, inputs: str) -> StageRecord:
         log.info("export: %s", name)
         card = card_of(run, name, "Not measured yet: `distill evaluate` fills this in.")
         folder = run.folder.artifact(name)
+        _forget_failure(run.folder.evaluation / f"{name}.json")
         try:
             export_artifact(name, given, folder, card)
         except CANNOT_BE_MADE as error:
@@ -54,6 +56,12 @@ def export(run: Run, inputs: str) -> StageRecord:
             log.debug("export: %s", name, exc_info=True)
     size = sum(bytes_under(run.folder.artifact(name)) for name in run.artifacts)
     return StageRecord(EXPORT.name, bytes=size)
+
+
+def _forget_failure(numbers: Path) -> None:
+    """Let an artifact that failed before be measured once it is made."""
+    if numbers.is_file() and "failed" in read_json(numbers):
+        numbers.unlink()
 
 
 def reason_of(error: Exception) -> str:
