@@ -29,8 +29,11 @@ def empty_model(config: Any, auto: str, *, trust_remote_code: bool = False) -> A
 
 
 def _body(model: Any) -> set[nn.Module]:
-    """All modules of a model without its head; of one that names no body, all."""
-    return set(getattr(model, "base_model", model).modules())
+    """All modules of a model without its head."""
+    body = set(getattr(model, "base_model", model).modules())
+    if hasattr(model, "get_output_embeddings"):  # a model may name no body
+        body.discard(model.get_output_embeddings())
+    return body
 
 
 def head_modules(model: Any) -> list[str]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from attar.checksums import files_below
 from attar.errors import RunError, UserError
-from attar.files import bytes_under, fingerprint
+from attar.files import bytes_under, fingerprint, read_json
 from attar.libraries import library_versions
 from distill.data.calibration import calibration_rows
 from distill.run.context import Run
@@ -59,6 +59,7 @@ def export(run: Run, inputs: str) -> StageRecord:
         log.info("export: %s", name)
         card = card_of(run, name, "Not measured yet: `distill evaluate` fills this in.")
         folder = run.folder.artifact(name)
+        _forget_failure(run.folder.evaluation / f"{name}.json")
         try:
             export_artifact(name, given, folder, card)
         except CANNOT_BE_MADE as error:
@@ -72,6 +73,12 @@ def export(run: Run, inputs: str) -> StageRecord:
             log.debug("export: %s", name, exc_info=True)
     size = sum(bytes_under(run.folder.artifact(name)) for name in run.artifacts)
     return StageRecord(EXPORT.name, bytes=size)
+
+
+def _forget_failure(numbers: Path) -> None:
+    """Let an artifact that failed before be measured once it is made."""
+    if numbers.is_file() and "failed" in read_json(numbers):
+        numbers.unlink()
 
 
 def reason_of(error: Exception) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from attar.models.loading import load_config, silence_libraries
+from attar.models.quantizable import empty_model, head_modules
 from attar.models.task_heads import auto_class_of
 from students.artifacts.artifact import ArtifactInputs, artifact, save_tokenizer
 from students.artifacts.checkpoint import usage
@@ -43,11 +44,13 @@ def torchao_int8(source: Path, folder: Path, given: ArtifactInputs) -> None:
 
     silence_libraries()
     trust = given.trust_remote_code
-    auto = auto_class_of(load_config(str(source), trust_remote_code=trust))
+    config = load_config(str(source), trust_remote_code=trust)
+    auto = auto_class_of(config)
+    heads = head_modules(empty_model(config, auto, trust_remote_code=trust))
     model: Any = getattr(transformers, auto).from_pretrained(
         source,
         dtype=torch.bfloat16,
-        quantization_config=TorchAoConfig(Int8WeightOnlyConfig()),
+        quantization_config=TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=heads),
         trust_remote_code=trust,
     )
     model.save_pretrained(folder)

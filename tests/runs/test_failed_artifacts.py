@@ -1,6 +1,7 @@
 """One artifact that cannot be made or run is a row of the report, never the end of it."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def two_fail(monkeypatch):
     monkeypatch.setattr(evaluate, "measure_in_fresh_process", run)
 
 
-def test_a_failed_artifact_is_a_row_with_its_reason(workshop, two_fail):
+def test_a_failed_artifact_is_a_row_with_its_reason(workshop, two_fail, monkeypatch):
     workshop.finished("out")
     options = ("--run-dir", "out", "--set", "export.artifacts=[bf16, nf4, int8]")
     found = workshop("run", "recipe.yaml", *options, ok=False)
@@ -49,6 +50,15 @@ def test_a_failed_artifact_is_a_row_with_its_reason(workshop, two_fail):
     again = workshop("run", "recipe.yaml", *options, ok=False)
     assert again.exit_code == 4
     assert "Nothing to do" in again.output
+
+    here = Path.cwd()
+    monkeypatch.undo()  # what failed works now, and is tried again as the messages say
+    monkeypatch.chdir(here)
+    shutil.rmtree("out/artifacts/int8")
+    workshop("export", "recipe.yaml", *options, ok=False)
+    workshop("run", "recipe.yaml", *options)
+    report = workshop.report("out")
+    assert all(numbers["perplexity"] > 1 for numbers in report["artifacts"].values())
 
 
 def test_a_run_without_artifacts_has_a_report_without_advice(workshop):

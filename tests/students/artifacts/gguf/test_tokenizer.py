@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from attar.errors import ModelError
 from students.artifacts.gguf.tokenizer import (
     PROBE_TEXTS,
+    check_tokenizer,
     find_pre_tokenizer,
     probe_texts,
     read_vocabulary,
@@ -156,3 +157,14 @@ def test_rows_of_the_embedding_beyond_the_tokenizer_are_unused(tokenizer, make_m
 def test_a_tokenizer_with_more_ids_than_rows_is_refused(tokenizer, make_model, tmp_path):
     with pytest.raises(ModelError, match=r"256 rows in its embedding for \d+ ids"):
         loaded_with(tokenizer, make_model(vocabulary=256), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["a space before every text", "a Unigram model"])
+def test_what_cannot_be_written_is_known_from_the_tokenizer_alone(bytes_bpe, kind):
+    backend = Tokenizer.from_str(bytes_bpe.to_str())
+    if kind == "a Unigram model":
+        backend.model = models.Unigram([("<unk>", -1.0), ("a", -1.0)], unk_id=0)
+    else:
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    with pytest.raises(ModelError, match="cannot be written as GGUF"):
+        check_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
