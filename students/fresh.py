@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attar.errors import RecipeError, nearest
+from attar.errors import ModelError, RecipeError, nearest
 from attar.models.loading import skeleton
 from attar.models.task_heads import CAUSAL
 
@@ -67,7 +67,9 @@ def check_fresh(config: Any, auto: str = CAUSAL) -> None:
         model = skeleton(config, auto)
         if model is not None:
             model.eval()(input_ids=torch.zeros(1, 4, dtype=torch.long, device="meta"))
-    except (ValueError, TypeError, AssertionError, IndexError, RuntimeError) as error:
+    except (
+        ModelError, ValueError, TypeError, AssertionError, IndexError, RuntimeError,
+    ) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:200]
         if not any(word in reason for word in NOT_WITHOUT_WEIGHTS):
             raise RecipeError(f"`student.from` does not make a model that runs: {reason}") from None

@@ -46,7 +46,7 @@ def check_made(run: Any) -> None:
     failed = failed_artifacts(run)
     if failed and is_first_process():
         names = ", ".join(failed)
-        click.echo(f"Error: not every artifact was made and run: {names} failed.", err=True)
+        say(f"Error: not every artifact was made and run: {names} failed.", err=True)
     if failed:
         sys.exit(EXIT_FAILED_ARTIFACT)
 

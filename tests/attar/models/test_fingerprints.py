@@ -86,9 +86,19 @@ def test_weights_of_every_kind_are_read_whole(tmp_path, name):
 
 
 def test_an_adapter_has_a_fingerprint_of_its_own(tmp_path):
-    (tmp_path / "adapter_config.json").write_text('{"r": 4}')
-    save_file({"a": torch.zeros(2)}, str(tmp_path / "adapter_model.safetensors"))
-    assert changed(tmp_path, lambda: (tmp_path / "adapter_config.json").write_text('{"r": 8}'))
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    for folder, file in ((base, "model.safetensors"), (adapter, "adapter_model.safetensors")):
+        folder.mkdir()
+        save_file({"a": torch.zeros(2)}, str(folder / file))
+
+    def write(rank):
+        config = {"r": rank, "base_model_name_or_path": str(base)}
+        (adapter / "adapter_config.json").write_text(json.dumps(config))
+
+    write(4)
+    assert changed(adapter, lambda: write(8))
+    other = {"a": torch.ones(2)}
+    assert changed(adapter, lambda: save_file(other, str(base / "model.safetensors")))
 
 
 # Tokenizers --------------------------------------------------------------------------------------
