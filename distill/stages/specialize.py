@@ -189,6 +189,6 @@ def keep_specialized(run: Run, student: nn.Module, config: Any, result: dict[str
         for path, model in ways.merged() if config.merges else ():
             nll = measure(path, model)
             if chosen is None or nll < best:
-                chosen, best = path, nll
+                chosen, best = path, nll if math.isfinite(nll) else math.inf
                 save_student(model, run.tokenizer, folder / "merged")
     write_json(folder / "result.json", {**result, "merges": merges, "chosen": chosen})

@@ -164,7 +164,9 @@ class TrainingState:
     def _check_finite(self, number: int, means: LossMeans, norm: float) -> None:
         """Raise `RunError` for a term, or a gradient, that is not finite."""
         values = [(key.loss, mean) for key, mean in means.terms.items()]
-        values += [("nll", means.nll or 0.0), ("gradient", norm)]
+        self._refuse_not_finite(number, [*values, ("nll", means.nll or 0.0), ("gradient", norm)])
+
+    def _refuse_not_finite(self, number: int, values: list[tuple[str, float]]) -> None:
         bad = next((name for name, value in values if not math.isfinite(value)), None)
         if bad is not None:
             raise RunError(
@@ -201,6 +203,7 @@ class TrainingState:
             collate=job.collate,
             accelerator=self.accelerator,
         )
+        self._refuse_not_finite(number, [("validation objective", found.objective)])
         if found.objective < self.progress.best:
             self.progress.best, self.progress.best_step = found.objective, number
             if self.accelerator.is_main_process:
