@@ -13,7 +13,6 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 from distill.data.bad_rows import RowError
@@ -23,7 +22,6 @@ from distill.data.conversations import (
     ROLES,
     THINKING_KEYS,
     Conversation,
-    is_empty,
     thinking_of,
 )
 from distill.data.row_formats import Message
@@ -234,40 +232,87 @@ class Chat:
     def _nested(self) -> LearnedText | None:
         """The whole conversation as one text, found by few renderings; None where it is not sure.
 
-        Each content is found by marks around it. Between contents stand the template's own words,
-        few different ones: a turn is rendered where its words are new, and the turns with the same
-        words around them lie in the same way. Turns are rendered in between, too, to be sure.
+        Each message is found by marks around some text of it. What stands between two such texts
+        is the template's own, and what it makes of thinking and calls. A turn is rendered where
+        these words are new, and turns between the same words lie in the same way. Turns are
+        rendered in between, too, to be sure.
         """
-        contents = [message["content"] for message in self.messages]
-        plain = all(set(m) == {"role", "content"} and not is_empty(m) for m in self.messages)
-        if not plain or any(MARK_START in text or MARK_END in text for text in contents):
+        anchors = [_anchor(message) for message in self.messages]
+        if any(not text or MARK_START in text or MARK_END in text for text in anchors):
             return None
         whole = self.render(len(self.messages))
-        marked = self._rendered([{**m, "content": _marked(m["content"])} for m in self.messages])
-        if re.sub(f"[{MARK_START}{MARK_END}]", "", marked) != whole:
-            return None
-        places = [
-            m.start() - k for k, m in enumerate(re.finditer(f"[{MARK_START}{MARK_END}]", marked))
-        ]
-        if len(places) != 2 * len(contents):
-            return None
+        marked = self._rendered([_marked(message) for message in self.messages])
+        marks = list(re.finditer(f"[{MARK_START}{MARK_END}]", marked))
+        places = [mark.start() - k for k, mark in enumerate(marks)]
         starts, ends = places[::2], places[1::2]
-        words = [whole[a:b] for a, b in pairwise([0, *places, len(whole)])][::2]
-        known: dict[tuple[str, str], tuple[int, int]] = {}
+        found = [whole[start:end] for start, end in zip(starts, ends, strict=False)]
+        if found != anchors or re.sub(f"[{MARK_START}{MARK_END}]", "", marked) != whole:
+            return None
+        gaps = [range(a, b) for a, b in zip([0, *ends], [*starts, len(whole)], strict=True)]
+        words = _Words()
         spans = []
         for n, i in enumerate(self.learned):
-            around = words[i], words[i + 1]
-            if around not in known or n & (n + 1) == 0 or i == self.learned[-1]:
+            lead, tail = gaps[i], gaps[i + 1]
+            before, behind = whole[lead.start : lead.stop], whole[tail.start : tail.stop]
+            kind = self._kind(i)
+            lies = words.find(kind, before, behind)
+            if lies is not None and any(kind):
+                said = whole[lead.start + lies[0] : tail.stop - lies[1]]
+                lies = lies if self._shows_all(i, said) else None
+            if lies is None or n & (n + 1) == 0 or i == self.learned[-1]:
                 turn = self.turn(i)
-                if not whole.startswith(turn.text.rstrip()):
-                    return None
                 span = self._span(turn)
-                lies = span.start - starts[i], span.stop - ends[i]
-                if known.setdefault(around, lies) != lies:
+                exact = span.start - lead.start, tail.stop - span.stop
+                if not whole.startswith(turn.text.rstrip()) or lies not in (None, exact):
                     return None
-            before, behind = known[around]
-            spans.append(range(starts[i] + before, ends[i] + behind))
+                lies = exact
+                words.learn(kind, before, behind, exact)
+            spans.append(range(lead.start + lies[0], tail.stop - lies[1]))
         return LearnedText(whole, spans)
+
+    def _kind(self, i: int) -> tuple[bool, ...]:
+        """What a message has beside its content: thinking, calls, other keys."""
+        thought, _ = thinking_of(self.messages[i])
+        others = set(self.messages[i]) - {"role", "content", "tool_calls", *THINKING_KEYS}
+        return bool(thought), bool(self.messages[i].get("tool_calls")), bool(others)
+
+    def _shows_all(self, i: int, said: str) -> bool:
+        """Whether a text has what the assistant thinks, and its calls."""
+        try:
+            self._check_calls(i, said)
+        except RowError:
+            return False
+        return _shows(said, *thinking_of(self.messages[i]))
+
+
+class _Words:
+    """Words of a template before and behind turns, and where in them a turn begins and ends.
+
+    Around a content alone the words are always the same. Thinking and calls stand in them, so of
+    turns that have such the outer ends are compared, with those of turns of the same kind.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], tuple[int, int]] = {}
+        self._ends: dict[tuple[bool, ...], tuple[set[str], set[str]]] = {}
+
+    def learn(
+        self, kind: tuple[bool, ...], before: str, behind: str, lies: tuple[int, int]
+    ) -> None:
+        """Note that a turn begins and ends so many characters from the ends of the words."""
+        self._known[before, behind] = lies
+        leads, tails = self._ends.setdefault(kind, (set(), set()))
+        leads.add(before[: lies[0]])
+        tails.add(behind[len(behind) - lies[1] :])
+
+    def find(self, kind: tuple[bool, ...], before: str, behind: str) -> tuple[int, int] | None:
+        """Where a turn between these words begins and ends, if that is known in one way."""
+        if not any(kind):
+            return self._known.get((before, behind))
+        leads, tails = self._ends.get(kind, ((), ()))
+        begins = [len(lead) for lead in leads if before.startswith(lead)]
+        ends = [len(tail) for tail in tails if behind.endswith(tail)]
+        return (begins[0], ends[0]) if len(begins) == len(ends) == 1 else None
 
 
 def _shows(said: str, thought: str, answer: str) -> bool:
@@ -277,11 +322,24 @@ def _shows(said: str, thought: str, answer: str) -> bool:
     return thought in before or thought in behind
 
 
-def _marked(content: str) -> str:
-    """A content with marks around its text, inside the white space that templates may strip."""
-    text = content.strip()
-    at = content.index(text)
-    return f"{content[:at]}{MARK_START}{text}{MARK_END}{content[at + len(text) :]}"
+def _anchor(message: Message) -> str:
+    """A text of a message by which it is found: its content, else the name of its first call."""
+    text: str = message["content"].strip()
+    if not text and (calls := message.get("tool_calls")):
+        text = str(_function(calls[0]).get("name") or "")
+    return text
+
+
+def _marked(message: Message) -> Message:
+    """A message with marks around its anchor, inside the white space that templates may strip."""
+    text, content = _anchor(message), message["content"]
+    marked = f"{MARK_START}{text}{MARK_END}"
+    if content.strip():
+        return {**message, "content": content.replace(text, marked, 1)}
+    first, *others = message["tool_calls"]
+    named = {**_function(first), "name": marked}
+    call = {**first, "function": named} if "function" in first else named
+    return {**message, "tool_calls": [call, *others]}
 
 
 # Calls of tools ----------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +27,7 @@ import numpy as np
 
 from attar.errors import DataError
 from distill.data.bad_rows import RowError
+from distill.data.column_types import ColumnType, common_type, type_of
 
 Row = dict[str, Any]
 NOT_UTF8 = "hold bytes that are not UTF-8; save the file as UTF-8"
@@ -42,13 +42,6 @@ COMPRESSED: dict[str, Callable[[Path], Any]] = {
 }
 SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 SEPARATORS = (",", "\t", ";")
-
-
-@dataclass(frozen=True)
-class ColumnType:
-    """The type of a column's values: string, bool, int64, float64, null, or json: anything."""
-
-    dtype: str
 
 
 class FileRows:
@@ -76,9 +69,9 @@ class FileRows:
                 for name, value in row.items():
                     kinds = found.setdefault(name, set())
                     if value is not None:
-                        kinds.add(_type_of(value))
+                        kinds.add(type_of(value))
                         self.filled[name] = self.filled.get(name, 0) + 1
-        self.features = {name: ColumnType(_common(kinds)) for name, kinds in found.items()}
+        self.features = {name: ColumnType(common_type(kinds)) for name, kinds in found.items()}
 
     @property
     def column_names(self) -> list[str]:
@@ -378,25 +371,3 @@ def _still(kind: Any, cell: str) -> Any:
             pass
         return None
     return kind
-
-
-# Types -------------------------------------------------------------------------------------------
-
-
-def _type_of(value: Any) -> str:
-    if isinstance(value, str):
-        return "string"
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, int):
-        return "int64"
-    return "float64" if isinstance(value, float) else "json"
-
-
-def _common(kinds: set[str]) -> str:
-    """The type of values of several types; whole numbers beside fractions are fractions."""
-    if not kinds:
-        return "null"
-    if kinds == {"int64", "float64"}:
-        return "float64"
-    return kinds.pop() if len(kinds) == 1 else "json"

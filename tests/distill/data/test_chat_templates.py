@@ -270,6 +270,42 @@ def test_a_long_conversation_is_rendered_few_times_and_as_if_turn_by_turn(
     assert tokenize_chats(tokenizer, chat, 1 << 20) == [(ids, labels)]
 
 
+def calling(turns, thoughtless=()):
+    """A question, and a long run of calls, each with thinking but for some."""
+    chat = [ASKED]
+    for i in range(turns):
+        function = {"name": "add", "arguments": {"a": i}}
+        calls = [{"type": "function", "function": function}] * (1 + i % 2)
+        more = {} if i in thoughtless else {"reasoning_content": f"what of {i}"}
+        words = "Let me see." if i % 5 == 0 else ""
+        chat += [said(words, tool_calls=calls, **more), {**RESULT, "content": f"It is {i}."}]
+    return [*chat, said("Four.", reasoning_content="that is it")]
+
+
+def test_a_long_run_of_calls_is_rendered_few_times_and_as_if_turn_by_turn(
+    tokenizer, renderings, monkeypatch
+):
+    """Thinking and calls make every turn another: they are looked for between what is known."""
+    tokenizer.chat_template = STRIPPING
+    chat = calling(90)
+    found = tokenize_chats(tokenizer, chat, 1 << 20)
+    assert len(found) == 1
+    assert sum(renderings) < 16 * len(chat)
+    monkeypatch.setattr(Chat, "_nested", lambda self: None)
+    assert found == tokenize_chats(tokenizer, chat, 1 << 20)
+
+
+@pytest.mark.parametrize("thoughtless", range(12))
+def test_one_turn_without_thinking_among_many_is_not_missed(tokenizer, monkeypatch, thoughtless):
+    """At that turn the template adds an empty thought, which later texts do not have."""
+    tokenizer.chat_template = STRIPPING
+    chat = calling(11, {thoughtless})
+    found = tokenize_chats(tokenizer, chat, 1 << 20)
+    assert len(found) == (2 if thoughtless < 11 else 1)
+    monkeypatch.setattr(Chat, "_nested", lambda self: None)
+    assert found == tokenize_chats(tokenizer, chat, 1 << 20)
+
+
 @pytest.mark.parametrize("template", [STRIPPING, SYSTEM_LAST, WITHOUT_SYSTEM, PLAIN])
 def test_many_turns_are_what_each_of_them_is(tokenizer, template, monkeypatch):
     tokenizer.chat_template = template
