@@ -69,6 +69,7 @@ class Commands:
     def close(self):
         self._server.stdin.close()
         self._server.wait()
+        self._server.stdout.close()
 
 
 @pytest.fixture
