@@ -32,6 +32,8 @@ def check_weights(source: str) -> None:
     if folder is None:
         return
     files = _files(folder)
+    if not files and (ggufs := sorted(folder.glob("*.gguf"))):
+        raise ModelError(f"{source} holds a GGUF file; name the file itself: {ggufs[0]}.")
     if not files and Path(name).is_dir():
         raise ModelError(f"{source} has no weights: there is no {SAFE} and no {BIN}.")
     for file in files:

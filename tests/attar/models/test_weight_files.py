@@ -92,6 +92,12 @@ def test_weights_that_are_missing_are_named(make_model, tmp_path):
         check_weights(str(tmp_path / "model"))
 
 
+def test_a_folder_with_a_gguf_file_tells_to_name_the_file(make_model, tmp_path):
+    file = write_gguf(make_model, tmp_path / "model")
+    with pytest.raises(ModelError, match=f"name the file itself: {file}"):
+        check_weights(str(file.parent))
+
+
 def test_a_body_that_would_be_random_in_part_is_refused(make_model, tmp_path):
     make_model(0).save_pretrained(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
