@@ -92,6 +92,10 @@ def test_where_nothing_is_fit_the_advice_says_what_to_do():
     assert "the best is int8" in advice[0]["sentence"]
 
 
+def test_without_artifacts_there_is_no_advice():
+    assert REPORT.advise({}) == []
+
+
 def test_what_cannot_generate_is_never_advised_for_a_laptop():
     artifacts = {
         "onnx": numbers(10.0, 100, None, runtime="onnxruntime"),
