@@ -115,38 +115,6 @@ def _modes(config: dict[str, Any]) -> tuple[list[PoolingMode], list[str]]:
     return known, [str(name) for name in names if name not in MODE_NAMES]
 
 
-def unlike_its_files(source: str, max_length: int) -> list[str]:
-    """What sentence-transformers does with an encoder's texts, and nobody here does, in words.
-
-    max_length: the longest text, in tokens, that is read.
-    """
-    folder = local_folder(source)
-    if folder is None:
-        return []
-    limits, prompts = (
-        read_json(folder / name) if (folder / name).is_file() else {}
-        for name in (LIMITS_FILE, PROMPTS_FILE)
-    )
-    found = []
-    longest = limits.get("max_seq_length")
-    if isinstance(longest, int) and max_length > longest:
-        found.append(
-            f"it cuts texts at {longest} tokens, and `data.max_length` is {max_length}: beyond "
-            f"{longest} the teacher reads what it was not made for"
-        )
-    if limits.get("do_lower_case"):
-        found.append("it lower-cases texts first; give them so")
-    named = [name for name, text in (prompts.get("prompts") or {}).items() if text]
-    if named:
-        default = prompts.get("default_prompt_name")
-        always = f", `{default}` before every text" if default else ""
-        found.append(
-            f"it knows prompts ({', '.join(named)}){always}; texts are read as they stand, so "
-            "write the prompt into them"
-        )
-    return found
-
-
 def write_pooling(folder: Path, pooling: Pooling, width: int, max_length: int) -> None:
     """Add the files with which sentence-transformers loads a checkpoint as this encoder."""
     names = ["Transformer", "Pooling", *(["Normalize"] if pooling.normalize else [])]

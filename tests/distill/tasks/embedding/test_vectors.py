@@ -13,7 +13,6 @@ from attar.models.pooling import (
     copy_pooling,
     read_pooling,
     text_vectors,
-    unlike_its_files,
     write_pooling,
 )
 from distill.data.batching import collate_texts
@@ -112,20 +111,6 @@ def test_files_of_later_sentence_transformers_say_it_by_one_key(tmp_path, said, 
         (tmp_path / "1_Pooling/config.json").write_text(changed)
         with pytest.raises(ModelError, match=r"pools by .*max; one of mean, cls, last"):
             read_pooling(str(tmp_path))
-
-
-def test_what_sentence_transformers_does_with_texts_is_named(tmp_path):
-    write_pooling(tmp_path, MEAN, 32, 24)
-    (tmp_path / "config.json").write_text("{}")
-    assert unlike_its_files(str(tmp_path), 24) == []
-    assert "cuts texts at 24 tokens" in unlike_its_files(str(tmp_path), 25)[0]
-    limits = {"max_seq_length": 24, "do_lower_case": True}
-    (tmp_path / "sentence_bert_config.json").write_text(json.dumps(limits))
-    prompts = {"prompts": {"query": "query: ", "document": ""}, "default_prompt_name": "query"}
-    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
-    lower, named = unlike_its_files(str(tmp_path), 24)
-    assert "lower-cases" in lower
-    assert "prompts (query), `query` before every text" in named
 
 
 def test_ways_of_pooling_that_are_not_known_are_refused(tmp_path):
