@@ -318,7 +318,9 @@ def main() -> None:
         if "--check" not in sys.argv:
             page.write_text(wanted, encoding="utf8")
         elif wanted != page.read_text(encoding="utf8"):
-            sys.exit(f"{page.parent.name}/{page.name} is stale: python benchmarks/tables.py writes it.")
+            sys.exit(
+                f"{page.parent.name}/{page.name} is stale: python benchmarks/tables.py writes it."
+            )
 
 
 if __name__ == "__main__":

@@ -196,7 +196,7 @@ def test_every_key_is_documented() -> None:
 
 def test_every_key_of_a_term_is_documented() -> None:
     keys = {name for model in TERM_MODELS.values() for name in model.model_fields}
-    own = {name for _, loss in LOSSES.items() for name in loss.parameters()}  # in docs/reference/losses.md
+    own = {name for _, loss in LOSSES.items() for name in loss.parameters()}  # in losses.md
     assert keys - own == set(documented()["train.objective"])
 
 
