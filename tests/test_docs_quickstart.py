@@ -1,4 +1,4 @@
-"""docs/quickstart.md: its rows, recipes, commands and programs, with small teachers."""
+"""The quickstart's rows, recipes, commands and programs run, and whole recipes of other pages."""
 
 from __future__ import annotations
 
@@ -98,3 +98,15 @@ def test_embeddings(shared_data: Find, tmp_path: Path, monkeypatch: Any) -> None
     own = ("teacher.model=teacher", "data.pooling=mean", "student.layers.keep=1")
     printed = Workshop()("run", recipe(3, "vectors.yaml"), *options(*ENCODER, *own)).output
     assert "Spearman" in printed or "spearman" in printed
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guides/choose.md"])
+def test_whole_recipes_of_other_pages_run(page: str, workshop: Any, full_product: None) -> None:
+    pytest.importorskip("xllamacpp")
+    Path("data").mkdir()
+    Path("text.jsonl").rename("data/train.jsonl")
+    Path("shown.yaml").write_text(blocks(text_of(page), "yaml")[0])
+    target = "target" in Path("shown.yaml").read_text()
+    own = [s for s in SMALLER if not (target and s.startswith("student"))]
+    few = ("student.calibration_tokens=200", "train.max_steps=2", "evaluate.tokens=100")
+    assert "fit to ship" in workshop("run", "shown.yaml", *options(*own, *few)).output
