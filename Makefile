@@ -8,7 +8,8 @@
 #   make test-slow   slow tests alone: real models, twenty kills, several processes, full products
 #   make test-all    every test that this machine can run
 #   make bench       every benchmark, small; BENCH= for the full measure
-#   make docs        write docs/losses.md
+#   make docs        write the tables of docs/ that the registries know
+#   make site        the pages as a site in build/site, by zensical; every link is checked
 #   make results     write README's results table from runs/demo
 #   make clean       forget the environment and the caches; runs/ and .demo/ stay
 
@@ -22,7 +23,7 @@ TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 HF_HUB_OF
 PYTEST = $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 SCRIPTS = $(filter-out %/results_table.py %/tables.py %/peak.py %/step_sides.py %/harness.py %/distillkit.py %/held_out.py %/soup_shrink.py,$(wildcard benchmarks/*.py))
 
-.PHONY: demo demo-classification test test-fast test-slow test-all check bench docs results clean
+.PHONY: demo demo-classification test test-fast test-slow test-all check bench docs site results clean
 
 # torch first and alone: pip then takes the build its settings offer (a CPU one, say), and the
 # second command leaves it as it is.
@@ -70,6 +71,10 @@ docs: $(STAMP)
 	$(BIN)/python docs/make_losses.py
 	$(BIN)/python docs/make_conformance.py
 	$(BIN)/python docs/make_deploy.py
+
+site: $(STAMP)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
+	$(BIN)/python docs/make_site.py
 
 results: $(STAMP)
 	$(BIN)/python benchmarks/results_table.py

@@ -1,7 +1,7 @@
 """Codecs of the signal cache: bytes a token on disk against what a student's gradient loses.
 
     python benchmarks/cache_codecs.py --json benchmarks/results/cache_codecs.json \
-        --picture docs/cache_codecs.svg
+        --picture benchmarks/cache_codecs.png
 
 Teacher: SmolLM2-135M-Instruct; students: 22 of its 30 blocks, freshly cut, and distilled for a
 while (`--student`, or trained here by examples/demo.yaml). Text: WikiText-2 and Jane Austen, both

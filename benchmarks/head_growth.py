@@ -1,7 +1,7 @@
 """How the head's time and memory grow with the vocabulary, the tokens and the chunk.
 
     python benchmarks/head_growth.py --json benchmarks/results/head_growth.json \\
-        --picture docs/head_growth.png
+        --picture benchmarks/head_growth.png
 
 `head_losses` alone: forward and both gradients of a sparse forward KL (32 entries and the tail)
 with 0.1 cross-entropy, H = 576, random hidden states. floor: the three matrix products that any

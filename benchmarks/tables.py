@@ -1,4 +1,4 @@
-"""Write what the benchmarks found into the docs that name them; --check: fail where stale.
+"""Write what the benchmarks found into their pages; --check: fail where one is stale.
 
 python benchmarks/tables.py
 """
@@ -12,8 +12,9 @@ from typing import Any
 
 from attar.files import read_json
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+CHOOSING = HERE.parent / "docs" / "guides" / "choose.md"
 
 
 def codecs_block(found: dict[str, Any]) -> str:
@@ -115,6 +116,30 @@ def trainable_block(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def memory_block(found: dict[str, Any]) -> str:
+    """A line a choice: what the plan said and what a training step took."""
+    lines = ["| choice | planned MiB | measured MiB |", "|---|---:|---:|"]
+    for row in found["rows"]:
+        choice = f"{row['method']}, {row['optimizer']}"
+        choice += ", gradient checkpointing" if row["checkpointing"] else ""
+        lines.append(f"| {choice} | {row['planned MiB']:,} | {row['measured MiB']:,} |")
+    return "\n".join(lines)
+
+
+def deploy_block(found: dict[str, Any]) -> str:
+    """A line a model: quality, what it keeps of what the adapter recovers, size and speed."""
+    lines = [
+        "| model | perplexity | KL | of the adapter's gain | MB | generated tokens/s |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {row['model']} | {row['perplexity']:.2f} | {row['KL']:.3f} | {row['recovered']} "
+        f"| {row['MB']:.0f} | {row['generate t/s']:.1f} |"
+        for row in found["rows"]
+    ]
+    return "\n".join(lines)
+
+
 def _result(name: str) -> dict[str, Any]:
     found: dict[str, Any] = read_json(RESULTS / f"{name}.json")
     return found
@@ -166,6 +191,74 @@ def pruning_block(*found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+# What docs/guides/choose.md shows of them ------------------------------------------------------
+
+
+def choose_students_block(*found: dict[str, Any]) -> str:
+    """Perplexity by the teacher's: a line a size, way of cutting and healing."""
+    lines = [
+        "| parameters | cut along | trained on | on text like the training's | on other text |",
+        "|---|---|---|---:|---:|",
+    ]
+    ways = {"depth": "blocks", "width": "heads, neurons, channels", "search": "all (`target`)"}
+    rows = {}
+    for row in (row for one in found for row in one["rows"]):
+        parsed = re.fullmatch(r"(\d+)% less, (\w+): healed on ([\d,]+)", _kind(row))
+        if parsed is not None:
+            less, way, tokens = parsed.groups()
+            rows[int(less), list(ways).index(way), int(tokens.replace(",", ""))] = row
+    for (less, way, tokens), row in sorted(rows.items()):
+        lines.append(
+            f"| {less}% fewer | {list(ways.values())[way]} | {tokens:,} tokens "
+            f"| x {row['wiki ratio']:.2f} | x {row['WikiText-2 ratio']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _kind(row: dict[str, Any]) -> str:
+    return f"{row['student']}: {row['state']}"
+
+
+USE_OF_CODECS = {
+    "hybrid k=32": "`forward_kl`, disk is short",
+    "hybrid k=64": "`forward_kl`: take this one",
+    "nucleus mass=0.95 k=64": "other divergences, other temperatures",
+    "topk k=64": "the same; simplest to read from other programs",
+    "final_hidden kl=0.0025": "any divergence at any temperature, `logit_mse`",
+}
+
+
+def choose_codecs_block(found: dict[str, Any]) -> str:
+    """A line a codec worth choosing: when, bytes a token, error of a batch's gradient."""
+    rows = {row["codec"]: row for row in found["rows"][::-1]}
+    lines = [
+        "| codec | when | bytes a token | 10 million tokens | error of a batch's gradient |",
+        "|---|---|---:|---:|---:|",
+    ]
+    lines += [
+        f"| `{name}` | {use} | {rows[name]['bytes/token']:.0f} "
+        f"| {rows[name]['bytes/token'] / 100:.1f} GB | {rows[name]['summed error']:.1%} |"
+        for name, use in USE_OF_CODECS.items()
+    ]
+    return "\n".join(lines)
+
+
+def choose_artifacts_block(found: dict[str, Any]) -> str:
+    """A line an artifact: size, perplexity by the unquantised student's, speed."""
+    lines = [
+        "| artifact | MB | perplexity, of the unquantised | generated tokens/s |",
+        "|---|---:|---:|---:|",
+    ]
+    arms = ("init", "finetune", "distill", "specialized")
+    lines += [
+        f"| `{row['model']}` | {row['MB']:.0f} | {row['of unquantised'] - 1:+.1%} "
+        f"| {row['generate t/s']:.0f} |"
+        for row in found["rows"]
+        if row["model"] not in arms and "nearest" not in row["model"]
+    ]
+    return "\n".join(lines)
+
+
 def _mean_and_range(values: list[float]) -> str:
     return f"{sum(values) / len(values):.1%} ({min(values):.1%} to {max(values):.1%})"
 
@@ -173,7 +266,7 @@ def _mean_and_range(values: list[float]) -> str:
 def pages() -> dict[Path, str]:
     """The pages as the results want them."""
     blocks = {
-        "cache.md": {
+        "codecs.md": {
             "codecs": codecs_block(_result("cache_codecs")),
             "layers": layers_block(_result("layer_codecs")),
             "students": students_block(_result("cache_students")),
@@ -197,15 +290,24 @@ def pages() -> dict[Path, str]:
             )
         },
         "transfer.md": {"trainable": trainable_block(_result("trainable"))},
+        "specialize.md": {"memory": memory_block(_result("memory"))},
+        "deploy.md": {"deploy": deploy_block(_result("deploy"))},
     }
-    return {ROOT / "docs" / name: _filled(name, own) for name, own in blocks.items()}
+    made = {HERE / name: _filled(HERE / name, own) for name, own in blocks.items()}
+    guide = {
+        "choose students": choose_students_block(_result("pruning"), _result("pruning_heal")),
+        "choose codecs": choose_codecs_block(_result("cache_codecs")),
+        "choose methods": memory_block(_result("memory")),
+        "choose artifacts": choose_artifacts_block(_result("deploy")),
+    }
+    return {**made, CHOOSING: _filled(CHOOSING, guide)}
 
 
-def _filled(page: str, blocks: dict[str, str]) -> str:
-    text = (ROOT / "docs" / page).read_text(encoding="utf8")
+def _filled(page: Path, blocks: dict[str, str]) -> str:
+    text = page.read_text(encoding="utf8")
     for name, block in blocks.items():
         pattern = rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)"
-        assert re.search(pattern, text, re.S), f"docs/{page} has no place for {name}"
+        assert re.search(pattern, text, re.S), f"{page.name} has no place for {name}"
         text = re.sub(pattern, rf"\g<1>{block}\n\g<2>", text, flags=re.S)
     return text
 
@@ -216,7 +318,9 @@ def main() -> None:
         if "--check" not in sys.argv:
             page.write_text(wanted, encoding="utf8")
         elif wanted != page.read_text(encoding="utf8"):
-            sys.exit(f"docs/{page.name} is stale: python benchmarks/tables.py writes it.")
+            sys.exit(
+                f"{page.parent.name}/{page.name} is stale: python benchmarks/tables.py writes it."
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measure what every loss keeps and write it into docs/conformance.md.
+"""Measure what every loss keeps and write it into docs/reference/conformance.md.
 
 It runs tests/distill/objective/test_conformance.py and writes the errors that the tests measured;
 `--check` exits with 1 where the page's losses, properties or codecs are not those registered.
@@ -22,13 +22,13 @@ import pytest  # noqa: E402
 
 from tests.helpers.conformance import EXACT, LOSSES, PROPERTIES, SOURCES, refusal  # noqa: E402
 
-PAGE = Path(__file__).with_name("conformance.md")
+PAGE = Path(__file__).parent / "reference" / "conformance.md"
 TESTS = ROOT / "tests/distill/objective/test_conformance.py"
 Measured = dict[tuple[str, str, str], float]  # (property, loss, source) -> error
 LOSS_OF_CODEC = "cache_for_the_teacher"
 HEAD = """# Conformance
 
-Written by `docs/make_conformance.py` from what
+What every loss and codec was seen to keep. Written by `docs/make_conformance.py` from what
 `tests/distill/objective/test_conformance.py` measured, on a tiny teacher and student with random
 weights, for every registered loss and every codec that serves it. A new loss or codec is enrolled
 by being registered.
@@ -73,7 +73,7 @@ def measure() -> Measured:
     collector = Collector()
     status = pytest.main(["-q", "--no-header", "--rootdir", str(ROOT), str(TESTS)], [collector])
     if status != 0:
-        sys.exit("docs/conformance.md was not written: its tests fail.")
+        sys.exit("docs/reference/conformance.md was not written: its tests fail.")
     return collector.measured
 
 

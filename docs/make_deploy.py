@@ -1,5 +1,6 @@
-"""Write the tables of artifacts and of tuning methods from their registries into docs/deploy.md and
-docs/specialize.md; `--check` exits with 1 where one is stale.
+"""Write the tables of artifacts and of tuning methods from their registries into
+docs/reference/artifacts.md and docs/guides/specialize.md; `--check` exits with 1 where one is
+stale.
 
 What stands outside the markers of those pages is written by hand and left as it is.
 
@@ -49,7 +50,10 @@ def methods() -> str:
     return "\n".join(rows)
 
 
-PAGES = {"deploy.md": ("artifacts", artifacts), "specialize.md": ("methods", methods)}
+PAGES = {
+    "reference/artifacts.md": ("artifacts", artifacts),
+    "guides/specialize.md": ("methods", methods),
+}
 
 
 def page(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Write the losses into docs/losses.md from their registry; `--check` exits with 1 where stale.
+"""Write the losses into docs/reference/losses.md; `--check` exits with 1 where they are stale.
 
 What stands outside the two markers of that page is written by hand and left as it is.
 
@@ -18,7 +18,7 @@ from distill.objective.losses import LOSSES, Loss
 from distill.objective.terms import TERM_MODELS, check_served
 from teachers.codecs.codec import CODECS
 
-PAGE = Path(__file__).with_name("losses.md")
+PAGE = Path(__file__).parent / "reference" / "losses.md"
 READS = {
     "distribution": "the teacher's next-token distribution",
     "labels": "the text's own next token",

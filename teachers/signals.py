@@ -48,7 +48,7 @@ class SparseDistribution:
         return SparseDistribution(ids_NK, logprobs_NK, tail_N, self.closed)
 
     def without_tail(self, tail: Tail) -> SparseDistribution:
-        """Remove the tail, as other toolkits do: see `tail` in docs/losses.md.
+        """Remove the tail, as other toolkits do: see `tail` in docs/reference/losses.md.
 
         `drop`: keep the weights. `renormalize`: scale them to sum to one, so that the teacher gives
         all other ids no mass. `renormalize_both`: renormalise the student over the entries too.

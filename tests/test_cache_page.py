@@ -1,4 +1,4 @@
-"""docs/cache.md: its programs read a cache, its tables name what a shard holds."""
+"""docs/reference/cache.md: its programs read a cache, its tables name what a shard holds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def small_cache(url: Path, config: CacheConfig) -> SignalStore:
 
 def read_as_documented(number: int, folder: Path) -> dict[str, Any]:
     """What the page's program leaves, run on a cache."""
-    code = blocks(text_of("docs/cache.md"), "python")[number]
+    code = blocks(text_of("docs/reference/cache.md"), "python")[number]
     names: dict[str, Any] = {}
     exec(code.replace('"runs/demo/cache"', repr(str(folder))), names)
     return names
@@ -68,7 +68,7 @@ def test_the_cache_reads_as_its_page_says(tmp_path: Path) -> None:
     manifest = names["manifest"]
     checksum = manifest.pop("checksum")
     assert fingerprint(manifest) == checksum
-    page = spans(text_of("docs/cache.md"))
+    page = spans(text_of("docs/reference/cache.md"))
     for key, value in manifest.items():
         inner = [f"{key}.{name}" for name in value] if isinstance(value, dict) else [key]
         assert key in page or set(inner) <= set(page), key
@@ -131,7 +131,7 @@ def check_columns(codec: str, layer_codec: str, tmp_path: Path) -> None:
     rows = pa.ipc.open_file(tmp_path / "shards" / "00000.arrow").read_all()
     table = {}
     for names, kind in re.findall(
-        r"^\| (`\w+`[^|]*) \| (\w[^|]*) \|", text_of("docs/cache.md"), re.M
+        r"^\| (`\w+`[^|]*) \| (\w[^|]*) \|", text_of("docs/reference/cache.md"), re.M
     ):
         table.update(dict.fromkeys(_expand(names), kind))
     for field in rows.schema:

@@ -1,4 +1,4 @@
-"""Nothing is only shown: commands exist, recipes are valid, keys and defaults are the recipe's."""
+"""The reference is the program's: losses, keys and defaults of the recipe, schema of the report."""
 
 from __future__ import annotations
 
@@ -9,12 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, get_args
 
-import click
-import pytest
-from click.testing import CliRunner
 from pydantic import BaseModel, TypeAdapter
 
-import distill.commands.main as cli
 from attar.errors import RecipeError
 from distill.objective.losses import LOSSES
 from distill.objective.terms import TERM_MODELS
@@ -27,7 +23,11 @@ from distill.training.config import LoopConfig
 from distill.training.train_config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "benchmarks").glob("*.md")),
+]
 RECIPES = [*ROOT.glob("distill/tasks/*/starter.yaml"), *ROOT.glob("examples/*.yaml")]
 LEAST = {"data": {"train": "x"}, "teacher": {"model": "x"}, "student": {}}
 
@@ -49,62 +49,7 @@ def spans(text: str) -> list[str]:
     return re.findall(r"`([^`\n]+)`", text)
 
 
-# Links and commands ----------------------------------------------------------------------------
-
-
-def test_links_lead_to_files() -> None:
-    broken = []
-    for page in PAGES:
-        links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf8"))
-        local = [link for link in links if "://" not in link]
-        broken += [(shown(page), link) for link in local if not (page.parent / link).exists()]
-    assert broken == []
-
-
-def commands_in(text: str) -> set[str]:
-    """Every `distill ...` of a page, in a code span or alone on an indented line."""
-    lines = [line.strip() for line in re.findall(r"^ {4}(distill .*)$", text, flags=re.M)]
-    return {found for found in [*lines, *spans(text)] if found.startswith("distill ")}
-
-
-def command_fault(command: str) -> str | None:
-    """What is wrong with a command that a page shows."""
-    here: click.Command = cli.main
-    path, words = [], command.split()[1:]
-    while isinstance(here, click.Group):
-        if not words or words[0] not in here.commands:
-            return f"there is no `{command}`"
-        path.append(words.pop(0))
-        here = here.commands[path[-1]]
-    if CliRunner().invoke(cli.main, [*path, "--help"]).exit_code != 0:
-        return f"`{command}` has no help"
-    known = {name for parameter in here.params for name in parameter.opts}
-    unknown = {word for word in words if word.startswith("-")} - known
-    return f"`{command}` has no {sorted(unknown)}" if unknown else None
-
-
-def test_commands_exist() -> None:
-    commands = {c for page in PAGES for c in commands_in(page.read_text(encoding="utf8"))}
-    assert commands
-    assert [fault for command in sorted(commands) if (fault := command_fault(command))] == []
-
-
-def test_readme_names_every_command() -> None:
-    named = {" ".join(command.split()[1:3]) for command in commands_in(text_of("README.md"))}
-    for name, command in cli.main.commands.items():
-        inner = command.commands if isinstance(command, click.Group) else {"": None}
-        for sub in inner:
-            wanted = f"{name} {sub}".strip()
-            assert any(f"{found} ".startswith(f"{wanted} ") for found in named), wanted
-
-
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/losses.md", ".ci/run"])
-def test_make_targets_exist(name: str) -> None:
-    targets = set(re.findall(r"^([a-z-]+):", text_of("Makefile"), flags=re.M))
-    lines = re.findall(r"(?:^ *|`)(?:\w+=\S+ )*make ([a-z -]+?)(?:`| *#|$)", text_of(name), re.M)
-    named = {word for line in lines for word in line.split()}
-    assert named
-    assert named <= targets
+# README ----------------------------------------------------------------------------------------
 
 
 def test_readme_holds_the_place_of_the_results() -> None:
@@ -125,7 +70,7 @@ def make_losses() -> ModuleType:
 
 
 def test_the_page_of_losses_is_fresh() -> None:
-    assert make_losses().page() == text_of("docs/losses.md"), "run `make docs`"
+    assert make_losses().page() == text_of("docs/reference/losses.md"), "run `make docs`"
 
 
 # Recipes ---------------------------------------------------------------------------------------
@@ -140,19 +85,6 @@ def test_shipped_recipes_are_valid() -> None:
         except RecipeError as error:
             refused.append(f"{shown(path)}: {error}")
     assert refused == []
-
-
-def test_the_recipe_of_the_readme_is_valid() -> None:
-    (recipe,) = blocks(text_of("README.md"), "yaml")
-    check_recipe(parse_yaml(recipe, "README.md"))
-
-
-@pytest.mark.parametrize("name", ["docs/recipe.md", "docs/losses.md", "docs/classification.md"])
-def test_parts_of_recipes_in_the_documents_are_valid(name: str) -> None:
-    parts = blocks(text_of(name), "yaml")
-    assert parts
-    for part in parts:
-        check_recipe({**LEAST, **parse_yaml(part, name)})
 
 
 def models_of(annotation: Any) -> list[type[BaseModel]]:
@@ -183,10 +115,10 @@ def models_at(path: str) -> list[type[BaseModel]]:
 
 
 def documented() -> dict[str, dict[str, str]]:
-    """Default, as written, of each key of each table of docs/recipe.md, by section."""
+    """Default, as written, of each key of each table of docs/reference/recipe.md, by section."""
     tables: dict[str, dict[str, str]] = {}
     section = ""
-    for line in text_of("docs/recipe.md").splitlines():
+    for line in text_of("docs/reference/recipe.md").splitlines():
         if line.startswith("#"):
             section = line.strip("# `") if "`" in line else ""
         elif row := re.match(r"\| `([\w.]+)` \| (required|`[^`]*`) \|", line):
@@ -264,7 +196,7 @@ def test_every_key_is_documented() -> None:
 
 def test_every_key_of_a_term_is_documented() -> None:
     keys = {name for model in TERM_MODELS.values() for name in model.model_fields}
-    own = {name for _, loss in LOSSES.items() for name in loss.parameters()}  # in docs/losses.md
+    own = {name for _, loss in LOSSES.items() for name in loss.parameters()}  # in losses.md
     assert keys - own == set(documented()["train.objective"])
 
 
@@ -309,4 +241,4 @@ def _in_manifest(span: str) -> bool:
 
 
 def test_the_schema_of_the_report_is_the_documented_one() -> None:
-    assert f"| `schema` | {SCHEMA} |" in text_of("docs/report.md")
+    assert f"| `schema` | {SCHEMA} |" in text_of("docs/reference/report.md")

@@ -6,8 +6,8 @@ Legend: N tokens counted, O outcomes (V ids; or K entries and `the rest`), V voc
 
 A loss over distributions sees log-probabilities of the same outcomes for student and teacher, so
 one definition serves the full vocabulary, every sparse codec, and classes; they are finite.
-Temperature (both at T, value times T^2) is applied by the objective. docs/losses.md is generated
-from this registry.
+Temperature (both at T, value times T^2) is applied by the objective.
+docs/reference/losses.md is generated from this registry.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def loss(
     ordered: bool = False,
     source: str,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Register a loss; this enrols it in the recipe, the tests and the table of docs/losses.md."""
+    """Register a loss; this enrols it in the recipe, the tests and docs/reference/losses.md."""
 
     def enrol(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         properties = (divergence, linear, full, needs_mass, ordered)

@@ -1,6 +1,6 @@
 """Stage `report`: what every model measured, what it cost, and whether distilling helped.
 
-docs/report.md documents the schema. The report of the task says what its numbers mean
+docs/reference/report.md documents the schema. The report of the task says what its numbers mean
 (`distill/report/task_report.py`).
 """
 

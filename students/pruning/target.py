@@ -174,7 +174,7 @@ class TargetConfig(Section):
         outside, whole = costs.outside_blocks(smallest), costs.parameters(smallest)
         way = (
             f"{outside / 1e6:,.2f}M of its {whole / 1e6:,.2f}M parameters are embeddings and head; "
-            'cut the vocabulary first (docs/pruning.md, "Fewer ids")'
+            'cut the vocabulary first (docs/guides/pruning.md, "Fewer ids")'
             if outside > whole / 2
             else f"{(whole - outside) / 1e6:,.2f}M of its {whole / 1e6:,.2f}M parameters are blocks"
         )

@@ -1,8 +1,8 @@
 """One shard: examples as rows of an ordinary Arrow file, in record batches compressed with zstd.
 
-A batch holds about 4,096 tokens and must be unpacked to read one example. docs/cache.md describes
-the columns. Files are read as untrusted input: the unpacked size of a batch is checked before it is
-unpacked, and every row must have as many numbers as its tokens need.
+A batch holds about 4,096 tokens and must be unpacked to read one example. The columns
+are described in docs/reference/cache.md. Files are read as untrusted input: the unpacked size of a
+batch is checked before it is unpacked, and every row must have as many numbers as its tokens need.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
 A shard counts once its entry exists, so a kill at any byte loses only the shard in flight. Rows
 are keyed by content: nothing depends on order, batch size or the number of processes. An entry
 names the manifest and the assets it was made for, so files of two caches are never mixed up.
-docs/cache.md describes the format for other programs.
+docs/reference/cache.md describes the format for other programs.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class FinalHidden(Section):
         """Accept every temperature: the full distribution is known."""
 
     def bytes_per_token(self, vocabulary: int, width: int) -> float:
-        """As measured on English text (docs/cache.md): half a bit more when the KL is halved."""
+        """As measured (benchmarks/codecs.md): half a bit more when the KL is halved."""
         return width * max(0.5, 4.95 - 0.5 * log2(self.kl / 1e-3)) / 8
 
 

@@ -101,7 +101,7 @@ class Hybrid(Section):
         check_drawn_temperature(self.name, temperature)
 
     def bytes_per_token(self, vocabulary: int, width: int) -> float:
-        """As measured on English text (docs/cache.md): about half of k entries at 1.5 bytes."""
+        """As measured (benchmarks/codecs.md): about half of k entries at 1.5 bytes."""
         return 1.0 + 1.35 * float(self.k**0.83)
 
 

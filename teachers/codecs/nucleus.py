@@ -91,6 +91,6 @@ class Nucleus(Section):
         check_stored_temperature(self.temperatures, temperature)
 
     def bytes_per_token(self, vocabulary: int, width: int) -> float:
-        """As measured on English text (docs/cache.md); the cap k counts where it is reached."""
+        """As measured (benchmarks/codecs.md); the cap k counts where it is reached."""
         entries = float((min(self.k, vocabulary) * self.mass) ** 0.85)
         return 1.0 + 2.3 * entries + 2 * len(self.temperatures)

@@ -4,7 +4,7 @@ Ids take most of a sparse cache. Here a token's entries are sorted by the *rank*
 often the teacher predicts it, learned from a sample; rank 0 is the most frequent), and the gap to
 the previous entry's rank is stored: sorting saves log2(n!) bits a token, and common ids have short
 gaps. Gaps and codes are split into byte planes (`entry_gap_0` is the low byte), which the shards'
-zstd then codes by their frequencies. docs/cache.md says how much each step saves.
+zstd then codes by their frequencies. benchmarks/codecs.md says how much each step saves.
 
 Legend: N tokens, E entries of all tokens, V vocabulary, K entries of the longest token.
 """

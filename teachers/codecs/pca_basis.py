@@ -57,7 +57,7 @@ class Basis(Section):
         return unit_NH * torch.from_numpy(columns["_scale"].copy()).to(unit_NH.device)[:, None]
 
     def bytes_per_token(self, width: int) -> float:
-        """As measured (docs/cache.md); the true number depends on the layer."""
+        """As measured (benchmarks/codecs.md); the true number depends on the layer."""
         return 4 + width * max(0.5, 2.8 - 0.95 * log2(self.step / 0.4)) / 8
 
 

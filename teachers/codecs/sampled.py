@@ -71,5 +71,5 @@ class Sampled(Section):
         check_drawn_temperature(self.name, temperature)
 
     def bytes_per_token(self, vocabulary: int, width: int) -> float:
-        """As measured on English text (docs/cache.md)."""
+        """As measured on English text (benchmarks/codecs.md)."""
         return 1.0 + 1.35 * float(self.draws**0.83)

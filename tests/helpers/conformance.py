@@ -3,7 +3,7 @@
 A pair is a registered loss and a source of the teacher's signals: a registered codec, the teacher
 `online`, `classes` (known logits, as in sequence classification), or the `text` alone. Losses and
 codecs are enrolled by their registries; what a pair cannot have is read from their flags.
-docs/make_conformance.py writes the measured errors into docs/conformance.md.
+docs/make_conformance.py writes the measured errors into docs/reference/conformance.md.
 """
 
 import copy

@@ -110,7 +110,7 @@ def test_too_few_tokens_are_bad_usage(workshop):
 
 
 def test_its_page_names_every_check_in_their_order():
-    page = (Path(__file__).parents[3] / "docs/doctor.md").read_text(encoding="utf8")
+    page = (Path(__file__).parents[3] / "docs/reference/doctor.md").read_text(encoding="utf8")
     assert re.findall(r"^\| `([a-z ]+)` \|[^|]+\|[^|]+\|$", page, flags=re.M) == NAMES
     shown = re.findall(r"^(?:pass|FAIL|warn|n\.a\.) +([a-z ]+?)  +\S", page, flags=re.M)
     assert shown[: len(NAMES)] == NAMES

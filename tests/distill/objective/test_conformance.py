@@ -1,7 +1,7 @@
 """Every registered loss on every registered codec that serves it, and the refusal of the others.
 
 Errors and limits are those of `conformance.py`; docs/make_conformance.py runs this file and writes
-what it measured into docs/conformance.md.
+what it measured into docs/reference/conformance.md.
 """
 
 import re

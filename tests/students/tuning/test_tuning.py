@@ -225,7 +225,7 @@ def test_a_weight_adapter_changes_nothing_at_first(row, shop):
 
 
 def test_every_method_has_its_table_of_keys():
-    page = (Path(__file__).parents[3] / "docs/recipe.md").read_text(encoding="utf8")
+    page = (Path(__file__).parents[3] / "docs/reference/recipe.md").read_text(encoding="utf8")
     tables = set(re.findall(r"^### `specialize\.(\w+)`$", page, flags=re.M))
     assert tables == set(METHODS) - {"head"}
 
