@@ -14,10 +14,10 @@ from tokenizers.processors import TemplateProcessing
 from attar.errors import DataError
 from distill.data.config import DataConfig
 from distill.data.examples import Examples, key_of
-from distill.data.prepare import data_faults, prepare
 from distill.data.row_formats import RowFormat
 from distill.data.tokenize import IGNORE, tokenize_document, windows
 from tests.helpers.chatting import tokenize_chat
+from tests.helpers.preparing import texts, write_jsonl
 
 CHAT = [
     {"role": "system", "content": "Be kind."},
@@ -27,36 +27,6 @@ CHAT = [
     {"role": "assistant", "content": "Yes: über-sure, 四."},
 ]
 REPLIES = "It is four.<|im_end|>Yes: über-sure, 四.<|im_end|>"
-
-
-def texts(number, words=12):
-    return [f"document {i} " + " ".join(f"w{i}x{j}" for j in range(words)) for i in range(number)]
-
-
-def write_jsonl(path, rows):
-    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
-    return str(path)
-
-
-@pytest.fixture
-def prepared(tmp_path, tokenizer):
-    """`prepared(rows or a source or a tuple of them)`: training and held-out examples.
-
-    The validation part has a source of its own, so that the rows are divided in two.
-    """
-
-    def make(source, *, seed=0, folder="data", tokenizer=tokenizer, **config):
-        column = config.get("text_column", "text")
-        chosen_on = write_jsonl(tmp_path / "chosen_on.jsonl", [{column: "a text that chooses"}])
-        if isinstance(source, list):
-            source = write_jsonl(tmp_path / "train.jsonl", source)
-        source = list(source) if isinstance(source, tuple) else source
-        keys = {"train": source, "validation": chosen_on, "max_length": 32, **config}
-        config = DataConfig.model_validate(keys)
-        made = prepare(config, tokenizer, "id", seed, tmp_path / folder)
-        return Examples(made / "train.arrow"), Examples(made / "held_out.arrow")
-
-    return make
 
 
 def decode(tokenizer, examples):
@@ -367,38 +337,3 @@ def test_failed_preparation_leaves_the_last_one(prepared, tmp_path):
     with pytest.raises(DataError):
         prepared(source)
     assert Examples(tmp_path / "data" / "train.arrow").keys == before
-
-
-# Damage -------------------------------------------------------------------------------------------
-
-EXAMPLE_FILES = ("train.arrow", "validation.arrow", "held_out.arrow", "stats.json", "files.json")
-
-
-@pytest.mark.parametrize("name", EXAMPLE_FILES)
-@pytest.mark.parametrize("damage", ["flipped", "truncated", "deleted"])
-def test_damaged_examples_are_named_and_made_again(prepared, tmp_path, caplog, name, damage):
-    prepared([{"text": text} for text in texts(20)])
-    folder = tmp_path / "data"
-    before = {one: (folder / one).read_bytes() for one in EXAMPLE_FILES}
-    assert data_faults(folder) == {}
-    data = bytearray(before[name])
-    data[len(data) // 2] ^= 1
-    if damage == "deleted":
-        (folder / name).unlink()
-    else:
-        (folder / name).write_bytes(data if damage == "flipped" else data[: len(data) // 2])
-    assert list(data_faults(folder)) == [name]
-    prepared([{"text": text} for text in texts(20)])
-    assert f"{folder / name}" in caplog.text
-    assert "made again" in caplog.text
-    assert {one: (folder / one).read_bytes() for one in EXAMPLE_FILES} == before
-
-
-def test_examples_of_another_version_of_a_library_are_made_again(prepared, tmp_path, monkeypatch):
-    prepared([{"text": text} for text in texts(20)])
-    stamp = (tmp_path / "data/train.arrow").stat().st_mtime_ns
-    prepared([{"text": text} for text in texts(20)])
-    assert (tmp_path / "data/train.arrow").stat().st_mtime_ns == stamp
-    monkeypatch.setattr("attar.libraries.version", lambda name: "99.1.0")
-    prepared([{"text": text} for text in texts(20)])
-    assert (tmp_path / "data/train.arrow").stat().st_mtime_ns != stamp
