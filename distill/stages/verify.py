@@ -12,7 +12,8 @@ from attar.files import read_json_object
 from distill.data.prepare import data_faults
 from distill.run.context import Run
 from distill.stages.stage import STAGES
-from students.artifacts.artifact import check_whole
+from distill.training.checkpoint import damage_of, step_of_learned
+from students.artifacts.artifact import check_whole, failure_of
 from teachers.cache.store import SignalStore
 from teachers.cache_tools.verify import verify as verify_cache
 
@@ -28,10 +29,11 @@ class Verified:
 
 
 def verify_run(run: Run) -> list[Verified]:
-    """What each stage left, the data, the cache, the artifacts; parts that are not there are left
-    out.
+    """What each stage left, the data, the cache, checkpoints, artifacts, features; parts that are
+    not there are left out.
     """
-    return [*_stages(run), *_data(run), *_cache(run), *_artifacts(run), *_features(run)]
+    parts = (_stages, _data, _cache, _checkpoints, _artifacts, _features)
+    return [one for part in parts for one in part(run)]
 
 
 def verified_rows(found: list[Verified]) -> list[list[str]]:
@@ -77,10 +79,24 @@ def _cache(run: Run) -> Iterator[Verified]:
     yield Verified("cache", len(entries), sum(one["bytes"] for one in entries.values()), faults)
 
 
+def _checkpoints(run: Run) -> Iterator[Verified]:
+    """What trainings go on from, and the best weights beside it."""
+    for progress in sorted(run.folder.path.glob("**/last/progress.json")):
+        last, best = progress.parent, progress.parent.parent / "best.safetensors"
+        faults = [fault for fault in [damage_of(last)] if fault is not None]
+        if best.is_file():
+            try:
+                step_of_learned(best)
+            except UserError as error:
+                faults.append(str(error))
+        name = str(last.relative_to(run.folder.path))
+        yield _checked(name, [last, best], faults)
+
+
 def _artifacts(run: Run) -> Iterator[Verified]:
     for name in run.artifacts:
         folder, faults = run.folder.artifact(name), []
-        if folder.is_dir():
+        if folder.is_dir() and failure_of(folder) is None:
             try:
                 check_whole(folder)
             except UserError as error:
