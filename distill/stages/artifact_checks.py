@@ -81,21 +81,6 @@ def _packed(what: str, key: str) -> RecipeError:
     )
 
 
-def check_student_is_plain(run: Run) -> None:
-    """The model that becomes the student, cut or whole, is not quantised on disk."""
-    if isinstance(run.recipe.student.from_, dict) or run.cut_model.endswith(".gguf"):
-        return
-    found = getattr(run.uncut_config, "quantization_config", None)
-    if found is None:
-        return
-    method = found.get("quant_method") if isinstance(found, dict) else found.quant_method
-    raise ModelError(
-        f"{run.cut_model} is quantised on disk ({getattr(method, 'value', method)}), and a student "
-        "learns in full precision: name in `student.from` the checkpoint that it was made from, "
-        "or save a copy after `model.dequantize()`."
-    )
-
-
 def check_gguf_tokenizer(run: Run) -> None:
     """llama.cpp can give the tokenizer's ids, of texts and of conversations."""
     names = [name for name in run.artifacts if ARTIFACTS[name].runtime == "llama.cpp"]

@@ -31,7 +31,6 @@ from distill.stages.artifact_checks import (
     check_forms,
     check_gguf_tokenizer,
     check_int8_packing,
-    check_student_is_plain,
     check_teacher_form,
 )
 from distill.stages.made_files import check_made
@@ -66,7 +65,6 @@ def check_before_work(run: Run) -> None:
         check_artifact_packages,
         check_gguf_tokenizer,
         check_teacher_form,
-        check_student_is_plain,
         check_int8_packing,
         check_recover,
         check_downstream_tasks,

@@ -156,7 +156,7 @@ def test_a_teacher_that_knows_less_is_a_warning(finding, make_model, tokenizer):
 
 
 def test_a_window_whose_labels_are_not_shifted(finding, monkeypatch):
-    def unshifted(ids, max_length):
+    def unshifted(ids, max_length, first=None):
         for start in range(0, max(1, len(ids) - 1), max_length - 1):
             piece = ids[start : start + max_length]
             if len(piece) >= 2:
@@ -209,8 +209,8 @@ def test_an_end_of_turn_that_does_not_count(finding, monkeypatch):
 def test_a_document_whose_end_does_not_count(finding, monkeypatch):
     right = tokenize.windows
 
-    def without_end(ids, max_length):
-        yield from right(ids[:-1], max_length)
+    def without_end(ids, max_length, first=None):
+        yield from right(ids[:-1], max_length, first)
 
     monkeypatch.setattr(tokenize, "windows", without_end)
     caught(finding("mask"), "not all but the first")
@@ -351,7 +351,7 @@ def test_a_resume_that_forgets(finding, monkeypatch, what):
             Checkpoint, "_load_weights", lambda self, models, folder: models.clear()
         )
     else:
-        monkeypatch.setattr(Checkpoint, "load", lambda self: None)
+        monkeypatch.setattr(Checkpoint, "find", lambda self, name, why_useless: None)
     caught(finding("resume"), "steps more" if what == "step" else "after a kill")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from attar.checksums import record_files
 from distill.commands.main import main
 from distill.doctor.diagnose import examine
 from distill.doctor.findings import CHECKS
@@ -41,12 +42,15 @@ def test_a_healthy_recipe_passes_and_leaves_nothing_behind(workshop):
 
 def test_a_tokenizer_with_two_ids_swapped(workshop, open_run):
     """In the folder that was saved; where the recipe names such a student, nothing is begun."""
-    open_run()
+    folder = open_run().folder
     file = Path("run/student/tokenizer.json")
     content = json.loads(file.read_text())
     ids = content["model"]["vocab"]
     ids["a"], ids["b"] = ids["b"], ids["a"]
     file.write_text(json.dumps(content))
+    record = folder.record("build")  # as if the stage had left it so
+    record.files = record_files([folder.student], folder.path)
+    folder.write_record(record)
     result = workshop("doctor", "recipe.yaml", "--run-dir", "run", "--quiet", ok=False)
     assert result.exit_code == 1
     (fault,) = [line for line in result.stdout.splitlines() if line.startswith("FAIL")]

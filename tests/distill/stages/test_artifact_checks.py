@@ -108,7 +108,7 @@ REFUSED = {
     "a 4-bit checkpoint as a student": (
         four_bits,
         {"student": "{from: teacher}"},
-        r"teacher is quantised on disk \(bitsandbytes\).*name in `student\.from`",
+        r"`teacher\.model` \(teacher\) is saved quantised \(bitsandbytes\).*name that",
     ),
 }
 

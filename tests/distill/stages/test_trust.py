@@ -14,12 +14,12 @@ from transformers import LlamaForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 Path({mark!r}).write_text("ran")
 
 
-class Model(LlamaForCausalLM):
-    pass
-
-
 class Config(LlamaConfig):
     pass
+
+
+class Model(LlamaForCausalLM):
+    config_class = Config
 
 
 class Tokenizer(PreTrainedTokenizerFast):

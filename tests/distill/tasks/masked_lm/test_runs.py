@@ -126,7 +126,9 @@ def test_a_body_without_a_head_must_be_adapted(studio):
 def test_who_does_not_predict_the_next_token_is_refused_where_no_task_is_named(
     workshop, model, task, key
 ):
-    model().save_pretrained("other")
+    made = model()
+    made.resize_token_embeddings(len(tokenizer()))
+    made.save_pretrained("other")
     tokenizer().save_pretrained("other")
     recipe = yaml.safe_load(Path("recipe.yaml").read_text())
     section, name = key.split(".")
