@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +52,35 @@ def stored_bits(folder: Path, model: Any) -> float:
     if list(folder.glob("*.onnx")):
         return _mean_bits(_onnx_matrices(folder))
     matrices = body_matrices(model)
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    other = {name for name, _ in tensors if name not in matrices}
-    stored = sum(
-        size
-        for file in sorted(folder.rglob("*.safetensors"))
-        if file.parent.name != "adapter"
-        for name, size in _safetensors_bytes(file).items()
-        if name not in other and not TABLES.search(name)
-    )
-    return 8 * stored / max(1, sum(matrix.numel() for matrix in matrices.values()))
+    stored: dict[str, tuple[int, tuple[int, ...]]] = {}
+    for file in sorted(folder.rglob("*.safetensors")):
+        if file.parent.name != "adapter":
+            stored.update(_safetensors_sizes(file))
+    size = _bytes_of_layers(stored, model, matrices)
+    return 8 * size / max(1, sum(matrix.numel() for matrix in matrices.values()))
+
+
+def _bytes_of_layers(
+    stored: dict[str, tuple[int, tuple[int, ...]]], model: Any, matrices: Collection[str]
+) -> int:
+    """Bytes of all stored tensors that are not known to be something else of the model.
+
+    Of a tensor that stands in two places, a file may hold either; and transformers stores some
+    under older names (GPT-NeoX's `embed_out`): those are known by their shape.
+    """
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
+    other = {name: tuple(tensor.shape) for name, tensor in tensors if name not in matrices}
+    renamed = Counter(shape for name, shape in other.items() if name not in stored)
+    layers = tuple({f"{name.rpartition('.')[0]}." for name in matrices})
+    found = 0
+    for name, (size, shape) in stored.items():
+        if name in other or TABLES.search(name):
+            continue
+        if not name.startswith(layers) and renamed[shape]:
+            renamed[shape] -= 1
+            continue
+        found += size
+    return found
 
 
 def _mean_bits(matrices: Iterator[tuple[int, int]]) -> float:
@@ -69,13 +89,16 @@ def _mean_bits(matrices: Iterator[tuple[int, int]]) -> float:
     return 8 * sum(size for _, size in counts) / max(1, sum(weights for weights, _ in counts))
 
 
-def _safetensors_bytes(file: Path) -> dict[str, int]:
-    """Bytes of every tensor, from the header alone."""
+def _safetensors_sizes(file: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """(bytes, shape) of every tensor, from the header alone."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header: dict[str, Any] = json.loads(stream.read(length))
     header.pop("__metadata__", None)
-    return {name: at["data_offsets"][1] - at["data_offsets"][0] for name, at in header.items()}
+    return {
+        name: (at["data_offsets"][1] - at["data_offsets"][0], tuple(at["shape"]))
+        for name, at in header.items()
+    }
 
 
 def _gguf_matrices(folder: Path) -> Iterator[tuple[int, int]]:
