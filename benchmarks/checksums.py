@@ -3,8 +3,8 @@
 python benchmarks/checksums.py --run runs/demo --json benchmarks/results/checksums.json
 
 Of each finished stage of a run: its own files, and with them all files of the stages before it,
-which a command of that stage alone compares first. Every byte is read; processor seconds, the median
-of rounds. Most of the bytes are in memory, as they are when a stage has just written them.
+which a command of that stage alone compares first. Every byte is read; processor seconds, the
+median of rounds. Most of the bytes are in memory, as when a stage has just written them.
 """
 
 from __future__ import annotations
