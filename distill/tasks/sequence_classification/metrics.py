@@ -1,18 +1,23 @@
 """How good and how fast a classifier is on held-out texts, against the teacher's distribution.
 
-Legend: B texts of a batch, N texts, C classes.
+Legend: B texts of a batch, N texts, C classes, R resamples, K sums of a statistic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from distill.data.examples import Examples
-from distill.evaluation.bootstrap import interval, proportion_interval
+from distill.evaluation.bootstrap import (
+    SumStatistic,
+    interval,
+    proportion_interval,
+    statistic_interval,
+)
 from distill.evaluation.job import (
     Batches,
     EvaluateConfig,
@@ -63,13 +68,19 @@ class ClassificationMetrics(TaskMetrics):
         return {**arrays, **compare_classes(logits_NC, labels_N, teacher_NC)}
 
     def summary(self, arrays: PredictionArrays, config: EvaluateConfig) -> Numbers:
-        """Accuracy, macro-F1, calibration error, nll, and with a teacher KL and agreement."""
+        """Accuracy, macro-F1, calibration error, nll, and with a teacher KL and agreement, with
+        95% intervals.
+        """
         texts, resamples = len(arrays["label"]), config.bootstrap
         numbers: Numbers = {
             "accuracy": float(arrays["correct"].mean()),
             "accuracy_interval": list(proportion_interval(int(arrays["correct"].sum()), texts)),
             "macro_f1": macro_f1(arrays["label"], arrays["predicted"]),
+            "macro_f1_interval": statistic_interval(MACRO_F1, [arrays], resamples),
             "calibration_error": calibration_error(arrays["confidence"], arrays["correct"]),
+            "calibration_error_interval": statistic_interval(
+                CALIBRATION_ERROR, [arrays], resamples
+            ),
             "nll": float(arrays["nll"].mean()),
             "nll_interval": interval(arrays, "nll", resamples),
             "texts": texts,
@@ -135,6 +146,48 @@ def macro_f1(labels_N: np.ndarray, predicted_N: np.ndarray) -> float:
 
 def calibration_error(confidence_N: np.ndarray, correct_N: np.ndarray) -> float:
     """Expected calibration error: |confidence - accuracy| in bins of confidence, by their share."""
-    bins = np.minimum((confidence_N * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
-    gaps = np.bincount(bins, confidence_N - correct_N.astype(float), minlength=CONFIDENCE_BINS)
-    return float(np.abs(gaps).sum() / len(confidence_N))
+    return CALIBRATION_ERROR.of({"confidence": confidence_N, "correct": correct_N})
+
+
+# As functions of sums, for intervals -------------------------------------------------------------
+
+
+def _class_counts(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Of each text, one-hot by class: right, label, prediction, (N, 3 C)."""
+    label_NC, predicted_NC = (
+        np.eye(int(arrays["classes"][0]))[arrays[name]] for name in ("label", "predicted")
+    )
+    return np.concatenate([label_NC * predicted_NC, label_NC, predicted_NC], axis=1)
+
+
+def _macro_f1_of_counts(counts_RK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    right_RC, labels_RC, predicted_RC = np.split(counts_RK, 3, axis=1)
+    both_RC = labels_RC + predicted_RC
+    occurs_RC = both_RC > 0
+    both_RC = np.where(occurs_RC, both_RC, 1.0)
+    share_R1 = 1 / np.maximum(occurs_RC.sum(1, keepdims=True), 1)
+    f1_RC = 2 * right_RC / both_RC
+    right_slope_RC = np.where(occurs_RC, 2 / both_RC, 0.0) * share_R1
+    other_slope_RC = -f1_RC / both_RC * share_R1
+    slopes_RK = np.concatenate([right_slope_RC, other_slope_RC, other_slope_RC], axis=1)
+    return (f1_RC * share_R1).sum(1), slopes_RK
+
+
+def _confidence_gaps(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Of each text, confidence minus rightness in its bin, and 1, (N, bins + 1)."""
+    confidence_N, correct_N = arrays["confidence"], arrays["correct"].astype(np.float64)
+    bins_N = np.minimum((confidence_N * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
+    parts = np.eye(CONFIDENCE_BINS + 1)[bins_N] * (confidence_N - correct_N)[:, None]
+    parts[:, -1] = 1.0
+    return parts
+
+
+def _calibration_error_of_gaps(sums_RK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    gaps_RB, texts_R1 = sums_RK[:, :-1], sums_RK[:, -1:]
+    error_R1 = np.abs(gaps_RB).sum(1, keepdims=True) / texts_R1
+    slopes_RK = np.concatenate([np.sign(gaps_RB) / texts_R1, -error_R1 / texts_R1], axis=1)
+    return error_R1[:, 0], slopes_RK
+
+
+MACRO_F1 = SumStatistic(_class_counts, _macro_f1_of_counts)
+CALIBRATION_ERROR = SumStatistic(_confidence_gaps, _calibration_error_of_gaps)
