@@ -100,7 +100,7 @@ def _models(report: Numbers, columns: TableColumns, content: PageContent) -> str
     meanings = legend(columns, [report["teacher"], *report["arms"].values()])
     return f"""<h2>Measured on {escape(content.measured_on)}</h2>
 {as_table(model_table(report, columns))}
-<p class="legend">{escape(meanings)}. 95% intervals of all are in report.json.</p>
+<p class="legend">{escape(meanings)}. 95% intervals are in report.json.</p>
 <div class="plots">{as_figures(content.model_figures)}</div>"""
 
 
