@@ -177,7 +177,8 @@ def _confidence_gaps(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     """Of each text, confidence minus rightness in its bin, and 1, (N, bins + 1)."""
     confidence_N, correct_N = arrays["confidence"], arrays["correct"].astype(np.float64)
     bins_N = np.minimum((confidence_N * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
-    parts = np.eye(CONFIDENCE_BINS + 1)[bins_N] * (confidence_N - correct_N)[:, None]
+    parts = np.zeros((len(bins_N), CONFIDENCE_BINS + 1))
+    parts[np.arange(len(bins_N)), bins_N] = confidence_N - correct_N
     parts[:, -1] = 1.0
     return parts
 
