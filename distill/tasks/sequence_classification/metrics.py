@@ -5,6 +5,7 @@ Legend: B texts of a batch, N texts, C classes, R resamples, K sums of a statist
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -78,9 +79,7 @@ class ClassificationMetrics(TaskMetrics):
             "macro_f1": macro_f1(arrays["label"], arrays["predicted"]),
             "macro_f1_interval": statistic_interval(MACRO_F1, [arrays], resamples),
             "calibration_error": calibration_error(arrays["confidence"], arrays["correct"]),
-            "calibration_error_interval": statistic_interval(
-                CALIBRATION_ERROR, [arrays], resamples
-            ),
+            "calibration_error_interval": calibration_interval([arrays], resamples),
             "nll": float(arrays["nll"].mean()),
             "nll_interval": interval(arrays, "nll", resamples),
             "texts": texts,
@@ -192,3 +191,37 @@ def _calibration_error_of_gaps(sums_RK: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 MACRO_F1 = SumStatistic(_class_counts, _macro_f1_of_counts)
 CALIBRATION_ERROR = SumStatistic(_confidence_gaps, _calibration_error_of_gaps)
+
+
+def calibration_interval(
+    models: Sequence[Mapping[str, np.ndarray]], resamples: int
+) -> list[float] | None:
+    """95% interval of a model's calibration error, or of one model's minus another's.
+
+    It holds what chance may have added to either: no measured gap is below 0, so that of the better
+    calibrated of two models may be the larger one.
+    """
+    found = statistic_interval(CALIBRATION_ERROR, models, resamples)
+    if found is None:
+        return None
+    low, high = found[0] - _gap_by_chance(models[0]), found[1]
+    return [max(low, 0.0), high] if len(models) == 1 else [low, high + _gap_by_chance(models[1])]
+
+
+def _gap_by_chance(arrays: Mapping[str, np.ndarray]) -> float:
+    """What noise adds to a calibration error on average, where true gaps are two of their standard
+    deviations smaller than measured: sum over bins of E|N(gap, deviation)| - gap.
+    """
+    confidence_N = arrays["confidence"]
+    gaps_B = np.abs(_confidence_gaps(arrays)[:, :-1].sum(0))
+    bins_N = np.minimum((confidence_N * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
+    spread_B = np.sqrt(
+        np.bincount(bins_N, confidence_N * (1 - confidence_N), minlength=CONFIDENCE_BINS)
+    )
+    added = 0.0
+    for gap, spread in zip(gaps_B, spread_B, strict=True):
+        if spread > 0:
+            x = max(gap / spread - 2, 0.0)
+            normal = math.sqrt(2 / math.pi) * math.exp(-x * x / 2)
+            added += spread * (normal - x * math.erfc(x / math.sqrt(2)))
+    return added / len(confidence_N)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -40,7 +41,11 @@ from distill.report.verdict import (
     compare,
     comparison_table,
 )
-from distill.tasks.sequence_classification.metrics import CALIBRATION_ERROR, MACRO_F1
+from distill.tasks.sequence_classification.metrics import (
+    CALIBRATION_ERROR,
+    MACRO_F1,
+    calibration_interval,
+)
 from distill.tasks.whole_text_report import (
     WHOLE_TEXT_PURPOSES,
     WHOLE_TEXT_REMEDY,
@@ -93,24 +98,31 @@ CLASS_COLUMNS: TableColumns = {
 }
 
 
-def _difference_of(statistic: SumStatistic) -> Difference:
+Between = Callable[[Sequence[Mapping[str, np.ndarray]], int], list[float] | None]
+
+
+def _difference_of(statistic: SumStatistic, between: Between) -> Difference:
     """Differences of a number that is no mean over texts, paired text by text."""
 
     def difference(measured: Measurements, a: str, b: str) -> Numbers:
         arrays = [dict(np.load(measured.folder / f"{model}.npz")) for model in (a, b)]
         return {
             "difference": statistic.of(arrays[0]) - statistic.of(arrays[1]),
-            "interval": statistic_interval(statistic, arrays, measured.resamples),
+            "interval": between(arrays, measured.resamples),
             "documents": groups_of(arrays[0]),
         }
 
     return difference
 
 
-F1 = Measure("macro_f1", "macro-F1", _difference_of(MACRO_F1), higher=True)
+F1 = Measure(
+    "macro_f1", "macro-F1", _difference_of(MACRO_F1, partial(statistic_interval, MACRO_F1)),
+    higher=True,
+)  # fmt: skip
 CALIBRATION = Measure(
-    "calibration_error", "calibration error", _difference_of(CALIBRATION_ERROR), higher=False
-)
+    "calibration_error", "calibration error",
+    _difference_of(CALIBRATION_ERROR, calibration_interval), higher=False,
+)  # fmt: skip
 # Labels judge a classifier: closeness to the teacher decides where accuracy does not, no more.
 MEASURES = (ACCURACY, F1, CALIBRATION, NLL, replace(KL, counts=False))
 

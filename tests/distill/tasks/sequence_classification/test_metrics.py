@@ -8,6 +8,7 @@ from distill.tasks.sequence_classification.metrics import (
     CALIBRATION_ERROR,
     MACRO_F1,
     calibration_error,
+    calibration_interval,
     macro_f1,
 )
 
@@ -120,3 +121,31 @@ def test_equally_good_classifiers_are_called_different_as_often_as_said(
     share = np.mean([one is not None and (one[0] > 0 or one[1] < 0) for one in found])
     print(f"{texts:4} texts, {len(kind[0])} classes: {share:.1%}")
     assert share < 0.055 + 3 * (0.05 * 0.95 / trials) ** 0.5
+
+
+def calibrated(dice, texts, low, high):
+    """Arrays of a perfectly calibrated classifier with confidences between two shares."""
+    confidence = dice.uniform(low, high, texts)
+    right = dice.random(texts) < confidence
+    return {"document": np.arange(texts), "confidence": confidence, "correct": right}
+
+
+@pytest.mark.parametrize("sure", [(0.95, 0.999), (0.6, 0.99)])
+def test_a_calibrated_model_that_is_less_sure_is_not_called_worse(sure):
+    dice, trials = np.random.default_rng(0), 100
+    found = []
+    for _ in range(trials):
+        models = [calibrated(dice, 200, *shares) for shares in ((0.3, 0.99), sure)]
+        found.append(calibration_interval(models, 200))
+    share = np.mean([low > 0 or high < 0 for low, high in found])
+    print(f"{share:.1%}")
+    assert share <= 0.08, "a third, by what chance adds to the error of the less sure one"
+    assert calibration_interval(models[:1], 200)[0] == 0
+
+
+def test_a_calibration_that_is_worse_is_seen():
+    dice = np.random.default_rng(0)
+    good, bad = (calibrated(dice, 400, 0.6, 0.99) for _ in range(2))
+    bad["confidence"] = bad["confidence"] - 0.15
+    low, high = calibration_interval([bad, good], 300)
+    assert 0 < low < 0.15 < high
