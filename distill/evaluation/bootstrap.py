@@ -1,6 +1,6 @@
-"""95% intervals of means over documents, of shares, and of differences of shares.
+"""95% intervals of means over documents, of other functions of sums, of shares, of differences.
 
-Legend: G documents, R resamples.
+Legend: N tokens or texts, G documents, R resamples, K sums.
 
 Tokens of one document depend on each other, so whole documents are drawn. An interval says nothing
 with too few of them, so below `MIN_DOCUMENTS` there is none. Above it, two models that are equally
@@ -13,7 +13,8 @@ documents of unequal length).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,25 +39,35 @@ def interval(arrays: Mapping[str, np.ndarray], name: str, resamples: int) -> lis
     if len(sums_G) < MIN_DOCUMENTS or not np.isfinite(sums_G).all():
         return None
     mean, error = _mean_and_error(sums_G[None], counts_G[None])
-    below, above = _studentised_bounds(sums_G, counts_G, mean[0], resamples)
-    bounds = [float(mean[0] - error[0] * above), float(mean[0] + error[0] * below)]
-    return bounds if np.isfinite(bounds).all() else None
+    resampled = (
+        _mean_and_error(sums_G[draws_RG], counts_G[draws_RG])
+        for draws_RG in _draws(len(sums_G), resamples)
+    )
+    return _studentised(float(mean[0]), float(error[0]), resampled, resamples)
 
 
-def _studentised_bounds(
-    sums_G: np.ndarray, counts_G: np.ndarray, mean: float, resamples: int
-) -> tuple[float, float]:
-    """How many standard errors 95% of the resampled means are at most below and above the mean."""
+def _studentised(
+    value: float,
+    error: float,
+    resampled: Iterable[tuple[np.ndarray, np.ndarray]],
+    resamples: int,
+) -> list[float] | None:
+    """The interval around a value with its standard error, from values and errors of resamples.
+
+    None where 95% of the resamples are not within any number of their own standard errors.
+    """
     found: list[np.ndarray] = []
-    for draws_RG in _draws(len(sums_G), resamples):
-        means_R, errors_R = _mean_and_error(sums_G[draws_RG], counts_G[draws_RG])
-        gaps_R = means_R - mean
+    for values_R, errors_R in resampled:
+        gaps_R = values_R - value
         with np.errstate(divide="ignore", invalid="ignore"):
             found.append(np.where(gaps_R != 0, gaps_R / errors_R, 0.0))
     gaps_R = np.sort(np.concatenate(found))
     both = np.sort(np.abs(gaps_R))[int(np.ceil(0.95 * resamples)) - 1]
     tail = int(0.025 * resamples)
-    return float(max(both, -gaps_R[tail])), float(max(both, gaps_R[-1 - tail]))
+    below, above = max(both, -gaps_R[tail]), max(both, gaps_R[-1 - tail])
+    with np.errstate(invalid="ignore"):
+        bounds = [float(value - error * above), float(value + error * below)]
+    return bounds if np.isfinite(bounds).all() else None
 
 
 def _draws(number: int, resamples: int) -> Iterator[np.ndarray]:
@@ -76,6 +87,79 @@ def _mean_and_error(sums_RG: np.ndarray, counts_RG: np.ndarray) -> tuple[np.ndar
     return means_R1[:, 0], np.sqrt((number - 1) / number * squares_R)
 
 
+# Functions of sums -------------------------------------------------------------------------------
+
+
+class SumStatistic(NamedTuple):
+    """A number that is a function of sums over texts, and that no number of copies changes.
+
+    parts: what is summed, (N, K), from arrays over texts. value: the number of sums (R, K), as
+    (values (R), their slopes along each sum (R, K)).
+    """
+
+    parts: Callable[[Mapping[str, np.ndarray]], np.ndarray]
+    value: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+    def of(self, arrays: Mapping[str, np.ndarray]) -> float:
+        """The number of all texts."""
+        return float(self.value(self.parts(arrays).sum(0, keepdims=True))[0][0])
+
+
+def statistic_interval(
+    statistic: SumStatistic, models: Sequence[Mapping[str, np.ndarray]], resamples: int
+) -> list[float] | None:
+    """95% interval of a model's number, or of one model's minus another's on the same texts.
+
+    As `interval`, with standard errors from the slopes (the infinitesimal jackknife). None with
+    fewer than `MIN_DOCUMENTS` documents, and where all but a few documents count the same.
+    """
+    _, index = np.unique(models[0]["document"], return_inverse=True)
+    documents = int(index.max()) + 1 if len(index) else 0
+    if documents < MIN_DOCUMENTS:
+        return None
+    sums_GK = [_sums(statistic.parts(arrays), index, documents) for arrays in models]
+    value, error = _value_and_error(statistic, sums_GK, np.ones((1, documents)))
+    if error[0] == 0 and value[0] != 0:
+        return None  # all right, say: that no text differs does not make the number certain
+    resampled = (
+        _value_and_error(statistic, sums_GK, _times_drawn(draws_RG))
+        for draws_RG in _draws(documents, resamples)
+    )
+    return _studentised(float(value[0]), float(error[0]), resampled, resamples)
+
+
+def _sums(parts_NK: np.ndarray, index: np.ndarray, documents: int) -> np.ndarray:
+    sums_GK = np.zeros((documents, parts_NK.shape[1]))
+    np.add.at(sums_GK, index, parts_NK)
+    return sums_GK
+
+
+def _times_drawn(draws_RG: np.ndarray) -> np.ndarray:
+    """How often each resample holds each document, (R, G)."""
+    rows, documents = draws_RG.shape
+    places = draws_RG + documents * np.arange(rows)[:, None]
+    counts = np.bincount(places.ravel(), minlength=rows * documents)
+    return counts.reshape(rows, documents).astype(np.float64)
+
+
+def _value_and_error(
+    statistic: SumStatistic, sums_GK: Sequence[np.ndarray], times_RG: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The number of each resample (of the first model minus the second's) and its standard error.
+
+    A document moves the number by its sums along the slopes; over a resample these add up to 0.
+    """
+    values_R, moves_RG = np.zeros(len(times_RG)), np.zeros_like(times_RG)
+    for sign, own_GK in zip((1, -1), sums_GK, strict=False):
+        own_R, slopes_RK = statistic.value(times_RG @ own_GK)
+        values_R += sign * own_R
+        moves_RG += sign * (slopes_RK @ own_GK.T)
+    number = times_RG.shape[1]
+    squares_R = (times_RG * moves_RG**2).sum(1)
+    squares_R[squares_R < 1e-24] = 0.0  # rounding
+    return values_R, np.sqrt(number / (number - 1) * squares_R)
+
+
 # Shares ------------------------------------------------------------------------------------------
 
 
@@ -87,6 +171,18 @@ def proportion_interval(right: int, examples: int) -> tuple[float, float]:
     spread = share * (1 - share) / examples + (z / (2 * examples)) ** 2
     half = z / (1 + z * z / examples) * spread**0.5
     return middle - half, middle + half
+
+
+def proportions_difference_interval(
+    one: tuple[float, float, float], other: tuple[float, float, float]
+) -> list[float]:
+    """95% interval of one share minus another, from each share and its Wilson interval (Newcombe
+    1998, method 10); where both are of the same examples it is wider than need be.
+    """
+    (share, low, high), (before, before_low, before_high) = one, other
+    below = ((share - low) ** 2 + (before_high - before) ** 2) ** 0.5
+    above = ((high - share) ** 2 + (before - before_low) ** 2) ** 0.5
+    return [share - before - below, share - before + above]
 
 
 def share_difference_interval(

@@ -23,19 +23,28 @@ CLOSENESS = {  # of a student, by the direction of the difference of its KL to t
 }
 
 
-def paired_difference(measured: Measurements, name: str, a: str, b: str) -> Numbers:
+def paired_difference(
+    measured: Measurements, name: str, a: str, b: str, *, by_token: bool = False
+) -> Numbers:
     """Mean of a number of model `a` minus that of `b`, by token or text: `difference`, its 95%
     `interval` (None where there are too few documents), and over how many `documents`.
+
+    by_token: of what is right or wrong, that it is of tokens, many to a document.
     """
     arrays = [np.load(measured.folder / f"{model}.npz") for model in (a, b)]
-    return difference_of(arrays[0], arrays[1], name, measured.resamples)
+    return difference_of(arrays[0], arrays[1], name, measured.resamples, by_token=by_token)
 
 
 def difference_of(
-    one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], name: str, resamples: int
+    one: Mapping[str, np.ndarray],
+    other: Mapping[str, np.ndarray],
+    name: str,
+    resamples: int,
+    *,
+    by_token: bool = False,
 ) -> Numbers:
     """The same of the arrays of two models."""
-    shares = one[name].dtype == bool
+    shares = one[name].dtype == bool and not by_token
     values = one[name].astype(np.float64) - other[name]
     between = share_difference_interval if shares else interval
     found = {"document": one["document"], name: values}

@@ -20,7 +20,7 @@ from distill.stages.evaluate import reference_of
 from distill.stages.stage import REPORT, STAGES, work
 from students.artifacts.artifact import ARTIFACTS
 
-SCHEMA = 4
+SCHEMA = 5
 
 
 @work(

@@ -7,6 +7,7 @@ interval on the difference.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -24,9 +25,7 @@ from distill.report.paired_difference import (
     against_fine_tuning,
     at_counts,
     closeness,
-    direction,
     in_words,
-    is_helped,
     paired_difference,
     perplexity_lost,
     untold_warnings,
@@ -51,7 +50,18 @@ from distill.report.selection import (
 )
 from distill.report.tables import Table
 from distill.report.task_report import TaskReport
+from distill.report.verdict import (
+    KL,
+    NLL,
+    TOKEN_ACCURACY,
+    TOKEN_AGREEMENT,
+    Comparison,
+    compare,
+    comparison_table,
+)
 
+MEASURES = (replace(NLL, digits=4), TOKEN_ACCURACY, KL, TOKEN_AGREEMENT)
+AGAINST = "Distilling against plain fine-tuning, on the same tokens"
 PURPOSES = (
     Purpose(
         "a GPU server",
@@ -90,7 +100,9 @@ class CausalLMReport(TaskReport):
     )
 
     def verdict(self, measured: Measurements) -> Numbers:
-        """Whether distilling beat plain fine-tuning: lower nll, or the same and lower KL."""
+        """Whether distilling beat plain fine-tuning: lower nll, or the same and lower KL, and
+        neither nll, accuracy, KL, agreement nor a downstream task significantly worse.
+        """
         models = measured.models
         teacher = models["teacher"]["nll"]
         warnings = _specialised_for_its_base(measured)
@@ -103,13 +115,10 @@ class CausalLMReport(TaskReport):
                 "`train.arms: [finetune]`."
             )
             return result
-        nll, kl = (
-            paired_difference(measured, name, "distill", "finetune") for name in ("nll", "kl")
-        )
-        result.update(nll=nll, kl_to_teacher=kl)
-        result["helped"] = is_helped(direction(nll), direction(kl), better="lower")
-        result["sentence"] = _sentence(measured, nll, kl)
-        warnings += untold_warnings(nll)
+        found = compare(measured, MEASURES, "finetune", "plain fine-tuning", closeness=KL.key)
+        result.update(found.entry())
+        result["sentence"] = f"{found.worse_sentence()}{_sentence(measured, found)}"
+        warnings += untold_warnings(found.found["nll"])
         if not result["teacher_is_better"]["init"]:
             warnings.insert(0, "The teacher is no better on this text than the untrained student.")
         elif not result["teacher_is_better"]["finetune"]:
@@ -132,7 +141,7 @@ class CausalLMReport(TaskReport):
 
     def page_content(self, report: Numbers, curves: Curves, measured: Measurements) -> PageContent:
         """Training curves, histograms of the KL, the comparison of merges, and generated text."""
-        merges, bytes_axis, rates_axis = _merges(report), BYTES_AXIS, speed_axis(self.speed)
+        bytes_axis, rates_axis = BYTES_AXIS, speed_axis(self.speed)
         return PageContent(
             measured_on="held-out text",
             model_figures=[
@@ -155,11 +164,18 @@ class CausalLMReport(TaskReport):
                     "Speed against quality: lower and further right is better.",
                 ),
             ],
-            middle=[TableSection("Specialising, before and after merging", merges)]
-            if merges
-            else [],
+            middle=_middle(report),
             end=[TableSection("What the models write", _samples(report), text=True)],
         )
+
+
+def _middle(report: Numbers) -> list[TableSection]:
+    """Distilling against fine-tuning, and the comparison of merges, where there are such."""
+    tables = {
+        AGAINST: comparison_table(report, MEASURES, "finetune"),
+        "Specialising, before and after merging": _merges(report),
+    }
+    return [TableSection(title, table) for title, table in tables.items() if table]
 
 
 def _specialised_for_its_base(measured: Measurements) -> list[str]:
@@ -177,7 +193,8 @@ def _specialised_for_its_base(measured: Measurements) -> list[str]:
     ]
 
 
-def _sentence(measured: Measurements, nll: Numbers, kl: Numbers) -> str:
+def _sentence(measured: Measurements, found: Comparison) -> str:
+    nll, kl = found.found["nll"], found.found["kl_to_teacher"]
     models, stages, arms = measured.models, measured.costs["stages"], measured.costs["arms"]
     distill, finetune = (arms[arm]["seconds"] for arm in ("distill", "finetune"))
     cache = stages.get("cache", {}).get("seconds", 0.0)

@@ -23,9 +23,7 @@ from distill.report.columns import (
 from distill.report.html import PageContent
 from distill.report.measurements import Measurements
 from distill.report.paired_difference import (
-    direction,
     in_words,
-    is_helped,
     negated,
     paired_difference,
     untold_warnings,
@@ -33,6 +31,7 @@ from distill.report.paired_difference import (
 from distill.report.plots import Curves, plot_curves
 from distill.report.selection import READING_SPEED, Purpose, Quality, Speed, Tolerance
 from distill.report.task_report import TaskReport
+from distill.report.verdict import Measure, compare, mean_of
 from distill.tasks.embedding.metrics import pairs_file, spearman_interval
 from distill.tasks.whole_text_report import (
     WHOLE_TEXT_PURPOSES,
@@ -95,21 +94,22 @@ class EmbeddingReport(TaskReport):
     remedy: ClassVar[str] = WHOLE_TEXT_REMEDY
 
     def verdict(self, measured: Measurements) -> Numbers:
-        """What the student keeps, and whether learning made it better than pruning alone."""
+        """What the student keeps, and whether learning made it better than pruning alone: a higher
+        correlation, or without pairs less error, and none of its numbers significantly worse.
+        """
         student, teacher, init = (measured.models[name] for name in ("distill", "teacher", "init"))
-        error = paired_difference(measured, "similarity_error", "distill", "init")
-        result: Numbers = {"similarity_error": error, "warnings": []}
+        measures = [one for one in MEASURES if one.key in student]
+        found = compare(measured, measures, "init", "the student before it learned")
+        result: Numbers = {**found.entry(), "warnings": []}
         if "spearman" in student:
-            gained = _spearman_difference(measured, "distill", "init")
-            result["spearman"] = gained
-            result["helped"] = is_helped(direction(gained), "", better="higher")
             result["retained"] = _retained(student, teacher)
             kept = _kept(student, teacher, result["retained"])
             against = (
-                f"before it learned it had {init['spearman']:.4f} (difference {in_words(gained)})"
+                f"before it learned it had {init['spearman']:.4f} (difference "
+                f"{in_words(found.found['spearman'])})"
             )
         else:
-            result["helped"] = is_helped(direction(error), "", better="lower")
+            error = found.found["similarity_error"]
             result["warnings"] += untold_warnings(error)
             kept = (
                 f"On held-out texts the student's cosines between texts are "
@@ -119,7 +119,8 @@ class EmbeddingReport(TaskReport):
                 f"before it learned it was {init['similarity_error']:.4f} off (difference "
                 f"{in_words(error)})"
             )
-        result["sentence"] = f"{kept}, {_cheaper(student, teacher)}; {against}."
+        worse = found.worse_sentence()
+        result["sentence"] = f"{worse}{kept}, {_cheaper(student, teacher)}; {against}."
         return result
 
     def judge(
@@ -182,3 +183,19 @@ def _spearman_difference(measured: Measurements, a: str, b: str) -> Numbers:
         "interval": spearman_interval(pairs, measured.resamples),
         "pairs": len(pairs[0]["score"]),
     }
+
+
+MEASURES = (  # the first one that was measured counts most
+    Measure(
+        "spearman", "Spearman's correlation", _spearman_difference, higher=True,
+        show="{:.4f}".format, digits=4,
+    ),
+    Measure(
+        "similarity_error", "the error of cosines", mean_of("similarity_error"), higher=False,
+        show="{:.4f}".format, digits=4,
+    ),
+    Measure(
+        "cosine_to_teacher", "the cosine to the teacher", mean_of("cosine"), higher=True,
+        show="{:.4f}".format, digits=4,
+    ),
+)  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from distill.evaluation.job import Numbers
@@ -15,7 +16,7 @@ from distill.report.columns import (
     Column,
     TableColumns,
 )
-from distill.report.html import PageContent
+from distill.report.html import PageContent, TableSection
 from distill.report.measurements import Measurements
 from distill.report.paired_difference import paired_difference, perplexity_lost
 from distill.report.plots import Curves, plot_curves
@@ -28,7 +29,8 @@ from distill.report.selection import (
     judge_by_perplexity,
 )
 from distill.report.task_report import TaskReport
-from distill.tasks.causal_lm.report import CausalLMReport
+from distill.report.verdict import comparison_table
+from distill.tasks.causal_lm.report import AGAINST, MEASURES, CausalLMReport
 from distill.tasks.whole_text_report import (
     WHOLE_TEXT_PURPOSES,
     WHOLE_TEXT_REMEDY,
@@ -87,6 +89,10 @@ class MaskedLMReport(TaskReport):
         return perplexity_lost(paired_difference(measured, "nll", artifact, reference))
 
     def page_content(self, report: Numbers, curves: Curves, measured: Measurements) -> PageContent:
-        """The curve of the nll, and quality against size and speed."""
+        """The curve of the nll, quality against size and speed, and distilling measure by measure
+        against plain fine-tuning.
+        """
         training = plot_curves(curves), "Validation nll while training (nats a masked token)."
-        return whole_text_content(report, self.quality, training)
+        content = whole_text_content(report, self.quality, training)
+        table = comparison_table(report, MEASURES, "finetune")
+        return replace(content, middle=[TableSection(AGAINST, table)] if table else [])

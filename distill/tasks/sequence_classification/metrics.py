@@ -1,18 +1,24 @@
 """How good and how fast a classifier is on held-out texts, against the teacher's distribution.
 
-Legend: B texts of a batch, N texts, C classes.
+Legend: B texts of a batch, N texts, C classes, R resamples, K sums of a statistic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from distill.data.examples import Examples
-from distill.evaluation.bootstrap import interval, proportion_interval
+from distill.evaluation.bootstrap import (
+    SumStatistic,
+    interval,
+    proportion_interval,
+    statistic_interval,
+)
 from distill.evaluation.job import (
     Batches,
     EvaluateConfig,
@@ -63,13 +69,17 @@ class ClassificationMetrics(TaskMetrics):
         return {**arrays, **compare_classes(logits_NC, labels_N, teacher_NC)}
 
     def summary(self, arrays: PredictionArrays, config: EvaluateConfig) -> Numbers:
-        """Accuracy, macro-F1, calibration error, nll, and with a teacher KL and agreement."""
+        """Accuracy, macro-F1, calibration error, nll, and with a teacher KL and agreement, with
+        95% intervals.
+        """
         texts, resamples = len(arrays["label"]), config.bootstrap
         numbers: Numbers = {
             "accuracy": float(arrays["correct"].mean()),
             "accuracy_interval": list(proportion_interval(int(arrays["correct"].sum()), texts)),
             "macro_f1": macro_f1(arrays["label"], arrays["predicted"]),
+            "macro_f1_interval": statistic_interval(MACRO_F1, [arrays], resamples),
             "calibration_error": calibration_error(arrays["confidence"], arrays["correct"]),
+            "calibration_error_interval": calibration_interval([arrays], resamples),
             "nll": float(arrays["nll"].mean()),
             "nll_interval": interval(arrays, "nll", resamples),
             "texts": texts,
@@ -135,6 +145,83 @@ def macro_f1(labels_N: np.ndarray, predicted_N: np.ndarray) -> float:
 
 def calibration_error(confidence_N: np.ndarray, correct_N: np.ndarray) -> float:
     """Expected calibration error: |confidence - accuracy| in bins of confidence, by their share."""
-    bins = np.minimum((confidence_N * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
-    gaps = np.bincount(bins, confidence_N - correct_N.astype(float), minlength=CONFIDENCE_BINS)
-    return float(np.abs(gaps).sum() / len(confidence_N))
+    return CALIBRATION_ERROR.of({"confidence": confidence_N, "correct": correct_N})
+
+
+# As functions of sums, for intervals -------------------------------------------------------------
+
+
+def _class_counts(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Of each text, one-hot by class: right, label, prediction, (N, 3 C)."""
+    label_NC, predicted_NC = (
+        np.eye(int(arrays["classes"][0]))[arrays[name]] for name in ("label", "predicted")
+    )
+    return np.concatenate([label_NC * predicted_NC, label_NC, predicted_NC], axis=1)
+
+
+def _macro_f1_of_counts(counts_RK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    right_RC, labels_RC, predicted_RC = np.split(counts_RK, 3, axis=1)
+    both_RC = labels_RC + predicted_RC
+    occurs_RC = both_RC > 0
+    both_RC = np.where(occurs_RC, both_RC, 1.0)
+    share_R1 = 1 / np.maximum(occurs_RC.sum(1, keepdims=True), 1)
+    f1_RC = 2 * right_RC / both_RC
+    right_slope_RC = np.where(occurs_RC, 2 / both_RC, 0.0) * share_R1
+    other_slope_RC = -f1_RC / both_RC * share_R1
+    slopes_RK = np.concatenate([right_slope_RC, other_slope_RC, other_slope_RC], axis=1)
+    return (f1_RC * share_R1).sum(1), slopes_RK
+
+
+def _confidence_gaps(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Of each text, confidence minus rightness in its bin, and 1, (N, bins + 1)."""
+    confidence_N, correct_N = arrays["confidence"], arrays["correct"].astype(np.float64)
+    bins_N = np.minimum((confidence_N * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
+    parts = np.zeros((len(bins_N), CONFIDENCE_BINS + 1))
+    parts[np.arange(len(bins_N)), bins_N] = confidence_N - correct_N
+    parts[:, -1] = 1.0
+    return parts
+
+
+def _calibration_error_of_gaps(sums_RK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    gaps_RB, texts_R1 = sums_RK[:, :-1], sums_RK[:, -1:]
+    error_R1 = np.abs(gaps_RB).sum(1, keepdims=True) / texts_R1
+    slopes_RK = np.concatenate([np.sign(gaps_RB) / texts_R1, -error_R1 / texts_R1], axis=1)
+    return error_R1[:, 0], slopes_RK
+
+
+MACRO_F1 = SumStatistic(_class_counts, _macro_f1_of_counts)
+CALIBRATION_ERROR = SumStatistic(_confidence_gaps, _calibration_error_of_gaps)
+
+
+def calibration_interval(
+    models: Sequence[Mapping[str, np.ndarray]], resamples: int
+) -> list[float] | None:
+    """95% interval of a model's calibration error, or of one model's minus another's.
+
+    It holds what chance may have added to either: no measured gap is below 0, so that of the better
+    calibrated of two models may be the larger one.
+    """
+    found = statistic_interval(CALIBRATION_ERROR, models, resamples)
+    if found is None:
+        return None
+    low, high = found[0] - _gap_by_chance(models[0]), found[1]
+    return [max(low, 0.0), high] if len(models) == 1 else [low, high + _gap_by_chance(models[1])]
+
+
+def _gap_by_chance(arrays: Mapping[str, np.ndarray]) -> float:
+    """What noise adds to a calibration error on average, where true gaps are two of their standard
+    deviations smaller than measured: sum over bins of E|N(gap, deviation)| - gap.
+    """
+    confidence_N = arrays["confidence"]
+    gaps_B = np.abs(_confidence_gaps(arrays)[:, :-1].sum(0))
+    bins_N = np.minimum((confidence_N * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
+    spread_B = np.sqrt(
+        np.bincount(bins_N, confidence_N * (1 - confidence_N), minlength=CONFIDENCE_BINS)
+    )
+    added = 0.0
+    for gap, spread in zip(gaps_B, spread_B, strict=True):
+        if spread > 0:
+            x = max(gap / spread - 2, 0.0)
+            normal = math.sqrt(2 / math.pi) * math.exp(-x * x / 2)
+            added += spread * (normal - x * math.erfc(x / math.sqrt(2)))
+    return added / len(confidence_N)

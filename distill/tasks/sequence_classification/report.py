@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
+import numpy as np
+
+from distill.evaluation.bootstrap import SumStatistic, groups_of, statistic_interval
 from distill.evaluation.job import Numbers
 from distill.report.columns import (
     MODEL_COLUMNS,
@@ -14,38 +19,71 @@ from distill.report.columns import (
     Column,
     TableColumns,
 )
-from distill.report.html import PageContent
+from distill.report.html import PageContent, TableSection
 from distill.report.measurements import Measurements
 from distill.report.paired_difference import (
     against_fine_tuning,
     at_counts,
     closeness,
-    direction,
     in_words,
-    is_helped,
-    paired_difference,
     untold_warnings,
 )
 from distill.report.plots import Curves, plot_curves
 from distill.report.selection import READING_SPEED, Purpose, Quality, Speed, Tolerance
 from distill.report.task_report import TaskReport
+from distill.report.verdict import (
+    ACCURACY,
+    KL,
+    NLL,
+    Comparison,
+    Difference,
+    Measure,
+    compare,
+    comparison_table,
+)
+from distill.tasks.sequence_classification.metrics import (
+    CALIBRATION_ERROR,
+    MACRO_F1,
+    calibration_interval,
+)
 from distill.tasks.whole_text_report import (
     WHOLE_TEXT_PURPOSES,
     WHOLE_TEXT_REMEDY,
     whole_text_content,
 )
 
+AGAINST = "Distilling against plain fine-tuning, on the same texts"
+Shown = Callable[[Numbers], str]
+
+
+def _with_interval(key: str, digits: int, scale: float = 1.0, unit: str = "") -> Shown:
+    def show(row: Numbers) -> str:
+        value = f"{scale * row[key]:.{digits}f}{unit}"
+        bounds = row.get(f"{key}_interval")
+        if bounds is None:
+            return value
+        return f"{value} ({scale * bounds[0]:.{digits}f} to {scale * bounds[1]:.{digits}f})"
+
+    return show
+
+
 CLASS_COLUMNS: TableColumns = {
     "accuracy": Column(
-        "accuracy", lambda r: f"{100 * r['accuracy']:.1f}%", "share of texts whose class is right"
+        "accuracy",
+        _with_interval("accuracy", 1, 100, "%"),
+        "share of texts whose class is right (95% interval)",
     ),
-    "macro-F1": Column("macro_f1", lambda r: f"{r['macro_f1']:.3f}", "mean F1 over the classes"),
+    "macro-F1": Column(
+        "macro_f1", _with_interval("macro_f1", 3), "mean F1 over the classes (95% interval)"
+    ),
     "ECE": Column(
         "calibration_error",
-        lambda r: f"{r['calibration_error']:.3f}",
-        "expected calibration error, 15 bins of confidence",
+        _with_interval("calibration_error", 3),
+        "expected calibration error, 15 bins of confidence (95% interval)",
     ),
-    "nll": MODEL_COLUMNS["nll"]._replace(meaning="mean of -log p(class), nats a text"),
+    "nll": Column(
+        "nll", _with_interval("nll", 3), "mean of -log p(class), nats a text (95% interval)"
+    ),
     "KL": MODEL_COLUMNS["KL"]._replace(
         meaning="KL(teacher || model) over the classes, nats a text"
     ),
@@ -58,6 +96,35 @@ CLASS_COLUMNS: TableColumns = {
     "MB": MODEL_COLUMNS["MB"],
     **TEXT_SPEED_COLUMNS,
 }
+
+
+Between = Callable[[Sequence[Mapping[str, np.ndarray]], int], list[float] | None]
+
+
+def _difference_of(statistic: SumStatistic, between: Between) -> Difference:
+    """Differences of a number that is no mean over texts, paired text by text."""
+
+    def difference(measured: Measurements, a: str, b: str) -> Numbers:
+        arrays = [dict(np.load(measured.folder / f"{model}.npz")) for model in (a, b)]
+        return {
+            "difference": statistic.of(arrays[0]) - statistic.of(arrays[1]),
+            "interval": between(arrays, measured.resamples),
+            "documents": groups_of(arrays[0]),
+        }
+
+    return difference
+
+
+F1 = Measure(
+    "macro_f1", "macro-F1", _difference_of(MACRO_F1, partial(statistic_interval, MACRO_F1)),
+    higher=True,
+)  # fmt: skip
+CALIBRATION = Measure(
+    "calibration_error", "calibration error",
+    _difference_of(CALIBRATION_ERROR, calibration_interval), higher=False,
+)  # fmt: skip
+# Labels judge a classifier: closeness to the teacher decides where accuracy does not, no more.
+MEASURES = (ACCURACY, F1, CALIBRATION, NLL, replace(KL, counts=False))
 
 
 class ClassificationReport(TaskReport):
@@ -90,7 +157,9 @@ class ClassificationReport(TaskReport):
     remedy: ClassVar[str] = WHOLE_TEXT_REMEDY
 
     def verdict(self, measured: Measurements) -> Numbers:
-        """Whether distilling beat plain fine-tuning: higher accuracy, or the same and lower KL."""
+        """Whether distilling beat plain fine-tuning: higher accuracy, or the same and lower KL, and
+        neither accuracy, macro-F1, calibration error nor nll significantly worse.
+        """
         models = measured.models
         teacher = models["teacher"]["accuracy"]
         arms = ["init", *measured.controls]
@@ -105,18 +174,23 @@ class ClassificationReport(TaskReport):
                 "unknown; add `train.arms: [finetune]`."
             )
             return result
-        accuracy, kl = (
-            paired_difference(measured, name, "distill", "finetune") for name in ("correct", "kl")
+        found = compare(measured, MEASURES, "finetune", "plain fine-tuning", closeness=KL.key)
+        result.update(found.entry())
+        lags = {one.key: one.difference(measured, "teacher", "finetune") for one in (F1, NLL)}
+        result["teacher_against_finetune"] = lags
+        behind = [one for one in (F1, NLL) if one.is_worse(lags[one.key])]
+        lead = "The labels know more than the teacher. " if behind else ""
+        result["sentence"] = (
+            f"{lead}{found.worse_sentence()}{_kept(models)} {_sentence(found, measured.costs)}"
         )
-        result.update(accuracy=accuracy, kl_to_teacher=kl)
-        result["helped"] = is_helped(direction(accuracy), direction(kl), better="higher")
-        result["sentence"] = f"{_kept(models)} {_sentence(models, accuracy, kl, measured.costs)}"
-        result["warnings"] += untold_warnings(accuracy)
-        if not better["finetune"]:
+        if behind:
+            result["warnings"].append(_labels_know_more(behind, lags, models))
+        elif not better["finetune"]:
             result["warnings"].append(
                 "The teacher is no more accurate on these texts than the fine-tuned student, so "
                 "its classes can hold the student back: train it longer (`teacher.adapt`)."
             )
+        result["warnings"] += untold_warnings(found.found["accuracy"])
         return result
 
     def judge(
@@ -134,9 +208,30 @@ class ClassificationReport(TaskReport):
         }
 
     def page_content(self, report: Numbers, curves: Curves, measured: Measurements) -> PageContent:
-        """The curve of the nll, and quality against size and speed."""
+        """The curve of the nll, quality against size and speed, and distilling measure by measure
+        against plain fine-tuning.
+        """
         training = plot_curves(curves), "Validation nll while training (nats a text)."
-        return whole_text_content(report, self.quality, training)
+        content = whole_text_content(report, self.quality, training)
+        table = comparison_table(report, MEASURES, "finetune")
+        return replace(content, middle=[TableSection(AGAINST, table)] if table else [])
+
+
+def _labels_know_more(
+    behind: Sequence[Measure], lags: dict[str, Numbers], models: dict[str, Numbers]
+) -> str:
+    """A warning that the teacher is worse on held-out texts than a student of the labels alone."""
+    numbers = " and ".join(
+        f"its {one.name} is {one.show(models['teacher'][one.key])} against the fine-tuned "
+        f"student's {one.show(models['finetune'][one.key])} ({one.in_words(lags[one.key])})"
+        for one in behind
+    )
+    return (
+        f"The labels know more than the teacher: on held-out texts {numbers}. Weigh "
+        "`cross_entropy` more against `forward_kl`, train the teacher longer "
+        "(`teacher.adapt.epochs`), or lower the `temperature` of `forward_kl`, where the teacher "
+        "is unsure of what it gets right."
+    )
 
 
 def _kept(models: Numbers) -> str:
@@ -150,8 +245,9 @@ def _kept(models: Numbers) -> str:
     )
 
 
-def _sentence(models: Numbers, accuracy: Numbers, kl: Numbers, costs: Numbers) -> str:
-    distill, finetune = models["distill"], models["finetune"]
+def _sentence(found: Comparison, costs: Numbers) -> str:
+    distill, finetune = found.models["distill"], found.models["finetune"]
+    accuracy, kl = found.found["accuracy"], found.found["kl_to_teacher"]
     values = f"KL {distill['kl_to_teacher']:.3f} against {finetune['kl_to_teacher']:.3f}"
     return (
         f"On held-out texts, distilling {against_fine_tuning(accuracy, better='higher')} "

@@ -21,8 +21,14 @@ def measured(tmp_path):
 
     def make(documents, arrays, tokens=(100, 100), models=None):
         for name, values in arrays.items():
-            example = {"document": np.arange(len(values["kl"])) % documents}
-            np.savez(tmp_path / f"{name}.npz", **example, **values)
+            size = len(values["kl"])
+            right = np.arange(size) % 2 == 0
+            same = {
+                "document": np.arange(size) % documents, "correct": right, "agree": right,
+                "label": right.astype(int), "predicted": np.ones(size, int),
+                "classes": np.full(size, 2), "confidence": np.full(size, 0.6),
+            }  # fmt: skip
+            np.savez(tmp_path / f"{name}.npz", **{**same, **values})
         learned = dict(zip(("distill", "finetune"), tokens, strict=True))
         arms = {arm: {"tokens": n, "seconds": 1.0} for arm, n in learned.items()}
         return Measurements(
@@ -86,9 +92,7 @@ def test_a_tiny_difference_keeps_its_sign(measured):
 
 
 def test_classes_and_vectors_are_untold_as_well(measured):
-    right = np.arange(400) % 2 == 0
-    found = {name: arrays(0.0, correct=right, similarity_error=np.full(400, 0.1))
-             for name in ARMS}  # fmt: skip
+    found = {name: arrays(0.0, similarity_error=np.full(400, 0.1)) for name in ARMS}
     models = {name: numbers(3.0, similarity_error=0.1) for name in ARMS}
     for report in (ClassificationReport(), EmbeddingReport()):
         said = report.verdict(measured(3, found, models=models))
