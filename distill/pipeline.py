@@ -18,6 +18,7 @@ from distill.run.context import Run
 from distill.stages.preflight import check_before_work, check_steps, check_student
 from distill.stages.stage import BUILD, REPORT, STAGES, WORK
 from distill.stages.status import first_fault, is_done, is_shaped, made_from
+from distill.training.checkpoint import drop_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
             shows_more = name == REPORT.name and worked
             if not shows_more and _all_see(partial(is_done, run, name)):
                 log.info("%s: up to date", name)
+                _drop_spent(run, name)  # a kill may have come between the record and this
                 continue
             if alone:
                 _check_needs(run, name)
@@ -112,6 +114,13 @@ def _check_needs(run: Run, stage: str) -> None:
             )
 
 
+def _drop_spent(run: Run, name: str) -> None:
+    """Delete checkpoints that nothing goes on from any more; the stage's record is written."""
+    if is_first_process():
+        for folder in WORK[name].spent(run):
+            drop_checkpoints(folder)
+
+
 def _run_stage(run: Run, name: str) -> None:
     log.info("%s ...", name)
     start = time.perf_counter()
@@ -129,5 +138,6 @@ def _run_stage(run: Run, name: str) -> None:
         record.files = record_files(WORK[name].outputs(run), run.folder.path)
         run.folder.write_record(record)
         log.info("%s: done in %.1f s", name, record.seconds)
+        _drop_spent(run, name)
     if state is not None:
         state.wait_for_everyone()
