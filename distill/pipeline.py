@@ -15,6 +15,7 @@ from attar.models.loading import fetch_weights
 from attar.storage_errors import naming
 from distill.console import log_to_file
 from distill.run.context import Run
+from distill.stages.other_recipe import check_same_run, say_what_is_replaced
 from distill.stages.preflight import check_before_work, check_steps, check_student
 from distill.stages.stage import BUILD, REPORT, STAGES, WORK
 from distill.stages.status import first_fault, is_done, is_shaped, made_from
@@ -37,6 +38,7 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
         return False
     run.folder.path.mkdir(parents=True, exist_ok=True)
     with run.folder.owned(), log_to_file(run.folder.log):
+        _all_see(partial(_check_replaced, run, names))
         _name_damage(run, names, alone)
         check_before_work(run)
         if is_first_process():
@@ -80,6 +82,12 @@ def _all_see(ask: Callable[[], bool]) -> bool:
     if isinstance(shared[0], UserError):
         raise shared[0]
     return shared[0]
+
+
+def _check_replaced(run: Run, names: list[str]) -> bool:
+    check_same_run(run)
+    say_what_is_replaced(run, names)
+    return True
 
 
 def _name_damage(run: Run, names: list[str], alone: bool) -> None:

@@ -290,7 +290,7 @@ def test_another_way_of_adapting_makes_another_teacher(workshop):
     adapt = "teacher.adapt={{lr: {}, batch_size: 4, precision: float32}}"
     teachers = []
     for lr in ("1e-3", "3e-3"):
-        change = ("--set", adapt.format(lr))
+        change = ("--set", adapt.format(lr), "--overwrite")
         workshop("adapt-teacher", "recipe.yaml", "--run-dir", "out", *change)
         assert not Path("out/arms/teacher/last").exists()
         teachers.append(digest("out/teacher"))
