@@ -15,9 +15,11 @@ from attar.models.loading import fetch_weights
 from attar.storage_errors import naming
 from distill.console import log_to_file
 from distill.run.context import Run
+from distill.stages.other_recipe import check_same_run, say_what_is_replaced
 from distill.stages.preflight import check_before_work, check_steps, check_student
 from distill.stages.stage import BUILD, REPORT, STAGES, WORK
 from distill.stages.status import first_fault, is_done, is_shaped, made_from
+from distill.training.checkpoint import drop_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
         return False
     run.folder.path.mkdir(parents=True, exist_ok=True)
     with run.folder.owned(), log_to_file(run.folder.log):
+        _all_see(partial(_check_replaced, run, names))
         _name_damage(run, names, alone)
         check_before_work(run)
         if is_first_process():
@@ -48,6 +51,7 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
             shows_more = name == REPORT.name and worked
             if not shows_more and _all_see(partial(is_done, run, name)):
                 log.info("%s: up to date", name)
+                _drop_spent(run, name)  # a kill may have come between the record and this
                 continue
             if alone:
                 _check_needs(run, name)
@@ -78,6 +82,12 @@ def _all_see(ask: Callable[[], bool]) -> bool:
     if isinstance(shared[0], UserError):
         raise shared[0]
     return shared[0]
+
+
+def _check_replaced(run: Run, names: list[str]) -> bool:
+    check_same_run(run)
+    say_what_is_replaced(run, names)
+    return True
 
 
 def _name_damage(run: Run, names: list[str], alone: bool) -> None:
@@ -112,6 +122,13 @@ def _check_needs(run: Run, stage: str) -> None:
             )
 
 
+def _drop_spent(run: Run, name: str) -> None:
+    """Delete checkpoints that nothing goes on from any more; the stage's record is written."""
+    if is_first_process():
+        for folder in WORK[name].spent(run):
+            drop_checkpoints(folder)
+
+
 def _run_stage(run: Run, name: str) -> None:
     log.info("%s ...", name)
     start = time.perf_counter()
@@ -129,5 +146,6 @@ def _run_stage(run: Run, name: str) -> None:
         record.files = record_files(WORK[name].outputs(run), run.folder.path)
         run.folder.write_record(record)
         log.info("%s: done in %.1f s", name, record.seconds)
+        _drop_spent(run, name)
     if state is not None:
         state.wait_for_everyone()

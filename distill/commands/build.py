@@ -9,13 +9,13 @@ from pathlib import Path
 
 import click
 
-from distill.commands.options import message_options, recipe_options, set_option, trust_option
+from distill.commands.options import message_options, set_option, stage_options, trust_option
 from distill.commands.run import do_stages, open_run
 from distill.commands.say import say
 
 
 @click.command("build")
-@recipe_options
+@stage_options
 @click.option("--dry-run", is_flag=True, help="Show the shapes to choose from, and write nothing.")
 def build(
     recipe: str, run_dir: str | None, overrides: tuple[str, ...], dry_run: bool, **show: bool

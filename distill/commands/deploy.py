@@ -14,9 +14,10 @@ import click
 from distill.commands.options import (
     json_option,
     message_options,
-    recipe_options,
+    overwrite_option,
     run_dir_option,
     set_option,
+    stage_options,
 )
 from distill.commands.run import check_made, do_stages, open_run
 from distill.commands.say import say
@@ -38,7 +39,7 @@ def check_fit(run: Any) -> None:
 
 
 @click.command("export")
-@recipe_options
+@stage_options
 @click.option("--strict", is_flag=True, help="Measure too; exit 3 where one is not fit to ship.")
 def export(
     recipe: str, run_dir: str | None, overrides: tuple[str, ...], strict: bool, **show: bool
@@ -65,6 +66,7 @@ def export(
     help="Run code that comes with this MODEL; repeatable.",
 )
 @click.option("--strict", is_flag=True, help="Of a run: exit 3 where an artifact is not fit.")
+@overwrite_option
 @set_option
 @message_options
 def evaluate(
@@ -75,6 +77,7 @@ def evaluate(
     file: str | None,
     trusted: tuple[str, ...],
     strict: bool,
+    overwrite: bool,
     overrides: tuple[str, ...],
     **show: bool,
 ) -> None:
@@ -92,14 +95,14 @@ def evaluate(
         wrong = [name for name, value in given.items() if value]
         if wrong:
             raise RecipeError(f"{wrong[0]} is for MODELs; the recipe {targets[0]} has its own.")
-        run = open_run(targets[0], run_dir, overrides, **show)
+        run = open_run(targets[0], run_dir, overrides, overwrite=overwrite, **show)
         do_stages(run, ["evaluate"], alone=True)
         if strict:
             check_fit(run)
         check_made(run)
         return
-    if strict or run_dir is not None:
-        name = "--strict" if strict else "--run-dir"
+    of_a_run = {"--strict": strict, "--run-dir": run_dir is not None, "--overwrite": overwrite}
+    if name := next((option for option, given in of_a_run.items() if given), None):
         raise RecipeError(f"{name} is for a recipe or a run folder, and {targets[0]} is neither.")
     _evaluate_models(targets, teacher, data, overrides, file, trusted, **show)
 

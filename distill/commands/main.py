@@ -12,7 +12,7 @@ from distill.commands.cache import cache
 from distill.commands.deploy import evaluate, export
 from distill.commands.features import features
 from distill.commands.group import Group
-from distill.commands.options import recipe_options, trust_option
+from distill.commands.options import recipe_options, stage_options, trust_option
 from distill.commands.run import (
     cache_audit,
     cache_build,
@@ -71,11 +71,14 @@ def plan(
     """Estimate the tokens, disk, memory and time of a run, without running it."""
     from distill.console import print_table
     from distill.planning.estimate import choice_rows, estimates, plan_rows
+    from distill.stages.other_recipe import refusal_of
     from distill.stages.preflight import check_before_work
 
     run = open_run(recipe, run_dir, overrides, **show)
     check_before_work(run)
     print_table(plan_rows(estimates(run)))
+    if refusal := refusal_of(run):
+        say(f"`distill run` will refuse: {refusal}")
     if choices:
         print_table(choice_rows(run))
     if rows is not None:
@@ -86,7 +89,7 @@ def plan(
 
 
 @main.command()
-@recipe_options
+@stage_options
 def run(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **show: bool) -> None:
     """Run all stages; continues where an earlier run was stopped."""
     opened = open_run(recipe, run_dir, overrides, **show)
@@ -102,7 +105,7 @@ def add_stage(stage: Stage) -> None:
     """Add a command that runs one stage."""
 
     @main.command(stage.name, help=stage.help)
-    @recipe_options
+    @stage_options
     def _stage(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **show: bool) -> None:
         do_stages(open_run(recipe, run_dir, overrides, **show), [stage.name], alone=True)
 

@@ -37,6 +37,10 @@ run_dir_option = click.option(
 recipe_options = _together(
     [click.argument("recipe", type=click.Path()), run_dir_option, set_option, message_options]
 )
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace the models of another run in the run folder."
+)
+stage_options = _together([recipe_options, overwrite_option])
 
 
 def trust_option(model: str = "the model") -> Decorator:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from distill.commands.options import json_option, recipe_options
+from distill.commands.options import json_option, stage_options
 from distill.commands.say import say
 
 
@@ -21,9 +21,12 @@ def open_run(
     overrides: tuple[str, ...],
     *,
     features_alone: bool = False,
+    overwrite: bool = False,
     **show: bool,
 ) -> Any:
-    """The run that a command's arguments name; features_alone: see `load_recipe`."""
+    """The run that a command's arguments name; features_alone: see `load_recipe`; overwrite: see
+    `Run`.
+    """
     from distill.console import set_up_logging
     from distill.run.context import Run
     from distill.run.load import load_recipe
@@ -32,7 +35,8 @@ def open_run(
     if Path(recipe).is_dir():  # a run folder, which holds its recipe
         recipe, run_dir = str(Path(recipe) / "recipe.yaml"), run_dir or recipe
     loaded = load_recipe(recipe, overrides, features_alone=features_alone)
-    return Run(loaded, Path(run_dir) if run_dir else Path("runs") / Path(recipe).stem)
+    folder = Path(run_dir) if run_dir else Path("runs") / Path(recipe).stem
+    return Run(loaded, folder, overwrite)
 
 
 EXIT_FAILED_ARTIFACT = 4  # exit status where an artifact could not be made or run
@@ -78,7 +82,7 @@ def print_report(folder: Path) -> None:
 
 
 @click.command("build")
-@recipe_options
+@stage_options
 @click.option("--repair", is_flag=True, help="Check every shard and make damaged ones again.")
 def cache_build(
     recipe: str, run_dir: str | None, overrides: tuple[str, ...], repair: bool, **show: bool
@@ -94,7 +98,7 @@ def cache_build(
 
 
 @click.command("audit")
-@recipe_options
+@stage_options
 @click.option("--budget", type=float, help="Name the codec to use for this many bytes a token.")
 @click.option("--write", is_flag=True, help="Write that codec into the recipe.")
 @click.option("--tokens", default=2048, show_default=True, help="Held-out tokens to measure on.")
@@ -135,7 +139,7 @@ def cache_audit(
 
 
 @click.command("doctor")
-@recipe_options
+@stage_options
 @click.option(
     "--tokens", type=click.IntRange(32), default=128, show_default=True, help="Tokens of a step."
 )

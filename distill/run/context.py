@@ -35,8 +35,9 @@ BUILD = "build"  # the stage that leaves the student
 class Run:
     """One recipe in one folder."""
 
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
-        self.recipe, self.folder = recipe, RunFolder(folder)
+    def __init__(self, recipe: Recipe, folder: Path, overwrite: bool = False) -> None:
+        """overwrite: whether another run's models in the folder may be replaced."""
+        self.recipe, self.folder, self.overwrite = recipe, RunFolder(folder), overwrite
         self.fingerprints: dict[str, str] = {}  # of each stage's inputs: stages/status.py
         self.inputs_read: dict[str, list[Any]] = {}  # stages/fingerprints.py
 

@@ -11,6 +11,7 @@ from distill.run.folder import StageRecord, on_first_process
 from distill.stages.fingerprints import data_inputs, discard_other, teacher_inputs
 from distill.stages.stage import ADAPT_TEACHER, work
 from distill.stages.training import run_training
+from distill.training.config import spent
 from distill.training.layerwise_lr import how_much_learns
 from students.save import save_student
 from students.tuning.trainable import prepare_learning
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
     inputs=lambda run: [data_inputs(run), teacher_inputs(run)],
     outputs=lambda run: [run.folder.teacher],
     skipped=lambda run: run.recipe.teacher.adapt is None,
+    spent=lambda run: spent(run.recipe.teacher.adapt, run.folder.arm("teacher")),
 )
 def adapt_teacher(run: Run, inputs: str) -> StageRecord:
     """Fine-tune the teacher, and save it in the dtype that the recipe uses it in."""

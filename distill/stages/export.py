@@ -22,6 +22,7 @@ from distill.run.load import short_form
 from distill.stages.fingerprints import discard_other
 from distill.stages.stage import EXPORT, work
 from distill.stages.training import run_training
+from distill.training.config import WITHOUT_EFFECT, spent
 from students.artifacts.artifact import (
     CARD_FILE,
     MANIFEST_FILE,
@@ -41,7 +42,8 @@ CANNOT_BE_MADE = (
 
 
 def _inputs(run: Run) -> list[Any]:
-    return [run.recipe.export.model_dump(), library_versions("peft", "bitsandbytes", "torchao")]
+    values = run.recipe.export.model_dump(exclude={"recover": WITHOUT_EFFECT})
+    return [values, library_versions("peft", "bitsandbytes", "torchao")]
 
 
 def _outputs(run: Run) -> list[Path]:
@@ -51,7 +53,12 @@ def _outputs(run: Run) -> list[Path]:
     return [file for file in files_below(folders) if file not in changing]
 
 
-@work(EXPORT, inputs=_inputs, outputs=_outputs)
+def _spent(run: Run) -> list[Path]:
+    """All number formats': a second artifact of a format goes on from the first one's training."""
+    return spent(run.recipe.export.recover, *run.folder.path.glob("recovered/*"))
+
+
+@work(EXPORT, inputs=_inputs, outputs=_outputs, spent=_spent)
 def export(run: Run, inputs: str) -> StageRecord:
     """Make the artifacts. One that cannot be made leaves its reason; the others go on."""
     given = artifact_inputs(run, partial(_recover, run, inputs))

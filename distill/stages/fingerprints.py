@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from attar.errors import RunError
-from attar.files import clear, read_json, write_json
+from attar.files import clear, read_json_object, write_json
 from attar.libraries import library_versions
 from attar.models.fingerprints import tokenizer_files_fingerprint
 from distill.data.config import source_stamp
 from distill.data.prepare import FORMAT
 from distill.run.context import Run
+from distill.training.checkpoint import INPUTS_FILE
+from distill.training.config import WITHOUT_EFFECT
 from teachers.load import teacher_identity
 
 log = logging.getLogger(__name__)
@@ -57,25 +59,31 @@ def teacher_inputs(run: Run) -> list[Any]:
     """What the teacher depends on."""
     teacher = run.recipe.teacher
     versions = library_versions("torch", "transformers")  # what a model computes
-    return _once(
-        run, "teacher", lambda: [teacher_identity(teacher), teacher.model_dump(), versions]
-    )
+    values = teacher.model_dump(exclude={"adapt": WITHOUT_EFFECT})
+    return _once(run, "teacher", lambda: [teacher_identity(teacher), values, versions])
 
 
 def discard_other(folder: Path, wanted: str) -> None:
     """Delete checkpoints of a training that was made from other inputs; keep those it can go on
     from. `wanted`: the fingerprint of the inputs now.
     """
-    mark = folder / "inputs.json"
-    if folder.exists() and _inputs_in(mark) != wanted:
+    mark = folder / INPUTS_FILE
+    found = _read_mark(mark)
+    if folder.exists() and found.get("inputs") != wanted:
         log.info("%s was made from other inputs, or does not say from which: deleted", folder)
         clear(folder)
+    elif found.get("finished"):
+        log.warning(
+            "%s: this training was finished and its checkpoints deleted (`keep_checkpoints`): it "
+            "is trained again from the start",
+            folder,
+        )
     write_json(mark, {"inputs": wanted})
 
 
-def _inputs_in(mark: Path) -> str | None:
-    """The fingerprint in a file of `discard_other`; None where there is none to be read."""
+def _read_mark(mark: Path) -> dict[str, Any]:
+    """What a file of `discard_other` holds; nothing where there is none to be read."""
     try:
-        return str(read_json(mark)["inputs"])
-    except (FileNotFoundError, RunError, ValueError, KeyError, TypeError):
-        return None
+        return read_json_object(mark)
+    except (FileNotFoundError, RunError):
+        return {}

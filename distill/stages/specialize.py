@@ -30,6 +30,7 @@ from distill.run.folder import StageRecord, on_first_process
 from distill.stages.fingerprints import discard_other, specializing_data_inputs
 from distill.stages.stage import SPECIALIZE, work
 from distill.stages.training import run_training
+from distill.training.config import WITHOUT_EFFECT, spent
 from distill.training.layerwise_lr import how_much_learns
 from distill.training.validation import evaluate_objective
 from students.save import save_student
@@ -45,6 +46,12 @@ from students.tuning.adapters import (
 log = logging.getLogger(__name__)
 
 
+def _inputs(run: Run) -> list[Any]:
+    special = run.recipe.specialize
+    values = None if special is None else special.model_dump(exclude=WITHOUT_EFFECT)
+    return [specializing_data_inputs(run), values, library_versions("peft", "bitsandbytes")]
+
+
 def _outputs(run: Run) -> list[Path]:
     special = run.recipe.specialize
     folder = run.folder.specialized
@@ -55,13 +62,10 @@ def _outputs(run: Run) -> list[Path]:
 
 @work(
     SPECIALIZE,
-    inputs=lambda run: [
-        specializing_data_inputs(run),
-        run.recipe.specialize.model_dump() if run.recipe.specialize is not None else None,
-        library_versions("peft", "bitsandbytes"),
-    ],
+    inputs=_inputs,
     outputs=_outputs,
     skipped=lambda run: run.recipe.specialize is None,
+    spent=lambda run: spent(run.recipe.specialize, run.folder.specialized / "run"),
 )
 def specialize(run: Run, inputs: str) -> StageRecord:
     """Train the distilled student further by the recipe's method; keep the adapter, and a merge."""

@@ -73,7 +73,7 @@ class StageWork:
     inputs: the parts of the recipe, and the files, that it reads itself. outputs: the files, and
     folders of files, in the run folder that it leaves for later commands; its record has their
     checksums. made: whether what it leaves elsewhere is there. skipped: whether the recipe leaves
-    the stage out.
+    the stage out. spent: folders of trainings whose checkpoints are deleted once it is finished.
     """
 
     do: Callable[[Run, str], StageRecord]
@@ -81,6 +81,7 @@ class StageWork:
     outputs: Callable[[Run], list[Path]]
     made: Callable[[Run], bool]
     skipped: Callable[[Run], bool]
+    spent: Callable[[Run], list[Path]]
 
 
 WORK: Registry[StageWork] = Registry("stage")
@@ -93,11 +94,12 @@ def work(
     outputs: Callable[[Run], list[Path]] = lambda run: [],
     made: Callable[[Run], bool] = lambda run: True,
     skipped: Callable[[Run], bool] = lambda run: False,
+    spent: Callable[[Run], list[Path]] = lambda run: [],
 ) -> Callable[[Callable[[Run, str], StageRecord]], Callable[[Run, str], StageRecord]]:
     """Decorator that enrols the function of a stage; see `StageWork`."""
 
     def enrol(do: Callable[[Run, str], StageRecord]) -> Callable[[Run, str], StageRecord]:
-        WORK.add(stage.name)(StageWork(do, inputs, outputs, made, skipped))
+        WORK.add(stage.name)(StageWork(do, inputs, outputs, made, skipped, spent))
         return do
 
     return enrol

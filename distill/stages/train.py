@@ -21,6 +21,8 @@ from distill.stages.fingerprints import discard_other
 from distill.stages.stage import TRAIN, work
 from distill.stages.training import learns_from_unfinished, run_training
 from distill.training.arms import ARMS, DISTILL
+from distill.training.checkpoint import drop_checkpoints
+from distill.training.config import WITHOUT_EFFECT, spent
 from distill.training.layerwise_lr import how_much_learns
 from students.pruning.record import copy_pruning
 from students.save import save_student
@@ -40,16 +42,21 @@ def _outputs(run: Run) -> list[Path]:
     return [path for one in folders for path in (one / "student", one / "result.json")]
 
 
+def _spent(run: Run) -> list[Path]:
+    return spent(run.recipe.train, *map(run.folder.arm, arms_of(run)))
+
+
 @work(
     TRAIN,
     inputs=lambda run: [
-        run.recipe.train.model_dump(exclude={"trackers"}),
+        run.recipe.train.model_dump(exclude=WITHOUT_EFFECT),
         library_versions("accelerate"),
     ],
     outputs=_outputs,
+    spent=_spent,
 )
 def train(run: Run, inputs: str) -> StageRecord:
-    """Train every arm that is not finished."""
+    """Train every arm that is not finished; delete its checkpoints before the next one's come."""
     tokens, notes = 0, {}
     for arm in arms_of(run):
         wanted = fingerprint([inputs, arm, *_subset(run, arm)])
@@ -57,6 +64,9 @@ def train(run: Run, inputs: str) -> StageRecord:
         if found is None:
             _train_arm(run, arm, wanted)
             found = read_json(run.folder.arm(arm) / "result.json")
+            with on_first_process() as first:  # the others have read the best weights by now
+                if first and run.folder.arm(arm) in _spent(run):
+                    drop_checkpoints(run.folder.arm(arm))
         tokens += found["tokens"]
         notes[arm] = {key: found[key] for key in NOTED}
     return StageRecord(TRAIN.name, tokens=tokens, notes=notes)

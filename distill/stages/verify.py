@@ -12,7 +12,7 @@ from attar.files import read_json_object
 from distill.data.prepare import data_faults
 from distill.run.context import Run
 from distill.stages.stage import STAGES
-from distill.training.checkpoint import damage_of, step_of_learned
+from distill.training.checkpoint import BEST_FILE, damage_of, step_of_learned
 from students.artifacts.artifact import check_whole, failure_of
 from teachers.cache.store import SignalStore
 from teachers.cache_tools.verify import verify as verify_cache
@@ -82,7 +82,7 @@ def _cache(run: Run) -> Iterator[Verified]:
 def _checkpoints(run: Run) -> Iterator[Verified]:
     """What trainings go on from, and the best weights beside it."""
     for progress in sorted(run.folder.path.glob("**/last/progress.json")):
-        last, best = progress.parent, progress.parent.parent / "best.safetensors"
+        last, best = progress.parent, progress.parent.parent / BEST_FILE
         faults = [fault for fault in [damage_of(last)] if fault is not None]
         if best.is_file():
             try:

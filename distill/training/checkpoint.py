@@ -22,13 +22,24 @@ from torch import nn
 from attar.checksums import checksum
 from attar.commits import check_may_write
 from attar.errors import RunError
-from attar.files import clear, read_json, staged_file, sync_files, sync_folder, write_json
+from attar.files import (
+    bytes_under,
+    clear,
+    read_json,
+    read_json_object,
+    staged_file,
+    sync_files,
+    sync_folder,
+    write_json,
+)
 from attar.storage_errors import naming
 
 log = logging.getLogger(__name__)
 
 FILES_FILE = "files.json"  # sizes and checksums of a checkpoint's other files
-BESIDE = ("inputs.json", "examples.json")  # files beside the checkpoints that they belong to
+BEST_FILE = "best.safetensors"  # the weights of the best step so far, beside the checkpoints
+INPUTS_FILE = "inputs.json"  # what a training is made from, and whether it was finished
+BESIDE = (INPUTS_FILE, "examples.json")  # files beside the checkpoints that they belong to
 
 
 def learned(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -110,6 +121,22 @@ def damage_of(checkpoint: Path) -> str | None:
     except (RunError, ValueError, TypeError):
         return f"{checkpoint / FILES_FILE} is damaged"
     return None
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Delete what a finished training would have gone on from, and note there that it was."""
+    names = ("previous", "last", BEST_FILE)
+    there = [folder / name for name in names if (folder / name).exists()]
+    if not there:
+        return
+    size = sum(map(bytes_under, there))
+    clear(folder / "last" / "progress.json")  # a kill here leaves none that passes for a checkpoint
+    for path in there:
+        clear(path)
+    mark = folder / INPUTS_FILE
+    if mark.exists():
+        write_json(mark, {**read_json_object(mark), "finished": True})
+    log.info("%s: the training is finished: %.1f MB of checkpoints deleted", folder, size / 1e6)
 
 
 class Checkpoint:

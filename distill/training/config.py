@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -11,6 +12,8 @@ from distill.objective.terms import AnyTerm, Source
 from distill.training.layerwise_lr import Unfreeze
 from distill.training.lr_schedule import Schedule
 from distill.training.optimizers import OptimizerName
+
+WITHOUT_EFFECT = {"trackers", "keep_checkpoints"}  # keys that change nothing of what is learned
 
 
 class LoopConfig(Section):
@@ -42,4 +45,12 @@ class LoopConfig(Section):
     evaluate_tokens: int = Field(16384, ge=1, description="validation tokens of those evaluations")
     checkpoint_every: int | None = Field(None, ge=1, description="steps; at evaluations if absent")
     keep: Literal["best", "last"] = Field("best", description="which weights are the result")
+    keep_checkpoints: bool = Field(False, description="of a finished training; else deleted")
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+
+
+def spent(config: LoopConfig | None, *folders: Path) -> list[Path]:
+    """The folders whose checkpoints serve nothing once their trainings are finished; none where
+    the recipe keeps them, or has no such training.
+    """
+    return [] if config is None or config.keep_checkpoints else [*folders]

@@ -17,7 +17,13 @@ from attar.errors import RunError
 from attar.files import read_json
 from distill.objective.objective import LossMeans, LossSums
 from distill.training.accelerator import OneProcess, checkpoint_blocks, make_accelerator
-from distill.training.checkpoint import Checkpoint, load_learned, save_learned, step_of_learned
+from distill.training.checkpoint import (
+    BEST_FILE,
+    Checkpoint,
+    load_learned,
+    save_learned,
+    step_of_learned,
+)
 from distill.training.job import Job, Progress
 from distill.training.layerwise_lr import layerwise_rates, learning_table
 from distill.training.lr_schedule import learning_rate_factor
@@ -65,7 +71,7 @@ class TrainingState:
     @property
     def best_file(self) -> Path:
         """Return the file of the best weights so far, which may not exist yet."""
-        return self.job.folder / "best.safetensors"
+        return self.job.folder / BEST_FILE
 
     def resume(self) -> None:
         """Load the last checkpoint if there is one; else log what learns, and how fast."""

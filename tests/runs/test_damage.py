@@ -197,15 +197,23 @@ def test_a_stage_that_leaves_the_same_bytes_again_leaves_later_ones_up_to_date(c
 @pytest.mark.parametrize("damage", ["flipped", "deleted"])
 def test_a_training_does_not_go_on_from_other_than_its_best_weights(copied, damage):
     """The last weights must not pass for the best."""
+    shutil.rmtree("out/arms")
+    copied("train", "out", "--set", "train.keep_checkpoints=true")
     before = bytes_left()
     file = Path("out/arms/distill/best.safetensors")
     found = bytearray(file.read_bytes())
     found[len(found) // 2] ^= 1
     file.unlink() if damage == "deleted" else file.write_bytes(found)
     shutil.rmtree("out/arms/distill/student")
-    copied("train", "out")
+    copied("train", "out", "--set", "train.keep_checkpoints=true")
     assert "starts anew" in Path("out/run.log").read_text()
     assert bytes_left() == before
+
+
+def test_a_student_whose_checkpoints_are_gone_is_trained_again_from_the_start(copied):
+    said = remake(copied, "arms/distill/student/model.safetensors", "flipped")
+    assert "arms/distill: this training was finished and its checkpoints deleted" in said
+    assert "arms/finetune: this training" not in said
 
 
 def test_an_artifact_that_is_exported_again_is_measured_again(copied):

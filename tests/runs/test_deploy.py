@@ -42,7 +42,8 @@ def test_a_specialised_run_measures_every_artifact_and_says_which_to_ship(worksh
     page = Path("out/report.html").read_text()
     assert page.count("<svg") == 4
     assert "merged into the dequantised nf4 base" in page
-    assert (Path("out") / "recovered" / "nf4" / "last").is_dir()
+    recovered = sorted(path.name for path in Path("out/recovered/nf4").iterdir())
+    assert recovered == ["inputs.json"], "a finished training keeps no checkpoints"
     again = workshop("run", "recipe.yaml", "--run-dir", "out", *options)
     assert "Nothing to do" in again.output
 

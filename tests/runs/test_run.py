@@ -197,7 +197,7 @@ def test_a_teacher_with_another_head_is_another_teacher(workshop):
 def test_adapting_the_teacher_and_qlora_from_the_cache(workshop):
     more = []
     for change in (
-        "teacher.adapt={lr: 1e-3, batch_size: 4, precision: float32}",
+        "teacher.adapt={lr: 1e-3, batch_size: 4, precision: float32, keep_checkpoints: true}",
         "specialize={method: qlora, rank: 4, lr: 1e-3, objective: [{loss: forward_kl}]}",
         "train.arms=[]",
     ):
@@ -209,6 +209,7 @@ def test_adapting_the_teacher_and_qlora_from_the_cache(workshop):
     assert Path("out/specialized/adapter/adapter_model.safetensors").exists()
     history = json.loads(Path("out/arms/teacher/last/progress.json").read_text())["history"]
     assert history[-1]["nll"] < history[0]["nll"]
+    assert not Path("out/specialized/run/last").exists()
 
 
 def test_a_fresh_and_a_pretrained_student(workshop, make_model, tokenizer):
@@ -289,13 +290,15 @@ def test_another_way_of_adapting_makes_another_teacher(workshop):
     adapt = "teacher.adapt={{lr: {}, batch_size: 4, precision: float32}}"
     teachers = []
     for lr in ("1e-3", "3e-3"):
-        workshop("adapt-teacher", "recipe.yaml", "--run-dir", "out", "--set", adapt.format(lr))
+        change = ("--set", adapt.format(lr), "--overwrite")
+        workshop("adapt-teacher", "recipe.yaml", "--run-dir", "out", *change)
+        assert not Path("out/arms/teacher/last").exists()
         teachers.append(digest("out/teacher"))
     assert teachers[0] != teachers[1]
 
 
 def test_a_run_stopped_on_other_processes_is_not_mixed_up(workshop):
-    workshop.finished("out")
+    workshop.finished("out", "train", "--set", "train.keep_checkpoints=true")
     state = Path("out/arms/distill/last/progress.json")
     state.write_text(json.dumps({**json.loads(state.read_text()), "world": 2}))
     seal(state.parent, state.parents[1])
