@@ -103,6 +103,15 @@ def test_a_loop_of_ones_own_sees_every_example_that_the_cache_holds(
     assert sorted(one.key for one in names["examples"]) == sorted(names["cache"].keys())
 
 
+def test_a_run_is_made_and_its_report_read(workshop: Any, capsys: Any) -> None:
+    (program,) = (one for one in blocks(PAGE, "python") if "run_stages(" in one)
+    exec(program, {})
+    report = workshop.report("runs/mine")
+    printed = capsys.readouterr().out
+    assert report["verdict"]["sentence"] in printed
+    assert str(report["arms"]["distill"]["nll"]) in printed
+
+
 def test_a_trainers_accumulated_step_is_the_step_of_all_its_examples(
     make_model: Any, make_examples: Any, make_cache: Any, tmp_path: Path
 ) -> None:
