@@ -10,9 +10,12 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from distill.api import TERM_MODELS, Example, Learner, Run, collate, load_recipe, open_cache
+
+# isort: split
+# After `distill.api`, so that the trainer's libraries do not warn of kernels that a CPU lacks.
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 folder, student_path = sys.argv[1:3]
 run = Run(load_recipe(f"{folder}/recipe.yaml"), Path(folder))
