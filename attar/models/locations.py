@@ -38,7 +38,7 @@ def load_error(error: Exception, what: str, source: str) -> ModelError:
     reason = " ".join(str(error).split())[:300]
     if not source.endswith(".gguf") and is_nowhere(source):
         return ModelError(
-            f"There is no folder {source} here, and no model of that name could be fetched from "
+            f"There is no folder `{source}` here, and no model of that name could be fetched from "
             f"the hub{because_of(error)}.{nearest_path(source)}"
         )
     return ModelError(f"The {what} `{source}` could not be loaded: {reason}")

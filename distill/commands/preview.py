@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import distill.data
 from attar.errors import RecipeError, RunError
 from distill.data.bad_rows import RowError, place_of
 from distill.data.config import DataConfig, sources_of
@@ -113,7 +114,7 @@ def _marked(tokenizer: Any, ids: Sequence[int], learned: Sequence[bool]) -> str:
 @contextmanager
 def _said_before() -> Iterator[None]:
     """Keep back what reading rows says of the data, which preparing them has said."""
-    log = logging.getLogger("distill.data")
+    log = logging.getLogger(distill.data.__name__)
     before = log.level
     log.setLevel(logging.ERROR)
     try:

@@ -112,7 +112,7 @@ def holds_all_examples(run: Run) -> bool:
         open_cache(run)
         return True
     store.check_fits(manifest)
-    return store.totals()["examples"] == manifest["data"]["examples"]
+    return bool(store.totals()["examples"] == manifest["data"]["examples"])
 
 
 def _wanted(run: Run) -> dict[str, int]:

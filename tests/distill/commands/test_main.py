@@ -122,9 +122,7 @@ def test_plan_names_every_stage_and_makes_nothing(bench):
 
 
 def test_plan_says_how_many_steps_each_training_has(bench):
-    result = bench(
-        "train.batch_size=2", "train.epochs=2", "teacher.adapt={epochs: 40}", command="plan"
-    )
+    result = bench("train.batch_size=8", "teacher.adapt={epochs: 40}", command="plan")
     assert result.exit_code == 0, result.output
     assert "steps (" in result.output
     warnings = [line for line in result.output.splitlines() if line.startswith("Warning: ")]
