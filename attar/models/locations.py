@@ -24,7 +24,7 @@ def source_arguments(source: str) -> tuple[str, dict[str, Any]]:
 def is_hub_id(source: str) -> bool:
     """Whether the hub could have a model of this name; else it can only be a folder."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(source)

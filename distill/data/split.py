@@ -157,7 +157,10 @@ class Corpus:
 
     def left_out(self) -> list[str]:
         """What of the rows read so far was cut or left out, a sentence a reason."""
-        return [*sentences_of(self.skipped, self.config.section), *self.bad.sentences()]
+        return [
+            *sentences_of(self.skipped, self.config.section),
+            *(f"left out: {one}" for one in self.bad.sentences()),
+        ]
 
     def spread(
         self, documents: Iterable[Document], number: int, limit: int | None

@@ -98,7 +98,7 @@ def length_rows(lengths: np.ndarray, most: int) -> list[list[str]]:
         if first == last < most:
             name = str(first)
         number, bar = int(numbers[i]), "#" * round(BAR * numbers[i] / numbers.max())
-        table.append([name, f"{number:,}", f"{number / len(lengths):.1%}", bar.ljust(BAR)])
+        table.append([name, f"{number:,}", f"{number / len(lengths):.1%}", bar.ljust(BAR, ".")])
     return table
 
 
