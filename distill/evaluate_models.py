@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 from attar.config import Section
 from attar.errors import DataError, ModelError, RecipeError
 from attar.files import write_json
+from attar.mistakes import words_of
 from attar.models.head_check import check_head_form
 from attar.models.loading import check_model, load_config
 from attar.models.task_heads import (
@@ -61,7 +62,7 @@ def evaluation_config(data: tuple[str, ...], values: dict[str, Any]) -> ModelEva
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"])
-        raise RecipeError(f"`--set {path}`: {first['msg']}.") from None
+        raise RecipeError(f"`--set {path}`: {words_of(first)}.") from None
 
 
 def evaluate_models(

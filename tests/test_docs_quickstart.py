@@ -52,8 +52,8 @@ def test_ten_rows_become_artifacts_that_answer(
     pytest.importorskip("xllamacpp")
     Path("questions.jsonl").write_text(blocks(PAGE, "json")[0])
     recipe(0, "quick.yaml")
-    commands = re.findall(r"^ {4}distill (plan|run) (\S+)$", PAGE, re.M)
-    assert [name for name, _ in commands] == ["plan", "run"]
+    commands = re.findall(r"^ {4}distill (data|plan|run) (\S+)$", PAGE, re.M)
+    assert [name for name, _ in commands] == ["data", "plan", "run"]
     for name, file in commands:
         printed = workshop(name, file, *options(*SMALLER, "teacher.adapt.epochs=2")).output
     for number in ("ppl", "KL", "ppl change", "fit to ship", "interval"):  # as the page names them

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from attar.errors import RecipeError, nearest
+from attar.mistakes import words_of
 from attar.registry import Registry
 from distill.recipe.parse import parse_yaml
 from teachers.codecs.codec import CODECS, LAYER_CODECS
@@ -35,10 +36,8 @@ def _codec_of(text: str, option: str, known: Registry[type[Any]]) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
         raise RecipeError(
-            f"`{option} {text}`: `{key}`: {message[:1].lower()}{message[1:]} "
-            f"(found {first['input']!r})."
+            f"`{option} {text}`: `{key}`: {words_of(first)} (found {first['input']!r})."
         ) from None
 
 

@@ -9,6 +9,7 @@ import click
 
 from distill.commands.build import build, vocabulary
 from distill.commands.cache import cache
+from distill.commands.data import data
 from distill.commands.deploy import evaluate, export
 from distill.commands.features import features
 from distill.commands.group import Group
@@ -59,33 +60,35 @@ def schema() -> None:
 @main.command()
 @recipe_options
 @click.option("--choices", is_flag=True, help="Show the memory of other ways to specialise too.")
-@click.option("--rows", type=click.IntRange(1), help="Show what is learned of this many rows too.")
 def plan(
     recipe: str,
     run_dir: str | None,
     overrides: tuple[str, ...],
     choices: bool,
-    rows: int | None,
     **show: bool,
 ) -> None:
-    """Estimate the tokens, disk, memory and time of a run, without running it."""
+    """Estimate the steps, disk, memory and time of a run, without running it."""
     from distill.console import print_table
-    from distill.planning.estimate import choice_rows, estimates, plan_rows
+    from distill.planning.estimate import (
+        choice_rows,
+        estimates,
+        plan_rows,
+        plan_warnings,
+        unit_of,
+    )
     from distill.stages.other_recipe import refusal_of
     from distill.stages.preflight import check_before_work
 
     run = open_run(recipe, run_dir, overrides, **show)
     check_before_work(run)
-    print_table(plan_rows(estimates(run)))
+    lines = estimates(run)
+    print_table(plan_rows(lines, unit_of(run)))
+    for warning in plan_warnings(lines):
+        say(f"Warning: {warning}")
     if refusal := refusal_of(run):
         say(f"`distill run` will refuse: {refusal}")
     if choices:
         print_table(choice_rows(run))
-    if rows is not None:
-        from distill.commands.preview import preview_rows
-
-        for line in preview_rows(run, rows):
-            say(line)
 
 
 @main.command()
@@ -114,6 +117,7 @@ for one in (ADAPT_TEACHER, TRAIN, SPECIALIZE, REPORT):  # the others' commands t
     add_stage(one)
 
 
+main.add_command(data)
 main.add_command(build)
 main.add_command(export)
 main.add_command(evaluate)

@@ -1,22 +1,26 @@
 """What is shown before it is done, and writes nothing: shapes of students, and what is learned.
 
-`distill build --dry-run` shows the shapes that a search would choose from, `distill plan --rows`
-the first rows as they will be learned.
+`distill build --dry-run` shows the shapes that a search would choose from, `distill data` the first
+rows as they will be learned.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import distill.data
 from attar.errors import RecipeError, RunError
 from distill.data.bad_rows import RowError, place_of
-from distill.data.config import sources_of
+from distill.data.config import DataConfig, sources_of
 from distill.data.labelled_texts import LabelledTexts
+from distill.data.masked_texts import MaskedTexts
 from distill.data.reader import NextTokenTexts, Reader
 from distill.data.sources import load_rows
 from distill.data.split import describe_skipped
@@ -57,18 +61,19 @@ MARKS = "\u27ea", "\u27eb"  # around what is learned
 SHOWN_CHARACTERS = 600  # of a piece of a text
 
 
-def preview_rows(run: Run, number: int) -> Iterator[str]:
+def preview_rows(run: Run, data: DataConfig, number: int) -> Iterator[str]:
     """Lines on the first rows of each training source: what is learned of them stands in marks.
 
     A row that is left out says why. Raises `DataError` for data that cannot be read.
     """
-    data, tokenizer = run.recipe.data, run.tokenizer
+    tokenizer = run.tokenizer
     adapted = run.recipe.teacher.adapt is not None
     own = run.task.reader(run.teacher_config, adapted, run.recipe.seed)
     reader: Reader = own or NextTokenTexts()
     sources = sources_of(data)
     tables = [load_rows(source, data.split, data.name) for source in sources]
-    readings = reader.open(tokenizer, data, tables, sources)
+    with _said_before():
+        readings = reader.open(tokenizer, data, tables, sources)
     for table, source, read in zip(tables, sources, readings, strict=True):
         for i in range(min(number, len(table))):
             tally = Counter[str]()
@@ -85,15 +90,37 @@ def preview_rows(run: Run, number: int) -> Iterator[str]:
 def _shown(reader: Reader, tokenizer: Any, example: Sequence[Any]) -> str:
     """The text of an example, its control characters escaped."""
     ids, labels = example[0], example[1]
+    if isinstance(reader, MaskedTexts):
+        return _marked(
+            tokenizer,
+            [i if n == IGNORE else n for i, n in zip(ids, labels, strict=True)],
+            [label != IGNORE for label in labels],
+        )
     if not isinstance(reader, NextTokenTexts):
         known = f"{reader.names[labels[0]]}: " if isinstance(reader, LabelledTexts) else ""
         return known + _escaped(tokenizer.decode(ids))
-    learned = [False, *(label != IGNORE for label in labels[:-1])]
+    return _marked(tokenizer, ids, [False, *(label != IGNORE for label in labels[:-1])])
+
+
+def _marked(tokenizer: Any, ids: Sequence[int], learned: Sequence[bool]) -> str:
+    """The text of ids, with marks around those that are learned."""
     text = ""
     for counts, pairs in groupby(zip(learned, ids, strict=True), key=lambda pair: pair[0]):
         piece = _escaped(tokenizer.decode([i for _, i in pairs]))
         text += f"{MARKS[0]}{piece}{MARKS[1]}" if counts else piece
     return text
+
+
+@contextmanager
+def _said_before() -> Iterator[None]:
+    """Keep back what reading rows says of the data, which preparing them has said."""
+    log = logging.getLogger(distill.data.__name__)
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _escaped(text: str) -> str:

@@ -93,10 +93,14 @@ class BadRows:
 
     def describe(self) -> str:
         """How many rows have each fault, and the first of them."""
-        return "; ".join(
+        return "; ".join(self.sentences())
+
+    def sentences(self) -> list[str]:
+        """The same, one a fault."""
+        return [
             f"{count} {reason} (first: {', '.join(place for *_, place in self._first[reason])})"
             for reason, count in self._counts.most_common()
-        )
+        ]
 
     def _refuse(self, share: str, source: str) -> None:
         raise DataError(

@@ -21,6 +21,7 @@ from distill.data.split import Corpus, PartWriter, describe_skipped, write_parts
 
 log = logging.getLogger(__name__)
 RECORD_FILE = "files.json"  # of what the examples were made, and the checksums of their files
+STATS = 1  # of stats.json: what it says of the examples
 FORMAT = 2  # of the examples: how texts are cut, drawn and stored
 
 
@@ -41,7 +42,7 @@ def prepare(
     """
     reader = reader or NextTokenTexts()
     inputs = [config.model_dump(), tokenizer_id, seed, source_stamp(config), *reader.stamp]
-    inputs += [FORMAT, beside and read_json(beside / RECORD_FILE)["inputs"]]
+    inputs += [FORMAT, STATS, beside and read_json(beside / RECORD_FILE)["inputs"]]
     wanted = fingerprint([inputs, library_versions("transformers", "tokenizers", "datasets")])
     faults = data_faults(folder)
     for name, fault in faults.items():

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from attar.checksums import stamp_of_files
-from attar.errors import DataError, nearest
+from attar.errors import DataError
 from attar.files import fingerprint
+from attar.models.locations import because_of, nearest_path
 from distill.data.file_rows import FileRows
 
 log = logging.getLogger(__name__)
@@ -45,8 +46,7 @@ def local_files(source: str) -> list[Path]:
     if found:
         return [Path(name) for name in found]
     if _suffix(path) in BUILDERS or source.startswith((".", "/", "~")) or "*" in source:
-        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"There is no file or folder {source}.{nearest(path.name, beside)}")
+        raise DataError(f"There is no file or folder {source}.{nearest_path(source)}")
     return []
 
 
@@ -76,8 +76,21 @@ def load_rows(source: str, split: str, name: str | None) -> Any:
     except DataError:
         raise
     except Exception as error:  # datasets raises many kinds, from many libraries
+        if not files and _is_unknown(error):
+            raise DataError(
+                f"There is no file or folder {source} here, and no data set of that name could be "
+                f"fetched from the hub{because_of(error)}.{nearest_path(source)}"
+            ) from error
         reason = " ".join(f"{error.__cause__ or error}".split())[:300]
         raise DataError(f"`{source}` cannot be read as a data set: {reason}") from error
+
+
+def _is_unknown(error: Exception) -> bool:
+    """Whether the hub did not give a data set at all, where it may also have none that reads."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    kinds = (ConnectionError, FileNotFoundError, HfHubHTTPError, HFValidationError)
+    return isinstance(error, (*kinds, OfflineModeIsEnabled))
 
 
 def _check_no_split(source: str, split: str) -> None:

@@ -155,6 +155,13 @@ class Corpus:
         random.Random(self.seed).shuffle(rows)
         return rows
 
+    def left_out(self) -> list[str]:
+        """What of the rows read so far was cut or left out, a sentence a reason."""
+        return [
+            *sentences_of(self.skipped, self.config.section),
+            *(f"left out: {one}" for one in self.bad.sentences()),
+        ]
+
     def spread(
         self, documents: Iterable[Document], number: int, limit: int | None
     ) -> Iterator[tuple[int, Document]]:
@@ -192,7 +199,8 @@ def round_robin(
 
 
 def write_parts(corpus: Corpus, folder: Path) -> dict[str, Any]:
-    """Write the three parts; the numbers of each, and where the validation part comes from.
+    """Write the three parts; the numbers of each, where the validation part comes from, and in
+    sentences what of the rows is left out.
 
     Raises `DataError` where a part would be empty.
     """
@@ -207,15 +215,21 @@ def write_parts(corpus: Corpus, folder: Path) -> dict[str, Any]:
     train = PartWriter(part_file(folder, "train"), config.train_tokens, taken)
     train.fill(enumerate(training))
     train.close()
-    _log_dropped("validation", validation, "held-out part")
-    _log_dropped("training", train, "validation or held-out part")
     origin = _origin(config.validation)
+    repeated = _repeated({"validation": validation.dropped, "train": train.dropped})
+    for sentence in repeated:
+        log.info("data: %s", sentence)
     if origin == "documents" and 0 in (train.examples, validation.examples):
         origin = _validate_on_training_windows(config, folder)
     numbers = {part: numbers_of(part_file(folder, part)) for part in DATA_PARTS}
     _refuse_empty(corpus, numbers)
     corpus.bad.finish(config.section)
-    return {"documents": documents, **numbers, "validation_from": origin}
+    return {
+        "documents": documents,
+        **numbers,
+        "validation_from": origin,
+        "left_out": [*corpus.left_out(), *repeated],
+    }
 
 
 def _write_held_out(corpus: Corpus, training: DocumentQueue, folder: Path) -> PartWriter:
@@ -328,26 +342,39 @@ def _write_table(file: Path, examples: pa.Table) -> None:
 
 
 def numbers_of(file: Path) -> dict[str, int]:
-    """Number of examples and of counted tokens of a part."""
+    """Number of documents, of examples and of counted tokens of a part."""
     with pa.memory_map(str(file)) as source:
-        counts = pa.ipc.open_stream(source).read_all()["count"]
-        return {"examples": len(counts), "tokens": pc.sum(counts).as_py() or 0}
+        table = pa.ipc.open_stream(source).read_all()
+        return {
+            "documents": pc.count_distinct(table["document"]).as_py(),
+            "examples": len(table),
+            "tokens": pc.sum(table["count"]).as_py() or 0,
+        }
 
 
 def describe_skipped(skipped: Counter[str], section: str) -> str:
     """How many rows were cut, and how many left out and why; empty where none was."""
-    return "; ".join(
+    return "; ".join(sentences_of(skipped, section))
+
+
+def sentences_of(skipped: Counter[str], section: str) -> list[str]:
+    """The same, one a reason."""
+    return [
         f"{count} {reason.format(section)}{', and are left out' if reason in LEFT_OUT else ''}"
         for reason, count in skipped.items()
         if count
-    )
+    ]
 
 
-def _log_dropped(name: str, writer: PartWriter, others: str) -> None:
-    if writer.dropped:
-        log.info(
-            "%d %s examples also stand in the %s and are left out", writer.dropped, name, others
-        )
+def _repeated(dropped: dict[str, int]) -> list[str]:
+    """How many examples were left out of a part since they stand in one before it."""
+    others = {"validation": "held-out part", "train": "validation or held-out part"}
+    return [
+        f"{number} {'training' if part == 'train' else part} examples also stand in the "
+        f"{others[part]} and are left out"
+        for part, number in dropped.items()
+        if number
+    ]
 
 
 def _refuse_empty(corpus: Corpus, numbers: dict[str, dict[str, int]]) -> None:

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from attar.config import Section
+from attar.mistakes import words_of
 
 
 class Ramp(Section):
@@ -83,8 +84,8 @@ def scheduled(annotation: Any) -> Any:
             try:
                 adapter.validate_python(end)
             except ValidationError as error:
-                reason = error.errors()[0]["msg"]
-                raise ValueError(f"{end:g} is an end of the schedule: {reason}") from None
+                reason = words_of(error.errors()[0])
+                raise ValueError(f"{end:g} is an end of the schedule: it {reason}") from None
         return value
 
     def kind(value: Any) -> str:

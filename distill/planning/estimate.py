@@ -26,10 +26,14 @@ from distill.planning.build_time import build_seconds
 from distill.planning.data_counts import DataCounts, estimated_counts, prepared_counts
 from distill.planning.memory import libraries, training_bytes
 from distill.planning.model_cost import EFFICIENCY, ModelCost, flops_per_second, model_cost
+from distill.planning.prepared import prepared_copy
+from distill.planning.steps import Steps, planned_steps
 from distill.run.context import Run
+from distill.stages.cache import holds_all_examples
 from distill.stages.status import is_done
 from distill.training.config import LoopConfig
 from teachers.cache.config import CacheConfig
+from teachers.cache.store import SignalStore
 from teachers.load import TeacherConfig
 
 ARTIFACT_BYTES = {"bf16": 2.0, "int8": 1.2, "nf4": 0.8}  # a parameter; others as bf16
@@ -44,6 +48,7 @@ class Estimate:
     """One line of the plan.
 
     amount: tokens or texts that the stage passes over. Memory is the peak of the stage's process.
+    steps: those of one training of the stage.
     """
 
     stage: str
@@ -52,6 +57,7 @@ class Estimate:
     memory_bytes: float
     seconds: float
     note: str
+    steps: Steps | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,8 @@ class _Quantities:
     def _a_step(self, loop: LoopConfig, data: DataConfig) -> float:
         """Examples of one step: rows, which are full of tokens where examples are packed."""
         rows = loop.batch_size * loop.accumulate
-        return rows * max(1.0, data.max_length / self.counts.length if self.unit == "tokens" else 1)
+        packed = self.unit == "tokens" and data.packing
+        return rows * max(1.0, data.max_length / self.counts.length if packed else 1)
 
     def training_seconds(self, model: ModelCost, loop: LoopConfig, data: DataConfig) -> float:
         """Time of one training and of its evaluations on the validation part."""
@@ -108,16 +115,37 @@ class _Quantities:
 def estimates(run: Run) -> list[Estimate]:
     """Every stage of the recipe, in order; what is done says so in its note."""
     return [
-        replace(line, note=f"done; {line.note}") if is_done(run, line.stage) else line
+        replace(line, note=f"done; {line.note}") if _is_made(run, line.stage) else line
         for line in _stages(run, _quantities(run))
     ]
+
+
+def _is_made(run: Run, stage: str) -> bool:
+    """Whether a stage is done, or the cache that `cache.dir` names holds all that it would make.
+
+    Raises `CacheError` where that cache cannot serve: of other data, and without some examples.
+    """
+    if is_done(run, stage):
+        return True
+    recipe = run.recipe
+    if stage != "cache" or recipe.cache.dir is None or recipe.teacher.adapt is not None:
+        return False
+    if SignalStore(run.cache_url).manifest() is None:
+        return False
+    with prepared_copy(run) as copy:
+        return holds_all_examples(copy)
+
+
+def unit_of(run: Run) -> Literal["tokens", "texts"]:
+    """What the plan of a task counts."""
+    return "tokens" if run.task.packs else "texts"
 
 
 def _quantities(run: Run) -> _Quantities:
     recipe = run.recipe
     teacher = model_cost(run.teacher_config, run.task.auto)
     return _Quantities(
-        unit="tokens" if run.task.packs else "texts",
+        unit=unit_of(run),
         teacher=teacher,
         student=model_cost(run.student_config, run.task.auto),
         counts=data_counts(run, recipe.data),
@@ -169,7 +197,7 @@ def _stages(run: Run, known: _Quantities) -> Iterator[Estimate]:
     yield _training(run, known)
     if recipe.specialize is not None:
         yield _specializing(run, known)
-    yield _exporting(known, run.artifacts)
+    yield _exporting(run, known)
     models = 3 + len(recipe.train.arms) + len(run.artifacts) + (recipe.specialize is not None)
     yield _evaluating(known, models, recipe.evaluate.tokens)
 
@@ -179,7 +207,9 @@ def _adapting(run: Run, known: _Quantities, loop: Any) -> Estimate:
     amount = known.amount(known.trained(loop, data))
     memory = _training_memory(run, run.teacher_config, teacher, loop)
     seconds = known.training_seconds(teacher, loop, data)
-    return Estimate("adapt-teacher", amount, teacher.total * 16, memory, seconds, "full fine-tune")
+    steps = planned_steps(run, "teacher.adapt", loop, known.counts)
+    note = f"{steps.note()}, full fine-tune"
+    return Estimate("adapt-teacher", amount, teacher.total * 16, memory, seconds, note, steps)
 
 
 def _caching(
@@ -207,9 +237,10 @@ def _training(run: Run, known: _Quantities) -> Estimate:
     if reads_from(loop, "online"):
         seconds += known.teacher.forward(known.tokens(examples)) / known.speed
         memory += known.teacher_bytes
-    note = f"{arms} arms on the same {known.unit}"
-    amount = known.amount(examples) * arms
-    return Estimate("train", amount, student.total * 16 * arms, memory, seconds, note)
+    steps = planned_steps(run, "train", loop, known.counts)
+    each = f" for each of {arms} arms" if arms > 1 else ""
+    amount, disk = known.amount(examples) * arms, student.total * 16 * arms
+    return Estimate("train", amount, disk, memory, seconds, f"{steps.note()}{each}", steps)
 
 
 def _specializing(run: Run, known: _Quantities) -> Estimate:
@@ -222,13 +253,20 @@ def _specializing(run: Run, known: _Quantities) -> Estimate:
     memory += known.teacher_bytes if reads_from(loop, "online") else 0
     amount = known.amount(known.trained(loop, data))
     seconds = known.training_seconds(student, loop, data)
-    return Estimate("specialize", amount, student.total * 4.5, memory, seconds, loop.method)
+    steps = planned_steps(run, "specialize", loop, known.counts)
+    note = f"{steps.note()}, {loop.method}"
+    return Estimate("specialize", amount, student.total * 4.5, memory, seconds, note, steps)
 
 
-def _exporting(known: _Quantities, artifacts: list[str]) -> Estimate:
+def _exporting(run: Run, known: _Quantities) -> Estimate:
+    artifacts, recover, note, steps = run.artifacts, run.recipe.export.recover, "", None
+    if recover is not None:
+        steps = planned_steps(run, "export.recover", recover, known.counts)
+        note = f"; {steps.note()} to recover"
     size = known.student.total * sum(ARTIFACT_BYTES.get(name, 2.0) for name in artifacts)
     memory, seconds = libraries() + known.student.total * 6, ARTIFACT_SECONDS * len(artifacts)
-    return Estimate("export", 0, size, memory, seconds, ", ".join(artifacts))
+    named = ", ".join(artifacts)
+    return Estimate("export", 0, size, memory, seconds, f"{named}{note}", steps)
 
 
 def _evaluating(known: _Quantities, models: int, tokens: int) -> Estimate:
@@ -274,9 +312,9 @@ def audited_bytes(file: Path, cache: CacheConfig) -> float | None:
 # Tables ------------------------------------------------------------------------------------------
 
 
-def plan_rows(lines: list[Estimate]) -> list[list[str]]:
-    """The plan as a table of text, header first."""
-    table = [["stage", "tokens", "disk", "memory", "time", ""]]
+def plan_rows(lines: list[Estimate], unit: str) -> list[list[str]]:
+    """The plan as a table of text, header first; unit: what the amounts are of."""
+    table = [["stage", unit, "disk", "memory", "time", ""]]
     for line in lines:
         disk = _size(line.disk_bytes) if line.disk_bytes else ""
         amount = f"{line.amount:,}" if line.amount else ""
@@ -286,6 +324,12 @@ def plan_rows(lines: list[Estimate]) -> list[list[str]]:
     processes = "" if is_alone() else " a process"
     seconds = _duration(sum(line.seconds for line in lines if not line.note.startswith("done")))
     return [*table, ["all", "", disk, "", seconds, f"estimates{processes}; what is done takes 0"]]
+
+
+def plan_warnings(lines: list[Estimate]) -> list[str]:
+    """Sentences on trainings of few steps, without those that are done."""
+    found = [one.steps.warning() for one in lines if one.steps and not one.note.startswith("done")]
+    return [sentence for sentence in found if sentence]
 
 
 def choice_rows(run: Run) -> list[list[str]]:

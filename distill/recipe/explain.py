@@ -8,37 +8,63 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from attar.errors import nearest
+from attar.mistakes import wanted_of, words_of
 from distill.recipe.other_names import known_elsewhere
 from distill.recipe.schema import Recipe
 
+SHOWN = 3  # mistakes; further ones are counted
+
 
 def explain(error: ValidationError, values: Any) -> str:
-    """The first mistake as one sentence; further ones are counted."""
-    mistakes = error.errors()
+    """The mistakes as sentences, the first `SHOWN` of them; further ones are counted."""
+    by_path: dict[str, list[Any]] = {}
+    for mistake in error.errors():
+        path, _ = _walk(mistake["loc"], values)
+        by_path.setdefault(path, []).append(mistake)
+    # Of the alternatives that a value may be, the one that went deeper is what was meant.
+    deepest = [
+        group
+        for path, group in by_path.items()
+        if not any(other.startswith((f"{path}.", f"{path}[")) for other in by_path if path)
+    ]
+    sentences = [_sentence(group, values) for group in deepest]
+    more = f" ({len(sentences) - SHOWN} more)" if len(sentences) > SHOWN else ""
+    return f"{' And '.join(sentences[:SHOWN])}{more}"
+
+
+def _sentence(mistakes: list[Any], values: Any) -> str:
+    """What is wrong with one value; several mistakes are of the alternatives that it may be."""
     first = mistakes[0]
     path, model = _walk(first["loc"], values)
-    more = f" ({len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
-    message = first["msg"].removeprefix("Value error, ").removesuffix(".")
     if first["type"] == "extra_forbidden":
         known = [field.alias or name for name, field in model.model_fields.items()]
         key = str(first["loc"][-1])
         section = path.rpartition(".")[0]
         hint = known_elsewhere(key, section, known) or nearest(key, known) or _where_else(key)
         hint = hint or f" Known are {', '.join(known)}."
-        return f"`{path}` is not a key of the recipe.{hint}{more}"
+        return f"`{path}` is not a key of the recipe.{hint}"
     if first["type"] == "missing":
-        return f"`{path}` is missing from the recipe.{more}"
+        return f"`{path}` is missing from the recipe."
     if first["type"] == "union_tag_invalid":
         tags = [word.strip(" '") for word in first["ctx"]["expected_tags"].split(",")]
         tag = first["ctx"]["tag"]
         return f"`{path}`: there is no `{tag}`; known are {', '.join(tags)}.{nearest(tag, tags)}"
     if first["type"] == "union_tag_not_found":
         key = first["ctx"]["discriminator"].strip("'")
-        return f"`{path}` lacks `{key}`, which says what the other keys mean.{more}"
+        return f"`{path}` lacks `{key}`, which says what the other keys mean."
     found = first["input"]
     shown = "" if isinstance(found, (dict, BaseModel)) else f" (found {_shortened(found)})"
     prefix = f"`{path}`: " if path else ""
-    return f"{prefix}{message[:1].lower() if prefix else message[:1]}{message[1:]}{shown}.{more}"
+    message = _message(mistakes)
+    return f"{prefix}{message[:1].lower() if prefix else message[:1]}{message[1:]}{shown}."
+
+
+def _message(mistakes: list[Any]) -> str:
+    """One clause; what a value may be instead stands in it with `or`."""
+    own = [words_of(mistake) for mistake in mistakes if wanted_of(mistake) is None]
+    if own:
+        return own[0]
+    return f"must be {' or '.join(dict.fromkeys(str(wanted_of(one)) for one in mistakes))}"
 
 
 def _shortened(value: Any, most: int = 200) -> str:

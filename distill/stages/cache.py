@@ -80,9 +80,39 @@ def cache_manifest(run: Run) -> dict[str, Any]:
         "tokens": sum(counts.values()),
         "max_length": run.recipe.data.max_length,
     }
+    return _manifest(run, data)
+
+
+def _manifest(run: Run, data: dict[str, Any]) -> dict[str, Any]:
     tokenizer = tokenizer_identity(run.tokenizer)
     teacher = {**teacher_identity(run.teacher), **run.task.signal_identity(run)}
     return manifest_of(run.recipe.cache, teacher, tokenizer, data)
+
+
+def check_cache_there(run: Run) -> None:
+    """Raise `CacheError` where a cache is there that was made otherwise than the recipe asks.
+
+    Which examples it holds is not asked, so that the data need not be prepared.
+    """
+    store = SignalStore(run.cache_url)
+    if store.manifest() is not None:
+        _check_serves(store, _manifest(run, {"max_length": run.recipe.data.max_length}))
+
+
+def holds_all_examples(run: Run) -> bool:
+    """Whether a cache is there with all of the recipe's examples, so that none is to be made.
+
+    The data are prepared. Raises `CacheError` where it lacks some, and is of other data.
+    """
+    store, manifest = SignalStore(run.cache_url), cache_manifest(run)
+    found = store.manifest()
+    if found is None:
+        return False
+    if run.recipe.cache.unfinished or found.get("data") != manifest["data"]:
+        open_cache(run)
+        return True
+    store.check_fits(manifest)
+    return bool(store.totals()["examples"] == manifest["data"]["examples"])
 
 
 def _wanted(run: Run) -> dict[str, int]:

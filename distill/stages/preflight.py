@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from attar.device import default_device
-from attar.distributed import is_alone, process_state
 from attar.errors import RecipeError
 from attar.models.attention import check_blocks
 from attar.models.head_check import check_head_form
@@ -33,9 +32,11 @@ from distill.stages.artifact_checks import (
     check_int8_packing,
     check_teacher_form,
 )
+from distill.stages.cache import check_cache_there
 from distill.stages.made_files import check_made
 from distill.stages.model_checks import check_models
-from distill.stages.status import is_shaped
+from distill.stages.status import is_current, is_shaped
+from distill.stages.training_steps import training_steps
 from distill.training.accelerator import check_trackers
 from distill.training.config import LoopConfig
 from distill.training.layerwise_lr import check_rates, lowest_learning
@@ -68,6 +69,7 @@ def check_before_work(run: Run) -> None:
         check_int8_packing,
         check_recover,
         check_downstream_tasks,
+        check_existing_cache,
     ):
         check(run)
     check_student(run, shaped=is_shaped(run))
@@ -221,6 +223,13 @@ def check_downstream_tasks(run: Run) -> None:
     check_tasks(run.recipe.evaluate.tasks, run.tokenizer.chat_template is not None)
 
 
+def check_existing_cache(run: Run) -> None:
+    """A cache that is there was made as the recipe asks, as far as that is known before work."""
+    adapts = run.recipe.teacher.adapt is not None and not is_current(run, "adapt-teacher")
+    if run.reads_cache and not adapts and not is_current(run, "cache"):
+        check_cache_there(run)
+
+
 # The student -----------------------------------------------------------------------------------
 
 
@@ -275,16 +284,7 @@ def check_steps(run: Run, shaped: bool = True) -> None:
         return
     for path, config, model in _learners(run, shaped):
         if config.unfreeze is not None:
-            data = getattr(config, "data", None) or run.recipe.data
-            steps = run.task.batching.steps(
-                run.data(data)[0].lengths,
-                config,
-                max_length=data.max_length,
-                packing=data.packing and run.task.packs,
-                seed=run.recipe.seed,
-                world=1 if is_alone() else process_state().num_processes,
-            )
-            check_rates(model, config, f"{path}.", len(steps))
+            check_rates(model, config, f"{path}.", training_steps(run, config))
 
 
 def _learners(run: Run, shaped: bool) -> Iterator[tuple[str, LoopConfig, Any]]:

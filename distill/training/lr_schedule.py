@@ -11,15 +11,19 @@ Schedule = Literal["constant", "linear", "cosine", "wsd"]
 WSD_DECAY = 0.2  # share of the steps in which a warm-up-stable-decay rate falls (2404.06395)
 
 
+def warmup_steps(warmup: float, total: int) -> int:
+    """Steps of `total` in which the rate rises: a share of them below 1, else a number of steps."""
+    return round(warmup * total) if warmup < 1 else int(warmup)
+
+
 def learning_rate_factor(
     step: int, total: int, schedule: Schedule, warmup: float, floor: float
 ) -> float:
     """Return the factor on the peak rate at `step` of `total`, from 0.
 
-    `warmup` is a share of the steps when below 1, else a number of steps; `floor` is the factor
-    at the end.
+    `floor` is the factor at the end.
     """
-    warm = round(warmup * total) if warmup < 1 else int(warmup)
+    warm = warmup_steps(warmup, total)
     if step < warm:
         return (step + 1) / (warm + 1)
     if schedule == "constant":

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from distill.commands.main import main
 
-COMMANDS = ["init", "schema", "plan", "run", "adapt-teacher", "cache", "build", "train",
+COMMANDS = ["init", "schema", "data", "plan", "run", "adapt-teacher", "cache", "build", "train",
             "specialize", "export", "evaluate", "report", "chat"]  # fmt: skip
 
 
@@ -121,25 +121,14 @@ def test_plan_names_every_stage_and_makes_nothing(bench):
     assert not Path("out").exists()
 
 
-def test_plan_shows_what_is_learned_of_the_first_rows(bench):
-    def talk(reply):
-        asked, answered = {"role": "user", "content": "2 + 2?"}, {"role": "assistant"}
-        return {"messages": [asked, {**answered, "content": reply}]}
-
-    bad = {"messages": [{"role": "bot", "content": "x"}]}
-    rows = [talk("It is\x1b four."), talk(""), bad, *(talk(str(i)) for i in range(30))]
-    Path("talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = ["plan", "recipe.yaml", "--run-dir", "out", "--set", "data.train=talks.jsonl"]
-    result = CliRunner().invoke(main, [*arguments, "--set", "data.max_length=128", "--rows", "3"])
+def test_plan_says_how_many_steps_each_training_has(bench):
+    result = bench("train.batch_size=8", "teacher.adapt={epochs: 40}", command="plan")
     assert result.exit_code == 0, result.output
-    lines = result.output.splitlines()
-    first = next(i for i, line in enumerate(lines) if line.startswith("line 1 of talks.jsonl"))
-    assert lines[first + 1].endswith("assistant\\n⟪It is\\x1b four.<|im_end|>⟫\\n")
-    assert lines[first + 2] == "line 2 of talks.jsonl: 1 have an empty answer, and are left out"
-    assert lines[first + 3].startswith(
-        "line 3 of talks.jsonl: left out: such rows have a message of the role `bot`"
-    )
-    assert not Path("out").exists()
+    assert "steps (" in result.output
+    warnings = [line for line in result.output.splitlines() if line.startswith("Warning: ")]
+    assert len(warnings) == 1, "adapting has enough"
+    assert "`train` has about" in warnings[0]
+    assert "`train.epochs`" in warnings[0]
 
 
 def test_plan_shows_the_memory_of_choices_the_recipes_own_first(bench):

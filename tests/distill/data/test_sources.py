@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -78,3 +79,15 @@ def test_rows_that_are_no_json_are_told(tmp_path):
     file.write_text(json.dumps({"text": "a"}) + "\n{broken\n")
     with pytest.raises(DataError, match=r"[Ll]ine 2 of .*x\.jsonl.*no JSON"):
         list(load_rows(str(file), "train", None))
+
+
+@pytest.mark.parametrize("source", ["rowss", "data/rowss", "my rowss"])
+def test_data_that_are_nowhere_are_told_with_the_nearest_folder(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("rows", "data/rows", "my rows"):
+        Path(name).mkdir(parents=True)
+    with pytest.raises(DataError) as caught:
+        load_rows(source, "train", None)
+    said = str(caught.value)
+    assert said.startswith(f"There is no file or folder {source}")
+    assert "Did you mean" in said

@@ -104,7 +104,9 @@ def test_validation_is_a_share_of_the_documents_that_are_not_held_out(split, sha
     assert len(parts["train"]) == rest - math.ceil(share * rest)
     assert stats["validation_from"] == "documents"
     for part, examples in parts.items():
-        assert stats[part] == {"examples": len(examples), "tokens": examples.num_tokens}
+        documents = len(set(examples.documents.tolist()))
+        numbers = {"examples": len(examples), "tokens": examples.num_tokens}
+        assert stats[part] == {"documents": documents, **numbers}
 
 
 def test_at_least_one_document_is_left_to_learn_from(split):

@@ -1,5 +1,6 @@
 """`distill plan`: what it says before any work, and what is then prepared and made."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from transformers import AutoConfig, BertConfig, GPT2Config, LlamaConfig
 
 from distill.data.examples import Examples
 from distill.data.placed import DATA_PARTS, part_file
-from distill.planning.estimate import Estimate, data_counts, estimates
+from distill.planning.estimate import Estimate, data_counts, estimates, plan_rows, unit_of
 from distill.planning.model_cost import model_cost
 from distill.run.context import Run
 from distill.run.load import check_recipe, load_recipe
@@ -75,6 +76,18 @@ def test_what_is_planned_is_near_what_is_prepared(task, data):
         assert before[stage].amount == pytest.approx(after[stage].amount, rel=0.15)
         assert before[stage].disk_bytes == pytest.approx(after[stage].disk_bytes, rel=0.15)
     assert after["cache"].amount == len(parts["train"]) + len(parts["validation"])
+
+
+def test_steps_are_near_those_that_are_counted_and_a_plan_is_in_the_tasks_unit(task):
+    task.write_recipe(train={"batch_size": 8, "warmup": 0.25, "epochs": 3})
+    run = Run(load_recipe("recipe.yaml"), Path("out"))
+    before = plan_of(run)["train"].steps
+    run.prepare_data()
+    after = plan_of(run)["train"].steps
+    assert (before.counted, after.counted) == (False, True)
+    assert before.total == pytest.approx(after.total, rel=0.15)
+    assert after.warmup == round(0.25 * after.total)
+    assert plan_rows([], unit_of(run))[0][1] == "texts"
 
 
 def test_the_cache_of_masked_tokens_holds_them_alone(masks):
@@ -151,3 +164,36 @@ def test_next_tokens_are_counted_in_the_parts_that_each_stage_reads(workshop):
     assert after["evaluate"].amount == pytest.approx(5 * tokens["held_out"], rel=0.1)
     for stage in ("cache", "train", "evaluate"):
         assert before[stage].amount == pytest.approx(after[stage].amount, rel=0.15)
+
+
+def test_the_steps_of_a_plan_are_those_of_the_training(workshop):
+    changes = ["train.batch_size=2", "train.epochs=2", "specialize.method=prefix"]
+    changes.append("export.artifacts=[adapter]")
+    run = Run(load_recipe("recipe.yaml", changes), Path("out"))
+    before = plan_of(run)
+    run.prepare_data()
+    after = plan_of(run)
+    for stage in ("train", "specialize"):
+        assert before[stage].steps.total == pytest.approx(after[stage].steps.total, rel=0.2, abs=1)
+    assert [after[stage].steps.packed for stage in ("train", "specialize")] == [True, False]
+    workshop.upto_train("out", "--set", changes[0], "--set", changes[1])
+    result = json.loads(Path("out/arms/distill/result.json").read_text())
+    assert result["steps"] == after["train"].steps.total
+
+
+def test_a_shared_cache_is_done_or_in_conflict(workshop):
+    shared = ["--set", "cache.dir=shared", "--set", "data.held_out=0.3"]
+    workshop("cache", "build", "recipe.yaml", "--run-dir", "first", *shared)
+    said = workshop("plan", "recipe.yaml", "--run-dir", "second", *shared).output
+    assert "done;" in next(line for line in said.splitlines() if line.startswith("cache"))
+    assert not Path("second").exists()
+    for change, words in (
+        ("data.max_length=16", "max_length"), ("cache.codec.k=3", "codec"),
+        ("data.held_out=0.05", "lacks"),
+    ):  # fmt: skip
+        other = workshop(
+            "plan", "recipe.yaml", "--run-dir", "third", *shared, "--set", change, ok=False
+        )
+        assert other.exit_code == 1, other.output
+        assert words in other.output
+        assert not Path("third").exists()
