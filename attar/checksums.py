@@ -27,6 +27,7 @@ TICK_NS = 100_000_000  # a file this young may change again within one tick of i
 COARSE_TICK_NS = 2_000_000_000  # of the coarsest clocks of file systems
 REMEMBERED_BYTES = 1 << 24  # files from this size on are remembered for other processes
 MOST_REMEMBERED = 2048
+MISSING = "is missing"  # of a recorded file
 
 Recorded = dict[str, list[int | str]]  # by path below some folder: [bytes, checksum]
 Stamp = list[int]  # size, written and changed in ns, inode, device
@@ -111,7 +112,7 @@ def faults_of(
             elif (checksum if every_byte else known_checksum)(root / name) != wanted:
                 found[name] = "was changed"
         except (FileNotFoundError, NotADirectoryError):
-            found[name] = "is missing"
+            found[name] = MISSING
         except OSError as error:
             found[name] = f"cannot be read ({error.strerror})"
     return found

@@ -94,11 +94,9 @@ def _name_damage(run: Run, names: list[str], alone: bool) -> None:
     """Say which files are not as their stages left them; those that may not be made again now are
     an error.
     """
-    for name in STAGES:
-        faults = [] if WORK[name].skipped(run) else run.folder.faults(name)
-        if name in names:
-            for fault in faults:
-                log.warning("%s: %s; it is made again", name, fault)
+    for name in names:
+        for fault in [] if WORK[name].skipped(run) else run.folder.faults(name):
+            log.warning("%s: %s; it is made again", name, fault)
     for name in names if alone else []:
         for need in STAGES[name].needs:
             if found := first_fault(run, need):

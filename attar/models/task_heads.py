@@ -5,9 +5,7 @@ Legend: B texts, T tokens, C classes.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +16,13 @@ from torch import Tensor, nn
 from attar.errors import ModelError
 from attar.files import read_json
 from attar.models.loading import Quantization, load_config, load_model
+from attar.quiet import errors_only
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 CAUSAL = "AutoModelForCausalLM"
 MASKED = "AutoModelForMaskedLM"
 BODY = "AutoModel"  # no head: gives hidden states
+NEW_HEAD_WARNINGS = "transformers"  # the logger that warns of new weights: a new head is intended
 AUTO_CLASSES = {
     "ForSequenceClassification": CLASSIFIER,
     "ForMaskedLM": MASKED,
@@ -148,7 +148,7 @@ def load_classifier(
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
     }
-    with silence_warnings():
+    with errors_only(NEW_HEAD_WARNINGS):
         model: Any = load_model(
             source,
             auto=CLASSIFIER,
@@ -198,18 +198,6 @@ def set_padding_id(model: Any, padding: int | None) -> None:
     config = model.config.get_text_config()
     if config.pad_token_id is None:
         config.pad_token_id = padding
-
-
-@contextmanager
-def silence_warnings() -> Iterator[None]:
-    """Silence transformers' warning about initialised weights: a new head is intended."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def class_logits(model: Any, inputs: dict[str, Tensor | None]) -> Tensor:

@@ -19,7 +19,7 @@ from distill.commands.options import (
     set_option,
     stage_options,
 )
-from distill.commands.run import check_made, do_stages, open_run
+from distill.commands.run import do_stages, exit_where_failed, open_run
 from distill.commands.say import say
 
 EXIT_UNFIT = 3  # exit status where an artifact loses more than the recipe tolerates
@@ -49,7 +49,7 @@ def export(
     do_stages(run, ["export"], alone=True)
     if strict:
         check_fit(run)
-    check_made(run)
+    exit_where_failed(run)
 
 
 @click.command("evaluate")
@@ -99,7 +99,7 @@ def evaluate(
         do_stages(run, ["evaluate"], alone=True)
         if strict:
             check_fit(run)
-        check_made(run)
+        exit_where_failed(run)
         return
     of_a_run = {"--strict": strict, "--run-dir": run_dir is not None, "--overwrite": overwrite}
     if name := next((option for option, given in of_a_run.items() if given), None):

@@ -17,9 +17,9 @@ from distill.commands.options import recipe_options, stage_options, trust_option
 from distill.commands.run import (
     cache_audit,
     cache_build,
-    check_made,
     do_stages,
     doctor,
+    exit_where_failed,
     open_run,
     print_report,
 )
@@ -101,7 +101,7 @@ def run(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **show: bo
 
     if not show["quiet"] and is_first_process():
         print_report(opened.folder.path)
-    check_made(opened)
+    exit_where_failed(opened)
 
 
 def add_stage(stage: Stage) -> None:

@@ -6,10 +6,8 @@ rows as they will be learned.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +15,7 @@ from typing import Any
 
 import distill.data
 from attar.errors import RecipeError, RunError
+from attar.quiet import errors_only
 from distill.data.bad_rows import RowError, place_of
 from distill.data.config import DataConfig, sources_of
 from distill.data.labelled_texts import LabelledTexts
@@ -72,7 +71,7 @@ def preview_rows(run: Run, data: DataConfig, number: int) -> Iterator[str]:
     reader: Reader = own or NextTokenTexts()
     sources = sources_of(data)
     tables = [load_rows(source, data.split, data.name) for source in sources]
-    with _said_before():
+    with errors_only(distill.data.__name__):  # what reading says of the data, preparing has said
         readings = reader.open(tokenizer, data, tables, sources)
     for table, source, read in zip(tables, sources, readings, strict=True):
         for i in range(min(number, len(table))):
@@ -109,18 +108,6 @@ def _marked(tokenizer: Any, ids: Sequence[int], learned: Sequence[bool]) -> str:
         piece = _escaped(tokenizer.decode([i for _, i in pairs]))
         text += f"{MARKS[0]}{piece}{MARKS[1]}" if counts else piece
     return text
-
-
-@contextmanager
-def _said_before() -> Iterator[None]:
-    """Keep back what reading rows says of the data, which preparing them has said."""
-    log = logging.getLogger(distill.data.__name__)
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
 
 
 def _escaped(text: str) -> str:

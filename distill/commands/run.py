@@ -42,7 +42,7 @@ def open_run(
 EXIT_FAILED_ARTIFACT = 4  # exit status where an artifact could not be made or run
 
 
-def check_made(run: Any) -> None:
+def exit_where_failed(run: Any) -> None:
     """Exit with 4, naming them, where artifacts could not be made or run."""
     from attar.distributed import is_first_process
     from distill.stages.evaluate import failed_artifacts

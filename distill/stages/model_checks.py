@@ -20,7 +20,9 @@ def check_models(run: Run) -> None:
     for key, source, trust, quantization in _named(run):
         check_model(source, run.task.auto, quantization, trust_remote_code=trust)
         config = load_config(source, trust_remote_code=trust)
-        _check_vocabulary(key, source, trust, config)
+        is_teacher = key == "teacher.model"
+        tokenizer = run.tokenizer if is_teacher else load_tokenizer(source, trust_remote_code=trust)
+        _check_vocabulary(key, source, tokenizer, config)
         if key == "student.from" or run.recipe.student.from_ == "teacher" or _is_adapted(run):
             _check_plain(key, source, config)
 
@@ -37,9 +39,9 @@ def _is_adapted(run: Run) -> bool:
     return run.recipe.teacher.adapt is not None
 
 
-def _check_vocabulary(key: str, source: str, trust: bool, config: Any) -> None:
+def _check_vocabulary(key: str, source: str, tokenizer: Any, config: Any) -> None:
     """Raise `RecipeError` where a tokenizer gives ids that its model has no row for."""
-    ids = vocabulary_size(load_tokenizer(source, trust_remote_code=trust))
+    ids = vocabulary_size(tokenizer)
     rows = getattr(config.get_text_config(), "vocab_size", None)
     if isinstance(rows, int) and rows < ids:
         raise RecipeError(

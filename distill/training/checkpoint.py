@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from attar.checksums import checksum
+from attar.checksums import MISSING, faults_of, record_files
 from attar.commits import check_may_write
 from attar.errors import RunError
 from attar.files import (
@@ -97,30 +97,25 @@ def _checksum_of_tensors(tensors: dict[str, torch.Tensor]) -> str:
 
 def seal(checkpoint: Path, beside: Path) -> None:
     """Write the sizes and checksums of a checkpoint's files, and of what lies beside it."""
-    files = [file for file in sorted(checkpoint.iterdir()) if file.name != FILES_FILE]
-    files += [beside / name for name in BESIDE if (beside / name).exists()]
-    write_json(
-        checkpoint / FILES_FILE,
-        {file.name: [file.stat().st_size, checksum(file)] for file in files},
-    )
+    own = [file for file in checkpoint.iterdir() if file.name != FILES_FILE]
+    others = record_files([beside / name for name in BESIDE], beside)
+    write_json(checkpoint / FILES_FILE, {**record_files(own, checkpoint), **others})
 
 
 def damage_of(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, as a part of a sentence; None where all is as written."""
-    beside = checkpoint.parent
+    file = checkpoint / FILES_FILE
     try:
-        written = dict(read_json(checkpoint / FILES_FILE))
-        for name, (size, wanted) in written.items():
-            file = (beside if name in BESIDE else checkpoint) / name
-            if file.stat().st_size != size or checksum(file) != wanted:
-                return f"{file} is not as written"
-        if "progress.json" not in written:
-            return f"{checkpoint / FILES_FILE} is incomplete"
-    except FileNotFoundError as error:
-        return f"{error.filename} is missing"
+        written = read_json_object(file)
+        for names, folder in ((written.keys() - BESIDE, checkpoint), (BESIDE, checkpoint.parent)):
+            recorded = {name: written[name] for name in sorted(names) if name in written}
+            for name, fault in faults_of(recorded, folder, every_byte=True).items():
+                return f"{folder / name} {fault if fault == MISSING else 'is not as written'}"
+    except FileNotFoundError:
+        return f"{file} is missing"
     except (RunError, ValueError, TypeError):
-        return f"{checkpoint / FILES_FILE} is damaged"
-    return None
+        return f"{file} is damaged"
+    return None if "progress.json" in written else f"{file} is incomplete"
 
 
 def drop_checkpoints(folder: Path) -> None:

@@ -7,6 +7,15 @@ from distill.data.chat_rendering import Chat
 from distill.data.conversations import Conversation
 from distill.data.tokenize import tokenize_learned
 
+CHAT = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "What is 2 + 2?"},
+    {"role": "assistant", "content": "It is four."},
+    {"role": "user", "content": "Sure?\nReally?"},
+    {"role": "assistant", "content": "Yes: über-sure, 四."},
+]
+REPLIES = "It is four.<|im_end|>Yes: über-sure, 四.<|im_end|>"
+
 
 def tokenize_chats(tokenizer, messages, max_length, first=0):
     """(ids, labels) of each text that a conversation becomes."""

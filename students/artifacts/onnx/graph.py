@@ -12,7 +12,6 @@ than the traced one.
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -36,6 +35,7 @@ from attar.models.task_heads import (
     takes_token_types,
 )
 from attar.models.tokenizers import load_tokenizer
+from attar.quiet import errors_only
 from students.artifacts.artifact import ArtifactInputs, artifact
 
 if TYPE_CHECKING:
@@ -206,17 +206,9 @@ def _scoring(model: Any) -> Iterator[None]:
 @contextmanager
 def _silence_exporter() -> Iterator[None]:
     """Silence the exporter's warnings about packages that language models do not need."""
-    loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with errors_only(*NOISY_LOGGERS), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def graph_inputs(model: Any) -> list[str]:

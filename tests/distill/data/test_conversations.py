@@ -6,16 +6,7 @@ from hypothesis import strategies as st
 
 from attar.errors import DataError
 from distill.data.tokenize import IGNORE
-from tests.helpers.chatting import tokenize_chat, tokenize_chats
-
-CHAT = [
-    {"role": "system", "content": "Be kind."},
-    {"role": "user", "content": "What is 2 + 2?"},
-    {"role": "assistant", "content": "It is four."},
-    {"role": "user", "content": "Sure?\nReally?"},
-    {"role": "assistant", "content": "Yes: über-sure, 四."},
-]
-REPLIES = "It is four.<|im_end|>Yes: über-sure, 四.<|im_end|>"
+from tests.helpers.chatting import CHAT, REPLIES, tokenize_chat, tokenize_chats
 
 
 def counted_text(tokenizer, labels):

@@ -16,17 +16,8 @@ from distill.data.config import DataConfig
 from distill.data.examples import Examples, key_of
 from distill.data.row_formats import RowFormat
 from distill.data.tokenize import IGNORE, tokenize_document, windows
-from tests.helpers.chatting import tokenize_chat
+from tests.helpers.chatting import CHAT, tokenize_chat
 from tests.helpers.preparing import texts, write_jsonl
-
-CHAT = [
-    {"role": "system", "content": "Be kind."},
-    {"role": "user", "content": "What is 2 + 2?"},
-    {"role": "assistant", "content": "It is four."},
-    {"role": "user", "content": "Sure?\nReally?"},
-    {"role": "assistant", "content": "Yes: über-sure, 四."},
-]
-REPLIES = "It is four.<|im_end|>Yes: über-sure, 四.<|im_end|>"
 
 
 def decode(tokenizer, examples):

@@ -31,6 +31,7 @@ from students.artifacts.gguf.architectures import GGUF_ARCHITECTURES, check_conf
 from students.artifacts.gguf.writer import GGUF_KINDS, write_gguf
 from students.quantization.formats import NUMBER_FORMATS
 from students.quantization.gptq import round_model
+from tests.helpers.families import tiny_family_model
 
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("xllamacpp")
@@ -79,17 +80,6 @@ CASES = {
 IDS = np.random.default_rng(0).integers(4, 320, 100).tolist()
 
 
-def model_of(config, seed=0):
-    """A random model, with norms and biases changed so that losing one shows."""
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 1:
-                weight.add_(torch.randn_like(weight) * 0.2)
-    return model
-
-
 def folder_of(model, tokenizer, folder):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -125,7 +115,7 @@ def test_every_family_is_compared():
 
 @pytest.mark.parametrize("case", CASES)
 def test_llama_cpp_computes_what_transformers_does(case, tokenizer, tmp_path):
-    model = model_of(CASES[case][0])
+    model = tiny_family_model(CASES[case][0])
     write_gguf(folder_of(model, tokenizer, tmp_path), tmp_path / "model.gguf", "f16")
     ours, theirs = logits_of(model), logits_in(tmp_path / "model.gguf")
     assert (ours - theirs).abs().max() < 0.02 * ours.std()
@@ -138,7 +128,7 @@ def test_llama_cpp_computes_what_transformers_does(case, tokenizer, tmp_path):
 @pytest.mark.parametrize("case", [name for name, (_, without) in CASES.items() if without])
 def test_the_comparison_would_see_a_trait_that_is_lost(case):
     config, without = CASES[case]
-    model = model_of(config)
+    model = tiny_family_model(config)
     other = AutoModelForCausalLM.from_config(type(config)(**{**config.to_dict(), **without}))
     other.load_state_dict(model.state_dict())
     ours = logits_of(model)
@@ -146,7 +136,7 @@ def test_the_comparison_would_see_a_trait_that_is_lost(case):
 
 
 def test_a_window_over_all_layers_caps_the_context(tokenizer, tmp_path):
-    model = model_of(MistralConfig(**SIZES, sliding_window=64))
+    model = tiny_family_model(MistralConfig(**SIZES, sliding_window=64))
     write_gguf(folder_of(model, tokenizer, tmp_path), tmp_path / "model.gguf", "f16")
     assert GGUFModel(tmp_path / "model.gguf").context == 64
 
@@ -158,7 +148,7 @@ def test_a_window_over_all_layers_caps_the_context(tokenizer, tmp_path):
 def plain(bytes_bpe, tmp_path_factory):
     """A Llama in a folder, and the model itself."""
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_bpe, eos_token="<|im_end|>")
-    model = model_of(LlamaConfig(**SIZES))
+    model = tiny_family_model(LlamaConfig(**SIZES))
     return folder_of(model, tokenizer, tmp_path_factory.mktemp("plain")), model
 
 
@@ -189,7 +179,7 @@ def test_embedding_and_head_keep_eight_bits(plain, tmp_path):
 def test_rows_that_are_not_whole_blocks_are_stored_wider_with_a_warning(
     tokenizer, tmp_path, caplog
 ):
-    model = model_of(LlamaConfig(**{**SIZES, "hidden_size": 48}, head_dim=16))
+    model = tiny_family_model(LlamaConfig(**{**SIZES, "hidden_size": 48}, head_dim=16))
     write_gguf(folder_of(model, tokenizer, tmp_path), tmp_path / "model.gguf", "q4_0")
     types = types_in(tmp_path / "model.gguf")
     assert types["blk.0.attn_q.weight"] == types["token_embd.weight"] == "F16"
@@ -199,7 +189,7 @@ def test_rows_that_are_not_whole_blocks_are_stored_wider_with_a_warning(
 
 
 def test_weights_beyond_float16_are_stored_wider(tokenizer, tmp_path):
-    model = model_of(LlamaConfig(**SIZES))
+    model = tiny_family_model(LlamaConfig(**SIZES))
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[0, 0] = 1e5
         model.model.layers[0].post_attention_layernorm.weight[0] = 1e-6
@@ -262,7 +252,7 @@ def test_what_llama_cpp_cannot_compute_is_refused_by_its_config(odd):
 
 
 def test_weights_that_are_not_finite_are_refused(tokenizer, tmp_path):
-    model = model_of(LlamaConfig(**SIZES))
+    model = tiny_family_model(LlamaConfig(**SIZES))
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
     folder = folder_of(model, tokenizer, tmp_path)
