@@ -162,3 +162,13 @@ def bytes_under(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def stored_weight_bytes(folder: Path, adapter: str | None = None) -> int:
+    """Bytes of a model's weight files, its adapter included."""
+    more = stored_weight_bytes(Path(adapter)) if adapter is not None else 0
+    if folder.is_file():
+        return bytes_under(folder) + more
+    suffixes = (".safetensors", ".bin", ".gguf", ".onnx", ".data")
+    files = [file for file in folder.rglob("*") if file.suffix in suffixes]
+    return sum(bytes_under(file) for file in files) + more

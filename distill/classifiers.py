@@ -146,13 +146,12 @@ def check_classifier(config: FeaturesConfig, seed: int) -> None:
     The classifier is fitted on a few random points to find out.
     """
     kind = CLASSIFIERS[config.classifier]
-    for package in ("sklearn", "skops", kind.package):
+    for package in ("skops", kind.package):
         if importlib.util.find_spec(package) is None:
-            name = "scikit-learn" if package == "sklearn" else package
-            extra = "boost" if package == kind.package != "sklearn" else "classify"
+            extra = "classify" if package == "skops" else "boost"
             raise RecipeError(
-                f"`features.classifier: {config.classifier}` needs {name}, which is not installed; "
-                f'`pip install "attar[{extra}]"`.'
+                f"`features.classifier: {config.classifier}` needs {package}, which is not "
+                f'installed; `pip install "attar[{extra}]"`.'
             )
     known = _option_names(kind.build(seed, {}))
     for name in config.options:
@@ -191,12 +190,17 @@ def _option_names(estimator: Any) -> list[str]:
 def fit(config: FeaturesConfig, seed: int, features_FH: np.ndarray, classes_F: np.ndarray) -> Any:
     """The fitted classifier. Classes are numbers from 0 without a gap; its warnings are logged."""
     made = CLASSIFIERS[config.classifier].build(seed, config.options)
+    return fit_estimator(made, f"features: {config.classifier}", features_FH, classes_F)
+
+
+def fit_estimator(estimator: Any, name: str, inputs: Any, classes_F: np.ndarray) -> Any:
+    """A fitted estimator of scikit-learn; what it warns of is logged under the name."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        made.fit(features_FH, classes_F)
+        estimator.fit(inputs, classes_F)
     for text in dict.fromkeys(" ".join(str(one.message).split()) for one in caught):
-        log.warning("features: %s warns: %s", config.classifier, text[:300])
-    return made
+        log.warning("%s warns: %s", name, text[:300])
+    return estimator
 
 
 def save(estimator: Any, file: Path) -> None:

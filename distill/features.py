@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,19 @@ from attar.models.loading import fetch_weights, load_config
 from attar.models.structure import check_layers, usable_positions
 from attar.models.tokenizers import load_tokenizer, tokenizer_fingerprint
 from distill.classifiers import FeaturesConfig, check_classifier, fit, load, save
-from distill.console import log_to_file, progress
+from distill.console import log_to_file
 from distill.data.config import DataConfig, check_sources
 from distill.data.examples import Examples
 from distill.data.labelled_texts import LabelledTexts, tokenize_labelled
 from distill.data.placed import DATA_PARTS, part_file
 from distill.data.prepare import prepare
+from distill.evaluation.text_features import stored_features
 from distill.run.context import Run
 from distill.stages.made_files import check_made
 from distill.stages.stage import STAGES
 from distill.stages.status import first_fault, is_done
 from distill.tasks.sequence_classification.metrics import macro_f1
-from teachers.cache_tools.feature_cache import FeatureCache, features_of, load_body
+from teachers.cache_tools.feature_cache import features_of, load_body
 from teachers.load import TeacherConfig, teacher_identity
 from teachers.runners.request import Request
 
@@ -183,24 +185,9 @@ def _parts(
 ) -> dict[str, _Features]:
     """The parts of the data, from the cache; the model runs on texts that it does not hold yet."""
     parts = {part: Examples(part_file(folder / "data", part)) for part in DATA_PARTS}
-    identity = [teacher_identity(source), config.layer, config.pool]
-    cache = FeatureCache(folder / "cache" / fingerprint(identity))
-    wanted = {
-        example.key: Request(example.key, example.input_ids, example.counted, example.token_types)
-        for examples in parts.values()
-        for example in examples
-    }
-    total = sum(len(request.input_ids) for request in wanted.values())
-    with progress("features", total) as meter:
-        made = cache.build(
-            list(wanted.values()),
-            lambda: load_body(source),
-            config.layer,
-            config.pool,
-            batch_tokens=run.recipe.cache.batch_tokens,
-            on_tokens=meter.advance,
-        )
-    log.info("features: %d texts run, %d found in the cache", made, len(wanted) - made)
+    texts = chain.from_iterable(parts.values())
+    batch_tokens = run.recipe.cache.batch_tokens
+    cache = stored_features(folder, source, config.layer, config.pool, texts, batch_tokens)
     return {
         name: _Features(
             cache.read(examples.keys), np.asarray([int(example.labels[0]) for example in examples])

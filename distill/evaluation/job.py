@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from pydantic import Field
 
 from attar.config import Section
 from attar.models.loading import Quantization
+from attar.registry import Registry
 from distill.data.examples import Examples
 from distill.data.scored_pairs import PairsConfig
 from distill.evaluation.downstream.config import TaskConfig
+
+if TYPE_CHECKING:
+    from distill.evaluation.baselines import Baseline, FittedBaseline
 
 Batches = Sequence[Sequence[int]]  # numbers of held-out examples, by batch
 PredictionArrays = dict[str, np.ndarray]  # values by held-out token or text, by name
@@ -37,6 +41,11 @@ class EvaluateConfig(Section):
         None, description="scored pairs of texts, for `task: embedding`"
     )
     bootstrap: int = Field(1000, ge=100, description="resamples behind each 95% interval")
+    baselines: bool = Field(
+        True,
+        description="with `task: sequence-classification`: also measure linear classifiers of the "
+        "training texts",
+    )
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,7 @@ class MeasureJob:
     probes: JSON file of texts with the ids that the model's tokenizer must give them.
     reference: JSON file with greedy generations of the same student unquantised.
     is_reference: whether this model is that student, and so writes the file.
+    baseline: what is measured in the place of a model's files; `model` is then its name.
     """
 
     name: str
@@ -79,6 +89,7 @@ class MeasureJob:
     probes: str | None = None
     reference: str | None = None
     is_reference: bool = False
+    baseline: FittedBaseline | None = None
 
     @property
     def signals_folder(self) -> Path | None:
@@ -96,7 +107,10 @@ class TaskMetrics(Protocol):
 
     An instance is pickled for the process that measures, by the name of its class, so it holds no
     state. `runtime` is the loaded model; each task names the kind of runtime that it needs.
+    baselines: what trained models are compared with beside each other; none by default.
     """
+
+    baselines: ClassVar[Registry[type[Baseline]]] = Registry("baseline")
 
     def speed(
         self,

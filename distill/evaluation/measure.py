@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from attar.device import peak_memory_bytes
 from attar.errors import ModelError
-from attar.files import bytes_under, read_json, write_json
+from attar.files import read_json, stored_weight_bytes, write_json
 from attar.storage_errors import naming, storage_error
 from distill.data.examples import Examples
 from distill.evaluation.fresh_process import run_in_fresh_process
@@ -38,7 +39,11 @@ def measure_model(job: MeasureJob) -> Numbers:
     source = ModelSource(
         job.model, job.adapter, job.vocabulary, job.dtype, job.quantization, job.trust_remote_code
     )
-    runtime = Transformers(source) if job.is_teacher else open_runtime(source)
+    runtime: Any
+    if job.baseline is not None:
+        runtime = job.baseline.open()
+    else:
+        runtime = Transformers(source) if job.is_teacher else open_runtime(source)
     batches = held_out_batches(examples, config.tokens, config.batch_size)
     speed = metrics.speed(runtime, examples, batches, job, config)
     memory = peak_memory_bytes()
@@ -47,15 +52,22 @@ def measure_model(job: MeasureJob) -> Numbers:
     arrays = metrics.arrays(runtime, examples, batches, job)
     _refuse_no_numbers(arrays)
     write_arrays(Path(job.out).with_suffix(".npz"), arrays)
-    path = Path(job.model)
     return {
         **metrics.summary(arrays, config),
         **metrics.more(runtime, examples, job, config),
         **speed,
         "peak_memory_bytes": memory,
         "parameters": runtime.parameters,
-        "bytes": stored_weight_bytes(path, job.adapter) if path.exists() else None,
+        "bytes": _stored_bytes(job),
     }
+
+
+def _stored_bytes(job: MeasureJob) -> int | None:
+    """Bytes on disk of what was measured; None for a model that is not a local file or folder."""
+    if job.baseline is not None:
+        return job.baseline.bytes
+    path = Path(job.model)
+    return stored_weight_bytes(path, job.adapter) if path.exists() else None
 
 
 def _refuse_no_numbers(arrays: PredictionArrays) -> None:
@@ -66,16 +78,6 @@ def _refuse_no_numbers(arrays: PredictionArrays) -> None:
                 f"its outputs are not numbers: the {name} of {bad:,} of {len(values):,} held-out "
                 "predictions is NaN, as after an overflow; another precision may hold it."
             )
-
-
-def stored_weight_bytes(folder: Path, adapter: str | None = None) -> int:
-    """Bytes of a model's weight files, its adapter included."""
-    more = stored_weight_bytes(Path(adapter)) if adapter is not None else 0
-    if folder.is_file():
-        return bytes_under(folder) + more
-    suffixes = (".safetensors", ".bin", ".gguf", ".onnx", ".data")
-    files = [file for file in folder.rglob("*") if file.suffix in suffixes]
-    return sum(bytes_under(file) for file in files) + more
 
 
 # In a fresh process ------------------------------------------------------------------------------

@@ -6,12 +6,17 @@ Nothing before this stage opens the held-out part.
 from __future__ import annotations
 
 import logging
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from attar.errors import ModelError
+from attar.distributed import free_memory
+from attar.errors import CacheError, ModelError
 from attar.files import read_json, write_json
+from attar.libraries import library_versions
 from distill.data.config import stamp_of
+from distill.evaluation.baselines import TrainingTexts
 from distill.evaluation.downstream.questions import task_stamp
 from distill.evaluation.job import MeasureJob
 from distill.evaluation.measure import measure_in_fresh_process
@@ -39,7 +44,10 @@ log = logging.getLogger(__name__)
 def _inputs(run: Run) -> list[Any]:
     config = run.recipe.evaluate
     pairs = [config.pairs.source] if config.pairs is not None else []
-    return [data_inputs(run), config.model_dump(), task_stamp(config.tasks), stamp_of(pairs)]
+    fitted_by = library_versions("scikit-learn") if baselines_of(run) else {}
+    return [
+        data_inputs(run), config.model_dump(), task_stamp(config.tasks), stamp_of(pairs), fitted_by
+    ]  # fmt: skip
 
 
 def _outputs(run: Run) -> list[Path]:
@@ -57,7 +65,12 @@ def _outputs(run: Run) -> list[Path]:
 def measured_models(run: Run) -> list[str]:
     """Names of the models that are measured, in that order."""
     special = ["specialized"] if run.recipe.specialize is not None else []
-    return ["teacher", "init", *arms_of(run), *special, *run.artifacts]
+    return ["teacher", "init", *arms_of(run), *special, *baselines_of(run), *run.artifacts]
+
+
+def baselines_of(run: Run) -> list[str]:
+    """Names of the baselines that are measured beside the models."""
+    return list(run.task.metrics.baselines) if run.recipe.evaluate.baselines else []
 
 
 def _cards_are_filled(run: Run) -> bool:
@@ -77,7 +90,9 @@ def evaluate(run: Run, inputs: str) -> StageRecord:
     tokens, shown = 0, {}
     for job in measure_jobs(run):
         log.info("evaluate: %s", job.name)
-        if job.name in run.artifacts:
+        if job.name in run.task.metrics.baselines:
+            tokens += _measure_baseline(run, job)
+        elif job.name in run.artifacts:
             number, table = _measure_artifact(run, job)
             tokens += number
             shown.update({job.name: table} if table is not None else {})
@@ -103,9 +118,44 @@ def _measure_artifact(run: Run, job: MeasureJob) -> tuple[int, str | None]:
             measured = markdown_table(numbers, run.task.report.columns)
             write_card(folder, job.name, card_of(run, job.name, measured))
             return int(numbers["tokens"]), measured
-    Path(job.out).with_suffix(".npz").unlink(missing_ok=True)  # of an earlier measurement
-    write_json(Path(job.out), {"failed": failure})
+    _leave_reason(job, failure)
     return 0, None
+
+
+def _measure_baseline(run: Run, job: MeasureJob) -> int:
+    """Texts measured. A baseline that cannot be made leaves its reason instead of numbers."""
+    start = time.perf_counter()
+    try:
+        texts = _training_texts(run)
+        fitted = run.task.metrics.baselines[job.name]().fit(texts)
+        log.info("evaluate: %s fitted in %.1f s", job.name, time.perf_counter() - start)
+        free_memory()  # of the teacher that gave features
+        numbers = measure_in_fresh_process(replace(job, baseline=fitted))
+    except (ModelError, CacheError, ValueError) as error:  # scikit-learn's are ValueError
+        reason = " ".join(str(error).split())
+        log.error("evaluate: the baseline %s could not be made: %s", job.name, reason)
+        _leave_reason(job, reason)
+        return 0
+    write_json(Path(job.out), {**numbers, "train_texts": texts.number})
+    return int(numbers["tokens"])
+
+
+def _training_texts(run: Run) -> TrainingTexts:
+    recipe = run.recipe
+    return TrainingTexts(
+        examples=run.training_examples(),
+        classes=len(run.classes),
+        teacher=run.teacher,
+        tokenizer=recipe.teacher,
+        folder=run.folder.features,
+        batch_tokens=recipe.cache.batch_tokens,
+        seed=recipe.seed,
+    )
+
+
+def _leave_reason(job: MeasureJob, reason: str) -> None:
+    Path(job.out).with_suffix(".npz").unlink(missing_ok=True)  # of an earlier measurement
+    write_json(Path(job.out), {"failed": reason})
 
 
 def failed_artifacts(run: Run) -> dict[str, str]:
@@ -164,6 +214,8 @@ def measure_jobs(run: Run) -> list[MeasureJob]:
             adapter = str(run.folder.adapter)
             more = {"adapter": adapter, "quantization": special.base, "is_reference": True}
             add("specialized", student, **more, **mine)
+    for name in baselines_of(run):
+        add(name, Path(name), probes=None)
     for name in run.artifacts:
         reference = _reference(folder, reference_of(run, name))
         add(name, run.folder.artifact(name), reference=reference)

@@ -56,13 +56,20 @@ def load_body(config: TeacherConfig) -> nn.Module:
     return model.requires_grad_(False)
 
 
-@torch.inference_mode()
 def features_of(
     model: Any, texts: Sequence[Request], layer: FeatureLayer, pool: PoolingMode
 ) -> Tensor:
     """Float32 vectors (B, H): mean of a text's tokens, its last token, or its first (CLS)."""
-    device = next(model.parameters()).device
     inputs = padded_texts([t.input_ids for t in texts], [t.token_types for t in texts])
+    return features_of_inputs(model, inputs, layer, pool)
+
+
+@torch.inference_mode()
+def features_of_inputs(
+    model: Any, inputs: Mapping[str, Tensor | None], layer: FeatureLayer, pool: PoolingMode
+) -> Tensor:
+    """The same of texts as `padded_texts` gives them, on any device."""
+    device = next(model.parameters()).device
     on_device = {name: None if t is None else t.to(device) for name, t in inputs.items()}
     given: dict[str, Tensor | None] = {**text_inputs(model, on_device)}
     with capture_layers(model, [] if layer == "last" else [layer]) as captured:

@@ -20,9 +20,9 @@ from teachers.runners.request import Request
 
 pytestmark = pytest.mark.usefixtures("saved_models")
 
-needs_sklearn = pytest.mark.skipif(
-    importlib.util.find_spec("sklearn") is None or importlib.util.find_spec("skops") is None,
-    reason='scikit-learn and skops are not installed (`pip install "attar[classify]"`)',
+needs_skops = pytest.mark.skipif(
+    importlib.util.find_spec("skops") is None,
+    reason='skops is not installed (`pip install "attar[classify]"`)',
 )
 KINDS = ["water", "light"]
 
@@ -151,7 +151,7 @@ def test_a_text_whose_features_are_not_finite_is_named(workshop, tmp_path):
 # The command -------------------------------------------------------------------------------------
 
 
-@needs_sklearn
+@needs_skops
 def test_a_classifier_on_the_teachers_features_learns_and_is_loaded_again(classes):
     from distill.features import load_feature_classifier
 
@@ -171,7 +171,7 @@ def test_a_classifier_on_the_teachers_features_learns_and_is_loaded_again(classe
     assert "water (" in told.output
 
 
-@needs_sklearn
+@needs_skops
 def test_a_classifier_of_pairs_is_asked_for_pairs(classes):
     from distill.features import load_feature_classifier
 
@@ -195,7 +195,7 @@ def test_a_classifier_of_pairs_is_asked_for_pairs(classes):
         load_feature_classifier(Path("out/features")).predict([("what falls", "water")])
 
 
-@needs_sklearn
+@needs_skops
 def test_features_of_a_teacher_adapted_by_another_recipe_are_refused(classes):
     adapt = ("--set", "teacher.adapt.max_steps=1")
     classes("adapt-teacher", "recipe.yaml", "--run-dir", "out", *adapt)
@@ -205,7 +205,7 @@ def test_features_of_a_teacher_adapted_by_another_recipe_are_refused(classes):
     assert "or was made by another recipe; run `distill adapt-teacher`" in stale.output
 
 
-@needs_sklearn
+@needs_skops
 def test_another_classifier_reads_the_features_that_are_there(classes):
     classes("features", "recipe.yaml", "--run-dir", "out")
     kept = {file: file.stat().st_mtime_ns for file in Path("out/features/cache").rglob("*.npz")}
@@ -223,7 +223,7 @@ def test_another_classifier_reads_the_features_that_are_there(classes):
     assert "features: up to date" in Path("out/run.log").read_text()
 
 
-@needs_sklearn
+@needs_skops
 @pytest.mark.parametrize("name", ["xgboost", "lightgbm"])
 def test_boosted_trees_are_fitted_saved_and_loaded(classes, name):
     pytest.importorskip(name, reason=f'{name} is not installed (`pip install "attar[boost]"`)')
@@ -236,7 +236,7 @@ def test_boosted_trees_are_fitted_saved_and_loaded(classes, name):
     assert load_feature_classifier(Path("out/features")).probabilities(["water"]).shape == (1, 2)
 
 
-@needs_sklearn
+@needs_skops
 def test_features_of_the_student_and_of_an_encoder(classes, bert):
     change = ("--set", "features.model=student")
     early = classes("features", "recipe.yaml", "--run-dir", "out", *change, ok=False)
@@ -253,7 +253,7 @@ def test_features_of_the_student_and_of_an_encoder(classes, bert):
     assert metrics()["width"] == 16
 
 
-@needs_sklearn
+@needs_skops
 def test_a_recipe_of_features_alone_needs_no_student(classes, bert):
     recipe = yaml.safe_load(Path("recipe.yaml").read_text())
     data = recipe["features"]["data"]
@@ -267,7 +267,7 @@ def test_a_recipe_of_features_alone_needs_no_student(classes, bert):
         assert f"{lacks} is missing" in told.output
 
 
-@needs_sklearn
+@needs_skops
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -291,7 +291,7 @@ def test_what_cannot_be_is_refused_before_the_model_runs(classes, change, says):
     assert not Path("out/features/cache").exists()
 
 
-@needs_sklearn
+@needs_skops
 def test_texts_of_one_class_are_refused(classes):
     rows = [json.loads(line) for line in Path("classes.jsonl").read_text().splitlines()]
     same = [{**row, "kind": "water"} for row in rows]
@@ -300,7 +300,7 @@ def test_texts_of_one_class_are_refused(classes):
     assert "at least two classes" in result.output
 
 
-@needs_sklearn
+@needs_skops
 def test_a_classifier_of_another_models_features_is_refused(classes, make_model):
     from distill.features import load_feature_classifier
 
@@ -310,7 +310,7 @@ def test_a_classifier_of_another_models_features_is_refused(classes, make_model)
         load_feature_classifier(Path("out/features"))
 
 
-@needs_sklearn
+@needs_skops
 @pytest.mark.parametrize("name", ["classifier.skops", "classifier.json", "metrics.json"])
 def test_a_damaged_classifier_is_named_and_made_again(classes, name):
     from distill.features import load_feature_classifier
@@ -339,7 +339,7 @@ class Stranger:
         return (Path, ("x",))
 
 
-@needs_sklearn
+@needs_skops
 def test_a_file_with_other_classes_is_refused_unread(tmp_path):
     from skops.io import dump
 
@@ -350,10 +350,10 @@ def test_a_file_with_other_classes_is_refused_unread(tmp_path):
         load(tmp_path / "classifier.skops")
 
 
-def test_scikit_learn_that_is_absent_is_named(classes, monkeypatch):
+def test_skops_that_is_absent_is_named(classes, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "sklearn" else found(name)
+        importlib.util, "find_spec", lambda name: None if name == "skops" else found(name)
     )
     result = classes("features", "recipe.yaml", "--run-dir", "out", ok=False)
-    assert "needs scikit-learn, which is not installed" in result.output
+    assert "needs skops, which is not installed" in result.output

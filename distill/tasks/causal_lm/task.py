@@ -61,7 +61,7 @@ class CausalLM:
         """Refuse the keys of labelled texts, which have no effect here, and codecs of texts."""
         no_effect = ["pair_column", "masking", "pooling", "normalize"]
         refuse_keys(recipe.data, "data", no_effect, recipe.task)
-        refuse_keys(recipe.evaluate, "evaluate", ["pairs"], recipe.task)
+        refuse_keys(recipe.evaluate, "evaluate", ["pairs", "baselines"], recipe.task)
         if recipe.cache.codec.name in TEXT_CODECS:
             raise ValueError(
                 f"`cache.codec: {recipe.cache.codec.name}` holds one signal a text; for the "

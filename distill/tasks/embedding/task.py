@@ -78,6 +78,7 @@ class Embedding:
         check_text_task(recipe, NAME, "vectors", "a text's vector is kept by `vectors`")
         labels = ["pair_column", "label_column", "label_names", "masking"]
         refuse_keys(recipe.data, "data", labels, NAME)
+        refuse_keys(recipe.evaluate, "evaluate", ["baselines"], NAME)
         if recipe.train.arms:
             raise ValueError(
                 "`train.arms: [finetune]` has nothing to learn from: texts without labels have no "

@@ -65,7 +65,7 @@ class MaskedLM:
         """Refuse the keys that serve only models predicting the next token."""
         refuse_next_tokens(recipe, NAME)
         refuse_keys(recipe.data, "data", NO_EFFECT_KEYS, NAME)
-        refuse_keys(recipe.evaluate, "evaluate", ["pairs"], NAME)
+        refuse_keys(recipe.evaluate, "evaluate", ["pairs", "baselines"], NAME)
         if recipe.specialize is not None:
             raise ValueError(
                 f"`specialize` is for models that predict the next token; with `task: {NAME}` a "

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from attar.registry import Registry
 from distill.data.examples import Examples
+from distill.evaluation.baselines import BASELINES, Baseline
 from distill.evaluation.bootstrap import (
     SumStatistic,
     interval,
@@ -37,6 +40,8 @@ SIGNALS_FILE = "classes.npy"
 
 class ClassificationMetrics(TaskMetrics):
     """What is measured of classifiers."""
+
+    baselines: ClassVar[Registry[type[Baseline]]] = BASELINES
 
     def speed(
         self,
