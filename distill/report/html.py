@@ -97,10 +97,13 @@ def _selection(selection: Numbers | None) -> str:
 
 
 def _models(report: Numbers, columns: TableColumns, content: PageContent) -> str:
-    meanings = legend(columns, [report["teacher"], *report["arms"].values()])
+    baselines = report["baselines"]
+    models = [report["teacher"], *baselines.values(), *report["arms"].values()]
+    meanings = legend(columns, models)
+    kinds = "".join(f" Baseline {name}: {one['about']}." for name, one in baselines.items())
     return f"""<h2>Measured on {escape(content.measured_on)}</h2>
 {as_table(model_table(report, columns))}
-<p class="legend">{escape(meanings)}. 95% intervals are in report.json.</p>
+<p class="legend">{escape(meanings)}. 95% intervals are in report.json.{escape(kinds)}</p>
 <div class="plots">{as_figures(content.model_figures)}</div>"""
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from distill.evaluation.job import Numbers
@@ -23,6 +23,7 @@ class Measurements:
     tolerance: how much an artifact may lose.
     quantized_base: the base that the specialised student learned on, where that base is quantised,
     it learned on the run's own data, and a merge into full precision was measured; else None.
+    baselines: what each measured baseline is, in words, by its name.
     parts: the parts of the data that chose and that were measured; None leaves them unsaid.
     """
 
@@ -34,3 +35,4 @@ class Measurements:
     tolerance: Tolerance
     quantized_base: str | None = None
     parts: DataParts | None = None
+    baselines: Mapping[str, str] = field(default_factory=dict)

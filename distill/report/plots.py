@@ -19,7 +19,7 @@ COLORS = {
     "teacher": "#444444", "init": "#9aa5b1", "finetune": "#d08a1d", "distill": "#2c6fbb",
     "specialized": "#7b4bb3",
 }  # fmt: skip
-OTHER_ARM, FIT, UNFIT = "#2c6fbb", "#2e8b57", "#c0392b"
+OTHER_ARM, FIT, UNFIT, BASELINE = "#2c6fbb", "#2e8b57", "#c0392b", "#8c6d46"
 # Where a point's name may stand: offset in points, and the side of the text that is at the point.
 LABEL_PLACES = ((5, 4, "left"), (5, -11, "left"), (-5, 4, "right"), (-5, -11, "right"))
 
@@ -127,21 +127,29 @@ def speed_axis(speed: Speed) -> PlotAxis:
     return PlotAxis(speed.axis, speed.rate, pareto="speed")
 
 
+def _marked_models(
+    report: Numbers, untrained: bool, artifacts: bool
+) -> list[tuple[str, Numbers, str, str]]:
+    """(name, numbers, colour, marker) of the models that a plot shows."""
+    shown = [("teacher", report["teacher"], COLORS["teacher"], "s")]
+    for name, arm in report["arms"].items():
+        if untrained or name != "init":
+            shown.append((name, arm, COLORS.get(name, OTHER_ARM), "o"))
+    for name, numbers in report["baselines"].items():
+        shown.append((name, numbers, BASELINE, "D"))
+    for name, numbers in report["artifacts"].items() if artifacts else ():
+        shown.append((name, numbers, FIT if numbers["fit"]["ships"] else UNFIT, "^"))
+    return [one for one in shown if "failed" not in one[1]]
+
+
 def plot_quality(report: Numbers, quality: Quality, across: PlotAxis) -> str:
-    """Quality of teacher, arms and artifacts against another number.
+    """Quality of teacher, baselines, arms and artifacts against another number.
 
     The untrained student is shown on a logarithmic axis only: on a linear one it would squeeze the
     others together.
     """
     figure, axes = new_figure()
-    shown = [("teacher", report["teacher"], COLORS["teacher"], "s")]
-    for name, arm in report["arms"].items():
-        if quality.log or name != "init":
-            shown.append((name, arm, COLORS.get(name, OTHER_ARM), "o"))
-    if across.artifacts:
-        made = {name: one for name, one in report["artifacts"].items() if "failed" not in one}
-        for name, numbers in made.items():
-            shown.append((name, numbers, FIT if numbers["fit"]["ships"] else UNFIT, "^"))
+    shown = _marked_models(report, untrained=quality.log, artifacts=across.artifacts)
     points, optimal = [], []
     for name, numbers, color, marker in shown:
         x = across.value(numbers)

@@ -112,10 +112,12 @@ def unfit_lines(report: Numbers) -> list[str]:
 
 
 def failed_lines(report: Numbers) -> list[str]:
-    """One line for each artifact of a report that could not be made or run."""
+    """One line for each artifact or baseline of a report that could not be made or run."""
+    baselines = report.get("baselines", {})  # reports before schema 6 have none
+    named = {f"baseline {name}": numbers for name, numbers in baselines.items()}
     return [
         f"{name} failed: {numbers['failed']}"
-        for name, numbers in report["artifacts"].items()
+        for name, numbers in {**report["artifacts"], **named}.items()
         if "failed" in numbers
     ]
 
@@ -165,7 +167,8 @@ def mark_pareto(
     for name, numbers in artifacts.items():
         if not math.isfinite(quality.loss(numbers)):
             continue
-        sizes[name] = float(numbers["bytes"]), quality.loss(numbers)
+        if numbers["bytes"] is not None:
+            sizes[name] = float(numbers["bytes"]), quality.loss(numbers)
         if rate := speed.rate(numbers):
             times[name] = -float(rate), quality.loss(numbers)
     smallest, fastest = pareto_front(sizes, is_better), pareto_front(times, is_better)
@@ -189,7 +192,9 @@ class Purpose:
     suits: Callable[[Numbers], bool] = lambda _: True
 
 
-SMALLEST = Purpose("the smallest size", lambda numbers: numbers["bytes"])
+SMALLEST = Purpose(
+    "the smallest size", lambda numbers: numbers["bytes"], lambda numbers: numbers["bytes"]
+)
 
 
 def advise(
@@ -198,40 +203,67 @@ def advise(
     speed: Speed,
     purposes: Sequence[Purpose],
     remedy: str,
+    baselines: dict[str, Numbers] | None = None,
 ) -> list[Numbers]:
-    """Which artifact to ship for each purpose: `for`, `artifact` and a `sentence`.
+    """Which artifact to ship for each purpose: `for`, `artifact`, `baseline` and a `sentence`.
 
-    Only what is fit is advised. Where nothing is, the one entry has no artifact, names the best one
-    and ends with the remedy. Without artifacts there is nothing to advise.
+    Only what is fit is advised: an artifact, or a baseline that serves the purpose better than all
+    of them. Where no artifact is, the first entry has none, names the best one and ends with the
+    remedy. Without artifacts there is nothing to advise.
     """
     if not artifacts:
         return []
-    artifacts = {name: numbers for name, numbers in artifacts.items() if "failed" not in numbers}
-    if not artifacts:
+    made = {name: numbers for name, numbers in artifacts.items() if "failed" not in numbers}
+    fit = {name: numbers for name, numbers in made.items() if numbers["fit"]["ships"]}
+    advice = []
+    if not made:
         sentence = "No artifact could be made and run; the reasons are with the artifacts."
-        return [{"for": "any", "artifact": None, "sentence": sentence}]
-    fit = {name: numbers for name, numbers in artifacts.items() if numbers["fit"]["ships"]}
-    if not fit:
-        best = min(artifacts, key=lambda name: quality.loss(artifacts[name]))
+        advice.append(_entry("any", sentence))
+    elif not fit:
+        best = min(made, key=lambda name: quality.loss(made[name]))
         sentence = (
             f"No artifact stays within the tolerance; the best is {best}, but "
-            f"{artifacts[best]['fit']['reason']}. {remedy}"
+            f"{made[best]['fit']['reason']}. {remedy}"
         )
-        return [{"for": "any", "artifact": None, "sentence": sentence}]
-    advice = []
-    for purpose in purposes:
-        choices = {name: numbers for name, numbers in fit.items() if purpose.suits(numbers)}
+        advice.append(_entry("any", sentence))
+    also = {name: one for name, one in (baselines or {}).items() if one["fit"]["ships"]}
+    for purpose in purposes:  # of equals, an artifact comes before a baseline
+        choices = {name: one for name, one in {**fit, **also}.items() if purpose.suits(one)}
         if choices:
             name = min(choices, key=lambda one: purpose.rank(choices[one]))
-            numbers = choices[name]
-            parts = [_size_words(numbers), quality.words(numbers), speed.words(numbers)]
-            if numbers["fit"].get("certain") is False:
-                parts.append("within the tolerance as measured, which is not certain")
-            sentence = f"For {purpose.name}: {name} ({', '.join(part for part in parts if part)})."
-            advice.append({"for": purpose.name, "artifact": name, "sentence": sentence})
+            kind, shown = ("artifact", name) if name in fit else ("baseline", f"baseline {name}")
+            sentence = f"For {purpose.name}: {shown} ({_words(choices[name], quality, speed)})."
+            advice.append(_entry(purpose.name, sentence, **{kind: name}))
     return advice
 
 
+def _entry(
+    purpose: str, sentence: str, artifact: str | None = None, baseline: str | None = None
+) -> Numbers:
+    return {"for": purpose, "artifact": artifact, "baseline": baseline, "sentence": sentence}
+
+
+def advise_best(
+    model: str, words: str, numbers: Numbers, quality: Quality, speed: Speed, how: str
+) -> Numbers:
+    """Advice on the best of teacher, students and baselines: as `advise`, and `model`, its name.
+
+    words: what it is. how: a sentence on where it is, or how it is made.
+    """
+    purpose = f"the best {quality.key} of all that was measured"
+    sentence = f"For {purpose}: {words} ({_words(numbers, quality, speed)}). {how}"
+    return {**_entry(purpose, sentence), "model": model}
+
+
+def _words(numbers: Numbers, quality: Quality, speed: Speed) -> str:
+    parts = [_size_words(numbers), quality.words(numbers), speed.words(numbers)]
+    if numbers.get("fit", {}).get("certain") is False:
+        parts.append("within the tolerance as measured, which is not certain")
+    return ", ".join(part for part in parts if part)
+
+
 def _size_words(numbers: Numbers) -> str:
+    if numbers["bytes"] is None:
+        return ""
     megabytes = numbers["bytes"] / 1e6
     return f"{megabytes:,.0f} MB" if megabytes >= 10 else f"{megabytes:,.1f} MB"

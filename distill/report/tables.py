@@ -12,10 +12,12 @@ Table = list[list[str]]  # rows of cells, header first
 
 
 def model_table(report: Numbers, columns: TableColumns) -> Table:
-    """Teacher and arms, one a row."""
+    """Teacher, baselines and arms, one a row."""
     lines = [["", *columns], ["teacher", *cells(report["teacher"], columns)]]
-    arms = report["arms"].items()
-    return [*lines, *([f"arm {name}", *cells(numbers, columns)] for name, numbers in arms)]
+    baselines = report.get("baselines", {})  # reports before schema 6 have none
+    for kind, models in (("baseline", baselines), ("arm", report["arms"])):
+        lines += [[f"{kind} {name}", *cells(one, columns)] for name, one in models.items()]
+    return lines
 
 
 def artifact_table(report: Numbers, columns: TableColumns) -> Table:

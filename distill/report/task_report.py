@@ -93,9 +93,17 @@ class TaskReport(Protocol):
         known = None if measured is None else is_better
         mark_pareto(artifacts, self.quality, self.speed, known)
 
-    def advise(self, artifacts: dict[str, Numbers]) -> list[Numbers]:
-        """Which artifact to ship for what."""
-        return advise(artifacts, self.quality, self.speed, self.purposes, self.remedy)
+    def best(self, measured: Measurements) -> Numbers | None:
+        """The best of teacher, students and baselines, as `best_way`; None where a task has no
+        number by which students are compared with their teacher.
+        """
+        return None
+
+    def advise(
+        self, artifacts: dict[str, Numbers], baselines: dict[str, Numbers] | None = None
+    ) -> list[Numbers]:
+        """Which artifact to ship for what, or which baseline in its place."""
+        return advise(artifacts, self.quality, self.speed, self.purposes, self.remedy, baselines)
 
     def render_page(self, report: Numbers, curves: Curves, measured: Measurements) -> str:
         """report.html, from report.json's content."""

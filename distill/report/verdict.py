@@ -53,6 +53,13 @@ class Measure:
         """Whether a difference is distinguishable, and in the direction that is bad."""
         return direction(difference) not in (self.better, UNTOLD, "not distinguishable")
 
+    def said(self, difference: Numbers) -> str:
+        """Whether a model is better or worse than another, by its difference from that."""
+        found = direction(difference)
+        if found in (UNTOLD, "not distinguishable"):
+            return found
+        return "better" if found == self.better else "worse"
+
     def in_words(self, difference: Numbers) -> str:
         """A difference of this number and its interval."""
         return in_words(difference, self.digits, self.scale, self.unit)
@@ -211,12 +218,5 @@ def comparison_table(report: Numbers, measures: Sequence[Measure], b: str) -> Ta
         if one.key in verdict:
             before, after = (one.show(arms[name][one.key]) for name in (b, "distill"))
             found = verdict[one.key]
-            lines.append([one.name, before, after, one.in_words(found), _said(one, found)])
+            lines.append([one.name, before, after, one.in_words(found), one.said(found)])
     return lines if len(lines) > 1 else []
-
-
-def _said(measure: Measure, difference: Numbers) -> str:
-    found = direction(difference)
-    if found in (UNTOLD, "not distinguishable"):
-        return found
-    return "better" if found == measure.better else "worse"

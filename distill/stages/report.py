@@ -12,15 +12,18 @@ from typing import Any
 
 from attar import __version__
 from attar.files import read_json, write_json, write_text
+from distill.report.best_way import way_words
 from distill.report.data_parts import DataParts
 from distill.report.measurements import Measurements
+from distill.report.selection import advise_best
 from distill.run.context import Run
 from distill.run.folder import StageRecord
-from distill.stages.evaluate import reference_of
+from distill.stages.evaluate import baselines_of, reference_of
 from distill.stages.stage import REPORT, STAGES, work
+from distill.training.arms import DISTILL
 from students.artifacts.artifact import ARTIFACTS
 
-SCHEMA = 5
+SCHEMA = 6
 
 
 @work(
@@ -53,14 +56,16 @@ def assemble(run: Run) -> dict[str, Any]:
     arms = {name: measured[name] for name in ["init", *run.recipe.train.arms, "distill"]}
     if run.recipe.specialize is not None:
         arms["specialized"] = measured["specialized"]
-    artifacts = judged_artifacts(run, found)
+    artifacts, baselines = judged(run, found)
     of = run.task.report
+    made = {name: one for name, one in baselines.items() if "failed" not in one}
     return {
         "schema": SCHEMA,
         "teacher": {"model": run.recipe.teacher.model, **measured["teacher"]},
         "arms": arms,
+        "baselines": baselines,
         "artifacts": artifacts,
-        "advice": of.advise(artifacts),
+        "advice": [*_best_advice(run, found), *of.advise(artifacts, made)],
         "specialize": _specialised(run),
         "verdict": of.verdict(found),
         "selection": None if found.parts is None else found.parts.entry(),
@@ -80,8 +85,11 @@ def measurements(run: Run, costs: dict[str, Any]) -> Measurements:
     folder, special = run.folder.evaluation, run.recipe.specialize
     on_own_data = special is not None and special.data is None
     merged = on_own_data and run.merged_student is not None
+    models = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
+    kinds = run.task.metrics.baselines
+    measured_baselines = [name for name in baselines_of(run) if "failed" not in models[name]]
     return Measurements(
-        models={path.stem: read_json(path) for path in sorted(folder.glob("*.json"))},
+        models=models,
         folder=folder,
         resamples=run.recipe.evaluate.bootstrap,
         controls=run.recipe.train.arms,
@@ -89,29 +97,51 @@ def measurements(run: Run, costs: dict[str, Any]) -> Measurements:
         tolerance=run.recipe.export.tolerance,
         quantized_base=special.base if merged and special.base != "none" else None,
         parts=DataParts.from_stats(read_json(run.folder.data() / "stats.json")),
+        baselines={name: kinds[name].about for name in measured_baselines},
     )
 
 
-def judged_artifacts(run: Run, measurements: Measurements) -> dict[str, Any]:
-    """Numbers of the artifacts, each with `fit` (to ship?) and `pareto` (optimal?).
+def judged(run: Run, measured: Measurements) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Numbers of the artifacts, and of the baselines, each with `fit` (to ship?) and `pareto`
+    (optimal?). A baseline is held against the distilled student, and says what it is: `about`.
 
     One that could not be made or run has `failed`, the reason, instead of numbers.
     """
-    measured = measurements.models
-    found = {name: dict(measured[name]) for name in run.artifacts}
     of, tolerance = run.task.report, run.recipe.export.tolerance
+    references = {name: reference_of(run, name) for name in run.artifacts}
+    references |= dict.fromkeys(baselines_of(run), DISTILL)
+    found = {name: dict(measured.models[name]) for name in references}
     for name, numbers in found.items():
-        reference = reference_of(run, name)
-        numbers["runtime"] = ARTIFACTS[name].runtime
+        reference = references[name]
+        if name in run.artifacts:
+            numbers["runtime"] = ARTIFACTS[name].runtime
+        else:
+            numbers["about"] = run.task.metrics.baselines[name].about
         if "failed" in numbers:
             reason = numbers["failed"]
             numbers["fit"] = {"reference": reference, "ships": False, "reason": reason}
             continue
-        numbers["fit"] = of.judge(numbers, measured[reference], reference, tolerance)
-        numbers["fit"].update(of.certainty(measurements, name, reference))
-    made = {name: one for name, one in found.items() if "failed" not in one}
-    of.mark_pareto(made, measurements)
-    return found
+        numbers["fit"] = of.judge(numbers, measured.models[reference], reference, tolerance)
+        numbers["fit"].update(of.certainty(measured, name, reference))
+    of.mark_pareto({n: one for n, one in found.items() if "failed" not in one}, measured)
+    return {n: found[n] for n in run.artifacts}, {n: found[n] for n in baselines_of(run)}
+
+
+def _best_advice(run: Run, measured: Measurements) -> list[dict[str, Any]]:
+    """Advice on the best of teacher, students and baselines, where the task compares them."""
+    of, kinds = run.task.report, run.task.metrics.baselines
+    best = of.best(measured)
+    if best is None:
+        return []
+    name = best["model"]
+    if name in kinds:
+        how = kinds[name].made_by
+    elif name == "teacher":
+        how = "It is the teacher itself."
+    else:
+        how = f"It is in arms/{name}/student of the run."
+    numbers, words = measured.models[name], way_words(measured, name)
+    return [advise_best(name, words, numbers, of.quality, of.speed, how)]
 
 
 def _specialised(run: Run) -> dict[str, Any] | None:

@@ -11,6 +11,13 @@ import numpy as np
 
 from distill.evaluation.bootstrap import SumStatistic, groups_of, statistic_interval
 from distill.evaluation.job import Numbers
+from distill.report.best_way import (
+    baseline_entry,
+    baseline_lead,
+    baseline_table,
+    best_sentence,
+    best_way,
+)
 from distill.report.columns import (
     MODEL_COLUMNS,
     RUNTIME_COLUMN,
@@ -53,6 +60,7 @@ from distill.tasks.whole_text_report import (
 )
 
 AGAINST = "Distilling against plain fine-tuning, on the same texts"
+AGAINST_BASELINES = "The distilled student against the baselines, on the same texts"
 Shown = Callable[[Numbers], str]
 
 
@@ -124,7 +132,8 @@ CALIBRATION = Measure(
     _difference_of(CALIBRATION_ERROR, calibration_interval), higher=False,
 )  # fmt: skip
 # Labels judge a classifier: closeness to the teacher decides where accuracy does not, no more.
-MEASURES = (ACCURACY, F1, CALIBRATION, NLL, replace(KL, counts=False))
+JUDGED = (ACCURACY, F1, CALIBRATION, NLL)
+MEASURES = (*JUDGED, replace(KL, counts=False))
 
 
 class ClassificationReport(TaskReport):
@@ -165,13 +174,17 @@ class ClassificationReport(TaskReport):
         arms = ["init", *measured.controls]
         better = {arm: teacher > models[arm]["accuracy"] for arm in arms}
         retained = models["distill"]["accuracy"] / max(teacher, 1e-9)
+        best, beside = best_way(measured, ACCURACY), baseline_entry(measured, JUDGED)
+        first = baseline_lead(measured, ACCURACY, beside)
+        last = best_sentence(measured, JUDGED, best)
         result: Numbers = {
-            "helped": None, "teacher_is_better": better, "retained": retained, "warnings": [],
+            "helped": None, "teacher_is_better": better, "retained": retained, "best": best,
+            **beside, "warnings": [],
         }  # fmt: skip
         if "finetune" not in measured.controls:
             result["sentence"] = (
-                f"{_kept(models)} No fine-tuned arm was trained, so whether distilling helped is "
-                "unknown; add `train.arms: [finetune]`."
+                f"{first}{_kept(measured)} No fine-tuned arm was trained, so whether distilling "
+                f"helped is unknown; add `train.arms: [finetune]`. {last}"
             )
             return result
         found = compare(measured, MEASURES, "finetune", "plain fine-tuning", closeness=KL.key)
@@ -181,7 +194,8 @@ class ClassificationReport(TaskReport):
         behind = [one for one in (F1, NLL) if one.is_worse(lags[one.key])]
         lead = "The labels know more than the teacher. " if behind else ""
         result["sentence"] = (
-            f"{lead}{found.worse_sentence()}{_kept(models)} {_sentence(found, measured.costs)}"
+            f"{first}{lead}{found.worse_sentence()}{_kept(measured)} "
+            f"{_sentence(found, measured.costs)} {last}"
         )
         if behind:
             result["warnings"].append(_labels_know_more(behind, lags, models))
@@ -213,8 +227,15 @@ class ClassificationReport(TaskReport):
         """
         training = plot_curves(curves), "Validation nll while training (nats a text)."
         content = whole_text_content(report, self.quality, training)
-        table = comparison_table(report, MEASURES, "finetune")
-        return replace(content, middle=[TableSection(AGAINST, table)] if table else [])
+        tables = [
+            TableSection(AGAINST, comparison_table(report, MEASURES, "finetune")),
+            TableSection(AGAINST_BASELINES, baseline_table(report, JUDGED), text=True),
+        ]
+        return replace(content, middle=[one for one in tables if one.table])
+
+    def best(self, measured: Measurements) -> Numbers | None:
+        """The most accurate of teacher, students and baselines."""
+        return best_way(measured, ACCURACY)
 
 
 def _labels_know_more(
@@ -234,15 +255,19 @@ def _labels_know_more(
     )
 
 
-def _kept(models: Numbers) -> str:
-    teacher, student = models["teacher"], models["distill"]
+def _kept(measured: Measurements) -> str:
+    teacher, student = (measured.models[name] for name in ("teacher", "distill"))
     faster = student["texts_per_second"] / teacher["texts_per_second"]
     fewer = 1 - student["parameters"] / teacher["parameters"]
-    return (
-        f"The student keeps {student['accuracy'] / max(teacher['accuracy'], 1e-9):.1%} of the "
-        f"teacher's accuracy ({student['accuracy']:.1%} of {teacher['accuracy']:.1%}) with "
-        f"{fewer:.0%} fewer parameters, at {faster:.1f} times its speed."
-    )
+    with_less = f"with {fewer:.0%} fewer parameters, at {faster:.1f} times its speed."
+    mine, its = student["accuracy"], teacher["accuracy"]
+    if mine <= its:
+        kept = f"keeps {mine / max(its, 1e-9):.1%} of the teacher's accuracy"
+        return f"The student {kept} ({mine:.1%} of {its:.1%}) {with_less}"
+    found = ACCURACY.difference(measured, "distill", "teacher")
+    how = "is more accurate than" if ACCURACY.said(found) == "better" else "is as accurate as"
+    values = f"{mine:.1%} against {its:.1%}, {ACCURACY.in_words(found)}"
+    return f"The student {how} its teacher ({values}) {with_less}"
 
 
 def _sentence(found: Comparison, costs: Numbers) -> str:

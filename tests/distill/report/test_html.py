@@ -27,6 +27,7 @@ def report():
     return {
         "teacher": {"model": "<teacher>", **MODEL},
         "arms": {"init": MODEL, "distill": MODEL},
+        "baselines": {},
         "artifacts": {"onnx": artifact},
         "advice": [{"sentence": "For a laptop's CPU: onnx."}],
         "verdict": {"sentence": "It helped.", "warnings": ["But slowly."]},
