@@ -22,6 +22,7 @@ from distill.data.config import DataConfig
 from distill.data.reader import NextTokenTexts
 from distill.objective.terms import reads_from
 from distill.planning.alternatives import Trainee
+from distill.planning.baseline_time import baseline_seconds, feature_bytes
 from distill.planning.build_time import build_seconds
 from distill.planning.data_counts import DataCounts, estimated_counts, prepared_counts
 from distill.planning.memory import libraries, training_bytes
@@ -30,6 +31,7 @@ from distill.planning.prepared import prepared_copy
 from distill.planning.steps import Steps, planned_steps
 from distill.run.context import Run
 from distill.stages.cache import holds_all_examples
+from distill.stages.evaluate import baselines_of, measured_models
 from distill.stages.status import is_done
 from distill.training.config import LoopConfig
 from teachers.cache.config import CacheConfig
@@ -198,8 +200,7 @@ def _stages(run: Run, known: _Quantities) -> Iterator[Estimate]:
     if recipe.specialize is not None:
         yield _specializing(run, known)
     yield _exporting(run, known)
-    models = 3 + len(recipe.train.arms) + len(run.artifacts) + (recipe.specialize is not None)
-    yield _evaluating(known, models, recipe.evaluate.tokens)
+    yield _evaluating(known, len(measured_models(run)), run)
 
 
 def _adapting(run: Run, known: _Quantities, loop: Any) -> Estimate:
@@ -269,15 +270,18 @@ def _exporting(run: Run, known: _Quantities) -> Estimate:
     return Estimate("export", 0, size, memory, seconds, f"{named}{note}", steps)
 
 
-def _evaluating(known: _Quantities, models: int, tokens: int) -> Estimate:
-    """tokens: the most that each model is measured on."""
-    examples = min(known.counts.held_out, known.holding(tokens))
-    passes = PASSES_TO_MEASURE[known.unit]
+def _evaluating(known: _Quantities, models: int, run: Run) -> Estimate:
+    """models: how many are measured, baselines included."""
+    counts, passes = known.counts, PASSES_TO_MEASURE[known.unit]
+    examples = min(counts.held_out, known.holding(run.recipe.evaluate.tokens))
     of_student = passes * known.student.forward(known.tokens(examples)) / known.speed
     of_teacher = known.teacher.forward(known.tokens(examples)) / known.speed
     seconds = models * (PROCESS_SECONDS + of_student) + of_teacher
-    memory, note = libraries() + known.teacher_bytes, f"{models} models, a process each"
-    return Estimate("evaluate", known.amount(examples) * models, 0, memory, seconds, note)
+    memory, note, disk = libraries() + known.teacher_bytes, f"{models} models, a process each", 0.0
+    if baselines := baselines_of(run):
+        seconds += baseline_seconds(known.teacher, counts, known.speed)
+        disk, note = feature_bytes(known.teacher, counts), f"{note}; {len(baselines)} are baselines"
+    return Estimate("evaluate", known.amount(examples) * models, disk, memory, seconds, note)
 
 
 def _training_memory(run: Run, config: Any, cost: ModelCost, loop: Any) -> float:

@@ -35,6 +35,10 @@ def _rate(kind: str) -> Callable[[Numbers], str]:
     return show
 
 
+def _millions(number: float) -> str:
+    return f"{number / 1e6:.1f}" if number >= 5e4 else f"{number / 1e6:.2g}"
+
+
 def _greedy_match(row: Numbers) -> str:
     match = row["generation_agreement"]
     return f"{match['same_until']:.0f}/{match['tokens']}"
@@ -63,9 +67,7 @@ MODEL_COLUMNS: TableColumns = {
         lambda r: f"{r['top1_agreement']:.3f}",
         "share of tokens whose most likely token is the teacher's most likely one",
     ),
-    "M params": Column(
-        "parameters", lambda r: f"{r['parameters'] / 1e6:.1f}", "million parameters"
-    ),
+    "M params": Column("parameters", lambda r: _millions(r["parameters"]), "million parameters"),
     "MB": Column("bytes", lambda r: f"{r['bytes'] / 1e6:.1f}", "weights on disk"),
     "prefill t/s": Column(
         "tokens_per_second", _rate("prefill"), "tokens a second of one forward over a prompt"

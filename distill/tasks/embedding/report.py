@@ -161,6 +161,11 @@ def _kept(student: Numbers, teacher: Numbers, retained: float | None) -> str:
             f"The student's Spearman correlation on {student['pairs']:,} pairs is "
             f"{student['spearman']:.4f}, and the teacher has none ({teacher['spearman']:.4f})"
         )
+    if retained > 1:
+        return (
+            f"The student's Spearman correlation on {student['pairs']:,} pairs is higher than the "
+            f"teacher's ({student['spearman']:.4f} against {teacher['spearman']:.4f})"
+        )
     return (
         f"The student keeps {retained:.1%} of the teacher's Spearman correlation on "
         f"{student['pairs']:,} pairs ({student['spearman']:.4f} of {teacher['spearman']:.4f})"

@@ -7,8 +7,8 @@ import pytest
 
 from distill.report.selection import Tolerance
 from distill.stages.report import measurements
+from distill.tasks.causal_lm.metrics import CausalLMMetrics
 from distill.tasks.causal_lm.report import CausalLMReport
-from distill.tasks.sequence_classification.report import ClassificationReport
 
 STATS = {"validation": {"tokens": 9}, "held_out": {"tokens": 9}, "validation_from": "documents"}
 
@@ -27,11 +27,12 @@ def measure_run(tmp_path):
             specialize=SimpleNamespace(base=base, data=data),
             export=SimpleNamespace(tolerance=Tolerance(perplexity=0.02)),
             train=SimpleNamespace(arms=[]),
-            evaluate=SimpleNamespace(bootstrap=100),
+            evaluate=SimpleNamespace(bootstrap=100, baselines=True),
         )
         (tmp_path / "stats.json").write_text(json.dumps(STATS))
         folder = SimpleNamespace(evaluation=tmp_path / "evaluation", data=lambda: tmp_path)
-        run = SimpleNamespace(recipe=recipe, merged_student=merged, folder=folder)
+        task = SimpleNamespace(metrics=CausalLMMetrics())
+        run = SimpleNamespace(recipe=recipe, merged_student=merged, folder=folder, task=task)
         return measurements(run, {})
 
     return make
@@ -61,12 +62,3 @@ def test_what_corrects_its_base_is_not_for_full_precision(measure_run):
 )
 def test_else_nothing_is_said(measure_run, run, after):
     assert CausalLMReport().verdict(measure_run(models_after(after), **run))["warnings"] == []
-
-
-def test_a_classifier_without_a_fine_tuned_arm_has_no_warnings_but_says_so(measure_run):
-    one = {"accuracy": 0.9, "texts_per_second": 10.0, "parameters": 100}
-    found = ClassificationReport().verdict(
-        measure_run({"teacher": one, "init": one, "distill": one})
-    )
-    assert found["warnings"] == []
-    assert "No fine-tuned arm was trained" in found["sentence"]

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from safetensors.torch import load_file
@@ -55,16 +56,54 @@ def test_a_whole_run_teaches_and_tells(classroom):
     assert report["artifacts"]["onnx"]["kl_to_teacher"] == pytest.approx(
         student["kl_to_teacher"], abs=1e-4
     )
-    assert "keeps" in report["verdict"]["sentence"]
+    check_baselines(report, said)
     assert (
         report["verdict"]["accuracy"]["interval"][0] <= report["verdict"]["accuracy"]["difference"]
     )
     assert "held-out texts" in Path("out/report.html").read_text()
     assert "macro-F1" in said
     assert "Nothing to do" in classroom("run", "recipe.yaml", "--run-dir", "out").output
+    check_what_is_measured_again(classroom)
     classify = pipeline("text-classification", "out/artifacts/bf16")
     assert classify("the film was lovely")[0]["label"] == "good"
     assert "text-classification" in Path("out/artifacts/bf16/README.md").read_text()
+
+
+def check_baselines(report, said):
+    """They are rows like models, on the same texts, and among what the verdict weighs."""
+    assert set(report["baselines"]) == {"frozen-features", "tf-idf"}
+    for name, numbers in report["baselines"].items():
+        assert numbers["accuracy"] > 0.9, name
+        assert numbers["accuracy_interval"][0] < numbers["accuracy"]
+        assert (numbers["texts"], numbers["train_texts"]) == (96, 304)
+        assert numbers["kl_to_teacher"] > 0
+        assert numbers["texts_per_second"] > 0
+        assert numbers["bytes"] > 0
+        assert numbers["fit"]["reference"] == "distill"
+        assert f"baseline {name}" in said
+        files = [np.load(f"out/evaluation/{one}.npz") for one in (name, "distill")]
+        assert (files[0]["example"] == files[1]["example"]).all()
+        assert (files[0]["label"] == files[1]["label"]).all()
+    verdict = report["verdict"]
+    assert set(verdict["against_baselines"]) == set(report["baselines"])
+    assert verdict["best"]["model"] in {"teacher", "finetune", "distill", *report["baselines"]}
+    assert "The best of all that was measured is" in verdict["sentence"]
+    assert report["advice"][0]["model"] == verdict["best"]["model"]
+    assert "Baseline tf-idf: logistic regression on TF-IDF." in Path("out/report.html").read_text()
+
+
+def check_what_is_measured_again(classroom):
+    """Without its record the stage is done again, and the teacher's features are still there;
+    switched off, baselines are left out.
+    """
+    Path("out/records/evaluate.json").unlink()
+    again = classroom("evaluate", "recipe.yaml", "--run-dir", "out").output
+    assert "features: 0 texts run" in again
+    off = ("--set", "evaluate.baselines=false")
+    said = classroom("run", "recipe.yaml", "--run-dir", "out", *off).output
+    assert "tf-idf" not in said
+    report = classroom.report("out")
+    assert report["baselines"] == report["verdict"]["against_baselines"] == {}
 
 
 def test_the_example_runs_from_end_to_end(classroom):
@@ -81,7 +120,7 @@ def test_the_example_runs_from_end_to_end(classroom):
     classroom("run", EXAMPLE, "--run-dir", "out", *changes)
     report = classroom.report("out")
     assert set(report["artifacts"]) == {"bf16", "int8", "onnx-int8"}
-    assert "of the teacher's accuracy" in report["verdict"]["sentence"]
+    assert set(report["baselines"]) == {"frozen-features", "tf-idf"}
 
 
 def test_a_decoder_learns_from_a_decoder_in_pairs(tmp_path, monkeypatch, whole_stages):
@@ -213,6 +252,10 @@ def test_a_body_without_classes_must_be_adapted(classroom):
     [
         ({"data": {"prompt": "{text}\nLabel:"}}, "`data.prompt` has no effect"),
         ({"data": {"append_eos": False}}, "`data.append_eos` has no effect"),
+        (
+            {"task": "masked-lm", "evaluate": {"baselines": False}},
+            "`evaluate.baselines` has no effect",
+        ),
         ({"evaluate": {"prefill_tokens": 9}}, "`evaluate.prefill_tokens` has no effect"),
         ({"specialize": {"method": "lora"}}, "`specialize` is for language models"),
         ({"cache": {"codec": "topk"}}, "`cache.codec: topk` is for another task"),
