@@ -25,6 +25,7 @@ from tests.helpers.classifying import (
     write_rows,
 )
 
+OUT = Path("out")
 EXAMPLE = Path(__file__).parents[4] / "examples" / "classification.yaml"
 
 
@@ -75,7 +76,8 @@ def check_baselines(report, said):
     for name, numbers in report["baselines"].items():
         assert numbers["accuracy"] > 0.9, name
         assert numbers["accuracy_interval"][0] < numbers["accuracy"]
-        assert (numbers["texts"], numbers["train_texts"]) == (96, 304)
+        assert numbers["texts"] == 96
+        assert numbers["train_texts"] == len(Run(load_recipe("recipe.yaml"), OUT).data()[0])
         assert numbers["kl_to_teacher"] > 0
         assert numbers["texts_per_second"] > 0
         assert numbers["bytes"] > 0
