@@ -56,6 +56,11 @@ def evaluation_config(data: tuple[str, ...], values: dict[str, Any]) -> ModelEva
     """The configuration from `--data` and the values of `--set`."""
     if not data:
         raise DataError("There is no text to read: add `--data FILE`.")
+    if "baselines" in values.get("evaluate", {}):
+        raise RecipeError(
+            "`--set evaluate.baselines` has no effect on models without a recipe: baselines are "
+            "made of a recipe's training texts; leave it out."
+        )
     values = {**values, "data": {"train": list(data), **values.get("data", {})}}
     try:
         return ModelEvaluation.model_validate(values)

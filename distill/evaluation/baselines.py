@@ -109,7 +109,7 @@ BASELINES: Registry[type[Baseline]] = Registry("baseline")
 # Frozen features ---------------------------------------------------------------------------------
 
 
-@BASELINES.add("frozen-features")
+@BASELINES.add("features")
 class FrozenFeatures:
     """Logistic regression on the teacher's features, as `distill features` makes it by default."""
 

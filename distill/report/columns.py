@@ -68,7 +68,7 @@ MODEL_COLUMNS: TableColumns = {
         "share of tokens whose most likely token is the teacher's most likely one",
     ),
     "M params": Column("parameters", lambda r: _millions(r["parameters"]), "million parameters"),
-    "MB": Column("bytes", lambda r: f"{r['bytes'] / 1e6:.1f}", "weights on disk"),
+    "MB": Column("bytes", lambda r: _millions(r["bytes"]), "weights on disk"),
     "prefill t/s": Column(
         "tokens_per_second", _rate("prefill"), "tokens a second of one forward over a prompt"
     ),

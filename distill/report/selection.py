@@ -266,4 +266,6 @@ def _size_words(numbers: Numbers) -> str:
     if numbers["bytes"] is None:
         return ""
     megabytes = numbers["bytes"] / 1e6
+    if megabytes < 0.1:
+        return f"{1000 * megabytes:,.0f} kB"
     return f"{megabytes:,.0f} MB" if megabytes >= 10 else f"{megabytes:,.1f} MB"

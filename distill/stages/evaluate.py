@@ -91,7 +91,7 @@ def evaluate(run: Run, inputs: str) -> StageRecord:
     for job in measure_jobs(run):
         log.info("evaluate: %s", job.name)
         if job.name in run.task.metrics.baselines:
-            tokens += _measure_baseline(run, job)
+            tokens += measure_baseline(run, job)
         elif job.name in run.artifacts:
             number, table = _measure_artifact(run, job)
             tokens += number
@@ -122,7 +122,7 @@ def _measure_artifact(run: Run, job: MeasureJob) -> tuple[int, str | None]:
     return 0, None
 
 
-def _measure_baseline(run: Run, job: MeasureJob) -> int:
+def measure_baseline(run: Run, job: MeasureJob) -> int:
     """Texts measured. A baseline that cannot be made leaves its reason instead of numbers."""
     start = time.perf_counter()
     try:

@@ -21,7 +21,7 @@ def whole_text_content(report: Numbers, quality: Quality, training: Figure) -> P
         measured_on=f"{report['teacher']['texts']:,} held-out texts",
         model_figures=[
             training,
-            (plot_quality(report, quality, size), "Size against quality of the trained arms."),
+            (plot_quality(report, quality, size), "Size against quality of what was trained."),
         ],
         artifact_figures=[
             (plot_quality(report, quality, rate), "Speed against quality, all models.")

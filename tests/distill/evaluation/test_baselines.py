@@ -63,11 +63,11 @@ def test_a_baseline_learns_pickles_and_classifies_other_texts(texts, name):
 
 
 def test_features_are_run_once(texts, monkeypatch):
-    BASELINES["frozen-features"]().fit(texts)
+    BASELINES["features"]().fit(texts)
     monkeypatch.setattr(
         "distill.evaluation.text_features.load_body", lambda source: pytest.fail("run again")
     )
-    BASELINES["frozen-features"]().fit(texts)
+    BASELINES["features"]().fit(texts)
     (folder,) = (texts.folder / "cache").iterdir()
     assert FeatureCache(folder).read([one.key for one in texts.examples]).shape == (160, 32)
 

@@ -7,15 +7,15 @@ from distill.evaluation.job import EvaluateConfig
 from distill.report.best_way import best_way, listed
 from distill.report.html import PageContent, render_report
 from distill.report.measurements import Measurements
-from distill.report.selection import Tolerance
+from distill.report.selection import Tolerance, advise_best
 from distill.report.tables import model_table
 from distill.report.verdict import ACCURACY
 from distill.tasks.embedding.report import _kept as kept_correlation
 from distill.tasks.sequence_classification.metrics import ClassificationMetrics
-from distill.tasks.sequence_classification.report import ClassificationReport
+from distill.tasks.sequence_classification.report import CLASS_COLUMNS, ClassificationReport
 
 REPORT = ClassificationReport()
-ABOUT = {"frozen-features": "logistic regression on features", "tf-idf": "TF-IDF of words"}
+ABOUT = {"features": "logistic regression on features", "tf-idf": "TF-IDF of words"}
 TEXTS = 400
 USUAL = {"teacher": 0.95, "init": 0.3, "finetune": 0.85, "distill": 0.9}
 
@@ -59,7 +59,7 @@ def measure(tmp_path):
 def test_an_undertrained_teacher_below_its_own_features_is_said_first(measure):
     """150 classes, 3,000 texts: the page said that distilling won and kept 167% of the teacher."""
     shares = {"teacher": 0.46, "init": 0.01, "finetune": 0.72, "distill": 0.77}
-    said = REPORT.verdict(measure({**shares, "frozen-features": 0.935, "tf-idf": 0.83}))
+    said = REPORT.verdict(measure({**shares, "features": 0.935, "tf-idf": 0.83}))
     sentence = said["sentence"]
     assert sentence.startswith(
         "The teacher is worse than logistic regression on features (accuracy 46.0% against 93.5%, "
@@ -76,8 +76,8 @@ def test_an_undertrained_teacher_below_its_own_features_is_said_first(measure):
     assert "167" not in sentence
     assert "The best of all that was measured is logistic regression on features: " in sentence
     assert "accuracy 93.5%, macro-F1 0.93" in sentence
-    assert said["best"] == {"model": "frozen-features", "tied": []}
-    assert said["beaten_by"] == said["teacher_beaten_by"] == ["frozen-features", "tf-idf"]
+    assert said["best"] == {"model": "features", "tied": []}
+    assert said["beaten_by"] == said["teacher_beaten_by"] == ["features", "tf-idf"]
     assert said["against_baselines"]["tf-idf"]["accuracy"]["difference"] == pytest.approx(-0.06)
 
 
@@ -90,7 +90,7 @@ def test_a_baseline_that_beats_the_student_alone_begins_the_sentence(measure):
 
 
 def test_baselines_that_are_no_better_lead_nothing(measure):
-    said = REPORT.verdict(measure({**USUAL, "frozen-features": 0.9025, "tf-idf": 0.7}))
+    said = REPORT.verdict(measure({**USUAL, "features": 0.9025, "tf-idf": 0.7}))
     assert said["sentence"].startswith("The student keeps")
     assert said["beaten_by"] == []
     assert said["sentence"].endswith("nll 0.300.")
@@ -136,6 +136,18 @@ def test_a_student_as_good_as_its_teacher_keeps_no_more_than_all(measure):
     assert "keeps" not in kept_correlation(student, teacher, 1.5)
 
 
+@pytest.mark.parametrize(
+    ("size", "shown", "said"),
+    [(4e4, "0.04", "40 kB"), (4e5, "0.4", "0.4 MB"), (4e7, "40.0", "40 MB")],
+)
+def test_small_sizes_are_no_nought(size, shown, said):
+    numbers = {"bytes": size, "accuracy": 0.9, "texts_per_second": None}
+    assert CLASS_COLUMNS["MB"].show(numbers) == shown
+    assert advise_best("a", "it", numbers, REPORT.quality, REPORT.speed, "So.")["sentence"] == (
+        f"For the best accuracy of all that was measured: it ({said}, accuracy 90.0%). So."
+    )
+
+
 def test_words_are_listed():
     assert listed(["a"]) == "a"
     assert listed(["a", "b", "c"]) == "a, b and c"
@@ -147,7 +159,7 @@ def test_a_baseline_as_good_as_the_student_is_advised_where_it_is_smaller():
         return {"accuracy": accuracy, "bytes": size, "texts_per_second": 10.0, "fit": fit}
 
     artifacts = {"bf16": numbers(0.9, 9e6), "int8": numbers(0.9, 5e6)}
-    baselines = {"tf-idf": numbers(0.9, 1e6), "frozen-features": numbers(0.95, None)}
+    baselines = {"tf-idf": numbers(0.9, 1e6), "features": numbers(0.95, None)}
     REPORT.mark_pareto({**artifacts, **baselines})
     assert artifacts["int8"]["pareto"]["bytes"] is False
     assert baselines["tf-idf"]["pareto"]["bytes"] is True
@@ -174,16 +186,16 @@ def test_the_page_has_rows_of_baselines_and_says_what_they_are(measure):
         "arms": {name: models[name] for name in ("init", "finetune", "distill")},
         "baselines": {
             "tf-idf": {**models["tf-idf"], "about": ABOUT["tf-idf"]},
-            "frozen-features": {"failed": "no words", "about": "regression"},
+            "features": {"failed": "no words", "about": "regression"},
         },
         "artifacts": {}, "advice": [], "verdict": REPORT.verdict(measured), "selection": None,
         "cost": {"stages": {}, "arms": {}, "seconds": 1.0, "cache_bytes_per_token": 0.0},
         "recipe": {}, "environment": {},
     }  # fmt: skip
     rows = {row[0]: row[1:] for row in model_table(report, REPORT.columns)}
-    assert list(rows)[1:4] == ["teacher", "baseline tf-idf", "baseline frozen-features"]
+    assert list(rows)[1:4] == ["teacher", "baseline tf-idf", "baseline features"]
     assert rows["baseline tf-idf"][0].startswith("94.0% (")
-    assert rows["baseline frozen-features"][0] == "failed"
+    assert rows["baseline features"][0] == "failed"
     content = REPORT.page_content(
         report, {"distill": [{"step": 1, "validation_nll": 1.0}]}, measured
     )
@@ -195,4 +207,4 @@ def test_the_page_has_rows_of_baselines_and_says_what_they_are(measure):
         report, REPORT.columns, REPORT.artifact_columns, PageContent("texts", [], [])
     )
     assert "Baseline tf-idf: TF-IDF of words." in page
-    assert "baseline frozen-features failed: no words" in page
+    assert "baseline features failed: no words" in page

@@ -72,7 +72,7 @@ def test_a_whole_run_teaches_and_tells(classroom):
 
 def check_baselines(report, said):
     """They are rows like models, on the same texts, and among what the verdict weighs."""
-    assert set(report["baselines"]) == {"frozen-features", "tf-idf"}
+    assert set(report["baselines"]) == {"features", "tf-idf"}
     for name, numbers in report["baselines"].items():
         assert numbers["accuracy"] > 0.9, name
         assert numbers["accuracy_interval"][0] < numbers["accuracy"]
@@ -122,7 +122,7 @@ def test_the_example_runs_from_end_to_end(classroom):
     classroom("run", EXAMPLE, "--run-dir", "out", *changes)
     report = classroom.report("out")
     assert set(report["artifacts"]) == {"bf16", "int8", "onnx-int8"}
-    assert set(report["baselines"]) == {"frozen-features", "tf-idf"}
+    assert set(report["baselines"]) == {"features", "tf-idf"}
 
 
 def test_a_decoder_learns_from_a_decoder_in_pairs(tmp_path, monkeypatch, whole_stages):
