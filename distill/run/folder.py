@@ -102,6 +102,11 @@ class RunFolder:
         return self.specialized / "adapter"
 
     @property
+    def merged(self) -> Path:
+        """The specialised student in full precision, where the method's adapter can be merged."""
+        return self.specialized / "merged"
+
+    @property
     def evaluation(self) -> Path:
         """Numbers of every measured model, and arrays by token or text."""
         return self.path / "evaluation"

@@ -1,0 +1,7 @@
+"""stub for now"""
+import click
+
+
+@click.command("push")
+def push() -> None:
+    """x"""
