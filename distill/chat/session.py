@@ -1,4 +1,4 @@
-"""A session of `distill chat`: what is typed, piped or given as prompts, and commands in between."""
+"""A session of `distill chat`: prompts, what is typed, and commands in between."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 from attar.errors import RunError, UserError, nearest
 from distill.chat.models import Conversation, Write, open_conversation
-from distill.chat.speaker import Speaker, find_adapters, find_speaker, is_run
+from distill.chat.speaker import Speaker, find_adapters, find_speaker
 from distill.chat.system_message import system_message_of
+from distill.run.folder import is_run
 
 Ask = Callable[[], str | None]  # the next text that a user types; None at the end
 RESET, SYSTEM, EXIT, HELP = ("/reset", "/clear"), "/system", ("/exit", "/quit", "/bye"), "/help"
@@ -40,7 +41,7 @@ def first_system_message(run_or_model: str, given: str | None) -> tuple[str | No
     Without one given, it is that of the run's training data, if all of their first rows have the
     same: a model that was taught with it answers otherwise without it.
     """
-    if given is not None or not is_run(run_or_model):
+    if given is not None or not is_run(Path(run_or_model)):
         return given, ""
     found = system_message_of(Path(run_or_model))
     if found is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from attar.errors import RunError, nearest
 from attar.files import read_json_object
 from attar.models.loading import Quantization
-from distill.run.folder import RunFolder
+from distill.run.folder import RunFolder, is_run
 from distill.runtimes.runtime import runtime_of
 from distill.stages.shipping import Shipping, read_shipping
 from students.artifacts.artifact import MANIFEST_FILE, failure_of
@@ -31,18 +31,13 @@ class Speaker:
     why: str = ""
 
 
-def is_run(run_or_model: str) -> bool:
-    """Whether a folder is a run's, not a model's."""
-    return (Path(run_or_model) / "recipe.yaml").is_file()
-
-
 def find_speaker(run_or_model: str, artifact: str | None = None, arm: str | None = None) -> Speaker:
     """The artifact or arm that is named, of a run; what would be shipped where none is.
 
     A model's id or folder is returned unchanged. arm: also `specialized`, the specialised student.
     Raises `RunError` for a name that the run does not have.
     """
-    if not is_run(run_or_model):
+    if not is_run(Path(run_or_model)):
         if artifact is not None or arm is not None:
             what, name = ("artifact", artifact) if artifact is not None else ("arm", arm)
             raise RunError(f"{run_or_model} is not a run folder, so it has no {what} `{name}`.")
@@ -140,7 +135,7 @@ def _line(
     who: str, why: str, artifacts: dict[str, Path], arms: dict[str, Speaker], chosen: str
 ) -> str:
     """One line: who speaks, why, and how to hear another."""
-    others = {"--artifact": artifacts, "--arm": arms}
+    others = {"--artifact": list(artifacts), "--arm": list(arms)}
     ways = [
         f"{option} {'|'.join(names)}"
         for option, known in others.items()
@@ -160,7 +155,7 @@ def find_adapters(run_or_model: str, wanted: Sequence[str]) -> tuple[str, dict[s
     not exist, and for a name that is given twice.
     """
     base, known = run_or_model, {}
-    if is_run(run_or_model):
+    if is_run(Path(run_or_model)):
         base = find_speaker(run_or_model, arm="distill").model
         own = RunFolder(Path(run_or_model)).adapter
         known = {SPECIALIZED: own} if holds_adapter(own) else {}

@@ -35,9 +35,7 @@ def system_message_of(run: Path) -> str | None:
     except (UserError, OSError):
         return None
     said = {
-        one.messages[0]["content"]
-        if one.messages and one.messages[0]["role"] == "system"
-        else None
+        one.messages[0]["content"] if one.messages and one.messages[0]["role"] == "system" else None
         for one in first
     }
     return said.pop() if len(said) == 1 else None

@@ -83,7 +83,6 @@ def onnx_usage(given: ArtifactInputs) -> str:
     return ONNX_USAGE.format(classes="AutoTokenizer", read=READ_VALUES)
 
 
-
 @artifact(
     "onnx", made_from="merged", runtime="onnxruntime", usage=onnx_usage, library="onnx",
     needs=REQUIRED_MODULES, extra="onnx", suffixes=(".onnx", ".data"),
@@ -154,7 +153,8 @@ def export_onnx(
 
 def _forget_source_lines(graph: onnx_ir.Model) -> None:
     """Remove from all nodes where in this machine's files the exporter met them."""
-    for part in (graph.graph, *graph.functions.values()):
+    parts: list[Any] = [graph.graph, *graph.functions.values()]
+    for part in parts:
         for node in part.all_nodes():
             node.metadata_props.pop(SOURCE_LINES, None)
 

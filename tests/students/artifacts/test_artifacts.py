@@ -41,7 +41,13 @@ LOSSES = {"bf16": 0.02, "onnx": 1e-4, "gguf-f16": 0.01}  # of the logits' spread
 
 def export(name, given, folder):
     card = model_card(
-        name=name, given=given, recipe="seed: 0", teacher="t", data=["d"], license=None, measured="-"
+        name=name,
+        given=given,
+        recipe="seed: 0",
+        teacher="t",
+        data=["d"],
+        license=None,
+        measured="-",
     )
     export_artifact(name, given, folder, card)
 
