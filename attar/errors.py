@@ -5,7 +5,8 @@
     ├── DataError      a data set, file or row
     ├── ModelError     a model, tokenizer or layer
     ├── CacheError     a signal cache on disk
-    └── RunError       a run folder, a stage out of order, two writers
+    ├── RunError       a run folder, a stage out of order, two writers
+    └── HubError       the hub refuses something, or cannot be reached
 
 The command line prints the message on one line and exits with 1. Any other exception is a bug in
 this package and shows its traceback.
@@ -39,6 +40,10 @@ class CacheError(UserError):
 
 class RunError(UserError):
     """A run folder is in use, or a stage was started before its inputs exist."""
+
+
+class HubError(UserError):
+    """The hub refuses something, or cannot be reached."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -52,6 +52,7 @@ ROOMS = [
     "distill/fit_vocabulary",
     "distill/evaluate_models",
     "distill/chat",
+    "distill/push",
     "distill/api",
     "distill/commands",
     "distill",
@@ -62,8 +63,8 @@ WRITTEN = (*PACKAGES, "tests", "examples", "benchmarks", "docs")
 NAMELESS = {"utils.py", "util.py", "common.py", "helpers.py", "base.py", "misc.py"}
 # Files that stand in distill/ itself; everything else has a room.
 LONE_FILES = {
-    "__init__", "__main__", "api", "chat", "classifiers", "console", "evaluate_models", "features",
-    "fit_vocabulary", "pipeline",
+    "__init__", "__main__", "api", "classifiers", "console", "evaluate_models", "features",
+    "fit_vocabulary", "pipeline", "push",
 }  # fmt: skip
 # Words that a reader of the field would have to learn for this project alone.
 BANNED = {

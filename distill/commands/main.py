@@ -9,11 +9,13 @@ import click
 
 from distill.commands.build import build, vocabulary
 from distill.commands.cache import cache
+from distill.commands.chat import chat
 from distill.commands.data import data
 from distill.commands.deploy import evaluate, export
 from distill.commands.features import features
 from distill.commands.group import Group
-from distill.commands.options import recipe_options, stage_options, trust_option
+from distill.commands.options import recipe_options, stage_options
+from distill.commands.push import push
 from distill.commands.run import (
     cache_audit,
     cache_build,
@@ -26,10 +28,6 @@ from distill.commands.run import (
 from distill.commands.say import say
 from distill.commands.verify import verify
 from distill.stages.stage import ADAPT_TEACHER, REPORT, SPECIALIZE, STAGES, TRAIN, Stage
-
-ADAPTER_HELP = (
-    "`specialized` of a run, NAME=FOLDER, or a folder; repeat it and all answer in one batch."
-)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -126,40 +124,7 @@ main.add_command(vocabulary)
 main.add_command(cache)
 main.add_command(doctor)
 main.add_command(verify)
+main.add_command(chat)
+main.add_command(push)
 cache.add_command(cache_build)
 cache.add_command(cache_audit)
-
-
-@main.command()
-@click.argument("run_or_model")
-@click.option("--artifact", help="Which artifact or arm of a run; default: its first artifact.")
-@click.option("--adapter", "adapters", metavar="NAME", multiple=True, help=ADAPTER_HELP)
-@click.option(
-    "--prompt", "prompts", multiple=True, help="Send this instead of asking for input; repeatable."
-)
-@click.option("--max-tokens", default=128, show_default=True)
-@trust_option()
-def chat(
-    run_or_model: str,
-    artifact: str | None,
-    adapters: tuple[str, ...],
-    prompts: tuple[str, ...],
-    max_tokens: int,
-    trust_remote_code: bool,
-) -> None:
-    """Talk to an artifact of a run, to any model folder or id, or to adapters on one of them."""
-    from distill.chat import chat as start_chat
-
-    def ask() -> str | None:
-        try:
-            return str(click.prompt("you", prompt_suffix="> "))
-        except click.Abort:
-            return None
-
-    def write(text: str) -> None:
-        say(text, nl=False)
-
-    start_chat(
-        run_or_model, artifact, list(adapters), list(prompts), max_tokens, trust_remote_code,
-        ask, write,
-    )  # fmt: skip

@@ -61,7 +61,7 @@ class Run:
             return self.folder.arm_student()
         if special.leaves == "adapter" and not special.merges:
             return None
-        return self.folder.specialized / "merged"
+        return self.folder.merged
 
     def write_recipe(self) -> None:
         """Write the recipe as checked, defaults filled in."""

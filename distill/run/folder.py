@@ -72,6 +72,11 @@ def _is_of(value: Any, kind: type) -> bool:
     return isinstance(value, (int, float) if kind is float else kind)
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's, not a model's."""
+    return (folder / "recipe.yaml").is_file()
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths in a run folder, and the records of finished stages."""
@@ -100,6 +105,11 @@ class RunFolder:
     def adapter(self) -> Path:
         """The adapter of the specialised student."""
         return self.specialized / "adapter"
+
+    @property
+    def merged(self) -> Path:
+        """The specialised student in full precision, where the method's adapter can be merged."""
+        return self.specialized / "merged"
 
     @property
     def evaluation(self) -> Path:

@@ -16,9 +16,10 @@ from attar.errors import RunError, UserError
 from attar.files import bytes_under, fingerprint, read_json
 from attar.libraries import library_versions
 from distill.data.calibration import calibration_rows
+from distill.data.config import sources_of
 from distill.run.context import Run
 from distill.run.folder import StageRecord
-from distill.run.load import short_form
+from distill.run.published import hub_data, hub_models, published_name, published_recipe
 from distill.stages.fingerprints import discard_other
 from distill.stages.stage import EXPORT, work
 from distill.stages.training import run_training
@@ -30,7 +31,7 @@ from students.artifacts.artifact import (
     export_artifact,
     write_failure,
 )
-from students.artifacts.model_card import model_card
+from students.artifacts.model_card import NOT_MEASURED, model_card
 
 log = logging.getLogger(__name__)
 # What a library raises for a model that it cannot write. A full disk is not among it: that ends the
@@ -64,7 +65,7 @@ def export(run: Run, inputs: str) -> StageRecord:
     given = artifact_inputs(run, partial(_recover, run, inputs))
     for name in run.artifacts:
         log.info("export: %s", name)
-        card = card_of(run, name, "Not measured yet: `distill evaluate` fills this in.")
+        card = card_of(run, name, NOT_MEASURED)
         folder = run.folder.artifact(name)
         _forget_failure(run.folder.evaluation / f"{name}.json")
         try:
@@ -127,9 +128,11 @@ def card_of(run: Run, name: str, measured: str) -> str:
     return model_card(
         name=name,
         given=artifact_inputs(run),
-        recipe=yaml.safe_dump(short_form(run.recipe), sort_keys=False),
-        teacher=run.recipe.teacher.model,
-        data=str(run.recipe.data.train),
+        recipe=yaml.safe_dump(published_recipe(run.recipe), sort_keys=False),
+        teacher=published_name(run.recipe.teacher.model),
+        data=[published_name(source) for source in sources_of(run.recipe.data)],
+        base_models=hub_models(run.recipe),
+        datasets=hub_data(run.recipe),
         license=run.recipe.export.license,
         measured=measured,
     )

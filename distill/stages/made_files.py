@@ -27,7 +27,7 @@ def check_made(source: str | Path) -> None:
     path = Path(source).expanduser()
     if not path.exists():
         return
-    if not _check_against_records(path) and _is_artifact(path):
+    if not check_against_records(path) and _is_artifact(path):
         check_whole(path)  # outside its run
 
 
@@ -39,8 +39,10 @@ def _is_artifact(folder: Path) -> bool:
         return False
 
 
-def _check_against_records(path: Path) -> bool:
-    """Check the files at or below `path` that some stage's record lists; whether there are any."""
+def check_against_records(path: Path) -> bool:
+    """Whether some stage's record lists files at or below `path`; raises `RunError` where one of
+    them is not as that stage left it.
+    """
     folder = run_of(path)
     if folder is None:
         return False

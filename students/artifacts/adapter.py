@@ -23,7 +23,10 @@ model = PeftModel.from_pretrained(base, "PATH/adapter")
 tokenizer = AutoTokenizer.from_pretrained("PATH/base")
 inputs = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
-```"""
+```
+
+`adapter/adapter_config.json` names the base by its folder, `base`: `AutoPeftModelForCausalLM` loads
+`adapter` where PATH is the working folder."""
 BOTTLENECK_USAGE = """\
 The adapter's code is beside it, in `adapter/bottleneck.py` (torch and safetensors only).
 

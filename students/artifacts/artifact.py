@@ -200,8 +200,11 @@ def failure_of(folder: Path) -> str | None:
     return str(read_json_object(file, "reason")["reason"]) if file.is_file() else None
 
 
-def check_whole(folder: Path) -> dict[str, Any]:
-    """Return the manifest; raise `ModelError` for a file that is missing or was changed."""
+def check_whole(folder: Path, *, card_may_differ: bool = False) -> dict[str, Any]:
+    """Return the manifest; raise `ModelError` for a file that is missing or was changed.
+
+    card_may_differ: whether the card may have been edited since.
+    """
     if not (folder / MANIFEST_FILE).is_file():
         raise ModelError(f"{folder} lacks {MANIFEST_FILE}; export the artifact again.")
     manifest = read_json_object(folder / MANIFEST_FILE, "files")
@@ -209,6 +212,8 @@ def check_whole(folder: Path) -> dict[str, Any]:
         file = folder / name
         if not file.exists():
             raise ModelError(f"{folder} lacks {name}; export the artifact again.")
+        if name == CARD_FILE and card_may_differ:
+            continue
         if file.stat().st_size != entry["bytes"] or sha256_of(file) != entry["sha256"]:
             raise ModelError(f"{file} was changed after the export; export the artifact again.")
     return manifest

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
 from attar.models.pooling import holds_sentence_encoder
 from attar.models.task_heads import CLASSIFIER, MASKED, holds_head
 from students.artifacts.artifact import ARTIFACTS, ArtifactInputs
+
+NOT_MEASURED = "Not measured yet: `distill evaluate` fills this in."
 
 
 def model_card(
@@ -13,30 +20,35 @@ def model_card(
     given: ArtifactInputs,
     recipe: str,
     teacher: str,
-    data: str,
+    data: Sequence[str],
     license: str | None,
     measured: str,
+    base_models: Sequence[str] = (),
+    datasets: Sequence[str] = (),
 ) -> str:
-    """Return a card with licence, provenance, how to load it, measurements, and the recipe."""
+    """Return a card with licence, provenance, how to load it, measurements, and the recipe.
+
+    teacher, data: names for readers. base_models, datasets: ids of the hub, for its index.
+    """
     found = ARTIFACTS[name]
     usage = found.usage(given) if callable(found.usage) else found.usage
+    head = yaml.safe_dump(
+        _metadata(name, given, license, base_models, datasets), sort_keys=False, allow_unicode=True
+    )
+    texts = ", ".join(f"`{one}`" for one in data)
     return f"""---
-library_name: {found.library}
-pipeline_tag: {_pipeline(given)}
-license: {license or "other"}
-base_model: {teacher}
-tags: [distillation, attar]
+{head.strip()}
 ---
 
 # A student of {teacher}, artifact `{name}`
 
 {found.about} {_origin(name, given)}
-Distilled from `{teacher}` on `{data}` with attar. The licences of the teacher and of the data
+Distilled from `{teacher}` on {texts} with attar. The licences of the teacher and of the data
 apply; {"the recipe names no licence for the student" if license is None else "see `license`"}.
 
 ## Use
 
-Attar is not needed. `PATH` is this folder.
+Attar is not needed. `PATH` is this folder: of a repository, what `hf download REPOSITORY` prints.
 
 {usage.strip()}
 
@@ -50,6 +62,32 @@ Attar is not needed. `PATH` is this folder.
 {recipe.strip()}
 ```
 """
+
+
+def _metadata(
+    name: str,
+    given: ArtifactInputs,
+    license: str | None,
+    base_models: Sequence[str],
+    datasets: Sequence[str],
+) -> dict[str, Any]:
+    """What the hub reads of a card; keys that are not known are left out."""
+    known = {
+        "library_name": _library(name, given),
+        "pipeline_tag": _pipeline(given),
+        "license": license,
+        "base_model": list(base_models),
+        "datasets": list(datasets),
+        "tags": ["distillation", "attar"],
+    }
+    return {key: value for key, value in known.items() if value}
+
+
+def _library(name: str, given: ArtifactInputs) -> str:
+    """Return the hub's name of the library that loads the artifact."""
+    library = ARTIFACTS[name].library
+    encoder = holds_sentence_encoder(given.student)
+    return "sentence-transformers" if encoder and library == "transformers" else library
 
 
 def _pipeline(given: ArtifactInputs) -> str:

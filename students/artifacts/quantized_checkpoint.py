@@ -45,7 +45,8 @@ def rounded_student(
     given.recover(number_format, model)
     rounded = store_learned_scales(model)
     with tempfile.TemporaryDirectory(prefix="attar-rounded-") as name, naming(Path(name)):
-        model.save_pretrained(name, safe_serialization=True)
-        load_tokenizer(str(source), trust_remote_code=trust).save_pretrained(name)
+        folder = Path(name) / source.name  # a GGUF file takes its name from there
+        model.save_pretrained(folder, safe_serialization=True)
+        load_tokenizer(str(source), trust_remote_code=trust).save_pretrained(folder)
         del model
-        yield Path(name), rounded
+        yield folder, rounded

@@ -1,4 +1,4 @@
-"""`distill chat --adapter`: whose answer is whose, on which base, and what is refused."""
+"""`distill chat`: who answers, whose answer is whose, on which base, and what is refused."""
 
 import json
 import shutil
@@ -11,7 +11,8 @@ from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import students.artifacts  # noqa: F401  (importing enrols)
-from distill.chat import find_adapters, quantization_for
+from distill.chat.session import chat as start_chat
+from distill.chat.speaker import Speaker, find_adapters, quantization_for
 from distill.commands.main import main
 from students.artifacts.artifact import ArtifactInputs, export_artifact, write_failure
 from students.tuning.adapters import load_adapter, load_base, save_adapter
@@ -61,7 +62,7 @@ def chat(*arguments):
 def answered(*arguments):
     result = chat(*arguments)
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 def refused(says, *arguments):
@@ -88,7 +89,7 @@ def test_the_runs_adapter_answers_by_its_name(run, tokenizer):
     said = answered("out", "--adapter", "specialized", "--prompt", "light falls")
     messages = [{"role": "user", "content": "light falls"}]
     assert said == greedy(tokenizer, messages, run, "out/specialized/adapter") + "\n"
-    assert said != answered("out", "--artifact", "distill", "--prompt", "light falls")
+    assert said != answered("out", "--arm", "distill", "--prompt", "light falls")
 
 
 def test_several_adapters_answer_each_in_its_own_conversation(run, tokenizer):
@@ -191,8 +192,8 @@ def artifacts(run):
 
 def test_a_gguf_artifact_answers_as_the_student_does(artifacts):
     said = [
-        answered("out", "--artifact", name, "--prompt", "light", "--prompt", "falls")
-        for name in ("distill", "gguf-f16")
+        answered("out", *who, "--prompt", "light", "--prompt", "falls")
+        for who in (("--arm", "distill"), ("--artifact", "gguf-f16"))
     ]
     assert said[0][:2] == said[1][:2]
     assert len(said[1].splitlines()) >= 2
@@ -201,13 +202,145 @@ def test_a_gguf_artifact_answers_as_the_student_does(artifacts):
 def test_an_adapter_artifact_answers_with_its_adapter(artifacts, tokenizer):
     mine = answered("out", "--artifact", "adapter", "--prompt", "light")
     other = answered("out", "--adapter", "specialized", "--prompt", "light")
-    assert mine != answered("out", "--artifact", "distill", "--prompt", "light")
+    assert mine != answered("out", "--arm", "distill", "--prompt", "light")
     assert mine[:4] == other[:4]
 
 
 def test_artifacts_that_cannot_talk_say_why(artifacts):
-    assert answered("out", "--prompt", "light") == answered(
-        "out", "--artifact", "bf16", "--prompt", "light"
-    )
     refused("an ONNX graph without a cache of keys and values", "out", "--artifact", "onnx")
     refused("could not be made: its rows are too short", "out", "--artifact", "nf4")
+
+
+# Who answers -------------------------------------------------------------------------------------
+
+
+def test_where_nothing_was_measured_the_specialised_student_answers_and_says_so(artifacts):
+    result = chat("out", "--prompt", "light")
+    assert result.stdout == answered("out", "--adapter", "specialized", "--prompt", "light")
+    assert result.stderr == (
+        "The specialised student speaks: nothing was measured yet (`distill evaluate` does it). "
+        "Others: --artifact adapter|bf16|gguf-f16, --arm distill.\n"
+    )
+    assert chat("out", "--arm", "specialized", "--prompt", "light").stderr == ""
+
+
+def test_without_specialising_the_distilled_student_answers(run):
+    shutil.rmtree("out/specialized")
+    shutil.copytree("out/arms/distill", "out/arms/finetune")
+    result = chat("out", "--prompt", "light")
+    assert result.stderr.startswith("The distilled student speaks: nothing was measured yet")
+    assert result.stderr.endswith(" Others: --arm finetune.\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--artifact", "distill"], "`distill` is an arm: --arm distill."),
+        (["--arm", "bf16"], "`bf16` is an artifact: --artifact bf16."),
+        (["--arm", "distil"], "Did you mean `distill`?"),
+        (["--arm", "distill", "--artifact", "bf16"], "either --artifact or --arm"),
+    ],
+)
+def test_arms_and_artifacts_are_not_mixed_up(run, options, says):
+    Path("out/artifacts/bf16").mkdir(parents=True)
+    Path("out/artifacts/bf16/config.json").write_text("{}")
+    refused(says, "out", *options)
+
+
+# Conversations -----------------------------------------------------------------------------------
+
+
+def test_a_system_message_is_heard_and_kept(run, tokenizer):
+    said = answered(run, "--system", "says water", "--prompt", "light", "--prompt", "falls")
+    model = AutoModelForCausalLM.from_pretrained(run)
+    messages, expected = [{"role": "system", "content": "says water"}], ""
+    for text in ("light", "falls"):
+        messages.append({"role": "user", "content": text})
+        inputs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        ids = model.generate(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
+            max_new_tokens=6, do_sample=False, pad_token_id=0,
+        )  # fmt: skip
+        answer = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        messages.append({"role": "assistant", "content": answer})
+        expected += answer + "\n"
+    assert said == expected
+    assert said != answered(run, "--prompt", "light", "--prompt", "falls")
+
+
+def test_without_a_template_the_system_text_stands_before_the_prompt(run, bare_tokenizer):
+    for file in (run / "chat_template.jinja", run / "tokenizer_config.json"):
+        file.unlink()
+    bare_tokenizer.save_pretrained(run)
+    mine = answered(run, "--system", "says", "--prompt", "water light")
+    assert mine == answered(run, "--prompt", "says\n\nwater light")
+
+
+def test_a_template_without_system_messages_says_so(run, tokenizer):
+    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    tokenizer.save_pretrained(run)
+    refused("template refuses the messages: System role not supported", run, "--system", "x")
+
+
+def test_the_system_message_of_the_training_data_is_taken(run):
+    turns = [("system", "Be  kind."), ("user", "light"), ("assistant", "water")]
+    row = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    Path("rows.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
+    recipe = "data: {train: rows.jsonl}\nteacher: {model: t}\nstudent: {layers: {keep: 1}}\n"
+    Path("out/recipe.yaml").write_text(recipe)
+    result = chat("out", "--prompt", "light")
+    assert 'System message of the training data: "Be kind."' in result.stderr
+    assert result.stdout == answered("out", "--system", "Be  kind.", "--prompt", "light")
+    plain = answered("out", "--system", "", "--prompt", "light")
+    assert plain != result.stdout
+    row["messages"][0]["content"] = "Be brief."
+    Path("rows.jsonl").write_text(Path("rows.jsonl").read_text() + json.dumps(row) + "\n")
+    assert answered("out", "--prompt", "light") == plain, "they differ"
+
+
+def test_what_is_piped_is_one_prompt(run):
+    arguments = ["chat", str(run), "--max-tokens", "6"]
+    piped = CliRunner().invoke(main, arguments, input="light falls\non water\n")
+    assert piped.exit_code == 0, piped.output
+    assert piped.stdout == answered(run, "--prompt", "light falls\non water")
+    empty = CliRunner().invoke(main, arguments, input="")
+    assert empty.exit_code == 1
+    assert "standard input is empty; give --prompt TEXT" in empty.output
+
+
+def talk(model, *typed, system=None):
+    """What a session writes for lines that a user types."""
+    lines, written = iter(typed), []
+    start_chat(
+        Speaker(str(model)), system=system, prompts=(), max_tokens=6, trust_remote_code=False,
+        ask=lambda: next(lines, None), write=written.append,
+    )  # fmt: skip
+    return "".join(written)
+
+
+def test_commands_of_a_session(run):
+    alone = answered(run, "--prompt", "light")
+    new = "(A new conversation.)\n"
+    assert talk(run, "light", "/reset", "light", "/clear", "light") == new.join([alone] * 3)
+    with_system = answered(run, "--system", "says water", "--prompt", "light")
+    assert talk(run, "/system says water", "light", "/reset", "light") == (
+        new + with_system + new + with_system
+    )
+    assert talk(run, "/system", "light", system="says water") == new + alone
+    assert talk(run, "/exit", "light") == ""
+    assert "/system TEXT" in talk(run, "/help")
+    assert "Did you mean `/reset`?" in talk(run, "/reste")
+    assert talk(run, "/etc/hosts") == answered(run, "--prompt", "/etc/hosts")
+
+
+def test_a_turn_that_fails_does_not_end_the_session(run, tokenizer):
+    alone = answered(run, "--prompt", "light")
+    tokenizer.chat_template = (
+        "{% if messages[-1].content == 'bad' %}{{ raise_exception('no') }}{% endif %}"
+        + tokenizer.chat_template
+    )
+    tokenizer.save_pretrained(run)
+    said = talk(run, "bad", "light")
+    assert said == "Error: The model's chat template refuses the messages: no\n" + alone

@@ -35,10 +35,10 @@ READERS = {
     "student/pruning.json": ("build", [["train"]]),
     "student/tokenizer.json": ("build", [["train"]]),
     "arms/distill/student/model.safetensors": (
-        "train", [["specialize"], ["evaluate"], ["chat", "--artifact", "distill", *CHAT]],
+        "train", [["specialize"], ["evaluate"], ["chat", "--arm", "distill", *CHAT]],
     ),
     "arms/finetune/student/model.safetensors": (
-        "train", [["evaluate"], ["chat", "--artifact", "finetune", *CHAT]],
+        "train", [["evaluate"], ["chat", "--arm", "finetune", *CHAT]],
     ),
     "arms/distill/result.json": ("train", [["report"]]),
     "specialized/merged/model.safetensors": ("specialize", [["export"]]),

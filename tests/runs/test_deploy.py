@@ -1,6 +1,7 @@
 """Specialising, artifacts and their test by the commands, as a user runs them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,20 @@ def test_a_specialised_run_measures_every_artifact_and_says_which_to_ship(worksh
     assert found.exit_code == 3
     assert "is not fit to ship: its perplexity is" in found.output
     workshop("export", "recipe.yaml", *strict, "export.tolerance.perplexity=9")
+
+    said = workshop("chat", "out", "--prompt", "light", "--max-tokens", "2").stderr
+    name = re.match(r"`(\S+)` speaks: it is fit to ship, and advised for a GPU server\.", said)[1]
+    assert name in ("adapter", "merged-requantized-nf4"), "nf4 lacks what was learned last"
+    assert "--artifact" in said
+    assert "|nf4" in said
+    shown = workshop("push", "out", "me/small", "--dry-run").output
+    assert f"out/artifacts/{name} would go to me/small (private)" in shown
+    assert workshop("push", "out/artifacts/gguf-q8_0", "me/small", "--dry-run").exit_code == 0
+    Path("out/records/evaluate.json").unlink()
+    said = workshop("chat", "out", "--prompt", "light", "--max-tokens", "2").stderr
+    assert said.startswith("The specialised student speaks: nothing was measured yet")
+    refused = workshop("push", "out", "me/small", "--dry-run", ok=False).output
+    assert "Nothing of out was measured as it is now" in refused
 
 
 def test_what_cannot_be_merged_is_shipped_as_an_adapter(workshop):

@@ -28,7 +28,9 @@ from attar.models.quantizable import body_matrices, head_modules
 from attar.models.structure import count_parameters
 from attar.models.task_heads import (
     CAUSAL,
+    CLASSIFIER,
     auto_class_of,
+    holds_head,
     is_classifier,
     load_as_saved,
     output_field,
@@ -47,6 +49,7 @@ GRAPH_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 ONE_FILE_BYTES = 1_500_000_000  # Protocol Buffers files are limited to 2 GiB
 OUTPUT_TOLERANCE = 1e-2  # relative to the largest output; rounding errors are 100 times smaller
 REQUIRED_MODULES = ("onnx", "onnxruntime", "onnxscript")
+SOURCE_LINES = "pkg.torch.onnx.stack_trace"  # of a node's metadata
 NOISY_LOGGERS = ("torch.onnx._internal.exporter._registration", "torch.utils._pytree")
 
 ONNX_USAGE = """\
@@ -56,18 +59,32 @@ distinguish the texts of a pair.
 
 ```python
 import onnxruntime
-from transformers import AutoTokenizer
+from transformers import {classes}
 session = onnxruntime.InferenceSession("PATH/model.onnx")
 tokenizer = AutoTokenizer.from_pretrained("PATH", padding_side="right")
 batch = tokenizer(["The first text", "A second"], padding=True, return_tensors="np")
-inputs = {i.name: batch[i.name].astype("int64") for i in session.get_inputs()}
-outputs = session.run(None, inputs)
-print([(o.name, value.shape) for o, value in zip(session.get_outputs(), outputs)])
+inputs = {{i.name: batch[i.name].astype("int64") for i in session.get_inputs()}}
+{read}
 ```"""
+READ_LABELS = """\
+(logits,) = session.run(None, inputs)
+names = AutoConfig.from_pretrained("PATH").id2label
+print([names[int(row.argmax())] for row in logits])"""
+READ_VALUES = """\
+outputs = session.run(None, inputs)
+print([(o.name, value.shape) for o, value in zip(session.get_outputs(), outputs)])"""
+
+
+def onnx_usage(given: ArtifactInputs) -> str:
+    """How the graph is run: a classifier's example prints the names of classes."""
+    labels = holds_head(given.student, CLASSIFIER)
+    if labels:
+        return ONNX_USAGE.format(classes="AutoConfig, AutoTokenizer", read=READ_LABELS)
+    return ONNX_USAGE.format(classes="AutoTokenizer", read=READ_VALUES)
 
 
 @artifact(
-    "onnx", made_from="merged", runtime="onnxruntime", usage=ONNX_USAGE, library="onnx",
+    "onnx", made_from="merged", runtime="onnxruntime", usage=onnx_usage, library="onnx",
     needs=REQUIRED_MODULES, extra="onnx", suffixes=(".onnx", ".data"),
 )  # fmt: skip
 def onnx(source: Path, folder: Path, given: ArtifactInputs) -> None:
@@ -76,7 +93,7 @@ def onnx(source: Path, folder: Path, given: ArtifactInputs) -> None:
 
 
 @artifact(
-    "onnx-int8", made_from="merged", runtime="onnxruntime", usage=ONNX_USAGE, library="onnx",
+    "onnx-int8", made_from="merged", runtime="onnxruntime", usage=onnx_usage, library="onnx",
     takes=("Linear", "Conv1D"), by="the rounding of graphs", bits=8.5,
     needs=REQUIRED_MODULES, extra="onnx", suffixes=(".onnx", ".data"),
 )  # fmt: skip
@@ -125,12 +142,21 @@ def export_onnx(
     weights = [value.const_value for value in graph.graph.initializers.values()]
     size = sum(int(weight.nbytes) for weight in weights if weight is not None)
     beside = f"{ONNX_FILE}.data" if size > ONE_FILE_BYTES else None
+    _forget_source_lines(graph)
     graph.metadata_props["parameters"] = str(count_parameters(model))
     onnx_ir.save(graph, folder / ONNX_FILE, external_data=beside)
     if precision == "float32":
         check_equal(model, folder / ONNX_FILE, outputs)
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _forget_source_lines(graph: onnx_ir.Model) -> None:
+    """Remove from all nodes where in this machine's files the exporter met them."""
+    parts: list[Any] = [graph.graph, *graph.functions.values()]
+    for part in parts:
+        for node in part.all_nodes():
+            node.metadata_props.pop(SOURCE_LINES, None)
 
 
 def is_decoder(model: Any) -> bool:

@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig
 
 from attar.models import structure
-from distill.chat import OneModel
+from distill.chat.models import OneModel
 from tests.conftest import chat_tokenizer
 from tests.helpers.families import tiny_config, tiny_family_model
 

@@ -41,7 +41,13 @@ LOSSES = {"bf16": 0.02, "onnx": 1e-4, "gguf-f16": 0.01}  # of the logits' spread
 
 def export(name, given, folder):
     card = model_card(
-        name=name, given=given, recipe="seed: 0", teacher="t", data="d", license=None, measured="-"
+        name=name,
+        given=given,
+        recipe="seed: 0",
+        teacher="t",
+        data=["d"],
+        license=None,
+        measured="-",
     )
     export_artifact(name, given, folder, card)
 
@@ -221,7 +227,7 @@ def test_every_card_says_how_to_load_it_without_this_package(given, adapted):
     for name in ARTIFACTS:
         mine = adapted[0] if name == "adapter" else given
         card = model_card(
-            name=name, given=mine, recipe="seed: 0", teacher="t", data="d", license="mit",
+            name=name, given=mine, recipe="seed: 0", teacher="t", data=["d"], license="mit",
             measured="-",
         )  # fmt: skip
         usage = card.split("## Use")[1].split("## Measured")[0]

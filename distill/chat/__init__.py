@@ -1,0 +1,1 @@
+"""`distill chat`: who answers, conversations with models, the session at the terminal."""

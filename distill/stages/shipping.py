@@ -1,0 +1,62 @@
+"""Which artifact of a run is to be shipped, by what was measured: `chat` and `push` ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.evaluation.job import Numbers
+from distill.report.task_report import TaskReport
+from distill.run.context import Run
+from distill.run.folder import RunFolder
+from distill.run.load import load_recipe
+from distill.stages.report import judged_artifacts, measurements
+from distill.stages.stage import EVALUATE
+
+
+@dataclass(frozen=True)
+class Shipping:
+    """What the measurements of a run say about its artifacts.
+
+    artifacts: numbers of each by name, with `fit` and `runtime` as in report.json. specialized:
+    whether the run specialises its student.
+    """
+
+    artifacts: dict[str, Numbers]
+    report: TaskReport
+    specialized: bool
+
+    def reason_against(self, name: str) -> str | None:
+        """Why an artifact is not fit to ship, as a clause; None where it is."""
+        fit = self.artifacts[name]["fit"]
+        return None if fit["ships"] else str(fit["reason"]).rstrip(".")
+
+    def choose(self, suits: Callable[[Numbers], bool] = lambda _: True) -> tuple[str, str] | None:
+        """(name, purpose) of the first artifact that the report advises; None where none is fit.
+
+        Where the student was specialised, artifacts without that are not chosen: they would answer
+        as if nothing had been learned last. suits: whether an artifact can serve at all.
+        """
+        asked = {
+            name: numbers
+            for name, numbers in self.artifacts.items()
+            if suits(numbers)
+            and (numbers["fit"]["reference"] == "specialized" or not self.specialized)
+        }
+        advice = self.report.advise(asked)
+        return next(
+            ((one["artifact"], one["for"]) for one in advice if one["artifact"] is not None), None
+        )
+
+
+def read_shipping(folder: Path) -> Shipping | None:
+    """What is known of a run's artifacts; None where they were not measured as they are now."""
+    files = RunFolder(folder)
+    if files.record(EVALUATE.name) is None or files.faults(EVALUATE.name):
+        return None
+    run = Run(load_recipe(str(folder / "recipe.yaml")), folder)
+    if not all((files.evaluation / f"{name}.json").is_file() for name in run.artifacts):
+        return None  # the recipe names artifacts since
+    measured = judged_artifacts(run, measurements(run, {}))
+    return Shipping(measured, run.task.report, run.recipe.specialize is not None)
