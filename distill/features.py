@@ -26,8 +26,9 @@ from attar.models.fingerprints import weights_fingerprint
 from attar.models.loading import fetch_weights, load_config
 from attar.models.structure import check_layers, usable_positions
 from attar.models.tokenizers import load_tokenizer, tokenizer_fingerprint
+from attar.progress import progress
 from distill.classifiers import FeaturesConfig, check_classifier, fit, load, save
-from distill.console import log_to_file, progress
+from distill.console import log_to_file
 from distill.data.config import DataConfig, check_sources
 from distill.data.examples import Examples
 from distill.data.labelled_texts import LabelledTexts, tokenize_labelled
@@ -191,14 +192,14 @@ def _parts(
         for example in examples
     }
     total = sum(len(request.input_ids) for request in wanted.values())
-    with progress("features", total) as meter:
+    with progress("features", total, "tokens") as work:
         made = cache.build(
             list(wanted.values()),
             lambda: load_body(source),
             config.layer,
             config.pool,
             batch_tokens=run.recipe.cache.batch_tokens,
-            on_tokens=meter.advance,
+            on_tokens=work.advance,
         )
     log.info("features: %d texts run, %d found in the cache", made, len(wanted) - made)
     return {
