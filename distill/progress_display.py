@@ -209,11 +209,11 @@ class ProgressDisplay:
         head = f"memory {self._memory()}"
         if self._stage:
             head = f"{self._stage}, {_time(now - self._stage_began)}, {head}"
-        table = Table.grid(padding=(0, 1))
+        table = Table.grid(padding=(0, 1), expand=True)
         bars = self._console.width >= NARROW_COLUMNS
         for _ in range(4 + bars):
             table.add_column(no_wrap=True)
-        table.add_column(no_wrap=True, overflow="ellipsis")
+        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)  # words give way to numbers
         for row in rows:
             rate, left = row.rate(now), row.seconds_left(now)
             cells: list[Text | ProgressBar] = [
