@@ -216,7 +216,7 @@ def make_cache(run: Run) -> dict[str, float]:
         build_cache(
             store, manifest, requests, lambda: run.task.runner(run),
             rank=rank, world=world, barrier=barrier,
-            on_done=lambda done: work.advance(amount(done)),
+            on_done=lambda done: work.advance(world * amount(done)),  # the others do as much
             on_skip=lambda done: work.skip(amount(done)),
         )  # fmt: skip
         barrier()

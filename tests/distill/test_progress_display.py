@@ -76,13 +76,17 @@ def test_the_live_display_has_stage_rate_time_left_and_memory(clock, width):
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=width, color_system=None)
     display = ProgressDisplay(console, live=True, clock=clock)
-    with listening(display), display.stage("export", 2, 4):
-        with progress("artifacts", 2, "artifacts"), progress("rounding", 8, "blocks") as work:
-            clock.now += 2
-            work.advance(4)
-            page = Console(file=io.StringIO(), width=width, color_system=None)
-            page.print(display)
-            console.print("a warning")
+    page = Console(file=io.StringIO(), width=width, color_system=None)
+    with (
+        listening(display),
+        display.stage("export", 2, 4),
+        progress("artifacts", 2, "artifacts"),
+        progress("rounding", 8, "blocks") as work,
+    ):
+        clock.now += 2
+        work.advance(4)
+        page.print(display)
+        console.print("a warning")
     head, outer, inner = page.file.getvalue().splitlines()
     assert head.startswith("stage 2 of 4: export, 0:00:02, memory ")
     assert outer.split()[0] == "artifacts"
