@@ -9,7 +9,6 @@ of the whole process since it started (getrusage).
 from __future__ import annotations
 
 import ctypes
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from pathlib import Path
 import torch
 
 from attar.distributed import free_memory, process_state
+from attar.process_memory import peak_since_start, resident
 
-STATUS_FILE, CLEAR_REFS_FILE = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+CLEAR_REFS_FILE = Path("/proc/self/clear_refs")
 
 
 @dataclass
@@ -78,7 +78,7 @@ def peak_memory_bytes(device: torch.device | None = None) -> int:
     device = device or default_device()
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return _resident("VmHWM") or _peak_since_start()
+    return resident("VmHWM") or peak_since_start()
 
 
 def held_bytes(device: torch.device | None = None) -> int:
@@ -86,24 +86,7 @@ def held_bytes(device: torch.device | None = None) -> int:
     device = device or default_device()
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    return _resident("VmRSS") or _peak_since_start()
-
-
-def _resident(name: str) -> int | None:
-    """Bytes from a line such as `VmHWM:  1234 kB` of the status file; None without that line."""
-    try:
-        lines = STATUS_FILE.read_text().splitlines()
-    except OSError:
-        return None
-    found = [line for line in lines if line.startswith(name + ":")]
-    return int(found[0].split()[1]) * 1024 if found else None
-
-
-def _peak_since_start() -> int:
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return resident("VmRSS") or peak_since_start()
 
 
 def default_device() -> torch.device:

@@ -1,26 +1,25 @@
-"""What the user sees while a stage runs: a bar with tokens/s and time left, or plain lines."""
+"""What a command writes on the terminal: messages, progress, tables."""
 
 from __future__ import annotations
 
 import logging
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from attar.distributed import is_first_process
 from attar.printable import printable
+from attar.progress import set_listener
+from distill.progress_display import ProgressDisplay
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 log = logging.getLogger("distill")
 PACKAGES = ("distill", "teachers", "students", "attar")
-LINE_SECONDS = 15.0  # between two plain lines, where there is no terminal
+_displays: list[ProgressDisplay] = []  # the command's, once it has set up its messages
 
 
 class PrintableFormatter(logging.Formatter):
@@ -32,7 +31,10 @@ class PrintableFormatter(logging.Formatter):
 
 
 def set_up_logging(verbose: bool = False, quiet: bool = False) -> None:
-    """Send messages to the terminal: all with `verbose`, warnings only with `quiet`."""
+    """Send messages and progress to the terminal: all with `verbose`, warnings only with `quiet`.
+
+    Of several processes the first one alone shows progress.
+    """
     quiet = quiet or not is_first_process()
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     handler: logging.Handler = logging.StreamHandler(sys.stderr)  # plain lines in files and pipes
@@ -45,6 +47,15 @@ def set_up_logging(verbose: bool = False, quiet: bool = False) -> None:
         logger.handlers = [handler]
         logger.setLevel(logging.DEBUG)
         logger.propagate = False
+    # FORCE_COLOR makes rich take any file for a terminal, and TERM=dumb names one without a cursor.
+    redraws = console.is_terminal and not console.is_dumb_terminal and sys.stderr.isatty()
+    _displays[:] = [ProgressDisplay(console, redraws and not quiet)] if is_first_process() else []
+    set_listener(_displays[0] if _displays else None)
+
+
+def show_stage(name: str, number: int, of: int) -> AbstractContextManager[None]:
+    """Show that a stage is under way while a block runs: the number-th of those to be run."""
+    return _displays[0].stage(name, number, of) if _displays else nullcontext()
 
 
 @contextmanager
@@ -84,72 +95,6 @@ class _LogFile(logging.FileHandler):
         """Close the file; what it has no room for is lost."""
         with suppress(OSError):
             super().close()
-
-
-class _Rate(ProgressColumn):
-    """Tokens a second since the task began."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f} tokens/s" if speed else "", style="cyan")
-
-
-class Meter:
-    """Counts tokens of one stage; knows the rate and the time left."""
-
-    def __init__(self, what: str, total: int, bar: Progress | None) -> None:
-        self.what, self.total, self.done = what, total, 0
-        self._start = self._last_line = time.monotonic()
-        self._bar = bar
-        self._task = bar.add_task(what, total=total, note="") if bar else None
-
-    def advance(self, tokens: int, note: str = "") -> None:
-        """Count tokens that are done; `note` is a number worth watching."""
-        self.done += tokens
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, advance=tokens, note=note)
-        elif time.monotonic() - self._last_line > LINE_SECONDS:
-            self._last_line = time.monotonic()
-            self._line(note)
-
-    def skip(self, tokens: int) -> None:
-        """Leave out tokens that were done before, so that they do not count for the rate."""
-        self.total -= tokens
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, total=self.total)
-
-    def _line(self, note: str) -> None:
-        rate = self.done / max(time.monotonic() - self._start, 1e-9)
-        left = (self.total - self.done) / rate if rate else 0.0
-        log.info(
-            "%s: %s of %s tokens, %.0f tokens/s, %.0f s left%s",
-            self.what,
-            f"{self.done:,}",
-            f"{self.total:,}",
-            rate,
-            left,
-            f", {note}" if note else "",
-        )
-
-
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Meter]:
-    """A `Meter` for one stage: a bar on a terminal, elsewhere a line every few seconds."""
-    handlers = logging.getLogger("distill").handlers
-    quiet = any(isinstance(h, RichHandler) and h.level >= logging.WARNING for h in handlers)
-    if not console.is_terminal or quiet:
-        yield Meter(what, total, None)
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:3.0f}%"),
-        _Rate(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        yield Meter(what, total, bar)
 
 
 def print_table(lines: list[list[str]]) -> None:

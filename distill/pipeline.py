@@ -13,7 +13,7 @@ from attar.distributed import free_memory, is_alone, is_first_process, process_s
 from attar.errors import RunError, UserError
 from attar.models.loading import fetch_weights
 from attar.storage_errors import naming
-from distill.console import log_to_file
+from distill.console import log_to_file, show_stage
 from distill.run.context import Run
 from distill.stages.other_recipe import check_same_run, say_what_is_replaced
 from distill.stages.preflight import check_before_work, check_steps, check_student
@@ -28,7 +28,9 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
     """Run the named stages in order, skipping what is done; False where nothing was left to do.
 
     With `alone`, a stage whose needs are not done is refused with the command that does them.
+    Stages that the recipe leaves out are passed over in silence.
     """
+    names = named_in_recipe(run, names)
     fetch_weights(run.recipe.teacher.model)
     source = run.recipe.student.from_
     if isinstance(source, str) and source != "teacher":
@@ -45,24 +47,48 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
             run.write_recipe()
         run.prepare_data()
         check_steps(run, is_shaped(run))
-        worked = False
+        planned, number = _stages_to_run(run, names), 0
         for name in names:
             # One that is done again and leaves the same bytes leaves those after it up to date.
-            shows_more = name == REPORT.name and worked
+            shows_more = name == REPORT.name and number > 0
             if not shows_more and _all_see(partial(is_done, run, name)):
                 log.info("%s: up to date", name)
                 _drop_spent(run, name)  # a kill may have come between the record and this
                 continue
             if alone:
                 _check_needs(run, name)
-            _run_stage(run, name)
-            worked = True
+            number += 1
+            later = [one for one in planned if names.index(one) > names.index(name)]
+            of = number + len(later)
+            if is_first_process():
+                log.info("stage %d of %d: %s ...", number, of, name)
+            with show_stage(name, number, of):
+                _run_stage(run, name)
             if name == BUILD.name:
                 run.forget_student_config()  # on every process
                 if run.recipe.student.target is not None:
                     check_student(run)
                     check_steps(run)
     return True
+
+
+def named_in_recipe(run: Run, names: list[str]) -> list[str]:
+    """Those of the named stages that the recipe does not leave out."""
+    return [name for name in names if not WORK[name].skipped(run)]
+
+
+def _stages_to_run(run: Run, names: list[str]) -> list[str]:
+    """Stages that are not done, so far as can be known before those ahead of them are done."""
+    found: list[str] = []
+
+    def ask() -> bool:
+        found.extend(name for name in names if not is_done(run, name))
+        return True
+
+    _all_see(ask)  # only the first process asks, and only it shows progress
+    if found and REPORT.name in names and REPORT.name not in found:
+        found.append(REPORT.name)
+    return found
 
 
 def _all_see(ask: Callable[[], bool]) -> bool:
@@ -128,7 +154,6 @@ def _drop_spent(run: Run, name: str) -> None:
 
 
 def _run_stage(run: Run, name: str) -> None:
-    log.info("%s ...", name)
     start = time.perf_counter()
     state = None if is_alone() else process_state()
     if state is not None and not STAGES[name].parallel and not state.is_main_process:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,6 @@ def cut_student(
     blocks: list[int],
     config: StudentConfig,
     calibration_BT: Tensor | None,
-    on_refit: Callable[[int, int], None] = lambda done, blocks: None,
 ) -> tuple[nn.Module, dict[str, Any], Tensor | None]:
     """Cut a student out of its teacher: (float32 student, pruning record, rotation or None).
 
@@ -63,7 +61,7 @@ def cut_student(
     student = cut_model(teacher, kept) if config.given else cut_depth(teacher, blocks)
     student = student.float()
     if config.refit and calibration_BT is not None:
-        refit(student, teacher, kept, calibration_BT, on_block=on_refit)
+        refit(student, teacher, kept, calibration_BT)
     layers = config.layers
     by = "all" if layers is None else layers.by if isinstance(layers.keep, int) else "explicit"
     pruning = pruning_record(teacher, kept, by, config.refit, config.given, scores)

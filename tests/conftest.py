@@ -203,7 +203,7 @@ def make_cache():
     """`make_cache(url, model, examples, config)`: build a signal cache as a run does, open it."""
 
     def make(
-        url, model, examples, config=None, *, vocabulary=VOCABULARY, on_tokens=lambda n: None,
+        url, model, examples, config=None, *, vocabulary=VOCABULARY, on_done=lambda done: None,
         teacher=None,
     ):  # fmt: skip
         config = config or CacheConfig()
@@ -214,7 +214,7 @@ def make_cache():
             manifest_of(config, teacher or {"model": "tiny"}, {"ids": "97"}, data),
             [Request(e.key, e.input_ids, e.counted) for e in examples],
             lambda: TeacherRunner(model, vocabulary, config),
-            on_tokens=on_tokens,
+            on_done=on_done,
         )
         return SignalCache(str(url))
 

@@ -32,6 +32,7 @@ ROOMS = [
     "students/pruning",
     "students",
     "students/artifacts",
+    "distill/progress_display",
     "distill/console",
     "distill/data",
     "distill/classifiers",
@@ -64,7 +65,7 @@ NAMELESS = {"utils.py", "util.py", "common.py", "helpers.py", "base.py", "misc.p
 # Files that stand in distill/ itself; everything else has a room.
 LONE_FILES = {
     "__init__", "__main__", "api", "classifiers", "console", "evaluate_models", "features",
-    "fit_vocabulary", "pipeline", "push",
+    "fit_vocabulary", "pipeline", "progress_display", "push",
 }  # fmt: skip
 # Words that a reader of the field would have to learn for this project alone.
 BANNED = {

@@ -25,8 +25,8 @@ from attar.errors import RecipeError
 from attar.files import fingerprint, staged_file, write_json, write_text
 from attar.models.loading import load_causal_lm
 from attar.models.structure import Head
+from attar.progress import progress
 from distill.cache_audit.fidelity import Fidelity, Measures
-from distill.console import progress
 from distill.data.examples import Example, Examples, first_examples
 from distill.objective.losses import LOSSES
 from distill.objective.terms import check_served, terms_reading
@@ -149,7 +149,7 @@ def audit(part: Slice, codecs: list[Any], objectives: list[Any]) -> list[Audited
     fidelity = Fidelity(part.student_head)
     seeds_N = np.concatenate([seeds_of(r.key, len(r.counted)) for r in part.requests])
     size = min(256, rows_per_chunk(len(part.teacher_head.weight_VH), part.teacher_NH.device))
-    with progress("audit", len(part.teacher_NH)) as meter, torch.inference_mode():
+    with progress("codecs", len(part.teacher_NH), "tokens") as work, torch.inference_mode():
         for start in range(0, len(part.teacher_NH), size):
             rows = slice(start, start + size)
             teacher_NH = part.teacher_NH[rows]
@@ -163,7 +163,7 @@ def audit(part: Slice, codecs: list[Any], objectives: list[Any]) -> list[Audited
                 targets[str(i)] = codec.decode(flat, len(chunk.hidden_NH), 1.0, assets)
             dense_NV = logits_NV.log_softmax(-1)
             fidelity.add(part.student_NH[rows], dense_NV, targets, part.labels_N[rows])
-            meter.advance(len(dense_NV))
+            work.advance(len(dense_NV))
     measured = fidelity.result()
     return [
         Audited(

@@ -37,7 +37,8 @@ def verify(
     **show: bool,
 ) -> None:
     """Check files, counts and, if asked, tokenizer and teacher. Exit 1 where a check fails."""
-    from distill.console import progress, set_up_logging
+    from attar.progress import progress
+    from distill.console import set_up_logging
     from teachers.cache.store import SignalStore
     from teachers.cache_tools.verify import teacher_of
     from teachers.cache_tools.verify import verify as check
@@ -50,8 +51,8 @@ def verify(
         from attar.models.tokenizers import load_tokenizer
 
         loaded = load_tokenizer(tokenizer, trust_remote_code=trust_remote_code)
-    with progress("verify", manifest_tokens(url)) as meter:
-        faults = check(url, tokenizer=loaded, teacher=config, on_tokens=meter.advance)
+    with progress("verify", manifest_tokens(url), "tokens") as work:
+        faults = check(url, tokenizer=loaded, teacher=config, on_tokens=work.advance)
     for fault in faults:
         say(fault)
     if faults:
@@ -68,13 +69,14 @@ def stats(url: str, file: str | None, **show: bool) -> None:
     """Show examples, tokens, bytes a token by part; histograms of entropy, kept mass, entries."""
     from attar.device import default_device
     from attar.files import write_json
+    from attar.progress import progress
     from distill.commands.cache_statistics import print_statistics
-    from distill.console import progress, set_up_logging
+    from distill.console import set_up_logging
     from teachers.cache_tools.statistics import statistics
 
     set_up_logging(**show)
-    with progress("stats", manifest_tokens(url)) as meter:
-        found = statistics(url, device=default_device(), on_tokens=meter.advance)
+    with progress("stats", manifest_tokens(url), "tokens") as work:
+        found = statistics(url, device=default_device(), on_tokens=work.advance)
     if file:
         write_json(Path(file), found.values())
     print_statistics(found)
@@ -185,13 +187,14 @@ def ensemble(
 
 def write_draft(make: Any, out: str, show: dict[str, bool]) -> None:
     """Write a derived cache with a progress bar, and print its size."""
-    from distill.console import progress, set_up_logging
+    from attar.progress import progress
+    from distill.console import set_up_logging
     from teachers.cache_tools.rewrite import write_cache
 
     set_up_logging(**show)
     draft: CacheDraft = make()
-    with progress("write", draft.tokens) as meter:
-        numbers = write_cache(draft, out, on_tokens=meter.advance, on_skip=meter.skip)
+    with progress("write", draft.tokens, "tokens") as work:
+        numbers = write_cache(draft, out, on_tokens=work.advance, on_skip=work.skip)
     size = numbers["bytes"] / max(1, numbers["tokens"])
     say(
         f"{out}: {numbers['examples']:,} examples, {numbers['tokens']:,} tokens, "

@@ -58,10 +58,13 @@ def exit_where_failed(run: Any) -> None:
 def do_stages(run: Any, names: list[str], *, alone: bool) -> None:
     """Run stages; say so when there was nothing to do."""
     from attar.distributed import is_first_process
-    from distill.pipeline import run_stages
+    from distill.pipeline import named_in_recipe, run_stages
 
-    if not run_stages(run, names, alone=alone) and is_first_process():
-        say(f"Nothing to do: {', '.join(names)} finished before in {run.folder}.")
+    named = named_in_recipe(run, names)
+    if not named and is_first_process():
+        say(f"Nothing to do: the recipe leaves {', '.join(names)} out.")
+    elif not run_stages(run, names, alone=alone) and is_first_process():
+        say(f"Nothing to do: {', '.join(named)} finished before in {run.folder}.")
 
 
 def print_report(folder: Path) -> None:

@@ -196,10 +196,14 @@ def collate_masked(rows: Sequence[Sequence[Example]]) -> Batch:
 
 @dataclass(frozen=True)
 class Batching:
-    """Which examples are in which rows of an epoch, and how rows become tensors."""
+    """Which examples are in which rows of an epoch, and how rows become tensors.
+
+    unit: what one counted position of an example stands for, in the plural.
+    """
 
     plan: Callable[..., list[MicroBatch]]
     collate: Collate
+    unit: str
 
     def steps(
         self,
@@ -229,6 +233,6 @@ class Batching:
         return steps[: config.max_steps]
 
 
-TOKEN_BATCHING = Batching(plan_epoch, collate)
-TEXT_BATCHING = Batching(plan_epoch_by_length, collate_texts)
-MASKED_BATCHING = Batching(plan_epoch_by_length, collate_masked)
+TOKEN_BATCHING = Batching(plan_epoch, collate, "tokens")
+TEXT_BATCHING = Batching(plan_epoch_by_length, collate_texts, "texts")
+MASKED_BATCHING = Batching(plan_epoch_by_length, collate_masked, "tokens")

@@ -7,17 +7,21 @@ its children are as good as new processes.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging.handlers import QueueHandler
 from multiprocessing.connection import wait
-from typing import Any
+from typing import Any, cast
 
 from attar.models import silenced
+from attar.progress import Relay, Replay, set_listener
 from attar.storage_errors import storage_error
+from distill.console import PACKAGES
 
 SILENCER = silenced.__name__
 # Imported by the fork server beside the module of the first function that is run.
@@ -55,19 +59,39 @@ def run_in_fresh_process(function: Callable[[Any], None], argument: Any) -> int:
     finally:
         os.environ.update(hidden)
     answers.close()
+    replay = Replay()
     try:
+        with answer:
+            error = _hear_out(child, answer, replay)
         child.join()
     except BaseException:  # Ctrl-C or a stop signal
         child.kill()
         child.join()
         raise
-    with answer:
-        if answer.poll():
-            try:
-                raise answer.recv()
-            except EOFError:  # it closed its end without a word, as it does when all went well
-                pass
+    finally:
+        replay.close()
+    if error is not None:
+        raise error
     return int(child.exitcode or 0)
+
+
+def _hear_out(child: Any, answer: Any, replay: Replay) -> Exception | None:
+    """Repeat what the child logs and how far it is until it ends; gives the error that ended it."""
+    error = None
+    while True:
+        ready = wait([answer, child.sentinel])
+        if answer not in ready:
+            return error  # it ended, and everything that it sent was read
+        try:
+            message = answer.recv()
+        except (EOFError, ConnectionError):  # it closed its end
+            return error
+        if isinstance(message, logging.LogRecord):
+            logging.getLogger(message.name).handle(message)
+        elif isinstance(message, Exception):
+            error = message
+        else:
+            replay.take(message)
 
 
 @contextmanager
@@ -89,13 +113,29 @@ def _terminal_signals_blocked() -> Iterator[None]:
 def _call(function: Callable[[Any], None], argument: Any, answers: Any) -> None:
     """In the child: call the function; send the error of a disk or a right."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    sender = _Sender(answers)
+    for name in PACKAGES:  # what it logs would be written over the parent's live display
+        logging.getLogger(name).addHandler(QueueHandler(cast(Any, sender)))
+    set_listener(Relay(sender.put_nowait))
     try:
         function(argument)
     except Exception as error:
         found = storage_error(error)
         if found is None:
             raise
-        answers.send(found)
+        sender.put_nowait(found)
+
+
+class _Sender:
+    """A pipe to the parent for several threads, as the queue that `QueueHandler` expects."""
+
+    def __init__(self, answers: Any) -> None:
+        self._answers, self._lock = answers, threading.Lock()
+
+    def put_nowait(self, message: Any) -> None:
+        """Send a record, an error or a message of `Relay`."""
+        with self._lock:
+            self._answers.send(message)
 
 
 def _end_with_parent() -> None:

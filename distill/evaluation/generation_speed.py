@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from attar.errors import ModelError
+from attar.progress import tracked
 from distill.data.examples import Examples
 from distill.runtimes.runtime import Runtime
 
@@ -22,7 +23,7 @@ GENERATION_PROMPT_TOKENS = 16  # of the timed generation's prompt, and of the co
 def _timed(function: Callable[[], Any]) -> float:
     """Median seconds of three calls; the first one, which warms up, is hardly ever the median."""
     seconds = []
-    for _ in range(3):
+    for _ in tracked(range(3), "speed", "calls"):
         start = time.perf_counter()
         function()
         seconds.append(time.perf_counter() - start)
@@ -64,7 +65,7 @@ def continuations(
     if not runtime.can_generate or prompts == 0:
         return None
     found = []
-    for i in range(min(prompts, len(examples))):
+    for i in tracked(range(min(prompts, len(examples))), "generations to compare", "prompts"):
         start = examples[i].input_ids[:GENERATION_PROMPT_TOKENS].tolist()
         room = new if runtime.context is None else min(new, runtime.context - len(start))
         found.append(runtime.generate(start, room))

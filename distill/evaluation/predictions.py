@@ -8,6 +8,7 @@ the dense distribution that they give, a few tokens at a time, without the teach
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from attar.files import read_json, staged_file, write_json
 from attar.models.structure import Head
+from attar.progress import tracked
 from distill.data.batching import Collate, plan_in_order
 from distill.data.batching import collate as collate_tokens
 from distill.data.examples import Examples, spread_examples
@@ -57,7 +59,11 @@ def measure_predictions(
     parts: dict[str, list[np.ndarray]] = {}
     kept: list[LogitsFromStates] = []
     done = 0
-    for numbers in batches:
+
+    def counted(numbers: Sequence[int]) -> int:
+        return int(examples.counts[numbers].sum())
+
+    for numbers in tracked(batches, "held-out text", "tokens", counted):
         batch = collate([[examples[i]] for i in numbers])
         logits = runtime.read(batch)
         if job.signals_folder is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attar.files import fingerprint
 from attar.models.pooling import PoolingMode
-from distill.console import progress
+from attar.progress import progress
 from distill.data.examples import Example
 from teachers.cache_tools.feature_cache import FeatureCache, FeatureLayer, load_body
 from teachers.load import TeacherConfig, teacher_identity
@@ -33,14 +33,14 @@ def stored_features(
     cache = FeatureCache(folder / "cache" / fingerprint(identity))
     wanted = {one.key: feature_request(one) for one in examples}
     total = sum(len(request.input_ids) for request in wanted.values())
-    with progress("features", total) as meter:
+    with progress("features", total, "tokens") as work:
         made = cache.build(
             list(wanted.values()),
             lambda: load_body(source),
             layer,
             pool,
             batch_tokens=batch_tokens,
-            on_tokens=meter.advance,
+            on_tokens=work.advance,
         )
     log.info("features: %d texts run, %d found in the cache", made, len(wanted) - made)
     return cache

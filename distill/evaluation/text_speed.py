@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from attar.progress import tracked
 from distill.data.batching import Batch, Collate, collate_texts
 from distill.data.examples import Examples
 from distill.evaluation.job import Batches, Numbers
@@ -43,9 +44,15 @@ def measure_text_speed(
     many = batches_of(examples, chosen, collate)
     single = batches_of(examples, [[int(n)] for n in numbers[places]], collate)
     read(many[0])  # the first call also prepares what later calls reuse
-    passes = [sum(_seconds(read, batch) for batch in many) for _ in range(3)]
+    passes = [
+        sum(_seconds(read, batch) for batch in many)
+        for _ in tracked(range(3), "speed in batches", "passes")
+    ]
     texts = sum(len(batch) for batch in chosen)
-    alone = [statistics.median(_seconds(read, batch) for _ in range(3)) for batch in single]
+    alone = [
+        statistics.median(_seconds(read, batch) for _ in range(3))
+        for batch in tracked(single, "speed of one text", "texts")
+    ]
     return {
         "texts_per_second": texts / statistics.median(passes),
         "seconds_a_text": statistics.median(alone),

@@ -24,10 +24,12 @@ from distill.objective.head_term import HeadTerm
 class Readout(Protocol):
     """How the terms over outcomes (ids of the vocabulary, or classes) get a student's logits.
 
-    labelled: whether the task has labels, and so an nll.
+    labelled: whether the task has labels, and so an nll. rates: whether predictions are right or
+    wrong, and so have an accuracy.
     """
 
     labelled: ClassVar[bool]
+    rates: ClassVar[bool]
 
     def run(self, student: nn.Module, batch: Batch) -> Tensor:
         """Run a forward; return what `losses` reads, for the N counted predictions."""
@@ -37,12 +39,16 @@ class Readout(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Return (sum of scaled terms, differentiable; sum of each term, unscaled, detached)."""
 
+    def right(self, output: Tensor, labels_N: Tensor) -> Tensor:
+        """Return the number of predictions that are right; asked where `rates`."""
+
 
 @dataclass(frozen=True)
 class LanguageReadout:
     """Next-token prediction: the body runs, and the head is applied chunk by chunk."""
 
     labelled: ClassVar[bool] = True
+    rates: ClassVar[bool] = False  # its logits never exist all at once
     vocabulary: int
     chunk: int
     dtype: torch.dtype
@@ -58,12 +64,17 @@ class LanguageReadout:
         head = head_of(student, self.vocabulary)
         return head_losses(output, head, labels_N, terms, chunk=self.chunk, dtype=self.dtype)
 
+    def right(self, output: Tensor, labels_N: Tensor) -> Tensor:
+        """Raise `AssertionError`: it does not rate."""
+        raise AssertionError("predictions of tokens are measured by their nll")
+
 
 @dataclass(frozen=True)
 class ClassReadout:
     """Classification of texts: the whole model runs, with its own pooling."""
 
     labelled: ClassVar[bool] = True
+    rates: ClassVar[bool] = True
 
     def run(self, student: nn.Module, batch: Batch) -> Tensor:
         """Return logits (B, C): every text has one prediction."""
@@ -75,12 +86,17 @@ class ClassReadout:
         """Return the losses on the logits."""
         return logit_losses(output, labels_N, terms)
 
+    def right(self, output: Tensor, labels_N: Tensor) -> Tensor:
+        """Return the number of texts whose most likely class is their label."""
+        return (output.argmax(-1) == labels_N).sum()
+
 
 @dataclass(frozen=True)
 class VectorReadout:
     """Embedding of texts: there are no outcomes and no labels."""
 
     labelled: ClassVar[bool] = False
+    rates: ClassVar[bool] = False
     pooling: Pooling
 
     def run(self, student: nn.Module, batch: Batch) -> Tensor:
@@ -92,3 +108,7 @@ class VectorReadout:
     ) -> tuple[Tensor, Tensor]:
         """Raise `AssertionError`: the recipe was checked to have no terms over outcomes."""
         raise AssertionError("vectors are compared by the learner")
+
+    def right(self, output: Tensor, labels_N: Tensor) -> Tensor:
+        """Raise `AssertionError`: vectors have no labels."""
+        raise AssertionError("vectors have no labels")

@@ -38,15 +38,19 @@ from teachers.signals import GivesSignals
 
 @dataclass(frozen=True)
 class LossMeans:
-    """Means over counted tokens: of each term before its weight, and of the labels' nll, if any."""
+    """Means over counted tokens: of each term before its weight, and of the labels' nll, if any;
+    accuracy: the share that is right, where an evaluation rates predictions.
+    """
 
     terms: dict[TermKey, float]
     nll: float | None
+    accuracy: float | None = None
 
     def named(self, prefix: str = "") -> dict[str, float]:
-        """Return them by the names of the history: `0:forward_kl`, ..., `nll`."""
+        """Return them by the names of the history: `0:forward_kl`, ..., `nll`, `accuracy`."""
         named = {f"{prefix}{key}": mean for key, mean in self.terms.items()}
-        return named if self.nll is None else {**named, f"{prefix}nll": self.nll}
+        more = {"nll": self.nll, "accuracy": self.accuracy}
+        return named | {f"{prefix}{key}": mean for key, mean in more.items() if mean is not None}
 
 
 @dataclass(frozen=True)
@@ -54,18 +58,19 @@ class LossSums:
     """Sums over the counted tokens of a batch, detached, in the losses' units (mostly nats).
 
     terms: each term before its weight. nll: of the labels; None where the task has no labels.
-    tokens: how many tokens are counted.
+    tokens: how many tokens are counted. right: how many predictions are right, in an evaluation
+    that rates them.
     """
 
     terms: dict[TermKey, Tensor]
     nll: Tensor | None
     tokens: int
+    right: Tensor | None = None
 
     def __add__(self, other: LossSums) -> LossSums:
         terms = {key: value + other.terms[key] for key, value in self.terms.items()}
-        if self.nll is None or other.nll is None:
-            return LossSums(terms, None, self.tokens + other.tokens)
-        return LossSums(terms, self.nll + other.nll, self.tokens + other.tokens)
+        tokens = self.tokens + other.tokens
+        return LossSums(terms, _sum(self.nll, other.nll), tokens, _sum(self.right, other.right))
 
     def __mul__(self, factor: float) -> LossSums:
         return self.map(lambda value: factor * value)
@@ -74,12 +79,18 @@ class LossSums:
         """Return the sums with a function applied to each."""
         terms = {key: function(value) for key, value in self.terms.items()}
         nll = None if self.nll is None else function(self.nll)
-        return LossSums(terms, nll, self.tokens)
+        right = None if self.right is None else function(self.right)
+        return LossSums(terms, nll, self.tokens, right)
 
     def means(self, tokens: int) -> LossMeans:
         """Return the sums divided by a number of tokens, which may be more than this batch's."""
         terms = {key: float(value) / tokens for key, value in self.terms.items()}
-        return LossMeans(terms, None if self.nll is None else float(self.nll) / tokens)
+        nll, right = (None if x is None else float(x) / tokens for x in (self.nll, self.right))
+        return LossMeans(terms, nll, right)
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return None if one is None or other is None else one + other
 
 
 class Learner(nn.Module):
@@ -150,7 +161,10 @@ class Learner(nn.Module):
                 value = bound.value(term, outputs, sources)
                 sums[bound.key] = value.detach()
                 total = total + scale * term.weight * value
-        return total, LossSums(sums, nll, len(outputs.labels_N))
+        right = None
+        if self.readout.rates and not self.training:
+            right = self.readout.right(outputs.final.detach(), outputs.labels_N)
+        return total, LossSums(sums, nll, len(outputs.labels_N), right)
 
     def _run_student(self, batch: Batch) -> StudentOutputs:
         device_type, enabled = batch.labels_BT.device.type, self.dtype != torch.float32

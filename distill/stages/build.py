@@ -121,10 +121,7 @@ def _cut(run: Run, whole: nn.Module, config: StudentConfig) -> Any:
         calibration_BT = calibration_rows(run.data()[0], config.calibration_tokens)
         log.info("build: %d x %d calibration tokens", *calibration_BT.shape)
 
-    def on_refit(done: int, of: int) -> None:
-        log.info("build: maps of block %d of %d refitted", done, of)
-
-    return cut_student(whole, blocks, config, calibration_BT, on_refit)
+    return cut_student(whole, blocks, config, calibration_BT)
 
 
 def _blocks(run: Run, whole: nn.Module, layers: LayersConfig) -> list[int]:

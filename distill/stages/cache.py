@@ -7,7 +7,7 @@ example. It may hold more examples, so that one cache serves many recipes throug
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from attar.distributed import is_alone, process_state
 from attar.errors import CacheError, RunError
 from attar.files import fingerprint, read_json, write_json
 from attar.models.tokenizers import tokenizer_identity
-from distill.console import progress
+from attar.progress import progress
 from distill.data.examples import Example, Examples
 from distill.run.context import Run
 from distill.run.folder import StageRecord, on_first_process
@@ -203,14 +203,21 @@ def make_cache(run: Run) -> dict[str, float]:
         if state is not None:
             state.wait_for_everyone()
 
-    total = sum(len(request.input_ids) for request in requests)
-    with progress("cache", total) as meter, store.writing() if rank == 0 else nullcontext():
+    unit = run.task.batching.unit
+
+    def amount(done: Sequence[Request]) -> int:
+        return sum(len(request.input_ids) for request in done) if unit == "tokens" else len(done)
+
+    writing = store.writing() if rank == 0 else nullcontext()
+    with progress("teacher's signals", amount(requests), unit) as work, writing:
         if rank == 0:
             store.begin(manifest)
         barrier()  # the other processes then find a cache that was begun and fits
         build_cache(
             store, manifest, requests, lambda: run.task.runner(run),
-            rank=rank, world=world, on_tokens=meter.advance, on_skip=meter.skip, barrier=barrier,
+            rank=rank, world=world, barrier=barrier,
+            on_done=lambda done: work.advance(world * amount(done)),  # the others do as much
+            on_skip=lambda done: work.skip(amount(done)),
         )  # fmt: skip
         barrier()
     numbers = store.totals()

@@ -15,6 +15,7 @@ from attar.distributed import free_memory
 from attar.errors import CacheError, ModelError
 from attar.files import read_json, write_json
 from attar.libraries import library_versions
+from attar.progress import progress
 from distill.data.config import stamp_of
 from distill.evaluation.baselines import TrainingTexts
 from distill.evaluation.downstream.questions import task_stamp
@@ -88,16 +89,20 @@ def _cards_are_filled(run: Run) -> bool:
 def evaluate(run: Run, inputs: str) -> StageRecord:
     """Measure every model in a fresh process; add an artifact's numbers to its model card."""
     tokens, shown = 0, {}
-    for job in measure_jobs(run):
-        log.info("evaluate: %s", job.name)
-        if job.name in run.task.metrics.baselines:
-            tokens += measure_baseline(run, job)
-        elif job.name in run.artifacts:
-            number, table = _measure_artifact(run, job)
-            tokens += number
-            shown.update({job.name: table} if table is not None else {})
-        else:
-            tokens += measure_in_fresh_process(job)["tokens"]
+    jobs = measure_jobs(run)
+    with progress("models", len(jobs), "models") as work:
+        for job in jobs:
+            log.info("evaluate: %s", job.name)
+            work.report(job.name)
+            if job.name in run.task.metrics.baselines:
+                tokens += measure_baseline(run, job)
+            elif job.name in run.artifacts:
+                number, table = _measure_artifact(run, job)
+                tokens += number
+                shown.update({job.name: table} if table is not None else {})
+            else:
+                tokens += measure_in_fresh_process(job)["tokens"]
+            work.advance()
     return StageRecord(EVALUATE.name, tokens=tokens, notes={"measured": shown})
 
 

@@ -15,6 +15,7 @@ from attar.checksums import files_below
 from attar.errors import RunError, UserError
 from attar.files import bytes_under, fingerprint, read_json
 from attar.libraries import library_versions
+from attar.progress import progress
 from distill.data.calibration import calibration_rows
 from distill.data.config import sources_of
 from distill.run.context import Run
@@ -63,24 +64,32 @@ def _spent(run: Run) -> list[Path]:
 def export(run: Run, inputs: str) -> StageRecord:
     """Make the artifacts. One that cannot be made leaves its reason; the others go on."""
     given = artifact_inputs(run, partial(_recover, run, inputs))
-    for name in run.artifacts:
-        log.info("export: %s", name)
-        card = card_of(run, name, NOT_MEASURED)
-        folder = run.folder.artifact(name)
-        _forget_failure(run.folder.evaluation / f"{name}.json")
-        try:
-            export_artifact(name, given, folder, card)
-        except CANNOT_BE_MADE as error:
-            if isinstance(error, RunError):
-                raise
-            reason = reason_of(error)
-            write_failure(folder, name, reason)
-            log.error(
-                "export: `%s` could not be made: %s (Delete %s to try again.)", name, reason, folder
-            )
-            log.debug("export: %s", name, exc_info=True)
+    with progress("artifacts", len(run.artifacts), "artifacts") as work:
+        for name in run.artifacts:
+            log.info("export: %s", name)
+            work.report(name)
+            _make_artifact(run, name, given)
+            work.advance()
     size = sum(bytes_under(run.folder.artifact(name)) for name in run.artifacts)
     return StageRecord(EXPORT.name, bytes=size)
+
+
+def _make_artifact(run: Run, name: str, given: ArtifactInputs) -> None:
+    """Make one artifact, or leave the reason why it cannot be made."""
+    card = card_of(run, name, NOT_MEASURED)
+    folder = run.folder.artifact(name)
+    _forget_failure(run.folder.evaluation / f"{name}.json")
+    try:
+        export_artifact(name, given, folder, card)
+    except CANNOT_BE_MADE as error:
+        if isinstance(error, RunError):
+            raise
+        reason = reason_of(error)
+        write_failure(folder, name, reason)
+        log.error(
+            "export: `%s` could not be made: %s (Delete %s to try again.)", name, reason, folder
+        )
+        log.debug("export: %s", name, exc_info=True)
 
 
 def _forget_failure(numbers: Path) -> None:

@@ -113,6 +113,7 @@ class SearchObjective:
             folder=self._folder / "healing",
             seed=self._seed,
             collate=self._batching.collate,
+            unit=self._batching.unit,
             section="student.target",
             passing=True,
         )

@@ -82,6 +82,7 @@ def run_training(
         folder=folder,
         seed=run.recipe.seed,
         collate=run.task.batching.collate,
+        unit=run.task.batching.unit,
         section=section,
     )
     result = train_loop(job)

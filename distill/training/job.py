@@ -19,7 +19,8 @@ class Job:
     """One training: what learns, from what, and where its checkpoints go.
 
     validation: examples on which the objective is evaluated, and by which the best weights are
-    chosen; `signals` and `collate` are theirs. section: the recipe's, whose keys an error names.
+    chosen; `signals` and `collate` are theirs. unit: what is counted, in the plural. section: the
+    recipe's, whose keys an error names.
     passing: whether nothing is kept but what the learner learned: no evaluation, no checkpoint,
     and one process alone does it; for the short trainings of a search.
     """
@@ -33,6 +34,7 @@ class Job:
     folder: Path
     seed: int
     collate: Collate = TOKEN_BATCHING.collate
+    unit: str = TOKEN_BATCHING.unit
     section: str = "train"
     passing: bool = False
 

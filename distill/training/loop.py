@@ -14,8 +14,8 @@ from contextlib import closing
 import torch
 
 from attar.device import peak_memory
+from attar.progress import progress
 from attar.stop_signals import StopSignal
-from distill.console import progress
 from distill.objective.objective import LossMeans
 from distill.training.interrupts import stop_requests
 from distill.training.job import Job, Result
@@ -34,14 +34,15 @@ def train(job: Job) -> Result:
         state.accelerator.init_trackers(job.name)
     state.resume()
     started = time.monotonic()
-    bar = progress(job.name, source.num_tokens)
-    with closing(source), stop_requests() as asked, bar as meter, peak_memory() as peak:
-        meter.skip(state.progress.tokens)
+    shown = progress(job.name, source.num_tokens, job.unit)
+    with closing(source), stop_requests() as asked, shown as work, peak_memory() as peak:
+        work.skip(state.progress.tokens)
         for number in range(state.progress.step, state.total):
             record, means = state.step(number)
             stopping = state.any_process(bool(asked))
             state.after_step(record, started, stopping)
-            meter.advance(source.counted_tokens(number), _note_of(means))
+            note = ", ".join(filter(None, (_words_of(means), state.last_validation)))
+            work.advance(source.counted_tokens(number), note)
             if stopping:
                 raise StopSignal(asked[0] if asked else signal.SIGINT)
     if job.config.trackers:
@@ -59,6 +60,6 @@ def train(job: Job) -> Result:
     )
 
 
-def _note_of(means: LossMeans) -> str:
-    """Return the terms of the objective, for the progress bar."""
+def _words_of(means: LossMeans) -> str:
+    """The terms of the objective in a step, for whoever watches."""
     return " ".join(f"{key.loss} {mean:.3f}" for key, mean in means.terms.items())

@@ -67,6 +67,7 @@ class TrainingState:
         self.evaluate_every = config.evaluate_every or max(1, math.ceil(self.total / 5))
         self.checkpoint_every = config.checkpoint_every or self.evaluate_every
         self.progress = Progress(world=self.world)
+        self.last_validation = ""  # in words
 
     @property
     def best_file(self) -> Path:
@@ -214,11 +215,12 @@ class TrainingState:
             self.progress.best, self.progress.best_step = found.objective, number
             if self.accelerator.is_main_process:
                 save_learned(job.learner, self.best_file, number)
-        nll = "" if found.means.nll is None else f", nll {found.means.nll:.4f}"
-        log.info(
-            "%s: step %d of %d, validation objective %.4f%s",
-            job.name, number, self.total, found.objective, nll,
-        )  # fmt: skip
+        accuracy, nll = found.means.accuracy, found.means.nll
+        parts = [f"validation objective {found.objective:.4f}"]
+        parts += [] if accuracy is None else [f"accuracy {accuracy:.1%}"]
+        self.last_validation = ", ".join(parts)
+        parts += [] if nll is None else [f"nll {nll:.4f}"]
+        log.info("%s: step %d of %d, %s", job.name, number, self.total, ", ".join(parts))
         return {**found.means.named("validation_"), "validation": found.objective}
 
     def any_process(self, asked: bool) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from attar.progress import tracked
 from distill.data.batching import TOKEN_BATCHING, Collate, plan_in_order
 from distill.data.examples import Examples, first_examples
 from distill.objective.objective import Learner, LossMeans, LossSums
@@ -18,7 +19,8 @@ class Evaluation:
     """What an objective comes to on some examples.
 
     objective: the weighted sum of the terms, a counted token: the number that is minimised.
-    means: each term, and the nll where there are labels. tokens: how many were counted.
+    means: each term, the nll where there are labels, and the accuracy of classes.
+    tokens: how many were counted.
     """
 
     objective: float
@@ -54,7 +56,8 @@ def evaluate_objective(
         rank, world = accelerator.process_index, accelerator.num_processes
     device = next(learner.parameters()).device
     totals = _no_sums(learner, device)
-    for rows in plan[rank::world]:
+    mine = plan[rank::world]
+    for rows in tracked(mine, "validation", "batches"):
         batch = collate([[examples[chosen[i]] for i in row] for row in rows])
         reader, batch = signals.read(batch, learner, terms), batch.to(device)
         _, sums = learner(batch, reader(batch), 1.0, terms)
@@ -69,4 +72,5 @@ def _no_sums(learner: Learner, device: torch.device) -> LossSums:
     """Return zeros for every term: a process without a batch takes part in the sum over all."""
     zero = torch.zeros((), dtype=torch.float64, device=device)
     terms = {bound.key: zero for bound in learner.bound_terms}
-    return LossSums(terms, zero if learner.readout.labelled else None, 0)
+    readout = learner.readout
+    return LossSums(terms, zero if readout.labelled else None, 0, zero if readout.rates else None)

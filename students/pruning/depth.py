@@ -30,11 +30,13 @@ from attar.models.structure import (
     unwrap,
 )
 from attar.models.task_heads import text_inputs
+from attar.progress import progress, tracked
 
 # Keys of configs with numbers of blocks, and with how many blocks at the start are of one kind.
 LISTS_OF_NUMBERS = ("mlp_only_layers", "moe_layers", "attn_layer_indices")
 FIRST_BLOCKS = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
 SAME = {torch.float32: 1e-3}  # of the largest output, between a cut model and one that skips blocks
+LATER_TRIALS = 5  # about how many a greedy removal takes once each block was tried
 COARSELY_SAME = 0.05  # where products are rounded to 16 bits
 
 TextBatch = dict[str, Tensor | None]  # as `text_inputs` takes it
@@ -75,7 +77,7 @@ def block_cosines(model: nn.Module, batches: Sequence[TextBatch]) -> list[float]
     """Return the mean cosine of each block's input and output over tokens; 1 means no change."""
     depth, number = num_layers(model), 0
     totals = torch.zeros(depth)
-    for texts in batches:
+    for texts in tracked(batches, "influence of blocks", "batches"):
         with capture_layers(model, list(range(depth + 1))) as captured:
             run_body(model, dict(text_inputs(model, texts)))
         mask_BT = texts["attention_mask"]
@@ -107,22 +109,33 @@ def keep_greedily(
     of its block and runs only the blocks behind it. `on_removal` is called with the removed block
     and the loss after it.
     """
-    trial = _BlockRemoval(model, loss_of)
-    costs = dict.fromkeys(trial.kept, 0.0)
-    try:
-        while len(trial.kept) > keep:
-            losses: dict[int, float] = {}
-            for block in sorted(trial.kept, key=lambda block: costs[block]):
-                if losses and trial.loss + costs[block] >= min(losses.values()):
-                    break
-                losses[block] = trial.loss_without(block)
-                costs[block] = losses[block] - trial.loss
-            cheapest = min(losses, key=lambda block: losses[block])
-            trial.remove(cheapest)
-            on_removal(cheapest, trial.loss)
-    finally:
-        trial.restore()
+    depth = num_layers(model)
+    with progress("blocks to remove", _expected_trials(depth, depth - keep), "trials") as work:
+        trial = _BlockRemoval(model, loss_of)
+        costs = dict.fromkeys(trial.kept, 0.0)
+        try:
+            while len(trial.kept) > keep:
+                losses: dict[int, float] = {}
+                for block in sorted(trial.kept, key=lambda block: costs[block]):
+                    if losses and trial.loss + costs[block] >= min(losses.values()):
+                        break
+                    losses[block] = trial.loss_without(block)
+                    costs[block] = losses[block] - trial.loss
+                    work.advance()
+                cheapest = min(losses, key=lambda block: losses[block])
+                trial.remove(cheapest)
+                on_removal(cheapest, trial.loss)
+                removed, left = depth - len(trial.kept), len(trial.kept) - keep
+                expected = work.done + LATER_TRIALS * left
+                work.report(f"{removed} of {depth - keep} blocks removed", expected)
+        finally:
+            trial.restore()
     return trial.kept
+
+
+def _expected_trials(depth: int, removals: int) -> int:
+    """About how many trials a greedy removal takes: all blocks once, then a few a removal."""
+    return depth + LATER_TRIALS * (removals - 1) if removals else 0
 
 
 class _BlockRemoval:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from attar.models.structure import run_body
+from attar.progress import tracked
 from students.layer_inputs import BATCH_ROWS
 from students.pruning.architectures import (
     block_number,
@@ -55,7 +56,8 @@ def measure_importance(model: Any, input_ids_BT: Tensor) -> ImportanceScores:
     )
     device = next(model.parameters()).device
     try:
-        for ids_BT in input_ids_BT.to(device).split(BATCH_ROWS):
+        batches = input_ids_BT.to(device).split(BATCH_ROWS)
+        for ids_BT in tracked(batches, "importance of parts", "batches"):
             run_body(model, {"input_ids": ids_BT, "attention_mask": None})
     finally:
         watched.stop()

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attar.progress import tracked
 from students.layer_inputs import BlockwiseForward, StopForward
 from students.pruning.architectures import block_number, modules_with, prunable_architecture
 from students.pruning.prune import KeptParts
@@ -47,17 +48,17 @@ def refit(
     kept: KeptParts,
     input_ids_BT: Tensor,
     project: ChannelProjection | None = None,
-    on_block: Callable[[int, int], None] = lambda done, blocks: None,
 ) -> None:
     """Refit the student's output projections on calibration ids, in place.
 
     project: from the teacher's residual stream to the student's; by default it selects the kept
-    channels. on_block: called with (blocks done, blocks in all).
+    channels.
     """
     summed = prunable_architecture(teacher).norms == "before"  # each block only adds to the stream
     ours, theirs = _ModelPass(student, input_ids_BT), _ModelPass(teacher, input_ids_BT)
     project = project or to_channels(kept)
-    for number, block in enumerate(kept.blocks):
+    numbered = list(enumerate(kept.blocks))
+    for number, block in tracked(numbered, "refitted maps", "blocks"):
         if number + 1 < _first_cut(kept):
             continue  # the student still equals the teacher here
         ours.advance_to(number)
@@ -69,7 +70,6 @@ def refit(
         ours.fit(number, "attention", [project(one) for one in middle], summed)
         ours.fit(number, "feed_forward", [project(one) for one in behind], summed)
         ours.advance_to(number + 1)
-        on_block(number + 1, len(kept.blocks))
 
 
 def _first_cut(kept: KeptParts) -> int:

@@ -18,6 +18,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Literal
 
+from attar.progress import Work, progress
 from students.pruning.architectures import PrunableArchitecture, Sizes
 from students.pruning.width import channel_step, neuron_step
 
@@ -243,7 +244,19 @@ def search_shapes(
     candidates: how many shapes under the limit are measured, after at most three per axis that are
     cut along that axis alone. The list is empty if every shape tried exceeds the limit.
     """
-    estimate = _probe_axes(space, measures)
+    with progress("shapes to measure", None, "shapes") as work:
+        return _search(space, measures, limit, candidates, on_measured, work)
+
+
+def _search(
+    space: ShapeSpace,
+    measures: ShapeMeasures,
+    limit: float,
+    candidates: int,
+    on_measured: Callable[[MeasuredShape], None],
+    work: Work,
+) -> list[MeasuredShape]:
+    estimate = _probe_axes(space, measures, work, candidates)
     found: list[MeasuredShape] = []
     tried: set[Sizes] = set()
     shapes = space.filled(measures.cost, limit)
@@ -255,22 +268,32 @@ def search_shapes(
             shapes = space.filled(measures.cost, limit)
         shapes = [one for one in shapes if one not in tried]
         if exact > limit * 1.01:
+            work.advance()
             continue  # its cost is now known and improves the predictions of other costs
         shape = MeasuredShape(first, exact, estimate.of(first), measures.divergence(first))
         estimate.learn(first, shape.divergence)
         found.append(shape)
         on_measured(shape)
+        work.advance(note=f"{len(found)} of {candidates} under the limit")
     return sorted(found, key=lambda one: one.divergence)
 
 
-def _probe_axes(space: ShapeSpace, measures: ShapeMeasures) -> DivergenceEstimate:
+def _probe_axes(
+    space: ShapeSpace, measures: ShapeMeasures, work: Work, candidates: int
+) -> DivergenceEstimate:
+    """Measure the cuts along one axis alone."""
     estimate = DivergenceEstimate(space)
-    for axis in space.axes:
-        shapes = dict.fromkeys(space.alone(axis, removed) for removed in PROBED_SHARES)
-        for sizes in filter(None, shapes):
+    probes = {
+        axis: list(dict.fromkeys(filter(None, (space.alone(axis, r) for r in PROBED_SHARES))))
+        for axis in space.axes
+    }
+    work.report(total=sum(map(len, probes.values())) + candidates)
+    for axis, shapes in probes.items():
+        for sizes in shapes:
             if measures.exact is not None:
                 measures.exact(sizes)
             estimate.learn_axis(axis, sizes, measures.divergence(sizes))
+            work.advance(note=f"{axis} alone")
     return estimate
 
 

@@ -10,7 +10,6 @@ Legend: O outputs and I inputs of a linear layer, B rows, T tokens of a row, H w
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from attar.errors import ModelError
 from attar.models.structure import unwrap
+from attar.progress import tracked
 from students.layer_inputs import BlockwiseForward
 from students.quantization.formats import NumberFormat, Scales
 
@@ -156,28 +156,27 @@ def round_model(
     model: Any,
     number_format: NumberFormat,
     input_ids_BT: Tensor | None,
-    on_block: Callable[[int, int], None] = lambda done, blocks: None,
 ) -> dict[str, RoundedWeight]:
     """Round every linear layer but the head, in place; return the rounded weights by name.
 
     With calibration ids, rounding is compensated and goes block by block, on inputs from the blocks
     already rounded, with two forwards per block; only the hidden states (B, T, H) are kept in
-    memory. Without, it is to nearest. on_block: called with (blocks done, blocks in all).
+    memory. Without, it is to nearest.
     """
     linears = roundable_linears(model)
     rounded: dict[str, RoundedWeight] = {}
     if input_ids_BT is not None:
         names = {module: name for name, module in linears.items()}
         stream = BlockwiseForward(model, input_ids_BT)
-        for number, block in enumerate(stream.blocks):
+        numbered = list(enumerate(stream.blocks))
+        for number, block in tracked(numbered, f"rounding to {number_format.name}", "blocks"):
             for module, moments_II in stream.moments(number).items():
                 found = round_compensated(module.weight, moments_II, number_format)
                 rounded[names[module]] = found
                 module.weight.copy_(found.weight())
             stream.advance(block, number)
-            on_block(number + 1, len(stream.blocks))
-    for name, module in linears.items():
-        if name not in rounded:
-            rounded[name] = round_nearest(module.weight, number_format)
-            module.weight.copy_(rounded[name].weight())
+    left = [(name, module) for name, module in linears.items() if name not in rounded]
+    for name, module in tracked(left, f"rounding to {number_format.name}", "layers"):
+        rounded[name] = round_nearest(module.weight, number_format)
+        module.weight.copy_(rounded[name].weight())
     return rounded

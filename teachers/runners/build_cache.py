@@ -40,23 +40,23 @@ def build_cache(
     *,
     rank: int = 0,
     world: int = 1,
-    on_tokens: Callable[[int], None] = lambda n: None,
-    on_skip: Callable[[int], None] = lambda n: None,
+    on_done: Callable[[Sequence[Request]], None] = lambda done: None,
+    on_skip: Callable[[Sequence[Request]], None] = lambda done: None,
     barrier: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Write the missing shards of a cache; the teacher is loaded only if there are any.
 
     Each of `world` processes writes every world-th shard. The first process learns the codecs'
-    assets while the others wait at `barrier`. Returns examples, counted tokens and bytes of the
-    whole cache, and the largest probability mass on padded vocabulary columns.
+    assets while the others wait at `barrier`. `on_done` is called with the requests of each batch,
+    `on_skip` with those of a shard that is there already. Returns examples, counted tokens and
+    bytes of the whole cache, and the largest probability mass on padded vocabulary columns.
     """
     if rank == 0:
         store.begin(manifest)
     else:
         store.check_fits(manifest)
-    requests = sorted(
-        requests, key=lambda request: request.key
-    )  # so that the order of the examples does not matter
+    # sorted, so that the order of the examples does not matter
+    requests = sorted(requests, key=lambda request: request.key)
     counts = [len(request.counted) for request in requests]
     shards = plan_shards(counts, manifest["shard_tokens"])
     runner, cut = None, 0
@@ -75,10 +75,10 @@ def build_cache(
     for number, part in enumerate(shards):
         group = [requests[i] for i in part]
         if number in done:
-            on_skip(sum(len(request.input_ids) for request in group))
+            on_skip(group)
         elif number % world == rank:
             runner = runner or make_runner()
-            rows = runner.run(group, assets, on_tokens)
+            rows = runner.run(group, assets, on_done)
             cut += sum(codes_at_the_limit(row) for row in rows)
             keys = [request.key for request in group]
             tokens = [len(request.counted) for request in group]

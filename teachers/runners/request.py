@@ -34,9 +34,9 @@ class Runner(Protocol):
         self,
         requests: Sequence[Request],
         assets: dict[str, Assets],
-        on_tokens: Callable[[int], None] = lambda n: None,
+        on_done: Callable[[Sequence[Request]], None] = lambda done: None,
     ) -> list[SignalColumns]:
-        """Columns of each request, in order. `on_tokens` is called with the tokens of a batch."""
+        """Columns of each request, in order. `on_done` is called with those of a batch."""
 
     def learn(self, requests: Sequence[Request]) -> dict[str, Assets]:
         """What the cache stores once beside its shards, learned from a sample of requests."""
@@ -63,7 +63,7 @@ def run_in_batches(
     requests: Sequence[Request],
     batch_tokens: int,
     run_batch: Callable[[list[Request]], list[SignalColumns]],
-    on_tokens: Callable[[int], None],
+    on_done: Callable[[Sequence[Request]], None],
 ) -> list[SignalColumns]:
     """Columns of each request, in order, computed batch by batch."""
     results: list[SignalColumns] = [{} for _ in requests]
@@ -71,5 +71,5 @@ def run_in_batches(
         group = [requests[i] for i in batch]
         for i, columns in zip(batch, run_batch(group), strict=True):
             results[i] = columns
-        on_tokens(sum(len(request.input_ids) for request in group))
+        on_done(group)
     return results

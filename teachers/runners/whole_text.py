@@ -48,14 +48,14 @@ class TextRunner:
         self,
         requests: Sequence[Request],
         assets: dict[str, Assets],
-        on_tokens: Callable[[int], None] = lambda n: None,
+        on_done: Callable[[Sequence[Request]], None] = lambda done: None,
     ) -> list[SignalColumns]:
-        """Columns of each text, in order. `on_tokens` is called with the tokens of a batch."""
+        """Columns of each text, in order. `on_done` is called with those of a batch."""
         return run_in_batches(
             requests,
             self.config.batch_tokens,
             lambda group: self._run_batch(group, assets),
-            on_tokens,
+            on_done,
         )
 
     @torch.inference_mode()

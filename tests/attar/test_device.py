@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from attar import device
+from attar import device, process_memory
 from attar.device import held_bytes, peak_memory, peak_memory_bytes, reset_peak
 
 MIB = 1 << 20
@@ -67,7 +67,7 @@ def test_the_mark_is_at_least_what_is_held():
 
 def test_without_proc_the_peak_is_the_whole_process(monkeypatch, tmp_path):
     """As on macOS: there is no /proc to read or write."""
-    monkeypatch.setattr(device, "STATUS_FILE", tmp_path / "absent")
+    monkeypatch.setattr(process_memory, "STATUS_FILE", tmp_path / "absent")
     monkeypatch.setattr(device, "CLEAR_REFS_FILE", tmp_path / "absent" / "too")
     with peak_memory() as peak:
         held = hold(10)

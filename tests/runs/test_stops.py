@@ -82,12 +82,14 @@ def commands(workshop, tmp_path):
 def stages_begun(folder):
     log = Path(folder, "run.log")
     text = log.read_text() if log.exists() else ""
-    return re.findall(r"INFO ([a-z-]+) \.\.\.$", text, re.M)
+    return re.findall(r"INFO stage \d+ of \d+: ([a-z-]+) \.\.\.$", text, re.M)
 
 
 def stage_under_way(folder):
     text = Path(folder, "run.log").read_text()
-    return re.findall(r"INFO ([a-z-]+)(?: \.\.\.|: done in .* s)$", text, re.M)[-1]
+    return re.findall(
+        r"INFO (?:stage \d+ of \d+: )?([a-z-]+)(?: \.\.\.|: done in .* s)$", text, re.M
+    )[-1]
 
 
 def start_until(commands, stage, folder, after, **more):

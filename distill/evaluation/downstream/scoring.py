@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from attar.errors import DataError, RunError
+from attar.progress import tracked
 from distill.data.batching import collate
 from distill.data.examples import Example
 from distill.data.row_formats import join
@@ -79,12 +80,13 @@ def score_task(
         correct, norm, parts = run_harness(task, runtime)
         return TaskResult(task.name, float(correct.mean()), norm, correct, len(correct), parts)
     shots, asked = questions_of(task)
+    shown = tracked(asked, task.name, "questions")
     if isinstance(task, ExactMatch):
         ends = runtime.end_ids if end_ids is None else end_ids
-        right = [_answers_right(task, shots, question, runtime, ends) for question in asked]
+        right = [_answers_right(task, shots, question, runtime, ends) for question in shown]
         correct = np.array(right)
         return TaskResult(task.name, float(correct.mean()), None, correct, len(correct))
-    found = [_chooses_right(task, shots, question, runtime) for question in asked]
+    found = [_chooses_right(task, shots, question, runtime) for question in shown]
     correct, normalised = (np.array(column) for column in zip(*found, strict=True))
     rivals = all(len(question.choices) > 1 for question in asked)
     norm = float(normalised.mean()) if rivals else None

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attar.files import read_json
 from attar.models.pooling import Pooling, read_pooling
+from attar.progress import tracked
 from distill.data.batching import collate_texts, plan_in_order
 from distill.data.examples import Example, Examples
 from distill.data.scored_pairs import spearman, spearman_draws
@@ -59,7 +60,9 @@ class EmbeddingMetrics(TaskMetrics):
         """
         numbers = np.concatenate([np.asarray(batch) for batch in batches])
         pooling = _pooling(job)
-        parts = [runtime.vectors(batch, pooling) for batch in batches_of(examples, batches)]
+        read = batches_of(examples, batches)
+        shown = tracked(read, "held-out texts", "texts", lambda batch: len(batch.labels_BT))
+        parts = [runtime.vectors(batch, pooling) for batch in shown]
         model_NH = torch.nn.functional.normalize(torch.cat(parts).double(), dim=-1)
         if job.signals_folder is not None:
             job.signals_folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +152,8 @@ def _embed(
 ) -> Tensor:
     """Vectors (P, H) of length 1, in the order of the texts."""
     pooling, order, parts = _pooling(job), [], []
-    for rows in plan_in_order([len(ids) for ids in texts], batch_size):
+    plan = plan_in_order([len(ids) for ids in texts], batch_size)
+    for rows in tracked(plan, "scored pairs", "texts", len):
         chosen = [row[0] for row in rows]
         batch = collate_texts([[_unlabelled(texts[i])] for i in chosen])
         order += chosen

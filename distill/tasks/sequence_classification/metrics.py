@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attar.progress import tracked
 from attar.registry import Registry
 from distill.data.examples import Examples
 from distill.evaluation.baselines import BASELINES, Baseline
@@ -110,7 +111,8 @@ def read_classes(
     columns: the place of each class in the model's logits; absent where they are in order.
     """
     read = batches_of(examples, batches)
-    logits_NC = torch.cat([runtime.classes(batch) for batch in read])
+    shown = tracked(read, "held-out texts", "texts", lambda batch: len(batch.labels_BT))
+    logits_NC = torch.cat([runtime.classes(batch) for batch in shown])
     labels_N = torch.cat([batch.labels_BT[:, 0] for batch in read])
     return (logits_NC if columns is None else logits_NC[:, list(columns)]), labels_N
 

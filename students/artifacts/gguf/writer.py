@@ -21,6 +21,7 @@ from attar.errors import ModelError
 from attar.models.generation import end_ids, generation_settings
 from attar.models.loading import load_config
 from attar.models.tokenizers import load_tokenizer
+from attar.progress import tracked
 from students.artifacts.gguf.architectures import (
     check_config,
     gguf_architecture,
@@ -170,7 +171,8 @@ def _write_tensors(
     writer.write_ti_data_to_file()
     if factors is not None:
         writer.write_tensor_data(factors)
-    for name, (_, form) in plan.items():
+    forms = [(name, form) for name, (_, form) in plan.items()]
+    for name, form in tracked(forms, f"GGUF in {kind}", "tensors"):
         values = encoded.get(name)
         if values is None:
             values = weights.read(name)

@@ -261,13 +261,13 @@ def test_limit_on_file_sizes_leaves_a_valid_shorter_cache(whole, tmp_path, build
     """A quota fails in the same way: the write itself is refused."""
     cache, before = tmp_path / "cache", resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def limit_after_two(_tokens):
+    def limit_after_two(_done):
         if len(list(cache.glob("shards/*.json"))) >= 2:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
 
     try:
         with pytest.raises(CacheError, match=rf"disk is full \({cache}/shards/00002\.arrow"):
-            build(cache, on_tokens=limit_after_two)
+            build(cache, on_done=limit_after_two)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     check_shorter(cache, whole)

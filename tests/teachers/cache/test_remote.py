@@ -124,7 +124,7 @@ def test_build_goes_on_where_it_was(work, local, remote):
         put(remote, name, whole[name])
     put(remote, shards[2], b"half")
     skipped, made = [], []
-    work(remote, on_skip=skipped.append, on_tokens=made.append)
+    work(remote, on_skip=skipped.append, on_done=made.append)
     assert len(skipped) == 1
     assert len(made) >= len(shards) - 1
     assert contents(remote) == whole

@@ -197,6 +197,10 @@ def contents(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob("*.*")}
 
 
+def tokens_of(batches):
+    return sum(len(request.input_ids) for batch in batches for request in batch)
+
+
 def test_resumed_build_is_byte_identical_and_computes_nothing_twice(
     make_cache, tiny_model, examples, tmp_path
 ):
@@ -207,25 +211,23 @@ def test_resumed_build_is_byte_identical_and_computes_nothing_twice(
     assert len(shards) >= 3
     whole = [sum(len(examples[i].input_ids) for i in shard) for shard in shards]
     told = []
-    make_cache(tmp_path / "whole", tiny_model, examples, config, on_tokens=told.append)
-    assert sum(told) == sum(whole)
+    make_cache(tmp_path / "whole", tiny_model, examples, config, on_done=told.append)
+    assert tokens_of(told) == sum(whole)
 
     done = []
 
-    def cut_in_the_second_shard(tokens):
-        done.append(tokens)
-        if sum(done) > whole[0]:
+    def cut_in_the_second_shard(batch):
+        done.append(batch)
+        if tokens_of(done) > whole[0]:
             raise PowerCut
 
     with pytest.raises(PowerCut):
-        make_cache(
-            tmp_path / "cut", tiny_model, examples, config, on_tokens=cut_in_the_second_shard
-        )
+        make_cache(tmp_path / "cut", tiny_model, examples, config, on_done=cut_in_the_second_shard)
     first = (tmp_path / "cut" / "shards" / "00000.arrow").stat()
     assert not (tmp_path / "cut" / "shards" / "00001.json").exists()
     again = []
-    make_cache(tmp_path / "cut", tiny_model, examples, config, on_tokens=again.append)
-    assert sum(again) == sum(whole[1:])
+    make_cache(tmp_path / "cut", tiny_model, examples, config, on_done=again.append)
+    assert tokens_of(again) == sum(whole[1:])
     after = (tmp_path / "cut" / "shards" / "00000.arrow").stat()
     assert (after.st_ino, after.st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
@@ -234,7 +236,7 @@ def test_resumed_build_is_byte_identical_and_computes_nothing_twice(
 def test_finished_cache_needs_no_teacher(make_cache, tiny_model, examples, tmp_path):
     make_cache(tmp_path, tiny_model, examples, config_of())
     before, told = contents(tmp_path), []
-    make_cache(tmp_path, tiny_model, examples, config_of(), on_tokens=told.append)
+    make_cache(tmp_path, tiny_model, examples, config_of(), on_done=told.append)
     assert told == []
     assert contents(tmp_path) == before
 
