@@ -21,7 +21,7 @@ from teachers.runners.build_cache import grow_cache
 from teachers.runners.next_token import TeacherRunner
 from teachers.runners.request import Request
 
-SOME, ALL = 8, 14
+SOME, ALL = 8, 30
 LAYERS = {"layers": [1], "codec": "basis"}
 
 
@@ -161,20 +161,21 @@ def test_a_damaged_growth_is_named_and_forgotten(some, tiny_model):
     assert len(SignalCache(store.url).keys()) == SOME
 
 
-def test_other_data_and_conversions_do_not_grow(some, tiny_model):
+def test_other_data_and_conversions_do_not_grow(some, tmp_path, tiny_model):
     store, examples = some
     with pytest.raises(CacheError, match="it holds none of them"):
         grow(store, examples[SOME:], tiny_model)
-    store.write_record("manifest.json", {**store.manifest(), "converted_from": [{}]})
+    converted = SignalStore(str(tmp_path / "converted"))
+    converted.begin({**store.manifest(), "converted_from": [{}]})
     with pytest.raises(CacheError, match="were converted from other codecs"):
-        grow(store, examples, tiny_model)
+        grow(converted, examples, tiny_model)
 
 
 def test_a_part_of_a_grown_cache_is_a_cache(some, tmp_path, tiny_model):
     store, examples = some
     grow(store, examples, tiny_model)
     keys = [examples[0].key, examples[-1].key]
-    write_cache(str(tmp_path / "part"), sliced(store.url, keys=keys))
+    write_cache(sliced(store.url, keys=keys), str(tmp_path / "part"))
     part = SignalCache(str(tmp_path / "part"))
     assert sorted(part.keys()) == sorted(keys)
     assert "grown_from" not in part.manifest
