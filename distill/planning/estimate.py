@@ -30,7 +30,7 @@ from distill.planning.model_cost import EFFICIENCY, ModelCost, flops_per_second,
 from distill.planning.prepared import prepared_copy
 from distill.planning.steps import Steps, planned_steps
 from distill.run.context import Run
-from distill.stages.cache import holds_all_examples
+from distill.stages.cache import held_examples
 from distill.stages.evaluate import baselines_of, measured_models
 from distill.stages.status import is_done
 from distill.training.config import LoopConfig
@@ -116,26 +116,34 @@ class _Quantities:
 
 def estimates(run: Run) -> list[Estimate]:
     """Every stage of the recipe, in order; what is done says so in its note."""
-    return [
-        replace(line, note=f"done; {line.note}") if _is_made(run, line.stage) else line
-        for line in _stages(run, _quantities(run))
-    ]
+    return [_what_remains(run, line) for line in _stages(run, _quantities(run))]
 
 
-def _is_made(run: Run, stage: str) -> bool:
-    """Whether a stage is done, or the cache that `cache.dir` names holds all that it would make.
+def _what_remains(run: Run, line: Estimate) -> Estimate:
+    """The estimate of a stage, or of what a cache that is there lacks; what is done says so.
 
-    Raises `CacheError` where that cache cannot serve: of other data, and without some examples.
+    Raises `CacheError` where that cache can neither serve the recipe nor grow.
     """
-    if is_done(run, stage):
-        return True
-    recipe = run.recipe
-    if stage != "cache" or recipe.cache.dir is None or recipe.teacher.adapt is not None:
-        return False
+    done = replace(line, note=f"done; {line.note}")
+    if is_done(run, line.stage):
+        return done
+    if line.stage != "cache" or run.recipe.teacher.adapt is not None:
+        return line
     if SignalStore(run.cache_url).manifest() is None:
-        return False
+        return line
     with prepared_copy(run) as copy:
-        return holds_all_examples(copy)
+        held, wanted = held_examples(copy, run.cache_url)
+    if held == wanted:
+        return done
+    share = (wanted - held) / wanted
+    note = f"holds {held:,} of {wanted:,} examples: the teacher runs over {wanted - held:,}"
+    return replace(
+        line,
+        amount=int(line.amount * share),
+        disk_bytes=line.disk_bytes * share,
+        seconds=line.seconds * share,
+        note=f"{note}; {line.note}",
+    )
 
 
 def unit_of(run: Run) -> Literal["tokens", "texts"]:

@@ -1,14 +1,16 @@
 """Stage `cache`: run the teacher once and keep its signals; and how a run opens its cache.
 
 A cache fits a run when teacher, tokenizer, window length, codec and layers agree and it holds every
-example. It may hold more examples, so that one cache serves many recipes through `cache.dir`.
+example. It may hold more examples, so that one cache serves many recipes through `cache.dir`;
+examples that it lacks are added to it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import nn
 
 from attar.distributed import is_alone, process_state
 from attar.errors import CacheError, RunError
-from attar.files import fingerprint, read_json, write_json
+from attar.files import read_json, write_json
 from attar.models.tokenizers import tokenizer_identity
 from attar.progress import progress
 from distill.data.examples import Example, Examples
@@ -26,10 +28,12 @@ from distill.run.folder import StageRecord, on_first_process
 from distill.stages.fingerprints import data_inputs, specializing_data_inputs, teacher_inputs
 from distill.stages.stage import CACHE, work
 from teachers.cache.config import CacheConfig, manifest_of
+from teachers.cache.growing import check_can_grow, data_counts_of, held_tokens
 from teachers.cache.reader import SignalCache
+from teachers.cache.repair import repair_files
 from teachers.cache.store import SignalStore
 from teachers.load import teacher_identity
-from teachers.runners.build_cache import build_cache
+from teachers.runners.build_cache import build_cache, grow_cache
 from teachers.runners.request import Request
 
 log = logging.getLogger(__name__)
@@ -73,14 +77,7 @@ def cache(run: Run, inputs: str) -> StageRecord:
 
 def cache_manifest(run: Run) -> dict[str, Any]:
     """The manifest that a cache must have to fit this recipe."""
-    counts = _wanted(run)
-    data = {
-        "fingerprint": fingerprint(sorted(counts)),
-        "examples": len(counts),
-        "tokens": sum(counts.values()),
-        "max_length": run.recipe.data.max_length,
-    }
-    return _manifest(run, data)
+    return _manifest(run, data_counts_of(_wanted(run), run.recipe.data.max_length))
 
 
 def _manifest(run: Run, data: dict[str, Any]) -> dict[str, Any]:
@@ -99,20 +96,21 @@ def check_cache_there(run: Run) -> None:
         _check_serves(store, _manifest(run, {"max_length": run.recipe.data.max_length}))
 
 
-def holds_all_examples(run: Run) -> bool:
-    """Whether a cache is there with all of the recipe's examples, so that none is to be made.
+def held_examples(run: Run, url: str) -> tuple[int, int]:
+    """How many of the recipe's examples the cache at `url` holds, finished shards of a build or
+    growth included; and how many the recipe has.
 
-    The data are prepared. Raises `CacheError` where it lacks some, and is of other data.
+    The data are prepared. Raises `CacheError` where the cache can neither serve nor grow.
     """
-    store, manifest = SignalStore(run.cache_url), cache_manifest(run)
-    found = store.manifest()
-    if found is None:
-        return False
-    if run.recipe.cache.unfinished or found.get("data") != manifest["data"]:
-        open_cache(run)
-        return True
-    store.check_fits(manifest)
-    return bool(store.totals()["examples"] == manifest["data"]["examples"])
+    store, wanted = SignalStore(url), _wanted(run)
+    _check_serves(store, cache_manifest(run))
+    if run.recipe.cache.unfinished:
+        return len(wanted), len(wanted)
+    held = held_tokens(store.entries(growing=True))
+    lacking = len(wanted.keys() - held.keys())
+    if lacking:
+        check_can_grow(store, wanted)
+    return len(wanted) - lacking, len(wanted)
 
 
 def _wanted(run: Run) -> dict[str, int]:
@@ -132,8 +130,9 @@ def open_cache(run: Run, device: torch.device | None = None) -> SignalCache:
     lacking = [key for key in _wanted(run) if key not in cache]
     if lacking and not run.recipe.cache.unfinished:
         raise CacheError(
-            f"The cache {run.cache_url} lacks {len(lacking)} of this recipe's examples; choose "
-            "another folder with `cache.dir`, or delete that cache."
+            f"The cache {run.cache_url} lacks {len(lacking)} of this recipe's examples; run "
+            "`distill cache build` on the recipe to add them, or choose another folder with "
+            "`cache.dir`."
         )
     return cache
 
@@ -179,6 +178,7 @@ def cached_subset(cache: SignalCache, file: Path, *sets: Examples) -> tuple[Exam
 def make_cache(run: Run) -> dict[str, float]:
     """Make what the cache lacks; return its totals. A cache that fits already stays unchanged.
 
+    One that is of fewer examples grows by the others, and keeps those that it has.
     Raises `CacheError` where a file of a finished shard is missing or not of its size.
     """
     manifest, store = cache_manifest(run), SignalStore(run.cache_url)
@@ -187,11 +187,21 @@ def make_cache(run: Run) -> dict[str, float]:
         _check_serves(store, manifest)
         log.info("cache: %s is used as it is (`cache.unfinished`)", run.cache_url)
         return store.totals()
-    if found is not None and found.get("data") != manifest["data"]:
-        open_cache(run)
-        log.info("cache: %s holds this recipe's examples, and others", run.cache_url)
-        return store.totals()
-    store.check_files_exist(store.entries())  # no finished shard was lost since
+    entries = store.entries()
+    store.check_files_exist(entries)  # no finished shard was lost since
+    grows = found is not None and _is_grown(store, found, manifest)
+    if found is not None and grows:
+        _check_serves(store, manifest)
+        held, wanted = held_tokens(entries), _wanted(run)
+        if wanted.keys() <= held.keys() and len(held) == found["data"].get("examples"):
+            log.info("cache: %s holds this recipe's examples, and others", run.cache_url)
+            return store.totals()
+        check_can_grow(store, wanted)
+        there = len(wanted.keys() & held_tokens(store.entries(growing=True)).keys())
+        log.info(
+            "cache: %s holds %s of %s examples: the teacher runs over %s",
+            run.cache_url, f"{there:,}", f"{len(wanted):,}", f"{len(wanted) - there:,}",
+        )  # fmt: skip
     requests = [
         run.task.request(run, example) for examples in run.cached_examples() for example in examples
     ]
@@ -210,11 +220,14 @@ def make_cache(run: Run) -> dict[str, float]:
 
     writing = store.writing() if rank == 0 else nullcontext()
     with progress("teacher's signals", amount(requests), unit) as work, writing:
-        if rank == 0:
-            store.begin(manifest)
-        barrier()  # the other processes then find a cache that was begun and fits
-        build_cache(
-            store, manifest, requests, lambda: run.task.runner(run),
+        write: Callable[..., object] = grow_cache
+        if not grows:
+            write = partial(build_cache, manifest=manifest)
+            if rank == 0:
+                store.begin(manifest)
+        barrier()  # the other processes have decided, and then find a cache that was begun
+        write(
+            store=store, requests=requests, make_runner=lambda: run.task.runner(run),
             rank=rank, world=world, barrier=barrier,
             on_done=lambda done: work.advance(world * amount(done)),  # the others do as much
             on_skip=lambda done: work.skip(amount(done)),
@@ -225,6 +238,14 @@ def make_cache(run: Run) -> dict[str, float]:
         mass = numbers["padding_mass"]
         log.info("cache: %.2g of the teacher's probability is on ids without a token, cut", mass)
     return numbers
+
+
+def _is_grown(store: SignalStore, found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether a cache is of other examples than wanted, or its shards are not those of one build:
+    what it lacks is then added under free numbers.
+    """
+    other = found.get("data") != wanted["data"]
+    return other or "grown_from" in found or store.growing() is not None
 
 
 def cache_in(
@@ -264,6 +285,6 @@ def repair_cache(run: Run) -> list[str]:
     with on_first_process() as first:
         if first:
             with run.folder.owned(), store.writing():
-                faults = store.repair(cache_manifest(run))
+                faults = repair_files(store, cache_manifest(run))
                 run.folder.forget_record(CACHE.name)
     return faults

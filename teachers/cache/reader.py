@@ -159,11 +159,10 @@ class SignalCache:
     ) -> None:
         """Raises `CacheError` for a cache that is still being built, unless `unfinished`."""
         self.store = SignalStore(url)
-        manifest = self.store.manifest()
+        manifest, self._entries = self.store.contents()
         if manifest is None:
             raise CacheError(f"There is no cache at {url}; run `distill cache build` first.")
         self.manifest, self.config = manifest, config_of(manifest)
-        self._entries = self.store.entries()
         self._check_finished(unfinished)
         self.store.check_files_exist(self._entries)
         self.assets = _on_device(self.store.assets() or {}, device or torch.device("cpu"))

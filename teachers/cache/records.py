@@ -102,6 +102,15 @@ SHARD_FIELDS: FieldChecks = {
 }
 
 
+def check_manifest(record: CacheRecord, path: str) -> CacheRecord:
+    """Return the manifest if its fields are valid."""
+    check_fields(record, MANIFEST_FIELDS, path)
+    earlier = record.get("grown_from", [])
+    if not isinstance(earlier, list) or not all(_short_text(one) for one in earlier):
+        raise DamagedFile(f"{path} is damaged (`grown_from` has a wrong value)")
+    return record
+
+
 def check_fields(record: CacheRecord, fields: FieldChecks, path: str) -> CacheRecord:
     """Return the record if it has all fields and each is of the right kind."""
     for name, is_valid in fields.items():
@@ -124,12 +133,17 @@ def check_shard_entry(record: CacheRecord, path: str) -> CacheRecord:
     return record
 
 
+def identities_of(manifest: CacheRecord) -> set[str]:
+    """Identities of a manifest and of those that it grew from: its shards are made for any."""
+    return {manifest_identity(manifest), *manifest.get("grown_from", [])}
+
+
 def manifest_identity(manifest: CacheRecord) -> str:
     """Fingerprint of a manifest; an absent field means the same as null."""
     return fingerprint(
         {
             key: {k: v for k, v in value.items() if v is not None} if _section(value) else value
             for key, value in manifest.items()
-            if key != "format"
+            if key not in ("format", "grown_from")
         }
     )

@@ -4,6 +4,7 @@
     shards/00000.arrow   one row an example: its key, its counted tokens, one list a column
     shards/00000.json    its entry, written after it: keys, tokens, bytes and SHA-256 of that shard
     assets.safetensors   what the codecs learned before the first shard; assets.json is its entry
+    growing.json         while the cache grows: the manifest that it will have (growing.py)
 
 A shard counts once its entry exists, so a kill at any byte loses only the shard in flight. Rows
 are keyed by content: nothing depends on order, batch size or the number of processes. An entry
@@ -30,13 +31,14 @@ from attar.locks import hold_lock
 from teachers.cache.folder import Folder
 from teachers.cache.records import (
     ASSETS_FIELDS,
-    MANIFEST_FIELDS,
     MAX_RECORD_BYTES,
     DamagedFile,
     check_fields,
+    check_manifest,
     check_shard_entry,
     decode_record,
     encode_record,
+    identities_of,
     manifest_identity,
 )
 from teachers.cache.shard import (
@@ -66,9 +68,16 @@ class SignalStore:
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest; None where there is no cache. Raises `CacheError` for a damaged one."""
-        if not self.folder.exists("manifest.json"):
+        return self._manifest("manifest.json")
+
+    def growing(self) -> dict[str, Any] | None:
+        """The manifest that the cache will have once it has grown; None where it is not growing."""
+        return self._manifest("growing.json")
+
+    def _manifest(self, name: str) -> dict[str, Any] | None:
+        if not self.folder.exists(name):
             return None
-        found = self._record("manifest.json")
+        found = self._record(name)
         version = found.get("format")
         if version != FORMAT_VERSION:
             newer = isinstance(version, int) and version > FORMAT_VERSION
@@ -77,7 +86,7 @@ class SignalStore:
                 f"The cache {self.url} has format {version}, this version reads {FORMAT_VERSION}; "
                 f"{remedy}."
             )
-        return check_fields(found, MANIFEST_FIELDS, self.folder.path("manifest.json"))
+        return check_manifest(found, self.folder.path(name))
 
     def _record(self, name: str) -> dict[str, Any]:
         path, size = self.folder.path(name), self.folder.size(name)
@@ -87,15 +96,30 @@ class SignalStore:
             raise DamagedFile(f"{path} is damaged (it is too large: {size} bytes)")
         return decode_record(self.folder.read(name), path)
 
-    def _write_record(self, name: str, record: dict[str, Any]) -> None:
+    def write_record(self, name: str, record: dict[str, Any]) -> None:
+        """Write a manifest or an entry, with its checksum."""
         self.folder.write(name, encode_record(record))
 
     def begin(self, manifest: dict[str, Any]) -> None:
         """Start a cache, or continue one. Raises `CacheError` where its manifest differs."""
         if self.manifest() is None:
-            self._write_record("manifest.json", {"format": FORMAT_VERSION, **manifest})
+            self.write_record("manifest.json", {"format": FORMAT_VERSION, **manifest})
         else:
             self.check_fits(manifest)
+
+    def begin_growing(self, manifest: dict[str, Any]) -> None:
+        """Say which manifest the cache will have; until `end_growing` readers see the one it has.
+
+        Shards that are made for it may follow, under numbers that are free.
+        """
+        self.write_record("growing.json", manifest)
+
+    def end_growing(self) -> None:
+        """Make the manifest of `begin_growing` the cache's own, and so its shards, at once."""
+        grown = self.growing()
+        if grown is not None:
+            self.write_record("manifest.json", grown)
+            self.folder.remove("growing.json")
 
     def check_fits(self, wanted: dict[str, Any]) -> None:
         """Raise `CacheError` naming the first field of the manifest that differs from `wanted`."""
@@ -119,41 +143,73 @@ class SignalStore:
 
     # Shards ----------------------------------------------------------------------------------
 
-    def entries(self) -> dict[int, dict[str, Any]]:
-        """Entries of finished shards by number.
+    def entries(self, *, growing: bool = False) -> dict[int, dict[str, Any]]:
+        """Entries of finished shards by number; growing: also those of a growth that goes on.
 
         Raises `CacheError` for a shard that was made for another manifest or other assets.
         """
-        manifest, assets = self.manifest(), self._assets_entry()
-        if assets is not None:
-            self._check_made_for("assets.json", assets, manifest)
-        names = self._entry_names()
+        return self.contents(growing=growing)[1]
+
+    def contents(
+        self, *, growing: bool = False
+    ) -> tuple[dict[str, Any] | None, dict[int, dict[str, Any]]]:
+        """The manifest and `entries`, of one moment even where another process ends a growth."""
+        while True:
+            manifest = self.manifest()
+            try:
+                found = self._entries_under(manifest, growing)
+            except DamagedFile:
+                if self.manifest() == manifest:
+                    raise
+                continue
+            if self.manifest() == manifest:
+                return manifest, found
+
+    def _entries_under(
+        self, manifest: dict[str, Any] | None, growing: bool
+    ) -> dict[int, dict[str, Any]]:
+        names, assets = self.entry_names(), self.assets_entry()
         with ThreadPoolExecutor(PARALLEL_READS) as pool:
-            found = list(pool.map(self._entry, names))
+            found = list(pool.map(self.entry, names))
+        grown = self.growing()  # read after the entries: those it explains were made after it
+        if assets is not None:
+            self.check_made_for("assets.json", assets, manifest, grown)
+        kept = {}
         for name, entry in zip(names, found, strict=True):
-            self._check_made_for(name, entry, manifest)
+            self.check_made_for(name, entry, manifest, grown)
             if assets is not None and entry["assets"] != assets["sha256"]:
                 raise DamagedFile(f"{self.folder.path(name)} was made with other assets")
-        return dict(zip(map(_shard_number, names), found, strict=True))
+            if growing or manifest is None or entry["made_for"] in identities_of(manifest):
+                kept[_shard_number(name)] = entry
+        return kept
 
-    def _entry(self, name: str) -> dict[str, Any]:
+    def free_number(self) -> int:
+        """A number above those of all shards."""
+        return 1 + max(map(_shard_number, self.entry_names()), default=-1)
+
+    def entry(self, name: str) -> dict[str, Any]:
+        """A shard's entry. Raises `DamagedFile` where it is not as it was written."""
         return check_shard_entry(self._record(name), self.folder.path(name))
 
-    def _assets_entry(self) -> dict[str, Any] | None:
+    def assets_entry(self) -> dict[str, Any] | None:
+        """The entry of the assets; None before a build."""
         if not self.folder.exists("assets.json"):
             return None
         return check_fields(
             self._record("assets.json"), ASSETS_FIELDS, self.folder.path("assets.json")
         )
 
-    def _entry_names(self) -> list[str]:
+    def entry_names(self) -> list[str]:
+        """Names of the entries of all shards that are there."""
         names = [n for n in self.folder.names("shards") if ENTRY_NAME.fullmatch(n)]
         return [f"shards/{n}" for n in names if n == f"{_shard_number(n):05d}.json"]
 
-    def _check_made_for(
-        self, name: str, entry: dict[str, Any], manifest: dict[str, Any] | None
+    def check_made_for(
+        self, name: str, entry: dict[str, Any], *manifests: dict[str, Any] | None
     ) -> None:
-        if manifest is not None and entry["made_for"] != manifest_identity(manifest):
+        """Raise `DamagedFile` for an entry of neither of the manifests that are there."""
+        known = [identities_of(one) for one in manifests if one is not None]
+        if known and entry["made_for"] not in set.union(*known):
             raise DamagedFile(f"{self.folder.path(name)} was made for another manifest")
 
     def totals(self) -> dict[str, float]:
@@ -180,7 +236,7 @@ class SignalStore:
         padding_mass: probability that the teacher gave to ids that its tokenizer does not have.
         """
         data = to_arrow(keys, tokens, rows)
-        assets = self._assets_entry()
+        assets = self.assets_entry()
         entry = {
             "rows": len(keys),
             "tokens": sum(tokens),
@@ -204,7 +260,7 @@ class SignalStore:
 
     def rows(self, number: int) -> list[ExampleRow]:
         """The examples of a shard, from its entry."""
-        return example_rows(self._entry(f"shards/{number:05d}.json"))
+        return example_rows(self.entry(f"shards/{number:05d}.json"))
 
     def open_shard(self, number: int, entry: dict[str, Any]) -> ShardReader:
         """Open a shard. Raises `CacheError` where its bytes are not as written.
@@ -273,10 +329,10 @@ class SignalStore:
 
     def assets(self) -> dict[str, Assets] | None:
         """Assets by part: `distribution`, `layer_L`, `attention_B`; None before a build."""
-        entry = self._assets_entry()
+        entry = self.assets_entry()
         if entry is None:
             return None
-        self._check_made_for("assets.json", entry, self.manifest())
+        self.check_made_for("assets.json", entry, self.manifest(), self.growing())
         path = self._verified("assets.safetensors", entry)
         found: dict[str, Assets] = {}
         try:
@@ -302,67 +358,10 @@ class SignalStore:
         data = save(flat)
         self.folder.write("assets.safetensors", data)
         entry = {**_size_and_digest(data), "made_for": manifest_identity(manifest)}
-        for name in self._entry_names():
-            if self._entry(name)["assets"] != entry["sha256"]:
+        for name in self.entry_names():
+            if self.entry(name)["assets"] != entry["sha256"]:
                 self.folder.remove(name)
-        self._write_record("assets.json", entry)
-
-    # Faults and repair ---------------------------------------------------------------------------
-
-    def faults(self) -> list[str]:
-        """A sentence for every file that is not as written, the manifest included."""
-        return [fault for _, fault in self._faults(None)]
-
-    def repair(self, wanted: dict[str, Any]) -> list[str]:
-        """Remove damaged files, so that a build makes them again; returns their faults.
-
-        A damaged manifest is replaced by `wanted`, and shards made for another one are removed.
-        """
-        found = []
-        for name, fault in self._faults(wanted):
-            found.append(fault)
-            if name == "manifest.json":
-                self._write_record(name, {"format": FORMAT_VERSION, **wanted})
-            else:
-                self.folder.remove(name)
-        return found
-
-    def _faults(self, wanted: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
-        """(manifest or entry to remove, its fault) of every damaged file.
-
-        wanted: the manifest that replaces a damaged one. Errors of the network are raised, since
-        they do not mean that a file is damaged.
-        """
-        names = self._entry_names()
-        manifest, assets = None, None
-        try:
-            manifest = self.manifest()
-            if manifest is None and names:
-                raise DamagedFile(f"{self.folder.path('manifest.json')} is missing")
-        except DamagedFile as error:
-            yield "manifest.json", error.fault
-            manifest = wanted
-        needing, learned = False, self.folder.exists("assets.json")
-        try:
-            found = self._assets_entry()
-            if found is not None:
-                self._check_made_for("assets.json", found, manifest)
-                self.check_file("assets.safetensors", found)
-            assets = found
-        except DamagedFile as error:
-            yield "assets.json", error.fault
-        for name in names:
-            try:
-                entry = self._entry(name)
-                needing |= entry["assets"] is not None
-                self._check_made_for(name, entry, manifest)
-                if assets is not None and entry["assets"] != assets["sha256"]:
-                    raise DamagedFile(f"{self.folder.path(name)} was made with other assets")
-                self.check_file(name.removesuffix("json") + "arrow", entry)
-            except DamagedFile as error:
-                yield name, error.fault
-        if needing and not learned:
-            yield "assets.json", f"{self.folder.path('assets.json')} is missing"
+        self.write_record("assets.json", entry)
 
     # One writer ------------------------------------------------------------------------------
 

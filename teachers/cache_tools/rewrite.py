@@ -118,7 +118,7 @@ def manifest_like(source: dict[str, Any], counts: dict[str, int], **changed: Any
         "examples": len(counts),
         "tokens": sum(counts.values()),
     }
-    kept = {name: value for name, value in source.items() if name != "format"}
+    kept = {name: value for name, value in source.items() if name not in ("format", "grown_from")}
     return {**kept, "data": data, **changed}
 
 

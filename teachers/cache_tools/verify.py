@@ -35,6 +35,7 @@ from attar.models.tokenizers import tokenizer_identity
 from teachers.cache.attention_inputs import projection_assets, projection_assets_among
 from teachers.cache.config import config_of
 from teachers.cache.reader import SignalCache, Signals
+from teachers.cache.repair import faults_in
 from teachers.cache.store import SignalStore
 from teachers.cache_tools.convert import readable_temperature
 from teachers.cache_tools.rewrite import group_keys, token_counts, vocabulary_of
@@ -72,7 +73,7 @@ def verify(
     everything else is in order. Raises `CacheError` where there is no cache.
     """
     store = SignalStore(url)
-    faults = store.faults()
+    faults = faults_in(store)
     if faults:
         return faults
     manifest = _manifest(store)

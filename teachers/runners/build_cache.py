@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from attar.errors import CacheError
+from teachers.cache.growing import begin_growing, held_tokens
 from teachers.cache.store import SignalStore
 from teachers.codecs.codec import Assets
 from teachers.codecs.pca_basis import codes_at_the_limit
@@ -55,14 +57,75 @@ def build_cache(
         store.begin(manifest)
     else:
         store.check_fits(manifest)
-    # sorted, so that the order of the examples does not matter
-    requests = sorted(requests, key=lambda request: request.key)
-    counts = [len(request.counted) for request in requests]
-    shards = plan_shards(counts, manifest["shard_tokens"])
+    parts = _parts(requests, manifest)
+    return _write_parts(
+        store, manifest, dict(enumerate(parts)), make_runner,
+        rank=rank, world=world, on_done=on_done, on_skip=on_skip, barrier=barrier,
+    )  # fmt: skip
+
+
+def grow_cache(
+    store: SignalStore,
+    requests: Sequence[Request],
+    make_runner: Callable[[], Runner],
+    *,
+    rank: int = 0,
+    world: int = 1,
+    on_done: Callable[[Sequence[Request]], None] = lambda done: None,
+    on_skip: Callable[[Sequence[Request]], None] = lambda done: None,
+    barrier: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Add the examples that a cache lacks, in shards of their own; readers see them at the end.
+
+    What the codecs learned before stays as it is. Returns what `build_cache` does. Raises
+    `CacheError` for a cache that cannot grow (`check_can_grow`).
+    """
+    if rank == 0:
+        begin_growing(store, {request.key: len(request.counted) for request in requests})
+    barrier()
+    manifest, held = store.growing(), held_tokens(store.entries(growing=True))
+    if manifest is None:
+        raise CacheError(f"The cache {store.url} is changed by another program; run it again.")
+    lacking = [request for request in requests if request.key not in held]
+    on_skip([request for request in requests if request.key in held])
+    first = store.free_number()
+    barrier()  # all processes have read what is there before one adds to it
+    _write_parts(
+        store, manifest, dict(enumerate(_parts(lacking, manifest), first)), make_runner,
+        rank=rank, world=world, on_done=on_done, on_skip=on_skip, barrier=barrier,
+    )  # fmt: skip
+    barrier()
+    if rank == 0:
+        store.end_growing()
+    barrier()
+    return store.totals()
+
+
+def _parts(requests: Sequence[Request], manifest: dict[str, Any]) -> list[list[Request]]:
+    """The requests of each shard, by key, so that the order of the examples does not matter."""
+    ordered = sorted(requests, key=lambda request: request.key)
+    counts = [len(request.counted) for request in ordered]
+    return [ordered[p.start : p.stop] for p in plan_shards(counts, manifest["shard_tokens"])]
+
+
+def _write_parts(
+    store: SignalStore,
+    manifest: dict[str, Any],
+    parts: dict[int, list[Request]],
+    make_runner: Callable[[], Runner],
+    *,
+    rank: int,
+    world: int,
+    on_done: Callable[[Sequence[Request]], None],
+    on_skip: Callable[[Sequence[Request]], None],
+    barrier: Callable[[], None],
+) -> dict[str, float]:
+    """Write the shards that are not there, by number; learn the assets where there are none."""
     runner, cut = None, 0
     assets = store.assets()
     if assets is None and rank == 0:
         runner = make_runner()
+        requests = [request for group in parts.values() for request in group]
         sample = first_requests(requests, LEARN_TOKENS)
         assets = {
             **runner.learn(sample),
@@ -72,8 +135,7 @@ def build_cache(
     barrier()
     assets = store.assets() or {}  # as stored, whichever process learned them
     done = store.entries()
-    for number, part in enumerate(shards):
-        group = [requests[i] for i in part]
+    for number, group in parts.items():
         if number in done:
             on_skip(group)
         elif number % world == rank:

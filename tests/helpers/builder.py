@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from attar.errors import CacheError
 from teachers.cache.config import CacheConfig, manifest_of
 from teachers.cache.store import SignalStore
-from teachers.runners.build_cache import build_cache
+from teachers.runners.build_cache import build_cache, grow_cache
 from teachers.runners.next_token import TeacherRunner
 from teachers.runners.request import Request
 
@@ -38,10 +38,10 @@ MANIFEST = manifest_of(
 )
 
 
-def requests() -> list[Request]:
-    """The same sixty examples at every call, twenty counted tokens each."""
+def requests(examples: int = EXAMPLES) -> list[Request]:
+    """The same examples at every call, and more of them on request, twenty counted tokens each."""
     random = np.random.default_rng(0)
-    ids = random.integers(0, VOCABULARY, (EXAMPLES, 24))
+    ids = random.integers(0, VOCABULARY, (examples, 24))
     return [Request(f"{i:032x}", row, np.arange(3, 23)) for i, row in enumerate(ids)]
 
 
@@ -59,9 +59,16 @@ def make_runner() -> TeacherRunner:
     return TeacherRunner(LlamaForCausalLM(config).eval(), VOCABULARY, CONFIG)
 
 
-def build(url: str, rank: int, world: int) -> None:
-    """What one process of a build does; others than the first wait until it is begun."""
+def build(url: str, rank: int, world: int, grow_to: int | None) -> None:
+    """What one process of a build does; others than the first wait until it is begun.
+
+    grow_to: the examples that a cache which is there shall have.
+    """
     store = SignalStore(url)
+    if grow_to is not None:
+        with store.writing():
+            grow_cache(store, requests(grow_to), make_runner)
+        return
     while rank > 0 and not store.folder.exists("assets.json"):
         time.sleep(0.01)
     with store.writing() if rank == 0 else contextlib.nullcontext():
@@ -72,7 +79,7 @@ def child(order: dict) -> None:
     """Build, and write how it went."""
     fsspec.config.conf.update(order.get("fsspec", {}))
     try:
-        build(order["url"], order.get("rank", 0), order.get("world", 1))
+        build(order["url"], order.get("rank", 0), order.get("world", 1), order.get("grow_to"))
         said = "built"
     except CacheError as error:
         said = f"CacheError: {error}"

@@ -1,6 +1,7 @@
 """`distill plan`: what it says before any work, and what is then prepared and made."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from distill.planning.estimate import Estimate, data_counts, estimates, plan_row
 from distill.planning.model_cost import model_cost
 from distill.run.context import Run
 from distill.run.load import check_recipe, load_recipe
+from teachers.cache.reader import SignalCache
 from tests.conftest import Workshop
 from tests.helpers import classifying, embedding, masking
 
@@ -181,16 +183,33 @@ def test_the_steps_of_a_plan_are_those_of_the_training(workshop):
     assert result["steps"] == after["train"].steps.total
 
 
+def test_a_cache_of_fewer_examples_grows_as_the_plan_says(workshop):
+    few = ["--set", "data.train_tokens=300"]
+    for where in (["--run-dir", "out"], ["--run-dir", "other", "--set", "cache.dir=out/cache"]):
+        if where[1] == "out":
+            workshop("cache", "build", "recipe.yaml", *where, *few)
+            before = SignalCache("out/cache").keys()
+        said = workshop("plan", "recipe.yaml", *where).output
+        held, wanted, lacking = re.search(
+            r"holds (\d+) of (\d+) examples: the teacher runs over (\d+);", said
+        ).groups()
+        assert int(held) <= len(before)
+        assert int(wanted) - int(held) == int(lacking) > 0
+    workshop("cache", "build", "recipe.yaml", "--run-dir", "out")
+    after = SignalCache("out/cache").keys()
+    assert set(before) < set(after)
+    assert len(after) == len(before) + int(lacking)
+    said = workshop("plan", "recipe.yaml", *where).output
+    assert "done;" in next(line for line in said.splitlines() if line.startswith("cache"))
+
+
 def test_a_shared_cache_is_done_or_in_conflict(workshop):
     shared = ["--set", "cache.dir=shared", "--set", "data.held_out=0.3"]
     workshop("cache", "build", "recipe.yaml", "--run-dir", "first", *shared)
     said = workshop("plan", "recipe.yaml", "--run-dir", "second", *shared).output
     assert "done;" in next(line for line in said.splitlines() if line.startswith("cache"))
     assert not Path("second").exists()
-    for change, words in (
-        ("data.max_length=16", "max_length"), ("cache.codec.k=3", "codec"),
-        ("data.held_out=0.05", "lacks"),
-    ):  # fmt: skip
+    for change, words in (("data.max_length=16", "max_length"), ("cache.codec.k=3", "codec")):
         other = workshop(
             "plan", "recipe.yaml", "--run-dir", "third", *shared, "--set", change, ok=False
         )

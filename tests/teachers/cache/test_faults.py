@@ -12,6 +12,7 @@ import pytest
 from attar.errors import CacheError
 from teachers.cache.config import CacheConfig
 from teachers.cache.reader import SignalCache
+from teachers.cache.repair import faults_in, repair_files
 from teachers.cache.store import SignalStore
 from tests.helpers.small_disk import fill_up
 from tests.helpers.small_disk import small_disk as mounted
@@ -95,7 +96,7 @@ def test_flipped_byte_is_noticed_named_and_mended(whole, damaged, build, kind):
         with pytest.raises(CacheError, match=str(path)):
             read_all(damaged)
         store = SignalStore(str(damaged))
-        for faults in (store.faults(), store.repair(wanted)):
+        for faults in (faults_in(store), repair_files(store, wanted)):
             assert len(faults) == 1, f"bit {bit} of byte {at}: {faults}"
             assert str(path) in faults[0]
         build(damaged)
@@ -111,7 +112,7 @@ def test_file_of_another_length_is_noticed_named_and_mended(whole, damaged, buil
         changed = {"empty": b"", "cut": data[: len(data) // 2], "longer": data + b"?"}
         path.write_bytes(changed[how])
     store = SignalStore(str(damaged))
-    for faults in (store.faults(), store.repair(wanted)):
+    for faults in (faults_in(store), repair_files(store, wanted)):
         assert len(faults) == 1
         assert str(path) in faults[0]
     build(damaged)
@@ -134,7 +135,7 @@ def test_repair_keeps_every_sound_shard(whole, damaged, build):
     for kind in kinds:
         (damaged / kind).write_bytes(b"?")
     sound = {path: path.stat().st_mtime_ns for path in damaged.glob("shards/0000[02-9].*")}
-    assert len(SignalStore(str(damaged)).repair(wanted)) == len(kinds)
+    assert len(repair_files(SignalStore(str(damaged)), wanted)) == len(kinds)
     build(damaged)
     assert contents(damaged) == contents(whole)
     assert {path: path.stat().st_mtime_ns for path in sound} == sound
@@ -162,8 +163,8 @@ def check_refused_and_mended(whole, damaged, build, name):
     with pytest.raises(CacheError, match=str(damaged / name)):
         build(damaged)
     store = SignalStore(str(damaged))
-    assert str(damaged / name) in store.faults()[0]
-    assert store.repair(manifest_of(whole))
+    assert str(damaged / name) in faults_in(store)[0]
+    assert repair_files(store, manifest_of(whole))
     build(damaged)
     assert contents(damaged) == contents(whole)
 
@@ -190,7 +191,7 @@ def test_shards_made_with_other_assets_are_refused(whole, damaged, build):
     copy_pair(Path(aside.url), damaged, "assets.json", "assets.safetensors")
     with pytest.raises(CacheError, match=r"00000\.json was made with other assets"):
         read_all(damaged)
-    assert len(store.repair(manifest_of(whole))) == len(entries)
+    assert len(repair_files(store, manifest_of(whole))) == len(entries)
 
 
 def test_assets_learned_anew_make_older_shards_void_unless_they_are_the_same(damaged, whole):
@@ -217,7 +218,7 @@ def test_manifest_that_was_deleted_does_not_let_another_teacher_in(
 def check_shorter(folder, whole):
     """Assert that the cache is valid and that each of its shards is intact."""
     store = SignalStore(str(folder))
-    assert store.faults() == []
+    assert faults_in(store) == []
     assert not list(folder.rglob("*.partial"))
     some, full = SignalCache(str(folder), unfinished=True), SignalCache(str(whole))
     assert 0 < len(some.keys()) < len(full.keys())

@@ -16,6 +16,7 @@ from attar.errors import CacheError
 from teachers.cache.config import CacheConfig
 from teachers.cache.reader import SignalCache
 from teachers.cache.records import MAX_RECORD_BYTES, encode_record
+from teachers.cache.repair import faults_in, repair_files
 from teachers.cache.store import SignalStore
 
 # Records -----------------------------------------------------------------------------------------
@@ -42,9 +43,9 @@ def test_record_that_is_none_is_refused_and_repaired(sound, forged, name, data):
     wanted = forged.manifest()
     (forged.folder / name).write_bytes(data)
     forged.is_refused(str(forged.folder / name))
-    assert str(forged.folder / name) in SignalStore(str(forged.folder)).faults()[0]
-    assert len(SignalStore(str(forged.folder)).repair(wanted)) == 1
-    assert SignalStore(str(forged.folder)).faults() in (
+    assert str(forged.folder / name) in faults_in(SignalStore(str(forged.folder)))[0]
+    assert len(repair_files(SignalStore(str(forged.folder)), wanted)) == 1
+    assert faults_in(SignalStore(str(forged.folder))) in (
         [],
         [f"{forged.folder / 'assets.json'} is missing"],
     )
@@ -83,7 +84,7 @@ def test_entry_that_would_be_refused_is_not_written(tmp_path):
 def test_entry_with_absurd_fields_is_refused_by_name(forged, changed):
     forged.forge("shards/00000.json", **changed)
     forged.is_refused("00000")
-    assert SignalStore(str(forged.folder)).faults()
+    assert faults_in(SignalStore(str(forged.folder)))
 
 
 def test_infinite_number_is_refused(forged):
@@ -162,7 +163,7 @@ def test_more_entries_than_the_vocabulary_has_are_what_is_stored(
 def test_files_of_other_names_mean_nothing(sound, forged, name):
     shutil.copy(forged.folder / "shards/00000.json", forged.folder / "shards" / name)
     assert SignalStore(str(forged.folder)).entries() == SignalStore(str(sound)).entries()
-    assert SignalStore(str(forged.folder)).faults() == []
+    assert faults_in(SignalStore(str(forged.folder))) == []
 
 
 def test_nothing_outside_the_folder_is_read_or_removed(forged, tmp_path):
@@ -173,7 +174,7 @@ def test_nothing_outside_the_folder_is_read_or_removed(forged, tmp_path):
     for field in ("file", "name", "path", "url"):
         forged.forge("shards/00000.json", **{field: "../../secret.arrow"})
     forged.is_refused(r"shards/00000\.arrow is missing")
-    SignalStore(str(forged.folder)).repair(forged.manifest())
+    repair_files(SignalStore(str(forged.folder)), forged.manifest())
     assert secret.exists()
 
 

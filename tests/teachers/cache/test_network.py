@@ -9,6 +9,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from attar.errors import CacheError
 from teachers.cache.reader import SignalCache
+from teachers.cache.repair import faults_in, repair_files
 from teachers.cache.store import SignalStore
 
 
@@ -142,7 +143,7 @@ def cut_short(self, path, target, **options):
 def test_repair_without_a_network_forgets_nothing(watched, forged):
     store, before = SignalStore(watched), dict(Watched.store)
     Watched.lost_after = 0
-    for ask in (store.faults, lambda: store.repair(forged.manifest())):
+    for ask in (lambda: faults_in(store), lambda: repair_files(store, forged.manifest())):
         with pytest.raises(CacheError, match="Connection reset by peer"):
             ask()
     assert dict(Watched.store) == before

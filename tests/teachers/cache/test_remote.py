@@ -16,6 +16,7 @@ import pytest
 from attar.errors import CacheError
 from teachers.cache.config import CacheConfig, manifest_of
 from teachers.cache.reader import SignalCache
+from teachers.cache.repair import faults_in, repair_files
 from teachers.cache.store import SignalStore
 from teachers.runners.build_cache import build_cache
 from teachers.runners.next_token import TeacherRunner
@@ -149,7 +150,7 @@ def test_flipped_byte_is_noticed_named_and_mended(work, local, remote, kind):
     with pytest.raises(CacheError) as told:
         read_all(remote)
     assert named in str(told.value)
-    for faults in (store.faults(), store.repair(work.manifest)):
+    for faults in (faults_in(store), repair_files(store, work.manifest)):
         assert len(faults) == 1
         assert named in faults[0]
     work(remote)
@@ -272,7 +273,7 @@ def test_processes_that_share_a_build_are_killed_and_go_on(s3, builder, tmp_path
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     assert [builder(wait=pid) for pid in pids] == [-signal.SIGKILL] * 3
-    assert store.faults() == []
+    assert faults_in(store) == []
     assert 0 < len(store.entries()) < 12
     pids, outs = start()
     assert [builder(wait=pid) for pid in pids] == [0, 0, 0]

@@ -15,6 +15,7 @@ import pytest
 
 from attar.errors import CacheError
 from attar.files import fingerprint
+from teachers.cache.repair import repair_files
 from teachers.cache.store import FORMAT_VERSION, SignalStore
 
 MANIFEST = {
@@ -195,7 +196,7 @@ def test_repair_as_the_message_advises_then_build_gives_the_same_files(store, na
     flip(file_of(store, name), 20)
     with pytest.raises(CacheError, match="--repair"):
         read_all(store)
-    faults = store.repair(MANIFEST)
+    faults = repair_files(store, MANIFEST)
     assert len(faults) == 1
     assert str(file_of(store, name)) in faults[0]
     fill(store)
@@ -204,7 +205,7 @@ def test_repair_as_the_message_advises_then_build_gives_the_same_files(store, na
 
 def test_repair_of_a_sound_cache_does_nothing(store):
     before = contents(store)
-    assert store.repair(MANIFEST) == []
+    assert repair_files(store, MANIFEST) == []
     assert contents(store) == before
 
 
@@ -213,7 +214,7 @@ def test_half_written_files_are_ignored(store):
     for name in ("00002.arrow.partial", "00002.json.partial", "00003.arrow"):
         file_of(store, f"shards/{name}").write_bytes(b"half")
     assert store.entries() == before
-    assert store.repair(MANIFEST) == []
+    assert repair_files(store, MANIFEST) == []
     fill(store, range(4))
     assert len(read_all(store)) == 4
 
@@ -258,7 +259,7 @@ def test_newer_format_is_refused_and_left_alone(store):
     with pytest.raises(CacheError, match=rf"format {FORMAT_VERSION + 1}.*upgrade"):
         store.manifest()
     with pytest.raises(CacheError, match="upgrade"):
-        store.repair(MANIFEST)
+        repair_files(store, MANIFEST)
     assert contents(store) == before
 
 
