@@ -37,7 +37,7 @@ CLASSES = {**RECIPE, "task": "sequence-classification"}
 
 
 def rows():
-    """The table: what is wrong, files that are written first, a command, its exit and its output."""
+    """The table: what is wrong, files written first, a command, its exit and its sentence."""
     return yaml.safe_load(TABLE.read_text(encoding="utf8"))
 
 
@@ -58,7 +58,7 @@ def tokenizer_of(words):
 def write_bench(folder):
     """A recipe that is right, with its models and data, beside which a row makes its mistake."""
     torch.manual_seed(0)
-    words = "light falls on water many times and rests".split()
+    words = ["light", "falls", "on", "water", "many", "times", "and", "rests"]
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 12}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64}
     decoder = LlamaForCausalLM(LlamaConfig(**sizes, **heads, eos_token_id=1, bos_token_id=None))
@@ -105,6 +105,8 @@ def outcome(row):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text, encoding="utf8")
     result = CliRunner().invoke(main, shlex.split(row["command"]))
+    for name in row.get("files", {}):
+        Path(name).unlink()  # "did you mean" of another row would find it
     bug = None if isinstance(result.exception, SystemExit) else result.exception
     return result.exit_code, result.output.strip(), bug
 

@@ -33,7 +33,7 @@ def test_a_mistake_is_answered_by_one_sentence_before_any_work(row, in_bench):
     usage = ("Usage: ", "Try ")  # what click puts above its own sentence
     said = [line for line in output.splitlines() if line and not line.startswith(usage)]
     assert said == [row["says"]]
-    assert not Path("out").exists()
+    assert not Path("out/records").exists()
 
 
 def test_each_row_is_another_mistake():
