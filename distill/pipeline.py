@@ -38,7 +38,13 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
     done = all(_all_see(partial(is_done, run, name)) for name in names)
     if done and _all_see(run.data_are_whole):
         return False
-    run.folder.path.mkdir(parents=True, exist_ok=True)
+    try:
+        run.folder.path.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # below a file system that takes no folders, as /proc
+        raise RunError(
+            f"The run folder {run.folder} cannot be made below {error.filename}; mount its disk, "
+            "or choose another folder with --run-dir."
+        ) from None
     with run.folder.owned(), log_to_file(run.folder.log):
         _all_see(partial(_check_replaced, run, names))
         _name_damage(run, names, alone)

@@ -37,6 +37,9 @@ def fresh_config(config: dict[str, Any], teacher_config: Any) -> Any:
     else:
         kept = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
         base = {key: getattr(teacher_config, key, None) for key in kept}
+    for key, value in values.items():
+        if key.startswith(("num_", "hidden_size", "intermediate_size")) and value == 0:
+            raise RecipeError(f"`student.from.{key}` is 0; write a whole number of at least 1.")
     try:
         known = AutoConfig.for_model(kind).to_dict()
         for key in values:

@@ -8,6 +8,10 @@ from typing import Any
 
 from attar.errors import ModelError, nearest
 
+MODEL_FORMS = (
+    "name a folder with a config.json, a hub id such as `Qwen/Qwen3-0.6B`, or a .gguf file"
+)
+
 
 def source_arguments(source: str) -> tuple[str, dict[str, Any]]:
     """The arguments of `from_pretrained` for a source: name or folder, and keyword arguments."""
@@ -16,6 +20,12 @@ def source_arguments(source: str) -> tuple[str, dict[str, Any]]:
         if not path.is_file():
             raise ModelError(f"There is no GGUF file {source}.")
         return str(path.parent), {"gguf_file": path.name}
+    if not source:
+        raise ModelError(f"A model's name is empty; {MODEL_FORMS}.")
+    if path.is_file():
+        raise ModelError(f"{source} is a file, not a model; {MODEL_FORMS}.")
+    if source.startswith(("http://", "https://")):
+        raise ModelError(f"{source} is an address, not a model; {MODEL_FORMS}.")
     if not path.exists() and not is_hub_id(source):
         raise ModelError(f"There is no model folder {source}.{nearest_path(source)}")
     return (str(path) if path.exists() else source), {}
@@ -40,6 +50,11 @@ def load_error(error: Exception, what: str, source: str) -> ModelError:
         return ModelError(
             f"There is no folder `{source}` here, and no model of that name could be fetched from "
             f"the hub{because_of(error)}.{nearest_path(source)}"
+        )
+    folder = Path(source).expanduser()
+    if what == "model" and folder.is_dir() and not (folder / "config.json").is_file():
+        return ModelError(
+            f"The folder {source} holds no model: it has no config.json; {MODEL_FORMS}."
         )
     return ModelError(f"The {what} `{source}` could not be loaded: {reason}")
 

@@ -210,11 +210,21 @@ def row_format_of(features: Mapping[str, Any], source: str, options: RowOptions)
         return RowFormat("pair", (), answer, first_of(REASONING_COLUMNS, columns), options.prompt)
     found = _usual(columns)
     if found is None:
-        raise DataError(
-            f"`{source}` has columns {', '.join(columns)}: none of them is `text`, `messages`, or "
-            f"`prompt` with `completion`; name the text with `{options.section}.text_column`."
-        )
+        raise _no_text(source, columns, options.section)
     return found
+
+
+def _no_text(source: str, columns: Iterable[str], section: str) -> DataError:
+    """The error for rows of which no column is known to hold text."""
+    if not columns:
+        return DataError(
+            f"`{source}` has no columns: no row is a JSON object; write one a line, as in "
+            '`{"text": "..."}`.'
+        )
+    return DataError(
+        f"`{source}` has columns {', '.join(columns)}: none of them is `text`, `messages`, or "
+        f"`prompt` with `completion`; name the text with `{section}.text_column`."
+    )
 
 
 def first_of(names: Iterable[str | None], columns: Iterable[str]) -> str | None:

@@ -20,6 +20,11 @@ def check_consistency(recipe: Recipe) -> None:
             raise RecipeError(
                 f"`{path}.source: online` has no effect: no term reads it from there; leave it out."
             )
+        if all(term.weight == 0 for term in section.objective):
+            raise RecipeError(
+                f"`{path}.objective`: every term has weight 0, so nothing is learned; give one "
+                "term a weight above 0."
+            )
         _check_signals(recipe, path, section)
 
 

@@ -13,12 +13,18 @@ from distill.recipe.other_names import known_elsewhere
 from distill.recipe.schema import Recipe
 
 SHOWN = 3  # mistakes; further ones are counted
+EXAMPLES = {
+    "data": " Write e.g. `data: {train: data.jsonl}`.",
+    "teacher": " Write e.g. `teacher: {model: FOLDER_OR_HUB_ID}`.",
+    "student": " Write e.g. `student: {from: teacher, layers: {keep: 6}}`.",
+}
 
 
 def explain(error: ValidationError, values: Any) -> str:
     """The mistakes as sentences, the first `SHOWN` of them; further ones are counted."""
     by_path: dict[str, list[Any]] = {}
-    for mistake in error.errors():
+    # Keys that stand in the wrong place first: another tool's recipe lacks every section as well.
+    for mistake in sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden"):
         path, _ = _walk(mistake["loc"], values)
         by_path.setdefault(path, []).append(mistake)
     # Of the alternatives that a value may be, the one that went deeper is what was meant.
@@ -44,7 +50,7 @@ def _sentence(mistakes: list[Any], values: Any) -> str:
         hint = hint or f" Known are {', '.join(known)}."
         return f"`{path}` is not a key of the recipe.{hint}"
     if first["type"] == "missing":
-        return f"`{path}` is missing from the recipe."
+        return f"`{path}` is missing from the recipe.{EXAMPLES.get(path, '')}"
     if first["type"] == "union_tag_invalid":
         tags = [word.strip(" '") for word in first["ctx"]["expected_tags"].split(",")]
         tag = first["ctx"]["tag"]
@@ -68,7 +74,7 @@ def _message(mistakes: list[Any]) -> str:
 
 
 def _shortened(value: Any, most: int = 200) -> str:
-    text = repr(value)
+    text = "null" if value is None else repr(value)
     return text if len(text) <= most else f"{text[:most]} ..."
 
 

@@ -19,7 +19,9 @@ def check_trackers(path: str, names: Sequence[str]) -> None:
     """Raise `RecipeError` for a tracker that is not installed: accelerate drops it silently."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise RecipeError(f"`{path}` names {name}, which is not installed.")
+            raise RecipeError(
+                f"`{path}` names {name}, which is not installed; `pip install {name}`."
+            )
 
 
 def make_accelerator(config: LoopConfig, folder: Path, some_unused: bool) -> Any:

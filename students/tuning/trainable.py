@@ -55,7 +55,8 @@ def _canonical_part(part: Any) -> str:
             '["layers:0,3-5", head]'
         )
     raise ValueError(
-        f"`{part}` is not known; {_accepted_parts()}{nearest(kind, [*PART_NAMES, 'last', 'first'])}"
+        f"`{part}` is not known; {_accepted_parts()}."
+        f"{nearest(kind, [*PART_NAMES, 'last', 'first'])}"
     )
 
 
