@@ -206,6 +206,18 @@ def make_cache(run: Run) -> dict[str, float]:
         run.task.request(run, example) for examples in run.cached_examples() for example in examples
     ]
     requests = list({request.key: request for request in requests}.values())
+    _fill(run, store, requests, None if grows else manifest)
+    numbers = store.totals()
+    if numbers["padding_mass"] > 0:
+        mass = numbers["padding_mass"]
+        log.info("cache: %.2g of the teacher's probability is on ids without a token, cut", mass)
+    return numbers
+
+
+def _fill(
+    run: Run, store: SignalStore, requests: list[Request], manifest: dict[str, Any] | None
+) -> None:
+    """Write the shards that a cache lacks, in all processes. manifest: None of one that grows."""
     state = None if is_alone() else process_state()
     rank, world = (state.process_index, state.num_processes) if state else (0, 1)
 
@@ -221,7 +233,7 @@ def make_cache(run: Run) -> dict[str, float]:
     writing = store.writing() if rank == 0 else nullcontext()
     with progress("teacher's signals", amount(requests), unit) as work, writing:
         write: Callable[..., object] = grow_cache
-        if not grows:
+        if manifest is not None:
             write = partial(build_cache, manifest=manifest)
             if rank == 0:
                 store.begin(manifest)
@@ -233,11 +245,6 @@ def make_cache(run: Run) -> dict[str, float]:
             on_skip=lambda done: work.skip(amount(done)),
         )  # fmt: skip
         barrier()
-    numbers = store.totals()
-    if numbers["padding_mass"] > 0:
-        mass = numbers["padding_mass"]
-        log.info("cache: %.2g of the teacher's probability is on ids without a token, cut", mass)
-    return numbers
 
 
 def _is_grown(store: SignalStore, found: dict[str, Any], wanted: dict[str, Any]) -> bool:

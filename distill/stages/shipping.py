@@ -11,7 +11,7 @@ from distill.report.task_report import TaskReport
 from distill.run.context import Run
 from distill.run.folder import RunFolder
 from distill.run.load import load_recipe
-from distill.stages.report import judged_artifacts, measurements
+from distill.stages.report import judged, measurements
 from distill.stages.stage import EVALUATE
 
 
@@ -58,5 +58,5 @@ def read_shipping(folder: Path) -> Shipping | None:
     run = Run(load_recipe(str(folder / "recipe.yaml")), folder)
     if not all((files.evaluation / f"{name}.json").is_file() for name in run.artifacts):
         return None  # the recipe names artifacts since
-    measured = judged_artifacts(run, measurements(run, {}))
+    measured, _ = judged(run, measurements(run, {}))
     return Shipping(measured, run.task.report, run.recipe.specialize is not None)
