@@ -24,6 +24,17 @@ from distill.training.checkpoint import drop_checkpoints
 log = logging.getLogger(__name__)
 
 
+def _make_folder(run: Run) -> None:
+    """Make the run's folder. Raises `RunError` where there is no disk for it."""
+    try:
+        run.folder.path.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # below a file system that takes no folders, as /proc
+        raise RunError(
+            f"The run folder {run.folder} cannot be made below {error.filename}; mount its disk, "
+            "or choose another folder with --run-dir."
+        ) from None
+
+
 def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
     """Run the named stages in order, skipping what is done; False where nothing was left to do.
 
@@ -38,13 +49,7 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
     done = all(_all_see(partial(is_done, run, name)) for name in names)
     if done and _all_see(run.data_are_whole):
         return False
-    try:
-        run.folder.path.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError as error:  # below a file system that takes no folders, as /proc
-        raise RunError(
-            f"The run folder {run.folder} cannot be made below {error.filename}; mount its disk, "
-            "or choose another folder with --run-dir."
-        ) from None
+    _make_folder(run)
     with run.folder.owned(), log_to_file(run.folder.log):
         _all_see(partial(_check_replaced, run, names))
         _name_damage(run, names, alone)
