@@ -2,7 +2,7 @@
 
     python benchmarks/weak_teacher.py --json benchmarks/results/weak_teacher.json
 
-1,500 training texts in which one class is rare: banking77's intents in six groups, `exchange` at 2%,
+1,500 texts to learn from, one class rare: banking77's intents in six groups, `exchange` at 2%,
 and sms_spam, spam at 3%. The teacher is a BERT of 2 blocks, stopped early (`weak`) or not (`long`);
 its student keeps one block. Every setting trains from the same cut on the same texts. `calibrated`
 divides the teacher's logits by one temperature, fitted on validation texts (Guo et al. 2017,
@@ -49,8 +49,8 @@ LOOP = {
     "batch_size": BATCH, "schedule": "linear", "warmup": 0.1, "keep": "last",
     "evaluate_every": 1_000_000, "evaluate_tokens": BATCH,  # steps: not on the way
 }  # fmt: skip
-TEACHER_EPOCHS = {"weak": 3, "long": 10}
-STUDENT = {"lr": 5.0e-4, "epochs": 6, "model_dropout": 0.0, "trainable": "-embeddings"}
+TEACHER_EPOCHS = {"weak": 3, "long": 8}
+STUDENT = {"lr": 5.0e-4, "epochs": 4, "model_dropout": 0.0, "trainable": "-embeddings"}
 GROUPS = {  # of banking77's intents, by the first of these words that the intent has
     "top-up": ("top_up", "topping"),
     "exchange": ("exchange", "currency", "currencies"),
@@ -64,14 +64,11 @@ SETTINGS = {
     "T 2, kl 1, ce 0.3": ("weak", 2.0, 1.0, 0.3),
     "T 1, kl 1, ce 0.3": ("weak", 1.0, 1.0, 0.3),
     "T 4, kl 1, ce 0.3": ("weak", 4.0, 1.0, 0.3),
-    "T 2, kl 1, ce 1": ("weak", 2.0, 1.0, 1.0),
     "T 1, kl 1, ce 1": ("weak", 1.0, 1.0, 1.0),
     "T 1, kl 0.5, ce 1": ("weak", 1.0, 0.5, 1.0),
-    "T 1, kl 1, ce 2": ("weak", 1.0, 1.0, 2.0),
-    "calibrated, T 2, kl 1, ce 0.3": ("calibrated", 2.0, 1.0, 0.3),
+    "calibrated, T 1, kl 1, ce 0.3": ("calibrated", 1.0, 1.0, 0.3),
     "calibrated, T 1, kl 1, ce 1": ("calibrated", 1.0, 1.0, 1.0),
     "long, T 2, kl 1, ce 0.3": ("long", 2.0, 1.0, 0.3),
-    "long, T 1, kl 1, ce 1": ("long", 1.0, 1.0, 1.0),
 }
 NUMBERS = ("accuracy", "macro_f1", "calibration_error", "nll")
 
@@ -149,7 +146,7 @@ def rows_of(folder: Path, name: str, seed: int, options: Any) -> list[dict[str, 
         source = Path(options.data) / name / f"{part}.jsonl.gz"
         write_part(source, name, limit, folder / f"{part}.jsonl")
     data = {"train": str(folder / "train.jsonl"), "held_out": str(folder / "test.jsonl"),
-            "validation": 0.15, "max_length": 64}  # fmt: skip
+            "validation": 0.15, "max_length": 32}  # fmt: skip
     common = {"task": "sequence-classification", "seed": seed, "data": data}
     rows: list[dict[str, Any]] = []
     teachers: dict[str, Run] = {}
@@ -161,7 +158,9 @@ def rows_of(folder: Path, name: str, seed: int, options: Any) -> list[dict[str, 
             flush=True,
         )
 
-    for kind, epochs in TEACHER_EPOCHS.items():
+    kinds = ["weak"] if seed else list(TEACHER_EPOCHS)  # the long one costs most: first seed only
+    for kind in kinds:
+        epochs = TEACHER_EPOCHS[kind]
         adapt = {**LOOP, "lr": 3.0e-4, "epochs": epochs}
         teacher = {"model": options.encoder, "adapt": adapt}
         run = run_of(folder, f"teacher-{kind}", {**common, "teacher": teacher, "student": {}})
@@ -180,6 +179,8 @@ def rows_of(folder: Path, name: str, seed: int, options: Any) -> list[dict[str, 
         add(f"teacher, {kind}", score(place))
     alone = {"weak": "labels alone", "long": "long, labels alone"}  # from either teacher's cut
     for number, (setting, (kind, *weights)) in enumerate(SETTINGS.items()):
+        if kind not in places:
+            continue
         values = {
             **common, "teacher": {"model": str(places[kind])},
             "cache": {"dir": str(folder / f"cache-{kind}")}, "student": {"layers": {"keep": [1]}},
@@ -223,7 +224,7 @@ def main() -> None:
         for seed in range(options.seeds):
             for name in options.sets:
                 rows += rows_of(folder / f"{name}-{seed}", name, seed, options)
-    record(rows, options.json)
+                record(rows, options.json)  # what is measured so far
     record(means(rows), None)
 
 
