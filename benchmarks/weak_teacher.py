@@ -179,7 +179,7 @@ def rows_of(folder: Path, name: str, seed: int, options: Any) -> list[dict[str, 
         add(f"teacher, {kind}", score(place))
     alone = {"weak": "labels alone", "long": "long, labels alone"}  # from either teacher's cut
     for number, (setting, (kind, *weights)) in enumerate(SETTINGS.items()):
-        if kind not in places:
+        if kind not in places or setting not in options.settings:
             continue
         values = {
             **common, "teacher": {"model": str(places[kind])},
@@ -213,15 +213,16 @@ def main() -> None:
     parser.add_argument("--encoder", default="../shared/data/models/bert-tiny-splade")
     parser.add_argument("--data", default="../shared/data", help="folder of the labelled sets")
     parser.add_argument("--sets", nargs="+", default=list(RARE), choices=list(RARE))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     options = parser.parse_args()
     if options.quick:
-        options.sets, options.seeds = options.sets[:1], 1
+        options.sets, options.seeds = options.sets[:1], [0]
     set_up_logging()
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for seed in range(options.seeds):
+        for seed in options.seeds:
             for name in options.sets:
                 rows += rows_of(folder / f"{name}-{seed}", name, seed, options)
                 record(rows, options.json)  # what is measured so far
