@@ -176,8 +176,8 @@ def classification_block(*found: dict[str, Any]) -> str:
 def weak_teacher_block(found: dict[str, Any]) -> str:
     """A line a data set and setting: means over seeds, of macro-F1 with the range."""
     lines = [
-        "| texts | learns from | seeds | accuracy | macro-F1 | rare class found | calibration error "
-        "| nll |",
+        "| texts | learns from | seeds | accuracy | macro-F1 | rare class found "
+        "| calibration error | nll |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
