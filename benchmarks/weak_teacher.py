@@ -218,6 +218,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.sets, options.seeds = options.sets[:1], [0]
+        options.settings = options.settings[:2]
     set_up_logging()
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
