@@ -173,6 +173,31 @@ def classification_block(*found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def weak_teacher_block(*found: dict[str, Any]) -> str:
+    """A line a data set and setting: means over seeds, of macro-F1 with the range."""
+    lines = [
+        "| texts | learns from | seeds | accuracy | macro-F1 | rare class found "
+        "| calibration error | nll |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in (row for one in found for row in one["rows"]):
+        groups.setdefault((row["data"], row["setting"]), []).append(row)
+    for (name, setting), mine in groups.items():
+        means = {
+            key: sum(row[key] for row in mine) / len(mine)
+            for key in ("accuracy", "macro_f1", "rare recall", "calibration_error", "nll")
+        }
+        low, high = (pick(row["macro_f1"] for row in mine) for pick in (min, max))
+        spread = f" ({low:.3f} to {high:.3f})" if len(mine) > 1 else ""
+        lines.append(
+            f"| {name} | {setting} | {len(mine)} | {means['accuracy']:.1%} "
+            f"| {means['macro_f1']:.3f}{spread} | {means['rare recall']:.0%} "
+            f"| {means['calibration_error']:.3f} | {means['nll']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
 def pruning_block(*found: dict[str, Any]) -> str:
     """A line a student and state: perplexity by the teacher's and KL, on both texts."""
     lines = [
@@ -274,7 +299,10 @@ def pages() -> dict[Path, str]:
         "classification.md": {
             "students": classification_block(
                 _result("classification"), _result("classification_narrow")
-            )
+            ),
+            "weak teacher": weak_teacher_block(
+                _result("weak_teacher"), _result("weak_teacher_sms")
+            ),
         },
         "speed.md": {
             "steps": steps_block(_result("step"), _result("step_8x1024")),

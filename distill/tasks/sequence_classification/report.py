@@ -248,10 +248,10 @@ def _labels_know_more(
         for one in behind
     )
     return (
-        f"The labels know more than the teacher: on held-out texts {numbers}. Weigh "
-        "`cross_entropy` more against `forward_kl`, train the teacher longer "
-        "(`teacher.adapt.epochs`), or lower the `temperature` of `forward_kl`, where the teacher "
-        "is unsure of what it gets right."
+        f"The labels know more than the teacher: on held-out texts {numbers}. Train the teacher "
+        "longer (`teacher.adapt.epochs`), or give `cross_entropy` at least the weight of "
+        "`forward_kl`, which brings back rare classes that the teacher misses; another "
+        "`temperature` does not."
     )
 
 
