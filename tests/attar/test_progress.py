@@ -3,14 +3,7 @@
 import pytest
 
 from attar.progress import Relay, Replay, listening, progress, tracked
-
-
-class Heard:
-    def __init__(self):
-        self.events = []
-
-    def hear(self, event, work):
-        self.events.append((event, work.what, work.done, work.total, work.finished))
+from tests.helpers.progress import Heard
 
 
 def test_without_a_listener_work_goes_on_in_silence(capfd):

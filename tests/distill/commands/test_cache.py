@@ -140,7 +140,7 @@ def test_ensemble_takes_weights_in_the_order_of_the_caches(build, workshop, make
         (["convert", "CACHE", "out", "--codec", "topkk"], "Did you mean `topk`?"),
         (["convert", "CACHE", "out", "--codec", "topk:kk=3"], "Did you mean `k`?"),
         (["convert", "CACHE", "out", "--codec", "topk:k=0"], "`k`: must be at least"),
-        (["convert", "CACHE", "out", "--codec", "topk:k"], "found null"),
+        (["convert", "CACHE", "out", "--codec", "topk:k"], "found None"),
         (["convert", "CACHE", "out", "--codec", "topk:k=[1"], "is not valid YAML"),
         (["convert", "CACHE", "out", "--codec", "final_hidden"], "needs the full distribution"),
         (["convert", "CACHE", "out", "--hidden", "int9"], "Did you mean `int8`?"),

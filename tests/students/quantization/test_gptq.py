@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attar.errors import ModelError, RecipeError
+from attar.progress import listening
 from students.quantization.formats import NUMBER_FORMATS
 from students.quantization.gptq import (
     round_compensated,
@@ -20,6 +21,7 @@ from students.quantization.gptq import (
     roundable_linears,
 )
 from students.quantization.packed_weights import gguf_bytes
+from tests.helpers.progress import Heard
 
 GGUF = [name for name in NUMBER_FORMATS if name.startswith("q")]
 
@@ -167,12 +169,13 @@ def test_a_model_rounded_with_calibration_is_closer_to_itself_on_other_text(stud
 @pytest.mark.parametrize("rows", [None, 2, 6])
 def test_every_linear_layer_but_the_head_is_rounded_and_the_rest_unchanged(student, text, rows):
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    blocks = []
     ids = None if rows is None else text[:rows]
-    found = round_model(student, NUMBER_FORMATS["q4_0"], ids, lambda *done: blocks.append(done))
+    heard = Heard()
+    with listening(heard):
+        found = round_model(student, NUMBER_FORMATS["q4_0"], ids)
     assert found.keys() == roundable_linears(student).keys()
     assert "lm_head" not in found
-    assert blocks == ([] if rows is None else [(1, 3), (2, 3), (3, 3)])
+    assert heard.steps() == ([] if rows is None else [(1, 3), (2, 3), (3, 3)])
     for name, value in student.state_dict().items():
         module = name.removesuffix(".weight")
         if module in found:
