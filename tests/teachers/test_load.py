@@ -60,5 +60,5 @@ def test_a_teacher_that_is_not_there_is_named(name):
 
 
 def test_a_folder_without_a_model_is_told(tmp_path):
-    with pytest.raises(ModelError, match="could not be loaded"):
+    with pytest.raises(ModelError, match="holds no model"):
         load_teacher(TeacherConfig(model=str(tmp_path)))

@@ -16,7 +16,9 @@ def training(monkeypatch, tmp_path):
     """`training(objective)`: a training that stands before an evaluation with this outcome."""
 
     def make(objective):
-        means = SimpleNamespace(nll=objective, named=lambda prefix: {f"{prefix}nll": objective})
+        means = SimpleNamespace(
+            nll=objective, accuracy=None, named=lambda prefix: {f"{prefix}nll": objective}
+        )
         found = SimpleNamespace(objective=objective, means=means)
         monkeypatch.setattr(training_state, "evaluate_objective", lambda *a, **k: found)
         monkeypatch.setattr(training_state, "save_learned", lambda *a: None)
