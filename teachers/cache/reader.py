@@ -159,6 +159,9 @@ class SignalCache:
     ) -> None:
         """Raises `CacheError` for a cache that is still being built, unless `unfinished`."""
         self.store = SignalStore(url)
+        found = self.store.manifest()
+        if found is not None:
+            config_of(found)  # what it says of its signals is refused before its shards are
         manifest, self._entries = self.store.contents()
         if manifest is None:
             raise CacheError(f"There is no cache at {url}; run `distill cache build` first.")

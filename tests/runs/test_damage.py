@@ -314,7 +314,11 @@ def test_a_cache_may_be_deleted_once_all_is_trained(copied):
 def test_another_version_of_a_library_makes_stages_stale(finished, monkeypatch):
     assert finished("plan", "out").output.count("done;") >= 4
     monkeypatch.setattr("attar.libraries.version", lambda name: "99.1.0")
-    assert "done;" not in finished("plan", "out").output
+    # The same examples come out, so the cache, which is checked against them, serves.
+    done = [
+        line.split()[0] for line in finished("plan", "out").output.splitlines() if "done;" in line
+    ]
+    assert done == ["cache"]
 
 
 def test_models_of_other_runs_are_checked(finished):

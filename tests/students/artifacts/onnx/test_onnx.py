@@ -151,8 +151,10 @@ def test_eight_bits_are_those_of_the_weights(name, block, table, rounded):
     expected = reference(rounded_weights(model, block, table), ids, mask, output)[mask.bool()]
     plain = reference(model, ids, mask, output)[mask.bool()]
     error = (found - expected).norm() / expected.norm()
-    assert error < (0.02 if name == "decoder" else 0.08)  # error from rounding the inputs
-    assert 0 < (found - plain).norm() / plain.norm() < 0.1
+    # The error is from rounding the inputs; products of eight bits may saturate where a processor
+    # has no instructions of its own for them.
+    assert error < (0.02 if name == "decoder" else 0.16)
+    assert 0 < (found - plain).norm() / plain.norm() < 0.16
 
 
 @pytest.mark.parametrize("name", ["decoder", "classifier", "masked"])
@@ -214,7 +216,7 @@ def test_an_artifact_runs_without_this_package_and_without_torch(
     folder = tmp_path / name
     export_artifact(name, given, folder, "a card")
     assert check_whole(folder)["runtime"] == "onnxruntime"
-    code = re.search(r"```python\n(.*?)```", ARTIFACTS[name].usage, re.DOTALL)[1]
+    code = re.search(r"```python\n(.*?)```", ARTIFACTS[name].usage(given), re.DOTALL)[1]
     code = code.replace("PATH", str(folder))
     code += "import sys; assert not {'attar', 'students', 'distill'} & set(sys.modules)"
     done = subprocess.run(
