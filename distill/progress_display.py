@@ -187,7 +187,7 @@ class ProgressDisplay:
     def _show(self) -> None:
         if not self.live or self._shown is not None:
             return
-        atexit.register(self._hide)  # whatever ends the program, the cursor comes back
+        atexit.register(self._hide)  # however the program ends, the cursor comes back
         self._shown = Live(
             self,
             console=self._console,

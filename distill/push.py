@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attar.errors import HubError, ModelError, RunError, nearest
+from attar.errors import HubError, ModelError, RunError
 from attar.files import read_json_object, sha256_of
 from attar.models.locations import is_hub_id
 from distill.run.folder import is_run
 from distill.stages.made_files import check_against_records, run_of
-from distill.stages.shipping import Shipping, read_shipping
-from students.artifacts.artifact import CARD_FILE, MANIFEST_FILE, check_whole, failure_of
+from distill.stages.shipping import Shipping, named_artifact, read_shipping
+from students.artifacts.artifact import CARD_FILE, MANIFEST_FILE, check_whole
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,7 @@ def prepare_package(run_or_artifact: str, artifact: str | None) -> Package:
     if is_run(folder):
         shipping = read_shipping(folder)
         name = artifact or _chosen(folder, shipping)
-        path = folder / "artifacts" / name
-        _check_exists(folder, path)
+        path = named_artifact(folder, name, _artifacts(folder))
         return _package(path, _fitness(shipping, name))
     if artifact is not None:
         raise RunError(
@@ -112,17 +111,10 @@ def _chosen(folder: Path, shipping: Shipping | None) -> str:
     return chosen[0]
 
 
-def _check_exists(run: Path, artifact: Path) -> None:
-    if (artifact / MANIFEST_FILE).is_file():
-        return
-    reason = failure_of(artifact)
-    if reason is not None:
-        raise RunError(f"`{artifact.name}` of {run} could not be made: {reason}")
-    known = [path.parent.name for path in sorted(artifact.parent.glob(f"*/{MANIFEST_FILE}"))]
-    raise RunError(
-        f"{run} has no artifact `{artifact.name}`; it has {', '.join(known) or 'none'}."
-        + nearest(artifact.name, known)
-    )
+def _artifacts(run: Path) -> dict[str, Path]:
+    """The finished artifacts of a run, by name."""
+    found = sorted((run / "artifacts").glob(f"*/{MANIFEST_FILE}"))
+    return {path.parent.name: path.parent for path in found}
 
 
 def _fitness(shipping: Shipping | None, name: str) -> list[str]:

@@ -17,20 +17,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from distill.commands.main import main
 from distill.data.examples import Example, key_of
 from distill.data.tokenize import IGNORE
 from teachers.cache.config import CacheConfig, manifest_of
 from teachers.cache.reader import SignalCache
 from teachers.cache.store import SignalStore
-from teachers.runners.build_cache import build_cache
+from teachers.runners.build_cache import WriterProcess, build_cache
 from teachers.runners.next_token import TeacherRunner
 from teachers.runners.request import Request
+from tests.helpers.command_line import invoke
 from tests.helpers.tiers import Guard, tier_of
 
 settings.register_profile("attar", deadline=None, database=None, print_blob=True)
@@ -214,7 +213,7 @@ def make_cache():
             manifest_of(config, teacher or {"model": "tiny"}, {"ids": "97"}, data),
             [Request(e.key, e.input_ids, e.counted) for e in examples],
             lambda: TeacherRunner(model, vocabulary, config),
-            on_done=on_done,
+            WriterProcess(on_done=on_done),
         )
         return SignalCache(str(url))
 
@@ -341,9 +340,7 @@ class Workshop:
         self._finished_runs = finished_runs
 
     def __call__(self, *arguments, ok=True):
-        result = CliRunner().invoke(main, [str(a) for a in arguments])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
+        result = invoke(*arguments)
         if ok:
             assert result.exit_code == 0, result.output
         return result

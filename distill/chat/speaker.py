@@ -11,8 +11,8 @@ from attar.files import read_json_object
 from attar.models.loading import Quantization
 from distill.run.folder import RunFolder, is_run
 from distill.runtimes.runtime import runtime_of
-from distill.stages.shipping import Shipping, read_shipping
-from students.artifacts.artifact import MANIFEST_FILE, failure_of
+from distill.stages.shipping import Shipping, named_artifact, read_shipping
+from students.artifacts.artifact import MANIFEST_FILE
 
 SPECIALIZED = "specialized"  # the name of the specialised student among the arms
 NOT_MEASURED = "nothing was measured yet (`distill evaluate` does it)"
@@ -47,7 +47,8 @@ def find_speaker(run_or_model: str, artifact: str | None = None, arm: str | None
     if not artifacts and not arms:
         raise RunError(f"{folder} has no student yet; run `distill run` on it first.")
     if artifact is not None:
-        return Speaker(str(_named_artifact(folder, artifact, artifacts, arms)))
+        hint = f" `{artifact}` is an arm: --arm {artifact}." if artifact in arms else ""
+        return Speaker(str(named_artifact(folder, artifact, artifacts, hint)))
     if arm is not None:
         if arm not in arms:
             more = f" `{arm}` is an artifact: --artifact {arm}." if arm in artifacts else ""
@@ -57,21 +58,6 @@ def find_speaker(run_or_model: str, artifact: str | None = None, arm: str | None
             )
         return arms[arm]
     return _shipped(folder, artifacts, arms)
-
-
-def _named_artifact(
-    folder: Path, name: str, artifacts: dict[str, Path], arms: dict[str, Speaker]
-) -> Path:
-    if name in artifacts:
-        return artifacts[name]
-    reason = failure_of(folder / "artifacts" / name)
-    if reason is not None:
-        raise RunError(f"`{name}` of {folder} could not be made: {reason}")
-    more = f" `{name}` is an arm: --arm {name}." if name in arms else ""
-    known = ", ".join(artifacts) or "none"
-    raise RunError(
-        f"{folder} has no artifact `{name}`; it has {known}.{more or nearest(name, artifacts)}"
-    )
 
 
 def _artifacts(folder: Path) -> dict[str, Path]:

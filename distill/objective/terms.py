@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, create_model
 
 from attar.config import Section
 from attar.errors import RecipeError
+from attar.word_lists import listed
 from distill.objective.losses import LOSSES, Loss
 from distill.objective.schedules import Ramp, scheduled
 from teachers.codecs.codec import CODECS
@@ -169,5 +170,4 @@ def check_online(term: Any) -> None:
 
 
 def _codecs(*tails: str) -> str:
-    names = [f"`{name}`" for name, kind in CODECS.items() if kind.tail in tails]
-    return " or ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+    return listed([f"`{name}`" for name, kind in CODECS.items() if kind.tail in tails], "or")

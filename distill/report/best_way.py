@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from attar.word_lists import listed
 from distill.evaluation.job import Numbers
 from distill.report.measurements import Measurements
 from distill.report.paired_difference import negated
@@ -30,7 +31,7 @@ def way_words(measured: Measurements, name: str) -> str:
 
 def best_way(measured: Measurements, measure: Measure) -> Numbers:
     """The best of all ways by a measure: `model`, its name, and `tied`, the names of those that
-    cannot be told from it, the best first. Of two equally good ones the smaller is the best.
+    are not distinguishably worse, the best first. Of two equally good ones the smaller is the best.
     """
     models, sign = measured.models, 1 if measure.higher else -1
     ways = ["teacher", *measured.controls, "distill", *measured.baselines]
@@ -53,11 +54,6 @@ def best_sentence(measured: Measurements, measures: Sequence[Measure], best: Num
     also = f"; its {first.name} cannot be told from that of {listed(tied)}" if tied else ""
     way = way_words(measured, best["model"])
     return f"The best of all that was measured is {way}: {', '.join(shown)}{also}."
-
-
-def listed(words: Sequence[str]) -> str:
-    """Words with commas and an `and` between them."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
 
 
 # Baselines ---------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from attar.word_lists import listed
 from distill.evaluation.bootstrap import proportions_difference_interval
 from distill.evaluation.job import Numbers
 from distill.report.measurements import Measurements
@@ -145,8 +146,7 @@ class Comparison:
         clauses += [self._task_change(name) for name in self.worse_tasks]
         if not clauses:
             return ""
-        changes = " and ".join([", ".join(clauses[:-1]), clauses[-1]] if clauses[1:] else clauses)
-        return f"Distilling did not help: {self._standing()} {changes}. "
+        return f"Distilling did not help: {self._standing()} {listed(clauses)}. "
 
     def _standing(self) -> str:
         """How the first measure compares, up to the conjunction of what got worse."""

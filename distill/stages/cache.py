@@ -8,9 +8,8 @@ examples that it lacks are added to it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from teachers.cache.reader import SignalCache
 from teachers.cache.repair import repair_files
 from teachers.cache.store import SignalStore
 from teachers.load import teacher_identity
-from teachers.runners.build_cache import build_cache, grow_cache
+from teachers.runners.build_cache import WriterProcess, build_cache, grow_cache
 from teachers.runners.request import Request
 
 log = logging.getLogger(__name__)
@@ -232,18 +231,20 @@ def _fill(
 
     writing = store.writing() if rank == 0 else nullcontext()
     with progress("teacher's signals", amount(requests), unit) as work, writing:
-        write: Callable[..., object] = grow_cache
-        if manifest is not None:
-            write = partial(build_cache, manifest=manifest)
-            if rank == 0:
-                store.begin(manifest)
-        barrier()  # the other processes have decided, and then find a cache that was begun
-        write(
-            store=store, requests=requests, make_runner=lambda: run.task.runner(run),
-            rank=rank, world=world, barrier=barrier,
+        process = WriterProcess(
+            rank,
+            world,
+            barrier,
             on_done=lambda done: work.advance(world * amount(done)),  # the others do as much
             on_skip=lambda done: work.skip(amount(done)),
-        )  # fmt: skip
+        )
+        if manifest is not None and rank == 0:
+            store.begin(manifest)
+        barrier()  # the other processes have decided, and then find a cache that was begun
+        if manifest is not None:
+            build_cache(store, manifest, requests, lambda: run.task.runner(run), process)
+        else:
+            grow_cache(store, requests, lambda: run.task.runner(run), process)
         barrier()
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from attar.errors import RunError, nearest
 from distill.evaluation.job import Numbers
 from distill.report.task_report import TaskReport
 from distill.run.context import Run
@@ -13,6 +14,7 @@ from distill.run.folder import RunFolder
 from distill.run.load import load_recipe
 from distill.stages.report import judged, measurements
 from distill.stages.stage import EVALUATE
+from students.artifacts.artifact import failure_of
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,20 @@ def read_shipping(folder: Path) -> Shipping | None:
         return None  # the recipe names artifacts since
     measured, _ = judged(run, measurements(run, {}))
     return Shipping(measured, run.task.report, run.recipe.specialize is not None)
+
+
+def named_artifact(run: Path, name: str, known: Mapping[str, Path], hint: str = "") -> Path:
+    """The folder of the artifact that a user names, among the finished ones of a run.
+
+    hint: said of another name instead of the nearest known one. Raises `RunError` for an artifact
+    that could not be made, with the reason, and for a name that the run does not have.
+    """
+    if name in known:
+        return known[name]
+    reason = failure_of(run / "artifacts" / name)
+    if reason is not None:
+        raise RunError(f"`{name}` of {run} could not be made: {reason}")
+    raise RunError(
+        f"{run} has no artifact `{name}`; it has {', '.join(known) or 'none'}."
+        f"{hint or nearest(name, known)}"
+    )

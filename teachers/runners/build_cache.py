@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,70 +35,71 @@ def plan_shards(tokens: Sequence[int], shard_tokens: int) -> list[range]:
     return shards
 
 
+@dataclass(frozen=True)
+class WriterProcess:
+    """One of the processes that write a cache together, by default the only one.
+
+    barrier: waits for the others. on_done: called with the requests of each batch; on_skip: with
+    those whose signals are there already.
+    """
+
+    rank: int = 0
+    world: int = 1
+    barrier: Callable[[], None] = lambda: None
+    on_done: Callable[[Sequence[Request]], None] = lambda done: None
+    on_skip: Callable[[Sequence[Request]], None] = lambda done: None
+
+
+ALONE = WriterProcess()
+
+
 def build_cache(
     store: SignalStore,
     manifest: dict[str, Any],
     requests: Sequence[Request],
     make_runner: Callable[[], Runner],
-    *,
-    rank: int = 0,
-    world: int = 1,
-    on_done: Callable[[Sequence[Request]], None] = lambda done: None,
-    on_skip: Callable[[Sequence[Request]], None] = lambda done: None,
-    barrier: Callable[[], None] = lambda: None,
+    process: WriterProcess = ALONE,
 ) -> dict[str, float]:
     """Write the missing shards of a cache; the teacher is loaded only if there are any.
 
     Each of `world` processes writes every world-th shard. The first process learns the codecs'
-    assets while the others wait at `barrier`. `on_done` is called with the requests of each batch,
-    `on_skip` with those of a shard that is there already. Returns examples, counted tokens and
-    bytes of the whole cache, and the largest probability mass on padded vocabulary columns.
+    assets while the others wait. Returns examples, counted tokens and bytes of the whole cache, and
+    the largest probability mass on padded vocabulary columns.
     """
-    if rank == 0:
+    if process.rank == 0:
         store.begin(manifest)
     else:
         store.check_fits(manifest)
-    parts = _parts(requests, manifest)
-    return _write_parts(
-        store, manifest, dict(enumerate(parts)), make_runner,
-        rank=rank, world=world, on_done=on_done, on_skip=on_skip, barrier=barrier,
-    )  # fmt: skip
+    parts = dict(enumerate(_parts(requests, manifest)))
+    return _write_parts(store, manifest, parts, make_runner, process)
 
 
 def grow_cache(
     store: SignalStore,
     requests: Sequence[Request],
     make_runner: Callable[[], Runner],
-    *,
-    rank: int = 0,
-    world: int = 1,
-    on_done: Callable[[Sequence[Request]], None] = lambda done: None,
-    on_skip: Callable[[Sequence[Request]], None] = lambda done: None,
-    barrier: Callable[[], None] = lambda: None,
+    process: WriterProcess = ALONE,
 ) -> dict[str, float]:
     """Add the examples that a cache lacks, in shards of their own; readers see them at the end.
 
     What the codecs learned before stays as it is. Returns what `build_cache` does. Raises
     `CacheError` for a cache that cannot grow (`check_can_grow`).
     """
-    if rank == 0:
+    if process.rank == 0:
         begin_growing(store, {request.key: len(request.counted) for request in requests})
-    barrier()
+    process.barrier()
     manifest, held = store.growing(), held_tokens(store.entries(growing=True))
     if manifest is None:
         raise CacheError(f"The cache {store.url} is changed by another program; run it again.")
     lacking = [request for request in requests if request.key not in held]
-    on_skip([request for request in requests if request.key in held])
-    first = store.free_number()
-    barrier()  # all processes have read what is there before one adds to it
-    _write_parts(
-        store, manifest, dict(enumerate(_parts(lacking, manifest), first)), make_runner,
-        rank=rank, world=world, on_done=on_done, on_skip=on_skip, barrier=barrier,
-    )  # fmt: skip
-    barrier()
-    if rank == 0:
+    process.on_skip([request for request in requests if request.key in held])
+    parts = dict(enumerate(_parts(lacking, manifest), store.free_number()))
+    process.barrier()  # all processes have read the shards before one adds to them
+    _write_parts(store, manifest, parts, make_runner, process)
+    process.barrier()
+    if process.rank == 0:
         store.end_growing()
-    barrier()
+    process.barrier()
     return store.totals()
 
 
@@ -113,17 +115,12 @@ def _write_parts(
     manifest: dict[str, Any],
     parts: dict[int, list[Request]],
     make_runner: Callable[[], Runner],
-    *,
-    rank: int,
-    world: int,
-    on_done: Callable[[Sequence[Request]], None],
-    on_skip: Callable[[Sequence[Request]], None],
-    barrier: Callable[[], None],
+    process: WriterProcess,
 ) -> dict[str, float]:
     """Write the shards that are not there, by number; learn the assets where there are none."""
     runner, cut = None, 0
     assets = store.assets()
-    if assets is None and rank == 0:
+    if assets is None and process.rank == 0:
         runner = make_runner()
         requests = [request for group in parts.values() for request in group]
         sample = first_requests(requests, LEARN_TOKENS)
@@ -132,15 +129,15 @@ def _write_parts(
             "probe": _probe_assets(first_requests(requests, PROBE_TOKENS)),
         }
         store.write_assets(assets, manifest)
-    barrier()
+    process.barrier()
     assets = store.assets() or {}  # as stored, whichever process learned them
     done = store.entries()
     for number, group in parts.items():
         if number in done:
-            on_skip(group)
-        elif number % world == rank:
+            process.on_skip(group)
+        elif number % process.world == process.rank:
             runner = runner or make_runner()
-            rows = runner.run(group, assets, on_done)
+            rows = runner.run(group, assets, process.on_done)
             cut += sum(codes_at_the_limit(row) for row in rows)
             keys = [request.key for request in group]
             tokens = [len(request.counted) for request in group]

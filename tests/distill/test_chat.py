@@ -17,6 +17,7 @@ from distill.commands.main import main
 from students.artifacts.artifact import ArtifactInputs, export_artifact, write_failure
 from students.tuning.adapters import load_adapter, load_base, save_adapter
 from students.tuning.bottleneck_module import BottleneckConfig, add_bottleneck
+from tests.helpers.command_line import invoke
 
 pytestmark = pytest.mark.usefixtures("saved_models")
 
@@ -53,10 +54,7 @@ def run(make_model, tokenizer, tmp_path, monkeypatch):
 
 
 def chat(*arguments):
-    result = CliRunner().invoke(main, ["chat", *map(str, arguments), "--max-tokens", "6"])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+    return invoke("chat", *arguments, "--max-tokens", "6")
 
 
 def answered(*arguments):
@@ -75,6 +73,11 @@ def refused(says, *arguments):
 def greedy(tokenizer, messages, student, folder):
     """What transformers itself generates with one adapter."""
     model = load_adapter(AutoModelForCausalLM.from_pretrained(student), Path(folder))
+    return generated(model, tokenizer, messages)
+
+
+def generated(model, tokenizer, messages):
+    """What transformers itself generates after messages."""
     inputs = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
@@ -256,14 +259,7 @@ def test_a_system_message_is_heard_and_kept(run, tokenizer):
     messages, expected = [{"role": "system", "content": "says water"}], ""
     for text in ("light", "falls"):
         messages.append({"role": "user", "content": text})
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        ids = model.generate(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
-            max_new_tokens=6, do_sample=False, pad_token_id=0,
-        )  # fmt: skip
-        answer = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        answer = generated(model, tokenizer, messages)
         messages.append({"role": "assistant", "content": answer})
         expected += answer + "\n"
     assert said == expected

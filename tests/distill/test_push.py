@@ -9,14 +9,13 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-from click.testing import CliRunner
 
 import students.artifacts  # noqa: F401  (importing enrols)
-from distill.commands.main import main
 from distill.evaluation.job import Numbers
 from distill.stages import shipping
 from students.artifacts.artifact import ArtifactInputs, check_whole, export_artifact
 from students.artifacts.model_card import NOT_MEASURED, model_card
+from tests.helpers.command_line import invoke
 from tests.helpers.fake_hub import TOKEN, served_hub
 
 pytestmark = pytest.mark.usefixtures("local_server", "saved_models")
@@ -81,9 +80,7 @@ def measured(monkeypatch, **artifacts):
 
 
 def push(*arguments):
-    result = CliRunner().invoke(main, ["push", *map(str, arguments)])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
+    result = invoke("push", *arguments)
     assert TOKEN not in result.output
     return result
 

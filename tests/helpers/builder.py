@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from attar.errors import CacheError
 from teachers.cache.config import CacheConfig, manifest_of
 from teachers.cache.store import SignalStore
-from teachers.runners.build_cache import build_cache, grow_cache
+from teachers.runners.build_cache import WriterProcess, build_cache, grow_cache
 from teachers.runners.next_token import TeacherRunner
 from teachers.runners.request import Request
 
@@ -72,7 +72,7 @@ def build(url: str, rank: int, world: int, grow_to: int | None) -> None:
     while rank > 0 and not store.folder.exists("assets.json"):
         time.sleep(0.01)
     with store.writing() if rank == 0 else contextlib.nullcontext():
-        build_cache(store, MANIFEST, requests(), make_runner, rank=rank, world=world)
+        build_cache(store, MANIFEST, requests(), make_runner, WriterProcess(rank, world))
 
 
 def child(order: dict) -> None:

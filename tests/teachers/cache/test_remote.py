@@ -18,7 +18,7 @@ from teachers.cache.config import CacheConfig, manifest_of
 from teachers.cache.reader import SignalCache
 from teachers.cache.repair import faults_in, repair_files
 from teachers.cache.store import SignalStore
-from teachers.runners.build_cache import build_cache
+from teachers.runners.build_cache import WriterProcess, build_cache
 from teachers.runners.next_token import TeacherRunner
 from teachers.runners.request import Request
 
@@ -68,11 +68,9 @@ def work(tiny_model, make_examples):
     requests = [Request(e.key, e.input_ids, e.counted) for e in examples]
     manifest = manifest_of(CONFIG, {"model": "tiny"}, {"size": 97}, {"examples": 24})
 
-    def build(url, **more):
-        store = SignalStore(str(url))
-        build_cache(
-            store, manifest, requests, lambda: TeacherRunner(tiny_model, 97, CONFIG), **more
-        )
+    def build(url, **process):
+        store, make = SignalStore(str(url)), lambda: TeacherRunner(tiny_model, 97, CONFIG)
+        build_cache(store, manifest, requests, make, WriterProcess(**process))
 
     build.manifest = manifest
     return build

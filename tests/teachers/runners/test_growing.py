@@ -17,7 +17,7 @@ from teachers.cache.repair import faults_in, repair_files
 from teachers.cache.store import SignalStore
 from teachers.cache_tools.rewrite import sliced, write_cache
 from teachers.codecs.codec import CODECS
-from teachers.runners.build_cache import grow_cache
+from teachers.runners.build_cache import ALONE, WriterProcess, grow_cache
 from teachers.runners.next_token import TeacherRunner
 from teachers.runners.request import Request
 
@@ -65,14 +65,14 @@ def bytes_of(store):
     return {str(p): p.read_bytes() for p in folder.rglob("*") if p.suffix in (".arrow", ".json")}
 
 
-def grow(store, examples, model, codec="hybrid", wrap=lambda runner: runner, **ranks):
+def grow(store, examples, model, codec="hybrid", wrap=lambda runner: runner, process=ALONE):
     asked = []
 
     def make():
         asked.append(1)
         return wrap(runner_of(model, codec))
 
-    grow_cache(store, requests_of(examples), make, **ranks)
+    grow_cache(store, requests_of(examples), make, process)
     return len(asked)
 
 
@@ -183,14 +183,14 @@ def test_a_part_of_a_grown_cache_is_a_cache(some, tmp_path, tiny_model):
 
 def test_processes_share_a_growth(some, tiny_model):
     store, examples = some
-    meet = threading.Barrier(2)
+    meet = threading.Barrier(2, timeout=60)
     others = threading.Thread(
         target=grow,
         args=(SignalStore(store.url), examples, tiny_model),
-        kwargs={"rank": 1, "world": 2, "barrier": meet.wait},
+        kwargs={"process": WriterProcess(1, 2, meet.wait)},
     )
     others.start()
-    grow(store, examples, tiny_model, rank=0, world=2, barrier=meet.wait)
+    grow(store, examples, tiny_model, process=WriterProcess(0, 2, meet.wait))
     others.join()
     assert len(SignalCache(store.url).keys()) == ALL
 
@@ -200,7 +200,7 @@ def test_kill_9_in_a_growth_leaves_the_old_cache_and_what_was_added(builder, tmp
     assert builder(wait=builder(url=str(place), out=str(out))) == 0
     store = SignalStore(str(place))
     old, moments = len(store.entries()), 0
-    for added in (1, 2, 4):  # killed once so many new shards are there
+    for added in (1, 2, 4):  # killed once this many new shards exist
         pid = builder(url=str(place), out=str(out), grow_to=160)
         while len(store.entry_names()) < old + added:
             time.sleep(0.001)

@@ -210,9 +210,9 @@ def test_resumed_build_is_byte_identical_and_computes_nothing_twice(
     shards = plan_shards(counts, config.shard_tokens)
     assert len(shards) >= 3
     whole = [sum(len(examples[i].input_ids) for i in shard) for shard in shards]
-    told = []
-    make_cache(tmp_path / "whole", tiny_model, examples, config, on_done=told.append)
-    assert tokens_of(told) == sum(whole)
+    done = []
+    make_cache(tmp_path / "whole", tiny_model, examples, config, on_done=done.append)
+    assert tokens_of(done) == sum(whole)
 
     done = []
 
@@ -235,9 +235,9 @@ def test_resumed_build_is_byte_identical_and_computes_nothing_twice(
 
 def test_finished_cache_needs_no_teacher(make_cache, tiny_model, examples, tmp_path):
     make_cache(tmp_path, tiny_model, examples, config_of())
-    before, told = contents(tmp_path), []
-    make_cache(tmp_path, tiny_model, examples, config_of(), on_done=told.append)
-    assert told == []
+    before, done = contents(tmp_path), []
+    make_cache(tmp_path, tiny_model, examples, config_of(), on_done=done.append)
+    assert done == []
     assert contents(tmp_path) == before
 
 
