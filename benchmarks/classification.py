@@ -31,6 +31,7 @@ from distill.console import set_up_logging
 from distill.data.examples import Examples
 from distill.evaluation.predictions import held_out_batches
 from distill.evaluation.text_speed import measure_text_speed
+from distill.evaluation.timing import Timer
 from distill.pipeline import run_stages
 from distill.run.context import Run
 from distill.run.load import load_recipe
@@ -143,7 +144,10 @@ def shapes_of(models: dict[str, Path], held_out: Examples) -> dict[str, dict[str
     runtimes = {name: _runtime(model) for name, model in models.items()}
     batches = held_out_batches(held_out, len(held_out), BATCH)
     rounds = [
-        {name: measure_text_speed(one.classes, held_out, batches) for name, one in runtimes.items()}
+        {
+            name: measure_text_speed(one.classes, held_out, batches, Timer())
+            for name, one in runtimes.items()
+        }
         for _ in range(ROUNDS)
     ]
     found = {}

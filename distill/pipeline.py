@@ -174,7 +174,8 @@ def _run_stage(run: Run, name: str) -> None:
     with peak_memory() as peak, naming(run.folder.path):
         record = WORK[name].do(run, inputs)
     record.inputs, record.seconds = inputs, time.perf_counter() - start
-    record.peak_memory_bytes = peak.bytes
+    if not record.peak_memory_bytes:  # else it is of the processes that the stage started
+        record.peak_memory_bytes = peak.bytes
     free_memory()  # evaluation's processes want it
     if is_first_process():
         record.files = record_files(WORK[name].outputs(run), run.folder.path)

@@ -125,6 +125,7 @@ def _evaluate_models(
     from distill.console import print_table, set_up_logging
     from distill.evaluate_models import evaluate_models, evaluation_config
     from distill.recipe.parse import overridden
+    from distill.report.speeds import speed_notes
     from distill.report.tables import evaluation_table
     from distill.tasks.registry import TASKS
 
@@ -133,6 +134,9 @@ def _evaluate_models(
     found = evaluate_models(models, teacher, config, trusted)
     report = TASKS[found["task"]].report
     print_table(evaluation_table(found, {**report.columns, **report.extra_columns}))
+    teacher_row = {"teacher": found["teacher"]} if "teacher" in found else {}
+    for note in speed_notes({**teacher_row, **found["models"]}):
+        say(note)
     if file:
         write_json(Path(file), found)
         say(f"Wrote {file}.")

@@ -71,15 +71,21 @@ def print_report(folder: Path) -> None:
     """A finished run's tables, verdict and advice."""
     from distill.console import print_table
     from distill.report.selection import failed_lines
+    from distill.report.speeds import report_models, speed_notes
     from distill.report.tables import artifact_table, model_table, read_report
     from distill.tasks.registry import TASKS
 
     report = read_report(folder)
     of = TASKS[report["recipe"]["task"]].report
     print_table(model_table(report, of.columns))
-    say("\n".join([report["verdict"]["sentence"], *report["verdict"]["warnings"], ""]))
+    verdict, notes = report["verdict"], speed_notes(report_models(report))
+    say("\n".join([*notes, verdict["sentence"], *verdict["warnings"], ""]))
     print_table(artifact_table(report, of.artifact_columns))
-    for line in [*failed_lines(report), *(one["sentence"] for one in report["advice"])]:
+    for line in [
+        *speed_notes(report["artifacts"]),
+        *failed_lines(report),
+        *(one["sentence"] for one in report["advice"]),
+    ]:
         say(line)
     say(f"Report: {folder / 'report.html'}")
 

@@ -73,6 +73,7 @@ class BaselineRuntime(Protocol):
     """A loaded baseline, which is measured as a `ClassRuntime`; it reads the teacher's ids."""
 
     parameters: int
+    device: torch.device
 
     def classes(self, batch: Batch) -> Tensor:
         """Float32 logits (B, C) of labelled texts, on the CPU."""
@@ -154,6 +155,7 @@ class FeatureRuntime:
         self._fitted = fitted
         self._model = load_body(fitted.model)
         self.parameters = count_parameters(self._model) + fitted.linear.weights
+        self.device = next(self._model.parameters()).device
 
     def classes(self, batch: Batch) -> Tensor:
         """Float32 logits (B, C) of labelled texts, on the CPU."""
@@ -216,6 +218,7 @@ class TfidfRuntime:
     def __init__(self, fitted: FittedTfidf) -> None:
         self._fitted = fitted
         self.parameters = fitted.linear.weights
+        self.device = torch.device("cpu")
         fitted.read([np.empty(0, np.int64)])  # loads the tokenizer
 
     def classes(self, batch: Batch) -> Tensor:

@@ -7,53 +7,51 @@ of tokens before the first difference.
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 from attar.errors import ModelError
 from attar.progress import tracked
 from distill.data.examples import Examples
+from distill.evaluation.job import Numbers
+from distill.evaluation.timing import Timer
 from distill.runtimes.runtime import Runtime
 
 GENERATION_PROMPT_TOKENS = 16  # of the timed generation's prompt, and of the compared generations'
 
 
-def _timed(function: Callable[[], Any]) -> float:
-    """Median seconds of three calls; the first one, which warms up, is hardly ever the median."""
-    seconds = []
-    for _ in tracked(range(3), "speed", "calls"):
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
-
-
 def measure_speed(
-    runtime: Runtime, prompt: list[int], prefill_tokens: int, generate_tokens: int
-) -> dict[str, Any]:
+    runtime: Runtime, prompt: list[int], prefill_tokens: int, generate_tokens: int, timer: Timer
+) -> Numbers:
     """Tokens a second of one forward and of greedy generation, seconds to the first token after a
-    prompt of `prefill_tokens`, and a sample; None where a runtime cannot do it.
+    prompt of `prefill_tokens`, each with the range over all calls of the timer, and a sample; None
+    where a runtime cannot do it.
     """
     length = min(prefill_tokens, (runtime.context or prefill_tokens) - 1)
     ids = (prompt * (1 + length // len(prompt)))[:length]
-    speed: dict[str, Any] = {"prefill": length / _timed(lambda: runtime.prefill(ids))}
-    speed["generate"] = None
+    prefill = timer.time("speed of a prefill", lambda: runtime.prefill(ids)).rate(length)
+    rates: dict[str, Any] = {"prefill": prefill.median, "generate": None}
+    ranges: dict[str, Any] = {"prefill": prefill.range, "generate": None}
+    found = {"tokens_per_second": rates, "tokens_per_second_range": ranges}
     if not runtime.can_generate:
-        return {"tokens_per_second": speed, "seconds_to_first_token": None, "sample": ""}
+        no_first = {"seconds_to_first_token": None, "seconds_to_first_token_range": None}
+        return {**found, **no_first, "sample": ""}
     start = ids[: min(GENERATION_PROMPT_TOKENS, length)]
     new = generate_tokens
     if runtime.context is not None:
         new = max(1, min(new, runtime.context - len(start)))
     produced: list[list[int]] = []
-    seconds = _timed(lambda: produced.append(runtime.generate(start, new)))
+    seconds = timer.time(
+        "speed of generation", lambda: produced.append(runtime.generate(start, new))
+    )
     if len(produced[-1]) != new:
         raise ModelError(f"The model generated {len(produced[-1])} tokens, not {new}.")
-    speed["generate"] = new / seconds
+    generate = seconds.rate(new)
+    rates["generate"], ranges["generate"] = generate.median, generate.range
+    first = timer.time("time to the first token", lambda: runtime.generate(ids, 1))
     return {
-        "tokens_per_second": speed,
-        "seconds_to_first_token": _timed(lambda: runtime.generate(ids, 1)),
+        **found,
+        "seconds_to_first_token": first.median,
+        "seconds_to_first_token_range": first.range,
         "sample": runtime.decode(start + produced[-1]),
     }
 

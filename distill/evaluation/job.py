@@ -16,6 +16,7 @@ from attar.registry import Registry
 from distill.data.examples import Examples
 from distill.data.scored_pairs import PairsConfig
 from distill.evaluation.downstream.config import TaskConfig
+from distill.evaluation.timing import Timer
 
 if TYPE_CHECKING:
     from distill.evaluation.baselines import Baseline, FittedBaseline
@@ -119,8 +120,12 @@ class TaskMetrics(Protocol):
         batches: Batches,
         job: MeasureJob,
         config: EvaluateConfig,
+        timer: Timer,
     ) -> Numbers:
-        """Timings. They are taken first, while the process holds only the model."""
+        """Speeds, from the calls that it has the timer take now and those taken before.
+
+        It is asked before quality is measured, while the process holds only the model, and after.
+        """
         ...
 
     def arrays(

@@ -22,6 +22,7 @@ from distill.data.examples import Examples
 from distill.evaluation.fresh_process import run_in_fresh_process
 from distill.evaluation.job import EvaluateConfig, MeasureJob, Numbers, PredictionArrays
 from distill.evaluation.predictions import held_out_batches, write_arrays
+from distill.evaluation.timing import Timer, machine_of
 from distill.evaluation.tokenizer_check import check_probes
 from distill.runtimes.hugging_face import Transformers
 from distill.runtimes.runtime import ModelSource, open_runtime
@@ -32,8 +33,9 @@ log = logging.getLogger(__name__)
 def measure_model(job: MeasureJob) -> Numbers:
     """All numbers of one model; arrays by token or by text go to `job.out` with the suffix .npz.
 
-    Speed is measured first, while the process holds only the model.
+    Speed is measured first, while the process holds only the model, and again after the quality.
     """
+    timer = Timer()
     config, metrics = EvaluateConfig.model_validate(job.config), job.metrics
     examples = Examples(Path(job.held_out))
     source = ModelSource(
@@ -45,18 +47,27 @@ def measure_model(job: MeasureJob) -> Numbers:
     else:
         runtime = Transformers(source) if job.is_teacher else open_runtime(source)
     batches = held_out_batches(examples, config.tokens, config.batch_size)
-    speed = metrics.speed(runtime, examples, batches, job, config)
+    with timer:
+        metrics.speed(runtime, examples, batches, job, config, timer)
     memory = peak_memory_bytes()
     if job.probes is not None:  # after memory, as a runtime may load its file again for them
         check_probes(runtime, read_json(Path(job.probes)), job.name)
     arrays = metrics.arrays(runtime, examples, batches, job)
     _refuse_no_numbers(arrays)
     write_arrays(Path(job.out).with_suffix(".npz"), arrays)
-    return {
+    quality = {
         **metrics.summary(arrays, config),
         **metrics.more(runtime, examples, job, config),
+    }
+    with timer:
+        speed = metrics.speed(runtime, examples, batches, job, config, timer)
+    return {
+        **quality,
         **speed,
+        **timer.numbers(),
+        "machine": machine_of(runtime.device),
         "peak_memory_bytes": memory,
+        "process_peak_bytes": peak_memory_bytes(),
         "parameters": runtime.parameters,
         "bytes": _stored_bytes(job),
     }

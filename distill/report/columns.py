@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from distill.evaluation.job import Numbers
+from distill.report.speeds import timed
+
+Show = Callable[[Numbers], str]
 
 
 class Column(NamedTuple):
@@ -20,19 +23,25 @@ class Column(NamedTuple):
     """
 
     key: str
-    show: Callable[[Numbers], str]
+    show: Show
     meaning: str
 
 
 TableColumns = dict[str, Column]  # by title
 
 
-def _rate(kind: str) -> Callable[[Numbers], str]:
+def _speed(number: Callable[[float], str], key: str, kind: str | None = None) -> Show:
+    """What was timed with its range, or that it is withheld; empty where it was not timed."""
+
     def show(row: Numbers) -> str:
-        value = row["tokens_per_second"][kind]
-        return "" if value is None else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+        found = timed(row, key, kind)
+        return "" if found is None else found.show(number)
 
     return show
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def _millions(number: float) -> str:
@@ -70,10 +79,14 @@ MODEL_COLUMNS: TableColumns = {
     "M params": Column("parameters", lambda r: _millions(r["parameters"]), "million parameters"),
     "MB": Column("bytes", lambda r: _millions(r["bytes"]), "weights on disk"),
     "prefill t/s": Column(
-        "tokens_per_second", _rate("prefill"), "tokens a second of one forward over a prompt"
+        "tokens_per_second",
+        _speed(_rate, "tokens_per_second", "prefill"),
+        "tokens a second of one forward over a prompt",
     ),
     "gen t/s": Column(
-        "tokens_per_second", _rate("generate"), "tokens a second of greedy generation, one stream"
+        "tokens_per_second",
+        _speed(_rate, "tokens_per_second", "generate"),
+        "tokens a second of greedy generation, one stream",
     ),
     "peak MB": Column(
         "peak_memory_bytes",
@@ -84,7 +97,7 @@ MODEL_COLUMNS: TableColumns = {
 FIRST_TOKEN_COLUMN: TableColumns = {
     "first token ms": Column(
         "seconds_to_first_token",
-        lambda r: f"{1000 * r['seconds_to_first_token']:,.0f}",
+        _speed(lambda value: f"{1000 * value:,.0f}", "seconds_to_first_token"),
         "time from a prompt to its first generated token",
     ),
 }
@@ -103,7 +116,8 @@ SELECTION_COLUMNS: TableColumns = {
         "pareto",
         _pareto,
         "`bytes` where no artifact that is no larger is as good, `speed` where none that is no "
-        "slower is; differences that cannot be told from chance do not count",
+        "slower is; differences that cannot be told from chance or from the spread of timed calls "
+        "do not count",
     ),
     "fit to ship": Column(
         "fit",
@@ -130,11 +144,13 @@ ARTIFACT_COLUMNS: TableColumns = {
 # Of models that read whole texts.
 TEXT_SPEED_COLUMNS: TableColumns = {
     "texts/s": Column(
-        "texts_per_second", lambda r: f"{r['texts_per_second']:,.0f}", "texts a second in batches"
+        "texts_per_second",
+        _speed("{:,.0f}".format, "texts_per_second"),
+        "texts a second in batches",
     ),
     "ms a text": Column(
         "seconds_a_text",
-        lambda r: f"{1000 * r['seconds_a_text']:.1f}",
+        _speed(lambda value: f"{1000 * value:.1f}", "seconds_a_text"),
         "time for one text alone",
     ),
     "peak MB": MODEL_COLUMNS["peak MB"],

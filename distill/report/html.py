@@ -12,6 +12,7 @@ from typing import Any
 from distill.evaluation.job import Numbers
 from distill.report.columns import TableColumns, legend
 from distill.report.selection import failed_lines
+from distill.report.speeds import report_models, speed_notes
 from distill.report.tables import Table, artifact_table, model_table
 
 Figure = tuple[str, str]  # inline SVG and its caption
@@ -102,7 +103,7 @@ def _models(report: Numbers, columns: TableColumns, content: PageContent) -> str
     meanings = legend(columns, models)
     kinds = "".join(f" Baseline {name}: {one['about']}." for name, one in baselines.items())
     return f"""<h2>Measured on {escape(content.measured_on)}</h2>
-{as_table(model_table(report, columns))}
+{as_table(model_table(report, columns))}{_speeds(report_models(report))}
 <p class="legend">{escape(meanings)}. 95% intervals are in report.json.{escape(kinds)}</p>
 <div class="plots">{as_figures(content.model_figures)}</div>"""
 
@@ -111,10 +112,16 @@ def _artifacts(report: Numbers, columns: TableColumns, content: PageContent) -> 
     advice = "".join(f"<li>{escape(one['sentence'])}</li>" for one in report["advice"])
     meanings = legend(columns, report["artifacts"].values())
     return f"""<h2>Artifacts</h2><ul class="verdict">{advice}</ul>
-{as_table(artifact_table(report, columns))}{_warnings(failed_lines(report))}
+{as_table(artifact_table(report, columns))}{_speeds(report["artifacts"])}
+{_warnings(failed_lines(report))}
 <p class="legend">Each artifact was loaded from disk in a fresh process by what its users run it
 with. {escape(meanings)}.</p>
 <div class="plots">{as_figures(content.artifact_figures)}</div>"""
+
+
+def _speeds(models: dict[str, Numbers]) -> str:
+    notes = " ".join(speed_notes(models))
+    return f'<p class="legend">{escape(notes)}</p>' if notes else ""
 
 
 def _sections(sections: list[TableSection]) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from distill.evaluation.job import Numbers
-from distill.report.selection import Quality, Speed
+from distill.report.selection import Quality
+from distill.report.speeds import Speed
 
 Curves = dict[str, list[dict[str, float]]]  # the training history of every trained arm
 Histograms = dict[str, tuple[np.ndarray, np.ndarray]]  # (shares, edges of the bins) by model
@@ -123,7 +124,7 @@ PARAMETERS_AXIS = PlotAxis(
 
 
 def speed_axis(speed: Speed) -> PlotAxis:
-    """Models placed by their speed."""
+    """Models placed by their speed, those whose speed is not withheld."""
     return PlotAxis(speed.axis, speed.rate, pareto="speed")
 
 

@@ -4,19 +4,22 @@ An artifact is fit where it measured no more loss than the recipe's tolerance ag
 student unquantised; `certain` says whether the interval of that loss lies on one side of the
 tolerance. It is Pareto-optimal in quality against bytes (against speed) where its quality is
 distinguishably better than that of each optimal artifact that is no larger (no slower).
+Speeds that cannot be told apart are equal, by the levels of `speed_levels`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field
 
 from attar.config import Section
+from attar.word_lists import listed
 from distill.evaluation.job import Numbers
+from distill.report.speeds import Speed, is_busy, speed_levels
 
 
 class Tolerance(Section):
@@ -45,33 +48,6 @@ class Quality:
     def loss(self, numbers: Numbers) -> float:
         """The number with the sign by which less is better."""
         return -float(numbers[self.key]) if self.higher else float(numbers[self.key])
-
-
-@dataclass(frozen=True)
-class Speed:
-    """How fast models of a task are; higher is better.
-
-    rate: None or 0 where a runtime cannot do what is timed. axis: its title in plots. unit: as
-    advice says it.
-    """
-
-    rate: Callable[[Numbers], float | None]
-    axis: str
-    unit: str
-
-    def words(self, numbers: Numbers) -> str:
-        """The speed as advice says it; empty where there is none."""
-        rate = self.rate(numbers)
-        return f"{rate:,.0f} {self.unit} here" if rate else ""
-
-
-def _generation_rate(numbers: Numbers) -> float | None:
-    rate: float | None = numbers["tokens_per_second"]["generate"]
-    return rate
-
-
-GENERATION_SPEED = Speed(_generation_rate, "generated tokens a second", "tokens/s")
-READING_SPEED = Speed(lambda numbers: numbers["texts_per_second"], "texts a second", "texts/s")
 
 
 # Fit to ship -------------------------------------------------------------------------------------
@@ -161,16 +137,18 @@ def mark_pareto(
 ) -> None:
     """Set `pareto` of every artifact: whether it is optimal in quality against `bytes`, `speed`.
 
-    is_better: as in `pareto_front`. An artifact whose quality is not a number is never optimal.
+    is_better: as in `pareto_front`. An artifact whose quality is not a number is never optimal, nor
+    in speed one whose speed cannot be compared.
     """
     sizes, times = {}, {}
+    levels = speed_levels(speed, artifacts)
     for name, numbers in artifacts.items():
         if not math.isfinite(quality.loss(numbers)):
             continue
         if numbers["bytes"] is not None:
             sizes[name] = float(numbers["bytes"]), quality.loss(numbers)
-        if rate := speed.rate(numbers):
-            times[name] = -float(rate), quality.loss(numbers)
+        if speed.compared(numbers) is not None:
+            times[name] = float(levels[name]), quality.loss(numbers)
     smallest, fastest = pareto_front(sizes, is_better), pareto_front(times, is_better)
     for name, numbers in artifacts.items():
         numbers["pareto"] = {"bytes": name in smallest, "speed": name in fastest}
@@ -179,17 +157,23 @@ def mark_pareto(
 # Advice ------------------------------------------------------------------------------------------
 
 
+DEVICES = {"cuda": "GPU", "cpu": "CPU"}  # in words
+
+
 @dataclass(frozen=True)
 class Purpose:
     """One use of an artifact that the report advises on.
 
-    name: as in "For {name}: ...". rank: the artifact with the least value is advised. suits:
-    whether an artifact can serve it at all.
+    name: as in "For {name}: ...". rank: the artifact with the least value is advised; None: the
+    fastest, of those equally fast an artifact before a baseline, then the best. suits: whether an
+    artifact can serve it at all. device: the kind that it is about, of which speeds measured on
+    another say nothing.
     """
 
     name: str
-    rank: Callable[[Numbers], Any]
+    rank: Callable[[Numbers], Any] | None
     suits: Callable[[Numbers], bool] = lambda _: True
+    device: str | None = None
 
 
 SMALLEST = Purpose(
@@ -230,11 +214,44 @@ def advise(
     for purpose in purposes:  # of equals, an artifact comes before a baseline
         choices = {name: one for name, one in {**fit, **also}.items() if purpose.suits(one)}
         if choices:
-            name = min(choices, key=lambda one: purpose.rank(choices[one]))
+            name = _first(choices, also, purpose, quality, speed)
             kind, shown = ("artifact", name) if name in fit else ("baseline", f"baseline {name}")
-            sentence = f"For {purpose.name}: {shown} ({_words(choices[name], quality, speed)})."
+            words = _words(choices[name], quality, speed, purpose.device)
+            sentence = f"For {purpose.name}: {shown} ({words}).{_doubt(choices, purpose, speed)}"
             advice.append(_entry(purpose.name, sentence, **{kind: name}))
     return advice
+
+
+def _first(
+    choices: dict[str, Numbers],
+    baselines: Collection[str],
+    purpose: Purpose,
+    quality: Quality,
+    speed: Speed,
+) -> str:
+    """The name of what serves a purpose best."""
+    rank = purpose.rank
+    if rank is not None:
+        return min(choices, key=lambda name: rank(choices[name]))
+    levels = speed_levels(speed, choices)
+
+    def order(name: str) -> tuple[float, ...]:
+        size, lost = choices[name]["bytes"], quality.loss(choices[name])
+        return levels[name], name in baselines, lost, math.inf if size is None else size
+
+    return min(choices, key=order)
+
+
+def _doubt(choices: dict[str, Numbers], purpose: Purpose, speed: Speed) -> str:
+    """What advice on the fastest has to add, with a space before it: whose speed did not count."""
+    left_out = [name for name, one in choices.items() if speed.compared(one) is None]
+    if purpose.rank is not None or not left_out:
+        return ""
+    busy = any(is_busy(choices[name]) for name in left_out)
+    why = "the machine was busy" if busy else "it varied too much between calls"
+    if len(left_out) == len(choices):
+        return f" Speed did not decide: {why} while it was measured."
+    return f" The speed of {listed(left_out)} did not count: {why} while it was measured."
 
 
 def _entry(
@@ -255,11 +272,19 @@ def advise_best(
     return {**_entry(purpose, sentence), "model": model}
 
 
-def _words(numbers: Numbers, quality: Quality, speed: Speed) -> str:
-    parts = [_size_words(numbers), quality.words(numbers), speed.words(numbers)]
+def _words(numbers: Numbers, quality: Quality, speed: Speed, device: str | None = None) -> str:
+    parts = [_size_words(numbers), quality.words(numbers), _speed_words(numbers, speed, device)]
     if numbers.get("fit", {}).get("certain") is False:
         parts.append("within the tolerance as measured, which is not certain")
     return ", ".join(part for part in parts if part)
+
+
+def _speed_words(numbers: Numbers, speed: Speed, device: str | None) -> str:
+    """The speed, unless the purpose is about another kind of device than it was measured on."""
+    measured = numbers.get("machine", {}).get("device", device)
+    if device is not None and measured != device:
+        return f"its speed on a {DEVICES[device]} was not measured"
+    return speed.words(numbers)
 
 
 def _size_words(numbers: Numbers) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from attar.files import read_json_object
 from distill.evaluation.job import Numbers
 from distill.report.columns import TableColumns, cells
+from distill.report.speeds import WITHHELD, is_busy, machine_words
 
 Table = list[list[str]]  # rows of cells, header first
 
@@ -44,8 +45,12 @@ def markdown_table(numbers: Numbers, columns: TableColumns) -> str:
     """A model's numbers as a Markdown table, for its card."""
     lines = ["| measure | value |", "|---|---|"]
     for title, column in columns.items():
-        if numbers.get(column.key) is not None:
-            lines.append(f"| {title} | {column.show(numbers)} |")
+        shown = column.show(numbers) if numbers.get(column.key) is not None else WITHHELD
+        if shown != WITHHELD:
+            lines.append(f"| {title} | {shown} |")
+    if machine := machine_words(numbers):
+        busy = ", while it was busy with other work" if is_busy(numbers) else ""
+        lines.append(f"| timed on | {machine}{busy} |")
     return "\n".join(lines)
 
 

@@ -14,12 +14,12 @@ from distill.report.plots import Curves
 from distill.report.selection import (
     Purpose,
     Quality,
-    Speed,
     Tolerance,
     advise,
     is_certain,
     mark_pareto,
 )
+from distill.report.speeds import Speed
 
 
 class TaskReport(Protocol):

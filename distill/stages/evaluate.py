@@ -19,7 +19,7 @@ from attar.progress import progress
 from distill.data.config import stamp_of
 from distill.evaluation.baselines import TrainingTexts
 from distill.evaluation.downstream.questions import task_stamp
-from distill.evaluation.job import MeasureJob
+from distill.evaluation.job import MeasureJob, Numbers
 from distill.evaluation.measure import measure_in_fresh_process
 from distill.evaluation.tokenizer_check import make_probes
 from distill.report.tables import markdown_table
@@ -88,26 +88,28 @@ def _cards_are_filled(run: Run) -> bool:
 @work(EVALUATE, inputs=_inputs, outputs=_outputs, made=_cards_are_filled)
 def evaluate(run: Run, inputs: str) -> StageRecord:
     """Measure every model in a fresh process; add an artifact's numbers to its model card."""
-    tokens, shown = 0, {}
+    tokens, peak, shown = 0, 0, {}
     jobs = measure_jobs(run)
     with progress("models", len(jobs), "models") as work:
         for job in jobs:
             log.info("evaluate: %s", job.name)
             work.report(job.name)
             if job.name in run.task.metrics.baselines:
-                tokens += measure_baseline(run, job)
+                numbers = measure_baseline(run, job)
             elif job.name in run.artifacts:
-                number, table = _measure_artifact(run, job)
-                tokens += number
+                numbers, table = _measure_artifact(run, job)
                 shown.update({job.name: table} if table is not None else {})
             else:
-                tokens += measure_in_fresh_process(job)["tokens"]
+                numbers = measure_in_fresh_process(job)
+            tokens += numbers.get("tokens", 0)
+            peak = max(peak, numbers.get("process_peak_bytes", 0))
             work.advance()
-    return StageRecord(EVALUATE.name, tokens=tokens, notes={"measured": shown})
+    notes = {"measured": shown}
+    return StageRecord(EVALUATE.name, tokens=tokens, peak_memory_bytes=peak, notes=notes)
 
 
-def _measure_artifact(run: Run, job: MeasureJob) -> tuple[int, str | None]:
-    """(tokens measured, the table on the card). An artifact that cannot be run leaves its reason
+def _measure_artifact(run: Run, job: MeasureJob) -> tuple[Numbers, str | None]:
+    """(its numbers, the table on the card). An artifact that cannot be run leaves its reason
     instead of numbers, and no table.
     """
     folder = Path(job.model)
@@ -122,13 +124,12 @@ def _measure_artifact(run: Run, job: MeasureJob) -> tuple[int, str | None]:
         else:
             measured = markdown_table(numbers, run.task.report.columns)
             write_card(folder, job.name, card_of(run, job.name, measured))
-            return int(numbers["tokens"]), measured
-    _leave_reason(job, failure)
-    return 0, None
+            return numbers, measured
+    return _leave_reason(job, failure), None
 
 
-def measure_baseline(run: Run, job: MeasureJob) -> int:
-    """Texts measured. A baseline that cannot be made leaves its reason instead of numbers."""
+def measure_baseline(run: Run, job: MeasureJob) -> Numbers:
+    """Its numbers. A baseline that cannot be made leaves its reason instead of numbers."""
     start = time.perf_counter()
     try:
         texts = _training_texts(run)
@@ -139,10 +140,10 @@ def measure_baseline(run: Run, job: MeasureJob) -> int:
     except (ModelError, CacheError, ValueError) as error:  # scikit-learn's are ValueError
         reason = " ".join(str(error).split())
         log.error("evaluate: the baseline %s could not be made: %s", job.name, reason)
-        _leave_reason(job, reason)
-        return 0
-    write_json(Path(job.out), {**numbers, "train_texts": texts.number})
-    return int(numbers["tokens"])
+        return _leave_reason(job, reason)
+    numbers = {**numbers, "train_texts": texts.number}
+    write_json(Path(job.out), numbers)
+    return numbers
 
 
 def _training_texts(run: Run) -> TrainingTexts:
@@ -158,9 +159,11 @@ def _training_texts(run: Run) -> TrainingTexts:
     )
 
 
-def _leave_reason(job: MeasureJob, reason: str) -> None:
+def _leave_reason(job: MeasureJob, reason: str) -> Numbers:
     Path(job.out).with_suffix(".npz").unlink(missing_ok=True)  # of an earlier measurement
-    write_json(Path(job.out), {"failed": reason})
+    found: Numbers = {"failed": reason}
+    write_json(Path(job.out), found)
+    return found
 
 
 def failed_artifacts(run: Run) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from attar import __version__
 from attar.files import read_json, write_json, write_text
+from attar.machine import processor_name
 from distill.report.best_way import way_words
 from distill.report.data_parts import DataParts
 from distill.report.measurements import Measurements
@@ -23,7 +24,7 @@ from distill.stages.stage import REPORT, STAGES, work
 from distill.training.arms import DISTILL
 from students.artifacts.artifact import ARTIFACTS
 
-SCHEMA = 6
+SCHEMA = 7
 
 
 @work(
@@ -74,7 +75,7 @@ def assemble(run: Run) -> dict[str, Any]:
         "environment": {
             "attar": __version__,
             "python": platform.python_version(),
-            "machine": platform.processor() or platform.machine(),
+            "machine": processor_name(),
             **{name: version(name) for name in ("torch", "transformers", "accelerate", "peft")},
         },
     }

@@ -21,6 +21,7 @@ from distill.evaluation.job import (
     TaskMetrics,
 )
 from distill.evaluation.predictions import measure_predictions
+from distill.evaluation.timing import Timer
 from distill.runtimes.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -36,10 +37,12 @@ class CausalLMMetrics(TaskMetrics):
         batches: Batches,
         job: MeasureJob,
         config: EvaluateConfig,
+        timer: Timer,
     ) -> Numbers:
         """Tokens a second of a prefill and of a generation, from the first held-out example."""
         prompt = examples[0].input_ids.tolist()
-        return measure_speed(runtime, prompt, config.prefill_tokens, config.generate_tokens)
+        tokens = config.prefill_tokens, config.generate_tokens
+        return measure_speed(runtime, prompt, *tokens, timer)
 
     def arrays(
         self, runtime: Runtime, examples: Examples, batches: Batches, job: MeasureJob

@@ -40,14 +40,13 @@ from distill.report.plots import (
     speed_axis,
 )
 from distill.report.selection import (
-    GENERATION_SPEED,
     SMALLEST,
     Purpose,
     Quality,
-    Speed,
     Tolerance,
     judge_by_perplexity,
 )
+from distill.report.speeds import GENERATION_SPEED, Speed
 from distill.report.tables import Table
 from distill.report.task_report import TaskReport
 from distill.report.verdict import (
@@ -62,17 +61,22 @@ from distill.report.verdict import (
 
 MEASURES = (replace(NLL, digits=4), TOKEN_ACCURACY, KL, TOKEN_AGREEMENT)
 AGAINST = "Distilling against plain fine-tuning, on the same tokens"
+
+
+def _generated_on_a_cpu(numbers: Numbers) -> bool:
+    """Whether it can generate, and was timed on a CPU; reports before schema 7 do not say where."""
+    on_a_cpu = numbers.get("machine", {}).get("device", "cpu") == "cpu"
+    return on_a_cpu and GENERATION_SPEED.timed(numbers) is not None
+
+
 PURPOSES = (
     Purpose(
         "a GPU server",
         lambda numbers: (round(numbers["perplexity"], 2), numbers["bytes"]),
         lambda numbers: numbers["runtime"] == "transformers",
+        device="cuda",
     ),
-    Purpose(
-        "a laptop's CPU",
-        lambda numbers: -(GENERATION_SPEED.rate(numbers) or 0.0),
-        lambda numbers: bool(GENERATION_SPEED.rate(numbers)),
-    ),
+    Purpose("a CPU like this one", None, _generated_on_a_cpu, device="cpu"),
     SMALLEST,
 )
 

@@ -30,6 +30,7 @@ from distill.evaluation.job import (
 )
 from distill.evaluation.predictions import write_array, write_arrays
 from distill.evaluation.text_speed import batches_of, measure_text_speed
+from distill.evaluation.timing import Timer
 from distill.runtimes.runtime import VectorRuntime
 
 SIGNALS_FILE = "vectors.npy"
@@ -46,10 +47,13 @@ class EmbeddingMetrics(TaskMetrics):
         batches: Batches,
         job: MeasureJob,
         config: EvaluateConfig,
+        timer: Timer,
     ) -> Numbers:
         """Texts a second, and seconds for one text alone."""
         pooling = _pooling(job)
-        return measure_text_speed(lambda batch: runtime.vectors(batch, pooling), examples, batches)
+        return measure_text_speed(
+            lambda batch: runtime.vectors(batch, pooling), examples, batches, timer
+        )
 
     @torch.inference_mode()
     def arrays(

@@ -29,7 +29,8 @@ from distill.report.paired_difference import (
     untold_warnings,
 )
 from distill.report.plots import Curves, plot_curves
-from distill.report.selection import READING_SPEED, Purpose, Quality, Speed, Tolerance
+from distill.report.selection import Purpose, Quality, Tolerance
+from distill.report.speeds import READING_SPEED, Speed
 from distill.report.task_report import TaskReport
 from distill.report.verdict import Measure, compare, mean_of
 from distill.tasks.embedding.metrics import pairs_file, spearman_interval
@@ -174,8 +175,8 @@ def _kept(student: Numbers, teacher: Numbers, retained: float | None) -> str:
 
 def _cheaper(student: Numbers, teacher: Numbers) -> str:
     fewer = 1 - student["parameters"] / teacher["parameters"]
-    faster = student["texts_per_second"] / teacher["texts_per_second"]
-    return f"with {fewer:.0%} fewer parameters, at {faster:.1f} times its speed"
+    speed = READING_SPEED.ratio_words(student, teacher, "the teacher's")
+    return f"with {fewer:.0%} fewer parameters, {speed}"
 
 
 def _spearman_difference(measured: Measurements, a: str, b: str) -> Numbers:

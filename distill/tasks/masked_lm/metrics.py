@@ -18,6 +18,7 @@ from distill.evaluation.job import (
 )
 from distill.evaluation.predictions import measure_predictions
 from distill.evaluation.text_speed import measure_text_speed
+from distill.evaluation.timing import Timer
 from distill.runtimes.runtime import Runtime
 from distill.tasks.causal_lm.metrics import CausalLMMetrics
 
@@ -32,6 +33,7 @@ class MaskedLMMetrics(TaskMetrics):
         batches: Batches,
         job: MeasureJob,
         config: EvaluateConfig,
+        timer: Timer,
     ) -> Numbers:
         """Texts a second with the logits of their masked tokens, and seconds for one text alone."""
 
@@ -39,7 +41,7 @@ class MaskedLMMetrics(TaskMetrics):
             logits = runtime.read(batch)
             return logits.piece(slice(0, len(logits))).cpu()
 
-        return measure_text_speed(read, examples, batches, collate_masked)
+        return measure_text_speed(read, examples, batches, timer, collate_masked)
 
     def arrays(
         self, runtime: Runtime, examples: Examples, batches: Batches, job: MeasureJob

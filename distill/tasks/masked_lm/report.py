@@ -21,13 +21,12 @@ from distill.report.measurements import Measurements
 from distill.report.paired_difference import paired_difference, perplexity_lost
 from distill.report.plots import Curves, plot_curves
 from distill.report.selection import (
-    READING_SPEED,
     Purpose,
     Quality,
-    Speed,
     Tolerance,
     judge_by_perplexity,
 )
+from distill.report.speeds import READING_SPEED, Speed
 from distill.report.task_report import TaskReport
 from distill.report.verdict import comparison_table
 from distill.tasks.causal_lm.report import AGAINST, MEASURES, CausalLMReport

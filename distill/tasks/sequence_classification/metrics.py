@@ -33,6 +33,7 @@ from distill.evaluation.job import (
 )
 from distill.evaluation.predictions import write_array
 from distill.evaluation.text_speed import batches_of, measure_text_speed
+from distill.evaluation.timing import Timer
 from distill.runtimes.runtime import ClassRuntime
 
 CONFIDENCE_BINS = 15  # of the calibration error, as is usual (Guo et al. 2017, 1706.04599)
@@ -51,9 +52,10 @@ class ClassificationMetrics(TaskMetrics):
         batches: Batches,
         job: MeasureJob,
         config: EvaluateConfig,
+        timer: Timer,
     ) -> Numbers:
         """Texts a second in batches of all lengths, and seconds for one text alone."""
-        return measure_text_speed(runtime.classes, examples, batches)
+        return measure_text_speed(runtime.classes, examples, batches, timer)
 
     def arrays(
         self, runtime: ClassRuntime, examples: Examples, batches: Batches, job: MeasureJob

@@ -36,7 +36,8 @@ from distill.report.paired_difference import (
     untold_warnings,
 )
 from distill.report.plots import Curves, plot_curves
-from distill.report.selection import READING_SPEED, Purpose, Quality, Speed, Tolerance
+from distill.report.selection import Purpose, Quality, Tolerance
+from distill.report.speeds import READING_SPEED, Speed
 from distill.report.task_report import TaskReport
 from distill.report.verdict import (
     ACCURACY,
@@ -257,9 +258,9 @@ def _labels_know_more(
 
 def _kept(measured: Measurements) -> str:
     teacher, student = (measured.models[name] for name in ("teacher", "distill"))
-    faster = student["texts_per_second"] / teacher["texts_per_second"]
     fewer = 1 - student["parameters"] / teacher["parameters"]
-    with_less = f"with {fewer:.0%} fewer parameters, at {faster:.1f} times its speed."
+    speed = READING_SPEED.ratio_words(student, teacher, "the teacher's")
+    with_less = f"with {fewer:.0%} fewer parameters, {speed}."
     mine, its = student["accuracy"], teacher["accuracy"]
     if mine <= its:
         kept = f"keeps {mine / max(its, 1e-9):.1%} of the teacher's accuracy"
