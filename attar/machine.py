@@ -53,7 +53,7 @@ def processor_name() -> str:
     except OSError:
         lines = []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(filter(None, named), "") or platform.processor() or platform.machine()
+    return next(filter(None, named), "") or platform.machine()
 
 
 def _taken(cores: Iterable[int]) -> float | None:

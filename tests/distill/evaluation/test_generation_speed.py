@@ -6,6 +6,7 @@ from distill.data.batching import plan_in_order
 from distill.data.examples import Example
 from distill.evaluation.generation_speed import agreement, continuations, measure_speed
 from distill.evaluation.text_speed import measure_text_speed
+from distill.evaluation.timing import Timer
 from distill.runtimes.hugging_face import Transformers
 from distill.runtimes.runtime import ModelSource
 
@@ -31,33 +32,38 @@ def test_a_model_agrees_with_itself_and_stays_within_its_positions(runtime, make
 
 
 def test_speed_is_measured_with_a_sample(runtime):
-    found = measure_speed(runtime, [5, 6, 7], prefill_tokens=32, generate_tokens=4)
+    found = measure_speed(runtime, [5, 6, 7], 32, 4, Timer())
     assert found["tokens_per_second"]["prefill"] > 0
     assert found["tokens_per_second"]["generate"] > 0
     assert found["seconds_to_first_token"] > 0
+    low, high = found["tokens_per_second_range"]["generate"]
+    assert low <= found["tokens_per_second"]["generate"] <= high
     assert found["sample"]
 
 
 def test_a_runtime_that_cannot_generate_has_no_such_numbers(runtime):
     runtime.can_generate = False
-    found = measure_speed(runtime, [5, 6, 7], prefill_tokens=32, generate_tokens=4)
+    found = measure_speed(runtime, [5, 6, 7], 32, 4, Timer())
     assert found["tokens_per_second"]["generate"] is None
     assert found["seconds_to_first_token"] is None
     assert found["tokens_per_second"]["prefill"] > 0
 
 
 def texts_timed(examples, batch_size):
-    """(lengths of texts that are timed in batches, of those timed alone)."""
+    """(lengths of texts that are timed in batches, of those timed alone), of one call."""
     batches = plan_in_order([len(e.input_ids) for e in examples], batch_size)
     seen = []
 
     def read(batch):
         seen.append(batch.counts)
 
-    measure_text_speed(read, examples, [[i for row in rows for i in row] for rows in batches])
-    passes = [counts for counts in seen[1:] if len(counts) > 1]
-    lone = [counts[0] for counts in seen[1:] if len(counts) == 1]
-    return [n for counts in passes[: len(passes) // 3] for n in counts], lone[::3]
+    numbers = [[i for row in rows for i in row] for rows in batches]
+    found = measure_text_speed(read, examples, numbers, Timer())
+    for key in ("texts_per_second", "seconds_a_text"):
+        assert found[f"{key}_range"][0] <= found[key] <= found[f"{key}_range"][1]
+    many = [counts for counts in seen if len(counts) > 1][1:]  # the first warms up
+    lone = [counts[0] for counts in seen if len(counts) == 1][1:]
+    return [n for counts in many[: len(many) // 3] for n in counts], lone[: len(lone) // 3]
 
 
 def test_texts_are_timed_at_all_lengths_whatever_the_batches(make_examples):

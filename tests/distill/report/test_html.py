@@ -29,7 +29,7 @@ def report():
         "arms": {"init": MODEL, "distill": MODEL},
         "baselines": {},
         "artifacts": {"onnx": artifact},
-        "advice": [{"sentence": "For a laptop's CPU: onnx."}],
+        "advice": [{"sentence": "For a CPU like this one: onnx."}],
         "verdict": {"sentence": "It helped.", "warnings": ["But slowly."]},
         "selection": DataParts(1024, 2048, "documents").entry(),
         "cost": {"stages": {}, "arms": {}, "seconds": 1.0, "cache_bytes_per_token": 0.0},
