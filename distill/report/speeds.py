@@ -54,13 +54,11 @@ class Timed:
         return mine[0] <= its[1] and its[0] <= mine[1]
 
     def show(self, number: Callable[[float], str]) -> str:
-        """The median, its range where it varies, or that it is withheld."""
+        """The median, half of its range where it varies, or that it is withheld."""
         if self.is_noise:
             return WITHHELD
-        if not self.varies:
-            return number(self.median)
-        low, high = map(number, self.bounds)
-        return f"{number(self.median)} ({low} to {high})"
+        spread = f" ±{self._width / 2 / self.median:.0%}" if self.varies else ""
+        return f"{number(self.median)}{spread}"
 
 
 def timed(numbers: Numbers, key: str, kind: str | None = None) -> Timed | None:
@@ -171,21 +169,25 @@ def speed_levels(speed: Speed, models: Mapping[str, Numbers]) -> dict[str, int]:
 
 
 def speed_notes(models: Mapping[str, Numbers]) -> list[str]:
-    """Sentences to stand under a table of models: what is withheld, when the machine was busy, and
-    on which machine they were timed.
+    """Sentences to stand under a table of models: what a spread is, what is withheld, when the
+    machine was busy, and on which machine they were timed.
     """
     made = {name: one for name, one in models.items() if "failed" not in one}
     found = []
-    if noisy := [name for name, one in made.items() if _has_noise(one)]:
+    if any(one.varies and not one.is_noise for row in made.values() for one in _all_timed(row)):
+        found.append("±: half of the range of the timed calls, as a share of their median.")
+    noisy = [name for name, row in made.items() if any(one.is_noise for one in _all_timed(row))]
+    if noisy:
         found.append(
             f"Withheld ({WITHHELD}): speeds of {listed(noisy)} whose timed calls lay further apart "
             "than half of their median; measure again on a quiet machine."
         )
     if busy := [name for name, one in made.items() if is_busy(one)]:
+        most = max(made[name]["timing"]["others"] for name in busy)
         found.append(
             f"The machine was busy while {listed(busy)} {'was' if len(busy) == 1 else 'were'} "
-            "timed: other work took over a tenth of its cores. These speeds are not compared with "
-            "others."
+            f"timed: other work took up to {most:.0%} of its cores. These speeds are not compared "
+            "with others."
         )
     machines = dict.fromkeys(filter(None, map(machine_words, made.values())))
     if machines:
@@ -212,9 +214,8 @@ def machine_words(numbers: Numbers) -> str:
     return f"{machine['name']} ({many})"
 
 
-def _has_noise(numbers: Numbers) -> bool:
-    """Whether one of the speeds that tables show is noise."""
-    rates = (timed(numbers, "tokens_per_second", kind) for kind in ("prefill", "generate"))
+def _all_timed(numbers: Numbers) -> list[Timed]:
+    """All speeds of a model that tables show."""
+    rates = [timed(numbers, "tokens_per_second", kind) for kind in ("prefill", "generate")]
     keys = ("seconds_to_first_token", "texts_per_second", "seconds_a_text")
-    found = [*rates, *(timed(numbers, key) for key in keys)]
-    return any(one is not None and one.is_noise for one in found)
+    return [one for one in [*rates, *(timed(numbers, key) for key in keys)] if one is not None]

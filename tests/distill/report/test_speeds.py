@@ -37,7 +37,7 @@ def shown(numbers):
 
 @pytest.mark.parametrize(
     ("low", "high", "says"),
-    [(96, 105, "100"), (90, 105, "100 (90 to 105)"), (80, 129, "100 (80 to 129)"), (60, 111, "-")],
+    [(96, 105, "100"), (90, 106, "100 ±8%"), (80, 129, "100 ±24%"), (60, 111, "-")],
 )
 def test_a_range_is_shown_where_it_matters_and_noise_is_withheld(low, high, says):
     numbers = model(100, low, high)
@@ -53,14 +53,15 @@ def test_a_speed_of_an_earlier_schema_is_shown_as_it_is():
 
 def test_what_is_withheld_and_when_the_machine_was_busy_is_said_under_the_table():
     models = {
-        "teacher": model(100), "arm init": model(100, 50, 150), "arm distill": model(9, busy=True),
+        "teacher": model(100, 80, 120), "arm init": model(100, 50, 150), "arm distill": model(9, busy=True),
         "bad": {"failed": "no room"},
     }  # fmt: skip
     assert speed_notes(models) == [
+        "±: half of the range of the timed calls, as a share of their median.",
         "Withheld (-): speeds of arm init whose timed calls lay further apart than half of their "
         "median; measure again on a quiet machine.",
-        "The machine was busy while arm distill was timed: other work took over a tenth of its "
-        "cores. These speeds are not compared with others.",
+        "The machine was busy while arm distill was timed: other work took up to 50% of its cores. "
+        "These speeds are not compared with others.",
         "Timed on Fast 9000 (2 cores, 1 thread).",
     ]
 
@@ -161,7 +162,7 @@ def test_artifacts_of_one_speed_are_told_apart_by_quality():
     (said,) = advise(artifacts, QUALITY, READING_SPEED, (FASTEST,), "")
     assert said["artifact"] == "good"
     assert said["sentence"] == (
-        "For the most texts a second here: good (20 MB, accuracy 90.0%, 95 (86 to 104) texts/s "
+        "For the most texts a second here: good (20 MB, accuracy 90.0%, 95 ±9% texts/s "
         "here). The speed of noise did not count: it varied too much between calls while it was "
         "measured."
     )
