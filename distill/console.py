@@ -106,7 +106,7 @@ def print_table(lines: list[list[str]]) -> None:
         table.add_column(printable(head), justify="left" if i in (0,) else "right", no_wrap=True)
     for line in lines[1:]:
         table.add_row(*map(printable, line))
-    width = None if Console().is_terminal else 160
+    width = None if Console().is_terminal else 400  # a file has no edge
     Console(width=width, highlight=False, markup=False, emoji=False).print(table)
 
 

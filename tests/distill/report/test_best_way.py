@@ -175,7 +175,7 @@ def test_a_baseline_as_good_as_the_student_is_advised_where_it_is_smaller():
         one["fit"]["ships"] = False
     unfit, *others = REPORT.advise(artifacts, baselines)
     assert "No artifact stays within the tolerance" in unfit["sentence"]
-    assert [one["baseline"] for one in others] == ["tf-idf", "tf-idf"]
+    assert [one["baseline"] for one in others] == ["features", "tf-idf"]
 
 
 def test_the_page_has_rows_of_baselines_and_says_what_they_are(measure):

@@ -53,8 +53,8 @@ def test_a_speed_of_an_earlier_schema_is_shown_as_it_is():
 
 def test_what_is_withheld_and_when_the_machine_was_busy_is_said_under_the_table():
     models = {
-        "teacher": model(100, 80, 120), "arm init": model(100, 50, 150), "arm distill": model(9, busy=True),
-        "bad": {"failed": "no room"},
+        "teacher": model(100, 80, 120), "arm init": model(100, 50, 150),
+        "arm distill": model(9, busy=True), "bad": {"failed": "no room"},
     }  # fmt: skip
     assert speed_notes(models) == [
         "±: half of the range of the timed calls, as a share of their median.",
