@@ -184,10 +184,10 @@ def speed_notes(models: Mapping[str, Numbers]) -> list[str]:
         )
     if busy := [name for name, one in made.items() if is_busy(one)]:
         most = max(made[name]["timing"]["others"] for name in busy)
+        who = "all of them were" if len(busy) == len(made) > 1 else _subject(busy)
         found.append(
-            f"The machine was busy while {listed(busy)} {'was' if len(busy) == 1 else 'were'} "
-            f"timed: other work took up to {most:.0%} of its cores. These speeds are not compared "
-            "with others."
+            f"The machine was busy while {who} timed: other work took up to {most:.0%} of its "
+            "cores. Speeds measured then are not compared."
         )
     machines = dict.fromkeys(filter(None, map(machine_words, made.values())))
     if machines:
@@ -212,6 +212,10 @@ def machine_words(numbers: Numbers) -> str:
     cores, threads = machine["cores"], machine["threads"]
     many = f"{cores} core{'' if cores == 1 else 's'}, {threads} thread{'' if threads == 1 else 's'}"
     return f"{machine['name']} ({many})"
+
+
+def _subject(names: list[str]) -> str:
+    return f"{listed(names)} {'was' if len(names) == 1 else 'were'}"
 
 
 def _all_timed(numbers: Numbers) -> list[Timed]:

@@ -37,6 +37,8 @@ def test_a_run_leaves_a_student_artifacts_and_a_report_and_then_has_nothing_to_d
             assert numbers[key] > 0
         assert set(numbers["tokens_per_second"]) == {"prefill", "generate"}
         assert numbers["nll_interval"] is None, "too few held-out documents to tell"
+        assert numbers["timing"]["calls"] == 5
+        assert numbers["machine"]["device"] in ("cpu", "cuda")
     assert report["verdict"]["helped"] is None
     assert "cannot be told better or worse" in report["verdict"]["sentence"]
     arms = report["arms"]
@@ -47,8 +49,12 @@ def test_a_run_leaves_a_student_artifacts_and_a_report_and_then_has_nothing_to_d
     peaks = [cost["stages"][name]["peak_memory_bytes"] for name in ("cache", "build", "train")]
     assert min(peaks) > 0
     assert 0 < max(arm["peak_memory_bytes"] for arm in cost["arms"].values()) <= peaks[-1]
+    measured = [report["teacher"], *arms.values(), *report["artifacts"].values()]
+    largest = max(one["process_peak_bytes"] for one in measured)
+    assert cost["stages"]["evaluate"]["peak_memory_bytes"] == largest, "not of what waits for them"
     page = Path("out/report.html").read_text()
     assert "peak memory, MB" in page
+    assert f"Timed on {report['teacher']['machine']['name']}" in html.unescape(page)
     assert report["selection"]["validation_tokens"] > 0
     assert report["selection"]["sentence"] in html.unescape(page)
     assert page.count("<svg") == 4

@@ -61,9 +61,14 @@ def test_what_is_withheld_and_when_the_machine_was_busy_is_said_under_the_table(
         "Withheld (-): speeds of arm init whose timed calls lay further apart than half of their "
         "median; measure again on a quiet machine.",
         "The machine was busy while arm distill was timed: other work took up to 50% of its cores. "
-        "These speeds are not compared with others.",
+        "Speeds measured then are not compared.",
         "Timed on Fast 9000 (2 cores, 1 thread).",
     ]
+
+
+def test_a_machine_that_was_busy_all_along_is_said_without_names():
+    (busy, _) = speed_notes({"teacher": model(1, busy=True), "arm init": model(1, busy=True)})
+    assert busy.startswith("The machine was busy while all of them were timed: ")
 
 
 def test_the_card_leaves_out_what_is_withheld_and_says_where_it_was_timed():
