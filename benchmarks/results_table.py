@@ -15,6 +15,7 @@ from pathlib import Path
 from harness import processor
 
 from attar.files import write_json
+from distill.report.speeds import report_models, speed_notes
 from distill.report.tables import artifact_table, model_table, read_report
 from distill.tasks.registry import TASKS
 
@@ -41,8 +42,9 @@ def main() -> None:
     )
     of = TASKS[report["recipe"]["task"]].report
     tables = model_table(report, of.columns), artifact_table(report, of.artifact_columns)
-    parts = [markdown(tables[0]), sentence, markdown(tables[1]), advice, cost]
-    block = "\n\n".join(parts)
+    notes = [" ".join(speed_notes(one)) for one in (report_models(report), report["artifacts"])]
+    parts = [markdown(tables[0]), notes[0], sentence, markdown(tables[1]), notes[1], advice, cost]
+    block = "\n\n".join(filter(None, parts))
     readme = Path("README.md")
     text = readme.read_text(encoding="utf8")
     pattern = r"(<!-- demo:begin -->\n).*?(\n<!-- demo:end -->)"
