@@ -19,7 +19,7 @@ from pydantic import Field
 from attar.config import Section
 from attar.word_lists import listed
 from distill.evaluation.job import Numbers
-from distill.report.speeds import Speed, is_busy, speed_levels
+from distill.report.speeds import Speed, speed_levels
 
 
 class Tolerance(Section):
@@ -247,11 +247,8 @@ def _doubt(choices: dict[str, Numbers], purpose: Purpose, speed: Speed) -> str:
     left_out = [name for name, one in choices.items() if speed.compared(one) is None]
     if purpose.rank is not None or not left_out:
         return ""
-    busy = any(is_busy(choices[name]) for name in left_out)
-    why = "the machine was busy" if busy else "it varied too much between calls"
-    if len(left_out) == len(choices):
-        return f" Speed did not decide: {why} while it was measured."
-    return f" The speed of {listed(left_out)} did not count: {why} while it was measured."
+    what = "Speed" if len(left_out) == len(choices) else f"The speed of {listed(left_out)}"
+    return f" {what} did not count: the machine was busy while it was measured."
 
 
 def _entry(

@@ -1,8 +1,8 @@
 """Speeds as a report tells them: only so far as their timed calls agree.
 
-A speed whose calls lie further apart than half of their median is noise, and is withheld. One is
-compared with another only where neither is noise, the machine was not busy while either was timed,
-and their ranges do not touch.
+A speed whose calls lie further apart than half of their median is noise: its median is withheld.
+One is faster than another only where the machine was not busy while either was timed and their
+ranges do not touch; how many times as fast is told only where neither is noise.
 """
 
 from __future__ import annotations
@@ -92,18 +92,17 @@ class Speed:
         return None if found is None or found.is_noise else found.median
 
     def compared(self, numbers: Numbers) -> Timed | None:
-        """The speed where it can be compared with others: no noise, and no busy machine."""
-        found = self.timed(numbers)
-        return None if found is None or found.is_noise or is_busy(numbers) else found
+        """The speed where its range can be compared with others': the machine was not busy."""
+        return None if is_busy(numbers) else self.timed(numbers)
 
     def words(self, numbers: Numbers) -> str:
-        """The speed as advice says it; empty where there is none."""
+        """The speed as advice says it, of noise the range alone; empty where there is none."""
         found = self.timed(numbers)
         if found is None:
             return ""
-        if found.is_noise:
-            return "a speed that varied too much to be told"
-        value = f"{found.show('{:,.0f}'.format)} {self.unit} here"
+        low, high = map("{:,.0f}".format, found.bounds)
+        shown = f"{low} to {high}" if found.is_noise else found.show("{:,.0f}".format)
+        value = f"{shown} {self.unit} here"
         return f"{value} while the machine was busy" if is_busy(numbers) else value
 
     def ratio_words(self, model: Numbers, other: Numbers, whose: str) -> str:
@@ -153,7 +152,7 @@ def speed_levels(speed: Speed, models: Mapping[str, Numbers]) -> dict[str, int]:
 
     That two speeds cannot be told apart is not transitive, so this is a convention: from the
     fastest median on, a new level begins where a range no longer touches that of the first of its
-    level. Speeds that cannot be compared are in the last level, all alone there.
+    level. Speeds that cannot be compared are in the last level, all by themselves.
     """
     compared = {name: found for name, one in models.items() if (found := speed.compared(one))}
     levels: dict[str, int] = {}
