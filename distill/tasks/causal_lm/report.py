@@ -32,6 +32,7 @@ from distill.report.paired_difference import (
 )
 from distill.report.plots import (
     BYTES_AXIS,
+    MARKER_WORDS,
     Curves,
     Histograms,
     plot_curves,
@@ -146,22 +147,22 @@ class CausalLMReport(TaskReport):
             measured_on="held-out text",
             model_figures=[
                 (
-                    plot_curves(curves),
-                    "Validation nll while training (nats a token).",
+                    plot_curves(curves, unit="nats a token"),
+                    "The nll of the validation part while training: lower is better.",
                 ),
                 (
-                    plot_histograms(_kl_histograms(measured), "log10 of the KL of a token, nats"),
-                    "KL(teacher || student) token by token: left is closer.",
+                    plot_histograms(_kl_histograms(measured), "KL of a token, nats"),
+                    "KL(teacher || student) token by token: further left is closer to the teacher.",
                 ),
             ],
             artifact_figures=[
                 (
                     plot_quality(report, self.quality, bytes_axis),
-                    "Size against quality: lower and further left is better.",
+                    f"Size against quality: lower and further left is better. {MARKER_WORDS}",
                 ),
                 (
                     plot_quality(report, self.quality, rates_axis),
-                    "Speed against quality: lower and further right is better.",
+                    f"Speed against quality: lower and further right is better. {MARKER_WORDS}",
                 ),
             ],
             middle=_middle(report),

@@ -146,7 +146,10 @@ class EmbeddingReport(TaskReport):
 
     def page_content(self, report: Numbers, curves: Curves, measured: Measurements) -> PageContent:
         """The curve of the objective, and quality against size and speed."""
-        training = plot_curves(curves, "validation"), "Validation objective while training."
+        training = (
+            plot_curves(curves, "validation", "objective"),
+            "The objective on the validation part while training: lower is better.",
+        )
         return whole_text_content(report, self.quality, training)
 
 

@@ -92,7 +92,10 @@ class MaskedLMReport(TaskReport):
         """The curve of the nll, quality against size and speed, and distilling measure by measure
         against plain fine-tuning.
         """
-        training = plot_curves(curves), "Validation nll while training (nats a masked token)."
+        training = (
+            plot_curves(curves, unit="nats a masked token"),
+            "The nll of the validation part while training: lower is better.",
+        )
         content = whole_text_content(report, self.quality, training)
         table = comparison_table(report, MEASURES, "finetune")
         return replace(content, middle=[TableSection(AGAINST, table)] if table else [])

@@ -225,7 +225,10 @@ class ClassificationReport(TaskReport):
         """The curve of the nll, quality against size and speed, and distilling measure by measure
         against plain fine-tuning.
         """
-        training = plot_curves(curves), "Validation nll while training (nats a text)."
+        training = (
+            plot_curves(curves, unit="nats a text"),
+            "The nll of the validation part while training: lower is better.",
+        )
         content = whole_text_content(report, self.quality, training)
         tables = [
             TableSection(AGAINST, comparison_table(report, MEASURES, "finetune")),
