@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from attar.word_lists import number_ranges
+
 NAME_SIZE, NUMBER_SIZE = 9, 8  # of the font, in points
 MARKER_RADIUS = 4.0  # points of length around a point that no name covers
 NEAR = 3.0  # points of length between a marker and its name
@@ -46,7 +48,7 @@ def name_points(axes: Any, points: Sequence[NamedPoint]) -> None:
     _lay_out(axes.figure)  # the legend has made the axes narrower
     numbers = {point: number for number, point in enumerate(points, start=1)}
     labels = [
-        (number_words([numbers[point] for point in group]), [point.place for point in group])
+        (number_ranges([numbers[point] for point in group]), [point.place for point in group])
         for group in _groups(axes, points)
     ]
     _place_labels(axes, labels, NUMBER_SIZE, RINGS, anyhow=True)
@@ -63,20 +65,6 @@ def short_name(name: str) -> str:
         return name
     half = (LONGEST_NAME - 1) // 2
     return f"{name[:half]}…{name[-half:]}"
-
-
-def number_words(numbers: Sequence[int]) -> str:
-    """Numbers in rising order, three and more in a row as a range: `1, 3-5`."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    parts: list[str] = []
-    for run in runs:
-        parts += [f"{run[0]}-{run[-1]}"] if len(run) > 2 else [str(number) for number in run]
-    return ", ".join(parts)
 
 
 def _add_legend(axes: Any, points: Sequence[NamedPoint]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from distill.evaluation.job import Numbers
-from distill.report.html import Figure, PageContent
+from distill.report.html import PageContent
+from distill.report.markup import Figure
 from distill.report.plots import MARKER_WORDS, PARAMETERS_AXIS, plot_quality, speed_axis
 from distill.report.selection import READING_SPEED, SMALLEST, Purpose, Quality
 

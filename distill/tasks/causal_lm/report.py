@@ -19,7 +19,8 @@ from distill.report.columns import (
     MODEL_COLUMNS,
     TableColumns,
 )
-from distill.report.html import PageContent, TableSection
+from distill.report.html import PageContent
+from distill.report.markup import Section, table_section
 from distill.report.measurements import Measurements
 from distill.report.paired_difference import (
     against_fine_tuning,
@@ -40,6 +41,7 @@ from distill.report.plots import (
     plot_quality,
     speed_axis,
 )
+from distill.report.samples import samples_section
 from distill.report.selection import (
     GENERATION_SPEED,
     SMALLEST,
@@ -59,10 +61,17 @@ from distill.report.verdict import (
     Comparison,
     compare,
     comparison_table,
+    comparison_terms,
 )
 
 MEASURES = (replace(NLL, digits=4), TOKEN_ACCURACY, KL, TOKEN_AGREEMENT)
 AGAINST = "Distilling against plain fine-tuning, on the same tokens"
+MERGE_TERMS = {
+    "nll": "mean of -log p(token) on the validation part, nats a token",
+    "ppl": "perplexity, exp(nll)",
+    "adapter on its base": "what was trained, as it was trained",
+    "merged": "the adapter's changes added to the weights, so that no adapter is needed",
+}
 PURPOSES = (
     Purpose(
         "a GPU server",
@@ -166,17 +175,17 @@ class CausalLMReport(TaskReport):
                 ),
             ],
             middle=_middle(report),
-            end=[TableSection("What the models write", _samples(report), text=True)],
+            end=[] if (samples := samples_section(report)) is None else [samples],
         )
 
 
-def _middle(report: Numbers) -> list[TableSection]:
+def _middle(report: Numbers) -> list[Section]:
     """Distilling against fine-tuning, and the comparison of merges, where there are such."""
-    tables = {
-        AGAINST: comparison_table(report, MEASURES, "finetune"),
-        "Specialising, before and after merging": _merges(report),
-    }
-    return [TableSection(title, table) for title, table in tables.items() if table]
+    tables = [
+        (AGAINST, comparison_table(report, MEASURES, "finetune"), comparison_terms(MEASURES)),
+        ("Specialising, before and after merging", _merges(report), MERGE_TERMS),
+    ]
+    return [table_section(title, table, terms) for title, table, terms in tables if table]
 
 
 def _specialised_for_its_base(measured: Measurements) -> list[str]:
@@ -229,10 +238,3 @@ def _kl_histograms(measured: Measurements) -> Histograms:
         counts, _ = np.histogram(np.log10(np.clip(kl, 1e-4, 15)), bins=edges)
         histograms[name] = (counts / len(kl), edges)
     return histograms
-
-
-def _samples(report: Numbers) -> Table:
-    models = {"teacher": report["teacher"], **report["arms"], **report["artifacts"]}
-    lines = [["model", "continuation of the first held-out words, greedy"]]
-    made = {name: numbers for name, numbers in models.items() if "failed" not in numbers}
-    return [*lines, *([name, numbers["sample"]] for name, numbers in made.items())]

@@ -19,6 +19,7 @@ from distill.report.columns import (
     TEXT_SPEED_COLUMNS,
     Column,
     TableColumns,
+    lost_interval,
 )
 from distill.report.html import PageContent
 from distill.report.measurements import Measurements
@@ -44,16 +45,22 @@ VECTOR_COLUMNS: TableColumns = {
         "spearman",
         lambda r: f"{r['spearman']:.4f}",
         "correlation of cosines with the scores of `evaluate.pairs`",
+        lambda r: r.get("spearman_interval"),
+        "{:.4f}".format,
     ),
     "cosine": Column(
         "cosine_to_teacher",
         lambda r: f"{r['cosine_to_teacher']:.4f}",
         "mean cosine of a text's vector and the teacher's",
+        lambda r: r.get("cosine_to_teacher_interval"),
+        "{:.4f}".format,
     ),
     "sim. error": Column(
         "similarity_error",
         lambda r: f"{r['similarity_error']:.4f}",
         "mean difference of the cosines between texts from the teacher's",
+        lambda r: r.get("similarity_error_interval"),
+        "{:.4f}".format,
     ),
     "M params": MODEL_COLUMNS["M params"],
     "MB": MODEL_COLUMNS["MB"],
@@ -79,6 +86,8 @@ class EmbeddingReport(TaskReport):
             lambda r: f"{r['fit']['lost']:+.4f}",
             "Spearman's correlation lost against the same student in full precision; without pairs "
             "the similarity error added to it",
+            lost_interval,
+            "{:+.4f}".format,
         ),
         "MB": VECTOR_COLUMNS["MB"],
         **TEXT_SPEED_COLUMNS,

@@ -16,7 +16,8 @@ from distill.report.columns import (
     Column,
     TableColumns,
 )
-from distill.report.html import PageContent, TableSection
+from distill.report.html import PageContent
+from distill.report.markup import table_section
 from distill.report.measurements import Measurements
 from distill.report.paired_difference import paired_difference, perplexity_lost
 from distill.report.plots import Curves, plot_curves
@@ -29,7 +30,7 @@ from distill.report.selection import (
     judge_by_perplexity,
 )
 from distill.report.task_report import TaskReport
-from distill.report.verdict import comparison_table
+from distill.report.verdict import comparison_table, comparison_terms
 from distill.tasks.causal_lm.report import AGAINST, MEASURES, CausalLMReport
 from distill.tasks.whole_text_report import (
     WHOLE_TEXT_PURPOSES,
@@ -98,4 +99,7 @@ class MaskedLMReport(TaskReport):
         )
         content = whole_text_content(report, self.quality, training)
         table = comparison_table(report, MEASURES, "finetune")
-        return replace(content, middle=[TableSection(AGAINST, table)] if table else [])
+        return replace(
+            content,
+            middle=[table_section(AGAINST, table, comparison_terms(MEASURES))] if table else [],
+        )

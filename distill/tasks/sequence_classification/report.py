@@ -25,8 +25,10 @@ from distill.report.columns import (
     TEXT_SPEED_COLUMNS,
     Column,
     TableColumns,
+    lost_interval,
 )
-from distill.report.html import PageContent, TableSection
+from distill.report.html import PageContent
+from distill.report.markup import table_section
 from distill.report.measurements import Measurements
 from distill.report.paired_difference import (
     against_fine_tuning,
@@ -47,6 +49,7 @@ from distill.report.verdict import (
     Measure,
     compare,
     comparison_table,
+    comparison_terms,
 )
 from distill.tasks.sequence_classification.metrics import (
     CALIBRATION_ERROR,
@@ -136,6 +139,10 @@ JUDGED = (ACCURACY, F1, CALIBRATION, NLL)
 MEASURES = (*JUDGED, replace(KL, counts=False))
 
 
+def _points(bounds: list[float] | None) -> list[float] | None:
+    return None if bounds is None else [100 * bound for bound in bounds]
+
+
 class ClassificationReport(TaskReport):
     """The report on classifiers of texts."""
 
@@ -147,6 +154,8 @@ class ClassificationReport(TaskReport):
             "fit",
             lambda r: f"{100 * r['fit']['accuracy_lost']:+.1f}",
             "points of accuracy lost against the same student in full precision",
+            lambda r: _points(lost_interval(r)),
+            "{:+.1f}".format,
         ),
         "MB": CLASS_COLUMNS["MB"],
         **TEXT_SPEED_COLUMNS,
@@ -231,10 +240,14 @@ class ClassificationReport(TaskReport):
         )
         content = whole_text_content(report, self.quality, training)
         tables = [
-            TableSection(AGAINST, comparison_table(report, MEASURES, "finetune")),
-            TableSection(AGAINST_BASELINES, baseline_table(report, JUDGED), text=True),
+            (AGAINST, comparison_table(report, MEASURES, "finetune"), False),
+            (AGAINST_BASELINES, baseline_table(report, JUDGED), True),
         ]
-        return replace(content, middle=[one for one in tables if one.table])
+        terms = comparison_terms(MEASURES)
+        sections = [
+            table_section(title, table, terms, text=text) for title, table, text in tables if table
+        ]
+        return replace(content, middle=sections)
 
     def best(self, measured: Measurements) -> Numbers | None:
         """The most accurate of teacher, students and baselines."""

@@ -8,7 +8,8 @@ import random
 import pytest
 from matplotlib import pyplot
 
-from distill.report.labels import NamedPoint, number_words, short_name, text_box
+from attar.word_lists import number_ranges
+from distill.report.labels import NamedPoint, short_name, text_box
 from distill.report.plots import (
     BYTES_AXIS,
     COLORS,
@@ -88,7 +89,7 @@ def test_names_stand_beside_points_where_there_is_room_else_numbers_do():
 
 
 def test_numbers_and_long_names_in_few_characters():
-    assert number_words([5, 1, 3, 4, 8, 9]) == "1, 3-5, 8, 9"
+    assert number_ranges([5, 1, 3, 4, 8, 9]) == "1, 3-5, 8, 9"
     assert short_name("bf16") == "bf16"
     assert short_name("a" * 40 + "b" * 40) == "a" * 17 + "…" + "b" * 17
 
