@@ -73,20 +73,21 @@ MODEL_COLUMNS: TableColumns = {
     "nll": Column(
         "nll",
         lambda r: f"{r['nll']:.3f}",
-        "mean of -log p(token), nats a token",
+        "mean of -log p(token), nats a token; lower is better",
         lambda r: r.get("nll_interval"),
     ),
     "ppl": Column(
         "perplexity",
         lambda r: f"{r['perplexity']:,.2f}",
-        "perplexity, exp(nll)",
+        "perplexity, exp(nll): among how many equally likely tokens it would be as unsure",
         _perplexity_interval,
         "{:,.2f}".format,
     ),
     "KL": Column(
         "kl_to_teacher",
         lambda r: f"{r['kl_to_teacher']:.3f}",
-        "KL(teacher || model) over the full vocabulary, nats a token",
+        "KL(teacher || model) over the full vocabulary, nats a token; 0 where the model is as the "
+        "teacher",
         lambda r: r.get("kl_interval"),
     ),
     "top-1": Column(
@@ -187,7 +188,10 @@ def cells(numbers: Numbers, columns: TableColumns, *, intervals: bool = False) -
 def _cell(column: Column, numbers: Numbers, intervals: bool) -> str:
     text = column.show(numbers)
     bounds = column.interval(numbers) if intervals and column.interval is not None else None
-    return text if bounds is None else f"{text} ({' to '.join(map(column.bound, bounds))})"
+    if bounds is None:
+        return text
+    low, high = (column.bound(bound + 0.0) for bound in bounds)  # 0.0 makes 0 of a negative 0
+    return f"{text} ({low} to {high})"
 
 
 def terms(columns: TableColumns, models: Iterable[Numbers]) -> dict[str, str]:

@@ -48,8 +48,9 @@ td small{display:block;color:#526070;white-space:nowrap}details ul{margin:.3rem 
 
 
 INTERVALS = (
-    "Below a number, in brackets, is its 95% interval: other texts of the same kind would give a "
-    "number within it. Where none is shown, there were too few texts, or none is known."
+    "Below a number, in brackets, is its 95% interval: how far the number may be off because these "
+    "texts were measured and not others of the same kind. Where none is shown, there were too few "
+    "texts, or none is known."
 )
 ARM_WORDS = {
     "init": "the student before it learned",

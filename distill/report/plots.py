@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ COLORS = {
 }  # fmt: skip
 FIT, UNFIT, BASELINE = "#2e8b57", "#c0392b", "#8c6d46"
 OTHER_ARMS = ("#c2528b", "#3a9d9d", "#8a6fd1", "#6b7f2a")  # of arms that are enrolled beside these
+CURVE_WORDS = "Lower is better; a ring marks the weights that were kept."
 MARKER_WORDS = (
     "Squares: teacher; circles: arms; diamonds: baselines; triangles: artifacts, green where fit "
     "to ship, red where not. The untrained student is in the table only."
@@ -61,8 +62,13 @@ def arm_colors(arms: Iterable[str]) -> dict[str, str]:
     return {name: COLORS.get(name) or next(others) for name in arms}
 
 
-def plot_curves(curves: Curves, key: str = "validation_nll", unit: str = "") -> str:
-    """A number of the training history (by default the nll) by step, for every arm."""
+def plot_curves(
+    curves: Curves, kept: Mapping[str, int], key: str = "validation_nll", unit: str = ""
+) -> str:
+    """A number of the training history (by default the nll) by step, for every arm.
+
+    kept: the step of each arm whose weights are the result; a ring marks it.
+    """
     figure, axes = new_figure()
     colors = arm_colors(curves)
     all_steps: list[float] = []
@@ -72,6 +78,11 @@ def plot_curves(curves: Curves, key: str = "validation_nll", unit: str = "") -> 
         if points:
             steps, values = zip(*points, strict=True)
             axes.plot(steps, values, marker="o", markersize=3, label=name, color=colors[name])
+            rings = [point for point in points if point[0] == kept.get(name)]
+            axes.plot(
+                *(zip(*rings, strict=True) if rings else ([], [])), marker="o", markersize=9,
+                linestyle="", markerfacecolor="none", color=colors[name],
+            )  # fmt: skip
             all_steps += steps
             all_values += values
     if all_steps and np.isfinite(all_values).all():

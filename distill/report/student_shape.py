@@ -84,10 +84,8 @@ def kept_lines(kept: Numbers, sizes: Numbers) -> list[str]:
     else:
         how = f": {RANKINGS[kept['by']]}" if kept["by"] in RANKINGS else ""
         of = f" of {before}" if before is not None else ""
-        lines.append(
-            f"Layers kept: {after}{of}, those of the numbers {number_ranges(kept['layers'])} "
-            f"(from 0){how}."
-        )
+        numbers = f"number {number_ranges(kept['layers'])}, counted from 0"
+        lines.append(f"Layers kept: {after}{of} ({numbers}){how}.")
     cut = {
         "groups": ("groups of heads", "num_key_value_heads"),
         "neurons": ("feed-forward neurons", "intermediate_size"),

@@ -50,3 +50,8 @@ def training_section(report: Numbers) -> Section | None:
             ]
         )  # fmt: skip
     return table_section(TITLE, lines, TERMS)
+
+
+def kept_steps(report: Numbers) -> dict[str, int]:
+    """By model, the step whose weights are the result."""
+    return {name: one["kept_step"] for name, one in (report.get("training") or {}).items()}

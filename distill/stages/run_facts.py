@@ -14,7 +14,7 @@ from distill.run.context import Run
 from distill.stages.stage import ADAPT_TEACHER
 from distill.training.arms import DISTILL
 from distill.training.config import LoopConfig
-from students.pruning.record import read_pruning
+from students.pruning.record import PRUNING_FILE
 
 
 def data_facts(run: Run) -> dict[str, Any]:
@@ -25,7 +25,9 @@ def data_facts(run: Run) -> dict[str, Any]:
 def student_facts(run: Run) -> dict[str, Any]:
     """The `student` of report.json: its sizes beside the teacher's, and what was kept."""
     folder, source = run.folder.student, run.recipe.student.from_
-    pruning = read_pruning(folder, run.teacher.model)
+    pruning = read_json(folder / PRUNING_FILE) if (folder / PRUNING_FILE).exists() else None
+    if pruning is not None and pruning["teacher"] is None:
+        pruning = None  # its numbers are those of another model
     if isinstance(source, dict):
         words = "random weights, in the shape that the recipe gives"
     elif source == "teacher":

@@ -33,6 +33,7 @@ from distill.report.paired_difference import (
 )
 from distill.report.plots import (
     BYTES_AXIS,
+    CURVE_WORDS,
     MARKER_WORDS,
     Curves,
     Histograms,
@@ -53,6 +54,7 @@ from distill.report.selection import (
 )
 from distill.report.tables import Table
 from distill.report.task_report import TaskReport
+from distill.report.trainings import kept_steps
 from distill.report.verdict import (
     KL,
     NLL,
@@ -156,8 +158,8 @@ class CausalLMReport(TaskReport):
             measured_on="held-out text",
             model_figures=[
                 (
-                    plot_curves(curves, unit="nats a token"),
-                    "The nll of the validation part while training: lower is better.",
+                    plot_curves(curves, kept_steps(report), unit="nats a token"),
+                    f"The nll of the validation part while training. {CURVE_WORDS}",
                 ),
                 (
                     plot_histograms(_kl_histograms(measured), "KL of a token, nats"),

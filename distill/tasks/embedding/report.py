@@ -29,9 +29,10 @@ from distill.report.paired_difference import (
     paired_difference,
     untold_warnings,
 )
-from distill.report.plots import Curves, plot_curves
+from distill.report.plots import CURVE_WORDS, Curves, plot_curves
 from distill.report.selection import READING_SPEED, Purpose, Quality, Speed, Tolerance
 from distill.report.task_report import TaskReport
+from distill.report.trainings import kept_steps
 from distill.report.verdict import Measure, compare, mean_of
 from distill.tasks.embedding.metrics import pairs_file, spearman_interval
 from distill.tasks.whole_text_report import (
@@ -156,8 +157,8 @@ class EmbeddingReport(TaskReport):
     def page_content(self, report: Numbers, curves: Curves, measured: Measurements) -> PageContent:
         """The curve of the objective, and quality against size and speed."""
         training = (
-            plot_curves(curves, "validation", "objective"),
-            "The objective on the validation part while training: lower is better.",
+            plot_curves(curves, kept_steps(report), "validation", "objective"),
+            f"The objective on the validation part while training. {CURVE_WORDS}",
         )
         return whole_text_content(report, self.quality, training)
 

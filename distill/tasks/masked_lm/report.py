@@ -20,7 +20,7 @@ from distill.report.html import PageContent
 from distill.report.markup import table_section
 from distill.report.measurements import Measurements
 from distill.report.paired_difference import paired_difference, perplexity_lost
-from distill.report.plots import Curves, plot_curves
+from distill.report.plots import CURVE_WORDS, Curves, plot_curves
 from distill.report.selection import (
     READING_SPEED,
     Purpose,
@@ -30,6 +30,7 @@ from distill.report.selection import (
     judge_by_perplexity,
 )
 from distill.report.task_report import TaskReport
+from distill.report.trainings import kept_steps
 from distill.report.verdict import comparison_table, comparison_terms
 from distill.tasks.causal_lm.report import AGAINST, MEASURES, CausalLMReport
 from distill.tasks.whole_text_report import (
@@ -94,8 +95,8 @@ class MaskedLMReport(TaskReport):
         against plain fine-tuning.
         """
         training = (
-            plot_curves(curves, unit="nats a masked token"),
-            "The nll of the validation part while training: lower is better.",
+            plot_curves(curves, kept_steps(report), unit="nats a masked token"),
+            f"The nll of the validation part while training. {CURVE_WORDS}",
         )
         content = whole_text_content(report, self.quality, training)
         table = comparison_table(report, MEASURES, "finetune")

@@ -37,9 +37,10 @@ from distill.report.paired_difference import (
     in_words,
     untold_warnings,
 )
-from distill.report.plots import Curves, plot_curves
+from distill.report.plots import CURVE_WORDS, Curves, plot_curves
 from distill.report.selection import READING_SPEED, Purpose, Quality, Speed, Tolerance
 from distill.report.task_report import TaskReport
+from distill.report.trainings import kept_steps
 from distill.report.verdict import (
     ACCURACY,
     KL,
@@ -90,13 +91,15 @@ CLASS_COLUMNS: TableColumns = {
     "ECE": Column(
         "calibration_error",
         _with_interval("calibration_error", 3),
-        "expected calibration error, 15 bins of confidence (95% interval)",
+        "expected calibration error: how far confidence is from accuracy, over 15 bins of it "
+        "(95% interval)",
     ),
     "nll": Column(
         "nll", _with_interval("nll", 3), "mean of -log p(class), nats a text (95% interval)"
     ),
     "KL": MODEL_COLUMNS["KL"]._replace(
-        meaning="KL(teacher || model) over the classes, nats a text"
+        meaning="KL(teacher || model) over the classes, nats a text; 0 where the model is as the "
+        "teacher"
     ),
     "agree": Column(
         "top1_agreement",
@@ -235,8 +238,8 @@ class ClassificationReport(TaskReport):
         against plain fine-tuning.
         """
         training = (
-            plot_curves(curves, unit="nats a text"),
-            "The nll of the validation part while training: lower is better.",
+            plot_curves(curves, kept_steps(report), unit="nats a text"),
+            f"The nll of the validation part while training. {CURVE_WORDS}",
         )
         content = whole_text_content(report, self.quality, training)
         tables = [

@@ -128,8 +128,8 @@ def test_a_plot_shows_every_model_but_the_untrained_and_what_failed():
 
 def test_curves_have_whole_steps_and_a_unit():
     curves = {"distill": [{"step": 0, "validation_nll": 3.0}, {"step": 2, "validation_nll": 2.0}]}
-    page = plot_curves(curves, unit="nats a token")
+    page = plot_curves(curves, {"distill": 2}, unit="nats a token")
     assert "<!-- validation nll, nats a token -->" in page
     assert "<!-- 0.5 -->" not in page
-    plot_curves({"distill": []})
-    plot_curves({"distill": [{"step": 0, "validation_nll": float("inf")}]})
+    plot_curves({"distill": []}, {})
+    plot_curves({"distill": [{"step": 0, "validation_nll": float("inf")}]}, {})

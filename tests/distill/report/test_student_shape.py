@@ -25,7 +25,7 @@ def test_a_cut_student_says_which_layers_heads_and_neurons_were_kept():
     assert entry["sizes"]["intermediate_size"] == [128, 32]
     page = unescape(shape_section({"student": entry}).markup)
     assert "The student was made of parts of the teacher." in page
-    assert "Layers kept: 3 of 6, those of the numbers 0-2 (from 0)" in page
+    assert "Layers kept: 3 of 6 (number 0-2, counted from 0)" in page
     assert "turn the hidden states most" in page
     assert "Of 4 groups of heads in each layer the 2 most important were kept." in page
     assert "Of 128 feed-forward neurons in each layer the 32 most important were kept." in page
