@@ -43,7 +43,7 @@ summary{cursor:pointer}h3{font-size:1rem;margin:1.4rem 0 .4rem}.wide{overflow-x:
 td small{display:block;color:#526070;white-space:nowrap}details ul{margin:.3rem 0}
 .prompt,.written,.data{white-space:pre-wrap;overflow-wrap:anywhere}
 .prompt{background:#e3e8ef;border-left:4px solid #8a97a8;padding:.5rem .8rem;margin:.3rem 0}
-.samples th{vertical-align:top;font-weight:600}.samples td.data{color:#526070;font-style:italic}
+.legend .prompt{display:inline;padding:0 .3rem}.samples th{vertical-align:top;font-weight:600}.samples td.data{color:#526070;font-style:italic}
 """
 
 

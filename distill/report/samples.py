@@ -13,11 +13,15 @@ KINDS = {
     True: "the beginning of a held-out conversation or prompt, up to where the answer begins",
     False: "the beginning of a held-out text",
 }
+LEAD = (
+    '<p class="legend"><span class="prompt">Shaded</span> is the prompt, which every model was '
+    "given; in the rows below it stands only what each model wrote after it. ■: it ended there by "
+    "itself; …: it was stopped there.</p>"
+)
 TERMS = {
-    "shaded": "the prompt, which every model was given; marks of the chat template are part of it",
-    "below it": "what each model wrote itself, always its most likely token",
-    "■": "the model ended there by itself",
-    "…": "it was stopped there, after as many tokens as all may write",
+    "prompt": "from the held-out part; of a conversation, marks of the chat template are part of "
+    "it, and it ends where the assistant's turn begins",
+    "wrote": "always its most likely token, as many tokens as all may write at most",
     "↵, ⇥, \\x1b": "a line end, a tab, another control character",
     "the data": "what follows the prompt in the held-out part",
 }
@@ -30,7 +34,7 @@ def samples_section(report: Numbers) -> Section | None:
     if not writers:
         return None
     first = next(iter(writers.values()))
-    parts = [explanation("Each prompt is followed by what each model wrote after it", TERMS)]
+    parts = [LEAD, explanation("", TERMS)]
     for number, sample in enumerate(first):
         written = {
             name: samples[number] for name, samples in writers.items() if number < len(samples)
