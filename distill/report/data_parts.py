@@ -98,4 +98,4 @@ def data_section(report: Numbers) -> Section | None:
     limit = f"<p>An example has at most {data['max_length']:,} tokens.</p>"
     selection = report.get("selection")
     chosen = f"<p>{escape(selection['sentence'])}</p>" if selection else ""
-    return Section(TITLE, f"{as_table(table)}{explanation('', PART_TERMS)}{limit}{cut}{chosen}")
+    return Section(TITLE, f"{as_table(table)}{explanation(PART_TERMS)}{limit}{cut}{chosen}")

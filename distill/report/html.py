@@ -43,7 +43,8 @@ summary{cursor:pointer}h3{font-size:1rem;margin:1.4rem 0 .4rem}.wide{overflow-x:
 td small{display:block;color:#526070;white-space:nowrap}details ul{margin:.3rem 0}
 .prompt,.written,.data{white-space:pre-wrap;overflow-wrap:anywhere}
 .prompt{background:#e3e8ef;border-left:4px solid #8a97a8;padding:.5rem .8rem;margin:.3rem 0}
-.legend .prompt{display:inline;padding:0 .3rem}.samples th{vertical-align:top;font-weight:600}.samples td.data{color:#526070;font-style:italic}
+.legend .prompt{display:inline;padding:0 .3rem}
+.samples th{vertical-align:top;font-weight:600}.samples td.data{color:#526070;font-style:italic}
 """
 
 
@@ -124,7 +125,7 @@ def _models(report: Numbers, columns: TableColumns, content: PageContent) -> str
     meanings = {**_row_terms(report), **terms(columns, models)}
     return f"""<h2>Measured on {escape(content.measured_on)}</h2>
 {as_table(model_table(report, columns, intervals=True))}
-<p class="legend">{INTERVALS}</p>{explanation("", meanings)}
+<p class="legend">{INTERVALS}</p>{explanation(meanings)}
 <div class="plots">{as_figures(content.model_figures)}</div>"""
 
 
@@ -145,7 +146,7 @@ def _artifacts(report: Numbers, columns: TableColumns, content: PageContent) -> 
     return f"""<h2>Artifacts</h2><ul class="verdict">{advice}</ul>
 {as_table(artifact_table(report, columns, intervals=True))}{_warnings(failed_lines(report))}
 <p class="legend">Each artifact was loaded from disk in a fresh process by what its users run it
-with. {INTERVALS}</p>{explanation("", meanings)}
+with. {INTERVALS}</p>{explanation(meanings)}
 <div class="plots">{as_figures(content.artifact_figures)}</div>"""
 
 

@@ -26,7 +26,7 @@ def table_section(
 ) -> Section:
     """A section with a table and its terms below it. `text`: whether its cells are sentences."""
     above = f"<p>{escape(lead)}</p>" if lead else ""
-    return Section(title, f"{above}{as_table(table, text=text)}{explanation('', terms)}")
+    return Section(title, f"{above}{as_table(table, text=text)}{explanation(terms)}")
 
 
 def as_section(section: Section) -> str:
@@ -68,12 +68,11 @@ def as_figures(figures: list[Figure]) -> str:
     )
 
 
-def explanation(lead: str, terms: Mapping[str, str]) -> str:
+def explanation(terms: Mapping[str, str]) -> str:
     """The terms of a table, to be unfolded, behind a line that names them; empty without terms."""
     if not terms:
         return ""
-    names = ", ".join(terms)
-    summary = f"{lead + '. ' if lead else ''}What these words mean: {names}"
+    summary = f"What these words mean: {', '.join(terms)}"
     items = "".join(f"<li>{escape(f'{name}: {text}')}.</li>" for name, text in terms.items())
     return f'<details class="legend"><summary>{escape(summary)}</summary><ul>{items}</ul></details>'
 

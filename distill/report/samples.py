@@ -34,7 +34,7 @@ def samples_section(report: Numbers) -> Section | None:
     if not writers:
         return None
     first = next(iter(writers.values()))
-    parts = [LEAD, explanation("", TERMS)]
+    parts = [LEAD, explanation(TERMS)]
     for number, sample in enumerate(first):
         written = {
             name: samples[number] for name, samples in writers.items() if number < len(samples)

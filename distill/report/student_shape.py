@@ -72,7 +72,7 @@ def shape_section(report: Numbers) -> Section | None:
         items = "".join(f"<li>{escape(line)}</li>" for line in heads)
         folded = f"<details><summary>Heads kept, layer by layer</summary><ul>{items}</ul></details>"
     terms = {name: text for name, text in TERMS.items() if name in {row[0] for row in table}}
-    return Section(TITLE, f"{text}{as_table(table)}{explanation('', terms)}{folded}")
+    return Section(TITLE, f"{text}{as_table(table)}{explanation(terms)}{folded}")
 
 
 def kept_lines(kept: Numbers, sizes: Numbers) -> list[str]:
