@@ -6,6 +6,7 @@ under its table.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -19,12 +20,15 @@ class Column(NamedTuple):
     """One column of a table whose rows are models.
 
     key: the number of a model that the column needs; its cell is empty without it. show: the cell's
-    text. meaning: what the column holds, as one clause.
+    text. meaning: what the column holds, as one clause. interval: [low, high] of the number, in the
+    unit of `bound`, which shows one end; absent where `show` has it, or there is none.
     """
 
     key: str
     show: Show
     meaning: str
+    interval: Callable[[Numbers], list[float] | None] | None = None
+    bound: Callable[[float], str] = "{:.3f}".format
 
 
 TableColumns = dict[str, Column]  # by title
@@ -42,6 +46,17 @@ def _speed(number: Callable[[float], str], key: str, kind: str | None = None) ->
 
 def _rate(value: float) -> str:
     return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def _perplexity_interval(row: Numbers) -> list[float] | None:
+    bounds = row.get("nll_interval")
+    return None if bounds is None else [math.exp(min(bound, 700.0)) for bound in bounds]
+
+
+def lost_interval(row: Numbers) -> list[float] | None:
+    """The interval of what an artifact loses against its reference."""
+    bounds: list[float] | None = row["fit"].get("lost_interval")
+    return bounds
 
 
 def _millions(number: float) -> str:
@@ -64,12 +79,25 @@ def _pareto(row: Numbers) -> str:
 
 # Of language models; tasks on whole texts use some of them.
 MODEL_COLUMNS: TableColumns = {
-    "nll": Column("nll", lambda r: f"{r['nll']:.3f}", "mean of -log p(token), nats a token"),
-    "ppl": Column("perplexity", lambda r: f"{r['perplexity']:,.2f}", "perplexity, exp(nll)"),
+    "nll": Column(
+        "nll",
+        lambda r: f"{r['nll']:.3f}",
+        "mean of -log p(token), nats a token; lower is better",
+        lambda r: r.get("nll_interval"),
+    ),
+    "ppl": Column(
+        "perplexity",
+        lambda r: f"{r['perplexity']:,.2f}",
+        "perplexity, exp(nll): among how many equally likely tokens it would be as unsure",
+        _perplexity_interval,
+        "{:,.2f}".format,
+    ),
     "KL": Column(
         "kl_to_teacher",
         lambda r: f"{r['kl_to_teacher']:.3f}",
-        "KL(teacher || model) over the full vocabulary, nats a token",
+        "KL(teacher || model) over the full vocabulary, nats a token; 0 where the model is as the "
+        "teacher",
+        lambda r: r.get("kl_interval"),
     ),
     "top-1": Column(
         "top1_agreement",
@@ -109,6 +137,8 @@ PPL_CHANGE_COLUMN: TableColumns = {
         "fit",
         lambda r: f"{r['fit']['perplexity_change']:+.1%}",
         "change of the perplexity against the same student unquantised; a rise is a loss",
+        lost_interval,
+        "{:+.1%}".format,
     ),
 }
 SELECTION_COLUMNS: TableColumns = {
@@ -157,22 +187,32 @@ TEXT_SPEED_COLUMNS: TableColumns = {
 }
 
 
-def cells(numbers: Numbers, columns: TableColumns) -> list[str]:
+def cells(numbers: Numbers, columns: TableColumns, *, intervals: bool = False) -> list[str]:
     """The text of each column for one model, empty where the model has no such number.
 
-    Of an artifact that could not be made or run, the first says so.
+    intervals: with the 95% intervals of columns that have one. Of an artifact that could not be
+    made or run, the first cell says so.
     """
     if "failed" in numbers:
         return ["failed", *("" for _ in list(columns)[1:])]
     return [
-        column.show(numbers) if numbers.get(column.key) is not None else ""
+        _cell(column, numbers, intervals) if numbers.get(column.key) is not None else ""
         for column in columns.values()
     ]
 
 
-def legend(columns: TableColumns, models: Iterable[Numbers]) -> str:
+def _cell(column: Column, numbers: Numbers, intervals: bool) -> str:
+    text = column.show(numbers)
+    bounds = column.interval(numbers) if intervals and column.interval is not None else None
+    if bounds is None:
+        return text
+    low, high = (column.bound(bound + 0.0) for bound in bounds)  # 0.0 makes 0 of a negative 0
+    return f"{text} ({low} to {high})"
+
+
+def terms(columns: TableColumns, models: Iterable[Numbers]) -> dict[str, str]:
     """The meaning of every column that has a value for at least one of the models."""
     rows = [cells(numbers, columns) for numbers in models]
     filled = [any(column) for column in zip(*rows, strict=True)] if rows else []
     shown = [title for title, has_value in zip(columns, filled, strict=False) if has_value]
-    return "; ".join(f"{title}: {columns[title].meaning}" for title in shown)
+    return {title: columns[title].meaning for title in shown}

@@ -1,11 +1,14 @@
-"""Which part of the data chose what, as the report says it."""
+"""The parts of the data, which of them chose what, and what of the rows was cut."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
+from distill.data.placed import DATA_PARTS
 from distill.evaluation.job import Numbers
+from distill.report.markup import Section, as_list, as_table, explanation
 
 # What the validation part was taken from, by `validation_from` of the run's data/stats.json.
 VALIDATION_SOURCES = {
@@ -56,3 +59,43 @@ class DataParts:
             "comparison of merges show; every other number here is of the held-out part "
             f"({self.held_out_tokens:,} tokens), which nothing before `evaluate` read."
         )
+
+
+# What was read --------------------------------------------------------------------------------
+
+TITLE = "What was read, and what was cut"
+PART_TERMS = {
+    "train": "learned from",
+    "validation": "chooses: the best step, a merge, a shape",
+    "held_out": "reported; nothing before `evaluate` reads it",
+    "documents": "rows of the data",
+    "examples": "windows of them, conversations, or labelled texts",
+    "counted tokens": "those whose prediction is learned or measured; of labelled texts, texts",
+}
+
+
+def data_entry(stats: dict[str, Any], max_length: int) -> Numbers:
+    """The `data` of report.json, from the content of a run's data/stats.json."""
+    return {
+        "parts": {part: stats[part] for part in DATA_PARTS},
+        "max_length": max_length,
+        "left_out": stats["left_out"],
+    }
+
+
+def data_section(report: Numbers) -> Section | None:
+    """The section of report.html on the three parts and on what of the rows was cut."""
+    data = report.get("data")
+    if data is None:
+        return None
+    table = [["part", "documents", "examples", "counted tokens"]]
+    for part, numbers in data["parts"].items():
+        counts = (numbers[key] for key in ("documents", "examples", "tokens"))
+        table.append([part, *(f"{count:,}" for count in counts)])
+    cut = as_list("Of the rows of the data:", data["left_out"]) or (
+        "<p>No row was left out, and none was cut short.</p>"
+    )
+    limit = f"<p>An example has at most {data['max_length']:,} tokens.</p>"
+    selection = report.get("selection")
+    chosen = f"<p>{escape(selection['sentence'])}</p>" if selection else ""
+    return Section(TITLE, f"{as_table(table)}{explanation(PART_TERMS)}{limit}{cut}{chosen}")

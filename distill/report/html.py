@@ -10,12 +10,23 @@ from html import escape
 from typing import Any
 
 from distill.evaluation.job import Numbers
-from distill.report.columns import TableColumns, legend
+from distill.report.columns import TableColumns, terms
+from distill.report.data_parts import data_section
+from distill.report.markup import (
+    Figure,
+    Section,
+    as_figures,
+    as_section,
+    as_table,
+    explanation,
+    table_section,
+)
 from distill.report.selection import failed_lines
 from distill.report.speeds import report_models, speed_notes
-from distill.report.tables import Table, artifact_table, model_table
-
-Figure = tuple[str, str]  # inline SVG and its caption
+from distill.report.student_shape import shape_section
+from distill.report.tables import Table, artifact_table, downstream_tasks, model_table
+from distill.report.trainings import training_section
+from distill.training.arms import ARMS
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;
@@ -29,16 +40,32 @@ td:first-child,th:first-child,table.text td{text-align:left}tr.arm td{border-top
 pre{background:#f6f8fa;padding:.8rem;overflow:auto;font-size:.82rem;white-space:pre-wrap}
 .plots{display:flex;flex-wrap:wrap;gap:1rem}.plots figure{margin:0;flex:1 1 28rem}
 figcaption,.legend{font-size:.85rem;color:#526070}svg{width:100%;height:auto}
+summary{cursor:pointer}h3{font-size:1rem;margin:1.4rem 0 .4rem}.wide{overflow-x:auto}
+td small{display:block;color:#526070;white-space:nowrap}details ul{margin:.3rem 0}
+.prompt,.written,.data{white-space:pre-wrap;overflow-wrap:anywhere}
+.prompt{background:#e3e8ef;border-left:4px solid #8a97a8;padding:.5rem .8rem;margin:.3rem 0}
+.legend .prompt{display:inline;padding:0 .3rem}
+.samples th{vertical-align:top;font-weight:600}.samples td.data{color:#526070;font-style:italic}
 """
 
 
-@dataclass(frozen=True)
-class TableSection:
-    """A heading and a table of a task's own; `text`: whether its cells are sentences."""
-
-    title: str
-    table: Table
-    text: bool = False
+INTERVALS = (
+    "Below a number, in brackets, is its 95% interval: how far the number may be off because these "
+    "texts were measured and not others of the same kind. Where none is shown, there were too few "
+    "texts, or none is known."
+)
+ARM_WORDS = {
+    "init": "the student before it learned",
+    "distill": "the distilled student: it learned by the recipe's objective",
+    "specialized": "the distilled student after `specialize`",
+}
+COST_TERMS = {
+    "seconds": "wall-clock time of the command that finished the stage",
+    "tokens": "what the stage read or learned from, repeats counted; of labelled texts, texts",
+    "MB": "what the stage left on disk",
+    "peak memory": "the most that the process held: of a CPU with libraries, of a GPU by torch",
+    "…": "one training of the stage above it",
+}
 
 
 @dataclass(frozen=True)
@@ -47,14 +74,15 @@ class PageContent:
 
     measured_on: as in "Measured on held-out text". model_figures: below the table of teacher and
     arms. artifact_figures: below the table of artifacts. middle: sections between models and
-    artifacts. end: sections behind the costs. cache_unit: what the cache counts, `token` or `row`.
+    artifacts. end: sections behind the artifacts. cache_unit: what the cache counts, `token` or
+    `row`.
     """
 
     measured_on: str
     model_figures: list[Figure]
     artifact_figures: list[Figure]
-    middle: list[TableSection] = field(default_factory=list)
-    end: list[TableSection] = field(default_factory=list)
+    middle: list[Section] = field(default_factory=list)
+    end: list[Section] = field(default_factory=list)
     cache_unit: str = "token"
 
 
@@ -77,14 +105,14 @@ def render_report(
 <style>{STYLE}</style></head><body>
 <h1>{escape(str(report["teacher"]["model"]))}, distilled</h1>
 <p class="verdict">{escape(verdict["sentence"])}</p>{_warnings(verdict["warnings"])}
-{_selection(report["selection"])}
 {_models(report, columns, content)}{_sections(content.middle)}
 {_artifacts(report, artifact_columns, content)}
-<h2>Cost</h2>{as_table(cost_rows(report["cost"]))}
-<p>The cache takes {report["cost"]["cache_bytes_per_token"]:.0f} bytes a {content.cache_unit}.</p>
 {_sections(content.end)}
-<h2>Recipe</h2><pre>{escape(recipe)}</pre>
-<p>{escape(environment)}</p>
+{_sections([training_section(report), data_section(report), shape_section(report)])}
+{as_section(_cost(report["cost"], content.cache_unit))}
+<h2>Recipe</h2><details><summary>The recipe as checked, defaults filled in</summary>
+<pre>{escape(recipe)}</pre></details>
+<p class="legend">{escape(environment)}</p>
 </body></html>
 """
 
@@ -93,29 +121,34 @@ def _warnings(warnings: list[str]) -> str:
     return "".join(f'<p class="warning">{escape(text)}</p>' for text in warnings)
 
 
-def _selection(selection: Numbers | None) -> str:
-    return "" if selection is None else f"<p>{escape(selection['sentence'])}</p>"
-
-
 def _models(report: Numbers, columns: TableColumns, content: PageContent) -> str:
-    baselines = report["baselines"]
-    models = [report["teacher"], *baselines.values(), *report["arms"].values()]
-    meanings = legend(columns, models)
-    kinds = "".join(f" Baseline {name}: {one['about']}." for name, one in baselines.items())
+    models = [report["teacher"], *report["baselines"].values(), *report["arms"].values()]
+    meanings = {**_row_terms(report), **terms(columns, models)}
     return f"""<h2>Measured on {escape(content.measured_on)}</h2>
-{as_table(model_table(report, columns))}{_speeds(report_models(report))}
-<p class="legend">{escape(meanings)}. 95% intervals are in report.json.{escape(kinds)}</p>
+{as_table(model_table(report, columns, intervals=True))}{_speeds(report_models(report))}
+<p class="legend">{INTERVALS}</p>{explanation(meanings)}
 <div class="plots">{as_figures(content.model_figures)}</div>"""
+
+
+def _row_terms(report: Numbers) -> dict[str, str]:
+    """What the models of the first table are, by their names there."""
+    found = {"teacher": "the model that is learned from, as the recipe runs it"}
+    for name, one in report["baselines"].items():
+        found[f"baseline {name}"] = str(one["about"])
+    for name in report["arms"]:
+        found[f"arm {name}"] = ARM_WORDS.get(name) or ARMS[name].about
+    return found
 
 
 def _artifacts(report: Numbers, columns: TableColumns, content: PageContent) -> str:
     advice = "".join(f"<li>{escape(one['sentence'])}</li>" for one in report["advice"])
-    meanings = legend(columns, report["artifacts"].values())
+    meanings = terms(columns, report["artifacts"].values())
+    meanings |= dict.fromkeys(downstream_tasks(report), "accuracy on that downstream task, a share")
     return f"""<h2>Artifacts</h2><ul class="verdict">{advice}</ul>
-{as_table(artifact_table(report, columns))}{_speeds(report["artifacts"])}
+{as_table(artifact_table(report, columns, intervals=True))}{_speeds(report["artifacts"])}
 {_warnings(failed_lines(report))}
 <p class="legend">Each artifact was loaded from disk in a fresh process by what its users run it
-with. {escape(meanings)}.</p>
+with. {INTERVALS}</p>{explanation(meanings)}
 <div class="plots">{as_figures(content.artifact_figures)}</div>"""
 
 
@@ -124,31 +157,13 @@ def _speeds(models: dict[str, Numbers]) -> str:
     return f'<p class="legend">{escape(notes)}</p>' if notes else ""
 
 
-def _sections(sections: list[TableSection]) -> str:
-    return "".join(
-        f"<h2>{escape(section.title)}</h2>{as_table(section.table, text=section.text)}"
-        for section in sections
-    )
+def _sections(sections: list[Section] | list[Section | None]) -> str:
+    return "".join(as_section(section) for section in sections if section is not None)
 
 
-def as_figures(figures: list[Figure]) -> str:
-    """Plots side by side, each with its caption."""
-    return "".join(
-        f"<figure>{svg}<figcaption>{escape(text)}</figcaption></figure>" for svg, text in figures
-    )
-
-
-def as_table(lines: Table, *, text: bool = False) -> str:
-    """Rows as a table, header first; a line is drawn above the first arm. `text`: align left."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in lines[0])
-    body, seen_arm = "", False
-    for line in lines[1:]:
-        is_arm = line[0].startswith("arm ")
-        mark = ' class="arm"' if is_arm and not seen_arm else ""
-        seen_arm = seen_arm or is_arm
-        body += f"<tr{mark}>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>"
-    kind = ' class="text"' if text else ""
-    return f"<table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def _cost(cost: Numbers, cache_unit: str) -> Section:
+    lead = f"The cache takes {cost['cache_bytes_per_token']:.0f} bytes a {cache_unit}."
+    return table_section("Cost", cost_rows(cost), COST_TERMS, lead=lead)
 
 
 def cost_rows(cost: Numbers) -> Table:

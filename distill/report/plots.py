@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from distill.evaluation.job import Numbers
+from distill.report.labels import NamedPoint, name_points
 from distill.report.selection import Quality
 from distill.report.speeds import Speed
+from distill.report.ticks import set_axis, spans_decades, tick_words
 
 Curves = dict[str, list[dict[str, float]]]  # the training history of every trained arm
 Histograms = dict[str, tuple[np.ndarray, np.ndarray]]  # (shares, edges of the bins) by model
@@ -20,9 +24,13 @@ COLORS = {
     "teacher": "#444444", "init": "#9aa5b1", "finetune": "#d08a1d", "distill": "#2c6fbb",
     "specialized": "#7b4bb3",
 }  # fmt: skip
-OTHER_ARM, FIT, UNFIT, BASELINE = "#2c6fbb", "#2e8b57", "#c0392b", "#8c6d46"
-# Where a point's name may stand: offset in points, and the side of the text that is at the point.
-LABEL_PLACES = ((5, 4, "left"), (5, -11, "left"), (-5, 4, "right"), (-5, -11, "right"))
+FIT, UNFIT, BASELINE = "#2e8b57", "#c0392b", "#8c6d46"
+OTHER_ARMS = ("#c2528b", "#3a9d9d", "#8a6fd1", "#6b7f2a")  # of arms that are enrolled beside these
+CURVE_WORDS = "Lower is better; a ring marks the weights that were kept."
+MARKER_WORDS = (
+    "Squares: teacher; circles: arms; diamonds: baselines; triangles: artifacts, green where fit "
+    "to ship, red where not. The untrained student is in the table only."
+)
 
 
 def new_figure() -> Any:
@@ -49,47 +57,56 @@ def as_svg(figure: Any) -> str:
     return text[text.index("<svg") :]
 
 
-def name_points(axes: Any, points: list[tuple[str, tuple[float, float]]]) -> None:
-    """Write names beside points, each where it covers no other and stays inside the figure."""
-    axes.margins(0.08)
-    axes.figure.draw_without_rendering()
-    figure_box: Any = axes.figure.bbox
-    taken: list[Any] = []
-    for name, point in points:
-        for x, y, alignment in LABEL_PLACES:
-            label = axes.annotate(
-                name, point, (x, y), textcoords="offset points", ha=alignment, fontsize=9
-            )
-            box = label.get_window_extent()
-            is_inside = figure_box.x0 <= box.x0 and box.x1 <= figure_box.x1
-            if is_inside and not any(box.overlaps(other) for other in taken):
-                break
-            if (x, y, alignment) != LABEL_PLACES[-1]:
-                label.remove()
-        taken.append(box)
+def arm_colors(arms: Iterable[str]) -> dict[str, str]:
+    """The colour of each arm, the same in every plot of a report."""
+    others = itertools.cycle(OTHER_ARMS)
+    return {name: COLORS.get(name) or next(others) for name in arms}
 
 
-def plot_curves(curves: Curves, key: str = "validation_nll") -> str:
-    """A number of the training history (by default the nll) by step, for every arm."""
+def plot_curves(
+    curves: Curves, kept: Mapping[str, int], key: str = "validation_nll", unit: str = ""
+) -> str:
+    """A number of the training history (by default the nll) by step, for every arm.
+
+    kept: the step of each arm whose weights are the result; a ring marks it.
+    """
     figure, axes = new_figure()
+    colors = arm_colors(curves)
+    all_steps: list[float] = []
+    all_values: list[float] = []
     for name, history in curves.items():
         points = [(record["step"], record[key]) for record in history if key in record]
         if points:
             steps, values = zip(*points, strict=True)
-            color = COLORS.get(name)
-            axes.plot(steps, values, marker="o", markersize=3, label=name, color=color)
-    axes.set_xlabel("step")
-    axes.set_ylabel(key.replace("_", " "))
-    axes.legend()
+            axes.plot(steps, values, marker="o", markersize=3, label=name, color=colors[name])
+            rings = [point for point in points if point[0] == kept.get(name)]
+            axes.plot(
+                *(zip(*rings, strict=True) if rings else ([], [])), marker="o", markersize=9,
+                linestyle="", markerfacecolor="none", color=colors[name],
+            )  # fmt: skip
+            all_steps += steps
+            all_values += values
+    if all_steps and np.isfinite(all_values).all():
+        set_axis(axes, "y", all_values)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend()
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel(f"{key.replace('_', ' ')}{unit and f', {unit}'}")
     return as_svg(figure)
 
 
 def plot_histograms(histograms: Histograms, axis: str) -> str:
-    """Shares of tokens by bin, one outline a model; `axis`: the title of what is binned."""
+    """Shares of tokens by bin, one outline a model; edges of the bins are powers of ten.
+
+    axis: the title of what is binned.
+    """
     figure, axes = new_figure()
+    colors = arm_colors(histograms)
     for name, (shares, edges) in histograms.items():
-        axes.stairs(shares, edges, label=name, color=COLORS.get(name), fill=False, linewidth=1.5)
-    axes.set_xlabel(axis)
+        axes.stairs(shares, edges, label=name, color=colors[name], fill=False, linewidth=1.5)
+    powers = range(math.ceil(edges[0]), math.floor(edges[-1]) + 1)
+    axes.set_xticks(powers, tick_words([10.0**power for power in powers]))
+    axes.set_xlabel(f"{axis} (log)")
     axes.set_ylabel("share of tokens")
     axes.legend()
     return as_svg(figure)
@@ -128,14 +145,17 @@ def speed_axis(speed: Speed) -> PlotAxis:
     return PlotAxis(speed.axis, speed.rate, pareto="speed")
 
 
-def _marked_models(
-    report: Numbers, untrained: bool, artifacts: bool
-) -> list[tuple[str, Numbers, str, str]]:
-    """(name, numbers, colour, marker) of the models that a plot shows."""
-    shown = [("teacher", report["teacher"], COLORS["teacher"], "s")]
+def _marked_models(report: Numbers, artifacts: bool) -> list[tuple[str, Numbers, str, str]]:
+    """(name, numbers, colour, marker) of the models that a plot shows: all but the untrained
+    student, which would squeeze the others together.
+    """
+    shown, colors = (
+        [("teacher", report["teacher"], COLORS["teacher"], "s")],
+        arm_colors(report["arms"]),
+    )
     for name, arm in report["arms"].items():
-        if untrained or name != "init":
-            shown.append((name, arm, COLORS.get(name, OTHER_ARM), "o"))
+        if name != "init":
+            shown.append((name, arm, colors[name], "o"))
     for name, numbers in report["baselines"].items():
         shown.append((name, numbers, BASELINE, "D"))
     for name, numbers in report["artifacts"].items() if artifacts else ():
@@ -144,30 +164,36 @@ def _marked_models(
 
 
 def plot_quality(report: Numbers, quality: Quality, across: PlotAxis) -> str:
-    """Quality of teacher, baselines, arms and artifacts against another number.
-
-    The untrained student is shown on a logarithmic axis only: on a linear one it would squeeze the
-    others together.
-    """
-    figure, axes = new_figure()
-    shown = _marked_models(report, untrained=quality.log, artifacts=across.artifacts)
+    """Quality of teacher, baselines, trained arms and artifacts against another number."""
     points, optimal = [], []
-    for name, numbers, color, marker in shown:
-        x = across.value(numbers)
-        if x is None:
+    for name, numbers, color, marker in _marked_models(report, across.artifacts):
+        x, y = across.value(numbers), quality.scale * numbers[quality.key]
+        if x is None or not np.isfinite(y):
             continue
-        point = (x, quality.scale * numbers[quality.key])
-        axes.scatter(*point, color=color, marker=marker, zorder=3)
-        points.append((name, point))
+        points.append(NamedPoint(name, (x, y), color, marker))
         if across.pareto is not None and numbers.get("pareto", {}).get(across.pareto):
-            optimal.append(point)
+            optimal.append((x, y))
+    return as_svg(draw_quality(points, quality, across.title, optimal))
+
+
+def draw_quality(
+    points: Sequence[NamedPoint],
+    quality: Quality,
+    title: str,
+    optimal: Sequence[tuple[float, float]] = (),
+) -> Any:
+    """The figure of named points. title: of the axis across. optimal: places that a line joins."""
+    figure, axes = new_figure()
     if optimal:
         axes.plot(*zip(*sorted(optimal), strict=True), color=FIT, linewidth=1, alpha=0.6)
-    if quality.log:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
-    axes.set_xlabel(across.title)
+    for point in points:
+        axes.scatter(*point.place, color=point.color, marker=point.marker, s=26, zorder=3)
+    if points:
+        xs, ys = zip(*(point.place for point in points), strict=True)
+        x_log = spans_decades(xs)
+        set_axis(axes, "x", xs, log=x_log)
+        set_axis(axes, "y", ys, log=quality.log)
+        axes.set_xlabel(f"{title} (log)" if x_log else title)
     axes.set_ylabel(f"{quality.axis} (log)" if quality.log else quality.axis)
     name_points(axes, points)
-    return as_svg(figure)
+    return figure

@@ -12,25 +12,45 @@ from distill.report.speeds import WITHHELD, is_busy, machine_words
 Table = list[list[str]]  # rows of cells, header first
 
 
-def model_table(report: Numbers, columns: TableColumns) -> Table:
-    """Teacher, baselines and arms, one a row."""
-    lines = [["", *columns], ["teacher", *cells(report["teacher"], columns)]]
+def model_table(report: Numbers, columns: TableColumns, *, intervals: bool = False) -> Table:
+    """Teacher, baselines and arms, one a row. `intervals`: as in `cells`."""
+
+    def row(name: str, numbers: Numbers) -> list[str]:
+        return [name, *cells(numbers, columns, intervals=intervals)]
+
+    lines = [["", *columns], row("teacher", report["teacher"])]
     baselines = report.get("baselines", {})  # reports before schema 6 have none
     for kind, models in (("baseline", baselines), ("arm", report["arms"])):
-        lines += [[f"{kind} {name}", *cells(one, columns)] for name, one in models.items()]
+        lines += [row(f"{kind} {name}", one) for name, one in models.items()]
     return lines
 
 
-def artifact_table(report: Numbers, columns: TableColumns) -> Table:
-    """Artifacts, one a row, with a column more for each downstream task."""
+def artifact_table(report: Numbers, columns: TableColumns, *, intervals: bool = False) -> Table:
+    """Artifacts, one a row, with a column more for each downstream task.
+
+    intervals: as in `cells`.
+    """
     artifacts = report["artifacts"]
-    tasks = sorted({task for numbers in artifacts.values() for task in numbers.get("tasks", {})})
+    tasks = downstream_tasks(report)
     lines = [["artifact", *columns, *tasks]]
     for name, numbers in artifacts.items():
-        scores = [numbers.get("tasks", {}).get(task, {}).get("accuracy") for task in tasks]
-        shown = ["" if score is None else f"{score:.3f}" for score in scores]
-        lines.append([name, *cells(numbers, columns), *shown])
+        shown = [_accuracy(numbers.get("tasks", {}).get(task, {}), intervals) for task in tasks]
+        lines.append([name, *cells(numbers, columns, intervals=intervals), *shown])
     return lines
+
+
+def downstream_tasks(report: Numbers) -> list[str]:
+    """Names of the downstream tasks that any artifact was asked, in the order of the columns."""
+    artifacts = report["artifacts"].values()
+    return sorted({task for numbers in artifacts for task in numbers.get("tasks", {})})
+
+
+def _accuracy(found: Numbers, interval: bool) -> str:
+    if found.get("accuracy") is None:
+        return ""
+    bounds = found.get("accuracy_interval") if interval else None
+    between = "" if bounds is None else f" ({' to '.join(f'{bound:.3f}' for bound in bounds)})"
+    return f"{found['accuracy']:.3f}{between}"
 
 
 def evaluation_table(found: Numbers, columns: TableColumns) -> Table:

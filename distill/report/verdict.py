@@ -220,3 +220,18 @@ def comparison_table(report: Numbers, measures: Sequence[Measure], b: str) -> Ta
             found = verdict[one.key]
             lines.append([one.name, before, after, one.in_words(found), one.said(found)])
     return lines if len(lines) > 1 else []
+
+
+def comparison_terms(measures: Sequence[Measure]) -> dict[str, str]:
+    """What the words of tables of differences mean, where these measures are compared."""
+    higher = [one.name for one in measures if one.higher]
+    lower = [one.name for one in measures if not one.higher]
+    said = {"higher is better": listed(higher), "lower is better": listed(lower)}
+    return {
+        "difference": "the distilled student's number minus the other model's, on the same texts",
+        "95% interval": "with other texts of the same kind the difference would be within it",
+        "better, worse": "the interval lies on one side of 0",
+        "not distinguishable": "the interval holds 0, so chance may have made the difference",
+        "cannot be told": "there are too few texts for an interval",
+        **{key: names for key, names in said.items() if names},
+    }

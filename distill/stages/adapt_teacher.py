@@ -43,6 +43,10 @@ def adapt_teacher(run: Run, inputs: str) -> StageRecord:
             dtype = resolve_precision(teacher.dtype, model.config)
             save_student(model.to(dtype), run.tokenizer, run.folder.teacher)
             run.task.write_extra_files(run, run.folder.teacher)
-    return StageRecord(
-        ADAPT_TEACHER.name, tokens=result.tokens, notes={"best_step": result.best_step}
-    )
+    notes = {
+        "best_step": result.best_step,
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "history": [one for one in result.history if "validation" in one],
+    }
+    return StageRecord(ADAPT_TEACHER.name, tokens=result.tokens, notes=notes)

@@ -20,6 +20,7 @@ from distill.report.selection import advise_best
 from distill.run.context import Run
 from distill.run.folder import StageRecord
 from distill.stages.evaluate import baselines_of, reference_of
+from distill.stages.run_facts import data_facts, student_facts, training_facts
 from distill.stages.stage import REPORT, STAGES, work
 from distill.training.arms import DISTILL
 from students.artifacts.artifact import ARTIFACTS
@@ -69,6 +70,9 @@ def assemble(run: Run) -> dict[str, Any]:
         "advice": [*_best_advice(run, found), *of.advise(artifacts, made)],
         "specialize": _specialised(run),
         "verdict": of.verdict(found),
+        "data": data_facts(run),
+        "student": student_facts(run),
+        "training": training_facts(run),
         "selection": None if found.parts is None else found.parts.entry(),
         "cost": costs,
         "recipe": run.recipe.model_dump(mode="json", by_alias=True),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from distill.evaluation.job import Numbers
-from distill.report.html import Figure, PageContent
-from distill.report.plots import PARAMETERS_AXIS, plot_quality, speed_axis
+from distill.report.html import PageContent
+from distill.report.markup import Figure
+from distill.report.plots import MARKER_WORDS, PARAMETERS_AXIS, plot_quality, speed_axis
 from distill.report.selection import SMALLEST, Purpose, Quality
 from distill.report.speeds import READING_SPEED
 
@@ -18,14 +19,21 @@ WHOLE_TEXT_REMEDY = "Ship the student in full precision."
 def whole_text_content(report: Numbers, quality: Quality, training: Figure) -> PageContent:
     """Training curve, and quality against parameters and speed. `training`: curve and caption."""
     size, rate = PARAMETERS_AXIS, speed_axis(READING_SPEED)
+    good = "higher" if quality.higher else "lower"
     return PageContent(
         measured_on=f"{report['teacher']['texts']:,} held-out texts",
         model_figures=[
             training,
-            (plot_quality(report, quality, size), "Size against quality of what was trained."),
+            (
+                plot_quality(report, quality, size),
+                f"Size against quality of what was trained: further left and {good} is better.",
+            ),
         ],
         artifact_figures=[
-            (plot_quality(report, quality, rate), "Speed against quality, all models.")
+            (
+                plot_quality(report, quality, rate),
+                f"Speed against quality: further right and {good} is better. {MARKER_WORDS}",
+            )
         ],
         cache_unit="row",
     )

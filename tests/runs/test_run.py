@@ -58,6 +58,14 @@ def test_a_run_leaves_a_student_artifacts_and_a_report_and_then_has_nothing_to_d
     assert report["selection"]["validation_tokens"] > 0
     assert report["selection"]["sentence"] in html.unescape(page)
     assert page.count("<svg") == 4
+    assert "<h2>What the models write</h2>" in page
+    for name in ("distill", "finetune"):
+        assert 0 < report["training"][name]["kept_step"] <= report["training"][name]["steps"]
+    assert len(report["student"]["kept"]["layers"]) == 2
+    assert report["data"]["parts"]["held_out"]["documents"] > 0
+    prompts = [one["prompt"] for one in report["teacher"]["samples"]]
+    assert len(prompts) == 3
+    assert prompts == [one["prompt"] for one in report["artifacts"]["nf4"]["samples"]]
     assert "http" not in page.replace("http://www.w3.org", "").replace(
         "http://purl.org", ""
     ).replace("http://creativecommons.org", "").replace("https://matplotlib.org", "")

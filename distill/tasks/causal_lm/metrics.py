@@ -21,6 +21,7 @@ from distill.evaluation.job import (
     TaskMetrics,
 )
 from distill.evaluation.predictions import measure_predictions
+from distill.evaluation.samples import write_samples
 from distill.evaluation.timing import Timer
 from distill.runtimes.runtime import Runtime
 
@@ -69,10 +70,15 @@ class CausalLMMetrics(TaskMetrics):
     def more(
         self, runtime: Runtime, examples: Examples, job: MeasureJob, config: EvaluateConfig
     ) -> Numbers:
-        """Greedy generations compared with the reference's, and the recipe's downstream tasks."""
+        """Greedy generations compared with the reference's, samples of what the model writes, and
+        the recipe's downstream tasks.
+        """
         found = _generation_agreement(runtime, examples, job, config)
+        end_ids = _end_ids(runtime, job)
+        if (samples := write_samples(runtime, examples, end_ids)) is not None:
+            found["samples"] = samples
         if config.tasks:
-            found["tasks"] = _task_accuracies(runtime, config, _end_ids(runtime, job))
+            found["tasks"] = _task_accuracies(runtime, config, end_ids)
         return found
 
 

@@ -19,7 +19,8 @@ from distill.report.columns import (
     MODEL_COLUMNS,
     TableColumns,
 )
-from distill.report.html import PageContent, TableSection
+from distill.report.html import PageContent
+from distill.report.markup import Section, table_section
 from distill.report.measurements import Measurements
 from distill.report.paired_difference import (
     against_fine_tuning,
@@ -32,6 +33,8 @@ from distill.report.paired_difference import (
 )
 from distill.report.plots import (
     BYTES_AXIS,
+    CURVE_WORDS,
+    MARKER_WORDS,
     Curves,
     Histograms,
     plot_curves,
@@ -39,6 +42,7 @@ from distill.report.plots import (
     plot_quality,
     speed_axis,
 )
+from distill.report.samples import samples_section
 from distill.report.selection import (
     SMALLEST,
     Purpose,
@@ -49,6 +53,7 @@ from distill.report.selection import (
 from distill.report.speeds import GENERATION_SPEED, Speed
 from distill.report.tables import Table
 from distill.report.task_report import TaskReport
+from distill.report.trainings import kept_steps
 from distill.report.verdict import (
     KL,
     NLL,
@@ -57,10 +62,17 @@ from distill.report.verdict import (
     Comparison,
     compare,
     comparison_table,
+    comparison_terms,
 )
 
 MEASURES = (replace(NLL, digits=4), TOKEN_ACCURACY, KL, TOKEN_AGREEMENT)
 AGAINST = "Distilling against plain fine-tuning, on the same tokens"
+MERGE_TERMS = {
+    "nll": "mean of -log p(token) on the validation part, nats a token",
+    "ppl": "perplexity, exp(nll)",
+    "adapter on its base": "what was trained, as it was trained",
+    "merged": "the adapter's changes added to the weights, so that no adapter is needed",
+}
 
 
 def _generated_on_a_cpu(numbers: Numbers) -> bool:
@@ -150,36 +162,36 @@ class CausalLMReport(TaskReport):
             measured_on="held-out text",
             model_figures=[
                 (
-                    plot_curves(curves),
-                    "Validation nll while training (nats a token).",
+                    plot_curves(curves, kept_steps(report), unit="nats a token"),
+                    f"The nll of the validation part while training. {CURVE_WORDS}",
                 ),
                 (
-                    plot_histograms(_kl_histograms(measured), "log10 of the KL of a token, nats"),
-                    "KL(teacher || student) token by token: left is closer.",
+                    plot_histograms(_kl_histograms(measured), "KL of a token, nats"),
+                    "KL(teacher || student) token by token: further left is closer to the teacher.",
                 ),
             ],
             artifact_figures=[
                 (
                     plot_quality(report, self.quality, bytes_axis),
-                    "Size against quality: lower and further left is better.",
+                    f"Size against quality: lower and further left is better. {MARKER_WORDS}",
                 ),
                 (
                     plot_quality(report, self.quality, rates_axis),
-                    "Speed against quality: lower and further right is better.",
+                    f"Speed against quality: lower and further right is better. {MARKER_WORDS}",
                 ),
             ],
             middle=_middle(report),
-            end=[TableSection("What the models write", _samples(report), text=True)],
+            end=[] if (samples := samples_section(report)) is None else [samples],
         )
 
 
-def _middle(report: Numbers) -> list[TableSection]:
+def _middle(report: Numbers) -> list[Section]:
     """Distilling against fine-tuning, and the comparison of merges, where there are such."""
-    tables = {
-        AGAINST: comparison_table(report, MEASURES, "finetune"),
-        "Specialising, before and after merging": _merges(report),
-    }
-    return [TableSection(title, table) for title, table in tables.items() if table]
+    tables = [
+        (AGAINST, comparison_table(report, MEASURES, "finetune"), comparison_terms(MEASURES)),
+        ("Specialising, before and after merging", _merges(report), MERGE_TERMS),
+    ]
+    return [table_section(title, table, terms) for title, table, terms in tables if table]
 
 
 def _specialised_for_its_base(measured: Measurements) -> list[str]:
@@ -232,10 +244,3 @@ def _kl_histograms(measured: Measurements) -> Histograms:
         counts, _ = np.histogram(np.log10(np.clip(kl, 1e-4, 15)), bins=edges)
         histograms[name] = (counts / len(kl), edges)
     return histograms
-
-
-def _samples(report: Numbers) -> Table:
-    models = {"teacher": report["teacher"], **report["arms"], **report["artifacts"]}
-    lines = [["model", "continuation of the first held-out words, greedy"]]
-    made = {name: numbers for name, numbers in models.items() if "failed" not in numbers}
-    return [*lines, *([name, numbers["sample"]] for name, numbers in made.items())]

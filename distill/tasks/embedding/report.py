@@ -19,6 +19,7 @@ from distill.report.columns import (
     TEXT_SPEED_COLUMNS,
     Column,
     TableColumns,
+    lost_interval,
 )
 from distill.report.html import PageContent
 from distill.report.measurements import Measurements
@@ -28,10 +29,11 @@ from distill.report.paired_difference import (
     paired_difference,
     untold_warnings,
 )
-from distill.report.plots import Curves, plot_curves
+from distill.report.plots import CURVE_WORDS, Curves, plot_curves
 from distill.report.selection import Purpose, Quality, Tolerance
 from distill.report.speeds import READING_SPEED, Speed
 from distill.report.task_report import TaskReport
+from distill.report.trainings import kept_steps
 from distill.report.verdict import Measure, compare, mean_of
 from distill.tasks.embedding.metrics import pairs_file, spearman_interval
 from distill.tasks.whole_text_report import (
@@ -45,16 +47,22 @@ VECTOR_COLUMNS: TableColumns = {
         "spearman",
         lambda r: f"{r['spearman']:.4f}",
         "correlation of cosines with the scores of `evaluate.pairs`",
+        lambda r: r.get("spearman_interval"),
+        "{:.4f}".format,
     ),
     "cosine": Column(
         "cosine_to_teacher",
         lambda r: f"{r['cosine_to_teacher']:.4f}",
         "mean cosine of a text's vector and the teacher's",
+        lambda r: r.get("cosine_to_teacher_interval"),
+        "{:.4f}".format,
     ),
     "sim. error": Column(
         "similarity_error",
         lambda r: f"{r['similarity_error']:.4f}",
         "mean difference of the cosines between texts from the teacher's",
+        lambda r: r.get("similarity_error_interval"),
+        "{:.4f}".format,
     ),
     "M params": MODEL_COLUMNS["M params"],
     "MB": MODEL_COLUMNS["MB"],
@@ -80,6 +88,8 @@ class EmbeddingReport(TaskReport):
             lambda r: f"{r['fit']['lost']:+.4f}",
             "Spearman's correlation lost against the same student in full precision; without pairs "
             "the similarity error added to it",
+            lost_interval,
+            "{:+.4f}".format,
         ),
         "MB": VECTOR_COLUMNS["MB"],
         **TEXT_SPEED_COLUMNS,
@@ -147,7 +157,10 @@ class EmbeddingReport(TaskReport):
 
     def page_content(self, report: Numbers, curves: Curves, measured: Measurements) -> PageContent:
         """The curve of the objective, and quality against size and speed."""
-        training = plot_curves(curves, "validation"), "Validation objective while training."
+        training = (
+            plot_curves(curves, kept_steps(report), "validation", "objective"),
+            f"The objective on the validation part while training. {CURVE_WORDS}",
+        )
         return whole_text_content(report, self.quality, training)
 
 

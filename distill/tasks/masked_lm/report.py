@@ -16,10 +16,11 @@ from distill.report.columns import (
     Column,
     TableColumns,
 )
-from distill.report.html import PageContent, TableSection
+from distill.report.html import PageContent
+from distill.report.markup import table_section
 from distill.report.measurements import Measurements
 from distill.report.paired_difference import paired_difference, perplexity_lost
-from distill.report.plots import Curves, plot_curves
+from distill.report.plots import CURVE_WORDS, Curves, plot_curves
 from distill.report.selection import (
     Purpose,
     Quality,
@@ -28,7 +29,8 @@ from distill.report.selection import (
 )
 from distill.report.speeds import READING_SPEED, Speed
 from distill.report.task_report import TaskReport
-from distill.report.verdict import comparison_table
+from distill.report.trainings import kept_steps
+from distill.report.verdict import comparison_table, comparison_terms
 from distill.tasks.causal_lm.report import AGAINST, MEASURES, CausalLMReport
 from distill.tasks.whole_text_report import (
     WHOLE_TEXT_PURPOSES,
@@ -91,7 +93,13 @@ class MaskedLMReport(TaskReport):
         """The curve of the nll, quality against size and speed, and distilling measure by measure
         against plain fine-tuning.
         """
-        training = plot_curves(curves), "Validation nll while training (nats a masked token)."
+        training = (
+            plot_curves(curves, kept_steps(report), unit="nats a masked token"),
+            f"The nll of the validation part while training. {CURVE_WORDS}",
+        )
         content = whole_text_content(report, self.quality, training)
         table = comparison_table(report, MEASURES, "finetune")
-        return replace(content, middle=[TableSection(AGAINST, table)] if table else [])
+        return replace(
+            content,
+            middle=[table_section(AGAINST, table, comparison_terms(MEASURES))] if table else [],
+        )

@@ -25,8 +25,10 @@ from distill.report.columns import (
     TEXT_SPEED_COLUMNS,
     Column,
     TableColumns,
+    lost_interval,
 )
-from distill.report.html import PageContent, TableSection
+from distill.report.html import PageContent
+from distill.report.markup import table_section
 from distill.report.measurements import Measurements
 from distill.report.paired_difference import (
     against_fine_tuning,
@@ -35,10 +37,11 @@ from distill.report.paired_difference import (
     in_words,
     untold_warnings,
 )
-from distill.report.plots import Curves, plot_curves
+from distill.report.plots import CURVE_WORDS, Curves, plot_curves
 from distill.report.selection import Purpose, Quality, Tolerance
 from distill.report.speeds import READING_SPEED, Speed
 from distill.report.task_report import TaskReport
+from distill.report.trainings import kept_steps
 from distill.report.verdict import (
     ACCURACY,
     KL,
@@ -48,6 +51,7 @@ from distill.report.verdict import (
     Measure,
     compare,
     comparison_table,
+    comparison_terms,
 )
 from distill.tasks.sequence_classification.metrics import (
     CALIBRATION_ERROR,
@@ -88,13 +92,15 @@ CLASS_COLUMNS: TableColumns = {
     "ECE": Column(
         "calibration_error",
         _with_interval("calibration_error", 3),
-        "expected calibration error, 15 bins of confidence (95% interval)",
+        "expected calibration error: how far confidence is from accuracy, over 15 bins of it "
+        "(95% interval)",
     ),
     "nll": Column(
         "nll", _with_interval("nll", 3), "mean of -log p(class), nats a text (95% interval)"
     ),
     "KL": MODEL_COLUMNS["KL"]._replace(
-        meaning="KL(teacher || model) over the classes, nats a text"
+        meaning="KL(teacher || model) over the classes, nats a text; 0 where the model is as the "
+        "teacher"
     ),
     "agree": Column(
         "top1_agreement",
@@ -137,6 +143,10 @@ JUDGED = (ACCURACY, F1, CALIBRATION, NLL)
 MEASURES = (*JUDGED, replace(KL, counts=False))
 
 
+def _points(bounds: list[float] | None) -> list[float] | None:
+    return None if bounds is None else [100 * bound for bound in bounds]
+
+
 class ClassificationReport(TaskReport):
     """The report on classifiers of texts."""
 
@@ -148,6 +158,8 @@ class ClassificationReport(TaskReport):
             "fit",
             lambda r: f"{100 * r['fit']['accuracy_lost']:+.1f}",
             "points of accuracy lost against the same student in full precision",
+            lambda r: _points(lost_interval(r)),
+            "{:+.1f}".format,
         ),
         "MB": CLASS_COLUMNS["MB"],
         **TEXT_SPEED_COLUMNS,
@@ -226,13 +238,20 @@ class ClassificationReport(TaskReport):
         """The curve of the nll, quality against size and speed, and distilling measure by measure
         against plain fine-tuning.
         """
-        training = plot_curves(curves), "Validation nll while training (nats a text)."
+        training = (
+            plot_curves(curves, kept_steps(report), unit="nats a text"),
+            f"The nll of the validation part while training. {CURVE_WORDS}",
+        )
         content = whole_text_content(report, self.quality, training)
         tables = [
-            TableSection(AGAINST, comparison_table(report, MEASURES, "finetune")),
-            TableSection(AGAINST_BASELINES, baseline_table(report, JUDGED), text=True),
+            (AGAINST, comparison_table(report, MEASURES, "finetune"), False),
+            (AGAINST_BASELINES, baseline_table(report, JUDGED), True),
         ]
-        return replace(content, middle=[one for one in tables if one.table])
+        terms = comparison_terms(MEASURES)
+        sections = [
+            table_section(title, table, terms, text=text) for title, table, text in tables if table
+        ]
+        return replace(content, middle=sections)
 
     def best(self, measured: Measurements) -> Numbers | None:
         """The most accurate of teacher, students and baselines."""

@@ -4,8 +4,10 @@ from html import unescape
 
 import pytest
 
-from distill.report.data_parts import DataParts
-from distill.report.html import PageContent, TableSection, render_report
+from distill.report.data_parts import DataParts, data_entry
+from distill.report.html import PageContent, render_report
+from distill.report.markup import table_section
+from distill.report.trainings import training_entry
 from distill.tasks.registry import TASKS
 
 MODEL = {
@@ -15,6 +17,16 @@ MODEL = {
     "tokens_per_second": {"prefill": 10.0, "generate": None}, "seconds_to_first_token": None,
     "texts_per_second": 7.0, "seconds_a_text": 0.1, "sample": "",
 }  # fmt: skip
+STATS = {
+    **{p: {"documents": 5, "examples": 6, "tokens": 900} for p in ("train", "validation")},
+    "held_out": {"documents": 2, "examples": 3, "tokens": 4},
+    "left_out": ["3 are longer than `data.max_length` and end there"],
+}
+RESULT = {
+    "steps": 12, "tokens": 1800, "seconds": 2.5, "best_step": 8,
+    "history": [{"step": 4}, {"step": 8, "validation": 1.0}, {"step": 12, "validation": 2.0}],
+}  # fmt: skip
+EMPTY = PageContent("held-out text", [], [])
 FIT = {"ships": True, "reason": "", "perplexity_change": 0.1, "accuracy_lost": 0.1, "lost": 0.1}
 
 
@@ -32,6 +44,9 @@ def report():
         "advice": [{"sentence": "For a CPU like this one: onnx."}],
         "verdict": {"sentence": "It helped.", "warnings": ["But slowly."]},
         "selection": DataParts(1024, 2048, "documents").entry(),
+        "data": data_entry(STATS, 128),
+        "student": None,
+        "training": {"distill": training_entry(RESULT, "best", 900)},
         "cost": {"stages": {}, "arms": {}, "seconds": 1.0, "cache_bytes_per_token": 0.0},
         "recipe": {"task": "causal-lm"},
         "environment": {"attar": "0"},
@@ -42,7 +57,7 @@ def report():
 def test_every_column_is_explained_under_its_table(report, task):
     of = TASKS[task].report
     content = PageContent(
-        "held-out text", [], [], end=[TableSection("At the end", [["a"], ["<b>"]])]
+        "held-out text", [], [], end=[table_section("At the end", [["a"], ["<b>"]], {"<b>": "x"})]
     )
     page = render_report(report, of.columns, of.artifact_columns, content)
     before, after = unescape(page).split("<h2>Artifacts</h2>")
@@ -50,16 +65,47 @@ def test_every_column_is_explained_under_its_table(report, task):
         for title, column in columns.items():
             assert f"<th>{title}</th>" in part
             if title not in ("gen t/s", "first token ms"):
-                assert f"{title}: {column.meaning}" in part
+                assert f"<li>{title}: {column.meaning}." in part
     assert "gen t/s: " not in page, "no model can generate"
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
+    assert "<li>arm init: the student before it learned." in before
+
+
+def test_the_recipe_is_folded_and_intervals_stand_below_their_numbers(report):
+    report["arms"]["distill"] = {**MODEL, "nll_interval": [2.9, 3.1], "kl_interval": None}
+    of = TASKS["causal-lm"].report
+    page = render_report(report, of.columns, of.artifact_columns, EMPTY)
+    assert "<td>3.000 <small>(2.900 to 3.100)</small></td>" in page
+    assert "<td>20.10 <small>(18.17 to 22.20)</small></td>" in page
+    folded = page.split("<h2>Recipe</h2>")[1]
+    assert folded.startswith("<details><summary>The recipe")
+    assert folded.index("task: causal-lm") < folded.index("</details>")
 
 
 def test_the_page_says_what_chose_what(report):
     of = TASKS["causal-lm"].report
-    content = PageContent("held-out text", [], [])
-    page = render_report(report, of.columns, of.artifact_columns, content)
+    page = render_report(report, of.columns, of.artifact_columns, EMPTY)
     assert "chosen on the validation part (1,024 tokens" in page
     report["selection"] = None
-    assert "validation part" not in render_report(report, of.columns, of.artifact_columns, content)
+    page = render_report(report, of.columns, of.artifact_columns, EMPTY)
+    assert "chosen on the validation part" not in page
+
+
+def test_the_page_says_how_models_were_trained_and_what_was_cut(report):
+    of = TASKS["causal-lm"].report
+    page = unescape(render_report(report, of.columns, of.artifact_columns, EMPTY))
+    row = ["distill", "12", "2.0", "1,800", "step 8 of 12 (best)", "2 times", "2.5"]
+    assert "".join(f"<td>{cell}</td>" for cell in row) in page
+    assert "<td>train</td><td>5</td><td>6</td><td>900</td>" in page
+    assert "<li>3 are longer than `data.max_length` and end there</li>" in page
+    assert "at most 128 tokens" in page
+    assert "No row was left out" not in page
+    report["data"]["left_out"] = []
+    page = render_report(report, of.columns, of.artifact_columns, EMPTY)
+    assert "No row was left out" in page
+
+
+def test_the_last_weights_are_kept_where_the_recipe_says_so():
+    assert training_entry(RESULT, "last", 900)["kept_step"] == 12
+    assert training_entry({**RESULT, "best_step": 0}, "best", 900)["kept_step"] == 12

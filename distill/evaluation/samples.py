@@ -1,0 +1,109 @@
+"""What models write after the same held-out prompts, for a reader to compare.
+
+Where a part of each text counts, as in conversations and in prompts with answers, a prompt is what
+stands before the first answer: the chat template up to the beginning of the assistant's turn. Where
+all of a text counts, it is the beginning of the text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from distill.data.examples import Example, Examples
+from distill.data.tokenize import IGNORE
+from distill.evaluation.job import Numbers
+from distill.runtimes.runtime import Runtime
+
+PROMPTS, NEW_TOKENS = 3, 48
+TEXT_PROMPT_TOKENS = 24  # of a text all of which counts
+LONG_PROMPT = 256  # tokens; longer prompts are taken only where there are too few others
+MOST_READ = 200  # documents that are looked at for prompts
+TORN = "\ufffd"  # stands for the bytes of a character that is not complete
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Ids that a model is given, and those that follow them in the held-out text.
+
+    is_answer: whether what follows is the answer of a conversation, or to a prompt.
+    """
+
+    ids: list[int]
+    following: list[int]
+    is_answer: bool
+
+
+def held_out_prompts(examples: Examples, number: int = PROMPTS) -> list[Prompt]:
+    """Prompts of different documents, in the order of the data; of long ones the shortest last."""
+    _, firsts = np.unique(examples.documents, return_index=True)
+    found: list[Prompt] = []
+    others: list[Prompt] = []
+    for first in sorted(firsts.tolist())[:MOST_READ]:
+        prompt = prompt_of(examples[first])
+        (found if len(prompt.ids) <= LONG_PROMPT else others).append(prompt)
+        if len(found) == number:
+            break
+    others.sort(key=lambda prompt: len(prompt.ids))
+    return [*found, *others][:number]
+
+
+def prompt_of(example: Example) -> Prompt:
+    """The prompt of an example, and what follows it up to the end of the first answer."""
+    ids, counts = example.input_ids.tolist(), example.labels != IGNORE
+    first = int(counts.argmax())
+    if first == 0:
+        length = max(1, min(TEXT_PROMPT_TOKENS, len(ids) // 2))
+        return Prompt(ids[:length], ids[length : length + NEW_TOKENS], is_answer=False)
+    gaps = np.flatnonzero(~counts[first:])
+    end = first + 1 + int(gaps[0]) if len(gaps) else len(ids)
+    return Prompt(ids[: first + 1], ids[first + 1 : end][:NEW_TOKENS], is_answer=True)
+
+
+def write_samples(
+    runtime: Runtime, examples: Examples, end_ids: tuple[int, ...]
+) -> list[Numbers] | None:
+    """What a model writes after each prompt, greedily, up to an end or `NEW_TOKENS` tokens.
+
+    Each has `prompt`, `written`, `held_out` (what follows in the data), as text; `is_answer`;
+    `ended`, whether the model ended by itself. None where a runtime cannot generate.
+    """
+    if not runtime.can_generate:
+        return None
+    found = []
+    for prompt in held_out_prompts(examples):
+        new = NEW_TOKENS
+        if runtime.context is not None:
+            new = max(1, min(new, runtime.context - len(prompt.ids)))
+        written = runtime.generate(prompt.ids, new, stop_ids=end_ids)
+        shown, text = split_text(runtime, prompt.ids, _without_end(written, end_ids))
+        _, expected = split_text(runtime, prompt.ids, _without_end(prompt.following, end_ids))
+        found.append(
+            {
+                "prompt": shown,
+                "is_answer": prompt.is_answer,
+                "written": text,
+                "ended": bool(written) and written[-1] in end_ids,
+                "held_out": expected,
+            }
+        )
+    return found
+
+
+def _without_end(ids: list[int], end_ids: tuple[int, ...]) -> list[int]:
+    return ids[:-1] if ids and ids[-1] in end_ids else ids
+
+
+def split_text(runtime: Runtime, before: list[int], after: list[int]) -> tuple[str, str]:
+    """Texts of ids and of those that follow them, together the text of all.
+
+    A character whose bytes stand in both belongs to the second.
+    """
+    first = runtime.decode(before)
+    whole = runtime.decode([*before, *after])
+    if not whole.startswith(first) and whole.startswith(first.rstrip(TORN)):
+        first = first.rstrip(TORN)
+    if whole.startswith(first):
+        return first, whole[len(first) :]
+    return first, runtime.decode(after)

@@ -1,0 +1,65 @@
+"""What a run read, made and trained, for its report: no number here was measured of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from attar.files import read_json
+from attar.models.loading import load_config
+from distill.report.data_parts import data_entry
+from distill.report.student_shape import shape_entry
+from distill.report.trainings import training_entry
+from distill.run.context import Run
+from distill.stages.stage import ADAPT_TEACHER
+from distill.training.arms import DISTILL
+from distill.training.config import LoopConfig
+from students.pruning.record import PRUNING_FILE
+
+
+def data_facts(run: Run) -> dict[str, Any]:
+    """The `data` of report.json: the parts, and what of the rows was cut or left out."""
+    return data_entry(_stats(run, "data"), run.recipe.data.max_length)
+
+
+def student_facts(run: Run) -> dict[str, Any]:
+    """The `student` of report.json: its sizes beside the teacher's, and what was kept."""
+    folder, source = run.folder.student, run.recipe.student.from_
+    pruning = read_json(folder / PRUNING_FILE) if (folder / PRUNING_FILE).exists() else None
+    if pruning is not None and pruning["teacher"] is None:
+        pruning = None  # its numbers are those of another model
+    if isinstance(source, dict):
+        words = "random weights, in the shape that the recipe gives"
+    elif source == "teacher":
+        words = "the teacher" if pruning is None else "parts of the teacher"
+    else:
+        words = f"{source}, as `student.from` names it"
+    config = load_config(str(folder), trust_remote_code=run.trusts_student)
+    return shape_entry(run.teacher_config, config, pruning, words)
+
+
+def training_facts(run: Run) -> dict[str, Any]:
+    """The `training` of report.json: steps, passes and kept weights of every training, by model."""
+    recipe, found = run.recipe, {}
+    adapted = run.folder.record(ADAPT_TEACHER.name)
+    if recipe.teacher.adapt is not None and adapted is not None and "steps" in adapted.notes:
+        result = {**adapted.notes, "tokens": adapted.tokens}
+        found["teacher"] = _entry(run, result, recipe.teacher.adapt, "data")
+    for arm in [*recipe.train.arms, DISTILL]:
+        result = read_json(run.folder.arm(arm) / "result.json")
+        found[arm] = _entry(run, result, recipe.train, "data")
+    if (special := recipe.specialize) is not None:
+        own = "data" if special.data is None else special.data.section
+        result = read_json(run.folder.specialized / "result.json")
+        found["specialized"] = _entry(run, result, special, own)
+    return found
+
+
+def _entry(run: Run, result: dict[str, Any], config: LoopConfig, section: str) -> dict[str, Any]:
+    return training_entry(result, config.keep, _stats(run, section)["train"]["tokens"])
+
+
+def _stats(run: Run, section: str) -> dict[str, Any]:
+    folder: Path = run.folder.data(section)
+    found: dict[str, Any] = read_json(folder / "stats.json")
+    return found
