@@ -89,7 +89,7 @@ def test_more_than_a_tenth_of_bad_rows_is_an_error(tmp_path, refusing, kind, bad
     rows = [GOOD[kind](i) for i in range(16)]
     (tmp_path / "rows.jsonl").write_bytes(b"".join(lines([bad, bad, *rows])))
     config = DataConfig(train=str(tmp_path / "rows.jsonl"), held_out=0.2)
-    says = says.replace("1 ", "2 ", 1)
+    says = says.replace("1 is ", "2 are ", 1).replace("1 has ", "2 have ", 1)
     with pytest.raises(
         DataError, match=rf"At least 2 of 18 rows of .*tenth: {says}.*line 1 of .*, line 2 of"
     ):
