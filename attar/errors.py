@@ -47,6 +47,15 @@ class HubError(UserError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """' Did you mean ...?' with the closest known word, or an empty string."""
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    """' Did you mean ...?' with the closest known word, or an empty string.
+
+    A word that begins another, up to a separator, is closest: `adamw` to `adamw_torch`.
+    """
+    words = list(known)
+    begun = [one for one in words if _begins(one, word)] or [o for o in words if _begins(word, o)]
+    match = begun or difflib.get_close_matches(word, words, n=1, cutoff=0.65)
     return f" Did you mean `{match[0]}`?" if match else ""
+
+
+def _begins(start: str, word: str) -> bool:
+    return word.startswith(start) and word[len(start) : len(start) + 1] in ("-", "_")

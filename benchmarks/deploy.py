@@ -100,7 +100,7 @@ def rows_of(found: dict[str, Any], reference: dict[str, Any]) -> list[dict[str, 
 def main() -> None:
     """One table; report.json and report.html are in the run folder."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--recipe", default="examples/demo.yaml")
+    parser.add_argument("--recipe", default="examples/deploy.yaml")
     parser.add_argument("--run-dir", default="runs/deploy")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--rounding", action="append", choices=["compensated", "nearest"])

@@ -107,7 +107,7 @@ def accuracy(result: Any) -> dict[str, str]:
 def main() -> None:
     """One row a method, the student as it was first."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--recipe", default="examples/demo.yaml")
+    parser.add_argument("--recipe", default="examples/deploy.yaml")
     parser.add_argument("--run-dir", default="runs/specialize")
     parser.add_argument("--data", type=Path, default=Path("../shared/data/sst2"))
     parser.add_argument("--steps", type=int, default=60)

@@ -3,8 +3,9 @@
     python benchmarks/weak_teacher.py --json benchmarks/results/weak_teacher.json
 
 1,500 texts to learn from, one class rare: banking77's intents in six groups, `exchange` at 2%,
-and sms_spam, spam at 3%. The teacher is a BERT of 2 blocks, stopped early (`weak`) or not (`long`);
-its student keeps one block. Every setting trains from the same cut on the same texts. `calibrated`
+and sms_spam, spam at 3%. The teacher is a BERT of 2 blocks, stopped early (`weak`), trained longer
+(`long`), or on all texts of the data set, where no class is rare (`strong`); its student keeps one
+block. Every setting trains from its teacher's cut on the same texts. `calibrated`
 divides the teacher's logits by one temperature, fitted on validation texts (Guo et al. 2017,
 1706.04599). The last weights are kept; all numbers are of test texts with the same rare class.
 """
@@ -49,7 +50,7 @@ LOOP = {
     "batch_size": BATCH, "schedule": "linear", "warmup": 0.1, "keep": "last",
     "evaluate_every": 1_000_000, "evaluate_tokens": BATCH,  # steps: not on the way
 }  # fmt: skip
-TEACHER_EPOCHS = {"weak": 3, "long": 8}
+TEACHER_EPOCHS = {"weak": 3, "long": 8, "strong": 8}
 STUDENT = {"lr": 5.0e-4, "epochs": 4, "model_dropout": 0.0, "trainable": "-embeddings"}
 GROUPS = {  # of banking77's intents, by the first of these words that the intent has
     "top-up": ("top_up", "topping"),
@@ -68,7 +69,11 @@ SETTINGS = {
     "T 1, kl 0.5, ce 1": ("weak", 1.0, 0.5, 1.0),
     "calibrated, T 1, kl 1, ce 0.3": ("calibrated", 1.0, 1.0, 0.3),
     "calibrated, T 1, kl 1, ce 1": ("calibrated", 1.0, 1.0, 1.0),
+    "T 2, kl 1, ce 1": ("weak", 2.0, 1.0, 1.0),
     "long, T 2, kl 1, ce 0.3": ("long", 2.0, 1.0, 0.3),
+    "long, T 2, kl 1, ce 1": ("long", 2.0, 1.0, 1.0),
+    "strong, T 2, kl 1, ce 0.3": ("strong", 2.0, 1.0, 0.3),
+    "strong, T 2, kl 1, ce 1": ("strong", 2.0, 1.0, 1.0),
 }
 NUMBERS = ("accuracy", "macro_f1", "calibration_error", "nll")
 
@@ -81,18 +86,20 @@ def group_of(name: str, row: dict[str, Any]) -> str:
     return next(found, "other")
 
 
-def write_part(source: Path, name: str, limit: int | None, file: Path) -> None:
-    """Rows in random order, with as many of the rare class as its share says; at most `limit`."""
+def write_part(source: Path, name: str, limit: int | None, file: Path, rare: bool = True) -> None:
+    """Rows in random order, at most `limit`; the rare class has its share, or all of its rows."""
     with gzip.open(source, "rt", encoding="utf8") as lines:
         rows = [json.loads(line) for line in lines]
     rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
     texts = [{"text": row["text"], "label": group_of(name, row)} for row in rows]
-    rare, share = RARE[name]
-    usual = [row for row in texts if row["label"] != rare]
-    if limit is not None:
-        usual = usual[: limit - round(share * limit)]
-    few = [row for row in texts if row["label"] == rare][: round(len(usual) * share / (1 - share))]
-    file.write_text("".join(json.dumps(row) + "\n" for row in [*usual, *few]), encoding="utf8")
+    if rare:
+        few, share = RARE[name]
+        usual = [row for row in texts if row["label"] != few]
+        if limit is not None:
+            usual = usual[: limit - round(share * limit)]
+        found = [row for row in texts if row["label"] == few]
+        texts = [*usual, *found[: round(len(usual) * share / (1 - share))]]
+    file.write_text("".join(json.dumps(row) + "\n" for row in texts), encoding="utf8")
 
 
 def logits_of(model: Path, examples: Examples) -> tuple[Tensor, Tensor]:
@@ -147,6 +154,9 @@ def rows_of(folder: Path, name: str, seed: int, options: Any) -> list[dict[str, 
         write_part(source, name, limit, folder / f"{part}.jsonl")
     data = {"train": str(folder / "train.jsonl"), "held_out": str(folder / "test.jsonl"),
             "validation": 0.15, "max_length": 32}  # fmt: skip
+    write_part(
+        Path(options.data) / name / "train.jsonl.gz", name, None, folder / "all.jsonl", False
+    )
     common = {"task": "sequence-classification", "seed": seed, "data": data}
     rows: list[dict[str, Any]] = []
     teachers: dict[str, Run] = {}
@@ -158,12 +168,13 @@ def rows_of(folder: Path, name: str, seed: int, options: Any) -> list[dict[str, 
             flush=True,
         )
 
-    kinds = ["weak"] if seed else list(TEACHER_EPOCHS)  # the long one costs most: first seed only
-    for kind in kinds:
-        epochs = TEACHER_EPOCHS[kind]
-        adapt = {**LOOP, "lr": 3.0e-4, "epochs": epochs}
-        teacher = {"model": options.encoder, "adapt": adapt}
-        run = run_of(folder, f"teacher-{kind}", {**common, "teacher": teacher, "student": {}})
+    taught = {SETTINGS[setting][0] for setting in options.settings}
+    for kind in (kind for kind in TEACHER_EPOCHS if kind == "weak" or kind in taught):
+        adapt = {**LOOP, "lr": 3.0e-4, "epochs": TEACHER_EPOCHS[kind]}
+        values = {**common, "teacher": {"model": options.encoder, "adapt": adapt}, "student": {}}
+        if kind == "strong":
+            values["data"] = {**data, "train": str(folder / "all.jsonl")}
+        run = run_of(folder, f"teacher-{kind}", values)
         run_stages(run, ["adapt-teacher"])
         teachers[kind] = run
     held_out = Examples(teachers["weak"].folder.data() / "held_out.arrow")
@@ -173,14 +184,15 @@ def rows_of(folder: Path, name: str, seed: int, options: Any) -> list[dict[str, 
         return measured(model, held_out, rare.index(RARE[name][0]))
 
     places = {kind: run.folder.teacher for kind, run in teachers.items()}
-    places["calibrated"] = folder / "calibrated"
-    print("fitted temperature:", calibrate(teachers["weak"], places["calibrated"]), flush=True)
+    if "calibrated" in taught:
+        places["calibrated"] = folder / "calibrated"
+        print("fitted temperature:", calibrate(teachers["weak"], places["calibrated"]), flush=True)
     for kind, place in places.items():
         add(f"teacher, {kind}", score(place))
-    alone = {"weak": "labels alone", "long": "long, labels alone"}  # from either teacher's cut
-    for number, (setting, (kind, *weights)) in enumerate(SETTINGS.items()):
-        if kind not in places or setting not in options.settings:
-            continue
+    alone = {kind: f"{kind}, labels alone" for kind in TEACHER_EPOCHS}  # from this teacher's cut
+    alone["weak"] = "labels alone"
+    for number, setting in enumerate(options.settings):
+        kind, *weights = SETTINGS[setting]
         values = {
             **common, "teacher": {"model": str(places[kind])},
             "cache": {"dir": str(folder / f"cache-{kind}")}, "student": {"layers": {"keep": [1]}},

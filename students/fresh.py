@@ -49,6 +49,7 @@ def fresh_config(config: dict[str, Any], teacher_config: Any) -> Any:
         return AutoConfig.for_model(kind, **{**base, **values})
     except (ValueError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
+        reason = reason.rpartition("Error: ")[2]  # without the names of foreign checks
         raise RecipeError(f"`student.from` does not make a model: {reason}") from None
 
 

@@ -89,7 +89,8 @@ class BadRows:
             if bad > MOST_BAD * tried and not few:
                 self._refuse(f"{bad} of {tried}", source)
         if total := self._bad.total():
-            log.warning("%s: %d rows are left out: %s", section, total, self.describe())
+            rows = "1 row is" if total == 1 else f"{total} rows are"
+            log.warning("%s: %s left out: %s", section, rows, self.describe())
 
     def describe(self) -> str:
         """How many rows have each fault, and the first of them."""
@@ -98,7 +99,8 @@ class BadRows:
     def sentences(self) -> list[str]:
         """The same, one a fault."""
         return [
-            f"{count} {reason} (first: {', '.join(place for *_, place in self._first[reason])})"
+            f"{count} {_of(count, reason)} (first: "
+            f"{', '.join(place for *_, place in self._first[reason])})"
             for reason, count in self._counts.most_common()
         ]
 
@@ -107,6 +109,12 @@ class BadRows:
             f"{share[0].upper()}{share[1:]} rows of {source} cannot be used, which is more than a "
             f"tenth: {self.describe()}."
         )
+
+
+def _of(count: int, reason: str) -> str:
+    """The reason as it is said of so many rows: '1 has', '2 have'."""
+    verb, _, rest = reason.partition(" ")
+    return f"{ {'have': 'has', 'are': 'is'}.get(verb, verb) if count == 1 else verb } {rest}"
 
 
 def column_values(table: Any, name: str) -> Iterator[tuple[int, Any]]:

@@ -82,7 +82,10 @@ def load_rows(source: str, split: str, name: str | None) -> Any:
                 f"fetched from the hub{because_of(error)}.{nearest_path(source)}"
             ) from error
         reason = " ".join(f"{error.__cause__ or error}".split())[:300]
-        raise DataError(f"`{source}` cannot be read as a data set: {reason}") from error
+        mend = "it is damaged, or not what its name says: fetch or write it again" if files else ""
+        raise DataError(
+            f"`{source}` cannot be read as a data set ({reason}){'; ' if mend else ''}{mend}."
+        ) from error
 
 
 def _is_unknown(error: Exception) -> bool:
@@ -142,9 +145,14 @@ def _load_files(source: str, files: Iterable[Path]) -> Any:
     kinds = {BUILDERS.get(_suffix(path)) for path in files}
     if None in kinds or len(kinds) != 1:
         named = ", ".join(path.name for path in files[:4])
+        if len(files) == 1:
+            raise DataError(
+                f"`{source}` is of no kind that can be read; save its rows as {KINDS} (.gz, .bz2, "
+                ".xz, .zst allowed)."
+            )
         raise DataError(
-            f"`{source}` must be files of one kind, {KINDS} (.gz, .bz2, .xz, .zst allowed); it is "
-            f"{named}{', ...' if len(files) > 4 else ''}."
+            f"`{source}` must be files of one kind, {KINDS} (.gz, .bz2, .xz, .zst allowed), and is "
+            f"{named}{', ...' if len(files) > 4 else ''}; save the rows as one of these."
         )
     if all(path.stat().st_size == 0 for path in files):
         raise DataError(f"`{source}` is empty.")

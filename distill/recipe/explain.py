@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from attar.errors import nearest
 from attar.mistakes import wanted_of, words_of
+from distill.recipe.mends import mend_of
 from distill.recipe.other_names import known_elsewhere
 from distill.recipe.schema import Recipe
 
@@ -28,14 +29,11 @@ def explain(error: ValidationError, values: Any) -> str:
         path, _ = _walk(mistake["loc"], values)
         by_path.setdefault(path, []).append(mistake)
     # Of the alternatives that a value may be, the one that went deeper is what was meant.
-    deepest = [
-        group
-        for path, group in by_path.items()
-        if not any(other.startswith((f"{path}.", f"{path}[")) for other in by_path if path)
-    ]
-    sentences = [_sentence(group, values) for group in deepest]
-    more = f" ({len(sentences) - SHOWN} more)" if len(sentences) > SHOWN else ""
-    return f"{' And '.join(sentences[:SHOWN])}{more}"
+    outer = {path[:i] for path in by_path for i, sign in enumerate(path) if sign in ".["}
+    deepest = [group for path, group in by_path.items() if path not in outer]
+    sentences = [_sentence(group, values) for group in deepest[:SHOWN]]
+    more = f" ({len(deepest) - SHOWN} more)" if len(deepest) > SHOWN else ""
+    return f"{' And '.join(sentences)}{more}"
 
 
 def _sentence(mistakes: list[Any], values: Any) -> str:
@@ -62,7 +60,8 @@ def _sentence(mistakes: list[Any], values: Any) -> str:
     shown = "" if isinstance(found, (dict, BaseModel)) else f" (found {_shortened(found)})"
     prefix = f"`{path}`: " if path else ""
     message = _message(mistakes)
-    return f"{prefix}{message[:1].lower() if prefix else message[:1]}{message[1:]}{shown}."
+    end = "" if message.endswith("?") else f"{shown}.{mend_of(path, mistakes, found)}"
+    return f"{prefix}{message[:1].lower() if prefix else message[:1]}{message[1:]}{end}"
 
 
 def _message(mistakes: list[Any]) -> str:

@@ -58,6 +58,7 @@ OTHER_NAMES = {
     "text_field": "data.text_column",
     # models
     "model_name_or_path": "teacher.model",
+    "base": "teacher.model",
     "base_model": "teacher.model",
     "teacher_model": "teacher.model",
     "teacher_model_name_or_path": "teacher.model",
@@ -65,6 +66,9 @@ OTHER_NAMES = {
     "torch_dtype": "teacher.dtype",
     "load_in_4bit": "teacher.quantization",
     "load_in_8bit": "teacher.quantization",
+    # another section's name
+    "training": "train",
+    "finetuning_type": "specialize.method",
     # peft
     "r": "specialize.rank",
     "lora_r": "specialize.rank",
@@ -77,9 +81,16 @@ OTHER_NAMES = {
     "peft_type": "specialize.method",
     "num_virtual_tokens": "specialize.virtual_tokens",
 }
+DEVICE = " A GPU is used where there is one (`CUDA_VISIBLE_DEVICES` chooses it); leave it out."
 ANSWERS = {
     "resume_from_checkpoint": " A stopped run goes on by itself; leave it out.",
     "output_dir": " The run's folder is the option `--run-dir`.",
+    "format": " The kind of rows is told by their columns; leave it out.",
+    "template": " The chat template is the tokenizer's; leave it out.",
+    "device": DEVICE,
+    "device_map": DEVICE,
+    "stage": " A stage is a command, as in `distill train`; leave it out.",
+    "do_train": " `distill train` and `distill run` train; leave it out.",
 }
 
 

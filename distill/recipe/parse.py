@@ -10,12 +10,20 @@ import yaml
 from attar.errors import RecipeError
 from distill.recipe import bounded_yaml
 
+DATA_SUFFIXES = {".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".gguf", ".safetensors"}
+
 
 def parse_yaml(text: str, where: str) -> Any:
     """Safe YAML; a `RecipeError` gives the line of what does not parse."""
     try:
         return bounded_yaml.load(text)
     except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        if mark is not None and "found character '\\t'" in str(error):
+            raise RecipeError(
+                f"{where} is not valid YAML: line {mark.line + 1} begins with a tab; indent it "
+                "with spaces."
+            ) from None
         reason = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())[:300]
         raise RecipeError(f"{where} is not valid YAML: {reason}") from None
 
@@ -25,6 +33,11 @@ def read_values(path: str) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         raise RecipeError(f"There is no recipe {path}; `distill init {path}` writes a starter.")
+    if file.suffix in DATA_SUFFIXES:
+        raise RecipeError(
+            f"{path} is no recipe; name the YAML file that names it, as in "
+            "`distill run recipe.yaml`."
+        )
     try:
         with file.open(encoding="utf8") as opened:
             text = opened.read(bounded_yaml.MOST_CHARACTERS + 1)

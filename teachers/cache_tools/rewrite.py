@@ -278,7 +278,7 @@ def merged(urls: Sequence[str]) -> CacheDraft:
 
 def _check_agrees(first: SignalCache, other: SignalCache) -> None:
     difference = first_difference(
-        first.manifest, other.manifest, ("format", "data", "shard_tokens")
+        first.manifest, other.manifest, ("format", "data", "shard_tokens", "grown_from")
     )
     if difference:
         field, here, there = difference

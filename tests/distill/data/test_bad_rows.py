@@ -42,20 +42,20 @@ GOOD = {
 BROKEN = b'{"text": \n'
 LATIN = json.dumps({"text": "caf\u00e9"}, ensure_ascii=False).encode("latin-1") + b"\n"
 BAD = {
-    "broken": ("text", BROKEN, "1 are no JSON"),
+    "broken": ("text", BROKEN, "1 is no JSON"),
     "latin": ("text", LATIN, "1 hold bytes that are not UTF-8; save the file as UTF-8"),
-    "array": ("text", b"[1, 2]\n", "1 are JSON, but no object with keys"),
+    "array": ("text", b"[1, 2]\n", "1 is JSON, but no object with keys"),
     "surrogate": ("text", b'{"text": "\\ud83d"}\n', "1 hold half of a character"),
-    "object": ("text", b'{"text": {"a": 1}}\n', "1 have an object in `text`"),
-    "list": ("text", b'{"text": ["a"]}\n', "1 have a list in `text`"),
+    "object": ("text", b'{"text": {"a": 1}}\n', "1 has an object in `text`"),
+    "list": ("text", b'{"text": ["a"]}\n', "1 has a list in `text`"),
     "role": ("chat", {"messages": [asked(1)[0], {"role": "bot", "content": "1"}]},
-             "1 have a message of the role `bot`"),
+             "1 has a message of the role `bot`"),
     "refused": ("chat", {"messages": [asked(1)[0], asked(2)[0], *asked(3)]},
-                r"1 are refused by the chat template \(two users\)"),
+                r"1 is refused by the chat template \(two users\)"),
     "image": ("chat", {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
-              "1 have a content part of the type `image`"),
+              "1 has a content part of the type `image`"),
     "history": ("pair", {"prompt": "x", "completion": "y", "history": ["z"]},
-                "1 have a `history` that is no list of pairs"),
+                "1 has a `history` that is no list of pairs"),
 }  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def test_one_bad_row_is_left_out_and_named(tmp_path, refusing, caplog, kind, bad
     config = DataConfig(train=str(tmp_path / "rows.jsonl"), held_out=0.2)
     made = prepare(config, refusing, "id", 0, tmp_path / "data")
     assert sum(len(Examples(made / f"{part}.arrow")) for part in DATA_PARTS) == 16
-    assert re.search(rf"data: 1 rows are left out: {says}.*line 5 of .*rows\.jsonl", caplog.text)
+    assert re.search(rf"data: 1 row is left out: {says}.*line 5 of .*rows\.jsonl", caplog.text)
 
 
 @pytest.mark.parametrize(("kind", "bad", "says"), BAD.values(), ids=BAD.keys())
@@ -89,7 +89,7 @@ def test_more_than_a_tenth_of_bad_rows_is_an_error(tmp_path, refusing, kind, bad
     rows = [GOOD[kind](i) for i in range(16)]
     (tmp_path / "rows.jsonl").write_bytes(b"".join(lines([bad, bad, *rows])))
     config = DataConfig(train=str(tmp_path / "rows.jsonl"), held_out=0.2)
-    says = says.replace("1 ", "2 ", 1)
+    says = says.replace("1 is ", "2 are ", 1).replace("1 has ", "2 have ", 1)
     with pytest.raises(
         DataError, match=rf"At least 2 of 18 rows of .*tenth: {says}.*line 1 of .*, line 2 of"
     ):
@@ -120,7 +120,7 @@ def test_one_bad_row_stops_no_task(tmp_path, write_rows, caplog, reader, bad, sa
     config = DataConfig(train=write_rows([*rows, bad]), max_length=24)
     made = prepare_whole(config, tokenizer_with_mask(), 0, tmp_path / "data", reader)
     assert len(Examples(made / "held_out.arrow")) == 16
-    assert "data: 1 rows are left out: 1 have" in caplog.text
+    assert "data: 1 row is left out: 1 has" in caplog.text
     assert says in caplog.text
     assert "line 17 of" in caplog.text
 
@@ -130,7 +130,7 @@ def test_a_label_without_a_name_is_one_bad_row(tmp_path, write_rows, caplog):
     names = {"label_column": "label", "label_names": ["bad", "good"]}
     config = DataConfig(train=write_rows([*rows, {"text": "a", "label": 7}]), **names)
     prepare(config, word_tokenizer(), "id", 0, tmp_path / "data", LabelledTexts())
-    assert "1 have 7 as label, and there are 2 classes" in caplog.text
+    assert "1 has 7 as label, and there are 2 classes" in caplog.text
 
 
 def test_one_bad_pair_is_left_out(write_rows, caplog):

@@ -310,7 +310,7 @@ def test_conversations_without_a_template_are_refused(prepared, bare_tokenizer):
 
 def test_broken_json_is_named(prepared, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text": \n')
-    with pytest.raises(DataError, match=r"1 are no JSON \(first: line 2 of .*bad\.jsonl"):
+    with pytest.raises(DataError, match=r"1 is no JSON \(first: line 2 of .*bad\.jsonl"):
         prepared(str(tmp_path / "bad.jsonl"))
 
 
