@@ -53,7 +53,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """
     words = list(known)
     begun = [one for one in words if _begins(one, word)] or [o for o in words if _begins(word, o)]
-    match = begun or difflib.get_close_matches(word, words, n=1, cutoff=0.65)
+    match = begun or difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     return f" Did you mean `{match[0]}`?" if match else ""
 
 

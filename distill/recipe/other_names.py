@@ -89,6 +89,7 @@ ANSWERS = {
     "template": " The chat template is the tokenizer's; leave it out.",
     "device": DEVICE,
     "device_map": DEVICE,
+    "recipe": " The file is the recipe: write `data`, `teacher`, `student` ... at its left edge.",
     "stage": " A stage is a command, as in `distill train`; leave it out.",
     "do_train": " `distill train` and `distill run` train; leave it out.",
 }
