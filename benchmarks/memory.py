@@ -31,7 +31,14 @@ from distill.data.batching import collate
 from distill.objective.chunked_head import tokens_per_chunk
 from distill.objective.objective import Learner
 from distill.objective.terms import TERM_MODELS
-from distill.planning.memory import Footprint, Forward, footprint, student_skeleton, trace_memory
+from distill.planning.memory import (
+    Footprint,
+    Forward,
+    footprint,
+    libraries,
+    student_skeleton,
+    trace_memory,
+)
 from distill.training.optimizers import make_optimizer
 from students.pruning.depth import cut_depth
 from students.tuning.method import METHODS
@@ -139,6 +146,10 @@ def main() -> None:
     if options.alone:
         return alone(options)
     rows = []
+    import bitsandbytes  # noqa: F401  (as in the processes that are measured)
+    import peft  # noqa: F401
+
+    libraries()  # noted before the teacher is loaded
     with tempfile.TemporaryDirectory() as folder:
         teacher: Any = load_causal_lm(options.model, dtype=torch.float32)
         cut_depth(teacher, list(range(options.keep))).save_pretrained(folder)  # type: ignore[operator]

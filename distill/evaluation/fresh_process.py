@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from logging.handlers import QueueHandler
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from typing import Any, cast
 
@@ -54,8 +55,7 @@ def run_in_fresh_process(function: Callable[[Any], None], argument: Any) -> int:
     hidden = {name: os.environ.pop(name) for name in PROCESS_GROUP_VARIABLES if name in os.environ}
     try:
         child = context.Process(target=_call, args=(function, argument, answers))
-        with _terminal_signals_blocked():
-            child.start()
+        _start(child, method)
     finally:
         os.environ.update(hidden)
     answers.close()
@@ -94,6 +94,22 @@ def _hear_out(child: Any, answer: Any, replay: Replay) -> Exception | None:
             replay.take(message)
 
 
+def _start(child: Any, method: str) -> None:
+    """Start a child that no signal of the terminal reaches, nor its fork server.
+
+    Children inherit what the server blocks. A stop is heard while the server imports.
+    """
+    if method != "forkserver":
+        with _terminal_signals_blocked():
+            child.start()
+        return
+    from multiprocessing import forkserver
+
+    with _terminal_signals_blocked():
+        forkserver.ensure_running()
+    child.start()
+
+
 @contextmanager
 def _terminal_signals_blocked() -> Iterator[None]:
     """Block what a terminal sends to all its processes; those that are started here keep it so.
@@ -103,6 +119,7 @@ def _terminal_signals_blocked() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    resource_tracker.ensure_running()  # which unblocks SIGINT, if it is started further down
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield

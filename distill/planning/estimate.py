@@ -23,7 +23,8 @@ from distill.data.reader import NextTokenTexts
 from distill.objective.terms import reads_from
 from distill.planning.alternatives import Trainee
 from distill.planning.baseline_time import baseline_seconds, feature_bytes
-from distill.planning.build_time import build_seconds
+from distill.planning.build_time import build_note, build_seconds
+from distill.planning.cache_memory import CacheWork
 from distill.planning.data_counts import DataCounts, estimated_counts, prepared_counts
 from distill.planning.memory import libraries, training_bytes
 from distill.planning.model_cost import EFFICIENCY, ModelCost, flops_per_second, model_cost
@@ -196,12 +197,13 @@ def _stages(run: Run, known: _Quantities) -> Iterator[Estimate]:
     if run.reads_cache:
         outcomes = known.counts.classes or run.vocabulary
         measured = audited_bytes(run.folder.audit, recipe.cache)
-        yield _caching(known, recipe.cache, outcomes, measured)
+        yield _caching(run, known, outcomes, measured)
     seconds = build_seconds(
         recipe.student, known.teacher, EFFICIENCY * flops_per_second(torch.float32)
     )
     teacher, student = known.teacher, known.student
     note = f"{student.total / 1e6:.1f} M parameters, {student.depth} blocks"
+    note += build_note(recipe.student, teacher)
     memory = libraries() + teacher.total * 4 + student.total * 8
     yield Estimate("build", 0, student.total * 4, memory, seconds, note)
     yield _training(run, known)
@@ -221,11 +223,9 @@ def _adapting(run: Run, known: _Quantities, loop: Any) -> Estimate:
     return Estimate("adapt-teacher", amount, teacher.total * 16, memory, seconds, note, steps)
 
 
-def _caching(
-    known: _Quantities, cache: CacheConfig, outcomes: int, measured: float | None
-) -> Estimate:
+def _caching(run: Run, known: _Quantities, outcomes: int, measured: float | None) -> Estimate:
     """outcomes: ids or classes of a distribution. measured: bytes of one token's distribution."""
-    counts, width = known.counts, known.teacher.width
+    cache, counts, width = run.recipe.cache, known.counts, known.teacher.width
     layers = len(cache.hidden.parts) * cache.hidden.codec.bytes_per_token(width)
     distribution = measured or cache.codec.bytes_per_token(outcomes, width)
     bytes_each = counts.counted * distribution + counts.kept * layers
@@ -235,7 +235,11 @@ def _caching(
     a_unit = bytes_each / (counts.counted if known.unit == "tokens" else 1)
     note = f"{a_unit:.0f} bytes a {known.unit[:-1]}{' as measured' if measured else ''}"
     note += f"; {known.unit} {counts.known}"
-    return Estimate("cache", amount, size, libraries() + known.teacher_bytes, seconds, note)
+    dtype = resolve_precision(run.recipe.teacher.dtype, run.teacher_config)
+    stored = getattr(run.teacher_config, "dtype", None) or dtype
+    file = 0.0 if stored == dtype else float(stored.itemsize * known.teacher.total)
+    work = CacheWork(known.teacher, known.teacher_bytes, file, dtype, counts, outcomes)
+    return Estimate("cache", amount, size, work.peak(cache), seconds, note)
 
 
 def _training(run: Run, known: _Quantities) -> Estimate:
@@ -245,7 +249,7 @@ def _training(run: Run, known: _Quantities) -> Estimate:
     memory = _training_memory(run, run.student_config, student, loop)
     if reads_from(loop, "online"):
         seconds += known.teacher.forward(known.tokens(examples)) / known.speed
-        memory += known.teacher_bytes
+    memory += _teacher_memory(run, known, loop)
     steps = planned_steps(run, "train", loop, known.counts)
     each = f" for each of {arms} arms" if arms > 1 else ""
     amount, disk = known.amount(examples) * arms, student.total * 16 * arms
@@ -259,7 +263,7 @@ def _specializing(run: Run, known: _Quantities) -> Estimate:
     if loop.data is not None:
         known = replace(known, counts=data_counts(run, loop.data))
     memory = _trainee(run, run.student_config, student).memory_with_method(loop, data).peak
-    memory += known.teacher_bytes if reads_from(loop, "online") else 0
+    memory += _teacher_memory(run, known, loop)
     amount = known.amount(known.trained(loop, data))
     seconds = known.training_seconds(student, loop, data)
     steps = planned_steps(run, "specialize", loop, known.counts)
@@ -299,6 +303,13 @@ def _training_memory(run: Run, config: Any, cost: ModelCost, loop: Any) -> float
         return _trainee(run, config, cost).memory(loop, data, loop.trainable).peak
     tokens = loop.batch_size * data.max_length
     return libraries() + training_bytes(cost.total, cost.width, cost.depth, tokens)
+
+
+def _teacher_memory(run: Run, known: _Quantities, loop: LoopConfig) -> float:
+    """Bytes of the teacher beside a training: all of it, or its head that is in the cache."""
+    head = known.teacher.head * resolve_precision(run.recipe.teacher.dtype).itemsize
+    cached = reads_from(loop, "cache") and run.recipe.cache.codec.name == "final_hidden"
+    return (known.teacher_bytes if reads_from(loop, "online") else 0) + (head if cached else 0)
 
 
 def _trainee(run: Run, config: Any, cost: ModelCost) -> Trainee:

@@ -9,6 +9,7 @@ what it would keep. benchmarks/memory.py compares the sum with the memory of rea
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attar.device import default_device
+from attar.device import default_device, held_bytes
 from attar.errors import ModelError
 from attar.models import loading
 from attar.models.loading import Quantization
@@ -29,7 +30,10 @@ from students.pruning.depth import cut_config
 
 log = logging.getLogger(__name__)
 
-LIBRARIES = 0.65e9  # bytes resident on a CPU before a model is loaded: interpreter, torch, peft ...
+LEAST_LIBRARIES = 0.3e9  # bytes resident on a CPU: interpreter, torch and transformers alone
+# Bytes that glibc keeps free: 64 MiB at the top of its heap, and holes between what lasts
+# (benchmarks/planned.py: 30 to 130 MB in the cache stage).
+FREE_HEAP = 134e6
 # Bytes a weight. 4-bit: and a 1-byte scale for 64 weights, and a 4-byte scale for 256 of those.
 QUANTIZED = {
     "nf4": 0.5 + 1 / 64 + 4 / (64 * 256),
@@ -134,9 +138,17 @@ def training_bytes(parameters: int, width: int, depth: int, tokens: int) -> floa
     return 16.0 * parameters + 4.0 * ACTIVATION_WIDTHS * width * depth * tokens
 
 
+@functools.cache
 def libraries() -> float:
-    """Bytes resident on a CPU before a model is loaded; a GPU's allocator does not count them."""
-    return LIBRARIES if _device() == "cpu" else 0.0
+    """Bytes resident on a CPU beside models and data; a GPU's allocator does not count them.
+
+    What this process holds at the first call, since a plan has imported what a stage will, and how
+    much that is depends on the installation (from 0.4 to 0.6 GB were seen); and the heap that stays
+    free. A program that plans with models in memory counts these too.
+    """
+    if _device() != "cpu":
+        return 0.0
+    return max(LEAST_LIBRARIES, float(held_bytes())) + FREE_HEAP
 
 
 def _device() -> str:

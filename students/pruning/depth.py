@@ -110,7 +110,7 @@ def keep_greedily(
     and the loss after it.
     """
     depth = num_layers(model)
-    with progress("blocks to remove", _expected_trials(depth, depth - keep), "trials") as work:
+    with progress("blocks to remove", expected_trials(depth, depth - keep), "trials") as work:
         trial = _BlockRemoval(model, loss_of)
         costs = dict.fromkeys(trial.kept, 0.0)
         try:
@@ -133,8 +133,11 @@ def keep_greedily(
     return trial.kept
 
 
-def _expected_trials(depth: int, removals: int) -> int:
-    """About how many trials a greedy removal takes: all blocks once, then a few a removal."""
+def expected_trials(depth: int, removals: int) -> int:
+    """About how many trials a greedy removal takes: all blocks once, then a few a removal.
+
+    Plans and the progress of a removal say this number.
+    """
     return depth + LATER_TRIALS * (removals - 1) if removals else 0
 
 

@@ -142,6 +142,7 @@ def _write_parts(
             keys = [request.key for request in group]
             tokens = [len(request.counted) for request in group]
             store.write_shard(number, keys, tokens, rows, manifest, runner.padding_mass)
+            del rows  # before the next shard's are made
     if cut:
         log.warning(
             "cache: %d codes of hidden states lie beyond the 16 bits that are stored and were cut, "
