@@ -145,6 +145,15 @@ def objective_of(temperature: float, kl: float, labels: float) -> list[dict[str,
     ]
 
 
+def teacher_of(folder: Path, kind: str, encoder: str, common: dict[str, Any]) -> Run:
+    """Fine-tune the encoder for as many epochs as this kind of teacher has; its run."""
+    adapt = {**LOOP, "lr": 3.0e-4, "epochs": TEACHER_EPOCHS[kind]}
+    values = {**common, "teacher": {"model": encoder, "adapt": adapt}, "student": {}}
+    run = run_of(folder, f"teacher-{kind}", values)
+    run_stages(run, ["adapt-teacher"])
+    return run
+
+
 def rows_of(folder: Path, name: str, seed: int, options: Any) -> list[dict[str, Any]]:
     """One row a setting, and each teacher's, of one data set and seed."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -170,13 +179,8 @@ def rows_of(folder: Path, name: str, seed: int, options: Any) -> list[dict[str, 
 
     taught = {SETTINGS[setting][0] for setting in options.settings}
     for kind in (kind for kind in TEACHER_EPOCHS if kind == "weak" or kind in taught):
-        adapt = {**LOOP, "lr": 3.0e-4, "epochs": TEACHER_EPOCHS[kind]}
-        values = {**common, "teacher": {"model": options.encoder, "adapt": adapt}, "student": {}}
-        if kind == "strong":
-            values["data"] = {**data, "train": str(folder / "all.jsonl")}
-        run = run_of(folder, f"teacher-{kind}", values)
-        run_stages(run, ["adapt-teacher"])
-        teachers[kind] = run
+        more = {"data": {**data, "train": str(folder / "all.jsonl")}} if kind == "strong" else {}
+        teachers[kind] = teacher_of(folder, kind, options.encoder, {**common, **more})
     held_out = Examples(teachers["weak"].folder.data() / "held_out.arrow")
     rare = sorted({row["label"] for row in map(json.loads, (folder / "train.jsonl").open())})
 

@@ -114,7 +114,7 @@ class BadRows:
 def _of(count: int, reason: str) -> str:
     """The reason as it is said of so many rows: '1 has', '2 have'."""
     verb, _, rest = reason.partition(" ")
-    return f"{ {'have': 'has', 'are': 'is'}.get(verb, verb) if count == 1 else verb } {rest}"
+    return f"{ {'have': 'has', 'are': 'is', 'hold': 'holds'}.get(verb, verb) if count == 1 else verb } {rest}"
 
 
 def column_values(table: Any, name: str) -> Iterator[tuple[int, Any]]:
