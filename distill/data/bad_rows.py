@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 MOST_BAD = 0.1  # share of the rows
 NAMED_ROWS = 3  # of each fault
+OF_ONE = {"have": "has", "are": "is", "hold": "holds"}
 Read = TypeVar("Read")
 
 
@@ -114,7 +115,7 @@ class BadRows:
 def _of(count: int, reason: str) -> str:
     """The reason as it is said of so many rows: '1 has', '2 have'."""
     verb, _, rest = reason.partition(" ")
-    return f"{ {'have': 'has', 'are': 'is', 'hold': 'holds'}.get(verb, verb) if count == 1 else verb } {rest}"
+    return f"{OF_ONE.get(verb, verb) if count == 1 else verb} {rest}"
 
 
 def column_values(table: Any, name: str) -> Iterator[tuple[int, Any]]:
