@@ -71,15 +71,21 @@ def id_before_texts(tokenizer: Any) -> int | None:
 def tokenize_learned(
     tokenizer: Any, learned: LearnedText, max_length: int
 ) -> tuple[list[int], list[int], bool]:
-    """(ids, labels, whether they were truncated) of a text of a conversation."""
+    """(ids, labels, whether they were truncated) of a text of a conversation.
+
+    A token that stands in a turn and before it counts: where a template ends its prompt in a space,
+    the answer's first word is one token with that space.
+    """
     encoded = tokenizer(
         learned.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
-    said = np.zeros(len(learned.text) + 1, bool)  # of characters
+    said = np.zeros(len(learned.text) + 1, np.int64)  # of characters
     for span in learned.spans:
-        said[span.start : span.stop] = True
-    starts = np.asarray([start for start, _ in encoded["offset_mapping"]], np.int64)
-    return _shifted(encoded["input_ids"], said[starts].tolist(), max_length)
+        said[span.start : span.stop] = 1
+    before = np.concatenate([[0], np.cumsum(said)])
+    offsets = np.asarray(encoded["offset_mapping"], np.int64).reshape(-1, 2)
+    starts, ends = offsets[:, 0], np.maximum(offsets[:, 1], offsets[:, 0] + 1)
+    return _shifted(encoded["input_ids"], (before[ends] > before[starts]).tolist(), max_length)
 
 
 def tokenize_pair(

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from attar.errors import DataError
+from distill.data.chat_rendering import LearnedText
 from distill.data.config import DataConfig
 from distill.data.examples import Examples, key_of
 from distill.data.placed import DATA_PARTS
 from distill.data.prepare import prepare
 from distill.data.row_formats import row_format_of
-from distill.data.tokenize import IGNORE, tokenize_document, tokenize_pair
+from distill.data.tokenize import IGNORE, tokenize_document, tokenize_learned, tokenize_pair
 from distill.run.load import check_recipe
 from tests.helpers.chatting import tokenize_chat
 
@@ -81,6 +82,14 @@ def test_a_token_that_joins_prompt_and_answer_counts(bare_tokenizer):
     joined = next(t for t, i in enumerate(ids) if "the" in bare_tokenizer.decode([i]))
     assert labels[joined - 1] == ids[joined]
     assert labels[joined - 2] == IGNORE
+
+
+def test_a_token_that_joins_template_and_answer_counts(bare_tokenizer):
+    """Where a template's prompt ends inside a token, as in a space, the answer needs that token."""
+    learned = LearnedText("says the student", [range(len("says th"), len("says the"))])
+    ids, labels, _ = tokenize_learned(bare_tokenizer, learned, 512)
+    joined = next(t for t, i in enumerate(ids) if "the" in bare_tokenizer.decode([i]))
+    assert [t for t, label in enumerate(labels) if label != IGNORE] == [joined - 1]
 
 
 def test_chats_still_need_a_template(examples_of, bare_tokenizer):
