@@ -300,6 +300,7 @@ def pages() -> dict[Path, str]:
             "students": classification_block(
                 _result("classification"), _result("classification_narrow")
             ),
+            "weight of the labels": weak_teacher_block(_result("weak_teacher_weights")),
             "weak teacher": weak_teacher_block(
                 _result("weak_teacher"), _result("weak_teacher_sms")
             ),
