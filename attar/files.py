@@ -138,8 +138,20 @@ def sync_files(folder: Path) -> None:
                 os.fsync(handle.fileno())
 
 
+def _open_to_readers(folder: Path) -> None:
+    """Give each file the rights of reading and writing that the folder was made with."""
+    rights = folder.stat().st_mode & 0o666
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(file.stat().st_mode | rights)
+
+
 def replace_folder(aside: Path, path: Path) -> None:
-    """Flush a filled folder and replace `path`, whose old content is deleted, by it."""
+    """Flush a filled folder and replace `path`, whose old content is deleted, by it.
+
+    Files may be read by whom the folder may: some libraries write theirs for the owner alone.
+    """
+    _open_to_readers(aside)
     sync_files(aside)
     check_may_write()
     old = path.with_name(path.name + ".old")

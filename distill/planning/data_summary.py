@@ -17,6 +17,7 @@ from distill.data.doubtful_classes import doubtful_classes
 from distill.data.examples import Examples
 from distill.data.placed import DATA_PARTS
 from distill.planning.estimate import data_counts
+from distill.planning.held_out import few_held_out
 from distill.planning.steps import planned_steps
 from distill.run.context import Run
 
@@ -59,7 +60,7 @@ def summary(run: Run, config: DataConfig) -> DataSummary:
         parts=_part_rows(stats),
         lengths=length_rows(train.lengths, config.max_length),
         classes=classes,
-        remarks=[*remarks, *_training_remarks(run, config)],
+        remarks=[*remarks, *_training_remarks(run, config), *_held_out_remarks(run, config)],
     )
 
 
@@ -100,6 +101,12 @@ def length_rows(lengths: np.ndarray, most: int) -> list[list[str]]:
         number, bar = int(numbers[i]), "#" * round(BAR * numbers[i] / numbers.max())
         table.append([name, f"{number:,}", f"{number / len(lengths):.1%}", bar.ljust(BAR, ".")])
     return table
+
+
+def _held_out_remarks(run: Run, config: DataConfig) -> list[str]:
+    """Whether the part that is reported on is too small."""
+    few = few_held_out(run) if config is run.recipe.data else None
+    return [few] if few else []
 
 
 def _training_remarks(run: Run, config: DataConfig) -> list[str]:

@@ -26,6 +26,17 @@ def test_a_link_in_the_place_of_a_partial_file_is_not_followed(tmp_path, outside
     assert not (tmp_path / "report.json").is_symlink()
 
 
+def test_files_of_a_staged_folder_may_be_read_by_whom_the_folder_may(tmp_path):
+    """safetensors writes for the owner alone."""
+    with staged_folder(tmp_path / "student") as aside:
+        write_text(aside / "config.json", "{}")
+        (aside / "model.safetensors").write_bytes(b"weights")
+        (aside / "model.safetensors").chmod(0o600)
+    rights = (tmp_path / "student").stat().st_mode & 0o666
+    for file in (tmp_path / "student").iterdir():
+        assert file.stat().st_mode & 0o666 == rights, file.name
+
+
 @pytest.mark.parametrize("name", ["student.partial", "student.old"])
 @pytest.mark.parametrize("target", [".", "precious", "missing"])
 def test_links_in_the_place_of_staged_folders_are_not_followed(tmp_path, outside, name, target):

@@ -61,6 +61,16 @@ def test_what_is_learned_of_the_first_rows_stands_in_marks(folder):
     assert not Path("out").exists()
 
 
+def test_a_held_out_part_that_can_tell_nothing_is_told_before_the_run(folder):
+    folder([talk(f"It is {i}.") for i in range(20)])  # a fifth are 4 documents
+    says = "The held-out part has 4 documents: below 8 there are no intervals"
+    assert any(line.startswith(f"- {says}") for line in show("--rows", "0"))
+    plan = ["plan", "recipe.yaml", "--run-dir", "out", "--set", "export.artifacts=[bf16]"]
+    assert f"Warning: {says}" in CliRunner().invoke(main, plan).output
+    folder([talk(f"It is {i}.") for i in range(60)])
+    assert not any("there are no intervals" in line for line in show("--rows", "0"))
+
+
 def test_parts_and_what_is_left_out_are_counted_as_the_run_prepares_them(folder):
     bad = {"messages": [{"role": "bot", "content": "x"}]}
     folder([talk(""), bad, *(talk(f"It is {i}.") for i in range(40))])
