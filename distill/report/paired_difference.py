@@ -16,6 +16,7 @@ from distill.evaluation.job import Numbers
 from distill.report.measurements import Measurements
 
 UNTOLD = "cannot be told"
+ADAPTED_START = " and from the same start, which was made of the fine-tuned teacher"
 CLOSENESS = {  # of a student, by the direction of the difference of its KL to the teacher
     "lower": "closer to the teacher",
     "higher": "further from the teacher",
@@ -142,9 +143,11 @@ def untold_warnings(difference: Numbers) -> list[str]:
     ]
 
 
-def at_counts(arms: Numbers, unit: str) -> str:
-    """How much the distilled and the fine-tuned student learned from, by their own counts."""
+def at_counts(measured: Measurements, unit: str) -> str:
+    """How much the distilled and the fine-tuned student learned from, by their own counts; and
+    that both were made of the fine-tuned teacher, where they were.
+    """
+    arms = measured.costs["arms"]
     mine, other = (arms[arm]["tokens"] for arm in ("distill", "finetune"))
-    if mine == other:
-        return f"at the same {mine:,} {unit}"
-    return f"at {mine:,} {unit} against {other:,}"
+    counts = f"the same {mine:,} {unit}" if mine == other else f"{mine:,} {unit} against {other:,}"
+    return f"at {counts}{ADAPTED_START if measured.adapted_start else ''}"

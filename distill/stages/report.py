@@ -91,7 +91,7 @@ def measurements(run: Run, costs: dict[str, Any]) -> Measurements:
     on_own_data = special is not None and special.data is None
     merged = on_own_data and run.merged_student is not None
     models = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
-    kinds = run.task.metrics.baselines
+    kinds, student_from = run.task.metrics.baselines, run.recipe.student.from_
     measured_baselines = [name for name in baselines_of(run) if "failed" not in models[name]]
     return Measurements(
         models=models,
@@ -103,6 +103,7 @@ def measurements(run: Run, costs: dict[str, Any]) -> Measurements:
         quantized_base=special.base if merged and special.base != "none" else None,
         parts=DataParts.from_stats(read_json(run.folder.data() / "stats.json")),
         baselines={name: kinds[name].about for name in measured_baselines},
+        adapted_start=run.recipe.teacher.adapt is not None and student_from == "teacher",
     )
 
 

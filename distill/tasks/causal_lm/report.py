@@ -220,7 +220,7 @@ def _sentence(measured: Measurements, found: Comparison) -> str:
     )
     return (
         f"On held-out text, distilling {against_fine_tuning(nll, better='lower')} "
-        f"{at_counts(arms, 'tokens')}: perplexity {models['distill']['perplexity']:.2f} against "
+        f"{at_counts(measured, 'tokens')}: perplexity {models['distill']['perplexity']:.2f} against "
         f"{models['finetune']['perplexity']:.2f} (nll {in_words(nll)}), "
         f"{closeness(kl, values)}; it took {distill:.0f} s of "
         f"training against {finetune:.0f} s, and {cache:.0f} s for the teacher's cache."

@@ -208,7 +208,7 @@ class ClassificationReport(TaskReport):
         lead = "The labels know more than the teacher. " if behind else ""
         result["sentence"] = (
             f"{first}{lead}{found.worse_sentence()}{_kept(measured)} "
-            f"{_sentence(found, measured.costs)} {last}"
+            f"{_sentence(measured, found)} {last}"
         )
         if behind:
             result["warnings"].append(_labels_know_more(behind, lags, models))
@@ -290,13 +290,13 @@ def _kept(measured: Measurements) -> str:
     return f"The student {how} its teacher ({values}) {with_less}"
 
 
-def _sentence(found: Comparison, costs: Numbers) -> str:
+def _sentence(measured: Measurements, found: Comparison) -> str:
     distill, finetune = found.models["distill"], found.models["finetune"]
     accuracy, kl = found.found["accuracy"], found.found["kl_to_teacher"]
     values = f"KL {distill['kl_to_teacher']:.3f} against {finetune['kl_to_teacher']:.3f}"
     return (
         f"On held-out texts, distilling {against_fine_tuning(accuracy, better='higher')} "
-        f"{at_counts(costs['arms'], 'texts')}: accuracy {distill['accuracy']:.1%} against "
+        f"{at_counts(measured, 'texts')}: accuracy {distill['accuracy']:.1%} against "
         f"{finetune['accuracy']:.1%} "
         f"({in_words(accuracy, 2, 100, ' points')}), {closeness(kl, values)}."
     )
