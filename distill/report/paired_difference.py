@@ -80,15 +80,6 @@ def direction(difference: Numbers) -> str:
     return "lower" if high < 0 else "higher" if low > 0 else "not distinguishable"
 
 
-def is_helped(first: str, second: str, better: str) -> bool | None:
-    """Whether distilling helped: by the direction of what counts most, `better` being good; where
-    that is not distinguishable, by whether the second (the KL) is lower. None: cannot be told.
-    """
-    if first == UNTOLD:
-        return None
-    return first == better or (first == "not distinguishable" and second == "lower")
-
-
 def against_fine_tuning(difference: Numbers, better: str) -> str:
     """How distilling did against plain fine-tuning; `better`: the direction that is good."""
     found = direction(difference)

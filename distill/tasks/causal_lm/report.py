@@ -131,7 +131,7 @@ class CausalLMReport(TaskReport):
                 "`train.arms: [finetune]`."
             )
             return result
-        found = compare(measured, MEASURES, "finetune", "plain fine-tuning", closeness=KL.key)
+        found = compare(measured, MEASURES, "finetune", "plain fine-tuning", [KL.key])
         result.update(found.entry())
         result["sentence"] = f"{found.worse_sentence()}{_sentence(measured, found)}"
         warnings += untold_warnings(found.found["nll"])
@@ -220,8 +220,8 @@ def _sentence(measured: Measurements, found: Comparison) -> str:
     )
     return (
         f"On held-out text, distilling {against_fine_tuning(nll, better='lower')} "
-        f"{at_counts(measured, 'tokens')}: perplexity {models['distill']['perplexity']:.2f} against "
-        f"{models['finetune']['perplexity']:.2f} (nll {in_words(nll)}), "
+        f"{at_counts(measured, 'tokens')}: perplexity {models['distill']['perplexity']:.2f} "
+        f"against {models['finetune']['perplexity']:.2f} (nll {in_words(nll)}), "
         f"{closeness(kl, values)}; it took {distill:.0f} s of "
         f"training against {finetune:.0f} s, and {cache:.0f} s for the teacher's cache."
     )

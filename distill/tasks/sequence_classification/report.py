@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from attar.word_lists import listed
 from distill.evaluation.bootstrap import SumStatistic, groups_of, statistic_interval
 from distill.evaluation.job import Numbers
 from distill.report.best_way import (
@@ -34,7 +35,6 @@ from distill.report.paired_difference import (
     against_fine_tuning,
     at_counts,
     closeness,
-    in_words,
     untold_warnings,
 )
 from distill.report.plots import CURVE_WORDS, Curves, plot_curves
@@ -138,8 +138,9 @@ CALIBRATION = Measure(
     "calibration_error", "calibration error",
     _difference_of(CALIBRATION_ERROR, calibration_interval), higher=False,
 )  # fmt: skip
-# Labels judge a classifier: closeness to the teacher decides where accuracy does not, no more.
+# Labels judge a classifier: that it is closer to its teacher is said, and decides nothing.
 JUDGED = (ACCURACY, F1, CALIBRATION, NLL)
+DECIDING = [one.key for one in (F1, CALIBRATION, NLL)]
 MEASURES = (*JUDGED, replace(KL, counts=False))
 
 
@@ -179,8 +180,8 @@ class ClassificationReport(TaskReport):
     remedy: ClassVar[str] = WHOLE_TEXT_REMEDY
 
     def verdict(self, measured: Measurements) -> Numbers:
-        """Whether distilling beat plain fine-tuning: higher accuracy, or the same and lower KL, and
-        neither accuracy, macro-F1, calibration error nor nll significantly worse.
+        """Whether distilling beat plain fine-tuning: better accuracy, or the same and macro-F1,
+        calibration error or nll better, and none of these four significantly worse.
         """
         models = measured.models
         teacher = models["teacher"]["accuracy"]
@@ -200,7 +201,7 @@ class ClassificationReport(TaskReport):
                 f"helped is unknown; add `train.arms: [finetune]`. {last}"
             )
             return result
-        found = compare(measured, MEASURES, "finetune", "plain fine-tuning", closeness=KL.key)
+        found = compare(measured, MEASURES, "finetune", "plain fine-tuning", DECIDING)
         result.update(found.entry())
         lags = {one.key: one.difference(measured, "teacher", "finetune") for one in (F1, NLL)}
         result["teacher_against_finetune"] = lags
@@ -294,9 +295,13 @@ def _sentence(measured: Measurements, found: Comparison) -> str:
     distill, finetune = found.models["distill"], found.models["finetune"]
     accuracy, kl = found.found["accuracy"], found.found["kl_to_teacher"]
     values = f"KL {distill['kl_to_teacher']:.3f} against {finetune['kl_to_teacher']:.3f}"
+    better = [one for one in JUDGED[1:] if found.is_better(one)]
+    also = ""
+    if better:
+        conjunction = "but" if found.measures[0] in found.worse else "and"
+        also = f" in accuracy, {conjunction} is better in {listed([one.name for one in better])},"
     return (
-        f"On held-out texts, distilling {against_fine_tuning(accuracy, better='higher')} "
-        f"{at_counts(measured, 'texts')}: accuracy {distill['accuracy']:.1%} against "
-        f"{finetune['accuracy']:.1%} "
-        f"({in_words(accuracy, 2, 100, ' points')}), {closeness(kl, values)}."
+        f"On held-out texts, distilling {against_fine_tuning(accuracy, better='higher')}{also} "
+        f"{at_counts(measured, 'texts')}: {', '.join(map(found.numbers, [ACCURACY, *better]))}, "
+        f"{closeness(kl, values)}."
     )
