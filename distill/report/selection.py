@@ -258,13 +258,16 @@ def _entry(
 
 
 def advise_best(
-    model: str, words: str, numbers: Numbers, quality: Quality, speed: Speed, how: str
+    best: Numbers, words: str, numbers: Numbers, quality: Quality, speed: Speed, how: str
 ) -> Numbers:
     """Advice on the best of teacher, students and baselines: as `advise`, and `model`, its name.
 
-    words: what it is. how: a sentence on where it is, or how it is made.
+    best: as of `best_way`. words: what it is. how: a sentence on where it is, or how it is made.
     """
+    model, by = best["model"], best["by"]
     purpose = f"the best {quality.key} of all that was measured"
+    if by != quality.key:
+        purpose += f", and of equals the best {by}"
     sentence = f"For {purpose}: {words} ({_words(numbers, quality, speed)}). {how}"
     return {**_entry(purpose, sentence), "model": model}
 

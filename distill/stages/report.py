@@ -147,7 +147,7 @@ def _best_advice(run: Run, measured: Measurements) -> list[dict[str, Any]]:
     else:
         how = f"It is in arms/{name}/student of the run."
     numbers, words = measured.models[name], way_words(measured, name)
-    return [advise_best(name, words, numbers, of.quality, of.speed, how)]
+    return [advise_best(best, words, numbers, of.quality, of.speed, how)]
 
 
 def _specialised(run: Run) -> dict[str, Any] | None:

@@ -188,8 +188,8 @@ class ClassificationReport(TaskReport):
         arms = ["init", *measured.controls]
         better = {arm: teacher > models[arm]["accuracy"] for arm in arms}
         retained = models["distill"]["accuracy"] / max(teacher, 1e-9)
-        best, beside = best_way(measured, ACCURACY), baseline_entry(measured, JUDGED)
-        first = baseline_lead(measured, ACCURACY, beside)
+        best, beside = best_way(measured, ACCURACY, NLL), baseline_entry(measured, JUDGED)
+        first = baseline_lead(measured, JUDGED, beside)
         last = best_sentence(measured, JUDGED, best)
         result: Numbers = {
             "helped": None, "teacher_is_better": better, "retained": retained, "best": best,
@@ -255,8 +255,10 @@ class ClassificationReport(TaskReport):
         return replace(content, middle=sections)
 
     def best(self, measured: Measurements) -> Numbers | None:
-        """The most accurate of teacher, students and baselines."""
-        return best_way(measured, ACCURACY)
+        """The most accurate of teacher, students and baselines; of those whose accuracies cannot
+        be told apart, one with a better nll.
+        """
+        return best_way(measured, ACCURACY, NLL)
 
 
 def _labels_know_more(

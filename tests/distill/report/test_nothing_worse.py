@@ -92,7 +92,7 @@ def test_a_tie_in_accuracy_with_a_lower_kl_alone_did_not_help(judge):
 
 
 def test_a_tie_in_accuracy_with_a_lower_nll_and_better_calibration_helped(judge):
-    said, models = judge(ClassificationReport, classes(nll=0.2))
+    said, _ = judge(ClassificationReport, classes(nll=0.2))
     weak = {**classes(), "finetune": classifier(2, confidence=0.75)}
     calibrated, _ = judge(ClassificationReport, {**weak, "distill": classifier(3, nll=0.2)})
     assert said["helped"] is calibrated["helped"] is True
