@@ -193,7 +193,8 @@ def advise(
 
     Only what is fit is advised: an artifact, or a baseline that serves the purpose better than all
     of them. Where no artifact is, the first entry has none, names the best one and ends with the
-    remedy. Without artifacts there is nothing to advise.
+    remedy. Where no speed of several can be compared, none is named the fastest. Without artifacts
+    there is nothing to advise.
     """
     if not artifacts:
         return []
@@ -213,7 +214,13 @@ def advise(
     also = {name: one for name, one in (baselines or {}).items() if one["fit"]["ships"]}
     for purpose in purposes:  # of equals, an artifact comes before a baseline
         choices = {name: one for name, one in {**fit, **also}.items() if purpose.suits(one)}
-        if choices:
+        if len(choices) > 1 and _is_unknown(choices, purpose, speed):
+            sentence = (
+                f"For {purpose.name}: none can be named, since the machine was busy while speeds "
+                "were measured; measure again on a quiet machine."
+            )
+            advice.append(_entry(purpose.name, sentence))
+        elif choices:
             name = _first(choices, also, purpose, quality, speed)
             kind, shown = ("artifact", name) if name in fit else ("baseline", f"baseline {name}")
             words = _words(choices[name], quality, speed, purpose.device)
@@ -240,6 +247,11 @@ def _first(
         return levels[name], name in baselines, lost, math.inf if size is None else size
 
     return min(choices, key=order)
+
+
+def _is_unknown(choices: dict[str, Numbers], purpose: Purpose, speed: Speed) -> bool:
+    """Whether what is fastest is asked, and no speed can be compared."""
+    return purpose.rank is None and all(speed.compared(one) is None for one in choices.values())
 
 
 def _doubt(choices: dict[str, Numbers], purpose: Purpose, speed: Speed) -> str:
