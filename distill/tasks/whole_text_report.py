@@ -35,5 +35,5 @@ def whole_text_content(report: Numbers, quality: Quality, training: Figure) -> P
                 f"Speed against quality: further right and {good} is better. {MARKER_WORDS}",
             )
         ],
-        cache_unit="row",
+        cache_unit="text",
     )

@@ -12,7 +12,8 @@ from distill.stages.report import measurements
 from distill.tasks.causal_lm.metrics import CausalLMMetrics
 from distill.tasks.causal_lm.report import CausalLMReport
 
-STATS = {"validation": {"tokens": 9}, "held_out": {"tokens": 9}, "validation_from": "documents"}
+PART = {"examples": 2, "tokens": 9}
+STATS = {"validation": PART, "held_out": PART, "validation_from": "documents"}
 
 
 @pytest.fixture
