@@ -129,6 +129,8 @@ def judged(run: Run, measured: Measurements) -> tuple[dict[str, Any], dict[str, 
             continue
         numbers["fit"] = of.judge(numbers, measured.models[reference], reference, tolerance)
         numbers["fit"].update(of.certainty(measured, name, reference))
+        if name in run.artifacts:
+            numbers["fit"]["below"] = of.below(measured, name, list(measured.baselines))
     of.mark_pareto({n: one for n, one in found.items() if "failed" not in one}, measured)
     return {n: found[n] for n in run.artifacts}, {n: found[n] for n in baselines_of(run)}
 

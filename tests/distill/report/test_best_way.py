@@ -204,6 +204,16 @@ def test_a_baseline_as_good_as_the_student_is_advised_where_it_is_smaller():
     assert [one["baseline"] for one in others] == ["features", "tf-idf"]
 
 
+def test_an_artifact_below_a_baseline_says_so_beside_that_it_lost_nothing(measure):
+    measured = measure({**USUAL, "onnx": 0.9, "tf-idf": 0.96, "features": 0.9025})
+    below = REPORT.below(measured, "onnx", list(measured.baselines))
+    assert below == ["tf-idf"]
+    show = REPORT.artifact_columns["fit to ship"].show
+    assert show({"fit": {"ships": True, "below": below}}) == "yes, but below tf-idf"
+    assert show({"fit": {"ships": True, "certain": False, "below": []}}) == "yes?"
+    assert show({"fit": {"ships": False, "below": below}}) == "NO"
+
+
 def test_the_page_has_rows_of_baselines_and_says_what_they_are(measure):
     measured = measure({**USUAL, "tf-idf": 0.94})
     models = measured.models
