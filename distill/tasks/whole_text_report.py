@@ -5,7 +5,7 @@ from __future__ import annotations
 from distill.evaluation.job import Numbers
 from distill.report.html import PageContent
 from distill.report.markup import Figure
-from distill.report.plots import MARKER_WORDS, PARAMETERS_AXIS, plot_quality, speed_axis
+from distill.report.plots import PARAMETERS_AXIS, marker_words, plot_quality, speed_axis
 from distill.report.selection import SMALLEST, Purpose, Quality
 from distill.report.speeds import READING_SPEED
 
@@ -32,7 +32,8 @@ def whole_text_content(report: Numbers, quality: Quality, training: Figure) -> P
         artifact_figures=[
             (
                 plot_quality(report, quality, rate),
-                f"Speed against quality: further right and {good} is better. {MARKER_WORDS}",
+                f"Speed against quality: further right and {good} is better. "
+                f"{marker_words(report, rate)}",
             )
         ],
         cache_unit="text",

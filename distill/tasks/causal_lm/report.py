@@ -34,9 +34,9 @@ from distill.report.paired_difference import (
 from distill.report.plots import (
     BYTES_AXIS,
     CURVE_WORDS,
-    MARKER_WORDS,
     Curves,
     Histograms,
+    marker_words,
     plot_curves,
     plot_histograms,
     plot_quality,
@@ -173,11 +173,13 @@ class CausalLMReport(TaskReport):
             artifact_figures=[
                 (
                     plot_quality(report, self.quality, bytes_axis),
-                    f"Size against quality: lower and further left is better. {MARKER_WORDS}",
+                    f"Size against quality: lower and further left is better. "
+                    f"{marker_words(report, bytes_axis)}",
                 ),
                 (
                     plot_quality(report, self.quality, rates_axis),
-                    f"Speed against quality: lower and further right is better. {MARKER_WORDS}",
+                    f"Speed against quality: lower and further right is better. "
+                    f"{marker_words(report, rates_axis)}",
                 ),
             ],
             middle=_middle(report),
