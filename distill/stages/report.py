@@ -17,6 +17,7 @@ from distill.report.best_way import way_words
 from distill.report.data_parts import DataParts
 from distill.report.measurements import Measurements
 from distill.report.selection import advise_best
+from distill.report.trainings import overfitted_warnings
 from distill.run.context import Run
 from distill.run.folder import StageRecord
 from distill.stages.evaluate import baselines_of, reference_of
@@ -60,6 +61,8 @@ def assemble(run: Run) -> dict[str, Any]:
         arms["specialized"] = measured["specialized"]
     artifacts, baselines = judged(run, found)
     of = run.task.report
+    trainings, verdict = training_facts(run), of.verdict(found)
+    verdict["warnings"] += overfitted_warnings(trainings)
     made = {name: one for name, one in baselines.items() if "failed" not in one}
     return {
         "schema": SCHEMA,
@@ -69,10 +72,10 @@ def assemble(run: Run) -> dict[str, Any]:
         "artifacts": artifacts,
         "advice": [*_best_advice(run, found), *of.advise(artifacts, made)],
         "specialize": _specialised(run),
-        "verdict": of.verdict(found),
+        "verdict": verdict,
         "data": data_facts(run),
         "student": student_facts(run),
-        "training": training_facts(run),
+        "training": trainings,
         "selection": None if found.parts is None else found.parts.entry(),
         "cost": costs,
         "recipe": run.recipe.model_dump(mode="json", by_alias=True),
