@@ -113,8 +113,8 @@ def baseline_lead(measured: Measurements, measures: Sequence[Measure], entry: Nu
         found = entry["teacher_against_baselines"][name]
         lead = (
             f"The teacher is worse than {about[name]} "
-            f"({_values(measured, measure, 'teacher', name, found)}), so it has little to teach: "
-            "train it longer (`teacher.adapt.epochs`), or take a better one. "
+            f"({measure.name} {_values(measured, measure, 'teacher', name, found)}), "
+            "so it has little to teach: train it longer (`teacher.adapt.epochs`), or take a better one. "
         )
     if entry["beaten_by"]:
         name, *others = entry["beaten_by"]
@@ -147,7 +147,7 @@ def _but_worse(
 def _values(measured: Measurements, measure: Measure, a: str, b: str, difference: Numbers) -> str:
     """The numbers of two models, and the difference of the first minus the second."""
     shown = [measure.show(measured.models[name][measure.key]) for name in (a, b)]
-    return f"{measure.name} {' against '.join(shown)}, {measure.in_words(difference)}"
+    return f"{' against '.join(shown)}, {measure.in_words(difference)}"
 
 
 def baseline_table(report: Numbers, measures: Sequence[Measure]) -> Table:

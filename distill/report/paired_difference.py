@@ -16,7 +16,6 @@ from distill.evaluation.job import Numbers
 from distill.report.measurements import Measurements
 
 UNTOLD = "cannot be told"
-ADAPTED_START = " and from the same start, which was made of the fine-tuned teacher"
 CLOSENESS = {  # of a student, by the direction of the difference of its KL to the teacher
     "lower": "closer to the teacher",
     "higher": "further from the teacher",
@@ -136,9 +135,10 @@ def untold_warnings(difference: Numbers) -> list[str]:
 
 def at_counts(measured: Measurements, unit: str) -> str:
     """How much the distilled and the fine-tuned student learned from, by their own counts; and
-    that both were made of the fine-tuned teacher, where they were.
+    that both were made of the teacher, where they were.
     """
     arms = measured.costs["arms"]
     mine, other = (arms[arm]["tokens"] for arm in ("distill", "finetune"))
     counts = f"the same {mine:,} {unit}" if mine == other else f"{mine:,} {unit} against {other:,}"
-    return f"at {counts}{ADAPTED_START if measured.adapted_start else ''}"
+    start = f" and from the same start, which was made of {measured.start}"
+    return f"at {counts}{start if measured.start else ''}"

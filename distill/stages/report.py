@@ -94,7 +94,7 @@ def measurements(run: Run, costs: dict[str, Any]) -> Measurements:
     on_own_data = special is not None and special.data is None
     merged = on_own_data and run.merged_student is not None
     models = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
-    kinds, student_from = run.task.metrics.baselines, run.recipe.student.from_
+    kinds = run.task.metrics.baselines
     measured_baselines = [name for name in baselines_of(run) if "failed" not in models[name]]
     return Measurements(
         models=models,
@@ -106,8 +106,15 @@ def measurements(run: Run, costs: dict[str, Any]) -> Measurements:
         quantized_base=special.base if merged and special.base != "none" else None,
         parts=DataParts.from_stats(read_json(run.folder.data() / "stats.json")),
         baselines={name: kinds[name].about for name in measured_baselines},
-        adapted_start=run.recipe.teacher.adapt is not None and student_from == "teacher",
+        start=_start(run),
     )
+
+
+def _start(run: Run) -> str:
+    """The teacher in words, where the student was made of it; else empty."""
+    if run.recipe.student.from_ != "teacher":
+        return ""
+    return "the teacher" if run.recipe.teacher.adapt is None else "the fine-tuned teacher"
 
 
 def judged(run: Run, measured: Measurements) -> tuple[dict[str, Any], dict[str, Any]]:

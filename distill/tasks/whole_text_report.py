@@ -1,4 +1,4 @@
-"""What the reports of tasks on whole texts share: what artifacts are for, and their plots."""
+"""What the reports of tasks on whole texts share: what artifacts are for, their plots, a clause."""
 
 from __future__ import annotations
 
@@ -14,6 +14,16 @@ WHOLE_TEXT_PURPOSES = (
     SMALLEST,
 )
 WHOLE_TEXT_REMEDY = "Ship the student in full precision."
+
+
+def fewer_parameters(student: Numbers, teacher: Numbers) -> str:
+    """A clause on the share of the teacher's parameters that the student lacks, with a comma and a
+    space behind it; empty where the two differ by less than a percent.
+    """
+    change = student["parameters"] / teacher["parameters"] - 1
+    if abs(change) < 0.01:
+        return ""
+    return f"with {abs(change):.0%} {'more' if change > 0 else 'fewer'} parameters, "
 
 
 def whole_text_content(report: Numbers, quality: Quality, training: Figure) -> PageContent:

@@ -61,6 +61,7 @@ from distill.tasks.sequence_classification.metrics import (
 from distill.tasks.whole_text_report import (
     WHOLE_TEXT_PURPOSES,
     WHOLE_TEXT_REMEDY,
+    fewer_parameters,
     whole_text_content,
 )
 
@@ -280,9 +281,8 @@ def _labels_know_more(
 
 def _kept(measured: Measurements) -> str:
     teacher, student = (measured.models[name] for name in ("teacher", "distill"))
-    fewer = 1 - student["parameters"] / teacher["parameters"]
     speed = READING_SPEED.ratio_words(student, teacher, "the teacher's")
-    with_less = f"with {fewer:.0%} fewer parameters, {speed}."
+    with_less = f"{fewer_parameters(student, teacher)}{speed}."
     mine, its = student["accuracy"], teacher["accuracy"]
     if mine <= its:
         kept = f"keeps {mine / max(its, 1e-9):.1%} of the teacher's accuracy"

@@ -13,6 +13,7 @@ from distill.report.verdict import ACCURACY, NLL
 from distill.tasks.embedding.report import _kept as kept_correlation
 from distill.tasks.sequence_classification.metrics import ClassificationMetrics
 from distill.tasks.sequence_classification.report import CLASS_COLUMNS, ClassificationReport
+from distill.tasks.whole_text_report import fewer_parameters
 
 REPORT = ClassificationReport()
 ABOUT = {"features": "logistic regression on features", "tf-idf": "TF-IDF of words"}
@@ -69,7 +70,7 @@ def test_an_undertrained_teacher_below_its_own_features_is_said_first(measure):
     assert "so it has little to teach: train it longer (`teacher.adapt.epochs`)" in sentence
     assert (
         "Logistic regression on features is better than the distilled student in accuracy "
-        "(accuracy 93.5% "
+        "(93.5% "
         "against 77.0%, +16.50 points, 95% interval +"
     ) in sentence
     assert ", and so is TF-IDF of words (83.0%). " in sentence
@@ -147,6 +148,15 @@ def test_a_baseline_that_is_more_accurate_and_less_calibrated_is_called_both(mea
     said = REPORT.verdict(measure({**USUAL, "tf-idf": 0.94}, nll={"tf-idf": 0.5}))
     assert "), but worse in nll (0.50" in said["sentence"]
     assert said["beaten_by"] == ["tf-idf"]
+
+
+def test_parameters_are_said_where_they_differ():
+    def said(student):
+        return fewer_parameters({"parameters": student}, {"parameters": 1000})
+
+    assert said(490) == "with 51% fewer parameters, "
+    assert said(1200) == "with 20% more parameters, "
+    assert said(1000) == said(995) == ""
 
 
 def test_a_student_as_good_as_its_teacher_keeps_no_more_than_all(measure):

@@ -51,17 +51,19 @@ def models_after(perplexity):
 
 
 @pytest.mark.parametrize(
-    ("adapt", "source", "adapted"),
-    [({"epochs": 3}, "teacher", True), (None, "teacher", False), ({"epochs": 3}, "raw", False)],
+    ("adapt", "source", "teacher"),
+    [
+        ({"epochs": 3}, "teacher", "the fine-tuned teacher"),
+        (None, "teacher", "the teacher"),
+        ({"epochs": 3}, "raw", None),
+    ],
 )
-def test_a_control_that_was_cut_out_of_the_fine_tuned_teacher_says_so(
-    measure_run, adapt, source, adapted
-):
+def test_a_control_that_was_cut_out_of_the_teacher_says_so(measure_run, adapt, source, teacher):
     measured = measure_run(models_after(20.0), adapt=adapt, source=source)
     arms = {arm: {"tokens": 1000} for arm in ("distill", "finetune")}
     said = at_counts(replace(measured, costs={"arms": arms}), "texts")
-    start = " and from the same start, which was made of the fine-tuned teacher"
-    assert said == f"at the same 1,000 texts{start if adapted else ''}"
+    start = f" and from the same start, which was made of {teacher}" if teacher else ""
+    assert said == f"at the same 1,000 texts{start}"
 
 
 def test_what_corrects_its_base_is_not_for_full_precision(measure_run):
