@@ -167,13 +167,23 @@ class FeatureRuntime:
 # TF-IDF ------------------------------------------------------------------------------------------
 
 
+TFIDF_WORDS = {"token_pattern": r"\w+", "sublinear_tf": True, "max_features": MAX_WORDS}
+TFIDF_LINEAR = {"C": INVERSE_PENALTY, "max_iter": 1000}
+
+
+def _arguments(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in settings.items())
+
+
 @BASELINES.add("tf-idf")
 class Tfidf:
     """Logistic regression on the words of the texts as the models read them, cut where they are."""
 
     about: ClassVar[str] = "logistic regression on TF-IDF"
     made_by: ClassVar[str] = (
-        "scikit-learn alone makes it, with TfidfVectorizer and LogisticRegression."
+        "scikit-learn alone makes it: `make_pipeline("
+        f"TfidfVectorizer({_arguments(TFIDF_WORDS)}), "
+        f"LogisticRegression({_arguments(TFIDF_LINEAR)})).fit(texts, classes)`."
     )
 
     def fit(self, texts: TrainingTexts) -> FittedTfidf:
@@ -184,10 +194,8 @@ class Tfidf:
 
         examples = texts.chosen()
         learned, classes_F = learned_classes(examples)
-        words = TfidfVectorizer(
-            token_pattern=r"\w+", sublinear_tf=True, max_features=MAX_WORDS, dtype=np.float32
-        )
-        linear = LogisticRegression(C=INVERSE_PENALTY, max_iter=1000, random_state=texts.seed)
+        words = TfidfVectorizer(**TFIDF_WORDS, dtype=np.float32)
+        linear = LogisticRegression(**TFIDF_LINEAR, random_state=texts.seed)
         tokenizer = texts.tokenizer
         read = TextOfIds(tokenizer.model, tokenizer.trust_remote_code)
         known = read([one.input_ids for one in examples])

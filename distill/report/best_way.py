@@ -29,18 +29,34 @@ def way_words(measured: Measurements, name: str) -> str:
     return WORDS.get(name, f"the student of the arm `{name}`")
 
 
-def best_way(measured: Measurements, measure: Measure) -> Numbers:
-    """The best of all ways by a measure: `model`, its name, and `tied`, the names of those that
-    are not distinguishably worse, the best first. Of two equally good ones the smaller is the best.
+def best_way(measured: Measurements, measure: Measure, second: Measure) -> Numbers:
+    """The best of all ways by a measure: `model`, its name, `by`, the key of what decided, and
+    `tied`, the names of those that are not distinguishably worse by the first, the best first.
+
+    Among ways than which none is distinguishably better, one that is distinguishably better by the
+    second measure than the first of them comes before it. Of equals the smaller is the best.
     """
-    models, sign = measured.models, 1 if measure.higher else -1
+
+    def ranked(names: Sequence[str], by: Measure) -> list[str]:
+        sign = -1 if by.higher else 1
+        return sorted(names, key=lambda name: (sign * models[name][by.key], sizes[name]))
+
+    def is_worse(one: str, other: str, by: Measure) -> bool:
+        return by.is_worse(by.difference(measured, one, other))
+
+    models = measured.models
     ways = ["teacher", *measured.controls, "distill", *measured.baselines]
-    ways.sort(key=lambda name: (-sign * models[name][measure.key], models[name]["parameters"]))
-    best, *others = ways
-    tied = [
-        name for name in others if not measure.is_worse(measure.difference(measured, name, best))
+    sizes = {name: models[name]["parameters"] for name in ways}
+    ways = ranked(ways, measure)
+    best, by = ways[0], measure
+    unbeaten = [
+        name for i, name in enumerate(ways) if not any(is_worse(name, o, measure) for o in ways[:i])
     ]
-    return {"model": best, "tied": tied}
+    rivals = ranked([name for name in unbeaten[1:] if is_worse(best, name, second)], second)
+    if rivals:
+        best, by = rivals[0], second
+    tied = [name for name in ways if name != best and not is_worse(name, best, measure)]
+    return {"model": best, "by": by.key, "tied": tied}
 
 
 def best_sentence(measured: Measurements, measures: Sequence[Measure], best: Numbers) -> str:
@@ -52,8 +68,14 @@ def best_sentence(measured: Measurements, measures: Sequence[Measure], best: Num
         for name in best["tied"]
     ]
     also = f"; its {first.name} cannot be told from that of {listed(tied)}" if tied else ""
+    if best["by"] != first.key:
+        also += f", and its {_named(measures, best['by'])} is better"
     way = way_words(measured, best["model"])
     return f"The best of all that was measured is {way}: {', '.join(shown)}{also}."
+
+
+def _named(measures: Sequence[Measure], key: str) -> str:
+    return next(one.name for one in measures if one.key == key)
 
 
 # Baselines ---------------------------------------------------------------------------------------
@@ -79,37 +101,53 @@ def baseline_entry(measured: Measurements, measures: Sequence[Measure]) -> Numbe
     }
 
 
-def baseline_lead(measured: Measurements, measure: Measure, entry: Numbers) -> str:
-    """What is said first, with a space behind it: a teacher and a student that a baseline beats.
+def baseline_lead(measured: Measurements, measures: Sequence[Measure], entry: Numbers) -> str:
+    """What is said first, with a space behind it: a teacher and a student that a baseline beats by
+    the first measure, and by which of the others that baseline is worse than the student.
 
     Empty where none does.
     """
-    lead, about = "", measured.baselines
+    lead, about, measure = "", measured.baselines, measures[0]
     if entry["teacher_beaten_by"]:
         name = entry["teacher_beaten_by"][0]
         found = entry["teacher_against_baselines"][name]
         lead = (
             f"The teacher is worse than {about[name]} "
-            f"({_values(measured, measure, 'teacher', name, found)}), so it has little to teach: "
-            "train it longer (`teacher.adapt.epochs`), or take a better one. "
+            f"({measure.name} {_values(measured, measure, 'teacher', name, found)}), "
+            "so it has little to teach: train it longer (`teacher.adapt.epochs`), or take a better one. "
         )
     if entry["beaten_by"]:
         name, *others = entry["beaten_by"]
-        found = negated(entry["against_baselines"][name][measure.key])
+        differences = entry["against_baselines"][name]
+        found = negated(differences[measure.key])
         shown = [measure.show(measured.models[one][measure.key]) for one in others]
         also = [f"{about[one]} ({value})" for one, value in zip(others, shown, strict=True)]
         lead += (
             f"{about[name][:1].upper()}{about[name][1:]} is better than the distilled student "
-            f"({_values(measured, measure, name, 'distill', found)})"
+            f"in {measure.name} ({_values(measured, measure, name, 'distill', found)})"
+            f"{_but_worse(measured, measures, name, differences)}"
             f"{f', and so is {listed(also)}' if also else ''}. "
         )
     return lead
 
 
+def _but_worse(
+    measured: Measurements, measures: Sequence[Measure], name: str, differences: Numbers
+) -> str:
+    """A clause on the measures by which a baseline is worse than the distilled student."""
+    models = measured.models
+    worse = [
+        f"{one.name} ({' against '.join(one.show(models[m][one.key]) for m in (name, 'distill'))})"
+        for one in measures
+        if one.said(differences[one.key]) == "better"
+    ]
+    return f", but worse in {listed(worse)}" if worse else ""
+
+
 def _values(measured: Measurements, measure: Measure, a: str, b: str, difference: Numbers) -> str:
     """The numbers of two models, and the difference of the first minus the second."""
     shown = [measure.show(measured.models[name][measure.key]) for name in (a, b)]
-    return f"{measure.name} {' against '.join(shown)}, {measure.in_words(difference)}"
+    return f"{' against '.join(shown)}, {measure.in_words(difference)}"
 
 
 def baseline_table(report: Numbers, measures: Sequence[Measure]) -> Table:

@@ -69,8 +69,10 @@ def _greedy_match(row: Numbers) -> str:
 
 
 def _fit(row: Numbers) -> str:
-    certain = "" if row["fit"].get("certain", True) else "?"
-    return ("yes" if row["fit"]["ships"] else "NO") + certain
+    fit = row["fit"]
+    certain = "" if fit.get("certain", True) else "?"
+    beaten = f", but below {fit['below'][0]}" if fit["ships"] and fit.get("below") else ""
+    return ("yes" if fit["ships"] else "NO") + certain + beaten
 
 
 def _pareto(row: Numbers) -> str:
@@ -152,8 +154,10 @@ SELECTION_COLUMNS: TableColumns = {
     "fit to ship": Column(
         "fit",
         _fit,
-        "whether it stays within the recipe's `export.tolerance`; `?` where the held-out part is "
-        "too small to be certain",
+        "whether it stays within the recipe's `export.tolerance`, which judges only what this form "
+        "lost against the same student in full precision, not how good that student is; `?` where "
+        "the held-out part is too small to be certain; `but below` names a baseline that is "
+        "significantly better",
     ),
 }
 ARTIFACT_COLUMNS: TableColumns = {

@@ -75,7 +75,7 @@ class PageContent:
     measured_on: as in "Measured on held-out text". model_figures: below the table of teacher and
     arms. artifact_figures: below the table of artifacts. middle: sections between models and
     artifacts. end: sections behind the artifacts. cache_unit: what the cache counts, `token` or
-    `row`.
+    `text`.
     """
 
     measured_on: str

@@ -27,12 +27,15 @@ SAME_PLACE = 6.0  # points of length within which markers cover each other, and 
 
 @dataclass(frozen=True)
 class NamedPoint:
-    """One model in a plot: its place in the data's units, and how its marker looks."""
+    """One model in a plot: its place in the data's units, and how its marker looks; a hollow one
+    has a place that is not compared with others'.
+    """
 
     name: str
     place: tuple[float, float]
     color: str
     marker: str
+    hollow: bool = False
 
 
 def name_points(axes: Any, points: Sequence[NamedPoint]) -> None:
@@ -72,7 +75,15 @@ def _add_legend(axes: Any, points: Sequence[NamedPoint]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], linestyle="", marker=point.marker, color=point.color, markersize=5)
+        Line2D(
+            [],
+            [],
+            linestyle="",
+            marker=point.marker,
+            color=point.color,
+            markersize=5,
+            markerfacecolor="none" if point.hollow else point.color,
+        )
         for point in points
     ]
     names = [f"{number}  {short_name(p.name)}" for number, p in enumerate(points, start=1)]

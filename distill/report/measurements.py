@@ -24,6 +24,8 @@ class Measurements:
     quantized_base: the base that the specialised student learned on, where that base is quantised,
     it learned on the run's own data, and a merge into full precision was measured; else None.
     baselines: what each measured baseline is, in words, by its name.
+    start: the teacher in words, where the students of all arms were made of it, so that those that
+    learn without it have its knowledge, too; else empty.
     parts: the parts of the data that chose and that were measured; None leaves them unsaid.
     """
 
@@ -36,3 +38,4 @@ class Measurements:
     quantized_base: str | None = None
     parts: DataParts | None = None
     baselines: Mapping[str, str] = field(default_factory=dict)
+    start: str = ""

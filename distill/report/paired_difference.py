@@ -79,15 +79,6 @@ def direction(difference: Numbers) -> str:
     return "lower" if high < 0 else "higher" if low > 0 else "not distinguishable"
 
 
-def is_helped(first: str, second: str, better: str) -> bool | None:
-    """Whether distilling helped: by the direction of what counts most, `better` being good; where
-    that is not distinguishable, by whether the second (the KL) is lower. None: cannot be told.
-    """
-    if first == UNTOLD:
-        return None
-    return first == better or (first == "not distinguishable" and second == "lower")
-
-
 def against_fine_tuning(difference: Numbers, better: str) -> str:
     """How distilling did against plain fine-tuning; `better`: the direction that is good."""
     found = direction(difference)
@@ -142,9 +133,12 @@ def untold_warnings(difference: Numbers) -> list[str]:
     ]
 
 
-def at_counts(arms: Numbers, unit: str) -> str:
-    """How much the distilled and the fine-tuned student learned from, by their own counts."""
+def at_counts(measured: Measurements, unit: str) -> str:
+    """How much the distilled and the fine-tuned student learned from, by their own counts; and
+    that both were made of the teacher, where they were.
+    """
+    arms = measured.costs["arms"]
     mine, other = (arms[arm]["tokens"] for arm in ("distill", "finetune"))
-    if mine == other:
-        return f"at the same {mine:,} {unit}"
-    return f"at {mine:,} {unit} against {other:,}"
+    counts = f"the same {mine:,} {unit}" if mine == other else f"{mine:,} {unit} against {other:,}"
+    start = f" and from the same start, which was made of {measured.start}"
+    return f"at {counts}{start if measured.start else ''}"

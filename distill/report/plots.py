@@ -14,7 +14,7 @@ import numpy as np
 from distill.evaluation.job import Numbers
 from distill.report.labels import NamedPoint, name_points
 from distill.report.selection import Quality
-from distill.report.speeds import Speed
+from distill.report.speeds import Speed, is_busy
 from distill.report.ticks import set_axis, spans_decades, tick_words
 
 Curves = dict[str, list[dict[str, float]]]  # the training history of every trained arm
@@ -30,6 +30,9 @@ CURVE_WORDS = "Lower is better; a ring marks the weights that were kept."
 MARKER_WORDS = (
     "Squares: teacher; circles: arms; diamonds: baselines; triangles: artifacts, green where fit "
     "to ship, red where not. The untrained student is in the table only."
+)
+HOLLOW_WORDS = (
+    " Hollow markers: timed while the machine was busy, so not to be compared by their speed."
 )
 
 
@@ -121,13 +124,14 @@ class PlotAxis:
 
     value: None where a model has no such number; it is left out then. pareto: the key of an
     artifact's `pareto` whose optimal artifacts a line joins. artifacts: whether artifacts differ in
-    the value from their student, and so are shown.
+    the value from their student, and so are shown. doubtful: whether a value is not to be compared.
     """
 
     title: str
     value: Callable[[Numbers], float | None]
     pareto: str | None = None
     artifacts: bool = True
+    doubtful: Callable[[Numbers], bool] = lambda _: False
 
 
 def _megabytes(numbers: Numbers) -> float | None:
@@ -142,7 +146,13 @@ PARAMETERS_AXIS = PlotAxis(
 
 def speed_axis(speed: Speed) -> PlotAxis:
     """Models placed by their speed, those whose speed is not withheld."""
-    return PlotAxis(speed.axis, speed.rate, pareto="speed")
+    return PlotAxis(speed.axis, speed.rate, pareto="speed", doubtful=is_busy)
+
+
+def marker_words(report: Numbers, across: PlotAxis) -> str:
+    """What the markers of a plot of quality mean."""
+    models = [numbers for _, numbers, _, _ in _marked_models(report, across.artifacts)]
+    return f"{MARKER_WORDS}{HOLLOW_WORDS if any(map(across.doubtful, models)) else ''}"
 
 
 def _marked_models(report: Numbers, artifacts: bool) -> list[tuple[str, Numbers, str, str]]:
@@ -170,7 +180,7 @@ def plot_quality(report: Numbers, quality: Quality, across: PlotAxis) -> str:
         x, y = across.value(numbers), quality.scale * numbers[quality.key]
         if x is None or not np.isfinite(y):
             continue
-        points.append(NamedPoint(name, (x, y), color, marker))
+        points.append(NamedPoint(name, (x, y), color, marker, across.doubtful(numbers)))
         if across.pareto is not None and numbers.get("pareto", {}).get(across.pareto):
             optimal.append((x, y))
     return as_svg(draw_quality(points, quality, across.title, optimal))
@@ -187,7 +197,10 @@ def draw_quality(
     if optimal:
         axes.plot(*zip(*sorted(optimal), strict=True), color=FIT, linewidth=1, alpha=0.6)
     for point in points:
-        axes.scatter(*point.place, color=point.color, marker=point.marker, s=26, zorder=3)
+        axes.scatter(
+            *point.place, edgecolors=point.color, marker=point.marker, s=26, zorder=3,
+            facecolors="none" if point.hollow else point.color,
+        )  # fmt: skip
     if points:
         xs, ys = zip(*(point.place for point in points), strict=True)
         x_log = spans_decades(xs)

@@ -193,7 +193,8 @@ def advise(
 
     Only what is fit is advised: an artifact, or a baseline that serves the purpose better than all
     of them. Where no artifact is, the first entry has none, names the best one and ends with the
-    remedy. Without artifacts there is nothing to advise.
+    remedy. Where no speed of several can be compared, none is named the fastest. Without artifacts
+    there is nothing to advise.
     """
     if not artifacts:
         return []
@@ -213,7 +214,13 @@ def advise(
     also = {name: one for name, one in (baselines or {}).items() if one["fit"]["ships"]}
     for purpose in purposes:  # of equals, an artifact comes before a baseline
         choices = {name: one for name, one in {**fit, **also}.items() if purpose.suits(one)}
-        if choices:
+        if len(choices) > 1 and _is_unknown(choices, purpose, speed):
+            sentence = (
+                f"For {purpose.name}: none can be named, since the machine was busy while speeds "
+                "were measured; measure again on a quiet machine."
+            )
+            advice.append(_entry(purpose.name, sentence))
+        elif choices:
             name = _first(choices, also, purpose, quality, speed)
             kind, shown = ("artifact", name) if name in fit else ("baseline", f"baseline {name}")
             words = _words(choices[name], quality, speed, purpose.device)
@@ -242,6 +249,11 @@ def _first(
     return min(choices, key=order)
 
 
+def _is_unknown(choices: dict[str, Numbers], purpose: Purpose, speed: Speed) -> bool:
+    """Whether what is fastest is asked, and no speed can be compared."""
+    return purpose.rank is None and all(speed.compared(one) is None for one in choices.values())
+
+
 def _doubt(choices: dict[str, Numbers], purpose: Purpose, speed: Speed) -> str:
     """What advice on the fastest has to add, with a space before it: whose speed did not count."""
     left_out = [name for name, one in choices.items() if speed.compared(one) is None]
@@ -258,13 +270,16 @@ def _entry(
 
 
 def advise_best(
-    model: str, words: str, numbers: Numbers, quality: Quality, speed: Speed, how: str
+    best: Numbers, words: str, numbers: Numbers, quality: Quality, speed: Speed, how: str
 ) -> Numbers:
     """Advice on the best of teacher, students and baselines: as `advise`, and `model`, its name.
 
-    words: what it is. how: a sentence on where it is, or how it is made.
+    best: as of `best_way`. words: what it is. how: a sentence on where it is, or how it is made.
     """
+    model, by = best["model"], best["by"]
     purpose = f"the best {quality.key} of all that was measured"
+    if by != quality.key:
+        purpose += f", and of equals the best {by}"
     sentence = f"For {purpose}: {words} ({_words(numbers, quality, speed)}). {how}"
     return {**_entry(purpose, sentence), "model": model}
 

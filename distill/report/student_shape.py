@@ -66,7 +66,7 @@ def shape_section(report: Numbers) -> Section | None:
     lines = [f"The student was made of {entry['source']}."]
     lines += [] if entry["kept"] is None else kept_lines(entry["kept"], entry["sizes"])
     text = "".join(f"<p>{escape(line)}</p>" for line in lines)
-    heads = [] if entry["kept"] is None else head_lines(entry["kept"])
+    heads = [] if entry["kept"] is None else head_lines(entry["kept"], entry["sizes"])
     folded = ""
     if heads:
         items = "".join(f"<li>{escape(line)}</li>" for line in heads)
@@ -108,9 +108,16 @@ def kept_lines(kept: Numbers, sizes: Numbers) -> list[str]:
     return lines
 
 
-def head_lines(kept: Numbers) -> list[str]:
-    """A line a layer: the groups of heads that were kept there; none where all were."""
+def head_lines(kept: Numbers, sizes: Numbers) -> list[str]:
+    """A line a layer: the heads that were kept there, or the groups of heads that share keys and
+    values; none where all were.
+    """
     if not kept["groups"]:
         return []
+    heads, shared = (sizes.get(key) for key in ("num_attention_heads", "num_key_value_heads"))
+    name = "head" if shared is None or shared == heads else "group"
     layers = zip(kept["layers"], kept["groups"], strict=True)
-    return [f"layer {layer}: groups {number_ranges(groups)}" for layer, groups in layers]
+    return [
+        f"layer {layer}: {name}{'s' * (len(groups) != 1)} {number_ranges(groups)}"
+        for layer, groups in layers
+    ]

@@ -74,6 +74,15 @@ class TaskReport(Protocol):
         tolerated = getattr(measured.tolerance, self.tolerated)
         return {"lost_interval": interval, "certain": is_certain(interval, tolerated)}
 
+    def below(self, measured: Measurements, artifact: str, baselines: Sequence[str]) -> list[str]:
+        """Names of the baselines whose quality is significantly better, the best first."""
+        good = "higher" if self.quality.higher else "lower"
+        found = {
+            name: paired_difference(measured, self.compared, name, artifact) for name in baselines
+        }
+        better = [name for name, one in found.items() if direction(one) == good]
+        return sorted(better, key=lambda name: self.quality.loss(measured.models[name]))
+
     def mark_pareto(
         self, artifacts: dict[str, Numbers], measured: Measurements | None = None
     ) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from distill.evaluation.job import Numbers
 from distill.report.markup import Section, table_section
 
+OVERFITTED = 0.1  # share of the best validation objective by which the last one is much worse
 TITLE = "How they were trained"
 TERMS = {
     "steps": "optimiser steps: updates of the weights",
@@ -23,6 +26,7 @@ def training_entry(result: Numbers, keep: str, tokens_a_pass: int) -> Numbers:
     weights it keeps, `best` or `last`. tokens_a_pass: counted tokens of its training part.
     """
     steps, best = result["steps"], result["best_step"]
+    values = [one["validation"] for one in result["history"] if "validation" in one]
     return {
         "steps": steps,
         "tokens": result["tokens"],
@@ -30,7 +34,9 @@ def training_entry(result: Numbers, keep: str, tokens_a_pass: int) -> Numbers:
         "seconds": result["seconds"],
         "keep": keep,
         "kept_step": best if keep == "best" and best else steps,
-        "validated": sum("validation" in record for record in result["history"]),
+        "validated": len(values),
+        "best_validation": min(values, default=None),
+        "last_validation": values[-1] if values else None,
     }
 
 
@@ -50,6 +56,26 @@ def training_section(report: Numbers) -> Section | None:
             ]
         )  # fmt: skip
     return table_section(TITLE, lines, TERMS)
+
+
+def overfitted_warnings(trainings: Mapping[str, Numbers]) -> list[str]:
+    """A sentence for each training that kept its last step though its validation objective had been
+    much lower before: it overfitted, so that what is compared with it wins too easily.
+    """
+    return [
+        f"The training of `{name}` kept its last step, whose validation objective, "
+        f"{one['last_validation']:.3f}, is {_excess(one):.0%} above the lowest that it reached, "
+        f"{one['best_validation']:.3f}: it overfitted. `keep: best` keeps the best step; fewer "
+        "`epochs` end nearer to it."
+        for name, one in trainings.items()
+        if one["keep"] == "last" and one["validated"] and _excess(one) > OVERFITTED
+    ]
+
+
+def _excess(training: Numbers) -> float:
+    """The share by which the last validation objective is above the lowest."""
+    best = training["best_validation"]
+    return (training["last_validation"] - best) / best if best > 0 else 0.0
 
 
 def kept_steps(report: Numbers) -> dict[str, int]:

@@ -17,7 +17,6 @@ from distill.report.paired_difference import (
     UNTOLD,
     direction,
     in_words,
-    is_helped,
     paired_difference,
 )
 from distill.report.tables import Table
@@ -95,7 +94,8 @@ class Comparison:
 
     models: numbers by name. a: the distilled student. b: the control, called `control` in
     sentences. found: differences by key of the measure. tasks: differences of accuracy by
-    downstream task. closeness: key of what decides where the first is not distinguishable.
+    downstream task. deciding: keys of what decides where the first is not distinguishable: one of
+    them must be better.
     """
 
     measures: Sequence[Measure]
@@ -105,7 +105,7 @@ class Comparison:
     a: str
     b: str
     control: str
-    closeness: str | None = None
+    deciding: Sequence[str] = ()
 
     @property
     def worse(self) -> list[Measure]:
@@ -117,15 +117,21 @@ class Comparison:
         """Downstream tasks on which the accuracy got significantly lower."""
         return [name for name, one in self.tasks.items() if direction(one) == "lower"]
 
+    def is_better(self, measure: Measure) -> bool:
+        """Whether a number got significantly better."""
+        return measure.said(self.found[measure.key]) == "better"
+
     def helped(self) -> bool | None:
-        """Whether the first is better, or not distinguishable with the student closer to the
-        teacher, and nothing that counts is worse. None: cannot be told.
+        """Whether the first is better, or not distinguishable with another one better that decides
+        then, and nothing that counts is worse. None: cannot be told.
         """
         if self.worse or self.worse_tasks:
             return False
-        second = direction(self.found[self.closeness]) if self.closeness else ""
-        first = self.measures[0]
-        return is_helped(direction(self.found[first.key]), second, better=first.better)
+        first = self.measures[0].said(self.found[self.measures[0].key])
+        if first == UNTOLD:
+            return None
+        deciding = [one for one in self.measures if one.key in self.deciding]
+        return first == "better" or any(map(self.is_better, deciding))
 
     def entry(self) -> Numbers:
         """The keys of the verdict in report.json."""
@@ -147,6 +153,12 @@ class Comparison:
         if not clauses:
             return ""
         return f"Distilling did not help: {self._standing()} {listed(clauses)}. "
+
+    def numbers(self, measure: Measure) -> str:
+        """A number of the student and of the control, with the difference and its interval."""
+        shown = (measure.show(self.models[name][measure.key]) for name in (self.a, self.b))
+        found = measure.in_words(self.found[measure.key])
+        return f"{measure.name} {' against '.join(shown)} ({found})"
 
     def _standing(self) -> str:
         """How the first measure compares, up to the conjunction of what got worse."""
@@ -180,13 +192,13 @@ def compare(
     measures: Sequence[Measure],
     b: str,
     control: str,
-    closeness: str | None = None,
+    deciding: Sequence[str] = (),
 ) -> Comparison:
     """The distilled student against the control `b`, by measures that both have."""
     models = measured.models
     found = {one.key: one.difference(measured, "distill", b) for one in measures}
     tasks = _task_differences(models["distill"], models[b])
-    return Comparison(measures, models, found, tasks, "distill", b, control, closeness)
+    return Comparison(measures, models, found, tasks, "distill", b, control, deciding)
 
 
 def _task_differences(one: Numbers, other: Numbers) -> dict[str, Numbers]:

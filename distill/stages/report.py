@@ -17,6 +17,7 @@ from distill.report.best_way import way_words
 from distill.report.data_parts import DataParts
 from distill.report.measurements import Measurements
 from distill.report.selection import advise_best
+from distill.report.trainings import overfitted_warnings
 from distill.run.context import Run
 from distill.run.folder import StageRecord
 from distill.stages.evaluate import baselines_of, reference_of
@@ -60,6 +61,8 @@ def assemble(run: Run) -> dict[str, Any]:
         arms["specialized"] = measured["specialized"]
     artifacts, baselines = judged(run, found)
     of = run.task.report
+    trainings, verdict = training_facts(run), of.verdict(found)
+    verdict["warnings"] += overfitted_warnings(trainings)
     made = {name: one for name, one in baselines.items() if "failed" not in one}
     return {
         "schema": SCHEMA,
@@ -69,10 +72,10 @@ def assemble(run: Run) -> dict[str, Any]:
         "artifacts": artifacts,
         "advice": [*_best_advice(run, found), *of.advise(artifacts, made)],
         "specialize": _specialised(run),
-        "verdict": of.verdict(found),
+        "verdict": verdict,
         "data": data_facts(run),
         "student": student_facts(run),
-        "training": training_facts(run),
+        "training": trainings,
         "selection": None if found.parts is None else found.parts.entry(),
         "cost": costs,
         "recipe": run.recipe.model_dump(mode="json", by_alias=True),
@@ -103,7 +106,15 @@ def measurements(run: Run, costs: dict[str, Any]) -> Measurements:
         quantized_base=special.base if merged and special.base != "none" else None,
         parts=DataParts.from_stats(read_json(run.folder.data() / "stats.json")),
         baselines={name: kinds[name].about for name in measured_baselines},
+        start=_start(run),
     )
+
+
+def _start(run: Run) -> str:
+    """The teacher in words, where the student was made of it; else empty."""
+    if run.recipe.student.from_ != "teacher":
+        return ""
+    return "the teacher" if run.recipe.teacher.adapt is None else "the fine-tuned teacher"
 
 
 def judged(run: Run, measured: Measurements) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -128,6 +139,8 @@ def judged(run: Run, measured: Measurements) -> tuple[dict[str, Any], dict[str, 
             continue
         numbers["fit"] = of.judge(numbers, measured.models[reference], reference, tolerance)
         numbers["fit"].update(of.certainty(measured, name, reference))
+        if name in run.artifacts:
+            numbers["fit"]["below"] = of.below(measured, name, list(measured.baselines))
     of.mark_pareto({n: one for n, one in found.items() if "failed" not in one}, measured)
     return {n: found[n] for n in run.artifacts}, {n: found[n] for n in baselines_of(run)}
 
@@ -146,7 +159,7 @@ def _best_advice(run: Run, measured: Measurements) -> list[dict[str, Any]]:
     else:
         how = f"It is in arms/{name}/student of the run."
     numbers, words = measured.models[name], way_words(measured, name)
-    return [advise_best(name, words, numbers, of.quality, of.speed, how)]
+    return [advise_best(best, words, numbers, of.quality, of.speed, how)]
 
 
 def _specialised(run: Run) -> dict[str, Any] | None:

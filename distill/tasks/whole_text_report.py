@@ -1,11 +1,11 @@
-"""What the reports of tasks on whole texts share: what artifacts are for, and their plots."""
+"""What the reports of tasks on whole texts share: what artifacts are for, their plots, a clause."""
 
 from __future__ import annotations
 
 from distill.evaluation.job import Numbers
 from distill.report.html import PageContent
 from distill.report.markup import Figure
-from distill.report.plots import MARKER_WORDS, PARAMETERS_AXIS, plot_quality, speed_axis
+from distill.report.plots import PARAMETERS_AXIS, marker_words, plot_quality, speed_axis
 from distill.report.selection import SMALLEST, Purpose, Quality
 from distill.report.speeds import READING_SPEED
 
@@ -14,6 +14,16 @@ WHOLE_TEXT_PURPOSES = (
     SMALLEST,
 )
 WHOLE_TEXT_REMEDY = "Ship the student in full precision."
+
+
+def fewer_parameters(student: Numbers, teacher: Numbers) -> str:
+    """A clause on the share of the teacher's parameters that the student lacks, with a comma and a
+    space behind it; empty where the two differ by less than a percent.
+    """
+    change = student["parameters"] / teacher["parameters"] - 1
+    if abs(change) < 0.01:
+        return ""
+    return f"with {abs(change):.0%} {'more' if change > 0 else 'fewer'} parameters, "
 
 
 def whole_text_content(report: Numbers, quality: Quality, training: Figure) -> PageContent:
@@ -32,8 +42,9 @@ def whole_text_content(report: Numbers, quality: Quality, training: Figure) -> P
         artifact_figures=[
             (
                 plot_quality(report, quality, rate),
-                f"Speed against quality: further right and {good} is better. {MARKER_WORDS}",
+                f"Speed against quality: further right and {good} is better. "
+                f"{marker_words(report, rate)}",
             )
         ],
-        cache_unit="row",
+        cache_unit="text",
     )

@@ -34,9 +34,9 @@ from distill.report.paired_difference import (
 from distill.report.plots import (
     BYTES_AXIS,
     CURVE_WORDS,
-    MARKER_WORDS,
     Curves,
     Histograms,
+    marker_words,
     plot_curves,
     plot_histograms,
     plot_quality,
@@ -131,7 +131,7 @@ class CausalLMReport(TaskReport):
                 "`train.arms: [finetune]`."
             )
             return result
-        found = compare(measured, MEASURES, "finetune", "plain fine-tuning", closeness=KL.key)
+        found = compare(measured, MEASURES, "finetune", "plain fine-tuning", [KL.key])
         result.update(found.entry())
         result["sentence"] = f"{found.worse_sentence()}{_sentence(measured, found)}"
         warnings += untold_warnings(found.found["nll"])
@@ -173,11 +173,13 @@ class CausalLMReport(TaskReport):
             artifact_figures=[
                 (
                     plot_quality(report, self.quality, bytes_axis),
-                    f"Size against quality: lower and further left is better. {MARKER_WORDS}",
+                    f"Size against quality: lower and further left is better. "
+                    f"{marker_words(report, bytes_axis)}",
                 ),
                 (
                     plot_quality(report, self.quality, rates_axis),
-                    f"Speed against quality: lower and further right is better. {MARKER_WORDS}",
+                    f"Speed against quality: lower and further right is better. "
+                    f"{marker_words(report, rates_axis)}",
                 ),
             ],
             middle=_middle(report),
@@ -220,8 +222,8 @@ def _sentence(measured: Measurements, found: Comparison) -> str:
     )
     return (
         f"On held-out text, distilling {against_fine_tuning(nll, better='lower')} "
-        f"{at_counts(arms, 'tokens')}: perplexity {models['distill']['perplexity']:.2f} against "
-        f"{models['finetune']['perplexity']:.2f} (nll {in_words(nll)}), "
+        f"{at_counts(measured, 'tokens')}: perplexity {models['distill']['perplexity']:.2f} "
+        f"against {models['finetune']['perplexity']:.2f} (nll {in_words(nll)}), "
         f"{closeness(kl, values)}; it took {distill:.0f} s of "
         f"training against {finetune:.0f} s, and {cache:.0f} s for the teacher's cache."
     )

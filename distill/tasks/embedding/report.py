@@ -39,6 +39,7 @@ from distill.tasks.embedding.metrics import pairs_file, spearman_interval
 from distill.tasks.whole_text_report import (
     WHOLE_TEXT_PURPOSES,
     WHOLE_TEXT_REMEDY,
+    fewer_parameters,
     whole_text_content,
 )
 
@@ -187,9 +188,8 @@ def _kept(student: Numbers, teacher: Numbers, retained: float | None) -> str:
 
 
 def _cheaper(student: Numbers, teacher: Numbers) -> str:
-    fewer = 1 - student["parameters"] / teacher["parameters"]
     speed = READING_SPEED.ratio_words(student, teacher, "the teacher's")
-    return f"with {fewer:.0%} fewer parameters, {speed}"
+    return f"{fewer_parameters(student, teacher)}{speed}"
 
 
 def _spearman_difference(measured: Measurements, a: str, b: str) -> Numbers:

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from attar.word_lists import listed
 from distill.evaluation.bootstrap import SumStatistic, groups_of, statistic_interval
 from distill.evaluation.job import Numbers
 from distill.report.best_way import (
@@ -34,7 +35,6 @@ from distill.report.paired_difference import (
     against_fine_tuning,
     at_counts,
     closeness,
-    in_words,
     untold_warnings,
 )
 from distill.report.plots import CURVE_WORDS, Curves, plot_curves
@@ -61,6 +61,7 @@ from distill.tasks.sequence_classification.metrics import (
 from distill.tasks.whole_text_report import (
     WHOLE_TEXT_PURPOSES,
     WHOLE_TEXT_REMEDY,
+    fewer_parameters,
     whole_text_content,
 )
 
@@ -138,8 +139,9 @@ CALIBRATION = Measure(
     "calibration_error", "calibration error",
     _difference_of(CALIBRATION_ERROR, calibration_interval), higher=False,
 )  # fmt: skip
-# Labels judge a classifier: closeness to the teacher decides where accuracy does not, no more.
+# Labels judge a classifier: that it is closer to its teacher is said, and decides nothing.
 JUDGED = (ACCURACY, F1, CALIBRATION, NLL)
+DECIDING = [one.key for one in (F1, CALIBRATION, NLL)]
 MEASURES = (*JUDGED, replace(KL, counts=False))
 
 
@@ -179,16 +181,16 @@ class ClassificationReport(TaskReport):
     remedy: ClassVar[str] = WHOLE_TEXT_REMEDY
 
     def verdict(self, measured: Measurements) -> Numbers:
-        """Whether distilling beat plain fine-tuning: higher accuracy, or the same and lower KL, and
-        neither accuracy, macro-F1, calibration error nor nll significantly worse.
+        """Whether distilling beat plain fine-tuning: better accuracy, or the same and macro-F1,
+        calibration error or nll better, and none of these four significantly worse.
         """
         models = measured.models
         teacher = models["teacher"]["accuracy"]
         arms = ["init", *measured.controls]
         better = {arm: teacher > models[arm]["accuracy"] for arm in arms}
         retained = models["distill"]["accuracy"] / max(teacher, 1e-9)
-        best, beside = best_way(measured, ACCURACY), baseline_entry(measured, JUDGED)
-        first = baseline_lead(measured, ACCURACY, beside)
+        best, beside = best_way(measured, ACCURACY, NLL), baseline_entry(measured, JUDGED)
+        first = baseline_lead(measured, JUDGED, beside)
         last = best_sentence(measured, JUDGED, best)
         result: Numbers = {
             "helped": None, "teacher_is_better": better, "retained": retained, "best": best,
@@ -200,7 +202,7 @@ class ClassificationReport(TaskReport):
                 f"helped is unknown; add `train.arms: [finetune]`. {last}"
             )
             return result
-        found = compare(measured, MEASURES, "finetune", "plain fine-tuning", closeness=KL.key)
+        found = compare(measured, MEASURES, "finetune", "plain fine-tuning", DECIDING)
         result.update(found.entry())
         lags = {one.key: one.difference(measured, "teacher", "finetune") for one in (F1, NLL)}
         result["teacher_against_finetune"] = lags
@@ -208,7 +210,7 @@ class ClassificationReport(TaskReport):
         lead = "The labels know more than the teacher. " if behind else ""
         result["sentence"] = (
             f"{first}{lead}{found.worse_sentence()}{_kept(measured)} "
-            f"{_sentence(found, measured.costs)} {last}"
+            f"{_sentence(measured, found)} {last}"
         )
         if behind:
             result["warnings"].append(_labels_know_more(behind, lags, models))
@@ -254,8 +256,10 @@ class ClassificationReport(TaskReport):
         return replace(content, middle=sections)
 
     def best(self, measured: Measurements) -> Numbers | None:
-        """The most accurate of teacher, students and baselines."""
-        return best_way(measured, ACCURACY)
+        """The most accurate of teacher, students and baselines; of those whose accuracies cannot
+        be told apart, one with a better nll.
+        """
+        return best_way(measured, ACCURACY, NLL)
 
 
 def _labels_know_more(
@@ -277,9 +281,8 @@ def _labels_know_more(
 
 def _kept(measured: Measurements) -> str:
     teacher, student = (measured.models[name] for name in ("teacher", "distill"))
-    fewer = 1 - student["parameters"] / teacher["parameters"]
     speed = READING_SPEED.ratio_words(student, teacher, "the teacher's")
-    with_less = f"with {fewer:.0%} fewer parameters, {speed}."
+    with_less = f"{fewer_parameters(student, teacher)}{speed}."
     mine, its = student["accuracy"], teacher["accuracy"]
     if mine <= its:
         kept = f"keeps {mine / max(its, 1e-9):.1%} of the teacher's accuracy"
@@ -290,13 +293,17 @@ def _kept(measured: Measurements) -> str:
     return f"The student {how} its teacher ({values}) {with_less}"
 
 
-def _sentence(found: Comparison, costs: Numbers) -> str:
+def _sentence(measured: Measurements, found: Comparison) -> str:
     distill, finetune = found.models["distill"], found.models["finetune"]
     accuracy, kl = found.found["accuracy"], found.found["kl_to_teacher"]
     values = f"KL {distill['kl_to_teacher']:.3f} against {finetune['kl_to_teacher']:.3f}"
+    better = [one for one in JUDGED[1:] if found.is_better(one)]
+    also = ""
+    if better:
+        conjunction = "but" if found.measures[0] in found.worse else "and"
+        also = f" in accuracy, {conjunction} is better in {listed([one.name for one in better])},"
     return (
-        f"On held-out texts, distilling {against_fine_tuning(accuracy, better='higher')} "
-        f"{at_counts(costs['arms'], 'texts')}: accuracy {distill['accuracy']:.1%} against "
-        f"{finetune['accuracy']:.1%} "
-        f"({in_words(accuracy, 2, 100, ' points')}), {closeness(kl, values)}."
+        f"On held-out texts, distilling {against_fine_tuning(accuracy, better='higher')}{also} "
+        f"{at_counts(measured, 'texts')}: {', '.join(map(found.numbers, [ACCURACY, *better]))}, "
+        f"{closeness(kl, values)}."
     )

@@ -1,10 +1,13 @@
 """Baselines of classifiers: what they learn from, their logits, and what they leave out."""
 
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -60,6 +63,24 @@ def test_a_baseline_learns_pickles_and_classifies_other_texts(texts, name):
     assert fitted.bytes > 4 * runtime.parameters > 0
     alone = runtime.classes(collate_texts([[held_out[3]]]))
     torch.testing.assert_close(alone[0], logits[3], atol=1e-4, rtol=1e-4)
+
+
+def test_the_lines_that_make_tf_idf_anew_give_the_same_probabilities(texts):
+    words, new = sentences(160), [text for text, _ in sentences(20, seed=1)]
+    (line,) = re.findall("`(.*)`", BASELINES["tf-idf"].made_by)
+    names = {
+        "make_pipeline": make_pipeline, "TfidfVectorizer": TfidfVectorizer,
+        "LogisticRegression": LogisticRegression, "texts": [text for text, _ in words],
+        "classes": [kind for _, kind in words],
+    }  # fmt: skip
+    made = eval(line, names)
+    linear = BASELINES["tf-idf"]().fit(texts).linear
+    measured = linear.logits(new).softmax(-1)
+    np.testing.assert_allclose(made.predict_proba(new), measured, atol=1e-4)
+    guide = Path("docs/guides/classification.md").read_text().replace("100_000", "100000")
+    settings = re.findall(r"\((token_pattern[^)]*|C=[^)]*)\)", line.replace(r"'\\w+'", r'r"\w+"'))
+    assert len(settings) == 2
+    assert all(one in guide for one in settings), "the guide has other settings"
 
 
 def test_features_are_run_once(texts, monkeypatch):

@@ -9,14 +9,16 @@ from distill.report.html import PageContent, render_report
 from distill.report.measurements import Measurements
 from distill.report.selection import Tolerance, advise_best
 from distill.report.tables import model_table
-from distill.report.verdict import ACCURACY
+from distill.report.verdict import ACCURACY, NLL
 from distill.tasks.embedding.report import _kept as kept_correlation
 from distill.tasks.sequence_classification.metrics import ClassificationMetrics
 from distill.tasks.sequence_classification.report import CLASS_COLUMNS, ClassificationReport
+from distill.tasks.whole_text_report import fewer_parameters
 
 REPORT = ClassificationReport()
 ABOUT = {"features": "logistic regression on features", "tf-idf": "TF-IDF of words"}
 TEXTS = 400
+BY_ACCURACY = {"model": "a", "by": "accuracy", "tied": []}
 USUAL = {"teacher": 0.95, "init": 0.3, "finetune": 0.85, "distill": 0.9}
 
 
@@ -28,7 +30,7 @@ def classifier(right, nll=0.3):
     return {
         "document": np.arange(TEXTS), "example": np.arange(TEXTS), "label": label,
         "predicted": predicted, "correct": correct, "classes": np.full(TEXTS, 4),
-        "confidence": np.full(TEXTS, 0.9), "nll": nll + 0.1 * np.cos(np.arange(TEXTS)),
+        "confidence": np.full(TEXTS, 0.9), "nll": nll + 0.1 * np.cos((1 + nll) * np.arange(TEXTS)),
         "kl": 0.2 + 0.1 * np.sin(np.arange(TEXTS)), "agree": correct,
     }  # fmt: skip
 
@@ -37,10 +39,10 @@ def classifier(right, nll=0.3):
 def measure(tmp_path):
     """`measure(share that is right by model, controls)`: what a run with these models measured."""
 
-    def make(shares, controls=("finetune",)):
+    def make(shares, controls=("finetune",), nll=None):
         models = {}
         for name, right in shares.items():
-            arrays = classifier(right)
+            arrays = classifier(right, (nll or {}).get(name, 0.3))
             np.savez(tmp_path / f"{name}.npz", **arrays)
             models[name] = {
                 **ClassificationMetrics().summary(arrays, EvaluateConfig(bootstrap=100)),
@@ -67,7 +69,8 @@ def test_an_undertrained_teacher_below_its_own_features_is_said_first(measure):
     )
     assert "so it has little to teach: train it longer (`teacher.adapt.epochs`)" in sentence
     assert (
-        "Logistic regression on features is better than the distilled student (accuracy 93.5% "
+        "Logistic regression on features is better than the distilled student in accuracy "
+        "(93.5% "
         "against 77.0%, +16.50 points, 95% interval +"
     ) in sentence
     assert ", and so is TF-IDF of words (83.0%). " in sentence
@@ -76,14 +79,16 @@ def test_an_undertrained_teacher_below_its_own_features_is_said_first(measure):
     assert "167" not in sentence
     assert "The best of all that was measured is logistic regression on features: " in sentence
     assert "accuracy 93.5%, macro-F1 0.93" in sentence
-    assert said["best"] == {"model": "features", "tied": []}
+    assert said["best"] == {"model": "features", "by": "accuracy", "tied": []}
     assert said["beaten_by"] == said["teacher_beaten_by"] == ["features", "tf-idf"]
     assert said["against_baselines"]["tf-idf"]["accuracy"]["difference"] == pytest.approx(-0.06)
 
 
 def test_a_baseline_that_beats_the_student_alone_begins_the_sentence(measure):
     said = REPORT.verdict(measure({**USUAL, "tf-idf": 0.94}))
-    assert said["sentence"].startswith("TF-IDF of words is better than the distilled student (")
+    assert said["sentence"].startswith(
+        "TF-IDF of words is better than the distilled student in accuracy ("
+    )
     assert "The teacher is worse" not in said["sentence"]
     assert (said["beaten_by"], said["teacher_beaten_by"]) == (["tf-idf"], [])
     assert "The student keeps 94.7% of the teacher's accuracy (90.0% of 95.0%)" in said["sentence"]
@@ -95,7 +100,7 @@ def test_baselines_that_are_no_better_lead_nothing(measure):
     assert said["beaten_by"] == []
     assert said["sentence"].endswith("nll 0.300.")
     assert "The best of all that was measured is the teacher: accuracy 95.0%" in said["sentence"]
-    assert said["best"] == {"model": "teacher", "tied": []}
+    assert said["best"] == {"model": "teacher", "by": "accuracy", "tied": []}
 
 
 @pytest.mark.parametrize(
@@ -115,12 +120,43 @@ def test_any_way_can_be_the_best(measure, changes, best, words):
 def test_what_cannot_be_told_from_the_best_is_named_and_a_smaller_one_of_equals_is_it(measure):
     measured = measure({**USUAL, "distill": 0.95, "tf-idf": 0.9475})
     measured.models["distill"]["parameters"] = 50
-    assert best_way(measured, ACCURACY) == {"model": "distill", "tied": ["teacher", "tf-idf"]}
+    assert best_way(measured, ACCURACY, NLL) == {
+        "model": "distill", "by": "accuracy", "tied": ["teacher", "tf-idf"],
+    }  # fmt: skip
     sentence = REPORT.verdict(measured)["sentence"]
     assert sentence.endswith(
         "; its accuracy cannot be told from that of the teacher (95.0%) and TF-IDF of words "
         "(94.8%)."
     )
+
+
+def test_of_what_cannot_be_told_apart_in_accuracy_a_lower_nll_is_the_best(measure):
+    shares = {**USUAL, "teacher": 0.9, "finetune": 0.9025, "tf-idf": 0.7}
+    measured = measure(shares, nll={"distill": 0.2, "tf-idf": 0.1})
+    best = best_way(measured, ACCURACY, NLL)
+    assert best == {"model": "distill", "by": "nll", "tied": ["finetune", "teacher"]}
+    sentence = REPORT.verdict(measured)["sentence"]
+    assert "The best of all that was measured is the distilled student: acc" in sentence
+    assert sentence.endswith("and the teacher (90.0%), and its nll is better.")
+    said = advise_best(best, "it", measured.models["distill"], REPORT.quality, REPORT.speed, "So.")
+    assert said["sentence"].startswith(
+        "For the best accuracy of all that was measured, and of equals the best nll: it ("
+    )
+
+
+def test_a_baseline_that_is_more_accurate_and_less_calibrated_is_called_both(measure):
+    said = REPORT.verdict(measure({**USUAL, "tf-idf": 0.94}, nll={"tf-idf": 0.5}))
+    assert "), but worse in nll (0.50" in said["sentence"]
+    assert said["beaten_by"] == ["tf-idf"]
+
+
+def test_parameters_are_said_where_they_differ():
+    def said(student):
+        return fewer_parameters({"parameters": student}, {"parameters": 1000})
+
+    assert said(490) == "with 51% fewer parameters, "
+    assert said(1200) == "with 20% more parameters, "
+    assert said(1000) == said(995) == ""
 
 
 def test_a_student_as_good_as_its_teacher_keeps_no_more_than_all(measure):
@@ -143,9 +179,9 @@ def test_a_student_as_good_as_its_teacher_keeps_no_more_than_all(measure):
 def test_small_sizes_are_no_nought(size, shown, said):
     numbers = {"bytes": size, "accuracy": 0.9, "texts_per_second": None}
     assert CLASS_COLUMNS["MB"].show(numbers) == shown
-    assert advise_best("a", "it", numbers, REPORT.quality, REPORT.speed, "So.")["sentence"] == (
-        f"For the best accuracy of all that was measured: it ({said}, accuracy 90.0%). So."
-    )
+    assert advise_best(BY_ACCURACY, "it", numbers, REPORT.quality, REPORT.speed, "So.")[
+        "sentence"
+    ] == (f"For the best accuracy of all that was measured: it ({said}, accuracy 90.0%). So.")
 
 
 def test_words_are_listed():
@@ -176,6 +212,16 @@ def test_a_baseline_as_good_as_the_student_is_advised_where_it_is_smaller():
     unfit, *others = REPORT.advise(artifacts, baselines)
     assert "No artifact stays within the tolerance" in unfit["sentence"]
     assert [one["baseline"] for one in others] == ["features", "tf-idf"]
+
+
+def test_an_artifact_below_a_baseline_says_so_beside_that_it_lost_nothing(measure):
+    measured = measure({**USUAL, "onnx": 0.9, "tf-idf": 0.96, "features": 0.9025})
+    below = REPORT.below(measured, "onnx", list(measured.baselines))
+    assert below == ["tf-idf"]
+    show = REPORT.artifact_columns["fit to ship"].show
+    assert show({"fit": {"ships": True, "below": below}}) == "yes, but below tf-idf"
+    assert show({"fit": {"ships": True, "certain": False, "below": []}}) == "yes?"
+    assert show({"fit": {"ships": False, "below": below}}) == "NO"
 
 
 def test_the_page_has_rows_of_baselines_and_says_what_they_are(measure):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from distill.report.data_parts import VALIDATION_SOURCES, DataParts
+from distill.report.data_parts import VALIDATION_SOURCES, DataParts, data_entry, data_section
 
 STATS = {
     "documents": 40,
@@ -26,3 +26,15 @@ def test_the_entry_has_the_tokens_of_both_parts_and_says_what_each_is_for():
 def test_every_source_of_the_validation_part_is_put_in_words(source):
     sentence = DataParts.from_stats({**STATS, "validation_from": source}).sentence()
     assert VALIDATION_SOURCES[source] in sentence
+
+
+def test_where_every_example_is_a_text_texts_are_counted():
+    part = {"documents": 799, "examples": 800, "tokens": 800}
+    parts = dict.fromkeys(("train", "validation", "held_out"), part)
+    stats = {**parts, "validation_from": "documents", "left_out": []}
+    assert "(800 texts, from training texts that nothing" in DataParts.from_stats(stats).sentence()
+    section = data_section({"data": data_entry(stats, 128)})
+    assert "<th>texts</th><th>different texts</th></tr>" in section.markup
+    assert "<td>held_out</td><td>800</td><td>799</td>" in section.markup
+    assert "A text has at most 128 tokens" in section.markup
+    assert "counted tokens" not in section.markup

@@ -7,7 +7,7 @@ import pytest
 from distill.report.data_parts import DataParts, data_entry
 from distill.report.html import PageContent, render_report
 from distill.report.markup import table_section
-from distill.report.trainings import training_entry
+from distill.report.trainings import overfitted_warnings, training_entry
 from distill.tasks.registry import TASKS
 
 MODEL = {
@@ -109,3 +109,16 @@ def test_the_page_says_how_models_were_trained_and_what_was_cut(report):
 def test_the_last_weights_are_kept_where_the_recipe_says_so():
     assert training_entry(RESULT, "last", 900)["kept_step"] == 12
     assert training_entry({**RESULT, "best_step": 0}, "best", 900)["kept_step"] == 12
+
+
+def test_a_last_step_much_worse_than_the_best_is_said_to_be_overfitted():
+    def warned(keep, *values):
+        history = [{"step": i, "validation": value} for i, value in enumerate(values)]
+        return overfitted_warnings({"a": training_entry({**RESULT, "history": history}, keep, 900)})
+
+    (said,) = warned("last", 0.4, 0.271, 0.333)
+    assert said.startswith("The training of `a` kept its last step, whose validation objective, ")
+    assert "0.333, is 23% above the lowest that it reached, 0.271: it overfitted." in said
+    assert warned("best", 0.271, 0.333) == []
+    assert warned("last", 0.271, 0.29) == []
+    assert warned("last") == []

@@ -78,15 +78,30 @@ def classes(**distill):
     return {**weak, "finetune": classifier(2), "distill": classifier(3, kl=0.1, **distill)}
 
 
-def test_a_tie_in_accuracy_with_a_lower_kl_helped(judge):
+def test_a_tie_in_accuracy_with_a_lower_kl_alone_did_not_help(judge):
     said, models = judge(ClassificationReport, classes())
-    assert said["helped"] is True
+    assert said["kl_to_teacher"]["interval"][1] < 0
+    assert said["helped"] is False
     assert said["worse"] == []
+    assert "distilling cannot be distinguished from plain fine-tuning at the" in said["sentence"]
     assert "did not help" not in said["sentence"]
     assert set(said) >= {"accuracy", "macro_f1", "calibration_error", "nll", "kl_to_teacher"}
     for key in ("accuracy", "macro_f1", "calibration_error", "nll"):
         low, high = models["distill"][f"{key}_interval"]
         assert low <= models["distill"][key] <= high, key
+
+
+def test_a_tie_in_accuracy_with_a_lower_nll_and_better_calibration_helped(judge):
+    said, _ = judge(ClassificationReport, classes(nll=0.2))
+    weak = {**classes(), "finetune": classifier(2, confidence=0.75)}
+    calibrated, _ = judge(ClassificationReport, {**weak, "distill": classifier(3, nll=0.2)})
+    assert said["helped"] is calibrated["helped"] is True
+    assert (
+        "distilling cannot be distinguished from plain fine-tuning in accuracy, and is better in "
+        "nll, at the same 100 texts: accuracy 9"
+    ) in said["sentence"]
+    assert "nll 0.200 against 0.300 (-0.100, 95% interval -0.1" in said["sentence"]
+    assert "and is better in calibration error and nll, at the same" in calibrated["sentence"]
 
 
 def test_a_tie_in_accuracy_with_a_lost_class_did_not_help(judge):

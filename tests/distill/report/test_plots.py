@@ -16,10 +16,13 @@ from distill.report.plots import (
     arm_colors,
     as_svg,
     draw_quality,
+    marker_words,
     plot_curves,
     plot_quality,
+    speed_axis,
 )
 from distill.report.selection import Quality
+from distill.report.speeds import READING_SPEED
 
 PERPLEXITY = Quality("perplexity", "held-out perplexity", str, higher=False, log=True)
 ACCURACY = Quality("accuracy", "held-out accuracy, %", str, higher=True, scale=100)
@@ -133,3 +136,23 @@ def test_curves_have_whole_steps_and_a_unit():
     assert "<!-- 0.5 -->" not in page
     plot_curves({"distill": []}, {})
     plot_curves({"distill": [{"step": 0, "validation_nll": float("inf")}]}, {})
+
+
+def test_speeds_of_a_busy_machine_have_hollow_markers_and_the_caption_says_so():
+    def numbers(speed, busy):
+        timing = {"calls": 5, "others": 0.5, "busy": busy}
+        return {"accuracy": 0.9, "texts_per_second": speed, "timing": timing}
+
+    def report(busy):
+        arms = {"init": numbers(1.0, True), "distill": numbers(20.0, busy)}
+        return {"teacher": numbers(9.0, False), "arms": arms, "baselines": {}, "artifacts": {}}
+
+    axis = speed_axis(READING_SPEED)
+    quiet, busy = (plot_quality(report(one), ACCURACY, axis) for one in (False, True))
+    student = f"fill: {COLORS['distill']}"
+    assert student in quiet
+    assert student not in busy
+    assert f"stroke: {COLORS['distill']}" in busy
+    assert "Hollow markers: timed while" in marker_words(report(True), axis)
+    assert "Hollow" not in marker_words(report(False), axis), "the untrained student is not shown"
+    assert "Hollow" not in marker_words(report(True), BYTES_AXIS)

@@ -4,7 +4,7 @@ from html import unescape
 
 from transformers import LlamaConfig
 
-from distill.report.student_shape import kept_lines, shape_entry, shape_section
+from distill.report.student_shape import head_lines, kept_lines, shape_entry, shape_section
 
 TEACHER = LlamaConfig(
     num_hidden_layers=6, hidden_size=64, intermediate_size=128, num_attention_heads=8,
@@ -49,3 +49,10 @@ def test_layers_that_all_stay_are_not_listed():
     kept = {**PRUNING, "layers": [0, 1], "groups": None, "neurons": None, "refit": False}
     lines = kept_lines(kept, {"num_hidden_layers": [2, 2], "hidden_size": [64, 32]})
     assert lines == ["All 2 layers were kept.", "Of 64 channels, 32 are left."]
+
+
+def test_heads_that_share_nothing_are_called_heads():
+    kept, alone = {"layers": [2], "groups": [[1]]}, {"num_attention_heads": [2, 1]}
+    assert head_lines(kept, alone) == ["layer 2: head 1"]
+    assert head_lines(kept, {**alone, "num_key_value_heads": [2, 1]}) == ["layer 2: head 1"]
+    assert head_lines(kept, {**alone, "num_key_value_heads": [1, 1]}) == ["layer 2: group 1"]

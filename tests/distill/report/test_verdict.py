@@ -1,16 +1,19 @@
 """What a verdict says and warns of where no arm was fine-tuned."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
+from distill.report.paired_difference import at_counts
 from distill.report.selection import Tolerance
 from distill.stages.report import measurements
 from distill.tasks.causal_lm.metrics import CausalLMMetrics
 from distill.tasks.causal_lm.report import CausalLMReport
 
-STATS = {"validation": {"tokens": 9}, "held_out": {"tokens": 9}, "validation_from": "documents"}
+PART = {"examples": 2, "tokens": 9}
+STATS = {"validation": PART, "held_out": PART, "validation_from": "documents"}
 
 
 @pytest.fixture
@@ -19,7 +22,7 @@ def measure_run(tmp_path):
     measured, specialised on a base.
     """
 
-    def make(models, base="nf4", data=None, merged="merged"):
+    def make(models, base="nf4", data=None, merged="merged", adapt=None, source="teacher"):
         (tmp_path / "evaluation").mkdir()
         for name, numbers in models.items():
             (tmp_path / "evaluation" / f"{name}.json").write_text(json.dumps(numbers))
@@ -27,6 +30,8 @@ def measure_run(tmp_path):
             specialize=SimpleNamespace(base=base, data=data),
             export=SimpleNamespace(tolerance=Tolerance(perplexity=0.02)),
             train=SimpleNamespace(arms=[]),
+            teacher=SimpleNamespace(adapt=adapt),
+            student=SimpleNamespace(from_=source),
             evaluate=SimpleNamespace(bootstrap=100, baselines=True),
         )
         (tmp_path / "stats.json").write_text(json.dumps(STATS))
@@ -43,6 +48,22 @@ def models_after(perplexity):
         "teacher": {"nll": 2.0}, "init": {"nll": 3.0}, "distill": {"perplexity": 20.0},
         "specialized": {"perplexity": perplexity},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("adapt", "source", "teacher"),
+    [
+        ({"epochs": 3}, "teacher", "the fine-tuned teacher"),
+        (None, "teacher", "the teacher"),
+        ({"epochs": 3}, "raw", None),
+    ],
+)
+def test_a_control_that_was_cut_out_of_the_teacher_says_so(measure_run, adapt, source, teacher):
+    measured = measure_run(models_after(20.0), adapt=adapt, source=source)
+    arms = {arm: {"tokens": 1000} for arm in ("distill", "finetune")}
+    said = at_counts(replace(measured, costs={"arms": arms}), "texts")
+    start = f" and from the same start, which was made of {teacher}" if teacher else ""
+    assert said == f"at the same 1,000 texts{start}"
 
 
 def test_what_corrects_its_base_is_not_for_full_precision(measure_run):
