@@ -21,7 +21,9 @@ from students.save import save_student
 from students.tuning.trainable import prepare_learning
 
 log = logging.getLogger(__name__)
-LITTLE = 0.1  # of the way from the most frequent class's share to 1: a teacher below it is warned of
+LEAST_GAIN = (
+    0.1  # of the way from the most frequent class's share to 1: a teacher below it is warned of
+)
 
 
 @work(
@@ -79,11 +81,12 @@ def learned_little(
     class. steps: of the whole training.
     """
     accuracy, share = record["validation_accuracy"], max(counts) / max(1, sum(counts))
-    if accuracy >= share + LITTLE * (1 - share):
+    if accuracy >= share + LEAST_GAIN * (1 - share):
         return ""
     return (
-        f"after {steps:,} steps it is right on {accuracy:.1%} of the validation texts, and the most "
-        f"frequent class is {share:.1%} of them: a student learns no more than its teacher knows. "
+        f"after {steps:,} steps it is right on {accuracy:.1%} of the validation texts, and the "
+        f"most frequent class is {share:.1%} of them: a student learns no more than its teacher "
+        "knows. "
         f"Stop here, and raise `teacher.adapt.lr` ({config.lr:g}) or `teacher.adapt.epochs` "
         f"({config.epochs:g})."
     )

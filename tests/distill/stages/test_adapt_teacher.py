@@ -2,8 +2,8 @@
 
 import pytest
 
-from distill.stages.adapt_teacher import learned_little
 from distill.recipe.schema import AdaptConfig
+from distill.stages.adapt_teacher import learned_little
 
 
 @pytest.mark.parametrize(
