@@ -11,12 +11,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, ValidationError
 
 from attar.config import Section
-from attar.errors import DataError, ModelError, RecipeError
+from attar.errors import DataError, ModelError, RecipeError, nearest
 from attar.files import write_json
 from attar.mistakes import words_of
 from attar.models.head_check import check_head_form
@@ -45,10 +45,16 @@ from distill.tasks.registry import TASKS, task_of_model
 from distill.tasks.task import Task
 
 
+class GivenData(DataConfig):
+    """Data of a command that reads no recipe: their keys are options."""
+
+    section: ClassVar[str] = "--set data"
+
+
 class ModelEvaluation(Section):
     """The keys that `--set` may override: a recipe's `data` and `evaluate`."""
 
-    data: DataConfig
+    data: GivenData
     evaluate: EvaluateConfig = Field(default_factory=lambda: EvaluateConfig.model_validate({}))
 
 
@@ -67,7 +73,19 @@ def evaluation_config(data: tuple[str, ...], values: dict[str, Any]) -> ModelEva
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise _unknown_key(path) from None
         raise RecipeError(f"`--set {path}`: {words_of(first)}.") from None
+
+
+def _unknown_key(path: str) -> RecipeError:
+    """The error for a key that a command without a recipe does not take."""
+    sections: dict[str, type[Section]] = {"data": DataConfig, "evaluate": EvaluateConfig}
+    keys = [f"{name}.{key}" for name, one in sections.items() for key in one.model_fields]
+    return RecipeError(
+        f"`--set {path}` is not a key of `data` or `evaluate`, and without a recipe there are no "
+        f"others; leave it out.{nearest(path, keys)}"
+    )
 
 
 def evaluate_models(

@@ -95,7 +95,8 @@ class OneModel:
             if auto_class_of(config) != CAUSAL:
                 raise ModelError(
                     f"{name} was saved as {', '.join(config.architectures)}: it does not predict "
-                    "the next token, so it cannot chat; name a causal language model."
+                    "the next token, so it cannot chat; name a causal language model, or measure "
+                    f"this one with `distill evaluate {name} --data FILE`."
                 )
         self.model: Any = load_causal_lm(name, dtype="auto", trust_remote_code=trust_remote_code)
         if holds_adapter(adapter):

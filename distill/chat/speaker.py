@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from attar.errors import RunError, nearest
+from attar.errors import RecipeError, RunError, nearest
 from attar.files import read_json_object
 from attar.models.loading import Quantization
+from attar.models.task_heads import CAUSAL
+from distill.recipe.parse import read_values
 from distill.run.folder import RunFolder, is_run
 from distill.runtimes.runtime import runtime_of
 from distill.stages.shipping import Shipping, named_artifact, read_shipping
-from students.artifacts.artifact import MANIFEST_FILE
+from distill.tasks.registry import TASKS
+from students.artifacts.artifact import CARD_FILE, MANIFEST_FILE
 
 SPECIALIZED = "specialized"  # the name of the specialised student among the arms
 NOT_MEASURED = "nothing was measured yet (`distill evaluate` does it)"
@@ -35,7 +38,8 @@ def find_speaker(run_or_model: str, artifact: str | None = None, arm: str | None
     """The artifact or arm that is named, of a run; what would be shipped where none is.
 
     A model's id or folder is returned unchanged. arm: also `specialized`, the specialised student.
-    Raises `RunError` for a name that the run does not have.
+    Raises `RunError` for a name that the run does not have, and for a run whose task is not to
+    predict the next token.
     """
     if not is_run(Path(run_or_model)):
         if artifact is not None or arm is not None:
@@ -44,6 +48,7 @@ def find_speaker(run_or_model: str, artifact: str | None = None, arm: str | None
         return Speaker(run_or_model)
     folder = Path(run_or_model)
     artifacts, arms = _artifacts(folder), _arms(folder)
+    _check_talks(folder, artifacts)
     if not artifacts and not arms:
         raise RunError(f"{folder} has no student yet; run `distill run` on it first.")
     if artifact is not None:
@@ -58,6 +63,22 @@ def find_speaker(run_or_model: str, artifact: str | None = None, arm: str | None
             )
         return arms[arm]
     return _shipped(folder, artifacts, arms)
+
+
+def _check_talks(folder: Path, artifacts: dict[str, Path]) -> None:
+    """Raise `RunError` where the run's task leaves models that cannot generate."""
+    try:
+        task = read_values(str(folder / "recipe.yaml")).get("task", "causal-lm")
+    except RecipeError:
+        return  # what cannot be read says nothing of the models
+    if task not in TASKS or TASKS[task].auto == CAUSAL:
+        return
+    card = next((path / CARD_FILE for path in artifacts.values()), None)
+    use = f"{card} says how to use one" if card else "an artifact's card says how to use it"
+    raise RunError(
+        f"The models of {folder} are of `task: {task}`: they do not predict the next token, so "
+        f"they cannot chat; {use}, and `distill evaluate MODEL --data FILE` measures one."
+    )
 
 
 def _artifacts(folder: Path) -> dict[str, Path]:

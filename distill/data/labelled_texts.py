@@ -7,7 +7,6 @@ ids alone, so it does not depend on the class. Legend: T tokens.
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from attar.errors import DataError, nearest
 from attar.models.task_heads import has_default_labels, label_permutation
 from distill.data.bad_rows import MOST_BAD, BadRows, RowError, column_values, place_of
 from distill.data.config import DataConfig
+from distill.data.doubtful_classes import doubtful_classes
 from distill.data.examples import Examples
 from distill.data.reader import ReadExamples, Reading, log_unread
 from distill.data.row_formats import TEXT_COLUMNS, check_column, choose_column, plain_text, whole
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 LABELLED_TEXT_COLUMNS = (*TEXT_COLUMNS, "sentence", "review", "query")
 LABEL_COLUMNS = ("label", "labels", "class", "intent")
-FREQUENT = 10  # rows of a class that a class of one row may be misspelt from
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def _holds_words(feature: Any) -> bool:
 
 @dataclass
 class Label:
-    """A value of a label column: how many rows have it, and the place of the first."""
+    """A value of a table's label column: how many rows have it, and the place of the first."""
 
     rows: int
     place: str
@@ -149,20 +148,21 @@ class Label:
 
 def find_labels(
     tables: Sequence[Any], sources: Sequence[str], columns: Sequence[LabelledColumns]
-) -> dict[str | int, Label]:
-    """All values of the label columns, without empty ones.
+) -> list[dict[str | int, Label]]:
+    """All values of each table's label column, without empty ones.
 
     Raises `DataError` where more than a tenth of the rows have no such value but another.
     """
-    found: dict[str | int, Label] = {}
+    each: list[dict[str | int, Label]] = []
     for table, source, one in zip(tables, sources, columns, strict=True):
-        bad = BadRows()
+        bad, found = BadRows(), dict[str | int, Label]()
         bad.expect(source, len(table))
         for i, cell in column_values(table, one.label):
             value = bad.attempt(partial(class_of, cell), table, source, i)
             if value is not None:
                 found.setdefault(value, Label(0, place_of(table, source, i))).rows += 1
-    return found
+        each.append(found)
+    return each
 
 
 def find_classes(
@@ -191,17 +191,21 @@ def find_classes(
     return Classes(names)
 
 
-def point_at_misspelt(labels: Mapping[str | int, Label]) -> None:
-    """Warn of a word that one row has as its label, and that is almost a frequent one."""
-    words = {str(value): label for value, label in labels.items() if isinstance(value, str)}
-    for name, label in words.items():
-        frequent = [n for n, other in words.items() if other.rows >= FREQUENT and n != name]
-        near = difflib.get_close_matches(name, frequent, n=1, cutoff=0.75)
-        if label.rows == 1 and near and any(letter.isalpha() for letter in name):
-            log.warning(
-                "data: one row alone has the label `%s` (%s), and %d have `%s`: is it misspelt?",
-                name, label.place, words[near[0]].rows, near[0],
-            )  # fmt: skip
+def doubts(
+    labels: Sequence[Mapping[str | int, Label]], cells: Sequence[NameOf], names: Sequence[str]
+) -> list[str]:
+    """Sentences on classes of the training tables that may be mistakes, by the labels of each."""
+    rows, places = dict.fromkeys(names, 0), dict[str, str]()
+    for found, name_of in zip(labels, cells, strict=True):
+        for value, label in found.items():
+            try:
+                name = name_of(value)
+            except RowError:
+                continue
+            if name in rows:
+                rows[name] += label.rows
+                places.setdefault(name, label.place)
+    return doubtful_classes(rows, places)
 
 
 class LabelledTexts:
@@ -215,6 +219,7 @@ class LabelledTexts:
     def __init__(self, order: Sequence[str] | None = None) -> None:
         self._order = list(order) if order is not None else None
         self._classes: Classes | None = None
+        self._doubts: list[str] = []
 
     @property
     def names(self) -> list[str]:
@@ -243,14 +248,16 @@ class LabelledTexts:
             log_unread(table, source, [one.text, one.pair or "", one.label])
         if self._classes is None:
             labels = find_labels(tables, sources, columns)
-            found = find_classes(tables, columns, labels, config)
-            if config.label_names is None:
-                point_at_misspelt(labels)
-                if all(isinstance(value, str) for value in labels):
-                    self._tell_assumed_order(found, config.section)
-            self._classes = (
-                in_order(found, self._order, config.section) if self._order is not None else found
-            )
+            values = dict.fromkeys(value for found in labels for value in found)
+            classes = find_classes(tables, columns, values, config)
+            if config.label_names is None and all(isinstance(value, str) for value in values):
+                self._tell_assumed_order(classes, config.section)
+            if self._order is not None:
+                classes = in_order(classes, self._order, config.section)
+            self._classes = classes
+            self._doubts = doubts(labels, cells, classes.names)
+            for sentence in self._doubts:
+                log.warning("data: %s", sentence)
         else:
             for (table, source), one, name_of in zip(pairs, columns, cells, strict=True):
                 _refuse_unseen(table, source, one, name_of, self._classes, config.section)
@@ -291,7 +298,7 @@ class LabelledTexts:
         return Reading(tuple(name for name in names if name is not None), read)
 
     def finish(self, files: Mapping[str, Path]) -> dict[str, Any]:
-        """The classes, and how many examples each has in every part."""
+        """The classes, how many examples each has in every part, and what is doubtful in them."""
         assert self._classes is not None
         names = self._classes.names
         counts = {}
@@ -306,7 +313,7 @@ class LabelledTexts:
                     "data: %d classes have %s examples and none to learn from: %s",
                     len(unseen), said, _some(unseen),
                 )  # fmt: skip
-        return {"classes": list(names), "examples_by_class": counts}
+        return {"classes": list(names), "examples_by_class": counts, "left_out": self._doubts}
 
 
 def _refuse_unseen(

@@ -21,7 +21,7 @@ from distill.data.split import Corpus, PartWriter, describe_skipped, write_parts
 
 log = logging.getLogger(__name__)
 RECORD_FILE = "files.json"  # of what the examples were made, and the checksums of their files
-STATS = 1  # of stats.json: what it says of the examples
+STATS = 2  # of stats.json: what it says of the examples
 FORMAT = 2  # of the examples: how texts are cut, drawn and stored
 
 
@@ -56,6 +56,7 @@ def prepare(
         if skipped := describe_skipped(corpus.skipped, config.section):
             log.warning("data: of the rows, %s", skipped)
         more = reader.finish({part: part_file(aside, part) for part in DATA_PARTS})
+        stats["left_out"] += more.pop("left_out", [])
         write_json(aside / "stats.json", {"inputs": wanted, **stats, **more})
         record = {"inputs": wanted, "files": record_files([aside], aside)}
         write_json(aside / RECORD_FILE, {**record, "checksum": fingerprint(record)})

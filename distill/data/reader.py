@@ -55,7 +55,10 @@ class Reader(Protocol):
         """For each table, the function that reads a row; the first call has the training tables."""
 
     def finish(self, files: Mapping[str, Path]) -> dict[str, Any]:
-        """What stats.json keeps beside the numbers of the parts, from the file of each part."""
+        """What stats.json keeps beside the numbers of the parts, from the file of each part.
+
+        `left_out` holds sentences to add to those on what of the rows was cut or left out.
+        """
 
 
 def log_unread(table: Any, source: str, read: Iterable[str]) -> None:

@@ -173,9 +173,14 @@ def choose_column(
     if found is None:
         raise DataError(
             f"`{source}` has columns {', '.join(known)}: which holds the {holds}? Name it with "
-            f"`{key}`."
+            f"`{_as_written(key)}`."
         )
     return found
+
+
+def _as_written(key: str) -> str:
+    """A column's key; as a command takes it where the key is an option of the command."""
+    return f"{key}=COLUMN" if key.startswith("--set ") else key
 
 
 def row_format_of(features: Mapping[str, Any], source: str, options: RowOptions) -> RowFormat:
@@ -223,7 +228,8 @@ def _no_text(source: str, columns: Iterable[str], section: str) -> DataError:
         )
     return DataError(
         f"`{source}` has columns {', '.join(columns)}: none of them is `text`, `messages`, or "
-        f"`prompt` with `completion`; name the text with `{section}.text_column`."
+        "`prompt` with `completion`; name the text with "
+        f"`{_as_written(f'{section}.text_column')}`."
     )
 
 

@@ -36,13 +36,24 @@ def build_seconds(student: StudentConfig, teacher: ModelCost, speed: float) -> f
     return LOADING_SECONDS + (operations + teacher.forward(tokens)) / speed
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things, in the singular where it is one."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def build_note(student: StudentConfig, teacher: ModelCost) -> str:
-    """What a greedy removal does, for the plan's table; empty where blocks are not removed so."""
+    """What a greedy removal does, for the plan's table; empty where blocks are not removed so.
+
+    A search tries shapes with all blocks, too.
+    """
     removed = _blocks_removed(student, teacher)
     if not removed:
         return ""
     trials = expected_trials(teacher.depth, removed)
-    return f"; {removed} blocks removed greedily by about {trials:,} trials"
+    blocks, by = counted(removed, "block"), f"by about {counted(trials, 'trial')}"
+    if student.target is not None:
+        return f"; a search, which tries to remove up to {blocks} greedily {by}"
+    return f"; {blocks} removed greedily {by}"
 
 
 def _removal_operations(teacher: ModelCost, removed: int) -> float:

@@ -13,7 +13,6 @@ import numpy as np
 
 from attar.files import read_json
 from distill.data.config import DataConfig
-from distill.data.doubtful_classes import doubtful_classes
 from distill.data.examples import Examples
 from distill.data.placed import DATA_PARTS
 from distill.planning.estimate import data_counts
@@ -49,18 +48,18 @@ def summary(run: Run, config: DataConfig) -> DataSummary:
     """What is to be said of a section of data that are prepared."""
     stats = read_json(run.folder.data(config.section) / "stats.json")
     train = Examples(run.folder.data(config.section) / "train.arrow")
-    remarks = [*stats["left_out"]]
     classes: list[list[str]] = []
     if "classes" in stats:
-        by_part = stats["examples_by_class"]
-        classes = _class_rows(stats["classes"], by_part)
-        numbers = [sum(counts) for counts in zip(*by_part.values(), strict=True)]
-        remarks += doubtful_classes(dict(zip(stats["classes"], numbers, strict=True)))
+        classes = _class_rows(stats["classes"], stats["examples_by_class"])
     return DataSummary(
         parts=_part_rows(stats),
         lengths=length_rows(train.lengths, config.max_length),
         classes=classes,
-        remarks=[*remarks, *_training_remarks(run, config), *_held_out_remarks(run, config)],
+        remarks=[
+            *stats["left_out"],
+            *_training_remarks(run, config),
+            *_held_out_remarks(run, config),
+        ],
     )
 
 

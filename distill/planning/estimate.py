@@ -23,7 +23,7 @@ from distill.data.reader import NextTokenTexts
 from distill.objective.terms import reads_from
 from distill.planning.alternatives import Trainee
 from distill.planning.baseline_time import baseline_seconds, feature_bytes
-from distill.planning.build_time import build_note, build_seconds
+from distill.planning.build_time import build_note, build_seconds, counted
 from distill.planning.cache_memory import CacheWork
 from distill.planning.data_counts import DataCounts, estimated_counts, prepared_counts
 from distill.planning.memory import libraries, training_bytes
@@ -202,7 +202,7 @@ def _stages(run: Run, known: _Quantities) -> Iterator[Estimate]:
         recipe.student, known.teacher, EFFICIENCY * flops_per_second(torch.float32)
     )
     teacher, student = known.teacher, known.student
-    note = f"{student.total / 1e6:.1f} M parameters, {student.depth} blocks"
+    note = f"{student.total / 1e6:.1f} M parameters, {counted(student.depth, 'block')}"
     note += build_note(recipe.student, teacher)
     memory = libraries() + teacher.total * 4 + student.total * 8
     yield Estimate("build", 0, student.total * 4, memory, seconds, note)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from attar.distributed import is_first_process
+from attar.files import read_json
 from attar.models.loading import resolve_precision
 from distill.run.context import Run
 from distill.run.folder import StageRecord, on_first_process
 from distill.stages.fingerprints import data_inputs, discard_other, teacher_inputs
 from distill.stages.stage import ADAPT_TEACHER, work
 from distill.stages.training import run_training
-from distill.training.config import spent
+from distill.training.config import LoopConfig, spent
+from distill.training.job import Result
 from distill.training.layerwise_lr import how_much_learns
 from students.save import save_student
 from students.tuning.trainable import prepare_learning
 
 log = logging.getLogger(__name__)
+LEAST_GAIN = (
+    0.1  # of the way from the most frequent class's share to 1: a teacher below it is warned of
+)
 
 
 @work(
@@ -43,6 +50,7 @@ def adapt_teacher(run: Run, inputs: str) -> StageRecord:
             dtype = resolve_precision(teacher.dtype, model.config)
             save_student(model.to(dtype), run.tokenizer, run.folder.teacher)
             run.task.write_extra_files(run, run.folder.teacher)
+    _warn_of_little(run, config, result)
     notes = {
         "best_step": result.best_step,
         "steps": result.steps,
@@ -50,3 +58,35 @@ def adapt_teacher(run: Run, inputs: str) -> StageRecord:
         "history": [one for one in result.history if "validation" in one],
     }
     return StageRecord(ADAPT_TEACHER.name, tokens=result.tokens, notes=notes)
+
+
+def _warn_of_little(run: Run, config: LoopConfig, result: Result) -> None:
+    """Warn where the adapted teacher of a task with classes knows next to nothing of them."""
+    measured = [one for one in result.history if "validation_accuracy" in one]
+    kept = [one for one in measured if one["step"] == result.best_step or config.keep == "last"]
+    if not kept or not is_first_process():
+        return
+    counts = read_json(run.folder.data() / "stats.json")["examples_by_class"]["validation"]
+    sentence = learned_little(kept[-1], counts, config, result.steps)
+    if sentence:
+        log.warning("teacher: %s", sentence)
+
+
+def learned_little(
+    record: Mapping[str, float], counts: Sequence[int], config: LoopConfig, steps: int
+) -> str:
+    """A sentence on a teacher that is hardly better than the most frequent class; else empty.
+
+    record: of the history, with the accuracy on validation. counts: validation examples of each
+    class. steps: of the whole training.
+    """
+    accuracy, share = record["validation_accuracy"], max(counts) / max(1, sum(counts))
+    if accuracy >= share + LEAST_GAIN * (1 - share):
+        return ""
+    return (
+        f"after {steps:,} steps it is right on {accuracy:.1%} of the validation texts, and the "
+        f"most frequent class is {share:.1%} of them: a student learns no more than its teacher "
+        "knows. "
+        f"Stop here, and raise `teacher.adapt.lr` ({config.lr:g}) or `teacher.adapt.epochs` "
+        f"({config.epochs:g})."
+    )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from attar.device import default_device
-from attar.errors import RecipeError
+from attar.errors import ModelError, RecipeError
 from attar.models.attention import check_blocks
 from attar.models.head_check import check_head_form
 from attar.models.loading import skeleton
@@ -162,8 +162,13 @@ def check_block_cut(run: Run) -> None:
 def check_cached_layers(run: Run) -> None:
     """The teacher has the layers and blocks that the cache is to keep."""
     hidden = run.recipe.cache.hidden
-    check_layers(hidden.layers, run.teacher_depth)
-    check_blocks(hidden.attention, run.teacher_depth)
+    key = "layers"
+    try:
+        check_layers(hidden.layers, run.teacher_depth)
+        key = "attention"
+        check_blocks(hidden.attention, run.teacher_depth)
+    except ModelError as error:
+        raise RecipeError(f"`cache.hidden.{key}`: {error}") from None
 
 
 def check_positions(run: Run) -> None:

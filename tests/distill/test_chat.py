@@ -250,6 +250,16 @@ def test_arms_and_artifacts_are_not_mixed_up(run, options, says):
     refused(says, "out", *options)
 
 
+@pytest.mark.parametrize("options", [[], ["--artifact", "bf16"], ["--adapter", "specialized"]])
+def test_a_run_of_another_task_is_refused_before_anything_is_said(run, options):
+    Path("out/recipe.yaml").write_text("task: sequence-classification")
+    Path("out/artifacts/bf16").mkdir(parents=True)
+    Path("out/artifacts/bf16/config.json").write_text("{}")
+    refused(
+        "out/artifacts/bf16/README.md says how to use one, and `distill evaluate", "out", *options
+    )
+
+
 # Conversations -----------------------------------------------------------------------------------
 
 

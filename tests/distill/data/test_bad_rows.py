@@ -224,8 +224,22 @@ def classes(tmp_path, write_rows):
 def test_a_class_of_one_row_that_is_almost_another_is_pointed_at(classes, caplog):
     assert classes(["NUM", "LOC"] * 40 + ["NUMM"]) == ["LOC", "NUM", "NUMM"]
     assert re.search(
-        r"one row alone has the label `NUMM` \(line 81 of .*40 have `NUM`", caplog.text
+        r"one row alone has the class `NUMM` \(the first: line 81 of .*40 have `NUM`", caplog.text
     )
+
+
+def test_a_few_rows_of_a_misspelt_class_are_told_and_kept_for_the_report(classes, caplog, tmp_path):
+    classes(["lost_phone", "fee"] * 20 + ["los_phone"] * 4)
+    [told] = [record.getMessage() for record in caplog.records if "misspelt" in record.message]
+    assert "4 rows have the class `los_phone`" in told
+    assert told.removeprefix("data: ") in read_json(tmp_path / "data/stats.json")["left_out"]
+
+
+def test_classes_of_one_row_each_are_one_sentence(classes, caplog):
+    classes([f"topic {letter}" for letter in "abcdefghij"] + ["fee"] * 4)
+    [told] = [r.getMessage() for r in caplog.records if "one row" in r.message]
+    assert told.startswith("data: 10 of 11 classes have one row each: too few to learn them from (")
+    assert told.endswith("`topic h`, 2 more)")
 
 
 @pytest.mark.parametrize("labels", [["NUM", "LOC"] * 40 + ["ABBR"], ["10", "11"] * 40 + ["12"]])

@@ -85,6 +85,12 @@ def test_a_greedy_removal_takes_its_trials_and_passes():
     assert build_note(student, COST) == "; 2 blocks removed greedily by about 13 trials"
 
 
+def test_a_search_only_tries_to_remove_blocks():
+    student = StudentConfig.model_validate({"target": {"parameters": "97%"}})
+    note = build_note(student, COST)
+    assert note.startswith("; a search, which tries to remove up to 1 block greedily by about 8 ")
+
+
 @pytest.mark.parametrize("layers", [{"keep": 6, "by": "even"}, {"keep": [0, 1]}, {"keep": 8}])
 def test_blocks_that_are_not_tried_take_no_trials(layers):
     assert build_note(student_of(**layers), COST) == ""
