@@ -25,7 +25,7 @@ from distill.stages.stage import REPORT, STAGES, work
 from distill.training.arms import DISTILL
 from students.artifacts.artifact import ARTIFACTS
 
-SCHEMA = 7
+SCHEMA = 8
 
 
 @work(
