@@ -19,7 +19,7 @@ from students.pruning.record import PRUNING_FILE
 
 def data_facts(run: Run) -> dict[str, Any]:
     """The `data` of report.json: the parts, and what of the rows was cut or left out."""
-    return data_entry(_stats(run, "data"), run.recipe.data.max_length)
+    return data_entry(data_stats(run, "data"), run.recipe.data.max_length)
 
 
 def student_facts(run: Run) -> dict[str, Any]:
@@ -56,10 +56,11 @@ def training_facts(run: Run) -> dict[str, Any]:
 
 
 def _entry(run: Run, result: dict[str, Any], config: LoopConfig, section: str) -> dict[str, Any]:
-    return training_entry(result, config.keep, _stats(run, section)["train"]["tokens"])
+    return training_entry(result, config.keep, data_stats(run, section)["train"]["tokens"])
 
 
-def _stats(run: Run, section: str) -> dict[str, Any]:
+def data_stats(run: Run, section: str) -> dict[str, Any]:
+    """What was counted of the parts of a section of data."""
     folder: Path = run.folder.data(section)
     found: dict[str, Any] = read_json(folder / "stats.json")
     return found

@@ -92,6 +92,13 @@ def test_the_page_says_what_chose_what(report):
     assert "chosen on the validation part" not in page
 
 
+def test_the_page_says_what_specialising_did(report):
+    of = TASKS["causal-lm"].report
+    report["specialize"] = {"sentence": "Specialising <helped>."}
+    page = render_report(report, of.columns, of.artifact_columns, EMPTY)
+    assert '<p class="verdict">Specialising &lt;helped&gt;.</p>' in page
+
+
 def test_the_page_says_how_models_were_trained_and_what_was_cut(report):
     of = TASKS["causal-lm"].report
     page = unescape(render_report(report, of.columns, of.artifact_columns, EMPTY))
