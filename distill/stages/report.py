@@ -21,7 +21,13 @@ from distill.report.specializing import specializing_entry
 from distill.run.context import Run
 from distill.run.folder import StageRecord
 from distill.stages.evaluate import baselines_of, reference_of
-from distill.stages.run_facts import data_facts, data_stats, student_facts, training_facts
+from distill.stages.run_facts import (
+    data_facts,
+    data_stats,
+    own_data_stats,
+    student_facts,
+    training_facts,
+)
 from distill.stages.stage import REPORT, STAGES, work
 from distill.training.arms import DISTILL
 from students.artifacts.artifact import ARTIFACTS
@@ -102,7 +108,7 @@ def measurements(run: Run, costs: dict[str, Any]) -> Measurements:
         costs=costs,
         tolerance=run.recipe.export.tolerance,
         quantized_base=special.base if merged and special.base != "none" else None,
-        parts=DataParts.from_stats(read_json(run.folder.data() / "stats.json")),
+        parts=DataParts.from_stats(data_stats(run, "data"), own_data_stats(run)),
         baselines={name: kinds[name].about for name in measured_baselines},
     )
 
@@ -158,7 +164,7 @@ def _specialised(run: Run, measured: Measurements) -> dict[str, Any] | None:
     if special is None:
         return None
     found = read_json(run.folder.specialized / "result.json")
-    own = None if special.data is None else data_stats(run, special.data.section)
+    own = own_data_stats(run)
     held_out = None if own is None else own["held_out"]["tokens"]
     return {
         **{key: value for key, value in found.items() if key != "history"},
