@@ -147,7 +147,7 @@ SELECTION_COLUMNS: TableColumns = {
         _pareto,
         "`bytes` where no artifact that is no larger is as good, `speed` where none that is no "
         "slower is; differences that cannot be told from chance or from the spread of timed calls "
-        "do not count",
+        "do not count; the advice does count those in quality, so it may name one without a mark",
     ),
     "fit to ship": Column(
         "fit",

@@ -71,14 +71,15 @@ class DataParts:
         own = self.specialize
         if own is None:
             chosen = (
-                f"Checkpoints, merges and shapes were chosen on {self._validation()}, which "
-                "training curves and the comparison of merges show"
+                "Checkpoints, merges and shapes were chosen on the validation part "
+                f"{self._validation_words()}, which training curves and the comparison of merges "
+                "show"
             )
         else:
             chosen = (
-                f"Checkpoints and shapes were chosen on {self._validation()}, but what "
-                f"`specialize` keeps, and its merge, on that of `specialize.data` "
-                f"{own._validation_words()}; training curves and the comparison of merges show "
+                "Checkpoints and shapes were chosen on the validation part "
+                f"{self._validation_words()}, but what `specialize` keeps, and its merge, on that "
+                f"of `specialize.data` {own._validation_words()}; training curves and the comparison of merges show "
                 "these parts"
             )
         return (
@@ -86,10 +87,8 @@ class DataParts:
             f"({self.held_out_tokens:,} tokens), which nothing before `evaluate` read."
         )
 
-    def _validation(self) -> str:
-        return f"the validation part {self._validation_words()}"
-
     def _validation_words(self) -> str:
+        """The size of the validation part, and what it was taken from."""
         source = VALIDATION_SOURCES[self.validation_from]
         return f"({self.validation_tokens:,} tokens, from {source})"
 

@@ -70,8 +70,8 @@ AGAINST = "Distilling against plain fine-tuning, on the same tokens"
 ADAPT_MEND = "adapt it first (`teacher.adapt`)"
 ADAPTED_MEND = "adapt it longer (`teacher.adapt.epochs`), or take a larger one"
 MERGE_TERMS = {
-    "nll": "mean of -log p(token) on the validation part (of `specialize.data` where the recipe has "
-    "it), nats a token",
+    "nll": "mean of -log p(token), nats a token, on the validation part (of `specialize.data` "
+    "where the recipe has it)",
     "ppl": "perplexity, exp(nll)",
     "adapter on its base": "what was trained, as it was trained",
     "merged": "the adapter's changes added to the weights, so that no adapter is needed",
