@@ -79,8 +79,8 @@ class DataParts:
             chosen = (
                 "Checkpoints and shapes were chosen on the validation part "
                 f"{self._validation_words()}, but what `specialize` keeps, and its merge, on that "
-                f"of `specialize.data` {own._validation_words()}; training curves and the comparison of merges show "
-                "these parts"
+                f"of `specialize.data` {own._validation_words()}; training curves and the "
+                "comparison of merges show these parts"
             )
         return (
             f"{chosen}; where nothing else is said, every other number is of the held-out part "
