@@ -79,7 +79,9 @@ def print_report(folder: Path) -> None:
     of = TASKS[report["recipe"]["task"]].report
     print_table(model_table(report, of.columns))
     verdict, notes = report["verdict"], speed_notes(report_models(report))
-    say("\n".join([*notes, verdict["sentence"], *verdict["warnings"], ""]))
+    special = report.get("specialize") or {}
+    specialising = [special["sentence"]] if "sentence" in special else []  # from schema 8 on
+    say("\n".join([*notes, verdict["sentence"], *verdict["warnings"], *specialising, ""]))
     print_table(artifact_table(report, of.artifact_columns))
     for line in [
         *speed_notes(report["artifacts"]),

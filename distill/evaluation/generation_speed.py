@@ -1,8 +1,8 @@
 """The speed of a model with one stream, a sample of its text, and the agreement of generations.
 
 Agreement of generations: after the same prompts, how many greedily chosen tokens are those of the
-unquantised student. One differing token changes all tokens after it, so what counts is the number
-of tokens before the first difference.
+unquantised student, up to the end of its answer. One differing token changes all tokens after it,
+so what counts is the number of tokens before the first difference.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from attar.errors import ModelError
 from attar.progress import tracked
 from distill.data.examples import Examples
 from distill.evaluation.job import Numbers
+from distill.evaluation.samples import held_out_prompts
 from distill.evaluation.timing import Timer
 from distill.runtimes.runtime import Runtime
 
-GENERATION_PROMPT_TOKENS = 16  # of the timed generation's prompt, and of the compared generations'
+GENERATION_PROMPT_TOKENS = 16  # of the timed generation's prompt
 
 
 def measure_speed(
@@ -57,31 +58,38 @@ def measure_speed(
 
 
 def continuations(
-    runtime: Runtime, examples: Examples, prompts: int, new: int
+    runtime: Runtime, examples: Examples, prompts: int, new: int, end_ids: tuple[int, ...]
 ) -> list[list[int]] | None:
-    """Greedy continuations of the first held-out examples; None where a runtime cannot generate."""
+    """Greedy continuations of distinct held-out prompts, each up to an end, which is included, or
+    `new` tokens; None where a runtime cannot generate.
+    """
     if not runtime.can_generate or prompts == 0:
         return None
     found = []
-    for i in tracked(range(min(prompts, len(examples))), "generations to compare", "prompts"):
-        start = examples[i].input_ids[:GENERATION_PROMPT_TOKENS].tolist()
-        room = new if runtime.context is None else min(new, runtime.context - len(start))
-        found.append(runtime.generate(start, room))
+    starts = [prompt.ids for prompt in held_out_prompts(examples, prompts, windows=True)]
+    for start in tracked(starts, "generations to compare", "prompts"):
+        room = new
+        if runtime.context is not None:
+            room = max(1, min(new, runtime.context - len(start)))
+        found.append(runtime.generate(start, room, stop_ids=end_ids))
     return found
 
 
 def agreement(mine: list[list[int]], reference: list[list[int]]) -> dict[str, float]:
-    """`same_until`: mean number of tokens before the first difference; `same`: share of positions
-    with the same token; `equal`: share of generations that are the same to the end.
+    """How far answers are those of the reference, which may end before they do, or after.
+
+    `tokens`: mean length of the reference's answers; `same_until`: mean number of tokens before the
+    first difference; `same`: share of the reference's tokens that stand at the same place; `equal`:
+    share of answers that are the same to the end.
     """
-    pairs = zip(mine, reference, strict=True)
-    same = [[a == b for a, b in zip(x, y, strict=True)] for x, y in pairs]
+    pairs = list(zip(mine, reference, strict=True))
+    same = [[x[i : i + 1] == [b] for i, b in enumerate(y)] for x, y in pairs]
     until = [row.index(False) if False in row else len(row) for row in same]
-    positions = sum(len(row) for row in same)
+    tokens = sum(len(y) for y in reference)
     return {
         "prompts": len(same),
-        "tokens": max(len(row) for row in same),
-        "same_until": sum(until) / len(until),
-        "same": sum(sum(row) for row in same) / positions,
-        "equal": sum(all(row) for row in same) / len(same),
+        "tokens": tokens / len(same),
+        "same_until": sum(until) / len(same),
+        "same": sum(map(sum, same)) / tokens,
+        "equal": sum(x == y for x, y in pairs) / len(same),
     }

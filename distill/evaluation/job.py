@@ -36,7 +36,7 @@ class EvaluateConfig(Section):
     agreement_prompts: int = Field(
         4, ge=0, description="prompts whose greedy answers are compared with the unquantised model"
     )
-    agreement_tokens: int = Field(64, ge=1, description="length of those answers")
+    agreement_tokens: int = Field(64, ge=1, description="length of those answers at most")
     tasks: list[TaskConfig] = Field(default_factory=list)
     pairs: PairsConfig | None = Field(
         None, description="scored pairs of texts, for `task: embedding`"

@@ -35,18 +35,23 @@ class Prompt:
     is_answer: bool
 
 
-def held_out_prompts(examples: Examples, number: int = PROMPTS) -> list[Prompt]:
-    """Prompts of different documents, in the order of the data; of long ones the shortest last."""
+def held_out_prompts(
+    examples: Examples, number: int = PROMPTS, *, windows: bool = False
+) -> list[Prompt]:
+    """Up to `number` prompts of which no two are the same, of different documents, in the order of
+    the data; of long ones the shortest last. `windows`: then of these documents' further examples.
+    """
     _, firsts = np.unique(examples.documents, return_index=True)
-    found: list[Prompt] = []
-    others: list[Prompt] = []
-    for first in sorted(firsts.tolist())[:MOST_READ]:
-        prompt = prompt_of(examples[first])
-        (found if len(prompt.ids) <= LONG_PROMPT else others).append(prompt)
-        if len(found) == number:
+    places = np.sort(firsts).tolist()
+    if windows:
+        places += np.setdiff1d(np.arange(len(examples)), firsts).tolist()
+    found: dict[tuple[int, ...], Prompt] = {}
+    for place in places[: max(MOST_READ, number)]:
+        prompt = prompt_of(examples[place])
+        found.setdefault(tuple(prompt.ids), prompt)
+        if sum(len(ids) <= LONG_PROMPT for ids in found) == number:
             break
-    others.sort(key=lambda prompt: len(prompt.ids))
-    return [*found, *others][:number]
+    return sorted(found.values(), key=lambda one: max(len(one.ids), LONG_PROMPT))[:number]
 
 
 def prompt_of(example: Example) -> Prompt:

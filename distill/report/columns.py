@@ -65,7 +65,7 @@ def _millions(number: float) -> str:
 
 def _greedy_match(row: Numbers) -> str:
     match = row["generation_agreement"]
-    return f"{match['same_until']:.0f}/{match['tokens']}"
+    return f"{match['same_until']:.0f}/{match['tokens']:.0f}"
 
 
 def _fit(row: Numbers) -> str:
@@ -149,7 +149,7 @@ SELECTION_COLUMNS: TableColumns = {
         _pareto,
         "`bytes` where no artifact that is no larger is as good, `speed` where none that is no "
         "slower is; differences that cannot be told from chance or from the spread of timed calls "
-        "do not count",
+        "do not count; the advice does count those in quality, so it may name one without a mark",
     ),
     "fit to ship": Column(
         "fit",
@@ -167,7 +167,8 @@ ARTIFACT_COLUMNS: TableColumns = {
     "greedy match": Column(
         "generation_agreement",
         _greedy_match,
-        "tokens of a greedy answer before it first differs from the unquantised student's",
+        "tokens of a greedy answer before it first differs from the unquantised student's, of the "
+        "tokens of that answer, its end included",
     ),
     **{title: MODEL_COLUMNS[title] for title in ("MB", "prefill t/s", "gen t/s")},
     **FIRST_TOKEN_COLUMN,

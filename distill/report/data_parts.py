@@ -35,43 +35,78 @@ class DataParts:
     """The parts of a run's data on which choices and numbers rest.
 
     validation_tokens, held_out_tokens: counted tokens of each part. validation_from: a key of
-    `VALIDATION_SOURCES`. texts: whether texts are counted in the place of tokens.
+    `VALIDATION_SOURCES`. texts: whether texts are counted in the place of tokens. specialize: the
+    parts of `specialize.data`; None where it has none.
     """
 
     validation_tokens: int
     held_out_tokens: int
     validation_from: str
     texts: bool = False
+    specialize: DataParts | None = None
 
     @classmethod
-    def from_stats(cls, stats: dict[str, Any]) -> DataParts:
-        """The parts from the content of the run's data/stats.json."""
+    def from_stats(
+        cls, stats: dict[str, Any], specialize: dict[str, Any] | None = None
+    ) -> DataParts:
+        """The parts from the content of the run's data/stats.json, and of that of the data that
+        specialising has of its own.
+        """
         return cls(
             validation_tokens=stats["validation"]["tokens"],
             held_out_tokens=stats["held_out"]["tokens"],
             validation_from=stats["validation_from"],
             texts=counts_texts({part: stats[part] for part in ("validation", "held_out")}),
+            specialize=None if specialize is None else cls.from_stats(specialize),
         )
 
     def entry(self) -> Numbers:
         """The `selection` of report.json."""
+        own = self.specialize
+        more = (
+            {
+                "specialize_validation_tokens": own.validation_tokens,
+                "specialize_validation_from": own.validation_from,
+            }
+            if own is not None
+            else {}
+        )
         return {
             "validation_tokens": self.validation_tokens,
             "validation_from": self.validation_from,
             "held_out_tokens": self.held_out_tokens,
+            **more,
             "sentence": self.sentence(),
         }
 
     def sentence(self) -> str:
         """Which part chose what, and which part the numbers are of."""
-        source = (TEXT_SOURCES if self.texts else VALIDATION_SOURCES)[self.validation_from]
-        unit = "texts" if self.texts else "tokens"
+        if self.specialize is None:
+            chosen = (
+                "Checkpoints, merges and shapes were chosen on the validation part "
+                f"{self._validation_words()}, which training curves and the comparison of merges "
+                "show"
+            )
+        else:
+            chosen = (
+                "Checkpoints and shapes were chosen on the validation part "
+                f"{self._validation_words()}, but what `specialize` keeps, and its merge, on that "
+                f"of `specialize.data` {self.specialize._validation_words()}; training curves and "
+                "the comparison of merges show these parts"
+            )
         return (
-            "Checkpoints, merges and shapes were chosen on the validation part "
-            f"({self.validation_tokens:,} {unit}, from {source}), which training curves and the "
-            "comparison of merges show; every other number here is of the held-out part "
-            f"({self.held_out_tokens:,} {unit}), which nothing before `evaluate` read."
+            f"{chosen}; where nothing else is said, every other number is of the held-out part "
+            f"({self.held_out_tokens:,} {self._unit}), which nothing before `evaluate` read."
         )
+
+    def _validation_words(self) -> str:
+        """The size of the validation part, and what it was taken from."""
+        source = (TEXT_SOURCES if self.texts else VALIDATION_SOURCES)[self.validation_from]
+        return f"({self.validation_tokens:,} {self._unit}, from {source})"
+
+    @property
+    def _unit(self) -> str:
+        return "texts" if self.texts else "tokens"
 
 
 # What was read --------------------------------------------------------------------------------
@@ -90,7 +125,7 @@ PART_TERMS = {
 
 
 def data_entry(stats: dict[str, Any], max_length: int) -> Numbers:
-    """The `data` of report.json, from the content of a run's data/stats.json."""
+    """The `data` of report.json, or its `specialize`, from the content of a stats.json."""
     return {
         "parts": {part: stats[part] for part in DATA_PARTS},
         "max_length": max_length,
@@ -104,19 +139,38 @@ def data_section(report: Numbers) -> Section | None:
     if data is None:
         return None
     texts = counts_texts(data["parts"])
-    keys = {"documents": "documents", "examples": "examples", "counted tokens": "tokens"}
-    if texts:
-        keys = {"texts": "examples", "different texts": "documents"}
-    table = [["part", *keys]]
-    for part, numbers in data["parts"].items():
-        table.append([part, *(f"{numbers[key]:,}" for key in keys.values())])
-    terms = {name: text for name, text in PART_TERMS.items() if name in {*data["parts"], *keys}}
-    cut = as_list("Of the rows of the data:", data["left_out"]) or (
-        "<p>No row was left out, and none was cut short.</p>"
-    )
-    limit = (
-        f"<p>{'A text' if texts else 'An example'} has at most {data['max_length']:,} tokens.</p>"
+    terms = {
+        name: text
+        for name, text in PART_TERMS.items()
+        if name in {*data["parts"], *_part_columns(texts)}
+    }
+    of_run = _parts_markup(data, "Of the rows of the data:")
+    own = data.get("specialize")
+    of_specialize = (
+        "<h3>Of <code>specialize.data</code>, whose held-out part is not measured</h3>"
+        f"{_parts_markup(own, 'Of the rows of `specialize.data`:')}"
+        if own is not None
+        else ""
     )
     selection = report.get("selection")
     chosen = f"<p>{escape(selection['sentence'])}</p>" if selection else ""
-    return Section(TITLE, f"{as_table(table)}{explanation(terms)}{limit}{cut}{chosen}")
+    return Section(TITLE, f"{of_run}{of_specialize}{explanation(terms)}{chosen}")
+
+
+def _part_columns(texts: bool) -> dict[str, str]:
+    """Keys of a part's numbers by the column that shows them."""
+    if texts:
+        return {"texts": "examples", "different texts": "documents"}
+    return {"documents": "documents", "examples": "examples", "counted tokens": "tokens"}
+
+
+def _parts_markup(data: Numbers, lead: str) -> str:
+    """The table of the parts of one section of data, and what of its rows was cut."""
+    texts = counts_texts(data["parts"])
+    columns = _part_columns(texts)
+    table = [["part", *columns]]
+    for part, numbers in data["parts"].items():
+        table.append([part, *(f"{numbers[key]:,}" for key in columns.values())])
+    cut = as_list(lead, data["left_out"]) or ("<p>No row was left out, and none was cut short.</p>")
+    one = "A text" if texts else "An example"
+    return f"{as_table(table)}<p>{one} has at most {data['max_length']:,} tokens.</p>{cut}"

@@ -105,7 +105,7 @@ def render_report(
 <style>{STYLE}</style></head><body>
 <h1>{escape(str(report["teacher"]["model"]))}, distilled</h1>
 <p class="verdict">{escape(verdict["sentence"])}</p>{_warnings(verdict["warnings"])}
-{_models(report, columns, content)}{_sections(content.middle)}
+{_specialising(report)}{_models(report, columns, content)}{_sections(content.middle)}
 {_artifacts(report, artifact_columns, content)}
 {_sections(content.end)}
 {_sections([training_section(report), data_section(report), shape_section(report)])}
@@ -119,6 +119,12 @@ def render_report(
 
 def _warnings(warnings: list[str]) -> str:
     return "".join(f'<p class="warning">{escape(text)}</p>' for text in warnings)
+
+
+def _specialising(report: Numbers) -> str:
+    """What specialising did, where the recipe specialises."""
+    special = report.get("specialize")
+    return f'<p class="verdict">{escape(special["sentence"])}</p>' if special else ""
 
 
 def _models(report: Numbers, columns: TableColumns, content: PageContent) -> str:

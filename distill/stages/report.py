@@ -17,16 +17,23 @@ from distill.report.best_way import way_words
 from distill.report.data_parts import DataParts
 from distill.report.measurements import Measurements
 from distill.report.selection import advise_best
+from distill.report.specializing import specializing_entry
 from distill.report.trainings import overfitted_warnings
 from distill.run.context import Run
 from distill.run.folder import StageRecord
 from distill.stages.evaluate import baselines_of, reference_of
-from distill.stages.run_facts import data_facts, student_facts, training_facts
+from distill.stages.run_facts import (
+    data_facts,
+    data_stats,
+    own_data_stats,
+    student_facts,
+    training_facts,
+)
 from distill.stages.stage import REPORT, STAGES, work
 from distill.training.arms import DISTILL
 from students.artifacts.artifact import ARTIFACTS
 
-SCHEMA = 7
+SCHEMA = 8
 
 
 @work(
@@ -71,7 +78,7 @@ def assemble(run: Run) -> dict[str, Any]:
         "baselines": baselines,
         "artifacts": artifacts,
         "advice": [*_best_advice(run, found), *of.advise(artifacts, made)],
-        "specialize": _specialised(run),
+        "specialize": _specialised(run, found),
         "verdict": verdict,
         "data": data_facts(run),
         "student": student_facts(run),
@@ -104,7 +111,7 @@ def measurements(run: Run, costs: dict[str, Any]) -> Measurements:
         costs=costs,
         tolerance=run.recipe.export.tolerance,
         quantized_base=special.base if merged and special.base != "none" else None,
-        parts=DataParts.from_stats(read_json(run.folder.data() / "stats.json")),
+        parts=DataParts.from_stats(data_stats(run, "data"), own_data_stats(run)),
         baselines={name: kinds[name].about for name in measured_baselines},
         start=_start(run),
     )
@@ -162,12 +169,20 @@ def _best_advice(run: Run, measured: Measurements) -> list[dict[str, Any]]:
     return [advise_best(best, words, numbers, of.quality, of.speed, how)]
 
 
-def _specialised(run: Run) -> dict[str, Any] | None:
-    """The numbers of specialising, and the nll of each form before and after merging."""
-    if run.recipe.specialize is None:
+def _specialised(run: Run, measured: Measurements) -> dict[str, Any] | None:
+    """The numbers of specialising, the nll of each form before and after merging, and what it did
+    to the distilled student.
+    """
+    special = run.recipe.specialize
+    if special is None:
         return None
     found = read_json(run.folder.specialized / "result.json")
-    return {key: value for key, value in found.items() if key != "history"}
+    own = own_data_stats(run)
+    held_out = None if own is None else own["held_out"]["tokens"]
+    return {
+        **{key: value for key, value in found.items() if key != "history"},
+        **specializing_entry(measured, found, special.base, held_out),
+    }
 
 
 def cost(run: Run) -> dict[str, Any]:

@@ -19,7 +19,11 @@ from students.pruning.record import PRUNING_FILE
 
 def data_facts(run: Run) -> dict[str, Any]:
     """The `data` of report.json: the parts, and what of the rows was cut or left out."""
-    return data_entry(_stats(run, "data"), run.recipe.data.max_length)
+    found = data_entry(data_stats(run, "data"), run.recipe.data.max_length)
+    own = own_data_stats(run)
+    if own is not None:
+        found["specialize"] = data_entry(own, run.recipe.specialize.data.max_length)
+    return found
 
 
 def student_facts(run: Run) -> dict[str, Any]:
@@ -56,10 +60,19 @@ def training_facts(run: Run) -> dict[str, Any]:
 
 
 def _entry(run: Run, result: dict[str, Any], config: LoopConfig, section: str) -> dict[str, Any]:
-    return training_entry(result, config.keep, _stats(run, section)["train"]["tokens"])
+    return training_entry(result, config.keep, data_stats(run, section)["train"]["tokens"])
 
 
-def _stats(run: Run, section: str) -> dict[str, Any]:
+def data_stats(run: Run, section: str) -> dict[str, Any]:
+    """What was counted of the parts of a section of data."""
     folder: Path = run.folder.data(section)
     found: dict[str, Any] = read_json(folder / "stats.json")
     return found
+
+
+def own_data_stats(run: Run) -> dict[str, Any] | None:
+    """The same of the data that specialising has of its own; None where it has none."""
+    special = run.recipe.specialize
+    if special is None or special.data is None:
+        return None
+    return data_stats(run, special.data.section)

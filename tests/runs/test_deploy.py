@@ -24,7 +24,7 @@ def test_a_specialised_run_measures_every_artifact_and_says_which_to_ship(worksh
     assert list(report["artifacts"]) == ["adapter", "nf4", "merged-requantized-nf4", "gguf-q8_0"]
     for numbers in report["artifacts"].values():
         assert numbers["kl_to_teacher"] > 0
-        assert numbers["generation_agreement"]["tokens"] == 4
+        assert numbers["generation_agreement"]["tokens"] <= 4
         assert set(numbers["pareto"]) == {"bytes", "speed"}
     references = {name: one["fit"]["reference"] for name, one in report["artifacts"].items()}
     assert references == {
@@ -38,6 +38,7 @@ def test_a_specialised_run_measures_every_artifact_and_says_which_to_ship(worksh
         "merged into the dequantised nf4 base",
     ]  # fmt: skip
     assert report["specialize"]["chosen"] in paths
+    assert report["specialize"]["sentence"] in first.output
     assert report["advice"]
     assert all(one["sentence"] in first.output for one in report["advice"])
     page = Path("out/report.html").read_text()

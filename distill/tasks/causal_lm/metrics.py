@@ -73,8 +73,8 @@ class CausalLMMetrics(TaskMetrics):
         """Greedy generations compared with the reference's, samples of what the model writes, and
         the recipe's downstream tasks.
         """
-        found = _generation_agreement(runtime, examples, job, config)
         end_ids = _end_ids(runtime, job)
+        found = _generation_agreement(runtime, examples, job, config, end_ids)
         if (samples := write_samples(runtime, examples, end_ids)) is not None:
             found["samples"] = samples
         if config.tasks:
@@ -92,15 +92,20 @@ def _end_ids(runtime: Runtime, job: MeasureJob) -> tuple[int, ...]:
 
 
 def _generation_agreement(
-    runtime: Runtime, examples: Examples, job: MeasureJob, config: EvaluateConfig
+    runtime: Runtime,
+    examples: Examples,
+    job: MeasureJob,
+    config: EvaluateConfig,
+    end_ids: tuple[int, ...],
 ) -> Numbers:
     """How far greedy generations agree with the reference's; the reference writes its own."""
     if job.reference is None:
         return {}
     file = Path(job.reference)
-    mine = continuations(runtime, examples, config.agreement_prompts, config.agreement_tokens)
+    prompts, new = config.agreement_prompts, config.agreement_tokens
+    mine = continuations(runtime, examples, prompts, new, end_ids)
     if job.is_reference:
-        write_json(file, {"end_ids": list(runtime.end_ids), "answers": mine})
+        write_json(file, {"end_ids": list(end_ids), "answers": mine})
     if mine is None or job.is_reference:
         return {}
     return {"generation_agreement": agreement(mine, read_json(file)["answers"])}

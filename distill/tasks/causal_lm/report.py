@@ -20,7 +20,7 @@ from distill.report.columns import (
     TableColumns,
 )
 from distill.report.html import PageContent
-from distill.report.markup import Section, table_section
+from distill.report.markup import Figure, Section, table_section
 from distill.report.measurements import Measurements
 from distill.report.paired_difference import (
     against_fine_tuning,
@@ -67,8 +67,11 @@ from distill.report.verdict import (
 
 MEASURES = (replace(NLL, digits=4), TOKEN_ACCURACY, KL, TOKEN_AGREEMENT)
 AGAINST = "Distilling against plain fine-tuning, on the same tokens"
+ADAPT_MEND = "adapt it first (`teacher.adapt`)"
+ADAPTED_MEND = "adapt it longer (`teacher.adapt.epochs`), or take a larger one"
 MERGE_TERMS = {
-    "nll": "mean of -log p(token) on the validation part, nats a token",
+    "nll": "mean of -log p(token), nats a token, on the validation part (of `specialize.data` "
+    "where the recipe has it)",
     "ppl": "perplexity, exp(nll)",
     "adapter on its base": "what was trained, as it was trained",
     "merged": "the adapter's changes added to the weights, so that no adapter is needed",
@@ -138,10 +141,11 @@ class CausalLMReport(TaskReport):
         if not result["teacher_is_better"]["init"]:
             warnings.insert(0, "The teacher is no better on this text than the untrained student.")
         elif not result["teacher_is_better"]["finetune"]:
+            adapted = "adapt-teacher" in measured.costs["stages"]
             warnings.insert(
                 0,
                 "The teacher is no better on this text than the fine-tuned student, so its targets "
-                "can hold the student back: adapt it first (`teacher.adapt`).",
+                f"can hold the student back: {ADAPTED_MEND if adapted else ADAPT_MEND}.",
             )
         return result
 
@@ -161,10 +165,7 @@ class CausalLMReport(TaskReport):
         return PageContent(
             measured_on="held-out text",
             model_figures=[
-                (
-                    plot_curves(curves, kept_steps(report), unit="nats a token"),
-                    f"The nll of the validation part while training. {CURVE_WORDS}",
-                ),
+                *_curve_figures(report, curves),
                 (
                     plot_histograms(_kl_histograms(measured), "KL of a token, nats"),
                     "KL(teacher || student) token by token: further left is closer to the teacher.",
@@ -185,6 +186,29 @@ class CausalLMReport(TaskReport):
             middle=_middle(report),
             end=[] if (samples := samples_section(report)) is None else [samples],
         )
+
+
+def _curve_figures(report: Numbers, curves: Curves) -> list[Figure]:
+    """The nll while training; of what was specialised on data of its own in a figure of its own,
+    since it is of other text.
+    """
+    kept = kept_steps(report)
+    has_own = (report["recipe"].get("specialize") or {}).get("data") is not None
+    own = {name: curve for name, curve in curves.items() if has_own and name == "specialized"}
+    others = {name: curve for name, curve in curves.items() if name not in own}
+    figures = [
+        (
+            plot_curves(others, kept, unit="nats a token"),
+            f"The nll of the validation part while training. {CURVE_WORDS}",
+        )
+    ]
+    if own:
+        caption = (
+            "The nll of the validation part of `specialize.data` while specialising, not to be "
+            f"compared with that of other text. {CURVE_WORDS}"
+        )
+        figures.append((plot_curves(own, kept, unit="nats a token"), caption))
+    return figures
 
 
 def _middle(report: Numbers) -> list[Section]:

@@ -1,9 +1,11 @@
 """How far two models say the same, and what is timed."""
 
+import numpy as np
 import pytest
 
 from distill.data.batching import plan_in_order
 from distill.data.examples import Example
+from distill.data.tokenize import IGNORE
 from distill.evaluation.generation_speed import agreement, continuations, measure_speed
 from distill.evaluation.text_speed import measure_text_speed
 from distill.evaluation.timing import Timer
@@ -16,6 +18,14 @@ def test_agreement_counts_until_the_first_difference():
     assert found == {"prompts": 2, "tokens": 4, "same_until": 3.0, "same": 7 / 8, "equal": 0.5}
 
 
+def test_agreement_counts_up_to_the_end_of_the_answer():
+    ended_early, went_on = [1, 0], [1, 2, 3, 4]
+    found = agreement([ended_early, went_on], [[1, 2, 0], [1, 0]])
+    assert (found["tokens"], found["same_until"], found["equal"]) == (2.5, 1.0, 0.0)
+    assert found["same"] == 2 / 5
+    assert agreement([[1, 0]], [[1, 0]])["same_until"] == 2
+
+
 @pytest.fixture
 def runtime(make_model, tokenizer, tmp_path):
     make_model(0, vocabulary=320).save_pretrained(tmp_path)
@@ -23,12 +33,44 @@ def runtime(make_model, tokenizer, tmp_path):
     return Transformers(ModelSource(str(tmp_path)))
 
 
-def test_a_model_agrees_with_itself_and_stays_within_its_positions(runtime, make_examples):
-    examples: list[Example] = make_examples(3, vocabulary=320, shortest=18)
-    mine = continuations(runtime, examples, 2, 500)
-    assert [len(ids) for ids in mine] == [128 - 16] * 2
-    assert agreement(mine, continuations(runtime, examples, 2, 500))["equal"] == 1.0
-    assert continuations(runtime, examples, 0, 8) is None
+class Held(list):
+    """Examples in memory, each a document."""
+
+    @property
+    def documents(self):
+        return np.arange(len(self))
+
+
+def text(first, length=40):
+    ids = np.arange(first, first + length)
+    return Example("", ids, np.append(ids[1:], IGNORE))
+
+
+def answer(question):
+    """A system message of 20 ids that all have, a question, and an answer of 3 ids."""
+    ids = np.array([*range(20), question, 61, 62, 63])
+    return Example("", ids, np.array([*[IGNORE] * 20, 61, 62, 63, IGNORE]))
+
+
+def test_a_model_agrees_with_itself_and_stays_within_its_positions(runtime):
+    examples = Held([text(0), text(50), text(100)])
+    mine = continuations(runtime, examples, 2, 500, ())
+    assert [len(ids) for ids in mine] == [128 - 20] * 2
+    assert agreement(mine, continuations(runtime, examples, 2, 500, ()))["equal"] == 1.0
+    assert continuations(runtime, examples, 0, 8, ()) is None
+
+
+def test_answers_to_distinct_prompts_are_compared_up_to_their_end(runtime, monkeypatch):
+    asked = []
+
+    def generate(ids, new, stop_ids=()):
+        asked.append((ids, stop_ids))
+        return [7]
+
+    monkeypatch.setattr(runtime, "generate", generate)
+    examples = Held([answer(31), answer(31), answer(32), answer(33)])
+    assert len(continuations(runtime, examples, 2, 8, (5,))) == 2
+    assert asked == [([*range(20), 31], (5,)), ([*range(20), 32], (5,))]
 
 
 def test_speed_is_measured_with_a_sample(runtime):

@@ -22,6 +22,18 @@ def test_the_entry_has_the_tokens_of_both_parts_and_says_what_each_is_for():
     assert "held-out part (2,048 tokens), which nothing before `evaluate` read" in entry["sentence"]
 
 
+def test_what_specialising_chose_on_data_of_its_own_is_said():
+    own = {**STATS, "validation": {"tokens": 315}, "validation_from": "source"}
+    entry = DataParts.from_stats(STATS, own).entry()
+    assert entry["sentence"].startswith(
+        "Checkpoints and shapes were chosen on the validation part (1,024 tokens, "
+    )
+    merge = "its merge, on that of `specialize.data` (315 tokens, from a source of its own)"
+    assert merge in entry["sentence"]
+    assert entry["specialize_validation_tokens"] == 315
+    assert entry["specialize_validation_from"] == "source"
+
+
 @pytest.mark.parametrize("source", list(VALIDATION_SOURCES))
 def test_every_source_of_the_validation_part_is_put_in_words(source):
     sentence = DataParts.from_stats({**STATS, "validation_from": source}).sentence()

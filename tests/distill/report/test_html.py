@@ -2,11 +2,14 @@
 
 from html import unescape
 
+import numpy as np
 import pytest
 
 from distill.report.data_parts import DataParts, data_entry
 from distill.report.html import PageContent, render_report
 from distill.report.markup import table_section
+from distill.report.measurements import Measurements
+from distill.report.selection import Tolerance
 from distill.report.trainings import overfitted_warnings, training_entry
 from distill.tasks.registry import TASKS
 
@@ -53,6 +56,13 @@ def report():
     }
 
 
+@pytest.fixture
+def measured(tmp_path):
+    for name in ("init", "distill"):
+        np.savez(tmp_path / f"{name}.npz", kl=np.ones(9))
+    return Measurements({}, tmp_path, 100, [], {}, Tolerance())
+
+
 @pytest.mark.parametrize("task", list(TASKS))
 def test_every_column_is_explained_under_its_table(report, task):
     of = TASKS[task].report
@@ -92,6 +102,13 @@ def test_the_page_says_what_chose_what(report):
     assert "chosen on the validation part" not in page
 
 
+def test_the_page_says_what_specialising_did(report):
+    of = TASKS["causal-lm"].report
+    report["specialize"] = {"sentence": "Specialising <helped>."}
+    page = render_report(report, of.columns, of.artifact_columns, EMPTY)
+    assert '<p class="verdict">Specialising &lt;helped&gt;.</p>' in page
+
+
 def test_the_page_says_how_models_were_trained_and_what_was_cut(report):
     of = TASKS["causal-lm"].report
     page = unescape(render_report(report, of.columns, of.artifact_columns, EMPTY))
@@ -104,6 +121,31 @@ def test_the_page_says_how_models_were_trained_and_what_was_cut(report):
     report["data"]["left_out"] = []
     page = render_report(report, of.columns, of.artifact_columns, EMPTY)
     assert "No row was left out" in page
+
+
+def test_the_page_says_what_was_read_of_data_for_specialising(report):
+    of = TASKS["causal-lm"].report
+    own = {**STATS, "left_out": ["7 are longer than `specialize.data.max_length` and end there"]}
+    report["data"]["specialize"] = data_entry(
+        {**own, "train": {**STATS["train"], "tokens": 77}}, 64
+    )
+    page = unescape(render_report(report, of.columns, of.artifact_columns, EMPTY))
+    assert "<li>3 are longer than `data.max_length` and end there</li>" in page
+    assert "<li>7 are longer than `specialize.data.max_length` and end there</li>" in page
+    assert "<td>train</td><td>5</td><td>6</td><td>77</td>" in page
+    assert "at most 64 tokens" in page
+
+
+@pytest.mark.parametrize("has_own", [True, False])
+def test_a_curve_on_other_text_has_a_figure_of_its_own(report, measured, has_own):
+    report["recipe"]["specialize"] = {"data": {"train": "a"} if has_own else None}
+    curve = [{"step": step, "validation_nll": 3.0 - step} for step in (0, 1)]
+    curves = dict.fromkeys(("distill", "specialized"), curve)
+    figures = TASKS["causal-lm"].report.page_content(report, curves, measured).model_figures
+    of_training = [caption for _, caption in figures if "validation part" in caption]
+    assert len(of_training) == 1 + has_own
+    assert ("of `specialize.data`" in of_training[-1]) == has_own
+    assert ("<!-- specialized -->" in figures[0][0]) != has_own
 
 
 def test_the_last_weights_are_kept_where_the_recipe_says_so():

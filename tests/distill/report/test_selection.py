@@ -64,6 +64,17 @@ def test_every_point_off_the_front_is_beaten_by_one_on_it(points):
         assert beaten == (name not in best)
 
 
+def test_advice_takes_the_best_as_measured_even_where_it_is_no_better_for_certain():
+    artifacts = {"adapter": numbers(10.0, 200), "nf4": numbers(10.1, 100)}
+    mark_pareto(artifacts, REPORT.quality, REPORT.speed, lambda one, other: False)
+    for one in artifacts.values():
+        one["fit"] = {"ships": True}
+    assert not artifacts["adapter"]["pareto"]["bytes"]
+    assert artifacts["nf4"]["pareto"]["bytes"]
+    server, *_ = REPORT.advise(artifacts)
+    assert server["artifact"] == "adapter"
+
+
 def test_advice_names_only_what_is_fit():
     artifacts = {
         "bf16": numbers(10.0, 200, 10.0),

@@ -1,11 +1,13 @@
-"""What a verdict says and warns of where no arm was fine-tuned."""
+"""What a verdict says and warns of."""
 
 import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from distill.report.measurements import Measurements
 from distill.report.paired_difference import at_counts
 from distill.report.selection import Tolerance
 from distill.stages.report import measurements
@@ -35,7 +37,7 @@ def measure_run(tmp_path):
             evaluate=SimpleNamespace(bootstrap=100, baselines=True),
         )
         (tmp_path / "stats.json").write_text(json.dumps(STATS))
-        folder = SimpleNamespace(evaluation=tmp_path / "evaluation", data=lambda: tmp_path)
+        folder = SimpleNamespace(evaluation=tmp_path / "evaluation", data=lambda _: tmp_path)
         task = SimpleNamespace(metrics=CausalLMMetrics())
         run = SimpleNamespace(recipe=recipe, merged_student=merged, folder=folder, task=task)
         return measurements(run, {})
@@ -77,9 +79,29 @@ def test_what_corrects_its_base_is_not_for_full_precision(measure_run):
     [
         ({}, 20.3),  # within the tolerance
         ({"base": "none"}, 25.0),
-        ({"data": "its own"}, 25.0),  # of another text
+        ({"data": SimpleNamespace(section="specialize.data")}, 25.0),  # of another text
         ({"merged": None}, 25.0),  # nothing to measure in full precision
     ],
 )
 def test_else_nothing_is_said(measure_run, run, after):
     assert CausalLMReport().verdict(measure_run(models_after(after), **run))["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("stages", "mend"),
+    [({}, "adapt it first (`teacher.adapt`)."), ({"adapt-teacher": {}}, "adapt it longer (")],
+)
+def test_a_teacher_that_knows_no_more_is_to_be_adapted_or_adapted_longer(tmp_path, stages, mend):
+    arms = {arm: {"tokens": 9, "seconds": 1.0} for arm in ("distill", "finetune")}
+    numbers = {"nll": 3.0, "perplexity": 20.0, "kl_to_teacher": 0.1, "accuracy": 0.5}
+    values = np.zeros(40)
+    for name in arms:
+        right = {"correct": values > 0, "agree": values > 0}
+        np.savez(tmp_path / f"{name}.npz", nll=values, kl=values, document=np.arange(40), **right)
+    measured = Measurements(
+        models=dict.fromkeys((*arms, "teacher"), numbers) | {"init": {**numbers, "nll": 4.0}},
+        folder=tmp_path, resamples=100, controls=["finetune"],
+        costs={"stages": stages, "arms": arms}, tolerance=Tolerance(),
+    )  # fmt: skip
+    (said,) = CausalLMReport().verdict(measured)["warnings"]
+    assert f"can hold the student back: {mend}" in said
