@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from attar.errors import RunError, UserError, nearest
-from distill.chat.models import Conversation, Write, open_conversation
+from distill.chat.history import Write
+from distill.chat.models import Conversation, open_conversation
 from distill.chat.speaker import Speaker, find_adapters, find_speaker
 from distill.chat.system_message import system_message_of
 from distill.run.folder import is_run
@@ -60,9 +61,14 @@ def chat(
     trust_remote_code: bool,
     ask: Ask,
     write: Write,
+    remark: Write,
 ) -> None:
-    """Answer the prompts; without prompts, every text that `ask` gives until it gives None."""
-    conversation = open_conversation(speaker, trust_remote_code)
+    """Answer the prompts; without prompts, every text that `ask` gives until it gives None.
+
+    write: takes answers, and what commands of a session say; remark: lines on a conversation that
+    grew too long.
+    """
+    conversation = open_conversation(speaker, trust_remote_code, remark)
     conversation.begin(system)
     for text in prompts:
         conversation.answer(text, max_tokens, write)

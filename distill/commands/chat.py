@@ -55,6 +55,7 @@ def chat(
     start_chat(
         speaker, system=system, prompts=prompts, max_tokens=max_tokens,
         trust_remote_code=trust_remote_code, ask=_typed, write=lambda text: say(text, nl=False),
+        remark=lambda text: say(text, nl=False, err=True),
     )  # fmt: skip
 
 

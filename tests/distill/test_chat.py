@@ -11,6 +11,8 @@ from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import students.artifacts  # noqa: F401  (importing enrols)
+from attar.errors import ModelError
+from distill.chat.models import open_conversation
 from distill.chat.session import chat as start_chat
 from distill.chat.speaker import Speaker, find_adapters, quantization_for
 from distill.commands.main import main
@@ -306,12 +308,32 @@ def test_what_is_piped_is_one_prompt(run):
     assert "standard input is empty; give --prompt TEXT" in empty.output
 
 
+def test_each_kind_of_speaker_keeps_to_the_models_positions(artifacts, tokenizer):
+    talk_of = ["--prompt", "light falls on water", "--prompt", "falls on light"]
+    prefixed = {"a": Path("before"), "b": Path("before")}
+    save("prefix", Path("before"), artifacts)
+    for speaker in (
+        Speaker(str(artifacts)),
+        Speaker("out/artifacts/gguf-f16"),
+        Speaker(str(artifacts), prefixed),
+    ):
+        remarks = []
+        one = open_conversation(speaker, False, remarks.append)
+        one.begin("says water")
+        for _ in range(8):
+            one.answer("light falls on water many times", 6, lambda text: None)
+        assert remarks, speaker
+        with pytest.raises(ModelError, match=r"128 positions|124 positions"):
+            one.answer("light " * 200, 6, lambda text: None)
+    assert chat(artifacts, *talk_of).stderr == ""
+
+
 def talk(model, *typed, system=None):
     """What a session writes for lines that a user types."""
     lines, written = iter(typed), []
     start_chat(
         Speaker(str(model)), system=system, prompts=(), max_tokens=6, trust_remote_code=False,
-        ask=lambda: next(lines, None), write=written.append,
+        ask=lambda: next(lines, None), write=written.append, remark=written.append,
     )  # fmt: skip
     return "".join(written)
 
