@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 from attar.errors import RecipeError, nearest
@@ -13,8 +13,9 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Entries of one kind by name; an unknown name is a `RecipeError` that suggests the nearest."""
 
-    def __init__(self, noun: str) -> None:
-        self.noun = noun
+    def __init__(self, noun: str, meant: Mapping[str, str] | None = None) -> None:
+        """meant: what people mean by names that are none of these, in Markdown."""
+        self.noun, self._meant = noun, meant or {}
         self._things: dict[str, T] = {}
 
     def add(self, name: str) -> Callable[[T], T]:
@@ -30,10 +31,9 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         if name not in self._things:
             known = ", ".join(sorted(self._things))
-            raise RecipeError(
-                f"There is no {self.noun} `{name}`; known are {known}."
-                + nearest(name, self._things)
-            )
+            meant = self._meant.get(name)
+            hint = f" Did you mean {meant}?" if meant else nearest(name, self._things)
+            raise RecipeError(f"There is no {self.noun} `{name}`; known are {known}.{hint}")
         return self._things[name]
 
     def __contains__(self, name: str) -> bool:

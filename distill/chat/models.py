@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,14 +11,14 @@ import torch
 from attar.errors import ModelError
 from attar.models.generation import stop_ids
 from attar.models.loading import load_causal_lm, load_config
+from attar.models.structure import usable_positions
 from attar.models.task_heads import CAUSAL, auto_class_of
 from attar.models.tokenizers import load_tokenizer
+from distill.chat.history import History, Messages, Write
 from distill.chat.speaker import Speaker, holds_adapter, quantization_for
-from distill.runtimes.runtime import ModelSource, check_runtime, runtime_of
+from distill.runtimes.runtime import ModelSource, chat_ids, check_runtime, runtime_of
 from distill.stages.made_files import check_made
 
-Write = Callable[[str], None]
-Messages = list[dict[str, str]]
 UNFINISHED = "\ufffd"  # at the end of a text: the bytes of a character are not complete yet
 
 
@@ -31,20 +31,21 @@ class Conversation(Protocol):
     def answer(self, text: str, max_tokens: int, write: Write) -> None:
         """Write the greedy answer piece by piece; without a template, the text is continued.
 
-        Nothing of a turn that fails is remembered.
+        Nothing of a turn that fails is remembered. Raises `ModelError` for a text that leaves no
+        position for an answer.
         """
 
 
-def open_conversation(speaker: Speaker, trust_remote_code: bool) -> Conversation:
+def open_conversation(speaker: Speaker, trust_remote_code: bool, remark: Write) -> Conversation:
     """A conversation with a model, by what runs it, or with adapters on it.
 
-    Raises `ModelError` for what cannot generate.
+    remark: takes lines that belong to no answer. Raises `ModelError` for what cannot generate.
     """
     for made in (speaker.model, *map(str, speaker.adapters.values())):
         check_made(made)
     name = speaker.model
     if speaker.adapters:
-        return ManyAdapters(name, speaker.adapters, trust_remote_code)
+        return ManyAdapters(name, speaker.adapters, trust_remote_code, remark)
     runtime = "transformers" if name.endswith(".gguf") else runtime_of(name)
     if runtime == "onnxruntime":
         raise ModelError(
@@ -52,12 +53,8 @@ def open_conversation(speaker: Speaker, trust_remote_code: bool) -> Conversation
             "cannot chat; name another artifact."
         )
     if runtime == "llama.cpp":
-        return OneGGUF(Path(name))
-    return OneModel(name, trust_remote_code)
-
-
-def _first_messages(system: str | None) -> Messages:
-    return [{"role": "system", "content": system}] if system else []
+        return OneGGUF(Path(name), remark)
+    return OneModel(name, trust_remote_code, remark)
 
 
 def _bare_text(messages: Messages) -> str:
@@ -69,25 +66,36 @@ def _bare_text(messages: Messages) -> str:
     return "\n\n".join([*said, messages[-1]["content"]])
 
 
-def _prompt(tokenizer: Any, messages: Messages) -> Any:
-    """Token ids and mask, (1, T). Raises `ModelError` where the template refuses the messages."""
+def _prompt(tokenizer: Any, messages: Messages) -> list[int]:
+    """Ids of messages. Raises `ModelError` where the chat template refuses them."""
     from jinja2 import TemplateError
 
     if tokenizer.chat_template is None:
-        return tokenizer(_bare_text(messages), return_tensors="pt")
+        bare: list[int] = tokenizer(_bare_text(messages), verbose=False)["input_ids"]
+        return bare
     try:
-        return tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        return chat_ids(tokenizer, messages)
     except TemplateError as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"The model's chat template refuses the messages: {reason}") from None
 
 
+def _positions_before(model: Any) -> int:
+    """Positions that adapters of peft put before the text."""
+    configs = getattr(model, "peft_config", {}).values()
+    return sum(getattr(config, "num_virtual_tokens", 0) or 0 for config in configs)
+
+
+def _positions_for_text(config: Any, before: int) -> int | None:
+    """Positions that a model has for a text after `before` others; None: no limit."""
+    positions = usable_positions(config)
+    return None if positions is None else positions - before
+
+
 class OneModel:
     """A conversation with one model."""
 
-    def __init__(self, name: str, trust_remote_code: bool) -> None:
+    def __init__(self, name: str, trust_remote_code: bool, remark: Write) -> None:
         adapter = Path(name) / "adapter"  # of the artifact of that name, on its base
         name = str(Path(name) / "base") if holds_adapter(adapter) else name
         if not name.endswith(".gguf"):  # a GGUF file always holds a language model
@@ -104,11 +112,16 @@ class OneModel:
 
             self.model = load_adapter(self.model, adapter)
         self.tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-        self.messages: Messages = []
+        self.history = History(
+            partial(_prompt, self.tokenizer),
+            _positions_for_text(self.model.config, _positions_before(self.model)),
+            remark,
+            keeps_turns=self.tokenizer.chat_template is not None,
+        )
 
     def begin(self, system: str | None) -> None:
         """Forget what was said."""
-        self.messages = _first_messages(system)
+        self.history.begin(system)
 
     @torch.inference_mode()
     def answer(self, text: str, max_tokens: int, write: Write) -> None:
@@ -119,48 +132,41 @@ class OneModel:
             def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
                 write(text)
 
-        messages = [*self.messages, {"role": "user", "content": text}]
-        inputs = _prompt(self.tokenizer, messages)
-        inputs = {k: v.to(self.model.device) for k, v in inputs.items() if k != "token_type_ids"}
+        prompt, most = self.history.ask(text, max_tokens)
+        ids_1T = torch.tensor([prompt], device=self.model.device)
         streamer = Stream(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         ids = self.model.generate(
-            **inputs, max_new_tokens=max_tokens, do_sample=False, streamer=streamer,
+            input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), max_new_tokens=most,
+            do_sample=False, streamer=streamer,
             eos_token_id=stop_ids(self.model, self.tokenizer) or None,
             pad_token_id=self.tokenizer.pad_token_id,
         )  # fmt: skip
         write("\n")
-        start = inputs["input_ids"].shape[1]
-        said = str(self.tokenizer.decode(ids[0, start:], skip_special_tokens=True))
-        self.messages = [*messages, {"role": "assistant", "content": said}]
+        said = self.tokenizer.decode(ids[0, len(prompt) :], skip_special_tokens=True)
+        self.history.remember(str(said))
 
 
 class OneGGUF:
     """A conversation with the GGUF file in a folder, by llama.cpp as it is deployed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, remark: Write) -> None:
         from distill.runtimes.llama_cpp import LlamaCpp
 
         check_runtime("llama.cpp")
         self.runtime = LlamaCpp(ModelSource(str(folder)))
-        self.messages: Messages = []
+        self.history = History(
+            self._prompt, self.runtime.context, remark, keeps_turns=self.runtime.has_template
+        )
 
     def begin(self, system: str | None) -> None:
         """Forget what was said."""
-        self.messages = _first_messages(system)
+        self.history.begin(system)
 
     def answer(self, text: str, max_tokens: int, write: Write) -> None:
         """Write the greedy answer piece by piece; without a template, the text is continued."""
-        messages = [*self.messages, {"role": "user", "content": text}]
-        ids, said = self._prompt(messages), ""
-        assert self.runtime.context is not None
-        room = self.runtime.context - len(ids)
-        if room < 1:
-            raise ModelError(
-                f"The conversation has {len(ids)} tokens, and the model has "
-                f"{self.runtime.context} positions; start a new one."
-            )
-        written: list[int] = []
-        for token in self.runtime.stream(ids, min(max_tokens, room)):
+        ids, most = self.history.ask(text, max_tokens)
+        said, written = "", list[int]()
+        for token in self.runtime.stream(ids, most):
             if token in self.runtime.end_ids:
                 break
             written.append(token)
@@ -169,7 +175,7 @@ class OneGGUF:
                 write(whole[len(said) :])
                 said = whole
         write("\n")
-        self.messages = [*messages, {"role": "assistant", "content": said}]
+        self.history.remember(said)
 
     def _prompt(self, messages: Messages) -> list[int]:
         if not self.runtime.has_template:
@@ -180,7 +186,9 @@ class OneGGUF:
 class ManyAdapters:
     """A conversation with each of several adapters on one base; all answer in one batch."""
 
-    def __init__(self, base: str, adapters: dict[str, Path], trust_remote_code: bool) -> None:
+    def __init__(
+        self, base: str, adapters: dict[str, Path], trust_remote_code: bool, remark: Write
+    ) -> None:
         from students.tuning.adapters import check_adapter_fits, load_base
         from students.tuning.multi_adapter import MixedAdapters
 
@@ -191,25 +199,29 @@ class ManyAdapters:
         self.tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
         self.stop_ids = set(stop_ids(model, self.tokenizer))
         self.mixed = MixedAdapters(model, adapters)
-        self.messages: dict[str, Messages] = {name: [] for name in adapters}
+        self.histories = {
+            name: History(
+                partial(_prompt, self.tokenizer),
+                _positions_for_text(model.config, self.mixed.positions_before(name)),
+                remark,
+                keeps_turns=self.tokenizer.chat_template is not None,
+                name=name if len(adapters) > 1 else "",
+            )
+            for name in adapters
+        }
 
     def begin(self, system: str | None) -> None:
         """Forget what was said."""
-        self.messages = {name: _first_messages(system) for name in self.messages}
+        for history in self.histories.values():
+            history.begin(system)
 
     def answer(self, text: str, max_tokens: int, write: Write) -> None:
         """Write the greedy answer of each adapter, with its name where there are several."""
-        asked = {
-            name: [*messages, {"role": "user", "content": text}]
-            for name, messages in self.messages.items()
-        }
-        prompts = [
-            _prompt(self.tokenizer, messages)["input_ids"][0].tolist()
-            for messages in asked.values()
-        ]
-        names = list(asked)
-        answers = self.mixed.generate(prompts, names, max_tokens, self.stop_ids)
+        asked = [history.ask(text, max_tokens) for history in self.histories.values()]
+        prompts, most = [ids for ids, _ in asked], min(most for _, most in asked)
+        names = list(self.histories)
+        answers = self.mixed.generate(prompts, names, most, self.stop_ids)
         for name, ids in zip(names, answers, strict=True):
             said = str(self.tokenizer.decode(ids, skip_special_tokens=True))
-            self.messages[name] = [*asked[name], {"role": "assistant", "content": said}]
+            self.histories[name].remember(said)
             write(f"{name}: {said}\n" if len(names) > 1 else f"{said}\n")

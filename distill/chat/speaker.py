@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from attar.errors import RecipeError, RunError, nearest
@@ -26,7 +26,7 @@ class Speaker:
     """A model that answers.
 
     model: its folder, file or id. adapters: folders of the adapters that answer on it, by name.
-    why: one line on who speaks and how to hear another; empty where the user named it.
+    why: one line on who speaks, and how to hear another.
     """
 
     model: str
@@ -45,15 +45,17 @@ def find_speaker(run_or_model: str, artifact: str | None = None, arm: str | None
         if artifact is not None or arm is not None:
             what, name = ("artifact", artifact) if artifact is not None else ("arm", arm)
             raise RunError(f"{run_or_model} is not a run folder, so it has no {what} `{name}`.")
-        return Speaker(run_or_model)
+        return Speaker(run_or_model, why=f"{run_or_model} speaks.")
     folder = Path(run_or_model)
     artifacts, arms = _artifacts(folder), _arms(folder)
     _check_talks(folder, artifacts)
+    talking = {name: path for name, path in artifacts.items() if _can_talk(path)}
     if not artifacts and not arms:
         raise RunError(f"{folder} has no student yet; run `distill run` on it first.")
     if artifact is not None:
         hint = f" `{artifact}` is an arm: --arm {artifact}." if artifact in arms else ""
-        return Speaker(str(named_artifact(folder, artifact, artifacts, hint)))
+        found = str(named_artifact(folder, artifact, artifacts, hint))
+        return Speaker(found, why=_line(f"`{artifact}`", "", talking, arms, artifact))
     if arm is not None:
         if arm not in arms:
             more = f" `{arm}` is an artifact: --artifact {arm}." if arm in artifacts else ""
@@ -61,7 +63,7 @@ def find_speaker(run_or_model: str, artifact: str | None = None, arm: str | None
             raise RunError(
                 f"{folder} has no arm `{arm}`; it has {known}.{more or nearest(arm, arms)}"
             )
-        return arms[arm]
+        return replace(arms[arm], why=_line(_arm_name(arm), "", talking, arms, arm))
     return _shipped(folder, artifacts, arms)
 
 
@@ -119,9 +121,7 @@ def _shipped(folder: Path, artifacts: dict[str, Path], arms: dict[str, Speaker])
     why = _why_no_artifact(shipping)
     if arms:
         name = next(iter(arms))
-        who = {SPECIALIZED: "The specialised student", "distill": "The distilled student"}
-        line = _line(who.get(name, f"The arm `{name}`"), why, talking, arms, name)
-        return Speaker(arms[name].model, arms[name].adapters, line)
+        return replace(arms[name], why=_line(_arm_name(name), why, talking, arms, name))
     name = next(iter(talking or artifacts))
     return Speaker(str(artifacts[name]), why=_line(f"`{name}`", why, talking, arms, name))
 
@@ -138,17 +138,24 @@ def _why_no_artifact(shipping: Shipping | None) -> str:
     return "no artifact is fit to ship" if shipping.artifacts else "there is no artifact"
 
 
+def _arm_name(arm: str) -> str:
+    names = {SPECIALIZED: "The specialised student", "distill": "The distilled student"}
+    return names.get(arm, f"The arm `{arm}`")
+
+
 def _line(
     who: str, why: str, artifacts: dict[str, Path], arms: dict[str, Speaker], chosen: str
 ) -> str:
-    """One line: who speaks, why, and how to hear another."""
+    """One line: who speaks, why (empty: the user named it), and how to hear another."""
     others = {"--artifact": list(artifacts), "--arm": list(arms)}
     ways = [
         f"{option} {'|'.join(names)}"
         for option, known in others.items()
         if (names := [name for name in known if name != chosen])
     ]
-    return f"{who} speaks: {why}." + (f" Others: {', '.join(ways)}." if ways else "")
+    return f"{who} speaks{f': {why}' if why else ''}." + (
+        f" Others: {', '.join(ways)}." if ways else ""
+    )
 
 
 # Adapters ----------------------------------------------------------------------------------------
@@ -184,6 +191,15 @@ def find_adapters(run_or_model: str, wanted: Sequence[str]) -> tuple[str, dict[s
             )
         found[name] = Path(folder)
     return base, found
+
+
+def adapters_line(base: str, adapters: dict[str, Path]) -> str:
+    """One line: which adapters speak, on which base."""
+    names = ", ".join(f"`{name}`" for name in adapters)
+    one = len(adapters) == 1
+    return (
+        f"The {'adapter' if one else 'adapters'} {names} {'speaks' if one else 'speak'} on {base}."
+    )
 
 
 def holds_adapter(folder: Path) -> bool:

@@ -19,8 +19,20 @@ ADAPTER_HELP = (
 
 @click.command("chat")
 @click.argument("run_or_model")
-@click.option("--artifact", help="An artifact of the run; default: the one that is fit to ship.")
-@click.option("--arm", help="An arm of the run, such as `distill`; also `specialized`.")
+@click.option(
+    "--artifact",
+    "artifacts",
+    metavar="NAME",
+    multiple=True,
+    help="An artifact of the run; default: the one that is fit to ship.",
+)
+@click.option(
+    "--arm",
+    "arms",
+    metavar="NAME",
+    multiple=True,
+    help="An arm of the run, such as `distill`; also `specialized`.",
+)
 @click.option("--adapter", "adapters", metavar="NAME", multiple=True, help=ADAPTER_HELP)
 @click.option("--system", metavar="TEXT", help="System message; default: the training data's.")
 @click.option(
@@ -30,8 +42,8 @@ ADAPTER_HELP = (
 @trust_option()
 def chat(
     run_or_model: str,
-    artifact: str | None,
-    arm: str | None,
+    artifacts: tuple[str, ...],
+    arms: tuple[str, ...],
     adapters: tuple[str, ...],
     system: str | None,
     prompts: tuple[str, ...],
@@ -45,16 +57,14 @@ def chat(
     from distill.chat.session import chat as start_chat
     from distill.chat.session import choose_speaker, first_system_message
 
-    speaker = choose_speaker(run_or_model, artifact, arm, adapters)
+    speaker = choose_speaker(run_or_model, artifacts, arms, adapters)
     if not prompts and not sys.stdin.isatty():
         prompts = (_piped(),)
-    system, remark = first_system_message(run_or_model, system)
-    for line in (speaker.why, remark):
-        if line:
-            say(line, err=True)
+    system, about_system = first_system_message(run_or_model, system)
     start_chat(
-        speaker, system=system, prompts=prompts, max_tokens=max_tokens,
+        speaker, system=system, about_system=about_system, prompts=prompts, max_tokens=max_tokens,
         trust_remote_code=trust_remote_code, ask=_typed, write=lambda text: say(text, nl=False),
+        remark=lambda text: say(text, nl=False, err=True),
     )  # fmt: skip
 
 

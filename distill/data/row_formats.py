@@ -215,22 +215,46 @@ def row_format_of(features: Mapping[str, Any], source: str, options: RowOptions)
         return RowFormat("pair", (), answer, first_of(REASONING_COLUMNS, columns), options.prompt)
     found = _usual(columns)
     if found is None:
-        raise _no_text(source, columns, options.section)
+        raise _no_text(source, features, options.section)
     return found
 
 
-def _no_text(source: str, columns: Iterable[str], section: str) -> DataError:
+def _no_text(source: str, features: Mapping[str, Any], section: str) -> DataError:
     """The error for rows of which no column is known to hold text."""
-    if not columns:
+    if not features:
         return DataError(
             f"`{source}` has no columns: no row is a JSON object; write one a line, as in "
             '`{"text": "..."}`.'
         )
+    texts = sum(_holds_text(kind) for kind in features.values())
+    nested = [name for name, kind in features.items() if _is_nested(kind)]
+    if nested:
+        mend = (
+            f"rename `{nested[0]}`, if it holds conversations, to `messages` (objects with `role` "
+            "and `content`) or to `conversations` (`from` and `value`)"
+        )
+    else:
+        mend = f"name the text with `{_as_written(f'{section}.text_column')}`"
+        if texts > 1 and not section.startswith("--set "):
+            mend += (
+                f", or a question with `{section}.prompt` (its column in braces) and its answer "
+                f"with `{section}.label_column`"
+            )
     return DataError(
-        f"`{source}` has columns {', '.join(columns)}: none of them is `text`, `messages`, or "
-        "`prompt` with `completion`; name the text with "
-        f"`{_as_written(f'{section}.text_column')}`."
+        f"`{source}` has columns {', '.join(features)}: none of them is `text`, `messages`, or "
+        f"`prompt` with `completion`; {mend}."
     )
+
+
+def _holds_text(kind: Any) -> bool:
+    """Whether a column of this type holds text."""
+    return str(getattr(kind, "dtype", "")).endswith("string")
+
+
+def _is_nested(kind: Any) -> bool:
+    """Whether a column of this type holds lists or objects."""
+    dtype = getattr(kind, "dtype", None)
+    return dtype is None or str(dtype).startswith(("json", "list", "dict"))
 
 
 def first_of(names: Iterable[str | None], columns: Iterable[str]) -> str | None:

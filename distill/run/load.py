@@ -53,6 +53,20 @@ def check_recipe(values: dict[str, Any]) -> Recipe:
     except ValueError as error:
         raise RecipeError(as_sentence(error)) from None
     check_consistency(recipe)
+    return _with_lengths(recipe)
+
+
+OWN_DATA = ("specialize", "features")  # sections that may have data of their own
+
+
+def _with_lengths(recipe: Recipe) -> Recipe:
+    """The recipe, `max_length` of a section's own data that of `data` where it names none."""
+    for name in OWN_DATA:
+        section = getattr(recipe, name)
+        own = section.data if section is not None else None
+        if own is not None and "max_length" not in own.model_fields_set:
+            own = own.model_copy(update={"max_length": recipe.data.max_length})
+            recipe = recipe.model_copy(update={name: section.model_copy(update={"data": own})})
     return recipe
 
 
@@ -60,9 +74,16 @@ def short_form(recipe: Recipe) -> dict[str, Any]:
     """The plain values that differ from the defaults; `check_recipe` makes the same recipe of them.
 
     A section that is one of several kinds keeps the key that says which, and a default stays where
-    the recipe's task would put another one.
+    the recipe's task would put another one. `max_length` of a section's own data is left out where
+    it is that of `data`.
     """
     found: dict[str, Any] = _short(recipe)
+    for name in OWN_DATA:
+        section = getattr(recipe, name)
+        if section is not None and section.data is not None:
+            found[name]["data"].pop("max_length", None)
+            if section.data.max_length != recipe.data.max_length:
+                found[name]["data"]["max_length"] = section.data.max_length
     for section, own in TASKS[recipe.task].defaults.items():
         whole = getattr(recipe, section)
         for key in own:

@@ -148,7 +148,7 @@ class TokenizerMethods(Protocol):
 def chat_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
     """Ids of a conversation that waits for the assistant's answer, by the tokenizer's template."""
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
 
 

@@ -13,7 +13,7 @@ from attar.models.loading import Quantization, skeleton
 from attar.models.quantizable import check_takes_body
 from distill.objective.terms import reads_from
 from distill.run.context import Run
-from students.artifacts.artifact import ARTIFACTS, check_layers_taken
+from students.artifacts.artifact import ARTIFACTS, check_family, check_layers_taken
 from students.artifacts.checkpoint import LINEAR_LAYERS
 
 FOUR_BITS = ("nf4", "fp4")
@@ -81,12 +81,15 @@ def _packed(what: str, key: str) -> RecipeError:
     )
 
 
-def check_gguf_tokenizer(run: Run) -> None:
-    """llama.cpp can give the tokenizer's ids, of texts and of conversations."""
+def check_gguf(run: Run) -> None:
+    """llama.cpp knows the student's family, and gives the tokenizer's ids, of texts and of
+    conversations: what no other GGUF could mend.
+    """
     names = [name for name in run.artifacts if ARTIFACTS[name].runtime == "llama.cpp"]
     if names:
         from students.artifacts.gguf.tokenizer import check_tokenizer
 
+        check_family("gguf-f16", run.student_config)
         try:
             check_tokenizer(run.tokenizer)
         except ModelError as error:

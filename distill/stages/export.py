@@ -134,12 +134,15 @@ def artifact_inputs(
 
 def card_of(run: Run, name: str, measured: str) -> str:
     """The model card of an artifact of this run."""
+    special = run.recipe.specialize
+    own = sources_of(special.data) if special is not None and special.data is not None else []
     return model_card(
         name=name,
         given=artifact_inputs(run),
         recipe=yaml.safe_dump(published_recipe(run.recipe), sort_keys=False),
         teacher=published_name(run.recipe.teacher.model),
         data=[published_name(source) for source in sources_of(run.recipe.data)],
+        specialized_on=[published_name(source) for source in own],
         base_models=hub_models(run.recipe),
         datasets=hub_data(run.recipe),
         license=run.recipe.export.license,

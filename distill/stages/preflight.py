@@ -28,7 +28,7 @@ from distill.run.context import Run
 from distill.runtimes.runtime import check_runtime
 from distill.stages.artifact_checks import (
     check_forms,
-    check_gguf_tokenizer,
+    check_gguf,
     check_int8_packing,
     check_teacher_form,
 )
@@ -64,7 +64,8 @@ def check_before_work(run: Run) -> None:
         check_positions,
         check_student_vocabulary,
         check_artifact_packages,
-        check_gguf_tokenizer,
+        check_gguf,
+        check_artifact_families,
         check_teacher_form,
         check_int8_packing,
         check_recover,
@@ -205,10 +206,15 @@ def check_student_vocabulary(run: Run) -> None:
 
 
 def check_artifact_packages(run: Run) -> None:
-    """Artifacts can hold the student's family, and the packages they need are installed."""
+    """The packages that artifacts need are installed."""
     for name in run.artifacts:
         check_installed(name)
         check_runtime(ARTIFACTS[name].runtime)
+
+
+def check_artifact_families(run: Run) -> None:
+    """Artifacts can hold the student's family and sizes."""
+    for name in run.artifacts:
         check_family(name, run.student_config)
 
 

@@ -12,6 +12,7 @@ from attar.files import read_json, write_json
 from attar.models.loading import load_causal_lm
 from attar.models.tokenizers import load_tokenizer
 from students.artifacts.artifact import ArtifactInputs, artifact
+from students.artifacts.checkpoint import generation_lines
 from students.tuning import bottleneck_module
 
 PEFT_USAGE = """\
@@ -21,8 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 base = AutoModelForCausalLM.from_pretrained("PATH/base")
 model = PeftModel.from_pretrained(base, "PATH/adapter")
 tokenizer = AutoTokenizer.from_pretrained("PATH/base")
-inputs = tokenizer("Once upon a time", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
+{generate}
 ```
 
 `adapter/adapter_config.json` names the base by its folder, `base`: `AutoPeftModelForCausalLM` loads
@@ -38,14 +38,14 @@ from bottleneck import load_bottleneck
 base = AutoModelForCausalLM.from_pretrained("PATH/base")
 model = load_bottleneck(base, "PATH/adapter")
 tokenizer = AutoTokenizer.from_pretrained("PATH/base")
-inputs = tokenizer("Once upon a time", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
+{generate}
 ```"""
 
 
 def _usage(given: ArtifactInputs) -> str:
     assert given.adapter is not None
-    return BOTTLENECK_USAGE if _is_bottleneck(given.adapter) else PEFT_USAGE
+    usage = BOTTLENECK_USAGE if _is_bottleneck(given.adapter) else PEFT_USAGE
+    return usage.format(generate=generation_lines(given.student))
 
 
 def _is_bottleneck(adapter: Path) -> bool:

@@ -81,7 +81,14 @@ class Artifact:
         return " ".join((self.make.__doc__ or "").split())
 
 
-ARTIFACTS: Registry[Artifact] = Registry("artifact")
+# What people mean by names of which no artifact is the nearest.
+MEANT = {
+    "merged": "`bf16`, the merged model in 16 bits",
+    "safetensors": "`bf16`",
+    "gguf": "`gguf-q8_0`",
+    "lora": "`adapter`",
+}
+ARTIFACTS: Registry[Artifact] = Registry("artifact", MEANT)
 
 
 def artifact(name: str, **traits: Any) -> Callable[[MakeArtifact], MakeArtifact]:

@@ -21,21 +21,18 @@ GENERATION_USAGE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("PATH")
 tokenizer = AutoTokenizer.from_pretrained("PATH")
-inputs = tokenizer("Once upon a time", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
+{generate}
 ```"""
-CHAT_USAGE = """\
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained("PATH")
-tokenizer = AutoTokenizer.from_pretrained("PATH")
+CONTINUE_TEXT = """\
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))"""
+ANSWER_MESSAGES = """\
 messages = [{"role": "user", "content": "Who are you?"}]
 inputs = tokenizer.apply_chat_template(
     messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
 )
 answer = model.generate(**inputs, max_new_tokens=256)[0, inputs["input_ids"].shape[1]:]
-print(tokenizer.decode(answer, skip_special_tokens=True))
-```"""
+print(tokenizer.decode(answer, skip_special_tokens=True))"""
 CLASSIFIER_USAGE = """\
 ```python
 from transformers import pipeline
@@ -68,7 +65,15 @@ def usage(given: ArtifactInputs) -> str:
         return FILL_MASK_USAGE
     if holds_head(given.student, task_heads.CLASSIFIER):
         return CLASSIFIER_USAGE
-    return CHAT_USAGE if _has_template(given.student) else GENERATION_USAGE
+    return GENERATION_USAGE.format(generate=generation_lines(given.student))
+
+
+def generation_lines(student: Path) -> str:
+    """Python lines by which `model` and `tokenizer` generate: messages where there is a template.
+
+    student: the folder with the tokenizer.
+    """
+    return ANSWER_MESSAGES if _has_template(student) else CONTINUE_TEXT
 
 
 def _has_template(folder: Path) -> bool:

@@ -23,19 +23,23 @@ def model_card(
     data: Sequence[str],
     license: str | None,
     measured: str,
+    specialized_on: Sequence[str] = (),
     base_models: Sequence[str] = (),
     datasets: Sequence[str] = (),
 ) -> str:
     """Return a card with licence, provenance, how to load it, measurements, and the recipe.
 
-    teacher, data: names for readers. base_models, datasets: ids of the hub, for its index.
+    teacher, data: names for readers. specialized_on: the same of data that the specialisation alone
+    learned from. base_models, datasets: ids of the hub, for its index.
     """
     found = ARTIFACTS[name]
     usage = found.usage(given) if callable(found.usage) else found.usage
     head = yaml.safe_dump(
         _metadata(name, given, license, base_models, datasets), sort_keys=False, allow_unicode=True
     )
-    texts = ", ".join(f"`{one}`" for one in data)
+    texts = _names(data)
+    if specialized_on and found.made_from != "student":
+        texts += f", then specialised on {_names(specialized_on)},"
     return f"""---
 {head.strip()}
 ---
@@ -62,6 +66,10 @@ Attar is not needed. `PATH` is this folder: of a repository, what `hf download R
 {recipe.strip()}
 ```
 """
+
+
+def _names(sources: Sequence[str]) -> str:
+    return ", ".join(f"`{one}`" for one in sources)
 
 
 def _metadata(

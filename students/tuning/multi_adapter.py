@@ -143,6 +143,12 @@ class MixedAdapters:
             raise ModelError(f"The adapter {folder} does not fit the model: {reason}") from None
         self._in_peft[name] = inner
 
+    def positions_before(self, name: str) -> int:
+        """Positions that an adapter puts before the text: its learned keys, or embeddings."""
+        if name in self._blocks:
+            return int(self._blocks[name][0][0].shape[2])
+        return len(self._embeddings[name]) if name in self._embeddings else 0
+
     # Running ---------------------------------------------------------------------------------
 
     @torch.inference_mode()

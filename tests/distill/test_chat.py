@@ -11,6 +11,8 @@ from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import students.artifacts  # noqa: F401  (importing enrols)
+from attar.errors import ModelError
+from distill.chat.models import open_conversation
 from distill.chat.session import chat as start_chat
 from distill.chat.speaker import Speaker, find_adapters, quantization_for
 from distill.commands.main import main
@@ -67,7 +69,8 @@ def refused(says, *arguments):
     result = chat(*arguments, "--prompt", "light")
     assert result.exit_code == 1
     assert says in result.output
-    assert len(result.output.strip().splitlines()) == 1
+    assert result.output.count("Error: ") == 1
+    assert result.output.strip().splitlines()[-1].startswith("Error: ")
 
 
 def greedy(tokenizer, messages, student, folder):
@@ -224,7 +227,23 @@ def test_where_nothing_was_measured_the_specialised_student_answers_and_says_so(
         "The specialised student speaks: nothing was measured yet (`distill evaluate` does it). "
         "Others: --artifact adapter|bf16|gguf-f16, --arm distill.\n"
     )
-    assert chat("out", "--arm", "specialized", "--prompt", "light").stderr == ""
+
+
+def test_a_line_says_who_speaks_where_the_user_named_it_too(artifacts):
+    def line(*arguments):
+        return chat(*arguments, "--prompt", "light").stderr
+
+    others = "--artifact adapter|bf16|gguf-f16"
+    assert line("out", "--arm", "distill") == (
+        f"The distilled student speaks. Others: {others}, --arm specialized.\n"
+    )
+    assert line("out", "--artifact", "bf16") == (
+        "`bf16` speaks. Others: --artifact adapter|gguf-f16, --arm specialized|distill.\n"
+    )
+    adapters = ("--adapter", "specialized", "--adapter", "b=out/specialized/adapter")
+    assert line("out", *adapters[:2]) == f"The adapter `specialized` speaks on {artifacts}.\n"
+    assert line("out", *adapters) == f"The adapters `specialized`, `b` speak on {artifacts}.\n"
+    assert line(artifacts) == f"{artifacts} speaks.\n"
 
 
 def test_without_specialising_the_distilled_student_answers(run):
@@ -242,6 +261,8 @@ def test_without_specialising_the_distilled_student_answers(run):
         (["--arm", "bf16"], "`bf16` is an artifact: --artifact bf16."),
         (["--arm", "distil"], "Did you mean `distill`?"),
         (["--arm", "distill", "--artifact", "bf16"], "either --artifact or --arm"),
+        (["--arm", "distill", "--arm", "specialized"], "--arm is given 2 times (distill, spec"),
+        (["--artifact", "bf16", "--artifact", "bf16"], "--artifact is given 2 times"),
     ],
 )
 def test_arms_and_artifacts_are_not_mixed_up(run, options, says):
@@ -316,12 +337,30 @@ def test_what_is_piped_is_one_prompt(run):
     assert "standard input is empty; give --prompt TEXT" in empty.output
 
 
+def test_each_kind_of_speaker_keeps_to_the_models_positions(artifacts, tokenizer):
+    prefixed = {"a": Path("before"), "b": Path("before")}
+    save("prefix", Path("before"), artifacts)
+    for speaker in (
+        Speaker(str(artifacts)),
+        Speaker("out/artifacts/gguf-f16"),
+        Speaker(str(artifacts), prefixed),
+    ):
+        remarks = []
+        one = open_conversation(speaker, False, remarks.append)
+        one.begin("says water")
+        for _ in range(8):
+            one.answer("light falls on water many times", 6, lambda text: None)
+        assert remarks, speaker
+        with pytest.raises(ModelError, match=r"128 positions|124 positions"):
+            one.answer("light " * 200, 6, lambda text: None)
+
+
 def talk(model, *typed, system=None):
     """What a session writes for lines that a user types."""
     lines, written = iter(typed), []
     start_chat(
         Speaker(str(model)), system=system, prompts=(), max_tokens=6, trust_remote_code=False,
-        ask=lambda: next(lines, None), write=written.append,
+        ask=lambda: next(lines, None), write=written.append, remark=written.append,
     )  # fmt: skip
     return "".join(written)
 
@@ -332,9 +371,15 @@ def test_commands_of_a_session(run):
     assert talk(run, "light", "/reset", "light", "/clear", "light") == new.join([alone] * 3)
     with_system = answered(run, "--system", "says water", "--prompt", "light")
     assert talk(run, "/system says water", "light", "/reset", "light") == (
-        new + with_system + new + with_system
+        "(A new conversation, with this system message.)\n" + with_system + new + with_system
     )
-    assert talk(run, "/system", "light", system="says water") == new + alone
+    assert talk(run, '/system ""', "light", system="says water") == (
+        f"(A new conversation, without a system message.)\n{alone}"
+    )
+    assert talk(run, "/system", "light", system="says water") == (
+        f"(The system message is: says water)\n{with_system}"
+    )
+    assert talk(run, "/system", "light") == f"(No system message.)\n{alone}"
     assert talk(run, "/exit", "light") == ""
     assert "/system TEXT" in talk(run, "/help")
     assert "Did you mean `/reset`?" in talk(run, "/reste")

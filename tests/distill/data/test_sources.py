@@ -91,3 +91,16 @@ def test_data_that_are_nowhere_are_told_with_the_nearest_folder(source, tmp_path
     said = str(caught.value)
     assert said.startswith(f"There is no file or folder {source}")
     assert "Did you mean" in said
+
+
+def test_columns_of_other_names_say_what_to_name_or_rename():
+    from datasets import List, Value
+
+    text, talk = Value("string"), List({"speaker": Value("string"), "text": Value("string")})
+    for features, mend in (
+        ({"id": text, "dialog": talk}, r"rename `dialog`, .* to `messages` .* `conversations`"),
+        ({"asked": text, "reply": text}, r"`data\.prompt` .*answer with `data\.label_column`\.$"),
+        ({"body": text, "number": Value("int64")}, r"name the text with `data\.text_column`\.$"),
+    ):
+        with pytest.raises(DataError, match=mend):
+            row_format_of(features, "rows.jsonl", RowOptions())

@@ -11,7 +11,7 @@ from attar.errors import RecipeError
 from distill.recipe.other_names import OTHER_NAMES
 from distill.recipe.parse import parse_yaml
 from distill.recipe.schema import Recipe
-from distill.run.load import check_recipe, load_recipe, recipe_schema
+from distill.run.load import check_recipe, load_recipe, recipe_schema, short_form
 
 GOOD = """
 task: causal-lm
@@ -49,6 +49,18 @@ def set_in(path, value):
         here = here[key]
     here[path[-1]] = value
     return values
+
+
+@pytest.mark.parametrize("section", ["specialize", "features"])
+def test_data_of_a_section_are_cut_as_the_runs_where_it_names_no_length(load, section):
+    own = f"{section}.data.train=own.jsonl"
+    recipe = load(own)
+    assert getattr(recipe, section).data.max_length == recipe.data.max_length == 256
+    assert "max_length" not in short_form(recipe)[section]["data"]
+    for length in (64, 1024):
+        recipe = load(own, f"{section}.data.max_length={length}")
+        assert getattr(recipe, section).data.max_length == length
+        assert check_recipe(short_form(recipe)) == recipe
 
 
 def test_good_recipe_says_what_it_says(load):

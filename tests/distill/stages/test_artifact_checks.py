@@ -7,6 +7,8 @@ from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     PreTrainedTokenizerFast,
@@ -25,6 +27,10 @@ GPT2 = GPT2Config(
 EXPERTS = MixtralConfig(
     vocab_size=320, hidden_size=64, num_hidden_layers=4, num_attention_heads=4,
     num_key_value_heads=2, intermediate_size=128, num_local_experts=4, max_position_embeddings=128,
+)  # fmt: skip
+ODD = LlamaConfig(
+    vocab_size=320, hidden_size=64, num_hidden_layers=4, num_attention_heads=4,
+    num_key_value_heads=2, intermediate_size=100, max_position_embeddings=128,
 )  # fmt: skip
 PLAN = ("plan", "recipe.yaml", "--run-dir", "out")
 
@@ -71,6 +77,11 @@ def unigram(folder, bytes_bpe):
     )
 
 
+def unigram_and_odd_widths(folder, bytes_bpe):
+    LlamaForCausalLM(ODD).save_pretrained(folder)
+    unigram(folder, bytes_bpe)
+
+
 def four_bits(folder, bytes_bpe):
     model = AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=bitsandbytes_config("nf4", ["lm_head"])
@@ -92,6 +103,11 @@ REFUSED = {
     ),
     "a Unigram tokenizer": (
         unigram,
+        {"export.artifacts": "[gguf-q8_0]"},
+        r"`export\.artifacts: gguf-q8_0`: A tokenizer of type Unigram cannot be written as GGUF",
+    ),
+    "a Unigram tokenizer before the widths, which another GGUF mends": (
+        unigram_and_odd_widths,
         {"export.artifacts": "[gguf-q8_0]"},
         r"`export\.artifacts: gguf-q8_0`: A tokenizer of type Unigram cannot be written as GGUF",
     ),

@@ -262,3 +262,29 @@ def test_the_card_of_a_model_without_a_template_continues_a_text(student, tmp_pa
     bare = tmp_path / "bare"
     shutil.copytree(student, bare, ignore=shutil.ignore_patterns("chat_template.jinja"))
     assert "Once upon a time" in usage(ArtifactInputs(bare, bare))
+    beside = ArtifactInputs(student, None, adapter_of(tmp_path / "lora", "LORA"))
+    assert "apply_chat_template" in ARTIFACTS["adapter"].usage(beside)
+    behind = ArtifactInputs(student, None, adapter_of(tmp_path / "behind", "BOTTLENECK"))
+    assert "apply_chat_template" in ARTIFACTS["adapter"].usage(behind)
+    plain = ArtifactInputs(bare, None, adapter_of(tmp_path / "plain", "LORA"))
+    assert "Once upon a time" in ARTIFACTS["adapter"].usage(plain)
+
+
+def adapter_of(folder, kind):
+    """The folder of an adapter of that kind, by its settings alone."""
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": kind}))
+    return folder
+
+
+def test_a_card_names_the_data_that_its_specialisation_learned_from(student):
+    def provenance(name, given):
+        card = model_card(
+            name=name, given=given, recipe="seed: 0", teacher="t", data=["a", "b"], license=None,
+            measured="-", specialized_on=["c"],
+        )  # fmt: skip
+        return " ".join(card.split("## Use")[0].split())
+
+    given = ArtifactInputs(student, student.parent / "merged")
+    assert "from `t` on `a`, `b`, then specialised on `c`, with attar" in provenance("bf16", given)
+    assert "from `t` on `a`, `b` with attar" in provenance("nf4", given)
