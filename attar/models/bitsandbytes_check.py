@@ -8,6 +8,7 @@ correctly.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -34,10 +35,14 @@ def dequantizes_partial_blocks() -> bool:
     return torch.equal(*found)
 
 
-def check_4bit_widths(model: Any, what: str) -> None:
+def check_4bit_widths(
+    model: Any, what: str, instead: str, narrower: Callable[[int], str] = lambda _: ""
+) -> None:
     """Raise `ModelError` where a model would be read wrongly in 4 bits on this CPU.
 
     model: the same without quantisation, on the meta device. what: the start of the sentence.
+    instead: what to use, as a list of choices before "or a GPU". narrower: a further choice, for
+    the length of the row that does not fit.
     """
     if default_device().type != "cpu":
         return
@@ -47,8 +52,8 @@ def check_4bit_widths(model: Any, what: str) -> None:
         if weight.ndim == 2 and inputs % WEIGHTS_PER_BLOCK and not dequantizes_partial_blocks():
             raise ModelError(
                 f"{what}: bitsandbytes reads 4-bit weights wrongly on this CPU where rows are not "
-                f"a multiple of {WEIGHTS_PER_BLOCK}, and `{name}` has rows of {inputs}; use int8, "
-                "a gguf artifact, other widths, or a GPU."
+                f"a multiple of {WEIGHTS_PER_BLOCK}, and `{name}` has rows of {inputs}; use "
+                f"{instead}, {narrower(inputs)}or a GPU."
             )
 
 

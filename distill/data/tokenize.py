@@ -190,8 +190,9 @@ def _conversation(
 ) -> TokenizedExamples:
     if tokenizer.chat_template is None:
         raise DataError(
-            "The data are conversations but the tokenizer has no chat template; use an instruct "
-            f"model's tokenizer, or name a text column with `{config.section}.text_column`."
+            "The data are conversations, and the tokenizer has no chat template; put one into the "
+            "model's folder as `chat_template.jinja` (instruct models of its family have one), or "
+            f"name a column of plain text with `{config.section}.text_column`."
         )
     chat, learned = Chat(tokenizer, conversation), conversation.learned
     spoken = [i for i in conversation.replies if i not in conversation.muted]

@@ -5,10 +5,11 @@ Most of it would fail in the last stages otherwise, after all training.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from attar.errors import ModelError, RecipeError
-from attar.models.bitsandbytes_check import check_4bit_widths
+from attar.models.bitsandbytes_check import WEIGHTS_PER_BLOCK, check_4bit_widths
 from attar.models.loading import Quantization, skeleton
 from attar.models.quantizable import check_takes_body
 from distill.objective.terms import reads_from
@@ -28,11 +29,13 @@ def check_forms(run: Run) -> None:
         return
     special = run.recipe.specialize
     if special is not None and special.base != "none":
-        _check_base(student, f"`specialize.base: {special.base}`", special.base)
+        _check_base(run, student, f"`specialize.base: {special.base}`", special.base)
     for name in run.artifacts:
         check_layers_taken(name, student)
         if name.endswith(FOUR_BITS):
-            check_4bit_widths(student, f"`export.artifacts: {name}`")
+            check_4bit_widths(
+                student, f"`export.artifacts: {name}`", "int8, a gguf artifact", _narrower(run)
+            )
 
 
 def check_teacher_form(run: Run) -> None:
@@ -41,14 +44,31 @@ def check_teacher_form(run: Run) -> None:
     if teacher.quantization in FOUR_BITS:
         model = skeleton(run.teacher_config, run.task.auto)
         if model is not None:
-            check_4bit_widths(model, f"`teacher.quantization: {teacher.quantization}`")
+            check_4bit_widths(model, f"`teacher.quantization: {teacher.quantization}`", "int8")
 
 
-def _check_base(student: Any, what: str, quantization: Quantization) -> None:
+def _check_base(run: Run, student: Any, what: str, quantization: Quantization) -> None:
     remedy = "use `method: lora`"
     check_takes_body(student, LINEAR_LAYERS, what, "bitsandbytes", remedy)
     if quantization in FOUR_BITS:
-        check_4bit_widths(student, what)
+        check_4bit_widths(student, what, "`method: lora`", _narrower(run))
+
+
+def _narrower(run: Run) -> Callable[[int], str]:
+    """What gives the student rows that 4 bits are read of, by the length of those it has."""
+    sizes = run.student_config.get_text_config()
+    axes = {
+        getattr(sizes, "intermediate_size", None): "feed_forward",
+        getattr(sizes, "hidden_size", None): "hidden",
+    }
+
+    def choice(inputs: int) -> str:
+        whole = inputs // WEIGHTS_PER_BLOCK * WEIGHTS_PER_BLOCK
+        if not whole or inputs not in axes or isinstance(run.recipe.student.from_, dict):
+            return ""
+        return f"`student.{axes[inputs]}: {{keep: {whole}}}`, "
+
+    return choice
 
 
 def check_int8_packing(run: Run) -> None:

@@ -94,7 +94,7 @@ def test_a_token_that_joins_template_and_answer_counts(bare_tokenizer):
 
 def test_chats_still_need_a_template(examples_of, bare_tokenizer):
     for row in ({"messages": [ASKED, ANSWERED]}, {"prompt": [ASKED], "completion": [ANSWERED]}):
-        with pytest.raises(DataError, match="no chat template"):
+        with pytest.raises(DataError, match=r"no chat template; put one .*`chat_template\.jinja`"):
             examples_of(row, bare_tokenizer)
 
 

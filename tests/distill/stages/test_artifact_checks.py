@@ -1,5 +1,7 @@
 """What cannot be kept of an artifact's name, or run here, is one sentence before any work."""
 
+import re
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -53,11 +55,12 @@ def test_layers_that_a_library_does_not_know_are_named():
 def test_widths_that_this_processor_reads_wrongly_are_named(make_model, monkeypatch):
     monkeypatch.setattr(bitsandbytes_check, "dequantizes_partial_blocks", lambda: False)
     monkeypatch.setattr(bitsandbytes_check, "default_device", lambda: torch.device("cpu"))
-    check_4bit_widths(make_model(0, width=64), "`nf4`")
-    with pytest.raises(ModelError, match=r"`nf4`: .*q_proj\.weight` has rows of 32; use int8"):
-        check_4bit_widths(make_model(0, width=32), "`nf4`")
+    check_4bit_widths(make_model(0, width=64), "`nf4`", "int8")
+    says = r"`nf4`: .*q_proj\.weight` has rows of 32; use int8, or a GPU"
+    with pytest.raises(ModelError, match=says):
+        check_4bit_widths(make_model(0, width=32), "`nf4`", "int8")
     monkeypatch.setattr(bitsandbytes_check, "default_device", lambda: torch.device("cuda"))
-    check_4bit_widths(make_model(0, width=32), "`nf4`")
+    check_4bit_widths(make_model(0, width=32), "`nf4`", "int8")
 
 
 def experts(folder, bytes_bpe):
@@ -75,6 +78,10 @@ def unigram(folder, bytes_bpe):
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>").save_pretrained(
         folder
     )
+
+
+def odd_widths(folder, bytes_bpe):
+    LlamaForCausalLM(ODD).save_pretrained(folder)
 
 
 def unigram_and_odd_widths(folder, bytes_bpe):
@@ -129,6 +136,27 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"export.artifacts": "[nf4]"}, r"rows of 100; use int8, a gguf artifact, `student\."),
+        (
+            {"specialize": "{method: qlora}", "export.artifacts": "[bf16]"},
+            r"`specialize\.base: nf4`: .*; use `method: lora`, `student\.",
+        ),
+    ],
+)
+def test_a_width_that_4_bits_are_read_wrongly_of_names_one_that_is_read(
+    workshop, bytes_bpe, tmp_path, monkeypatch, settings, says
+):
+    monkeypatch.setattr(bitsandbytes_check, "dequantizes_partial_blocks", lambda: False)
+    monkeypatch.setattr(bitsandbytes_check, "default_device", lambda: torch.device("cpu"))
+    odd_widths(tmp_path / "teacher", bytes_bpe)
+    options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    output = workshop(*PLAN, *options, ok=False).output
+    assert re.search(rf"{says}feed_forward: {{keep: 64}}`, or a GPU", output), output
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_would_fail_after_training_is_told_by_plan(workshop, bytes_bpe, tmp_path, case):
     change, settings, says = REFUSED[case]
@@ -139,8 +167,6 @@ def test_what_would_fail_after_training_is_told_by_plan(workshop, bytes_bpe, tmp
     found = workshop(*PLAN, *options, ok=False)
     assert found.exit_code == 1, found.output
     assert len(found.output.strip().splitlines()) == 1
-    import re
-
     assert re.search(says, found.output), found.output
 
 
