@@ -396,6 +396,5 @@ def content_text(value: Any) -> str:
 
 def _is_part(value: Any) -> bool:
     """Whether a value is a part of a content: an object with a type, or with a text alone."""
-    return isinstance(value, Mapping) and (
-        "type" in value or (set(value) == {"text"} and isinstance(value["text"], str))
-    )
+    keys = set(value) if isinstance(value, Mapping) else set()
+    return "type" in keys or (keys == {"text"} and isinstance(value["text"], str))

@@ -114,8 +114,8 @@ def baseline_lead(measured: Measurements, measures: Sequence[Measure], entry: Nu
         lead = (
             f"The teacher is worse than {about[name]} "
             f"({measure.name} {_values(measured, measure, 'teacher', name, found)}), "
-            "so it has little to teach: train it longer (`teacher.adapt.epochs`), or take a better "
-            "one. "
+            "so it has little to teach: train it longer or faster (`teacher.adapt.epochs`, `lr`), "
+            "or take a better one. "
         )
     if entry["beaten_by"]:
         name, *others = entry["beaten_by"]

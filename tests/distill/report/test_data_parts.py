@@ -23,7 +23,7 @@ def test_the_entry_has_the_tokens_of_both_parts_and_says_what_each_is_for():
 
 
 def test_what_specialising_chose_on_data_of_its_own_is_said():
-    own = {**STATS, "validation": {"tokens": 315}, "validation_from": "source"}
+    own = {**STATS, "validation": {"examples": 5, "tokens": 315}, "validation_from": "source"}
     entry = DataParts.from_stats(STATS, own).entry()
     assert entry["sentence"].startswith(
         "Checkpoints and shapes were chosen on the validation part (1,024 tokens, "

@@ -271,7 +271,7 @@ def test_pairs_are_read_by_their_usual_names_or_those_given(tmp_path):
     [
         ([{"a": "x", "sentence2": "y", "score": 1}], {}, "which holds the first texts"),
         (PAIRS, {"score_column": "scor"}, r"no column `scor`.*Did you mean `score`"),
-        ([{**PAIRS[0], "score": "high"}], {}, "hold 'high' in `score`; a score is a number"),
+        ([{**PAIRS[0], "score": "high"}], {}, "holds 'high' in `score`; a score is a number"),
         (PAIRS[:1], {}, "holds 1 different scores; a correlation needs two"),
     ],
 )
