@@ -236,10 +236,8 @@ def _no_text(source: str, features: Mapping[str, Any], section: str) -> DataErro
     else:
         mend = f"name the text with `{_as_written(f'{section}.text_column')}`"
         if texts > 1 and not section.startswith("--set "):
-            mend += (
-                f", or a question with `{section}.prompt` (its column in braces) and its answer "
-                f"with `{section}.label_column`"
-            )
+            by = f"`{section}.prompt` (its column in braces) and `{section}.label_column`"
+            mend += f", or questions and their answers with {by}"
     return DataError(
         f"`{source}` has columns {', '.join(features)}: none of them is `text`, `messages`, or "
         f"`prompt` with `completion`; {mend}."

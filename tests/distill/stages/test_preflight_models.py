@@ -95,7 +95,7 @@ def test_chat_ends_at_the_end_of_a_turn_whatever_the_settings_say(workshop, byte
         model.lm_head.weight[END_OF_TURN] = 1.0
     model.save_pretrained("talker")
     chat_tokenizer(bytes_bpe).save_pretrained("talker")
-    talker, made = OneModel("talker", trust_remote_code=False), []
+    talker, made = OneModel("talker", False, lambda line: None), []
     generate = talker.model.generate
     talker.model.generate = lambda **settings: made.append(generate(**settings)) or made[-1]
     talker.answer("hello", 20, lambda text: None)
