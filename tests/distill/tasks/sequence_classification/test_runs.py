@@ -91,7 +91,7 @@ def check_baselines(report, said):
     assert verdict["best"]["model"] in {"teacher", "finetune", "distill", *report["baselines"]}
     assert "The best of all that was measured is" in verdict["sentence"]
     assert report["advice"][0]["model"] == verdict["best"]["model"]
-    assert "Baseline tf-idf: logistic regression on TF-IDF." in Path("out/report.html").read_text()
+    assert "baseline tf-idf: logistic regression on TF-IDF." in Path("out/report.html").read_text()
 
 
 def check_what_is_measured_again(classroom):
