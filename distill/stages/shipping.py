@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from attar.device import default_device
 from attar.errors import RunError, nearest
 from distill.evaluation.job import Numbers
 from distill.report.task_report import TaskReport
@@ -37,6 +38,8 @@ class Shipping:
     def choose(self, suits: Callable[[Numbers], bool] = lambda _: True) -> tuple[str, str] | None:
         """(name, purpose) of the first artifact that the report advises; None where none is fit.
 
+        What it advises for a device that this machine does not have comes last.
+
         Where the student was specialised, artifacts without that are not chosen: they would answer
         as if nothing had been learned last. suits: whether an artifact can serve at all.
         """
@@ -46,7 +49,10 @@ class Shipping:
             if suits(numbers)
             and (numbers["fit"]["reference"] == "specialized" or not self.specialized)
         }
-        advice = self.report.advise(asked)
+        here = default_device().type
+        purposes = self.report.purposes
+        elsewhere = {one.name for one in purposes if one.device not in (None, here)}
+        advice = sorted(self.report.advise(asked), key=lambda one: one["for"] in elsewhere)
         return next(
             ((one["artifact"], one["for"]) for one in advice if one["artifact"] is not None), None
         )

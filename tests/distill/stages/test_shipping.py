@@ -1,7 +1,22 @@
 """Which artifact a run would ship, from its numbers."""
 
+import pytest
+import torch
+
+from distill.stages import shipping as module
 from distill.stages.shipping import Shipping
 from distill.tasks.registry import TASKS
+
+
+@pytest.fixture(autouse=True)
+def on(monkeypatch):
+    """`on(kind)`: as if this machine had such a device; a GPU before the first call."""
+
+    def use(kind):
+        monkeypatch.setattr(module, "default_device", lambda: torch.device(kind))
+
+    use("cuda")
+    return use
 
 
 def numbers(size, ships=True, reference="distill", perplexity=5.0, runtime="transformers"):
@@ -23,6 +38,14 @@ def test_the_reports_first_advice_is_chosen():
     assert found.choose(lambda one: one["bytes"] < 9) == ("nf4", "a GPU server")
     assert found.reason_against("bf16") is None
     assert found.reason_against("bad") == "its perplexity is 9.0% higher than distill's"
+
+
+def test_what_is_advised_for_a_device_that_is_here_is_chosen(on):
+    found = shipping(bf16=numbers(9, perplexity=4.0), q8=numbers(3, runtime="llama.cpp"))
+    found.artifacts["q8"]["tokens_per_second"]["generate"] = 9.0
+    assert found.choose() == ("bf16", "a GPU server")
+    on("cpu")
+    assert found.choose() == ("q8", "a CPU like this one")
 
 
 def test_an_artifact_that_lacks_what_was_learned_last_is_not_chosen():
