@@ -247,7 +247,7 @@ def find_pre_tokenizer(vocabulary: GGUFVocabulary, tokenizer: Any) -> str:
             except ModelError as error:
                 refusal = refusal or error
             else:
-                log.info("llama.cpp's pre-tokenizer `%s` gives the tokenizer's ids", pre_tokenizer)
+                log.debug("llama.cpp's pre-tokenizer `%s` gives the tokenizer's ids", pre_tokenizer)
                 return pre_tokenizer
             finally:
                 model.close()

@@ -99,7 +99,7 @@ def test_columns_of_other_names_say_what_to_name_or_rename():
     text, talk = Value("string"), List({"speaker": Value("string"), "text": Value("string")})
     for features, mend in (
         ({"id": text, "dialog": talk}, r"rename `dialog`, .* to `messages` .* `conversations`"),
-        ({"asked": text, "reply": text}, r"`data\.prompt` .*answer with `data\.label_column`\.$"),
+        ({"asked": text, "reply": text}, r"`data\.prompt` .*and `data\.label_column`\.$"),
         ({"body": text, "number": Value("int64")}, r"name the text with `data\.text_column`\.$"),
     ):
         with pytest.raises(DataError, match=mend):
