@@ -14,12 +14,8 @@ from typing import NamedTuple
 
 STAT_FILE = Path("/proc/stat")
 CPUINFO_FILE = Path("/proc/cpuinfo")
-TAKEN = (
-    0,
-    1,
-    2,
-    7,
-)  # of a core's times: user, nice, system, and stolen by the host of a virtual one
+# Of a core's times: user, nice, system, and stolen by the host of a virtual machine.
+TAKEN = (0, 1, 2, 7)
 
 
 class ProcessorTime(NamedTuple):

@@ -1,4 +1,4 @@
-"""Lists of words in sentences."""
+"""Words and numbers in sentences."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from collections.abc import Sequence
 def listed(words: Sequence[str], last: str = "and") -> str:
     """Words with commas between them, and `last` before the last one."""
     return f" {last} ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things, in the singular where it is one."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def number_ranges(numbers: Sequence[int]) -> str:

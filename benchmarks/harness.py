@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from attar.machine import processor_name
 
 
 def arguments(about: str) -> argparse.ArgumentParser:
@@ -44,12 +45,8 @@ def processor() -> str:
     """Name of the processor or the GPU, and how many cores are used."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = lines[0].split(":", 1)[1].strip() if lines else name
-    return f"{name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    threads, instructions = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
+    return f"{processor_name()}, {threads} threads, {instructions}"
 
 
 def record(rows: list[dict[str, Any]], file: str | None) -> None:

@@ -74,7 +74,6 @@ def plan(
         plan_warnings,
         unit_of,
     )
-    from distill.planning.held_out import few_held_out
     from distill.stages.other_recipe import refusal_of
     from distill.stages.preflight import check_before_work
 
@@ -82,7 +81,7 @@ def plan(
     check_before_work(run)
     lines = estimates(run)
     print_table(plan_rows(lines, unit_of(run)))
-    for warning in filter(None, [*plan_warnings(lines), few_held_out(run)]):
+    for warning in plan_warnings(lines):
         say(f"Warning: {warning}")
     if refusal := refusal_of(run):
         say(f"`distill run` will refuse: {refusal}")

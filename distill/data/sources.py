@@ -82,10 +82,10 @@ def load_rows(source: str, split: str, name: str | None) -> Any:
                 f"fetched from the hub{because_of(error)}.{nearest_path(source)}"
             ) from error
         reason = " ".join(f"{error.__cause__ or error}".split())[:300]
-        mend = "it is damaged, or not what its name says: fetch or write it again" if files else ""
-        raise DataError(
-            f"`{source}` cannot be read as a data set ({reason}){'; ' if mend else ''}{mend}."
-        ) from error
+        mend = (
+            "; it is damaged, or not what its name says: fetch or write it again" if files else ""
+        )
+        raise DataError(f"`{source}` cannot be read as a data set ({reason}){mend}.") from error
 
 
 def _is_unknown(error: Exception) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from attar.word_lists import counted
 from distill.data.calibration import MAX_ROW_TOKENS
 from distill.planning.model_cost import ModelCost
 from students.config import StudentConfig
@@ -34,11 +35,6 @@ def build_seconds(student: StudentConfig, teacher: ModelCost, speed: float) -> f
         else:
             tokens += layers.calibration_tokens
     return LOADING_SECONDS + (operations + teacher.forward(tokens)) / speed
-
-
-def counted(number: int, what: str) -> str:
-    """A number of things, in the singular where it is one."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def build_note(student: StudentConfig, teacher: ModelCost) -> str:

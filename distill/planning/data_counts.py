@@ -31,7 +31,10 @@ SAMPLE_ROWS = 50  # of each source
 
 @dataclass(frozen=True)
 class DataCounts:
-    """Numbers of examples in each part, means of one example, and how they are known."""
+    """Numbers of examples in each part, means of one example, and how they are known.
+
+    held_out_documents: before the data are prepared as many as its examples, which are no fewer.
+    """
 
     train: int
     validation: int
@@ -41,6 +44,7 @@ class DataCounts:
     kept: float  # tokens whose layers the cache keeps
     classes: int | None  # of labelled texts
     known: str
+    held_out_documents: int
 
     @property
     def cached(self) -> int:
@@ -81,6 +85,7 @@ def prepared_counts(folder: Path, kept_of: Callable[[Any], np.ndarray]) -> DataC
         **_means(train, kept_of),
         classes=classes,
         known="counted",
+        held_out_documents=stats["held_out"]["documents"],
     )
 
 
@@ -114,13 +119,15 @@ def estimated_counts(
     left -= held_out if isinstance(config.held_out, float) else 0
     validation = limited(drawn(config.validation, left), config.validation_tokens)
     left -= validation if isinstance(config.validation, float) else 0
+    held_out_examples = round(limited(held_out, config.held_out_tokens))
     return DataCounts(
         train=round(limited(left, config.train_tokens)),
         validation=round(validation),
-        held_out=round(limited(held_out, config.held_out_tokens)),
+        held_out=held_out_examples,
         **means,
         classes=len(reader.names) if isinstance(reader, LabelledTexts) else None,
         known=f"estimated from {sample.read} rows",
+        held_out_documents=held_out_examples,
     )
 
 

@@ -15,6 +15,7 @@ from attar.files import read_json
 from distill.data.config import DataConfig
 from distill.data.examples import Examples
 from distill.data.placed import DATA_PARTS
+from distill.planning.data_counts import DataCounts
 from distill.planning.estimate import data_counts
 from distill.planning.held_out import few_held_out
 from distill.planning.steps import planned_steps
@@ -51,15 +52,14 @@ def summary(run: Run, config: DataConfig) -> DataSummary:
     classes: list[list[str]] = []
     if "classes" in stats:
         classes = _class_rows(stats["classes"], stats["examples_by_class"])
+    counts = data_counts(run, config)
+    is_reported = config is run.recipe.data
+    few = filter(None, [few_held_out(counts) if is_reported else None])
     return DataSummary(
         parts=_part_rows(stats),
         lengths=length_rows(train.lengths, config.max_length),
         classes=classes,
-        remarks=[
-            *stats["left_out"],
-            *_training_remarks(run, config),
-            *_held_out_remarks(run, config),
-        ],
+        remarks=[*stats["left_out"], *_training_remarks(run, config, counts), *few],
     )
 
 
@@ -102,15 +102,9 @@ def length_rows(lengths: np.ndarray, most: int) -> list[list[str]]:
     return table
 
 
-def _held_out_remarks(run: Run, config: DataConfig) -> list[str]:
-    """Whether the part that is reported on is too small."""
-    few = few_held_out(run) if config is run.recipe.data else None
-    return [few] if few else []
-
-
-def _training_remarks(run: Run, config: DataConfig) -> list[str]:
+def _training_remarks(run: Run, config: DataConfig, counts: DataCounts) -> list[str]:
     """The number of steps of each training on these data, and whether they are few."""
-    counts, found = data_counts(run, config), []
+    found = []
     adapt = run.recipe.teacher.adapt
     trainings = {"teacher.adapt": adapt} if adapt is not None else {}
     for path, loop in {**trainings, **run.recipe.learning()}.items():

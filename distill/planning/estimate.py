@@ -18,14 +18,16 @@ from attar.distributed import is_alone
 from attar.errors import RunError
 from attar.files import fingerprint, read_json_object
 from attar.models.loading import resolve_precision
+from attar.word_lists import counted
 from distill.data.config import DataConfig
 from distill.data.reader import NextTokenTexts
 from distill.objective.terms import reads_from
 from distill.planning.alternatives import Trainee
 from distill.planning.baseline_time import baseline_seconds, feature_bytes
-from distill.planning.build_time import build_note, build_seconds, counted
+from distill.planning.build_time import build_note, build_seconds
 from distill.planning.cache_memory import CacheWork
 from distill.planning.data_counts import DataCounts, estimated_counts, prepared_counts
+from distill.planning.held_out import few_held_out
 from distill.planning.memory import libraries, training_bytes
 from distill.planning.model_cost import EFFICIENCY, ModelCost, flops_per_second, model_cost
 from distill.planning.prepared import prepared_copy
@@ -51,7 +53,7 @@ class Estimate:
     """One line of the plan.
 
     amount: tokens or texts that the stage passes over. Memory is the peak of the stage's process.
-    steps: those of one training of the stage.
+    steps: those of one training of the stage. warning: what is to be said of it beside these.
     """
 
     stage: str
@@ -61,6 +63,7 @@ class Estimate:
     seconds: float
     note: str
     steps: Steps | None = None
+    warning: str | None = None
 
 
 @dataclass(frozen=True)
@@ -293,7 +296,8 @@ def _evaluating(known: _Quantities, models: int, run: Run) -> Estimate:
     if baselines := baselines_of(run):
         seconds += baseline_seconds(known.teacher, counts, known.speed)
         disk, note = feature_bytes(known.teacher, counts), f"{note}; {len(baselines)} are baselines"
-    return Estimate("evaluate", known.amount(examples) * models, disk, memory, seconds, note)
+    amount, warning = known.amount(examples) * models, few_held_out(counts)
+    return Estimate("evaluate", amount, disk, memory, seconds, note, warning=warning)
 
 
 def _training_memory(run: Run, config: Any, cost: ModelCost, loop: Any) -> float:
@@ -350,9 +354,10 @@ def plan_rows(lines: list[Estimate], unit: str) -> list[list[str]]:
 
 
 def plan_warnings(lines: list[Estimate]) -> list[str]:
-    """Sentences on trainings of few steps, without those that are done."""
-    found = [one.steps.warning() for one in lines if one.steps and not one.note.startswith("done")]
-    return [sentence for sentence in found if sentence]
+    """Sentences on stages that will have little to learn or to tell, without those done."""
+    left = [one for one in lines if not one.note.startswith("done")]
+    steps = [one.steps.warning() for one in left if one.steps]
+    return [sentence for sentence in [*steps, *(one.warning for one in left)] if sentence]
 
 
 def choice_rows(run: Run) -> list[list[str]]:

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from attar.files import read_json
-from distill.data.prepare import data_faults
+from attar.word_lists import counted
 from distill.evaluation.bootstrap import MIN_DOCUMENTS
-from distill.planning.estimate import data_counts
-from distill.run.context import Run
+from distill.planning.data_counts import DataCounts
 
 
-def few_held_out(run: Run) -> str | None:
-    """A sentence where the report will have no intervals, and so no verdict; else None.
-
-    Documents are counted where the data are prepared; before, no more than the examples that are
-    expected.
-    """
-    folder = run.folder.data(run.recipe.data.section)
-    if (folder / "stats.json").exists() and not data_faults(folder):
-        number = read_json(folder / "stats.json")["held_out"]["documents"]
-    else:
-        number = data_counts(run, run.recipe.data).held_out
+def few_held_out(counts: DataCounts) -> str | None:
+    """A sentence where the report will have no intervals, and so no verdict; else None."""
+    number = counts.held_out_documents
     if number >= MIN_DOCUMENTS:
         return None
     return (
-        f"The held-out part has {number} document{'' if number == 1 else 's'}: below "
-        f"{MIN_DOCUMENTS} there are no intervals, and the report cannot tell whether distilling "
-        "helped; give `data.held_out` a larger share, e.g. 0.2, or a file of its own."
+        f"The held-out part has {counted(number, 'document')}: below {MIN_DOCUMENTS} there are no "
+        "intervals, and the report cannot tell whether distilling helped; give `data.held_out` a "
+        "larger share, e.g. 0.2, or a file of its own."
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from attar.word_lists import listed
+from attar.word_lists import counted, listed
 from distill.evaluation.job import Numbers
 
 NOISE_SHARE = 0.5  # of the median: a range that is wider is noise
@@ -208,8 +208,7 @@ def machine_words(numbers: Numbers) -> str:
         return ""
     if machine["device"] != "cpu":
         return str(machine["name"])
-    cores, threads = machine["cores"], machine["threads"]
-    many = f"{cores} core{'' if cores == 1 else 's'}, {threads} thread{'' if threads == 1 else 's'}"
+    many = f"{counted(machine['cores'], 'core')}, {counted(machine['threads'], 'thread')}"
     return f"{machine['name']} ({many})"
 
 

@@ -16,7 +16,7 @@ from teachers.cache.config import CacheConfig
 
 H, V, BLOCKS = 512, 32_000, 8
 COST = ModelCost(body=8_000_000, head=V * H, total=24_400_000, width=H, depth=BLOCKS)
-COUNTS = DataCounts(10_000, 100, 100, 256.0, 255.0, 255.0, None, "counted")
+COUNTS = DataCounts(10_000, 100, 100, 256.0, 255.0, 255.0, None, "counted", 100)
 WORK = CacheWork(COST, 4.0 * COST.total, 0.0, torch.float32, COUNTS, V)
 
 
