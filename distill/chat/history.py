@@ -9,7 +9,7 @@ from attar.errors import ModelError
 
 Write = Callable[[str], None]
 Messages = list[dict[str, str]]
-ANSWER_SHARE = 4  # the answer may take this part of the positions, if so many tokens are asked for
+ANSWER_SHARE = 4  # a fourth of the positions is kept for an answer that may be that long
 
 
 class History:
@@ -70,7 +70,7 @@ class History:
             self._turns.append([*self._asked, {"role": "assistant", "content": said}])
 
     def _ids(self, left_out: int) -> list[int]:
-        """Ids of the prompt without so many of the oldest turns."""
+        """Ids of the prompt without the `left_out` oldest turns."""
         turns = [message for turn in self._turns[left_out:] for message in turn]
         return self._encode([*self._system, *turns, *self._asked])
 

@@ -113,7 +113,7 @@ class BadRows:
 
 
 def _of(count: int, reason: str) -> str:
-    """The reason as it is said of so many rows: '1 has', '2 have'."""
+    """The reason with its verb in the number of the rows: '1 has', '2 have'."""
     verb, _, rest = reason.partition(" ")
     return f"{OF_ONE.get(verb, verb) if count == 1 else verb} {rest}"
 

@@ -119,7 +119,7 @@ class Timer:
         function()
         return self._clock() - start
 
-    # What is told of it --------------------------------------------------------------------------
+    # Results -------------------------------------------------------------------------------------
 
     @property
     def others(self) -> float | None:
