@@ -18,8 +18,9 @@ from distill.data.row_list import examples_of
 from distill.data.tokenize import IGNORE
 from distill.objective.chunked_head import head_losses, tokens_per_chunk
 from distill.objective.head_term import HeadTerm
+from distill.objective.loss_sums import LossMeans, LossSums
 from distill.objective.losses import LOSSES, Loss
-from distill.objective.objective import Learner, LossMeans, LossSums
+from distill.objective.objective import Learner
 from distill.objective.terms import TERM_MODELS, Term
 from distill.pipeline import run_stages
 from distill.recipe.schema import Recipe

@@ -16,6 +16,7 @@ from attar.storage_errors import naming
 from distill.console import log_to_file, show_stage
 from distill.run.context import Run
 from distill.stages.other_recipe import check_same_run, say_what_is_replaced
+from distill.stages.preference_checks import check_preferences
 from distill.stages.preflight import check_before_work, check_steps, check_student
 from distill.stages.stage import BUILD, REPORT, STAGES, WORK
 from distill.stages.status import first_fault, is_done, is_shaped, made_from
@@ -58,6 +59,7 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
             run.write_recipe()
         run.prepare_data()
         check_steps(run, is_shaped(run))
+        check_preferences(run)
         planned, number = _stages_to_run(run, names), 0
         for name in names:
             # One that is done again and leaves the same bytes leaves those after it up to date.

@@ -32,10 +32,11 @@ from distill.data.row_formats import RowFormat, row_format_of
 from distill.data.sources import load_rows
 from distill.data.tokenize import IGNORE
 from distill.doctor.step_comparison import Step, norms_learning, take_step, without_dropout
-from distill.objective.bound_terms import Pairs, SignalSources
+from distill.objective.bound_terms import Pairs
 from distill.objective.chunked_head import tokens_per_chunk
 from distill.objective.losses import LOSSES
 from distill.objective.objective import Learner
+from distill.objective.term_protocols import SignalSources
 from distill.objective.terms import reads_from
 from distill.run.context import Run
 from distill.stages.cache import cache_in

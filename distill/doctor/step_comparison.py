@@ -15,8 +15,9 @@ from operator import add
 from torch import Tensor, nn
 
 from distill.data.batching import Batch
-from distill.objective.bound_terms import SignalSources
-from distill.objective.objective import Learner, LossMeans, LossSums
+from distill.objective.term_protocols import SignalSources
+from distill.objective.loss_sums import LossMeans, LossSums
+from distill.objective.objective import Learner
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,10 @@ def take_step(
 ) -> Step:
     """Return a step over micro-batches, scaled as the loop does; no parameter changes."""
     learner.zero_grad(set_to_none=True)
-    counted = sum(batch.num_counted for batch in batches)
+    counted = reduce(add, (batch.counted for batch in batches))
     value, totals = 0.0, list[LossSums]()
     for batch in batches:
-        loss, sums = learner(batch, sources(batch), 1 / counted)
+        loss, sums = learner(batch, sources(batch), counted.scales(1.0))
         loss.backward()
         value += loss.item()
         totals.append(sums)

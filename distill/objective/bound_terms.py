@@ -10,98 +10,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from attar.models.attention import attention_heads, attention_projections, reads_both_ways
 from attar.models.pooling import Pooling
-from distill.data.batching import Batch
 from distill.objective.attention_relations import relation_values
 from distill.objective.head_term import HeadTerm
 from distill.objective.losses import LOSSES, Loss
 from distill.objective.model_outputs import Readout, VectorReadout
-from distill.objective.terms import Source, source_of
+from distill.objective.preference_term import PreferenceTerm
+from distill.objective.term_protocols import (
+    Needs,
+    SignalSources,
+    StateTerm,
+    StudentOutputs,
+    TermKey,
+)
+from distill.objective.terms import Source, TeacherSource, source_of
 from teachers.signals import GivesSignals, GivesVectors, SparseDistribution
 
 Pairs = list[tuple[int, int]]  # (student, teacher) layers or blocks
-SignalSources = dict[Source, GivesSignals]  # a batch's teacher signals, by where they come from
-
-
-@dataclass(frozen=True)
-class TermKey:
-    """Which term of an objective: its place in the recipe's list, from 0, and its loss."""
-
-    index: int
-    loss: str
-
-    def __str__(self) -> str:
-        """Return the key as the history and the logs show it: `0:forward_kl`."""
-        return f"{self.index}:{self.loss}"
-
-
-@dataclass(frozen=True)
-class Needs:
-    """Inner states of the student that a term reads: layers from 0, attention blocks from 1."""
-
-    layers: frozenset[int] = frozenset()
-    blocks: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
-class StudentOutputs:
-    """What one forward of the student left for the terms.
-
-    final: what the readout gives. labels_N: the labels of the counted tokens. layers: hidden states
-    (B, T, H). blocks: queries, keys and values, each (B, T, ...).
-    """
-
-    batch: Batch
-    final: Tensor
-    labels_N: Tensor
-    layers: Mapping[int, Tensor]
-    blocks: Mapping[int, tuple[Tensor, Tensor, Tensor]]
-
-    def hidden(self, layer: int) -> Tensor:
-        """Return a layer's float32 hidden states (N, H) of the tokens that have signals."""
-        return self._with_signals(self.layers[layer]).float()
-
-    def attention(self, block: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return a block's queries, keys and values, each (N, ...), of the same tokens."""
-        query, key, value = (self._with_signals(states) for states in self.blocks[block])
-        return query, key, value
-
-    def _with_signals(self, states_BTH: Tensor) -> Tensor:
-        # Learned positions (prompt tuning) stand before the text and have no signals.
-        text = slice(-self.batch.labels_BT.shape[1], None)
-        return states_BTH[:, text][self.batch.signals_BT]
-
-
-class BoundTerm(Protocol):
-    """What every kind of bound term has. `term` is the recipe's term with its values of a step."""
-
-    @property
-    def key(self) -> TermKey:
-        """Return which term of the objective this is."""
-
-    @property
-    def source(self) -> Source | None:
-        """Return where its signals come from; None where it reads labels alone."""
-
-    @property
-    def needs(self) -> Needs:
-        """Return the inner states that it reads."""
-
-    def decode(self, term: Any, signals: GivesSignals) -> None:
-        """Decode the signals that it will read, so that a later call finds them ready."""
-
-
-class StateTerm(BoundTerm, Protocol):
-    """A term that gives its own value: all kinds but terms over outcomes."""
-
-    def value(self, term: Any, outputs: StudentOutputs, sources: SignalSources) -> Tensor:
-        """Return its sum over a batch, before its weight; differentiable."""
 
 
 @dataclass(frozen=True)
@@ -119,18 +50,19 @@ class OutcomeTerm:
             signals.distribution(term.temperature)
 
     def head_term(
-        self, term: Any, sources: SignalSources, scale: float, device: torch.device
+        self, term: Any, outputs: StudentOutputs, sources: SignalSources, scale: float
     ) -> HeadTerm:
         """Return what the pass over the head takes; `scale` is the whole objective's."""
-        parameters = term.loss_parameters()
+        parameters, weight_N = term.loss_parameters(), outputs.batch.on(term.on)
         if self.source is None:
-            return HeadTerm(self.loss, scale * term.weight, parameters=parameters)
-        target = sources[self.source].distribution(term.temperature).to(device)
+            weight = scale * term.weight
+            return HeadTerm(self.loss, weight, parameters=parameters, weight_N=weight_N)
+        target = sources[self.source].distribution(term.temperature).to(outputs.final.device)
         if term.tail is not None:
             assert isinstance(target, SparseDistribution), "the recipe was checked"
             target = target.without_tail(term.tail)
         weight = scale * term.weight * term.temperature**2
-        return HeadTerm(self.loss, weight, term.temperature, parameters, target)
+        return HeadTerm(self.loss, weight, term.temperature, parameters, target, weight_N)
 
 
 @dataclass(frozen=True)
@@ -166,7 +98,7 @@ class HiddenTerm:
                 student_NH = self.projectors[name](student_NH)
             teacher_NH = signals.hidden(t).to(student_NH.device)
             values_N = self.loss.function(student_NH, teacher_NH, **term.loss_parameters())
-            parts.append(outputs.batch.total(values_N))
+            parts.append(outputs.batch.total(values_N, term.on))
         return torch.stack(parts).mean()
 
 
@@ -208,7 +140,7 @@ class RelationTerm:
                 self.num_kv_heads,
                 self.both_ways,
             )
-            parts.append(outputs.batch.total(values_N))
+            parts.append(outputs.batch.total(values_N, term.on))
         return torch.stack(parts).mean()
 
 
@@ -249,19 +181,22 @@ def bind_terms(
     *,
     pairs: Mapping[int, Pairs],
     projectors: nn.ModuleDict,
-    source: Source,
+    source: TeacherSource,
     readout: Readout,
-) -> list[OutcomeTerm | StateTerm]:
+) -> list[OutcomeTerm | PreferenceTerm | StateTerm]:
     """Bind an objective's terms to a student, in the recipe's order.
 
     pairs: layers or blocks of the terms that read some, by the term's index. source: where signals
     come from if the term does not say. Raises `ModelError` where the student's attention cannot be
     read.
     """
-    bound: list[OutcomeTerm | StateTerm] = []
+    bound: list[OutcomeTerm | PreferenceTerm | StateTerm] = []
     for index, term in enumerate(terms):
-        loss, key = LOSSES[term.loss], TermKey(index, term.loss)
-        its_source = source_of(term, source)
+        loss, its_source = LOSSES[term.loss], source_of(term, source)
+        if loss.reads == "sequence":
+            bound.append(PreferenceTerm(TermKey(index, term.loss, "judged"), its_source))
+            continue
+        key = TermKey(index, term.loss, getattr(term, "on", "chosen"))
         if loss.reads in ("distribution", "labels"):
             bound.append(OutcomeTerm(key, loss, its_source))
             continue

@@ -11,7 +11,7 @@ from typing import Any
 
 from attar.errors import RecipeError
 from distill.objective.losses import LOSSES
-from distill.objective.terms import Source, terms_reading
+from distill.objective.terms import TeacherSource, terms_reading
 from students.pruning.depth import layer_map
 
 Pair = tuple[int, int]
@@ -32,7 +32,7 @@ class LayerMap:
     kept: list[int] | None = None
 
     def pairs(
-        self, terms: list[Any], default: Source, section: str = "train"
+        self, terms: list[Any], default: TeacherSource, section: str = "train"
     ) -> dict[int, list[Pair]]:
         """Return the (student, teacher) pairs of every term on layers or blocks, by its index.
 

@@ -3,14 +3,14 @@
 Legend: B rows, T tokens, N tokens counted, V vocabulary, H width, L layers.
 
 The value of a step is  sum_terms weight x (sum over counted tokens) / (number of counted tokens of
-the whole step, over micro-batches and processes).  Splitting a batch therefore changes nothing.
+the whole step, over micro-batches and processes).  Splitting a batch therefore changes nothing. A
+term on preferences is divided by the pairs of answers, one on some answers alone by their tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,78 +19,22 @@ from torch import Tensor, nn
 from attar.models.attention import capture_attention
 from attar.models.structure import capture_layers, unwrap, width
 from distill.data.batching import Batch
+from distill.data.counted import Unit, every_unit
 from distill.data.tokenize import IGNORE
 from distill.objective.bound_terms import (
     OutcomeTerm,
     Pairs,
-    SignalSources,
-    StudentOutputs,
-    TermKey,
     bind_terms,
     make_projectors,
 )
 from distill.objective.head_term import HeadTerm
+from distill.objective.loss_sums import LossSums
 from distill.objective.losses import LOSSES
 from distill.objective.model_outputs import LanguageReadout, Readout
-from distill.objective.terms import Source
+from distill.objective.preference_term import JudgedTexts, PreferenceTerm
+from distill.objective.term_protocols import SignalSources, StudentOutputs, TermKey
+from distill.objective.terms import TeacherSource
 from teachers.signals import GivesSignals
-
-
-@dataclass(frozen=True)
-class LossMeans:
-    """Means over counted tokens: of each term before its weight, and of the labels' nll, if any;
-    accuracy: the share that is right, where an evaluation rates predictions.
-    """
-
-    terms: dict[TermKey, float]
-    nll: float | None
-    accuracy: float | None = None
-
-    def named(self, prefix: str = "") -> dict[str, float]:
-        """Return them by the names of the history: `0:forward_kl`, ..., `nll`, `accuracy`."""
-        named = {f"{prefix}{key}": mean for key, mean in self.terms.items()}
-        more = {"nll": self.nll, "accuracy": self.accuracy}
-        return named | {f"{prefix}{key}": mean for key, mean in more.items() if mean is not None}
-
-
-@dataclass(frozen=True)
-class LossSums:
-    """Sums over the counted tokens of a batch, detached, in the losses' units (mostly nats).
-
-    terms: each term before its weight. nll: of the labels; None where the task has no labels.
-    tokens: how many tokens are counted. right: how many predictions are right, in an evaluation
-    that rates them.
-    """
-
-    terms: dict[TermKey, Tensor]
-    nll: Tensor | None
-    tokens: int
-    right: Tensor | None = None
-
-    def __add__(self, other: LossSums) -> LossSums:
-        terms = {key: value + other.terms[key] for key, value in self.terms.items()}
-        tokens = self.tokens + other.tokens
-        return LossSums(terms, _sum(self.nll, other.nll), tokens, _sum(self.right, other.right))
-
-    def __mul__(self, factor: float) -> LossSums:
-        return self.map(lambda value: factor * value)
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> LossSums:
-        """Return the sums with a function applied to each."""
-        terms = {key: function(value) for key, value in self.terms.items()}
-        nll = None if self.nll is None else function(self.nll)
-        right = None if self.right is None else function(self.right)
-        return LossSums(terms, nll, self.tokens, right)
-
-    def means(self, tokens: int) -> LossMeans:
-        """Return the sums divided by a number of tokens, which may be more than this batch's."""
-        terms = {key: float(value) / tokens for key, value in self.terms.items()}
-        nll, right = (None if x is None else float(x) / tokens for x in (self.nll, self.right))
-        return LossMeans(terms, nll, right)
-
-
-def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    return None if one is None or other is None else one + other
 
 
 class Learner(nn.Module):
@@ -114,7 +58,7 @@ class Learner(nn.Module):
         pairs: dict[int, Pairs] | None = None,
         teacher_width: int | None = None,
         channel_map: Tensor | None = None,
-        source: Source = "cache",
+        source: TeacherSource = "cache",
         readout: Readout | None = None,
     ) -> None:
         super().__init__()
@@ -147,24 +91,55 @@ class Learner(nn.Module):
                 bound.decode(term, signals)
 
     def forward(
-        self, batch: Batch, sources: SignalSources, scale: float, terms: list[Any] | None = None
+        self,
+        batch: Batch,
+        sources: SignalSources,
+        scale: float | Mapping[Unit, float],
+        terms: list[Any] | None = None,
     ) -> tuple[Tensor, LossSums]:
-        """Return (scaled loss, sums). `scale` is processes / counted tokens of the whole step.
+        """Return (scaled loss, sums).
 
+        `scale` is processes / what is counted in the whole step, by unit (`Counted.scales`); one
+        number serves where every text stands alone, so that tokens are all that is counted.
         `terms`: those of this step, from `terms_at_step`; `final_terms` when absent.
         """
         terms = terms or self.final_terms()
+        scales = scale if isinstance(scale, Mapping) else every_unit(scale)
         outputs = self._run_student(batch)
-        total, sums, nll = self._outcome_terms(outputs, sources, scale, terms)
+        judged = self._judge(outputs, sources, terms)
+        total, sums, nll = self._outcome_terms(outputs, sources, scales, terms, judged)
         for bound, term in zip(self.bound_terms, terms, strict=True):
-            if not isinstance(bound, OutcomeTerm):
+            if not isinstance(bound, OutcomeTerm | PreferenceTerm):
                 value = bound.value(term, outputs, sources)
                 sums[bound.key] = value.detach()
-                total = total + scale * term.weight * value
-        right = None
-        if self.readout.rates and not self.training:
+                total = total + scales[bound.key.unit] * term.weight * value
+        right, margin = None, None
+        if judged:
+            first = next(iter(judged.values()))
+            right, margin = first.right, first.margin
+        elif self.readout.rates and not self.training:
             right = self.readout.right(outputs.final.detach(), outputs.labels_N)
-        return total, LossSums(sums, nll, len(outputs.labels_N), right)
+        return total, LossSums(sums, nll, len(outputs.labels_N), right, margin)
+
+    @property
+    def judges(self) -> bool:
+        """Return whether a term reads preferences, so that pairs of answers have a margin."""
+        return any(isinstance(bound, PreferenceTerm) for bound in self.bound_terms)
+
+    def _judge(
+        self, outputs: StudentOutputs, sources: SignalSources, terms: Sequence[Any]
+    ) -> dict[TermKey, JudgedTexts]:
+        """Return, by term, what the terms on preferences say of a batch; its logits are read once
+        for all of them, without a gradient.
+        """
+        if not self.judges:
+            return {}
+        logprobs_N = self.readout.label_logprobs(self.student, outputs.final, outputs.labels_N)
+        return {
+            bound.key: bound.judge(term, outputs, sources, logprobs_N)
+            for bound, term in zip(self.bound_terms, terms, strict=True)
+            if isinstance(bound, PreferenceTerm)
+        }
 
     def _run_student(self, batch: Batch) -> StudentOutputs:
         device_type, enabled = batch.labels_BT.device.type, self.dtype != torch.float32
@@ -178,28 +153,56 @@ class Learner(nn.Module):
         return StudentOutputs(batch, final, labels_N, captured.layers, attended.blocks)
 
     def _outcome_terms(
-        self, outputs: StudentOutputs, sources: SignalSources, scale: float, terms: Sequence[Any]
+        self,
+        outputs: StudentOutputs,
+        sources: SignalSources,
+        scales: Mapping[Unit, float],
+        terms: Sequence[Any],
+        judged: Mapping[TermKey, JudgedTexts],
     ) -> tuple[Tensor, dict[TermKey, Tensor], Tensor | None]:
-        """Return (scaled loss, sum of each term, nll) of all terms over outcomes, from one pass."""
-        device = outputs.final.device
+        """Return (scaled loss, sum of each term, nll) of all terms that read logits, from one pass.
+
+        A term on preferences has its value already; the pass adds its gradient, that of the labels'
+        log-probabilities with a weight a token.
+        """
         if not self.readout.labelled:
-            return torch.zeros((), device=device), {}, None
-        keys, head_terms = [], []
+            return torch.zeros((), device=outputs.final.device), {}, None
+        found: list[tuple[TermKey | None, HeadTerm]] = []
         for bound, term in zip(self.bound_terms, terms, strict=True):
             if isinstance(bound, OutcomeTerm):
-                keys.append(bound.key)
-                head_terms.append(bound.head_term(term, sources, scale, device))
-        if not any(head_term.is_nll for head_term in head_terms):
-            head_terms.append(HeadTerm(LOSSES["cross_entropy"], 0.0))  # measured, not learned
+                scale = scales[bound.key.unit]
+                found.append((bound.key, bound.head_term(term, outputs, sources, scale)))
+        chosen_N = outputs.batch.on("chosen")
+        measured = [
+            i
+            for i, (key, one) in enumerate(found)
+            if one.is_nll or (one.reads_nll and key is not None and key.unit == "chosen")
+        ]
+        if not measured:  # measured, not learned
+            measured = [len(found)]
+            found.append((None, HeadTerm(LOSSES["cross_entropy"], 0.0, weight_N=chosen_N)))
+        sums: dict[TermKey, Tensor] = {}
+        more = torch.zeros((), device=outputs.final.device)
+        first_gradient = len(found)
+        for bound, term in zip(self.bound_terms, terms, strict=True):
+            if isinstance(bound, PreferenceTerm):
+                mine, scale = judged[bound.key], scales[bound.key.unit] * term.weight
+                sums[bound.key] = mine.value
+                more = more + scale * mine.value.float()
+                if torch.is_grad_enabled():
+                    found.append((None, mine.gradient_term(scale)))
+        head_terms = [one for _, one in found]
         total, values = self.readout.losses(
             self.student, outputs.final, outputs.labels_N, head_terms
         )
-        sums = {
-            key: value * head_term.temperature**2
-            for key, head_term, value in zip(keys, head_terms, values, strict=False)
+        for one, value in zip(head_terms[first_gradient:], values[first_gradient:], strict=True):
+            more = more - one.scale * value.float()
+        sums |= {
+            key: value * one.temperature**2
+            for (key, one), value in zip(found, values, strict=True)
+            if key is not None
         }
-        nll = next(v for term, v in zip(head_terms, values, strict=True) if term.is_nll)
-        return total, sums, nll
+        return total + more.detach(), sums, values[measured[0]]
 
 
 @contextmanager

@@ -6,17 +6,20 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, create_model
+from pydantic import BeforeValidator, Field, create_model, model_validator
 
 from attar.config import Section
 from attar.errors import RecipeError
 from attar.word_lists import listed
 from distill.objective.losses import LOSSES, Loss
+from distill.objective.preference_forms import FORMS
 from distill.objective.schedules import Ramp, scheduled
 from teachers.codecs.codec import CODECS
 from teachers.signals import Tail
 
-Source = Literal["cache", "online"]
+TeacherSource = Literal["cache", "online"]  # of the teacher's signals
+Source = TeacherSource | Literal["reference"]  # a reference gives log-probabilities of answers
+Texts = Literal["chosen", "rejected", "all"]  # whose tokens a term counts
 
 
 def _known_map(value: Any) -> Any:
@@ -55,21 +58,90 @@ class Term(Section):
         return self.model_copy(update=ramps) if ramps else self
 
 
+class PreferenceKeys(Term):
+    """What a term on preferences is beside the keys of its form, which the registry gives."""
+
+    if TYPE_CHECKING:
+        form: str
+        source: Source | None
+
+    @property
+    def reads_reference(self) -> bool:
+        """Return whether its form compares the student with a reference."""
+        return FORMS[self.form].reference
+
+    def loss_parameters(self) -> dict[str, Any]:
+        """Return the values of the form's parameters, by name; its own defaults where absent."""
+        given = {name: getattr(self, name) for name in FORMS[self.form].parameters()}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _each_has_an_effect(self) -> PreferenceKeys:
+        own = FORMS[self.form].parameters()
+        for name in self.model_fields_set & _PREFERENCE_KEYS.keys():
+            if name not in own and getattr(self, name) is not None:
+                able = [one for one, form in FORMS.items() if name in form.parameters()]
+                raise ValueError(
+                    f"`{name}` has no effect with `form: {self.form}`; it is a key of "
+                    f"{listed([f'`{one}`' for one in able], 'and')}; leave it out"
+                )
+        if self.source is not None and not self.reads_reference:
+            raise ValueError(
+                f"`source` has no effect with `form: {self.form}`, which reads no reference; leave "
+                "it out"
+            )
+        return self
+
+
+_PREFERENCE_KEYS = {
+    name: key for _, form in FORMS.items() for name, key in form.parameters().items()
+}
+
+
+def _preference_model(found: Loss) -> type[Term]:
+    """Return the recipe's model of the term on preferences: a form, and every form's keys."""
+    forms: Any = Literal[tuple(name for name, _ in FORMS.items())]
+    about = (
+        "of the reference's log-probabilities: `reference` (the student's own start, or "
+        "`reference` of the section), `cache` (codec `label` or `final_hidden`) or `online`; "
+        "`reference` when absent"
+    )
+    fields: dict[str, Any] = {
+        "loss": (Literal[found.name], found.name),
+        "form": (forms, Field("sigmoid", description="how preferences become a loss")),
+        "source": (Source | None, Field(None, description=about)),
+    }
+    for name, (annotation, _) in _PREFERENCE_KEYS.items():
+        kind = scheduled(annotation) if _is_number(annotation) else annotation
+        users = [one for one, form in FORMS.items() if name in form.parameters()]
+        about = f"of {listed(users, 'and')}; the form's own default when absent"
+        fields[name] = (kind | None, Field(None, description=about))
+    made: type[Term] = create_model(f"{found.name}_term", __base__=PreferenceKeys, **fields)
+    return made
+
+
+def _is_number(annotation: Any) -> bool:
+    """Return whether a parameter is a number, which may follow a schedule."""
+    return (get_args(annotation) or [annotation])[0] is float
+
+
 def _own_keys(found: Loss) -> dict[str, tuple[Any, Any]]:
     """Return the loss's parameters as fields; a number may follow a schedule."""
     fields = {}
     for name, (annotation, default) in found.parameters().items():
-        number = (get_args(annotation) or [annotation])[0] is float
-        fields[name] = (scheduled(annotation) if number else annotation, default)
+        fields[name] = (scheduled(annotation) if _is_number(annotation) else annotation, default)
     return fields
 
 
 def _term_model(found: Loss) -> type[Term]:
     """Return the recipe's model of one loss's term, made from its function's signature."""
     fields: dict[str, Any] = {"loss": (Literal[found.name], found.name), **_own_keys(found)}
+    if found.reads not in ("vector", "similarity"):
+        about = "of pairs of answers: those whose tokens count; texts alone count as chosen"
+        fields["on"] = (Texts, Field("chosen", description=about))
     if found.reads != "labels":
         about = "`cache`, or `online`: the teacher runs in the step; the section's when absent"
-        fields["source"] = (Source | None, Field(None, description=about))
+        fields["source"] = (TeacherSource | None, Field(None, description=about))
     if found.reads == "distribution":
         about = "T; the value is times T^2"
         fields["temperature"] = (scheduled(POSITIVE), Field(1.0, description=about))
@@ -91,27 +163,38 @@ def _term_model(found: Loss) -> type[Term]:
     return made
 
 
-TERM_MODELS = {name: _term_model(found) for name, found in LOSSES.items()}
+TERM_MODELS = {
+    name: _preference_model(found) if found.reads == "sequence" else _term_model(found)
+    for name, found in LOSSES.items()
+}
 if TYPE_CHECKING:
     AnyTerm = Any  # one of TERM_MODELS
 else:
     AnyTerm = Annotated[reduce(or_, TERM_MODELS.values()), Field(discriminator="loss")]
 
 
-def source_of(term: Any, default: Source) -> Source | None:
-    """Return where a term's signals come from; None for a term that reads labels alone.
+def source_of(term: Any, default: TeacherSource) -> Source | None:
+    """Return where a term's signals come from; None for a term that reads the texts alone.
 
     default: the source of the term's section.
     """
-    if LOSSES[term.loss].reads == "labels":
+    reads = LOSSES[term.loss].reads
+    if reads == "labels":
         return None
+    if reads == "sequence":
+        return (term.source or "reference") if term.reads_reference else None
     found: Source = term.source or default
     return found
 
 
-def terms_reading(terms: list[Any], source: Source, default: Source) -> list[Any]:
+def terms_reading(terms: list[Any], source: Source, default: TeacherSource) -> list[Any]:
     """Return the terms whose signals come from `source`; `default` is the section's own source."""
     return [term for term in terms if source_of(term, default) == source]
+
+
+def learns_preferences(terms: list[Any]) -> bool:
+    """Return whether any term reads preferences."""
+    return any(LOSSES[term.loss].reads == "sequence" for term in terms)
 
 
 def reads_from(section: Any, source: Source) -> bool:

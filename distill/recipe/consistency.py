@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from attar.errors import RecipeError
+from attar.word_lists import listed
 from distill.objective.losses import LOSSES
 from distill.objective.terms import check_online, check_served, reads_from, source_of
 from distill.recipe.export import check_possible
@@ -19,6 +20,11 @@ def check_consistency(recipe: Recipe) -> None:
         if section.source == "online" and not reads_from(section, "online"):
             raise RecipeError(
                 f"`{path}.source: online` has no effect: no term reads it from there; leave it out."
+            )
+        if section.reference is not None and not reads_from(section, "reference"):
+            raise RecipeError(
+                f"`{path}.reference` has no effect: no term of `{path}.objective` compares "
+                "preferences with a reference; leave it out."
             )
         if all(term.weight == 0 for term in section.objective):
             raise RecipeError(
@@ -40,6 +46,8 @@ def _check_signals(recipe: Recipe, path: str, section: LoopConfig) -> None:
                 key = ".temperature" if "temperature" in str(error) else ""
                 reason = str(error).removesuffix(".")
                 raise RecipeError(f"`{where}{key}`: {reason}.") from None
+        elif reads == "sequence":
+            _check_preference(recipe, where, term, source_of(term, section.source))
         elif reads in ("vector", "similarity"):
             if recipe.cache.codec.name != "vectors":
                 raise RecipeError(
@@ -48,6 +56,24 @@ def _check_signals(recipe: Recipe, path: str, section: LoopConfig) -> None:
                 )
         elif reads != "labels" and not online:
             _check_layers(recipe, where, term, reads)
+
+
+def _check_preference(recipe: Recipe, where: str, term: Any, source: str | None) -> None:
+    """A term on preferences has answers to compare, and a reference that gives log-probabilities
+    of them.
+    """
+    if recipe.task != "causal-lm":
+        raise RecipeError(
+            f"`{where}`: {term.loss} compares answers, which a language model writes; it needs "
+            f"`task: causal-lm`, not {recipe.task}."
+        )
+    codec = recipe.cache.codec.name
+    if source == "cache" and codec not in LABEL_CODECS:
+        raise RecipeError(
+            f"`{where}.source: cache` reads log-probabilities of answers, which the codec `{codec}` "
+            f"does not hold; use {listed([f'`{name}`' for name in LABEL_CODECS], 'or')} in "
+            "`cache.codec`, or leave `source` out: the reference is the student's own start then."
+        )
 
 
 def _check_layers(recipe: Recipe, where: str, term: Any, reads: str) -> None:

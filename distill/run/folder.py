@@ -5,6 +5,7 @@ data/        tokenised examples          records/     one JSON a finished stage
 teacher/     the adapted teacher         cache/       the teacher's signals
 student/     the student before training arms/NAME/   checkpoints, student/, result.json
 specialized/ adapter/ and merged/        artifacts/   what is deployed
+reference/   what preferences are compared with
 evaluation/  numbers a model, per-token arrays
 """
 
@@ -135,6 +136,10 @@ class RunFolder:
     def report_page(self) -> Path:
         """report.html."""
         return self.path / "report.html"
+
+    def reference(self, section: str) -> Path:
+        """Log-probabilities of answers under the reference of a section that learns preferences."""
+        return self.path / "reference" / section.replace(".", "-")
 
     @property
     def audit(self) -> Path:

@@ -13,6 +13,7 @@ from distill.run.context import Run
 from distill.run.folder import StageRecord, on_first_process
 from distill.stages.fingerprints import data_inputs, discard_other, teacher_inputs
 from distill.stages.stage import ADAPT_TEACHER, work
+from distill.stages.reference import Start
 from distill.stages.training import run_training
 from distill.training.config import LoopConfig, spent
 from distill.training.job import Result
@@ -44,7 +45,9 @@ def adapt_teacher(run: Run, inputs: str) -> StageRecord:
     with on_first_process() as first:
         if first:
             discard_other(folder, inputs)
-    result = run_training(run, "teacher", "teacher.adapt", model, config, run.recipe.data, folder)
+    settings = {"reinitialize": config.reinitialize, "seed": run.recipe.seed}
+    start, data = Start(teacher.model, settings), run.recipe.data
+    result = run_training(run, "teacher", "teacher.adapt", model, config, data, folder, start)
     with on_first_process() as first:
         if first:
             dtype = resolve_precision(teacher.dtype, model.config)

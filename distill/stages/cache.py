@@ -8,7 +8,7 @@ examples that it lacks are added to it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from teachers.cache.repair import repair_files
 from teachers.cache.store import SignalStore
 from teachers.load import teacher_identity
 from teachers.runners.build_cache import WriterProcess, build_cache, grow_cache
-from teachers.runners.request import Request
+from teachers.runners.request import Request, Runner
 
 log = logging.getLogger(__name__)
 SUBSET_FILE = "examples.json"  # of a training: which examples of an unfinished cache it learns from
@@ -205,7 +205,7 @@ def make_cache(run: Run) -> dict[str, float]:
         run.task.request(run, example) for examples in run.cached_examples() for example in examples
     ]
     requests = list({request.key: request for request in requests}.values())
-    _fill(run, store, requests, None if grows else manifest)
+    fill_store(run, store, requests, None if grows else manifest, lambda: run.task.runner(run))
     numbers = store.totals()
     if numbers["padding_mass"] > 0:
         mass = numbers["padding_mass"]
@@ -213,10 +213,18 @@ def make_cache(run: Run) -> dict[str, float]:
     return numbers
 
 
-def _fill(
-    run: Run, store: SignalStore, requests: list[Request], manifest: dict[str, Any] | None
+def fill_store(
+    run: Run,
+    store: SignalStore,
+    requests: list[Request],
+    manifest: dict[str, Any] | None,
+    make_runner: Callable[[], Runner],
+    shown: str = "teacher's signals",
 ) -> None:
-    """Write the shards that a cache lacks, in all processes. manifest: None of one that grows."""
+    """Write the shards that a cache lacks, in all processes. manifest: None of one that grows.
+
+    shown: what the progress line calls it.
+    """
     state = None if is_alone() else process_state()
     rank, world = (state.process_index, state.num_processes) if state else (0, 1)
 
@@ -230,7 +238,7 @@ def _fill(
         return sum(len(request.input_ids) for request in done) if unit == "tokens" else len(done)
 
     writing = store.writing() if rank == 0 else nullcontext()
-    with progress("teacher's signals", amount(requests), unit) as work, writing:
+    with progress(shown, amount(requests), unit) as work, writing:
         process = WriterProcess(
             rank,
             world,
@@ -242,9 +250,9 @@ def _fill(
             store.begin(manifest)
         barrier()  # the other processes have decided, and then find a cache that was begun
         if manifest is not None:
-            build_cache(store, manifest, requests, lambda: run.task.runner(run), process)
+            build_cache(store, manifest, requests, make_runner, process)
         else:
-            grow_cache(store, requests, lambda: run.task.runner(run), process)
+            grow_cache(store, requests, make_runner, process)
         barrier()
 
 

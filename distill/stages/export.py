@@ -23,6 +23,7 @@ from distill.run.folder import StageRecord
 from distill.run.published import hub_data, hub_models, published_name, published_recipe
 from distill.stages.fingerprints import discard_other
 from distill.stages.stage import EXPORT, work
+from distill.stages.reference import Start
 from distill.stages.training import run_training
 from distill.training.config import WITHOUT_EFFECT, spent
 from students.artifacts.artifact import (
@@ -110,7 +111,9 @@ def _recover(run: Run, inputs: str, number_format: str, model: nn.Module) -> Non
     assert config is not None
     folder, name = run.folder.recovered(number_format), f"recover {number_format}"
     discard_other(folder, fingerprint([inputs, number_format]))
-    result = run_training(run, name, "export.recover", model, config, run.recipe.data, folder)
+    start = Start(str(run.folder.arm_student()), {"rounded": number_format, "inputs": inputs})
+    data = run.recipe.data
+    result = run_training(run, name, "export.recover", model, config, data, folder, start)
     log.info("export: scales and norms of %s learned from %d tokens", number_format, result.tokens)
 
 

@@ -14,9 +14,9 @@ from attar.device import default_device
 from attar.errors import ModelError, RecipeError
 from attar.models.attention import check_blocks
 from attar.models.head_check import check_head_form
-from attar.models.loading import skeleton
+from attar.models.loading import load_config, skeleton
 from attar.models.structure import check_layers, transforms_states, usable_positions
-from attar.models.task_heads import CAUSAL, MASKED
+from attar.models.task_heads import CAUSAL, MASKED, auto_class_of
 from attar.models.tokenizers import brings_code, check_same_vocabulary, load_tokenizer
 from distill.data.config import DataConfig, check_sources
 from distill.evaluation.downstream.questions import check_tasks
@@ -63,6 +63,7 @@ def check_before_work(run: Run) -> None:
         check_cached_layers,
         check_positions,
         check_student_vocabulary,
+        check_references,
         check_artifact_packages,
         check_gguf,
         check_artifact_families,
@@ -203,6 +204,28 @@ def check_student_vocabulary(run: Run) -> None:
                 f"it, if the code of {student.from_} is trusted, or cut the student from the "
                 "teacher."
             )
+
+
+def check_references(run: Run) -> None:
+    """A model that preferences are compared with is a language model of the same vocabulary."""
+    for path, config in _trainings(run.recipe).items():
+        name = config.reference
+        if name is None:
+            continue
+        check_made(name)
+        found = load_config(name)
+        if auto_class_of(found) != CAUSAL:
+            raise RecipeError(f"`{path}.reference` ({name}) does not predict the next token.")
+        positions, length = usable_positions(found), run.recipe.data.max_length
+        if positions is not None and length > positions:
+            raise RecipeError(
+                f"`data.max_length` is {length}; the model of `{path}.reference` has {positions} "
+                "positions for a text; lower it."
+            )
+        try:
+            check_same_vocabulary(run.tokenizer, load_tokenizer(name))
+        except ModelError as error:
+            raise RecipeError(f"`{path}.reference` ({name}): {error}") from None
 
 
 def check_artifact_packages(run: Run) -> None:

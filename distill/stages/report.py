@@ -13,9 +13,11 @@ from typing import Any
 from attar import __version__
 from attar.files import read_json, write_json, write_text
 from attar.machine import processor_name
+from distill.objective.terms import learns_preferences
 from distill.report.best_way import way_words
 from distill.report.data_parts import DataParts
 from distill.report.measurements import Measurements
+from distill.report.preferences import add_moves
 from distill.report.selection import advise_best
 from distill.report.specializing import specializing_entry
 from distill.report.trainings import overfitted_warnings
@@ -30,6 +32,7 @@ from distill.stages.run_facts import (
     training_facts,
 )
 from distill.stages.stage import REPORT, STAGES, work
+from distill.stages.train import arms_of
 from distill.training.arms import DISTILL
 from students.artifacts.artifact import ARTIFACTS
 
@@ -62,6 +65,7 @@ def assemble(run: Run) -> dict[str, Any]:
     """The content of report.json."""
     costs = cost(run)
     found = measurements(run, costs)
+    add_moves(found, _starts(run))
     measured = found.models
     arms = {name: measured[name] for name in ["init", *run.recipe.train.arms, "distill"]}
     if run.recipe.specialize is not None:
@@ -122,6 +126,17 @@ def _start(run: Run) -> str:
     if run.recipe.student.from_ != "teacher":
         return ""
     return "the teacher" if run.recipe.teacher.adapt is None else "the fine-tuned teacher"
+
+
+def _starts(run: Run) -> dict[str, str]:
+    """By name, the model from which a training on preferences started: the untrained student's for
+    the arms; the distilled student, for what was specialised on preferences, and its artifacts.
+    """
+    special = run.recipe.specialize
+    on_preferences = special is not None and learns_preferences(special.objective)
+    last = DISTILL if on_preferences else "init"
+    deployed = [*(["specialized"] if special is not None else []), *run.artifacts]
+    return {**dict.fromkeys(arms_of(run), "init"), **dict.fromkeys(deployed, last)}
 
 
 def judged(run: Run, measured: Measurements) -> tuple[dict[str, Any], dict[str, Any]]:

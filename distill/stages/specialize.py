@@ -25,10 +25,12 @@ from distill.data.examples import Examples
 from distill.objective.chunked_head import tokens_per_chunk
 from distill.objective.objective import Learner
 from distill.objective.terms import TERM_MODELS
+from distill.recipe.specialize import SpecializeLoop
 from distill.run.context import Run
 from distill.run.folder import StageRecord, on_first_process
 from distill.stages.fingerprints import discard_other, specializing_data_inputs
 from distill.stages.stage import SPECIALIZE, work
+from distill.stages.reference import Start
 from distill.stages.training import run_training
 from distill.training.config import WITHOUT_EFFECT, spent
 from distill.training.layerwise_lr import how_much_learns
@@ -79,7 +81,10 @@ def specialize(run: Run, inputs: str) -> StageRecord:
     for line in what_learns(student, config):
         log.info("specialize: %s", line)
     data = config.data or run.recipe.data
-    result = run_training(run, "specialize", "specialize", student, config, data, folder / "run")
+    method = config.model_dump(exclude=set(SpecializeLoop.model_fields))
+    start = Start(str(run.folder.arm_student()), {**method, "seed": run.recipe.seed})
+    where = folder / "run"
+    result = run_training(run, "specialize", "specialize", student, config, data, where, start)
     with on_first_process() as first:
         if first:
             keep_specialized(run, student, config, asdict(result))

@@ -19,6 +19,7 @@ from distill.run.folder import StageRecord, on_first_process
 from distill.stages.cache import SUBSET_FILE
 from distill.stages.fingerprints import discard_other
 from distill.stages.stage import TRAIN, work
+from distill.stages.reference import Start
 from distill.stages.training import learns_from_unfinished, run_training
 from distill.training.arms import ARMS, DISTILL
 from distill.training.checkpoint import drop_checkpoints
@@ -116,7 +117,10 @@ def _train_arm(run: Run, arm: str, inputs: str) -> None:
     log.info("%s: %s", arm, how_much_learns(student))
     arm_config = ARMS[arm].configure(config)
     data, subset = run.recipe.data, _subset_file(run)
-    result = run_training(run, arm, "train", student, arm_config, data, folder, subset)
+    start = Start(
+        str(run.folder.student), {"reinitialize": config.reinitialize, "seed": run.recipe.seed}
+    )
+    result = run_training(run, arm, "train", student, arm_config, data, folder, start, subset)
     with on_first_process() as first:
         if first:
             save_student(student, run.tokenizer, run.folder.arm_student(arm))

@@ -7,18 +7,20 @@ from pathlib import Path
 
 import torch
 
-from attar.distributed import free_memory
+from attar.distributed import free_memory, process_state
 from attar.models.loading import resolve_precision
 from attar.models.peft_models import prepends
 from attar.models.structure import unwrap
 from distill.data.config import DataConfig
+from distill.data.examples import first_examples
 from distill.objective.chunked_head import tokens_per_chunk
 from distill.objective.losses import LOSSES
 from distill.objective.objective import Learner
 from distill.objective.terms import reads_from, terms_reading
 from distill.run.context import Run
 from distill.stages.cache import SUBSET_FILE, cached_subset, open_cache
-from distill.training.batch_source import planned_batches
+from distill.stages.reference import Reference, Start, reference_cache
+from distill.training.batch_source import Plan, PlannedBatches
 from distill.training.config import LoopConfig
 from distill.training.job import Job, Result
 from distill.training.loop import train as train_loop
@@ -39,11 +41,13 @@ def run_training(
     config: LoopConfig,
     data: DataConfig,
     folder: Path,
+    start: Start,
     subset: Path | None = None,
 ) -> Result:
     """Train one model by the keys of a section of the recipe; checkpoints go to `folder`.
 
     `name` is the training's in logs. A training that was stopped goes on from its checkpoint.
+    start: what the model is made of, by which the reference of its preferences is known.
     subset: the file with the examples of an unfinished cache, where several trainings share it.
     """
     torch.manual_seed(run.recipe.seed)  # projectors are drawn from it
@@ -61,17 +65,24 @@ def run_training(
     if learns_from_unfinished(run, section):
         file = subset or folder / SUBSET_FILE
         train, validation = cached_subset(cached or open_cache(run), file, train, validation)
-    signals = TeacherSignals(cached, _online_teacher(run, config, packing))
-    source = planned_batches(
+    processes = process_state()
+    plan = Plan(
         train,
-        learner,
-        signals,
         config,
         max_length=data.max_length,
         packing=packing,
         seed=run.recipe.seed,
+        world=processes.num_processes,
         batching=run.task.batching,
     )
+    reference = Reference(section, config, student, start, learner.dtype)
+    measured = validation.numbered(first_examples(validation, config.evaluate_tokens))
+    signals = TeacherSignals(
+        cached,
+        _online_teacher(run, config, packing),
+        reference_cache(run, reference, (plan.examples.numbered(plan.numbers), measured)),
+    )
+    source = PlannedBatches(plan, learner, signals, processes.process_index)
     job = Job(
         name=name,
         learner=learner,

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from attar.config import Section
-from distill.objective.terms import AnyTerm, Source
+from distill.objective.terms import AnyTerm, TeacherSource
 from distill.training.layerwise_lr import Unfreeze
 from distill.training.lr_schedule import Schedule
 from distill.training.optimizers import OptimizerName
@@ -20,7 +20,11 @@ class LoopConfig(Section):
     """The keys shared by all sections of a recipe that train: length, rate, precision."""
 
     objective: list[AnyTerm]
-    source: Source = Field("cache", description="of the teacher's signals; a term may differ")
+    reference: str | None = Field(
+        None,
+        description="model that preferences are compared with; the student's own start when absent",
+    )
+    source: TeacherSource = Field("cache", description="of the teacher's signals; a term may differ")
     optimizer: OptimizerName = Field("adamw", description="8-bit and paged ones by bitsandbytes")
     lr: float = Field(2e-4, gt=0)
     schedule: Schedule = "cosine"

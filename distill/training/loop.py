@@ -16,7 +16,7 @@ import torch
 from attar.device import peak_memory
 from attar.progress import progress
 from attar.stop_signals import StopSignal
-from distill.objective.objective import LossMeans
+from distill.objective.loss_sums import LossMeans
 from distill.training.interrupts import stop_requests
 from distill.training.job import Job, Result
 from distill.training.state import TrainingState

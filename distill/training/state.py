@@ -15,7 +15,8 @@ import torch
 from attar.device import peak_memory_bytes
 from attar.errors import RunError
 from attar.files import read_json
-from distill.objective.objective import LossMeans, LossSums
+from distill.data.counted import Counted
+from distill.objective.loss_sums import LossMeans, LossSums
 from distill.training.accelerator import OneProcess, checkpoint_blocks, make_accelerator
 from distill.training.checkpoint import (
     BEST_FILE,
@@ -133,7 +134,7 @@ class TrainingState:
             number, self.total, self.config.schedule, self.config.warmup, self.config.lr_floor
         )
         set_rate(self.optimizer, self.config.lr * factor)
-        counted = self.job.source.counted_tokens(number)
+        counted = self.job.source.counted(number)
         sums = self._gradients(number, counted).map(self._over_processes)
         norm = float(
             self.accelerator.clip_grad_norm_(self.job.learner.parameters(), self.config.clip)
@@ -143,10 +144,10 @@ class TrainingState:
         self.optimizer.step()
         self.optimizer.zero_grad()
         record = {"step": number + 1, "lr": self.config.lr * factor, "norm": norm}
-        self.progress.step, self.progress.tokens = number + 1, self.progress.tokens + counted
+        self.progress.step, self.progress.tokens = number + 1, self.progress.tokens + counted.tokens
         return {**record, **means.named()}, means
 
-    def _gradients(self, number: int, counted: int) -> LossSums:
+    def _gradients(self, number: int, counted: Counted) -> LossSums:
         """Add up the gradients of a step's micro-batches; return this process's sums."""
         batches = self.job.source.batches(number)
         terms = self.job.learner.terms_at_step(number, self.total)
@@ -156,9 +157,9 @@ class TrainingState:
             last = i == len(batches) - 1
             no_exchange = nullcontext() if last else self.accelerator.no_sync(self.wrapped)
             with no_exchange, self.rates.at(self.job.learner, number):
-                scale = one.share * self.world / counted
+                scales = counted.scales(one.share * self.world)
                 batch = one.batch.to(self.accelerator.device)
-                loss, sums = self.wrapped(batch, one.signals(batch), scale, terms)
+                loss, sums = self.wrapped(batch, one.signals(batch), scales, terms)
                 self.accelerator.backward(loss)
             totals = sums * one.share if totals is None else totals + sums * one.share
         assert totals is not None, "a step has at least one micro-batch in every process"
@@ -215,9 +216,10 @@ class TrainingState:
             self.progress.best, self.progress.best_step = found.objective, number
             if self.accelerator.is_main_process:
                 save_learned(job.learner, self.best_file, number)
-        accuracy, nll = found.means.accuracy, found.means.nll
+        accuracy, nll, margin = found.means.accuracy, found.means.nll, found.means.margin
         parts = [f"validation objective {found.objective:.4f}"]
         parts += [] if accuracy is None else [f"accuracy {accuracy:.1%}"]
+        parts += [] if margin is None else [f"margin {margin:.4f}"]
         self.last_validation = ", ".join(parts)
         parts += [] if nll is None else [f"nll {nll:.4f}"]
         log.info("%s: step %d of %d, %s", job.name, number, self.total, ", ".join(parts))

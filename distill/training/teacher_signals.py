@@ -9,9 +9,9 @@ from typing import Any
 
 from distill.data.batching import Batch
 from distill.data.tokenize import IGNORE
-from distill.objective.bound_terms import SignalSources
+from distill.objective.term_protocols import SignalSources
 from distill.objective.objective import Learner
-from teachers.cache.reader import SignalCache, Signals
+from teachers.cache.reader import SignalCache
 from teachers.online import OnlineTeacher
 
 SignalReader = Callable[[Batch], SignalSources]  # of one batch, on the device of the training
@@ -19,10 +19,14 @@ SignalReader = Callable[[Batch], SignalSources]  # of one batch, on the device o
 
 @dataclass(frozen=True)
 class TeacherSignals:
-    """Where an objective's signals come from. Without both, only labels are learned from."""
+    """Where an objective's signals come from. Without all, only labels are learned from.
+
+    reference: log-probabilities of answers, with which preferences are compared.
+    """
 
     cache: SignalCache | None = None
     online: OnlineTeacher | None = None
+    reference: SignalCache | None = None
 
     def read(self, batch: Batch, learner: Learner, terms: list[Any]) -> SignalReader:
         """Read and decode what the terms want of the cache; return what gives all signals.
@@ -30,14 +34,16 @@ class TeacherSignals:
         This may run in another thread, ahead of time. The reader it returns runs in the step: it
         takes the batch on the training's device and asks the online teacher.
         """
-        cached = None
+        stored: SignalSources = {}
         if self.cache is not None:
-            cached = self.cache.signals(batch.keys)
-            learner.decode(cached, terms)
-        return partial(self._sources, cached)
+            stored["cache"] = self.cache.signals(batch.keys)
+            learner.decode(stored["cache"], terms)
+        if self.reference is not None:
+            stored["reference"] = self.reference.signals(batch.keys)
+        return partial(self._sources, stored)
 
-    def _sources(self, cached: Signals | None, batch: Batch) -> SignalSources:
-        sources: SignalSources = {} if cached is None else {"cache": cached}
+    def _sources(self, stored: SignalSources, batch: Batch) -> SignalSources:
+        sources = dict(stored)
         if self.online is not None:
             where_BT = batch.labels_BT != IGNORE
             sources["online"] = self.online.signals(batch.model_inputs(), where_BT)

@@ -10,7 +10,8 @@ import torch
 from attar.progress import tracked
 from distill.data.batching import TOKEN_BATCHING, Collate, plan_in_order
 from distill.data.examples import Examples, first_examples
-from distill.objective.objective import Learner, LossMeans, LossSums
+from distill.objective.loss_sums import LossMeans, LossSums
+from distill.objective.objective import Learner
 from distill.training.teacher_signals import TeacherSignals
 
 
@@ -18,8 +19,9 @@ from distill.training.teacher_signals import TeacherSignals
 class Evaluation:
     """What an objective comes to on some examples.
 
-    objective: the weighted sum of the terms, a counted token: the number that is minimised.
-    means: each term, the nll where there are labels, and the accuracy of classes.
+    objective: the weighted sum of the terms' means: the number that is minimised.
+    means: each term, the nll where there are labels, and the accuracy of classes, or of pairs of
+    answers and their margin.
     tokens: how many were counted.
     """
 
@@ -49,7 +51,7 @@ def evaluate_objective(
     learner.eval()
     signals, terms = signals or TeacherSignals(), learner.final_terms()
     chosen = range(len(examples)) if tokens is None else first_examples(examples, tokens)
-    counted = int(sum(examples.counts[i] for i in chosen))
+    counted = examples.counted(chosen)
     plan = plan_in_order([int(examples.lengths[i]) for i in chosen], batch_size)
     rank, world = 0, 1
     if accelerator is not None:
@@ -64,8 +66,9 @@ def evaluate_objective(
         totals = totals + sums
     if world > 1:
         totals = totals.map(lambda total: accelerator.reduce(total, "sum"))
-    objective = sum(terms[key.index].weight * float(sum_) for key, sum_ in totals.terms.items())
-    return Evaluation(float(objective) / counted, totals.means(counted), counted)
+    means = totals.means(counted)
+    objective = sum(terms[key.index].weight * mean for key, mean in means.terms.items())
+    return Evaluation(float(objective), means, counted.tokens)
 
 
 def _no_sums(learner: Learner, device: torch.device) -> LossSums:
@@ -73,4 +76,6 @@ def _no_sums(learner: Learner, device: torch.device) -> LossSums:
     zero = torch.zeros((), dtype=torch.float64, device=device)
     terms = {bound.key: zero for bound in learner.bound_terms}
     readout = learner.readout
-    return LossSums(terms, zero if readout.labelled else None, 0, zero if readout.rates else None)
+    judged = zero if learner.judges else None
+    right = zero if readout.rates else judged
+    return LossSums(terms, zero if readout.labelled else None, 0, right, judged)

@@ -21,6 +21,7 @@ from distill.evaluation.job import (
     TaskMetrics,
 )
 from distill.evaluation.predictions import measure_predictions
+from distill.evaluation.preferences import measure_pairs, ranking
 from distill.evaluation.samples import write_samples
 from distill.evaluation.timing import Timer
 from distill.runtimes.runtime import Runtime
@@ -48,8 +49,13 @@ class CausalLMMetrics(TaskMetrics):
     def arrays(
         self, runtime: Runtime, examples: Examples, batches: Batches, job: MeasureJob
     ) -> PredictionArrays:
-        """nll and KL of every counted token, as `measure_predictions` gives them."""
-        return measure_predictions(runtime, examples, batches, job)
+        """nll and KL of every counted token, as `measure_predictions` gives them; and of held-out
+        pairs of answers, as `measure_pairs` does.
+        """
+        return {
+            **measure_predictions(runtime, examples, batches, job),
+            **measure_pairs(runtime, job),
+        }
 
     def summary(self, arrays: PredictionArrays, config: EvaluateConfig) -> Numbers:
         """Means and 95% intervals of nll and KL, perplexity, accuracy, agreement."""
@@ -65,6 +71,8 @@ class CausalLMMetrics(TaskMetrics):
             numbers["kl_to_teacher"] = float(arrays["kl"].mean())
             numbers["kl_interval"] = interval(arrays, "kl", config.bootstrap)
             numbers["top1_agreement"] = float(arrays["agree"].mean())
+        if "pair_document" in arrays:
+            numbers["preferences"] = ranking(arrays, config)
         return numbers
 
     def more(

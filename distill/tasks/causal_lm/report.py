@@ -42,6 +42,7 @@ from distill.report.plots import (
     plot_quality,
     speed_axis,
 )
+from distill.report.preferences import preferences_section
 from distill.report.samples import samples_section
 from distill.report.selection import (
     SMALLEST,
@@ -184,7 +185,11 @@ class CausalLMReport(TaskReport):
                 ),
             ],
             middle=_middle(report),
-            end=[] if (samples := samples_section(report)) is None else [samples],
+            end=[
+                section
+                for section in (preferences_section(report), samples_section(report))
+                if section is not None
+            ],
         )
 
 

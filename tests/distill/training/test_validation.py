@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distill.data.examples import first_examples
-from distill.objective.bound_terms import TermKey
+from distill.objective.term_protocols import TermKey
 from distill.objective.layer_map import LayerMap
 from distill.objective.objective import Learner
 from distill.objective.terms import TERM_MODELS

@@ -1,0 +1,91 @@
+"""Sums and means of an objective's terms: over micro-batches, processes and steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from distill.data.counted import Counted
+from distill.objective.term_protocols import TermKey
+
+
+@dataclass(frozen=True)
+class LossMeans:
+    """Means of each term before its weight, over what it counts, and of the labels' nll, if any.
+
+    accuracy: the share that is right, where an evaluation rates predictions, or of the pairs of
+    answers whose chosen one is put first. margin: the mean implicit reward of chosen answers less
+    that of rejected ones, in nats times the form's `beta`.
+    """
+
+    terms: dict[TermKey, float]
+    nll: float | None
+    accuracy: float | None = None
+    margin: float | None = None
+
+    def named(self, prefix: str = "") -> dict[str, float]:
+        """Return them by the names of the history: `0:forward_kl`, ..., `nll`, `accuracy`."""
+        named = {f"{prefix}{key}": mean for key, mean in self.terms.items()}
+        more = {"nll": self.nll, "accuracy": self.accuracy, "margin": self.margin}
+        return named | {f"{prefix}{key}": mean for key, mean in more.items() if mean is not None}
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """Sums over what is counted of a batch, detached, in the losses' units (mostly nats).
+
+    terms: each term before its weight. nll: of the labels; None where the task has no labels.
+    tokens: how many tokens are counted. right: how many predictions are right, in an evaluation
+    that rates them, or how many pairs of answers. margin: of pairs of answers.
+    """
+
+    terms: dict[TermKey, Tensor]
+    nll: Tensor | None
+    tokens: int
+    right: Tensor | None = None
+    margin: Tensor | None = None
+
+    def __add__(self, other: LossSums) -> LossSums:
+        return LossSums(
+            {key: value + other.terms[key] for key, value in self.terms.items()},
+            _sum(self.nll, other.nll),
+            self.tokens + other.tokens,
+            _sum(self.right, other.right),
+            _sum(self.margin, other.margin),
+        )
+
+    def __mul__(self, factor: float) -> LossSums:
+        return self.map(lambda value: factor * value)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> LossSums:
+        """Return the sums with a function applied to each."""
+        nll, right, margin = (
+            None if one is None else function(one) for one in (self.nll, self.right, self.margin)
+        )
+        terms = {key: function(value) for key, value in self.terms.items()}
+        return LossSums(terms, nll, self.tokens, right, margin)
+
+    def means(self, counted: Counted | int) -> LossMeans:
+        """Return the sums divided by what is counted, which may be more than this batch's.
+
+        A number stands for that many tokens of texts alone.
+        """
+        if not isinstance(counted, Counted):
+            counted = Counted(counted)
+        judged = counted.judged or counted.tokens
+        return LossMeans(
+            {key: float(value) / max(1, counted.of(key.unit)) for key, value in self.terms.items()},
+            _mean(self.nll, counted.of("chosen")),
+            _mean(self.right, judged),
+            _mean(self.margin, judged),
+        )
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return None if one is None or other is None else one + other
+
+
+def _mean(total: Tensor | None, number: int) -> float | None:
+    return None if total is None else float(total) / max(1, number)

@@ -1,0 +1,176 @@
+"""The reference of preferences: log-probabilities of answers under the student's own start.
+
+Terms on preferences compare a student with a reference. By default that is the student as its
+training begins, adapter and quantised base included; its log-probabilities are cached once (codec
+`label`) in the run folder, so that no second model is in memory, and every arm, epoch and `beta`
+reads the same numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from attar.device import default_device
+from attar.files import clear
+from attar.models.peft_models import prepends
+from attar.models.tokenizers import tokenizer_identity
+from distill.data.examples import Examples
+from distill.objective.terms import reads_from
+from distill.run.context import Run
+from distill.run.folder import on_first_process
+from distill.stages.cache import fill_store
+from distill.training.config import LoopConfig
+from teachers.cache.config import CacheConfig, manifest_of
+from teachers.cache.growing import data_counts_of, held_tokens
+from teachers.cache.reader import SignalCache
+from teachers.cache.store import SignalStore
+from teachers.codecs.codec import Assets, SignalColumns
+from teachers.load import TeacherConfig, load_teacher, teacher_identity
+from teachers.runners.request import Request, Runner
+
+log = logging.getLogger(__name__)
+CODEC = CacheConfig.model_validate({"codec": {"name": "label"}})
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a student is made of as its training begins.
+
+    source: the model whose weights it has. settings: what else it depends on, as plain values.
+    """
+
+    source: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A section's reference: another model where the recipe names one, else the student itself.
+
+    student: as its training begins, made of `start`. dtype: that its forward computes in.
+    """
+
+    section: str
+    config: LoopConfig
+    student: nn.Module
+    start: Start
+    dtype: torch.dtype
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Return what the reference is, as its cache's manifest names it."""
+        if self.config.reference is not None:
+            return dict(teacher_identity(TeacherConfig(model=self.config.reference)))
+        dtype = str(self.dtype).removeprefix("torch.")
+        found = teacher_identity(TeacherConfig(model=self.start.source))
+        more = {"model": Path(self.start.source).name, "dtype": dtype, "start": self.start.settings}
+        return {**found, **more}
+
+    def runner(self, run: Run) -> Runner:
+        """Return the reference as a runner of the task."""
+        if self.config.reference is not None:
+            model: Any = load_teacher(TeacherConfig(model=self.config.reference))
+            return run.task.runner_of(run, model, CODEC)
+        model = self.student
+        if prepends(model):
+            model = model.get_base_model()  # without the learned positions
+        return _InPrecision(run.task.runner_of(run, model.eval(), CODEC), self.dtype)
+
+
+class _InPrecision:
+    """A runner whose forwards compute as the training's do, so that both start from one value."""
+
+    def __init__(self, runner: Runner, dtype: torch.dtype) -> None:
+        self._runner, self._dtype = runner, dtype
+        self._device = default_device().type
+
+    @property
+    def padding_mass(self) -> float | None:
+        """Return the probability of ids that the tokenizer lacks."""
+        return self._runner.padding_mass
+
+    def run(
+        self,
+        requests: Sequence[Request],
+        assets: dict[str, Assets],
+        on_done: Callable[[Sequence[Request]], None] = lambda done: None,
+    ) -> list[SignalColumns]:
+        """Return the columns of each request, in order."""
+        enabled = self._dtype != torch.float32
+        with torch.autocast(self._device, self._dtype, enabled=enabled):
+            return self._runner.run(requests, assets, on_done)
+
+    def learn(self, requests: Sequence[Request]) -> dict[str, Assets]:
+        """Return what the cache stores once."""
+        return self._runner.learn(requests)
+
+
+def reference_cache(
+    run: Run, reference: Reference, examples: Iterable[Examples]
+) -> SignalCache | None:
+    """Return the reference's log-probabilities of some examples; make those that are lacking.
+
+    None where no term reads a reference.
+    """
+    if not reads_from(reference.config, "reference"):
+        return None
+    url = run.folder.reference(reference.section)
+    requests = {
+        text.key: run.task.request(run, text)
+        for some in examples
+        for example in some
+        for text in example.texts
+    }
+    _fill(run, reference, SignalStore(str(url)), list(requests.values()))
+    return SignalCache(str(url), device=next(reference.student.parameters()).device)
+
+
+def _fill(run: Run, reference: Reference, store: SignalStore, requests: list[Request]) -> None:
+    """Make what the reference's cache lacks; one of another reference is made anew."""
+    counts = {request.key: len(request.counted) for request in requests}
+    manifest = manifest_of(
+        CODEC,
+        reference.identity,
+        tokenizer_identity(run.tokenizer),
+        data_counts_of(counts, run.recipe.data.max_length),
+    )
+    with on_first_process() as first:
+        found = store.manifest()
+        others = found is not None and not _same_but_data(found, manifest)
+        if first and (others or _was_stopped(store, manifest)):
+            clear(Path(store.url))
+    found = store.manifest()
+    if found is not None and counts.keys() <= held_tokens(store.entries()).keys():
+        return
+    by = reference.config.reference or "the student as it starts"
+    log.info("reference: log-probabilities of %s texts, by %s", f"{len(counts):,}", by)
+    grows = found is not None and found != manifest
+    fill_store(
+        run,
+        store,
+        requests,
+        None if grows else manifest,
+        lambda: reference.runner(run),
+        "reference's log-probabilities",
+    )
+
+
+def _same_but_data(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether a cache is of the same reference, whatever texts it holds."""
+    return all(found.get(name) == wanted[name] for name in wanted if name != "data")
+
+
+def _was_stopped(store: SignalStore, wanted: dict[str, Any]) -> bool:
+    """Whether a build for other texts was stopped, so that it cannot go on for these."""
+    found = store.manifest()
+    if found is None or found == wanted:
+        return False
+    return len(held_tokens(store.entries())) != found["data"]["examples"]
+
