@@ -101,20 +101,21 @@ def vocabulary_size(tokenizer: Any) -> int:
     return 1 + int(max(tokenizer.get_vocab().values()))
 
 
+def differing_ids(one: Any, other: Any) -> list[tuple[int, str | None, str | None]]:
+    """(id, the first tokenizer's string, the other's) of every id whose strings differ, in order."""
+    strings, others = ({i: t for t, i in each.get_vocab().items()} for each in (one, other))
+    ids = sorted(strings.keys() | others.keys())
+    return [(i, strings.get(i), others.get(i)) for i in ids if strings.get(i) != others.get(i)]
+
+
 def check_same_vocabulary(teacher: Any, student: Any) -> None:
     """Raise `ModelError` unless both tokenizers map every id to the same string."""
-    teacher_by_id = {i: token for token, i in teacher.get_vocab().items()}
-    student_by_id = {i: token for token, i in student.get_vocab().items()}
-    differ = [
-        i
-        for i in sorted(teacher_by_id.keys() | student_by_id.keys())
-        if teacher_by_id.get(i) != student_by_id.get(i)
-    ]
+    differ = differing_ids(teacher, student)
     if differ:
-        i = differ[0]
+        i, own, other = differ[0]
         raise ModelError(
             f"The student's vocabulary differs from the teacher's at {len(differ)} ids (first: id "
-            f"{i} is {student_by_id.get(i)!r} in the student, {teacher_by_id.get(i)!r} in the "
-            "teacher); distilling logits needs one vocabulary, so choose a student of the same "
-            "family or cut it from the teacher with `student.from: teacher`."
+            f"{i} is {other!r} in the student, {own!r} in the teacher); distilling logits needs one "
+            "vocabulary, so choose a student of the same family or cut it from the teacher with "
+            "`student.from: teacher`."
         )

@@ -17,7 +17,12 @@ from attar.models.head_check import check_head_form
 from attar.models.loading import load_config, skeleton
 from attar.models.structure import check_layers, transforms_states, usable_positions
 from attar.models.task_heads import CAUSAL, MASKED, auto_class_of
-from attar.models.tokenizers import brings_code, check_same_vocabulary, load_tokenizer
+from attar.models.tokenizers import (
+    brings_code,
+    check_same_vocabulary,
+    differing_ids,
+    load_tokenizer,
+)
 from distill.data.config import DataConfig, check_sources
 from distill.evaluation.downstream.questions import check_tasks
 from distill.objective.attention_relations import check_relations
@@ -222,10 +227,14 @@ def check_references(run: Run) -> None:
                 f"`data.max_length` is {length}; the model of `{path}.reference` has {positions} "
                 "positions for a text; lower it."
             )
-        try:
-            check_same_vocabulary(run.tokenizer, load_tokenizer(name))
-        except ModelError as error:
-            raise RecipeError(f"`{path}.reference` ({name}): {error}") from None
+        if differ := differing_ids(run.tokenizer, load_tokenizer(name)):
+            i, own, other = differ[0]
+            raise RecipeError(
+                f"`{path}.reference` ({name}) has another vocabulary than the student: {len(differ)} "
+                f"ids differ (first: id {i} is {other!r} there, {own!r} in the student); name a "
+                "model of the same tokenizer, or leave it out: the student's own start is the "
+                "reference then."
+            )
 
 
 def check_artifact_packages(run: Run) -> None:
