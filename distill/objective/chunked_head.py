@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from attar.models.structure import Head, matmul_float32
-from distill.objective.closed_form import covers, value_and_gradient
+from distill.objective.closed_form import covers, label_nll, value_and_gradient
 from distill.objective.head_term import HeadTerm
 from teachers.signals import DenseDistribution, KnownLogits
 
@@ -69,6 +69,30 @@ def logit_losses(
     values = torch.stack([term.values(logits_NC.float(), labels_N).sum() for term in terms])
     scales = values.new_tensor([term.scale for term in terms])
     return values @ scales, values.detach().double()
+
+
+@torch.no_grad()
+def label_logprobs(
+    hidden_NH: Tensor, head: Head, labels_N: Tensor, *, chunk: int, dtype: torch.dtype
+) -> Tensor:
+    """Return the labels' log-probabilities, float32 (N,), without gradient.
+
+    They are those whose negative sum `head_losses` gives for cross-entropy, from the same products
+    in `dtype`, so a model compared with itself gives the same numbers. At most a chunk's logits
+    exist at once.
+    """
+    head = replace(head, weight_VH=head.weight_VH.to(dtype))
+    size = max(1, min(chunk, len(hidden_NH)))
+    products = _Products(head, size, ())
+    logprobs_N = torch.empty(len(hidden_NH), dtype=torch.float32, device=hidden_NH.device)
+    for start in range(0, len(hidden_NH), size):
+        raw = products.student(hidden_NH[start : start + size].to(dtype))
+        block = _block_size(raw)
+        for first in range(0, len(raw), block):
+            logits = head.finish(raw[first : first + block].float())
+            own = slice(start + first, start + first + len(logits))
+            logprobs_N[own] = -label_nll(logits, labels_N[own])
+    return logprobs_N
 
 
 class _HeadLosses(torch.autograd.Function):
@@ -151,10 +175,12 @@ class _Products:
                     room = self._room(target.head.weight_VH, id(target), stop - start)
                     logits = part.head.logits(part.hidden_NH, room)
                     found[id(target)] = KnownLogits(logits, target.temperature)
-                result.append(replace(term, target=found[id(target)]))
+                weight_N = term.weight_of(start, stop)
+                result.append(replace(term, target=found[id(target)], weight_N=weight_N))
             elif isinstance(target, KnownLogits):  # a copy: closed forms write over it
                 logits = target.logits_NV[start:stop].to(torch.float32, copy=True)
-                result.append(replace(term, target=KnownLogits(logits, target.temperature)))
+                known = KnownLogits(logits, target.temperature)
+                result.append(replace(term, target=known, weight_N=term.weight_of(start, stop)))
             else:
                 result.append(term.rows(start, stop))
         return result
@@ -206,14 +232,19 @@ class _Gradients:
                 rows.copy_(product) if first else rows.add_(product)
 
 
+def _block_size(raw: Tensor) -> int:
+    """Return how many rows of a chunk's logits are passed over at once."""
+    if raw.device.type != "cpu":
+        return max(1, len(raw))
+    return max(torch.get_num_threads(), BLOCK_BYTES // (4 * raw.shape[1]))
+
+
 def _over_blocks(
     raw: Tensor, labels_N: Tensor, terms: list[HeadTerm], head: Head, grad: bool
 ) -> Tensor:
     """Return each term's sum over a chunk; write the total's gradient over its raw logits."""
     by_hand = covers(terms) and head.softcap is None
-    size = len(raw)
-    if raw.device.type == "cpu":
-        size = max(torch.get_num_threads(), BLOCK_BYTES // (4 * raw.shape[1]))
+    size = _block_size(raw)
     sums = torch.zeros(len(terms), dtype=torch.float64, device=raw.device)
     for start in range(0, len(raw), size):
         rows = raw[start : start + size]

@@ -51,12 +51,17 @@ class Loss:
 
     def parameters(self) -> dict[str, tuple[Any, Any]]:
         """Return (type, default) of each keyword-only parameter: these are keys of its term."""
-        signature = inspect.signature(self.function, eval_str=True)
-        return {
-            p.name: (p.annotation, p.default)
-            for p in signature.parameters.values()
-            if p.kind is inspect.Parameter.KEYWORD_ONLY
-        }
+        return keyword_parameters(self.function)
+
+
+def keyword_parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """Return (type, default) of each keyword-only parameter of a registered function."""
+    signature = inspect.signature(function, eval_str=True)
+    return {
+        p.name: (p.annotation, p.default)
+        for p in signature.parameters.values()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    }
 
 
 LEAST = -1e4  # stands for log 0 where a sum must stay differentiable; exp of it is 0

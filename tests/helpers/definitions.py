@@ -222,6 +222,7 @@ def over_all_logits(tensors, options, labels, terms):
         else:
             how = (logits, term.target, term.temperature)
             values = defined_on(term.loss.name, *how, **term.parameters)
-        sums.append(values.sum())
+        weight = 1.0 if term.weight_N is None else term.weight_N.double()
+        sums.append((weight * values).sum())
     total = sum(term.scale * value for term, value in zip(terms, sums, strict=True))
     return total.detach(), torch.stack(sums).detach(), torch.autograd.grad(total, wide)
