@@ -15,8 +15,8 @@ from torch import Tensor
 from distill.data.batching import Batch
 from distill.doctor.findings import brief
 from distill.doctor.fixture import DoctorFixture
-from distill.objective.term_protocols import TermKey
 from distill.objective.losses import LOSSES, on_outcomes
+from distill.objective.term_protocols import TermKey
 from distill.objective.terms import source_of
 from teachers.signals import SparseDistribution
 

@@ -15,9 +15,9 @@ from operator import add
 from torch import Tensor, nn
 
 from distill.data.batching import Batch
-from distill.objective.term_protocols import SignalSources
 from distill.objective.loss_sums import LossMeans, LossSums
 from distill.objective.objective import Learner
+from distill.objective.term_protocols import SignalSources
 
 
 @dataclass(frozen=True)

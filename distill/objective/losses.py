@@ -25,7 +25,9 @@ from torch import Tensor
 from attar.registry import Registry
 from teachers.signals import SparseDistribution, Target
 
-Reads = Literal["distribution", "labels", "hidden", "relation", "vector", "similarity"]
+Reads = Literal[
+    "distribution", "labels", "sequence", "hidden", "relation", "vector", "similarity"
+]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from distill.objective.head_term import HeadTerm
 from distill.objective.losses import LOSSES
-from distill.objective.preference_forms import FORMS, sequence_value
+from distill.objective.preference_forms import FORMS
+from distill.objective.sequence_value import sequence_value
 from distill.objective.term_protocols import Needs, SignalSources, StudentOutputs, TermKey
 from distill.objective.terms import Source
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.objective.losses import loss
 from distill.objective.preference_forms import Answers, Form
 
 ALONE, CHOSEN, REJECTED = 0, 1, 2  # roles of texts
@@ -43,6 +44,7 @@ class SequenceValue:
         return -self.coefficient_S[text_of_token_N].float()
 
 
+@loss("preference", reads="sequence", divergence=False, source="that of its form")
 def sequence_value(
     form: Form,
     parameters: Mapping[str, Any],

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, create_model, model_validator
 from attar.config import Section
 from attar.errors import RecipeError
 from attar.word_lists import listed
+from distill.objective import sequence_value  # noqa: F401  it registers a loss
 from distill.objective.losses import LOSSES, Loss
 from distill.objective.preference_forms import FORMS
 from distill.objective.schedules import Ramp, scheduled

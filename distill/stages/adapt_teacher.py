@@ -12,8 +12,8 @@ from attar.models.loading import resolve_precision
 from distill.run.context import Run
 from distill.run.folder import StageRecord, on_first_process
 from distill.stages.fingerprints import data_inputs, discard_other, teacher_inputs
-from distill.stages.stage import ADAPT_TEACHER, work
 from distill.stages.reference import Start
+from distill.stages.stage import ADAPT_TEACHER, work
 from distill.stages.training import run_training
 from distill.training.config import LoopConfig, spent
 from distill.training.job import Result

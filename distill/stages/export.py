@@ -22,8 +22,8 @@ from distill.run.context import Run
 from distill.run.folder import StageRecord
 from distill.run.published import hub_data, hub_models, published_name, published_recipe
 from distill.stages.fingerprints import discard_other
-from distill.stages.stage import EXPORT, work
 from distill.stages.reference import Start
+from distill.stages.stage import EXPORT, work
 from distill.stages.training import run_training
 from distill.training.config import WITHOUT_EFFECT, spent
 from students.artifacts.artifact import (

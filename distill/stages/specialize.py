@@ -29,8 +29,8 @@ from distill.recipe.specialize import SpecializeLoop
 from distill.run.context import Run
 from distill.run.folder import StageRecord, on_first_process
 from distill.stages.fingerprints import discard_other, specializing_data_inputs
-from distill.stages.stage import SPECIALIZE, work
 from distill.stages.reference import Start
+from distill.stages.stage import SPECIALIZE, work
 from distill.stages.training import run_training
 from distill.training.config import WITHOUT_EFFECT, spent
 from distill.training.layerwise_lr import how_much_learns

@@ -18,8 +18,8 @@ from distill.run.context import Run
 from distill.run.folder import StageRecord, on_first_process
 from distill.stages.cache import SUBSET_FILE
 from distill.stages.fingerprints import discard_other
-from distill.stages.stage import TRAIN, work
 from distill.stages.reference import Start
+from distill.stages.stage import TRAIN, work
 from distill.stages.training import learns_from_unfinished, run_training
 from distill.training.arms import ARMS, DISTILL
 from distill.training.checkpoint import drop_checkpoints

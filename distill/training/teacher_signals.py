@@ -9,8 +9,8 @@ from typing import Any
 
 from distill.data.batching import Batch
 from distill.data.tokenize import IGNORE
-from distill.objective.term_protocols import SignalSources
 from distill.objective.objective import Learner
+from distill.objective.term_protocols import SignalSources
 from teachers.cache.reader import SignalCache
 from teachers.online import OnlineTeacher
 
