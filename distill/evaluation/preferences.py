@@ -59,9 +59,7 @@ def ranking(arrays: PredictionArrays, config: EvaluateConfig) -> Numbers:
     }
 
 
-def moved(
-    arrays: PredictionArrays, start: PredictionArrays, resamples: int, *, of: str
-) -> Numbers:
+def moved(arrays: PredictionArrays, start: PredictionArrays, resamples: int, *, of: str) -> Numbers:
     """What a training on preferences changed, against the model that it started from.
 
     A gain is a log-probability less the start's. `accuracy`: the share of pairs whose chosen answer
@@ -70,7 +68,8 @@ def moved(
     are of 95%. of: the start's name.
     """
     gains = {
-        side: arrays[f"{side}_logprob"] - start[f"{side}_logprob"] for side in ("chosen", "rejected")
+        side: arrays[f"{side}_logprob"] - start[f"{side}_logprob"]
+        for side in ("chosen", "rejected")
     }
     margin_P = gains["chosen"] - gains["rejected"]
     values = {

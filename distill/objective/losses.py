@@ -16,7 +16,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -25,9 +25,7 @@ from torch import Tensor
 from attar.registry import Registry
 from teachers.signals import SparseDistribution, Target
 
-Reads = Literal[
-    "distribution", "labels", "sequence", "hidden", "relation", "vector", "similarity"
-]
+Reads = Literal["distribution", "labels", "sequence", "hidden", "relation", "vector", "similarity"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Loss:
 
     name: str
     reads: Reads
-    function: Callable[..., Tensor]
+    function: Callable[..., Any]
     divergence: bool
     linear: bool
     full: bool
@@ -68,6 +66,7 @@ def keyword_parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, Any
 
 LEAST = -1e4  # stands for log 0 where a sum must stay differentiable; exp of it is 0
 LOSSES: Registry[Loss] = Registry("loss")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def loss(
@@ -80,10 +79,10 @@ def loss(
     needs_mass: bool = False,
     ordered: bool = False,
     source: str,
-) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+) -> Callable[[F], F]:
     """Register a loss; this enrols it in the recipe, the tests and docs/reference/losses.md."""
 
-    def enrol(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def enrol(function: F) -> F:
         properties = (divergence, linear, full, needs_mass, ordered)
         LOSSES.add(name)(Loss(name, reads, function, *properties, source))
         return function

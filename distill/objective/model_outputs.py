@@ -39,6 +39,11 @@ class Readout(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Return (sum of scaled terms, differentiable; sum of each term, unscaled, detached)."""
 
+    def label_logprobs(self, student: nn.Module, output: Tensor, labels_N: Tensor) -> Tensor:
+        """Return the labels' log-probabilities, float32 (N,), without gradient; asked of language
+        models.
+        """
+
     def right(self, output: Tensor, labels_N: Tensor) -> Tensor:
         """Return the number of predictions that are right; asked where `rates`."""
 
@@ -91,6 +96,10 @@ class ClassReadout:
         """Return the losses on the logits."""
         return logit_losses(output, labels_N, terms)
 
+    def label_logprobs(self, student: nn.Module, output: Tensor, labels_N: Tensor) -> Tensor:
+        """Raise `AssertionError`: classes of texts have no answers to compare."""
+        raise AssertionError("the recipe was checked to have no terms on preferences")
+
     def right(self, output: Tensor, labels_N: Tensor) -> Tensor:
         """Return the number of texts whose most likely class is their label."""
         return (output.argmax(-1) == labels_N).sum()
@@ -113,6 +122,10 @@ class VectorReadout:
     ) -> tuple[Tensor, Tensor]:
         """Raise `AssertionError`: the recipe was checked to have no terms over outcomes."""
         raise AssertionError("vectors are compared by the learner")
+
+    def label_logprobs(self, student: nn.Module, output: Tensor, labels_N: Tensor) -> Tensor:
+        """Raise `AssertionError`: vectors have no answers to compare."""
+        raise AssertionError("the recipe was checked to have no terms on preferences")
 
     def right(self, output: Tensor, labels_N: Tensor) -> Tensor:
         """Raise `AssertionError`: vectors have no labels."""

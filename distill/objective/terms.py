@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, create_model, model_validator
 from attar.config import Section
 from attar.errors import RecipeError
 from attar.word_lists import listed
+from distill.data.counted import Texts
 from distill.objective import sequence_value  # noqa: F401  it registers a loss
 from distill.objective.losses import LOSSES, Loss
 from distill.objective.preference_forms import FORMS
@@ -20,7 +21,6 @@ from teachers.signals import Tail
 
 TeacherSource = Literal["cache", "online"]  # of the teacher's signals
 Source = TeacherSource | Literal["reference"]  # a reference gives log-probabilities of answers
-Texts = Literal["chosen", "rejected", "all"]  # whose tokens a term counts
 
 
 def _known_map(value: Any) -> Any:

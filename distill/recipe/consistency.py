@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from attar.errors import RecipeError
-from attar.word_lists import listed
 from distill.objective.losses import LOSSES
 from distill.objective.terms import check_online, check_served, reads_from, source_of
 from distill.recipe.export import check_possible
 from distill.recipe.schema import Recipe
 from distill.training.config import LoopConfig
+from teachers.codecs.codec import check_gives_label_logprobs
 
 
 def check_consistency(recipe: Recipe) -> None:
@@ -67,13 +67,14 @@ def _check_preference(recipe: Recipe, where: str, term: Any, source: str | None)
             f"`{where}`: {term.loss} compares answers, which a language model writes; it needs "
             f"`task: causal-lm`, not {recipe.task}."
         )
-    codec = recipe.cache.codec.name
-    if source == "cache" and codec not in LABEL_CODECS:
-        raise RecipeError(
-            f"`{where}.source: cache` reads log-probabilities of answers, which the codec `{codec}` "
-            f"does not hold; use {listed([f'`{name}`' for name in LABEL_CODECS], 'or')} in "
-            "`cache.codec`, or leave `source` out: the reference is the student's own start then."
-        )
+    if source == "cache":
+        try:
+            check_gives_label_logprobs(recipe.cache.codec)
+        except RecipeError as error:
+            raise RecipeError(
+                f"`{where}.source: cache`: {error} Or leave `source` out: the reference is the "
+                "student's own start then."
+            ) from None
 
 
 def _check_layers(recipe: Recipe, where: str, term: Any, reads: str) -> None:

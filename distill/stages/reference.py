@@ -90,11 +90,7 @@ class _InPrecision:
     def __init__(self, runner: Runner, dtype: torch.dtype) -> None:
         self._runner, self._dtype = runner, dtype
         self._device = default_device().type
-
-    @property
-    def padding_mass(self) -> float | None:
-        """Return the probability of ids that the tokenizer lacks."""
-        return self._runner.padding_mass
+        self.padding_mass: float | None = None  # as the runner's
 
     def run(
         self,
@@ -105,7 +101,9 @@ class _InPrecision:
         """Return the columns of each request, in order."""
         enabled = self._dtype != torch.float32
         with torch.autocast(self._device, self._dtype, enabled=enabled):
-            return self._runner.run(requests, assets, on_done)
+            found = self._runner.run(requests, assets, on_done)
+        self.padding_mass = self._runner.padding_mass
+        return found
 
     def learn(self, requests: Sequence[Request]) -> dict[str, Assets]:
         """Return what the cache stores once."""
@@ -172,5 +170,4 @@ def _was_stopped(store: SignalStore, wanted: dict[str, Any]) -> bool:
     found = store.manifest()
     if found is None or found == wanted:
         return False
-    return len(held_tokens(store.entries())) != found["data"]["examples"]
-
+    return len(held_tokens(store.entries())) != int(found["data"]["examples"])

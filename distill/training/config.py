@@ -24,7 +24,9 @@ class LoopConfig(Section):
         None,
         description="model that preferences are compared with; the student's own start when absent",
     )
-    source: TeacherSource = Field("cache", description="of the teacher's signals; a term may differ")
+    source: TeacherSource = Field(
+        "cache", description="of the teacher's signals; a term may differ"
+    )
     optimizer: OptimizerName = Field("adamw", description="8-bit and paged ones by bitsandbytes")
     lr: float = Field(2e-4, gt=0)
     schedule: Schedule = "cosine"
