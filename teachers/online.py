@@ -17,7 +17,14 @@ from attar.models.attention import (
     capture_attention,
     check_blocks,
 )
-from attar.models.structure import Head, capture_layers, head_of, num_layers, run_body
+from attar.models.structure import (
+    Head,
+    capture_layers,
+    head_of,
+    label_logprobs,
+    num_layers,
+    run_body,
+)
 from teachers.signals import Attention, DenseDistribution
 
 
@@ -30,6 +37,7 @@ class OnlineSignals:
     layers: dict[int, Tensor]
     blocks: dict[int, Attention]
     _distributions: dict[float, DenseDistribution] = field(default_factory=dict)
+    _label_logprobs: tuple[Tensor, Tensor] | None = None
 
     def distribution(self, temperature: float) -> DenseDistribution:
         """Full next-token distributions at a temperature."""
@@ -37,6 +45,13 @@ class OnlineSignals:
             found = DenseDistribution(self.final_NH, self.head, temperature)
             self._distributions[temperature] = found
         return self._distributions[temperature]
+
+    def label_logprobs(self, labels_N: Tensor) -> Tensor:
+        """Log-probability of the tokens' labels, float32 (N,)."""
+        if self._label_logprobs is None or not torch.equal(self._label_logprobs[0], labels_N):
+            found_N = label_logprobs(self.final_NH, self.head, labels_N).to(labels_N.device)
+            self._label_logprobs = labels_N, found_N
+        return self._label_logprobs[1]
 
     def hidden(self, layer: int) -> Tensor:
         """Float32 hidden states (N, H) of one of the teacher's chosen layers."""

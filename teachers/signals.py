@@ -140,6 +140,14 @@ class GivesSignals(Protocol):
         Repeated calls return the same object.
         """
 
+    def label_logprobs(self, labels_N: Tensor) -> Tensor:
+        """The teacher's log-probability of the tokens' own labels, float32 (N,), natural log.
+
+        labels_N: the ids predicted at the tokens, int64. At temperature 1 over the tokenizer's ids;
+        -inf where the teacher rules an id out. On the device of `labels_N`; repeated calls return
+        the same tensor. Raises `RecipeError` where the signals do not hold it.
+        """
+
     def hidden(self, layer: int) -> Tensor:
         """Float32 hidden states (N, H) of a layer."""
 
@@ -174,12 +182,14 @@ class TeacherChunk:
 
     seeds_N: uint64, one a token, made from the example's key and the token's position, so that
     draws depend on neither order nor batch. known_NV: precomputed logits, for several codecs.
+    labels_N: the ids predicted at the tokens, int64, for the codec that reads them.
     """
 
     hidden_NH: Tensor
     head: Head
     seeds_N: np.ndarray
     known_NV: Tensor | None = None
+    labels_N: Tensor | None = None
 
     def logits(self) -> Tensor:
         """Float32 logits (N, V), a new tensor at each call, so that callers may overwrite it."""
@@ -188,8 +198,9 @@ class TeacherChunk:
     def rows(self, start: int, stop: int) -> TeacherChunk:
         """Tokens start..stop."""
         known_NV = None if self.known_NV is None else self.known_NV[start:stop]
-        seeds_N = self.seeds_N[start:stop]
-        return TeacherChunk(self.hidden_NH[start:stop], self.head, seeds_N, known_NV)
+        labels_N = None if self.labels_N is None else self.labels_N[start:stop]
+        hidden_NH, seeds_N = self.hidden_NH[start:stop], self.seeds_N[start:stop]
+        return TeacherChunk(hidden_NH, self.head, seeds_N, known_NV, labels_N)
 
 
 def seeds_of(key: str, num_tokens: int) -> np.ndarray:

@@ -211,7 +211,7 @@ def make_cache():
         build_cache(
             store,
             manifest_of(config, teacher or {"model": "tiny"}, {"ids": "97"}, data),
-            [Request(e.key, e.input_ids, e.counted) for e in examples],
+            [Request(e.key, e.input_ids, e.counted, labels=e.counted_labels) for e in examples],
             lambda: TeacherRunner(model, vocabulary, config),
             WriterProcess(on_done=on_done),
         )

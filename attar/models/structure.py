@@ -228,6 +228,33 @@ class Head:
         return raw_NV
 
 
+def rows_per_chunk(vocabulary: int, device: torch.device) -> int:
+    """Tokens whose logits are held at once: small enough for a CPU's cache, large for a GPU."""
+    budget = (64 << 20) if device.type == "cpu" else (512 << 20)
+    return max(16, budget // (4 * vocabulary))
+
+
+@torch.no_grad()
+def label_logprobs(
+    hidden_NH: Tensor, head: Head, labels_N: Tensor, chunk: int | None = None
+) -> Tensor:
+    """Log-probability of one id a token, float32 (N,), natural log, without gradient.
+
+    At temperature 1 over the head's V ids, logit scale and soft-cap applied; -inf where an id's
+    logit is. The logits of `chunk` tokens are held at once, by default `rows_per_chunk`. labels_N:
+    int64, each from 0 to V - 1.
+    """
+    size = chunk or rows_per_chunk(len(head.weight_VH), hidden_NH.device)
+    labels_N = labels_N.to(hidden_NH.device)
+    parts = zip(hidden_NH.split(size), labels_N.split(size), strict=True)
+    return torch.cat([logprobs_of_ids(head.logits(states), ids) for states, ids in parts])
+
+
+def logprobs_of_ids(logits_NV: Tensor, ids_N: Tensor) -> Tensor:
+    """Log-softmax of float32 logits at one id a row, (N,)."""
+    return logits_NV.log_softmax(-1).gather(-1, ids_N.unsqueeze(-1)).squeeze(-1)
+
+
 def matmul_float32(a: Tensor, b: Tensor) -> Tensor:
     """a @ b with a float32 result; on CUDA, without gradients, 16-bit products are not rounded."""
     if a.dtype == torch.float32:

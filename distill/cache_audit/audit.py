@@ -24,7 +24,7 @@ from attar.distributed import free_memory
 from attar.errors import RecipeError
 from attar.files import fingerprint, staged_file, write_json, write_text
 from attar.models.loading import load_causal_lm
-from attar.models.structure import Head
+from attar.models.structure import Head, rows_per_chunk
 from attar.progress import progress
 from distill.cache_audit.fidelity import Fidelity, Measures
 from distill.data.examples import Example, Examples, first_examples
@@ -38,7 +38,7 @@ from teachers.cache.shard import to_arrow
 from teachers.codecs.codec import CODECS, Assets, SignalColumns, split_columns
 from teachers.load import load_teacher
 from teachers.runners.build_cache import LEARN_TOKENS, first_requests
-from teachers.runners.next_token import TeacherRunner, rows_per_chunk
+from teachers.runners.next_token import TeacherRunner
 from teachers.runners.request import Request
 from teachers.signals import TeacherChunk, seeds_of
 
@@ -116,7 +116,7 @@ def take_slice(
 
 
 def _request_of(example: Example) -> Request:
-    return Request(example.key, example.input_ids, example.counted)
+    return Request(example.key, example.input_ids, example.counted, labels=example.counted_labels)
 
 
 def _requests_to_learn_from(train: Examples) -> list[Request]:
@@ -199,11 +199,15 @@ def _serves(codec: Any, terms: list[Any]) -> bool:
 
 
 def candidates(own: Any) -> list[Any]:
-    """Return the recipe's own codec, then a grid over every registered kind."""
+    """Return the recipe's own codec, then a grid over every registered kind.
+
+    One of labels alone gives no distribution to measure, so it is left out.
+    """
     own_values = own.model_dump()
     temperatures = own_values.get("temperatures", [1.0])
     temperatures = temperatures if 1.0 in temperatures else [*temperatures, 1.0]
-    found = [type(own)(**own_values)] if 1.0 in own_values.get("temperatures", [1.0]) else []
+    measurable = own.gives == "distribution" and 1.0 in own_values.get("temperatures", [1.0])
+    found = [type(own)(**own_values)] if measurable else []
     for values in GRID:
         kind = CODECS[values["name"]]
         if kind.tail == "bucket":
@@ -242,7 +246,7 @@ def audit_run(run: Run, tokens: int) -> list[Audited]:
     examples = [validation[i] for i in first_examples(validation, tokens)]
     part = take_slice(
         [_request_of(example) for example in examples],
-        torch.from_numpy(np.concatenate([e.labels[e.counted] for e in examples])),
+        torch.from_numpy(np.concatenate([e.counted_labels for e in examples])),
         _requests_to_learn_from(run.training_examples()),
         run.vocabulary,
         lambda: load_teacher(run.teacher),

@@ -66,7 +66,10 @@ def verify(
 @json_option("the statistics")
 @message_options
 def stats(url: str, file: str | None, **show: bool) -> None:
-    """Show examples, tokens, bytes a token by part; histograms of entropy, kept mass, entries."""
+    """Show examples, tokens, bytes a token by part; histograms of entropy, kept mass, entries.
+
+    Of codec `label`: the teacher's perplexity on the text, and a histogram of its tokens.
+    """
     from attar.device import default_device
     from attar.files import write_json
     from attar.progress import progress
@@ -133,8 +136,11 @@ def merge(urls: tuple[str, ...], out: str, **show: bool) -> None:
 @click.argument("out")
 @codec_option()
 @click.option("--hidden", metavar="CODEC", help="A codec for the hidden states of layers.")
+@click.option("--data", metavar="RECIPE", help="The recipe or run of the text, for `label`.")
 @message_options
-def convert(url: str, out: str, codec: str | None, hidden: str | None, **show: bool) -> None:
+def convert(
+    url: str, out: str, codec: str | None, hidden: str | None, data: str | None, **show: bool
+) -> None:
     """Store the same signals in another codec, where it can be computed. No teacher is run."""
     from attar.errors import RecipeError
 
@@ -144,13 +150,20 @@ def convert(url: str, out: str, codec: str | None, hidden: str | None, **show: b
     def draft() -> CacheDraft:
         from attar.device import default_device
         from distill.commands.codec_argument import codec_of, layer_codec_of
+        from distill.commands.run import open_run
+        from distill.stages.cache import labels_of_examples
         from teachers.cache_tools.convert import converted
+        from teachers.codecs.codec import is_label_codec
 
+        wanted = codec_of(codec, "--codec") if codec else None
+        if data is not None and (wanted is None or not is_label_codec(wanted)):
+            raise RecipeError("`--data` has no effect: only `--codec label` reads the text.")
         return converted(
             url,
-            codec=codec_of(codec, "--codec") if codec else None,
+            codec=wanted,
             layer_codec=layer_codec_of(hidden, "--hidden") if hidden else None,
             device=default_device(),
+            labels=labels_of_examples(open_run(data, None, (), **show)) if data else None,
         )
 
     write_draft(draft, out, show)

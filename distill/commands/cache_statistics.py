@@ -25,6 +25,7 @@ def print_statistics(found: Statistics) -> None:
             ["codec", found.codec],
             ["layers", ", ".join(map(str, found.layers)) or "none"],
             ["attention", ", ".join(map(str, found.attention)) or "none"],
+            *label_rows(found),
         ]
     )
     say()
@@ -36,12 +37,23 @@ def print_statistics(found: Statistics) -> None:
         f"entropy of the targets{at}, nats": found.entropy,
         f"mass of the entries{at}": found.kept,
         "entries a token": found.entries,
+        "minus the log-probability of the text's own tokens, nats": found.nll,
     }
     for title, histogram in titles.items():
         if histogram is not None and histogram.tokens:
             say(f"\n{title}: mean {histogram.mean:.3g} over {histogram.tokens:,} tokens")
             for line in bar_lines(histogram, bar):
                 say(line)
+
+
+def label_rows(found: Statistics) -> list[list[str]]:
+    """How well the teacher fits the text, where its labels' probabilities are stored."""
+    if found.perplexity is None:
+        return []
+    rows = [["perplexity", f"{found.perplexity:.3f}"]]
+    if found.impossible:
+        rows.append(["tokens of probability 0", f"{found.impossible:,}, not in the perplexity"])
+    return rows
 
 
 def part_rows(found: Statistics) -> list[list[str]]:

@@ -31,6 +31,12 @@ class Example:
         """Positions whose prediction counts."""
         return np.flatnonzero(self.labels != IGNORE)
 
+    @property
+    def counted_labels(self) -> np.ndarray:
+        """The ids predicted at the counted positions, (N,)."""
+        labels: np.ndarray = self.labels[self.counted]
+        return labels
+
 
 class Examples:
     """Examples on disk, memory-mapped by `datasets`; lengths and counts are in memory."""

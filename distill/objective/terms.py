@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -209,6 +210,12 @@ def check_served(term: Any, codec: Any) -> None:
     The message gives the reason and what to write instead.
     """
     found = LOSSES[term.loss]
+    if codec.gives == "label":
+        raise RecipeError(
+            f"{term.loss} compares distributions, and the codec `{codec.name}` holds the "
+            f"probability of the text's own tokens alone; use {_serving(term)} in `cache.codec`, "
+            "or `source: online`"
+        )
     if not isinstance(term.temperature, Ramp):
         codec.check_temperature(term.temperature)
     elif len(set(term.temperature.ends)) == 1:
@@ -254,4 +261,21 @@ def check_online(term: Any) -> None:
 
 
 def _codecs(*tails: str) -> str:
-    return listed([f"`{name}`" for name, kind in CODECS.items() if kind.tail in tails], "or")
+    return _named(
+        [n for n, one in CODECS.items() if one.gives == "distribution" and one.tail in tails]
+    )
+
+
+def _serving(term: Any) -> str:
+    """The codecs of distributions that serve a term with their defaults, or all where none does."""
+    known = [name for name, kind in CODECS.items() if kind.gives == "distribution"]
+    able = []
+    for name in known:
+        with suppress(RecipeError):
+            check_served(term, CODECS[name]())
+            able.append(name)
+    return _named(able or known)
+
+
+def _named(names: list[str]) -> str:
+    return listed([f"`{name}`" for name in names], "or")

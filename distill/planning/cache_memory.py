@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 
 from attar.device import default_device
+from attar.models.structure import rows_per_chunk
 from distill.planning.data_counts import DataCounts
 from distill.planning.memory import ACTIVATION_WIDTHS, libraries
 from distill.planning.model_cost import ModelCost
 from teachers.cache.config import CacheConfig
-from teachers.codecs.codec import is_text_codec
+from teachers.codecs.codec import is_full_codec, is_label_codec, is_text_codec
 from teachers.runners.build_cache import LEARN_TOKENS
-from teachers.runners.next_token import rows_per_chunk
 
 ID_BYTES = 16  # of a token of the examples, all of which are held: its id and its position
 LEARN_ROWS = 256  # tokens whose probabilities a codec learns from at once
@@ -61,10 +61,12 @@ class CacheWork:
 
     def logits(self, cache: CacheConfig) -> float:
         """Bytes of the logits that exist at once, in float32 and in the dtype of products."""
-        if is_text_codec(cache.codec) or cache.codec.tail == "none":
+        if is_text_codec(cache.codec) or is_full_codec(cache.codec):
             return 0.0
         rows = min(rows_per_chunk(self.outcomes, default_device()), cache.batch_tokens)
         copies = 4 + (self.dtype.itemsize if self.dtype.itemsize < 4 else 0)
+        if is_label_codec(cache.codec):
+            copies += 4  # their log-softmax
         return float(copies * rows * self.outcomes)
 
     def learning(self, cache: CacheConfig) -> float:
@@ -79,7 +81,7 @@ class CacheWork:
 
     def assets(self, cache: CacheConfig) -> float:
         """Bytes of the head that `final_hidden` keeps; all others learn little."""
-        if is_text_codec(cache.codec) or cache.codec.tail != "none":
+        if is_text_codec(cache.codec) or not is_full_codec(cache.codec):
             return 0.0
         return float(self.dtype.itemsize * self.outcomes * self.teacher.width)
 
@@ -87,7 +89,7 @@ class CacheWork:
         """Bytes of one shard's signals in memory, and in its file."""
         width, codec, layer = self.teacher.width, cache.codec, cache.hidden.codec
         disk, memory = codec.bytes_per_token(self.outcomes, width), float(CODE_BYTES * width)
-        if codec.tail != "none" or is_text_codec(codec):
+        if is_text_codec(codec) or not is_full_codec(codec):
             memory = UNPACKED * disk
         a_layer = layer.bytes_per_token(width)
         parts = len(cache.hidden.parts)

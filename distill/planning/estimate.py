@@ -197,7 +197,7 @@ def _stages(run: Run, known: _Quantities) -> Iterator[Estimate]:
     recipe = run.recipe
     if recipe.teacher.adapt is not None:
         yield _adapting(run, known, recipe.teacher.adapt)
-    if run.reads_cache:
+    if run.makes_cache:
         outcomes = known.counts.classes or run.vocabulary
         measured = audited_bytes(run.folder.audit, recipe.cache)
         yield _caching(run, known, outcomes, measured)

@@ -27,6 +27,7 @@ from distill.tasks.registry import task_of
 from distill.tasks.task import Task
 from students.fresh import fresh_config
 from students.pruning.record import PRUNING_FILE, channel_map, read_pruning
+from teachers.codecs.codec import is_label_codec
 from teachers.load import TeacherConfig, teacher_dtype
 
 BUILD = "build"  # the stage that leaves the student
@@ -258,6 +259,13 @@ class Run:
     def reads_cache(self) -> bool:
         """Whether any objective reads the teacher's signals."""
         return any(reads_from(section, "cache") for section in self.recipe.learning().values())
+
+    @property
+    def makes_cache(self) -> bool:
+        """Whether the run has a cache: some objective reads it, or it holds the labels'
+        log-probabilities, which say by themselves how well the teacher fits the text.
+        """
+        return self.reads_cache or is_label_codec(self.recipe.cache.codec)
 
     @property
     def specialize_reads_cache(self) -> bool:

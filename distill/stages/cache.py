@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -48,7 +49,7 @@ def _is_made(run: Run) -> bool:
     """Whether a cache is there; of the run's own, whether all its files are. It verifies the bytes
     when it is read.
     """
-    if not run.reads_cache:
+    if not run.makes_cache:
         return True
     store = SignalStore(run.cache_url)
     if run.recipe.cache.dir is not None or not store.folder.exists("manifest.json"):
@@ -64,8 +65,11 @@ def _is_made(run: Run) -> bool:
 
 @work(CACHE, inputs=_inputs, made=_is_made)
 def cache(run: Run, inputs: str) -> StageRecord:
-    """Run the teacher once over all examples, where some objective reads its signals."""
-    if not run.reads_cache:
+    """Run the teacher once over all examples, where some objective reads its signals.
+
+    A cache of codec `label` is made in any case.
+    """
+    if not run.makes_cache:
         log.info("cache: no objective reads the teacher; nothing to do")
         return StageRecord(CACHE.name, notes={"tokens": 0, "bytes_per_token": 0.0})
     numbers = make_cache(run)
@@ -276,7 +280,10 @@ def cache_in(
     It is for searches and checks that hold the teacher in memory. Signals are read to the teacher's
     device; an example that is given twice is run once.
     """
-    requests = {e.key: Request(e.key, e.input_ids, e.counted, e.token_types) for e in examples}
+    requests = {
+        e.key: Request(e.key, e.input_ids, e.counted, e.token_types, e.counted_labels)
+        for e in examples
+    }
     data = {
         "examples": len(requests),
         "tokens": sum(len(request.counted) for request in requests.values()),
@@ -292,6 +299,25 @@ def cache_in(
         lambda: run.task.runner_of(run, teacher, config),
     )
     return SignalCache(url, device=next(teacher.parameters()).device)
+
+
+def labels_of_examples(run: Run) -> Callable[[list[str]], list[np.ndarray | None]]:
+    """A function from keys to the labels (N,) of the run's examples, None of one it does not have.
+
+    The data are prepared. `distill cache convert` gives it to a cache, which holds no labels.
+    """
+    run.prepare_data()
+    where = {
+        key: (examples, i)
+        for examples in run.cached_examples()
+        for i, key in enumerate(examples.keys)
+    }
+
+    def labels(keys: list[str]) -> list[np.ndarray | None]:
+        found = [where.get(key) for key in keys]
+        return [None if at is None else at[0][at[1]].counted_labels for at in found]
+
+    return labels
 
 
 def repair_cache(run: Run) -> list[str]:

@@ -269,7 +269,7 @@ def check_downstream_tasks(run: Run) -> None:
 def check_existing_cache(run: Run) -> None:
     """A cache that is there was made as the recipe asks, as far as that is known before work."""
     adapts = run.recipe.teacher.adapt is not None and not is_current(run, "adapt-teacher")
-    if run.reads_cache and not adapts and not is_current(run, "cache"):
+    if run.makes_cache and not adapts and not is_current(run, "cache"):
         check_cache_there(run)
 
 

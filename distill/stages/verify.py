@@ -72,7 +72,7 @@ def _data(run: Run) -> Iterator[Verified]:
 def _cache(run: Run) -> Iterator[Verified]:
     store = SignalStore(run.cache_url)
     there = store.folder.exists("manifest.json") or store.folder.names("shards")
-    if not run.reads_cache or not there:
+    if not run.makes_cache or not there:
         return
     faults = verify_cache(run.cache_url)
     entries = {} if faults else store.entries()

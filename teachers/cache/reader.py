@@ -18,13 +18,21 @@ import torch
 from torch import Tensor
 
 from attar.errors import CacheError, RecipeError
+from attar.models.structure import label_logprobs
 from teachers.cache.attention_inputs import attention_from_inputs
 from teachers.cache.config import CacheConfig, config_of
 from teachers.cache.shard import BatchColumns, ExampleRow, ShardReader, example_rows
 from teachers.cache.store import SignalStore
-from teachers.codecs.codec import Assets, LayerCodec, SignalCodec, SignalColumns
+from teachers.codecs.codec import (
+    Assets,
+    LayerCodec,
+    SignalCodec,
+    SignalColumns,
+    check_gives_label_logprobs,
+    is_label_codec,
+)
 from teachers.codecs.vectors import Vectors
-from teachers.signals import Attention, Distribution, SparseDistribution
+from teachers.signals import Attention, DenseDistribution, Distribution, SparseDistribution
 
 PART_COLUMN = re.compile(r"((?:layer|attention)_\d+)(_.*)?")
 
@@ -57,6 +65,35 @@ class Signals:
                 _check_ids_in_vocabulary(self._decoded[temperature], self.vocabulary)
         result: Distribution = self._decoded[temperature]
         return result
+
+    def label_logprobs(self, labels_N: Tensor) -> Tensor:
+        """Log-probability of the tokens' labels (N,), float32, stored or from the final states.
+
+        Codec `label` stores those of the examples' own labels, which `labels_N` must be. Raises
+        `RecipeError` for a codec from which they are not known.
+        """
+        assert labels_N.shape == (self.num_tokens,), f"{labels_N.shape}: {self.num_tokens} tokens"
+        known = self._decoded.get("label_logprobs")
+        if known is None or not torch.equal(known[0], labels_N):
+            known = labels_N, self._label_logprobs(labels_N).to(labels_N.device)
+            self._decoded["label_logprobs"] = known
+        result: Tensor = known[1]
+        return result
+
+    def _label_logprobs(self, labels_N: Tensor) -> Tensor:
+        check_gives_label_logprobs(self.config.codec)
+        if is_label_codec(self.config.codec):
+            return self.stored_logprobs()
+        found = self.distribution(1.0)
+        assert isinstance(found, DenseDistribution), "the codec says that it is full"
+        return label_logprobs(found.hidden_NH, found.head, labels_N)
+
+    def stored_logprobs(self) -> Tensor:
+        """Log-probability of the examples' own labels (N,), from a cache of codec `label`."""
+        codec = self.config.codec
+        assert is_label_codec(codec), f"codec `{codec.name}` does not store it"
+        with _decoding_with(codec):
+            return codec.logprobs(self.columns, self.num_tokens)
 
     def vectors(self) -> Tensor:
         """Float32 vectors (B, H) of the texts, from a cache of codec `vectors`."""

@@ -1,6 +1,7 @@
 """Convert a cache to another codec from its stored signals, without running the teacher.
 
-    final_hidden      -> any codec        the full distribution is known
+    final_hidden      -> any codec        the full distribution is known; to `label` with the labels
+    label             -> no other codec   the probabilities of other ids are unknown
     topk, nucleus     -> topk, nucleus    with at most as many entries; the others join the tail
     hybrid, sampled   -> no other codec   the ids that were not drawn, and their mass, are unknown
     hidden states     -> any codec        of layers, and attention inputs: decoded and encoded
@@ -11,6 +12,7 @@ Legend: N tokens counted, H width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from attar.errors import CacheError
+from attar.models.structure import rows_per_chunk
 from teachers.cache.attention_inputs import projection_assets_among
 from teachers.cache.reader import SignalCache, Signals, part_of
 from teachers.cache_tools.rewrite import (
@@ -34,13 +37,15 @@ from teachers.codecs.codec import (
     LayerCodec,
     SignalCodec,
     SignalColumns,
+    is_full_codec,
+    is_label_codec,
     is_sparse_codec,
     is_text_codec,
     split_columns,
 )
 from teachers.codecs.top_entries import is_bucket_codec
 from teachers.runners.build_cache import LEARN_TOKENS
-from teachers.runners.next_token import encode_by_chunks, rows_per_chunk
+from teachers.runners.next_token import encode_by_chunks
 from teachers.signals import (
     DenseDistribution,
     SparseDistribution,
@@ -49,6 +54,9 @@ from teachers.signals import (
 )
 
 REBUILD_ADVICE = "build it again with that codec, or with `final_hidden`, which converts to any"
+
+
+LabelsOf = Callable[[list[str]], list[np.ndarray | None]]  # of examples by key; None: not known
 
 
 @dataclass(frozen=True)
@@ -84,10 +92,12 @@ def converted(
     codec: DistributionCodec | None = None,
     layer_codec: LayerCodec | None = None,
     device: torch.device | None = None,
+    labels: LabelsOf | None = None,
 ) -> CacheDraft:
     """Draft the cache with its distributions in `codec` and its layers in `layer_codec`.
 
-    None keeps the stored columns, bit for bit. Raises `CacheError` where the cache does not hold
+    None keeps the stored columns, bit for bit. labels: gives the labels of examples, which codec
+    `label` needs and no cache holds. Raises `CacheError` where the cache does not hold
     the information that the new codec needs.
     """
     cache = SignalCache(url, device=device)
@@ -106,7 +116,12 @@ def converted(
                 "leave `--codec` out."
             )
         check_convertible(config.codec, codec, url)
-    job = _Conversion(cache, codec, layer_codec, device or torch.device("cpu"))
+        if is_label_codec(codec) and labels is None:
+            raise CacheError(
+                f"The cache {url} does not hold the text's own tokens, of which `{codec.name}` "
+                "stores the probabilities; name the recipe or run that has them with `--data`."
+            )
+    job = _Conversion(cache, codec, layer_codec, device or torch.device("cpu"), labels)
     counts = token_counts(cache)
     new_codec, new_layer_codec = codec or config.codec, layer_codec or config.hidden.codec
     hidden = {**cache.manifest["hidden"], "codec": new_layer_codec.model_dump()}
@@ -141,7 +156,12 @@ def check_convertible(own: SignalCodec, wanted: DistributionCodec, url: str) -> 
 
 def _why_not_convertible(own: SignalCodec, wanted: DistributionCodec) -> str | None:
     if not is_bucket_codec(own):
-        if own.tail == "none":
+        if is_label_codec(own):
+            return (
+                f"holds the probabilities of the text's own tokens alone (`{own.name}`), and "
+                f"`{wanted.name}` needs those of other ids"
+            )
+        if is_full_codec(own):
             return None
         return (
             f"holds samples (`{own.name}`): the ids that were not drawn are unknown, so they "
@@ -172,9 +192,10 @@ class _Conversion:
         codec: DistributionCodec | None,
         layer_codec: LayerCodec | None,
         device: torch.device,
+        labels: LabelsOf | None,
     ) -> None:
         self.cache, self.codec, self.layer_codec = cache, codec, layer_codec
-        self.device = device
+        self.device, self.labels = device, labels
         self.vocabulary = vocabulary_of(cache.manifest)
 
     def learn(self) -> dict[str, Assets]:
@@ -182,6 +203,8 @@ class _Conversion:
         stored = self.cache.store.assets() or {}
         counts = token_counts(self.cache)
         learned = probe_among(stored, counts)
+        if self.codec is not None and is_label_codec(self.codec):
+            learned = self._with_labels(learned)
         for part, own in stored.items():
             changes = (self.codec if part_of(part) is None else self.layer_codec) is not None
             kept = projection_assets_among(own) if changes else own
@@ -254,7 +277,29 @@ class _Conversion:
     def _full_chunk(self, signals: Signals, keys: list[str]) -> TeacherChunk:
         found = signals.distribution(1.0)
         assert isinstance(found, DenseDistribution)  # `check_convertible` refused others
-        return TeacherChunk(found.hidden_NH, found.head, self._seeds(keys))
+        labels_N = None if self.labels is None else self._labels(keys)
+        seeds_N = self._seeds(keys)
+        return TeacherChunk(found.hidden_NH, found.head, seeds_N, labels_N=labels_N)
+
+    def _labels(self, keys: list[str]) -> Tensor:
+        """Labels (N,) of examples. Raises `CacheError` where they do not fit the cache."""
+        assert self.labels is not None, "`converted` refused a conversion without"
+        found = []
+        for key, labels in zip(keys, self.labels(keys), strict=True):
+            if labels is None or len(labels) != self.cache.tokens(key):
+                raise CacheError(
+                    f"The data of `--data` do not hold example {key} of the cache "
+                    f"{self.cache.store.url}; name the recipe or run that the cache was made of."
+                )
+            found.append(labels)
+        return torch.from_numpy(np.concatenate(found))
+
+    def _with_labels(self, learned: dict[str, Assets]) -> dict[str, Assets]:
+        """The probe's assets with the labels of its examples, as a build keeps them."""
+        probe = learned.get("probe", {})
+        keys = [name.removesuffix(".counted") for name in probe if name.endswith(".counted")]
+        labels = {f"{key}.labels": self._labels([key]) for key in keys}
+        return {**learned, "probe": {**probe, **labels}} if keys else learned
 
     def _seeds(self, keys: list[str]) -> np.ndarray:
         return np.concatenate([seeds_of(key, self.cache.tokens(key)) for key in keys])

@@ -2,6 +2,7 @@
 
     final_hidden      exact: the members' full distributions are averaged
     hybrid, sampled   the members' samples are averaged, so the mixture is unbiased as well
+    label             the labels' probabilities are averaged, exactly
     topk, nucleus     the members' entries are averaged. If an id is an entry of only some members,
                       its probability in the others is unknown and stays in the tail, which holds
                       the weighted sum of the tails. So entries and tail sum to one, and an entry is
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 from attar.errors import CacheError
+from attar.models.structure import rows_per_chunk
 from teachers.cache.reader import SignalCache
 from teachers.cache_tools.convert import SparseChunk, readable_temperature
 from teachers.cache_tools.rewrite import (
@@ -39,7 +41,10 @@ from teachers.cache_tools.rewrite import (
 from teachers.codecs.codec import (
     Assets,
     DistributionCodec,
+    SignalCodec,
     SignalColumns,
+    is_full_codec,
+    is_label_codec,
     is_sparse_codec,
     split_columns,
 )
@@ -47,11 +52,21 @@ from teachers.codecs.packed_entries import slots_of
 from teachers.codecs.top_entries import TopEntries, is_bucket_codec, sort_entries
 from teachers.codecs.unbiased_entries import encode_weights, is_sampled_codec
 from teachers.runners.build_cache import LEARN_TOKENS
-from teachers.runners.next_token import encode_by_chunks, rows_per_chunk
+from teachers.runners.next_token import encode_by_chunks
 from teachers.signals import DenseDistribution, HasLogits, SparseDistribution, seeds_of
 
 logger = logging.getLogger(__name__)
-TAILS = {"none": "full distributions", "bucket": "largest entries", "sampled": "samples"}
+KINDS = {
+    "none": "full distributions",
+    "bucket": "largest entries",
+    "sampled": "samples",
+    "label": "log-probabilities of labels",
+}
+
+
+def _kind(codec: SignalCodec) -> str:
+    """What the mixture needs to know of a codec, a key of `KINDS`."""
+    return "label" if is_label_codec(codec) else codec.tail
 
 
 @dataclass(frozen=True)
@@ -147,24 +162,31 @@ def _check_vocabularies(caches: list[SignalCache]) -> None:
 
 def _check_codec(codec: DistributionCodec, caches: list[SignalCache]) -> None:
     """Raise `CacheError` where a mixture of the members cannot be stored in the codec."""
-    kinds = {cache.config.codec.tail: cache for cache in caches}
+    kinds = {_kind(cache.config.codec): cache for cache in caches}
     if len(kinds) > 1:
-        about = ", ".join(f"{one.store.url}: {TAILS[kind]}" for kind, one in kinds.items())
+        about = ", ".join(f"{one.store.url}: {KINDS[kind]}" for kind, one in kinds.items())
         raise CacheError(
             f"The members store different kinds of signals ({about}); convert the fuller ones "
             "first (`distill cache convert`), so that all are of one kind."
         )
     (kind,) = kinds
     names = " and ".join(sorted({f"`{cache.config.codec.name}`" for cache in caches}))
-    if codec.tail == "none":
+    if kind == "label" and is_label_codec(codec):
+        return
+    if is_label_codec(codec):
+        raise CacheError(
+            f"A mixture of {names} cannot be stored as `label`: the caches do not say what the "
+            "labels are; use members in `label` (`distill cache convert`, with `--data`)."
+        )
+    if is_full_codec(codec):
         raise CacheError(
             f"A mixture has no final hidden state, so it cannot be stored as `{codec.name}`; use "
             "`topk`, `nucleus`, `hybrid` or `sampled`."
         )
     if kind != "none" and codec.tail != kind:
         raise CacheError(
-            f"A mixture of {names} ({TAILS[kind]}) cannot be stored as `{codec.name}` "
-            f"({TAILS[codec.tail]}); use {names}, or members in `final_hidden`."
+            f"A mixture of {names} ({KINDS[kind]}) cannot be stored as `{codec.name}` "
+            f"({KINDS[codec.tail]}); use {names}, or members in `final_hidden`."
         )
     if is_bucket_codec(codec) and kind == "bucket":
         stored = [readable_temperature(cache.config.codec) for cache in caches]
@@ -195,15 +217,15 @@ class _Ensemble:
     def __init__(
         self, caches: list[SignalCache], weights: list[float], codec: DistributionCodec
     ) -> None:
-        assert is_sparse_codec(codec)  # `_check_codec` refused others
         self.caches, self.weights, self.codec = caches, weights, codec
         self.vocabulary = vocabulary_of(caches[0].manifest)
-        self.kind = caches[0].config.codec.tail
+        self.kind = _kind(caches[0].config.codec)
 
     def learn(self, sample: list[str]) -> dict[str, Assets]:
         """What the codec learns from the mixture of some examples."""
         if not self.codec.learns:
             return {}
+        assert is_sparse_codec(self.codec)  # `_check_codec` refused others
         seeds_N, decoded = self._seeds(sample), self._decoded(sample)
         chunk: HasLogits
         if self.kind == "none":
@@ -221,6 +243,9 @@ class _Ensemble:
         return split_columns(columns, [self.caches[0].tokens(key) for key in keys])
 
     def _encode(self, keys: list[str], assets: Assets) -> SignalColumns:
+        if is_label_codec(self.codec):
+            return self.codec.columns(self._mixed_labels(keys))
+        assert is_sparse_codec(self.codec)  # `_check_codec` refused others
         seeds_N, decoded = self._seeds(keys), self._decoded(keys)
         if self.kind == "none":
             chunk = MixtureChunk(decoded, self.weights, seeds_N)
@@ -238,6 +263,12 @@ class _Ensemble:
 
     def _decoded(self, keys: list[str]) -> list[Any]:
         return [cache.signals(keys).distribution(1.0) for cache in self.caches]
+
+    def _mixed_labels(self, keys: list[str]) -> Tensor:
+        """Log of the weighted mean of the members' probabilities of the labels, (N,) float32."""
+        own_MN = [cache.signals(keys).stored_logprobs().double() for cache in self.caches]
+        weighted = [own_N + log(w) for own_N, w in zip(own_MN, self.weights, strict=True)]
+        return torch.stack(weighted).logsumexp(0).float()
 
     def _entries(
         self, decoded: list[SparseDistribution]

@@ -11,20 +11,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from math import ceil, inf, log
+from math import ceil, exp, inf, log
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from attar.models.structure import rows_per_chunk
 from teachers.cache.reader import SignalCache
 from teachers.cache_tools.convert import readable_temperature
 from teachers.cache_tools.rewrite import vocabulary_of
-from teachers.runners.next_token import rows_per_chunk
+from teachers.codecs.codec import is_label_codec
 from teachers.signals import DenseDistribution, Distribution, KnownLogits, SparseDistribution
 
 DENSE_TOKENS = 16384  # measured of full distributions: each costs a product with the head
+NLL_EDGES = [0.0, 0.1, 0.25, 0.5, *map(float, range(1, 11)), 12.0, 15.0, 20.0]
 MASS_EDGES = [0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0]
 
 
@@ -64,7 +66,9 @@ class Statistics:
     entropy: of the decoded targets at `temperature`, in nats. A tail counts as one outcome, so it
     is a lower bound; for samples it is the entropy of the drawn entries. kept: mass of the entries
     (for samples: the sum of their weights, 1 on average). entries: entries of a token. The last
-    two are None where the full distribution is stored.
+    two are None where the full distribution is stored. nll: of codec `label`, which has this alone:
+    minus the log-probability of the tokens' labels, in nats. impossible: tokens to whose label the
+    teacher gives no probability at all; they are not in `nll`.
     """
 
     examples: int
@@ -79,19 +83,27 @@ class Statistics:
     columns: dict[str, int]
     overhead: int
     assets: dict[str, int]
-    entropy: Histogram
+    entropy: Histogram | None
     kept: Histogram | None
     entries: Histogram | None
+    nll: Histogram | None
+    impossible: int = 0
 
     @property
     def bytes_per_token(self) -> float:
         """Bytes of the shards a counted token; assets are not included."""
         return self.shard_bytes / max(1, self.tokens)
 
+    @property
+    def perplexity(self) -> float | None:
+        """The teacher's perplexity on the text, or None where the labels are not stored."""
+        return None if self.nll is None or not self.nll.tokens else exp(self.nll.mean)
+
     def values(self) -> dict[str, Any]:
         """The values for JSON; an open end of a histogram is null."""
-        found = {**asdict(self), "bytes_per_token": self.bytes_per_token}
-        for name in ("entropy", "kept", "entries"):
+        sizes = {"bytes_per_token": self.bytes_per_token, "perplexity": self.perplexity}
+        found = {**asdict(self), **sizes}
+        for name in ("entropy", "kept", "entries", "nll"):
             if found[name] is not None:
                 found[name]["edges"] = [None if e == inf else e for e in found[name]["edges"]]
         return found
@@ -120,7 +132,9 @@ def statistics(
             for name, size in reader.column_bytes(batch).items():
                 found.columns[name] = found.columns.get(name, 0) + size
             signals = cache.signals(keys)
-            if found.kept is not None or found.entropy.tokens < dense_tokens:
+            if found.entropy is None:
+                _add_labels(found, signals.stored_logprobs())
+            elif found.kept is not None or found.entropy.tokens < dense_tokens:
                 decoded = signals.distribution(found.temperature)
                 _add(found, decoded, vocabulary_of(cache.manifest))
             found.examples += len(keys)
@@ -134,7 +148,7 @@ def _empty(cache: SignalCache) -> Statistics:
     codec, vocabulary = cache.config.codec, vocabulary_of(cache.manifest)
     halves = ceil(2 * log(vocabulary)) if vocabulary > 1 else 1
     powers = [float(2**i) for i in range(ceil(log(max(2, vocabulary), 2)) + 1)]
-    dense = codec.tail == "none"
+    labels, dense = is_label_codec(codec), codec.tail == "none"
     assets = cache.store.assets() or {}
     return Statistics(
         examples=0,
@@ -152,16 +166,25 @@ def _empty(cache: SignalCache) -> Statistics:
             part: sum(tensor.numel() * tensor.element_size() for tensor in own.values())
             for part, own in assets.items()
         },
-        entropy=_empty_histogram([i / 2 for i in range(halves + 1)]),
+        entropy=None if labels else _empty_histogram([i / 2 for i in range(halves + 1)]),
         kept=None if dense else _empty_histogram([*MASS_EDGES, inf]),
         entries=None if dense else _empty_histogram([0.0, *powers, inf], whole=True),
+        nll=_empty_histogram([*NLL_EDGES, inf]) if labels else None,
     )
 
 
 # Histograms ------------------------------------------------------------------------------------
 
 
+def _add_labels(found: Statistics, logprobs_N: Tensor) -> None:
+    assert found.nll is not None, "codec `label`"
+    possible_N = logprobs_N > -torch.inf
+    found.nll.add(-logprobs_N[possible_N])
+    found.impossible += int((~possible_N).sum())
+
+
 def _add(found: Statistics, decoded: Distribution, vocabulary: int) -> None:
+    assert found.entropy is not None, "a codec of distributions"
     if isinstance(decoded, KnownLogits):
         found.entropy.add(entropy_of(decoded))
         return

@@ -12,7 +12,8 @@ not bytes: the mean total variation distance between stored and recomputed targe
 change with the last bit of a probability, so for sampled codecs only ids to which the teacher gives
 `LIKELY_PROBABILITY` or more are compared one by one, and all others together. Measured distances:
 SmolLM2-135M in bfloat16 and in float32 0.008 to 0.014, depending on the codec; after three steps of
-fine-tuning 0.05 to 0.07; with one block of thirty removed 0.10 to 0.19. Hidden states must have a
+fine-tuning 0.05 to 0.07; with one block of thirty removed 0.10 to 0.19. From labels alone the
+distance is estimated (`label_distance`). Hidden states must have a
 mean cosine of at least `MIN_COSINE`, which leaves room for such differences and a coarse codec.
 
 Legend: N tokens counted, K entries, V vocabulary.
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from attar.errors import CacheError
 from attar.files import fingerprint
+from attar.models.structure import Head, rows_per_chunk
 from attar.models.tokenizers import tokenizer_identity
 from teachers.cache.attention_inputs import projection_assets, projection_assets_among
 from teachers.cache.config import config_of
@@ -39,11 +41,11 @@ from teachers.cache.repair import faults_in
 from teachers.cache.store import SignalStore
 from teachers.cache_tools.convert import readable_temperature
 from teachers.cache_tools.rewrite import group_keys, token_counts, vocabulary_of
-from teachers.codecs.codec import is_text_codec
+from teachers.codecs.codec import is_label_codec, is_text_codec
 from teachers.codecs.unbiased_entries import is_sampled_codec
 from teachers.load import TeacherConfig, load_teacher, teacher_identity
 from teachers.runners.build_cache import probe_requests
-from teachers.runners.next_token import TeacherRunner, rows_per_chunk
+from teachers.runners.next_token import TeacherRunner
 from teachers.signals import Distribution, KnownLogits, SparseDistribution
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ LIKELY_PROBABILITY = 0.1
 MAX_FLOAT32_DISTANCE = 0.01
 MAX_DISTANCE = 0.03
 MIN_COSINE = 0.99
+MAX_LOGPROB = 1e-4  # float32 sums of exponentials may pass 1 by so much
 TOKENIZER_DIFFERENCES = {
     "vocabulary": "a different map from ids to strings",
     "chat_template": "a different chat template",
@@ -174,9 +177,16 @@ def _content_faults(cache: SignalCache, on_tokens: Callable[[int], None]) -> lis
 
 
 def _content_fault(cache: SignalCache, keys: list[str]) -> str | None:
+    codec = cache.config.codec
+    found: Distribution | None = None
     try:
         signals = cache.signals(keys)
-        found = signals.distribution(readable_temperature(cache.config.codec))
+        if is_label_codec(codec):
+            logprobs_N = signals.stored_logprobs()
+            if logprobs_N.isnan().any() or (logprobs_N > MAX_LOGPROB).any():
+                return "a label's log-probability is NaN or above 0"
+        else:
+            found = signals.distribution(readable_temperature(codec))
         states = [signals.hidden(layer) for layer in cache.config.hidden.layers]
         for block in cache.config.hidden.attention:
             made = signals.attention(block)
@@ -187,7 +197,7 @@ def _content_fault(cache: SignalCache, keys: list[str]) -> str | None:
         numbers = [found.logprobs_NK] + ([] if found.tail_N is None else [found.tail_N])
         if any((one.isnan() | (one == torch.inf)).any() for one in numbers):
             return "a probability is NaN or infinite"
-    else:
+    elif found is not None:
         states.append(found.logits_NV if isinstance(found, KnownLogits) else found.hidden_NH)
     if not all(one.isfinite().all() for one in states):
         return "a hidden state is NaN or infinite"
@@ -280,22 +290,42 @@ def compare_with_teacher(cache: SignalCache, model: Any) -> TeacherComparison:
     columns = {n: np.concatenate([row[n].reshape(-1) for row in rows]) for n in rows[0]}
     old = cache.signals([request.key for request in requests])
     new = Signals(columns, old.num_tokens, cache.config, cache.assets)
-    final_NH = runner.final_states(requests)
-    temperature, distance = readable_temperature(cache.config.codec), 0.0
-    was, now = old.distribution(temperature), new.distribution(temperature)
-    size = rows_per_chunk(vocabulary, torch.device("cpu"))
-    least = LIKELY_PROBABILITY if is_sampled_codec(cache.config.codec) else 0.0
-    for start in range(0, old.num_tokens, size):
-        rows_N = slice(start, start + size)
-        logits_NV = runner.head.logits(final_NH[rows_N]) / temperature
-        likely_NV = logits_NV.softmax(-1).cpu() >= least
-        pair = [_outcomes(d.rows(start, start + size), vocabulary, likely_NV) for d in (was, now)]
-        distance += 0.5 * float((pair[0] - pair[1]).abs().sum())
+    if is_label_codec(cache.config.codec):
+        distance = label_distance(old.stored_logprobs(), new.stored_logprobs())
+    else:
+        distance = _distance(old, new, runner.head, runner.final_states(requests))
     cosines = {
         part: float(torch.cosine_similarity(old.states(part), new.states(part)).mean())
         for part in cache.config.hidden.parts
     }
-    return TeacherComparison(old.num_tokens, distance / old.num_tokens, cosines)
+    return TeacherComparison(old.num_tokens, distance, cosines)
+
+
+def label_distance(one_N: Tensor, other_N: Tensor) -> float:
+    """An estimate of the mean total variation distance from labels' log-probabilities.
+
+    The distance is the mean over ids drawn from p of max(0, 1 - q / p), and over those from q of
+    max(0, 1 - p / q). The labels stand for draws from either: half of 1 - min(p, q) / max(p, q).
+    """
+    gap_N = (one_N.double() - other_N.double()).abs()
+    gap_N = torch.where(one_N == other_N, 0.0, gap_N)  # both -inf
+    return float(0.5 * (1 - (-gap_N).exp()).mean())
+
+
+def _distance(old: Signals, new: Signals, head: Head, final_NH: Tensor) -> float:
+    """The mean total variation distance of decoded targets."""
+    codec, vocabulary = old.config.codec, len(head.weight_VH)
+    temperature, distance = readable_temperature(codec), 0.0
+    was, now = old.distribution(temperature), new.distribution(temperature)
+    size = rows_per_chunk(vocabulary, torch.device("cpu"))
+    least = LIKELY_PROBABILITY if is_sampled_codec(codec) else 0.0
+    for start in range(0, old.num_tokens, size):
+        rows_N = slice(start, start + size)
+        logits_NV = head.logits(final_NH[rows_N]) / temperature
+        likely_NV = logits_NV.softmax(-1).cpu() >= least
+        pair = [_outcomes(d.rows(start, start + size), vocabulary, likely_NV) for d in (was, now)]
+        distance += 0.5 * float((pair[0] - pair[1]).abs().sum())
+    return distance / old.num_tokens
 
 
 def _outcomes(decoded: Distribution, vocabulary: int, likely_NV: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import teachers.codecs.classes
 import teachers.codecs.final_hidden
 import teachers.codecs.hybrid
+import teachers.codecs.label
 import teachers.codecs.layer_states
 import teachers.codecs.nucleus
 import teachers.codecs.pca_basis

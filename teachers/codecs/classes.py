@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from attar.config import Section
-from teachers.codecs.codec import TEXT_CODECS, Assets, SignalColumns
+from teachers.codecs.codec import TEXT_CODECS, Assets, Gives, SignalColumns
 from teachers.signals import KnownLogits
 
 
@@ -44,6 +44,7 @@ def values_of_texts(columns: SignalColumns, name: str) -> Tensor:
 class ClassLogits(Section):
     """All logits of every text, unrounded."""
 
+    gives: ClassVar[Gives] = "distribution"
     tail: ClassVar[str] = "none"
     learns: ClassVar[bool] = False
     name: Literal["classes"] = "classes"

@@ -15,11 +15,13 @@ tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeGuard
 
 import numpy as np
 
+from attar.errors import RecipeError
 from attar.registry import Registry
+from attar.word_lists import listed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,12 +30,14 @@ if TYPE_CHECKING:
 
 SignalColumns = dict[str, np.ndarray]
 Assets = dict[str, "Tensor"]
+Gives = Literal["distribution", "label", "vector"]
 
 
 class SignalCodec(Protocol):
     """What the codecs of next-token distributions and those of whole texts share."""
 
     learns: ClassVar[bool]  # whether `learn` returns assets, and so needs a sample
+    gives: ClassVar[Gives]  # what is stored; `decode` refuses all but `distribution`
     tail: ClassVar[str]  # how the mass outside the entries is kept: `bucket`, `sampled` or `none`
 
     @property
@@ -45,7 +49,7 @@ class SignalCodec(Protocol):
     ) -> Distribution:
         """Distributions from the flat columns of some examples, concatenated.
 
-        Raises `RecipeError` where the codec cannot give this temperature.
+        Raises `RecipeError` where the codec cannot give this temperature, or no distribution.
         """
 
     def check_temperature(self, temperature: float) -> None:
@@ -59,7 +63,7 @@ class SignalCodec(Protocol):
 
 
 class DistributionCodec(SignalCodec, Protocol):
-    """Stores next-token distributions.
+    """Stores next-token distributions, or what is read from one at each token.
 
     A codec with a tail is also a `SparseCodec`. So that caches can be converted and mixed, one
     whose tail is `bucket` is a `BucketCodec` (top_entries.py), and one whose tail is `sampled` is
@@ -81,6 +85,16 @@ class SparseCodec(DistributionCodec, Protocol):
 
     def encode(self, chunk: HasLogits, assets: Assets) -> SignalColumns:
         """Columns of N tokens, each (N,), (N, K) or, for entries, (E,)."""
+
+
+class LabelCodec(DistributionCodec, Protocol):
+    """Stores the log-probability of each token's own label; chunks must have `labels_N`."""
+
+    def columns(self, logprobs_N: Tensor) -> SignalColumns:
+        """The columns that `encode` gives, from known log-probabilities (N,)."""
+
+    def logprobs(self, columns: SignalColumns, num_tokens: int) -> Tensor:
+        """Float32 log-probabilities (N,) from flat columns. Raises `ValueError` for a bad count."""
 
 
 class TextCodec(SignalCodec, Protocol):
@@ -126,8 +140,32 @@ def is_text_codec(codec: SignalCodec) -> TypeGuard[TextCodec]:
 
 
 def is_distribution_codec(codec: SignalCodec) -> TypeGuard[DistributionCodec]:
-    """Whether the codec stores next-token distributions."""
+    """Whether the codec stores a signal of each next token."""
     return codec.name in CODECS
+
+
+def is_label_codec(codec: SignalCodec) -> TypeGuard[LabelCodec]:
+    """Whether the codec stores the labels' log-probabilities and no distribution."""
+    return codec.gives == "label"
+
+
+def is_full_codec(codec: SignalCodec | type[SignalCodec]) -> bool:
+    """Whether the codec stores full next-token distributions, by final states and the head."""
+    return codec.gives == "distribution" and codec.tail == "none"
+
+
+def check_gives_label_logprobs(codec: SignalCodec) -> None:
+    """Raise `RecipeError` for a codec from which labels' log-probabilities are not known exactly.
+
+    Stored entries need not hold the label's id, so they do not serve.
+    """
+    serve = [name for name, one in CODECS.items() if one.gives == "label" or is_full_codec(one)]
+    if codec.name not in serve:
+        raise RecipeError(
+            f"The codec `{codec.name}` does not hold the log-probability of every label; use "
+            f"{listed([f'`{name}`' for name in serve], 'or')} in `cache.codec`, or "
+            "`source: online`."
+        )
 
 
 def is_sparse_codec(codec: SignalCodec) -> TypeGuard[SparseCodec]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from attar.config import Section
 from attar.errors import RecipeError
 from attar.models.structure import Head
-from teachers.codecs.codec import CODECS, Assets, SignalColumns
+from teachers.codecs.codec import CODECS, Assets, Gives, SignalColumns
 from teachers.codecs.pca_basis import from_bands, principal, to_bands
 from teachers.signals import DenseDistribution, TeacherChunk
 
@@ -35,6 +35,7 @@ MAX_LEARNED_CODE = 16_000  # in the learning sample: half of what 16 bits hold
 class FinalHidden(Section):
     """The final hidden state and the frozen head: the full distribution, any temperature."""
 
+    gives: ClassVar[Gives] = "distribution"
     tail: ClassVar[str] = "none"
     learns: ClassVar[bool] = True
     name: Literal["final_hidden"] = "final_hidden"

@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from attar.config import Section
-from teachers.codecs.codec import CODECS, Assets, SignalColumns, join_columns
+from teachers.codecs.codec import CODECS, Assets, Gives, SignalColumns, join_columns
 from teachers.codecs.packed_entries import learn_ranks, logits_in_pieces, pack_entries, slots_of
 from teachers.codecs.sampling import BlockedWeights
 from teachers.codecs.unbiased_entries import (
@@ -38,6 +38,7 @@ from teachers.signals import HasLogits, SparseDistribution, uniforms
 class Hybrid(Section):
     """Likely ids exactly, the tail drawn: unbiased, so its error averages out over a batch."""
 
+    gives: ClassVar[Gives] = "distribution"
     tail: ClassVar[str] = "sampled"
     learns: ClassVar[bool] = True
     name: Literal["hybrid"] = "hybrid"

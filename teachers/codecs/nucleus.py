@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from attar.config import Section
-from teachers.codecs.codec import CODECS, Assets, SignalColumns
+from teachers.codecs.codec import CODECS, Assets, Gives, SignalColumns
 from teachers.codecs.packed_entries import learn_ranks, pack_entries, unpack_entries
 from teachers.codecs.top_entries import (
     Temperatures,
@@ -36,6 +36,7 @@ MAX_SURPRISAL = 16.0  # nats: smaller probabilities are stored as e^-16
 class Nucleus(Section):
     """The largest entries up to a mass, and the tail's mass: best for single tokens."""
 
+    gives: ClassVar[Gives] = "distribution"
     tail: ClassVar[str] = "bucket"
     learns: ClassVar[bool] = True
     name: Literal["nucleus"] = "nucleus"

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 
 from attar.config import Section
-from teachers.codecs.codec import CODECS, Assets, SignalColumns, join_columns
+from teachers.codecs.codec import CODECS, Assets, Gives, SignalColumns, join_columns
 from teachers.codecs.packed_entries import learn_ranks, logits_in_pieces, pack_entries
 from teachers.codecs.sampling import BlockedWeights
 from teachers.codecs.unbiased_entries import (
@@ -31,6 +31,7 @@ from teachers.signals import HasLogits, SparseDistribution, uniforms
 class Sampled(Section):
     """Ids drawn with replacement, weight = share of the draws: unbiased, simple, noisier."""
 
+    gives: ClassVar[Gives] = "distribution"
     tail: ClassVar[str] = "sampled"
     learns: ClassVar[bool] = True
     name: Literal["sampled"] = "sampled"

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 
 from attar.config import Section
-from teachers.codecs.codec import CODECS, Assets, SignalColumns
+from teachers.codecs.codec import CODECS, Assets, Gives, SignalColumns
 from teachers.codecs.top_entries import (
     Temperatures,
     TopEntries,
@@ -32,6 +32,7 @@ from teachers.signals import HasLogits, SparseDistribution
 class TopK(Section):
     """The k largest entries and the tail's mass, in plain columns that any program can read."""
 
+    gives: ClassVar[Gives] = "distribution"
     tail: ClassVar[str] = "bucket"
     learns: ClassVar[bool] = False
     name: Literal["topk"] = "topk"

@@ -16,7 +16,7 @@ from torch import Tensor
 from attar.config import Section
 from attar.errors import CacheError, RecipeError
 from teachers.codecs.classes import entries_of_texts, values_of_texts
-from teachers.codecs.codec import TEXT_CODECS, Assets, SignalColumns
+from teachers.codecs.codec import TEXT_CODECS, Assets, Gives, SignalColumns
 from teachers.signals import Distribution
 
 
@@ -24,6 +24,7 @@ from teachers.signals import Distribution
 class Vectors(Section):
     """The vector of every text, in 16 bits."""
 
+    gives: ClassVar[Gives] = "vector"
     tail: ClassVar[str] = "none"
     learns: ClassVar[bool] = False
     name: Literal["vectors"] = "vectors"

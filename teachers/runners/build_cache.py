@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from attar.errors import CacheError
+from teachers.cache.config import config_of
 from teachers.cache.growing import begin_growing, held_tokens
 from teachers.cache.store import SignalStore
-from teachers.codecs.codec import Assets
+from teachers.codecs.codec import Assets, is_label_codec
 from teachers.codecs.pca_basis import codes_at_the_limit
 from teachers.runners.request import Request, Runner
 
@@ -126,7 +127,7 @@ def _write_parts(
         sample = first_requests(requests, LEARN_TOKENS)
         assets = {
             **runner.learn(sample),
-            "probe": _probe_assets(first_requests(requests, PROBE_TOKENS)),
+            "probe": _probe_assets(first_requests(requests, PROBE_TOKENS), manifest),
         }
         store.write_assets(assets, manifest)
     process.barrier()
@@ -153,23 +154,31 @@ def _write_parts(
     return store.totals()
 
 
-def _probe_assets(requests: Sequence[Request]) -> Assets:
-    """The ids of some examples, so that `cache verify` can run the teacher again."""
-    probe = {}
-    for request in requests:
-        probe[f"{request.key}.input_ids"] = torch.from_numpy(np.asarray(request.input_ids).copy())
-        probe[f"{request.key}.counted"] = torch.from_numpy(np.asarray(request.counted).copy())
-    return probe
+def _probe_assets(requests: Sequence[Request], manifest: dict[str, Any]) -> Assets:
+    """The ids of some examples, so that `cache verify` can run the teacher again.
+
+    Labels are kept where the codec reads them.
+    """
+    fields = ["input_ids", "counted"]
+    if is_label_codec(config_of(manifest).codec):
+        fields.append("labels")
+    return {
+        f"{request.key}.{field}": torch.from_numpy(np.asarray(getattr(request, field)).copy())
+        for request in requests
+        for field in fields
+    }
 
 
 def probe_requests(assets: dict[str, Assets]) -> list[Request]:
     """The examples whose ids a build kept among the assets."""
     probe = assets.get("probe", {})
     keys = [name.removesuffix(".input_ids") for name in probe if name.endswith(".input_ids")]
-    return [
-        Request(key, probe[f"{key}.input_ids"].numpy(), probe[f"{key}.counted"].numpy())
-        for key in keys
-    ]
+    found = []
+    for key in keys:
+        labels = probe.get(f"{key}.labels")
+        ids, counted = probe[f"{key}.input_ids"].numpy(), probe[f"{key}.counted"].numpy()
+        found.append(Request(key, ids, counted, labels=None if labels is None else labels.numpy()))
+    return found
 
 
 def first_requests(requests: Sequence[Request], tokens: int) -> list[Request]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from attar.errors import CacheError
-from attar.models.structure import head_of, run_body, unwrap
+from attar.models.structure import head_of, rows_per_chunk, run_body, unwrap
 from teachers.cache.config import CacheConfig
 from teachers.codecs.codec import (
     Assets,
@@ -38,12 +38,6 @@ from teachers.runners.request import Request, batch_requests, run_in_batches
 from teachers.signals import HasLogits, TeacherChunk, seeds_of
 
 
-def rows_per_chunk(vocabulary: int, device: torch.device) -> int:
-    """Tokens whose logits are held at once: small enough for a CPU's cache, large for a GPU."""
-    budget = (64 << 20) if device.type == "cpu" else (512 << 20)
-    return max(16, budget // (4 * vocabulary))
-
-
 @overload
 def encode_by_chunks(
     codec: SparseCodec, chunk: HasLogits, assets: Assets, size: int
@@ -58,6 +52,12 @@ def encode_by_chunks(
     """Encode many tokens while the logits of only `size` of them are held at once."""
     starts = range(0, len(chunk.seeds_N), size)
     return join_columns([codec.encode(chunk.rows(start, start + size), assets) for start in starts])
+
+
+def labels_of(requests: Sequence[Request]) -> Tensor | None:
+    """The labels (N,) of requests, one after the other; None where any of them has none."""
+    labels = [request.labels for request in requests if request.labels is not None]
+    return torch.from_numpy(np.concatenate(labels)) if len(labels) == len(requests) else None
 
 
 class TeacherRunner:
@@ -170,7 +170,7 @@ class TeacherRunner:
 
     def _encode(self, hidden_NH: Tensor, group: list[Request], assets: Assets) -> SignalColumns:
         seeds_N = np.concatenate([seeds_of(r.key, len(r.counted)) for r in group])
-        chunk = TeacherChunk(hidden_NH, self.head, seeds_N)
+        chunk = TeacherChunk(hidden_NH, self.head, seeds_N, labels_N=labels_of(group))
         columns = encode_by_chunks(self.codec, chunk, assets, self.chunk)
         finite_N = np.ones(len(hidden_NH), bool)
         for column in columns.values():

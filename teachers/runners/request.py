@@ -17,12 +17,14 @@ class Request:
 
     For a labelled text `counted` holds the positions whose hidden states are kept, and
     `token_types` (T,) tells a pair's first text from its second for models that need it.
+    labels: the ids predicted at the counted positions, (N,) int64; codec `label` needs them.
     """
 
     key: str
     input_ids: np.ndarray
     counted: np.ndarray
     token_types: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
 
 class Runner(Protocol):

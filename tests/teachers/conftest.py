@@ -123,7 +123,7 @@ def cache_of():
         build_cache(
             SignalStore(str(url)),
             manifest_of(config, teacher, named, data),
-            [Request(e.key, e.input_ids, e.counted) for e in examples],
+            [Request(e.key, e.input_ids, e.counted, labels=e.counted_labels) for e in examples],
             lambda: TeacherRunner(model, named["size"], config),
         )
         return str(url)

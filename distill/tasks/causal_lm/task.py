@@ -146,7 +146,8 @@ class CausalLM:
 
     def request(self, context: TaskContext, example: Example) -> Request:
         """The example's ids; signals are kept at its counted positions."""
-        return Request(example.key, example.input_ids, example.counted)
+        labels = example.counted_labels
+        return Request(example.key, example.input_ids, example.counted, labels=labels)
 
     def signal_identity(self, context: TaskContext) -> dict[str, Any]:
         """Return no settings: signals depend on the teacher's weights alone."""

@@ -160,7 +160,8 @@ class MaskedLM:
 
     def request(self, context: TaskContext, example: Example) -> Request:
         """The example's ids; signals are kept at its masked positions."""
-        return Request(example.key, example.input_ids, example.counted)
+        labels = example.counted_labels
+        return Request(example.key, example.input_ids, example.counted, labels=labels)
 
     def model_outputs(self, context: TaskContext) -> Readout | None:
         """None: terms read logits of the masked tokens from the head."""
