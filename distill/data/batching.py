@@ -1,11 +1,14 @@
 """Which examples are in which step: a plan drawn from the seed, the same on every machine.
 
-Legend: B rows, T tokens, N tokens counted.
+Legend: B rows, T tokens, N tokens counted, S texts.
 
 A row holds one example or, packed, several. Padding is on the right and attention is causal, so no
 counted token attends to padding and no mask is passed. Packed examples cannot attend to each other
 because position ids start again at each (`transformers` builds the block mask from them). Whole
 texts, which encoders read in both directions, are one a row, of similar length, with a mask.
+
+A pair of answers is planned as one example, so both texts are in one micro-batch: in two rows where
+the pair has a row to itself, else in one row, packed like all texts.
 """
 
 from __future__ import annotations
@@ -13,14 +16,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from attar.models.task_heads import padded_texts
-from distill.data.examples import Example
+from distill.data.examples import ALONE, REJECTED, Example
 from distill.data.tokenize import IGNORE
 
 MicroBatch = list[list[int]]  # rows of example numbers
@@ -31,8 +34,10 @@ BATCHES_SORTED_TOGETHER = 16  # their texts are sorted by length
 class Batch:
     """One micro-batch. Counted positions, row by row, are the signals of `keys` concatenated.
 
-    counts: number of counted positions of each key. whole: every token of a text has signals, and
-    `counts` are the texts' lengths.
+    keys: of the S texts. counts: number of counted positions of each key. whole: every token of a
+    text has signals, and `counts` are the texts' lengths. roles_S: int8, the role of each text
+    (`distill.data.examples`), the rejected text of a pair right behind its chosen one; None where
+    no text is judged.
     """
 
     input_ids_BT: Tensor
@@ -43,6 +48,7 @@ class Batch:
     mask_BT: Tensor | None = None
     token_types_BT: Tensor | None = None
     whole: bool = False
+    roles_S: Tensor | None = None
 
     @property
     def num_counted(self) -> int:
@@ -55,6 +61,26 @@ class Batch:
             return values_N.sum()
         lengths = torch.tensor(self.counts, device=values_N.device)
         return (values_N / lengths.repeat_interleave(lengths)).sum()
+
+    @property
+    def text_of_token(self) -> Tensor:
+        """Which of the S texts each counted token belongs to, (N,) int64."""
+        device = self.labels_BT.device
+        counts_S = torch.tensor(self.counts, device=device)
+        texts_S = torch.arange(len(self.counts), device=device)
+        return texts_S.repeat_interleave(counts_S, output_size=sum(self.counts))
+
+    def on(self, unit: Literal["chosen", "rejected", "all"]) -> Tensor | None:
+        """1 at the counted tokens that belong to texts of a unit, else 0, (N,); None where all do.
+
+        `chosen` are texts that are not judged, and chosen answers.
+        """
+        if unit == "all" or (self.roles_S is None and unit == "chosen"):
+            return None
+        if self.roles_S is None:
+            return torch.zeros(sum(self.counts), device=self.labels_BT.device)
+        in_unit_S = (self.roles_S == REJECTED) == (unit == "rejected")
+        return None if bool(in_unit_S.all()) else in_unit_S[self.text_of_token].float()
 
     @property
     def signals_BT(self) -> Tensor:
@@ -87,7 +113,10 @@ class Batch:
 
 
 def pack_rows(order: Sequence[int], lengths: Sequence[int], max_length: int) -> MicroBatch:
-    """Best-fit packing into rows of `max_length`, in the given order, with at most 64 open rows."""
+    """Best-fit packing into rows of `max_length`, in the given order, with at most 64 open rows.
+
+    What is longer than `max_length`, as a pair of two long texts may be, has a row to itself.
+    """
     rows: MicroBatch = []
     open_rows: list[tuple[int, int]] = []  # (room left, row)
     for i in order:
@@ -147,28 +176,46 @@ def plan_in_order(lengths: Sequence[int], batch_size: int) -> list[MicroBatch]:
 Collate = Callable[[Sequence[Sequence[Example]]], Batch]  # rows of examples to tensors
 
 
+def rows_of_texts(rows: Sequence[Sequence[Example]]) -> list[list[Example]]:
+    """The texts of each row; the two of a pair that has a row to itself get a row each."""
+    found: list[list[Example]] = []
+    for row in rows:
+        texts = [text for example in row for text in example.texts]
+        found += [[text] for text in texts] if len(row) == 1 else [texts]
+    return found
+
+
 def collate(rows: Sequence[Sequence[Example]]) -> Batch:
     """Rows of examples as tensors, padded on the right."""
-    longest = max(sum(len(example.input_ids) for example in row) for row in rows)
+    rows = rows_of_texts(rows)
+    longest = max(sum(len(text.input_ids) for text in row) for row in rows)
     ids = np.zeros((len(rows), longest), np.int64)
     labels = np.full((len(rows), longest), IGNORE, np.int64)
     positions = np.zeros((len(rows), longest), np.int64)
     for b, row in enumerate(rows):
         start = 0
-        for example in row:
-            stop = start + len(example.input_ids)
-            ids[b, start:stop] = example.input_ids
-            labels[b, start:stop] = example.labels
+        for text in row:
+            stop = start + len(text.input_ids)
+            ids[b, start:stop] = text.input_ids
+            labels[b, start:stop] = text.labels
             positions[b, start:stop] = np.arange(stop - start)
             start = stop
         # Padding counts on from the last example: nothing counted comes after it.
         last = positions[b, start - 1] if start else -1
         positions[b, start:] = last + 1 + np.arange(longest - start)
-    counts = {e.key: int((e.labels != IGNORE).sum()) for row in rows for e in row}
+    counted = [(text, len(text.counted)) for row in rows for text in row]
+    counted = [(text, count) for text, count in counted if count]
     tensors = (torch.from_numpy(array) for array in (ids, positions, labels))
     ids_BT, positions_BT, labels_BT = tensors
-    keys = [e.key for row in rows for e in row if counts[e.key]]
-    return Batch(ids_BT, positions_BT, labels_BT, keys, [counts[key] for key in keys])
+    roles = [text.role for text, _ in counted]
+    return Batch(
+        ids_BT,
+        positions_BT,
+        labels_BT,
+        [text.key for text, _ in counted],
+        [count for _, count in counted],
+        roles_S=torch.tensor(roles, dtype=torch.int8) if any(r != ALONE for r in roles) else None,
+    )
 
 
 def collate_texts(rows: Sequence[Sequence[Example]]) -> Batch:

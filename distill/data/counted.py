@@ -1,0 +1,47 @@
+"""How much a step, or a set of examples, counts: the units that a term's mean can be over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Unit = Literal["chosen", "rejected", "all", "judged"]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Counted tokens of some examples, and their judgements.
+
+    tokens: of all texts. rejected: of rejected answers among them. judged: pairs and rated answers,
+    each of which counts once.
+    """
+
+    tokens: int
+    rejected: int = 0
+    judged: int = 0
+
+    def __add__(self, other: Counted) -> Counted:
+        """Return what both count together."""
+        return Counted(
+            self.tokens + other.tokens, self.rejected + other.rejected, self.judged + other.judged
+        )
+
+    def of(self, unit: Unit) -> int:
+        """Return the number of a unit; `chosen` are texts without a judgement and chosen answers.
+
+        Raises `ValueError` for an unknown unit.
+        """
+        if unit == "judged":
+            return self.judged
+        if unit == "rejected":
+            return self.rejected
+        if unit not in get_args(Unit):
+            raise ValueError(f"unknown unit {unit!r}; units are {', '.join(get_args(Unit))}")
+        return self.tokens - (self.rejected if unit == "chosen" else 0)
+
+    def scales(self, factor: float) -> dict[Unit, float]:
+        """Return what a sum over each unit is multiplied by; where a unit counts nothing, `factor`.
+
+        factor: 1 for a mean; the number of processes where their gradients are averaged after.
+        """
+        return {unit: factor / max(1, self.of(unit)) for unit in get_args(Unit)}
