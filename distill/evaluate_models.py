@@ -110,7 +110,7 @@ def evaluate_models(
         reader = task.reader(model_config, adapted=False, seed=0)
         folder = prepare_whole(config.data, tokenizer, 0, Path(name), reader)
         probes = folder / "probes.json"
-        write_json(probes, make_probes(tokenizer, Examples(folder / "held_out.arrow")))
+        write_json(probes, make_probes(tokenizer, Examples(folder / "held_out.arrow").preferred()))
         shared: dict[str, Any] = {
             "vocabulary": vocabulary_size(tokenizer),
             "held_out": str(folder / "held_out.arrow"),

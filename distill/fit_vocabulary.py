@@ -65,8 +65,8 @@ def fit_vocabulary(
         whole = data.model_copy(update={"held_out_tokens": None})
         prepare_whole(whole, tokenizer, 0, Path(name))
         counts: Counter[int] = Counter()
-        for example in Examples(Path(name) / "held_out.arrow"):
-            counts.update(example.input_ids.tolist())
+        for text in Examples(Path(name) / "held_out.arrow").by_text():
+            counts.update(text.input_ids.tolist())
     ids = ids_to_keep(tokenizer, counts, most=most)
     kind = next((name for name in config.architectures or [] if hasattr(transformers, name)), None)
     large = load_model(

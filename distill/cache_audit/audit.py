@@ -242,12 +242,12 @@ def audit_run(run: Run, tokens: int) -> list[Audited]:
     recipe = run.recipe
     check_next_tokens(recipe, "distill cache audit")
     run_stages(run, ["adapt-teacher", "build"])
-    validation = run.validation_examples()
+    validation = run.validation_examples().by_text()
     examples = [validation[i] for i in first_examples(validation, tokens)]
     part = take_slice(
         [_request_of(example) for example in examples],
         torch.from_numpy(np.concatenate([e.counted_labels for e in examples])),
-        _requests_to_learn_from(run.training_examples()),
+        _requests_to_learn_from(run.training_examples().by_text()),
         run.vocabulary,
         lambda: load_teacher(run.teacher),
         lambda: load_causal_lm(

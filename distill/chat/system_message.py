@@ -7,7 +7,7 @@ from pathlib import Path
 from attar.errors import UserError
 from distill.data.config import sources_of
 from distill.data.conversations import conversation_of
-from distill.data.row_formats import row_format_of
+from distill.data.preference_rows import format_of_table, ordinary_rows
 from distill.data.sources import load_rows, local_files
 from distill.run.load import load_recipe
 
@@ -28,10 +28,15 @@ def system_message_of(run: Path) -> str | None:
         if not local_files(source):
             return None  # a data set of the hub, which may have to be fetched
         table = load_rows(source, data.split, data.name)
-        layout = row_format_of(table.features, source, data)
-        if layout.kind not in ("messages", "pair"):
+        layout = format_of_table(table, source, data)
+        if layout.kind == "text":
             return None
-        first = [conversation_of(table[i], layout) for i in range(min(ROWS_READ, len(table)))]
+        rows = [table[i] for i in range(min(ROWS_READ, len(table)))]
+        if layout.kind in ("messages", "pair"):
+            first = [conversation_of(row, layout) for row in rows]
+        else:
+            answers = [answer for row in rows for answer in ordinary_rows(row, layout)]
+            first = [conversation_of(answer.values, answer.layout) for answer in answers]
     except (UserError, OSError):
         return None
     said = {

@@ -18,6 +18,7 @@ from attar.errors import RecipeError, RunError
 from attar.quiet import errors_only
 from distill.data.bad_rows import RowError, place_of
 from distill.data.config import DataConfig, sources_of
+from distill.data.examples import ALONE, REJECTED
 from distill.data.labelled_texts import LabelledTexts
 from distill.data.masked_texts import MaskedTexts
 from distill.data.reader import NextTokenTexts, Reader
@@ -83,7 +84,21 @@ def preview_rows(run: Run, data: DataConfig, number: int) -> Iterator[str]:
                 continue
             notes = describe_skipped(+tally, data.section)
             yield f"{place_of(table, source, i)}{notes and f': {notes}'}"
-            yield from (f"    {_shown(reader, tokenizer, example)}" for example in examples)
+            for example in examples:
+                yield from (f"    {line}" for line in _shown_texts(reader, tokenizer, example))
+
+
+def _shown_texts(reader: Reader, tokenizer: Any, example: Sequence[Any]) -> Iterator[str]:
+    """Lines on an example: its text; of judged answers, each with its judgement before it."""
+    ids, labels, *more = example
+    _, role, other = more if len(more) == 3 else (None, ALONE, None)
+    if role == ALONE:
+        yield _shown(reader, tokenizer, example)
+        return
+    names = ("chosen", "rejected") if other is not None else ("good", "bad")
+    yield f"{names[role == REJECTED]}: {_shown(reader, tokenizer, (ids, labels))}"
+    if other is not None:
+        yield f"{names[1]}: {_shown(reader, tokenizer, other)}"
 
 
 def _shown(reader: Reader, tokenizer: Any, example: Sequence[Any]) -> str:

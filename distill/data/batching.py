@@ -1,11 +1,14 @@
 """Which examples are in which step: a plan drawn from the seed, the same on every machine.
 
-Legend: B rows, T tokens, N tokens counted.
+Legend: B rows, T tokens, N tokens counted, S texts.
 
 A row holds one example or, packed, several. Padding is on the right and attention is causal, so no
 counted token attends to padding and no mask is passed. Packed examples cannot attend to each other
 because position ids start again at each (`transformers` builds the block mask from them). Whole
 texts, which encoders read in both directions, are one a row, of similar length, with a mask.
+
+A pair of answers is planned as one example, so both texts are in one micro-batch: in two rows where
+the pair has a row to itself, else in one row, packed like all texts.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ import torch
 from torch import Tensor
 
 from attar.models.task_heads import padded_texts
-from distill.data.examples import Example
+from distill.data.counted import Counted, Texts
+from distill.data.examples import ALONE, REJECTED, Example
 from distill.data.tokenize import IGNORE
 
 MicroBatch = list[list[int]]  # rows of example numbers
@@ -31,8 +35,10 @@ BATCHES_SORTED_TOGETHER = 16  # their texts are sorted by length
 class Batch:
     """One micro-batch. Counted positions, row by row, are the signals of `keys` concatenated.
 
-    counts: number of counted positions of each key. whole: every token of a text has signals, and
-    `counts` are the texts' lengths.
+    keys: of the S texts. counts: number of counted positions of each key. whole: every token of a
+    text has signals, and `counts` are the texts' lengths. roles_S: int8, the role of each text
+    (`distill.data.examples`), the rejected text of a pair right behind its chosen one; None where
+    no text is judged. judged: how many examples are: pairs, and rated answers.
     """
 
     input_ids_BT: Tensor
@@ -43,18 +49,57 @@ class Batch:
     mask_BT: Tensor | None = None
     token_types_BT: Tensor | None = None
     whole: bool = False
+    roles_S: Tensor | None = None
+    judged: int = 0
+
+    @property
+    def counted(self) -> Counted:
+        """What its terms' sums are divided by where it is a whole step."""
+        rejected_N = self.on("rejected") if self.roles_S is not None else None
+        rejected = 0 if rejected_N is None else int(rejected_N.sum())
+        return Counted(self.num_counted, rejected, self.judged)
+
+    @property
+    def roles(self) -> Tensor:
+        """The role of each of the S texts, int8."""
+        if self.roles_S is not None:
+            return self.roles_S
+        return torch.full((len(self.keys),), ALONE, dtype=torch.int8, device=self.labels_BT.device)
 
     @property
     def num_counted(self) -> int:
         """N: positions whose prediction counts."""
         return int((self.labels_BT != IGNORE).sum())
 
-    def total(self, values_N: Tensor) -> Tensor:
-        """Sum of values of the tokens that have signals; a whole text counts as its mean."""
+    def total(self, values_N: Tensor, texts: Texts = "all") -> Tensor:
+        """Sum of values of the tokens that have signals, over some of the texts; a whole text
+        counts as its mean.
+        """
         if not self.whole:
-            return values_N.sum()
+            mask_N = self.on(texts)
+            return values_N.sum() if mask_N is None else (values_N * mask_N).sum()
         lengths = torch.tensor(self.counts, device=values_N.device)
         return (values_N / lengths.repeat_interleave(lengths)).sum()
+
+    @property
+    def text_of_token(self) -> Tensor:
+        """Which of the S texts each counted token belongs to, (N,) int64."""
+        device = self.labels_BT.device
+        counts_S = torch.tensor(self.counts, device=device)
+        texts_S = torch.arange(len(self.counts), device=device)
+        return texts_S.repeat_interleave(counts_S, output_size=sum(self.counts))
+
+    def on(self, unit: Texts) -> Tensor | None:
+        """1 at the counted tokens that belong to texts of a unit, else 0, (N,); None where all do.
+
+        `chosen` are texts that are not judged, and chosen answers.
+        """
+        if unit == "all" or (self.roles_S is None and unit == "chosen"):
+            return None
+        if self.roles_S is None:
+            return torch.zeros(sum(self.counts), device=self.labels_BT.device)
+        in_unit_S = (self.roles_S == REJECTED) == (unit == "rejected")
+        return None if bool(in_unit_S.all()) else in_unit_S[self.text_of_token].float()
 
     @property
     def signals_BT(self) -> Tensor:
@@ -87,7 +132,10 @@ class Batch:
 
 
 def pack_rows(order: Sequence[int], lengths: Sequence[int], max_length: int) -> MicroBatch:
-    """Best-fit packing into rows of `max_length`, in the given order, with at most 64 open rows."""
+    """Best-fit packing into rows of `max_length`, in the given order, with at most 64 open rows.
+
+    What is longer than `max_length`, as a pair of two long texts may be, has a row to itself.
+    """
     rows: MicroBatch = []
     open_rows: list[tuple[int, int]] = []  # (room left, row)
     for i in order:
@@ -147,28 +195,48 @@ def plan_in_order(lengths: Sequence[int], batch_size: int) -> list[MicroBatch]:
 Collate = Callable[[Sequence[Sequence[Example]]], Batch]  # rows of examples to tensors
 
 
+def rows_of_texts(rows: Sequence[Sequence[Example]]) -> list[list[Example]]:
+    """The texts of each row; the two of a pair that has a row to itself get a row each."""
+    found: list[list[Example]] = []
+    for row in rows:
+        texts = [text for example in row for text in example.texts]
+        found += [[text] for text in texts] if len(row) == 1 else [texts]
+    return found
+
+
 def collate(rows: Sequence[Sequence[Example]]) -> Batch:
     """Rows of examples as tensors, padded on the right."""
-    longest = max(sum(len(example.input_ids) for example in row) for row in rows)
+    judged = sum(example.role != ALONE for row in rows for example in row)
+    rows = rows_of_texts(rows)
+    longest = max(sum(len(text.input_ids) for text in row) for row in rows)
     ids = np.zeros((len(rows), longest), np.int64)
     labels = np.full((len(rows), longest), IGNORE, np.int64)
     positions = np.zeros((len(rows), longest), np.int64)
     for b, row in enumerate(rows):
         start = 0
-        for example in row:
-            stop = start + len(example.input_ids)
-            ids[b, start:stop] = example.input_ids
-            labels[b, start:stop] = example.labels
+        for text in row:
+            stop = start + len(text.input_ids)
+            ids[b, start:stop] = text.input_ids
+            labels[b, start:stop] = text.labels
             positions[b, start:stop] = np.arange(stop - start)
             start = stop
         # Padding counts on from the last example: nothing counted comes after it.
         last = positions[b, start - 1] if start else -1
         positions[b, start:] = last + 1 + np.arange(longest - start)
-    counts = {e.key: int((e.labels != IGNORE).sum()) for row in rows for e in row}
+    counted = [(text, len(text.counted)) for row in rows for text in row]
+    counted = [(text, count) for text, count in counted if count]
     tensors = (torch.from_numpy(array) for array in (ids, positions, labels))
     ids_BT, positions_BT, labels_BT = tensors
-    keys = [e.key for row in rows for e in row if counts[e.key]]
-    return Batch(ids_BT, positions_BT, labels_BT, keys, [counts[key] for key in keys])
+    roles = [text.role for text, _ in counted]
+    return Batch(
+        ids_BT,
+        positions_BT,
+        labels_BT,
+        [text.key for text, _ in counted],
+        [count for _, count in counted],
+        roles_S=torch.tensor(roles, dtype=torch.int8) if any(r != ALONE for r in roles) else None,
+        judged=judged,
+    )
 
 
 def collate_texts(rows: Sequence[Sequence[Example]]) -> Batch:

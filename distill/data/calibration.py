@@ -24,8 +24,9 @@ def calibration_rows(examples: Examples, tokens: int) -> Tensor:
     """The first ids of training texts from all over the data, (B, T); B x T is near `tokens`.
 
     All rows have one length, up to 256: the one at which the texts that are long enough hold most
-    tokens, so a corpus of short texts gives short rows.
+    tokens, so a corpus of short texts gives short rows. Of pairs, the chosen texts are taken.
     """
+    examples = examples.preferred()
     lengths = np.sort(np.minimum(examples.lengths, min(MAX_ROW_TOKENS, tokens)))[::-1]
     held = np.minimum(lengths * np.arange(1, len(lengths) + 1), tokens)
     length = int(lengths[int(held.argmax())])

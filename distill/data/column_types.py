@@ -31,3 +31,14 @@ def common_type(kinds: set[str]) -> str:
     if kinds == {"int64", "float64"}:
         return "float64"
     return kinds.pop() if len(kinds) == 1 else "json"
+
+
+def holds_text(kind: Any) -> bool:
+    """Whether a column of this type holds text."""
+    return str(getattr(kind, "dtype", "")).endswith("string")
+
+
+def is_nested(kind: Any) -> bool:
+    """Whether a column of this type holds lists or objects."""
+    dtype = getattr(kind, "dtype", None)
+    return dtype is None or str(dtype).startswith(("json", "list", "dict"))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-Unit = Literal["chosen", "rejected", "all", "judged"]
+Texts = Literal["chosen", "rejected", "all"]  # whose tokens are counted
+Unit = Texts | Literal["judged"]
+UNITS: tuple[Unit, ...] = ("chosen", "rejected", "all", "judged")
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Counted:
             return self.judged
         if unit == "rejected":
             return self.rejected
-        if unit not in get_args(Unit):
-            raise ValueError(f"unknown unit {unit!r}; units are {', '.join(get_args(Unit))}")
+        if unit not in UNITS:
+            raise ValueError(f"unknown unit {unit!r}; units are {', '.join(UNITS)}")
         return self.tokens - (self.rejected if unit == "chosen" else 0)
 
     def scales(self, factor: float) -> dict[Unit, float]:
@@ -44,4 +46,9 @@ class Counted:
 
         factor: 1 for a mean; the number of processes where their gradients are averaged after.
         """
-        return {unit: factor / max(1, self.of(unit)) for unit in get_args(Unit)}
+        return {unit: factor / max(1, self.of(unit)) for unit in UNITS}
+
+
+def every_unit(scale: float) -> dict[Unit, float]:
+    """The same scale for every unit."""
+    return dict.fromkeys(UNITS, scale)

@@ -23,18 +23,26 @@ SHARE_SLACK = 1e-6  # within which two shares of a text are the same
 
 
 class Piece(NamedTuple):
-    """One example of a document, and the share of the text that it covers."""
+    """One example of a document, and the share of the text that it covers.
+
+    role, rejected: of judged answers, as `example_of` takes them.
+    """
 
     ids: list[int]
     labels: list[int]
     token_types: list[int] | None
     begin: float
     end: float
+    role: int = 0
+    rejected: tuple[list[int], list[int]] | None = None
 
 
 @dataclass(frozen=True)
 class Document:
-    """The examples of one row. text: the fingerprint of its text (`text_key`)."""
+    """The examples of one row, or of all rows of judged answers to one prompt.
+
+    text: the fingerprint of its text (`text_key`).
+    """
 
     text: str
     pieces: Sequence[Piece]
@@ -74,10 +82,17 @@ def document_of(text: str, examples: ReadExamples, copies: int = 1) -> Document:
     return Document(
         text,
         [
-            Piece(ids, labels, more[0] if more else None, begins[i % number], ends[i % number])
-            for i, (ids, labels, *more) in enumerate(examples)
+            _piece(example, begins[i % number], ends[i % number])
+            for i, example in enumerate(examples)
         ],
     )
+
+
+def _piece(example: Sequence[Any], begin: float, end: float) -> Piece:
+    """A piece from what a reader gives of an example."""
+    ids, labels, *more = example
+    types, *judged = more or [None]
+    return Piece(ids, labels, types, begin, end, *judged)
 
 
 def _tokens_of_text(ids: list[int], labels: list[int]) -> int:

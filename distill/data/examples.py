@@ -1,17 +1,21 @@
-"""Examples on disk, keyed by content."""
+"""Examples on disk, keyed by content; a pair of answers to one prompt is one example."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from attar.files import fingerprint
+from distill.data.counted import Counted
 from distill.data.tokenize import IGNORE
+
+ALONE, CHOSEN, REJECTED = 0, 1, 2  # the role of a text: not judged, preferred, not preferred
 
 
 @dataclass(frozen=True)
@@ -19,16 +23,20 @@ class Example:
     """One window, conversation or labelled text: ids and labels of shape (T,), int64.
 
     token_types: which text of a pair an id belongs to, 0 or 1; None of a single text.
+    role: whether the text is judged. rejected: of a pair of answers, the other text, an example of
+    its own; ids and labels are those of the chosen text then, and only answers count in both.
     """
 
     key: str
     input_ids: np.ndarray
     labels: np.ndarray
     token_types: np.ndarray | None = None
+    role: int = ALONE
+    rejected: Example | None = None
 
     @property
     def counted(self) -> np.ndarray:
-        """Positions whose prediction counts."""
+        """Positions whose prediction counts; of a pair, in the chosen text."""
         return np.flatnonzero(self.labels != IGNORE)
 
     @property
@@ -37,27 +45,119 @@ class Example:
         labels: np.ndarray = self.labels[self.counted]
         return labels
 
+    @property
+    def texts(self) -> tuple[Example, ...]:
+        """The texts that a model reads, each with the key of its own content: itself, or of a pair
+        the chosen and the rejected one.
+        """
+        if self.rejected is None:
+            return (self,)
+        key, _ = text_keys(self.key)
+        return replace(self, key=key, rejected=None), self.rejected
+
+
+def example_of(
+    ids: Sequence[int],
+    labels: Sequence[int],
+    token_types: Sequence[int] | None = None,
+    role: int = ALONE,
+    rejected: tuple[Sequence[int], Sequence[int]] | None = None,
+) -> Example:
+    """An example from what a reader gives of a row. rejected: ids and labels of the other text."""
+    ids_T, labels_T = np.asarray(ids, np.int64), np.asarray(labels, np.int64)
+    types_T = None if token_types is None else np.asarray(token_types)
+    other = None if rejected is None else example_of(*rejected, role=REJECTED)
+    key = example_key(ids, labels, token_types, rejected)
+    return Example(key, ids_T, labels_T, types_T, role, other)
+
 
 class Examples:
-    """Examples on disk, memory-mapped by `datasets`; lengths and counts are in memory."""
+    """Examples on disk, memory-mapped by `datasets`; numbers of each are in memory.
+
+    lengths, counts: tokens and counted tokens of all texts of an example. rejected: counted tokens
+    of rejected texts. judged: 1 of a pair and of a rated answer, else 0. num_texts: 2 of a pair,
+    else 1. All are int64, one an example.
+    """
 
     def __init__(self, path: Path) -> None:
         import datasets
 
         self._rows = datasets.Dataset.from_file(str(path))
+        self._text: np.ndarray | None = None  # of a view by text: which text of its row each is
         self.keys: list[str] = self._rows["key"][:]
         self.lengths = np.asarray(self._rows["length"][:], np.int64)
         self.counts = np.asarray(self._rows["count"][:], np.int64)
         self.documents = np.asarray(self._rows["document"][:], np.int64)
+        self.rejected = np.asarray(self._rows["rejected"][:], np.int64)
+        self.roles = np.asarray(self._rows["role"][:], np.int64)
+        self._other_lengths = np.asarray(self._rows["rejected_length"][:], np.int64)
+
+    @property
+    def judged(self) -> np.ndarray:
+        """1 of a pair of answers and of a rated answer, else 0."""
+        return np.asarray(self.roles != ALONE, np.int64)
+
+    @property
+    def num_texts(self) -> np.ndarray:
+        """How many texts each example has: 2 of a pair of answers, else 1."""
+        return 1 + (self._other_lengths > 0).astype(np.int64)
 
     def among(self, keys: Container[str]) -> Examples:
         """Only the examples with these keys."""
-        chosen = [i for i, key in enumerate(self.keys) if key in keys]
+        return self._some(np.asarray([i for i, key in enumerate(self.keys) if key in keys], int))
+
+    def numbered(self, numbers: Iterable[int]) -> Examples:
+        """Only the examples with these numbers, in their order."""
+        return self._some(np.asarray(list(numbers), np.int64))
+
+    def _some(self, chosen: np.ndarray) -> Examples:
         part = copy(self)
-        part._rows = self._rows.select(chosen)
+        part._rows = self._rows.select(chosen.tolist())
         part.keys = [self.keys[i] for i in chosen]
-        for name in ("lengths", "counts", "documents"):
+        for name in ("lengths", "counts", "documents", "rejected", "roles", "_other_lengths"):
             setattr(part, name, getattr(self, name)[chosen])
+        part._text = None if self._text is None else self._text[chosen]
+        return part
+
+    def by_text(self) -> Examples:
+        """The same with every text as an example of its own, a pair's chosen text first."""
+        if not self._other_lengths.any():
+            return self
+        numbers = np.repeat(np.arange(len(self)), self.num_texts)
+        part = self._some(numbers)
+        second = np.concatenate([[False], numbers[1:] == numbers[:-1]])
+        paired = part._other_lengths > 0
+        part.keys = [
+            text_keys(key)[int(n)] if pair else key
+            for key, n, pair in zip(part.keys, second, paired, strict=True)
+        ]
+        others = part._other_lengths
+        part.lengths = np.where(second, others, part.lengths - others)
+        first_counts = part.counts - np.where(paired, part.rejected, 0)
+        part.counts = np.where(second, part.rejected, first_counts)
+        part.rejected = np.where(paired & ~second, 0, part.rejected)
+        part.roles = np.where(second, REJECTED, part.roles)
+        part._other_lengths = np.zeros_like(others)
+        part._text = second.astype(np.int64)
+        return part
+
+    def preferred(self) -> Examples:
+        """The same as ordinary texts: of pairs the chosen text, of rated answers the good ones (all
+        where none is good), each text once; what is not judged stays.
+        """
+        if not self.judged.any():
+            return self
+        texts = self.by_text()
+        wanted = texts.roles != REJECTED
+        if not wanted.any():
+            wanted = np.ones(len(texts), bool)
+        seen: set[str] = set()
+        for i in np.flatnonzero(wanted & (texts.roles != ALONE)):
+            wanted[i] = texts.keys[i] not in seen
+            seen.add(texts.keys[i])
+        part = texts._some(np.flatnonzero(wanted))
+        part._text = np.zeros(len(part), np.int64) if part._text is None else part._text
+        part.roles, part.rejected = np.zeros_like(part.roles), np.zeros_like(part.rejected)
         return part
 
     def __len__(self) -> int:
@@ -66,8 +166,20 @@ class Examples:
     def __getitem__(self, i: int) -> Example:
         row = self._rows[i]
         ids, labels = (np.asarray(row[name], np.int64) for name in ("input_ids", "labels"))
-        types = row.get("token_types")
-        return Example(row["key"], ids, labels, None if types is None else np.asarray(types))
+        types, role, other = row["token_types"], row["role"], None
+        if row["rejected_ids"] is not None:
+            other_ids, other_labels = row["rejected_ids"], row["rejected_labels"]
+            other = Example(
+                text_keys(row["key"])[1],
+                np.asarray(other_ids, np.int64),
+                np.asarray(other_labels, np.int64),
+                role=REJECTED,
+            )
+        types = None if types is None else np.asarray(types)
+        example = Example(row["key"], ids, labels, types, role, other)
+        if self._text is None:
+            return example
+        return replace(example.texts[int(self._text[i])], role=int(self.roles[i]))
 
     def __iter__(self) -> Iterator[Example]:
         return (self[i] for i in range(len(self)))
@@ -76,6 +188,17 @@ class Examples:
     def num_tokens(self) -> int:
         """Tokens whose prediction counts."""
         return int(self.counts.sum())
+
+    def text_counts(self) -> dict[str, int]:
+        """Counted tokens of all texts, by their keys."""
+        texts = self.by_text()
+        return dict(zip(texts.keys, texts.counts.tolist(), strict=True))
+
+    def counted(self, numbers: Iterable[int] | None = None) -> Counted:
+        """What some examples count together, by their numbers; None: all."""
+        chosen: Any = slice(None) if numbers is None else np.asarray(list(numbers), np.int64)
+        arrays = (self.counts, self.rejected, self.judged)
+        return Counted(*(int(array[chosen].sum()) for array in arrays))
 
     def fingerprint(self) -> str:
         """Changes with the set of examples, not with their order."""
@@ -101,10 +224,31 @@ def spread_examples(examples: Examples, tokens: int) -> list[int]:
     return sorted(int(i) for i in order[:enough])
 
 
-def key_of(ids: list[int], labels: list[int], token_types: list[int] | None = None) -> str:
-    """Hash of an example's ids, of which predictions count, and of its token types."""
+# Keys --------------------------------------------------------------------------------------------
+
+
+def key_of(
+    ids: Sequence[int], labels: Sequence[int], token_types: Sequence[int] | None = None
+) -> str:
+    """Hash of a text's ids, of which predictions count, and of its token types."""
     digest = hashlib.blake2b(np.asarray(ids, np.int32).tobytes(), digest_size=16)
     digest.update(np.packbits(np.asarray(labels) != IGNORE).tobytes())
     if token_types is not None:
         digest.update(np.asarray(token_types, np.int8).tobytes())
     return digest.hexdigest()
+
+
+def example_key(
+    ids: Sequence[int],
+    labels: Sequence[int],
+    token_types: Sequence[int] | None = None,
+    rejected: tuple[Sequence[int], Sequence[int]] | None = None,
+) -> str:
+    """The key of an example: its text's; of a pair both texts' keys, the chosen one's first."""
+    key = key_of(ids, labels, token_types)
+    return key if rejected is None else f"{key}-{key_of(*rejected)}"
+
+
+def text_keys(key: str) -> list[str]:
+    """The keys of an example's texts, by the example's key."""
+    return key.split("-")

@@ -43,7 +43,8 @@ class Row:
     def text(self) -> str:
         """The fingerprint of its text; empty where it cannot be read."""
         try:
-            return text_key(self.table[self.number], self.reading.columns)
+            text = self.reading.text(self.table[self.number])
+            return text_key(text, text)
         except RowError:
             return ""
 
@@ -53,8 +54,38 @@ class Row:
         return Document("", []) if found is None else found
 
     def _read(self, row: Mapping[str, Any]) -> Document:
-        examples = self.reading(row, self.tally)
-        return document_of(text_key(row, self.reading.columns), examples, self.reading.copies)
+        examples, text = self.reading(row, self.tally), self.reading.text(row)
+        return document_of(text_key(text, text), examples, self.reading.copies)
+
+
+@dataclass(frozen=True)
+class RowsOfPrompt:
+    """Rows of judged answers to one prompt, which are one document."""
+
+    rows: list[Row]
+    prompt: str  # its fingerprint
+
+    def text(self) -> str:
+        """The fingerprint of the prompt."""
+        return self.prompt
+
+    def document(self) -> Document:
+        """The examples of all rows, each of which covers the whole prompt."""
+        return Document(self.prompt, [p for row in self.rows for p in row.document().pieces])
+
+
+def together(rows: Sequence[Row]) -> list[Row | RowsOfPrompt]:
+    """Rows in their order; those of judged answers to one prompt together, where the first was."""
+    found: dict[Any, Row | RowsOfPrompt] = {}
+    for i, row in enumerate(rows):
+        prompt = row.text() if row.reading.known is not None else ""
+        if not prompt:
+            found[i] = row
+        else:
+            group = found.setdefault(prompt, RowsOfPrompt([], prompt))
+            assert isinstance(group, RowsOfPrompt), "keys of rows are numbers"
+            group.rows.append(row)
+    return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -81,7 +112,7 @@ class Placed:
         }
         return cls(parts, frozenset(_texts_of(part_file(folder, "train")).texts))
 
-    def queue(self, rows: Sequence[Row]) -> DocumentQueue:
+    def queue(self, rows: Sequence[Row | RowsOfPrompt]) -> DocumentQueue:
         """Documents of rows: those with a part of their own in `kept`, those that are learned
         elsewhere last.
         """
@@ -90,8 +121,8 @@ class Placed:
         held_out, validation = (self.parts[name].texts for name in ("held_out", "validation"))
         kept: dict[str, list[Document]] = {"held_out": [], "validation": []}
         rest: list[Document] = []
-        fresh: list[Row] = []
-        learned: list[Row] = []
+        fresh: list[Row | RowsOfPrompt] = []
+        learned: list[Row | RowsOfPrompt] = []
         for row in rows:
             text = row.text()
             if text in held_out or text in validation:

@@ -15,14 +15,15 @@ from attar.errors import DataError, RunError
 from attar.files import fingerprint, read_json, read_json_object, staged_folder, write_json
 from attar.libraries import library_versions
 from distill.data.config import DataConfig, source_stamp, sources_of
+from distill.data.part_writer import PartWriter
 from distill.data.placed import DATA_PARTS, Placed, part_file
 from distill.data.reader import NextTokenTexts, Reader
-from distill.data.split import Corpus, PartWriter, describe_skipped, write_parts
+from distill.data.split import Corpus, describe_skipped, write_parts
 
 log = logging.getLogger(__name__)
 RECORD_FILE = "files.json"  # of what the examples were made, and the checksums of their files
-STATS = 2  # of stats.json: what it says of the examples
-FORMAT = 2  # of the examples: how texts are cut, drawn and stored
+STATS = 3  # of stats.json: what it says of the examples
+FORMAT = 3  # of the examples: how texts are cut, drawn and stored
 
 
 def prepare(

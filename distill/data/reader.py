@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from attar.errors import DataError
-from distill.data.row_formats import RowFormat, row_format_of
+from distill.data.preference_rows import format_of_table, known_text
+from distill.data.row_formats import RowFormat
 from distill.data.tokenize import tokenize_document
+from distill.data.tokenize_answers import tokenize_judged
 
 if TYPE_CHECKING:
     from distill.data.config import DataConfig
 
 log = logging.getLogger(__name__)
 
-# Of each example of a row: (ids, labels), or (ids, labels, token types or None).
+# Of each example of a row what `example_of` takes: (ids, labels), or (ids, labels, token types or
+# None), or also the role and the rejected text of judged answers.
 ReadExamples = Sequence[tuple[Any, ...]]
 
 
@@ -28,12 +31,20 @@ class Reading:
 
     columns: those that hold a row's text, by which equal texts are known. read: a row's examples
     in the order of its text; what was cut or left out is counted by reason. copies: how many times
-    they go through the text.
+    they go through the text. known: of rows whose text is not all of some columns, what they are
+    known by instead; rows of one such text are one document.
     """
 
     columns: tuple[str, ...]
     read: Callable[[Mapping[str, Any], Counter[str]], ReadExamples]
     copies: int = 1
+    known: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+
+    def text(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The values by which equal texts are known. Raises `RowError` for a row without them."""
+        if self.known is not None:
+            return self.known(row)
+        return {column: row[column] for column in self.columns}
 
     def __call__(self, row: Mapping[str, Any], tally: Counter[str]) -> ReadExamples:
         """The examples of a row."""
@@ -83,7 +94,7 @@ class NextTokenTexts:
         pairs = zip(tables, sources, strict=True)
         layouts = []
         for table, source in pairs:
-            layouts.append(row_format_of(table.features, source, config))
+            layouts.append(format_of_table(table, source, config))
             log_unread(table, source, layouts[-1].read)
         if not tokenizer.is_fast and any(layout.kind != "text" for layout in layouts):
             raise DataError(
@@ -91,7 +102,12 @@ class NextTokenTexts:
                 "tokenizer), so answers cannot be told from prompts; save it with a "
                 f"tokenizer.json, or name a text with `{config.section}.text_column`."
             )
-        return [self._reading(tokenizer, config, layout) for layout in layouts]
+        return [
+            self._judged(tokenizer, config, layout, table, source)
+            if layout.kind in ("preference", "rated")
+            else self._reading(tokenizer, config, layout)
+            for layout, table, source in zip(layouts, tables, sources, strict=True)
+        ]
 
     def _reading(self, tokenizer: Any, config: DataConfig, layout: RowFormat) -> Reading:
         def read(row: Mapping[str, Any], tally: Counter[str]) -> ReadExamples:
@@ -100,6 +116,21 @@ class NextTokenTexts:
         # A text is the same whatever its class.
         columns = tuple(name for name in layout.read if name != config.label_column)
         return Reading(columns, read)
+
+    def _judged(
+        self, tokenizer: Any, config: DataConfig, layout: RowFormat, table: Any, source: str
+    ) -> Reading:
+        def read(row: Mapping[str, Any], tally: Counter[str]) -> ReadExamples:
+            return tokenize_judged(tokenizer, row, layout, config, tally)
+
+        known, few = known_text(table, layout)
+        if few:
+            log.warning(
+                "data: %s has %d different prompts with many answers each, so it is divided by "
+                "prompt and answers: a prompt stands in several parts",
+                source, few,
+            )  # fmt: skip
+        return Reading(layout.columns, read, known=known)
 
     def finish(self, files: Mapping[str, Path]) -> dict[str, Any]:
         """Keep nothing more."""

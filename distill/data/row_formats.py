@@ -1,5 +1,7 @@
 """Formats of rows: a text, a conversation, or a prompt and its answer.
 
+Judged answers are formats of `preference_rows.py`, which says the format of any table.
+
 Columns with usual names are recognised; others are named in the recipe. A labelled row becomes a
 prompt made from a template and the word of its class as the answer, which a language model learns.
 `conversations.py` makes messages of rows.
@@ -18,6 +20,7 @@ from pydantic import Field, field_validator, model_validator
 from attar.config import Section
 from attar.errors import DataError, nearest
 from distill.data.bad_rows import RowError
+from distill.data.column_types import holds_text, is_nested
 
 TEXT_COLUMNS = ("text", "content")
 CONVERSATION_COLUMNS = ("messages", "conversations", "conversation")
@@ -71,9 +74,9 @@ class RowOptions(Section):
 class RowFormat:
     """The format of a table's rows, and the columns that hold each piece."""
 
-    kind: Literal["text", "messages", "pair"]
+    kind: Literal["text", "messages", "pair", "preference", "rated"]
     columns: tuple[str, ...]  # of the text, the messages, or the prompt
-    answer: str | None = None
+    answer: str | None = None  # of a preference the chosen one
     reasoning: str | None = None  # goes before the answer
     template: str | None = None  # makes the prompt
     names: tuple[str, ...] | None = None  # words of the classes whose numbers `answer` holds
@@ -81,12 +84,15 @@ class RowFormat:
     system: str | None = None  # goes before the conversation, or the prompt
     history: str | None = None  # earlier turns of a prompt
     tools: str | None = None  # that the assistant may call
+    rejected: str | None = None  # the other answer of a preference
+    label: str | None = None  # whether a rated answer is good
 
     @property
     def read(self) -> list[str]:
         """The columns whose values are used."""
         asked = template_columns(self.template) if self.template is not None else []
-        more = (self.answer, self.reasoning, self.system, self.history, self.tools)
+        more = [self.answer, self.rejected, self.label, self.reasoning]
+        more += [self.system, self.history, self.tools]
         return [*self.columns, *asked, *(name for name in more if name is not None)]
 
 
@@ -226,8 +232,8 @@ def _no_text(source: str, features: Mapping[str, Any], section: str) -> DataErro
             f"`{source}` has no columns: no row is a JSON object; write one a line, as in "
             '`{"text": "..."}`.'
         )
-    texts = sum(_holds_text(kind) for kind in features.values())
-    nested = [name for name, kind in features.items() if _is_nested(kind)]
+    texts = sum(holds_text(kind) for kind in features.values())
+    nested = [name for name, kind in features.items() if is_nested(kind)]
     if nested:
         mend = (
             f"rename `{nested[0]}`, if it holds conversations, to `messages` (objects with `role` "
@@ -242,17 +248,6 @@ def _no_text(source: str, features: Mapping[str, Any], section: str) -> DataErro
         f"`{source}` has columns {', '.join(features)}: none of them is `text`, `messages`, or "
         f"`prompt` with `completion`; {mend}."
     )
-
-
-def _holds_text(kind: Any) -> bool:
-    """Whether a column of this type holds text."""
-    return str(getattr(kind, "dtype", "")).endswith("string")
-
-
-def _is_nested(kind: Any) -> bool:
-    """Whether a column of this type holds lists or objects."""
-    dtype = getattr(kind, "dtype", None)
-    return dtype is None or str(dtype).startswith(("json", "list", "dict"))
 
 
 def first_of(names: Iterable[str | None], columns: Iterable[str]) -> str | None:
@@ -382,7 +377,7 @@ def content_text(value: Any) -> str:
 
     Other lists, and objects, are JSON. Raises `RowError` for a part that is no text.
     """
-    if not isinstance(value, list) or not value or not all(_is_part(part) for part in value):
+    if not isinstance(value, list) or not value or not all(is_part(part) for part in value):
         return text_of(value)
     for part in value:
         if part.get("type", "text") not in TEXT_PARTS or not isinstance(part.get("text"), str):
@@ -392,7 +387,7 @@ def content_text(value: Any) -> str:
     return "".join(part["text"] for part in value)
 
 
-def _is_part(value: Any) -> bool:
+def is_part(value: Any) -> bool:
     """Whether a value is a part of a content: an object with a type, or with a text alone."""
     keys = set(value) if isinstance(value, Mapping) else set()
     return "type" in keys or (keys == {"text"} and isinstance(value["text"], str))

@@ -6,12 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from distill.data.bad_rows import BadRows, RowError
 from distill.data.column_types import ColumnType, common_type, type_of
 from distill.data.config import DataConfig, sources_of
-from distill.data.examples import Example, key_of
+from distill.data.examples import Example, example_of
 from distill.data.reader import NextTokenTexts
 
 
@@ -51,12 +49,10 @@ def examples_of(
     """
     source, table = ", ".join(sources_of(config)), RowList(rows)
     (reading,) = NextTokenTexts().open(tokenizer, config, [table], [source])
-    bad, tally, found = BadRows(), Counter[str](), []
+    bad, tally, found = BadRows(), Counter[str](), list[Example]()
     bad.expect(source, len(table))
     for i in range(len(table)):
-        for ids, labels in bad.try_row(table, source, i, lambda row: reading(row, tally)) or ():
-            found.append(
-                Example(key_of(ids, labels), np.asarray(ids, np.int64), np.asarray(labels))
-            )
+        read = bad.try_row(table, source, i, lambda row: reading(row, tally)) or ()
+        found += [example_of(*example) for example in read]
     bad.finish(config.section)
     return found

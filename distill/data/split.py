@@ -22,95 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from attar.errors import DataError
 from distill.data.bad_rows import BadRows
 from distill.data.config import DataConfig, sources_of
-from distill.data.documents import (
-    Apart,
-    Document,
-    DocumentQueue,
-    documents_in_share,
-)
-from distill.data.examples import key_of
-from distill.data.placed import DATA_PARTS, Placed, Row, part_file
+from distill.data.documents import Apart, Document, DocumentQueue, documents_in_share
+from distill.data.part_writer import EXAMPLE_SCHEMA, PartWriter, numbers_of
+from distill.data.placed import DATA_PARTS, Placed, Row, RowsOfPrompt, part_file, together
 from distill.data.reader import Reader
 from distill.data.sources import load_rows
-from distill.data.tokenize import IGNORE, LEFT_OUT
+from distill.data.tokenize import LEFT_OUT
 
 log = logging.getLogger(__name__)
-
-EXAMPLE_SCHEMA = pa.schema(
-    {
-        "key": pa.string(),
-        "document": pa.int64(),
-        "length": pa.int32(),
-        "count": pa.int32(),
-        "input_ids": pa.list_(pa.int32()),
-        "labels": pa.list_(pa.int32()),
-        "token_types": pa.list_(pa.int8()),
-        "text": pa.string(),  # fingerprint of the row's text
-        "begin": pa.float64(),  # share of the text at which the example begins
-    }
-)
-ROWS_A_BATCH = 1000  # examples that wait in memory to be written together
-
-
-class PartWriter:
-    """Writes examples to an Arrow file until they hold `limit` counted tokens.
-
-    apart: what stands in other parts; it is left out and counted in `dropped`. Documents of one
-    text have one number, since they tell no more than one of them.
-    """
-
-    def __init__(self, path: Path, limit: int | None, apart: Apart | None = None) -> None:
-        self._file = pa.OSFile(str(path), "wb")
-        self._stream = pa.ipc.new_stream(self._file, EXAMPLE_SCHEMA)
-        self._rows: list[dict[str, Any]] = []
-        self._numbers: dict[str, int] = {}
-        self._limit, self._apart = limit, apart or Apart()
-        self.written = Apart()
-        self.tokens = self.examples = self.dropped = 0
-
-    @property
-    def full(self) -> bool:
-        """Whether the limit is reached."""
-        return self._limit is not None and self.tokens >= self._limit
-
-    def fill(self, documents: Iterable[tuple[int, Document]]) -> None:
-        """Write numbered documents until the limit is reached; no further one is read then."""
-        for number, document in documents:
-            self.add(number, document)
-            if self.full:
-                return
-
-    def add(self, number: int, document: Document) -> None:
-        """Write the examples of one document, as far as the limit allows."""
-        text, number = document.text, self._numbers.setdefault(document.text, number)
-        for ids, labels, types, begin, end in document.pieces:
-            key = key_of(ids, labels, types)
-            if self._apart.holds(key, text, end):
-                self.dropped += 1
-            elif not self.full:
-                count = sum(label != IGNORE for label in labels)
-                values = (key, number, len(ids), count, ids, labels, types, text, begin)
-                self._rows.append(dict(zip(EXAMPLE_SCHEMA.names, values, strict=True)))
-                self.written.add(key, text, begin)
-                self.tokens += count
-                self.examples += 1
-        if len(self._rows) >= ROWS_A_BATCH:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._stream.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=EXAMPLE_SCHEMA))
-        self._rows = []
-
-    def close(self) -> None:
-        """Finish the file."""
-        self._flush()
-        self._stream.close()
-        self._file.close()
 
 
 @dataclass(frozen=True)
@@ -142,7 +65,7 @@ class Corpus:
             rows = self._open([source], self.config.split)
         return DocumentQueue((row.document() for row in rows), len(rows))
 
-    def _open(self, sources: list[str], split: str) -> list[Row]:
+    def _open(self, sources: list[str], split: str) -> list[Row | RowsOfPrompt]:
         tables = [load_rows(source, split, self.config.name) for source in sources]
         readings = self.reader.open(self.tokenizer, self.config, tables, sources)
         for table, source in zip(tables, sources, strict=True):
@@ -153,7 +76,7 @@ class Corpus:
             for i in range(len(table))
         ]
         random.Random(self.seed).shuffle(rows)
-        return rows
+        return together(rows)
 
     def left_out(self) -> list[str]:
         """What of the rows read so far was cut or left out, a sentence a reason."""
@@ -339,17 +262,6 @@ def _read_table(file: Path) -> pa.Table:
 def _write_table(file: Path, examples: pa.Table) -> None:
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, EXAMPLE_SCHEMA) as stream:
         stream.write_table(examples)
-
-
-def numbers_of(file: Path) -> dict[str, int]:
-    """Number of documents, of examples and of counted tokens of a part."""
-    with pa.memory_map(str(file)) as source:
-        table = pa.ipc.open_stream(source).read_all()
-        return {
-            "documents": pc.count_distinct(table["document"]).as_py(),
-            "examples": len(table),
-            "tokens": pc.sum(table["count"]).as_py() or 0,
-        }
 
 
 def describe_skipped(skipped: Counter[str], section: str) -> str:

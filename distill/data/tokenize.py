@@ -39,7 +39,15 @@ NO_CLASS = "have no label"
 NO_ANSWER = "have an empty answer"
 NO_ROOM = "have a prompt that fills `{}.max_length`, so that no token of the answer is left"
 NO_REPLY = "have no message of the assistant to learn"
-LEFT_OUT = (NO_TEXT, NO_CLASS, NO_ANSWER, NO_ROOM, NO_REPLY)
+ONE_ANSWER = "lack one of two answers"
+NO_RATING = "have no rating"
+SAME_ANSWERS = "have the same answer as chosen and rejected, which teaches nothing"
+SAME_BEGINNINGS = "have answers that differ only beyond `{}.max_length`, which teaches nothing"
+SEVERAL_TEXTS = "have an answer that the chat template gives in several texts, as no judgement is"
+LEFT_OUT = (
+    NO_TEXT, NO_CLASS, NO_ANSWER, NO_ROOM, NO_REPLY,
+    ONE_ANSWER, NO_RATING, SAME_ANSWERS, SAME_BEGINNINGS, SEVERAL_TEXTS,
+)  # fmt: skip
 
 
 def windows(
@@ -71,7 +79,12 @@ def id_before_texts(tokenizer: Any) -> int | None:
 def tokenize_learned(
     tokenizer: Any, learned: LearnedText, max_length: int
 ) -> tuple[list[int], list[int], bool]:
-    """(ids, labels, whether they were truncated) of a text of a conversation.
+    """(ids, labels, whether they were truncated) of a text of a conversation."""
+    return shifted(*ids_of_learned(tokenizer, learned), max_length)
+
+
+def ids_of_learned(tokenizer: Any, learned: LearnedText) -> tuple[list[int], list[bool]]:
+    """(ids, which of them the assistant says) of a text of a conversation.
 
     A token that stands in a turn and before it counts: where a template ends its prompt in a space,
     the answer's first word is one token with that space.
@@ -85,7 +98,7 @@ def tokenize_learned(
     before = np.concatenate([[0], np.cumsum(said)])
     offsets = np.asarray(encoded["offset_mapping"], np.int64).reshape(-1, 2)
     starts, ends = offsets[:, 0], np.maximum(offsets[:, 1], offsets[:, 0] + 1)
-    return _shifted(encoded["input_ids"], (before[ends] > before[starts]).tolist(), max_length)
+    return list(encoded["input_ids"]), (before[ends] > before[starts]).tolist()
 
 
 def tokenize_pair(
@@ -93,6 +106,14 @@ def tokenize_pair(
 ) -> tuple[list[int], list[int], bool]:
     """(ids, labels, whether it was truncated) of a text that starts with its prompt, which
     does not count.
+    """
+    return shifted(*ids_of_pair(tokenizer, prompt, text, append_eos=append_eos), max_length)
+
+
+def ids_of_pair(
+    tokenizer: Any, prompt: str, text: str, *, append_eos: bool = True
+) -> tuple[list[int], list[bool]]:
+    """(ids, which of them are the answer's) of a text that starts with its prompt.
 
     Both are tokenised together; a token that spans both counts, so the whole answer is learned. The
     end-of-sequence token counts.
@@ -105,10 +126,10 @@ def tokenize_pair(
         if not ids or ids[-1] != eos:
             ids, answered = [*ids, eos], [*answered, True]
         answered[-1] = True
-    return _shifted(ids, answered, max_length)
+    return ids, answered
 
 
-def _shifted(
+def shifted(
     ids: list[int], answered: list[bool], max_length: int
 ) -> tuple[list[int], list[int], bool]:
     """(ids, labels, whether they were truncated); exactly the ids of the answer are predicted."""
@@ -185,15 +206,20 @@ def _bare_pair(
     return _counted([example], tally)
 
 
-def _conversation(
-    tokenizer: Any, conversation: Conversation, config: DataConfig, tally: Counter[str]
-) -> TokenizedExamples:
+def check_chat_template(tokenizer: Any, config: DataConfig) -> None:
+    """Raise `DataError` for a tokenizer without a chat template, which conversations need."""
     if tokenizer.chat_template is None:
         raise DataError(
             "The data are conversations, and the tokenizer has no chat template; put one into the "
             "model's folder as `chat_template.jinja` (instruct models of its family have one), or "
             f"name a column of plain text with `{config.section}.text_column`."
         )
+
+
+def _conversation(
+    tokenizer: Any, conversation: Conversation, config: DataConfig, tally: Counter[str]
+) -> TokenizedExamples:
+    check_chat_template(tokenizer, config)
     chat, learned = Chat(tokenizer, conversation), conversation.learned
     spoken = [i for i in conversation.replies if i not in conversation.muted]
     if not learned:

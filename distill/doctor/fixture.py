@@ -27,8 +27,11 @@ from attar.models.structure import blocks_of
 from distill.data.bad_rows import RowError
 from distill.data.batching import Batch, collate
 from distill.data.config import sources_of
+from distill.data.documents import Piece
 from distill.data.examples import Example, Examples, first_examples, key_of
-from distill.data.row_formats import RowFormat, row_format_of
+from distill.data.part_writer import EXAMPLE_SCHEMA, example_row
+from distill.data.preference_rows import format_of_table, ordinary_rows
+from distill.data.row_formats import RowFormat
 from distill.data.sources import load_rows
 from distill.data.tokenize import IGNORE
 from distill.doctor.step_comparison import Step, norms_learning, take_step, without_dropout
@@ -87,19 +90,30 @@ class DoctorFixture:
         sources = sources_of(data)
         for source in sources:
             table = load_rows(source, data.split, data.name)
-            layout = row_format_of(table.features, source, data)
+            layout = format_of_table(table, source, data)
             each = math.ceil(SOURCE_ROWS / len(sources))
             for i in sorted(set(np.linspace(0, len(table) - 1, each).astype(int).tolist())):
                 try:
-                    found.append(Row(table[i], layout))
+                    found += self._rows_of(table[i], layout)
                 except RowError:
                     continue  # left out and named where the data are prepared
         return found
 
+    def _rows_of(self, values: dict[str, Any], layout: RowFormat) -> list[Row]:
+        """Return a row; of judged answers a row for each, without those that no template wraps."""
+        if layout.kind not in ("preference", "rated"):
+            return [Row(values, layout)]
+        templated = self.run.tokenizer.chat_template is not None
+        return [
+            Row(dict(answer.values), answer.layout)
+            for answer in ordinary_rows(values, layout)
+            if not (answer.bare and templated)
+        ]
+
     @cached_property
     def examples(self) -> Examples:
         """Return crops of training examples, the longest first, with `tokens` tokens in all."""
-        train = self.run.training_examples()
+        train = self.run.training_examples().preferred()
         places = np.linspace(0, len(train) - 1, len(LENGTH_SHARES)).astype(int)
         crops = [
             _crop(train[int(i)], max(4, round(share * self.tokens)))
@@ -128,7 +142,7 @@ class DoctorFixture:
     @cached_property
     def validation(self) -> list[Example]:
         """Return whole validation examples that count at least twice `tokens`."""
-        examples = self.run.validation_examples()
+        examples = self.run.validation_examples().preferred()
         return [examples[i] for i in first_examples(examples, 2 * self.tokens)]
 
     # Models ----------------------------------------------------------------------------------
@@ -225,7 +239,7 @@ class DoctorFixture:
         wanted = list(self.examples)
         if config.codec.learns or (config.hidden.parts and config.hidden.codec.learns):
             # a codec that learns from a few tokens would learn little
-            train = self.run.training_examples()
+            train = self.run.training_examples().preferred()
             wanted += [train[i] for i in first_examples(train, LEARN_TOKENS)]
         return cache_in(self.run, str(self.folder / "cache"), config, wanted, self.teacher)
 
@@ -340,19 +354,20 @@ def _write(examples: list[Example], path: Path) -> Examples:
     """Write the examples that count a token, in the format of a data folder."""
     rows = [
         {
-            "key": example.key,
+            **example_row(example.key, _piece(example)),
             "document": i,
-            "length": len(example.input_ids),
-            "count": len(example.counted),
-            "input_ids": example.input_ids.tolist(),
-            "labels": example.labels.tolist(),
+            "text": example.key,
         }
         for i, example in enumerate(examples)
         if len(example.counted)
     ]
     if len(rows) < 2:
         raise DataError("Fewer than two training examples count a token; give `data.train` more.")
-    table = pa.Table.from_pylist(rows)
+    table = pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
         stream.write_table(table)
     return Examples(path)
+
+
+def _piece(example: Example) -> Piece:
+    return Piece(example.input_ids.tolist(), example.labels.tolist(), None, 0.0, 1.0)

@@ -128,7 +128,7 @@ def more_padding(batch: Batch, vocabulary: int) -> Batch:
     unseen_BT = torch.arange(length + MORE_PADDING).to(ids_BT) > last_B1.amax(1, keepdim=True) + 1
     drawn_BT = torch.randint(0, vocabulary, ids_BT.shape, generator=_fixed()).to(ids_BT)
     ids_BT = torch.where(unseen_BT, drawn_BT, ids_BT)
-    return Batch(ids_BT, positions_BT, labels_BT, batch.keys, batch.counts)
+    return replace(batch, input_ids_BT=ids_BT, position_ids_BT=positions_BT, labels_BT=labels_BT)
 
 
 def _fixed() -> torch.Generator:

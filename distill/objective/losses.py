@@ -41,7 +41,7 @@ class Loss:
 
     name: str
     reads: Reads
-    function: Callable[..., Any]
+    function: Callable[..., Tensor]
     divergence: bool
     linear: bool
     full: bool

@@ -37,7 +37,8 @@ class Trainee:
     """A model that predicts the next token, as far as its training's memory depends on it.
 
     config: its `PretrainedConfig`. dense_cache: whether the cache gives the teacher's full
-    distribution. seed: draws what a method adds.
+    distribution. seed: draws what a method adds. rows: that one example takes in a micro-batch, 2
+    of a pair of answers.
     """
 
     config: Any
@@ -45,6 +46,7 @@ class Trainee:
     vocabulary: int
     dense_cache: bool
     seed: int
+    rows: int = 1
 
     def memory(self, loop: LoopConfig, data: DataConfig, trainable: Trainable) -> Footprint:
         """What training all or some of its weights takes, without a teacher beside it."""
@@ -53,11 +55,11 @@ class Trainee:
             choose_trainable(model, trainable)
             return model
 
-        return self._footprint(loop, data, self._trace(choose, _forward(loop, data)))
+        return self._footprint(loop, data, self._trace(choose, self._forward(loop, data)))
 
     def memory_with_method(self, loop: Any, data: DataConfig) -> Footprint:
         """What specialising it takes by the section's method, without a teacher beside it."""
-        traced = self._with_method(loop, _forward(loop, data))
+        traced = self._with_method(loop, self._forward(loop, data))
         return self._footprint(loop, data, traced)
 
     def _trace(self, attach: Callable[[Any], nn.Module], forward: Forward) -> Traced:
@@ -75,10 +77,22 @@ class Trainee:
             optimizer=loop.optimizer,
             checkpointing=loop.gradient_checkpointing,
             accumulates=loop.accumulate > 1,
-            chunk=min(chunk, loop.batch_size * data.max_length),
+            chunk=min(chunk, self.rows * loop.batch_size * data.max_length),
             dense=any(
                 self.dense_cache or source_of(term, loop.source) == "online" for term in terms
             ),
+        )
+
+    def _forward(self, loop: LoopConfig, data: DataConfig, base: Any = None) -> Forward:
+        """A micro-batch of a section; a quantised base has other weights in bfloat16."""
+        base = base or getattr(loop, "base", "none")
+        quantized = base != "none"
+        return Forward(
+            rows=self.rows * loop.batch_size,
+            tokens=data.max_length,
+            products=torch.bfloat16 if quantized else resolve_precision(loop.precision),
+            weights=torch.bfloat16 if quantized else torch.float32,
+            base=base,
         )
 
     def alternatives(self, loop: LoopConfig, own: Any, data: DataConfig) -> list[Alternative]:
@@ -92,7 +106,7 @@ class Trainee:
 
         def add(method: Any, optimizer: str, checkpointing: bool) -> None:
             if method.method not in traced:
-                forward = _forward(loop, data, method.base)
+                forward = self._forward(loop, data, method.base)
                 traced[method.method] = self._with_method(method, forward)
             changes = {"optimizer": optimizer, "gradient_checkpointing": checkpointing}
             changed, student = loop.model_copy(update=changes), traced[method.method]
@@ -122,16 +136,3 @@ class Alternative:
     checkpointing: bool
     learning: int
     parts: Footprint
-
-
-def _forward(loop: LoopConfig, data: DataConfig, base: Any = None) -> Forward:
-    """A micro-batch of a section; on a quantised base products and other weights are bfloat16."""
-    base = base or getattr(loop, "base", "none")
-    quantized = base != "none"
-    return Forward(
-        rows=loop.batch_size,
-        tokens=data.max_length,
-        products=torch.bfloat16 if quantized else resolve_precision(loop.precision),
-        weights=torch.bfloat16 if quantized else torch.float32,
-        base=base,
-    )

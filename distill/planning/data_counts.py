@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,12 @@ from attar.files import read_json
 from distill.data.bad_rows import BadRows
 from distill.data.config import DataConfig, sources_of
 from distill.data.documents import documents_in_share
-from distill.data.examples import Examples
+from distill.data.examples import Examples, example_of
 from distill.data.labelled_texts import LabelledTexts
 from distill.data.placed import DATA_PARTS, part_file
 from distill.data.prepare import data_faults
 from distill.data.reader import Reader
 from distill.data.sources import load_rows
-from distill.data.tokenize import IGNORE
 
 SAMPLE_ROWS = 50  # of each source
 
@@ -34,6 +33,8 @@ class DataCounts:
     """Numbers of examples in each part, means of one example, and how they are known.
 
     held_out_documents: before the data are prepared as many as its examples, which are no fewer.
+    texts: that a model reads for one example: 2 of a pair of answers, whose length, counted and
+    kept tokens are those of both.
     """
 
     train: int
@@ -45,6 +46,12 @@ class DataCounts:
     classes: int | None  # of labelled texts
     known: str
     held_out_documents: int
+    texts: float = 1.0
+
+    @property
+    def rows(self) -> int:
+        """The most rows that one example takes in a micro-batch."""
+        return math.ceil(self.texts)
 
     @property
     def cached(self) -> int:
@@ -60,6 +67,7 @@ class Sample:
     read: int
     lengths: np.ndarray
     counts: np.ndarray
+    num_texts: np.ndarray
 
     @property
     def examples(self) -> float:
@@ -133,7 +141,12 @@ def estimated_counts(
 
 def _means(examples: Any, kept_of: Callable[[Any], np.ndarray]) -> dict[str, float]:
     """Means of examples, or of a sample of them."""
-    arrays = {"length": examples.lengths, "counted": examples.counts, "kept": kept_of(examples)}
+    arrays = {
+        "length": examples.lengths,
+        "counted": examples.counts,
+        "kept": kept_of(examples),
+        "texts": examples.num_texts,
+    }
     return {name: float(np.mean(a)) if len(a) else 1.0 for name, a in arrays.items()}
 
 
@@ -146,10 +159,10 @@ def _sample(
     for table, source in zip(tables, sources, strict=True):
         bad.expect(source, len(table))
     found = [
-        (len(ids), sum(label != IGNORE for label in labels))
+        _numbers(example)
         for table, source, read in zip(tables, sources, readings, strict=True)
         for i in range(min(len(table), SAMPLE_ROWS))
-        for ids, labels, *_ in bad.try_row(
+        for example in bad.try_row(
             table,
             source,
             i,
@@ -158,6 +171,16 @@ def _sample(
         or []
     ]
     bad.finish(config.section)
-    lengths, counts = np.asarray(found, np.int64).reshape(-1, 2).T
+    lengths, counts, num_texts = np.asarray(found, np.int64).reshape(-1, 3).T
     rows = [len(table) for table in tables]
-    return Sample(sum(rows), sum(min(n, SAMPLE_ROWS) for n in rows), lengths, counts)
+    return Sample(sum(rows), sum(min(n, SAMPLE_ROWS) for n in rows), lengths, counts, num_texts)
+
+
+def _numbers(read: Sequence[Any]) -> tuple[int, int, int]:
+    """(tokens, counted tokens, texts) of an example as a reader gives it."""
+    texts = example_of(*read).texts
+    return (
+        sum(len(text.input_ids) for text in texts),
+        sum(len(text.counted) for text in texts),
+        len(texts),
+    )

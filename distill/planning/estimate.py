@@ -219,7 +219,7 @@ def _stages(run: Run, known: _Quantities) -> Iterator[Estimate]:
 def _adapting(run: Run, known: _Quantities, loop: Any) -> Estimate:
     data, teacher = run.recipe.data, known.teacher
     amount = known.amount(known.trained(loop, data))
-    memory = _training_memory(run, run.teacher_config, teacher, loop)
+    memory = _training_memory(run, run.teacher_config, teacher, loop, known.counts)
     seconds = known.training_seconds(teacher, loop, data)
     steps = planned_steps(run, "teacher.adapt", loop, known.counts)
     note = f"{steps.note()}, full fine-tune"
@@ -249,7 +249,7 @@ def _training(run: Run, known: _Quantities) -> Estimate:
     loop, data, student = run.recipe.train, run.recipe.data, known.student
     arms, examples = 1 + len(loop.arms), known.trained(loop, data)
     seconds = arms * known.training_seconds(student, loop, data)
-    memory = _training_memory(run, run.student_config, student, loop)
+    memory = _training_memory(run, run.student_config, student, loop, known.counts)
     if reads_from(loop, "online"):
         seconds += known.teacher.forward(known.tokens(examples)) / known.speed
     memory += _teacher_memory(run, known, loop)
@@ -265,7 +265,8 @@ def _specializing(run: Run, known: _Quantities) -> Estimate:
     data = loop.data or run.recipe.data
     if loop.data is not None:
         known = replace(known, counts=data_counts(run, loop.data))
-    memory = _trainee(run, run.student_config, student).memory_with_method(loop, data).peak
+    trainee = _trainee(run, run.student_config, student, known.counts)
+    memory = trainee.memory_with_method(loop, data).peak
     memory += _teacher_memory(run, known, loop)
     amount = known.amount(known.trained(loop, data))
     seconds = known.training_seconds(student, loop, data)
@@ -287,7 +288,8 @@ def _exporting(run: Run, known: _Quantities) -> Estimate:
 
 def _evaluating(known: _Quantities, models: int, run: Run) -> Estimate:
     """models: how many are measured, baselines included."""
-    counts, passes = known.counts, PASSES_TO_MEASURE[known.unit]
+    counts = known.counts
+    passes = PASSES_TO_MEASURE[known.unit] / counts.texts  # of pairs, one text is measured
     examples = min(counts.held_out, known.holding(run.recipe.evaluate.tokens))
     of_student = passes * known.student.forward(known.tokens(examples)) / known.speed
     of_teacher = known.teacher.forward(known.tokens(examples)) / known.speed
@@ -300,11 +302,13 @@ def _evaluating(known: _Quantities, models: int, run: Run) -> Estimate:
     return Estimate("evaluate", amount, disk, memory, seconds, note, warning=warning)
 
 
-def _training_memory(run: Run, config: Any, cost: ModelCost, loop: Any) -> float:
+def _training_memory(
+    run: Run, config: Any, cost: ModelCost, loop: Any, counts: DataCounts
+) -> float:
     """Peak of training a model of this config; what is in it of the libraries counts."""
     data = run.recipe.data
     if run.task.packs:
-        return _trainee(run, config, cost).memory(loop, data, loop.trainable).peak
+        return _trainee(run, config, cost, counts).memory(loop, data, loop.trainable).peak
     tokens = loop.batch_size * data.max_length
     return libraries() + training_bytes(cost.total, cost.width, cost.depth, tokens)
 
@@ -316,9 +320,9 @@ def _teacher_memory(run: Run, known: _Quantities, loop: LoopConfig) -> float:
     return (known.teacher_bytes if reads_from(loop, "online") else 0) + (head if cached else 0)
 
 
-def _trainee(run: Run, config: Any, cost: ModelCost) -> Trainee:
+def _trainee(run: Run, config: Any, cost: ModelCost, counts: DataCounts) -> Trainee:
     dense = run.recipe.cache.codec.name == "final_hidden"
-    return Trainee(config, cost.depth, run.vocabulary, dense, run.recipe.seed)
+    return Trainee(config, cost.depth, run.vocabulary, dense, run.recipe.seed, counts.rows)
 
 
 def audited_bytes(file: Path, cache: CacheConfig) -> float | None:
@@ -369,10 +373,11 @@ def choice_rows(run: Run) -> list[list[str]]:
     own = run.recipe.specialize
     loop: LoopConfig = own or run.recipe.train
     data = (own.data if own is not None else None) or run.recipe.data
-    cost = model_cost(run.student_config, run.task.auto)
+    cost, counts = model_cost(run.student_config, run.task.auto), data_counts(run, data)
+    trainee = _trainee(run, run.student_config, cost, counts)
     parts = ("weights", "gradients", "states", "activations", "peak")
     table = [["method", "optimizer", "checkpointing", "learns", *parts, ""]]
-    for i, one in enumerate(_trainee(run, run.student_config, cost).alternatives(loop, own, data)):
+    for i, one in enumerate(trainee.alternatives(loop, own, data)):
         sizes = [_size(getattr(one.parts, part)) for part in parts]
         note = "the recipe's" if i == 0 and own is not None else ""
         kept, learns = "yes" if one.checkpointing else "no", f"{one.learning / 1e6:.2f} M"

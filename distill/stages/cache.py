@@ -2,7 +2,7 @@
 
 A cache fits a run when teacher, tokenizer, window length, codec and layers agree and it holds every
 example. It may hold more examples, so that one cache serves many recipes through `cache.dir`;
-examples that it lacks are added to it.
+examples that it lacks are added to it. Both texts of a pair of answers are examples of their own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from attar.errors import CacheError, RunError
 from attar.files import read_json, write_json
 from attar.models.tokenizers import tokenizer_identity
 from attar.progress import progress
-from distill.data.examples import Example, Examples
+from distill.data.examples import Example, Examples, text_keys
 from distill.run.context import Run
 from distill.run.folder import StageRecord, on_first_process
 from distill.stages.fingerprints import data_inputs, specializing_data_inputs, teacher_inputs
@@ -117,11 +117,12 @@ def held_examples(run: Run, url: str) -> tuple[int, int]:
 
 
 def _wanted(run: Run) -> dict[str, int]:
-    """By key: how many tokens are cached of every example whose signals some objective reads."""
+    """By key: how many tokens are cached of every text whose signals some objective reads."""
+    sets = [examples.by_text() for examples in run.cached_examples()]
     return {
         key: int(count)
-        for examples in run.cached_examples()
-        for key, count in zip(examples.keys, run.task.cached_tokens(run, examples), strict=True)
+        for texts in sets
+        for key, count in zip(texts.keys, run.task.cached_tokens(run, texts), strict=True)
     }
 
 
@@ -156,13 +157,19 @@ def _check_serves(store: SignalStore, wanted: dict[str, Any]) -> None:
 
 
 def cached_subset(cache: SignalCache, file: Path, *sets: Examples) -> tuple[Examples, ...]:
-    """The examples of each set that an unfinished cache holds.
+    """The examples of each set that an unfinished cache holds, of pairs both texts.
 
     A run that was stopped goes on with those it started with, which `file` names, even if more were
     added since.
     """
     if not file.exists():
-        write_json(file, sorted(key for examples in sets for key in examples.keys if key in cache))
+        held = (
+            key
+            for examples in sets
+            for key in examples.keys
+            if all(text in cache for text in text_keys(key))
+        )
+        write_json(file, sorted(held))
     keys = read_json(file)
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise RunError(f"{file} is not a list of examples; delete it and run again.")
@@ -206,7 +213,10 @@ def make_cache(run: Run) -> dict[str, float]:
             run.cache_url, f"{there:,}", f"{len(wanted):,}", f"{len(wanted) - there:,}",
         )  # fmt: skip
     requests = [
-        run.task.request(run, example) for examples in run.cached_examples() for example in examples
+        run.task.request(run, text)
+        for examples in run.cached_examples()
+        for example in examples
+        for text in example.texts
     ]
     requests = list({request.key: request for request in requests}.values())
     fill_store(run, store, requests, None if grows else manifest, lambda: run.task.runner(run))
@@ -278,11 +288,12 @@ def cache_in(
     """Make a small cache of some examples, separate from the run's own, and open it.
 
     It is for searches and checks that hold the teacher in memory. Signals are read to the teacher's
-    device; an example that is given twice is run once.
+    device; a text that is given twice is run once.
     """
+    texts = (text for example in examples for text in example.texts)
     requests = {
-        e.key: Request(e.key, e.input_ids, e.counted, e.token_types, e.counted_labels)
-        for e in examples
+        t.key: Request(t.key, t.input_ids, t.counted, t.token_types, t.counted_labels)
+        for t in texts
     }
     data = {
         "examples": len(requests),

@@ -189,7 +189,9 @@ def measure_jobs(run: Run) -> list[MeasureJob]:
     """The jobs of all models; each comes after the jobs whose results it is compared with."""
     folder = run.folder.evaluation
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "probes.json", make_probes(run.tokenizer, run.validation_examples()))
+    write_json(
+        folder / "probes.json", make_probes(run.tokenizer, run.validation_examples().preferred())
+    )
     shared: dict[str, Any] = {
         "vocabulary": run.vocabulary,
         "held_out": str(run.folder.data() / "held_out.arrow"),

@@ -48,7 +48,8 @@ class SearchObjective:
         self._max_length, self._batching = run.recipe.data.max_length, run.task.batching
         self._readout = run.task.model_outputs(run)
         self._terms = [TERM_MODELS[run.task.search.loss].model_validate({})]
-        validation, training = run.validation_examples(), run.training_examples()
+        validation = run.validation_examples().preferred()
+        training = run.training_examples().preferred()
         self.measured = _chosen(validation, first_examples(validation, tokens))
         self.healing = _spread_over(training, healing_tokens)
         self._folder = run.folder.path / "search.partial"

@@ -119,7 +119,8 @@ def validation_nll(
     chunk = tokens_per_chunk(vocabulary, next(model.parameters()).device)
     learner = Learner(model, terms, vocabulary=vocabulary, dtype=dtype, chunk=chunk)
     size, tokens = config.batch_size, config.evaluate_tokens
-    nll = evaluate_objective(learner, examples, batch_size=size, tokens=tokens).means.nll
+    texts = examples.preferred()
+    nll = evaluate_objective(learner, texts, batch_size=size, tokens=tokens).means.nll
     assert nll is not None, "texts of a language model have labels"
     return nll
 

@@ -1,7 +1,7 @@
 """Where a training's batches come from, step by step: today, from examples that are known ahead.
 
 A training needs to know no more than `BatchSource` says. Other sources (texts that the student
-writes between steps, preference pairs) implement the same protocol.
+writes between steps) implement the same protocol.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Protocol
 
 from attar.distributed import process_state
 from distill.data.batching import TOKEN_BATCHING, Batch, Batching
+from distill.data.counted import Counted
 from distill.data.examples import Examples
 from distill.data.prefetch import Prefetch
 from distill.objective.objective import Learner
@@ -46,6 +47,9 @@ class BatchSource(Protocol):
     def counted_tokens(self, step: int) -> int:
         """Return the exact counted tokens of a step, over all micro-batches and processes."""
 
+    def counted(self, step: int) -> Counted:
+        """Return the same with rejected answers' tokens and judgements apart."""
+
     def batches(self, step: int) -> Sequence[StepBatch]:
         """Return this process's micro-batches of a step, one or more; as many in every process."""
 
@@ -79,10 +83,14 @@ class Plan:
             seed=seed,
             world=world,
         )
-        self.counted = [
-            int(sum(examples.counts[i] for rows in step for row in rows for i in row))
-            for step in self.steps
+        self.counted: list[Counted] = [
+            examples.counted(i for rows in step for row in rows for i in row) for step in self.steps
         ]
+
+    @property
+    def numbers(self) -> list[int]:
+        """Return the numbers of the examples that any step learns from."""
+        return sorted({i for step in self.steps for rows in step for row in rows for i in row})
 
     def batches(self, step: int, rank: int) -> Iterator[tuple[Batch, float]]:
         """Yield a process's micro-batches of a step, and how much each counts (1 or 0).
@@ -113,10 +121,14 @@ class PlannedBatches:
     @property
     def num_tokens(self) -> int:
         """Return the counted tokens of all steps."""
-        return sum(self.plan.counted)
+        return sum(one.tokens for one in self.plan.counted)
 
     def counted_tokens(self, step: int) -> int:
         """Return the counted tokens of a step."""
+        return self.plan.counted[step].tokens
+
+    def counted(self, step: int) -> Counted:
+        """Return the same with rejected answers' tokens and judgements apart."""
         return self.plan.counted[step]
 
     def batches(self, step: int) -> list[StepBatch]:

@@ -105,7 +105,12 @@ def test_validation_is_a_share_of_the_documents_that_are_not_held_out(split, sha
     assert stats["validation_from"] == "documents"
     for part, examples in parts.items():
         documents = len(set(examples.documents.tolist()))
-        numbers = {"examples": len(examples), "tokens": examples.num_tokens}
+        numbers = {
+            "examples": len(examples),
+            "tokens": examples.num_tokens,
+            "judged": 0,
+            "pairs": 0,
+        }
         assert stats[part] == {"documents": documents, **numbers}
 
 

@@ -25,6 +25,9 @@ class FromAnother:
     def counted_tokens(self, step):
         return self._source.counted_tokens(step)
 
+    def counted(self, step):
+        return self._source.counted(step)
+
     def batches(self, step):
         self.asked.append(step)
         return [StepBatch(b.batch, b.share, b.signals) for b in self._source.batches(step)]
