@@ -26,6 +26,7 @@ class Measurements:
     baselines: what each measured baseline is, in words, by its name.
     start: the teacher in words, where the students of all arms were made of it, so that those that
     learn without it have its knowledge, too; else empty.
+    preferences: names of the models that learned from preferences.
     parts: the parts of the data that chose and that were measured; None leaves them unsaid.
     """
 
@@ -39,3 +40,4 @@ class Measurements:
     parts: DataParts | None = None
     baselines: Mapping[str, str] = field(default_factory=dict)
     start: str = ""
+    preferences: Sequence[str] = ()

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from attar.word_lists import counted
 from distill.evaluation.job import Numbers
 from distill.evaluation.preferences import moved
 from distill.report.columns import Column, TableColumns, cells
 from distill.report.markup import Section, table_section
 from distill.report.measurements import Measurements
+from distill.report.verdict import percent
 
 TITLE = "Preferences, on held-out pairs of answers"
+HALF = 0.5  # the share of pairs that chance would rank right
 
 
 PREFERENCE_COLUMNS: TableColumns = {
@@ -81,3 +84,63 @@ def preferences_section(report: Numbers) -> Section | None:
     lines += [[name, *cells(one, PREFERENCE_COLUMNS, intervals=True)] for name, one in rows.items()]
     meanings = {title: column.meaning for title, column in PREFERENCE_COLUMNS.items()}
     return table_section(TITLE, lines, meanings)
+
+
+# In words ----------------------------------------------------------------------------------------
+
+
+def preference_verdict(measured: Measurements) -> Numbers:
+    """Whether learning from preferences helped: on held-out pairs, the chosen answer gained more
+    than the rejected one in more than half of them, by an interval that excludes one half.
+    """
+    teacher, models = measured.models["teacher"]["nll"], measured.models
+    found = models["distill"].get("preferences", {})
+    verdict: Numbers = {
+        "helped": None,
+        "teacher_is_better": {
+            arm: teacher < models[arm]["nll"] for arm in ["init", *measured.controls]
+        },
+        "warnings": [],
+    }
+    if "accuracy" not in found:
+        verdict["sentence"] = (
+            "The held-out part has no pairs of answers, so what was learned from preferences is "
+            "unknown."
+        )
+        return verdict
+    bounds = found["accuracy_interval"]
+    verdict["helped"] = None if bounds is None else bounds[0] > HALF
+    lead = {None: "Cannot be told", True: "Learned the preferences", False: "Not shown to help"}
+    others = [
+        f" {name}: {_share(models[name]['preferences'])}."
+        for name in measured.controls
+        if "accuracy" in models[name].get("preferences", {})
+    ]
+    verdict["sentence"] = (
+        f"{lead[verdict['helped']]}: {preference_sentence('the student', found)}{''.join(others)}"
+    )
+    if found["chosen_gain"] < 0:
+        verdict["warnings"].append(
+            f"The chosen answers became less likely, too ({found['chosen_gain']:+.3f} nats a "
+            "token): a term `{loss: cross_entropy, weight: 0.2}` beside the preferences holds them "
+            "up."
+        )
+    return verdict
+
+
+def preference_sentence(name: str, found: Numbers) -> str:
+    """What a model's training on preferences moved on held-out pairs."""
+    return (
+        f"on {counted(found['pairs'], 'held-out pair')} {name} raised the chosen answer above the "
+        f"rejected one, against what it started from ({found['against']}), in {_share(found)}; "
+        f"chosen answers gained {found['chosen_gain']:+.3f} nats a token, rejected ones "
+        f"{found['rejected_gain']:+.3f}."
+    )
+
+
+def _share(found: Numbers) -> str:
+    bounds = found["accuracy_interval"]
+    between = "too few prompts for an interval"
+    if bounds is not None:
+        between = f"95% interval {percent(bounds[0])} to {percent(bounds[1])}"
+    return f"{percent(found['accuracy'])} of them ({between})"

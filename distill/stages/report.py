@@ -17,7 +17,7 @@ from distill.objective.terms import learns_preferences
 from distill.report.best_way import way_words
 from distill.report.data_parts import DataParts
 from distill.report.measurements import Measurements
-from distill.report.preferences import add_moves
+from distill.report.preferences import add_moves, preference_sentence
 from distill.report.selection import advise_best
 from distill.report.specializing import specializing_entry
 from distill.report.trainings import overfitted_warnings
@@ -118,6 +118,7 @@ def measurements(run: Run, costs: dict[str, Any]) -> Measurements:
         parts=DataParts.from_stats(data_stats(run, "data"), own_data_stats(run)),
         baselines={name: kinds[name].about for name in measured_baselines},
         start=_start(run),
+        preferences=_on_preferences(run),
     )
 
 
@@ -132,11 +133,19 @@ def _starts(run: Run) -> dict[str, str]:
     """By name, the model from which a training on preferences started: the untrained student's for
     the arms; the distilled student, for what was specialised on preferences, and its artifacts.
     """
+    last = DISTILL if "specialized" in _on_preferences(run) else "init"
+    special = ["specialized"] if run.recipe.specialize is not None else []
+    deployed = dict.fromkeys([*special, *run.artifacts], last)
+    return {**dict.fromkeys(arms_of(run), "init"), **deployed}
+
+
+def _on_preferences(run: Run) -> list[str]:
+    """Names of the models that learned from preferences."""
     special = run.recipe.specialize
-    on_preferences = special is not None and learns_preferences(special.objective)
-    last = DISTILL if on_preferences else "init"
-    deployed = [*(["specialized"] if special is not None else []), *run.artifacts]
-    return {**dict.fromkeys(arms_of(run), "init"), **dict.fromkeys(deployed, last)}
+    found = [DISTILL] if learns_preferences(run.recipe.train.objective) else []
+    if special is not None and learns_preferences(special.objective):
+        found.append("specialized")
+    return found
 
 
 def judged(run: Run, measured: Measurements) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -194,10 +203,12 @@ def _specialised(run: Run, measured: Measurements) -> dict[str, Any] | None:
     found = read_json(run.folder.specialized / "result.json")
     own = own_data_stats(run)
     held_out = None if own is None else own["held_out"]["tokens"]
-    return {
-        **{key: value for key, value in found.items() if key != "history"},
-        **specializing_entry(measured, found, special.base, held_out),
-    }
+    entry = specializing_entry(measured, found, special.base, held_out)
+    moved = measured.models["specialized"].get("preferences", {})
+    if "specialized" in measured.preferences and "accuracy" in moved:
+        said = preference_sentence("specialising", moved)
+        entry["sentence"] += f" By preferences: {said}"
+    return {**{key: value for key, value in found.items() if key != "history"}, **entry}
 
 
 def cost(run: Run) -> dict[str, Any]:

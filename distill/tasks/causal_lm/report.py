@@ -42,7 +42,7 @@ from distill.report.plots import (
     plot_quality,
     speed_axis,
 )
-from distill.report.preferences import preferences_section
+from distill.report.preferences import preference_verdict, preferences_section
 from distill.report.samples import samples_section
 from distill.report.selection import (
     SMALLEST,
@@ -121,8 +121,11 @@ class CausalLMReport(TaskReport):
 
     def verdict(self, measured: Measurements) -> Numbers:
         """Whether distilling beat plain fine-tuning: lower nll, or the same and lower KL, and
-        neither nll, accuracy, KL, agreement nor a downstream task significantly worse.
+        neither nll, accuracy, KL, agreement nor a downstream task significantly worse. Where the
+        distilled student learned from preferences, whether it did.
         """
+        if "distill" in measured.preferences:
+            return preference_verdict(measured)
         models = measured.models
         teacher = models["teacher"]["nll"]
         warnings = _specialised_for_its_base(measured)
