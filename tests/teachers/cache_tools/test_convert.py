@@ -197,7 +197,7 @@ def test_labels_alone_become_no_distribution(built, wanted):
 
 @pytest.mark.parametrize("stored", ["topk", "nucleus", "hybrid", "sampled"])
 def test_entries_do_not_become_labels(built, labels_by_key, stored):
-    with pytest.raises(CacheError, match="largest entries only|holds samples"):
+    with pytest.raises(CacheError, match=r"largest entries only|holds samples"):
         converted(built(stored), codec=CODECS["label"](), labels=labels_by_key)
 
 

@@ -73,7 +73,7 @@ def test_batches_padding_and_shards_change_nothing(
 def test_a_build_that_was_stopped_goes_on_to_the_same_bytes(
     make_cache, tiny_model, examples, tmp_path
 ):
-    config = CONFIG.model_copy(update={"shard_tokens": 20})
+    config = CONFIG.model_copy(update={"shard_tokens": 10})
     make_cache(tmp_path, tiny_model, examples, config)
     whole = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     entries = sorted((tmp_path / "shards").glob("*.json"))
