@@ -284,6 +284,20 @@ def choose_artifacts_block(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def labels_block(found: dict[str, Any]) -> str:
+    """A line a format: bytes, errors of a token, of sums, and of a preference margin."""
+    sums = [key for key in found["rows"][0] if key.startswith("sum")]
+    lines = [
+        f"| format | bytes/token | a token | {' | '.join(sums)} | margin of 500, worst |",
+        f"|---|---:|---:|{'---:|' * len(sums)}---:|",
+    ]
+    for row in found["rows"]:
+        errors = " | ".join(f"{row[key]:.1e}" for key in ("token", *sums, "margin"))
+        size = f"{row['bytes/token']:.1f}" if row["bytes/token"] else ""
+        lines.append(f"| {row['format']} | {size} | {errors} |")
+    return "\n".join(lines)
+
+
 def _mean_and_range(values: list[float]) -> str:
     return f"{sum(values) / len(values):.1%} ({min(values):.1%} to {max(values):.1%})"
 
@@ -293,6 +307,7 @@ def pages() -> dict[Path, str]:
     blocks = {
         "codecs.md": {
             "codecs": codecs_block(_result("cache_codecs")),
+            "labels": labels_block(_result("label_precision")),
             "layers": layers_block(_result("layer_codecs")),
             "students": students_block(_result("cache_students")),
         },

@@ -35,7 +35,10 @@ def small_cache(url: Path, config: CacheConfig) -> SignalStore:
         num_attention_heads=2, num_key_value_heads=2,
     )  # fmt: skip
     model = LlamaForCausalLM(shape).eval()
-    requests = [Request(f"{i:032x}", np.arange(5 + i), np.arange(4 + i)) for i in range(4)]
+    requests = [
+        Request(f"{i:032x}", np.arange(5 + i), np.arange(4 + i), labels=np.arange(1, 5 + i))
+        for i in range(4)
+    ]
     store = SignalStore(str(url))
     manifest = manifest_of(config, IDENTITY["teacher"], IDENTITY["tokenizer"], IDENTITY["data"])
     build_cache(store, manifest, requests, lambda: TeacherRunner(model, 100, config))

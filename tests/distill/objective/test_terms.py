@@ -6,13 +6,13 @@ from attar.errors import RecipeError
 from distill.objective.losses import LOSSES
 from distill.objective.terms import TERM_MODELS, check_served
 from distill.run.load import check_recipe
-from teachers.codecs.codec import CODECS
+from teachers.codecs.codec import CODECS, is_full_codec
 from tests.helpers.definitions import DISTRIBUTION_LOSSES, reading
 
 TAILS = ["drop", "renormalize", "renormalize_both"]
 BUCKETS = [name for name, codec in CODECS.items() if codec.tail == "bucket"]
 SAMPLES = [name for name, codec in CODECS.items() if codec.tail == "sampled"]
-FULL = [name for name, codec in CODECS.items() if codec.tail == "none"]
+FULL = [name for name, codec in CODECS.items() if is_full_codec(codec)]
 
 
 def recipe(*objective, codec="topk", section="train", hidden=None, **more):
@@ -21,7 +21,7 @@ def recipe(*objective, codec="topk", section="train", hidden=None, **more):
     values = {
         "data": {"train": "x"}, "teacher": {"model": "y"}, "student": {},
         "cache": {"codec": codec, "hidden": hidden or {}},
-        "train": {"objective": [{"loss": "forward_kl"}]},
+        "train": {"objective": [{"loss": "cross_entropy"}]},
     }  # fmt: skip
     values[section] = {"objective": list(objective), **more}
     return check_recipe(values)
@@ -46,7 +46,15 @@ def test_recipe_takes_what_serves_a_loss_and_refuses_the_rest_by_its_path(sectio
     terms = [{"loss": "cross_entropy"}, {"loss": loss}]
     path = rf"`{section}\.objective\[1\]`: {loss}"
     others = r"use `\w+`((, | or )`\w+`)* in `cache\.codec`"
-    if found.full and tail != "none":
+    if CODECS[codec].gives != "distribution":
+        words = (
+            rf"{path} compares distributions, and .*`{codec}` holds the probability of the text's"
+        )
+        told = refused(
+            rf"{words} own .*; {others}, or `source: online`", *terms, codec=codec, section=section
+        )
+        assert f"`{codec}`" not in told.split(";")[1]
+    elif found.full and tail != "none":
         words = rf"{path} compares every id, .*`{codec}` do not hold; {others}, or `source: online`"
         refused(words, *terms, codec=codec, section=section)
     elif tail == "sampled" and not found.linear:

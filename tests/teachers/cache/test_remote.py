@@ -65,7 +65,7 @@ def remote(request, tmp_path):
 def work(tiny_model, make_examples):
     """`work(url, ...)`: the work of one build process, under the lock if it is the first."""
     examples = make_examples(24)
-    requests = [Request(e.key, e.input_ids, e.counted) for e in examples]
+    requests = [Request(e.key, e.input_ids, e.counted, labels=e.counted_labels) for e in examples]
     manifest = manifest_of(CONFIG, {"model": "tiny"}, {"size": 97}, {"examples": 24})
 
     def build(url, **process):

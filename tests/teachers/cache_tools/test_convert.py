@@ -153,6 +153,54 @@ def test_what_is_not_stored_is_not_made_up(built, stored, wanted, says):
         converted(built(stored), codec=CODECS[wanted["name"]](**wanted))
 
 
+# Labels ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def labels_by_key(make_examples):
+    """`labels_by_key(keys)`: labels of the examples of `built`, as a run gives them."""
+    known = {example.key: example.counted_labels for example in make_examples(30, seed=3)}
+    return lambda keys: [known.get(key) for key in keys]
+
+
+def test_hidden_becomes_the_labels_probabilities(built, signals, labels_by_key, tmp_path):
+    url, out = built({"name": "final_hidden", "kl": 1e-6}, layers=LAYERS), str(tmp_path / "out")
+    write_cache(converted(url, codec=CODECS["label"](), labels=labels_by_key), out)
+    direct, found = signals(built("label", layers=LAYERS)), signals(out)
+    assert found.columns.keys() == direct.columns.keys()
+    gap_N = (direct.stored_logprobs() - found.stored_logprobs()).abs()
+    assert 0 < float(gap_N.mean()) < 5e-3  # what the states' codes lose
+    stored = SignalCache(built("label", layers=LAYERS)).store.assets()["probe"]
+    probe = SignalCache(out).store.assets()["probe"]
+    assert any(name.endswith(".labels") for name in probe)
+    assert all(torch.equal(probe[name], stored[name]) for name in stored)
+
+
+def test_labels_come_from_the_data_and_must_be_the_caches(built, labels_by_key):
+    url = built("final_hidden")
+    with pytest.raises(CacheError, match=r"does not hold the text's own tokens.*`--data`"):
+        converted(url, codec=CODECS["label"]())
+    for wrong in (
+        lambda keys: [None for _ in keys],
+        lambda keys: [labels[1:] for labels in labels_by_key(keys)],
+    ):
+        draft = converted(url, codec=CODECS["label"](), labels=wrong)
+        with pytest.raises(CacheError, match=r"`--data` do not hold example \w{32} of the cache"):
+            draft.learn()
+
+
+@pytest.mark.parametrize("wanted", [name for name in CODECS if name != "label"])
+def test_labels_alone_become_no_distribution(built, wanted):
+    with pytest.raises(CacheError, match=rf"own tokens alone \(`label`\), and `{wanted}` needs"):
+        converted(built("label"), codec=CODECS[wanted]())
+
+
+@pytest.mark.parametrize("stored", ["topk", "nucleus", "hybrid", "sampled"])
+def test_entries_do_not_become_labels(built, labels_by_key, stored):
+    with pytest.raises(CacheError, match=r"largest entries only|holds samples"):
+        converted(built(stored), codec=CODECS["label"](), labels=labels_by_key)
+
+
 def test_layers_that_are_not_there_cannot_be_converted(built):
     with pytest.raises(CacheError, match="no hidden states"):
         converted(built("topk"), layer_codec=LAYER_CODECS["bf16"]())

@@ -100,8 +100,17 @@ def test_common_examples_alone(built, tmp_path):
         mixed(parts, TopK(k=4), common=True)
 
 
+def test_labels_of_a_mixture_have_its_mean_probability(built, signals, tmp_path):
+    members = [(built("label", teacher), weight) for teacher, weight in ((0, 1.0), (1, 3.0))]
+    write_cache(mixed(members, CODECS["label"]()), str(tmp_path / "out"))
+    one, other = (signals(url).stored_logprobs().double().exp() for url, _ in members)
+    found = signals(str(tmp_path / "out")).stored_logprobs().double().exp()
+    torch.testing.assert_close(found, 0.25 * one + 0.75 * other, rtol=1e-6, atol=0)
+
+
 def test_members_that_do_not_fit_are_refused(built):
     full, topk, drawn = built("final_hidden"), built("topk"), built("hybrid")
+    label = built("label")
     other = {"vocabulary": "other ids", "size": V}
     cases = [
         ([full, topk], TopK(), "store different kinds.*distill cache convert"),
@@ -119,6 +128,11 @@ def test_members_that_do_not_fit_are_refused(built):
         ([topk, topk], TopK(temperatures=[1.0, 2.0]), "temperature 1 only"),
         ([full, built("final_hidden", tokenizer=other)], TopK(), r"tokenizer\.vocabulary"),
         ([full], TopK(), "two or more"),
+        ([label, label], TopK(), "log-probabilities of labels.*cannot be stored as `topk`"),
+        ([label, label], CODECS["final_hidden"](), "no final hidden state"),
+        ([full, label], TopK(), "store different kinds.*log-probabilities of labels"),
+        ([full, full], CODECS["label"](), "do not say what the labels are; use members in `label`"),
+        ([topk, topk], CODECS["label"](), "use members in `label`"),
     ]
     for urls, codec, says in cases:
         with pytest.raises(CacheError, match=says):

@@ -34,7 +34,10 @@ def grow(tmp_path, cache_of, tiny_model, examples):
         cache_of(url, tiny_model, examples[:FIRST], {"name": codec}, layers=LAYERS)
         values = {"codec": codec, "hidden": LAYERS, "shard_tokens": 60}
         config = CacheConfig.model_validate(values)
-        requests = [Request(e.key, e.input_ids, e.counted) for e in examples[:GROWN]]
+        requests = [
+            Request(e.key, e.input_ids, e.counted, labels=e.counted_labels)
+            for e in examples[:GROWN]
+        ]
         grow_cache(
             SignalStore(url), requests, lambda: TeacherRunner(tiny_model, vocabulary, config)
         )

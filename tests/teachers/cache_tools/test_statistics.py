@@ -1,17 +1,20 @@
 """Statistics of a cache against its files and targets."""
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
 
+from distill.commands.cache_statistics import label_rows
 from teachers.cache.reader import SignalCache
 from teachers.cache.shard import to_arrow
 from teachers.cache_tools.statistics import Histogram, statistics
 from teachers.codecs.codec import CODECS
 
 LAYERS = {"layers": [1, 2], "codec": "int8"}
+DISTRIBUTIONS = [name for name, kind in CODECS.items() if kind.gives == "distribution"]
 
 
 @pytest.mark.parametrize("codec", list(CODECS))
@@ -48,13 +51,14 @@ def test_counts_are_the_caches(built):
     assert found.assets["distribution"] == 4 * 97
 
 
-@pytest.mark.parametrize("codec", list(CODECS))
+@pytest.mark.parametrize("codec", DISTRIBUTIONS)
 def test_histograms_are_of_the_decoded_targets(built, signals, weights_of, codec):
     url = built(codec)
     found, (weights, tail) = statistics(url), weights_of(url)
     outcomes = weights if tail is None else torch.cat([weights, tail[:, None]], -1)
     outcomes = outcomes / outcomes.sum(-1, keepdim=True)
     entropy = -torch.where(outcomes > 0, outcomes * outcomes.log(), 0.0).sum(-1)
+    assert found.nll is found.perplexity is None
     assert found.entropy.mean == pytest.approx(float(entropy.mean()), abs=1e-4)
     assert sum(found.entropy.counts) == found.entropy.tokens == found.tokens
     edges = torch.tensor(found.entropy.edges)
@@ -66,6 +70,34 @@ def test_histograms_are_of_the_decoded_targets(built, signals, weights_of, codec
     assert found.kept.mean == pytest.approx(float(weights.sum(-1).mean()), abs=1e-4)
     entries = (signals(url).distribution(1.0).logprobs_NK > -math.inf).sum(-1).double()
     assert found.entries.mean == pytest.approx(float(entries.mean()))
+
+
+def test_of_labels_the_perplexity_is_known(built, signals):
+    url = built("label")
+    found, nll_N = statistics(url), -signals(url).stored_logprobs().double()
+    assert found.entropy is found.kept is found.entries is None
+    assert found.nll.tokens == sum(found.nll.counts) == found.tokens
+    assert found.nll.mean == pytest.approx(float(nll_N.mean()))
+    assert found.perplexity == pytest.approx(math.exp(float(nll_N.mean())))
+    assert found.impossible == 0
+    values = json.loads(json.dumps(found.values(), allow_nan=False))
+    assert values["perplexity"] == found.perplexity
+    assert values["nll"]["counts"] == found.nll.counts
+
+
+def test_tokens_that_the_teacher_rules_out_are_counted_apart(
+    cache_of, make_model, make_examples, tmp_path
+):
+    model, examples = make_model(0), make_examples(8, seed=1)
+    ruled_out = int(examples[0].counted_labels[0])
+    model.lm_head.bias = torch.nn.Parameter(torch.zeros(97))
+    model.lm_head.bias.data[ruled_out] = -math.inf
+    found = statistics(cache_of(tmp_path, model, examples, {"name": "label"}))
+    ruled = sum(int((e.counted_labels == ruled_out).sum()) for e in examples)
+    assert found.impossible == ruled > 0
+    assert found.nll.tokens == found.tokens - ruled
+    assert math.isfinite(found.perplexity)
+    assert ["tokens of probability 0", f"{ruled}, not in the perplexity"] in label_rows(found)
 
 
 def test_of_full_distributions_a_part_is_enough(built):

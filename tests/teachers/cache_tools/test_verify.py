@@ -16,17 +16,18 @@ from teachers.cache.records import encode_record, manifest_identity
 from teachers.cache_tools.convert import converted
 from teachers.cache_tools.ensemble import mixed
 from teachers.cache_tools.rewrite import merged, sliced, write_cache
-from teachers.cache_tools.verify import compare_with_teacher, teacher_of, verify
+from teachers.cache_tools.verify import compare_with_teacher, label_distance, teacher_of, verify
 from teachers.codecs.codec import CODECS
 from teachers.codecs.topk import TopK
 
 V = 320
+KNOWN = 280  # ids that the tokenizer has too, so that a label has a probability
 LAYERS = {"layers": [1], "codec": "basis"}
 
 
 @pytest.fixture(scope="module")
 def examples(make_examples):
-    return make_examples(60, seed=5, vocabulary=V)
+    return make_examples(60, seed=5, vocabulary=KNOWN)
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,37 @@ def test_caches_made_from_caches_are_well(cache, tmp_path):
     for name in (*drafts, "merge"):
         out = str(tmp_path / name)
         assert verify(out, teacher=teacher_of(out) if name != "ensemble" else None) == []
+
+
+def test_a_log_probability_that_cannot_be_is_found(cache, monkeypatch):
+    from teachers.codecs.label import Label
+
+    url, read = cache("label"), Label.logprobs
+    for wrong in (float("nan"), 0.1, float("inf")):
+
+        def damaged(self, columns, num_tokens, wrong=wrong):
+            return read(self, columns, num_tokens).index_fill(0, torch.tensor([2]), wrong)
+
+        monkeypatch.setattr(Label, "logprobs", damaged)
+        assert "a label's log-probability is NaN or above 0" in verify(url)[0]
+    monkeypatch.setattr(
+        Label, "logprobs", lambda *a: read(*a).index_fill(0, torch.tensor([2]), -torch.inf)
+    )
+    assert verify(url) == []  # a head may rule an id out
+
+
+def test_labels_estimate_the_distance_of_two_teachers():
+    """Where labels are drawn from p, the mean over them is the total variation distance."""
+    torch.manual_seed(0)
+    p_V = (2 * torch.randn(50, dtype=torch.float64)).softmax(-1)
+    q_V = (p_V.log() + 0.05 * torch.randn(50, dtype=torch.float64)).softmax(-1)
+    exact = float(0.5 * (p_V - q_V).abs().sum())
+    drawn = torch.multinomial(p_V, 200_000, replacement=True)
+    estimate = label_distance(p_V.log()[drawn], q_V.log()[drawn])
+    assert estimate == pytest.approx(exact, rel=0.05)
+    nothing = torch.tensor([-torch.inf, -1.0])
+    assert label_distance(nothing, nothing) == 0
+    assert label_distance(nothing, torch.tensor([-3.0, -1.0])) == 0.25
 
 
 # Files and counts --------------------------------------------------------------------------------

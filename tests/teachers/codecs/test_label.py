@@ -14,6 +14,7 @@ from teachers.cache.reader import SignalCache
 from teachers.codecs.codec import CODECS, TEXT_CODECS, check_gives_label_logprobs, is_full_codec
 from teachers.codecs.label import Label
 from teachers.online import OnlineTeacher
+from teachers.runners.build_cache import probe_requests
 from teachers.runners.next_token import TeacherRunner
 from teachers.runners.request import Request
 from teachers.signals import GivesSignals, TeacherChunk, seeds_of
@@ -67,6 +68,20 @@ def test_batches_padding_and_shards_change_nothing(
     for order in (examples, examples[::-1], examples[3:5]):
         signals = cache.signals([e.key for e in order])
         assert_close(signals.label_logprobs(labels_of(order)), definition(tiny_model, order))
+
+
+def test_a_build_that_was_stopped_goes_on_to_the_same_bytes(
+    make_cache, tiny_model, examples, tmp_path
+):
+    config = CONFIG.model_copy(update={"shard_tokens": 10})
+    make_cache(tmp_path, tiny_model, examples, config)
+    whole = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    entries = sorted((tmp_path / "shards").glob("*.json"))
+    assert len(entries) > 3
+    for entry in entries[1::2]:  # without its entry a shard does not exist
+        entry.unlink()
+    make_cache(tmp_path, tiny_model, examples[::-1], config)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == whole
 
 
 def test_padded_columns_of_the_head_get_no_probability(make_cache, tiny_model, make_examples):
@@ -147,6 +162,22 @@ def test_labels_change_nothing_that_other_codecs_store(tiny_model, examples):
         ):
             assert one.keys() == other.keys()
             assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_the_examples_that_are_kept_whole_have_their_labels(
+    make_cache, tiny_model, examples, tmp_path
+):
+    wanted = {e.key: e.counted_labels for e in examples}
+    for name in ("label", "topk"):
+        config = CacheConfig.model_validate({"codec": name})
+        cache = make_cache(tmp_path / name, tiny_model, examples, config)
+        probe = probe_requests(cache.store.assets())
+        assert probe
+        for request in probe:
+            if name == "label":
+                assert np.array_equal(request.labels, wanted[request.key])
+            else:
+                assert request.labels is None
 
 
 # Reading -----------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ LAYERS = {"layers": [1], "codec": "basis"}
 
 
 def requests_of(examples):
-    return [Request(e.key, e.input_ids, e.counted) for e in examples]
+    return [Request(e.key, e.input_ids, e.counted, labels=e.counted_labels) for e in examples]
 
 
 def runner_of(model, codec, layers=LAYERS):
