@@ -283,6 +283,7 @@ def kto(
     Known problems: the estimate is noisy in small batches; with a baseline of 0 this is `apo_zero`
     without pairs. Its gradient vanishes for scores far from the baseline.
     """
-    z = torch.as_tensor(baseline, device=chosen.logprob_P.device).detach().clamp(min=0)
+    sums_C = chosen.logprob_P
+    z = torch.as_tensor(baseline, dtype=sums_C.dtype, device=sums_C.device).detach().clamp(min=0)
     good_C = desirable * torch.sigmoid(beta * (z - chosen.score()))
     return torch.cat([good_C, undesirable * torch.sigmoid(beta * (rejected.score() - z))])
