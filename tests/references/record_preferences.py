@@ -38,7 +38,7 @@ from tests.references.inputs import (
     reference_logits,
     unrelated_logits,
 )
-from tests.references.record import _plain
+from tests.references.record import plain
 
 HERE = Path(__file__).parent
 IGNORED = -100
@@ -77,9 +77,12 @@ def answer_labels() -> Tensor:
 
 def trainer_of(kind: type, **settings: Any) -> Any:
     """A trainer that was not set up: it has these attributes and its class's methods."""
-    same: Callable[[Any], Any] = lambda value: value  # noqa: E731
     trainer = kind.__new__(kind)
-    accelerator = SimpleNamespace(device=torch.device("cpu"), gather=same, gather_for_metrics=same)
+    accelerator = SimpleNamespace(
+        device=torch.device("cpu"),
+        gather=lambda value: value,
+        gather_for_metrics=lambda value: value,
+    )
     shared = {
         "accelerator": accelerator,
         "args": SimpleNamespace(gradient_checkpointing_kwargs=None),
@@ -100,8 +103,8 @@ def entry(kind: type, parameters: Entry, loss: Tensor, logits: Tensor, margin: A
     return {
         "function": f"{kind.__module__}.{kind.__name__}",
         "parameters": parameters,
-        "value": _plain(loss),
-        "gradient": _plain(slope),
+        "value": plain(loss),
+        "gradient": plain(slope),
         "margin": float(f"{float(margin):.9g}"),
     }
 

@@ -4,7 +4,6 @@ Legend: B rows, T tokens, N tokens counted, S texts, P pairs, V vocabulary.
 """
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -263,6 +262,22 @@ def test_margins_and_rewards_are_in_the_units_of_the_loss():
     assert (plain.count, kto.count) == (3, 6)
 
 
+@every_variant
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_an_evaluation_gets_the_same_without_gradients(variant, mode):
+    hidden, weight = leaves()
+    want = value_of(
+        variant, label_logprobs(hidden, Head(weight), LABELS, chunk=7, dtype=torch.float32)
+    )
+    with mode():
+        logprobs = label_logprobs(hidden, Head(weight), LABELS, chunk=7, dtype=torch.float32)
+        copies = [x.clone() for x in (TEXT_N, ROLES, REFERENCE)]
+        got = value_of(variant, logprobs, *copies)
+    for name, value in vars(want).items():
+        assert torch.equal(torch.as_tensor(getattr(got, name)), torch.as_tensor(value))
+        assert not torch.as_tensor(getattr(got, name)).requires_grad
+
+
 def test_a_form_without_reference_does_not_look_at_one():
     logprobs = REFERENCE + normal(N, seed=5)
     args = (FORMS["cpo"], {}, logprobs, TEXT_N, ROLES)
@@ -310,8 +325,8 @@ def test_preference_and_distilling_on_chosen_answers_share_one_pass():
     _, alone = two_passes(variant, hidden, weight, 7)
     parts = [alone]
     for term in more[:2]:
-        wide = [term, replace(more[2])]
-        total, sums = head_losses(hidden, Head(weight), LABELS, wide, chunk=7, dtype=torch.float32)
+        own = [term, more[2]]
+        total, sums = head_losses(hidden, Head(weight), LABELS, own, chunk=7, dtype=torch.float32)
         parts.append(torch.autograd.grad(total, [hidden, weight]))
         logprobs = label_logprobs(hidden, Head(weight), LABELS, chunk=7, dtype=torch.float32)
         assert sums[1].item() == pytest.approx(-logprobs.double().sum().item(), rel=1e-6)
