@@ -1,6 +1,6 @@
-"""Write the losses into docs/reference/losses.md; `--check` exits with 1 where they are stale.
+"""Write losses and forms into docs/reference/losses.md; `--check` exits with 1 if they are stale.
 
-What stands outside the two markers of that page is written by hand and left as it is.
+What stands outside the markers of that page is written by hand and left as it is.
 
     python docs/make_losses.py
     python docs/make_losses.py --check
@@ -15,6 +15,7 @@ from typing import Any
 
 from attar.errors import RecipeError
 from distill.objective.losses import LOSSES, Loss
+from distill.objective.preference_forms import FORMS, Form
 from distill.objective.terms import TERM_MODELS, check_served
 from teachers.codecs.codec import CODECS
 
@@ -22,6 +23,7 @@ PAGE = Path(__file__).parent / "reference" / "losses.md"
 READS = {
     "distribution": "the teacher's next-token distribution",
     "labels": "the text's own next token",
+    "sequence": "both answers of a pair, and a reference's log-probabilities of them",
     "hidden": "the teacher's hidden states",
     "relation": "queries, keys and values of the teacher's attention",
     "vector": "the teacher's vector of a text (`task: embedding`)",
@@ -30,6 +32,7 @@ READS = {
 SNIPPETS = {
     "distribution": "train:\n  objective:\n    - {{loss: {name}, weight: 1.0, temperature: 1.0}}",
     "labels": "train:\n  objective:\n    - {{loss: {name}, weight: 0.1}}",
+    "sequence": "train:\n  objective:\n    - {{loss: {name}, form: sigmoid, beta: 0.1}}",
     "hidden": "cache:\n  hidden: {{layers: [10, 20, 30]}}\ntrain:\n  objective:\n"
     "    - {{loss: forward_kl}}\n    - {{loss: {name}, weight: 0.1}}",
     "relation": "cache:\n  hidden: {{attention: [30]}}\ntrain:\n  objective:\n"
@@ -38,13 +41,11 @@ SNIPPETS = {
     "similarity": "task: embedding\ntrain:\n  objective:\n    - {{loss: vector_mse}}\n"
     "    - {{loss: {name}}}",
 }
-BEGIN, END = "<!-- losses:begin -->\n", "<!-- losses:end -->\n"
 
 
-def sentences(loss: Loss) -> tuple[str, str]:
-    """(first sentence of the docstring: the formula; what follows it)."""
-    text = " ".join((loss.function.__doc__ or "").split())
-    parts = re.split(r"(?<=\.)\s+(?=[A-Z])", text, maxsplit=1)
+def sentences(text: str) -> tuple[str, str]:
+    """(first sentence of a docstring: the formula; what follows it)."""
+    parts = re.split(r"(?<=\.)\s+(?=[A-Z])", " ".join(text.split()), maxsplit=1)
     return parts[0].rstrip("."), parts[1] if len(parts) > 1 else ""
 
 
@@ -78,7 +79,7 @@ def served(loss: Loss) -> str:
 
 def section(loss: Loss) -> str:
     """One loss: formula, what it reads, keys, source, example."""
-    formula, remark = sentences(loss)
+    formula, remark = sentences(loss.function.__doc__ or "")
     zero = "yes" if loss.reads != "labels" and loss.divergence else "no"
     rows = [
         ("reads", READS[loss.reads]),
@@ -97,14 +98,50 @@ def section(loss: Loss) -> str:
     return "\n".join([*lines, "```yaml", snippet, "```", ""])
 
 
+def form_section(form: Form) -> str:
+    """One form of preference: formula, when to use it, keys, source."""
+    first, *others = (form.function.__doc__ or "").split("\n\n")
+    formula, remark = sentences(first)
+    remarks = [remark, *(" ".join(other.split()) for other in others)]
+    keys = ", ".join(f"`{name}` ({default})" for name, (_, default) in form.parameters().items())
+    rows = [
+        ("compares", "the two answers of a pair" if form.pairs else "each answer with a baseline"),
+        ("reference", "yes" if form.reference else "no"),
+        ("lengths divided out", "yes" if form.per_token else _lengths(form)),
+        ("keys", keys),
+        ("source", form.source),
+    ]
+    lines = [f"### {form.name}", "", f"    {formula}", ""]
+    lines += [line for remark in remarks if remark for line in (remark, "")]
+    return "\n".join(
+        [*lines, "| | |", "|---|---|", *(f"| {key} | {row} |" for key, row in rows), ""]
+    )
+
+
+def _lengths(form: Form) -> str:
+    if "per_token" not in form.parameters():
+        return "no"
+    _, default = form.parameters()["per_token"]
+    return "yes, unless `per_token: false`" if default else "with `per_token: true`"
+
+
+def between_markers(text: str, what: str, names: list[str], sections: list[str]) -> str:
+    """The text with a list of links and the sections between the two markers of `what`."""
+    begin, end = f"<!-- {what}:begin -->\n", f"<!-- {what}:end -->\n"
+    head, rest = text.split(begin)
+    _, tail = rest.split(end)
+    links = ", ".join(f"[`{name}`](#{name})" for name in names)
+    made = "\n".join(sections)
+    return f"{head}{begin}{links}.\n\n{made}{end}{tail}"
+
+
 def page() -> str:
-    """The page with one section a registered loss between its markers."""
-    head, rest = PAGE.read_text(encoding="utf8").split(BEGIN)
-    _, tail = rest.split(END)
-    losses = [loss for _, loss in LOSSES.items()]
-    names = ", ".join(f"[`{loss.name}`](#{loss.name})" for loss in losses)
-    made = "\n".join(section(loss) for loss in losses)
-    return f"{head}{BEGIN}{names}.\n\n{made}{END}{tail}"
+    """The page with one section a registered loss, and one a form, between its markers."""
+    text = PAGE.read_text(encoding="utf8")
+    losses = [section(loss) for _, loss in LOSSES.items()]
+    forms = [form_section(form) for _, form in FORMS.items()]
+    text = between_markers(text, "losses", list(LOSSES), losses)
+    return between_markers(text, "forms", list(FORMS), forms)
 
 
 def main() -> int:

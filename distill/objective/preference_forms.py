@@ -243,13 +243,15 @@ def cpo(
 @form("orpo", reference=False, per_token=True, source="ORPO, 2403.07691, equations 6 and 7")
 def orpo(chosen: Answers, rejected: Answers, *, beta: Positive = 0.1) -> Tensor:
     """-beta log σ(log odds_c - log odds_r), odds = p / (1 - p), log p the mean log-probability of
-    the answer's tokens. beta is the paper's lambda, a plain factor.
+    the answer's tokens. The factor beta is the paper's lambda.
 
     Use it together with a term on cross-entropy, weight 1, which it regularises: base model to
     preferences in one run. TRL takes that cross-entropy over the prompt as well as the chosen
     answer, and divides by the tokens of both.
 
-    Known problems: alone it has little to say, and its gradient shrinks as answers become likely.
+    Known problems: only the ratio of odds counts, so without cross-entropy both answers may become
+    unlikely. The factor 1 / (1 - p) in its gradient is large for a rejected answer of which the
+    policy is sure.
     """
 
     def log_odds(answers: Answers) -> Tensor:
@@ -283,6 +285,7 @@ def kto(
     Known problems: the estimate is noisy in small batches; with a baseline of 0 this is `apo_zero`
     without pairs. Its gradient vanishes for scores far from the baseline.
     """
-    z = torch.as_tensor(baseline, device=chosen.logprob_P.device).detach().clamp(min=0)
+    sums_C = chosen.logprob_P
+    z = torch.as_tensor(baseline, dtype=sums_C.dtype, device=sums_C.device).detach().clamp(min=0)
     good_C = desirable * torch.sigmoid(beta * (z - chosen.score()))
     return torch.cat([good_C, undesirable * torch.sigmoid(beta * (rejected.score() - z))])

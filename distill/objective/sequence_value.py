@@ -45,6 +45,8 @@ class SequenceValue:
 
 
 @loss("preference", reads="sequence", divergence=False, source="that of its form")
+@torch.inference_mode(False)  # the form is differentiated where a model is only evaluated, too
+@torch.enable_grad()
 def sequence_value(
     form: Form,
     parameters: Mapping[str, Any],
@@ -78,11 +80,10 @@ def sequence_value(
         reference = None if reference_S is None else reference_S[texts]
         return Answers(sums_S[texts], reference, tokens_S[texts])
 
-    with torch.enable_grad():
-        sides = answers(chosen), answers(rejected)
-        more = () if form.pairs else (baseline,)
-        values = form.function(*sides, *more, **parameters)
-        (coefficient_S,) = torch.autograd.grad(values.sum(), sums_S)
+    sides = answers(chosen), answers(rejected)
+    more = () if form.pairs else (baseline,)
+    values = form.function(*sides, *more, **parameters)
+    (coefficient_S,) = torch.autograd.grad(values.sum(), sums_S)
     defaults = {name: default for name, (_, default) in form.parameters().items()}
     keys = {**defaults, **parameters}
     per_token = form.per_token or keys.get("per_token", False)
@@ -90,9 +91,7 @@ def sequence_value(
     for texts, side in zip((chosen, rejected), sides, strict=True):
         reward_S[texts] = keys["beta"] * side.score(per_token).detach()
     margin_P = reward_S[chosen] - reward_S[rejected] if form.pairs else reward_S[:0]
-    return SequenceValue(
-        values.sum().detach(), coefficient_S, reward_S.detach(), margin_P.detach(), len(values)
-    )
+    return SequenceValue(values.sum().detach(), coefficient_S, reward_S, margin_P, len(values))
 
 
 def _by_text(values_N: Tensor, text_of_token_N: Tensor, num_texts: int) -> Tensor:

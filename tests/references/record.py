@@ -61,19 +61,19 @@ def measured(function: str, parameters: Entry, run: Run, *, gradient: bool = Fal
         value = run(student_NV, teacher_NV)
     except RuntimeError as error:
         return entry | {"raises": type(error).__name__}
-    entry["value"] = _plain(value)
+    entry["value"] = plain(value)
     if gradient:
         (slope_NV,) = torch.autograd.grad(value.sum(), student_NV)
-        entry["gradient"] = _plain(slope_NV)
+        entry["gradient"] = plain(slope_NV)
     return entry
 
 
-def _plain(values: Tensor) -> Any:
+def plain(values: Tensor) -> Any:
     """Nested lists of nine significant digits."""
     if values.dim() == 0:
         number = values.item()
         return float(f"{number:.9g}") if math.isfinite(number) else str(number)
-    return [_plain(part) for part in values.detach()]
+    return [plain(part) for part in values.detach()]
 
 
 def _packaged(package: str, path: str) -> Path:
