@@ -17,7 +17,9 @@ import pytest
 
 import distill.commands.main as cli
 from attar.errors import UserError
-from distill.data.row_formats import RowOptions, row_format_of
+from distill.data.preference_rows import format_of_table
+from distill.data.row_formats import RowOptions
+from distill.data.row_list import RowList
 from distill.recipe.parse import overridden, parse_yaml
 from distill.recipe.schema import Recipe
 from distill.run.load import check_recipe
@@ -247,5 +249,6 @@ def test_programs_parse_and_their_imports_exist(content: str) -> None:
 def test_rows_have_columns_that_are_recognised(content: str) -> None:
     found = [json.loads(line) for line in content.splitlines()]
     for row in found:
-        named = {"label_column": "label"} if "label" in row else {}
-        row_format_of(dict.fromkeys(row), "the page", RowOptions.model_validate(named))
+        a_class = "label" in row and not isinstance(row["label"], bool)
+        named = RowOptions.model_validate({"label_column": "label"} if a_class else {})
+        format_of_table(RowList([row]), "the page", named)

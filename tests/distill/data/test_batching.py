@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.data.batching import collate, pack_rows, plan_epoch, plan_in_order
-from distill.data.examples import Example
+from distill.data.examples import ALONE, CHOSEN, REJECTED, Example, example_of
 from distill.data.tokenize import IGNORE
 
 MAX_LENGTH = 32
@@ -127,3 +127,100 @@ def test_many_open_rows_are_still_covered(packing):
     lengths = [20] * 200 + [12] * 200
     plan = plan_epoch(lengths, batch_size=8, max_length=32, packing=packing, seed=1)
     assert sorted(flat(plan)) == list(range(400))
+
+
+# Judged answers ----------------------------------------------------------------------------------
+
+
+def text_of(dice, length):
+    """(ids, labels) of a text of which some tokens count."""
+    ids = dice.integers(5, 90, length).tolist()
+    first = int(dice.integers(0, length - 1))
+    return ids, [IGNORE] * first + ids[first + 1 :] + [IGNORE]
+
+
+def some_examples(kinds, seed, longest=MAX_LENGTH):
+    """Examples that are texts alone (a), pairs (p), good (g) and bad (b) answers."""
+    dice = np.random.default_rng(seed)
+    found = []
+    for kind in kinds:
+        one, other = (text_of(dice, int(dice.integers(2, longest + 1))) for _ in range(2))
+        role = {"a": ALONE, "p": CHOSEN, "g": CHOSEN, "b": REJECTED}[kind]
+        found.append(example_of(*one, None, role, other if kind == "p" else None))
+    return found
+
+
+def texts_in(batch):
+    """(key, role, counted labels) of each text of a batch, in their order."""
+    labels_N = batch.labels_BT[batch.labels_BT != IGNORE]
+    roles = [ALONE] * len(batch.keys) if batch.roles_S is None else batch.roles_S.tolist()
+    parts = labels_N.split(batch.counts)
+    return [
+        (key, role, tuple(part.tolist()))
+        for key, role, part in zip(batch.keys, roles, parts, strict=True)
+    ]
+
+
+kinds_lists = st.lists(st.sampled_from("apgb"), min_size=1, max_size=24)
+
+
+@given(kinds_lists, plan_options)
+def test_plans_of_pairs_hold_every_text_once_and_keep_pairs_together(kinds, options):
+    examples = some_examples(kinds, len(kinds))
+    lengths = [sum(len(text.input_ids) for text in example.texts) for example in examples]
+    plan = plan_epoch(lengths, max_length=MAX_LENGTH, **options)
+    batches = [collate([[examples[i] for i in row] for row in rows]) for rows in plan]
+    found = [text for batch in batches for text in texts_in(batch)]
+    wanted = [
+        (text.key, text.role, tuple(text.labels[text.counted].tolist()))
+        for example in examples
+        for text in example.texts
+    ]
+    assert sorted(found) == sorted(wanted)
+    following = {tuple(text.key for text in e.texts) for e in examples if e.rejected is not None}
+    for batch in batches:
+        assert len(batch.input_ids_BT) <= 2 * options["batch_size"]
+        assert batch.input_ids_BT.shape[1] <= MAX_LENGTH
+        if batch.roles_S is not None:
+            assert batch.roles_S.dtype == torch.int8
+    beside = {pair for batch in batches for pair in zip(batch.keys, batch.keys[1:], strict=False)}
+    assert following <= beside
+
+
+@given(kinds_lists, st.integers(0, 9))
+def test_every_counted_token_belongs_to_a_text_of_its_unit(kinds, seed):
+    examples = some_examples(kinds, seed, longest=12)
+    batch = collate([[example] for example in examples])
+    texts = [text for example in examples for text in example.texts]
+    assert batch.text_of_token.tolist() == [s for s, text in enumerate(texts) for _ in text.counted]
+    assert batch.on("all") is None
+    for unit, has in (("rejected", {REJECTED}), ("chosen", {ALONE, CHOSEN})):
+        wanted = [float(text.role in has) for text in texts for _ in text.counted]
+        mask_N = batch.on(unit)
+        assert (mask_N is None) == all(wanted)
+        if mask_N is not None:
+            assert mask_N.tolist() == wanted
+    moved = batch.to(torch.device("meta"))
+    assert moved.roles_S is None or moved.roles_S.device.type == "meta"
+
+
+def test_a_batch_without_judgements_has_no_roles():
+    batch = collate([[example] for example in some_examples("aaa", 0)])
+    assert batch.roles_S is None
+    assert batch.on("chosen") is None
+    assert batch.on("rejected").tolist() == [0.0] * batch.num_counted
+
+
+def test_a_packed_pair_is_two_texts_that_begin_at_position_0():
+    pair, alone = some_examples("pa", 3, longest=9)
+    batch = collate([[pair, alone]])
+    lengths = [len(text.input_ids) for text in (*pair.texts, alone)]
+    positions = [t for length in lengths for t in range(length)]
+    assert batch.position_ids_BT[0].tolist() == positions
+    apart = collate([[pair]])
+    assert apart.input_ids_BT.shape == (2, max(lengths[:2]))
+    assert apart.keys == [text.key for text in pair.texts]
+
+
+def test_what_is_longer_than_a_row_has_a_row_to_itself():
+    assert pack_rows(range(4), [40, 10, 22, 33], 32) == [[0], [1, 2], [3]]

@@ -9,6 +9,7 @@ from distill.data.config import DataConfig
 from distill.data.examples import Examples
 from distill.data.prepare import prepare
 from distill.data.row_list import examples_of
+from tests.helpers.judging import preferences, ratings
 from tests.helpers.preparing import texts, write_jsonl
 
 WORDS = ["light", "falls", "on", "the", "water", "and", "nobody", "sees", "what", "it", "says"]
@@ -23,10 +24,12 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(
-    "rows", [[{"text": t} for t in texts(9, 20)], CHAT, PAIRS], ids=["texts", "chats", "pairs"]
+    "rows",
+    [[{"text": t} for t in texts(9, 20)], CHAT, PAIRS, preferences(9), ratings(9)],
+    ids=["texts", "chats", "pairs", "preferences", "ratings"],
 )
 def test_they_are_the_examples_of_a_recipe(rows, tokenizer, tmp_path):
-    config = DataConfig(train=write_jsonl(tmp_path / "rows.jsonl", rows), max_length=32)
+    config = DataConfig(train=write_jsonl(tmp_path / "rows.jsonl", rows), max_length=48)
     folder = prepare(config, tokenizer, "id", 0, tmp_path / "data")
     prepared = {}
     for part in ("train", "validation", "held_out"):
@@ -37,6 +40,8 @@ def test_they_are_the_examples_of_a_recipe(rows, tokenizer, tmp_path):
         assert one.input_ids.tolist() == prepared[key].input_ids.tolist()
         assert one.labels.tolist() == prepared[key].labels.tolist()
         assert one.labels.dtype == prepared[key].labels.dtype
+        assert one.role == prepared[key].role
+        assert [text.key for text in one.texts] == [text.key for text in prepared[key].texts]
 
 
 def test_a_bad_row_is_left_out_and_named(tokenizer, caplog):
