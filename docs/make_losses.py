@@ -55,6 +55,10 @@ def parameters(loss: Loss) -> str:
     if loss.reads == "distribution":
         found["temperature"] = 1.0
         found["tail"] = "as the codec says"
+    if loss.reads == "sequence":
+        return "`form` (sigmoid), `source` (reference), and those of the [form](#forms-of-preference)"
+    if loss.reads not in ("vector", "similarity"):
+        found["on"] = "chosen"
     if loss.reads != "labels":
         found["source"] = "the section's"
     if loss.reads == "hidden":
