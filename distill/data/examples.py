@@ -197,8 +197,8 @@ class Examples:
     def counted(self, numbers: Iterable[int] | None = None) -> Counted:
         """What some examples count together, by their numbers; None: all."""
         chosen: Any = slice(None) if numbers is None else np.asarray(list(numbers), np.int64)
-        arrays = (self.counts, self.rejected, self.judged)
-        return Counted(*(int(array[chosen].sum()) for array in arrays))
+        arrays = (self.counts[chosen], self.rejected[chosen], self.roles[chosen] != ALONE)
+        return Counted(*(int(array.sum()) for array in arrays))
 
     def fingerprint(self) -> str:
         """Changes with the set of examples, not with their order."""
