@@ -116,6 +116,6 @@ def check_same_vocabulary(teacher: Any, student: Any) -> None:
         raise ModelError(
             f"The student's vocabulary differs from the teacher's at {len(differ)} ids (first: id "
             f"{i} is {other!r} in the student, {own!r} in the teacher); distilling logits needs "
-            "one vocabulary, so choose a student of the same family or cut it from the teacher with "
-            "`student.from: teacher`."
+            "one vocabulary, so choose a student of the same family or cut it from the teacher "
+            "with `student.from: teacher`."
         )
