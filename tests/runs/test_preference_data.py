@@ -1,7 +1,6 @@
 """A run on preferences: every stage reads both texts of a pair, or the chosen one alone."""
 
 import json
-import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -121,8 +120,6 @@ def test_every_stage_runs_on_preferences(judged):
     assert len(SignalCache(run.cache_url).keys()) == len(
         {t.key for part in run.data() for e in part for t in e.texts}
     )
-    steps = math.ceil(stats["train"]["examples"] / 4)
-    assert 0 < read_json(Path("out/arms/distill/last/progress.json"))["step"] <= steps
 
 
 def test_the_doctor_and_the_audit_read_judged_answers(judged):

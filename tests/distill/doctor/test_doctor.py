@@ -232,7 +232,7 @@ def test_a_loop_that_counts_tokens_twice(finding, monkeypatch):
 
     def twice(self, *arguments, **options):
         right(self, *arguments, **options)
-        self.counted = [2 * count for count in self.counted]
+        self.counted = [count + count for count in self.counted]
 
     monkeypatch.setattr(Plan, "__init__", twice)
     caught(finding("normaliser"), "plain model")
