@@ -74,7 +74,7 @@ SUBJECTS = {
         "{data}/models/glassllm-en",
         {"lr": 5.0e-4, "batch_size": 8},
         {"method": "full", "lr": 2.0e-4, "batch_size": 8},
-        {"pref_truthfulqa": (800, 220), "pref_sentiment": (800, 300)},  # no gsm8k: 128 positions
+        {"pref_truthfulqa": (400, 220), "pref_sentiment": (400, 300)},  # no gsm8k: 128 positions
         128,
     ),
     "SmolLM2-135M": Subject(
@@ -123,7 +123,7 @@ def learned(recipe: Any, folder: Path) -> Run:
     file = folder.parent / f"{folder.name}.yaml"
     file.write_text(yaml.safe_dump(recipe))
     run = Run(load_recipe(str(file)), folder)
-    run_stages(run, ["build", "train", "specialize"])
+    run_stages(run, ["cache", "build", "train", "specialize"])
     return run
 
 

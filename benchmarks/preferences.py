@@ -121,7 +121,8 @@ def move(model: nn.Module) -> None:
     dice = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(MOVED * torch.randn(parameter.shape, generator=dice))
+            step = MOVED * torch.randn(parameter.shape, generator=dice)
+            parameter.add_(step.to(parameter.device))
 
 
 # The sides -------------------------------------------------------------------------------------
@@ -187,13 +188,12 @@ def ours(folder: Path, recomputed: bool) -> Side:
 
 def trl_side(folder: Path, precomputed: bool, recomputed: bool) -> Side:
     """DPOTrainer from the start's folder; its own data, collator and training step."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer = dpo_trainer(folder, precomputed, recomputed)
+    warnings.simplefilter("ignore", FutureWarning)  # TRL calls what `transformers` renames
+    trainer = dpo_trainer(folder, precomputed, recomputed)
     model: Any = trainer.model
     move(model)
     if recomputed:
-        model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
+        model.activation_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
     trainer.current_gradient_accumulation_steps = 1
     inputs = next(iter(trainer.get_train_dataloader()))
 
@@ -206,9 +206,10 @@ def trl_side(folder: Path, precomputed: bool, recomputed: bool) -> Side:
 
 def dpo_trainer(folder: Path, precomputed: bool, recomputed: bool) -> Any:
     """TRL's trainer, set up as its users do; the reference is its own."""
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from trl import DPOConfig, DPOTrainer
 
+    disable_progress_bars()
     tokenizer = word_tokenizer()
     rows = [
         {
