@@ -333,7 +333,7 @@ def main() -> None:
     """A row for each side, with activations kept and recomputed."""
     parser = arguments(__doc__ or "")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
@@ -343,7 +343,7 @@ def main() -> None:
     if importlib.util.find_spec("trl") is None:
         print("trl: left out; TRL is not installed (`pip install --no-deps trl==1.16.0` adds it).")
         sides = ["ours"]
-    shape, rounds = (QUICK, 2) if options.quick else (FULL, options.rounds)
+    shape, rounds = (QUICK, 1) if options.quick else (FULL, options.rounds)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), shape)
