@@ -81,7 +81,7 @@ SUBJECTS = {
         ".demo/teacher",
         {"lr": 2.0e-5, "batch_size": 4},
         {"method": "lora", "rank": 16, "lr": 1.0e-4, "batch_size": 4},
-        {"pref_truthfulqa": (200, 100), "pref_sentiment": (200, 100), "pref_gsm8k": (100, 60)},
+        {"pref_truthfulqa": (120, 60), "pref_sentiment": (120, 60), "pref_gsm8k": (60, 40)},
         320,
     ),
 }

@@ -22,13 +22,13 @@ def preference_steps_block(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def preference_quality_block(found: dict[str, Any]) -> str:
+def preference_quality_block(*found: dict[str, Any]) -> str:
     """A line a model, set and state: what held-out pairs say, with 95% intervals."""
     lines = [
         "| model, pairs | state | ranked right | pair accuracy | chosen gained | rejected gained |",
         "|---|---|---:|---:|---:|---:|",
     ]
-    for row in found["rows"]:
+    for row in (row for one in found for row in one["rows"]):
         pairs = f"{row['model']}, {row['data'].removeprefix('pref_')}"
         lines.append(
             f"| {pairs} | {row['state']} | {_with_bounds(row, 'ranked')} "
