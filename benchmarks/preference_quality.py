@@ -34,6 +34,7 @@ from harness import arguments, record
 from attar.distributed import free_memory
 from attar.files import read_json
 from distill.console import set_up_logging
+from distill.data.examples import Examples
 from distill.evaluation.job import EvaluateConfig, PredictionArrays
 from distill.evaluation.preferences import measure_pairs, moved, ranking
 from distill.pipeline import run_stages
@@ -128,7 +129,11 @@ def learned(recipe: Any, folder: Path) -> Run:
 
 
 def pairs_of(run: Run, name: str) -> PredictionArrays:
-    """The log-probabilities of held-out answers under one of a run's models."""
+    """The log-probabilities of held-out answers under one of a run's models.
+
+    Pairs are in the order of their keys, and a document's number is that of its first pair, so that
+    the arrays of all seeds are of the same pairs: the seed decides the order of prepared data.
+    """
     job = next(job for job in measure_jobs(run) if job.name == name)
     runtime = open_runtime(
         ModelSource(job.model, job.adapter, job.vocabulary, job.dtype, job.quantization)
@@ -136,7 +141,12 @@ def pairs_of(run: Run, name: str) -> PredictionArrays:
     found = measure_pairs(runtime, job)
     del runtime
     free_memory()
-    return found
+    examples = Examples(Path(job.held_out))
+    assert len(examples) == len(found["pair_document"]), "all that is held out are pairs"
+    order = np.argsort(np.asarray(examples.keys))
+    found = {key: array[order] for key, array in found.items()}
+    _, first, index = np.unique(found["pair_document"], return_index=True, return_inverse=True)
+    return {**found, "pair_document": first[index]}
 
 
 def references_built(run: Run) -> int:

@@ -341,7 +341,7 @@ def pages() -> dict[Path, str]:
         "preferences.md": {
             "steps": preference_steps_block(_result("preferences")),
             "quality": preference_quality_block(
-                _result("preference_quality"), _result("preference_quality_smollm2")
+                _result("preference_quality"), _result("preference_quality_sentiment")
             ),
         },
     }
