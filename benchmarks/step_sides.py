@@ -44,6 +44,7 @@ CACHES: dict[str, dict[str, Any]] = {
     "topk": {"codec": {"name": "topk", "k": 32}},
     "layers": {"codec": {"name": "topk", "k": 32}, "hidden": {"layers": list(TEACHER_LAYERS)}},
     "final_hidden": {"codec": {"name": "final_hidden"}},
+    "label": {"codec": {"name": "label"}},  # for preferences.py
 }
 HARD = 0.1  # weight of cross-entropy beside the KL
 OURS: dict[str, tuple[str | None, list[dict[str, Any]]]] = {  # cache, objective
@@ -125,7 +126,7 @@ def signals_of(teacher: Any, cache: str, examples: list[Example]) -> Signals:
     """What a cache gives for these examples: learned, encoded, read back, nothing decoded yet."""
     config = CacheConfig.model_validate(CACHES[cache])
     vocabulary = teacher.config.vocab_size
-    requests = [Request(e.key, e.input_ids, e.counted) for e in examples]
+    requests = [Request(e.key, e.input_ids, e.counted, labels=e.counted_labels) for e in examples]
     runner = TeacherRunner(teacher, vocabulary, config)
     assets = runner.learn(requests)
     rows = runner.run(requests, assets)

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from preference_tables import preference_quality_block, preference_steps_block
+
 from attar.files import read_json
 
 HERE = Path(__file__).parent
@@ -341,6 +343,12 @@ def pages() -> dict[Path, str]:
         "transfer.md": {"trainable": trainable_block(_result("trainable"))},
         "specialize.md": {"memory": memory_block(_result("memory"))},
         "deploy.md": {"deploy": deploy_block(_result("deploy"))},
+        "preferences.md": {
+            "steps": preference_steps_block(_result("preferences")),
+            "quality": preference_quality_block(
+                _result("preference_quality"), _result("preference_quality_sentiment")
+            ),
+        },
     }
     made = {HERE / name: _filled(HERE / name, own) for name, own in blocks.items()}
     guide = {
