@@ -276,8 +276,7 @@ def mismatched_text(asked: Example, answered: Example, max_length: int) -> Examp
 def has_two_prompts(examples: Examples) -> bool:
     """Whether two judged texts have different prompts; reads no more than it must."""
     judged = examples.numbered(np.flatnonzero(examples.judged))
-    first = judged[0].prompt if len(judged) else None
-    return any(not np.array_equal(example.prompt, first) for example in judged)
+    return any(not np.array_equal(example.prompt, judged[0].prompt) for example in judged)
 
 
 def first_examples(examples: Examples, tokens: int) -> list[int]:
