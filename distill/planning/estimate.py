@@ -31,7 +31,7 @@ from distill.planning.held_out import few_held_out
 from distill.planning.memory import libraries, training_bytes
 from distill.planning.model_cost import EFFICIENCY, ModelCost, flops_per_second, model_cost
 from distill.planning.prepared import prepared_copy
-from distill.planning.steps import Steps, planned_steps
+from distill.planning.steps import Steps, forward_passes, planned_steps
 from distill.run.context import Run
 from distill.stages.cache import held_examples
 from distill.stages.evaluate import baselines_of, measured_models
@@ -95,12 +95,8 @@ class _Quantities:
 
     def trained(self, loop: LoopConfig, data: DataConfig) -> float:
         """Examples one training passes over: its epochs, or fewer where `max_steps` ends it."""
-        total = float(self.counts.train * loop.epochs)
-        return (
-            total
-            if loop.max_steps is None
-            else min(total, loop.max_steps * self._a_step(loop, data))
-        )
+        most = math.inf if loop.max_steps is None else loop.max_steps * self._a_step(loop, data)
+        return min(float(self.counts.train * loop.epochs), most)
 
     def _a_step(self, loop: LoopConfig, data: DataConfig) -> float:
         """Examples of one step: rows, which are full of tokens where examples are packed."""
@@ -114,7 +110,8 @@ class _Quantities:
         if loop.evaluate_every is not None:
             evaluations = examples / self._a_step(loop, data) / loop.evaluate_every
         validated = min(self.counts.validation, self.holding(loop.evaluate_tokens))
-        passes = 3 * examples + evaluations * validated  # a backward costs two forwards
+        different = min(examples, self.counts.train) + validated
+        passes = forward_passes(loop, examples, evaluations * validated, different)
         return model.forward(self.tokens(passes)) / self.train_speed
 
 

@@ -56,5 +56,5 @@ def test_kto_refuses_one_prompt(check):
 
 def test_data_without_judgements_are_refused(check):
     rows = [{"prompt": f"say {i}", "completion": "it"} for i in range(40)]
-    with pytest.raises(RecipeError, match="reads preferences, and `data.train` .* has none"):
+    with pytest.raises(RecipeError, match=r"reads preferences, and `data.train` .* has none"):
         check(rows, "kto")
