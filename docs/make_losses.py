@@ -56,7 +56,9 @@ def parameters(loss: Loss) -> str:
         found["temperature"] = 1.0
         found["tail"] = "as the codec says"
     if loss.reads == "sequence":
-        return "`form` (sigmoid), `source` (reference), and those of the [form](#forms-of-preference)"
+        return (
+            "`form` (sigmoid), `source` (reference), and those of the [form](#forms-of-preference)"
+        )
     if loss.reads not in ("vector", "similarity"):
         found["on"] = "chosen"
     if loss.reads != "labels":

@@ -224,10 +224,10 @@ class Examples:
     def counted(self, numbers: Iterable[int] | None = None) -> Counted:
         """What some examples count together, by their numbers; None: all."""
         chosen: Any = slice(None) if numbers is None else np.asarray(list(numbers), np.int64)
-        good = self.roles == CHOSEN
-        bad = (self.roles == REJECTED) | (self.num_texts == 2)
-        arrays = (self.counts, self.rejected, self.judged, good, bad)
-        return Counted(*(int(array[chosen].sum()) for array in arrays))
+        roles, pairs = self.roles[chosen], self._other_lengths[chosen] > 0
+        good, bad = roles == CHOSEN, (roles == REJECTED) | pairs
+        arrays = (self.counts[chosen], self.rejected[chosen], roles != ALONE, good, bad)
+        return Counted(*(int(array.sum()) for array in arrays))
 
     def fingerprint(self) -> str:
         """Changes with the set of examples, not with their order."""

@@ -24,6 +24,7 @@ from distill.doctor import (  # noqa: F401  (importing them registers their chec
 )
 from distill.doctor.findings import CHECKS, Check, Checked, Finding
 from distill.doctor.fixture import DoctorFixture
+from distill.objective.terms import learns_preferences
 from distill.pipeline import run_stages
 from distill.run.context import Run
 from distill.tasks.task import check_next_tokens
@@ -39,6 +40,8 @@ def diagnose(run: Run, tokens: int, on_checked: Callable[[Checked], None]) -> li
     if not is_alone():
         raise RunError("`distill doctor` runs in one process; start it without torchrun.")
     check_next_tokens(run.recipe, "distill doctor")
+    if learns_preferences(run.recipe.train.objective):
+        log.info("doctor: terms on preferences are left out; what is examined are the texts alone")
     run_stages(run, ["adapt-teacher", "build"])
     run.prepare_data()
     with tempfile.TemporaryDirectory(prefix="doctor-", dir=run.folder.path) as folder:

@@ -40,7 +40,7 @@ from distill.objective.chunked_head import tokens_per_chunk
 from distill.objective.losses import LOSSES
 from distill.objective.objective import Learner
 from distill.objective.term_protocols import SignalSources
-from distill.objective.terms import reads_from
+from distill.objective.terms import TERM_MODELS, reads_from
 from distill.run.context import Run
 from distill.stages.cache import cache_in
 from distill.training.batch_source import planned_batches
@@ -76,10 +76,15 @@ class DoctorFixture:
     def __init__(self, run: Run, tokens: int, folder: Path) -> None:
         self.run, self.tokens, self.folder = run, tokens, folder
 
-    @property
+    @cached_property
     def config(self) -> LoopConfig:
-        """Return the recipe's section `train`."""
-        return self.run.recipe.train
+        """Return the recipe's section `train`, without terms on preferences: what is examined are
+        texts alone. Where nothing else is learned, the chosen answers are, by their labels.
+        """
+        train = self.run.recipe.train
+        terms = [term for term in train.objective if LOSSES[term.loss].reads != "sequence"]
+        labels = [TERM_MODELS["cross_entropy"].model_validate({})]
+        return train.model_copy(update={"objective": terms or labels})
 
     # Data ------------------------------------------------------------------------------------
 
@@ -313,7 +318,7 @@ class DoctorFixture:
             "trackers": [], "keep": "last", "evaluate_tokens": 1, "evaluate_every": None,
             "checkpoint_every": 1,
         }  # fmt: skip
-        config = self.run.recipe.train.model_copy(update={**always, **changes})
+        config = self.config.model_copy(update={**always, **changes})
         signals = TeacherSignals(
             self.cache if reads_from(config, "cache") else None,
             self.online if reads_from(config, "online") else None,

@@ -6,7 +6,6 @@ memory of a training is traced for the former, and estimated for the latter.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +30,8 @@ from distill.planning.held_out import few_held_out
 from distill.planning.memory import libraries, training_bytes
 from distill.planning.model_cost import EFFICIENCY, ModelCost, flops_per_second, model_cost
 from distill.planning.prepared import prepared_copy
-from distill.planning.steps import Steps, forward_passes, planned_steps
+from distill.planning.quantities import Quantities
+from distill.planning.steps import Steps, planned_steps
 from distill.run.context import Run
 from distill.stages.cache import held_examples
 from distill.stages.evaluate import baselines_of, measured_models
@@ -45,7 +45,6 @@ ARTIFACT_BYTES = {"bf16": 2.0, "int8": 1.2, "nf4": 0.8}  # a parameter; others a
 ARTIFACT_SECONDS = 5.0  # to make one
 PROCESS_SECONDS = 20.0  # to start a process, load a model and leave
 PASSES_TO_MEASURE = {"tokens": 1.2, "texts": 4.0}  # over the held-out examples, timing included
-EVALUATIONS = 5  # of a training, where the recipe does not say how many
 
 
 @dataclass(frozen=True)
@@ -64,55 +63,6 @@ class Estimate:
     note: str
     steps: Steps | None = None
     warning: str | None = None
-
-
-@dataclass(frozen=True)
-class _Quantities:
-    """What the estimates of all stages are made from.
-
-    teacher_bytes: the teacher as it runs. Speeds are floating-point operations a second.
-    """
-
-    unit: Literal["tokens", "texts"]
-    teacher: ModelCost
-    student: ModelCost
-    counts: DataCounts
-    teacher_bytes: float
-    speed: float
-    train_speed: float
-
-    def amount(self, examples: float) -> int:
-        """Examples in the plan's unit."""
-        return int(examples * (self.counts.counted if self.unit == "tokens" else 1))
-
-    def holding(self, tokens: int) -> int:
-        """Number of examples that hold this many counted tokens."""
-        return math.ceil(tokens / self.counts.counted)
-
-    def tokens(self, examples: float) -> float:
-        """Tokens that pass through a model."""
-        return examples * self.counts.length
-
-    def trained(self, loop: LoopConfig, data: DataConfig) -> float:
-        """Examples one training passes over: its epochs, or fewer where `max_steps` ends it."""
-        most = math.inf if loop.max_steps is None else loop.max_steps * self._a_step(loop, data)
-        return min(float(self.counts.train * loop.epochs), most)
-
-    def _a_step(self, loop: LoopConfig, data: DataConfig) -> float:
-        """Examples of one step: rows, which are full of tokens where examples are packed."""
-        rows = loop.batch_size * loop.accumulate
-        packed = self.unit == "tokens" and data.packing
-        return rows * max(1.0, data.max_length / self.counts.length if packed else 1)
-
-    def training_seconds(self, model: ModelCost, loop: LoopConfig, data: DataConfig) -> float:
-        """Time of one training and of its evaluations on the validation part."""
-        examples, evaluations = self.trained(loop, data), float(EVALUATIONS)
-        if loop.evaluate_every is not None:
-            evaluations = examples / self._a_step(loop, data) / loop.evaluate_every
-        validated = min(self.counts.validation, self.holding(loop.evaluate_tokens))
-        different = min(examples, self.counts.train) + validated
-        passes = forward_passes(loop, examples, evaluations * validated, different)
-        return model.forward(self.tokens(passes)) / self.train_speed
 
 
 def estimates(run: Run) -> list[Estimate]:
@@ -152,10 +102,10 @@ def unit_of(run: Run) -> Literal["tokens", "texts"]:
     return "tokens" if run.task.packs else "texts"
 
 
-def _quantities(run: Run) -> _Quantities:
+def _quantities(run: Run) -> Quantities:
     recipe = run.recipe
     teacher = model_cost(run.teacher_config, run.task.auto)
-    return _Quantities(
+    return Quantities(
         unit=unit_of(run),
         teacher=teacher,
         student=model_cost(run.student_config, run.task.auto),
@@ -190,7 +140,7 @@ def weights_of_teacher(config: TeacherConfig, parameters: int) -> float:
 # Stages ------------------------------------------------------------------------------------------
 
 
-def _stages(run: Run, known: _Quantities) -> Iterator[Estimate]:
+def _stages(run: Run, known: Quantities) -> Iterator[Estimate]:
     recipe = run.recipe
     if recipe.teacher.adapt is not None:
         yield _adapting(run, known, recipe.teacher.adapt)
@@ -213,7 +163,7 @@ def _stages(run: Run, known: _Quantities) -> Iterator[Estimate]:
     yield _evaluating(known, len(measured_models(run)), run)
 
 
-def _adapting(run: Run, known: _Quantities, loop: Any) -> Estimate:
+def _adapting(run: Run, known: Quantities, loop: Any) -> Estimate:
     data, teacher = run.recipe.data, known.teacher
     amount = known.amount(known.trained(loop, data))
     memory = _training_memory(run, run.teacher_config, teacher, loop, known.counts)
@@ -223,7 +173,7 @@ def _adapting(run: Run, known: _Quantities, loop: Any) -> Estimate:
     return Estimate("adapt-teacher", amount, teacher.total * 16, memory, seconds, note, steps)
 
 
-def _caching(run: Run, known: _Quantities, outcomes: int, measured: float | None) -> Estimate:
+def _caching(run: Run, known: Quantities, outcomes: int, measured: float | None) -> Estimate:
     """outcomes: ids or classes of a distribution. measured: bytes of one token's distribution."""
     cache, counts, width = run.recipe.cache, known.counts, known.teacher.width
     layers = len(cache.hidden.parts) * cache.hidden.codec.bytes_per_token(width)
@@ -242,7 +192,7 @@ def _caching(run: Run, known: _Quantities, outcomes: int, measured: float | None
     return Estimate("cache", amount, size, work.peak(cache), seconds, note)
 
 
-def _training(run: Run, known: _Quantities) -> Estimate:
+def _training(run: Run, known: Quantities) -> Estimate:
     loop, data, student = run.recipe.train, run.recipe.data, known.student
     arms, examples = 1 + len(loop.arms), known.trained(loop, data)
     seconds = arms * known.training_seconds(student, loop, data)
@@ -256,7 +206,7 @@ def _training(run: Run, known: _Quantities) -> Estimate:
     return Estimate("train", amount, disk, memory, seconds, f"{steps.note()}{each}", steps)
 
 
-def _specializing(run: Run, known: _Quantities) -> Estimate:
+def _specializing(run: Run, known: Quantities) -> Estimate:
     loop, student = run.recipe.specialize, known.student
     assert loop is not None
     data = loop.data or run.recipe.data
@@ -272,7 +222,7 @@ def _specializing(run: Run, known: _Quantities) -> Estimate:
     return Estimate("specialize", amount, student.total * 4.5, memory, seconds, note, steps)
 
 
-def _exporting(run: Run, known: _Quantities) -> Estimate:
+def _exporting(run: Run, known: Quantities) -> Estimate:
     artifacts, recover, note, steps = run.artifacts, run.recipe.export.recover, "", None
     if recover is not None:
         steps = planned_steps(run, "export.recover", recover, known.counts)
@@ -283,7 +233,7 @@ def _exporting(run: Run, known: _Quantities) -> Estimate:
     return Estimate("export", 0, size, memory, seconds, f"{named}{note}", steps)
 
 
-def _evaluating(known: _Quantities, models: int, run: Run) -> Estimate:
+def _evaluating(known: Quantities, models: int, run: Run) -> Estimate:
     """models: how many are measured, baselines included."""
     counts = known.counts
     passes = PASSES_TO_MEASURE[known.unit] / counts.texts  # of pairs, one text is measured
@@ -310,7 +260,7 @@ def _training_memory(
     return libraries() + training_bytes(cost.total, cost.width, cost.depth, tokens)
 
 
-def _teacher_memory(run: Run, known: _Quantities, loop: LoopConfig) -> float:
+def _teacher_memory(run: Run, known: Quantities, loop: LoopConfig) -> float:
     """Bytes of the teacher beside a training: all of it, or its head that is in the cache."""
     head = known.teacher.head * resolve_precision(run.recipe.teacher.dtype).itemsize
     cached = reads_from(loop, "cache") and run.recipe.cache.codec.name == "final_hidden"

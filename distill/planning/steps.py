@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from distill.objective.terms import rates_answers, reads_from
 from distill.planning.data_counts import DataCounts
 from distill.run.context import Run
 from distill.stages.training_steps import data_of, packs, processes, training_steps
@@ -61,15 +60,3 @@ def planned_steps(run: Run, path: str, config: LoopConfig, counts: DataCounts) -
     warmup = min(total, warmup_steps(config.warmup, total))
     a_step = config.batch_size * config.accumulate * world
     return Steps(path, total, warmup, a_step, packed, counted)
-
-
-def forward_passes(config: LoopConfig, learned: float, evaluated: float, different: float) -> float:
-    """Examples that a training passes through its model, in forwards; a backward costs two of them.
-
-    learned, evaluated: by all steps, and by all evaluations. different: of them, those that differ,
-    of which a reference gives log-probabilities once (as if it were the model itself). A form that
-    rates answers reads a mismatched text beside each.
-    """
-    texts = 2 if rates_answers(config.objective) else 1
-    referred = texts * different if reads_from(config, "reference") else 0.0
-    return 2 * learned + texts * (learned + evaluated) + referred
