@@ -35,8 +35,8 @@ def recipe(workshop):
 
 
 def test_rated_answers_are_learned_against_the_students_start(recipe):
-    for stage in ("build", "train"):
-        recipe(stage, "recipe.yaml", "--run-dir", "run")
+    for stage in ("cache build", "build", "train"):
+        recipe(*stage.split(), "recipe.yaml", "--run-dir", "run")
     found = read_json(Path("run/arms/distill/result.json"))["history"]
     assert found[0]["0:preference"] == pytest.approx(0.5, abs=1e-3)
     assert found[-1]["0:preference"] < found[0]["0:preference"]

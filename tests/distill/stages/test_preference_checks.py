@@ -31,7 +31,7 @@ def check(tokenizer, tmp_path):
 
 
 def test_rated_answers_serve_kto_and_pairs_serve_all(check):
-    check(ratings(40), "kto")
+    check(ratings(120), "kto")
     check(preferences(30), "kto")
     check(preferences(30), "sigmoid")
 
