@@ -22,7 +22,6 @@ from attar.files import clear
 from attar.models.peft_models import prepends
 from attar.models.tokenizers import tokenizer_identity
 from distill.data.examples import Examples
-from distill.objective.terms import reads_from
 from distill.run.context import Run
 from distill.run.folder import on_first_process
 from distill.stages.cache import fill_store
@@ -110,16 +109,10 @@ class _InPrecision:
         return self._runner.learn(requests)
 
 
-def reference_cache(
-    run: Run, reference: Reference, examples: Iterable[Examples]
-) -> SignalCache | None:
+def reference_cache(run: Run, reference: Reference, examples: Iterable[Examples]) -> SignalCache:
     """Return the reference's log-probabilities of some examples, and of their mismatched texts in a
     view that has them; make those that are lacking.
-
-    None where no term reads a reference.
     """
-    if not reads_from(reference.config, "reference"):
-        return None
     url = run.folder.reference(reference.section)
     requests = {
         one.key: run.task.request(run, one)

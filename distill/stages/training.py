@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from attar.models.loading import resolve_precision
 from attar.models.peft_models import prepends
 from attar.models.structure import unwrap
 from distill.data.config import DataConfig
-from distill.data.examples import first_examples
+from distill.data.examples import Examples, first_examples
 from distill.objective.chunked_head import tokens_per_chunk
 from distill.objective.losses import LOSSES
 from distill.objective.objective import Learner
@@ -27,6 +28,7 @@ from distill.training.loop import train as train_loop
 from distill.training.packing_check import check_examples_stay_apart
 from distill.training.teacher_signals import TeacherSignals
 from students.dropout import set_dropout
+from teachers.cache.reader import SignalCache
 from teachers.load import load_teacher
 from teachers.online import OnlineTeacher
 
@@ -67,29 +69,17 @@ def run_training(
         train, validation = cached_subset(cached or open_cache(run), file, train, validation)
     if rates_answers(config.objective):
         train, validation = (one.with_mismatched(data.max_length) for one in (train, validation))
-    processes = process_state()
-    plan = Plan(
-        train,
-        config,
-        max_length=data.max_length,
-        packing=packing,
-        seed=run.recipe.seed,
-        world=processes.num_processes,
-        batching=run.task.batching,
-    )
-    reference = Reference(section, config, student, start, learner.dtype)
-    measured = validation.numbered(first_examples(validation, config.evaluate_tokens))
-    signals = TeacherSignals(
-        cached,
-        _online_teacher(run, config, packing),
-        reference_cache(run, reference, (plan.examples.numbered(plan.numbers), measured)),
-    )
-    source = PlannedBatches(plan, learner, signals, processes.process_index)
+    plan = _plan(run, train, config, data.max_length, packing)
+    signals = TeacherSignals(cached, _online_teacher(run, config, packing))
+    if reads_from(config, "reference"):
+        reference = Reference(section, config, student, start, learner.dtype)
+        found = _reference_cache(run, reference, plan, validation)
+        signals = replace(signals, reference=found)
     job = Job(
         name=name,
         learner=learner,
         config=config,
-        source=source,
+        source=PlannedBatches(plan, learner, signals, process_state().process_index),
         validation=validation,
         signals=signals,
         folder=folder,
@@ -101,6 +91,28 @@ def run_training(
     result = train_loop(job)
     free_memory()
     return result
+
+
+def _plan(run: Run, train: Examples, config: LoopConfig, max_length: int, packing: bool) -> Plan:
+    """Which examples are in which micro-batch of every step."""
+    return Plan(
+        train,
+        config,
+        max_length=max_length,
+        packing=packing,
+        seed=run.recipe.seed,
+        world=process_state().num_processes,
+        batching=run.task.batching,
+    )
+
+
+def _reference_cache(
+    run: Run, reference: Reference, plan: Plan, validation: Examples
+) -> SignalCache:
+    """The reference's log-probabilities of all that a training learns from and is measured on."""
+    measured = first_examples(validation, reference.config.evaluate_tokens)
+    sets = plan.examples.numbered(plan.numbers), validation.numbered(measured)
+    return reference_cache(run, reference, sets)
 
 
 def learns_from_unfinished(run: Run, section: str) -> bool:

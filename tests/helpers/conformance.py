@@ -35,6 +35,7 @@ SOURCES = {
     "hidden": [*LAYER_CODECS, "online"],
     "relation": [*LAYER_CODECS, "online"],
     "labels": ["text"],
+    "sequence": [],  # of pairs of answers: test_preference_term.py
     "vector": [],  # of whole texts: test_vectors.py
     "similarity": [],
 }

@@ -3,6 +3,7 @@
 import json
 
 from distill.objective.losses import LOSSES
+from distill.objective.preference_forms import FORMS
 from distill.recipe.schema import Recipe
 from students.tuning.method import METHODS
 from teachers.codecs.codec import CODECS, LAYER_CODECS
@@ -23,10 +24,11 @@ def test_schema_gives_each_loss_its_own_parameters():
     }
     assert set(by_loss) == set(LOSSES)
     reads = {
-        "labels": set(),
-        "distribution": {"source", "temperature", "tail"},
-        "hidden": {"source", "layers"},
-        "relation": {"source", "layers", "heads", "relations"},
+        "labels": {"on"},
+        "distribution": {"source", "on", "temperature", "tail"},
+        "sequence": {"source", "form"} | {k for _, f in FORMS.items() for k in f.parameters()},
+        "hidden": {"source", "on", "layers"},
+        "relation": {"source", "on", "layers", "heads", "relations"},
         "vector": {"source"},
         "similarity": {"source"},
     }

@@ -29,9 +29,9 @@ def measure_run(tmp_path):
         for name, numbers in models.items():
             (tmp_path / "evaluation" / f"{name}.json").write_text(json.dumps(numbers))
         recipe = SimpleNamespace(
-            specialize=SimpleNamespace(base=base, data=data),
+            specialize=SimpleNamespace(base=base, data=data, objective=[]),
             export=SimpleNamespace(tolerance=Tolerance(perplexity=0.02)),
-            train=SimpleNamespace(arms=[]),
+            train=SimpleNamespace(arms=[], objective=[]),
             teacher=SimpleNamespace(adapt=adapt),
             student=SimpleNamespace(from_=source),
             evaluate=SimpleNamespace(bootstrap=100, baselines=True),

@@ -17,7 +17,10 @@ def training(monkeypatch, tmp_path):
 
     def make(objective):
         means = SimpleNamespace(
-            nll=objective, accuracy=None, named=lambda prefix: {f"{prefix}nll": objective}
+            nll=objective,
+            accuracy=None,
+            margin=None,
+            named=lambda prefix: {f"{prefix}nll": objective},
         )
         found = SimpleNamespace(objective=objective, means=means)
         monkeypatch.setattr(training_state, "evaluate_objective", lambda *a, **k: found)
