@@ -24,7 +24,7 @@ from torch import Tensor
 
 from attar.models.task_heads import padded_texts
 from distill.data.counted import Counted, Texts
-from distill.data.examples import ALONE, REJECTED, Example
+from distill.data.examples import ALONE, CHOSEN, REJECTED, Example
 from distill.data.tokenize import IGNORE
 
 MicroBatch = list[list[int]]  # rows of example numbers
@@ -38,7 +38,9 @@ class Batch:
     keys: of the S texts. counts: number of counted positions of each key. whole: every token of a
     text has signals, and `counts` are the texts' lengths. roles_S: int8, the role of each text
     (`distill.data.examples`), the rejected text of a pair right behind its chosen one; None where
-    no text is judged. judged: how many examples are: pairs, and rated answers.
+    no text is judged. judged: how many examples are: pairs, and rated answers. mismatched: the
+    texts of prompts with other prompts' answers, one of every judged text that has one; nothing
+    of it is counted here.
     """
 
     input_ids_BT: Tensor
@@ -51,13 +53,17 @@ class Batch:
     whole: bool = False
     roles_S: Tensor | None = None
     judged: int = 0
+    mismatched: Batch | None = None
 
     @property
     def counted(self) -> Counted:
         """What its terms' sums are divided by where it is a whole step."""
-        rejected_N = self.on("rejected") if self.roles_S is not None else None
-        rejected = 0 if rejected_N is None else int(rejected_N.sum())
-        return Counted(self.num_counted, rejected, self.judged)
+        if self.roles_S is None:
+            return Counted(self.num_counted)
+        rejected_N, tokens = self.on("rejected"), self.num_counted
+        rejected = tokens if rejected_N is None else int(rejected_N.sum())
+        good, bad = (int((self.roles_S == role).sum()) for role in (CHOSEN, REJECTED))
+        return Counted(tokens, rejected, self.judged, good, bad)
 
     @property
     def roles(self) -> Tensor:
@@ -109,12 +115,12 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        tensors: dict[str, Any] = {
+        moved: dict[str, Any] = {
             field.name: value.to(device)
             for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
+            if isinstance(value := getattr(self, field.name), Tensor | Batch)
         }
-        return replace(self, **tensors)
+        return replace(self, **moved)
 
     def model_inputs(self) -> dict[str, Tensor | None]:
         """Inputs of the model's body; for whole texts, of the whole model."""
@@ -206,6 +212,7 @@ def rows_of_texts(rows: Sequence[Sequence[Example]]) -> list[list[Example]]:
 
 def collate(rows: Sequence[Sequence[Example]]) -> Batch:
     """Rows of examples as tensors, padded on the right."""
+    mismatched = _mismatched_rows(rows)
     judged = sum(example.role != ALONE for row in rows for example in row)
     rows = rows_of_texts(rows)
     longest = max(sum(len(text.input_ids) for text in row) for row in rows)
@@ -236,7 +243,27 @@ def collate(rows: Sequence[Sequence[Example]]) -> Batch:
         [count for _, count in counted],
         roles_S=torch.tensor(roles, dtype=torch.int8) if any(r != ALONE for r in roles) else None,
         judged=judged,
+        mismatched=collate(mismatched) if mismatched else None,
     )
+
+
+def _mismatched_rows(rows: Sequence[Sequence[Example]]) -> list[list[Example]]:
+    """Rows of the mismatched texts of examples: one a row, or packed where the examples are, into
+    rows of at most the examples' length; no rows where there are none.
+    """
+    texts = [
+        text.mismatched
+        for row in rows
+        for example in row
+        for text in example.texts
+        if text.mismatched is not None
+    ]
+    if all(len(row) == 1 for row in rows):
+        return [[text] for text in texts]
+    lengths = [len(text.input_ids) for text in texts]
+    longest = max(sum(len(text.input_ids) for text in row) for row in rows_of_texts(rows))
+    order = sorted(range(len(texts)), key=lambda i: -lengths[i])
+    return [[texts[i] for i in row] for row in pack_rows(order, lengths, longest)]
 
 
 def collate_texts(rows: Sequence[Sequence[Example]]) -> Batch:

@@ -1,4 +1,7 @@
-"""Examples on disk, keyed by content; a pair of answers to one prompt is one example."""
+"""Examples on disk, keyed by content; a pair of answers to one prompt is one example.
+
+Legend: T tokens of a text, N of them counted.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import hashlib
 from collections.abc import Container, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,8 @@ class Example:
     token_types: which text of a pair an id belongs to, 0 or 1; None of a single text.
     role: whether the text is judged. rejected: of a pair of answers, the other text, an example of
     its own; ids and labels are those of the chosen text then, and only answers count in both.
+    mismatched: this text's prompt with the answer to another prompt, in a view that has them
+    (`Examples.with_mismatched`); nothing is learned from it.
     """
 
     key: str
@@ -33,6 +39,7 @@ class Example:
     token_types: np.ndarray | None = None
     role: int = ALONE
     rejected: Example | None = None
+    mismatched: Example | None = None
 
     @property
     def counted(self) -> np.ndarray:
@@ -44,6 +51,12 @@ class Example:
         """The ids predicted at the counted positions, (N,)."""
         labels: np.ndarray = self.labels[self.counted]
         return labels
+
+    @property
+    def prompt(self) -> np.ndarray:
+        """The ids before the first one that counts."""
+        prompt: np.ndarray = self.input_ids[: self.counted[0] + 1]
+        return prompt
 
     @property
     def texts(self) -> tuple[Example, ...]:
@@ -84,6 +97,7 @@ class Examples:
 
         self._rows = datasets.Dataset.from_file(str(path))
         self._text: np.ndarray | None = None  # of a view by text: which text of its row each is
+        self._mismatches: _Mismatches | None = None  # of a view that has them
         self.keys: list[str] = self._rows["key"][:]
         self.lengths = np.asarray(self._rows["length"][:], np.int64)
         self.counts = np.asarray(self._rows["count"][:], np.int64)
@@ -160,6 +174,17 @@ class Examples:
         part.roles, part.rejected = np.zeros_like(part.roles), np.zeros_like(part.rejected)
         return part
 
+    def with_mismatched(self, max_length: int) -> Examples:
+        """The same, each judged answer with the text of its prompt and an answer to another prompt.
+
+        That answer belongs to the next judged text, in the order of keys, whose prompt differs. So
+        it follows from these examples alone: parts of this view, taken later, have the same texts.
+        max_length: tokens of a text. All judged texts are read once.
+        """
+        part = copy(self)
+        part._mismatches = _Mismatches(self, max_length)
+        return part
+
     def __len__(self) -> int:
         return len(self.keys)
 
@@ -177,6 +202,8 @@ class Examples:
             )
         types = None if types is None else np.asarray(types)
         example = Example(row["key"], ids, labels, types, role, other)
+        if self._mismatches is not None and role != ALONE:
+            example = self._mismatches.added_to(example)
         if self._text is None:
             return example
         return replace(example.texts[int(self._text[i])], role=int(self.roles[i]))
@@ -197,12 +224,59 @@ class Examples:
     def counted(self, numbers: Iterable[int] | None = None) -> Counted:
         """What some examples count together, by their numbers; None: all."""
         chosen: Any = slice(None) if numbers is None else np.asarray(list(numbers), np.int64)
-        arrays = (self.counts[chosen], self.rejected[chosen], self.roles[chosen] != ALONE)
+        roles, pairs = self.roles[chosen], self._other_lengths[chosen] > 0
+        good, bad = roles == CHOSEN, (roles == REJECTED) | pairs
+        arrays = (self.counts[chosen], self.rejected[chosen], roles != ALONE, good, bad)
         return Counted(*(int(array.sum()) for array in arrays))
 
     def fingerprint(self) -> str:
         """Changes with the set of examples, not with their order."""
         return fingerprint(sorted(set(self.keys)))
+
+
+class _Mismatches:
+    """Which answer stands behind the prompt of each judged text instead of its own."""
+
+    def __init__(self, examples: Examples, max_length: int) -> None:
+        judged = examples.numbered(np.flatnonzero(examples.judged))
+        judged._mismatches = None
+        self._texts, self._max_length = judged.by_text(), max_length
+        keys = self._texts.keys
+        prompts = [text.prompt.tobytes() for text in self._texts]
+        order = sorted(range(len(keys)), key=lambda i: keys[i])
+        self._partners: dict[str, int] = {}  # by key: the number of the text with the answer
+        for i, following in list(pairwise([*order, *order, *order[:1]]))[::-1]:
+            if prompts[i] != prompts[following]:
+                self._partners[keys[i]] = following
+            elif keys[following] in self._partners:
+                self._partners[keys[i]] = self._partners[keys[following]]
+        assert self._partners.keys() == set(keys), "judged texts have at least two prompts"
+
+    def added_to(self, example: Example) -> Example:
+        """The example, of a pair both texts, with the mismatched text."""
+        first, *others = (
+            mismatched_text(text, self._texts[self._partners[text.key]], self._max_length)
+            for text in example.texts
+        )
+        if example.rejected is None:
+            return replace(example, mismatched=first)
+        rejected = replace(example.rejected, mismatched=others[0])
+        return replace(example, mismatched=first, rejected=rejected)
+
+
+def mismatched_text(asked: Example, answered: Example, max_length: int) -> Example:
+    """The prompt of one text and the answer of another, its counted tokens; cut at `max_length`."""
+    prompt, answer = asked.prompt, answered.counted_labels
+    ids = np.concatenate([prompt, answer])[:max_length]
+    labels = np.full(len(ids), IGNORE, np.int64)
+    labels[len(prompt) - 1 : -1] = ids[len(prompt) :]
+    return example_of(ids.tolist(), labels.tolist())
+
+
+def has_two_prompts(examples: Examples) -> bool:
+    """Whether two judged texts have different prompts; reads no more than it must."""
+    judged = examples.numbered(np.flatnonzero(examples.judged))
+    return any(not np.array_equal(example.prompt, judged[0].prompt) for example in judged)
 
 
 def first_examples(examples: Examples, tokens: int) -> list[int]:

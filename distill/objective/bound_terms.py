@@ -21,6 +21,7 @@ from distill.objective.attention_relations import relation_values
 from distill.objective.head_term import HeadTerm
 from distill.objective.losses import LOSSES, Loss
 from distill.objective.model_outputs import Readout, VectorReadout
+from distill.objective.preference_forms import FORMS
 from distill.objective.preference_term import PreferenceTerm
 from distill.objective.term_protocols import (
     Needs,
@@ -194,7 +195,9 @@ def bind_terms(
     for index, term in enumerate(terms):
         loss, its_source = LOSSES[term.loss], source_of(term, source)
         if loss.reads == "sequence":
-            bound.append(PreferenceTerm(TermKey(index, term.loss, "judged"), its_source))
+            rated = not FORMS[term.form].pairs
+            key = TermKey(index, term.loss, "answers" if rated else "judged")
+            bound.append(PreferenceTerm(key, its_source, reads_baseline=rated))
             continue
         key = TermKey(index, term.loss, getattr(term, "on", "chosen"))
         if loss.reads in ("distribution", "labels"):

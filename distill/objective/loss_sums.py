@@ -16,8 +16,9 @@ class LossMeans:
     """Means of each term before its weight, over what it counts, and of the labels' nll, if any.
 
     accuracy: the share that is right, where an evaluation rates predictions, or of the pairs of
-    answers whose chosen one is put first. margin: the mean implicit reward of chosen answers less
-    that of rejected ones, in nats times the form's `beta`.
+    answers whose chosen one is put first, or of the rated answers that are on the right side of the
+    baseline. margin: the mean implicit reward of chosen answers less that of rejected ones, in nats
+    times the form's `beta`; None where one of the two kinds is missing.
     """
 
     terms: dict[TermKey, float]
@@ -38,14 +39,15 @@ class LossSums:
 
     terms: each term before its weight. nll: of the labels; None where the task has no labels.
     tokens: how many tokens are counted. right: how many predictions are right, in an evaluation
-    that rates them, or how many pairs of answers. margin: of pairs of answers.
+    that rates them, or how many pairs of answers or rated answers. rewards: of chosen answers, and
+    of rejected ones, (2,).
     """
 
     terms: dict[TermKey, Tensor]
     nll: Tensor | None
     tokens: int
     right: Tensor | None = None
-    margin: Tensor | None = None
+    rewards: Tensor | None = None
 
     def __add__(self, other: LossSums) -> LossSums:
         return LossSums(
@@ -53,7 +55,7 @@ class LossSums:
             _sum(self.nll, other.nll),
             self.tokens + other.tokens,
             _sum(self.right, other.right),
-            _sum(self.margin, other.margin),
+            _sum(self.rewards, other.rewards),
         )
 
     def __mul__(self, factor: float) -> LossSums:
@@ -61,11 +63,11 @@ class LossSums:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> LossSums:
         """Return the sums with a function applied to each."""
-        nll, right, margin = (
-            None if one is None else function(one) for one in (self.nll, self.right, self.margin)
+        nll, right, rewards = (
+            None if one is None else function(one) for one in (self.nll, self.right, self.rewards)
         )
         terms = {key: function(value) for key, value in self.terms.items()}
-        return LossSums(terms, nll, self.tokens, right, margin)
+        return LossSums(terms, nll, self.tokens, right, rewards)
 
     def means(self, counted: Counted | int) -> LossMeans:
         """Return the sums divided by what is counted, which may be more than this batch's.
@@ -74,17 +76,24 @@ class LossSums:
         """
         if not isinstance(counted, Counted):
             counted = Counted(counted)
-        judged = counted.judged or counted.tokens
+        rated = (key.unit for key in self.terms if key.unit in ("judged", "answers"))
         return LossMeans(
             {key: float(value) / max(1, counted.of(key.unit)) for key, value in self.terms.items()},
             _mean(self.nll, counted.of("chosen")),
-            _mean(self.right, judged),
-            _mean(self.margin, judged),
+            _mean(self.right, counted.of(next(rated, "chosen"))),
+            _margin(self.rewards, counted),
         )
 
 
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     return None if one is None or other is None else one + other
+
+
+def _margin(rewards: Tensor | None, counted: Counted) -> float | None:
+    if rewards is None or not counted.good or not counted.bad:
+        return None
+    good, bad = rewards.tolist()
+    return float(good / counted.good - bad / counted.bad)
 
 
 def _mean(total: Tensor | None, number: int) -> float | None:

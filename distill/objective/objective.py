@@ -4,7 +4,9 @@ Legend: B rows, T tokens, N tokens counted, V vocabulary, H width, L layers.
 
 The value of a step is  sum_terms weight x (sum over counted tokens) / (number of counted tokens of
 the whole step, over micro-batches and processes).  Splitting a batch therefore changes nothing. A
-term on preferences is divided by the pairs of answers, one on some answers alone by their tokens.
+term on preferences is divided by the pairs of answers, or by the answers where its form rates them
+one by one; a term on some answers alone by their tokens. One number alone depends on how a step is
+split: the baseline of ratings is a mean over the micro-batch of a process.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from distill.objective.losses import LOSSES
 from distill.objective.model_outputs import LanguageReadout, Readout
 from distill.objective.preference_term import JudgedTexts, PreferenceTerm
 from distill.objective.term_protocols import SignalSources, StudentOutputs, TermKey
-from distill.objective.terms import TeacherSource
+from distill.objective.terms import Source, TeacherSource
 from teachers.signals import GivesSignals
 
 
@@ -105,29 +107,61 @@ class Learner(nn.Module):
         """
         terms = terms or self.final_terms()
         scales = scale if isinstance(scale, Mapping) else every_unit(scale)
+        baselines = self._baselines(batch, sources)  # first, while no activations are kept
         outputs = self._run_student(batch)
-        judged = self._judge(outputs, sources, terms)
+        judged = self._judge(outputs, sources, terms, baselines)
         total, sums, nll = self._outcome_terms(outputs, sources, scales, terms, judged)
         for bound, term in zip(self.bound_terms, terms, strict=True):
             if not isinstance(bound, OutcomeTerm | PreferenceTerm):
                 value = bound.value(term, outputs, sources)
                 sums[bound.key] = value.detach()
                 total = total + scales[bound.key.unit] * term.weight * value
-        right, margin = None, None
+        right, rewards = None, None
         if judged:
             first = next(iter(judged.values()))
-            right, margin = first.right, first.margin
+            right, rewards = first.right, first.rewards
         elif self.readout.rates and not self.training:
             right = self.readout.right(outputs.final.detach(), outputs.labels_N)
-        return total, LossSums(sums, nll, len(outputs.labels_N), right, margin)
+        return total, LossSums(sums, nll, len(outputs.labels_N), right, rewards)
 
     @property
     def judges(self) -> bool:
-        """Return whether a term reads preferences, so that pairs of answers have a margin."""
+        """Return whether a term reads preferences, so that answers have rewards."""
         return any(isinstance(bound, PreferenceTerm) for bound in self.bound_terms)
 
+    @property
+    def _rating_terms(self) -> list[PreferenceTerm]:
+        """The terms that rate answers against a baseline."""
+        preferences = (one for one in self.bound_terms if isinstance(one, PreferenceTerm))
+        return [bound for bound in preferences if bound.reads_baseline]
+
+    @property
+    def baseline_sources(self) -> set[Source]:
+        """Return the sources whose log-probabilities of mismatched texts are read."""
+        return {bound.source for bound in self._rating_terms if bound.source is not None}
+
+    @torch.no_grad()
+    def _baselines(self, batch: Batch, sources: SignalSources) -> dict[TermKey, Tensor]:
+        """Return, by term, the baselines that are read, from a forward on mismatched texts."""
+        rating = self._rating_terms if batch.judged else []
+        if not rating:
+            return {}
+        assert batch.mismatched is not None, "judged answers come with mismatched texts"
+        labels_N = batch.mismatched.labels_BT[batch.mismatched.labels_BT != IGNORE]
+        with self._autocast(batch):
+            final = self.readout.run(self.student, batch.mismatched)
+        logprobs_N = self.readout.label_logprobs(self.student, final, labels_N)
+        return {
+            bound.key: bound.baseline(batch.mismatched, labels_N, sources, logprobs_N)
+            for bound in rating
+        }
+
     def _judge(
-        self, outputs: StudentOutputs, sources: SignalSources, terms: Sequence[Any]
+        self,
+        outputs: StudentOutputs,
+        sources: SignalSources,
+        terms: Sequence[Any],
+        baselines: Mapping[TermKey, Tensor],
     ) -> dict[TermKey, JudgedTexts]:
         """Return, by term, what the terms on preferences say of a batch; its logits are read once
         for all of them, without a gradient.
@@ -136,21 +170,26 @@ class Learner(nn.Module):
             return {}
         logprobs_N = self.readout.label_logprobs(self.student, outputs.final, outputs.labels_N)
         return {
-            bound.key: bound.judge(term, outputs, sources, logprobs_N)
+            bound.key: bound.judge(
+                term, outputs, sources, logprobs_N, baselines.get(bound.key, 0.0)
+            )
             for bound, term in zip(self.bound_terms, terms, strict=True)
             if isinstance(bound, PreferenceTerm)
         }
 
     def _run_student(self, batch: Batch) -> StudentOutputs:
-        device_type, enabled = batch.labels_BT.device.type, self.dtype != torch.float32
         with ExitStack() as stack:
-            stack.enter_context(torch.autocast(device_type, self.dtype, enabled=enabled))
+            stack.enter_context(self._autocast(batch))
             captured = stack.enter_context(capture_layers(self.student, self.layers))
             attended = stack.enter_context(capture_attention(self.student, self.blocks))
             stack.enter_context(_rows_of_tied_embedding(self.student))
             final = self.readout.run(self.student, batch)
         labels_N = batch.labels_BT[batch.labels_BT != IGNORE]
         return StudentOutputs(batch, final, labels_N, captured.layers, attended.blocks)
+
+    def _autocast(self, batch: Batch) -> torch.autocast:
+        enabled = self.dtype != torch.float32
+        return torch.autocast(batch.labels_BT.device.type, self.dtype, enabled=enabled)
 
     def _outcome_terms(
         self,

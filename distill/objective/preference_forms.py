@@ -278,9 +278,15 @@ def kto(
     bad one; z is the baseline.
 
     Use it where answers are rated, not compared: good and bad ones need not belong together, nor be
-    as many. The baseline estimates KL(policy || reference) as the mean score of answers to other
-    prompts; it is taken as 0 where it is negative and has no gradient. Where good and bad answers
-    are unequal in number, set the weights so that weight times number is about equal.
+    as many. The two answers of a pair are a good and a bad one. Where good and bad answers are
+    unequal in number, set the weights so that weight times number is about equal.
+
+    The baseline estimates KL(policy || reference): it is the mean score of mismatched texts, each
+    the prompt of one answer of the micro-batch with an answer to another prompt, which the data
+    decide (the next judged text whose prompt differs, in the order of their keys). It is taken as 0
+    where it is negative and has no gradient. It takes one more forward a step. Since it is of one
+    micro-batch and process, `batch_size` is part of the method: splitting a batch changes the
+    baseline and nothing else.
 
     Known problems: the estimate is noisy in small batches; with a baseline of 0 this is `apo_zero`
     without pairs. Its gradient vanishes for scores far from the baseline.

@@ -29,8 +29,9 @@ class SequenceValue:
 
     value: the sum over pairs, or over rated answers. coefficient_S: its derivative at each text's
     sum of log-probabilities; 0 for a text alone. reward_S: beta x score, the implicit reward; 0 for
-    a text alone. margin_P: reward of the chosen answer less that of the rejected one; empty for a
-    form without pairs. count: how many pairs or rated answers there are.
+    a text alone. margin_P: reward of the chosen answer less that of the rejected one; for a form
+    without pairs, of each answer by how much its reward is on the right side of beta x baseline,
+    good answers first. count: how many pairs or rated answers there are.
     """
 
     value: Tensor
@@ -62,7 +63,7 @@ def sequence_value(
     needed if the form reads one, else not looked at. text_of_token_N: int64, the text of each
     token, 0 to S - 1. roles_S: int8, `ALONE`, `CHOSEN` or `REJECTED`; the rejected answer of a pair
     directly follows the chosen one. parameters: the form's own, those that are missing have their
-    defaults. baseline: read by forms without pairs.
+    defaults. baseline: read by forms without pairs; one below 0 is taken as 0.
     """
     roles_S = roles_S.to(logprobs_N.device)
     num_texts = len(roles_S)
@@ -90,7 +91,12 @@ def sequence_value(
     reward_S = torch.zeros_like(sums_S)
     for texts, side in zip((chosen, rejected), sides, strict=True):
         reward_S[texts] = keys["beta"] * side.score(per_token).detach()
-    margin_P = reward_S[chosen] - reward_S[rejected] if form.pairs else reward_S[:0]
+    if form.pairs:
+        margin_P = reward_S[chosen] - reward_S[rejected]
+    else:
+        z = keys["beta"] * torch.as_tensor(baseline, dtype=reward_S.dtype).clamp(min=0)
+        z = z.to(reward_S.device)
+        margin_P = torch.cat([reward_S[chosen] - z, z - reward_S[rejected]])
     return SequenceValue(values.sum().detach(), coefficient_S, reward_S, margin_P, len(values))
 
 

@@ -16,7 +16,16 @@ from distill.data.counted import Unit
 from distill.objective.terms import Source
 from teachers.signals import GivesSignals
 
-SignalSources = dict[Source, GivesSignals]  # a batch's signals, by where they come from
+
+@dataclass(frozen=True)
+class OfMismatched:
+    """The key of the signals that a source gives of a batch's mismatched texts."""
+
+    source: Source
+
+
+# A batch's signals, by where they come from.
+SignalSources = dict[Source | OfMismatched, GivesSignals]
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,11 @@ def learns_preferences(terms: list[Any]) -> bool:
     return any(LOSSES[term.loss].reads == "sequence" for term in terms)
 
 
+def rates_answers(terms: list[Any]) -> bool:
+    """Return whether a form of any term rates answers one by one, and so reads a baseline."""
+    return any(LOSSES[one.loss].reads == "sequence" and not FORMS[one.form].pairs for one in terms)
+
+
 def reads_from(section: Any, source: Source) -> bool:
     """Return whether any term of a section's objective reads its signals from `source`."""
     return bool(terms_reading(section.objective, source, section.source))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distill.data.config import DataConfig
-from distill.objective.terms import learns_preferences, reads_from
+from distill.objective.terms import learns_preferences, rates_answers, reads_from
 from distill.planning.data_counts import DataCounts
 from distill.planning.model_cost import ModelCost
 from distill.training.config import LoopConfig
@@ -69,4 +69,9 @@ class Quantities:
             operations += 2.0 * model.head * self.tokens(examples + evaluations * validated)
         if reads_from(loop, "reference"):
             operations += model.forward(self.tokens(min(examples, self.counts.train) + validated))
+        if rates_answers(loop.objective):  # of each answer a mismatched text, without a gradient
+            operations += model.forward(self.tokens(examples + evaluations * validated))
+            if reads_from(loop, "reference"):
+                known = min(examples, self.counts.train) + validated
+                operations += model.forward(self.tokens(known))
         return operations / self.train_speed

@@ -6,6 +6,7 @@ from typing import Any
 
 from attar.errors import RecipeError
 from distill.objective.losses import LOSSES
+from distill.objective.preference_forms import FORMS
 from distill.objective.terms import check_online, check_served, reads_from, source_of
 from distill.recipe.export import check_possible
 from distill.recipe.schema import Recipe
@@ -66,6 +67,12 @@ def _check_preference(recipe: Recipe, where: str, term: Any, source: str | None)
         raise RecipeError(
             f"`{where}`: {term.loss} compares answers, which a language model writes; it needs "
             f"`task: causal-lm`, not {recipe.task}."
+        )
+    if source == "cache" and not FORMS[term.form].pairs:
+        raise RecipeError(
+            f"`{where}.source: cache`: `form: {term.form}` compares answers with those to other "
+            "prompts, which the teacher's cache does not hold; leave `source` out (the reference "
+            "is the student's own start then), or write `source: online`."
         )
     if source == "cache":
         try:

@@ -9,7 +9,7 @@ import logging
 
 from attar.errors import RecipeError
 from distill.data.config import DataConfig, sources_of
-from distill.data.examples import CHOSEN, REJECTED, Examples
+from distill.data.examples import CHOSEN, REJECTED, Examples, has_two_prompts
 from distill.objective.losses import LOSSES
 from distill.objective.preference_forms import FORMS
 from distill.objective.terms import learns_preferences
@@ -80,4 +80,9 @@ def _check_judged(
         raise RecipeError(
             f"{key}: `form: {form}` needs answers that are rated good and answers that are rated "
             f"bad, and {where} has one kind alone."
+        )
+    elif not has_two_prompts(examples):
+        raise RecipeError(
+            f"{key}: `form: {form}` compares answers with those to other prompts, and {where} has "
+            "one prompt alone; give more prompts, or use a form for pairs of answers."
         )

@@ -110,13 +110,17 @@ class _InPrecision:
 
 
 def reference_cache(run: Run, reference: Reference, examples: Iterable[Examples]) -> SignalCache:
-    """Return the reference's log-probabilities of some examples; make those that are lacking."""
+    """Return the reference's log-probabilities of some examples, and of their mismatched texts in a
+    view that has them; make those that are lacking.
+    """
     url = run.folder.reference(reference.section)
     requests = {
-        text.key: run.task.request(run, text)
+        one.key: run.task.request(run, one)
         for some in examples
         for example in some
         for text in example.texts
+        for one in (text, text.mismatched)
+        if one is not None
     }
     _fill(run, reference, SignalStore(str(url)), list(requests.values()))
     return SignalCache(str(url), device=next(reference.student.parameters()).device)

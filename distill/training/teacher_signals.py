@@ -10,9 +10,9 @@ from typing import Any
 from distill.data.batching import Batch
 from distill.data.tokenize import IGNORE
 from distill.objective.objective import Learner
-from distill.objective.term_protocols import SignalSources
+from distill.objective.term_protocols import OfMismatched, SignalSources
 from teachers.cache.reader import SignalCache
-from teachers.online import OnlineTeacher
+from teachers.online import OnlineSignals, OnlineTeacher
 
 SignalReader = Callable[[Batch], SignalSources]  # of one batch, on the device of the training
 
@@ -38,13 +38,23 @@ class TeacherSignals:
         if self.cache is not None:
             stored["cache"] = self.cache.signals(batch.keys)
             learner.decode(stored["cache"], terms)
+        compared = learner.baseline_sources if batch.mismatched is not None else set()
         if self.reference is not None:
             stored["reference"] = self.reference.signals(batch.keys)
-        return partial(self._sources, stored)
+            if batch.mismatched is not None and "reference" in compared:
+                found = self.reference.signals(batch.mismatched.keys)
+                stored[OfMismatched("reference")] = found
+        return partial(self._sources, stored, "online" in compared)
 
-    def _sources(self, stored: SignalSources, batch: Batch) -> SignalSources:
+    def _sources(self, stored: SignalSources, mismatched: bool, batch: Batch) -> SignalSources:
         sources = dict(stored)
         if self.online is not None:
-            where_BT = batch.labels_BT != IGNORE
-            sources["online"] = self.online.signals(batch.model_inputs(), where_BT)
+            sources["online"] = _asked(self.online, batch)
+            if mismatched and batch.mismatched is not None:
+                sources[OfMismatched("online")] = _asked(self.online, batch.mismatched)
         return sources
+
+
+def _asked(teacher: OnlineTeacher, batch: Batch) -> OnlineSignals:
+    """The teacher's signals of a batch, from a pass over it."""
+    return teacher.signals(batch.model_inputs(), batch.labels_BT != IGNORE)

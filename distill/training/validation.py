@@ -20,7 +20,7 @@ class Evaluation:
     """What an objective comes to on some examples.
 
     objective: the weighted sum of the terms' means: the number that is minimised.
-    means: each term, the nll where there are labels, and the accuracy of classes, or of pairs of
+    means: each term, the nll where there are labels, and the accuracy of classes, or of judged
     answers and their margin.
     tokens: how many were counted.
     """
@@ -76,6 +76,6 @@ def _no_sums(learner: Learner, device: torch.device) -> LossSums:
     zero = torch.zeros((), dtype=torch.float64, device=device)
     terms = {bound.key: zero for bound in learner.bound_terms}
     readout = learner.readout
-    judged = zero if learner.judges else None
-    right = zero if readout.rates else judged
-    return LossSums(terms, zero if readout.labelled else None, 0, right, judged)
+    rewards = zero.repeat(2) if learner.judges else None
+    right = zero if readout.rates or learner.judges else None
+    return LossSums(terms, zero if readout.labelled else None, 0, right, rewards)

@@ -37,7 +37,7 @@ def attached(folder, method, **options):
     return chosen.attach(model, 0)
 
 
-def job_of(model, examples, folder, **options):
+def job_of(model, examples, folder, *, signals=None, **options):
     """Cross-entropy on the examples; `options` are keys of the section `train`."""
     keys = {"lr": 2e-3, "batch_size": 4, "precision": "float32", "keep": "last", **options}
     config = LoopConfig.model_validate({"objective": [{"loss": "cross_entropy"}], **keys})
@@ -46,7 +46,7 @@ def job_of(model, examples, folder, **options):
         model, config.objective, vocabulary=VOCABULARY, chunk=64,
         dtype=torch.bfloat16 if dtype.dtype != torch.float32 else torch.float32,
     )  # fmt: skip
-    signals = TeacherSignals()
+    signals = signals or TeacherSignals()
     source = planned_batches(
         examples[0], learner, signals, config, max_length=32, packing=True, seed=0
     )

@@ -2,15 +2,14 @@
 
 import pytest
 
-from distill.data.counted import Counted
+from distill.data.counted import UNITS, Counted
 
 
 def test_units_of_a_step():
-    counted = Counted(10, 4, 2) + Counted(7)
-    assert [counted.of(unit) for unit in ("all", "chosen", "rejected", "judged")] == [17, 13, 4, 2]
-    assert counted.scales(2.0) == {
-        "all": 2 / 17, "chosen": 2 / 13, "rejected": 2 / 4, "judged": 2 / 2
-    }  # fmt: skip
+    counted = Counted(10, 4, 2, 2, 1) + Counted(7) + Counted(0, 0, 1, 0, 1)
+    wanted = {"all": 17, "chosen": 13, "rejected": 4, "judged": 3, "answers": 4}
+    assert {unit: counted.of(unit) for unit in UNITS} == wanted
+    assert counted.scales(2.0) == {unit: 2 / number for unit, number in wanted.items()}
 
 
 def test_a_unit_that_counts_nothing_divides_by_one():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from attar.errors import DataError
+from distill.data.batching import collate
 from distill.data.calibration import calibration_rows
 from distill.data.examples import (
     ALONE,
@@ -80,6 +81,9 @@ def test_numbers_of_pairs_ratings_and_texts_are_sums_over_their_texts(mixed):
     counted = train.counted()
     assert counted.tokens == train.num_tokens
     assert (counted.rejected, counted.judged) == (train.rejected.sum(), train.judged.sum())
+    roles = [text.role for example in train for text in example.texts]
+    assert (counted.good, counted.bad) == (roles.count(CHOSEN), roles.count(REJECTED))
+    assert counted == collate([[example] for example in train]).counted
     assert train.counted([0, 2]) + train.counted(range(3, len(train))) + train.counted([1]) == (
         counted
     )

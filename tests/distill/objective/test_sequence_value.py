@@ -258,7 +258,10 @@ def test_margins_and_rewards_are_in_the_units_of_the_loss():
     want = torch.where(rated, 0.2 * sums / LENGTHS, 0.0)
     torch.testing.assert_close(free.reward_S, want, rtol=1e-6, atol=1e-7)
     kto = value_of(("kto", {}), logprobs)
-    assert kto.margin_P.shape == (0,)
+    good, bad = kto.reward_S[chosen], kto.reward_S[chosen + 1]
+    sides = torch.cat([good - 0.1 * BASELINE, 0.1 * BASELINE - bad])
+    torch.testing.assert_close(kto.margin_P, sides)
+    torch.testing.assert_close(kto.value, torch.sigmoid(-sides).sum())
     assert (plain.count, kto.count) == (3, 6)
 
 
