@@ -22,6 +22,7 @@ from distill.objective.head_term import HeadTerm
 from distill.objective.losses import LOSSES, Loss
 from distill.objective.model_outputs import Readout, VectorReadout
 from distill.objective.preference_term import PreferenceTerm
+from distill.objective.reward_term import RewardTerm
 from distill.objective.term_protocols import (
     Needs,
     SignalSources,
@@ -195,6 +196,9 @@ def bind_terms(
         loss, its_source = LOSSES[term.loss], source_of(term, source)
         if loss.reads == "sequence":
             bound.append(PreferenceTerm(TermKey(index, term.loss, "judged"), its_source))
+            continue
+        if loss.reads in ("order", "rewards"):
+            bound.append(RewardTerm(TermKey(index, term.loss, "judged"), loss, its_source))
             continue
         key = TermKey(index, term.loss, getattr(term, "on", "chosen"))
         if loss.reads in ("distribution", "labels"):

@@ -57,16 +57,17 @@ def summary(run: Run, config: DataConfig) -> DataSummary:
     few = filter(None, [few_held_out(counts) if is_reported else None])
     return DataSummary(
         parts=_part_rows(stats),
-        lengths=length_rows(train.lengths, config.max_length),
+        lengths=length_rows(train.by_text().lengths, config.max_length),
         classes=classes,
         remarks=[*stats["left_out"], *_training_remarks(run, config, counts), *few],
     )
 
 
 def _part_rows(stats: Mapping[str, Any]) -> list[list[str]]:
-    """Numbers of each part; without the counted tokens where each example counts once."""
+    """Numbers of each part; without the counted tokens where each text counts once."""
     columns = ["documents", "examples", "tokens"]
-    if all(stats[part]["tokens"] == stats[part]["examples"] for part in DATA_PARTS):
+    texts = {part: stats[part]["examples"] + stats[part]["pairs"] for part in DATA_PARTS}
+    if all(stats[part]["tokens"] == texts[part] for part in DATA_PARTS):
         columns.remove("tokens")
     heads = ["part", *(name.replace("tokens", "counted tokens") for name in columns)]
     return [heads, *([p, *(f"{stats[p][name]:,}" for name in columns)] for p in DATA_PARTS)]
