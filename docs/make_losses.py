@@ -42,7 +42,8 @@ SNIPPETS = {
     "vector": "task: embedding\ntrain:\n  objective:\n    - {{loss: {name}}}",
     "similarity": "task: embedding\ntrain:\n  objective:\n    - {{loss: vector_mse}}\n"
     "    - {{loss: {name}}}",
-    "order": "task: reward\ntrain:\n  objective:\n    - {{loss: reward_kl}}\n    - {{loss: {name}}}",
+    "order": "task: reward\ntrain:\n  objective:\n    - {{loss: reward_kl}}\n"
+    "    - {{loss: {name}}}",
     "rewards": "task: reward\ntrain:\n  objective:\n    - {{loss: {name}, weight: 1.0, "
     "temperature: 1.0}}",
 }

@@ -1,4 +1,4 @@
-"""Pairs of answers as whole texts, which a reward model scores; one example is both texts of a pair.
+"""Pairs of answers as whole texts, which a reward model scores; one example is both of a pair.
 
 Each text is the prompt with one answer: by the chat template where the tokenizer has one, else the
 two put together, with the special tokens that the tokenizer adds to a text. `labels` has 0 at

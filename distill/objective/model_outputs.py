@@ -121,8 +121,8 @@ class RewardReadout:
     def losses(
         self, student: nn.Module, output: Tensor, labels_N: Tensor, terms: Sequence[HeadTerm]
     ) -> tuple[Tensor, Tensor]:
-        """Return (0, nll of the pairs), the nll being -log σ of the difference of their rewards; the
-        recipe was checked to have no terms over outcomes.
+        """Return (0, nll of the pairs): -log σ of the difference of their rewards; the recipe was
+        checked to have no terms over outcomes.
         """
         assert len(terms) == 1, "a pair's nll is measured, and no outcome is learned"
         nll = -logsigmoid(_differences(output)).double().sum()

@@ -14,7 +14,7 @@ from distill.data.config import DataConfig
 from distill.data.counted import Counted
 from distill.data.examples import CHOSEN, REJECTED, Examples
 from distill.data.placed import DATA_PARTS, part_file
-from distill.data.preference_rows import preference_format
+from distill.data.preference_rows import common_length, preference_format
 from distill.data.prepare import prepare
 from distill.data.reward_pairs import RewardPairs, tokenize_reward_pair
 from distill.data.tokenize import (
@@ -176,8 +176,7 @@ def test_no_prompt_is_in_two_parts(tmp_path):
         assert set(np.bincount(examples.documents)) <= {0, 3}
         for example in examples:
             chosen, rejected = (text.input_ids.tolist() for text in example.texts)
-            shared = next(i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b)
-            assert shared >= 6
+            assert common_length(chosen, rejected) >= 6
     for part, examples in parts.items():
         for example in examples:
             assert seen.setdefault(example.key, part) == part

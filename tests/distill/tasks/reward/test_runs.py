@@ -1,4 +1,4 @@
-"""Runs on reward models, from teacher to report; recipes that cannot be; models without a recipe."""
+"""Runs on reward models, from teacher to report; recipes that cannot be; given models."""
 
 import json
 import subprocess
