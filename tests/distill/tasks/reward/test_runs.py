@@ -1,6 +1,7 @@
 """Runs on reward models, from teacher to report; recipes that cannot be; given models."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -164,6 +165,9 @@ def test_the_data_are_shown_and_the_plan_counts_texts(studio):
     write_recipe(data={"max_length": 10})
     said = studio("data", "recipe.yaml", "--run-dir", "out").output
     assert "are longer than `data.max_length` and end there" in said
+    assert "counted tokens" not in said, "each text counts once"
+    assert re.search(r"chosen, better by (0\.5|1): \[CLS\] the film", said)
+    assert "rejected: [CLS] the film" in said
     plan = studio("plan", "recipe.yaml", "--run-dir", "out").output
     assert "texts" in plan
 
