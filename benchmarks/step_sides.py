@@ -28,9 +28,9 @@ from attar.models.tokenizers import load_tokenizer
 from distill.data.batching import Batch, collate
 from distill.data.examples import Example, key_of
 from distill.data.tokenize import IGNORE
-from distill.objective.term_protocols import SignalSources
 from distill.objective.chunked_head import tokens_per_chunk
 from distill.objective.objective import Learner
+from distill.objective.term_protocols import SignalSources
 from distill.objective.terms import TERM_MODELS
 from students.pruning.depth import cut_depth, keep_evenly, layer_map
 from teachers.cache.config import CacheConfig

@@ -253,8 +253,9 @@ USE_OF_CODECS = {
 }
 
 
-def choose_codecs_block(found: dict[str, Any]) -> str:
+def choose_codecs_block(found: dict[str, Any], labels: dict[str, Any]) -> str:
     """A line a codec worth choosing: when, bytes a token, error of a batch's gradient."""
+    size = next(row["bytes/token"] for row in labels["rows"] if row["format"] == "float32")
     rows = {row["codec"]: row for row in found["rows"][::-1]}
     lines = [
         "| codec | when | bytes a token | 10 million tokens | error of a batch's gradient |",
@@ -265,6 +266,10 @@ def choose_codecs_block(found: dict[str, Any]) -> str:
         f"| {rows[name]['bytes/token'] / 100:.1f} GB | {rows[name]['summed error']:.1%} |"
         for name, use in USE_OF_CODECS.items()
     ]
+    lines.append(
+        "| `label` | the text's own tokens alone: the reference of a preference loss, a filter for "
+        f"answers, perplexity | {size:.0f} | {size / 100:.2f} GB | no distribution |"
+    )
     return "\n".join(lines)
 
 
@@ -340,7 +345,7 @@ def pages() -> dict[Path, str]:
     made = {HERE / name: _filled(HERE / name, own) for name, own in blocks.items()}
     guide = {
         "choose students": choose_students_block(_result("pruning"), _result("pruning_heal")),
-        "choose codecs": choose_codecs_block(_result("cache_codecs")),
+        "choose codecs": choose_codecs_block(_result("cache_codecs"), _result("label_precision")),
         "choose methods": memory_block(_result("memory")),
         "choose artifacts": choose_artifacts_block(_result("deploy")),
     }

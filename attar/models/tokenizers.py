@@ -102,7 +102,7 @@ def vocabulary_size(tokenizer: Any) -> int:
 
 
 def differing_ids(one: Any, other: Any) -> list[tuple[int, str | None, str | None]]:
-    """(id, the first tokenizer's string, the other's) of every id whose strings differ, in order."""
+    """(id, the first tokenizer's string, the other's) of every id whose strings differ."""
     strings, others = ({i: t for t, i in each.get_vocab().items()} for each in (one, other))
     ids = sorted(strings.keys() | others.keys())
     return [(i, strings.get(i), others.get(i)) for i in ids if strings.get(i) != others.get(i)]
@@ -115,7 +115,7 @@ def check_same_vocabulary(teacher: Any, student: Any) -> None:
         i, own, other = differ[0]
         raise ModelError(
             f"The student's vocabulary differs from the teacher's at {len(differ)} ids (first: id "
-            f"{i} is {other!r} in the student, {own!r} in the teacher); distilling logits needs one "
-            "vocabulary, so choose a student of the same family or cut it from the teacher with "
-            "`student.from: teacher`."
+            f"{i} is {other!r} in the student, {own!r} in the teacher); distilling logits needs "
+            "one vocabulary, so choose a student of the same family or cut it from the teacher "
+            "with `student.from: teacher`."
         )

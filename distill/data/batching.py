@@ -87,7 +87,7 @@ class Batch:
 
     @property
     def text_of_token(self) -> Tensor:
-        """Which of the S texts each counted token belongs to, (N,) int64."""
+        """Which of the S texts each counted token belongs to, (N,) int64; not of whole texts."""
         device = self.labels_BT.device
         counts_S = torch.tensor(self.counts, device=device)
         texts_S = torch.arange(len(self.counts), device=device)

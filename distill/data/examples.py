@@ -25,7 +25,7 @@ class Example:
     token_types: which text of a pair an id belongs to, 0 or 1; None of a single text.
     role: whether the text is judged. rejected: of a pair of answers, the other text, an example of
     its own; ids and labels are those of the chosen text then, and only answers count in both.
-    margin: of a pair, by how much the chosen answer is better, as the data say; 0 where they do not.
+    margin: of a pair, by how much the chosen answer is better, as the data say; else 0.
     """
 
     key: str
@@ -200,8 +200,8 @@ class Examples:
     def counted(self, numbers: Iterable[int] | None = None) -> Counted:
         """What some examples count together, by their numbers; None: all."""
         chosen: Any = slice(None) if numbers is None else np.asarray(list(numbers), np.int64)
-        arrays = (self.counts, self.rejected, self.judged)
-        return Counted(*(int(array[chosen].sum()) for array in arrays))
+        arrays = (self.counts[chosen], self.rejected[chosen], self.roles[chosen] != ALONE)
+        return Counted(*(int(array.sum()) for array in arrays))
 
     def fingerprint(self) -> str:
         """Changes with the set of examples, not with their order."""

@@ -160,8 +160,10 @@ def sampled_rows(table: Any) -> list[Mapping[str, Any]]:
 
 def _is_boolean(table: Any, column: str) -> bool:
     """Whether a column holds yes and no: booleans, beside which anything else is a mistake; or only
-    0 and 1, or the words for true and false, in a sample of the rows.
+    0 and 1, or the words for true and false, in a sample of the rows. Classes have names.
     """
+    if getattr(table.features[column], "names", None):
+        return False
     if str(getattr(table.features[column], "dtype", "")).startswith("bool"):
         return True
     values = [row[column] for row in sampled_rows(table)]

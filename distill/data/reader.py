@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from attar.errors import DataError
+from attar.word_lists import counted
 from distill.data.preference_rows import format_of_table, known_text
 from distill.data.row_formats import RowFormat
 from distill.data.tokenize import tokenize_document
@@ -91,9 +92,9 @@ def judged_reading(
     known, few = known_text(table, layout)
     if few:
         log.warning(
-            "data: %s has %d different prompts with many answers each, so it is divided by "
-            "prompt and answers: a prompt stands in several parts",
-            source, few,
+            "data: %s has only %s, with many answers each, so it is divided by prompt and "
+            "answers: a prompt stands in several parts",
+            source, counted(few, "prompt"),
         )  # fmt: skip
     return Reading(layout.columns, read, known=known)
 

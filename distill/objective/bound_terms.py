@@ -9,7 +9,7 @@ together, so each of them gives a `HeadTerm`. Every other term gives its summed 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -43,7 +43,7 @@ class OutcomeTerm:
     key: TermKey
     loss: Loss
     source: Source | None
-    needs: Needs = Needs()
+    needs: Needs = field(default_factory=Needs)
 
     def decode(self, term: Any, signals: GivesSignals) -> None:
         """Decode the distribution at the term's temperature."""
@@ -154,7 +154,7 @@ class VectorTerm:
     source: Source
     pooling: Pooling
     projector: nn.Module | None
-    needs: Needs = Needs()
+    needs: Needs = field(default_factory=Needs)
 
     def decode(self, term: Any, signals: GivesSignals) -> None:
         """Decode the teacher's vectors."""

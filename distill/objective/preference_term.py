@@ -11,7 +11,7 @@ form's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -54,7 +54,7 @@ class PreferenceTerm:
 
     key: TermKey
     source: Source | None
-    needs: Needs = Needs()
+    needs: Needs = field(default_factory=Needs)
 
     def decode(self, term: Any, signals: GivesSignals) -> None:
         """Decode nothing ahead: log-probabilities are one number a token."""

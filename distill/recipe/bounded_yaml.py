@@ -19,7 +19,9 @@ Sizes = dict[int, int]
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which `1e-4` is a number (YAML 1.2) and no key stands twice."""
+    """Safe YAML in which `1e-4` is a number, the key `on` a word (both as in YAML 1.2), and no key
+    stands twice.
+    """
 
     depth = 0
 
@@ -44,6 +46,8 @@ class _Loader(yaml.SafeLoader):
                 if key.value in seen:
                     raise _refused(f"`{key.value}` is written twice", key.start_mark)
                 seen.add(key.value)
+                if key.tag == "tag:yaml.org,2002:bool":
+                    key.tag = "tag:yaml.org,2002:str"
         return super().construct_mapping(node, deep)
 
     def construct_number(self, node: Any) -> int:

@@ -29,8 +29,8 @@ PREFERENCE_COLUMNS: TableColumns = {
     "pair accuracy": Column(
         "accuracy",
         lambda r: f"{r['accuracy']:.3f}",
-        "share of pairs whose chosen answer gained more log-probability than the rejected one since "
-        "the start",
+        "share of pairs whose chosen answer gained more log-probability since the start than the "
+        "rejected one",
         lambda r: r.get("accuracy_interval"),
     ),
     "margin": Column(

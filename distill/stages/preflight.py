@@ -230,10 +230,10 @@ def check_references(run: Run) -> None:
         if differ := differing_ids(run.tokenizer, load_tokenizer(name)):
             i, own, other = differ[0]
             raise RecipeError(
-                f"`{path}.reference` ({name}) has another vocabulary than the student: {len(differ)} "
-                f"ids differ (first: id {i} is {other!r} there, {own!r} in the student); name a "
-                "model of the same tokenizer, or leave it out: the student's own start is the "
-                "reference then."
+                f"`{path}.reference` ({name}) has another vocabulary than the student: "
+                f"{len(differ)} ids differ (first: id {i} is {other!r} there, {own!r} in the "
+                "student); name a model of the same tokenizer, or leave it out: the student's own "
+                "start is the reference then."
             )
 
 

@@ -139,7 +139,7 @@ def is_text_codec(codec: SignalCodec) -> TypeGuard[TextCodec]:
     return codec.name in TEXT_CODECS
 
 
-def is_distribution_codec(codec: SignalCodec) -> TypeGuard[DistributionCodec]:
+def is_token_codec(codec: SignalCodec) -> TypeGuard[DistributionCodec]:
     """Whether the codec stores a signal of each next token."""
     return codec.name in CODECS
 

@@ -159,14 +159,14 @@ def _probe_assets(requests: Sequence[Request], manifest: dict[str, Any]) -> Asse
 
     Labels are kept where the codec reads them.
     """
-    fields = ["input_ids", "counted"]
-    if is_label_codec(config_of(manifest).codec):
-        fields.append("labels")
-    return {
-        f"{request.key}.{field}": torch.from_numpy(np.asarray(getattr(request, field)).copy())
-        for request in requests
-        for field in fields
-    }
+    with_labels, probe = is_label_codec(config_of(manifest).codec), {}
+    for request in requests:
+        probe[f"{request.key}.input_ids"] = torch.from_numpy(np.asarray(request.input_ids).copy())
+        probe[f"{request.key}.counted"] = torch.from_numpy(np.asarray(request.counted).copy())
+        if with_labels:
+            assert request.labels is not None, "codec `label` needs requests with labels"
+            probe[f"{request.key}.labels"] = torch.from_numpy(np.asarray(request.labels).copy())
+    return probe
 
 
 def probe_requests(assets: dict[str, Assets]) -> list[Request]:

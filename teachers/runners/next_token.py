@@ -23,7 +23,7 @@ from teachers.codecs.codec import (
     DistributionCodec,
     SignalColumns,
     SparseCodec,
-    is_distribution_codec,
+    is_token_codec,
     join_columns,
     split_columns,
 )
@@ -65,7 +65,7 @@ class TeacherRunner:
 
     def __init__(self, model: nn.Module, vocabulary: int, config: CacheConfig) -> None:
         """Raises `ModelError` for layers or blocks that the teacher does not have."""
-        assert is_distribution_codec(config.codec)
+        assert is_token_codec(config.codec)
         self.model, self.config = model, config
         self.codec, self.states = config.codec, HiddenStates(model, config.hidden)
         self.device = self.states.device

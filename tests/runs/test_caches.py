@@ -25,6 +25,8 @@ def nll_of(folder):
 @pytest.mark.parametrize("codec", list(CODECS))
 def test_every_codec_trains_a_student(codec, workshop):
     more = ["--set", f"cache.codec={{name: {codec}}}", "--set", "cache.hidden.codec=basis"]
+    if CODECS[codec].gives != "distribution":
+        more += ["--set", "train.objective=[{loss: cross_entropy}, {loss: hidden_mse}]"]
     workshop.upto_train("run", *more, *SHORT)
     assert 0 < nll_of("run") < 10
     again = workshop("train", "recipe.yaml", "--run-dir", "run", *more, *SHORT)
@@ -130,6 +132,15 @@ def test_audit_measures_what_the_cache_then_takes(workshop, monkeypatch):
     record = json.loads(Path("run/records/cache.json").read_text())
     built = record["notes"]["bytes_per_token"]
     assert audited["bytes_per_token"] == pytest.approx(built, rel=0.35)
+
+
+def test_audit_leaves_out_a_codec_of_labels(workshop, monkeypatch):
+    monkeypatch.setattr("distill.cache_audit.audit.GRID", [{"name": "hybrid", "k": 4}])
+    labels = ["--set", "cache.codec=label", "--set", "train.objective=[{loss: cross_entropy}]"]
+    said = workshop("cache", "audit", "recipe.yaml", *labels, "--run-dir", "run", "--tokens", "300")
+    (one,) = json.loads(Path("run/audit.json").read_text())["codecs"]
+    assert one["label"] == "hybrid k=4"
+    assert "label" not in said.stdout
 
 
 def test_audit_refuses_what_it_cannot_do(workshop, monkeypatch):

@@ -68,7 +68,9 @@ def test_a_student_learns_which_answer_is_better(pairs):
     assert "cache: no objective reads the teacher" in Path("out/run.log").read_text()
 
     # Another beta, and more epochs, read the same reference.
-    shards = {file: file.stat().st_mtime_ns for file in Path("out/reference/train").rglob("*.arrow")}
+    shards = {
+        file: file.stat().st_mtime_ns for file in Path("out/reference/train").rglob("*.arrow")
+    }
     assert shards
     pairs(
         "train", "recipe.yaml", "--run-dir", "out", "--set",
@@ -123,7 +125,7 @@ def test_a_named_reference_is_another_model_of_the_same_tokenizer(pairs):
         ),
         (
             ["train.objective=[{loss: preference, source: cache}]"],
-            "the codec `topk` does not hold the log-probability of every label",
+            "codec `topk` does not hold the log-probability of every label",
         ),
         (["data.train=text.jsonl"], "reads preferences, and `data.train` (text.jsonl) has none"),
         (

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,50 @@ def test_a_recipe_goes_on_with_a_converted_cache(build, workshop):
     assert (one.ids_NK[:, 0] == other.ids_NK[:, 0]).float().mean() > 0.95
 
 
+LABELS = (
+    "cache.codec=label",
+    "cache.hidden.layers=[]",
+    "train.objective=[{loss: cross_entropy}]",
+)
+
+
+def test_a_cache_of_labels_is_made_though_no_term_reads_it(build, workshop):
+    url = build("run", *LABELS)
+    workshop("cache", "verify", url, "--tokenizer", "teacher", "--teacher")
+    output = workshop("cache", "stats", url, "--json", "stats.json").output
+    found = json.loads(Path("stats.json").read_text())
+    cache = SignalCache(url)
+    nll = -cache.signals(cache.keys()).stored_logprobs().double().mean().item()
+    assert found["perplexity"] == pytest.approx(math.exp(nll))
+    assert re.search(rf"perplexity +{found['perplexity']:.3f}", output)
+    assert "minus the log-probability of the text's own tokens, nats: mean" in output
+    assert "entropy" not in output
+    settings = [part for change in LABELS for part in ("--set", change)]
+    said = workshop("plan", "recipe.yaml", "--run-dir", "run", *settings).output
+    assert re.search(r"cache .*4 bytes a token", said)
+    assert "All is well" in workshop("verify", "run").output
+
+
+def test_labels_of_a_converted_cache_come_from_the_run(build, workshop):
+    full = build("full", "cache.codec={name: final_hidden, kl: 1e-6}", "cache.hidden.layers=[]",
+                 "train.objective=[{loss: forward_kl}]")  # fmt: skip
+    said = refused(workshop, "convert", full, "out", "--codec", "label")
+    assert "does not hold the text's own tokens" in said
+    assert "`--data`" in said
+    workshop("cache", "convert", full, "out", "--codec", "label", "--data", "full")
+    direct, found = SignalCache(build("direct", *LABELS)), SignalCache("out")
+    keys = direct.keys()
+    assert sorted(keys) == sorted(found.keys())
+    one, other = (cache.signals(keys).stored_logprobs() for cache in (direct, found))
+    assert (one - other).abs().mean() < 0.02
+    workshop("cache", "verify", "out", "--teacher")
+    build("run", *LABELS, "cache.dir=out")
+    assert not Path("run/cache").exists()
+    workshop("cache", "ensemble", "out", "direct/cache", "both", "--codec", "label")
+    mixed = SignalCache("both").signals(keys).stored_logprobs()
+    assert ((one.exp() + other.exp()) / 2 - mixed.exp()).abs().max() < 1e-6
+
+
 def test_ensemble_takes_weights_in_the_order_of_the_caches(build, workshop, make_model, tokenizer):
     make_model(3, width=32, vocabulary=320).save_pretrained("second")
     tokenizer.save_pretrained("second")
@@ -143,6 +188,11 @@ def test_ensemble_takes_weights_in_the_order_of_the_caches(build, workshop, make
         (["convert", "CACHE", "out", "--codec", "topk:k"], "found None"),
         (["convert", "CACHE", "out", "--codec", "topk:k=[1"], "is not valid YAML"),
         (["convert", "CACHE", "out", "--codec", "final_hidden"], "needs the full distribution"),
+        (["convert", "CACHE", "out", "--codec", "label"], "needs the full distribution"),
+        (
+            ["convert", "CACHE", "out", "--codec", "topk:k=2", "--data", "x"],
+            "`--data` has no effect",
+        ),
         (["convert", "CACHE", "out", "--hidden", "int9"], "Did you mean `int8`?"),
         (["ensemble", "CACHE", "CACHE", "out", "--codec", "hybrid"], "cannot be stored"),
         (["ensemble", "CACHE", "CACHE", "out", "--codec", "topk", "--weights", "1"], "2 caches"),

@@ -1,6 +1,7 @@
 """`distill data`: what will be learned is counted and shown as the run will have it."""
 
 import json
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from distill.data.doubtful_classes import doubtful_classes
 from distill.run.context import Run
 from distill.run.load import load_recipe
 from tests.helpers import classifying
+from tests.helpers.judging import preferences, ratings
 
 
 @pytest.fixture
@@ -59,6 +61,30 @@ def test_what_is_learned_of_the_first_rows_stands_in_marks(folder):
         "line 3 of rows.jsonl: left out: such rows have a message of the role `bot`"
     )
     assert not Path("out").exists()
+
+
+def test_both_answers_of_a_pair_are_shown(folder):
+    folder(preferences(20, each=1))
+    lines = show("--rows", "1")
+    first = next(i for i, line in enumerate(lines) if line.startswith("line 1 of rows.jsonl"))
+    asked = "<|im_start|>user\\nwhat says 0?<|im_end|>\\n<|im_start|>assistant\\n"
+    chosen, rejected = (f"⟪{preferences(1)[0][name]}<|im_end|>⟫" for name in ("chosen", "rejected"))
+    assert lines[first + 1] == f"    chosen: {asked}{chosen}\\n"
+    assert lines[first + 2] == f"    rejected: {asked}{rejected}\\n"
+    documents, examples, _, judged, pairs = row_of(lines, "train")
+    assert documents == examples == judged == pairs
+    start = next(i for i, line in enumerate(lines) if line.startswith("length of train"))
+    rows = takewhile(lambda line: line.strip()[:1].isdigit(), lines[start + 1 :])
+    assert sum(int(row.split()[1]) for row in rows) == 2 * int(pairs)
+
+
+def test_rated_answers_are_shown_with_their_ratings(folder):
+    folder(ratings(20))
+    lines = show("--rows", "2")
+    first = next(i for i, line in enumerate(lines) if line.startswith("line 1 of rows.jsonl"))
+    assert lines[first + 1].startswith("    bad: ")
+    assert lines[first + 3].startswith("    good: ")
+    assert row_of(lines, "train")[-1] != "0"
 
 
 def test_a_held_out_part_that_can_tell_nothing_is_told_before_the_run(folder):

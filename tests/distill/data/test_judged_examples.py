@@ -196,7 +196,7 @@ def test_few_prompts_are_divided_by_their_answers(tokenizer, tmp_path, caplog):
     rows = [{"prompt": "say", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(40)]
     parts, _ = prepare_parts(tokenizer, tmp_path, rows)
     assert sum(len(examples) for examples in parts.values()) == 40
-    assert "1 different prompts with many answers each" in caplog.text
+    assert "only 1 prompt, with many answers each" in caplog.text
 
 
 def test_data_to_measure_on_are_pairs_too(tokenizer, tmp_path):

@@ -1,5 +1,6 @@
 """Rows of judged answers: which tables hold them, and the prompt and answers of each."""
 
+import datasets
 import pytest
 
 from attar.errors import DataError
@@ -65,6 +66,17 @@ def test_a_table_with_both_columns_holds_preferences_and_no_other_does(columns, 
 def test_answers_with_a_boolean_label_are_rated(labels, kind):
     rows = [{"prompt": "a", "completion": "b", "label": label} for label in labels]
     assert layout_of(rows).kind == kind
+
+
+def test_classes_with_names_rate_nothing():
+    text = datasets.Value("string")
+    label = datasets.ClassLabel(names=["sport", "art"])
+    names = datasets.Features({"prompt": text, "answer": text, "label": label})
+    rows = {"prompt": ["a", "b"], "answer": ["c", "d"], "label": [0, 1]}
+    table = datasets.Dataset.from_dict(rows, features=names)
+    assert format_of_table(table, "hub", RowOptions()).kind == "pair"
+    table = datasets.Dataset.from_dict({**rows, "label": [True, False]})
+    assert format_of_table(table, "hub", RowOptions()).kind == "rated"
 
 
 def test_a_column_that_the_recipe_names_comes_first():

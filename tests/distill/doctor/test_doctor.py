@@ -84,6 +84,7 @@ def test_a_student_of_another_width_with_every_kind_of_term(open_run):
     [
         ("cache.codec={name: hybrid, k: 32}",),
         ("cache.codec={name: sampled, draws: 20}",),
+        ("cache.codec=label", "train.objective=[{loss: hidden_mse}, {loss: cross_entropy}]"),
         ("cache.codec={name: final_hidden, kl: 1e-2}",),
         ("cache.codec={name: nucleus, k: 8}", "teacher.dtype=bfloat16"),
         ("train.objective=[{loss: forward_kl, tail: renormalize}, {loss: jsd}]",),

@@ -9,9 +9,9 @@ from attar.models.structure import head_of, run_body
 from distill.data.batching import Batch, collate
 from distill.data.examples import Example, key_of
 from distill.data.tokenize import IGNORE
-from distill.objective.term_protocols import TermKey
 from distill.objective.layer_map import LayerMap
 from distill.objective.objective import Learner
+from distill.objective.term_protocols import TermKey
 from distill.objective.terms import TERM_MODELS
 from teachers.cache.config import CacheConfig
 from teachers.codecs.codec import CODECS

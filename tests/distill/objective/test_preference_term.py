@@ -142,9 +142,7 @@ def test_how_pairs_are_batched_changes_nothing(pairs, reference_of, make_model, 
     assert_same(whole, step(learner, [collate([pairs[:2], pairs[2:]])], reference))
 
 
-def test_texts_alone_beside_pairs_count_for_the_labels_only(
-    pairs, texts, reference_of, make_model
-):
+def test_texts_alone_beside_pairs_count_for_the_labels_only(pairs, texts, reference_of, make_model):
     """A step of both has the mean over pairs, and over the tokens that are to be learned."""
     model, reference = make_model(7), reference_of(make_model(3))
     preference = {"loss": "preference", "beta": 0.2}

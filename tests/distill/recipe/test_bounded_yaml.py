@@ -66,3 +66,11 @@ def test_a_seed_that_no_generator_takes_is_refused(seed):
     values = {"data": {"train": "x"}, "teacher": {"model": "y"}, "student": {}}
     with pytest.raises(RecipeError, match="`seed`"):
         check_recipe(overridden(values, (f"seed={seed}",)))
+
+
+def test_a_key_is_a_word():
+    """YAML 1.1 takes `on` for true, also as a key; as a value it stays so."""
+    found = bounded_yaml.load("terms: [{loss: cross_entropy, on: chosen}]\npacking: on\nno: 1")
+    assert found == {
+        "terms": [{"loss": "cross_entropy", "on": "chosen"}], "packing": True, "no": 1
+    }  # fmt: skip

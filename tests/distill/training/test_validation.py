@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from distill.data.examples import first_examples
-from distill.objective.term_protocols import TermKey
 from distill.objective.layer_map import LayerMap
 from distill.objective.objective import Learner
+from distill.objective.term_protocols import TermKey
 from distill.objective.terms import TERM_MODELS
 from distill.training.teacher_signals import TeacherSignals
 from distill.training.validation import evaluate_objective

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from attar.errors import CacheError, RecipeError
 from attar.models.structure import Head, label_logprobs
 from distill.data.examples import Example, key_of
-from teachers.cache.config import CacheConfig
+from teachers.cache.config import CacheConfig, manifest_of
 from teachers.cache.reader import SignalCache
+from teachers.cache.store import SignalStore
 from teachers.codecs.codec import CODECS, TEXT_CODECS, check_gives_label_logprobs, is_full_codec
 from teachers.codecs.label import Label
 from teachers.online import OnlineTeacher
-from teachers.runners.build_cache import probe_requests
+from teachers.runners.build_cache import build_cache, probe_requests
 from teachers.runners.next_token import TeacherRunner
 from teachers.runners.request import Request
 from teachers.signals import GivesSignals, TeacherChunk, seeds_of
@@ -144,6 +145,10 @@ def test_requests_without_labels_are_our_own_mistake(tiny_model, examples):
     requests = [Request(e.key, e.input_ids, e.counted) for e in examples]
     with pytest.raises(AssertionError, match="needs requests with labels"):
         runner.run(requests, {})
+    store = SignalStore("memory://label/without")
+    manifest = manifest_of(CONFIG, {"model": "tiny"}, {"size": V}, {"examples": len(requests)})
+    with pytest.raises(AssertionError, match="needs requests with labels"):
+        build_cache(store, manifest, requests, lambda: runner)
 
 
 def test_labels_change_nothing_that_other_codecs_store(tiny_model, examples):
