@@ -27,6 +27,7 @@ from attar.models.task_heads import (
     auto_class_of,
     check_single_label,
     class_names,
+    is_reward_model,
     label_order,
 )
 from attar.models.tokenizers import load_tokenizer, vocabulary_size
@@ -168,7 +169,8 @@ def _check_models(
             config = load_config(where, trust_remote_code=trust)
             auto = auto_class_of(config)
             check_model(where, auto, trust_remote_code=trust)
-            check_single_label(config, where)
+            if not is_reward_model(config):
+                check_single_label(config, where)
             if auto in (CAUSAL, MASKED):
                 check_head_form(config, auto, model)
 

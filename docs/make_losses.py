@@ -28,6 +28,8 @@ READS = {
     "relation": "queries, keys and values of the teacher's attention",
     "vector": "the teacher's vector of a text (`task: embedding`)",
     "similarity": "the teacher's vectors of the texts of a micro-batch (`task: embedding`)",
+    "order": "which answer of a pair is chosen, and the data's `margin` (`task: reward`)",
+    "rewards": "the teacher's rewards of both answers of a pair (`task: reward`)",
 }
 SNIPPETS = {
     "distribution": "train:\n  objective:\n    - {{loss: {name}, weight: 1.0, temperature: 1.0}}",
@@ -40,6 +42,10 @@ SNIPPETS = {
     "vector": "task: embedding\ntrain:\n  objective:\n    - {{loss: {name}}}",
     "similarity": "task: embedding\ntrain:\n  objective:\n    - {{loss: vector_mse}}\n"
     "    - {{loss: {name}}}",
+    "order": "task: reward\ntrain:\n  objective:\n    - {{loss: reward_kl}}\n"
+    "    - {{loss: {name}}}",
+    "rewards": "task: reward\ntrain:\n  objective:\n    - {{loss: {name}, weight: 1.0, "
+    "temperature: 1.0}}",
 }
 
 
@@ -52,16 +58,17 @@ def sentences(text: str) -> tuple[str, str]:
 def parameters(loss: Loss) -> str:
     """The term's own keys with their defaults, as the recipe takes them."""
     found: dict[str, Any] = {name: default for name, (_, default) in loss.parameters().items()}
-    if loss.reads == "distribution":
+    if loss.reads in ("distribution", "rewards"):
         found["temperature"] = 1.0
+    if loss.reads == "distribution":
         found["tail"] = "as the codec says"
     if loss.reads == "sequence":
         return (
             "`form` (sigmoid), `source` (reference), and those of the [form](#forms-of-preference)"
         )
-    if loss.reads not in ("vector", "similarity"):
+    if loss.reads not in ("vector", "similarity", "order", "rewards"):
         found["on"] = "chosen"
-    if loss.reads != "labels":
+    if loss.reads not in ("labels", "order"):
         found["source"] = "the section's"
     if loss.reads == "hidden":
         found["layers"] = "every cached layer"
@@ -85,7 +92,10 @@ def served(loss: Loss) -> str:
 
 def section(loss: Loss) -> str:
     """One loss: formula, what it reads, keys, source, example."""
-    formula, remark = sentences(loss.function.__doc__ or "")
+    about = loss.function.__doc__ or ""
+    if loss.reads == "sequence":  # what follows is about the arguments of its function
+        about = about.split("\n\n")[0]
+    formula, remark = sentences(about)
     zero = "yes" if loss.reads != "labels" and loss.divergence else "no"
     rows = [
         ("reads", READS[loss.reads]),

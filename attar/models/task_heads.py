@@ -22,6 +22,7 @@ CLASSIFIER = "AutoModelForSequenceClassification"
 CAUSAL = "AutoModelForCausalLM"
 MASKED = "AutoModelForMaskedLM"
 BODY = "AutoModel"  # no head: gives hidden states
+REWARD = "reward"  # name of the one output of a reward model that is made here
 NEW_HEAD_WARNINGS = "transformers"  # the logger that warns of new weights: a new head is intended
 AUTO_CLASSES = {
     "ForSequenceClassification": CLASSIFIER,
@@ -53,6 +54,11 @@ def is_classifier(config: Any) -> bool:
     return auto_class_of(config) == CLASSIFIER
 
 
+def is_reward_model(config: Any) -> bool:
+    """Whether a checkpoint was saved with a head that gives each text one number."""
+    return is_classifier(config) and len(config.id2label) == 1
+
+
 def class_names(config: Any) -> list[str] | None:
     """Names of a classifier's classes, in its order; None for a checkpoint with another head."""
     if not is_classifier(config):
@@ -63,6 +69,11 @@ def class_names(config: Any) -> list[str] | None:
 def check_single_label(config: Any, source: str) -> None:
     """Raise `ModelError` for a classifier whose logits are not those of one class a text."""
     kind = getattr(config, "problem_type", None)
+    if is_reward_model(config):
+        raise ModelError(
+            f"{source} gives each text one number, as reward models do, and no classes; write "
+            "`task: reward`, or name a classifier."
+        )
     if is_classifier(config) and kind not in (None, "single_label_classification"):
         many = "any number of classes a text, each yes or no"
         what = "a number" if kind == "regression" else many
@@ -109,6 +120,12 @@ def holds_head(folder: Path, auto: str) -> bool:
     file = folder / "config.json"
     names = read_json(file).get("architectures") if file.is_file() else None
     return names is not None and _auto_class(names) == auto
+
+
+def holds_reward_head(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint that gives each text one number."""
+    file = folder / "config.json"
+    return holds_head(folder, CLASSIFIER) and len(read_json(file).get("id2label", (0, 1))) == 1
 
 
 def load_as_saved(
@@ -164,6 +181,18 @@ def load_classifier(
     set_padding_id(model, padding)
     found: nn.Module = model
     return found
+
+
+def load_reward_model(
+    source: str, padding: int | None, *, trust_remote_code: bool = False
+) -> nn.Module:
+    """Any encoder or decoder with a head that gives each text one number, in float32.
+
+    A head of one output is kept; any other is initialised, as in `load_classifier`.
+    """
+    own = class_names(load_config(source, trust_remote_code=trust_remote_code))
+    names = own if own is not None and len(own) == 1 else [REWARD]
+    return load_classifier(source, names, padding, trust_remote_code=trust_remote_code)
 
 
 @torch.no_grad()

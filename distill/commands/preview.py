@@ -91,12 +91,13 @@ def preview_rows(run: Run, data: DataConfig, number: int) -> Iterator[str]:
 def _shown_texts(reader: Reader, tokenizer: Any, example: Sequence[Any]) -> Iterator[str]:
     """Lines on an example: its text; of judged answers, each with its judgement before it."""
     ids, labels, *more = example
-    _, role, other = more if len(more) == 3 else (None, ALONE, None)
+    _, role, other, *margin = more if len(more) >= 3 else (None, ALONE, None)
     if role == ALONE:
         yield _shown(reader, tokenizer, example)
         return
     names = ("chosen", "rejected") if other is not None else ("good", "bad")
-    yield f"{names[role == REJECTED]}: {_shown(reader, tokenizer, (ids, labels))}"
+    better = f", better by {margin[0]:g}" if margin and margin[0] else ""
+    yield f"{names[role == REJECTED]}{better}: {_shown(reader, tokenizer, (ids, labels))}"
     if other is not None:
         yield f"{names[1]}: {_shown(reader, tokenizer, other)}"
 

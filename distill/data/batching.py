@@ -38,9 +38,10 @@ class Batch:
     keys: of the S texts. counts: number of counted positions of each key. whole: every token of a
     text has signals, and `counts` are the texts' lengths. roles_S: int8, the role of each text
     (`distill.data.examples`), the rejected text of a pair right behind its chosen one; None where
-    no text is judged. judged: how many examples are: pairs, and rated answers. mismatched: the
-    texts of prompts with other prompts' answers, one of every judged text that has one; nothing
-    of it is counted here.
+    no text is judged. judged: how many examples are: pairs, and rated answers. margins_P: float32,
+    by how much the chosen answer of each pair is better, of whole texts; None without pairs.
+    mismatched: the texts of prompts with other prompts' answers, one of every judged text that has
+    one; nothing of it is counted here.
     """
 
     input_ids_BT: Tensor
@@ -53,6 +54,7 @@ class Batch:
     whole: bool = False
     roles_S: Tensor | None = None
     judged: int = 0
+    margins_P: Tensor | None = None
     mismatched: Batch | None = None
 
     @property
@@ -60,10 +62,11 @@ class Batch:
         """What its terms' sums are divided by where it is a whole step."""
         if self.roles_S is None:
             return Counted(self.num_counted)
-        rejected_N, tokens = self.on("rejected"), self.num_counted
-        rejected = tokens if rejected_N is None else int(rejected_N.sum())
-        good, bad = (int((self.roles_S == role).sum()) for role in (CHOSEN, REJECTED))
-        return Counted(tokens, rejected, self.judged, good, bad)
+        counts = [1] * len(self.keys) if self.whole else self.counts
+        roles = self.roles_S.tolist()
+        rejected = sum(n for n, role in zip(counts, roles, strict=True) if role == REJECTED)
+        good, bad = roles.count(CHOSEN), roles.count(REJECTED)
+        return Counted(self.num_counted, rejected, self.judged, good, bad)
 
     @property
     def roles(self) -> Tensor:
@@ -81,9 +84,10 @@ class Batch:
         """Sum of values of the tokens that have signals, over some of the texts; a whole text
         counts as its mean.
         """
+        mask_N = self.on(texts)
+        values_N = values_N if mask_N is None else values_N * mask_N
         if not self.whole:
-            mask_N = self.on(texts)
-            return values_N.sum() if mask_N is None else (values_N * mask_N).sum()
+            return values_N.sum()
         lengths = torch.tensor(self.counts, device=values_N.device)
         return (values_N / lengths.repeat_interleave(lengths)).sum()
 
@@ -267,9 +271,12 @@ def _mismatched_rows(rows: Sequence[Sequence[Example]]) -> list[list[Example]]:
 
 
 def collate_texts(rows: Sequence[Sequence[Example]]) -> Batch:
-    """Whole texts, one a row, as tensors with a mask, padded on the right."""
-    texts = [example for row in rows for example in row]
-    assert len(texts) == len(rows), "labelled texts are not packed"
+    """Whole texts, one a row, as tensors with a mask, padded on the right; of a pair two rows."""
+    examples = [example for row in rows for example in row]
+    assert len(examples) == len(rows), "whole texts are not packed"
+    texts = [text for example in examples for text in example.texts]
+    pairs = [example for example in examples if example.rejected is not None]
+    judged = sum(example.role != ALONE for example in examples)
     types = [text.token_types for text in texts]
     inputs = padded_texts([text.input_ids for text in texts], types)
     ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
@@ -280,7 +287,12 @@ def collate_texts(rows: Sequence[Sequence[Example]]) -> Batch:
     positions_BT = torch.arange(ids_BT.shape[1]).expand_as(ids_BT)
     keys, counts = [text.key for text in texts], [len(text.input_ids) for text in texts]
     types_BT = inputs["token_type_ids"]
-    return Batch(ids_BT, positions_BT, labels_BT, keys, counts, mask_BT, types_BT, whole=True)
+    roles = torch.tensor([text.role for text in texts], dtype=torch.int8) if judged else None
+    margins = torch.tensor([pair.margin for pair in pairs], dtype=torch.float32) if pairs else None
+    return Batch(
+        ids_BT, positions_BT, labels_BT, keys, counts, mask_BT, types_BT,
+        whole=True, roles_S=roles, judged=judged, margins_P=margins,
+    )  # fmt: skip
 
 
 def collate_masked(rows: Sequence[Sequence[Example]]) -> Batch:

@@ -25,7 +25,7 @@ SHARE_SLACK = 1e-6  # within which two shares of a text are the same
 class Piece(NamedTuple):
     """One example of a document, and the share of the text that it covers.
 
-    role, rejected: of judged answers, as `example_of` takes them.
+    role, rejected, margin: of judged answers, as `example_of` takes them.
     """
 
     ids: list[int]
@@ -35,6 +35,7 @@ class Piece(NamedTuple):
     end: float
     role: int = 0
     rejected: tuple[list[int], list[int]] | None = None
+    margin: float | None = None
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class Example:
     token_types: which text of a pair an id belongs to, 0 or 1; None of a single text.
     role: whether the text is judged. rejected: of a pair of answers, the other text, an example of
     its own; ids and labels are those of the chosen text then, and only answers count in both.
+    margin: of a pair, by how much the chosen answer is better, as the data say; else 0.
     mismatched: this text's prompt with the answer to another prompt, in a view that has them
     (`Examples.with_mismatched`); nothing is learned from it.
     """
@@ -39,6 +40,7 @@ class Example:
     token_types: np.ndarray | None = None
     role: int = ALONE
     rejected: Example | None = None
+    margin: float = 0.0
     mismatched: Example | None = None
 
     @property
@@ -75,13 +77,14 @@ def example_of(
     token_types: Sequence[int] | None = None,
     role: int = ALONE,
     rejected: tuple[Sequence[int], Sequence[int]] | None = None,
+    margin: float | None = None,
 ) -> Example:
     """An example from what a reader gives of a row. rejected: ids and labels of the other text."""
     ids_T, labels_T = np.asarray(ids, np.int64), np.asarray(labels, np.int64)
     types_T = None if token_types is None else np.asarray(token_types)
     other = None if rejected is None else example_of(*rejected, role=REJECTED)
     key = example_key(ids, labels, token_types, rejected)
-    return Example(key, ids_T, labels_T, types_T, role, other)
+    return Example(key, ids_T, labels_T, types_T, role, other, margin or 0.0)
 
 
 class Examples:
@@ -201,7 +204,8 @@ class Examples:
                 role=REJECTED,
             )
         types = None if types is None else np.asarray(types)
-        example = Example(row["key"], ids, labels, types, role, other)
+        margin = row.get("margin") or 0.0
+        example = Example(row["key"], ids, labels, types, role, other, margin)
         if self._mismatches is not None and role != ALONE:
             example = self._mismatches.added_to(example)
         if self._text is None:

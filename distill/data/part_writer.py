@@ -29,6 +29,7 @@ EXAMPLE_SCHEMA = pa.schema(
         "rejected_length": pa.int32(),
         "rejected_ids": pa.list_(pa.int32()),  # null unless the example is a pair of answers
         "rejected_labels": pa.list_(pa.int32()),
+        "margin": pa.float64(),  # of a pair of answers, where the data say one
     }
 )
 ROWS_A_BATCH = 1000  # examples that wait in memory to be written together
@@ -108,6 +109,7 @@ def example_row(key: str, piece: Piece) -> dict[str, Any]:
         "rejected_length": lengths[1],
         "rejected_ids": other_ids,
         "rejected_labels": other_labels,
+        "margin": piece.margin,
     }
 
 

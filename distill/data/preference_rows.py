@@ -6,6 +6,7 @@ that nothing of a prompt is read in two ways.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,6 +41,7 @@ PREFERENCE_COLUMNS = (  # the better answer, and the other
     ("response_j", "response_k"),  # of stack-exchange-paired
 )
 RATING_COLUMN = "label"
+MARGIN_COLUMN = "margin"  # of a preference: by how much the chosen answer is better
 PROMPT_KEY, ANSWER_KEY = "judged prompt", "judged answer"  # columns of the ordinary rows
 WORDS = {"true": True, "false": False, "1": True, "0": False}
 SAMPLE_ROWS = 1000  # of a table, spread over it, that tell what its columns hold
@@ -55,7 +57,7 @@ def format_of_table(table: Any, source: str, options: RowOptions) -> RowFormat:
     """
     features = table.features
     if options.text_column is None and options.label_column is None and not options.label_names:
-        found = _preference(features, source, options) or _rated(table, options)
+        found = preference_format(features, source, options) or _rated(table, options)
         if found is not None:
             return found
     try:
@@ -73,7 +75,13 @@ def format_of_table(table: Any, source: str, options: RowOptions) -> RowFormat:
         raise
 
 
-def _preference(features: Mapping[str, Any], source: str, options: RowOptions) -> RowFormat | None:
+def preference_format(
+    features: Mapping[str, Any], source: str, options: RowOptions
+) -> RowFormat | None:
+    """The format of rows with both columns of a preference; None of a table without them.
+
+    Raises `DataError` for a template of the prompt that names a missing column.
+    """
     pair = next((pair for pair in PREFERENCE_COLUMNS if set(pair) <= set(features)), None)
     if pair is None:
         return None
@@ -118,6 +126,24 @@ def _rated(table: Any, options: RowOptions) -> RowFormat | None:
         tools=first_of(TOOLS_COLUMNS, features),
         label=RATING_COLUMN,
     )
+
+
+def margin_of(row: Mapping[str, Any], column: str | None) -> float | None:
+    """By how much the chosen answer is better; None where the row does not say.
+
+    Raises `RowError` for what is not a finite number.
+    """
+    value = None if column is None else row[column]
+    if value is None or value == "" or value != value:
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        shown = text_of(value)[:40]
+        raise RowError(f"hold {shown!r} in `{column}`, where a number says how much better it is")
+    return number
 
 
 def sampled_rows(table: Any) -> list[Mapping[str, Any]]:

@@ -82,6 +82,23 @@ def log_unread(table: Any, source: str, read: Iterable[str]) -> None:
         log.info("data: columns of %s that are not read: %s", source, named)
 
 
+def judged_reading(
+    layout: RowFormat,
+    table: Any,
+    source: str,
+    read: Callable[[Mapping[str, Any], Counter[str]], ReadExamples],
+) -> Reading:
+    """The reading of a table of judged answers: rows of one prompt are one document."""
+    known, few = known_text(table, layout)
+    if few:
+        log.warning(
+            "data: %s has only %s, with many answers each, so it is divided by prompt and "
+            "answers: a prompt stands in several parts",
+            source, counted(few, "prompt"),
+        )  # fmt: skip
+    return Reading(layout.columns, read, known=known)
+
+
 class NextTokenTexts:
     """Reader of texts, conversations, and prompts with answers, whose next tokens are predicted."""
 
@@ -124,14 +141,7 @@ class NextTokenTexts:
         def read(row: Mapping[str, Any], tally: Counter[str]) -> ReadExamples:
             return tokenize_judged(tokenizer, row, layout, config, tally)
 
-        known, few = known_text(table, layout)
-        if few:
-            log.warning(
-                "data: %s has only %s, with many answers each, so it is divided by prompt and "
-                "answers: a prompt stands in several parts",
-                source, counted(few, "prompt"),
-            )  # fmt: skip
-        return Reading(layout.columns, read, known=known)
+        return judged_reading(layout, table, source, read)
 
     def finish(self, files: Mapping[str, Path]) -> dict[str, Any]:
         """Keep nothing more."""

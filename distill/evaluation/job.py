@@ -113,6 +113,10 @@ class TaskMetrics(Protocol):
 
     baselines: ClassVar[Registry[type[Baseline]]] = Registry("baseline")
 
+    def measured(self, examples: Examples) -> Examples:
+        """The held-out examples as they are measured: of judged answers, the preferred texts."""
+        return examples.preferred()
+
     def speed(
         self,
         runtime: Any,

@@ -33,12 +33,11 @@ log = logging.getLogger(__name__)
 def measure_model(job: MeasureJob) -> Numbers:
     """All numbers of one model; arrays by token or by text go to `job.out` with the suffix .npz.
 
-    Of judged answers, the preferred ones are the texts that it is measured on.
     Speed is measured first, while the process holds only the model, and again after the quality.
     """
     timer = Timer()
     config, metrics = EvaluateConfig.model_validate(job.config), job.metrics
-    examples = Examples(Path(job.held_out)).preferred()
+    examples = metrics.measured(Examples(Path(job.held_out)))
     source = ModelSource(
         job.model, job.adapter, job.vocabulary, job.dtype, job.quantization, job.trust_remote_code
     )

@@ -23,6 +23,7 @@ from distill.objective.losses import LOSSES, Loss
 from distill.objective.model_outputs import Readout, VectorReadout
 from distill.objective.preference_forms import FORMS
 from distill.objective.preference_term import PreferenceTerm
+from distill.objective.reward_term import RewardTerm
 from distill.objective.term_protocols import (
     Needs,
     SignalSources,
@@ -198,6 +199,9 @@ def bind_terms(
             rated = not FORMS[term.form].pairs
             key = TermKey(index, term.loss, "answers" if rated else "judged")
             bound.append(PreferenceTerm(key, its_source, reads_baseline=rated))
+            continue
+        if loss.reads in ("order", "rewards"):
+            bound.append(RewardTerm(TermKey(index, term.loss, "judged"), loss, its_source))
             continue
         key = TermKey(index, term.loss, getattr(term, "on", "chosen"))
         if loss.reads in ("distribution", "labels"):

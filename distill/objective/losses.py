@@ -2,7 +2,8 @@
 
 The objective masks, weights and averages these values.
 
-Legend: N tokens counted, O outcomes (V ids; or K entries and `the rest`), V vocabulary, H width.
+Legend: N tokens counted, O outcomes (V ids; or K entries and `the rest`), V vocabulary, H width,
+P pairs of answers, of which the chosen one's reward comes first.
 
 A loss over distributions sees log-probabilities of the same outcomes for student and teacher, so
 one definition serves the full vocabulary, every sparse codec, and classes; they are finite.
@@ -21,11 +22,15 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from attar.registry import Registry
 from teachers.signals import SparseDistribution, Target
 
-Reads = Literal["distribution", "labels", "sequence", "hidden", "relation", "vector", "similarity"]
+Reads = Literal[
+    "distribution", "labels", "sequence", "hidden", "relation", "vector", "similarity", "order",
+    "rewards",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,7 @@ def loss(
 # Parameters strictly between 0 and 1, and from 0 to below 1.
 Between = Annotated[float, Field(gt=0, lt=1)]
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
+Coefficient = Annotated[float, Field(ge=0)]
 
 
 # Distributions -----------------------------------------------------------------------------------
@@ -296,6 +302,36 @@ def similarity(student_BH: Tensor, teacher_BH: Tensor) -> Tensor:
     gap_BB = (cosines(student_BH) - cosines(teacher_BH)).square()
     others = max(1, len(gap_BB) - 1)
     return gap_BB.fill_diagonal_(0).sum(-1) / others
+
+
+# Rewards of pairs of answers ---------------------------------------------------------------------
+
+
+@loss("bradley_terry", reads="order", divergence=False, source="InstructGPT, 2203.02155, eq. 1")
+def bradley_terry(student_P2: Tensor, margin_P: Tensor, *, center: Coefficient = 0.0) -> Tensor:
+    """-log σ(r_c - r_r - m) + center (r_c + r_r)^2, r_c and r_r the rewards, m the pair's margin.
+
+    The margin is the column `margin` of the data, 0 where there is none (Llama 2, 2307.09288). Only
+    differences of rewards are learned; `center` draws their mean to 0 (2312.09244), e.g. 0.01.
+    """
+    chosen_P, rejected_P = student_P2.unbind(-1)
+    values_P = -logsigmoid(chosen_P - rejected_P - margin_P)
+    return values_P if center == 0 else values_P + center * (chosen_P + rejected_P).square()
+
+
+@loss("reward_kl", reads="rewards", source="forward KL of Bradley-Terry preferences")
+def reward_kl(student_P2: Tensor, teacher_P2: Tensor) -> Tensor:
+    """KL(t || s) of two outcomes, t = σ(r_c - r_r) of the teacher's rewards and s of the student's.
+
+    Which answer is better, and how surely, is learned; a reward's level is not.
+    """
+    student_P, teacher_P = (
+        rewards[..., 0] - rewards[..., 1] for rewards in (student_P2, teacher_P2)
+    )
+    student_PO, teacher_PO = (
+        torch.stack([logsigmoid(gap), logsigmoid(-gap)], -1) for gap in (student_P, teacher_P)
+    )
+    return forward_kl(student_PO, teacher_PO)
 
 
 # Outcomes ----------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What differs between tasks in a step: which part of a student runs, and what its terms read.
 
-Legend: B rows, T tokens, N predictions counted, V vocabulary, H width, C classes.
+Legend: B rows, T tokens, N predictions counted, V vocabulary, H width, C classes, P pairs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from attar.models.pooling import Pooling, pooled
 from attar.models.structure import head_of, run_body
@@ -19,6 +20,7 @@ from distill.data.batching import Batch
 from distill.data.tokenize import IGNORE
 from distill.objective.chunked_head import head_losses, label_logprobs, logit_losses
 from distill.objective.head_term import HeadTerm
+from distill.objective.reward_term import rewards_of_pairs
 
 
 class Readout(Protocol):
@@ -103,6 +105,42 @@ class ClassReadout:
     def right(self, output: Tensor, labels_N: Tensor) -> Tensor:
         """Return the number of texts whose most likely class is their label."""
         return (output.argmax(-1) == labels_N).sum()
+
+
+@dataclass(frozen=True)
+class RewardReadout:
+    """Rewards of texts: the whole model runs. The label of a pair is which answer is chosen."""
+
+    labelled: ClassVar[bool] = True
+    rates: ClassVar[bool] = True
+
+    def run(self, student: nn.Module, batch: Batch) -> Tensor:
+        """Return rewards (B, 1), the chosen answer's of each pair before the rejected one's."""
+        return class_logits(student, batch.model_inputs())
+
+    def losses(
+        self, student: nn.Module, output: Tensor, labels_N: Tensor, terms: Sequence[HeadTerm]
+    ) -> tuple[Tensor, Tensor]:
+        """Return (0, nll of the pairs): -log σ of the difference of their rewards; the recipe was
+        checked to have no terms over outcomes.
+        """
+        assert len(terms) == 1, "a pair's nll is measured, and no outcome is learned"
+        nll = -logsigmoid(_differences(output)).double().sum()
+        return torch.zeros((), device=output.device), nll.detach().unsqueeze(0)
+
+    def label_logprobs(self, student: nn.Module, output: Tensor, labels_N: Tensor) -> Tensor:
+        """Raise `AssertionError`: texts are scored, and no token of them is predicted."""
+        raise AssertionError("the recipe was checked to have no terms on preferences")
+
+    def right(self, output: Tensor, labels_N: Tensor) -> Tensor:
+        """Return the number of pairs whose chosen answer has the higher reward."""
+        return (_differences(output) > 0).sum()
+
+
+def _differences(rewards_B1: Tensor) -> Tensor:
+    """Return each pair's reward of the chosen answer less that of the rejected one, (P,)."""
+    rewards_P2 = rewards_of_pairs(rewards_B1)
+    return rewards_P2[:, 0] - rewards_P2[:, 1]
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,10 @@ def sequence_value(
     reference_N: Tensor | None = None,
     baseline: Tensor | float = 0.0,
 ) -> SequenceValue:
-    """Return the form's value over a batch, and its derivative at each text's log-probability.
+    """form(chosen, rejected): one value a pair, of sums of both answers' log-probabilities. The
+    [forms](#forms-of-preference) say what each makes of them.
+
+    Return it over a batch, with its derivative at each text's log-probability.
 
     logprobs_N, reference_N: the labels' log-probabilities under policy and reference; the latter is
     needed if the form reads one, else not looked at. text_of_token_N: int64, the text of each

@@ -138,15 +138,16 @@ def _own_keys(found: Loss) -> dict[str, tuple[Any, Any]]:
 def _term_model(found: Loss) -> type[Term]:
     """Return the recipe's model of one loss's term, made from its function's signature."""
     fields: dict[str, Any] = {"loss": (Literal[found.name], found.name), **_own_keys(found)}
-    if found.reads not in ("vector", "similarity"):
+    if found.reads not in ("vector", "similarity", "order", "rewards"):
         about = "of pairs of answers: those whose tokens count; texts alone count as chosen"
         fields["on"] = (Texts, Field("chosen", description=about))
-    if found.reads != "labels":
+    if found.reads not in ("labels", "order"):
         about = "`cache`, or `online`: the teacher runs in the step; the section's when absent"
         fields["source"] = (TeacherSource | None, Field(None, description=about))
-    if found.reads == "distribution":
+    if found.reads in ("distribution", "rewards"):
         about = "T; the value is times T^2"
         fields["temperature"] = (scheduled(POSITIVE), Field(1.0, description=about))
+    if found.reads == "distribution":
         about = "how to treat the mass outside the stored entries; the codec decides when absent"
         fields["tail"] = (Tail | None, Field(None, description=about))
     if found.reads in ("hidden", "relation"):
@@ -181,7 +182,7 @@ def source_of(term: Any, default: TeacherSource) -> Source | None:
     default: the source of the term's section.
     """
     reads = LOSSES[term.loss].reads
-    if reads == "labels":
+    if reads in ("labels", "order"):
         return None
     if reads == "sequence":
         return (term.source or "reference") if term.reads_reference else None
@@ -202,6 +203,11 @@ def learns_preferences(terms: list[Any]) -> bool:
 def rates_answers(terms: list[Any]) -> bool:
     """Return whether a form of any term rates answers one by one, and so reads a baseline."""
     return any(LOSSES[one.loss].reads == "sequence" and not FORMS[one.form].pairs for one in terms)
+
+
+def reads_pairs(terms: list[Any]) -> bool:
+    """Return whether any term reads both answers of a pair."""
+    return any(LOSSES[term.loss].reads in ("sequence", "order", "rewards") for term in terms)
 
 
 def reads_from(section: Any, source: Source) -> bool:

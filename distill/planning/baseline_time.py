@@ -14,7 +14,7 @@ def baseline_seconds(teacher: ModelCost, counts: DataCounts, speed: float) -> fl
     """Seconds until the baselines are fitted; `speed`: floating-point operations a second."""
     texts = min(counts.train, MAX_TEXTS)
     features = teacher.forward(texts * counts.length)
-    fit = 4.0 * texts * teacher.width * (counts.classes or 2) * LINEAR_PASSES
+    fit = 4.0 * texts * teacher.width * (counts.outputs or 2) * LINEAR_PASSES
     return (features + fit) / speed + TFIDF_SECONDS * texts
 
 

@@ -23,6 +23,7 @@ from distill.data.labelled_texts import LabelledTexts
 from distill.data.placed import DATA_PARTS, part_file
 from distill.data.prepare import data_faults
 from distill.data.reader import Reader
+from distill.data.reward_pairs import RewardPairs
 from distill.data.sources import load_rows
 
 SAMPLE_ROWS = 50  # of each source
@@ -34,7 +35,8 @@ class DataCounts:
 
     held_out_documents: before the data are prepared as many as its examples, which are no fewer.
     texts: that a model reads for one example: 2 of a pair of answers, whose length, counted and
-    kept tokens are those of both.
+    kept tokens are those of both. outputs: numbers that a teacher gives for a text: its classes, 1
+    of a reward; None where it gives some for every token.
     """
 
     train: int
@@ -43,7 +45,7 @@ class DataCounts:
     length: float  # tokens
     counted: float  # tokens whose prediction counts; 1 of a text that counts once
     kept: float  # tokens whose layers the cache keeps
-    classes: int | None  # of labelled texts
+    outputs: int | None
     known: str
     held_out_documents: int
     texts: float = 1.0
@@ -84,14 +86,14 @@ def prepared_counts(folder: Path, kept_of: Callable[[Any], np.ndarray]) -> DataC
         return None
     stats = read_json(folder / "stats.json")
     numbers = {part: stats[part]["examples"] for part in DATA_PARTS}
-    classes = len(stats["classes"]) if "classes" in stats else None
+    outputs = len(stats["classes"]) if "classes" in stats else stats.get("outputs")
     train = Examples(part_file(folder, "train"))
     return DataCounts(
         train=numbers["train"],
         validation=numbers["validation"],
         held_out=numbers["held_out"],
         **_means(train, kept_of),
-        classes=classes,
+        outputs=outputs,
         known="counted",
         held_out_documents=stats["held_out"]["documents"],
     )
@@ -133,10 +135,17 @@ def estimated_counts(
         validation=round(validation),
         held_out=held_out_examples,
         **means,
-        classes=len(reader.names) if isinstance(reader, LabelledTexts) else None,
+        outputs=_outputs(reader),
         known=f"estimated from {sample.read} rows",
         held_out_documents=held_out_examples,
     )
+
+
+def _outputs(reader: Reader) -> int | None:
+    """How many numbers a teacher gives for a text; None where it gives some for every token."""
+    if isinstance(reader, LabelledTexts):
+        return len(reader.names)
+    return reader.outputs if isinstance(reader, RewardPairs) else None
 
 
 def _means(examples: Any, kept_of: Callable[[Any], np.ndarray]) -> dict[str, float]:

@@ -64,11 +64,12 @@ def summary(run: Run, config: DataConfig) -> DataSummary:
 
 
 def _part_rows(stats: Mapping[str, Any]) -> list[list[str]]:
-    """Numbers of each part; without the counted tokens where each example counts once, with the
+    """Numbers of each part; without the counted tokens where each text counts once, with the
     judged examples and the pairs among them where there are some.
     """
     columns = ["documents", "examples", "tokens"]
-    if all(stats[part]["tokens"] == stats[part]["examples"] for part in DATA_PARTS):
+    texts = {part: stats[part]["examples"] + stats[part]["pairs"] for part in DATA_PARTS}
+    if all(stats[part]["tokens"] == texts[part] for part in DATA_PARTS):
         columns.remove("tokens")
     columns += [n for n in ("judged", "pairs") if any(stats[part][n] for part in DATA_PARTS)]
     heads = ["part", *(name.replace("tokens", "counted tokens") for name in columns)]

@@ -145,7 +145,7 @@ def _stages(run: Run, known: Quantities) -> Iterator[Estimate]:
     if recipe.teacher.adapt is not None:
         yield _adapting(run, known, recipe.teacher.adapt)
     if run.makes_cache:
-        outcomes = known.counts.classes or run.vocabulary
+        outcomes = known.counts.outputs or run.vocabulary
         measured = audited_bytes(run.folder.audit, recipe.cache)
         yield _caching(run, known, outcomes, measured)
     seconds = build_seconds(
@@ -182,7 +182,7 @@ def _caching(run: Run, known: Quantities, outcomes: int, measured: float | None)
     size = bytes_each * counts.cached
     amount = known.amount(counts.cached)
     seconds = known.teacher.forward(known.tokens(counts.cached)) / known.speed
-    a_unit = bytes_each / (counts.counted if known.unit == "tokens" else 1)
+    a_unit = bytes_each / (counts.counted if known.unit == "tokens" else counts.texts)
     note = f"{a_unit:.0f} bytes a {known.unit[:-1]}{' as measured' if measured else ''}"
     note += f"; {known.unit} {counts.known}"
     dtype = resolve_precision(run.recipe.teacher.dtype, run.teacher_config)
@@ -236,7 +236,9 @@ def _exporting(run: Run, known: Quantities) -> Estimate:
 def _evaluating(known: Quantities, models: int, run: Run) -> Estimate:
     """models: how many are measured, baselines included."""
     counts = known.counts
-    passes = PASSES_TO_MEASURE[known.unit] / counts.texts  # of pairs, one text is measured
+    passes = PASSES_TO_MEASURE[known.unit]
+    if known.unit == "tokens":  # of pairs, the chosen text is measured
+        passes /= counts.texts
     examples = min(counts.held_out, known.holding(run.recipe.evaluate.tokens))
     of_student = passes * known.student.forward(known.tokens(examples)) / known.speed
     of_teacher = known.teacher.forward(known.tokens(examples)) / known.speed
@@ -256,7 +258,7 @@ def _training_memory(
     data = run.recipe.data
     if run.task.packs:
         return _trainee(run, config, cost, counts).memory(loop, data, loop.trainable).peak
-    tokens = loop.batch_size * data.max_length
+    tokens = loop.batch_size * counts.rows * data.max_length
     return libraries() + training_bytes(cost.total, cost.width, cost.depth, tokens)
 
 

@@ -32,7 +32,8 @@ class Quantities:
 
     def amount(self, examples: float) -> int:
         """Examples in the plan's unit."""
-        return int(examples * (self.counts.counted if self.unit == "tokens" else 1))
+        each = self.counts.counted if self.unit == "tokens" else self.counts.texts
+        return int(examples * each)
 
     def holding(self, tokens: int) -> int:
         """Number of examples that hold this many counted tokens."""

@@ -58,5 +58,5 @@ def planned_steps(run: Run, path: str, config: LoopConfig, counts: DataCounts) -
         total = math.ceil(micro_batches / (config.accumulate * world)) * config.epochs
         total = total if config.max_steps is None else min(total, config.max_steps)
     warmup = min(total, warmup_steps(config.warmup, total))
-    a_step = config.batch_size * config.accumulate * world
+    a_step = config.batch_size * config.accumulate * world * (1 if packed else counts.rows)
     return Steps(path, total, warmup, a_step, packed, counted)

@@ -17,6 +17,9 @@ from teachers.codecs.codec import check_gives_label_logprobs
 def check_consistency(recipe: Recipe) -> None:
     """Raise `RecipeError` for the first section that does not fit the others."""
     check_possible(recipe.export, recipe.specialize)
+    if recipe.teacher.adapt is not None:
+        for i, term in enumerate(recipe.teacher.adapt.objective):
+            _check_rewards(recipe, f"teacher.adapt.objective[{i}]", term)
     for path, section in recipe.learning().items():
         if section.source == "online" and not reads_from(section, "online"):
             raise RecipeError(
@@ -55,6 +58,8 @@ def _check_signals(recipe: Recipe, path: str, section: LoopConfig) -> None:
                     f"`{where}`: {term.loss} compares vectors of texts, which `task: embedding` "
                     "has."
                 )
+        elif reads in ("order", "rewards"):
+            _check_rewards(recipe, where, term)
         elif reads != "labels" and not online:
             _check_layers(recipe, where, term, reads)
 
@@ -82,6 +87,15 @@ def _check_preference(recipe: Recipe, where: str, term: Any, source: str | None)
                 f"`{where}.source: cache`: {error} Or leave `source` out: the reference is the "
                 "student's own start then."
             ) from None
+
+
+def _check_rewards(recipe: Recipe, where: str, term: Any) -> None:
+    """A term on rewards has a model that gives them."""
+    if LOSSES[term.loss].reads in ("order", "rewards") and recipe.task != "reward":
+        raise RecipeError(
+            f"`{where}`: {term.loss} compares rewards of answers, which `task: reward` has; a "
+            "language model learns from pairs of answers by `preference`."
+        )
 
 
 def _check_layers(recipe: Recipe, where: str, term: Any, reads: str) -> None:

@@ -84,10 +84,17 @@ def short_form(recipe: Recipe) -> dict[str, Any]:
             found[name]["data"].pop("max_length", None)
             if section.data.max_length != recipe.data.max_length:
                 found[name]["data"]["max_length"] = section.data.max_length
-    for section, own in TASKS[recipe.task].defaults.items():
-        whole = getattr(recipe, section)
+    for path, own in TASKS[recipe.task].defaults.items():
+        whole: Any = recipe
+        for name in path.split("."):
+            whole = getattr(whole, name)
+        if whole is None:
+            continue
+        short = found
+        for name in path.split("."):
+            short = short.setdefault(name, {})
         for key in own:
-            found.setdefault(section, {}).setdefault(key, _short(getattr(whole, key)))
+            short.setdefault(key, _short(getattr(whole, key)))
     return found
 
 

@@ -64,13 +64,17 @@ def adapt_teacher(run: Run, inputs: str) -> StageRecord:
 
 
 def _warn_of_little(run: Run, config: LoopConfig, result: Result) -> None:
-    """Warn where the adapted teacher of a task with classes knows next to nothing of them."""
+    """Warn where the adapted teacher is hardly better than chance: at classes, or at pairs."""
     measured = [one for one in result.history if "validation_accuracy" in one]
     kept = [one for one in measured if one["step"] == result.best_step or config.keep == "last"]
     if not kept or not is_first_process():
         return
-    counts = read_json(run.folder.data() / "stats.json")["examples_by_class"]["validation"]
-    sentence = learned_little(kept[-1], counts, config, result.steps)
+    stats = read_json(run.folder.data() / "stats.json")
+    if "examples_by_class" in stats:
+        counts = stats["examples_by_class"]["validation"]
+        sentence = learned_little(kept[-1], counts, config, result.steps)
+    else:
+        sentence = ranks_little(kept[-1], config, result.steps)
     if sentence:
         log.warning("teacher: %s", sentence)
 
@@ -88,8 +92,24 @@ def learned_little(
         return ""
     return (
         f"after {steps:,} steps it is right on {accuracy:.1%} of the validation texts, and the "
-        f"most frequent class is {share:.1%} of them: a student learns no more than its teacher "
-        "knows. "
+        f"most frequent class is {share:.1%} of them: {_remedy(config)}"
+    )
+
+
+def ranks_little(record: Mapping[str, float], config: LoopConfig, steps: int) -> str:
+    """The same of a reward model, which chance would have rank half of the pairs right."""
+    accuracy = record["validation_accuracy"]
+    if accuracy >= 0.5 + LEAST_GAIN * 0.5:
+        return ""
+    return (
+        f"after {steps:,} steps it ranks {accuracy:.1%} of the validation pairs right, and chance "
+        f"50.0%: {_remedy(config)}"
+    )
+
+
+def _remedy(config: LoopConfig) -> str:
+    return (
+        "a student learns no more than its teacher knows. "
         f"Stop here, and raise `teacher.adapt.lr` ({config.lr:g}) or `teacher.adapt.epochs` "
         f"({config.epochs:g})."
     )

@@ -12,7 +12,7 @@ from distill.data.config import DataConfig, sources_of
 from distill.data.examples import CHOSEN, REJECTED, Examples, has_two_prompts
 from distill.objective.losses import LOSSES
 from distill.objective.preference_forms import FORMS
-from distill.objective.terms import learns_preferences
+from distill.objective.terms import reads_pairs
 from distill.run.context import Run
 from distill.training.config import LoopConfig
 
@@ -35,7 +35,7 @@ def check_preferences(run: Run) -> None:
         train, validation = run.data(data)
         for part, examples in (("train", train), ("validation", validation)):
             _check_part(path, config, data, part, examples)
-        if train.judged.any() and not learns_preferences(config.objective):
+        if train.judged.any() and not reads_pairs(config.objective):
             log.info(
                 "%s: no term of `%s.objective` reads preferences: of pairs of answers, the chosen "
                 "ones are learned as texts", path, path,

@@ -48,8 +48,9 @@ class SearchObjective:
         self._max_length, self._batching = run.recipe.data.max_length, run.task.batching
         self._readout = run.task.model_outputs(run)
         self._terms = [TERM_MODELS[run.task.search.loss].model_validate({})]
-        validation = run.validation_examples().preferred()
-        training = run.training_examples().preferred()
+        validation, training = run.data()
+        if not run.task.search.on_pairs:
+            validation, training = validation.preferred(), training.preferred()
         self.measured = _chosen(validation, first_examples(validation, tokens))
         self.healing = _spread_over(training, healing_tokens)
         self._folder = run.folder.path / "search.partial"

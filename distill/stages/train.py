@@ -115,7 +115,7 @@ def _train_arm(run: Run, arm: str, inputs: str) -> None:
     )
     prepare_learning(student, config.trainable, config.reinitialize, run.recipe.seed)
     log.info("%s: %s", arm, how_much_learns(student))
-    arm_config = ARMS[arm].configure(config)
+    arm_config = ARMS[arm].configure(config, run.task.label_loss)
     data, subset = run.recipe.data, _subset_file(run)
     start = Start(
         str(run.folder.student), {"reinitialize": config.reinitialize, "seed": run.recipe.seed}

@@ -7,6 +7,7 @@ from typing import Any
 import distill.tasks.causal_lm.task
 import distill.tasks.embedding.task
 import distill.tasks.masked_lm.task
+import distill.tasks.reward.task
 import distill.tasks.sequence_classification.task  # noqa: F401  (importing registers)
 from distill.recipe.schema import Recipe
 from distill.tasks.task import TASKS as TASKS
@@ -21,13 +22,21 @@ def task_of(recipe: Recipe) -> Task:
 
 
 def with_defaults(values: Any) -> Any:
-    """A recipe's values, completed by the defaults of its task for keys that it leaves out."""
+    """A recipe's values, completed by the defaults of its task for keys that it leaves out.
+
+    Defaults of a section inside another (`teacher.adapt`) hold where the recipe has that section.
+    """
     task = values.get("task") if isinstance(values, dict) else None
     if not isinstance(task, str) or task not in TASKS:
         return values
     found = dict(values)
-    for section, own in TASKS[task].defaults.items():
+    for path, own in TASKS[task].defaults.items():
+        section, _, inner = path.partition(".")
         given = found.get(section) or {}
-        if isinstance(given, dict):
+        if not isinstance(given, dict):
+            continue
+        if not inner:
             found[section] = {**own, **given}
+        elif isinstance(given.get(inner), dict):
+            found[section] = {**given, inner: {**own, **given[inner]}}
     return found

@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 
 from attar.errors import RecipeError
-from attar.models.task_heads import auto_class_of
+from attar.models.task_heads import auto_class_of, is_reward_model
 from attar.registry import Registry
 from distill.data.batching import Batching
 from distill.data.config import DataConfig
@@ -67,11 +67,14 @@ class TaskContext(Protocol):
 class SearchMeasure:
     """What shapes of students are compared by: a loss of the registry between student and teacher,
     the codec that keeps the teacher's signals for it (almost) exactly, and its name in tables.
+
+    on_pairs: whether it reads both answers of a pair; else the preferred texts are read.
     """
 
     loss: str
     codec: dict[str, Any]
     name: str
+    on_pairs: bool = False
 
 
 # KL(teacher || student) of every counted token, from the teacher's final hidden states.
@@ -88,6 +91,7 @@ class Task(Protocol):
     metrics: what is measured of its models.
     report: how the report presents those measurements.
     search: what shapes of students are compared by.
+    label_loss: by which models learn without a teacher; that of control arms.
     """
 
     auto: ClassVar[str]
@@ -97,6 +101,7 @@ class Task(Protocol):
     metrics: ClassVar[TaskMetrics]
     report: ClassVar[TaskReport]
     search: ClassVar[SearchMeasure]
+    label_loss: ClassVar[str]
 
     # Checks
 
@@ -182,6 +187,8 @@ TASKS: Registry[type[Task]] = Registry("task")
 
 def task_of_model(config: Any) -> str:
     """Name of the task that a checkpoint's head is for, by its `PretrainedConfig`."""
+    if is_reward_model(config):
+        return "reward"
     auto = auto_class_of(config)
     return next((name for name, task in TASKS.items() if task.auto == auto), "causal-lm")
 

@@ -31,18 +31,25 @@ NO_EFFECT = {
 }  # fmt: skip
 
 
-def refuse_next_tokens(recipe: Recipe, task: str) -> None:
-    """Raise `ValueError` for a key that serves only models predicting the next token."""
+def refuse_next_tokens(recipe: Recipe, task: str, effective: Sequence[str] = ()) -> None:
+    """Raise `ValueError` for a key that serves only models predicting the next token.
+
+    effective: keys that have an effect on the task after all.
+    """
     for path, keys in NO_EFFECT.items():
-        refuse_keys(getattr(recipe, path), path, keys, task)
+        refused = [key for key in keys if key not in effective]
+        refuse_keys(getattr(recipe, path), path, refused, task)
 
 
-def check_text_task(recipe: Recipe, task: str, codec: str, reason: str) -> None:
+def check_text_task(
+    recipe: Recipe, task: str, codec: str, reason: str, effective: Sequence[str] = ()
+) -> None:
     """Raise `ValueError` for keys that serve only language models, or another codec than `codec`.
 
-    reason: why that codec serves the task, as a clause.
+    reason: why that codec serves the task, as a clause. effective: keys of language models that
+    have an effect on the task, too.
     """
-    refuse_next_tokens(recipe, task)
+    refuse_next_tokens(recipe, task, effective)
     refuse_keys(recipe.train, "train", ["chunk"], task)
     if recipe.specialize is not None:
         raise ValueError(

@@ -17,12 +17,13 @@ from attar.registry import Registry
 from distill.objective.terms import TERM_MODELS
 from distill.training.config import LoopConfig
 
-Configure = Callable[[LoopConfig], LoopConfig]
+Configure = Callable[[LoopConfig, str], LoopConfig]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """An arm: its name, one line about it, and the keys it trains by, from the recipe's.
+    """An arm: its name, one line about it, and the keys it trains by, from the recipe's and the
+    name of the loss by which the task learns without a teacher.
 
     control: whether a recipe chooses it, to compare with; the arm `distill` is always trained.
     """
@@ -48,15 +49,15 @@ def arm(name: str, about: str, *, control: bool = True) -> Callable[[Configure],
 
 
 @arm(DISTILL, "learns by the recipe's objective", control=False)
-def distill(config: LoopConfig) -> LoopConfig:
+def distill(config: LoopConfig, label_loss: str) -> LoopConfig:
     """Train by the recipe as it is written."""
     return config
 
 
-@arm("finetune", "learns by cross-entropy on the labels alone; all else is the same")
-def finetune(config: LoopConfig) -> LoopConfig:
+@arm("finetune", "learns by the labels alone, without a teacher; all else is the same")
+def finetune(config: LoopConfig, label_loss: str) -> LoopConfig:
     """Train without a teacher: the control that shows what distilling adds."""
-    labels_alone = TERM_MODELS["cross_entropy"].model_validate({})
+    labels_alone = TERM_MODELS[label_loss].model_validate({})
     return config.model_copy(update={"objective": [labels_alone]})
 
 

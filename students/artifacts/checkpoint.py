@@ -11,7 +11,7 @@ from attar.files import read_json
 from attar.models import task_heads
 from attar.models.loading import Quantization
 from attar.models.pooling import holds_sentence_encoder
-from attar.models.task_heads import MASKED, holds_head, load_as_saved
+from attar.models.task_heads import MASKED, holds_head, holds_reward_head, load_as_saved
 from students.artifacts.artifact import ArtifactInputs, artifact, save_tokenizer
 from students.artifacts.quantized_checkpoint import rounded_student
 from students.quantization.packed_weights import quantized_model
@@ -40,6 +40,28 @@ classify = pipeline("text-classification", "PATH")
 print(classify("A text to be labelled"))
 ```"""
 
+REWARD_USAGE = """\
+```python
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+model = AutoModelForSequenceClassification.from_pretrained("PATH").eval()
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+{tokenize}
+with torch.no_grad():
+    reward = model(**inputs).logits[0, 0].item()
+print(reward)
+```
+
+The higher of two rewards belongs to the better answer to one prompt, with the probability
+`sigmoid(reward - other_reward)`; a reward alone means nothing."""
+SCORE_TEXT = """\
+inputs = tokenizer("Where is Bielefeld? In Germany.", return_tensors="pt")  # prompt and answer"""
+SCORE_MESSAGES = """\
+messages = [
+    {"role": "user", "content": "Where is Bielefeld?"},
+    {"role": "assistant", "content": "In Germany."},
+]
+inputs = tokenizer.apply_chat_template(messages, return_dict=True, return_tensors="pt")"""
 FILL_MASK_USAGE = """\
 ```python
 from transformers import pipeline
@@ -63,6 +85,9 @@ def usage(given: ArtifactInputs) -> str:
         return SENTENCE_ENCODER_USAGE
     if holds_head(given.student, MASKED):
         return FILL_MASK_USAGE
+    if holds_reward_head(given.student):
+        lines = SCORE_MESSAGES if _has_template(given.student) else SCORE_TEXT
+        return REWARD_USAGE.format(tokenize=lines)
     if holds_head(given.student, task_heads.CLASSIFIER):
         return CLASSIFIER_USAGE
     return GENERATION_USAGE.format(generate=generation_lines(given.student))

@@ -1,6 +1,6 @@
 """The loss that ranks blocks on whole texts: how far a model's outputs move when it is cut.
 
-Legend: B texts, C classes or channels of an output.
+Legend: B texts, C classes or channels of an output, P pairs of answers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from attar.models.task_heads import class_logits
 from students.pruning.depth import LossOf, TextBatch
@@ -50,3 +51,17 @@ def kl(whole_BC: Tensor, cut_BC: Tensor) -> Tensor:
 def class_logprobs(model: Any, texts: TextBatch) -> Tensor:
     """Return the log-probabilities (B, C) of a classifier."""
     return class_logits(model, texts).float().log_softmax(-1)
+
+
+def pair_logprobs(difference_P: Tensor) -> Tensor:
+    """Return log-probabilities (P, 2) that the first answer of a pair is better, and the second.
+
+    difference_P: the first one's reward less the second one's.
+    """
+    return torch.stack([logsigmoid(difference_P), logsigmoid(-difference_P)], -1)
+
+
+def preference_logprobs(model: Any, texts: TextBatch) -> Tensor:
+    """Return `pair_logprobs` (P, 2) of a reward model; the texts of a pair follow each other."""
+    rewards_P2 = class_logits(model, texts).float().reshape(-1, 2)
+    return pair_logprobs(rewards_P2[:, 0] - rewards_P2[:, 1])

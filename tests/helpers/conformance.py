@@ -38,6 +38,8 @@ SOURCES = {
     "sequence": [],  # of pairs of answers: test_preference_term.py
     "vector": [],  # of whole texts: test_vectors.py
     "similarity": [],
+    "order": [],  # of pairs of answers: test_reward_term.py
+    "rewards": [],
 }
 PAIRS = [(name, source) for name, loss in LOSSES.items() for source in SOURCES[loss.reads]]
 EXACT = ("online", "classes", "text")  # sources that store nothing

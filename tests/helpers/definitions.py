@@ -3,8 +3,9 @@
 Legend: N tokens, O outcomes (V ids; or K entries and `the rest`, last), V vocabulary, H width,
 A relation heads, D channels of a relation head.
 
-s and t are log-probabilities (N, O) of student and teacher, y labels (N,), hidden states (N, H), or
-the vectors of relation heads (A, N, D). None of these shares a line with
+s and t are log-probabilities (N, O) of student and teacher, y labels (N,), hidden states (N, H),
+the vectors of relation heads (A, N, D), or rewards (N, 2) of N pairs of answers, the chosen one's
+first, with margins m (N,). None of these shares a line with
 distill/objective/losses.py.
 """
 
@@ -77,6 +78,17 @@ def similarity(s, t):
     return values
 
 
+def bradley_terry(r, m, center=0.0):
+    wins = torch.exp(r[:, 0]) / (torch.exp(r[:, 0]) + torch.exp(r[:, 1] + m))
+    return -torch.log(wins) + center * (r[:, 0] + r[:, 1]) ** 2
+
+
+def reward_kl(s, t):
+    wins = [torch.exp(r[:, 0]) / torch.exp(r).sum(-1) for r in (t, s)]
+    teacher, student = (torch.stack([p, 1 - p], -1) for p in wins)
+    return kl(teacher, student)
+
+
 # A new loss gets its line here; without one a test fails.
 DEFINITIONS = {
     "forward_kl": lambda s, t: kl(t.exp(), s.exp()),
@@ -94,6 +106,8 @@ DEFINITIONS = {
     "vector_mse": lambda s, t: ((s - t) ** 2).sum(-1) / (t**2).sum(-1),
     "vector_cosine": lambda s, t: 1 - (s * t).sum(-1) / (s.norm(dim=-1) * t.norm(dim=-1)),
     "similarity": similarity,
+    "bradley_terry": bradley_terry,
+    "reward_kl": reward_kl,
 }
 # Losses with a kink at the teacher: the gradient there is bounded, not zero. No flag says so.
 KINKED = {"tvd"}
@@ -110,6 +124,8 @@ DISTRIBUTION_LOSSES = reading("distribution")
 OUTCOME_LOSSES = [name for name in DISTRIBUTION_LOSSES if not LOSSES[name].full]
 VOCABULARY_LOSSES = reading("distribution", "labels")
 STATE_LOSSES = reading("hidden", "relation", "vector", "similarity")
+REWARD_LOSSES = reading("order", "rewards")
+RAW_LOSSES = [*STATE_LOSSES, *REWARD_LOSSES]  # of what a model gives, not of log-probabilities
 
 
 def variants(names):
@@ -143,13 +159,18 @@ def normal(*shape, seed, scale=3.0):
 
 
 def sample(name, seed=0, dtype=torch.float64, scale=3.0):
-    """(student, teacher) as a loss reads them: log-probabilities, labels, states, heads."""
+    """(student, teacher) as a loss reads them: log-probabilities, labels, states, heads, rewards;
+    margins are in the teacher's place.
+    """
     reads = LOSSES[name].reads
     shape = (A, N, D) if reads == "relation" else (N, H) if name in STATE_LOSSES else (N, V)
+    shape = (N, 2) if name in REWARD_LOSSES else shape
     if reads == "relation":  # scores are products: longer vectors see nothing but themselves
         scale = scale / 3
     student, teacher = (normal(*shape, seed=seed + i, scale=scale).to(dtype) for i in (0, 1))
-    if name in STATE_LOSSES:
+    if reads == "order":
+        return student, teacher[:, 0]
+    if name in RAW_LOSSES:
         return student, teacher
     if reads == "labels":
         return student.log_softmax(-1), torch.arange(N) * 3 % V

@@ -56,6 +56,7 @@ class CausalLM:
     metrics: ClassVar[TaskMetrics] = CausalLMMetrics()
     report: ClassVar[TaskReport] = CausalLMReport()
     search: ClassVar[SearchMeasure] = TOKEN_KL
+    label_loss: ClassVar[str] = "cross_entropy"
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Refuse the keys of labelled texts, which have no effect here, and codecs of texts."""

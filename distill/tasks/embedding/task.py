@@ -72,6 +72,7 @@ class Embedding:
     search: ClassVar[SearchMeasure] = SearchMeasure(
         "similarity", {"name": "vectors"}, "similarity error"
     )
+    label_loss: ClassVar[str] = "cross_entropy"  # of no arm: texts have no labels
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Refuse the keys that need labels or a distribution."""

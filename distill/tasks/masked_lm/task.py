@@ -60,6 +60,7 @@ class MaskedLM:
     metrics: ClassVar[TaskMetrics] = MaskedLMMetrics()
     report: ClassVar[TaskReport] = MaskedLMReport()
     search: ClassVar[SearchMeasure] = TOKEN_KL
+    label_loss: ClassVar[str] = "cross_entropy"
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Refuse the keys that serve only models predicting the next token."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from attar.word_lists import listed
 from distill.evaluation.bootstrap import SumStatistic, groups_of, statistic_interval
+from distill.evaluation.calibration_error import CALIBRATION_ERROR, calibration_interval
 from distill.evaluation.job import Numbers
 from distill.report.best_way import (
     baseline_entry,
@@ -53,11 +54,7 @@ from distill.report.verdict import (
     comparison_table,
     comparison_terms,
 )
-from distill.tasks.sequence_classification.metrics import (
-    CALIBRATION_ERROR,
-    MACRO_F1,
-    calibration_interval,
-)
+from distill.tasks.sequence_classification.metrics import MACRO_F1
 from distill.tasks.whole_text_report import (
     WHOLE_TEXT_PURPOSES,
     WHOLE_TEXT_REMEDY,

@@ -62,6 +62,7 @@ class SequenceClassification:
     metrics: ClassVar[TaskMetrics] = ClassificationMetrics()
     report: ClassVar[TaskReport] = ClassificationReport()
     search: ClassVar[SearchMeasure] = SearchMeasure("forward_kl", {"name": "classes"}, "KL")
+    label_loss: ClassVar[str] = "cross_entropy"
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Refuse the keys that serve only language models."""

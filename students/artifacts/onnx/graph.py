@@ -31,6 +31,7 @@ from attar.models.task_heads import (
     CLASSIFIER,
     auto_class_of,
     holds_head,
+    holds_reward_head,
     is_classifier,
     load_as_saved,
     output_field,
@@ -70,6 +71,9 @@ READ_LABELS = """\
 (logits,) = session.run(None, inputs)
 names = AutoConfig.from_pretrained("PATH").id2label
 print([names[int(row.argmax())] for row in logits])"""
+READ_REWARDS = """\
+(logits,) = session.run(None, inputs)
+print(logits[:, 0])  # the reward of each text"""
 READ_VALUES = """\
 outputs = session.run(None, inputs)
 print([(o.name, value.shape) for o, value in zip(session.get_outputs(), outputs)])"""
@@ -77,6 +81,8 @@ print([(o.name, value.shape) for o, value in zip(session.get_outputs(), outputs)
 
 def onnx_usage(given: ArtifactInputs) -> str:
     """How the graph is run: a classifier's example prints the names of classes."""
+    if holds_reward_head(given.student):
+        return ONNX_USAGE.format(classes="AutoTokenizer", read=READ_REWARDS)
     labels = holds_head(given.student, CLASSIFIER)
     if labels:
         return ONNX_USAGE.format(classes="AutoConfig, AutoTokenizer", read=READ_LABELS)

@@ -177,7 +177,7 @@ def test_init_writes_a_recipe_that_is_valid_and_never_overwrites(tmp_path, monke
     classes = ["init", "c.yaml", "--template", "sequence-classification"]
     assert CliRunner().invoke(main, classes).exit_code == 0
     assert load_recipe("c.yaml").cache.codec.name == "classes"
-    for task in ("masked-lm", "embedding"):
+    for task in ("masked-lm", "embedding", "reward"):
         made = CliRunner().invoke(main, ["init", f"{task}.yaml", "--template", task])
         assert made.exit_code == 0
         assert load_recipe(f"{task}.yaml").task == task

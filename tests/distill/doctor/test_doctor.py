@@ -221,7 +221,8 @@ def test_an_objective_that_is_divided_twice(finding, monkeypatch):
     right = Learner.forward
 
     def twice(self, batch, given, scale, terms=None):
-        return right(self, batch, given, scale / batch.num_counted, terms)
+        less = {unit: value / batch.num_counted for unit, value in scale.items()}
+        return right(self, batch, given, less, terms)
 
     monkeypatch.setattr(Learner, "forward", twice)
     caught(finding("normaliser"), "plain model")

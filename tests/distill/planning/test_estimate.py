@@ -15,11 +15,11 @@ from distill.run.context import Run
 from distill.run.load import check_recipe, load_recipe
 from teachers.cache.reader import SignalCache
 from tests.conftest import Workshop
-from tests.helpers import classifying, embedding, masking
+from tests.helpers import classifying, embedding, masking, rewarding
 
 pytestmark = pytest.mark.usefixtures("whole_stages")
 
-TASKS = {"classes": classifying, "vectors": embedding, "masks": masking}
+TASKS = {"classes": classifying, "vectors": embedding, "masks": masking, "rewards": rewarding}
 V, H, TOPK = masking.V, 32, {"name": "topk", "k": 12}
 
 

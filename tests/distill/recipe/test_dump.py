@@ -111,7 +111,7 @@ def test_every_section_survives_dump_and_validate(name, data):
 @pytest.mark.parametrize("arm", list(ARMS))
 def test_what_an_arm_trains_by_survives_dump_and_validate(arm):
     keys = {"unfreeze": {"every": 2, "from": "bottom"}, "layer_lr_decay": 0.9}
-    config = ARMS[arm].configure(TrainConfig.model_validate(keys))
+    config = ARMS[arm].configure(TrainConfig.model_validate(keys), "cross_entropy")
     assert type(config).model_validate(json.loads(json.dumps(config.model_dump()))) == config
 
 

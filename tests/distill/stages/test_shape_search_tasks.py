@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from distill.commands.main import main
 from students.pruning.architectures import sizes_of
-from tests.helpers import classifying, embedding
+from tests.helpers import classifying, embedding, rewarding
 from tests.helpers.masking import fill_workshop as fill_masked
 from tests.helpers.masking import masked_recipe
 
@@ -23,6 +23,7 @@ TASKS = {
     "sequence-classification": (classifying.fill_workshop, classifying.classification_recipe),
     "masked-lm": (fill_masked, masked_recipe),
     "embedding": (embedding.fill_workshop, embedding.embedding_recipe),
+    "reward": (rewarding.fill_workshop, rewarding.reward_recipe),
 }
 
 

@@ -15,14 +15,15 @@ def train_config(**keys):
 
 def test_distilling_trains_by_the_recipe_as_it_is():
     config = train_config()
-    assert ARMS[DISTILL].configure(config) == config
+    assert ARMS[DISTILL].configure(config, "cross_entropy") == config
 
 
 def test_finetuning_differs_in_its_objective_alone():
     config = train_config(unfreeze={"every": 2, "from": "bottom"}, layer_lr_decay=0.9)
-    found = ARMS["finetune"].configure(config)
-    assert [(term.loss, term.weight) for term in found.objective] == [("cross_entropy", 1.0)]
-    assert found.model_copy(update={"objective": config.objective}) == config
+    for loss in ("cross_entropy", "bradley_terry"):  # by the task
+        found = ARMS["finetune"].configure(config, loss)
+        assert [(term.loss, term.weight) for term in found.objective] == [(loss, 1.0)]
+        assert found.model_copy(update={"objective": config.objective}) == config
 
 
 def test_finetuning_is_the_default_control():

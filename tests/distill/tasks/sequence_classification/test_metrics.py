@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 
 from distill.evaluation.bootstrap import statistic_interval
-from distill.tasks.sequence_classification.metrics import (
+from distill.evaluation.calibration_error import (
     CALIBRATION_ERROR,
-    MACRO_F1,
     calibration_error,
     calibration_interval,
-    macro_f1,
 )
+from distill.tasks.sequence_classification.metrics import MACRO_F1, macro_f1
 
 
 def test_f1_is_the_mean_over_classes_that_occur():
