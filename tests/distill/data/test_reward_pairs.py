@@ -191,7 +191,7 @@ def test_both_texts_of_a_pair_are_in_one_batch_one_behind_the_other(tmp_path):
     examples = list(parts["train"])[:3]
     batch = collate_texts([[example] for example in examples])
     assert batch.roles.tolist() == [CHOSEN, REJECTED] * 3
-    assert batch.counted == Counted(6, rejected=3, judged=3)
+    assert batch.counted == Counted(6, rejected=3, judged=3, good=3, bad=3)
     assert batch.counted == parts["train"].counted(range(3))
     assert batch.keys == [text.key for example in examples for text in example.texts]
     assert batch.margins_P.tolist() == [example.margin for example in examples]

@@ -30,6 +30,8 @@ def test_schema_gives_each_loss_its_own_parameters():
         "hidden": {"source", "on", "layers"},
         "relation": {"source", "on", "layers", "heads", "relations"},
         "vector": {"source"},
+        "order": set(),
+        "rewards": {"source", "temperature"},
         "similarity": {"source"},
     }
     for name, found in LOSSES.items():
