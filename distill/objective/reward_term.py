@@ -51,4 +51,5 @@ class RewardTerm:
         assert isinstance(stored, KnownLogits), "the recipe was checked to have codec `classes`"
         teacher_P2, t = rewards_of_pairs(stored.logits_NV), term.temperature
         values_P = self.loss.function(student_P2 / t, teacher_P2 / t, **term.loss_parameters())
-        return t**2 * values_P.sum()
+        total: Tensor = t**2 * values_P.sum()
+        return total
