@@ -65,6 +65,8 @@ def test_a_plan_is_told_before_any_work(task):
 )
 def test_what_is_planned_is_near_what_is_prepared(task, data):
     more = {"masking": {"copies": 4}} if task is masking else {}
+    if task is rewarding and "max_length" in data:
+        more = {"max_length": 12}  # room for an answer behind the prompt
     task.write_recipe(data={**data, **more})
     run = Run(load_recipe("recipe.yaml"), Path("out"))
     before, counted = plan_of(run), data_counts(run, run.recipe.data)
@@ -77,7 +79,8 @@ def test_what_is_planned_is_near_what_is_prepared(task, data):
     for stage in ("cache", "train", "evaluate"):
         assert before[stage].amount == pytest.approx(after[stage].amount, rel=0.15)
         assert before[stage].disk_bytes == pytest.approx(after[stage].disk_bytes, rel=0.15)
-    assert after["cache"].amount == len(parts["train"]) + len(parts["validation"])
+    texts = [len(parts[part].by_text()) for part in ("train", "validation")]  # of a pair two
+    assert after["cache"].amount == sum(texts)
 
 
 def test_steps_are_near_those_that_are_counted_and_a_plan_is_in_the_tasks_unit(task):
@@ -90,6 +93,19 @@ def test_steps_are_near_those_that_are_counted_and_a_plan_is_in_the_tasks_unit(t
     assert before.total == pytest.approx(after.total, rel=0.15)
     assert after.warmup == round(0.25 * after.total)
     assert plan_rows([], unit_of(run))[0][1] == "texts"
+
+
+def test_a_reward_takes_four_bytes_a_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rewarding.fill_workshop()
+    terms = [{"loss": "reward_kl"}]
+    values = rewarding.reward_recipe(cache={"hidden": {"layers": []}}, train={"objective": terms})
+    run = Run(check_recipe(values), Path("out"))
+    before = plan_of(run)["cache"]
+    assert before.disk_bytes / before.amount == 4 + 2
+    run.prepare_data()
+    after = plan_of(run)["cache"]
+    assert after.disk_bytes / after.amount == 4 + 2
 
 
 def test_the_cache_of_masked_tokens_holds_them_alone(masks):

@@ -46,16 +46,14 @@ def test_a_whole_run_teaches_and_tells(studio, child_process):
         assert 0 <= numbers["calibration_error"] < 0.5
         assert numbers["texts_per_second"] > 0
     student = report["arms"]["distill"]
-    assert student["kl_to_teacher"] < report["arms"]["init"]["kl_to_teacher"]
+    assert student["kl_to_teacher"] < 0.01
     assert student["top1_agreement"] > 0.9
     for name, found in report["artifacts"].items():
         assert abs(found["accuracy"] - student["accuracy"]) < 0.05, name
         assert found["fit"]["ships"], name
     assert report["artifacts"]["onnx"]["nll"] == pytest.approx(student["nll"], abs=1e-4)
     assert report["baselines"] == {}
-    assert "against plain fine-tuning" in report["verdict"]["sentence"] or (
-        "plain fine-tuning" in report["verdict"]["sentence"]
-    )
+    assert "plain fine-tuning" in report["verdict"]["sentence"]
     assert "48 held-out pairs of answers" in Path("out/report.html").read_text()
     assert "pair accuracy" in said
     history = json.loads(Path("out/arms/finetune/result.json").read_text())["history"]
@@ -102,7 +100,7 @@ def test_a_decoder_learns_from_a_decoder_through_a_chat_template(
     fill_workshop(tiny_llama(), tokenizer, each=2)
     write_recipe(
         cache={"hidden": {"layers": [3], "attention": [3]}},
-        data={"max_length": 64},
+        data={"max_length": 40},
         student={"layers": {"keep": 2, "by": "greedy", "calibration_tokens": 200}},
         train={"objective": [{"loss": "reward_kl"}, {"loss": "relation", "on": "all"}]},
     )
