@@ -75,7 +75,7 @@ SUBJECTS = {
         "{data}/models/glassllm-en",
         {"lr": 5.0e-4, "batch_size": 8},
         {"method": "full", "lr": 2.0e-4, "batch_size": 8},
-        {"pref_truthfulqa": (256, 220), "pref_sentiment": (256, 300)},  # no gsm8k: 128 positions
+        {"pref_truthfulqa": (400, 220), "pref_sentiment": (400, 300)},  # no gsm8k: 128 positions
         128,
     ),
     "SmolLM2-135M": Subject(
