@@ -14,10 +14,10 @@ def preference_steps_block(found: dict[str, Any]) -> str:
     ours = {row["blocks"]: row for row in found["rows"] if row["side"] == "ours"}
     for row in found["rows"]:
         mine = ours[row["blocks"]]
-        time, memory = mine["seconds"] / row["seconds"], mine["peak MiB"] / row["peak MiB"]
+        seconds, memory = row["seconds"], mine["peak MiB"] / row["peak MiB"]
+        time = " | " if seconds is None else f"{seconds:.1f} | {mine['seconds'] / seconds:.2f}"
         lines.append(
-            f"| {row['blocks']} | {row['side']} | {row['seconds']:.2f} | {time:.2f} "
-            f"| {row['peak MiB']:,} | {memory:.2f} |"
+            f"| {row['blocks']} | {row['side']} | {time} | {row['peak MiB']:,} | {memory:.2f} |"
         )
     return "\n".join(lines)
 

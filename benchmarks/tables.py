@@ -345,9 +345,7 @@ def pages() -> dict[Path, str]:
         "deploy.md": {"deploy": deploy_block(_result("deploy"))},
         "preferences.md": {
             "steps": preference_steps_block(_result("preferences")),
-            "quality": preference_quality_block(
-                _result("preference_quality"), _result("preference_quality_sentiment")
-            ),
+            "quality": preference_quality_block(_result("preference_quality")),
         },
     }
     made = {HERE / name: _filled(HERE / name, own) for name, own in blocks.items()}
