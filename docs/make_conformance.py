@@ -133,7 +133,7 @@ def cell(measured: Measured, name: str, source: str) -> str:
     """What a codec loses, or why it does not serve."""
     told = refusal(name, source)
     if told is not None:
-        if "no distribution" in told:
+        if "compares distributions" in told:
             return "refused: no distribution"
         return "refused: every id" if "compares every id" in told else "refused: not linear"
     if source == "online":
