@@ -11,6 +11,7 @@ from torch import nn
 from attar.models.structure import head_of
 from distill.data import tokenize
 from distill.data.batching import Batch
+from distill.data.counted import every_unit
 from distill.data.tokenize import IGNORE
 from distill.doctor.diagnose import diagnose
 from distill.doctor.findings import CHECKS
@@ -221,7 +222,8 @@ def test_an_objective_that_is_divided_twice(finding, monkeypatch):
     right = Learner.forward
 
     def twice(self, batch, given, scale, terms=None):
-        less = {unit: value / batch.num_counted for unit, value in scale.items()}
+        scales = scale if isinstance(scale, dict) else every_unit(scale)
+        less = {unit: value / batch.num_counted for unit, value in scales.items()}
         return right(self, batch, given, less, terms)
 
     monkeypatch.setattr(Learner, "forward", twice)
