@@ -46,6 +46,19 @@ def _any(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return next(iter(rows.values()))
 
 
+def plan_block(found: dict[str, Any]) -> str:
+    """One line a stage: its peak memory as planned and as measured."""
+    lines = [
+        "| setting | stage | planned MB | measured MB | planned / measured |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for row in found["rows"]:
+        planned, measured = (f"{row[f'{side} MB']:,}" for side in ("planned", "measured"))
+        ratio = f"{row['planned / measured']:.2f}"
+        lines.append(f"| {row['setting']} | {row['stage']} | {planned} | {measured} | {ratio} |")
+    return "\n".join(lines)
+
+
 def layers_block(found: dict[str, Any]) -> str:
     """One line a codec of hidden states: bits a channel and cosine, means over the layers."""
     lines = ["| codec | bits/channel | cosine | worst 1% |", "|---|---:|---:|---:|"]
@@ -343,6 +356,7 @@ def pages() -> dict[Path, str]:
         "transfer.md": {"trainable": trainable_block(_result("trainable"))},
         "specialize.md": {"memory": memory_block(_result("memory"))},
         "deploy.md": {"deploy": deploy_block(_result("deploy"))},
+        "plan.md": {"plan": plan_block(_result("planned"))},
         "preferences.md": {
             "steps": preference_steps_block(_result("preferences")),
             "quality": preference_quality_block(_result("preference_quality")),
