@@ -126,7 +126,7 @@ def read_rewards(
                 f"It gives {logits_BC.shape[1]} numbers for a text; a reward model gives one."
             )
         rewards_S[list(numbers)] = logits_BC[:, 0]
-    return rewards_S.unflatten(0, (-1, 2))
+    return rewards_S.reshape(-1, 2)
 
 
 @torch.inference_mode()
