@@ -48,7 +48,7 @@ class SearchObjective:
         self._max_length, self._batching = run.recipe.data.max_length, run.task.batching
         self._readout = run.task.model_outputs(run)
         self._terms = [TERM_MODELS[run.task.search.loss].model_validate({})]
-        validation, training = run.data()
+        training, validation = run.data()
         if not run.task.search.on_pairs:
             validation, training = validation.preferred(), training.preferred()
         self.measured = _chosen(validation, first_examples(validation, tokens))
