@@ -187,10 +187,13 @@ TASKS: Registry[type[Task]] = Registry("task")
 
 def task_of_model(config: Any) -> str:
     """Name of the task that a checkpoint's head is for, by its `PretrainedConfig`."""
-    if is_reward_model(config):
-        return "reward"
-    auto = auto_class_of(config)
-    return next((name for name, task in TASKS.items() if task.auto == auto), "causal-lm")
+    auto, gives_rewards = auto_class_of(config), is_reward_model(config)
+    fitting = (
+        name
+        for name, task in TASKS.items()
+        if task.auto == auto and (name == "reward") == gives_rewards  # classifiers share a class
+    )
+    return next(fitting, "causal-lm")
 
 
 def check_next_tokens(recipe: Recipe, command: str) -> None:

@@ -19,11 +19,18 @@ SECTION = {
     "target": {"parameters": "75%", "candidates": 3, "tokens": 300},
     "calibration_tokens": 300,
 }
+
+
+def fill_rewards():
+    """Of a teacher with large weights: one that is sure of all pairs does not show what is cut."""
+    rewarding.fill_workshop(classifying.tiny_bert(initializer_range=0.2))
+
+
 TASKS = {
     "sequence-classification": (classifying.fill_workshop, classifying.classification_recipe),
     "masked-lm": (fill_masked, masked_recipe),
     "embedding": (embedding.fill_workshop, embedding.embedding_recipe),
-    "reward": (rewarding.fill_workshop, rewarding.reward_recipe),
+    "reward": (fill_rewards, rewarding.reward_recipe),
 }
 
 
