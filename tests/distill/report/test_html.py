@@ -14,7 +14,6 @@ from distill.report.trainings import overfitted_warnings, training_entry
 from distill.tasks.registry import TASKS
 
 MODEL = {
-    "chosen_reward": 0.5, "rejected_reward": -0.5,
     "nll": 3.0, "perplexity": 20.1, "kl_to_teacher": 0.1, "top1_agreement": 0.5, "accuracy": 0.5,
     "parameters": 2e6, "bytes": 4e6, "peak_memory_bytes": 5e6, "macro_f1": 0.4,
     "calibration_error": 0.1, "similarity_error": 0.1, "cosine_to_teacher": 0.9, "spearman": 0.8,
