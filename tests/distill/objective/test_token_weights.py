@@ -182,11 +182,8 @@ def test_weights_scale_value_and_gradient_and_negative_ones_turn_them():
     assert_same(run([replace(term, weight_N=-3 * WEIGHT)]), want, rtol=1e-5, atol=1e-5)
 
 
-def test_only_the_unweighted_nll_is_reported_as_such():
-    assert HeadTerm(NLL, 0.0).is_nll
-    weighted = HeadTerm(NLL, 1.0, weight_N=WEIGHT)
-    assert weighted.reads_nll
-    assert not weighted.is_nll
+def test_a_smoothed_nll_is_not_reported_as_the_nll():
+    assert HeadTerm(NLL, 1.0, weight_N=WEIGHT).reads_nll
     assert not HeadTerm(NLL, 1.0, parameters={"label_smoothing": 0.1}).reads_nll
 
 
