@@ -122,11 +122,12 @@ class RewardReadout:
         self, student: nn.Module, output: Tensor, labels_N: Tensor, terms: Sequence[HeadTerm]
     ) -> tuple[Tensor, Tensor]:
         """Return (0, nll of the pairs): -log σ of the difference of their rewards; the recipe was
-        checked to have no terms over outcomes.
+        checked to have no terms over outcomes. The 0 has a gradient of zeros, so that the head
+        takes part where processes exchange gradients.
         """
         assert len(terms) == 1, "a pair's nll is measured, and no outcome is learned"
         nll = -logsigmoid(_differences(output)).double().sum()
-        return torch.zeros((), device=output.device), nll.detach().unsqueeze(0)
+        return 0.0 * output.float().sum(), nll.detach().unsqueeze(0)
 
     def label_logprobs(self, student: nn.Module, output: Tensor, labels_N: Tensor) -> Tensor:
         """Raise `AssertionError`: texts are scored, and no token of them is predicted."""
