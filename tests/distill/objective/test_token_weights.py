@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from attar.models.structure import Head
+from attar.models.structure import label_logprobs as logprobs_of_reference
 from distill.objective import chunked_head
 from distill.objective.chunked_head import head_losses, label_logprobs, logit_losses
 from distill.objective.closed_form import covers
@@ -225,6 +226,17 @@ def test_label_logprobs_are_bit_for_bit_those_of_the_losses(dtype):
         terms = [HeadTerm(NLL, 1.0, weight_N=only)]
         _, sums = head_losses(hidden, Head(weight), LABELS, terms, chunk=4, dtype=dtype)
         assert sums[0].item() == -logprobs[n].item()
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_label_logprobs_are_those_of_a_reference_that_runs_under_autocast(softcap):
+    """So that a policy that is its reference has no margin: the same products, rounded as often."""
+    hidden, weight = leaves()
+    head = Head(weight, softcap=softcap)
+    own = label_logprobs(hidden, head, LABELS, chunk=4, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        other = logprobs_of_reference(hidden, head, LABELS)
+    torch.testing.assert_close(own, other, rtol=1e-6, atol=1e-6)
 
 
 def test_blocks_of_label_logprobs_change_nothing(monkeypatch):
