@@ -18,7 +18,7 @@ from attar.models.structure import head_of, run_body
 from attar.models.task_heads import class_logits
 from distill.data.batching import Batch
 from distill.data.tokenize import IGNORE
-from distill.objective.chunked_head import head_losses, label_logprobs, logit_losses
+from distill.objective.chunked_head import head_logprobs, head_losses, logit_losses
 from distill.objective.head_term import HeadTerm
 from distill.objective.reward_term import rewards_of_pairs
 
@@ -74,7 +74,7 @@ class LanguageReadout:
     def label_logprobs(self, student: nn.Module, output: Tensor, labels_N: Tensor) -> Tensor:
         """Return the labels' log-probabilities, float32 (N,), without gradient, chunk by chunk."""
         head = head_of(student, self.vocabulary)
-        return label_logprobs(output, head, labels_N, chunk=self.chunk, dtype=self.dtype)
+        return head_logprobs(output, head, labels_N, chunk=self.chunk, dtype=self.dtype)
 
     def right(self, output: Tensor, labels_N: Tensor) -> Tensor:
         """Raise `AssertionError`: it does not rate."""
