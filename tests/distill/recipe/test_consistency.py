@@ -53,3 +53,13 @@ def test_an_adapted_teacher_has_no_reference_without_answers(task, adapt, says):
     }
     with pytest.raises(RecipeError, match=says):
         check_consistency(Recipe.model_validate(values))
+
+
+def test_data_of_a_section_are_the_runs_unless_it_has_its_own():
+    values = recipe().model_dump(exclude_unset=True)
+    own = {"train": "own.jsonl", "max_length": 32}
+    found = Recipe.model_validate({**values, "specialize": {"data": own}})
+    assert found.data_of("specialize").max_length == 32
+    assert found.data_of("train") is found.data_of("teacher.adapt") is found.data
+    shared = Recipe.model_validate({**values, "specialize": {}})
+    assert shared.data_of("specialize") is shared.data
