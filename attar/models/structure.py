@@ -256,7 +256,13 @@ def logprobs_of_ids(logits_NV: Tensor, ids_N: Tensor) -> Tensor:
 
 
 def matmul_float32(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b with a float32 result; on CUDA, without gradients, 16-bit products are not rounded."""
+    """a @ b with a float32 result; on CUDA, without gradients, 16-bit products are not rounded.
+
+    Under autocast the product is computed in its dtype.
+    """
+    if torch.is_autocast_enabled(a.device.type):
+        dtype = torch.get_autocast_dtype(a.device.type)
+        a, b = a.to(dtype), b.to(dtype)
     if a.dtype == torch.float32:
         return a @ b
     if a.is_cuda and not torch.is_grad_enabled():

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
+from distill.data.examples import ALONE
 from distill.data.reader import ReadExamples
 from distill.data.tokenize import IGNORE
 
@@ -33,7 +34,7 @@ class Piece(NamedTuple):
     token_types: list[int] | None
     begin: float
     end: float
-    role: int = 0
+    role: int = ALONE
     rejected: tuple[list[int], list[int]] | None = None
     margin: float | None = None
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from attar.files import fingerprint
 from distill.data.counted import Counted
-from distill.data.tokenize import IGNORE
+from distill.data.tokenize import IGNORE, shifted
 
 ALONE, CHOSEN, REJECTED = 0, 1, 2  # the role of a text: not judged, preferred, not preferred
 
@@ -270,11 +270,10 @@ class _Mismatches:
 
 def mismatched_text(asked: Example, answered: Example, max_length: int) -> Example:
     """The prompt of one text and the answer of another, its counted tokens; cut at `max_length`."""
-    prompt, answer = asked.prompt, answered.counted_labels
-    ids = np.concatenate([prompt, answer])[:max_length]
-    labels = np.full(len(ids), IGNORE, np.int64)
-    labels[len(prompt) - 1 : -1] = ids[len(prompt) :]
-    return example_of(ids.tolist(), labels.tolist())
+    prompt, answer = asked.prompt.tolist(), answered.counted_labels.tolist()
+    answers = [False] * len(prompt) + [True] * len(answer)
+    ids, labels, _ = shifted(prompt + answer, answers, max_length)
+    return example_of(ids, labels)
 
 
 def has_two_prompts(examples: Examples) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +130,3 @@ def numbers_of(file: Path) -> dict[str, int]:
             "judged": pc.sum(pc.not_equal(table["role"], ALONE)).as_py() or 0,
             "pairs": pc.sum(pc.greater(table["rejected_length"], 0)).as_py() or 0,
         }
-
-
-def examples_are_judged(stats: Mapping[str, Any]) -> bool:
-    """Whether some training examples are judged answers, by stats.json of the prepared data."""
-    return bool(stats["train"]["judged"])

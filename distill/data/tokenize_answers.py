@@ -108,11 +108,12 @@ def _judged(texts: list[Ids], role: int, max_length: int, notes: set[str]) -> li
 
 def _with_one_prompt(texts: list[Ids]) -> list[Ids]:
     """The texts with the same ids before the first that counts."""
-    prompts = [ids[: _first(answered)] for ids, answered in texts]
+    firsts = [_first(answered) for _, answered in texts]
+    prompts = [ids[:first] for (ids, _), first in zip(texts, firsts, strict=True)]
     common = common_length(prompts[0], prompts[-1])
     return [
-        (ids, [i >= common if i <= _first(answered) else answered[i] for i in range(len(ids))])
-        for ids, answered in texts
+        (ids, [False] * common + [True] * (first - common) + answered[first:])
+        for (ids, answered), first in zip(texts, firsts, strict=True)
     ]
 
 

@@ -72,13 +72,14 @@ def logit_losses(
 
 
 @torch.no_grad()
-def label_logprobs(
+def head_logprobs(
     hidden_NH: Tensor, head: Head, labels_N: Tensor, *, chunk: int, dtype: torch.dtype
 ) -> Tensor:
     """Return the labels' log-probabilities, float32 (N,), without gradient.
 
     They are those whose negative sum `head_losses` gives for cross-entropy, from the same products
-    in `dtype`, so a model compared with itself gives the same numbers. At most a chunk's logits
+    in `dtype`, so a model compared with itself gives the same numbers; `label_logprobs` of
+    attar/models/structure.py, for frozen models, agrees up to rounding. At most a chunk's logits
     exist at once.
     """
     head = replace(head, weight_VH=head.weight_VH.to(dtype))

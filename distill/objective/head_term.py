@@ -35,11 +35,6 @@ class HeadTerm:
         """Return whether its value at a token is the label's negative log-likelihood, weighted."""
         return self.loss.name == "cross_entropy" and not any(self.parameters.values())
 
-    @property
-    def is_nll(self) -> bool:
-        """Return whether its value is the plain negative log-likelihood of the labels."""
-        return self.reads_nll and self.weight_N is None
-
     def values(self, logits_NV: Tensor, labels_N: Tensor) -> Tensor:
         """Return the loss of each token (N,), before `scale`; labels and target are theirs."""
         return self.weigh(self._unweighted(logits_NV, labels_N))

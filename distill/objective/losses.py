@@ -17,6 +17,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
@@ -59,6 +60,7 @@ class Loss:
         return keyword_parameters(self.function)
 
 
+@cache  # asked in every step, and annotations are evaluated
 def keyword_parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     """Return (type, default) of each keyword-only parameter of a registered function."""
     signature = inspect.signature(function, eval_str=True)

@@ -18,7 +18,7 @@ from attar.models.structure import head_of, run_body
 from attar.models.task_heads import class_logits
 from distill.data.batching import Batch
 from distill.data.tokenize import IGNORE
-from distill.objective.chunked_head import head_losses, label_logprobs, logit_losses
+from distill.objective.chunked_head import head_logprobs, head_losses, logit_losses
 from distill.objective.head_term import HeadTerm
 from distill.objective.reward_term import rewards_of_pairs
 
@@ -74,7 +74,7 @@ class LanguageReadout:
     def label_logprobs(self, student: nn.Module, output: Tensor, labels_N: Tensor) -> Tensor:
         """Return the labels' log-probabilities, float32 (N,), without gradient, chunk by chunk."""
         head = head_of(student, self.vocabulary)
-        return label_logprobs(output, head, labels_N, chunk=self.chunk, dtype=self.dtype)
+        return head_logprobs(output, head, labels_N, chunk=self.chunk, dtype=self.dtype)
 
     def right(self, output: Tensor, labels_N: Tensor) -> Tensor:
         """Raise `AssertionError`: it does not rate."""
@@ -122,11 +122,12 @@ class RewardReadout:
         self, student: nn.Module, output: Tensor, labels_N: Tensor, terms: Sequence[HeadTerm]
     ) -> tuple[Tensor, Tensor]:
         """Return (0, nll of the pairs): -log σ of the difference of their rewards; the recipe was
-        checked to have no terms over outcomes.
+        checked to have no terms over outcomes. The 0 has a gradient of zeros, so that the head
+        takes part where processes exchange gradients.
         """
         assert len(terms) == 1, "a pair's nll is measured, and no outcome is learned"
         nll = -logsigmoid(_differences(output)).double().sum()
-        return torch.zeros((), device=output.device), nll.detach().unsqueeze(0)
+        return 0.0 * output.float().sum(), nll.detach().unsqueeze(0)
 
     def label_logprobs(self, student: nn.Module, output: Tensor, labels_N: Tensor) -> Tensor:
         """Raise `AssertionError`: texts are scored, and no token of them is predicted."""

@@ -199,7 +199,8 @@ class Learner(nn.Module):
         terms: Sequence[Any],
         judged: Mapping[TermKey, JudgedTexts],
     ) -> tuple[Tensor, dict[TermKey, Tensor], Tensor | None]:
-        """Return (scaled loss, sum of each term, nll) of all terms that read logits, from one pass.
+        """Return (scaled loss, sum of each term, nll) of all terms that read logits, from one pass;
+        the nll is that of chosen answers and texts alone.
 
         A term on preferences has its value already; the pass adds its gradient, that of the labels'
         log-probabilities with a weight a token.
@@ -211,14 +212,14 @@ class Learner(nn.Module):
             if isinstance(bound, OutcomeTerm):
                 scale = scales[bound.key.unit]
                 found.append((bound.key, bound.head_term(term, outputs, sources, scale)))
-        chosen_N = outputs.batch.on("chosen")
-        measured = [
+        of_chosen = (
             i
             for i, (key, one) in enumerate(found)
-            if one.is_nll or (one.reads_nll and key is not None and key.unit == "chosen")
-        ]
-        if not measured:  # measured, not learned
-            measured = [len(found)]
+            if one.reads_nll and key is not None and key.unit == "chosen"
+        )
+        nll = next(of_chosen, len(found))
+        if nll == len(found):  # measured, not learned
+            chosen_N = outputs.batch.on("chosen")
             found.append((None, HeadTerm(LOSSES["cross_entropy"], 0.0, weight_N=chosen_N)))
         sums: dict[TermKey, Tensor] = {}
         more = torch.zeros((), device=outputs.final.device)
@@ -241,7 +242,7 @@ class Learner(nn.Module):
             for (key, one), value in zip(found, values, strict=True)
             if key is not None
         }
-        return total + more.detach(), sums, values[measured[0]]
+        return total + more.detach(), sums, values[nll]
 
 
 @contextmanager

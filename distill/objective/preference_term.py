@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from distill.data.batching import Batch
+from distill.data.examples import CHOSEN, REJECTED
 from distill.objective.head_term import HeadTerm
 from distill.objective.losses import LOSSES
 from distill.objective.preference_forms import FORMS
-from distill.objective.sequence_value import CHOSEN, REJECTED, sequence_value
+from distill.objective.sequence_value import sequence_value
 from distill.objective.term_protocols import (
     Needs,
     OfMismatched,

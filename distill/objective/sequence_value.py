@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.data.examples import CHOSEN, REJECTED
 from distill.objective.losses import loss
 from distill.objective.preference_forms import Answers, Form
-
-ALONE, CHOSEN, REJECTED = 0, 1, 2  # roles of texts
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def sequence_value(
 
     logprobs_N, reference_N: the labels' log-probabilities under policy and reference; the latter is
     needed if the form reads one, else not looked at. text_of_token_N: int64, the text of each
-    token, 0 to S - 1. roles_S: int8, `ALONE`, `CHOSEN` or `REJECTED`; the rejected answer of a pair
+    token, 0 to S - 1. roles_S: int8, as in `distill.data.examples`; the rejected answer of a pair
     directly follows the chosen one. parameters: the form's own, those that are missing have their
     defaults. baseline: read by forms without pairs; one below 0 is taken as 0.
     """

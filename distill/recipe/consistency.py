@@ -17,25 +17,35 @@ from teachers.codecs.codec import check_gives_label_logprobs
 def check_consistency(recipe: Recipe) -> None:
     """Raise `RecipeError` for the first section that does not fit the others."""
     check_possible(recipe.export, recipe.specialize)
-    if recipe.teacher.adapt is not None:
-        for i, term in enumerate(recipe.teacher.adapt.objective):
-            _check_rewards(recipe, f"teacher.adapt.objective[{i}]", term)
+    adapt = recipe.teacher.adapt
+    if adapt is not None:
+        _check_reference("teacher.adapt", adapt)
+        for i, term in enumerate(adapt.objective):
+            where = f"teacher.adapt.objective[{i}]"
+            _check_rewards(recipe, where, term)
+            if LOSSES[term.loss].reads == "sequence":
+                _check_preference(recipe, where, term, source_of(term, adapt.source))
     for path, section in recipe.learning().items():
         if section.source == "online" and not reads_from(section, "online"):
             raise RecipeError(
                 f"`{path}.source: online` has no effect: no term reads it from there; leave it out."
             )
-        if section.reference is not None and not reads_from(section, "reference"):
-            raise RecipeError(
-                f"`{path}.reference` has no effect: no term of `{path}.objective` compares "
-                "preferences with a reference; leave it out."
-            )
+        _check_reference(path, section)
         if all(term.weight == 0 for term in section.objective):
             raise RecipeError(
                 f"`{path}.objective`: every term has weight 0, so nothing is learned; give one "
                 "term a weight above 0."
             )
         _check_signals(recipe, path, section)
+
+
+def _check_reference(path: str, section: LoopConfig) -> None:
+    """A model that is named as the reference is read by some term."""
+    if section.reference is not None and not reads_from(section, "reference"):
+        raise RecipeError(
+            f"`{path}.reference` has no effect: no term of `{path}.objective` compares "
+            "preferences with a reference; leave it out."
+        )
 
 
 def _check_signals(recipe: Recipe, path: str, section: LoopConfig) -> None:

@@ -68,3 +68,11 @@ class Recipe(Section):
         if self.export.recover is not None:
             found["export.recover"] = self.export.recover
         return found
+
+    def data_of(self, path: str) -> DataConfig:
+        """The data that a section trains on, by the section's path: all but `specialize`, which
+        may have its own, train on the run's.
+        """
+        special = self.specialize
+        own: DataConfig | None = special.data if special is not None else None
+        return own if path == "specialize" and own is not None else self.data

@@ -11,7 +11,12 @@ from attar.files import read_json
 from attar.models.loading import resolve_precision
 from distill.run.context import Run
 from distill.run.folder import StageRecord, on_first_process
-from distill.stages.fingerprints import data_inputs, discard_other, teacher_inputs
+from distill.stages.fingerprints import (
+    data_inputs,
+    discard_other,
+    reference_inputs,
+    teacher_inputs,
+)
 from distill.stages.reference import Start
 from distill.stages.stage import ADAPT_TEACHER, work
 from distill.stages.training import run_training
@@ -29,7 +34,11 @@ LEAST_GAIN = (
 
 @work(
     ADAPT_TEACHER,
-    inputs=lambda run: [data_inputs(run), teacher_inputs(run)],
+    inputs=lambda run: [
+        data_inputs(run),
+        teacher_inputs(run),
+        *reference_inputs(run, run.recipe.teacher.adapt),
+    ],
     outputs=lambda run: [run.folder.teacher],
     skipped=lambda run: run.recipe.teacher.adapt is None,
     spent=lambda run: spent(run.recipe.teacher.adapt, run.folder.arm("teacher")),

@@ -313,16 +313,13 @@ def cache_in(
 
 
 def labels_of_examples(run: Run) -> Callable[[list[str]], list[np.ndarray | None]]:
-    """A function from keys to the labels (N,) of the run's examples, None of one it does not have.
+    """A function from keys to the labels (N,) of the run's texts, None of one it does not have.
 
     The data are prepared. `distill cache convert` gives it to a cache, which holds no labels.
     """
     run.prepare_data()
-    where = {
-        key: (examples, i)
-        for examples in run.cached_examples()
-        for i, key in enumerate(examples.keys)
-    }
+    sets = [examples.by_text() for examples in run.cached_examples()]
+    where = {key: (texts, i) for texts in sets for i, key in enumerate(texts.keys)}
 
     def labels(keys: list[str]) -> list[np.ndarray | None]:
         found = [where.get(key) for key in keys]

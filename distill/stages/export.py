@@ -21,7 +21,7 @@ from distill.data.config import sources_of
 from distill.run.context import Run
 from distill.run.folder import StageRecord
 from distill.run.published import hub_data, hub_models, published_name, published_recipe
-from distill.stages.fingerprints import discard_other
+from distill.stages.fingerprints import discard_other, reference_inputs
 from distill.stages.reference import Start
 from distill.stages.stage import EXPORT, work
 from distill.stages.training import run_training
@@ -46,7 +46,8 @@ CANNOT_BE_MADE = (
 
 def _inputs(run: Run) -> list[Any]:
     values = run.recipe.export.model_dump(exclude={"recover": WITHOUT_EFFECT})
-    return [values, library_versions("peft", "bitsandbytes", "torchao")]
+    versions = library_versions("peft", "bitsandbytes", "torchao")
+    return [values, versions, *reference_inputs(run, run.recipe.export.recover)]
 
 
 def _outputs(run: Run) -> list[Path]:

@@ -15,8 +15,8 @@ from distill.data.config import source_stamp
 from distill.data.prepare import FORMAT
 from distill.run.context import Run
 from distill.training.checkpoint import INPUTS_FILE
-from distill.training.config import WITHOUT_EFFECT
-from teachers.load import teacher_identity
+from distill.training.config import WITHOUT_EFFECT, LoopConfig
+from teachers.load import TeacherConfig, teacher_identity
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,16 @@ def teacher_inputs(run: Run) -> list[Any]:
     versions = library_versions("torch", "transformers")  # what a model computes
     values = teacher.model_dump(exclude={"adapt": WITHOUT_EFFECT})
     return _once(run, "teacher", lambda: [teacher_identity(teacher), values, versions])
+
+
+def reference_inputs(run: Run, config: LoopConfig | None) -> list[Any]:
+    """What a training depends on of the model that its section names as `reference`; empty where it
+    names none, since the student's own start is known from the stages before.
+    """
+    name = None if config is None else config.reference
+    if name is None:
+        return []
+    return _once(run, f"reference {name}", lambda: [teacher_identity(TeacherConfig(model=name))])
 
 
 def discard_other(folder: Path, wanted: str) -> None:

@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 
 def check_preferences(run: Run) -> None:
     """Raise `RecipeError` for the first term whose answers the data do not have."""
-    special = run.recipe.specialize
     sections: dict[str, LoopConfig | None] = {
         "teacher.adapt": run.recipe.teacher.adapt,
         **run.recipe.learning(),
@@ -29,9 +28,7 @@ def check_preferences(run: Run) -> None:
     for path, config in sections.items():
         if config is None:
             continue
-        data = run.recipe.data
-        if path == "specialize" and special is not None and special.data is not None:
-            data = special.data
+        data = run.recipe.data_of(path)
         train, validation = run.data(data)
         for part, examples in (("train", train), ("validation", validation)):
             _check_part(path, config, data, part, examples)

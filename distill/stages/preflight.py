@@ -221,11 +221,11 @@ def check_references(run: Run) -> None:
         found = load_config(name)
         if auto_class_of(found) != CAUSAL:
             raise RecipeError(f"`{path}.reference` ({name}) does not predict the next token.")
-        positions, length = usable_positions(found), run.recipe.data.max_length
-        if positions is not None and length > positions:
+        positions, data = usable_positions(found), run.recipe.data_of(path)
+        if positions is not None and data.max_length > positions:
             raise RecipeError(
-                f"`data.max_length` is {length}; the model of `{path}.reference` has {positions} "
-                "positions for a text; lower it."
+                f"`{data.section}.max_length` is {data.max_length}; the model of "
+                f"`{path}.reference` has {positions} positions for a text; lower it."
             )
         if differ := differing_ids(run.tokenizer, load_tokenizer(name)):
             i, own, other = differ[0]

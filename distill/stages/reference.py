@@ -127,7 +127,9 @@ def reference_cache(run: Run, reference: Reference, examples: Iterable[Examples]
 
 
 def _fill(run: Run, reference: Reference, store: SignalStore, requests: list[Request]) -> None:
-    """Make what the reference's cache lacks; one of another reference is made anew."""
+    """Make what the reference's cache lacks; one of another reference, or of other texts alone, is
+    made anew.
+    """
     counts = {request.key: len(request.counted) for request in requests}
     manifest = manifest_of(
         CODEC,
@@ -136,9 +138,7 @@ def _fill(run: Run, reference: Reference, store: SignalStore, requests: list[Req
         data_counts_of(counts, run.recipe.data.max_length),
     )
     with on_first_process() as first:
-        found = store.manifest()
-        others = found is not None and not _same_but_data(found, manifest)
-        if first and (others or _was_stopped(store, manifest)):
+        if first and not _can_go_on(store, manifest, counts):
             clear(Path(store.url))
     found = store.manifest()
     if found is not None and counts.keys() <= held_tokens(store.entries()).keys():
@@ -156,14 +156,15 @@ def _fill(run: Run, reference: Reference, store: SignalStore, requests: list[Req
     )
 
 
-def _same_but_data(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether a cache is of the same reference, whatever texts it holds."""
-    return all(found.get(name) == wanted[name] for name in wanted if name != "data")
+def _can_go_on(store: SignalStore, wanted: dict[str, Any], counts: dict[str, int]) -> bool:
+    """Whether a cache is of the same reference, and its build can go on or it can grow.
 
-
-def _was_stopped(store: SignalStore, wanted: dict[str, Any]) -> bool:
-    """Whether a build for other texts was stopped, so that it cannot go on for these."""
+    A build that was stopped goes on with the same texts; what grows holds some of the texts.
+    """
     found = store.manifest()
     if found is None or found == wanted:
+        return True
+    if any(found.get(name) != wanted[name] for name in wanted if name != "data"):
         return False
-    return len(held_tokens(store.entries())) != int(found["data"]["examples"])
+    held = held_tokens(store.entries())
+    return len(held) == int(found["data"]["examples"]) and bool(held.keys() & counts.keys())

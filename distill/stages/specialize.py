@@ -28,7 +28,11 @@ from distill.objective.terms import TERM_MODELS
 from distill.recipe.specialize import SpecializeLoop
 from distill.run.context import Run
 from distill.run.folder import StageRecord, on_first_process
-from distill.stages.fingerprints import discard_other, specializing_data_inputs
+from distill.stages.fingerprints import (
+    discard_other,
+    reference_inputs,
+    specializing_data_inputs,
+)
 from distill.stages.reference import Start
 from distill.stages.stage import SPECIALIZE, work
 from distill.stages.training import run_training
@@ -51,7 +55,8 @@ log = logging.getLogger(__name__)
 def _inputs(run: Run) -> list[Any]:
     special = run.recipe.specialize
     values = None if special is None else special.model_dump(exclude=WITHOUT_EFFECT)
-    return [specializing_data_inputs(run), values, library_versions("peft", "bitsandbytes")]
+    versions = library_versions("peft", "bitsandbytes")
+    return [specializing_data_inputs(run), values, versions, *reference_inputs(run, special)]
 
 
 def _outputs(run: Run) -> list[Path]:

@@ -17,7 +17,7 @@ from attar.models.task_heads import load_as_saved
 from distill.run.context import Run
 from distill.run.folder import StageRecord, on_first_process
 from distill.stages.cache import SUBSET_FILE
-from distill.stages.fingerprints import discard_other
+from distill.stages.fingerprints import discard_other, reference_inputs
 from distill.stages.reference import Start
 from distill.stages.stage import TRAIN, work
 from distill.stages.training import learns_from_unfinished, run_training
@@ -52,6 +52,7 @@ def _spent(run: Run) -> list[Path]:
     inputs=lambda run: [
         run.recipe.train.model_dump(exclude=WITHOUT_EFFECT),
         library_versions("accelerate"),
+        *reference_inputs(run, run.recipe.train),
     ],
     outputs=_outputs,
     spent=_spent,

@@ -145,10 +145,11 @@ def _online_teacher(run: Run, config: LoopConfig, packing: bool) -> OnlineTeache
     if not online:
         return None
     pairs = run.layer_map().pairs(config.objective, config.source)
-    used: dict[str, set[int]] = {"hidden": set(), "relation": set(), "distribution": set()}
-    for i, term in enumerate(config.objective):
+    used: dict[str, set[int]] = {"hidden": set(), "relation": set()}
+    for i, found in pairs.items():
+        term = config.objective[i]
         if term in online:
-            used[LOSSES[term.loss].reads] |= {t for _, t in pairs.get(i, [])}
+            used[LOSSES[term.loss].reads] |= {t for _, t in found}
     layers, blocks = sorted(used["hidden"]), sorted(used["relation"])
     log.info("the teacher runs in every step: %s", ", ".join(term.loss for term in online))
     teacher = load_teacher(run.teacher)

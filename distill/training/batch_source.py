@@ -44,11 +44,8 @@ class BatchSource(Protocol):
     def num_tokens(self) -> int:
         """Return the counted tokens of all steps, for the progress bar; may be an estimate."""
 
-    def counted_tokens(self, step: int) -> int:
-        """Return the exact counted tokens of a step, over all micro-batches and processes."""
-
     def counted(self, step: int) -> Counted:
-        """Return the same with rejected answers' tokens and judgements apart."""
+        """Return exactly what a step counts, over all micro-batches and processes."""
 
     def batches(self, step: int) -> Sequence[StepBatch]:
         """Return this process's micro-batches of a step, one or more; as many in every process."""
@@ -123,12 +120,8 @@ class PlannedBatches:
         """Return the counted tokens of all steps."""
         return sum(one.tokens for one in self.plan.counted)
 
-    def counted_tokens(self, step: int) -> int:
-        """Return the counted tokens of a step."""
-        return self.plan.counted[step].tokens
-
     def counted(self, step: int) -> Counted:
-        """Return the same with rejected answers' tokens and judgements apart."""
+        """Return what a step counts, over all micro-batches and processes."""
         return self.plan.counted[step]
 
     def batches(self, step: int) -> list[StepBatch]:

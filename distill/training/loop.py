@@ -42,7 +42,7 @@ def train(job: Job) -> Result:
             stopping = state.any_process(bool(asked))
             state.after_step(record, started, stopping)
             note = ", ".join(filter(None, (_words_of(means), state.last_validation)))
-            work.advance(source.counted_tokens(number), note)
+            work.advance(source.counted(number).tokens, note)
             if stopping:
                 raise StopSignal(asked[0] if asked else signal.SIGINT)
     if job.config.trackers:

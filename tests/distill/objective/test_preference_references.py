@@ -17,11 +17,12 @@ import pytest
 import torch
 
 from attar.models.structure import Head
-from distill.objective.chunked_head import head_losses, label_logprobs
+from distill.data.examples import CHOSEN, REJECTED
+from distill.objective.chunked_head import head_logprobs, head_losses
 from distill.objective.head_term import HeadTerm
 from distill.objective.losses import LOSSES
 from distill.objective.preference_forms import FORMS, Answers
-from distill.objective.sequence_value import CHOSEN, REJECTED, sequence_value
+from distill.objective.sequence_value import sequence_value
 from tests.references.inputs import (
     IDS,
     PAIRS,
@@ -163,7 +164,7 @@ def test_recorded_loss_is_a_weighted_cross_entropy_through_the_head(entry, chunk
     text_N = torch.arange(len(batch.rows)).unsqueeze(-1).expand(counted.shape)[counted]
     head = Head(torch.eye(IDS))
     how = {"chunk": chunk, "dtype": torch.float32}
-    logprobs_N = label_logprobs(hidden_NH, head, labels_N, **how)
+    logprobs_N = head_logprobs(hidden_NH, head, labels_N, **how)
     result = sequence_value(
         batch.form,
         batch.ours.parameters,

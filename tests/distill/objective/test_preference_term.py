@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distill.data.batching import collate
-from distill.data.examples import CHOSEN, example_of
+from distill.data.examples import CHOSEN, REJECTED, example_of
 from distill.data.tokenize import IGNORE
 from distill.objective.objective import Learner
 from distill.objective.terms import TERM_MODELS
@@ -183,6 +183,17 @@ def test_on_says_whose_tokens_count(pairs, make_model, term, on):
     got = step(learner_of(model, {**term, "on": on}, **options), [batch], cache=signals)
     want = step(learner_of(model, term, **options), [alone], cache=signals)
     assert_same(want, got)
+
+
+@pytest.mark.parametrize("on", ["chosen", "rejected", "all"])
+def test_the_nll_is_that_of_chosen_answers_whatever_is_learned(pairs, make_model, on):
+    bad = [replace(pair.rejected, role=REJECTED) for pair in pairs[:2]]  # rated answers, all bad
+    batches = [collate([[pair] for pair in pairs]), collate([[text] for text in bad])]
+    learner = learner_of(make_model(7), {"loss": "cross_entropy", "on": on})
+    _, means, _ = step(learner, batches)
+    chosen = [pair.texts[0] for pair in pairs]
+    want = -answer_logprobs(learner.student, chosen).sum() / sum(len(t.counted) for t in chosen)
+    assert means.nll == pytest.approx(want.item(), rel=1e-5)
 
 
 def test_a_batch_without_pairs_has_no_preference(texts, reference_of, make_model):

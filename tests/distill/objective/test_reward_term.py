@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,11 +59,11 @@ def examples():
     return found
 
 
-def learner_of(model, *terms):
+def learner_of(model, *terms, **options):
     made = [TERM_MODELS[term["loss"]].model_validate(term) for term in terms]
     return Learner(
         model.eval(), made, vocabulary=len(WORDS), dtype=torch.float32, chunk=8,
-        readout=RewardReadout(),
+        readout=RewardReadout(), **options,
     )  # fmt: skip
 
 
@@ -202,3 +203,16 @@ def test_an_evaluation_counts_the_pairs_that_are_ranked_right(examples):
     right = (rewards[:, 0] > rewards[:, 1]).double().mean().item()
     assert 0 < right < 1
     assert sums.means(batch.counted).accuracy == pytest.approx(right)
+
+
+def test_a_head_has_a_gradient_where_hidden_states_alone_are_learned(examples):
+    """It is zero; processes that train together wait for every parameter's."""
+    model, batch = wide_bert(2), batch_of(examples)
+    tokens, width = int(batch.mask_BT.sum()), model.config.hidden_size
+    states = SimpleNamespace(hidden=lambda layer: torch.zeros(tokens, width))
+    learner = learner_of(model, {"loss": "hidden_mse"}, pairs={0: [(1, 1)]})
+    loss, sums = learner(batch, {"cache": states}, batch.counted.scales(1.0))
+    loss.backward()
+    assert sums.nll > 0
+    assert all(one.grad is not None for one in model.classifier.parameters())
+    assert not any(one.grad.any() for one in model.classifier.parameters())

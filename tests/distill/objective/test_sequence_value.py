@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from attar.models.structure import Head, head_of
-from distill.objective.chunked_head import head_losses, label_logprobs
+from distill.data.examples import ALONE, CHOSEN, REJECTED
+from distill.objective.chunked_head import head_logprobs, head_losses
 from distill.objective.head_term import HeadTerm
 from distill.objective.losses import LOSSES
 from distill.objective.model_outputs import LanguageReadout
 from distill.objective.preference_forms import FORMS, Answers
-from distill.objective.sequence_value import ALONE, CHOSEN, REJECTED, sequence_value
+from distill.objective.sequence_value import sequence_value
 from teachers.signals import KnownLogits
 from tests.helpers.preference_definitions import VARIANTS, shown
 
@@ -58,7 +59,7 @@ def value_of(variant, logprobs, text=TEXT_N, roles=ROLES, reference=REFERENCE):
 def two_passes(variant, hidden, weight, chunk, dtype=torch.float32, more=()):
     """(the value of the batch, gradients at hidden states and head)."""
     head, how = Head(weight), {"chunk": chunk, "dtype": dtype}
-    result = value_of(variant, label_logprobs(hidden, head, LABELS, **how))
+    result = value_of(variant, head_logprobs(hidden, head, LABELS, **how))
     term = HeadTerm(NLL, 1.0, weight_N=result.token_weights(TEXT_N))
     total, _ = head_losses(hidden, head, LABELS, [term, *more], **how)
     return result, torch.autograd.grad(total, [hidden, weight])
@@ -199,7 +200,7 @@ def test_tokens_of_texts_may_be_mixed(variant):
 
 def test_a_policy_that_is_its_reference_has_margin_0_and_log_2_exactly():
     hidden, weight = leaves()
-    own = label_logprobs(hidden, Head(weight), LABELS, chunk=5, dtype=torch.bfloat16)
+    own = head_logprobs(hidden, Head(weight), LABELS, chunk=5, dtype=torch.bfloat16)
     result = value_of(("sigmoid", {}), own, reference=own)
     assert (result.margin_P == 0).all()
     assert (result.reward_S == 0).all()
@@ -214,7 +215,7 @@ def test_identical_answers_have_no_gradient(variant):
     both = hidden.repeat(2, 1).requires_grad_()
     labels, text = LABELS[:4].repeat(2), torch.arange(2).repeat_interleave(4)
     how = {"chunk": 3, "dtype": torch.float32}
-    logprobs = label_logprobs(both, Head(weight), labels, **how)
+    logprobs = head_logprobs(both, Head(weight), labels, **how)
     roles = torch.tensor([CHOSEN, REJECTED], dtype=torch.int8)
     theirs = REFERENCE[:4].repeat(2)
     result = sequence_value(FORMS[name], parameters, logprobs, text, roles, theirs, BASELINE)
@@ -270,10 +271,10 @@ def test_margins_and_rewards_are_in_the_units_of_the_loss():
 def test_an_evaluation_gets_the_same_without_gradients(variant, mode):
     hidden, weight = leaves()
     want = value_of(
-        variant, label_logprobs(hidden, Head(weight), LABELS, chunk=7, dtype=torch.float32)
+        variant, head_logprobs(hidden, Head(weight), LABELS, chunk=7, dtype=torch.float32)
     )
     with mode():
-        logprobs = label_logprobs(hidden, Head(weight), LABELS, chunk=7, dtype=torch.float32)
+        logprobs = head_logprobs(hidden, Head(weight), LABELS, chunk=7, dtype=torch.float32)
         copies = [x.clone() for x in (TEXT_N, ROLES, REFERENCE)]
         got = value_of(variant, logprobs, *copies)
     for name, value in vars(want).items():
@@ -331,7 +332,7 @@ def test_preference_and_distilling_on_chosen_answers_share_one_pass():
         own = [term, more[2]]
         total, sums = head_losses(hidden, Head(weight), LABELS, own, chunk=7, dtype=torch.float32)
         parts.append(torch.autograd.grad(total, [hidden, weight]))
-        logprobs = label_logprobs(hidden, Head(weight), LABELS, chunk=7, dtype=torch.float32)
+        logprobs = head_logprobs(hidden, Head(weight), LABELS, chunk=7, dtype=torch.float32)
         assert sums[1].item() == pytest.approx(-logprobs.double().sum().item(), rel=1e-6)
     for got, *separate in zip(together, *parts, strict=True):
         torch.testing.assert_close(got, sum(separate), rtol=1e-5, atol=1e-6)

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attar.models.structure import Head
+from attar.models.structure import Head, label_logprobs
 from distill.objective import chunked_head
-from distill.objective.chunked_head import head_losses, label_logprobs, logit_losses
+from distill.objective.chunked_head import head_logprobs, head_losses, logit_losses
 from distill.objective.closed_form import covers
 from distill.objective.head_term import HeadTerm
 from distill.objective.losses import LOSSES
@@ -182,11 +182,8 @@ def test_weights_scale_value_and_gradient_and_negative_ones_turn_them():
     assert_same(run([replace(term, weight_N=-3 * WEIGHT)]), want, rtol=1e-5, atol=1e-5)
 
 
-def test_only_the_unweighted_nll_is_reported_as_such():
-    assert HeadTerm(NLL, 0.0).is_nll
-    weighted = HeadTerm(NLL, 1.0, weight_N=WEIGHT)
-    assert weighted.reads_nll
-    assert not weighted.is_nll
+def test_a_smoothed_nll_is_not_reported_as_the_nll():
+    assert HeadTerm(NLL, 1.0, weight_N=WEIGHT).reads_nll
     assert not HeadTerm(NLL, 1.0, parameters={"label_smoothing": 0.1}).reads_nll
 
 
@@ -209,7 +206,7 @@ HEADS = [{}, {"scale": 0.4}, {"softcap": 3.0}, {"scale": 0.4, "bias_V": normal(V
 def test_label_logprobs_are_those_of_all_logits(chunk, options):
     hidden, weight = (x.requires_grad_() for x in leaves())
     head = Head(weight, **options)
-    got = label_logprobs(hidden, head, LABELS, chunk=chunk, dtype=torch.float32)
+    got = head_logprobs(hidden, head, LABELS, chunk=chunk, dtype=torch.float32)
     wide = replace(head, weight_VH=weight.double()).finish(hidden.double() @ weight.double().T)
     want = wide.log_softmax(-1)[torch.arange(N), LABELS]
     assert got.dtype == torch.float32
@@ -221,7 +218,7 @@ def test_label_logprobs_are_those_of_all_logits(chunk, options):
 def test_label_logprobs_are_bit_for_bit_those_of_the_losses(dtype):
     """So a policy that is its own reference has a margin of exactly 0."""
     hidden, weight = leaves()
-    logprobs = label_logprobs(hidden, Head(weight), LABELS, chunk=4, dtype=dtype)
+    logprobs = head_logprobs(hidden, Head(weight), LABELS, chunk=4, dtype=dtype)
     for n in range(N):
         only = torch.zeros(N)
         only[n] = 1.0
@@ -230,18 +227,29 @@ def test_label_logprobs_are_bit_for_bit_those_of_the_losses(dtype):
         assert sums[0].item() == -logprobs[n].item()
 
 
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_label_logprobs_are_those_of_a_reference_that_runs_under_autocast(softcap):
+    """So that a policy that is its reference has no margin: the same products, rounded as often."""
+    hidden, weight = leaves()
+    head = Head(weight, softcap=softcap)
+    own = head_logprobs(hidden, head, LABELS, chunk=4, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        other = label_logprobs(hidden, head, LABELS)
+    torch.testing.assert_close(own, other, rtol=1e-6, atol=1e-6)
+
+
 def test_blocks_of_label_logprobs_change_nothing(monkeypatch):
     hidden, weight = leaves()
-    whole = label_logprobs(hidden, Head(weight), LABELS, chunk=N, dtype=torch.float32)
+    whole = head_logprobs(hidden, Head(weight), LABELS, chunk=N, dtype=torch.float32)
     monkeypatch.setattr(chunked_head, "BLOCK_BYTES", 4 * V)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    parts = label_logprobs(hidden, Head(weight), LABELS, chunk=5, dtype=torch.float32)
+    parts = head_logprobs(hidden, Head(weight), LABELS, chunk=5, dtype=torch.float32)
     torch.testing.assert_close(whole, parts, rtol=1e-6, atol=1e-6)
 
 
 def test_label_logprobs_of_no_tokens_are_none():
     hidden, weight = leaves()
-    none = label_logprobs(hidden[:0], Head(weight), LABELS[:0], chunk=4, dtype=torch.float32)
+    none = head_logprobs(hidden[:0], Head(weight), LABELS[:0], chunk=4, dtype=torch.float32)
     assert none.shape == (0,)
 
 

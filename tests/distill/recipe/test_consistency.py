@@ -30,3 +30,36 @@ def test_kto_refuses_the_teachers_cache_whatever_its_codec(codec):
     with pytest.raises(RecipeError, match=says):
         check_consistency(recipe(codec, form="kto", source="cache"))
     check_consistency(recipe(codec, form="sigmoid", source="cache"))
+
+
+@pytest.mark.parametrize(
+    ("task", "adapt", "says"),
+    [
+        ("causal-lm", {"reference": "other"}, r"`teacher.adapt.reference` has no effect"),
+        (
+            "sequence-classification",
+            {"objective": [{"loss": "preference"}]},
+            r"`teacher.adapt.objective\[0\]`: preference .* needs `task: causal-lm`",
+        ),
+    ],
+)
+def test_an_adapted_teacher_has_no_reference_without_answers(task, adapt, says):
+    values = {
+        "task": task,
+        "data": {"train": "rows.jsonl"},
+        "teacher": {"model": "teacher", "adapt": adapt},
+        "student": {"from": "teacher"},
+        "train": {"objective": [{"loss": "cross_entropy"}]},
+    }
+    with pytest.raises(RecipeError, match=says):
+        check_consistency(Recipe.model_validate(values))
+
+
+def test_data_of_a_section_are_the_runs_unless_it_has_its_own():
+    values = recipe().model_dump(exclude_unset=True)
+    own = {"train": "own.jsonl", "max_length": 32}
+    found = Recipe.model_validate({**values, "specialize": {"data": own}})
+    assert found.data_of("specialize").max_length == 32
+    assert found.data_of("train") is found.data_of("teacher.adapt") is found.data
+    shared = Recipe.model_validate({**values, "specialize": {}})
+    assert shared.data_of("specialize") is shared.data

@@ -1,14 +1,16 @@
 """A cache is offered to another teacher, tokenizer or recipe: refused, and the field is named."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from attar.errors import CacheError
 from distill.run.context import Run
 from distill.run.load import load_recipe
-from distill.stages.cache import cache_manifest, make_cache, open_cache
+from distill.stages.cache import cache_manifest, labels_of_examples, make_cache, open_cache
 from teachers.cache.store import SignalStore
+from tests.helpers.judging import preferences, prepare_parts
 
 
 def run_with(*changes):
@@ -74,3 +76,13 @@ def test_same_recipe_fits(begun):
     SignalStore(again.cache_url).check_fits(cache_manifest(again))
     with pytest.raises(CacheError, match="still being built"):
         open_cache(again)
+
+
+def test_labels_are_those_of_both_texts_of_a_pair(tokenizer, tmp_path):
+    parts, _ = prepare_parts(tokenizer, tmp_path, preferences(12))
+    run = SimpleNamespace(prepare_data=lambda: None, cached_examples=lambda: [parts["train"]])
+    labels = labels_of_examples(run)
+    for pair in parts["train"]:
+        got = labels([text.key for text in pair.texts])
+        assert [one.tolist() for one in got] == [t.counted_labels.tolist() for t in pair.texts]
+    assert labels(["unknown"]) == [None]

@@ -19,10 +19,9 @@ def check(tokenizer, tmp_path):
         parts, _ = prepare_parts(tokenizer, tmp_path, rows)
         config = LoopConfig.model_validate({"objective": [{"loss": "preference", "form": form}]})
         recipe = SimpleNamespace(
-            specialize=None,
             teacher=SimpleNamespace(adapt=None),
             learning=lambda: {"train": config},
-            data=DataConfig(train="rows.jsonl", held_out=0.2),
+            data_of=lambda _: DataConfig(train="rows.jsonl", held_out=0.2),
         )
         run = SimpleNamespace(recipe=recipe, data=lambda _: (parts["train"], parts["validation"]))
         check_preferences(run)

@@ -22,9 +22,6 @@ class FromAnother:
         self._source, self.asked, self.closed = source, [], False
         self.num_steps, self.num_tokens = source.num_steps, 1
 
-    def counted_tokens(self, step):
-        return self._source.counted_tokens(step)
-
     def counted(self, step):
         return self._source.counted(step)
 
