@@ -1,4 +1,4 @@
-"""A student in TRL's GRPO or RLOO, rewarded for every answer that `evaluate.tasks` would call right.
+"""A student in TRL's GRPO or RLOO, rewarded where `evaluate.tasks` would call its answer right.
 
     pip install trl
     python examples/trl_grpo.py path/to/student questions.jsonl path/to/result --steps 200
@@ -77,4 +77,6 @@ load_tokenizer(args.student).save_pretrained(args.result)
 rewards = [row["reward"] for row in trainer.state.log_history if "reward" in row]
 tenth = max(1, len(rewards) // 10)
 first, last = (sum(some) / tenth for some in (rewards[:tenth], rewards[-tenth:]))
-print(f"mean reward {first:.3f} in the first {tenth} of {len(rewards)} steps, {last:.3f} in the last")
+print(
+    f"mean reward {first:.3f} in the first {tenth} of {len(rewards)} steps, {last:.3f} in the last"
+)
