@@ -55,6 +55,7 @@ def right(completions: list, target: list[str], **_: object) -> list[float]:
 
 # Loaded from its folder: the trainer loads the model that KL is measured to from there once more.
 student = AutoModelForCausalLM.from_pretrained(args.student, dtype=torch.float32)
+gpu = torch.cuda.is_available()
 make_trainer, make_config = METHODS[args.method]
 trainer = make_trainer(
     model=student, reward_funcs=right, processing_class=load_tokenizer(args.student),
@@ -65,8 +66,8 @@ trainer = make_trainer(
         args.result, max_steps=args.steps, learning_rate=args.lr, beta=args.beta, seed=args.seed,
         num_generations=args.group, max_completion_length=args.new_tokens,
         per_device_train_batch_size=args.group, gradient_accumulation_steps=args.batch,
-        bf16=torch.cuda.is_available(), gradient_checkpointing=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        bf16=gpu and torch.cuda.is_bf16_supported(), gradient_checkpointing=False,
+        dataloader_pin_memory=gpu,
         logging_steps=1, save_strategy="no", report_to="none",
     ),
 )  # fmt: skip
