@@ -16,6 +16,8 @@ from distill.data.config import DataConfig
 from distill.data.examples import Example, Examples
 from distill.data.row_list import examples_of
 from distill.data.tokenize import IGNORE
+from distill.evaluation.downstream.config import ExactMatch
+from distill.evaluation.downstream.questions import is_right_answer, questions_of
 from distill.objective.chunked_head import head_losses, tokens_per_chunk
 from distill.objective.head_term import HeadTerm
 from distill.objective.loss_sums import LossMeans, LossSums
@@ -41,6 +43,7 @@ __all__ = [
     "Batch",
     "DataConfig",
     "DenseDistribution",
+    "ExactMatch",
     "Example",
     "Examples",
     "Head",
@@ -62,10 +65,12 @@ __all__ = [
     "examples_of",
     "head_losses",
     "head_of",
+    "is_right_answer",
     "load_recipe",
     "load_tokenizer",
     "open_cache",
     "pack_rows",
+    "questions_of",
     "read_report",
     "run_body",
     "run_stages",

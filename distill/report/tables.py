@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from attar.files import read_json_object
@@ -41,8 +42,11 @@ def artifact_table(report: Numbers, columns: TableColumns, *, intervals: bool = 
 
 def downstream_tasks(report: Numbers) -> list[str]:
     """Names of the downstream tasks that any artifact was asked, in the order of the columns."""
-    artifacts = report["artifacts"].values()
-    return sorted({task for numbers in artifacts for task in numbers.get("tasks", {})})
+    return _tasks_of(report["artifacts"].values())
+
+
+def _tasks_of(models: Iterable[Numbers]) -> list[str]:
+    return sorted({task for numbers in models for task in numbers.get("tasks", {})})
 
 
 def _accuracy(found: Numbers, interval: bool) -> str:
@@ -54,11 +58,17 @@ def _accuracy(found: Numbers, interval: bool) -> str:
 
 
 def evaluation_table(found: Numbers, columns: TableColumns) -> Table:
-    """Models measured without a recipe, one a row; the teacher, if any, comes first."""
-    lines = [["", *columns]]
-    if "teacher" in found:
-        lines.append(["teacher", *cells(found["teacher"], columns)])
-    return [*lines, *([name, *cells(one, columns)] for name, one in found["models"].items())]
+    """Models measured without a recipe, one a row; the teacher, if any, comes first. There is a
+    column more for each downstream task.
+    """
+    models = [("teacher", found["teacher"])] if "teacher" in found else []
+    models += found["models"].items()
+    tasks = _tasks_of(numbers for _, numbers in models)
+    lines = [["", *columns, *tasks]]
+    for name, numbers in models:
+        shown = [_accuracy(numbers.get("tasks", {}).get(task, {}), False) for task in tasks]
+        lines.append([name, *cells(numbers, columns), *shown])
+    return lines
 
 
 def markdown_table(numbers: Numbers, columns: TableColumns) -> str:

@@ -35,6 +35,7 @@ from distill.evaluation.downstream.config import (
 )
 from distill.evaluation.lm_eval import open_tasks
 
+QUESTION_SEPARATOR = "\n\n"
 QUESTION_COLUMNS = (
     "query",
     "question",
@@ -263,6 +264,31 @@ def extract(rule: str, text: str) -> str | None:
     if not found:
         return None
     return found[-1].group(1) if pattern.groups else found[-1].group()
+
+
+def before_stop(text: str, stop: str | None) -> str:
+    """A text up to where `stop` first stands behind its leading white space, or all of it."""
+    begin = len(text) - len(text.lstrip())
+    return text[:begin] + text[begin:].partition(stop)[0] if stop is not None else text
+
+
+def stop_of(task: ExactMatch) -> str | None:
+    """The text at which an answer ends: outside a chat, by default where the next question would
+    begin, as in lm-eval, since a base model goes on with questions of its own.
+    """
+    return task.stop or (None if task.chat else QUESTION_SEPARATOR)
+
+
+def is_right_answer(task: ExactMatch, target: str, text: str) -> bool:
+    """Whether the answer in a text that a model wrote is the right one, by a task's rules.
+
+    target: the right answer, which may be worked out: its end is found by the same rule. What
+    follows the task's stop text does not count.
+    """
+    rule = extract_rule(task, target)
+    if number_of(target) is None:
+        target = extract(rule, target) or target
+    return same_answer(extract(rule, before_stop(text, stop_of(task))), target)
 
 
 def same_answer(one: str | None, other: str | None) -> bool:

@@ -25,16 +25,15 @@ from distill.data.row_formats import join
 from distill.data.tokenize import IGNORE
 from distill.evaluation.downstream.config import Cloze, ExactMatch, Harness, Questions, TaskConfig
 from distill.evaluation.downstream.questions import (
+    QUESTION_SEPARATOR,
     Question,
-    extract,
-    extract_rule,
-    number_of,
+    before_stop,
+    is_right_answer,
     questions_of,
-    same_answer,
+    stop_of,
 )
 from distill.runtimes.runtime import Runtime
 
-QUESTION_SEPARATOR = "\n\n"
 CHOICES_AT_ONCE = 8  # choices read in one batch
 POSITIONS_AT_ONCE = 256  # tokens whose logits exist at once
 STOP_CHECK_STRIDE = 32  # ids generated between two searches for the stop text
@@ -217,19 +216,10 @@ def _answers_right(
     runtime: Runtime,
     end_ids: tuple[int, ...],
 ) -> bool:
-    """Whether the answer in the text that the model writes is the right one.
-
-    Outside a chat, an answer ends where the next question would begin, as in lm-eval, with or
-    without questions shown before: a base model goes on with questions of its own.
-    """
+    """Whether the answer in the text that the model writes is the right one."""
     ids = _prompt_ids(task, shots, question, runtime)
-    stop = task.stop or (None if task.chat else QUESTION_SEPARATOR)
-    text = generate_text(runtime, ids, task.new_tokens, stop, end_ids)
-    rule = extract_rule(task, question.target)
-    wanted = question.target
-    if number_of(wanted) is None:  # a worked answer: its end is found by the same rule
-        wanted = extract(rule, wanted) or wanted
-    return same_answer(extract(rule, text), wanted)
+    text = generate_text(runtime, ids, task.new_tokens, stop_of(task), end_ids)
+    return is_right_answer(task, question.target, text)
 
 
 def generate_text(
@@ -248,9 +238,8 @@ def generate_text(
         found = runtime.generate([*ids, *written], more, ends)
         written += [i for i in found if i not in ends]
         text = runtime.decode(written)
-        begin = len(text) - len(text.lstrip())
-        if stop is not None and stop in text[begin:]:
-            return text[: text.index(stop, begin)]
+        if (answer := before_stop(text, stop)) != text:
+            return answer
         if len(found) < more or found[-1] in ends:
             break
     return runtime.decode(written)

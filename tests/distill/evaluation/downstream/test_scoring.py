@@ -8,7 +8,13 @@ import torch
 from tokenizers import Tokenizer, models, trainers
 
 from attar.errors import DataError, RunError
-from distill.evaluation.downstream.questions import extract, number_of, questions_of, same_answer
+from distill.evaluation.downstream.questions import (
+    extract,
+    is_right_answer,
+    number_of,
+    questions_of,
+    same_answer,
+)
 from distill.evaluation.downstream.scoring import (
     generate_text,
     likelihoods,
@@ -216,6 +222,24 @@ SAME = [
 @pytest.mark.parametrize(("one", "other", "same"), SAME)
 def test_answers_are_equal_as_numbers_or_as_words(one, other, same):
     assert same_answer(one, other) is same
+
+
+@pytest.mark.parametrize(
+    ("keys", "target", "text", "right"),
+    [
+        ({}, "7", "3 + 4 = 7.", True),
+        ({}, "7", "7\n\nQ: 4+5=\nA: 9", True),  # the next question does not count
+        ({}, "7", "\n\n7", True),
+        ({"chat": True}, "7", "7\n\n9", False),
+        ({"stop": ";"}, "7", "7; 9", True),
+        ({}, "Light", "light.\nWater", True),
+        ({"extract": r"re:is (\w+)"}, "It is light", "that is Light", True),
+        ({}, "7", "", False),
+    ],
+)
+def test_an_answer_is_judged_as_the_task_judges_it(keys, target, text, right):
+    task = task_of(kind="exact_match", data="x", **keys)
+    assert is_right_answer(task, target, text) is right
 
 
 def test_what_is_no_number_is_text():
