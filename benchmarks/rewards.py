@@ -11,7 +11,7 @@ as many answers to the same 400 questions as the rewarded one was asked.
 Every seed draws other questions, another start and other answers. `gain` is the share right after
 less the share right before, and `+-` half of its 95% interval, over held-out questions: it covers
 the choice of questions, not that of the trainings' draws, of which the seeds' rows give an idea.
-Learning rates were tried on one seed, not searched.
+Rates were tried on seed 0 (rewards: 1e-4 and 3e-4), which is therefore not among them.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ EXAMPLE = ROOT / "examples" / "trl_grpo.py"
 MODEL = ROOT.parent / "shared" / "data" / "models" / "glassllm-en"
 HELD_OUT, SHOWN = 200, 400  # questions asked; questions learned with their answers
 BATCH, GROUP, STEPS = 16, 8, 100
+SEEDS = (1, 2, 3)
 
 
 def write_questions(folder: Path, seed: int) -> None:
@@ -82,7 +83,7 @@ def rewarded(folder: Path, student: Path, seed: int, steps: int) -> tuple[Path, 
     """What the example makes of a student, and the mean rewards that it prints."""
     result = folder / "rewarded"
     options = {
-        "steps": steps, "batch": BATCH, "group": GROUP, "new-tokens": 6, "lr": 3e-4, "seed": seed
+        "steps": steps, "batch": BATCH, "group": GROUP, "new-tokens": 6, "lr": 1e-4, "seed": seed
     }  # fmt: skip
     command = [sys.executable, str(EXAMPLE), str(student), str(folder / "asked.jsonl"), str(result)]
     command += [f"--{key}={value}" for key, value in options.items()]
@@ -140,11 +141,11 @@ def main() -> None:
     set_up_logging(quiet=True)
     torch.set_num_threads(1)
     found = []
-    for seed in range(1 if args.quick else 3):
+    for seed in SEEDS[:1] if args.quick else SEEDS:
         with tempfile.TemporaryDirectory() as folder:
             found.append(one_seed(Path(folder), seed, str(MODEL), args.quick))
         print(row_of(str(seed), found[-1:]), flush=True)
-    rows = [row_of(str(seed), [one]) for seed, one in enumerate(found)]
+    rows = [row_of(str(seed), [one]) for seed, one in zip(SEEDS, found, strict=False)]
     record([*rows, row_of("all", found)], args.json)
 
 
