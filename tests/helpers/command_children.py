@@ -38,7 +38,8 @@ def child(order: dict) -> None:
         for name in ("ensure_running", "connect_to_new_process", "set_forkserver_preload"):
             setattr(forkserver, name, getattr(forkserver._forkserver, name))
     else:
-        forkserver._forkserver.ensure_running = lambda: None  # it is our parent's child, not ours
+        # The fork server is our parent's child, not ours; both names of the method lead to it.
+        forkserver._forkserver.ensure_running = forkserver.ensure_running = lambda: None
     distill_command(order["arguments"], prog_name="distill")
 
 
