@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 POLITE = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 CLEANING_SECONDS = 10.0  # in which further stop signals do not disturb what the first one began
@@ -32,19 +34,12 @@ def is_ignored(number: int) -> bool:
     return signal.getsignal(number) is signal.SIG_IGN
 
 
-def _in_finalizer(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if frame.f_code.co_name == "__del__":
-            return True
-        frame = frame.f_back
-    return False
-
-
 @contextmanager
 def stopped_as_by_ctrl_c() -> Iterator[None]:
     """Raise `StopSignal` in the block at SIGTERM or SIGHUP, unless it is ignored or handled.
 
-    A second one soon after is passed over: a session that ends sends both.
+    A second one soon after is passed over: a session that ends sends both. One that comes where no
+    exception gets out (while an object is deleted, in a callback) is sent again, Ctrl-C too.
     """
     last: list[float] = []
 
@@ -52,11 +47,17 @@ def stopped_as_by_ctrl_c() -> Iterator[None]:
         now = time.monotonic()
         if last and now - last[-1] < CLEANING_SECONDS:
             return
-        if _in_finalizer(frame):  # from which no exception comes out
-            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
-            return
         last.append(now)
         raise StopSignal(number)
+
+    def send_again(unraisable: Any) -> None:
+        stopped = unraisable.exc_value
+        if not isinstance(stopped, KeyboardInterrupt):
+            shown(unraisable)
+            return
+        last.clear()
+        number = stopped.number if isinstance(stopped, StopSignal) else signal.SIGINT
+        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
 
     mine = [number for number in POLITE if signal.getsignal(number) is signal.SIG_DFL]
     try:
@@ -65,8 +66,10 @@ def stopped_as_by_ctrl_c() -> Iterator[None]:
     except ValueError:  # not the main thread, which alone may handle signals
         yield
         return
+    shown, sys.unraisablehook = sys.unraisablehook, send_again
     try:
         yield
     finally:
+        sys.unraisablehook = shown
         for number in mine:
             signal.signal(number, signal.SIG_DFL)

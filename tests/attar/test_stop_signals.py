@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+import weakref
 from contextlib import contextmanager
 
 import click
@@ -58,6 +59,25 @@ def test_a_signal_that_comes_while_an_object_is_deleted_is_not_lost():
 
     with pytest.raises(StopSignal), stopped_as_by_ctrl_c():
         work()
+
+
+def test_a_signal_that_comes_in_a_callback_is_not_lost():
+    """Python passes over any exception of a weak reference's callback, too."""
+
+    class Thing:
+        pass
+
+    thing = Thing()
+    known = weakref.ref(thing, lambda _: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(0)))
+
+    def work():
+        nonlocal thing
+        thing = None
+        time.sleep(10)
+
+    with pytest.raises(StopSignal), stopped_as_by_ctrl_c():
+        work()
+    assert known() is None
 
 
 def test_what_nohup_ignores_stays_ignored():
