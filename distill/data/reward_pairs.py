@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attar.errors import DataError
 from distill.data.chat_rendering import Chat
-from distill.data.conversations import conversation_of
 from distill.data.examples import CHOSEN
 from distill.data.preference_rows import (
     MARGIN_COLUMN,
@@ -27,20 +26,19 @@ from distill.data.preference_rows import (
     preference_format,
 )
 from distill.data.reader import ReadExamples, Reading, judged_reading, log_unread
-from distill.data.row_formats import RowFormat, pair_of
+from distill.data.row_formats import RowFormat
 from distill.data.tokenize import (
     CUT,
     HIDDEN,
     IGNORE,
     LEFT_OUT,
-    NO_ANSWER,
-    NO_REPLY,
     NO_ROOM,
     ONE_ANSWER,
     SAME_ANSWERS,
     SAME_BEGINNINGS,
-    bare_pair,
+    check_chat_template,
 )
+from distill.data.tokenize_answers import answered_conversation, bare_answer, is_bare
 
 if TYPE_CHECKING:
     from distill.data.config import DataConfig
@@ -141,26 +139,12 @@ def tokenize_reward_pair(
 
 def _text_of(tokenizer: Any, answer: OrdinaryRow, notes: set[str]) -> AnswerText | None:
     """The text of one answer; None, with the reason in `notes`, where it is left out."""
-    row, layout = answer.values, answer.layout
-    is_text = all(isinstance(side, str) for side in pair_of(row, layout))
-    if answer.bare or (is_text and tokenizer.chat_template is None):
-        prompt, text = bare_pair(row, layout)
-        if not text[len(prompt) :].strip():
-            notes.add(NO_ANSWER)
-            return None
-        if layout.tools is not None and row[layout.tools]:
-            notes.add(HIDDEN % layout.tools)
-        return AnswerText(text, prompt, bare=True)
-    if tokenizer.chat_template is None:
-        raise DataError(
-            "The data are conversations, and the tokenizer has no chat template; put one into the "
-            "model's folder as `chat_template.jinja` (instruct models of its family have one), or "
-            "write prompts and answers as plain text."
-        )
-    conversation = conversation_of(row, layout)
-    if not conversation.learned:
-        spoken = [i for i in conversation.replies if i not in conversation.muted]
-        notes.add(NO_ANSWER if spoken else NO_REPLY)
+    if is_bare(tokenizer, answer):
+        pair = bare_answer(answer, notes)
+        return pair and AnswerText(pair[1], pair[0], bare=True)
+    check_chat_template(tokenizer, "write prompts and answers as plain text")
+    conversation = answered_conversation(answer, notes)
+    if conversation is None:
         return None
     chat = Chat(tokenizer, conversation)
     notes |= {HIDDEN % key for key in chat.hidden_keys}

@@ -206,20 +206,28 @@ def _bare_pair(
     return _counted([example], tally)
 
 
-def check_chat_template(tokenizer: Any, config: DataConfig) -> None:
-    """Raise `DataError` for a tokenizer without a chat template, which conversations need."""
+def name_a_text(config: DataConfig) -> str:
+    """The remedy of who has conversations and no chat template, where plain texts are learned."""
+    return f"name a column of plain text with `{config.section}.text_column`"
+
+
+def check_chat_template(tokenizer: Any, remedy: str) -> None:
+    """Raise `DataError` for a tokenizer without a chat template, which conversations need.
+
+    remedy: what else can be done than to give it one.
+    """
     if tokenizer.chat_template is None:
         raise DataError(
             "The data are conversations, and the tokenizer has no chat template; put one into the "
             "model's folder as `chat_template.jinja` (instruct models of its family have one), or "
-            f"name a column of plain text with `{config.section}.text_column`."
+            f"{remedy}."
         )
 
 
 def _conversation(
     tokenizer: Any, conversation: Conversation, config: DataConfig, tally: Counter[str]
 ) -> TokenizedExamples:
-    check_chat_template(tokenizer, config)
+    check_chat_template(tokenizer, name_a_text(config))
     chat, learned = Chat(tokenizer, conversation), conversation.learned
     spoken = [i for i in conversation.replies if i not in conversation.muted]
     if not learned:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from distill.data.chat_rendering import Chat
-from distill.data.conversations import conversation_of
+from distill.data.conversations import Conversation, conversation_of
 from distill.data.examples import CHOSEN, REJECTED
 from distill.data.preference_rows import (
     OrdinaryRow,
@@ -42,6 +42,7 @@ from distill.data.tokenize import (
     check_chat_template,
     ids_of_learned,
     ids_of_pair,
+    name_a_text,
     shifted,
 )
 
@@ -122,24 +123,44 @@ def _first(answered: list[bool]) -> int:
     return answered.index(True) if True in answered else len(answered)
 
 
-def _ids_of(tokenizer: Any, answer: OrdinaryRow, config: DataConfig, notes: set[str]) -> Ids | None:
-    """The ids of one answer's text; None, with the reason in `notes`, where it is left out."""
+def is_bare(tokenizer: Any, answer: OrdinaryRow) -> bool:
+    """Whether an answer stands behind its prompt as it is, without a chat template."""
+    is_text = all(isinstance(side, str) for side in pair_of(answer.values, answer.layout))
+    return answer.bare or (is_text and tokenizer.chat_template is None)
+
+
+def bare_answer(answer: OrdinaryRow, notes: set[str]) -> tuple[str, str] | None:
+    """(the prompt, the prompt with its answer); None and a note of an empty one."""
     row, layout = answer.values, answer.layout
-    is_text = all(isinstance(side, str) for side in pair_of(row, layout))
-    if answer.bare or (is_text and tokenizer.chat_template is None):
-        prompt, text = bare_pair(row, layout)
-        if not text[len(prompt) :].strip():
-            notes.add(NO_ANSWER)
-            return None
-        if layout.tools is not None and row[layout.tools]:
-            notes.add(HIDDEN % layout.tools)
-        return ids_of_pair(tokenizer, prompt, text, append_eos=config.append_eos)
-    check_chat_template(tokenizer, config)
-    conversation = conversation_of(row, layout)
-    spoken = [i for i in conversation.replies if i not in conversation.muted]
+    prompt, text = bare_pair(row, layout)
+    if not text[len(prompt) :].strip():
+        notes.add(NO_ANSWER)
+        return None
+    if layout.tools is not None and row[layout.tools]:
+        notes.add(HIDDEN % layout.tools)
+    return prompt, text
+
+
+def answered_conversation(answer: OrdinaryRow, notes: set[str]) -> Conversation | None:
+    """The conversation of one answer; None and a note where it has no answer."""
+    conversation = conversation_of(answer.values, answer.layout)
     if not conversation.learned:
+        spoken = [i for i in conversation.replies if i not in conversation.muted]
         notes.add(NO_ANSWER if spoken else NO_REPLY)
         return None
+    return conversation
+
+
+def _ids_of(tokenizer: Any, answer: OrdinaryRow, config: DataConfig, notes: set[str]) -> Ids | None:
+    """The ids of one answer's text; None, with the reason in `notes`, where it is left out."""
+    if is_bare(tokenizer, answer):
+        pair = bare_answer(answer, notes)
+        return pair and ids_of_pair(tokenizer, *pair, append_eos=config.append_eos)
+    check_chat_template(tokenizer, name_a_text(config))
+    conversation = answered_conversation(answer, notes)
+    if conversation is None:
+        return None
+    spoken = [i for i in conversation.replies if i not in conversation.muted]
     chat = Chat(tokenizer, conversation)
     texts = chat.texts()
     if len(texts) > 1:

@@ -53,6 +53,19 @@ class Quality:
 # Fit to ship -------------------------------------------------------------------------------------
 
 
+def judge_by_accuracy(
+    artifact: Numbers, reference: Numbers, name: str, tolerance: Tolerance, accuracy: str
+) -> Numbers:
+    """`ships`, what is lost against the reference called `name`, and the reason in words.
+
+    accuracy: what the accuracy is called there.
+    """
+    lost = reference["accuracy"] - artifact["accuracy"]
+    ships = bool(lost <= tolerance.accuracy)  # what is not a number never ships
+    reason = "within the tolerance" if ships else f"it loses {100 * lost:.1f} points of {accuracy}"
+    return {"reference": name, "accuracy_lost": lost, "ships": ships, "reason": reason}
+
+
 def judge_by_perplexity(
     artifact: Numbers, reference: Numbers, name: str, tolerance: Tolerance
 ) -> Numbers:

@@ -128,7 +128,7 @@ def reference_cache(run: Run, reference: Reference, examples: Iterable[Examples]
 
 def _fill(run: Run, reference: Reference, store: SignalStore, requests: list[Request]) -> None:
     """Make what the reference's cache lacks; one of another reference, or of other texts alone, is
-    made anew.
+    made again.
     """
     counts = {request.key: len(request.counted) for request in requests}
     manifest = manifest_of(

@@ -32,7 +32,7 @@ from distill.report.paired_difference import (
     untold_warnings,
 )
 from distill.report.plots import CURVE_WORDS, Curves, plot_curves
-from distill.report.selection import Purpose, Quality, Tolerance
+from distill.report.selection import Purpose, Quality, Tolerance, judge_by_accuracy
 from distill.report.speeds import READING_SPEED, Speed
 from distill.report.task_report import TaskReport
 from distill.report.trainings import kept_steps
@@ -198,15 +198,7 @@ class RewardReport(TaskReport):
         self, artifact: Numbers, reference: Numbers, name: str, tolerance: Tolerance
     ) -> Numbers:
         """An artifact ships by its pair accuracy."""
-        lost = reference["accuracy"] - artifact["accuracy"]
-        ships = bool(lost <= tolerance.accuracy)
-        reason = f"it loses {100 * lost:.1f} points of pair accuracy"
-        return {
-            "reference": name,
-            "accuracy_lost": lost,
-            "ships": ships,
-            "reason": "within the tolerance" if ships else reason,
-        }
+        return judge_by_accuracy(artifact, reference, name, tolerance, "pair accuracy")
 
     def page_content(self, report: Numbers, curves: Curves, measured: Measurements) -> PageContent:
         """The curve of the nll, quality against size and speed, and distilling measure by measure
