@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from attar.config import Section
+from attar.counter_random import uniforms
 from teachers.codecs.codec import CODECS, Assets, Gives, SignalColumns, join_columns
 from teachers.codecs.packed_entries import learn_ranks, logits_in_pieces, pack_entries, slots_of
 from teachers.codecs.sampling import BlockedWeights
@@ -31,7 +32,7 @@ from teachers.codecs.unbiased_entries import (
     decode_weights,
     with_seed,
 )
-from teachers.signals import HasLogits, SparseDistribution, uniforms
+from teachers.signals import HasLogits, SparseDistribution
 
 
 @CODECS.add("hybrid")

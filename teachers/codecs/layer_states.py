@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from attar.config import Section
+from attar.counter_random import uniforms
 from teachers.codecs.codec import LAYER_CODECS, Assets, SignalColumns
-from teachers.signals import uniforms
 
 
 @LAYER_CODECS.add("bf16")

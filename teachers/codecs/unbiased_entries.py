@@ -13,10 +13,11 @@ from typing import Protocol, TypeGuard
 import numpy as np
 import torch
 
+from attar.counter_random import uniforms
 from attar.errors import RecipeError
 from teachers.codecs.codec import Assets, SignalCodec, SignalColumns, SparseCodec
 from teachers.codecs.packed_entries import pack_entries, slots_of, unpack_entries
-from teachers.signals import SparseDistribution, uniforms
+from teachers.signals import SparseDistribution
 
 
 class SampledCodec(SparseCodec, Protocol):

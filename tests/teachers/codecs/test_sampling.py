@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from attar.counter_random import uniforms
 from teachers.codecs import sampling as drawing
 from teachers.codecs.sampling import IDS_PER_BLOCK, BlockedWeights
-from teachers.signals import seeds_of, uniforms
+from teachers.signals import seeds_of
 
 N = 30
 vocabularies = pytest.mark.parametrize("vocabulary", [1, 2, 255, 256, 257, 1000])
