@@ -24,7 +24,7 @@ from torch import Tensor
 
 from attar.models.task_heads import padded_texts
 from distill.data.counted import Counted, Texts
-from distill.data.examples import ALONE, CHOSEN, REJECTED, Example
+from distill.data.examples import ALONE, CHOSEN, JUDGED, REJECTED, WRITTEN, Example, Rollout
 from distill.data.tokenize import IGNORE
 
 MicroBatch = list[list[int]]  # rows of example numbers
@@ -41,7 +41,7 @@ class Batch:
     no text is judged. judged: how many examples are: pairs, and rated answers. margins_P: float32,
     by how much the chosen answer of each pair is better, of whole texts; None without pairs.
     mismatched: the texts of prompts with other prompts' answers, one of every judged text that has
-    one; nothing of it is counted here.
+    one; nothing of it is counted here. rollouts: of the texts that the student wrote, in order.
     """
 
     input_ids_BT: Tensor
@@ -56,6 +56,7 @@ class Batch:
     judged: int = 0
     margins_P: Tensor | None = None
     mismatched: Batch | None = None
+    rollouts: tuple[Rollout, ...] = ()
 
     @property
     def counted(self) -> Counted:
@@ -64,9 +65,13 @@ class Batch:
             return Counted(self.num_counted)
         counts = [1] * len(self.keys) if self.whole else self.counts
         roles = self.roles_S.tolist()
-        rejected = sum(n for n, role in zip(counts, roles, strict=True) if role == REJECTED)
-        good, bad = roles.count(CHOSEN), roles.count(REJECTED)
-        return Counted(self.num_counted, rejected, self.judged, good, bad)
+        tokens = dict.fromkeys((REJECTED, WRITTEN), 0)
+        for count, role in zip(counts, roles, strict=True):
+            tokens[role] = tokens.get(role, 0) + count
+        good, bad, written = (roles.count(role) for role in (CHOSEN, REJECTED, WRITTEN))
+        return Counted(
+            self.num_counted, tokens[REJECTED], self.judged, good, bad, tokens[WRITTEN], written
+        )
 
     @property
     def roles(self) -> Tensor:
@@ -102,13 +107,13 @@ class Batch:
     def on(self, unit: Texts) -> Tensor | None:
         """1 at the counted tokens that belong to texts of a unit, else 0, (N,); None where all do.
 
-        `chosen` are texts that are not judged, and chosen answers.
+        The units are those of `Counted.of`.
         """
-        if unit == "all" or (self.roles_S is None and unit == "chosen"):
+        if unit == "all" or (self.roles_S is None and unit in ("chosen", "data")):
             return None
         if self.roles_S is None:
             return torch.zeros(sum(self.counts), device=self.labels_BT.device)
-        in_unit_S = (self.roles_S == REJECTED) == (unit == "rejected")
+        in_unit_S = _in_unit(self.roles_S, unit)
         return None if bool(in_unit_S.all()) else in_unit_S[self.text_of_token].float()
 
     @property
@@ -139,6 +144,15 @@ class Batch:
             "position_ids": self.position_ids_BT,
             "attention_mask": None,
         }
+
+
+def _in_unit(roles_S: Tensor, unit: Texts) -> Tensor:
+    """Whether each text belongs to a unit, by its role."""
+    if unit == "data":
+        return (roles_S != REJECTED) & (roles_S != WRITTEN)
+    if unit == "rollouts":
+        return roles_S == WRITTEN
+    return (roles_S == REJECTED) == (unit == "rejected")
 
 
 def pack_rows(order: Sequence[int], lengths: Sequence[int], max_length: int) -> MicroBatch:
@@ -217,7 +231,7 @@ def rows_of_texts(rows: Sequence[Sequence[Example]]) -> list[list[Example]]:
 def collate(rows: Sequence[Sequence[Example]]) -> Batch:
     """Rows of examples as tensors, padded on the right."""
     mismatched = _mismatched_rows(rows)
-    judged = sum(example.role != ALONE for row in rows for example in row)
+    judged = sum(example.role in JUDGED for row in rows for example in row)
     rows = rows_of_texts(rows)
     longest = max(sum(len(text.input_ids) for text in row) for row in rows)
     ids = np.zeros((len(rows), longest), np.int64)
@@ -248,6 +262,7 @@ def collate(rows: Sequence[Sequence[Example]]) -> Batch:
         roles_S=torch.tensor(roles, dtype=torch.int8) if any(r != ALONE for r in roles) else None,
         judged=judged,
         mismatched=collate(mismatched) if mismatched else None,
+        rollouts=tuple(text.rollout for text, _ in counted if text.rollout is not None),
     )
 
 

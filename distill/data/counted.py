@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal
 
-Texts = Literal["chosen", "rejected", "all"]  # whose tokens are counted
-Unit = Texts | Literal["judged", "answers"]
-UNITS: tuple[Unit, ...] = ("chosen", "rejected", "all", "judged", "answers")
+# Whose tokens are counted.
+Texts = Literal["chosen", "rejected", "all", "data", "rollouts"]
+Unit = Texts | Literal["judged", "answers", "written"]
+UNITS: tuple[Unit, ...] = (
+    "chosen", "rejected", "all", "data", "rollouts", "judged", "answers", "written",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,8 @@ class Counted:
 
     tokens: of all texts. rejected: of rejected answers among them. judged: pairs and rated answers,
     each of which counts once. good, bad: how many answers are chosen or rated good, and how many
-    are rejected or rated bad; a pair has one of each.
+    are rejected or rated bad; a pair has one of each. rollouts: tokens of answers that the student
+    wrote. written: how many such answers there are.
     """
 
     tokens: int
@@ -24,32 +28,34 @@ class Counted:
     judged: int = 0
     good: int = 0
     bad: int = 0
+    rollouts: int = 0
+    written: int = 0
 
     def __add__(self, other: Counted) -> Counted:
         """Return what both count together."""
-        return Counted(
-            self.tokens + other.tokens,
-            self.rejected + other.rejected,
-            self.judged + other.judged,
-            self.good + other.good,
-            self.bad + other.bad,
-        )
+        mine, others = astuple(self), astuple(other)
+        return Counted(*(one + more for one, more in zip(mine, others, strict=True)))
 
     def of(self, unit: Unit) -> int:
-        """Return the number of a unit; `chosen` are texts without a judgement and chosen answers,
-        `answers` the judged texts: two of a pair, one of a rated answer.
+        """Return the number of a unit.
 
-        Raises `ValueError` for an unknown unit.
+        `chosen` are tokens of all texts but rejected answers, `data` those of them that the student
+        did not write itself, `rollouts` those that it did; `answers` are the judged texts: two of a
+        pair, one of a rated answer. Raises `ValueError` for an unknown unit.
         """
-        if unit == "judged":
-            return self.judged
-        if unit == "answers":
-            return self.good + self.bad
-        if unit == "rejected":
-            return self.rejected
-        if unit not in UNITS:
+        numbers: dict[Unit, int] = {
+            "chosen": self.tokens - self.rejected,
+            "rejected": self.rejected,
+            "all": self.tokens,
+            "data": self.tokens - self.rejected - self.rollouts,
+            "rollouts": self.rollouts,
+            "judged": self.judged,
+            "answers": self.good + self.bad,
+            "written": self.written,
+        }
+        if unit not in numbers:
             raise ValueError(f"unknown unit {unit!r}; units are {', '.join(UNITS)}")
-        return self.tokens - (self.rejected if unit == "chosen" else 0)
+        return numbers[unit]
 
     def scales(self, factor: float) -> dict[Unit, float]:
         """Return what a sum over each unit is multiplied by; where a unit counts nothing, `factor`.

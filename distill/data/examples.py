@@ -19,7 +19,21 @@ from attar.files import fingerprint
 from distill.data.counted import Counted
 from distill.data.tokenize import IGNORE, shifted
 
-ALONE, CHOSEN, REJECTED = 0, 1, 2  # the role of a text: not judged, preferred, not preferred
+# The role of a text: not judged, preferred, not preferred, or with an answer that the student wrote.
+ALONE, CHOSEN, REJECTED, WRITTEN = 0, 1, 2, 3
+JUDGED = (CHOSEN, REJECTED)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What is known of an answer that the student wrote.
+
+    logprob: sum of the log-probabilities of its counted tokens under the student that wrote it.
+    advantage: its reward less the mean reward of the other answers to its prompt; 0 without rewards.
+    """
+
+    logprob: float
+    advantage: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -27,11 +41,12 @@ class Example:
     """One window, conversation or labelled text: ids and labels of shape (T,), int64.
 
     token_types: which text of a pair an id belongs to, 0 or 1; None of a single text.
-    role: whether the text is judged. rejected: of a pair of answers, the other text, an example of
+    role: whether the text is judged, or written by the student. rejected: of a pair of answers, the other text, an example of
     its own; ids and labels are those of the chosen text then, and only answers count in both.
     margin: of a pair, by how much the chosen answer is better, as the data say; else 0.
     mismatched: this text's prompt with the answer to another prompt, in a view that has them
     (`Examples.with_mismatched`); nothing is learned from it.
+    rollout: of a text that the student wrote, what is known of its answer.
     """
 
     key: str
@@ -42,6 +57,7 @@ class Example:
     rejected: Example | None = None
     margin: float = 0.0
     mismatched: Example | None = None
+    rollout: Rollout | None = None
 
     @property
     def counted(self) -> np.ndarray:

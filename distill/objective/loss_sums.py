@@ -13,7 +13,8 @@ from distill.objective.term_protocols import TermKey
 
 @dataclass(frozen=True)
 class LossMeans:
-    """Means of each term before its weight, over what it counts, and of the labels' nll, if any.
+    """Means of each term before its weight, over what it counts, and of the labels' nll, if any:
+    None where a step learns from the student's own answers alone.
 
     accuracy: the share that is right, where an evaluation rates predictions, or of the pairs of
     answers whose chosen one is put first, or of the rated answers that are on the right side of the
@@ -79,7 +80,7 @@ class LossSums:
         rated = (key.unit for key in self.terms if key.unit in ("judged", "answers"))
         return LossMeans(
             {key: float(value) / max(1, counted.of(key.unit)) for key, value in self.terms.items()},
-            _mean(self.nll, counted.of("chosen")),
+            _mean(self.nll, counted.of("data")) if counted.of("data") else None,
             _mean(self.right, counted.of(next(rated, "chosen"))),
             _margin(self.rewards, counted),
         )

@@ -200,7 +200,7 @@ class Learner(nn.Module):
         judged: Mapping[TermKey, JudgedTexts],
     ) -> tuple[Tensor, dict[TermKey, Tensor], Tensor | None]:
         """Return (scaled loss, sum of each term, nll) of all terms that read logits, from one pass;
-        the nll is that of chosen answers and texts alone.
+        the nll is that of chosen answers and texts alone that the data have.
 
         A term on preferences has its value already; the pass adds its gradient, that of the labels'
         log-probabilities with a weight a token.
@@ -212,15 +212,16 @@ class Learner(nn.Module):
             if isinstance(bound, OutcomeTerm):
                 scale = scales[bound.key.unit]
                 found.append((bound.key, bound.head_term(term, outputs, sources, scale)))
-        of_chosen = (
+        same = ("data",) if outputs.batch.rollouts else ("data", "chosen")
+        of_data = (
             i
             for i, (key, one) in enumerate(found)
-            if one.reads_nll and key is not None and key.unit == "chosen"
+            if one.reads_nll and key is not None and key.unit in same
         )
-        nll = next(of_chosen, len(found))
+        nll = next(of_data, len(found))
         if nll == len(found):  # measured, not learned
-            chosen_N = outputs.batch.on("chosen")
-            found.append((None, HeadTerm(LOSSES["cross_entropy"], 0.0, weight_N=chosen_N)))
+            data_N = outputs.batch.on("data")
+            found.append((None, HeadTerm(LOSSES["cross_entropy"], 0.0, weight_N=data_N)))
         sums: dict[TermKey, Tensor] = {}
         more = torch.zeros((), device=outputs.final.device)
         first_gradient = len(found)
