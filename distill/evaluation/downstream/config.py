@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from attar.config import Section
 from distill.data.row_formats import template_columns
+from distill.data.verifier import ExtractRule
 
 
 class FileTask(Section):
@@ -68,26 +68,11 @@ class ExactMatch(FileTask):
     """The answer that the model generates is compared with the right one."""
 
     kind: Literal["exact_match"]
-    extract: str | None = Field(
+    extract: ExtractRule = Field(
         None, description="`number` (the last), `line` (the first) or `re:PATTERN` (its last match)"
     )
     new_tokens: int = Field(256, ge=1, description="most ids generated for an answer")
     stop: str | None = Field(None, min_length=1, description="text at which an answer ends")
-
-    @field_validator("extract")
-    @classmethod
-    def _a_rule(cls, value: str | None) -> str | None:
-        if value is None or value in ("number", "line"):
-            return value
-        if not value.startswith("re:"):
-            raise ValueError("write `number`, `line` or `re:PATTERN`, e.g. `re:answer is (\\w+)`")
-        try:
-            groups = re.compile(value[3:]).groups
-        except re.error as error:
-            raise ValueError(f"the pattern cannot be read ({error})") from None
-        if groups > 1:
-            raise ValueError("write one group at most in the pattern: it is what is compared")
-        return value
 
 
 class Harness(Section):

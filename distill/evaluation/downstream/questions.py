@@ -25,6 +25,7 @@ from distill.data.row_formats import (
     whole,
 )
 from distill.data.sources import load_rows, local_files
+from distill.data.verifier import Verifier, final_answer, is_right
 from distill.evaluation.downstream.config import (
     Cloze,
     ExactMatch,
@@ -175,8 +176,7 @@ def _question(task: Questions, row: Mapping[str, Any], source: str, number: int)
     column = _column(task, row, source, "answer", ANSWER_COLUMNS, "answer")
     target = _answer_text(row[column], where)
     worked = column if task.answer is not None else first_of(WORKED_ANSWER_COLUMNS, row) or column
-    target = target.rpartition("####")[2].strip()  # GSM8K's own mark of the final answer
-    return Question(prompt, (target,), 0, text_of(row[worked]))
+    return Question(prompt, (final_answer(target),), 0, text_of(row[worked]))
 
 
 def _column(
@@ -237,41 +237,6 @@ def _right_choice(gold: Any, choices: tuple[str, ...], labels: list[str], where:
     return place
 
 
-def extract_rule(task: ExactMatch, target: str) -> str:
-    """How to find the answer in generated text: by the recipe, else by the form of the target."""
-    if task.extract is not None:
-        return task.extract
-    return "number" if number_of(target) is not None else "line"
-
-
-NUMBER = re.compile(r"(?:(?<![\w)])-)?\d[\d,]*(?:\.\d+)?")
-
-
-def number_of(text: str) -> float | None:
-    """The number that a text is, without its currency, commas and full stop; None if it is none."""
-    plain = text.strip().rstrip(".").lstrip("$€£").rstrip("%").replace(",", "").strip()
-    return float(plain) if re.fullmatch(r"-?\d+(?:\.\d+)?", plain) else None
-
-
-def extract(rule: str, text: str) -> str | None:
-    """The answer in a text: the last number, the first line that is not empty, or the last match
-    of a pattern; None where there is none.
-    """
-    if rule == "line":
-        return next((line for line in text.splitlines() if line.strip()), None)
-    pattern = NUMBER if rule == "number" else re.compile(rule.removeprefix("re:"))
-    found = list(pattern.finditer(text))
-    if not found:
-        return None
-    return found[-1].group(1) if pattern.groups else found[-1].group()
-
-
-def before_stop(text: str, stop: str | None) -> str:
-    """A text up to where `stop` first stands behind its leading white space, or all of it."""
-    begin = len(text) - len(text.lstrip())
-    return text[:begin] + text[begin:].partition(stop)[0] if stop is not None else text
-
-
 def stop_of(task: ExactMatch) -> str | None:
     """The text at which an answer ends: outside a chat, by default where the next question would
     begin, as in lm-eval, since a base model goes on with questions of its own.
@@ -285,20 +250,4 @@ def is_right_answer(task: ExactMatch, target: str, text: str) -> bool:
     target: the right answer, which may be worked out: its end is found by the same rule. What
     follows the task's stop text does not count.
     """
-    rule = extract_rule(task, target)
-    if number_of(target) is None:
-        target = extract(rule, target) or target
-    return same_answer(extract(rule, before_stop(text, stop_of(task))), target)
-
-
-def same_answer(one: str | None, other: str | None) -> bool:
-    """Whether two answers are equal: as numbers, or as text without regard to case, white space and
-    a full stop.
-    """
-    if one is None or other is None:
-        return False
-    numbers = number_of(one), number_of(other)
-    if None not in numbers:
-        return numbers[0] == numbers[1]
-    plain = (" ".join(text.casefold().split()).rstrip(".") for text in (one, other))
-    return next(plain) == next(plain)
+    return is_right(Verifier(extract=task.extract, stop=stop_of(task)), target, text)

@@ -23,11 +23,11 @@ from distill.data.batching import collate
 from distill.data.examples import Example
 from distill.data.row_formats import join
 from distill.data.tokenize import IGNORE
+from distill.data.verifier import before_stop
 from distill.evaluation.downstream.config import Cloze, ExactMatch, Harness, Questions, TaskConfig
 from distill.evaluation.downstream.questions import (
     QUESTION_SEPARATOR,
     Question,
-    before_stop,
     is_right_answer,
     questions_of,
     stop_of,

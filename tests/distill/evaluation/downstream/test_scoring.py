@@ -9,11 +9,8 @@ from tokenizers import Tokenizer, models, trainers
 
 from attar.errors import DataError, RunError
 from distill.evaluation.downstream.questions import (
-    extract,
     is_right_answer,
-    number_of,
     questions_of,
-    same_answer,
 )
 from distill.evaluation.downstream.scoring import (
     generate_text,
@@ -198,32 +195,6 @@ def test_an_answer_ends_where_the_next_question_would_begin(pupil, write_rows, s
     assert score_task(task, runtime).correct.tolist() == [right]
 
 
-EXTRACTED = [
-    ("number", "It is 3, then 1,200.50 in all.", "1,200.50"),
-    ("number", "5 - 8 = -3", "-3"),
-    ("number", "none", None),
-    ("line", "\n Paris \nis", " Paris "),
-    (r"re:answer is (\w+)", "the answer is A, no, the answer is B", "B"),
-    (r"re:[A-D]", "(C)", "C"),
-]
-
-
-@pytest.mark.parametrize(("rule", "text", "found"), EXTRACTED)
-def test_answers_are_found_in_what_is_written(rule, text, found):
-    assert extract(rule, text) == found
-
-
-SAME = [
-    ("$1,200", "1200.0", True), ("4.", "4", True), ("Paris.", " paris", True),
-    ("4", "5", False), ("four", "4", False), (None, "4", False),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("one", "other", "same"), SAME)
-def test_answers_are_equal_as_numbers_or_as_words(one, other, same):
-    assert same_answer(one, other) is same
-
-
 @pytest.mark.parametrize(
     ("keys", "target", "text", "right"),
     [
@@ -240,11 +211,6 @@ def test_answers_are_equal_as_numbers_or_as_words(one, other, same):
 def test_an_answer_is_judged_as_the_task_judges_it(keys, target, text, right):
     task = task_of(kind="exact_match", data="x", **keys)
     assert is_right_answer(task, target, text) is right
-
-
-def test_what_is_no_number_is_text():
-    assert number_of("18 eggs") is None
-    assert number_of("-3.5") == -3.5
 
 
 def test_what_only_scores_cannot_generate(pupil, write_rows):
