@@ -18,6 +18,7 @@ from distill.run.context import Run
 from distill.stages.other_recipe import check_same_run, say_what_is_replaced
 from distill.stages.preference_checks import check_preferences
 from distill.stages.preflight import check_before_work, check_steps, check_student
+from distill.stages.rollouts import check_rollouts
 from distill.stages.stage import BUILD, REPORT, STAGES, WORK
 from distill.stages.status import first_fault, is_done, is_shaped, made_from
 from distill.training.checkpoint import drop_checkpoints
@@ -60,6 +61,7 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
         run.prepare_data()
         check_steps(run, is_shaped(run))
         check_preferences(run)
+        check_rollouts(run)
         planned, number = _stages_to_run(run, names), 0
         for name in names:
             # One that is done again and leaves the same bytes leaves those after it up to date.

@@ -37,6 +37,7 @@ ROOMS = [
     "distill/data",
     "distill/classifiers",
     "distill/objective",
+    "distill/rollouts",
     "distill/training",
     "distill/runtimes",
     "distill/evaluation",

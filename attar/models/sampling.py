@@ -89,18 +89,21 @@ class Writer:
         prompts: Sequence[np.ndarray],
         samples: int = 1,
         *,
-        first_sample: int = 0,
+        first_sample: int | Sequence[int] = 0,
         on_logits: OnLogits | None = None,
     ) -> list[list[Answer]]:
         """Return `samples` answers to each prompt, all written together.
 
-        prompts: ids (T,), at least one each. first_sample: the number of the first answer; others
-        count on. on_logits: gets the logits of each answer's next token, before temperature; the
-        number of an answer is prompt x samples + sample.
+        prompts: ids (T,), at least one each. first_sample: the number of the first answer, of all
+        prompts or of each; others count on. on_logits: gets the logits of each answer's next token,
+        before temperature; the number of an answer is prompt x samples + sample.
         The model is put into evaluation mode, and left there.
         """
         self.model.eval()
-        batch = _Batch(self, prompts, samples, first_sample)
+        firsts = (
+            first_sample if isinstance(first_sample, Sequence) else [first_sample] * len(prompts)
+        )
+        batch = _Batch(self, prompts, samples, firsts)
         for position in range(self.sampling.new_tokens):
             logits_BV = batch.next_logits()
             if on_logits is not None:
@@ -219,7 +222,7 @@ class _Batch:
     """
 
     def __init__(
-        self, writer: Writer, prompts: Sequence[np.ndarray], samples: int, first_sample: int
+        self, writer: Writer, prompts: Sequence[np.ndarray], samples: int, firsts: Sequence[int]
     ) -> None:
         from transformers import DynamicCache
 
@@ -238,8 +241,8 @@ class _Batch:
         self.mask_BT = torch.from_numpy(mask).to(self.device)
         self.padded = not mask.all()
         seeds = [
-            seed_of(writer.seed, prompt, first_sample + sample)
-            for prompt in prompts
+            seed_of(writer.seed, prompt, first + sample)
+            for prompt, first in zip(prompts, firsts, strict=True)
             for sample in range(samples)
         ]
         self.seeds_B = np.asarray(seeds, np.uint64)

@@ -6,6 +6,7 @@ Legend: T tokens of a text, N of them counted.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from attar.files import fingerprint
 from distill.data.counted import Counted
 from distill.data.tokenize import IGNORE, shifted
 
-# The role of a text: not judged, preferred, not preferred, or with an answer that the student wrote.
+# The role of a text: not judged, preferred, not preferred, or answered by the student.
 ALONE, CHOSEN, REJECTED, WRITTEN = 0, 1, 2, 3
 JUDGED = (CHOSEN, REJECTED)
 
@@ -28,11 +29,12 @@ JUDGED = (CHOSEN, REJECTED)
 class Rollout:
     """What is known of an answer that the student wrote.
 
-    logprob: sum of the log-probabilities of its counted tokens under the student that wrote it.
-    advantage: its reward less the mean reward of the other answers to its prompt; 0 without rewards.
+    logprob: sum of the log-probabilities of its counted tokens under the student that wrote it;
+    None where that is the student that learns. advantage: its reward less the mean reward of the
+    other answers to its prompt; 0 without rewards.
     """
 
-    logprob: float
+    logprob: float | None
     advantage: float = 0.0
 
 
@@ -41,8 +43,9 @@ class Example:
     """One window, conversation or labelled text: ids and labels of shape (T,), int64.
 
     token_types: which text of a pair an id belongs to, 0 or 1; None of a single text.
-    role: whether the text is judged, or written by the student. rejected: of a pair of answers, the other text, an example of
-    its own; ids and labels are those of the chosen text then, and only answers count in both.
+    role: whether the text is judged, or answered by the student. rejected: of a pair of answers,
+    the other text, an example of its own; ids and labels are those of the chosen text then, and
+    only answers count in both.
     margin: of a pair, by how much the chosen answer is better, as the data say; else 0.
     mismatched: this text's prompt with the answer to another prompt, in a view that has them
     (`Examples.with_mismatched`); nothing is learned from it.
@@ -296,6 +299,27 @@ def has_two_prompts(examples: Examples) -> bool:
     """Whether two judged texts have different prompts; reads no more than it must."""
     judged = examples.numbered(np.flatnonzero(examples.judged))
     return any(not np.array_equal(example.prompt, judged[0].prompt) for example in judged)
+
+
+def counted_in(examples: Iterable[Example]) -> Counted:
+    """What some examples in memory count together."""
+    found = Counted(0)
+    for example in examples:
+        texts = [(text.role, len(text.counted)) for text in example.texts]
+        by_role = Counter[int]()
+        for role, count in texts:
+            by_role[role] += count
+        roles = [role for role, _ in texts]
+        found += Counted(
+            by_role.total(),
+            by_role[REJECTED],
+            int(example.role in JUDGED),
+            roles.count(CHOSEN),
+            roles.count(REJECTED),
+            by_role[WRITTEN],
+            roles.count(WRITTEN),
+        )
+    return found
 
 
 def first_examples(examples: Examples, tokens: int) -> list[int]:

@@ -21,6 +21,7 @@ from distill.objective.attention_relations import relation_values
 from distill.objective.head_term import HeadTerm
 from distill.objective.losses import LOSSES, Loss
 from distill.objective.model_outputs import Readout, VectorReadout
+from distill.objective.policy_term import PolicyTerm
 from distill.objective.preference_forms import FORMS
 from distill.objective.preference_term import PreferenceTerm
 from distill.objective.reward_term import RewardTerm
@@ -35,6 +36,7 @@ from distill.objective.terms import Source, TeacherSource, source_of
 from teachers.signals import GivesSignals, GivesVectors, SparseDistribution
 
 Pairs = list[tuple[int, int]]  # (student, teacher) layers or blocks
+SequenceTerm = PreferenceTerm | PolicyTerm  # terms on log-probabilities of whole answers
 
 
 @dataclass(frozen=True)
@@ -185,20 +187,23 @@ def bind_terms(
     projectors: nn.ModuleDict,
     source: TeacherSource,
     readout: Readout,
-) -> list[OutcomeTerm | PreferenceTerm | StateTerm]:
+) -> list[OutcomeTerm | SequenceTerm | StateTerm]:
     """Bind an objective's terms to a student, in the recipe's order.
 
     pairs: layers or blocks of the terms that read some, by the term's index. source: where signals
     come from if the term does not say. Raises `ModelError` where the student's attention cannot be
     read.
     """
-    bound: list[OutcomeTerm | PreferenceTerm | StateTerm] = []
+    bound: list[OutcomeTerm | SequenceTerm | StateTerm] = []
     for index, term in enumerate(terms):
         loss, its_source = LOSSES[term.loss], source_of(term, source)
         if loss.reads == "sequence":
             rated = not FORMS[term.form].pairs
             key = TermKey(index, term.loss, "answers" if rated else "judged")
             bound.append(PreferenceTerm(key, its_source, reads_baseline=rated))
+            continue
+        if loss.reads == "rollouts":
+            bound.append(PolicyTerm(TermKey(index, term.loss, "written")))
             continue
         if loss.reads in ("order", "rewards"):
             bound.append(RewardTerm(TermKey(index, term.loss, "judged"), loss, its_source))

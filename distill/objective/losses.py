@@ -30,7 +30,7 @@ from teachers.signals import SparseDistribution, Target
 
 Reads = Literal[
     "distribution", "labels", "sequence", "hidden", "relation", "vector", "similarity", "order",
-    "rewards",
+    "rewards", "rollouts",
 ]  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from distill.data.tokenize import IGNORE
 from distill.objective.bound_terms import (
     OutcomeTerm,
     Pairs,
+    SequenceTerm,
     bind_terms,
     make_projectors,
 )
@@ -33,6 +34,7 @@ from distill.objective.head_term import HeadTerm
 from distill.objective.loss_sums import LossSums
 from distill.objective.losses import LOSSES
 from distill.objective.model_outputs import LanguageReadout, Readout
+from distill.objective.policy_term import PolicyTerm, RewardedTexts
 from distill.objective.preference_term import JudgedTexts, PreferenceTerm
 from distill.objective.term_protocols import SignalSources, StudentOutputs, TermKey
 from distill.objective.terms import Source, TeacherSource
@@ -112,13 +114,13 @@ class Learner(nn.Module):
         judged = self._judge(outputs, sources, terms, baselines)
         total, sums, nll = self._outcome_terms(outputs, sources, scales, terms, judged)
         for bound, term in zip(self.bound_terms, terms, strict=True):
-            if not isinstance(bound, OutcomeTerm | PreferenceTerm):
+            if not isinstance(bound, OutcomeTerm | SequenceTerm):
                 value = bound.value(term, outputs, sources)
                 sums[bound.key] = value.detach()
                 total = total + scales[bound.key.unit] * term.weight * value
         right, rewards = None, None
-        if judged:
-            first = next(iter(judged.values()))
+        first = next((one for one in judged.values() if isinstance(one, JudgedTexts)), None)
+        if first is not None:
             right, rewards = first.right, first.rewards
         elif self.readout.rates and not self.training:
             right = self.readout.right(outputs.final.detach(), outputs.labels_N)
@@ -162,20 +164,21 @@ class Learner(nn.Module):
         sources: SignalSources,
         terms: Sequence[Any],
         baselines: Mapping[TermKey, Tensor],
-    ) -> dict[TermKey, JudgedTexts]:
-        """Return, by term, what the terms on preferences say of a batch; its logits are read once
+    ) -> dict[TermKey, JudgedTexts | RewardedTexts]:
+        """Return, by term, what the terms on whole answers say of a batch; its logits are read once
         for all of them, without a gradient.
         """
-        if not self.judges:
+        if not any(isinstance(bound, SequenceTerm) for bound in self.bound_terms):
             return {}
         logprobs_N = self.readout.label_logprobs(self.student, outputs.final, outputs.labels_N)
-        return {
-            bound.key: bound.judge(
-                term, outputs, sources, logprobs_N, baselines.get(bound.key, 0.0)
-            )
-            for bound, term in zip(self.bound_terms, terms, strict=True)
-            if isinstance(bound, PreferenceTerm)
-        }
+        found: dict[TermKey, JudgedTexts | RewardedTexts] = {}
+        for bound, term in zip(self.bound_terms, terms, strict=True):
+            if isinstance(bound, PolicyTerm):
+                found[bound.key] = bound.judge(term, outputs, logprobs_N)
+            elif isinstance(bound, PreferenceTerm):
+                baseline = baselines.get(bound.key, 0.0)
+                found[bound.key] = bound.judge(term, outputs, sources, logprobs_N, baseline)
+        return found
 
     def _run_student(self, batch: Batch) -> StudentOutputs:
         with ExitStack() as stack:
@@ -197,13 +200,13 @@ class Learner(nn.Module):
         sources: SignalSources,
         scales: Mapping[Unit, float],
         terms: Sequence[Any],
-        judged: Mapping[TermKey, JudgedTexts],
+        judged: Mapping[TermKey, JudgedTexts | RewardedTexts],
     ) -> tuple[Tensor, dict[TermKey, Tensor], Tensor | None]:
         """Return (scaled loss, sum of each term, nll) of all terms that read logits, from one pass;
         the nll is that of chosen answers and texts alone that the data have.
 
-        A term on preferences has its value already; the pass adds its gradient, that of the labels'
-        log-probabilities with a weight a token.
+        A term on whole answers has its value already; the pass adds its gradient, that of the
+        labels' log-probabilities with a weight a token.
         """
         if not self.readout.labelled:
             return torch.zeros((), device=outputs.final.device), {}, None
@@ -226,12 +229,13 @@ class Learner(nn.Module):
         more = torch.zeros((), device=outputs.final.device)
         first_gradient = len(found)
         for bound, term in zip(self.bound_terms, terms, strict=True):
-            if isinstance(bound, PreferenceTerm):
+            if isinstance(bound, SequenceTerm):
                 mine, scale = judged[bound.key], scales[bound.key.unit] * term.weight
                 sums[bound.key] = mine.value
                 more = more + scale * mine.value.float()
                 if torch.is_grad_enabled():
-                    found.append((None, mine.gradient_term(scale)))
+                    labels_alone = LOSSES["cross_entropy"]
+                    found.append((None, HeadTerm(labels_alone, scale, weight_N=mine.weight_N)))
         head_terms = [one for _, one in found]
         total, values = self.readout.losses(
             self.student, outputs.final, outputs.labels_N, head_terms

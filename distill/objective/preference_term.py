@@ -19,8 +19,6 @@ from torch import Tensor
 
 from distill.data.batching import Batch
 from distill.data.examples import CHOSEN, REJECTED
-from distill.objective.head_term import HeadTerm
-from distill.objective.losses import LOSSES
 from distill.objective.preference_forms import FORMS
 from distill.objective.sequence_value import sequence_value
 from distill.objective.term_protocols import (
@@ -50,10 +48,6 @@ class JudgedTexts:
     weight_N: Tensor
     right: Tensor
     rewards: Tensor
-
-    def gradient_term(self, scale: float) -> HeadTerm:
-        """Return the term whose gradient at the logits is that of `scale` times the value."""
-        return HeadTerm(LOSSES["cross_entropy"], scale, weight_N=self.weight_N)
 
 
 @dataclass(frozen=True)

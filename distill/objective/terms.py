@@ -13,7 +13,7 @@ from attar.config import Section
 from attar.errors import RecipeError
 from attar.word_lists import listed
 from distill.data.counted import Texts
-from distill.objective import sequence_value  # noqa: F401  it registers a loss
+from distill.objective import policy_gradient, sequence_value  # noqa: F401  they register losses
 from distill.objective.losses import LOSSES, Loss
 from distill.objective.preference_forms import FORMS
 from distill.objective.schedules import Ramp, scheduled
@@ -37,6 +37,7 @@ LayerPairs = Annotated[
 ]
 Relation = Literal["query", "key", "value"]
 RELATIONS: list[Relation] = ["query", "key", "value"]
+NO_SIGNALS = ("labels", "order", "rollouts")  # what losses read that need no teacher
 NON_NEGATIVE = Annotated[float, Field(ge=0)]
 POSITIVE = Annotated[float, Field(gt=0)]
 
@@ -138,10 +139,13 @@ def _own_keys(found: Loss) -> dict[str, tuple[Any, Any]]:
 def _term_model(found: Loss) -> type[Term]:
     """Return the recipe's model of one loss's term, made from its function's signature."""
     fields: dict[str, Any] = {"loss": (Literal[found.name], found.name), **_own_keys(found)}
-    if found.reads not in ("vector", "similarity", "order", "rewards"):
-        about = "of pairs of answers: those whose tokens count; texts alone count as chosen"
+    if found.reads not in ("vector", "similarity", "order", "rewards", "rollouts"):
+        about = (
+            "of pairs of answers: `chosen` (and texts alone), `rejected` or `all`; where the "
+            "student writes: `rollouts` (its own answers) or `data` (the others); `chosen` has both"
+        )
         fields["on"] = (Texts, Field("chosen", description=about))
-    if found.reads not in ("labels", "order"):
+    if found.reads not in NO_SIGNALS:
         about = "`cache`, or `online`: the teacher runs in the step; the section's when absent"
         fields["source"] = (TeacherSource | None, Field(None, description=about))
     if found.reads in ("distribution", "rewards"):
@@ -182,7 +186,7 @@ def source_of(term: Any, default: TeacherSource) -> Source | None:
     default: the source of the term's section.
     """
     reads = LOSSES[term.loss].reads
-    if reads in ("labels", "order"):
+    if reads in NO_SIGNALS:
         return None
     if reads == "sequence":
         return (term.source or "reference") if term.reads_reference else None

@@ -7,8 +7,9 @@ from typing import Any
 from attar.errors import RecipeError
 from distill.objective.losses import LOSSES
 from distill.objective.preference_forms import FORMS
-from distill.objective.terms import check_online, check_served, reads_from, source_of
+from distill.objective.terms import NO_SIGNALS, check_online, check_served, reads_from, source_of
 from distill.recipe.export import check_possible
+from distill.recipe.rollout_checks import check_rollout_terms
 from distill.recipe.schema import Recipe
 from distill.training.config import LoopConfig
 from teachers.codecs.codec import check_gives_label_logprobs
@@ -20,6 +21,7 @@ def check_consistency(recipe: Recipe) -> None:
     adapt = recipe.teacher.adapt
     if adapt is not None:
         _check_reference("teacher.adapt", adapt)
+        check_rollout_terms(recipe.task, "teacher.adapt", adapt)
         for i, term in enumerate(adapt.objective):
             where = f"teacher.adapt.objective[{i}]"
             _check_rewards(recipe, where, term)
@@ -36,12 +38,15 @@ def check_consistency(recipe: Recipe) -> None:
                 f"`{path}.objective`: every term has weight 0, so nothing is learned; give one "
                 "term a weight above 0."
             )
+        check_rollout_terms(recipe.task, path, section)
         _check_signals(recipe, path, section)
 
 
 def _check_reference(path: str, section: LoopConfig) -> None:
     """A model that is named as the reference is read by some term."""
-    if section.reference is not None and not reads_from(section, "reference"):
+    rewards = None if section.rollouts is None else section.rollouts.reward
+    pays = rewards is not None and rewards.kl > 0
+    if section.reference is not None and not (reads_from(section, "reference") or pays):
         raise RecipeError(
             f"`{path}.reference` has no effect: no term of `{path}.objective` compares "
             "preferences with a reference; leave it out."
@@ -70,7 +75,7 @@ def _check_signals(recipe: Recipe, path: str, section: LoopConfig) -> None:
                 )
         elif reads in ("order", "rewards"):
             _check_rewards(recipe, where, term)
-        elif reads != "labels" and not online:
+        elif reads not in NO_SIGNALS and not online:
             _check_layers(recipe, where, term, reads)
 
 

@@ -36,6 +36,10 @@ class AdaptConfig(LoopConfig):
     def _no_teacher(self) -> AdaptConfig:
         if reads_from(self, "cache") or reads_from(self, "online"):
             raise ValueError("the teacher cannot learn from itself; use `cross_entropy`")
+        if self.rollouts is not None:
+            raise ValueError(
+                "the teacher learns from the data; `rollouts` is a key of `train` and `specialize`"
+            )
         return self
 
 

@@ -52,7 +52,7 @@ def _check_part(
         key = f"`{path}.objective[{i}]`"
         if LOSSES[term.loss].reads == "sequence":
             _check_judged(key, term.form, where, examples, judged, paired, rated)
-        elif getattr(term, "on", "chosen") != "chosen" and not judged:
+        elif getattr(term, "on", "chosen") in ("rejected", "all") and not judged:
             raise RecipeError(
                 f"{key[:-1]}.on: {term.on}`: {where} has no pairs of answers; leave `on` out."
             )

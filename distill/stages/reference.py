@@ -126,16 +126,20 @@ def reference_cache(run: Run, reference: Reference, examples: Iterable[Examples]
     return SignalCache(str(url), device=next(reference.student.parameters()).device)
 
 
+def reference_manifest(run: Run, reference: Reference, data: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a cache of a reference's log-probabilities; data: what `data_counts_of` gives
+    of its texts.
+    """
+    return manifest_of(CODEC, reference.identity, tokenizer_identity(run.tokenizer), data)
+
+
 def _fill(run: Run, reference: Reference, store: SignalStore, requests: list[Request]) -> None:
     """Make what the reference's cache lacks; one of another reference, or of other texts alone, is
     made again.
     """
     counts = {request.key: len(request.counted) for request in requests}
-    manifest = manifest_of(
-        CODEC,
-        reference.identity,
-        tokenizer_identity(run.tokenizer),
-        data_counts_of(counts, run.recipe.data.max_length),
+    manifest = reference_manifest(
+        run, reference, data_counts_of(counts, run.recipe.data.max_length)
     )
     with on_first_process() as first:
         if first and not _can_go_on(store, manifest, counts):

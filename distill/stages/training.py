@@ -21,11 +21,13 @@ from distill.objective.terms import rates_answers, reads_from, terms_reading
 from distill.run.context import Run
 from distill.stages.cache import SUBSET_FILE, cached_subset, open_cache
 from distill.stages.reference import Reference, Start, reference_cache
-from distill.training.batch_source import Plan, PlannedBatches
+from distill.stages.rollouts import Training, round_batches
+from distill.training.batch_source import BatchSource, Plan, PlannedBatches
 from distill.training.config import LoopConfig
 from distill.training.job import Job, Result
 from distill.training.loop import train as train_loop
 from distill.training.packing_check import check_examples_stay_apart
+from distill.training.round_batches import RoundBatches
 from distill.training.teacher_signals import TeacherSignals
 from students.dropout import set_dropout
 from teachers.cache.reader import SignalCache
@@ -75,11 +77,15 @@ def run_training(
         reference = Reference(section, config, student, start, learner.dtype)
         found = _reference_cache(run, reference, plan, validation)
         signals = replace(signals, reference=found)
+    source: BatchSource = PlannedBatches(plan, learner, signals, process_state().process_index)
+    if config.rollouts is not None:
+        training = Training(section, folder, start, config, data, packing)
+        source = round_batches(run, training, plan, learner, signals, cached)
     job = Job(
         name=name,
         learner=learner,
         config=config,
-        source=PlannedBatches(plan, learner, signals, process_state().process_index),
+        source=source,
         validation=validation,
         signals=signals,
         folder=folder,
@@ -89,6 +95,8 @@ def run_training(
         section=section,
     )
     result = train_loop(job)
+    if isinstance(source, RoundBatches):
+        result.rounds = source.records
     free_memory()
     return result
 

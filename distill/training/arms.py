@@ -58,7 +58,7 @@ def distill(config: LoopConfig, label_loss: str) -> LoopConfig:
 def finetune(config: LoopConfig, label_loss: str) -> LoopConfig:
     """Train without a teacher: the control that shows what distilling adds."""
     labels_alone = TERM_MODELS[label_loss].model_validate({})
-    return config.model_copy(update={"objective": [labels_alone]})
+    return config.model_copy(update={"objective": [labels_alone], "rollouts": None})
 
 
 def _check_control(name: str) -> str:

@@ -1,14 +1,14 @@
-"""Where a training's batches come from, step by step: today, from examples that are known ahead.
+"""Where a training's batches come from, step by step; here, from examples that are known ahead.
 
-A training needs to know no more than `BatchSource` says. Other sources (texts that the student
-writes between steps) implement the same protocol.
+A training needs to know no more than `BatchSource` says. Texts that the student writes between
+steps come from `round_batches.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from attar.distributed import process_state
 from distill.data.batching import TOKEN_BATCHING, Batch, Batching
@@ -18,6 +18,8 @@ from distill.data.prefetch import Prefetch
 from distill.objective.objective import Learner
 from distill.training.config import LoopConfig
 from distill.training.teacher_signals import SignalReader, TeacherSignals
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,17 @@ class Plan:
         Where the last step has none left for it, a process repeats a row that counts nothing, so
         that all take part in every exchange of gradients.
         """
-        micro = self.steps[step]
-        for m in range(0, len(micro), self.world):
-            mine = m + rank < len(micro)
-            rows = micro[m + rank] if mine else micro[m][:1]
-            yield self.collate([[self.examples[i] for i in row] for row in rows]), float(mine)
+        for rows, share in share_out(self.steps[step], rank, self.world):
+            yield self.collate([[self.examples[i] for i in row] for row in rows]), share
+
+
+def share_out(micro: Sequence[list[T]], rank: int, world: int) -> Iterator[tuple[list[T], float]]:
+    """Yield a process's micro-batches, each a list of rows, and how much each counts (1 or 0); as
+    many to every process.
+    """
+    for m in range(0, len(micro), world):
+        mine = m + rank < len(micro)
+        yield (micro[m + rank] if mine else micro[m][:1]), float(mine)
 
 
 class PlannedBatches:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from attar.config import Section
 from distill.objective.terms import AnyTerm, TeacherSource
+from distill.rollouts.config import RolloutsConfig
 from distill.training.layerwise_lr import Unfreeze
 from distill.training.lr_schedule import Schedule
 from distill.training.optimizers import OptimizerName
@@ -26,6 +27,9 @@ class LoopConfig(Section):
     )
     source: TeacherSource = Field(
         "cache", description="of the teacher's signals; a term may differ"
+    )
+    rollouts: RolloutsConfig | None = Field(
+        None, description="rounds in which the student writes the text that it learns from"
     )
     optimizer: OptimizerName = Field("adamw", description="8-bit and paged ones by bitsandbytes")
     lr: float = Field(2e-4, gt=0)
@@ -50,9 +54,21 @@ class LoopConfig(Section):
     evaluate_every: int | None = Field(None, ge=1, description="steps; five times a run if absent")
     evaluate_tokens: int = Field(16384, ge=1, description="validation tokens of those evaluations")
     checkpoint_every: int | None = Field(None, ge=1, description="steps; at evaluations if absent")
-    keep: Literal["best", "last"] = Field("best", description="which weights are the result")
+    keep: Literal["best", "last"] = Field(
+        "best", description="which weights are the result; with `rollouts` the last when absent"
+    )
     keep_checkpoints: bool = Field(False, description="of a finished training; else deleted")
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _last_of_rollouts(cls, values: Any) -> Any:
+        """Keep the last weights where the student writes its text: the objective on the data's text
+        does not say which are best.
+        """
+        if isinstance(values, dict) and values.get("rollouts") is not None:
+            return {"keep": "last", **values}
+        return values
 
 
 def spent(config: LoopConfig | None, *folders: Path) -> list[Path]:

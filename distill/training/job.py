@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from distill.data.batching import TOKEN_BATCHING, Collate
 from distill.data.examples import Examples
@@ -59,7 +60,10 @@ class Progress:
 
 @dataclass
 class Result:
-    """What a training left: its numbers, and its history for the report's curves."""
+    """What a training left: its numbers, and its history for the report's curves.
+
+    rounds: the numbers of each round that the student wrote; none where it wrote none.
+    """
 
     steps: int
     tokens: int
@@ -67,3 +71,4 @@ class Result:
     best_step: int
     peak_memory_bytes: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    rounds: list[dict[str, Any]] = field(default_factory=list)

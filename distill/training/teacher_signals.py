@@ -11,7 +11,7 @@ from distill.data.batching import Batch
 from distill.data.tokenize import IGNORE
 from distill.objective.objective import Learner
 from distill.objective.term_protocols import OfMismatched, SignalSources
-from teachers.cache.reader import SignalCache
+from teachers.cache.joined import ReadsSignals
 from teachers.online import OnlineSignals, OnlineTeacher
 
 SignalReader = Callable[[Batch], SignalSources]  # of one batch, on the device of the training
@@ -24,9 +24,9 @@ class TeacherSignals:
     reference: log-probabilities of answers, with which preferences are compared.
     """
 
-    cache: SignalCache | None = None
+    cache: ReadsSignals | None = None
     online: OnlineTeacher | None = None
-    reference: SignalCache | None = None
+    reference: ReadsSignals | None = None
 
     def read(self, batch: Batch, learner: Learner, terms: list[Any]) -> SignalReader:
         """Read and decode what the terms want of the cache; return what gives all signals.

@@ -230,9 +230,11 @@ class SignalCache:
 
     def signals(self, keys: list[str]) -> Signals:
         """Signals of whole examples, concatenated in the order of `keys`."""
-        rows = [self.columns(key) for key in keys]
+        return self.assembled([self.columns(key) for key in keys], sum(map(self.tokens, keys)))
+
+    def assembled(self, rows: list[SignalColumns], num_tokens: int) -> Signals:
+        """Signals of examples whose columns are known: this cache's, or one's with its assets."""
         columns = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-        num_tokens = sum(self.tokens(key) for key in keys)
         size = self.manifest["tokenizer"].get("size")
         vocabulary = size if isinstance(size, int) else None
         return Signals(columns, num_tokens, self.config, self.assets, vocabulary)

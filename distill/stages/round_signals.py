@@ -1,0 +1,135 @@
+"""The signals of text that the student wrote: the teacher runs over each round's new texts.
+
+Where signals come from the cache, a round has a small cache of its own beside the data's, with the
+same settings and assets, and the teacher is in memory only while it is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attar.distributed import free_memory
+from attar.files import clear
+from distill.data.examples import Example
+from distill.run.context import Run
+from distill.run.folder import on_first_process
+from distill.stages.cache import fill_store
+from distill.stages.reference import CODEC, Reference, reference_manifest
+from distill.training.teacher_signals import TeacherSignals
+from teachers.cache.growing import data_counts_of
+from teachers.cache.joined import JoinedCaches
+from teachers.cache.reader import SignalCache
+from teachers.cache.store import SignalStore
+from teachers.load import TeacherConfig, load_teacher
+from teachers.runners.request import Request, Runner
+
+
+@dataclass
+class RoundSignals:
+    """Gives the signals of each round's steps: those of the data, and of the texts written.
+
+    signals: of the data. folder: of the rounds. keep: how many rounds are learned from at once.
+    cached: the teacher's cache of the data, where terms read it. reference: the model to which a
+    reward's KL is taken; None where it has none.
+    """
+
+    run: Run
+    signals: TeacherSignals
+    folder: Path
+    keep: int
+    cached: SignalCache | None
+    reference: Reference | None = None
+    _rounds: dict[int, SignalCache] = field(default_factory=dict)
+
+    def of_round(self, number: int, texts: Sequence[Example]) -> TeacherSignals:
+        """The signals of a round's steps, from its new texts."""
+        signals = self.signals
+        requests = list({one.key: self.run.task.request(self.run, one) for one in texts}.values())
+        if self.cached is not None:
+            if requests:
+                self._rounds[number] = self._teacher_cache(self.cached, number, requests)
+            self._forget_before(number - self.keep + 1)
+            signals = replace(signals, cache=JoinedCaches([self.cached, *self._rounds.values()]))
+        if self.reference is not None and requests:
+            signals = replace(signals, reference=self._reference_cache(number, requests))
+        return signals
+
+    def _forget_before(self, oldest: int) -> None:
+        for number in [n for n in self._rounds if n < oldest]:
+            del self._rounds[number]
+            with on_first_process() as first:
+                if first:
+                    clear(self._url(number, "signals"))
+
+    def _url(self, number: int, what: str) -> Path:
+        return self.folder / f"{number:05d}.{what}"
+
+    def _teacher_cache(
+        self, data: SignalCache, number: int, requests: list[Request]
+    ) -> SignalCache:
+        """A round's cache, with the settings and the assets of the data's."""
+        store = SignalStore(str(self._url(number, "signals")))
+        manifest = {**data.manifest, "data": self._counts(requests)}
+        for name in ("format", "grown_from"):
+            manifest.pop(name, None)
+        with on_first_process() as first:
+            if first:
+                if store.manifest() is not None and not _is_of(store, manifest):
+                    clear(Path(store.url))
+                store.begin(manifest)
+                assets = data.store.assets()
+                if store.assets() is None and assets is not None:
+                    store.write_assets(assets, manifest)
+        self._fill(store, manifest, requests, lambda: self.run.task.runner(self.run), number)
+        return SignalCache(store.url, device=_device_of(data))
+
+    def _reference_cache(self, number: int, requests: list[Request]) -> SignalCache:
+        """The reference's log-probabilities of a round's texts."""
+        assert self.reference is not None
+        store = SignalStore(str(self._url(number, "reference")))
+        manifest = reference_manifest(self.run, self.reference, self._counts(requests))
+        with on_first_process() as first:
+            if first and store.manifest() is not None and not _is_of(store, manifest):
+                clear(Path(store.url))
+        self._fill(store, manifest, requests, self._reference_runner, number)
+        return SignalCache(store.url)
+
+    def _counts(self, requests: Sequence[Request]) -> dict[str, Any]:
+        counts = {request.key: len(request.counted) for request in requests}
+        return data_counts_of(counts, self.run.recipe.data.max_length)
+
+    def _fill(
+        self,
+        store: SignalStore,
+        manifest: dict[str, Any],
+        requests: list[Request],
+        make_runner: Callable[[], Runner],
+        number: int,
+    ) -> None:
+        fill_store(self.run, store, requests, manifest, make_runner, f"round {number + 1}: signals")
+        free_memory()
+
+    def _reference_runner(self) -> Runner:
+        """The student as it started, which is loaded again; or the model that the recipe names."""
+        assert self.reference is not None
+        name = self.reference.config.reference or self.reference.start.source
+        model: Any = load_teacher(TeacherConfig(model=name, dtype="float32"))
+        return self.run.task.runner_of(self.run, model, CODEC)
+
+
+def _is_of(store: SignalStore, manifest: dict[str, Any]) -> bool:
+    """Whether a round's cache, or what a stop left of it, is of these texts."""
+    found = store.manifest() or {}
+    return all(found.get(name) == value for name, value in manifest.items())
+
+
+def _device_of(cache: SignalCache) -> torch.device:
+    for own in cache.assets.values():
+        for tensor in own.values():
+            return tensor.device
+    return torch.device("cpu")
