@@ -58,8 +58,6 @@ class RolloutsConfig(Section):
             )
         if self.count_tokens is not None and self.count_tokens >= self.new_tokens:
             raise ValueError("`count_tokens` has no effect from `new_tokens` on; leave it out")
-        if self.share == 0:
-            raise ValueError("with `share: 0` nothing is written; leave `rollouts` out")
         return self
 
     @property

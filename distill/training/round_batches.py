@@ -65,7 +65,7 @@ class _Current:
 
 
 class RoundBatches:
-    """A `BatchSource` whose rounds the student writes. records: of each round, for the report.
+    """A `BatchSource` whose rounds the student writes.
 
     signals_of: gives the signals of a round's steps, from the round's number and its new texts.
     source: of the teacher's distributions; None where no term reads any. chunk: tokens whose logits
@@ -88,11 +88,22 @@ class RoundBatches:
         self.plan, self.rounds, self.writer, self.rank = plan, rounds, writer, rank
         self.learner: Learner = writer.learner
         self.config: RolloutsConfig = writer.config
-        self.records: list[dict[str, Any]] = []
+        self._records: dict[int, dict[str, Any]] = {}
         self._signals_of, self._rows, self._source = signals_of, rows, source
         self._section, self._chunk = section, chunk
         self._examples: dict[int, list[list[Example]]] = {}  # of the rounds that are kept
         self._now: _Current | None = None
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Return the numbers of each round so far, those before a restart included."""
+        found = (self._record_of(number) for number in range(self.rounds.num_rounds))
+        return [one for one in found if one is not None]
+
+    def _record_of(self, number: int) -> dict[str, Any] | None:
+        if number not in self._records and (kept := self.writer.record(number)) is not None:
+            self._records[number] = kept
+        return self._records.get(number)
 
     @property
     def num_steps(self) -> int:
@@ -134,9 +145,6 @@ class RoundBatches:
         return self._now
 
     def _enter(self, number: int) -> _Current:
-        for before in range(len(self.records), number):  # after a restart
-            if (record := self.writer.record(before)) is not None:
-                self.records.append(record)
         oldest = number - self.config.keep + 1
         self._examples = {n: one for n, one in self._examples.items() if n >= oldest}
         written: Round | None = None
@@ -205,16 +213,16 @@ class RoundBatches:
 
     def _record(self, number: int, record: dict[str, Any], signals: TeacherSignals) -> None:
         """Add a round's numbers to the records, and keep them; stop where answers collapsed."""
-        kept = self.writer.record(number)
-        if kept is None:
-            kept = {**record, "step": self.rounds.steps_of(number).start}
+        if self._record_of(number) is None:
+            found = {**record, "step": self.rounds.steps_of(number).start}
             stride = -(-self.rounds.num_rounds // MEASURED_ROUNDS)
             if number % stride == 0:
-                kept |= self._teacher_measures(number, signals)
-                log.info("%s: round %d: %s", self._section, number + 1, _words(kept))
-            self.writer.keep_record(number, kept)
-        self.records.append(kept)
-        check_answers(self.records, self._section)
+                found |= self._teacher_measures(number, signals)
+                log.info("%s: round %d: %s", self._section, number + 1, _words(found))
+            self._records[number] = found
+            self.writer.keep_record(number, found)
+        before = (self._record_of(n) for n in range(number + 1))
+        check_answers([one for one in before if one is not None], self._section)
 
     def _teacher_measures(self, number: int, signals: TeacherSignals) -> dict[str, float]:
         """What the teacher says of the first answers of a round; nothing where there is none that
