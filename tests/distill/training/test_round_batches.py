@@ -45,8 +45,8 @@ def ready(make_model, examples, tmp_path):
             make_model(teacher_seed, vocabulary=VOCABULARY).requires_grad_(False)
         )
         job = rollout_job(
-            new_student(make_model), examples, tmp_path / name, loop_config(rollouts, **keys), *given,
-            judge=judge, packing=packing,
+            new_student(make_model), examples, tmp_path / name, loop_config(rollouts, **keys),
+            *given, judge=judge, packing=packing,
         )  # fmt: skip
         return job
 
@@ -140,13 +140,12 @@ def test_rounds_by_an_exact_cache_learn_what_rounds_online_do(
 ):
     rollouts = {"new_tokens": 6, "every": 2, "share": 0.5}
     teacher = make_model(7, vocabulary=VOCABULARY).requires_grad_(False)
-    exact = CacheConfig.model_validate({"codec": {"name": "final_hidden", "kl": 1e-8}})
+    exact = CacheConfig.model_validate({"codec": {"name": "topk", "k": VOCABULARY}})
     data = make_cache(tmp_path / "data", teacher, examples[0], exact, vocabulary=VOCABULARY)
 
     def signals_of(number, texts):
         texts = list({one.key: one for one in texts}.values())
         rounds = make_cache(tmp_path / "round", teacher, texts, exact, vocabulary=VOCABULARY)
-        rounds.assets = data.assets  # as a run gives a round the assets of the data
         return TeacherSignals(JoinedCaches([data, rounds]))
 
     config, student = loop_config(rollouts, source="cache"), new_student(make_model)
@@ -165,11 +164,11 @@ def test_rounds_by_an_exact_cache_learn_what_rounds_online_do(
     assert {x.key for x in written_texts(jobs[0].source, 1)} == {
         x.key for x in written_texts(jobs[1].source, 1)
     }
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 1e-3
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 2e-3
     mine, other = (job.source.records[0] for job in jobs)
     for name in ("reverse_kl", "top1", "teacher_nll", "kept"):
-        assert mine[name] == pytest.approx(other[name], abs=1e-4)
+        assert mine[name] == pytest.approx(other[name], rel=1e-3)
 
 
 def test_the_teacher_itself_as_student_learns_nothing(trained, monkeypatch):
