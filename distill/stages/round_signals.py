@@ -49,22 +49,23 @@ class RoundSignals:
     def of_round(self, number: int, texts: Sequence[Example]) -> TeacherSignals:
         """The signals of a round's steps, from its new texts."""
         signals = self.signals
+        self._forget(number - self.keep)
         requests = list({one.key: self.run.task.request(self.run, one) for one in texts}.values())
         if self.cached is not None:
             if requests:
                 self._rounds[number] = self._teacher_cache(self.cached, number, requests)
-            self._forget_before(number - self.keep + 1)
             signals = replace(signals, cache=JoinedCaches([self.cached, *self._rounds.values()]))
         if self.reference is not None and requests:
             signals = replace(signals, reference=self._reference_cache(number, requests))
         return signals
 
-    def _forget_before(self, oldest: int) -> None:
-        for number in [n for n in self._rounds if n < oldest]:
-            del self._rounds[number]
-            with on_first_process() as first:
-                if first:
-                    clear(self._url(number, "signals"))
+    def _forget(self, number: int) -> None:
+        """Delete what was made for a round that is no longer learned from."""
+        self._rounds.pop(number, None)
+        with on_first_process() as first:
+            for what in ("signals", "reference"):
+                if first and number >= 0:
+                    clear(self._url(number, what))
 
     def _url(self, number: int, what: str) -> Path:
         return self.folder / f"{number:05d}.{what}"

@@ -61,3 +61,39 @@ def test_a_student_learns_from_its_own_text(rows):
     assert [one["round"] for one in result["rounds"]] == list(range(6))
     assert all(one["answers"] == 4 for one in result["rounds"])
     assert {"reverse_kl", "top1", "teacher_nll", "kept"} <= result["rounds"][0].keys()
+
+
+def test_rounds_get_their_signals_from_a_cache_of_their_own(rows):
+    more = ["train.source=cache", "train.rollouts={new_tokens: 8, every: 3, share: 0.7}"]
+    result = train(rows, "cached", *more)
+    online = train(rows, "online", more[1])
+    assert len(result["rounds"]) == 2
+    for name in ("answers", "tokens", "reverse_kl", "top1", "teacher_nll"):
+        assert result["rounds"][0][name] == pytest.approx(online["rounds"][0][name], rel=1e-2)
+    first, other = result["history"][0], online["history"][0]
+    assert first["0:reverse_kl"] == pytest.approx(other["0:reverse_kl"], rel=1e-2)
+    kept = sorted(one.name for one in Path("cached/arms/distill/rollouts").glob("*.signals"))
+    assert kept == ["00001.signals"]  # of the rounds that were still learned from
+    shown = rows("cache", "verify", "cached/cache")
+    assert "whole" in shown.output or shown.exit_code == 0
+
+
+def test_rewarded_answers_become_more_frequent_at_a_price_in_kl(rows):
+    objective = "train.objective=[{loss: rloo}]"
+    rollouts = "train.rollouts={new_tokens: 6, every: 2, samples: 4, reward: {verifier: {extract: number}, kl: 0.01}}"  # noqa: E501
+    result = train(rows, "out", objective, rollouts, "train.source=cache", "train.lr=0.01",
+                   "train.batch_size=8")  # fmt: skip
+    assert all(0 <= one["reward"] <= 1 for one in result["rounds"])
+    kept = [one.name for one in Path("out/arms/distill/rollouts").glob("*.reference")]
+    assert kept == ["00002.reference"]
+    assert "0:rloo" in result["history"][0]
+
+
+def test_an_adapter_writes_and_learns_from_its_text(rows):
+    special = "specialize={method: lora, rank: 2, max_steps: 2, batch_size: 4, precision: float32, objective: [{loss: reverse_kl}], source: online, rollouts: {new_tokens: 6}}"  # noqa: E501
+    options = ("--set", special, "--set", "train.objective=[{loss: cross_entropy}]")
+    options += ("--set", "train.rollouts=null", "--set", "train.source=cache")
+    options += ("--set", "export.artifacts=[adapter]")
+    rows("run", "recipe.yaml", "--run-dir", "out", *options)
+    found = json.loads(Path("out/specialized/result.json").read_text())
+    assert [one["round"] for one in found["rounds"]] == [0, 1]
