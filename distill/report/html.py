@@ -21,6 +21,7 @@ from distill.report.markup import (
     explanation,
     table_section,
 )
+from distill.report.rounds import rounds_section
 from distill.report.selection import failed_lines
 from distill.report.speeds import report_models, speed_notes
 from distill.report.student_shape import shape_section
@@ -108,7 +109,8 @@ def render_report(
 {_specialising(report)}{_models(report, columns, content)}{_sections(content.middle)}
 {_artifacts(report, artifact_columns, content)}
 {_sections(content.end)}
-{_sections([training_section(report), data_section(report), shape_section(report)])}
+{_sections([training_section(report), rounds_section(report)])}
+{_sections([data_section(report), shape_section(report)])}
 {as_section(_cost(report["cost"], content.cache_unit))}
 <h2>Recipe</h2><details><summary>The recipe as checked, defaults filled in</summary>
 <pre>{escape(recipe)}</pre></details>

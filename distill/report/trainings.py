@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from distill.evaluation.job import Numbers
 from distill.report.markup import Section, table_section
+from distill.report.rounds import rounds_entry
 
 OVERFITTED = 0.1  # share of the best validation objective by which the last one is much worse
 TITLE = "How they were trained"
@@ -22,7 +23,8 @@ TERMS = {
 def training_entry(result: Numbers, keep: str, tokens_a_pass: int) -> Numbers:
     """One training in report.json.
 
-    result: `steps`, `tokens`, `seconds`, `best_step` and `history` of a training. keep: which
+    result: `steps`, `tokens`, `seconds`, `best_step` and `history` of a training, and the `rounds`
+    that its student wrote. keep: which
     weights it keeps, `best` or `last`. tokens_a_pass: counted tokens of its training part.
     """
     steps, best = result["steps"], result["best_step"]
@@ -37,6 +39,7 @@ def training_entry(result: Numbers, keep: str, tokens_a_pass: int) -> Numbers:
         "validated": len(values),
         "best_validation": min(values, default=None),
         "last_validation": values[-1] if values else None,
+        "rounds": rounds_entry(result.get("rounds", []), result["seconds"]),
     }
 
 
@@ -60,7 +63,8 @@ def training_section(report: Numbers) -> Section | None:
 
 def overfitted_warnings(trainings: Mapping[str, Numbers]) -> list[str]:
     """A sentence for each training that kept its last step though its validation objective had been
-    much lower before: it overfitted, so that what is compared with it wins too easily.
+    much lower before: it overfitted, so that what is compared with it wins too easily. Where the
+    student learned from text of its own, the objective on the data's text does not say so.
     """
     return [
         f"The training of `{name}` kept its last step, whose validation objective, "
@@ -68,7 +72,10 @@ def overfitted_warnings(trainings: Mapping[str, Numbers]) -> list[str]:
         f"{one['best_validation']:.3f}: it overfitted. `keep: best` keeps the best step; fewer "
         "`epochs` end nearer to it."
         for name, one in trainings.items()
-        if one["keep"] == "last" and one["validated"] and _excess(one) > OVERFITTED
+        if one["keep"] == "last"
+        and one["validated"]
+        and _excess(one) > OVERFITTED
+        and not one["rounds"]
     ]
 
 
