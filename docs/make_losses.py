@@ -16,7 +16,7 @@ from typing import Any
 from attar.errors import RecipeError
 from distill.objective.losses import LOSSES, Loss
 from distill.objective.preference_forms import FORMS, Form
-from distill.objective.terms import TERM_MODELS, check_served
+from distill.objective.terms import NO_SIGNALS, TERM_MODELS, check_served
 from teachers.codecs.codec import CODECS
 
 PAGE = Path(__file__).parent / "reference" / "losses.md"
@@ -30,6 +30,7 @@ READS = {
     "similarity": "the teacher's vectors of the texts of a micro-batch (`task: embedding`)",
     "order": "which answer of a pair is chosen, and the data's `margin` (`task: reward`)",
     "rewards": "the teacher's rewards of both answers of a pair (`task: reward`)",
+    "rollouts": "answers that the student wrote, and their rewards (`rollouts.reward`)",
 }
 SNIPPETS = {
     "distribution": "train:\n  objective:\n    - {{loss: {name}, weight: 1.0, temperature: 1.0}}",
@@ -46,6 +47,8 @@ SNIPPETS = {
     "    - {{loss: {name}}}",
     "rewards": "task: reward\ntrain:\n  objective:\n    - {{loss: {name}, weight: 1.0, "
     "temperature: 1.0}}",
+    "rollouts": "train:\n  objective:\n    - {{loss: {name}}}\n"
+    "  rollouts: {{samples: 4, reward: {{verifier: {{extract: number}}}}}}",
 }
 
 
@@ -66,9 +69,9 @@ def parameters(loss: Loss) -> str:
         return (
             "`form` (sigmoid), `source` (reference), and those of the [form](#forms-of-preference)"
         )
-    if loss.reads not in ("vector", "similarity", "order", "rewards"):
+    if loss.reads not in ("vector", "similarity", "order", "rewards", "rollouts"):
         found["on"] = "chosen"
-    if loss.reads not in ("labels", "order"):
+    if loss.reads not in NO_SIGNALS:
         found["source"] = "the section's"
     if loss.reads == "hidden":
         found["layers"] = "every cached layer"
@@ -93,7 +96,7 @@ def served(loss: Loss) -> str:
 def section(loss: Loss) -> str:
     """One loss: formula, what it reads, keys, source, example."""
     about = loss.function.__doc__ or ""
-    if loss.reads == "sequence":  # what follows is about the arguments of its function
+    if loss.reads in ("sequence", "rollouts"):  # what follows is about its function's arguments
         about = about.split("\n\n")[0]
     formula, remark = sentences(about)
     zero = "yes" if loss.reads != "labels" and loss.divergence else "no"

@@ -77,10 +77,8 @@ def run_training(
         reference = Reference(section, config, student, start, learner.dtype)
         found = _reference_cache(run, reference, plan, validation)
         signals = replace(signals, reference=found)
-    source: BatchSource = PlannedBatches(plan, learner, signals, process_state().process_index)
-    if config.rollouts is not None:
-        training = Training(section, folder, start, config, data, packing)
-        source = round_batches(run, training, plan, learner, signals, cached)
+    training = Training(section, folder, start, config, data, packing)
+    source = _batch_source(run, training, plan, learner, signals, cached)
     job = Job(
         name=name,
         learner=learner,
@@ -99,6 +97,20 @@ def run_training(
         result.rounds = source.records
     free_memory()
     return result
+
+
+def _batch_source(
+    run: Run,
+    training: Training,
+    plan: Plan,
+    learner: Learner,
+    signals: TeacherSignals,
+    cached: SignalCache | None,
+) -> BatchSource:
+    """The data's texts, or rounds of text that the student writes beside them."""
+    if training.config.rollouts is None:
+        return PlannedBatches(plan, learner, signals, process_state().process_index)
+    return round_batches(run, training, plan, learner, signals, cached)
 
 
 def _plan(run: Run, train: Examples, config: LoopConfig, max_length: int, packing: bool) -> Plan:

@@ -40,6 +40,7 @@ SOURCES = {
     "similarity": [],
     "order": [],  # of pairs of answers: test_reward_term.py
     "rewards": [],
+    "rollouts": [],  # of answers that the student wrote: test_policy_term.py
 }
 PAIRS = [(name, source) for name, loss in LOSSES.items() for source in SOURCES[loss.reads]]
 EXACT = ("online", "classes", "text")  # sources that store nothing

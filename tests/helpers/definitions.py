@@ -118,7 +118,7 @@ def reading(*reads):
     return [name for name, loss in LOSSES.items() if loss.reads in reads]
 
 
-TOKEN_LOSSES = [name for name, loss in LOSSES.items() if loss.reads != "sequence"]
+TOKEN_LOSSES = [name for name, loss in LOSSES.items() if loss.reads not in ("sequence", "rollouts")]
 DIVERGENCES = [name for name, loss in LOSSES.items() if loss.divergence]
 DISTRIBUTION_LOSSES = reading("distribution")
 OUTCOME_LOSSES = [name for name in DISTRIBUTION_LOSSES if not LOSSES[name].full]

@@ -161,8 +161,7 @@ def test_a_model_that_cannot_be_continued_is_refused(name):
         check_can_write(tiny_family_model(tiny_config(name)), VOCABULARY)
 
 
-@pytest.mark.slow
-def test_most_families_can_write():
+def test_most_families_can_write(full_product):
     able = 0
     for name in FAMILIES:
         try:

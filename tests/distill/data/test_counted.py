@@ -7,7 +7,11 @@ from distill.data.counted import UNITS, Counted
 
 def test_units_of_a_step():
     counted = Counted(10, 4, 2, 2, 1) + Counted(7) + Counted(0, 0, 1, 0, 1)
-    wanted = {"all": 17, "chosen": 13, "rejected": 4, "judged": 3, "answers": 4}
+    counted += Counted(9, rollouts=9, written=2)
+    wanted = {
+        "all": 26, "chosen": 22, "rejected": 4, "judged": 3, "answers": 4, "data": 13,
+        "rollouts": 9, "written": 2,
+    }  # fmt: skip
     assert {unit: counted.of(unit) for unit in UNITS} == wanted
     assert counted.scales(2.0) == {unit: 2 / number for unit, number in wanted.items()}
 

@@ -33,6 +33,7 @@ def test_schema_gives_each_loss_its_own_parameters():
         "order": set(),
         "rewards": {"source", "temperature"},
         "similarity": {"source"},
+        "rollouts": set(),
     }
     for name, found in LOSSES.items():
         assert by_loss[name] == {"loss", "weight"} | reads[found.reads] | set(found.parameters())
