@@ -25,6 +25,23 @@ def digest(folder):
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
+def check_own_answers(report, page):
+    """Teacher and students wrote 5 answers of 6 tokens at most, and the report has both columns."""
+    arms = report["arms"]
+    for name, numbers in {"teacher": report["teacher"], **arms}.items():
+        own = numbers["own_answers"]
+        assert own["answers"] == 5
+        assert own["teacher_nll"] > 0
+        assert 5 <= own["tokens"] <= 30
+        assert ("reverse_kl" in own) == (name != "teacher")
+        assert ("difference" in own) == (name in ("init", "finetune"))
+    assert arms["distill"]["own_answers"]["reverse_kl"] > 0
+    assert "own_answers" not in report["artifacts"]["bf16"]
+    assert "On the answers that each wrote itself" in report["verdict"]["sentence"]
+    assert "<h2>On the models&#x27; own answers</h2>" in page
+    assert page.count("<th>own KL</th>") == 2, "beside the KL on held-out text, and in its section"
+
+
 def test_a_run_leaves_a_student_artifacts_and_a_report_and_then_has_nothing_to_do(workshop):
     options = (
         "--set", "export.artifacts=[bf16, nf4, int8]",
@@ -47,16 +64,6 @@ def test_a_run_leaves_a_student_artifacts_and_a_report_and_then_has_nothing_to_d
     assert arms["distill"]["kl_to_teacher"] < arms["init"]["kl_to_teacher"]
     assert arms["distill"]["kl_to_teacher"] < arms["finetune"]["kl_to_teacher"]
     assert report["verdict"]["sentence"] in first.output
-    for name, numbers in {"teacher": report["teacher"], **arms}.items():
-        own = numbers["own_answers"]
-        assert own["answers"] == 5
-        assert own["teacher_nll"] > 0
-        assert 5 <= own["tokens"] <= 30
-        assert ("reverse_kl" in own) == (name != "teacher")
-        assert ("difference" in own) == (name in ("init", "finetune"))
-    assert arms["distill"]["own_answers"]["reverse_kl"] > 0
-    assert "own_answers" not in report["artifacts"]["bf16"]
-    assert "On the answers that each wrote itself" in report["verdict"]["sentence"]
     cost = report["cost"]
     peaks = [cost["stages"][name]["peak_memory_bytes"] for name in ("cache", "build", "train")]
     assert min(peaks) > 0
@@ -70,8 +77,7 @@ def test_a_run_leaves_a_student_artifacts_and_a_report_and_then_has_nothing_to_d
     assert report["selection"]["validation_tokens"] > 0
     assert report["selection"]["sentence"] in html.unescape(page)
     assert page.count("<svg") == 4
-    assert "<h2>On the models&#x27; own answers</h2>" in page
-    assert page.count("<th>own KL</th>") == 2, "beside the KL on held-out text, and in its section"
+    check_own_answers(report, page)
     assert "<h2>What the models write</h2>" in page
     for name in ("distill", "finetune"):
         assert 0 < report["training"][name]["kept_step"] <= report["training"][name]["steps"]
