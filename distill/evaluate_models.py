@@ -68,6 +68,10 @@ def evaluation_config(data: tuple[str, ...], values: dict[str, Any]) -> ModelEva
             "`--set evaluate.baselines` has no effect on models without a recipe: baselines are "
             "made of a recipe's training texts; leave it out."
         )
+    if "own_answers" in values.get("evaluate", {}):
+        raise RecipeError(
+            "`--set evaluate.own_answers` has no effect on models without a recipe; leave it out."
+        )
     values = {**values, "data": {"train": list(data), **values.get("data", {})}}
     try:
         return ModelEvaluation.model_validate(values)

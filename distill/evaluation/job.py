@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -17,6 +17,7 @@ from distill.data.examples import Examples
 from distill.data.scored_pairs import PairsConfig
 from distill.evaluation.downstream.config import TaskConfig
 from distill.evaluation.timing import Timer
+from distill.runtimes.runtime import ModelSource
 
 if TYPE_CHECKING:
     from distill.evaluation.baselines import Baseline, FittedBaseline
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
 Batches = Sequence[Sequence[int]]  # numbers of held-out examples, by batch
 PredictionArrays = dict[str, np.ndarray]  # values by held-out token or text, by name
 Numbers = dict[str, Any]  # what was measured of one model, by name
+
+
+class OwnAnswersConfig(Section):
+    """Answers of the teacher and every student to held-out prompts, which the teacher reads."""
+
+    prompts: int = Field(32, ge=1, description="held-out prompts, at most; one answer to each")
+    new_tokens: int = Field(48, ge=1, description="length of an answer at most")
+    temperature: float = Field(1.0, ge=0, description="of what is drawn; 0: the most likely id")
+    batch_size: int = Field(8, ge=1, description="answers at a time")
 
 
 class EvaluateConfig(Section):
@@ -46,6 +56,11 @@ class EvaluateConfig(Section):
         True,
         description="with `task: sequence-classification`: also measure linear classifiers of the "
         "training texts",
+    )
+    own_answers: OwnAnswersConfig | Literal["auto"] | None = Field(
+        "auto",
+        description="what the teacher makes of the models' own answers; `auto`: only where a "
+        "student learns from its own answers (`rollouts`)",
     )
 
 
@@ -91,6 +106,18 @@ class MeasureJob:
     reference: str | None = None
     is_reference: bool = False
     baseline: FittedBaseline | None = None
+
+    @property
+    def source(self) -> ModelSource:
+        """The model, as its runtime loads it."""
+        return ModelSource(
+            self.model,
+            self.adapter,
+            self.vocabulary,
+            self.dtype,
+            self.quantization,
+            self.trust_remote_code,
+        )
 
     @property
     def signals_folder(self) -> Path | None:

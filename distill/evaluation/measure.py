@@ -25,7 +25,7 @@ from distill.evaluation.predictions import held_out_batches, write_arrays
 from distill.evaluation.timing import Timer, machine_of
 from distill.evaluation.tokenizer_check import check_probes
 from distill.runtimes.hugging_face import Transformers
-from distill.runtimes.runtime import ModelSource, open_runtime
+from distill.runtimes.runtime import open_runtime
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +38,11 @@ def measure_model(job: MeasureJob) -> Numbers:
     timer = Timer()
     config, metrics = EvaluateConfig.model_validate(job.config), job.metrics
     examples = metrics.measured(Examples(Path(job.held_out)))
-    source = ModelSource(
-        job.model, job.adapter, job.vocabulary, job.dtype, job.quantization, job.trust_remote_code
-    )
     runtime: Any
     if job.baseline is not None:
         runtime = job.baseline.open()
     else:
-        runtime = Transformers(source) if job.is_teacher else open_runtime(source)
+        runtime = Transformers(job.source) if job.is_teacher else open_runtime(job.source)
     batches = held_out_batches(examples, config.tokens, config.batch_size)
     with timer:
         metrics.speed(runtime, examples, batches, job, config, timer)

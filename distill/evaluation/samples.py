@@ -7,7 +7,7 @@ all of a text counts, it is the beginning of the text.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,18 +28,25 @@ class Prompt:
     """Ids that a model is given, and those that follow them in the held-out text.
 
     is_answer: whether what follows is the answer of a conversation, or to a prompt.
+    document: the number of the document that they are of, where it is known.
     """
 
     ids: list[int]
     following: list[int]
     is_answer: bool
+    document: int | None = None
 
 
 def held_out_prompts(
-    examples: Examples, number: int = PROMPTS, *, windows: bool = False
+    examples: Examples,
+    number: int = PROMPTS,
+    *,
+    windows: bool = False,
+    longest: int | None = None,
 ) -> list[Prompt]:
     """Up to `number` prompts of which no two are the same, of different documents, in the order of
     the data; of long ones the shortest last. `windows`: then of these documents' further examples.
+    longest: tokens of a prompt at most; longer ones are passed over.
     """
     _, firsts = np.unique(examples.documents, return_index=True)
     places = np.sort(firsts).tolist()
@@ -47,7 +54,9 @@ def held_out_prompts(
         places += np.setdiff1d(np.arange(len(examples)), firsts).tolist()
     found: dict[tuple[int, ...], Prompt] = {}
     for place in places[: max(MOST_READ, number)]:
-        prompt = prompt_of(examples[place])
+        prompt = replace(prompt_of(examples[place]), document=int(examples.documents[place]))
+        if longest is not None and len(prompt.ids) > longest:
+            continue
         found.setdefault(tuple(prompt.ids), prompt)
         if sum(len(ids) <= LONG_PROMPT for ids in found) == number:
             break

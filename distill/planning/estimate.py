@@ -20,6 +20,7 @@ from attar.models.loading import resolve_precision
 from attar.word_lists import counted
 from distill.data.config import DataConfig
 from distill.data.reader import NextTokenTexts
+from distill.evaluation.job import OwnAnswersConfig
 from distill.objective.terms import reads_from
 from distill.planning.alternatives import Trainee
 from distill.planning.baseline_time import baseline_seconds, feature_bytes
@@ -34,7 +35,7 @@ from distill.planning.quantities import Quantities
 from distill.planning.steps import Steps, planned_steps
 from distill.run.context import Run
 from distill.stages.cache import held_examples
-from distill.stages.evaluate import baselines_of, measured_models
+from distill.stages.evaluate import baselines_of, measured_models, writers_of
 from distill.stages.status import is_done
 from distill.training.config import LoopConfig
 from teachers.cache.config import CacheConfig
@@ -44,6 +45,7 @@ from teachers.load import TeacherConfig
 ARTIFACT_BYTES = {"bf16": 2.0, "int8": 1.2, "nf4": 0.8}  # a parameter; others as bf16
 ARTIFACT_SECONDS = 5.0  # to make one
 PROCESS_SECONDS = 20.0  # to start a process, load a model and leave
+WRITING = 8.0  # times as long as reading, of a token that a model writes; 8 answers at a time
 PASSES_TO_MEASURE = {"tokens": 1.2, "texts": 4.0}  # over the held-out examples, timing included
 
 
@@ -247,8 +249,21 @@ def _evaluating(known: Quantities, models: int, run: Run) -> Estimate:
     if baselines := baselines_of(run):
         seconds += baseline_seconds(known.teacher, counts, known.speed)
         disk, note = feature_bytes(known.teacher, counts), f"{note}; {len(baselines)} are baselines"
+    if (own := run.recipe.own_answers()) is not None:
+        writers = len(writers_of(run))
+        seconds += writers * (PROCESS_SECONDS + _own_answers_seconds(known, own))
+        memory += known.student.head * 4
+        note = f"{note}; own answers of {writers}"
     amount, warning = known.amount(examples) * models, few_held_out(counts)
     return Estimate("evaluate", amount, disk, memory, seconds, note, warning=warning)
+
+
+def _own_answers_seconds(known: Quantities, own: OwnAnswersConfig) -> float:
+    """Time in which a student writes its answers, and both models read them."""
+    written = own.prompts * own.new_tokens
+    read = written + own.prompts * known.counts.length
+    student = known.student.forward(read) + WRITING * known.student.forward(written)
+    return (student + known.teacher.forward(read)) / known.speed
 
 
 def _training_memory(

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from attar.config import Section
 from distill.classifiers import FeaturesConfig
 from distill.data.config import DataConfig
-from distill.evaluation.job import EvaluateConfig
+from distill.evaluation.job import EvaluateConfig, OwnAnswersConfig
 from distill.objective.terms import AnyTerm, reads_from
 from distill.recipe.export import ExportConfig
 from distill.recipe.specialize import SpecializeConfig
@@ -72,6 +72,17 @@ class Recipe(Section):
         if self.export.recover is not None:
             found["export.recover"] = self.export.recover
         return found
+
+    def own_answers(self) -> OwnAnswersConfig | None:
+        """How the models' own answers are measured; None: they are not. Where the recipe leaves it
+        open, they are measured where a student learns from its own answers.
+        """
+        found = self.evaluate.own_answers
+        if isinstance(found, OwnAnswersConfig) or found is None:
+            return found
+        trained = (self.train, self.specialize)
+        learns = any(getattr(section, "rollouts", None) is not None for section in trained)
+        return OwnAnswersConfig() if learns else None
 
     def data_of(self, path: str) -> DataConfig:
         """The data that a section trains on, by the section's path: all but `specialize`, which

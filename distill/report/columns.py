@@ -21,7 +21,8 @@ class Column(NamedTuple):
 
     key: the number of a model that the column needs; its cell is empty without it. show: the cell's
     text. meaning: what the column holds, as one clause. interval: [low, high] of the number, in the
-    unit of `bound`, which shows one end; absent where `show` has it, or there is none.
+    unit of `bound`, which shows one end; absent where `show` has it, or there is none. optional:
+    left out of a table in which no model has the number.
     """
 
     key: str
@@ -29,6 +30,7 @@ class Column(NamedTuple):
     meaning: str
     interval: Callable[[Numbers], list[float] | None] | None = None
     bound: Callable[[float], str] = "{:.3f}".format
+    optional: bool = False
 
 
 TableColumns = dict[str, Column]  # by title
@@ -79,6 +81,12 @@ def _pareto(row: Numbers) -> str:
     return ", ".join(name for name, is_on_it in row["pareto"].items() if is_on_it)
 
 
+def _own_kl(row: Numbers) -> str:
+    """Empty for the teacher, and where the model's own answers could not be measured."""
+    found = row["own_answers"].get("reverse_kl")
+    return "" if found is None else f"{found:.3f}"
+
+
 # Of language models; tasks on whole texts use some of them.
 MODEL_COLUMNS: TableColumns = {
     "nll": Column(
@@ -100,6 +108,14 @@ MODEL_COLUMNS: TableColumns = {
         "KL(teacher || model) over the full vocabulary, nats a token; 0 where the model is as the "
         "teacher",
         lambda r: r.get("kl_interval"),
+    ),
+    "own KL": Column(
+        "own_answers",
+        _own_kl,
+        "KL(model || teacher) over the full vocabulary on answers that the model itself wrote to "
+        "held-out prompts, nats a token; it and the KL on held-out text may move apart",
+        lambda r: r["own_answers"].get("reverse_kl_interval"),
+        optional=True,
     ),
     "top-1": Column(
         "top1_agreement",
@@ -213,6 +229,17 @@ def _cell(column: Column, numbers: Numbers, intervals: bool) -> str:
         return text
     low, high = (column.bound(bound + 0.0) for bound in bounds)  # 0.0 makes 0 of a negative 0
     return f"{text} ({low} to {high})"
+
+
+def shown_columns(columns: TableColumns, models: Iterable[Numbers]) -> TableColumns:
+    """The columns of a table of these models: without optional ones that none of them fills."""
+    rows = list(models)
+    return {
+        title: column
+        for title, column in columns.items()
+        if not column.optional
+        or any("failed" not in row and cells(row, {title: column})[0] for row in rows)
+    }
 
 
 def terms(columns: TableColumns, models: Iterable[Numbers]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from attar.files import read_json_object
 from distill.evaluation.job import Numbers
-from distill.report.columns import TableColumns, cells
+from distill.report.columns import TableColumns, cells, shown_columns
 from distill.report.speeds import WITHHELD, is_busy, machine_words
 
 Table = list[list[str]]  # rows of cells, header first
@@ -19,8 +19,10 @@ def model_table(report: Numbers, columns: TableColumns, *, intervals: bool = Fal
     def row(name: str, numbers: Numbers) -> list[str]:
         return [name, *cells(numbers, columns, intervals=intervals)]
 
-    lines = [["", *columns], row("teacher", report["teacher"])]
     baselines = report.get("baselines", {})  # reports before schema 6 have none
+    models = [report["teacher"], *baselines.values(), *report["arms"].values()]
+    columns = shown_columns(columns, models)
+    lines = [["", *columns], row("teacher", report["teacher"])]
     for kind, models in (("baseline", baselines), ("arm", report["arms"])):
         lines += [row(f"{kind} {name}", one) for name, one in models.items()]
     return lines
@@ -63,6 +65,7 @@ def evaluation_table(found: Numbers, columns: TableColumns) -> Table:
     """
     models = [("teacher", found["teacher"])] if "teacher" in found else []
     models += found["models"].items()
+    columns = shown_columns(columns, [numbers for _, numbers in models])
     tasks = _tasks_of(numbers for _, numbers in models)
     lines = [["", *columns, *tasks]]
     for name, numbers in models:

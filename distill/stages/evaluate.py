@@ -15,12 +15,14 @@ from attar.distributed import free_memory
 from attar.errors import CacheError, ModelError
 from attar.files import read_json, write_json
 from attar.libraries import library_versions
+from attar.models.structure import usable_positions
 from attar.progress import progress
 from distill.data.config import stamp_of
 from distill.evaluation.baselines import TrainingTexts
 from distill.evaluation.downstream.questions import task_stamp
 from distill.evaluation.job import MeasureJob, Numbers
 from distill.evaluation.measure import measure_in_fresh_process
+from distill.evaluation.own_answers import OwnAnswersJob, add_own_answers, answers_file
 from distill.evaluation.tokenizer_check import make_probes
 from distill.report.tables import markdown_table
 from distill.run.context import Run
@@ -46,8 +48,10 @@ def _inputs(run: Run) -> list[Any]:
     config = run.recipe.evaluate
     pairs = [config.pairs.source] if config.pairs is not None else []
     fitted_by = library_versions("scikit-learn") if baselines_of(run) else {}
+    own, values = run.recipe.own_answers(), config.model_dump(exclude={"own_answers"})
     return [
-        data_inputs(run), config.model_dump(), task_stamp(config.tasks), stamp_of(pairs), fitted_by
+        data_inputs(run), values, task_stamp(config.tasks), stamp_of(pairs), fitted_by,
+        *([own.model_dump()] if own is not None else []),
     ]  # fmt: skip
 
 
@@ -60,13 +64,20 @@ def _outputs(run: Run) -> list[Path]:
         for name in measured_models(run)
         for suffix in (".json", ".npz")
     ]
+    if run.recipe.own_answers() is not None:
+        numbers += [answers_file(run.folder.evaluation, name) for name in writers_of(run)]
     return [*numbers, *(run.folder.artifact(name) / MANIFEST_FILE for name in run.artifacts)]
 
 
 def measured_models(run: Run) -> list[str]:
     """Names of the models that are measured, in that order."""
+    return [*writers_of(run), *baselines_of(run), *run.artifacts]
+
+
+def writers_of(run: Run) -> list[str]:
+    """Names of the measured models whose own answers may be measured: the teacher and students."""
     special = ["specialized"] if run.recipe.specialize is not None else []
-    return ["teacher", "init", *arms_of(run), *special, *baselines_of(run), *run.artifacts]
+    return ["teacher", "init", *arms_of(run), *special]
 
 
 def baselines_of(run: Run) -> list[str]:
@@ -90,6 +101,7 @@ def evaluate(run: Run, inputs: str) -> StageRecord:
     """Measure every model in a fresh process; add an artifact's numbers to its model card."""
     tokens, peak, shown = 0, 0, {}
     jobs = measure_jobs(run)
+    own = own_answers_jobs(run, jobs)
     with progress("models", len(jobs), "models") as work:
         for job in jobs:
             log.info("evaluate: %s", job.name)
@@ -101,6 +113,8 @@ def evaluate(run: Run, inputs: str) -> StageRecord:
                 shown.update({job.name: table} if table is not None else {})
             else:
                 numbers = measure_in_fresh_process(job)
+            if job.name in own:
+                numbers = add_own_answers(own[job.name])
             tokens += numbers.get("tokens", 0)
             peak = max(peak, numbers.get("process_peak_bytes", 0))
             work.advance()
@@ -230,6 +244,21 @@ def measure_jobs(run: Run) -> list[MeasureJob]:
         reference = _reference(folder, reference_of(run, name))
         add(name, run.folder.artifact(name), reference=reference)
     return jobs
+
+
+def own_answers_jobs(run: Run, jobs: list[MeasureJob]) -> dict[str, OwnAnswersJob]:
+    """By name of the model, the measurement of its own answers; none where the recipe has none."""
+    config = run.recipe.own_answers()
+    if config is None:
+        return {}
+    known = {job.name: job for job in jobs}
+    limits = [usable_positions(one) for one in (run.teacher_config, run.student_config)]
+    positions = min((limit for limit in limits if limit is not None), default=None)
+    resamples, seed = run.recipe.evaluate.bootstrap, run.recipe.seed
+    return {
+        name: OwnAnswersJob(known[name], known["teacher"], config, resamples, seed, positions)
+        for name in writers_of(run)
+    }
 
 
 def _teacher_job(run: Run, shared: dict[str, Any]) -> MeasureJob:

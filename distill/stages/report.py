@@ -17,6 +17,7 @@ from distill.objective.terms import learns_preferences
 from distill.report.best_way import way_words
 from distill.report.data_parts import DataParts
 from distill.report.measurements import Measurements
+from distill.report.own_answers import add_differences
 from distill.report.preferences import add_moves, preference_sentence
 from distill.report.selection import advise_best
 from distill.report.specializing import specializing_entry
@@ -66,6 +67,7 @@ def assemble(run: Run) -> dict[str, Any]:
     costs = cost(run)
     found = measurements(run, costs)
     add_moves(found, _starts(run))
+    add_differences(found)
     measured = found.models
     arms = {name: measured[name] for name in ["init", *run.recipe.train.arms, "distill"]}
     if run.recipe.specialize is not None:

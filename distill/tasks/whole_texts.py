@@ -27,6 +27,7 @@ NO_EFFECT = {
     "export": ["rounding", "calibration_tokens"],
     "evaluate": [
         "prefill_tokens", "generate_tokens", "agreement_prompts", "agreement_tokens", "tasks",
+        "own_answers",
     ],
 }  # fmt: skip
 

@@ -25,10 +25,29 @@ def digest(folder):
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
+def check_own_answers(report, page):
+    """Teacher and students wrote 5 answers of 6 tokens at most, and the report has both columns."""
+    arms = report["arms"]
+    for name, numbers in {"teacher": report["teacher"], **arms}.items():
+        own = numbers["own_answers"]
+        assert own["answers"] == 5
+        assert own["teacher_nll"] > 0
+        assert 5 <= own["tokens"] <= 30
+        assert ("reverse_kl" in own) == (name != "teacher")
+        assert ("difference" in own) == (name in ("init", "finetune"))
+    assert arms["distill"]["own_answers"]["reverse_kl"] > 0
+    assert "own_answers" not in report["artifacts"]["bf16"]
+    assert "On the answers that each wrote itself" in report["verdict"]["sentence"]
+    assert "<h2>On the models&#x27; own answers</h2>" in page
+    assert page.count("<th>own KL</th>") == 2, "beside the KL on held-out text, and in its section"
+
+
 def test_a_run_leaves_a_student_artifacts_and_a_report_and_then_has_nothing_to_do(workshop):
-    first = workshop(
-        "run", "recipe.yaml", "--run-dir", "out", "--set", "export.artifacts=[bf16, nf4, int8]"
-    )
+    options = (
+        "--set", "export.artifacts=[bf16, nf4, int8]",
+        "--set", "evaluate.own_answers={prompts: 5, new_tokens: 6, batch_size: 2}",
+    )  # fmt: skip
+    first = workshop("run", "recipe.yaml", "--run-dir", "out", *options)
     report = json.loads(Path("out/report.json").read_text())
     assert set(report["arms"]) == {"init", "finetune", "distill"}
     assert set(report["artifacts"]) == {"bf16", "nf4", "int8"}
@@ -58,6 +77,7 @@ def test_a_run_leaves_a_student_artifacts_and_a_report_and_then_has_nothing_to_d
     assert report["selection"]["validation_tokens"] > 0
     assert report["selection"]["sentence"] in html.unescape(page)
     assert page.count("<svg") == 4
+    check_own_answers(report, page)
     assert "<h2>What the models write</h2>" in page
     for name in ("distill", "finetune"):
         assert 0 < report["training"][name]["kept_step"] <= report["training"][name]["steps"]
@@ -72,9 +92,7 @@ def test_a_run_leaves_a_student_artifacts_and_a_report_and_then_has_nothing_to_d
     card = Path("out/artifacts/nf4/README.md").read_text()
     assert "| perplexity |" in card or "| ppl |" in card
 
-    again = workshop(
-        "run", "recipe.yaml", "--run-dir", "out", "--set", "export.artifacts=[bf16, nf4, int8]"
-    )
+    again = workshop("run", "recipe.yaml", "--run-dir", "out", *options)
     assert "Nothing to do" in again.output
 
     talk = workshop("chat", "out", "--artifact", "nf4", "--prompt", "light", "--max-tokens", "4")

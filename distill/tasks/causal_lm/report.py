@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from distill.evaluation.job import Numbers
+from distill.evaluation.own_answers import KEY
 from distill.report.columns import (
     ARTIFACT_COLUMNS,
     FIRST_TOKEN_COLUMN,
@@ -22,6 +23,7 @@ from distill.report.columns import (
 from distill.report.html import PageContent
 from distill.report.markup import Figure, Section, table_section
 from distill.report.measurements import Measurements
+from distill.report.own_answers import own_answers_section, own_answers_verdict
 from distill.report.paired_difference import (
     against_fine_tuning,
     at_counts,
@@ -68,6 +70,7 @@ from distill.report.verdict import (
 
 MEASURES = (replace(NLL, digits=4), TOKEN_ACCURACY, KL, TOKEN_AGREEMENT)
 AGAINST = "Distilling against plain fine-tuning, on the same tokens"
+CONTROL_WORDS = {"finetune": "plain fine-tuning", "init": "the untrained student"}
 ADAPT_MEND = "adapt it first (`teacher.adapt`)"
 ADAPTED_MEND = "adapt it longer (`teacher.adapt.epochs`), or take a larger one"
 MERGE_TERMS = {
@@ -132,15 +135,19 @@ class CausalLMReport(TaskReport):
         result: Numbers = {"helped": None, "teacher_is_better": {}, "warnings": warnings}
         for arm in ["init", *measured.controls]:
             result["teacher_is_better"][arm] = teacher < models[arm]["nll"]
-        if "finetune" not in measured.controls:
+        control = "finetune" if "finetune" in measured.controls else "init"
+        own = own_answers_verdict(measured, control, CONTROL_WORDS[control])
+        said = own.pop("sentence", "")
+        result |= {KEY: own} if own else {}
+        if control == "init":
             result["sentence"] = (
                 "No fine-tuned arm was trained, so whether distilling helped is unknown; add "
-                "`train.arms: [finetune]`."
+                f"`train.arms: [finetune]`.{said}"
             )
             return result
         found = compare(measured, MEASURES, "finetune", "plain fine-tuning", [KL.key])
         result.update(found.entry())
-        result["sentence"] = f"{found.worse_sentence()}{_sentence(measured, found)}"
+        result["sentence"] = f"{found.worse_sentence()}{_sentence(measured, found)}{said}"
         warnings += untold_warnings(found.found["nll"])
         if not result["teacher_is_better"]["init"]:
             warnings.insert(0, "The teacher is no better on this text than the untrained student.")
@@ -220,12 +227,17 @@ def _curve_figures(report: Numbers, curves: Curves) -> list[Figure]:
 
 
 def _middle(report: Numbers) -> list[Section]:
-    """Distilling against fine-tuning, and the comparison of merges, where there are such."""
-    tables = [
-        (AGAINST, comparison_table(report, MEASURES, "finetune"), comparison_terms(MEASURES)),
-        ("Specialising, before and after merging", _merges(report), MERGE_TERMS),
+    """Distilling against fine-tuning, the models' own answers, and the comparison of merges, where
+    there are such.
+    """
+    compared, merges = comparison_table(report, MEASURES, "finetune"), _merges(report)
+    title = "Specialising, before and after merging"
+    found = [
+        table_section(AGAINST, compared, comparison_terms(MEASURES)) if compared else None,
+        own_answers_section(report),
+        table_section(title, merges, MERGE_TERMS) if merges else None,
     ]
-    return [table_section(title, table, terms) for title, table, terms in tables if table]
+    return [section for section in found if section is not None]
 
 
 def _specialised_for_its_base(measured: Measurements) -> list[str]:

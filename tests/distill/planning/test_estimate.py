@@ -184,6 +184,19 @@ def test_next_tokens_are_counted_in_the_parts_that_each_stage_reads(workshop):
         assert before[stage].amount == pytest.approx(after[stage].amount, rel=0.15)
 
 
+def test_own_answers_take_a_process_of_each_model_that_writes(workshop):
+    def evaluating(*changes):
+        return plan_of(Run(load_recipe("recipe.yaml", changes), Path("out")))["evaluate"]
+
+    without, few = evaluating(), evaluating("evaluate.own_answers={prompts: 4}")
+    many = evaluating("evaluate.own_answers={prompts: 4000}")
+    assert "own answers" not in without.note
+    assert few.note.endswith("; own answers of 4")  # teacher, init, finetune, distill
+    assert few.seconds > without.seconds + 4 * 19
+    assert many.seconds > few.seconds
+    assert few.memory_bytes > without.memory_bytes
+
+
 def test_the_steps_of_a_plan_are_those_of_the_training(workshop):
     changes = ["train.batch_size=2", "train.epochs=2", "specialize.method=prefix"]
     changes.append("export.artifacts=[adapter]")

@@ -1,6 +1,7 @@
 """Tables of text: what stands in them beside the columns that every report has."""
 
-from distill.report.tables import evaluation_table
+from distill.report.columns import MODEL_COLUMNS
+from distill.report.tables import evaluation_table, model_table
 
 
 def test_models_without_a_recipe_show_their_accuracy_by_task():
@@ -10,3 +11,21 @@ def test_models_without_a_recipe_show_their_accuracy_by_task():
     assert evaluation_table(found, {}) == [
         ["", "sums"], ["teacher", ""], ["teacher", "0.250"], ["b.onnx", ""]
     ]  # fmt: skip
+
+
+def test_the_column_of_own_answers_is_there_where_a_model_has_them():
+    columns = {title: MODEL_COLUMNS[title] for title in ("KL", "own KL")}
+    report = {"teacher": {}, "arms": {"init": {"kl_to_teacher": 0.5}, "distill": {}}}
+    assert model_table(report, columns)[0] == ["", "KL"]
+    report["arms"]["distill"] = {"own_answers": {"reason": "its process died."}}
+    assert model_table(report, columns)[0] == ["", "KL"]
+    report["arms"]["distill"] = {
+        "own_answers": {"reverse_kl": 0.25, "reverse_kl_interval": [0.1, 0.4]}
+    }
+    report["teacher"] = {"own_answers": {"teacher_nll": 3.0}}
+    assert model_table(report, columns, intervals=True) == [
+        ["", "KL", "own KL"],
+        ["teacher", "", ""],
+        ["arm init", "0.500", ""],
+        ["arm distill", "", "0.250 (0.100 to 0.400)"],
+    ]
