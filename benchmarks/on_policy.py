@@ -205,8 +205,9 @@ def main() -> None:
                 budget = cost if way == FIRST else budget
                 found.setdefault(way, []).append(measured(run, teacher, limit))
                 costs.setdefault(way, []).append((number, cost))
-                own, held = found[way][-1].own, found[way][-1].held_out
-                print(f"{seed} {way}: {number} steps, {cost:.1f} s, {mean(held, 0):.4f} {mean(own, 0):.4f}", flush=True)
+                last = found[way][-1]
+                values = f"{mean(last.held_out, 0):.4f} {mean(last.own, 0):.4f}"
+                print(f"{seed} {way}: {number} steps, {cost:.1f} s, {values}", flush=True)
                 free_memory()
     record(rows_of(found, costs), options.json)
 

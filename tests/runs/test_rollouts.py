@@ -35,7 +35,7 @@ def rows(workshop):
     rows = [
         {
             "prompt": f"the teacher says {dice.choice('abcdefgh')}{number}",
-            "answer": f"{dice.choice('light water'.split())} {number % 7}",
+            "answer": f"{dice.choice(['light', 'water'])} {number % 7}",
         }
         for number in range(60)
     ]
