@@ -12,6 +12,7 @@ from distill.planning.data_counts import DataCounts
 from distill.planning.model_cost import ModelCost
 from distill.training.config import LoopConfig
 
+WRITING = 5.0  # forwards that take as long as writing a token, 32 answers at a time
 EVALUATIONS = 5  # of a training, where the recipe does not say how many
 
 
@@ -75,4 +76,9 @@ class Quantities:
             if reads_from(loop, "reference"):
                 known = min(examples, self.counts.train) + validated
                 operations += model.forward(self.tokens(known))
+        if (rollouts := loop.rollouts) is not None:
+            answers = examples * rollouts.share * rollouts.samples
+            longer = answers * rollouts.new_tokens - examples * rollouts.share * self.counts.length
+            operations += 3 * model.forward(max(0.0, longer))
+            operations += WRITING * model.forward(answers * rollouts.new_tokens / rollouts.keep)
         return operations / self.train_speed
