@@ -19,6 +19,7 @@ from attar.errors import RunError
 from distill.doctor import (  # noqa: F401  (importing them registers their checks, in this order)
     data_checks,
     objective_checks,
+    rollout_checks,
     teacher_checks,
     weights_checks,
 )

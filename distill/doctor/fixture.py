@@ -59,6 +59,9 @@ SOURCE_ROWS = 8  # rows of the sources that are read again
 MANY_PARAMETERS = 20_000_000  # where more learn, checks of files use a part of them
 
 
+OF_ANSWERS = ("sequence", "rollouts")  # what terms read that are left out
+
+
 @dataclass(frozen=True)
 class Row:
     """A row of the source as it was read, and the layout of its columns."""
@@ -78,13 +81,15 @@ class DoctorFixture:
 
     @cached_property
     def config(self) -> LoopConfig:
-        """Return the recipe's section `train`, without terms on preferences: what is examined are
-        texts alone. Where nothing else is learned, the chosen answers are, by their labels.
+        """Return the recipe's section `train`, without terms on preferences or rewards: what is
+        examined are texts of the data alone. Where nothing else is learned, the chosen answers
+        are, by their labels.
         """
         train = self.run.recipe.train
-        terms = [term for term in train.objective if LOSSES[term.loss].reads != "sequence"]
+        of_texts = (one for one in train.objective if LOSSES[one.loss].reads not in OF_ANSWERS)
+        terms = [_on_data(term) for term in of_texts]
         labels = [TERM_MODELS["cross_entropy"].model_validate({})]
-        return train.model_copy(update={"objective": terms or labels})
+        return train.model_copy(update={"objective": terms or labels, "rollouts": None})
 
     # Data ------------------------------------------------------------------------------------
 
@@ -342,6 +347,12 @@ class DoctorFixture:
             folder=self.folder / name,
             seed=self.run.recipe.seed,
         )
+
+
+def _on_data(term: Any) -> Any:
+    """A term that counts on the data's text, whosever text it counts on in the recipe."""
+    written = getattr(term, "on", None) in ("rollouts", "data")
+    return term.model_copy(update={"on": "chosen"}) if written else term
 
 
 def _crop(example: Example, length: int) -> Example:
