@@ -5,8 +5,8 @@
 A student of 2 of the teacher's 4 blocks (glassllm-en) first learns offline for 250 steps. From
 there every way goes on for the same processor seconds: those that `on-policy, reverse KL` takes for
 120 steps of 16 prompts of 16 tokens with answers of 48. How many steps another way takes in them
-is found by its first steps, measured in the same process, and each way's learning rate falls to 0
-at its own last step. The text is Jane Austen's (lm_austen of the shared data) in windows of 64
+is found by two short trainings in the same process, and each way's learning rate falls to 0 at its
+own last step. The text is Jane Austen's (lm_austen of the shared data) in windows of 64
 tokens; whole windows count offline, answers alone on-policy.
 
 Measured after: `held-out KL`, KL(teacher || student) on windows held out; `own KL`, KL(student ||
@@ -49,7 +49,7 @@ from distill.run.context import Run
 from distill.run.load import load_recipe
 
 WINDOW, PROMPT, NEW, STEPS, COLD_STEPS, BATCH = 64, 16, 48, 120, 250, 16
-PROBE_STEPS = 12  # by which a way's processor seconds a step are known
+PROBE_STEPS = (4, 24)  # two short trainings, by which a way's seconds a step are known
 ROLLOUTS = {"new_tokens": NEW, "prompt_tokens": PROMPT, "batch_size": BATCH}
 WAYS: dict[str, dict[str, Any]] = {
     "on-policy, reverse KL": {"objective": [{"loss": "reverse_kl"}], "rollouts": ROLLOUTS},
@@ -196,10 +196,15 @@ def main() -> None:
             for i, (way, keys) in enumerate(WAYS.items()):
                 number = steps
                 if way != FIRST:
-                    probe = {**keys, "max_steps": PROBE_STEPS}
-                    where = folder / f"probe{seed}{i}"
-                    _, cost = trained(recipe_of(folder, model, student, seed, probe), where)
-                    number = max(1, round(budget * PROBE_STEPS / cost))
+                    few, more = (
+                        trained(
+                            recipe_of(folder, model, student, seed, {**keys, "max_steps": probe}),
+                            folder / f"probe{seed}{i}-{probe}",
+                        )[1]
+                        for probe in PROBE_STEPS
+                    )
+                    a_step = (more - few) / (PROBE_STEPS[1] - PROBE_STEPS[0])
+                    number = max(1, PROBE_STEPS[0] + round((budget - few) / a_step))
                 full = recipe_of(folder, model, student, seed, {**keys, "max_steps": number})
                 run, cost = trained(full, folder / f"way{seed}{i}")
                 budget = cost if way == FIRST else budget
