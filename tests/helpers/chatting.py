@@ -3,6 +3,9 @@
 The templates behave as those of Qwen3, R1, Gemma and Mistral do, and are written for these tests.
 """
 
+import json
+from pathlib import Path
+
 from distill.data.chat_rendering import Chat
 from distill.data.conversations import Conversation
 from distill.data.tokenize import tokenize_learned
@@ -98,3 +101,19 @@ PLAIN = """
   {{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
+CHAT_ROWS = [
+    {"messages": [
+        {"role": "user", "content": f"what light falls on water {i}"},
+        {"role": "assistant", "content": f"the teacher says nobody learns {i}"},
+        {"role": "user", "content": "what"},
+        {"role": "assistant", "content": "the student learns"},
+    ]}
+    for i in range(40)
+]  # fmt: skip
+
+
+def chat_data():
+    """Write conversations; return the settings of a recipe that learns from them."""
+    Path("chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in CHAT_ROWS))
+    return ("data.train=chat.jsonl", "data.max_length=96")

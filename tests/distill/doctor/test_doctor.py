@@ -14,8 +14,6 @@ from distill.data.batching import Batch
 from distill.data.counted import every_unit
 from distill.data.tokenize import IGNORE
 from distill.doctor.diagnose import diagnose
-from distill.doctor.findings import CHECKS
-from distill.doctor.fixture import DoctorFixture
 from distill.objective import model_outputs
 from distill.objective.losses import LOSSES
 from distill.objective.objective import Learner
@@ -23,29 +21,7 @@ from distill.training.batch_source import Plan
 from distill.training.checkpoint import Checkpoint
 from teachers.cache.reader import SignalCache, Signals
 from teachers.load import load_teacher
-from tests.helpers.chatting import FORGETTING, STRIPPING
-
-CHAT = [
-    {"messages": [
-        {"role": "user", "content": f"what light falls on water {i}"},
-        {"role": "assistant", "content": f"the teacher says nobody learns {i}"},
-        {"role": "user", "content": "what"},
-        {"role": "assistant", "content": "the student learns"},
-    ]}
-    for i in range(40)
-]  # fmt: skip
-
-
-@pytest.fixture
-def finding(open_run, tmp_path_factory):
-    """`finding(check, *changes, prepare=...)`: what one check finds on the workshop's run."""
-
-    def find(name, *changes, prepare=lambda fixture: None):
-        fixture = DoctorFixture(open_run(*changes), 96, tmp_path_factory.mktemp("fixture"))
-        prepare(fixture)
-        return CHECKS[name](fixture)
-
-    return find
+from tests.helpers.chatting import CHAT_ROWS, FORGETTING, STRIPPING, chat_data
 
 
 def caught(found, says=""):
@@ -53,11 +29,6 @@ def caught(found, says=""):
     assert found.outcome == "FAIL", found.says
     assert says in found.says
     return True
-
-
-def chat_data():
-    Path("chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in CHAT))
-    return ("data.train=chat.jsonl", "data.max_length=96")
 
 
 # On a healthy recipe -----------------------------------------------------------------------------
@@ -112,7 +83,9 @@ def test_conversations_whose_turns_are_learned_one_by_one(finding, tokenizer, te
     tokenizer.chat_template = template
     tokenizer.save_pretrained("teacher")
     thought = {"user": {}, "assistant": {"reasoning_content": "light"}}
-    rows = [{"messages": [{**m, **thought[m["role"]]} for m in row["messages"]]} for row in CHAT]
+    rows = [
+        {"messages": [{**m, **thought[m["role"]]} for m in row["messages"]]} for row in CHAT_ROWS
+    ]
     rows[0] = {"messages": [{"role": "bot", "content": "x"}]}
     Path("chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = finding("mask", "data.train=chat.jsonl", "data.max_length=128")
@@ -378,35 +351,3 @@ def test_a_tokenizer_that_loses_text(finding, monkeypatch):
         "distill.doctor.data_checks._decoded_again", lambda tokenizer, text: text.replace("t", "?")
     )
     caught(finding("tokenizer"), "come back changed")
-
-
-ROLLOUTS = ("train.rollouts={new_tokens: 8}", "train.objective=[{loss: reverse_kl}]",
-            "train.source=online")  # fmt: skip
-
-
-def test_a_student_that_writes_what_the_teacher_would_passes_and_one_that_writes_noise_warns(
-    finding,
-):
-    def noise(fixture):
-        torch.manual_seed(0)
-        for weight in fixture.student.parameters():
-            weight.data = torch.randn_like(weight)
-
-    def as_the_teacher(fixture):
-        fixture.student = fixture.teacher
-
-    changes = (*chat_data(), *ROLLOUTS)
-    good = finding("own answers", *changes, prepare=as_the_teacher)
-    assert (good.outcome, good.numbers["top1"]) == ("pass", 1.0)
-    bad = finding("own answers", *changes, prepare=noise)
-    assert bad.outcome == "warn", bad.says
-    assert "train offline first" in bad.says
-    assert finding("own answers", *chat_data()).outcome == "n.a."
-
-
-def test_a_recipe_whose_student_writes_is_examined_on_the_data(finding):
-    terms = "[{loss: reverse_kl, on: rollouts}, {loss: cross_entropy, on: data}]"
-    changes = (*chat_data(), ROLLOUTS[0], ROLLOUTS[2], f"train.objective={terms}")
-    for name in ("accumulation", "zero at teacher", "resume"):
-        found = finding(name, *changes)
-        assert found.outcome == "pass", found.says
