@@ -51,6 +51,7 @@ from distill.report.selection import (
     Tolerance,
     judge_by_perplexity,
 )
+from distill.report.since_start import since_start
 from distill.report.speeds import GENERATION_SPEED, Speed
 from distill.report.tables import Table
 from distill.report.task_report import TaskReport
@@ -122,7 +123,8 @@ class CausalLMReport(TaskReport):
     def verdict(self, measured: Measurements) -> Numbers:
         """Whether distilling beat plain fine-tuning: lower nll, or the same and lower KL, and
         neither nll, accuracy, KL, agreement nor a downstream task significantly worse. Where the
-        distilled student learned from preferences, whether it did.
+        distilled student learned from preferences, whether it did; where it learned without a
+        teacher and without a control, what changed since its start.
         """
         if "distill" in measured.preferences:
             return preference_verdict(measured)
@@ -132,6 +134,9 @@ class CausalLMReport(TaskReport):
         result: Numbers = {"helped": None, "teacher_is_better": {}, "warnings": warnings}
         for arm in ["init", *measured.controls]:
             result["teacher_is_better"][arm] = teacher < models[arm]["nll"]
+        if "finetune" not in measured.controls and not measured.reads_teacher:
+            result["since_start"], result["sentence"] = since_start(measured, NLL)
+            return result
         if "finetune" not in measured.controls:
             result["sentence"] = (
                 "No fine-tuned arm was trained, so whether distilling helped is unknown; add "
