@@ -177,6 +177,18 @@ class Examples:
         part.roles, part.rejected = np.zeros_like(part.roles), np.zeros_like(part.rejected)
         return part
 
+    def without_rejected(self) -> Examples:
+        """The same, each pair as its chosen text alone, under that text's key. Numbers stay, and so
+        do the lengths by which rows are planned, so that a step holds the same examples.
+        """
+        part, paired = copy(self), self._other_lengths > 0
+        part.keys = [text_keys(key)[0] for key in self.keys]
+        part.counts = self.counts - np.where(paired, self.rejected, 0)
+        part.rejected = np.where(paired, 0, self.rejected)
+        part._other_lengths = np.zeros_like(self._other_lengths)
+        part._text = np.zeros(len(self), np.int64) if self._text is None else self._text
+        return part
+
     def with_mismatched(self, max_length: int) -> Examples:
         """The same, each judged answer with the text of its prompt and an answer to another prompt.
 

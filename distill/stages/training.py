@@ -17,7 +17,7 @@ from distill.data.examples import Examples, first_examples
 from distill.objective.chunked_head import tokens_per_chunk
 from distill.objective.losses import LOSSES
 from distill.objective.objective import Learner
-from distill.objective.terms import rates_answers, reads_from, terms_reading
+from distill.objective.terms import rates_answers, reads_from, reads_rejected, terms_reading
 from distill.run.context import Run
 from distill.stages.cache import SUBSET_FILE, cached_subset, open_cache
 from distill.stages.reference import Reference, Start, reference_cache
@@ -67,6 +67,8 @@ def run_training(
     if learns_from_unfinished(run, section):
         file = subset or folder / SUBSET_FILE
         train, validation = cached_subset(cached or open_cache(run), file, train, validation)
+    if not (reads_rejected(config.objective) or learner.readout.rates):
+        train, validation = (one.without_rejected() for one in (train, validation))
     if rates_answers(config.objective):
         train, validation = (one.with_mismatched(data.max_length) for one in (train, validation))
     plan = _plan(run, train, config, data.max_length, packing)
