@@ -200,6 +200,11 @@ class Examples:
         part._mismatches = _Mismatches(self, max_length)
         return part
 
+    @property
+    def has_mismatched(self) -> bool:
+        """Whether judged answers come with mismatched texts."""
+        return self._mismatches is not None
+
     def __len__(self) -> int:
         return len(self.keys)
 

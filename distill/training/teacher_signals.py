@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from distill.data.batching import Batch
+from distill.data.examples import ALONE
 from distill.data.tokenize import IGNORE
 from distill.objective.objective import Learner
 from distill.objective.term_protocols import OfMismatched, SignalSources
-from teachers.cache.reader import SignalCache
+from teachers.cache.reader import SignalCache, Signals
 from teachers.online import OnlineSignals, OnlineTeacher
 
 SignalReader = Callable[[Batch], SignalSources]  # of one batch, on the device of the training
@@ -40,7 +43,7 @@ class TeacherSignals:
             learner.decode(stored["cache"], terms)
         compared = learner.baseline_sources if batch.mismatched is not None else set()
         if self.reference is not None:
-            stored["reference"] = self.reference.signals(batch.keys)
+            stored["reference"] = _of_judged(self.reference, batch)
             if batch.mismatched is not None and "reference" in compared:
                 found = self.reference.signals(batch.mismatched.keys)
                 stored[OfMismatched("reference")] = found
@@ -53,6 +56,19 @@ class TeacherSignals:
             if mismatched and batch.mismatched is not None:
                 sources[OfMismatched("online")] = _asked(self.online, batch.mismatched)
         return sources
+
+
+def _of_judged(reference: SignalCache, batch: Batch) -> Signals:
+    """The reference's signals of a batch. It has the judged texts alone: at other tokens, which no
+    term compares, is 0.
+    """
+    roles = batch.roles.tolist()
+    rows = [
+        np.zeros(count, np.float32) if role == ALONE else reference.columns(key)["label_logprob"]
+        for key, count, role in zip(batch.keys, batch.counts, roles, strict=True)
+    ]
+    columns = {"label_logprob": np.concatenate(rows)}
+    return Signals(columns, sum(batch.counts), reference.config, reference.assets)
 
 
 def _asked(teacher: OnlineTeacher, batch: Batch) -> OnlineSignals:
