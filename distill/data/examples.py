@@ -263,7 +263,7 @@ class _Mismatches:
         judged._mismatches = None
         self._texts, self._max_length = judged.by_text(), max_length
         keys = self._texts.keys
-        prompts = [text.prompt.tobytes() for text in self._texts]
+        prompts = [text.prompt.tobytes() for example in judged for text in example.texts]
         order = sorted(range(len(keys)), key=lambda i: keys[i])
         self._partners: dict[str, int] = {}  # by key: the number of the text with the answer
         for i, following in list(pairwise([*order, *order, *order[:1]]))[::-1]:

@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 
 from attar.distributed import free_memory, process_state
+from attar.errors import CacheError
 from attar.models.loading import resolve_precision
 from attar.models.peft_models import prepends
 from attar.models.structure import unwrap
 from distill.data.config import DataConfig
-from distill.data.examples import Examples, first_examples
+from distill.data.examples import Examples, first_examples, has_two_prompts
 from distill.objective.chunked_head import tokens_per_chunk
 from distill.objective.losses import LOSSES
 from distill.objective.objective import Learner
@@ -67,6 +68,7 @@ def run_training(
     if learns_from_unfinished(run, section):
         file = subset or folder / SUBSET_FILE
         train, validation = cached_subset(cached or open_cache(run), file, train, validation)
+        _check_prompts(run, config, train, validation)
     if not (reads_rejected(config.objective) or learner.readout.rates):
         train, validation = (one.without_rejected() for one in (train, validation))
     if rates_answers(config.objective):
@@ -93,6 +95,18 @@ def run_training(
     result = train_loop(job)
     free_memory()
     return result
+
+
+def _check_prompts(run: Run, config: LoopConfig, *parts: Examples) -> None:
+    """Raise `CacheError` where an unfinished cache holds too little for a form that rates answers
+    against those to other prompts.
+    """
+    if rates_answers(config.objective) and not all(map(has_two_prompts, parts)):
+        raise CacheError(
+            f"The unfinished cache {run.cache_url} holds judged answers to fewer than two prompts "
+            "of one of the sets, and a term of the objective compares answers with those to other "
+            "prompts; wait for more of it, or leave `cache.unfinished` out."
+        )
 
 
 def _plan(run: Run, train: Examples, config: LoopConfig, max_length: int, packing: bool) -> Plan:
