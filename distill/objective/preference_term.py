@@ -113,6 +113,9 @@ class PreferenceTerm:
         )
         right_P = (found.margin_P > 0).double() + 0.5 * (found.margin_P == 0)
         weight_N = found.token_weights(text_of_token_N)
-        sides = (found.reward_S[batch.roles == role].sum() for role in (CHOSEN, REJECTED))
+        roles_S = batch.roles.to(found.reward_S.device)
+        sides = (
+            found.reward_S.masked_fill(roles_S != role, 0.0).sum() for role in (CHOSEN, REJECTED)
+        )
         rewards = torch.stack(list(sides))
         return JudgedTexts(found.value, weight_N, right_P.sum(), rewards, logprobs_N)
