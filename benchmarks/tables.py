@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from instruct_tables import instruct_block
 from preference_tables import preference_quality_block, preference_steps_block
 
 from attar.files import read_json
@@ -356,6 +357,7 @@ def pages() -> dict[Path, str]:
         "transfer.md": {"trainable": trainable_block(_result("trainable"))},
         "specialize.md": {"memory": memory_block(_result("memory"))},
         "deploy.md": {"deploy": deploy_block(_result("deploy"))},
+        "instruct.md": {"instruct": instruct_block(_result("instruct_tiny"), _result("instruct"))},
         "plan.md": {"plan": plan_block(_result("planned"))},
         "preferences.md": {
             "steps": preference_steps_block(_result("preferences")),

@@ -30,8 +30,9 @@ HEAD = """# Conformance
 
 What every loss and codec was seen to keep. Written by `docs/make_conformance.py` from what
 `tests/distill/objective/test_conformance.py` measured, on a tiny teacher and student with random
-weights, for every registered loss and every codec that serves it. A new loss or codec is enrolled
-by being registered.
+weights, for every registered loss on tokens and on answers and every codec that serves it. A new
+loss or codec is enrolled by being registered. `preference` is tried on pairs of answers, with its
+default form; losses on vectors and on rewards of whole texts have tests of their own.
 
 ## What every loss keeps
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,9 @@ class Batch:
     keys: of the S texts. counts: number of counted positions of each key. whole: every token of a
     text has signals, and `counts` are the texts' lengths. roles_S: int8, the role of each text
     (`distill.data.examples`), the rejected text of a pair right behind its chosen one; None where
-    no text is judged. judged: how many examples are: pairs, and rated answers. margins_P: float32,
-    by how much the chosen answer of each pair is better, of whole texts; None without pairs.
+    no text is judged; it stays on the CPU, where it is asked without waiting for a GPU. judged: how
+    many examples are: pairs, and rated answers. margins_P: float32, by how much the chosen answer
+    of each pair is better, of whole texts; None without pairs.
     mismatched: the texts of prompts with other prompts' answers, one of every judged text that has
     one; nothing of it is counted here. rollouts: of the texts that the student wrote, in order.
     """
@@ -75,10 +77,10 @@ class Batch:
 
     @property
     def roles(self) -> Tensor:
-        """The role of each of the S texts, int8."""
+        """The role of each of the S texts, int8, on the CPU."""
         if self.roles_S is not None:
             return self.roles_S
-        return torch.full((len(self.keys),), ALONE, dtype=torch.int8, device=self.labels_BT.device)
+        return torch.full((len(self.keys),), ALONE, dtype=torch.int8)
 
     @property
     def num_counted(self) -> int:
@@ -96,7 +98,7 @@ class Batch:
         lengths = torch.tensor(self.counts, device=values_N.device)
         return (values_N / lengths.repeat_interleave(lengths)).sum()
 
-    @property
+    @cached_property
     def text_of_token(self) -> Tensor:
         """Which of the S texts each counted token belongs to, (N,) int64; not of whole texts."""
         device = self.labels_BT.device
@@ -114,7 +116,9 @@ class Batch:
         if self.roles_S is None:
             return torch.zeros(sum(self.counts), device=self.labels_BT.device)
         in_unit_S = _in_unit(self.roles_S, unit)
-        return None if bool(in_unit_S.all()) else in_unit_S[self.text_of_token].float()
+        if bool(in_unit_S.all()):
+            return None
+        return in_unit_S.to(self.labels_BT.device)[self.text_of_token].float()
 
     @property
     def signals_BT(self) -> Tensor:
@@ -128,6 +132,7 @@ class Batch:
             field.name: value.to(device)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor | Batch)
+            and field.name != "roles_S"
         }
         return replace(self, **moved)
 

@@ -196,6 +196,18 @@ class Examples:
         part.roles, part.rejected = np.zeros_like(part.roles), np.zeros_like(part.rejected)
         return part
 
+    def without_rejected(self) -> Examples:
+        """The same, each pair as its chosen text alone, under that text's key. Numbers stay, and so
+        do the lengths by which rows are planned, so that a step holds the same examples.
+        """
+        part, paired = copy(self), self._other_lengths > 0
+        part.keys = [text_keys(key)[0] for key in self.keys]
+        part.counts = self.counts - np.where(paired, self.rejected, 0)
+        part.rejected = np.where(paired, 0, self.rejected)
+        part._other_lengths = np.zeros_like(self._other_lengths)
+        part._text = np.zeros(len(self), np.int64) if self._text is None else self._text
+        return part
+
     def with_mismatched(self, max_length: int) -> Examples:
         """The same, each judged answer with the text of its prompt and an answer to another prompt.
 
@@ -206,6 +218,11 @@ class Examples:
         part = copy(self)
         part._mismatches = _Mismatches(self, max_length)
         return part
+
+    @property
+    def has_mismatched(self) -> bool:
+        """Whether judged answers come with mismatched texts."""
+        return self._mismatches is not None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -265,7 +282,7 @@ class _Mismatches:
         judged._mismatches = None
         self._texts, self._max_length = judged.by_text(), max_length
         keys = self._texts.keys
-        prompts = [text.prompt.tobytes() for text in self._texts]
+        prompts = [text.prompt.tobytes() for example in judged for text in example.texts]
         order = sorted(range(len(keys)), key=lambda i: keys[i])
         self._partners: dict[str, int] = {}  # by key: the number of the text with the answer
         for i, following in list(pairwise([*order, *order, *order[:1]]))[::-1]:

@@ -5,6 +5,7 @@ Legend: P pairs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +18,14 @@ from distill.evaluation.predictions import held_out_batches, measure_predictions
 from distill.runtimes.runtime import Runtime
 
 
-def measure_pairs(runtime: Runtime, job: MeasureJob) -> PredictionArrays:
+def measure_pairs(
+    runtime: Runtime, job: MeasureJob, sums: Mapping[str, float] | None = None
+) -> PredictionArrays:
     """Arrays over P pairs: `pair_document`, and of both answers `chosen_logprob`, `chosen_tokens`,
     `rejected_logprob` and `rejected_tokens`: sums of log-probabilities in nats, and their number.
 
-    Nothing where the held-out part has no pairs.
+    sums: those of texts that were measured before (`text_sums`); no text is read twice. Nothing
+    where the held-out part has no pairs.
     """
     config, examples = EvaluateConfig.model_validate(job.config), Examples(Path(job.held_out))
     pairs = examples.numbered(np.flatnonzero(examples.num_texts == 2))
@@ -29,12 +33,14 @@ def measure_pairs(runtime: Runtime, job: MeasureJob) -> PredictionArrays:
         return {}
     chosen = sorted(i for batch in held_out_batches(pairs, config.tokens, 1) for i in batch)
     pairs = pairs.numbered(chosen)
-    texts = pairs.by_text()
-    alone = replace(job, teacher_signals=None, is_teacher=False)
-    batches = held_out_batches(texts, texts.num_tokens, config.batch_size)
-    found = measure_predictions(runtime, texts, batches, alone)
-    sums_S = np.zeros(len(texts))
-    np.add.at(sums_S, found["example"], -found["nll"].astype(np.float64))
+    texts, sums = pairs.by_text(), dict(sums or {})
+    number = {key: i for i, key in enumerate(texts.keys) if key not in sums}
+    if number:
+        lacking = texts.numbered(number.values())
+        alone = replace(job, teacher_signals=None, is_teacher=False)
+        batches = held_out_batches(lacking, lacking.num_tokens, config.batch_size)
+        sums |= text_sums(lacking, measure_predictions(runtime, lacking, batches, alone))
+    sums_S = np.array([sums[key] for key in texts.keys])
     second = texts.roles == REJECTED
     return {
         "pair_document": pairs.documents,
@@ -43,6 +49,13 @@ def measure_pairs(runtime: Runtime, job: MeasureJob) -> PredictionArrays:
         "rejected_logprob": sums_S[second],
         "rejected_tokens": texts.counts[second],
     }
+
+
+def text_sums(examples: Examples, arrays: PredictionArrays) -> dict[str, float]:
+    """The sum of the log-probabilities of each text that `measure_predictions` measured, by key."""
+    numbers, which = np.unique(arrays["example"], return_inverse=True)
+    sums = np.bincount(which, weights=-arrays["nll"].astype(np.float64))
+    return {examples.keys[i]: float(total) for i, total in zip(numbers, sums, strict=True)}
 
 
 def ranking(arrays: PredictionArrays, config: EvaluateConfig) -> Numbers:

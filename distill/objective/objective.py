@@ -132,6 +132,11 @@ class Learner(nn.Module):
         return any(isinstance(bound, PreferenceTerm) for bound in self.bound_terms)
 
     @property
+    def _reads_outcomes(self) -> bool:
+        """Whether a term reads logits that a pass over the head gives."""
+        return any(isinstance(bound, OutcomeTerm) for bound in self.bound_terms)
+
+    @property
     def _rating_terms(self) -> list[PreferenceTerm]:
         """The terms that rate answers against a baseline."""
         preferences = (one for one in self.bound_terms if isinstance(one, PreferenceTerm))
@@ -206,10 +211,13 @@ class Learner(nn.Module):
         the nll is that of chosen answers and texts alone that the data have.
 
         A term on whole answers has its value already; the pass adds its gradient, that of the
-        labels' log-probabilities with a weight a token.
+        labels' log-probabilities with a weight a token. Where there is nothing to add, there is
+        no pass.
         """
         if not self.readout.labelled:
             return torch.zeros((), device=outputs.final.device), {}, None
+        if judged and not torch.is_grad_enabled() and not self._reads_outcomes:
+            return self._evaluated(outputs, scales, terms, judged)
         found: list[tuple[TermKey | None, HeadTerm]] = []
         for bound, term in zip(self.bound_terms, terms, strict=True):
             if isinstance(bound, OutcomeTerm):
@@ -248,6 +256,27 @@ class Learner(nn.Module):
             if key is not None
         }
         return total + more.detach(), sums, values[nll]
+
+    def _evaluated(
+        self,
+        outputs: StudentOutputs,
+        scales: Mapping[Unit, float],
+        terms: Sequence[Any],
+        judged: Mapping[TermKey, JudgedTexts | RewardedTexts],
+    ) -> tuple[Tensor, dict[TermKey, Tensor], Tensor]:
+        """Return what `_outcome_terms` does where nothing learns and no term reads logits: from the
+        log-probabilities that answers were judged by.
+        """
+        nll_N = -next(iter(judged.values())).logprobs_N
+        data_N = outputs.batch.on("data")
+        nll_N = nll_N if data_N is None else nll_N.masked_fill(data_N == 0, 0.0)
+        total = torch.zeros((), device=nll_N.device)
+        for bound, term in zip(self.bound_terms, terms, strict=True):
+            if bound.key in judged:
+                total = (
+                    total + scales[bound.key.unit] * term.weight * judged[bound.key].value.float()
+                )
+        return total, {key: one.value for key, one in judged.items()}, nll_N.double().sum()
 
 
 @contextmanager

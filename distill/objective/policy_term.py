@@ -28,10 +28,12 @@ class RewardedTexts:
     """What the term says of the written answers of a batch, detached.
 
     value: its sum over answers. weight_N: with which cross-entropy at each token has its gradient.
+    logprobs_N: of the labels under the student, by which it judged.
     """
 
     value: Tensor
     weight_N: Tensor
+    logprobs_N: Tensor
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class PolicyTerm:
         text_of_token_N = batch.text_of_token
         sums_S = torch.zeros(len(batch.keys), dtype=torch.float64, device=device)
         sums_S.index_add_(0, text_of_token_N, logprobs_N.detach().double())
-        mine_A = (batch.roles == WRITTEN).nonzero().squeeze(-1)
+        mine_A = (batch.roles == WRITTEN).nonzero().squeeze(-1).to(device)
         logprob_A = sums_S[mine_A].requires_grad_()
         now = logprob_A.tolist()
         written_A = torch.tensor(
@@ -72,4 +74,5 @@ class PolicyTerm:
         values_A = found.function(logprob_A, written_A, advantage_A, **term.loss_parameters())
         (slope_A,) = torch.autograd.grad(values_A.sum(), logprob_A)
         slope_S = torch.zeros_like(sums_S).index_copy_(0, mine_A, slope_A)
-        return RewardedTexts(values_A.sum().detach(), -slope_S[text_of_token_N].float())
+        weight_N = -slope_S[text_of_token_N].float()
+        return RewardedTexts(values_A.sum().detach(), weight_N, logprobs_N)

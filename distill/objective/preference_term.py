@@ -41,13 +41,15 @@ class JudgedTexts:
     value: its sum over pairs, or over rated answers. weight_N: with which cross-entropy at each
     token has its gradient. right: how many pairs have the higher reward for their chosen answer, or
     how many rated answers have their reward on the right side of the baseline, a tie as one half.
-    rewards: sums of the rewards of chosen answers, and of rejected ones, (2,).
+    rewards: sums of the rewards of chosen answers, and of rejected ones, (2,). logprobs_N: the
+    student's, that all this follows from.
     """
 
     value: Tensor
     weight_N: Tensor
     right: Tensor
     rewards: Tensor
+    logprobs_N: Tensor
 
 
 @dataclass(frozen=True)
@@ -105,5 +107,9 @@ class PreferenceTerm:
         )
         right_P = (found.margin_P > 0).double() + 0.5 * (found.margin_P == 0)
         weight_N = found.token_weights(text_of_token_N)
-        sides = (found.reward_S[batch.roles == role].sum() for role in (CHOSEN, REJECTED))
-        return JudgedTexts(found.value, weight_N, right_P.sum(), torch.stack(list(sides)))
+        roles_S = batch.roles.to(found.reward_S.device)
+        sides = (
+            found.reward_S.masked_fill(roles_S != role, 0.0).sum() for role in (CHOSEN, REJECTED)
+        )
+        rewards = torch.stack(list(sides))
+        return JudgedTexts(found.value, weight_N, right_P.sum(), rewards, logprobs_N)

@@ -63,11 +63,10 @@ def sequence_value(
 
     logprobs_N, reference_N: the labels' log-probabilities under policy and reference; the latter is
     needed if the form reads one, else not looked at. text_of_token_N: int64, the text of each
-    token, 0 to S - 1. roles_S: int8, as in `distill.data.examples`; the rejected answer of a pair
-    directly follows the chosen one. parameters: the form's own, those that are missing have their
-    defaults. baseline: read by forms without pairs; one below 0 is taken as 0.
+    token, 0 to S - 1. roles_S: int8, on the CPU, as in `distill.data.examples`; the rejected answer
+    of a pair directly follows the chosen one. parameters: the form's own, those that are missing
+    have their defaults. baseline: read by forms without pairs; one below 0 is taken as 0.
     """
-    roles_S = roles_S.to(logprobs_N.device)
     num_texts = len(roles_S)
     sums_S = _by_text(logprobs_N, text_of_token_N, num_texts).requires_grad_()
     tokens_S = _by_text(torch.ones_like(logprobs_N), text_of_token_N, num_texts)
@@ -78,6 +77,7 @@ def sequence_value(
     chosen, rejected = ((roles_S == role).nonzero().squeeze(-1) for role in (CHOSEN, REJECTED))
     if form.pairs:
         assert torch.equal(chosen + 1, rejected), "a rejected answer follows its chosen one"
+    chosen, rejected = (texts.to(logprobs_N.device) for texts in (chosen, rejected))
 
     def answers(texts: Tensor) -> Answers:
         reference = None if reference_S is None else reference_S[texts]

@@ -214,6 +214,11 @@ def reads_pairs(terms: list[Any]) -> bool:
     return any(LOSSES[term.loss].reads in ("sequence", "order", "rewards") for term in terms)
 
 
+def reads_rejected(terms: list[Any]) -> bool:
+    """Return whether any term reads rejected answers: as one of a pair, or by their tokens."""
+    return reads_pairs(terms) or any(getattr(one, "on", "chosen") != "chosen" for one in terms)
+
+
 def reads_from(section: Any, source: Source) -> bool:
     """Return whether any term of a section's objective reads its signals from `source`."""
     return bool(terms_reading(section.objective, source, section.source))

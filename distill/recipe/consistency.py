@@ -7,7 +7,7 @@ from typing import Any
 from attar.errors import RecipeError
 from distill.objective.losses import LOSSES
 from distill.objective.preference_forms import FORMS
-from distill.objective.terms import NO_SIGNALS, check_online, check_served, reads_from, source_of
+from distill.objective.terms import check_online, check_served, reads_from, source_of
 from distill.recipe.export import check_possible
 from distill.recipe.rollout_checks import check_rollout_terms
 from distill.recipe.schema import Recipe
@@ -24,7 +24,6 @@ def check_consistency(recipe: Recipe) -> None:
         check_rollout_terms(recipe.task, "teacher.adapt", adapt)
         for i, term in enumerate(adapt.objective):
             where = f"teacher.adapt.objective[{i}]"
-            _check_rewards(recipe, where, term)
             if LOSSES[term.loss].reads == "sequence":
                 _check_preference(recipe, where, term, source_of(term, adapt.source))
     for path, section in recipe.learning().items():
@@ -67,27 +66,12 @@ def _check_signals(recipe: Recipe, path: str, section: LoopConfig) -> None:
                 raise RecipeError(f"`{where}{key}`: {reason}.") from None
         elif reads == "sequence":
             _check_preference(recipe, where, term, source_of(term, section.source))
-        elif reads in ("vector", "similarity"):
-            if recipe.cache.codec.name != "vectors":
-                raise RecipeError(
-                    f"`{where}`: {term.loss} compares vectors of texts, which `task: embedding` "
-                    "has."
-                )
-        elif reads in ("order", "rewards"):
-            _check_rewards(recipe, where, term)
-        elif reads not in NO_SIGNALS and not online:
+        elif reads in ("hidden", "relation") and not online:
             _check_layers(recipe, where, term, reads)
 
 
 def _check_preference(recipe: Recipe, where: str, term: Any, source: str | None) -> None:
-    """A term on preferences has answers to compare, and a reference that gives log-probabilities
-    of them.
-    """
-    if recipe.task != "causal-lm":
-        raise RecipeError(
-            f"`{where}`: {term.loss} compares answers, which a language model writes; it needs "
-            f"`task: causal-lm`, not {recipe.task}."
-        )
+    """A term on preferences has a reference that gives log-probabilities of answers."""
     if source == "cache" and not FORMS[term.form].pairs:
         raise RecipeError(
             f"`{where}.source: cache`: `form: {term.form}` compares answers with those to other "
@@ -102,15 +86,6 @@ def _check_preference(recipe: Recipe, where: str, term: Any, source: str | None)
                 f"`{where}.source: cache`: {error} Or leave `source` out: the reference is the "
                 "student's own start then."
             ) from None
-
-
-def _check_rewards(recipe: Recipe, where: str, term: Any) -> None:
-    """A term on rewards has a model that gives them."""
-    if LOSSES[term.loss].reads in ("order", "rewards") and recipe.task != "reward":
-        raise RecipeError(
-            f"`{where}`: {term.loss} compares rewards of answers, which `task: reward` has; a "
-            "language model learns from pairs of answers by `preference`."
-        )
 
 
 def _check_layers(recipe: Recipe, where: str, term: Any, reads: str) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -131,7 +132,7 @@ def _specialising(report: Numbers) -> str:
 
 def _models(report: Numbers, columns: TableColumns, content: PageContent) -> str:
     models = [report["teacher"], *report["baselines"].values(), *report["arms"].values()]
-    meanings = {**_row_terms(report), **terms(columns, models)}
+    meanings = {**_row_terms(report), **terms(columns, models), **_task_terms(models)}
     return f"""<h2>Measured on {escape(content.measured_on)}</h2>
 {as_table(model_table(report, columns, intervals=True))}{_speeds(report_models(report))}
 <p class="legend">{INTERVALS}</p>{explanation(meanings)}
@@ -148,10 +149,15 @@ def _row_terms(report: Numbers) -> dict[str, str]:
     return found
 
 
+def _task_terms(models: Iterable[Numbers]) -> dict[str, str]:
+    """What the columns of downstream tasks are."""
+    return dict.fromkeys(downstream_tasks(models), "accuracy on that downstream task, a share")
+
+
 def _artifacts(report: Numbers, columns: TableColumns, content: PageContent) -> str:
     advice = "".join(f"<li>{escape(one['sentence'])}</li>" for one in report["advice"])
-    meanings = terms(columns, report["artifacts"].values())
-    meanings |= dict.fromkeys(downstream_tasks(report), "accuracy on that downstream task, a share")
+    artifacts = report["artifacts"].values()
+    meanings = {**terms(columns, artifacts), **_task_terms(artifacts)}
     return f"""<h2>Artifacts</h2><ul class="verdict">{advice}</ul>
 {as_table(artifact_table(report, columns, intervals=True))}{_speeds(report["artifacts"])}
 {_warnings(failed_lines(report))}

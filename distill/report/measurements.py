@@ -27,6 +27,7 @@ class Measurements:
     start: the teacher in words, where the students of all arms were made of it, so that those that
     learn without it have its knowledge, too; else empty.
     preferences: names of the models that learned from preferences.
+    reads_teacher: whether the distilled student's objective reads anything of the teacher.
     parts: the parts of the data that chose and that were measured; None leaves them unsaid.
     """
 
@@ -41,3 +42,4 @@ class Measurements:
     baselines: Mapping[str, str] = field(default_factory=dict)
     start: str = ""
     preferences: Sequence[str] = ()
+    reads_teacher: bool = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from attar.files import read_json_object
@@ -14,15 +14,20 @@ Table = list[list[str]]  # rows of cells, header first
 
 
 def model_table(report: Numbers, columns: TableColumns, *, intervals: bool = False) -> Table:
-    """Teacher, baselines and arms, one a row. `intervals`: as in `cells`."""
+    """Teacher, baselines and arms, one a row, with a column more for each downstream task.
+
+    intervals: as in `cells`.
+    """
+    tasks = downstream_tasks([report["teacher"], *report["arms"].values()])
 
     def row(name: str, numbers: Numbers) -> list[str]:
-        return [name, *cells(numbers, columns, intervals=intervals)]
+        shown = _accuracies(numbers, tasks, intervals)
+        return [name, *cells(numbers, columns, intervals=intervals), *shown]
 
     baselines = report.get("baselines", {})  # reports before schema 6 have none
     models = [report["teacher"], *baselines.values(), *report["arms"].values()]
     columns = shown_columns(columns, models)
-    lines = [["", *columns], row("teacher", report["teacher"])]
+    lines = [["", *columns, *tasks], row("teacher", report["teacher"])]
     for kind, models in (("baseline", baselines), ("arm", report["arms"])):
         lines += [row(f"{kind} {name}", one) for name, one in models.items()]
     return lines
@@ -34,21 +39,22 @@ def artifact_table(report: Numbers, columns: TableColumns, *, intervals: bool = 
     intervals: as in `cells`.
     """
     artifacts = report["artifacts"]
-    tasks = downstream_tasks(report)
+    tasks = downstream_tasks(artifacts.values())
     lines = [["artifact", *columns, *tasks]]
     for name, numbers in artifacts.items():
-        shown = [_accuracy(numbers.get("tasks", {}).get(task, {}), intervals) for task in tasks]
+        shown = _accuracies(numbers, tasks, intervals)
         lines.append([name, *cells(numbers, columns, intervals=intervals), *shown])
     return lines
 
 
-def downstream_tasks(report: Numbers) -> list[str]:
-    """Names of the downstream tasks that any artifact was asked, in the order of the columns."""
-    return _tasks_of(report["artifacts"].values())
-
-
-def _tasks_of(models: Iterable[Numbers]) -> list[str]:
+def downstream_tasks(models: Iterable[Numbers]) -> list[str]:
+    """Names of the downstream tasks that any of the models was asked, as columns are ordered."""
     return sorted({task for numbers in models for task in numbers.get("tasks", {})})
+
+
+def _accuracies(numbers: Numbers, tasks: Sequence[str], intervals: bool) -> list[str]:
+    """A model's accuracy on each task."""
+    return [_accuracy(numbers.get("tasks", {}).get(task, {}), intervals) for task in tasks]
 
 
 def _accuracy(found: Numbers, interval: bool) -> str:
@@ -66,11 +72,10 @@ def evaluation_table(found: Numbers, columns: TableColumns) -> Table:
     models = [("teacher", found["teacher"])] if "teacher" in found else []
     models += found["models"].items()
     columns = shown_columns(columns, [numbers for _, numbers in models])
-    tasks = _tasks_of(numbers for _, numbers in models)
+    tasks = downstream_tasks(numbers for _, numbers in models)
     lines = [["", *columns, *tasks]]
     for name, numbers in models:
-        shown = [_accuracy(numbers.get("tasks", {}).get(task, {}), False) for task in tasks]
-        lines.append([name, *cells(numbers, columns), *shown])
+        lines.append([name, *cells(numbers, columns), *_accuracies(numbers, tasks, False)])
     return lines
 
 

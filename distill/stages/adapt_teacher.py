@@ -9,6 +9,7 @@ from typing import Any
 from attar.distributed import is_first_process
 from attar.files import read_json
 from attar.models.loading import resolve_precision
+from distill.objective.terms import rates_answers
 from distill.run.context import Run
 from distill.run.folder import StageRecord, on_first_process
 from distill.stages.fingerprints import (
@@ -106,14 +107,14 @@ def learned_little(
 
 
 def ranks_little(record: Mapping[str, float], config: LoopConfig, steps: int) -> str:
-    """The same of a reward model, which chance would have rank half of the pairs right."""
+    """The same of what was learned from judged answers, half of which chance would get right."""
     accuracy = record["validation_accuracy"]
     if accuracy >= 0.5 + LEAST_GAIN * 0.5:
         return ""
-    return (
-        f"after {steps:,} steps it ranks {accuracy:.1%} of the validation pairs right, and chance "
-        f"50.0%: {_remedy(config)}"
-    )
+    did = f"ranks {accuracy:.1%} of the validation pairs right"
+    if rates_answers(config.objective):
+        did = f"puts {accuracy:.1%} of the validation answers on the right side of the baseline"
+    return f"after {steps:,} steps it {did}, and chance 50.0%: {_remedy(config)}"
 
 
 def _remedy(config: LoopConfig) -> str:

@@ -9,19 +9,21 @@ reads the same numbers.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from attar.device import default_device
 from attar.files import clear
+from attar.libraries import library_versions
 from attar.models.peft_models import prepends
 from attar.models.tokenizers import tokenizer_identity
-from distill.data.examples import Examples
+from distill.data.examples import Example, Examples
 from distill.run.context import Run
 from distill.run.folder import on_first_process
 from distill.stages.cache import fill_store
@@ -64,13 +66,16 @@ class Reference:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Return what the reference is, as its cache's manifest names it."""
+        """Return what the reference is, as its cache's manifest names it, and what computes it: a
+        training begins where its reference is only if both compute alike.
+        """
+        computed_by = {"libraries": library_versions("torch", "transformers")}
         if self.config.reference is not None:
-            return dict(teacher_identity(TeacherConfig(model=self.config.reference)))
+            return {**teacher_identity(TeacherConfig(model=self.config.reference)), **computed_by}
         dtype = str(self.dtype).removeprefix("torch.")
         found = teacher_identity(TeacherConfig(model=self.start.source))
         more = {"model": Path(self.start.source).name, "dtype": dtype, "start": self.start.settings}
-        return {**found, **more}
+        return {**found, **more, **computed_by}
 
     def runner(self, run: Run) -> Runner:
         """Return the reference as a runner of the task."""
@@ -109,20 +114,12 @@ class _InPrecision:
         return self._runner.learn(requests)
 
 
-def reference_cache(run: Run, reference: Reference, examples: Iterable[Examples]) -> SignalCache:
-    """Return the reference's log-probabilities of some examples, and of their mismatched texts in a
-    view that has them; make those that are lacking.
+def reference_cache(run: Run, reference: Reference, examples: Sequence[Examples]) -> SignalCache:
+    """Return the reference's log-probabilities of the judged texts of some examples, and of their
+    mismatched texts in a view that has them; make those that are lacking.
     """
     url = run.folder.reference(reference.section)
-    requests = {
-        one.key: run.task.request(run, one)
-        for some in examples
-        for example in some
-        for text in example.texts
-        for one in (text, text.mismatched)
-        if one is not None
-    }
-    _fill(run, reference, SignalStore(str(url)), list(requests.values()))
+    _fill(run, reference, SignalStore(str(url)), examples)
     return SignalCache(str(url), device=next(reference.student.parameters()).device)
 
 
@@ -133,11 +130,27 @@ def reference_manifest(run: Run, reference: Reference, data: dict[str, Any]) -> 
     return manifest_of(CODEC, reference.identity, tokenizer_identity(run.tokenizer), data)
 
 
-def _fill(run: Run, reference: Reference, store: SignalStore, requests: list[Request]) -> None:
+def _compared(examples: Examples) -> Iterator[Example]:
+    """The texts that are read under the reference; what is not judged is compared with nothing."""
+    for example in examples.numbered(np.flatnonzero(examples.judged)):
+        for text in example.texts:
+            yield text
+            if text.mismatched is not None:
+                yield text.mismatched
+
+
+def _counts(examples: Examples) -> dict[str, int]:
+    """Counted tokens of these texts, by key; no row is read unless there are mismatched texts."""
+    if examples.has_mismatched:
+        return {text.key: len(text.counted) for text in _compared(examples)}
+    return examples.numbered(np.flatnonzero(examples.judged)).text_counts()
+
+
+def _fill(run: Run, reference: Reference, store: SignalStore, examples: Sequence[Examples]) -> None:
     """Make what the reference's cache lacks; one of another reference, or of other texts alone, is
     made again.
     """
-    counts = {request.key: len(request.counted) for request in requests}
+    counts = {key: count for some in examples for key, count in _counts(some).items()}
     manifest = reference_manifest(
         run, reference, data_counts_of(counts, run.recipe.data.max_length)
     )
@@ -150,10 +163,11 @@ def _fill(run: Run, reference: Reference, store: SignalStore, requests: list[Req
     by = reference.config.reference or "the student as it starts"
     log.info("reference: log-probabilities of %s texts, by %s", f"{len(counts):,}", by)
     grows = found is not None and found != manifest
+    texts = {text.key: text for some in examples for text in _compared(some)}
     fill_store(
         run,
         store,
-        requests,
+        [run.task.request(run, text) for text in texts.values()],
         None if grows else manifest,
         lambda: reference.runner(run),
         "reference's log-probabilities",

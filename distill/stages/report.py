@@ -13,7 +13,7 @@ from typing import Any
 from attar import __version__
 from attar.files import read_json, write_json, write_text
 from attar.machine import processor_name
-from distill.objective.terms import learns_preferences
+from distill.objective.terms import learns_preferences, reads_from
 from distill.report.best_way import way_words
 from distill.report.data_parts import DataParts
 from distill.report.measurements import Measurements
@@ -121,6 +121,7 @@ def measurements(run: Run, costs: dict[str, Any]) -> Measurements:
         baselines={name: kinds[name].about for name in measured_baselines},
         start=_start(run),
         preferences=_on_preferences(run),
+        reads_teacher=any(reads_from(run.recipe.train, source) for source in ("cache", "online")),
     )
 
 

@@ -56,7 +56,7 @@ class RoundSignals:
                 self._rounds[number] = self._teacher_cache(self.cached, number, requests)
             signals = replace(signals, cache=JoinedCaches([self.cached, *self._rounds.values()]))
         if self.reference is not None and requests:
-            signals = replace(signals, reference=self._reference_cache(number, requests))
+            signals = replace(signals, of_written=self._reference_cache(number, requests))
         return signals
 
     def _forget(self, number: int) -> None:

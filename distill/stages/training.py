@@ -9,15 +9,16 @@ from pathlib import Path
 import torch
 
 from attar.distributed import free_memory, process_state
+from attar.errors import CacheError
 from attar.models.loading import resolve_precision
 from attar.models.peft_models import prepends
 from attar.models.structure import unwrap
 from distill.data.config import DataConfig
-from distill.data.examples import Examples, first_examples
+from distill.data.examples import Examples, first_examples, has_two_prompts
 from distill.objective.chunked_head import tokens_per_chunk
 from distill.objective.losses import LOSSES
 from distill.objective.objective import Learner
-from distill.objective.terms import rates_answers, reads_from, terms_reading
+from distill.objective.terms import rates_answers, reads_from, reads_rejected, terms_reading
 from distill.run.context import Run
 from distill.stages.cache import SUBSET_FILE, cached_subset, open_cache
 from distill.stages.reference import Reference, Start, reference_cache
@@ -65,12 +66,10 @@ def run_training(
     learner = _learner(run, student, config)
     device = next(student.parameters()).device
     cached = open_cache(run, device) if reads_from(config, "cache") else None
-    train, validation = run.data(data)
-    if learns_from_unfinished(run, section):
-        file = subset or folder / SUBSET_FILE
-        train, validation = cached_subset(cached or open_cache(run), file, train, validation)
-    if rates_answers(config.objective):
-        train, validation = (one.with_mismatched(data.max_length) for one in (train, validation))
+    file = subset or folder / SUBSET_FILE if learns_from_unfinished(run, section) else None
+    train, validation = _examples(run, config, data, cached, file)
+    if not (reads_rejected(config.objective) or learner.readout.rates):
+        train, validation = (one.without_rejected() for one in (train, validation))
     plan = _plan(run, train, config, data.max_length, packing)
     signals = TeacherSignals(cached, _online_teacher(run, config, packing))
     if reads_from(config, "reference"):
@@ -111,6 +110,31 @@ def _batch_source(
     if training.config.rollouts is None:
         return PlannedBatches(plan, learner, signals, process_state().process_index)
     return round_batches(run, training, plan, learner, signals, cached)
+
+
+def _examples(
+    run: Run, config: LoopConfig, data: DataConfig, cached: SignalCache | None, file: Path | None
+) -> tuple[Examples, Examples]:
+    """(train, validation) examples; of an unfinished cache those that it holds, named in `file`."""
+    train, validation = run.data(data)
+    if file is not None:
+        train, validation = cached_subset(cached or open_cache(run), file, train, validation)
+        _check_prompts(run, config, train, validation)
+    if rates_answers(config.objective):
+        train, validation = (one.with_mismatched(data.max_length) for one in (train, validation))
+    return train, validation
+
+
+def _check_prompts(run: Run, config: LoopConfig, *parts: Examples) -> None:
+    """Raise `CacheError` where an unfinished cache holds too little for a form that rates answers
+    against those to other prompts.
+    """
+    if rates_answers(config.objective) and not all(map(has_two_prompts, parts)):
+        raise CacheError(
+            f"The unfinished cache {run.cache_url} holds judged answers to fewer than two prompts "
+            "of one of the sets, and a term of the objective compares answers with those to other "
+            "prompts; wait for more of it, or leave `cache.unfinished` out."
+        )
 
 
 def _plan(run: Run, train: Examples, config: LoopConfig, max_length: int, packing: bool) -> Plan:

@@ -250,11 +250,11 @@ def _kls(
     count_tokens: int | None,
 ) -> list[float]:
     """log p of each answer under the student that wrote it, less that under the reference."""
-    assert signals.reference is not None, "the recipe's reward reads a reference"
+    assert signals.of_written is not None, "the recipe's reward reads a reference"
     found = []
     for written, example in zip(samples, examples, strict=True):
         labels = torch.from_numpy(example.counted_labels)
-        reference = signals.reference.signals([example.key]).label_logprobs(labels)
+        reference = signals.of_written.signals([example.key]).label_logprobs(labels)
         own = written.answer.logprobs[:count_tokens].astype(np.float64).sum()
         found.append(float(own) - float(reference.double().sum()))
     return found

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from distill.data.batching import Batch
+from distill.data.examples import JUDGED
 from distill.data.tokenize import IGNORE
 from distill.objective.objective import Learner
 from distill.objective.term_protocols import OfMismatched, SignalSources
 from teachers.cache.joined import ReadsSignals
+from teachers.cache.reader import SignalCache, Signals
 from teachers.online import OnlineSignals, OnlineTeacher
 
 SignalReader = Callable[[Batch], SignalSources]  # of one batch, on the device of the training
@@ -21,12 +25,14 @@ SignalReader = Callable[[Batch], SignalSources]  # of one batch, on the device o
 class TeacherSignals:
     """Where an objective's signals come from. Without all, only labels are learned from.
 
-    reference: log-probabilities of answers, with which preferences are compared.
+    reference: log-probabilities of answers, with which preferences are compared. of_written: those
+    of the answers of a round under the reference, by which rewards pay for the distance to it.
     """
 
     cache: ReadsSignals | None = None
     online: OnlineTeacher | None = None
-    reference: ReadsSignals | None = None
+    reference: SignalCache | None = None
+    of_written: SignalCache | None = None
 
     def read(self, batch: Batch, learner: Learner, terms: list[Any]) -> SignalReader:
         """Read and decode what the terms want of the cache; return what gives all signals.
@@ -40,7 +46,7 @@ class TeacherSignals:
             learner.decode(stored["cache"], terms)
         compared = learner.baseline_sources if batch.mismatched is not None else set()
         if self.reference is not None:
-            stored["reference"] = self.reference.signals(batch.keys)
+            stored["reference"] = _of_judged(self.reference, batch)
             if batch.mismatched is not None and "reference" in compared:
                 found = self.reference.signals(batch.mismatched.keys)
                 stored[OfMismatched("reference")] = found
@@ -53,6 +59,19 @@ class TeacherSignals:
             if mismatched and batch.mismatched is not None:
                 sources[OfMismatched("online")] = _asked(self.online, batch.mismatched)
         return sources
+
+
+def _of_judged(reference: SignalCache, batch: Batch) -> Signals:
+    """The reference's signals of a batch. It has the judged texts alone: at other tokens, which no
+    term compares, is 0.
+    """
+    roles = batch.roles.tolist()
+    rows = [
+        reference.columns(key)["label_logprob"] if role in JUDGED else np.zeros(count, np.float32)
+        for key, count, role in zip(batch.keys, batch.counts, roles, strict=True)
+    ]
+    columns = {"label_logprob": np.concatenate(rows)}
+    return Signals(columns, sum(batch.counts), reference.config, reference.assets)
 
 
 def _asked(teacher: OnlineTeacher, batch: Batch) -> OnlineSignals:

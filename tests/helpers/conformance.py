@@ -2,7 +2,8 @@
 
 A pair is a registered loss and a source of the teacher's signals: a registered codec, the teacher
 `online`, `classes` (known logits, as in sequence classification), or the `text` alone. Losses and
-codecs are enrolled by their registries; what a pair cannot have is read from their flags.
+codecs are enrolled by their registries; what a pair cannot have is read from their flags. Losses on
+answers are tried on pairs of answers, with their default form.
 docs/make_conformance.py writes the measured errors into docs/reference/conformance.md.
 """
 
@@ -15,8 +16,8 @@ import numpy as np
 import torch
 
 from attar.errors import RecipeError
-from distill.data.batching import Batch, collate
-from distill.data.examples import Example, key_of
+from distill.data.batching import collate
+from distill.data.examples import CHOSEN, Example, example_of, key_of
 from distill.data.tokenize import IGNORE
 from distill.objective.layer_map import LayerMap
 from distill.objective.losses import LOSSES
@@ -35,7 +36,7 @@ SOURCES = {
     "hidden": [*LAYER_CODECS, "online"],
     "relation": [*LAYER_CODECS, "online"],
     "labels": ["text"],
-    "sequence": [],  # of pairs of answers: test_preference_term.py
+    "sequence": ["label", "final_hidden", "online"],  # the codecs that give labels' probabilities
     "vector": [],  # of whole texts: test_vectors.py
     "similarity": [],
     "order": [],  # of pairs of answers: test_reward_term.py
@@ -49,7 +50,7 @@ NOT_STORED = ("online", "text")  # the teacher itself: each loss is tried with i
 
 def refusal(name, source):
     """Why a recipe may not have this pair, or None."""
-    if source not in CODECS:
+    if source not in CODECS or LOSSES[name].reads == "sequence":
         return None
     try:
         check_served(TERM_MODELS[name](), CODECS[source]())
@@ -59,7 +60,12 @@ def refusal(name, source):
 
 
 SERVED = [pair for pair in PAIRS if refusal(*pair) is None]
-PARTNERS = ("forward_kl", "hidden_mse", "relation")  # each codec is tried with the one it serves
+PARTNERS = (
+    "forward_kl",
+    "hidden_mse",
+    "relation",
+    "preference",
+)  # each codec is tried with the one it serves
 PAIRED = [(name, source) for name, source in SERVED if name in PARTNERS or source in NOT_STORED]
 REFUSED = [pair for pair in PAIRS if refusal(*pair) is not None]
 
@@ -81,11 +87,12 @@ class Known:
 
 @dataclass
 class World:
-    """A teacher, a student, examples, and the teacher's signals by source."""
+    """A teacher, a student, examples, pairs of answers, and the teacher's signals by source."""
 
     teacher: torch.nn.Module
     student: torch.nn.Module
     examples: list[Example]
+    answers: list[Example]
     make_cache: Callable
     folder: Path
     settings: dict = field(default_factory=dict)  # of codecs, by name; their defaults else
@@ -110,17 +117,21 @@ class World:
                 return {"cache": found}
             logits_NV = found.head.logits(found.final_NH)
             return {"cache": Known(logits_NV, sparse=source == "entries")}
-        return {"cache": self._cache(source).signals(batch.keys)}
+        return {"cache": self._cache(source, batch.judged > 0).signals(batch.keys)}
 
-    def _cache(self, source):
-        if source not in self._caches:
+    def _cache(self, source, judged):
+        """The cache of texts, or of answers: what a codec learns is of its own texts."""
+        if (source, judged) not in self._caches:
             hidden = {"layers": LAYERS, "attention": BLOCKS}
             codec = {"name": source, **self.settings.get(source, {})}
             which = {"codec": codec} if source in CODECS else {"hidden": {**hidden, "codec": codec}}
             config = CacheConfig.model_validate(which)
-            folder = self.folder / source
-            self._caches[source] = self.make_cache(folder, self.teacher, self.examples, config)
-        return self._caches[source]
+            folder = self.folder / (f"{source} of answers" if judged else source)
+            texts = [
+                text for one in (self.answers if judged else self.examples) for text in one.texts
+            ]
+            self._caches[source, judged] = self.make_cache(folder, self.teacher, texts, config)
+        return self._caches[source, judged]
 
     @property
     def permuted(self):
@@ -133,17 +144,33 @@ class World:
                 for model in models:
                     for table in (model.model.embed_tokens, model.lm_head):
                         table.weight.copy_(table.weight[order].clone())
-            examples = [with_labels(renamed[e.input_ids], e.labels, renamed) for e in self.examples]
-            folder = self.folder / "permuted"
-            self._permuted = World(*models, examples, self.make_cache, folder)
+            texts = [
+                [renamed_text(one, renamed) for one in some]
+                for some in (self.examples, self.answers)
+            ]
+            self._permuted = World(*models, *texts, self.make_cache, self.folder / "permuted")
         return self._permuted
 
 
-def with_labels(ids, labels, renamed=None):
+def with_labels(ids, labels):
     """An example with a key of its own."""
-    if renamed is not None:
-        labels = np.where(labels == IGNORE, IGNORE, renamed[np.maximum(labels, 0)])
     return Example(key_of(list(ids), list(labels)), ids, labels)
+
+
+def paired(chosen, rejected):
+    """A pair of two texts as an example."""
+    other = (rejected.input_ids, rejected.labels)
+    return example_of(chosen.input_ids, chosen.labels, None, CHOSEN, other)
+
+
+def renamed_text(example, renamed):
+    """An example with other names of its ids; of a pair both texts."""
+
+    def labels(text):
+        return np.where(text.labels == IGNORE, IGNORE, renamed[np.maximum(text.labels, 0)])
+
+    texts = [with_labels(renamed[text.input_ids], labels(text)) for text in example.texts]
+    return paired(*texts) if example.rejected is not None else texts[0]
 
 
 def blank(example):
@@ -191,12 +218,24 @@ class Pair:
     @property
     def rows(self):
         """One example a row."""
-        return [[example] for example in self.world.examples]
+        return [[example] for example in self.examples]
+
+    @property
+    def examples(self):
+        """What the loss reads: pairs of answers, or texts."""
+        answers = LOSSES[self.name].reads == "sequence"
+        return self.world.answers if answers else self.world.examples
+
+    @property
+    def term(self):
+        """The loss as a term of a recipe, with defaults."""
+        source = {"source": "cache"} if LOSSES[self.name].reads == "sequence" else {}
+        return TERM_MODELS[self.name](**source)
 
     def step(self, batches, student=None, chunk=64, dtype=torch.float32, change=lambda b: b):
         """One optimiser step over micro-batches of rows of examples."""
         student = copy.deepcopy(student or self.world.student).train().requires_grad_(True)
-        term = TERM_MODELS[self.name]()
+        term = self.term
         layers = LayerMap(DEPTH, DEPTH, LAYERS, BLOCKS).pairs([term], "cache")
         learner = Learner(
             student, [term], vocabulary=VOCABULARY, dtype=dtype, chunk=chunk, pairs=layers
@@ -252,7 +291,7 @@ def order_of_rows(pair):
 
 def packing(pair):
     """All examples in two rows."""
-    examples = pair.world.examples
+    examples = pair.examples
     return pair.whole.distance(pair.step([[examples[:2], examples[2:]]]))
 
 
@@ -262,12 +301,11 @@ def padding_on_the_right(pair):
     def pad(batch, amount=7):
         rows, last = len(batch.labels_BT), batch.position_ids_BT[:, -1:]
         more = torch.arange(1, amount + 1)
-        return Batch(
-            torch.cat([batch.input_ids_BT, torch.full((rows, amount), 13)], 1),
-            torch.cat([batch.position_ids_BT, last + more], 1),
-            torch.cat([batch.labels_BT, torch.full((rows, amount), IGNORE)], 1),
-            batch.keys,
-            batch.counts,
+        return replace(
+            batch,
+            input_ids_BT=torch.cat([batch.input_ids_BT, torch.full((rows, amount), 13)], 1),
+            position_ids_BT=torch.cat([batch.position_ids_BT, last + more], 1),
+            labels_BT=torch.cat([batch.labels_BT, torch.full((rows, amount), IGNORE)], 1),
         )
 
     return pair.whole.distance(pair.step([pair.rows], change=pad))
@@ -275,7 +313,7 @@ def padding_on_the_right(pair):
 
 def padding_on_the_left(pair):
     """An uncounted neighbour on the left of every example."""
-    examples = pair.world.examples
+    examples = pair.examples
     rows = [[blank(examples[i - 1]), example] for i, example in enumerate(examples)]
     return pair.whole.distance(pair.step([rows]))
 

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from attar.models.loading import load_causal_lm
+from distill.data.examples import Examples
 
 GOOD, BAD = ["light", "water", "learns"], ["nobody", "falls", "what"]
 SETTINGS = {
@@ -62,6 +63,10 @@ def test_a_student_learns_which_answer_is_better(pairs):
     assert report["verdict"]["sentence"] in first.output
     assert "against" not in report["arms"]["init"]["preferences"]
     assert report["artifacts"]["bf16"]["preferences"]["accuracy"] > 0.9
+    train = Examples(next(Path("out").rglob("train.arrow")))
+    arms = report["cost"]["arms"]
+    assert arms["distill"]["tokens"] == 2 * train.num_tokens  # in two epochs
+    assert arms["finetune"]["tokens"] == 2 * (train.num_tokens - train.rejected.sum())
     assert "Preferences, on held-out pairs of answers" in Path("out/report.html").read_text()
     history = json.loads(Path("out/arms/distill/result.json").read_text())["history"]
     assert history[-1]["validation_margin"] > 0

@@ -21,7 +21,7 @@ from distill.evaluation.job import (
     TaskMetrics,
 )
 from distill.evaluation.predictions import measure_predictions
-from distill.evaluation.preferences import measure_pairs, ranking
+from distill.evaluation.preferences import measure_pairs, ranking, text_sums
 from distill.evaluation.samples import write_samples
 from distill.evaluation.timing import Timer
 from distill.runtimes.runtime import Runtime
@@ -52,10 +52,8 @@ class CausalLMMetrics(TaskMetrics):
         """nll and KL of every counted token, as `measure_predictions` gives them; and of held-out
         pairs of answers, as `measure_pairs` does.
         """
-        return {
-            **measure_predictions(runtime, examples, batches, job),
-            **measure_pairs(runtime, job),
-        }
+        found = measure_predictions(runtime, examples, batches, job)
+        return {**found, **measure_pairs(runtime, job, text_sums(examples, found))}
 
     def summary(self, arrays: PredictionArrays, config: EvaluateConfig) -> Numbers:
         """Means and 95% intervals of nll and KL, perplexity, accuracy, agreement."""

@@ -53,6 +53,7 @@ from distill.report.selection import (
     Tolerance,
     judge_by_perplexity,
 )
+from distill.report.since_start import since_start
 from distill.report.speeds import GENERATION_SPEED, Speed
 from distill.report.tables import Table
 from distill.report.task_report import TaskReport
@@ -125,7 +126,8 @@ class CausalLMReport(TaskReport):
     def verdict(self, measured: Measurements) -> Numbers:
         """Whether distilling beat plain fine-tuning: lower nll, or the same and lower KL, and
         neither nll, accuracy, KL, agreement nor a downstream task significantly worse. Where the
-        distilled student learned from preferences, whether it did.
+        distilled student learned from preferences, whether it did; where it learned without a
+        teacher and without a control, what changed since its start.
         """
         if "distill" in measured.preferences:
             return preference_verdict(measured)
@@ -139,6 +141,10 @@ class CausalLMReport(TaskReport):
         own = own_answers_verdict(measured, control, CONTROL_WORDS[control])
         said = own.pop("sentence", "")
         result |= {KEY: own} if own else {}
+        if control == "init" and not measured.reads_teacher:
+            result["since_start"], sentence = since_start(measured, NLL)
+            result["sentence"] = f"{sentence}{said}"
+            return result
         if control == "init":
             result["sentence"] = (
                 "No fine-tuned arm was trained, so whether distilling helped is unknown; add "

@@ -26,6 +26,7 @@ from distill.recipe.schema import Recipe
 from distill.report.task_report import TaskReport
 from distill.tasks.causal_lm.metrics import CausalLMMetrics
 from distill.tasks.causal_lm.report import CausalLMReport
+from distill.tasks.served_losses import refuse_others_losses
 from distill.tasks.task import (
     TASKS,
     TOKEN_KL,
@@ -59,7 +60,9 @@ class CausalLM:
     label_loss: ClassVar[str] = "cross_entropy"
 
     def check_recipe(self, recipe: Recipe) -> None:
-        """Refuse the keys of labelled texts, which have no effect here, and codecs of texts."""
+        """Refuse the keys of labelled texts, which have no effect here, codecs of texts, and losses
+        of other tasks.
+        """
         no_effect = ["pair_column", "masking", "pooling", "normalize"]
         refuse_keys(recipe.data, "data", no_effect, recipe.task)
         refuse_keys(recipe.evaluate, "evaluate", ["pairs", "baselines"], recipe.task)
@@ -68,6 +71,7 @@ class CausalLM:
                 f"`cache.codec: {recipe.cache.codec.name}` holds one signal a text; for the "
                 "next token use `topk`, `hybrid`, or `final_hidden`"
             )
+        refuse_others_losses(recipe, recipe.task)
 
     def check(self, context: TaskContext) -> None:
         """Check that the teacher predicts the next token, and so does a student with a name."""

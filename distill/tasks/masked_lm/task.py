@@ -27,6 +27,7 @@ from distill.recipe.schema import Recipe
 from distill.report.task_report import TaskReport
 from distill.tasks.masked_lm.metrics import MaskedLMMetrics
 from distill.tasks.masked_lm.report import MaskedLMReport
+from distill.tasks.served_losses import refuse_others_losses
 from distill.tasks.task import TASKS, TOKEN_KL, SearchMeasure, TaskContext, refuse_keys
 from distill.tasks.whole_texts import (
     batches_by_length,
@@ -78,6 +79,7 @@ class MaskedLM:
                 "tokens use `topk`, `hybrid`, or `final_hidden`"
             )
         check_artifacts(recipe, NAME)
+        refuse_others_losses(recipe, NAME)
 
     def check(self, context: TaskContext) -> None:
         """Check that the teacher predicts masked tokens, and that its tokenizer has a mask."""

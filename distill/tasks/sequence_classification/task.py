@@ -31,6 +31,7 @@ from distill.recipe.schema import Recipe
 from distill.report.task_report import TaskReport
 from distill.tasks.sequence_classification.metrics import ClassificationMetrics
 from distill.tasks.sequence_classification.report import ClassificationReport
+from distill.tasks.served_losses import refuse_others_losses
 from distill.tasks.task import TASKS, SearchMeasure, TaskContext, refuse_keys
 from distill.tasks.whole_texts import (
     cached_text_tokens,
@@ -70,6 +71,7 @@ class SequenceClassification:
         check_text_task(recipe, NAME, "classes", kept)
         refuse_keys(recipe.data, "data", ["masking", "pooling", "normalize"], NAME)
         refuse_keys(recipe.evaluate, "evaluate", ["pairs"], NAME)
+        refuse_others_losses(recipe, NAME)
 
     def check(self, context: TaskContext) -> None:
         """Check that the teacher is a classifier, or is fine-tuned to be one."""

@@ -200,8 +200,13 @@ def test_every_counted_token_belongs_to_a_text_of_its_unit(kinds, seed):
         assert (mask_N is None) == all(wanted)
         if mask_N is not None:
             assert mask_N.tolist() == wanted
-    moved = batch.to(torch.device("meta"))
-    assert moved.roles_S is None or moved.roles_S.device.type == "meta"
+    moved = batch.to(torch.device("meta"))  # no value can be asked of a tensor there
+    assert moved.roles.tolist() == batch.roles.tolist()
+    for unit in ("chosen", "rejected", "all"):
+        here, there = batch.on(unit), moved.on(unit)
+        assert (here is None) == (there is None)
+        assert there is None or (there.device.type, there.shape) == ("meta", here.shape)
+    assert moved.text_of_token is moved.text_of_token
 
 
 def test_a_batch_without_judgements_has_no_roles():

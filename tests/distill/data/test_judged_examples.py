@@ -228,3 +228,17 @@ def test_real_preferences(shared_data, tokenizer, tmp_path, name):
         assert other.counted[0] + 1 == start
         assert np.array_equal(one.input_ids[:start], other.input_ids[:start])
         assert not np.array_equal(one.labels, other.labels)
+
+
+def test_without_rejected_texts_a_step_reads_the_chosen_text_of_the_same_pairs(mixed):
+    train, _ = mixed
+    alone = train.without_rejected()
+    assert (alone.lengths == train.lengths).all()  # rows are planned alike
+    assert alone.counted().of("chosen") == train.counted().of("chosen")
+    assert alone.num_tokens == sum(len(example.counted) for example in alone) < train.num_tokens
+    assert [contents(one) for one in alone] == [contents(one.texts[0]) for one in train]
+    assert alone.keys == [one.key for one in alone]
+    rows = [[i] for i in range(len(train))]
+    both, read = (collate([[part[i] for i in row] for row in rows]) for part in (train, alone))
+    assert len(both.keys) - len(read.keys) == (train.num_texts == 2).sum() > 0
+    assert read.input_ids_BT.shape[0] == len(train)

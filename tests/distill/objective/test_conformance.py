@@ -23,6 +23,7 @@ from tests.helpers.conformance import (
     WIDTH,
     World,
     limit,
+    paired,
     refusal,
 )
 
@@ -32,8 +33,10 @@ def pair_of(make_model, make_examples, make_cache, tmp_path_factory):
     """`pair_of(loss, source)`: the pair on one world, with its whole step known once."""
     models = [make_model(seed, width=WIDTH, layers=DEPTH) for seed in (0, 7)]
     examples = make_examples(4, seed=1, shortest=5, longest=11)
+    texts = make_examples(8, seed=2, shortest=5, longest=11)
+    answers = [paired(*texts[i : i + 2]) for i in range(0, 8, 2)]
     world = World(
-        models[0].requires_grad_(False), models[1], examples, make_cache,
+        models[0].requires_grad_(False), models[1], examples, answers, make_cache,
         tmp_path_factory.mktemp("conformance"),
     )  # fmt: skip
     exact = {"topk": {"k": VOCABULARY}, "final_hidden": {"kl": 1e-7}}

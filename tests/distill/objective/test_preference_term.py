@@ -9,6 +9,7 @@ import torch
 from distill.data.batching import collate
 from distill.data.examples import CHOSEN, REJECTED, example_of
 from distill.data.tokenize import IGNORE
+from distill.objective.model_outputs import LanguageReadout
 from distill.objective.objective import Learner
 from distill.objective.terms import TERM_MODELS
 from teachers.cache.config import CacheConfig
@@ -230,6 +231,27 @@ def test_an_evaluation_has_value_and_margin_without_a_gradient(pairs, reference_
         )
     assert loss.item() == pytest.approx(trained[0], rel=1e-5)
     assert sums.means(batch.counted).margin == pytest.approx(trained[1].margin, rel=1e-5)
+
+
+@pytest.mark.parametrize("texts_beside", [False, True])
+def test_an_evaluation_of_preferences_alone_reads_the_logits_once(
+    pairs, texts, reference_of, make_model, texts_beside, monkeypatch
+):
+    terms = {"loss": "preference"}, {"loss": "preference", "form": "ipo", "weight": 0.5}
+    learner = learner_of(make_model(7), *terms)
+    reference = reference_of(make_model(3))
+    batch = collate([[one] for one in (*pairs, *(texts if texts_beside else ()))])
+    trained = step(learner, [batch], reference)
+    monkeypatch.setattr(LanguageReadout, "losses", lambda *_: pytest.fail("a second pass"))
+    learner.eval()
+    with torch.no_grad():
+        loss, sums = learner(
+            batch, {"reference": reference.signals(batch.keys)}, batch.counted.scales(1.0)
+        )
+    assert loss.item() == pytest.approx(trained[0], rel=1e-5)
+    means = sums.means(batch.counted)
+    assert means.nll == pytest.approx(trained[1].nll, rel=1e-5)
+    assert means.terms == pytest.approx(trained[1].terms, rel=1e-5)
 
 
 @pytest.mark.parametrize(

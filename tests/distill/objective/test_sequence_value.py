@@ -336,3 +336,14 @@ def test_preference_and_distilling_on_chosen_answers_share_one_pass():
         assert sums[1].item() == pytest.approx(-logprobs.double().sum().item(), rel=1e-6)
     for got, *separate in zip(together, *parts, strict=True):
         torch.testing.assert_close(got, sum(separate), rtol=1e-5, atol=1e-6)
+
+
+@every_variant
+def test_no_value_is_asked_of_the_device(variant):
+    """On a device that has shapes alone, so that waiting for a number there would be an error."""
+    there = torch.device("meta")
+    found = value_of(
+        variant, REFERENCE.to(there), text=TEXT_N.to(there), reference=REFERENCE.to(there)
+    )
+    assert found.coefficient_S.device == there
+    assert found.count == value_of(variant, REFERENCE).count

@@ -5,6 +5,7 @@ import pytest
 from attar.errors import RecipeError
 from distill.recipe.consistency import check_consistency
 from distill.recipe.schema import Recipe
+from distill.run.load import check_recipe
 
 
 def recipe(codec="label", **term):
@@ -52,7 +53,7 @@ def test_an_adapted_teacher_has_no_reference_without_answers(task, adapt, says):
         "train": {"objective": [{"loss": "cross_entropy"}]},
     }
     with pytest.raises(RecipeError, match=says):
-        check_consistency(Recipe.model_validate(values))
+        check_recipe(values)
 
 
 def test_data_of_a_section_are_the_runs_unless_it_has_its_own():

@@ -29,3 +29,15 @@ def test_the_column_of_own_answers_is_there_where_a_model_has_them():
         ["arm init", "0.500", ""],
         ["arm distill", "", "0.250 (0.100 to 0.400)"],
     ]
+
+
+def test_teacher_and_arms_show_their_accuracy_by_task():
+    def asked(share):
+        return {"tasks": {"sums": {"accuracy": share, "accuracy_interval": [0.1, 0.4]}}}
+
+    report = {"teacher": asked(0.3), "arms": {"init": asked(0.2), "distill": {}}}
+    assert model_table(report, {}, intervals=True) == [
+        ["", "sums"], ["teacher", "0.300 (0.100 to 0.400)"],
+        ["arm init", "0.200 (0.100 to 0.400)"], ["arm distill", ""],
+    ]  # fmt: skip
+    assert model_table({"teacher": {}, "arms": {}}, {}) == [[""], ["teacher"]]

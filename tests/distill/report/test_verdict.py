@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from distill.objective.terms import TERM_MODELS
 from distill.report.measurements import Measurements
 from distill.report.paired_difference import at_counts
 from distill.report.selection import Tolerance
@@ -14,6 +15,7 @@ from distill.stages.report import measurements
 from distill.tasks.causal_lm.metrics import CausalLMMetrics
 from distill.tasks.causal_lm.report import CausalLMReport
 
+KL = TERM_MODELS["forward_kl"]()
 PART = {"examples": 2, "tokens": 9}
 STATS = {"validation": PART, "held_out": PART, "validation_from": "documents"}
 
@@ -31,7 +33,7 @@ def measure_run(tmp_path):
         recipe = SimpleNamespace(
             specialize=SimpleNamespace(base=base, data=data, objective=[]),
             export=SimpleNamespace(tolerance=Tolerance(perplexity=0.02)),
-            train=SimpleNamespace(arms=[], objective=[]),
+            train=SimpleNamespace(arms=[], objective=[KL], source="cache"),
             teacher=SimpleNamespace(adapt=adapt),
             student=SimpleNamespace(from_=source),
             evaluate=SimpleNamespace(bootstrap=100, baselines=True),
@@ -105,3 +107,28 @@ def test_a_teacher_that_knows_no_more_is_to_be_adapted_or_adapted_longer(tmp_pat
     )  # fmt: skip
     (said,) = CausalLMReport().verdict(measured)["warnings"]
     assert f"can hold the student back: {mend}" in said
+
+
+def test_what_learned_without_a_teacher_is_compared_with_its_start(tmp_path):
+    before, after = np.full(40, 3.0), np.linspace(2.0, 2.4, 40)
+    for name, nll in (("init", before), ("distill", after)):
+        np.savez(tmp_path / f"{name}.npz", nll=nll, document=np.arange(40))
+
+    def numbers(nll, share, low, high):
+        task = {"accuracy": share, "accuracy_interval": [low, high], "examples": 100}
+        return {"nll": nll, "tasks": {"facts": task}}
+
+    models = {"teacher": {"nll": 2.9}, "init": numbers(3.0, 0.25, 0.17, 0.34),
+              "distill": numbers(2.2, 0.5, 0.4, 0.6)}  # fmt: skip
+    measured = Measurements(
+        models=models, folder=tmp_path, resamples=100, controls=[], costs={},
+        tolerance=Tolerance(), reads_teacher=False,
+    )  # fmt: skip
+    verdict = CausalLMReport().verdict(measured)
+    assert verdict["helped"] is None
+    assert verdict["since_start"]["nll"]["difference"] == pytest.approx(-0.8)
+    assert verdict["since_start"]["tasks"]["facts"]["interval"][0] > 0
+    assert "nll 2.200 against 3.000 (-0.800, 95% interval" in verdict["sentence"]
+    assert "accuracy on facts 50.0% against 25.0% (+25.00 points" in verdict["sentence"]
+    other = CausalLMReport().verdict(replace(measured, reads_teacher=True))
+    assert "add `train.arms: [finetune]`" in other["sentence"]

@@ -3,7 +3,7 @@
 import pytest
 
 from distill.recipe.schema import AdaptConfig
-from distill.stages.adapt_teacher import learned_little
+from distill.stages.adapt_teacher import learned_little, ranks_little
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,16 @@ def test_a_teacher_hardly_better_than_the_most_frequent_class_is_warned_of(
     assert bool(said) == little
     if little:
         assert "raise `teacher.adapt.lr` (3e-05) or `teacher.adapt.epochs` (3)" in said
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ("sigmoid", "ranks 52.0% of the validation pairs right"),
+        ("kto", "puts 52.0% of the validation answers on the right side of the baseline"),
+    ],
+)
+def test_rated_answers_are_not_called_pairs(form, words):
+    config = AdaptConfig.model_validate({"objective": [{"loss": "preference", "form": form}]})
+    assert words in ranks_little({"validation_accuracy": 0.52}, config, 20)
+    assert ranks_little({"validation_accuracy": 0.9}, config, 20) == ""
