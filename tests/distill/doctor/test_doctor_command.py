@@ -15,7 +15,8 @@ from distill.doctor.fixture import DoctorFixture
 
 NAMES = [
     "tokenizer", "mask", "normaliser", "accumulation", "padding", "packing", "chunk", "precision",
-    "zero at teacher", "vocabulary", "cache", "frozen teacher", "fitness", "resume", "checkpoint",
+    "own answers", "zero at teacher", "vocabulary", "cache", "frozen teacher", "fitness", "resume",
+    "checkpoint",
 ]  # fmt: skip
 
 
@@ -25,7 +26,7 @@ def test_a_healthy_recipe_passes_and_leaves_nothing_behind(workshop):
     assert [line[5:23].strip() for line in lines] == NAMES
     assert {line.split()[0] for line in lines} <= {"pass", "n.a.", "warn"}
     assert "hidden_mse" in result.stdout
-    assert last.startswith("13 of 15 checks passed; precision not applicable")
+    assert last.startswith("13 of 16 checks passed; precision, own answers not applicable")
     written = json.loads(Path("out.json").read_text())
     assert written["summary"] == last
     assert written["failed"] == []
