@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -39,7 +40,8 @@ def test_rated_answers_are_learned_against_the_students_start(recipe):
         recipe(*stage.split(), "recipe.yaml", "--run-dir", "run")
     found = read_json(Path("run/arms/distill/result.json"))["history"]
     assert found[0]["0:preference"] == pytest.approx(0.5, abs=1e-3)
-    assert found[-1]["0:preference"] < found[0]["0:preference"]
+    late = [one["0:preference"] for one in found[-10:]]  # of few answers each
+    assert np.mean(late) < 0.9 * found[0]["0:preference"]
     assert {"accuracy", "validation_accuracy", "validation_margin"} <= found[-1].keys()
     held = held_tokens(SignalStore("run/reference/train").entries()).keys()
     for part in ("train", "validation"):
