@@ -216,7 +216,8 @@ def reads_pairs(terms: list[Any]) -> bool:
 
 def reads_rejected(terms: list[Any]) -> bool:
     """Return whether any term reads rejected answers: as one of a pair, or by their tokens."""
-    return reads_pairs(terms) or any(getattr(one, "on", "chosen") != "chosen" for one in terms)
+    on = (getattr(term, "on", "chosen") for term in terms)
+    return reads_pairs(terms) or any(one in ("rejected", "all") for one in on)
 
 
 def reads_from(section: Any, source: Source) -> bool:

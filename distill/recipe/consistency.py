@@ -21,7 +21,7 @@ def check_consistency(recipe: Recipe) -> None:
     adapt = recipe.teacher.adapt
     if adapt is not None:
         _check_reference("teacher.adapt", adapt)
-        check_rollout_terms(recipe.task, "teacher.adapt", adapt)
+        check_rollout_terms("teacher.adapt", adapt)
         for i, term in enumerate(adapt.objective):
             where = f"teacher.adapt.objective[{i}]"
             if LOSSES[term.loss].reads == "sequence":
@@ -37,7 +37,7 @@ def check_consistency(recipe: Recipe) -> None:
                 f"`{path}.objective`: every term has weight 0, so nothing is learned; give one "
                 "term a weight above 0."
             )
-        check_rollout_terms(recipe.task, path, section)
+        check_rollout_terms(path, section)
         _check_signals(recipe, path, section)
 
 

@@ -10,7 +10,7 @@ from distill.training.config import LoopConfig
 WRITE = ("train", "specialize")  # sections whose student may write
 
 
-def check_rollout_terms(task: str, path: str, section: LoopConfig) -> None:
+def check_rollout_terms(path: str, section: LoopConfig) -> None:
     """Raise `RecipeError` for a term or a key that would have no effect, or a wrong one."""
     rollouts = section.rollouts
     for i, term in enumerate(section.objective):
@@ -30,11 +30,6 @@ def check_rollout_terms(task: str, path: str, section: LoopConfig) -> None:
     if path not in WRITE:
         raise RecipeError(
             f"`{path}.rollouts`: students write in `train` and `specialize` alone; leave it out."
-        )
-    if task != "causal-lm":
-        raise RecipeError(
-            f"`{path}.rollouts`: a language model writes answers; it needs `task: causal-lm`, not "
-            f"{task}."
         )
     if getattr(section, "prepends", False):
         raise RecipeError(

@@ -10,6 +10,10 @@ ONLY: dict[Reads, tuple[str, str]] = {  # by what a loss reads: the task that ha
         "causal-lm",
         "compares answers, which a language model writes; it needs `task: causal-lm`",
     ),
+    "rollouts": (
+        "causal-lm",
+        "learns from answers that a language model wrote; it needs `task: causal-lm`",
+    ),
     **dict.fromkeys(
         ("order", "rewards"),
         (

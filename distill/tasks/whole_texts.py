@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 TEXTS_A_BATCH = 32
 NO_EFFECT = {
     "data": ["prompt", "packing", "append_eos"],
+    "train": ["rollouts"],
     "export": ["rounding", "calibration_tokens"],
     "evaluate": [
         "prefill_tokens", "generate_tokens", "agreement_prompts", "agreement_tokens", "tasks",

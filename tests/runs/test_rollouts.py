@@ -1,11 +1,17 @@
 """Whole runs whose student writes its own text in rounds, and learns from it."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoModelForCausalLM
+
+from distill.rollouts.written import read_round
 
 SETTINGS = {
     "data": {"train": "rows.jsonl", "held_out": 0.2, "max_length": 40},
@@ -97,3 +103,32 @@ def test_an_adapter_writes_and_learns_from_its_text(rows):
     rows("run", "recipe.yaml", "--run-dir", "out", *options)
     found = json.loads(Path("out/specialized/result.json").read_text())
     assert [one["round"] for one in found["rounds"]] == [0, 1]
+
+
+@pytest.mark.parametrize("source", ["online", "cache"])
+def test_two_processes_write_the_same_answers_and_train_the_same_student(
+    rows, several_processes, source
+):
+    settings = [f"train.source={source}", "train.rollouts={new_tokens: 8, every: 3, share: 0.7}"]
+    train(rows, "one", *settings, "train.accumulate=2", "train.batch_size=2")
+    options = [word for setting in settings for word in ("--set", setting)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for stage in (["cache", "build"], ["build"], ["train"]):
+        arguments = [*stage, "recipe.yaml", "--run-dir", "two", *options]
+        arguments += ["--set", "train.batch_size=2"]
+        done = subprocess.run(
+            [*command, "-m", "distill", *arguments], env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    rounds = [
+        read_round(Path(name, "arms/distill/rollouts/00000.arrow")) for name in ("one", "two")
+    ]
+    texts = [[a.answer.ids.tolist() for one in r.answers for a in one] for r in rounds]
+    assert texts[0] == texts[1]
+    students = [
+        AutoModelForCausalLM.from_pretrained(f"{name}/arms/distill/student").state_dict()
+        for name in ("one", "two")
+    ]
+    for name, tensor in students[0].items():
+        assert (tensor - students[1][name]).abs().max() < 1e-4, name

@@ -9,6 +9,7 @@ OTHERS = [
     ("causal-lm", "bradley_terry", "reward"),
     ("masked-lm", "preference", "causal-lm"),
     ("masked-lm", "bradley_terry", "reward"),
+    ("masked-lm", "rloo", "causal-lm"),
     ("sequence-classification", "preference", "causal-lm"),
     ("sequence-classification", "bradley_terry", "reward"),
 ]
