@@ -12,11 +12,13 @@ from distill.recipe.export import check_possible
 from distill.recipe.schema import Recipe
 from distill.training.config import LoopConfig
 from teachers.codecs.codec import check_gives_label_logprobs
+from teachers.codecs.top_entries import is_bucket_codec
 
 
 def check_consistency(recipe: Recipe) -> None:
     """Raise `RecipeError` for the first section that does not fit the others."""
     check_possible(recipe.export, recipe.specialize)
+    _check_server(recipe)
     adapt = recipe.teacher.adapt
     if adapt is not None:
         _check_reference("teacher.adapt", adapt)
@@ -37,6 +39,38 @@ def check_consistency(recipe: Recipe) -> None:
                 "term a weight above 0."
             )
         _check_signals(recipe, path, section)
+
+
+def _check_server(recipe: Recipe) -> None:
+    """What the cache is to keep can be had from a server: the largest entries of next-token
+    distributions at temperature 1, and the labels' log-probabilities.
+    """
+    if recipe.teacher.server is None:
+        return
+    codec, hidden, fault = recipe.cache.codec, recipe.cache.hidden, None
+    if recipe.task != "causal-lm":
+        fault = f"`task: {recipe.task}` reads more of its teacher than next-token probabilities"
+    elif recipe.teacher.adapt is not None:
+        fault = "`teacher.adapt` trains the teacher's weights, and the server would not have them"
+    elif hidden.layers or hidden.attention:
+        fault = "`cache.hidden` keeps states inside the teacher, which no server gives"
+    elif codec.name == "final_hidden":
+        fault = "`cache.codec: final_hidden` keeps states inside the teacher, which no server gives"
+    elif codec.tail == "sampled":
+        fault = (
+            f"`cache.codec: {codec.name}` draws from the whole distribution, and a server gives "
+            "its largest entries"
+        )
+    elif is_bucket_codec(codec) and codec.temperatures != [1.0]:
+        fault = (
+            f"`cache.codec.temperatures` is {codec.temperatures}, and a server answers at "
+            "temperature 1, from which the tail at others is not known"
+        )
+    if fault is not None:
+        raise RecipeError(
+            f"`teacher.server`: {fault}; a server serves `topk`, `nucleus` and `label` at "
+            "temperature 1 of `task: causal-lm`: use one of them, or leave `server` out."
+        )
 
 
 def _check_reference(path: str, section: LoopConfig) -> None:

@@ -76,25 +76,25 @@ class Client:
         https = self._address.scheme == "https"
         self._tls = ssl.create_default_context() if https else None
 
-    def get(self, path: str, *, patient: bool = True) -> Any:
+    def get(self, path: str, *, waits: bool = True) -> Any:
         """The JSON value that a path gives; None where the server has no such path (404).
 
-        patient: whether to wait for a server that cannot be reached.
+        waits: whether to wait for a server that cannot be reached.
         """
         try:
-            return self._ask("GET", path, None, patient)
+            return self._ask("GET", path, None, waits)
         except ServerRefusal as refusal:
             if refusal.status in (404, 405, 501):
                 return None
             raise
 
-    def post(self, path: str, body: Mapping[str, Any], *, patient: bool = True) -> Any:
+    def post(self, path: str, body: Mapping[str, Any], *, waits: bool = True) -> Any:
         """The JSON answer to a JSON request.
 
         Raises `ServerRefusal` for one that the server will not answer, and `ServerError` where it
         cannot be reached or gives broken answers for longer than patience lasts.
         """
-        return self._ask("POST", path, json.dumps(body).encode(), patient)
+        return self._ask("POST", path, json.dumps(body).encode(), waits)
 
     def close(self) -> None:
         """End all connections; requests that are under way fail at once."""
@@ -113,7 +113,7 @@ class Client:
 
     # One request -------------------------------------------------------------------------------
 
-    def _ask(self, method: str, path: str, body: bytes | None, patient: bool) -> Any:
+    def _ask(self, method: str, path: str, body: bytes | None, waits: bool) -> Any:
         failures, broken, since = 0, 0, 0.0
         while True:
             try:
@@ -124,7 +124,7 @@ class Client:
                 wait = min(LONGEST_WAIT, self.first_wait * 2.0 ** min(failures - 1, 16))
                 wait = max(passing.asked_wait, wait * random.uniform(0.5, 1.5))
                 spent = time.monotonic() + wait - since > self.config.timeout
-                hopeless = broken >= MAX_BROKEN or (passing.absent and not patient)
+                hopeless = broken >= MAX_BROKEN or (passing.absent and not waits)
                 if spent or hopeless or self._closed.wait(wait):
                     raise ServerError(self._given_up(path, passing.about, failures)) from None
 

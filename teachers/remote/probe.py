@@ -38,7 +38,7 @@ TEXTS = (
     "In 1905, 3 + 4 = 7 -- isn't it?\n\tYes; 100%.",
     "Ein Größenvergleich: naïve café, 東京, 🙂.",
 )
-PROBE_IDS = 48  # ids of a text of the probe, fewer where the longest text is shorter
+PROBE_IDS = 32  # ids of a text of the probe, fewer where the longest text is shorter
 STRIDE = 7  # ids by which the texts of the probe begin apart
 FEWEST_COMPARED = 5  # entries from which a temperature is known
 LIKELY = 0.01  # probability from which differences of log-probabilities are recorded
@@ -101,6 +101,7 @@ def connect(
     try:
         for check in (
             check_model,
+            check_listed_window,
             check_ids,
             check_strings,
             check_entries,
@@ -205,21 +206,28 @@ def check_entries(probe: Probe) -> None:
         )
 
 
+def check_listed_window(probe: Probe) -> None:
+    """The window that the server names takes the longest text and the one token that it writes."""
+    window = probe.found.get("window")
+    if window is not None and probe.longest + 1 > window:
+        raise _too_long(probe, f"takes {window} ids at most, with one that it writes")
+
+
 def check_window(probe: Probe) -> None:
-    """The longest text fits into the server's window, with the one token that it writes."""
-    window, longest = probe.found.get("window"), probe.longest
-    reason = f"takes {window} ids at most, with one that it writes"
-    fits = window is None or longest + 1 <= window
-    if fits and longest > PROBE_IDS:
+    """The server takes a text as long as the longest, whatever it says of its window."""
+    if probe.longest > PROBE_IDS:
         try:
-            probe.score(probe.text(0, longest), 1)
+            probe.score(probe.text(0, probe.longest), 1)
         except ServerRefusal as refusal:
-            fits, reason = False, f"refuses so long a text ({refusal.words or refusal})"
-    if not fits:
-        raise ServerError(
-            f"{probe.server} {reason}, and `data.max_length` is {longest}; lower that, or start "
-            "the server with a longer window."
-        )
+            about = f"refuses so long a text ({refusal.words or refusal})"
+            raise _too_long(probe, about) from None
+
+
+def _too_long(probe: Probe, about: str) -> ServerError:
+    return ServerError(
+        f"{probe.server} {about}, and `data.max_length` is {probe.longest}; lower that, or start "
+        "the server with a longer window."
+    )
 
 
 def check_temperature(probe: Probe) -> None:

@@ -74,7 +74,7 @@ class ServerKind(Protocol):
 
 def facts_of(client: Client, kind: ServerKind) -> ServerFacts:
     """What the server says of itself. Raises `ServerError` where there is none."""
-    listed = client.get("/v1/models", patient=False)
+    listed = client.get("/v1/models", waits=False)
     cards = listed.get("data") if isinstance(listed, dict) else None
     cards = [card for card in cards or [] if isinstance(card, dict)]
     models = [str(card["id"]) for card in cards if "id" in card]
