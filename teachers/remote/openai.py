@@ -22,6 +22,7 @@ from teachers.remote.scored_prompt import (
     field_of,
     positions_of,
     scored,
+    section_of,
 )
 
 ID_PREFIX = "token_id:"
@@ -60,12 +61,12 @@ class OpenAI:
         tokens, own, top = _of_prompt(answer, len(ids))
         try:
             own_P = [float(value) for value in positions_of(own, "token_logprobs", ids)]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise BadAnswer("its `token_logprobs` are not numbers") from None
         tokens = [str(token) for token in positions_of(tokens, "tokens", ids)]
-        if not all(token.startswith(ID_PREFIX) for token in tokens):
+        if not any(token.startswith(ID_PREFIX) for token in tokens):
             return scored([{}] * len(own_P), ids, 0, own_P)
-        if [_id_of(token) for token in tokens] != list(ids[1:]):
+        if [_id_of(token) for token in tokens] != list(ids[1:]):  # strings among them included
             raise BadAnswer("its `tokens` are other ids than were sent")
         rows = []
         try:
@@ -75,7 +76,7 @@ class OpenAI:
                 if len(row) == k + 1:  # with the text's own id, which is none of the likeliest
                     row.pop(follows, None)
                 rows.append(row)
-        except (AttributeError, TypeError, ValueError):
+        except (AttributeError, TypeError, ValueError, OverflowError):
             raise BadAnswer("its `top_logprobs` are not numbers by token") from None
         return scored(rows, ids, k, own_P)
 
@@ -100,9 +101,10 @@ def _of_prompt(answer: Any, length: int) -> tuple[list[Any], list[Any], list[Any
 
     Raises `BadAnswer` where there are none, as from a server that ignores `echo`.
     """
-    given = field_of(answer, "choices", 0).get("logprobs")
+    given = section_of(field_of(answer, "choices", 0), "choices.0").get("logprobs")
     usage = answer.get("usage")
-    written = usage.get("completion_tokens", 1) if isinstance(usage, dict) else 1
+    written = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    written = written if type(written) is int and written >= 0 else 1
     found = []
     for name in ("tokens", "token_logprobs", "top_logprobs"):
         values = given.get(name) if isinstance(given, dict) else None

@@ -147,7 +147,10 @@ class RemoteRunner:
                 "start the server with a longer window."
             )
         try:
-            return self.asker.score(ids, self.entries)
+            scored = self.asker.score(ids, self.entries)
+            if is_bucket_codec(self.codec) and scored.ids_PK.shape[1] != self.entries:
+                raise BadAnswer("it names tokens by their strings and not by their ids")
+            return scored
         except BadAnswer as fault:
             raise ServerError(
                 f"The teacher's server gave an answer for example {request.key} that cannot be "

@@ -94,6 +94,13 @@ def field_of(value: Any, *path: str | int) -> Any:
     return value
 
 
+def section_of(value: Any, name: str) -> dict[str, Any]:
+    """A part of an answer that must have keys. Raises `BadAnswer` for anything else."""
+    if not isinstance(value, dict):
+        raise BadAnswer(f"its `{name}` is no object")
+    return value
+
+
 def positions_of(value: Any, what: str, ids: Sequence[int]) -> list[Any]:
     """A list with one item for every id of the text, of which the first, predicted by nothing, is
     left out. Raises `BadAnswer` for any other number.
@@ -119,8 +126,8 @@ def scored(
     """
     follows_P = np.asarray(ids[1:], np.int64)
     ids_PK = np.zeros((len(rows), k), np.int64)
-    logprobs_PK = np.zeros((len(rows), k), np.float32)
-    own_P = np.zeros(len(rows), np.float32)
+    logprobs_PK = np.zeros((len(rows), k), np.float64)
+    own_P = np.zeros(len(rows), np.float64)
     for t, (entries, follows) in enumerate(zip(rows, ids[1:], strict=True)):
         if own is None and follows not in entries:
             raise BadAnswer(f"position {t + 1} lacks the text's own id {follows}")
@@ -129,12 +136,16 @@ def scored(
             entries = {i: value for i, value in entries.items() if i != follows}
         if len(entries) != k:
             raise BadAnswer(f"position {t + 1} has {len(entries)} entries, {k} were asked for")
-        ids_PK[t], logprobs_PK[t] = list(entries), list(entries.values())
+        try:
+            ids_PK[t], logprobs_PK[t] = list(entries), list(entries.values())
+        except OverflowError:
+            raise BadAnswer(f"position {t + 1} has an id that is none") from None
     order = np.argsort(-logprobs_PK, axis=1, kind="stable")
     logprobs_PK = np.take_along_axis(logprobs_PK, order, 1)
     logprobs_PK[logprobs_PK <= NO_LOGPROB], own_P[own_P <= NO_LOGPROB] = -np.inf, -np.inf
     ids_PK = np.take_along_axis(ids_PK, order, 1)
-    found = ScoredPrompt(ids_PK, logprobs_PK, own_P)
+    with np.errstate(over="ignore"):
+        found = ScoredPrompt(ids_PK, logprobs_PK.astype(np.float32), own_P.astype(np.float32))
     _check_numbers(found, follows_P)
     return found
 

@@ -20,6 +20,7 @@ from teachers.remote.scored_prompt import (
     field_of,
     positions_of,
     scored,
+    section_of,
 )
 from teachers.remote.vllm import tokens_by
 
@@ -52,7 +53,7 @@ class SGLang:
                 raise BadAnswer("its `input_token_logprobs` are of other ids than were sent")
             rows = [{int(entry[1]): float(entry[0]) for entry in position} for position in top]
             own_P = [float(entry[0]) for entry in own]
-        except (TypeError, ValueError, IndexError):
+        except (TypeError, ValueError, IndexError, KeyError, OverflowError):
             raise BadAnswer("its log-probabilities are not [logprob, id, text]") from None
         return scored(rows, ids, k, own_P)
 
@@ -74,7 +75,5 @@ class SGLang:
 
 def _about(answer: Any) -> dict[str, Any]:
     """`meta_info` of the only text."""
-    found = field_of(field_of(answer, 0) if isinstance(answer, list) else answer, "meta_info")
-    if not isinstance(found, dict):
-        raise BadAnswer("it has no `meta_info`")
-    return found
+    whole = field_of(answer, 0) if isinstance(answer, list) else answer
+    return section_of(field_of(whole, "meta_info"), "meta_info")

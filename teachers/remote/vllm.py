@@ -48,7 +48,7 @@ class VLLM:
                 {int(name): float(entry["logprob"]) for name, entry in position.items()}
                 for position in positions_of(positions, "prompt_logprobs", ids)
             ]
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             raise BadAnswer("its `prompt_logprobs` are not entries by id") from None
         return scored(rows, ids, k)
 

@@ -34,12 +34,12 @@ class TeacherServer:
 
     def __init__(
         self, model, tokenizer, kind, *, name="tiny", max_k=64, window=128, key=None, port=0,
-        temperature="ignored", by_id=True, listed=True, delay=0.0,
+        temperature="ignored", by_id=True, listed=True, delay=0.0, vocabulary=None,
     ):  # fmt: skip
         self.model, self.tokenizer, self.kind, self.name = model, tokenizer, kind, name
         self.max_k, self.window, self.key, self.by_id = max_k, window, key, by_id
         self.temperature, self.listed, self.delay = temperature, listed, delay
-        self.vocabulary = 1 + max(tokenizer.get_vocab().values())
+        self.vocabulary = vocabulary or 1 + max(tokenizer.get_vocab().values())
         self.asked, self.faults, self.always, self.keys = [], {}, set(), set()
         self.lock = threading.Lock()
         self.connections = set()
