@@ -48,29 +48,30 @@ def _check_server(recipe: Recipe) -> None:
     if recipe.teacher.server is None:
         return
     codec, hidden, fault = recipe.cache.codec, recipe.cache.hidden, None
+    codecs = "use `topk`, `nucleus` or `label`"
     if recipe.task != "causal-lm":
-        fault = f"`task: {recipe.task}` reads more of its teacher than next-token probabilities"
+        asked = f"`task: {recipe.task}` asks for others"
+        fault = f"gives next-token probabilities, and {asked}; leave it out"
     elif recipe.teacher.adapt is not None:
-        fault = "`teacher.adapt` trains the teacher's weights, and the server would not have them"
+        fault = "has the teacher as it is, without what `teacher.adapt` learns; leave one out"
     elif hidden.layers or hidden.attention:
-        fault = "`cache.hidden` keeps states inside the teacher, which no server gives"
+        fault = "gives no states inside the teacher, as `cache.hidden` keeps; leave that out"
     elif codec.name == "final_hidden":
-        fault = "`cache.codec: final_hidden` keeps states inside the teacher, which no server gives"
-    elif codec.tail == "sampled":
         fault = (
-            f"`cache.codec: {codec.name}` draws from the whole distribution, and a server gives "
-            "its largest entries"
+            f"gives no states inside the teacher, as `cache.codec: final_hidden` keeps; {codecs}"
+        )
+    elif codec.tail == "sampled":
+        name = codec.name
+        fault = (
+            f"gives the largest entries, and `cache.codec: {name}` draws from all of them; {codecs}"
         )
     elif is_bucket_codec(codec) and codec.temperatures != [1.0]:
         fault = (
-            f"`cache.codec.temperatures` is {codec.temperatures}, and a server answers at "
-            "temperature 1, from which the tail at others is not known"
+            f"answers at temperature 1, from which the tails at `cache.codec.temperatures` "
+            f"{codec.temperatures} are not known; leave that key out"
         )
     if fault is not None:
-        raise RecipeError(
-            f"`teacher.server`: {fault}; a server serves `topk`, `nucleus` and `label` at "
-            "temperature 1 of `task: causal-lm`: use one of them, or leave `server` out."
-        )
+        raise RecipeError(f"A server (`teacher.server`) {fault}.")
 
 
 def _check_reference(path: str, section: LoopConfig) -> None:

@@ -20,11 +20,12 @@ def check_models(run: Run) -> None:
     """
     for key, source, trust, quantization in _named(run):
         is_teacher = key == "teacher.model"
-        config = load_config(source, trust_remote_code=trust)
-        if is_teacher and not has_weights(run.recipe.teacher):
-            check_kind(config, source, run.task.auto)
-        else:
+        on_server = is_teacher and not has_weights(run.recipe.teacher)
+        if not on_server:
             check_model(source, run.task.auto, quantization, trust_remote_code=trust)
+        config = load_config(source, trust_remote_code=trust)
+        if on_server:
+            check_kind(config, source, run.task.auto)
         tokenizer = run.tokenizer if is_teacher else load_tokenizer(source, trust_remote_code=trust)
         _check_vocabulary(key, source, tokenizer, config)
         if key == "student.from" or run.recipe.student.from_ == "teacher" or _is_adapted(run):

@@ -54,6 +54,7 @@ class TeacherServer:
 
         self._http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._http.daemon_threads = True
+        self._http.handle_error = lambda *about: None  # clients that went away
         self.port = self._http.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
