@@ -96,7 +96,7 @@ class TeacherServer:
         return [dict(zip(*row, strict=True)) for row in rows], own
 
     def text_of(self, i):
-        return self.tokenizer.decode([i])
+        return f"<{i}>" if self.tokenizer is None else self.tokenizer.decode([i])
 
 
 class _Handler(BaseHTTPRequestHandler):
