@@ -39,6 +39,7 @@ from teachers.runners.build_cache import WriterProcess, build_cache, grow_cache
 from teachers.runners.request import Request, Runner
 
 log = logging.getLogger(__name__)
+ANSWERS = "answers-"  # of a server, for the shard that a process fills; by the process's number
 SUBSET_FILE = "examples.json"  # of a training: which examples of an unfinished cache it learns from
 
 
@@ -222,6 +223,7 @@ def make_cache(run: Run) -> dict[str, float]:
     ]
     requests = list({request.key: request for request in requests}.values())
     fill_store(run, store, requests, None if grows else manifest, lambda: _runner(run, store))
+    _forget_answers(run)
     numbers = store.totals()
     if numbers["padding_mass"] > 0:
         mass = numbers["padding_mass"]
@@ -238,7 +240,16 @@ def _runner(run: Run, store: SignalStore) -> Runner:
         check_same_teacher(store.url, runner)
         if is_first_process():
             record_served(store, runner)
+        rank = 0 if is_alone() else process_state().process_index
+        runner.log_answers(run.folder.path / f"{ANSWERS}{rank}")
     return runner
+
+
+def _forget_answers(run: Run) -> None:
+    """Remove the answers of a server that were kept for a shard in flight: all are written."""
+    if is_first_process():
+        for path in run.folder.path.glob(f"{ANSWERS}*"):
+            path.unlink(missing_ok=True)
 
 
 def fill_store(

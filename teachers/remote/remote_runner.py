@@ -1,7 +1,8 @@
 """Run a teacher that is on a server over examples for a cache.
 
 Shards, resuming and growth are those of every runner: see `teachers/runners/build_cache.py`. Within
-a shard the answers that came are kept while a server is away, so none is asked for twice.
+a shard the answers that came are kept while a server is away, and on disk by `log_answers`, so that
+none is asked for twice whoever is killed.
 
 Legend: N tokens counted, P predictions of a text.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from attar.errors import ServerError
 from teachers.cache.config import CacheConfig
 from teachers.codecs.codec import Assets, SignalCodec, SignalColumns, is_label_codec, is_token_codec
 from teachers.codecs.top_entries import TopEntries, is_bucket_codec
+from teachers.remote.answer_log import AnswerLog
 from teachers.remote.client import Client, ServerRefusal
 from teachers.remote.entries import SpreadEntries, joined, top_entries
 from teachers.remote.openai import OpenAI
@@ -92,6 +95,12 @@ class RemoteRunner:
         self.window, self.as_served = window, as_served or {}
         self.entries = entries_asked(self.codec, vocabulary)
         self.padding_mass: float | None = None  # mean over a shard, of the entries that were given
+        self._log: AnswerLog | None = None
+
+    def log_answers(self, path: Path) -> None:
+        """Keep answers in a file until the shard that they are for is written."""
+        config = self.asker.client.config
+        self._log = AnswerLog(path, f"{config.kind} {config.model} {self.entries}")
 
     def run(
         self,
@@ -105,6 +114,8 @@ class RemoteRunner:
         gives what cannot be used.
         """
         own = assets.get("distribution", {})
+        if self._log is not None:
+            self._log.keep({request.key for request in requests})
         found: list[SignalColumns] = [{} for _ in requests]
         cut = [0.0] * len(requests)
         with self.asker.pool() as pool:
@@ -139,6 +150,15 @@ class RemoteRunner:
 
     def _score(self, request: Request) -> ScoredPrompt:
         """The predictions of an example's text. Raises `ServerError` that names the example."""
+        known = self._log.get(request.key) if self._log is not None else None
+        if known is not None:
+            return known
+        scored = self._ask(request)
+        if self._log is not None:
+            self._log.add(request.key, scored)
+        return scored
+
+    def _ask(self, request: Request) -> ScoredPrompt:
         ids = scored_ids(request)
         if self.window is not None and len(ids) + 1 > self.window:
             raise ServerError(

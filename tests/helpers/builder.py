@@ -1,5 +1,6 @@
 """Builds tiny caches in children of its own, so that tests can kill them.
-`python -m tests.helpers.builder` runs it from the root of the repository.
+
+`python -m tests.helpers.builder` runs it, from the root of the repository.
 
 Each line of its input is a JSON object. `{"url": ..., "out": FILE, ...}` forks a child that builds
 and writes to FILE how it went; the answer is its process. `{"wait": PID}` answers its exit status.
@@ -88,9 +89,9 @@ def build(url: str, rank: int, world: int, grow_to: int | None, server: dict | N
         client = Client(ServerConfig(**server), first_wait=0.05)
         manifest = {**MANIFEST, **SERVED.model_dump(include={"codec", "hidden", "shard_tokens"})}
         with store.writing():
-            build_cache(
-                store, manifest, requests(), lambda: RemoteRunner(client, VOCABULARY, SERVED)
-            )
+            runner = RemoteRunner(client, VOCABULARY, SERVED)
+            runner.log_answers(Path(f"{url}.answers"))
+            build_cache(store, manifest, requests(), lambda: runner)
         return
     if grow_to is not None:
         with store.writing():
