@@ -3,10 +3,11 @@
     python benchmarks/remote.py --json benchmarks/results/remote.json
 
 The server has one answer in memory, of 512 ids of a vocabulary of 151,936, written as each kind of
-server writes it; so what is measured is the network, reading and the codec, and no model. read:
-from bytes to arrays. encode: to the columns of `topk`. Both are processor time, medians. by HTTP: whole
-requests over loopback, 8 at a time, their log on disk included, by the clock; server and client
-share the cores.
+server writes it; so what is measured is the network, reading and the codec, and no model.
+
+read: from bytes to arrays. encode: to the columns of `topk`. Both are processor time, medians.
+by HTTP: whole requests over loopback, 8 at a time, their log on disk included, by the clock; server
+and client share the cores.
 """
 
 from __future__ import annotations

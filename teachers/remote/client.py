@@ -145,6 +145,10 @@ class Client:
             headers["Authorization"] = f"Bearer {self._key}"
         connection = self._connection()
         try:
+            if connection.sock is None:
+                connection.connect()
+            if self._closed.is_set():  # after `close` nobody would cut a wait for the answer off
+                raise ConnectionAbortedError
             connection.request(method, self._address.path + path, body, headers)
             answer = connection.getresponse()
             data = answer.read()

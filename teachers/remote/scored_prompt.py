@@ -7,7 +7,7 @@ vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -147,7 +147,9 @@ def scored(
     with np.errstate(over="ignore"):
         found = ScoredPrompt(ids_PK, logprobs_PK.astype(np.float32), own_P.astype(np.float32))
     _check_numbers(found, follows_P)
-    return found
+    return replace(
+        found, logprobs_PK=np.minimum(found.logprobs_PK, 0), own_P=np.minimum(found.own_P, 0)
+    )
 
 
 def _check_numbers(found: ScoredPrompt, follows_P: np.ndarray) -> None:

@@ -156,6 +156,13 @@ def test_impossible_ids_are_minus_infinity_as_servers_write_it():
     assert VLLM().read(answer, IDS, 2).own_P[0] == -np.inf
 
 
+def test_what_rounding_puts_above_0_is_0():
+    answer = put(VLLM_ANSWER, (*ROW, 2), {"7": {"logprob": 5e-4}, "4": {"logprob": -9999.0}})
+    found = VLLM().read(answer, IDS, 2)
+    assert found.own_P[1] == 0
+    assert found.logprobs_PK[1].tolist() == [0, -np.inf]
+
+
 def test_tokens_by_strings_give_the_own_ids_alone():
     answer = put(OPENAI_ANSWER, (*LOGPROBS, "tokens"), ["a", ",", "x", "!"])
     found = OpenAI().read(answer, IDS, 2)
