@@ -6,7 +6,8 @@
     ├── ModelError     a model, tokenizer or layer
     ├── CacheError     a signal cache on disk
     ├── RunError       a run folder, a stage out of order, two writers
-    └── HubError       the hub refuses something, or cannot be reached
+    ├── HubError       the hub refuses something, or cannot be reached
+    └── ServerError    a teacher's server refuses something, or gives what cannot be used
 
 The command line prints the message on one line and exits with 1. Any other exception is a bug in
 this package and shows its traceback.
@@ -44,6 +45,10 @@ class RunError(UserError):
 
 class HubError(UserError):
     """The hub refuses something, or cannot be reached."""
+
+
+class ServerError(UserError):
+    """A teacher's server refuses something, cannot be reached, or gives what cannot be used."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

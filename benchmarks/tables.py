@@ -12,6 +12,7 @@ from typing import Any
 
 from instruct_tables import instruct_block
 from preference_tables import preference_quality_block, preference_steps_block
+from remote_table import remote_block
 
 from attar.files import read_json
 
@@ -342,6 +343,7 @@ def pages() -> dict[Path, str]:
             ),
         },
         "speed.md": {
+            "remote": remote_block(_result("remote")),
             "steps": steps_block(_result("step"), _result("step_8x1024")),
             "memory": steps_block(_result("step_memory_bf16")),
             "gradients": gradients_block(_result("gradients")),

@@ -41,7 +41,7 @@ from distill.stages.stage import STAGES
 from distill.stages.status import first_fault, is_done
 from distill.tasks.sequence_classification.metrics import macro_f1
 from teachers.cache_tools.feature_cache import features_of, load_body
-from teachers.load import TeacherConfig, teacher_identity
+from teachers.load import TeacherConfig, loaded_here, teacher_identity
 from teachers.runners.request import Request
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def _data_learned(run: Run, config: FeaturesConfig) -> Path | None:
 def _model_of(run: Run, config: FeaturesConfig) -> TeacherConfig:
     """The model that gives the features. Raises `RunError` where the run has not made it yet."""
     if config.model == "teacher":
-        source = run.teacher
+        source = loaded_here(run.teacher)
         _refuse_damage(run, "adapt-teacher")
         if not is_done(run, "adapt-teacher"):
             raise RunError(

@@ -19,6 +19,7 @@ from distill.stages.other_recipe import check_same_run, say_what_is_replaced
 from distill.stages.preference_checks import check_preferences
 from distill.stages.preflight import check_before_work, check_steps, check_student
 from distill.stages.rollouts import check_rollouts
+from distill.stages.server_checks import check_server
 from distill.stages.stage import BUILD, REPORT, STAGES, WORK
 from distill.stages.status import first_fault, is_done, is_shaped, made_from
 from distill.training.checkpoint import drop_checkpoints
@@ -44,10 +45,7 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
     Stages that the recipe leaves out are passed over in silence.
     """
     names = named_in_recipe(run, names)
-    fetch_weights(run.recipe.teacher.model)
-    source = run.recipe.student.from_
-    if isinstance(source, str) and source != "teacher":
-        fetch_weights(source)
+    _fetch_models(run)
     done = all(_all_see(partial(is_done, run, name)) for name in names)
     if done and _all_see(run.data_are_whole):
         return False
@@ -56,6 +54,7 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
         _all_see(partial(_check_replaced, run, names))
         _name_damage(run, names, alone)
         check_before_work(run)
+        check_server(run, names)
         if is_first_process():
             run.write_recipe()
         run.prepare_data()
@@ -85,6 +84,15 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
                     check_student(run)
                     check_steps(run)
     return True
+
+
+def _fetch_models(run: Run) -> None:
+    """Download hub models that this run loads; of a teacher on a server, nothing."""
+    source = run.recipe.student.from_
+    if run.recipe.teacher.server is None:
+        fetch_weights(run.recipe.teacher.model)
+    if isinstance(source, str) and source != "teacher":
+        fetch_weights(source)
 
 
 def named_in_recipe(run: Run, names: list[str]) -> list[str]:

@@ -24,6 +24,7 @@ ROOMS = [
     "teachers/cache",
     "teachers",
     "teachers/runners",
+    "teachers/remote",
     "teachers/cache_tools",
     "students/layer_inputs",
     "students/dropout",

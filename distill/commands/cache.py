@@ -26,6 +26,8 @@ def cache() -> None:
 @click.option("--tokenizer", metavar="ID", help="Compare the tokenizer of this model as well.")
 @click.option("--teacher", is_flag=True, help="Ask the teacher again for a few examples.")
 @click.option("--teacher-model", metavar="PATH", help="Where that teacher is now.")
+@click.option("--server", metavar="URL", help="Where a teacher on a server is asked.")
+@click.option("--key-env", metavar="NAME", help="The variable that holds that server's key.")
 @trust_option()
 @message_options
 def verify(
@@ -33,10 +35,13 @@ def verify(
     tokenizer: str | None,
     teacher: bool,
     teacher_model: str | None,
+    server: str | None,
+    key_env: str | None,
     trust_remote_code: bool,
     **show: bool,
 ) -> None:
     """Check files, counts and, if asked, tokenizer and teacher. Exit 1 where a check fails."""
+    from attar.errors import RecipeError
     from attar.progress import progress
     from distill.console import set_up_logging
     from teachers.cache.store import SignalStore
@@ -45,8 +50,12 @@ def verify(
 
     set_up_logging(**show)
     config, loaded = None, None
-    if teacher or teacher_model:
-        config = teacher_of(url, teacher_model, trust_remote_code=trust_remote_code)
+    if key_env is not None and server is None:
+        raise RecipeError("--key-env has no effect without --server; give both, or leave it out.")
+    if teacher or teacher_model or server:
+        config = teacher_of(
+            url, teacher_model, trust_remote_code=trust_remote_code, server=server, key_env=key_env
+        )
     if tokenizer is not None:
         from attar.models.tokenizers import load_tokenizer
 

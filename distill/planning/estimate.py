@@ -44,6 +44,7 @@ from teachers.load import TeacherConfig
 
 ARTIFACT_BYTES = {"bf16": 2.0, "int8": 1.2, "nf4": 0.8}  # a parameter; others as bf16
 ARTIFACT_SECONDS = 5.0  # to make one
+READ_SECONDS = 1e-4  # to read a server's answer on one token (benchmarks/speed.md)
 PROCESS_SECONDS = 20.0  # to start a process, load a model and leave
 WRITING = 8.0  # times as long as reading, of a token that a model writes; 8 answers at a time
 PASSES_TO_MEASURE = {"tokens": 1.2, "texts": 4.0}  # over the held-out examples, timing included
@@ -190,7 +191,11 @@ def _caching(run: Run, known: Quantities, outcomes: int, measured: float | None)
     dtype = resolve_precision(run.recipe.teacher.dtype, run.teacher_config)
     stored = getattr(run.teacher_config, "dtype", None) or dtype
     file = 0.0 if stored == dtype else float(stored.itemsize * known.teacher.total)
-    work = CacheWork(known.teacher, known.teacher_bytes, file, dtype, counts, outcomes)
+    weights = known.teacher_bytes
+    if run.recipe.teacher.server is not None:
+        weights, file, seconds = 0.0, 0.0, READ_SECONDS * known.tokens(counts.cached)
+        note += "; time to read answers alone: the server's is not known"
+    work = CacheWork(known.teacher, weights, file, dtype, counts, outcomes)
     return Estimate("cache", amount, size, work.peak(cache), seconds, note)
 
 

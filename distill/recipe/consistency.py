@@ -13,11 +13,13 @@ from distill.recipe.rollout_checks import check_rollout_terms
 from distill.recipe.schema import Recipe
 from distill.training.config import LoopConfig
 from teachers.codecs.codec import check_gives_label_logprobs
+from teachers.codecs.top_entries import is_bucket_codec
 
 
 def check_consistency(recipe: Recipe) -> None:
     """Raise `RecipeError` for the first section that does not fit the others."""
     check_possible(recipe.export, recipe.specialize)
+    _check_server(recipe)
     adapt = recipe.teacher.adapt
     if adapt is not None:
         _check_reference("teacher.adapt", adapt)
@@ -39,6 +41,39 @@ def check_consistency(recipe: Recipe) -> None:
             )
         check_rollout_terms(path, section)
         _check_signals(recipe, path, section)
+
+
+def _check_server(recipe: Recipe) -> None:
+    """What the cache is to keep can be had from a server: the largest entries of next-token
+    distributions at temperature 1, and the labels' log-probabilities.
+    """
+    if recipe.teacher.server is None:
+        return
+    codec, hidden, fault = recipe.cache.codec, recipe.cache.hidden, None
+    codecs = "use `topk`, `nucleus` or `label`"
+    if recipe.task != "causal-lm":
+        asked = f"`task: {recipe.task}` asks for others"
+        fault = f"gives next-token probabilities, and {asked}; leave it out"
+    elif recipe.teacher.adapt is not None:
+        fault = "has the teacher as it is, without what `teacher.adapt` learns; leave one out"
+    elif hidden.layers or hidden.attention:
+        fault = "gives no states inside the teacher, as `cache.hidden` keeps; leave that out"
+    elif codec.name == "final_hidden":
+        fault = (
+            f"gives no states inside the teacher, as `cache.codec: final_hidden` keeps; {codecs}"
+        )
+    elif codec.tail == "sampled":
+        name = codec.name
+        fault = (
+            f"gives the largest entries, and `cache.codec: {name}` draws from all of them; {codecs}"
+        )
+    elif is_bucket_codec(codec) and codec.temperatures != [1.0]:
+        fault = (
+            f"answers at temperature 1, from which the tails at `cache.codec.temperatures` "
+            f"{codec.temperatures} are not known; leave that key out"
+        )
+    if fault is not None:
+        raise RecipeError(f"A server (`teacher.server`) {fault}.")
 
 
 def _check_reference(path: str, section: LoopConfig) -> None:

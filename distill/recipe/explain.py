@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -13,6 +14,7 @@ from distill.recipe.mends import mend_of
 from distill.recipe.other_names import known_elsewhere
 from distill.recipe.schema import Recipe
 
+CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")  # of a URL; a message may end up in a log
 SHOWN = 3  # mistakes; further ones are counted
 EXAMPLES = {
     "data": " Write e.g. `data: {train: data.jsonl}`.",
@@ -73,7 +75,7 @@ def _message(mistakes: list[Any]) -> str:
 
 
 def _shortened(value: Any, most: int = 200) -> str:
-    text = "null" if value is None else repr(value)
+    text = "null" if value is None else CREDENTIALS.sub("***@", repr(value))
     return text if len(text) <= most else f"{text[:most]} ..."
 
 

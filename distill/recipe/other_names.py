@@ -56,6 +56,10 @@ OTHER_NAMES = {
     "sample_packing": "data.packing",
     "dataset_text_field": "data.text_column",
     "text_field": "data.text_column",
+    # servers
+    "api_key": "teacher.server.key_env",
+    "base_url": "teacher.server.url",
+    "served_model_name": "teacher.server.model",
     # models
     "model_name_or_path": "teacher.model",
     "base": "teacher.model",

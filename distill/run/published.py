@@ -13,6 +13,7 @@ from distill.recipe.schema import Recipe
 from distill.run.load import short_form
 
 HUB_CACHE = re.compile(r"/models--([^/]+)--([^/]+)/snapshots/[0-9a-f]+/?$")
+ELSEWHERE = "http://localhost:8000"  # for the address of a server, which is of no use to others
 CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")  # of a URL
 
 
@@ -24,6 +25,8 @@ def published_recipe(recipe: Recipe) -> dict[str, Any]:
     recipe is valid as it stands.
     """
     values: dict[str, Any] = short_form(recipe)
+    if recipe.teacher.server is not None:
+        values["teacher"]["server"]["url"] = ELSEWHERE
     names = _short_names({text for text in _texts(values) if _is_elsewhere(text)})
     found: dict[str, Any] = _replaced(values, names)
     return found

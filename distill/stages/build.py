@@ -66,9 +66,13 @@ def build(run: Run, inputs: str) -> StageRecord:
 
 
 def _named_weights(run: Run) -> str | None:
-    """Fingerprint of the weights of the model that `student.from` names, or None."""
-    source = run.recipe.student.from_
-    return weights_fingerprint(source) if isinstance(source, str) and source != "teacher" else None
+    """Fingerprint of the weights of the model that `student.from` names, or None; the teacher's
+    own are known from its identity, unless a server gives its signals.
+    """
+    source, teacher = run.recipe.student.from_, run.recipe.teacher
+    if source == "teacher":
+        return None if teacher.server is None else weights_fingerprint(teacher.model)
+    return weights_fingerprint(source) if isinstance(source, str) else None
 
 
 def cut(run: Run) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from attar.distributed import is_alone, process_state
+from attar.distributed import is_alone, is_first_process, process_state
 from attar.errors import CacheError, RunError
 from attar.files import read_json, write_json
 from attar.models.tokenizers import tokenizer_identity
@@ -32,11 +32,14 @@ from teachers.cache.growing import check_can_grow, data_counts_of, held_tokens
 from teachers.cache.reader import SignalCache
 from teachers.cache.repair import repair_files
 from teachers.cache.store import SignalStore
-from teachers.load import teacher_identity
+from teachers.load import loaded_here, teacher_identity
+from teachers.remote.remote_runner import RemoteRunner
+from teachers.remote.same_teacher import check_same_teacher, record_served
 from teachers.runners.build_cache import WriterProcess, build_cache, grow_cache
 from teachers.runners.request import Request, Runner
 
 log = logging.getLogger(__name__)
+ANSWERS = "answers-"  # of a server, for the shard that a process fills; by the process's number
 SUBSET_FILE = "examples.json"  # of a training: which examples of an unfinished cache it learns from
 
 
@@ -219,12 +222,34 @@ def make_cache(run: Run) -> dict[str, float]:
         for text in example.texts
     ]
     requests = list({request.key: request for request in requests}.values())
-    fill_store(run, store, requests, None if grows else manifest, lambda: run.task.runner(run))
+    fill_store(run, store, requests, None if grows else manifest, lambda: _runner(run, store))
+    _forget_answers(run)
     numbers = store.totals()
     if numbers["padding_mass"] > 0:
         mass = numbers["padding_mass"]
         log.info("cache: %.2g of the teacher's probability is on ids without a token, cut", mass)
     return numbers
+
+
+def _runner(run: Run, store: SignalStore) -> Runner:
+    """The teacher, to fill this cache. One on a server must still give what finished shards hold;
+    what its probe found is kept beside them.
+    """
+    runner = run.task.runner(run)
+    if isinstance(runner, RemoteRunner):
+        check_same_teacher(store.url, runner)
+        if is_first_process():
+            record_served(store, runner)
+        rank = 0 if is_alone() else process_state().process_index
+        runner.log_answers(run.folder.path / f"{ANSWERS}{rank}")
+    return runner
+
+
+def _forget_answers(run: Run) -> None:
+    """Remove the answers of a server that were kept for a shard in flight: all are written."""
+    if is_first_process():
+        for path in run.folder.path.glob(f"{ANSWERS}*"):
+            path.unlink(missing_ok=True)
 
 
 def fill_store(
@@ -301,7 +326,7 @@ def cache_in(
         "max_length": run.recipe.data.max_length,
     }
     manifest = manifest_of(
-        config, teacher_identity(run.teacher), tokenizer_identity(run.tokenizer), data
+        config, teacher_identity(loaded_here(run.teacher)), tokenizer_identity(run.tokenizer), data
     )
     build_cache(
         SignalStore(url),

@@ -39,7 +39,7 @@ from students.artifacts.artifact import (
     failure_of,
     write_card,
 )
-from teachers.load import teacher_identity
+from teachers.load import loaded_here, teacher_dtype
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def _training_texts(run: Run) -> TrainingTexts:
     return TrainingTexts(
         examples=run.training_examples(),
         classes=len(run.classes),
-        teacher=run.teacher,
+        teacher=loaded_here(run.teacher),
         tokenizer=recipe.teacher,
         folder=run.folder.features,
         batch_tokens=recipe.cache.batch_tokens,
@@ -267,7 +267,7 @@ def _teacher_job(run: Run, shared: dict[str, Any]) -> MeasureJob:
         "teacher",
         run.teacher.model,
         out=str(run.folder.evaluation / "teacher.json"),
-        dtype=str(teacher_identity(run.teacher)["dtype"]),
+        dtype=str(teacher_dtype(run.teacher)).removeprefix("torch."),
         quantization=run.teacher.quantization,
         is_teacher=True,
         **more,

@@ -17,6 +17,7 @@ from distill.run.context import Run
 from distill.training.checkpoint import INPUTS_FILE
 from distill.training.config import WITHOUT_EFFECT, LoopConfig
 from teachers.load import TeacherConfig, teacher_identity
+from teachers.server_config import ASKING
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,9 @@ def teacher_inputs(run: Run) -> list[Any]:
     """What the teacher depends on."""
     teacher = run.recipe.teacher
     versions = library_versions("torch", "transformers")  # what a model computes
-    values = teacher.model_dump(exclude={"adapt": WITHOUT_EFFECT})
+    values = teacher.model_dump(exclude={"adapt": WITHOUT_EFFECT, "server": ASKING})
+    if teacher.server is None:
+        values.pop("server", None)
     return _once(run, "teacher", lambda: [teacher_identity(teacher), values, versions])
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from attar.errors import RecipeError
 from attar.models.loading import check_model, load_config
-from attar.models.model_kinds import saved_quantization
+from attar.models.model_kinds import check_kind, saved_quantization
 from attar.models.tokenizers import load_tokenizer, vocabulary_size
 from distill.run.context import Run
+from teachers.load import has_weights
 
 
 def check_models(run: Run) -> None:
@@ -18,9 +19,13 @@ def check_models(run: Run) -> None:
     Raises `ModelError` or `RecipeError`. Of hub ids, what is on this machine is looked at.
     """
     for key, source, trust, quantization in _named(run):
-        check_model(source, run.task.auto, quantization, trust_remote_code=trust)
-        config = load_config(source, trust_remote_code=trust)
         is_teacher = key == "teacher.model"
+        on_server = is_teacher and not has_weights(run.recipe.teacher)
+        if not on_server:
+            check_model(source, run.task.auto, quantization, trust_remote_code=trust)
+        config = load_config(source, trust_remote_code=trust)
+        if on_server:
+            check_kind(config, source, run.task.auto)
         tokenizer = run.tokenizer if is_teacher else load_tokenizer(source, trust_remote_code=trust)
         _check_vocabulary(key, source, tokenizer, config)
         if key == "student.from" or run.recipe.student.from_ == "teacher" or _is_adapted(run):

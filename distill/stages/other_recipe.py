@@ -19,6 +19,7 @@ from distill.run.load import check_recipe
 from distill.stages.stage import STAGES
 from distill.stages.status import is_current
 from distill.training.config import WITHOUT_EFFECT
+from teachers.server_config import ASKING
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,9 @@ def _differing(one: Any, other: Any, path: str) -> Iterator[tuple[str, tuple[Any
     """(key, both values) of every key that differs, but for those without effect."""
     if isinstance(one, dict) and isinstance(other, dict):
         for name in dict.fromkeys([*one, *other]):
-            if name not in WITHOUT_EFFECT:
+            if name not in (
+                WITHOUT_EFFECT | ASKING if path == "teacher.server" else WITHOUT_EFFECT
+            ):
                 yield from _differing(one.get(name), other.get(name), f"{path}.{name}".lstrip("."))
     elif one != other:
         yield path, (one, other)

@@ -5,6 +5,7 @@
     shards/00000.json    its entry, written after it: keys, tokens, bytes and SHA-256 of that shard
     assets.safetensors   what the codecs learned before the first shard; assets.json is its entry
     growing.json         while the cache grows: the manifest that it will have (growing.py)
+    as_served.json       of a teacher on a server: what its probe found (remote/same_teacher.py)
 
 A shard counts once its entry exists, so a kill at any byte loses only the shard in flight. Rows
 are keyed by content: nothing depends on order, batch size or the number of processes. An entry
@@ -96,8 +97,12 @@ class SignalStore:
             raise DamagedFile(f"{path} is damaged (it is too large: {size} bytes)")
         return decode_record(self.folder.read(name), path)
 
+    def read_record(self, name: str) -> dict[str, Any] | None:
+        """A record that `write_record` wrote; None where there is none."""
+        return self._record(name) if self.folder.exists(name) else None
+
     def write_record(self, name: str, record: dict[str, Any]) -> None:
-        """Write a manifest or an entry, with its checksum."""
+        """Write a manifest, an entry or the like, with its checksum."""
         self.folder.write(name, encode_record(record))
 
     def begin(self, manifest: dict[str, Any]) -> None:

@@ -41,7 +41,9 @@ from teachers.cache.repair import faults_in
 from teachers.cache.store import SignalStore
 from teachers.cache_tools.convert import readable_temperature
 from teachers.cache_tools.rewrite import group_keys, token_counts, vocabulary_of
+from teachers.cache_tools.verify_server import served_teacher, server_faults
 from teachers.codecs.codec import is_label_codec, is_text_codec
+from teachers.codecs.label import label_distance
 from teachers.codecs.unbiased_entries import is_sampled_codec
 from teachers.load import TeacherConfig, load_teacher, teacher_identity
 from teachers.runners.build_cache import probe_requests
@@ -101,11 +103,18 @@ def _manifest(store: SignalStore) -> dict[str, Any]:
 
 
 def teacher_of(
-    url: str, model: str | None = None, *, trust_remote_code: bool = False
+    url: str,
+    model: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+    server: str | None = None,
+    key_env: str | None = None,
 ) -> TeacherConfig:
     """The teacher that a cache's manifest names; `model`: load it from there instead.
 
-    Raises `CacheError` for an ensemble, whose signals no single model gives.
+    server, key_env: where a served teacher is asked. A cache never says so itself: it may come
+    from elsewhere, and a key must go only where its owner says. Raises `CacheError` for an
+    ensemble, whose signals no single model gives, and for a served one without an address.
     """
     named = _manifest(SignalStore(url))["teacher"]
     if named.get("ensemble"):
@@ -113,6 +122,11 @@ def teacher_of(
             f"The cache is an ensemble of {len(named['ensemble'])} teachers, and no one of them "
             "gives its signals; verify its members' caches with `--teacher`."
         )
+    served = named.get("server")
+    if served is None and server is not None:
+        raise CacheError("The cache is of a teacher that ran in its process; leave --server out.")
+    if served is not None:
+        return served_teacher(named, model, trust_remote_code, server, key_env)
     try:
         return TeacherConfig(
             model=model or named["model"],
@@ -228,6 +242,8 @@ def _teacher_faults(cache: SignalCache, teacher: TeacherConfig) -> list[str]:
     requests = [r for r in probe_requests(cache.store.assets() or {}) if r.key in cache]
     if not requests:
         return ["this cache keeps no example's ids, so its teacher cannot be run again"]
+    if teacher.server is not None:
+        return server_faults(cache, teacher)
     named, found = cache.manifest["teacher"].get("weights"), teacher_identity(teacher)["weights"]
     if None not in (named, found) and named != found:
         return [f"teacher.weights: the cache was made with {named}, {teacher.model} has {found}"]
@@ -299,17 +315,6 @@ def compare_with_teacher(cache: SignalCache, model: Any) -> TeacherComparison:
         for part in cache.config.hidden.parts
     }
     return TeacherComparison(old.num_tokens, distance, cosines)
-
-
-def label_distance(one_N: Tensor, other_N: Tensor) -> float:
-    """An estimate of the mean total variation distance from labels' log-probabilities.
-
-    The distance is the mean over ids drawn from p of max(0, 1 - q / p), and over those from q of
-    max(0, 1 - p / q). The labels stand for draws from either: half of 1 - min(p, q) / max(p, q).
-    """
-    gap_N = (one_N.double() - other_N.double()).abs()
-    gap_N = torch.where(one_N == other_N, 0.0, gap_N)  # both -inf
-    return float(0.5 * (1 - (-gap_N).exp()).mean())
 
 
 def _distance(old: Signals, new: Signals, head: Head, final_NH: Tensor) -> float:

@@ -71,3 +71,14 @@ class Label(Section):
     def bytes_per_token(self, vocabulary: int, width: int) -> float:
         """Four bytes, of which zstd saves little."""
         return 4.0
+
+
+def label_distance(one_N: Tensor, other_N: Tensor) -> float:
+    """An estimate of the mean total variation distance from labels' log-probabilities.
+
+    The distance is the mean over ids drawn from p of max(0, 1 - q / p), and over those from q of
+    max(0, 1 - p / q). The labels stand for draws from either: half of 1 - min(p, q) / max(p, q).
+    """
+    gap_N = (one_N.double() - other_N.double()).abs()
+    gap_N = torch.where(one_N == other_N, 0.0, gap_N)  # both -inf
+    return float(0.5 * (1 - (-gap_N).exp()).mean())

@@ -1,7 +1,10 @@
-"""Builds tiny caches in children of its own, so that tests can kill them: `python builder.py`.
+"""Builds tiny caches in children of its own, so that tests can kill them.
+
+`python -m tests.helpers.builder` runs it, from the root of the repository.
 
 Each line of its input is a JSON object. `{"url": ..., "out": FILE, ...}` forks a child that builds
 and writes to FILE how it went; the answer is its process. `{"wait": PID}` answers its exit status.
+`{"serve": PORT}` forks a server that has the teacher, and `"server": {...}` builds by asking one.
 The libraries are imported once, so a child is as cheap as a fork.
 """
 
@@ -9,6 +12,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,12 +22,16 @@ import pandas  # noqa: F401  (pyarrow asks for it)
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from attar.errors import CacheError
+from attar.errors import CacheError, ServerError
 from teachers.cache.config import CacheConfig, manifest_of
 from teachers.cache.store import SignalStore
+from teachers.remote.client import Client
+from teachers.remote.remote_runner import RemoteRunner
 from teachers.runners.build_cache import WriterProcess, build_cache, grow_cache
 from teachers.runners.next_token import TeacherRunner
 from teachers.runners.request import Request
+from teachers.server_config import ServerConfig
+from tests.helpers.teacher_servers import TeacherServer
 
 VOCABULARY, EXAMPLES = 97, 60
 CONFIG = CacheConfig.model_validate(
@@ -36,6 +44,9 @@ CONFIG = CacheConfig.model_validate(
 MANIFEST = manifest_of(
     CONFIG, {"model": "tiny"}, {"size": VOCABULARY}, {"examples": EXAMPLES, "tokens": 20 * EXAMPLES}
 )
+
+SERVED = CacheConfig.model_validate({"codec": {"name": "topk", "k": 8}, "shard_tokens": 100})
+SERVER_SECONDS = 0.01  # that the server takes for an answer: kills shall find work under way
 
 
 def requests(examples: int = EXAMPLES) -> list[Request]:
@@ -59,12 +70,29 @@ def make_runner() -> TeacherRunner:
     return TeacherRunner(LlamaForCausalLM(config).eval(), VOCABULARY, CONFIG)
 
 
-def build(url: str, rank: int, world: int, grow_to: int | None) -> None:
+def serve(port: int) -> None:
+    """A server that has the teacher, until it is killed."""
+    server = TeacherServer(
+        make_runner().model, None, "vllm", vocabulary=VOCABULARY, port=port, delay=SERVER_SECONDS
+    )
+    server.always.add("slow")
+    threading.Event().wait()
+
+
+def build(url: str, rank: int, world: int, grow_to: int | None, server: dict | None = None) -> None:
     """What one process of a build does; others than the first wait until it is begun.
 
-    grow_to: the examples that a cache which is there shall have.
+    grow_to: the examples that a cache which is there shall have. server: the teacher is there.
     """
     store = SignalStore(url)
+    if server is not None:
+        client = Client(ServerConfig(**server), first_wait=0.05)
+        manifest = {**MANIFEST, **SERVED.model_dump(include={"codec", "hidden", "shard_tokens"})}
+        with store.writing():
+            runner = RemoteRunner(client, VOCABULARY, SERVED)
+            runner.log_answers(Path(f"{url}.answers"))
+            build_cache(store, manifest, requests(), lambda: runner)
+        return
     if grow_to is not None:
         with store.writing():
             grow_cache(store, requests(grow_to), make_runner)
@@ -79,10 +107,11 @@ def child(order: dict) -> None:
     """Build, and write how it went."""
     fsspec.config.conf.update(order.get("fsspec", {}))
     try:
-        build(order["url"], order.get("rank", 0), order.get("world", 1), order.get("grow_to"))
+        rank, world = order.get("rank", 0), order.get("world", 1)
+        build(order["url"], rank, world, order.get("grow_to"), order.get("server"))
         said = "built"
-    except CacheError as error:
-        said = f"CacheError: {error}"
+    except (CacheError, ServerError) as error:
+        said = f"{type(error).__name__}: {error}"
     Path(order["out"]).write_text(said)
 
 
@@ -98,7 +127,7 @@ def main() -> None:
         pid = os.fork()
         if pid == 0:
             try:
-                child(order)
+                serve(order["serve"]) if "serve" in order else child(order)
             finally:
                 os._exit(0)
         print(pid, flush=True)

@@ -87,10 +87,9 @@ def probabilities():
 @pytest.fixture(scope="module")
 def builder():
     """`builder(url=..., out=FILE)`: the process of a child that builds; `builder(wait=pid)`."""
-    script = Path(__file__).parents[1] / "helpers" / "builder.py"
-    command = [sys.executable, str(script)]
+    command, root = [sys.executable, "-m", "tests.helpers.builder"], Path(__file__).parents[2]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root
     ) as process:
 
         def ask(**order):

@@ -40,8 +40,10 @@ from students.pruning.depth import keep_by_influence, keep_greedily, next_token_
 from teachers.cache.config import CacheConfig
 from teachers.codecs.codec import TEXT_CODECS
 from teachers.load import load_teacher
+from teachers.remote.client import Client
+from teachers.remote.probe import connect
 from teachers.runners.next_token import TeacherRunner
-from teachers.runners.request import Request
+from teachers.runners.request import Request, Runner
 
 log = logging.getLogger(__name__)
 
@@ -135,8 +137,15 @@ class CausalLM:
         """Keep the blocks whose output has the lowest cosine with their input."""
         return keep_by_influence(model, rows_as_texts(_rows(context, model, tokens)), keep)
 
-    def runner(self, context: TaskContext) -> TeacherRunner:
-        """The teacher's body, and its head over the tokenizer's ids."""
+    def runner(self, context: TaskContext) -> Runner:
+        """The teacher's body, and its head over the tokenizer's ids; or the server that runs it,
+        probed.
+        """
+        server, recipe = context.teacher.server, context.recipe
+        if server is not None:
+            longest = max(recipe.data_of(path).max_length for path in recipe.learning())
+            tokenizer, vocabulary = context.tokenizer, context.vocabulary
+            return connect(Client(server), tokenizer, vocabulary, recipe.cache, longest)
         return self.runner_of(context, load_teacher(context.teacher), context.recipe.cache)
 
     def runner_of(

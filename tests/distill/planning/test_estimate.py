@@ -245,3 +245,17 @@ def test_a_shared_cache_is_done_or_in_conflict(workshop):
         assert other.exit_code == 1, other.output
         assert words in other.output
         assert not Path("third").exists()
+
+
+def test_a_teacher_on_a_server_takes_no_memory_here(workshop):
+    plain = ["cache.hidden={}", "train.objective=[{loss: forward_kl}]"]
+    server = "teacher.server={url: 'http://127.0.0.1:9', kind: vllm, model: big}"  # not asked
+    here, there = (
+        plan_of(Run(load_recipe("recipe.yaml", tuple(changes)), Path("out")))["cache"]
+        for changes in (plain, [*plain, server])
+    )
+    weights = Path("teacher/model.safetensors").stat().st_size
+    assert here.memory_bytes - there.memory_bytes == pytest.approx(weights, rel=0.1)
+    assert there.disk_bytes == here.disk_bytes
+    assert "the server's is not known" in there.note
+    assert "server" not in here.note

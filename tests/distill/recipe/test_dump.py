@@ -37,6 +37,7 @@ def all_sections():
 
 
 SECTIONS = all_sections()
+VALID = {"url": "http://localhost:8000", "key_env": "BIG_KEY"}  # few words would do by chance
 WORDS = ["all", "last", "last:2", "head", "0.5", "60%", "finetune", "bf16", "topk", "x"]
 
 
@@ -79,7 +80,11 @@ def keys_of(model):
 
     def with_keys(chosen):
         keys = sorted(needed | set(chosen))
-        return st.fixed_dictionaries({key: values_of(fields[key].annotation) for key in keys}).map(
+        values = {
+            key: st.just(VALID[key]) if key in VALID else values_of(fields[key].annotation)
+            for key in keys
+        }
+        return st.fixed_dictionaries(values).map(
             lambda found: {**{k: v for k, v in tags.items() if k not in needed}, **found}
         )
 

@@ -62,3 +62,14 @@ def test_a_local_folder_called_like_a_model_is_not_one_of_the_hub(tmp_path, monk
     (tmp_path / "org" / "teacher").mkdir(parents=True)
     assert hub_models(recipe()) == []
     assert hub_data(recipe()) == ["org/texts"]
+
+
+def test_the_address_of_a_server_is_not_published():
+    server = {"url": "https://gpu7.intern:8443/v1", "kind": "vllm", "model": "big"}
+    given = recipe(
+        teacher={"model": "org/teacher", "server": server}, cache={"codec": "topk"},
+        student={"from": "org/small"},
+    )  # fmt: skip
+    found = published_recipe(given)
+    assert "intern" not in str(found)
+    assert check_recipe(found).teacher.server.model == "big"

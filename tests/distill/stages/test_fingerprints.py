@@ -2,7 +2,8 @@
 
 from types import SimpleNamespace
 
-from distill.stages.fingerprints import reference_inputs
+from distill.recipe.schema import TeacherSection
+from distill.stages.fingerprints import reference_inputs, teacher_inputs
 from distill.training.config import LoopConfig
 
 
@@ -18,3 +19,22 @@ def test_a_training_depends_on_the_weights_of_a_named_reference(make_model, tmp_
     make_model(4).save_pretrained(name)
     assert first != inputs(name)
     assert inputs(None) == []
+
+
+def test_where_a_server_is_and_how_it_is_asked_changes_nothing(make_model, tmp_path):
+    make_model(3).save_pretrained(tmp_path)
+
+    def inputs(server):
+        teacher = TeacherSection(model=str(tmp_path), server=server)
+        return teacher_inputs(
+            SimpleNamespace(inputs_read={}, recipe=SimpleNamespace(teacher=teacher))
+        )
+
+    server = {"url": "http://one:1", "kind": "vllm", "model": "big"}
+    first = inputs(server)
+    asked = {"url": "https://two:2/v1", "key_env": "A_KEY", "concurrency": 2, "timeout": 5.0}
+    assert inputs({**server, **asked}) == first
+    assert inputs({**server, "model": "bigger"}) != first
+    assert inputs({**server, "kind": "sglang"}) != first
+    assert inputs(None) != first
+    assert "'server'" not in str(inputs(None))  # recipes without one keep their fingerprints

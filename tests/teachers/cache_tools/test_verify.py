@@ -16,8 +16,9 @@ from teachers.cache.records import encode_record, manifest_identity
 from teachers.cache_tools.convert import converted
 from teachers.cache_tools.ensemble import mixed
 from teachers.cache_tools.rewrite import merged, sliced, write_cache
-from teachers.cache_tools.verify import compare_with_teacher, label_distance, teacher_of, verify
+from teachers.cache_tools.verify import compare_with_teacher, teacher_of, verify
 from teachers.codecs.codec import CODECS
+from teachers.codecs.label import label_distance
 from teachers.codecs.topk import TopK
 
 V = 320

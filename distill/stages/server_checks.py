@@ -1,0 +1,42 @@
+"""What a teacher on a server cannot give, and whether the server gives what the cache needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from distill.objective.terms import reads_from
+from distill.run.context import Run
+from distill.stages.stage import BUILD, CACHE, EVALUATE, EXPORT, SPECIALIZE, TRAIN
+from distill.stages.status import is_done
+from teachers.load import check_has_weights
+
+STAGE_OF = {"train": TRAIN, "specialize": SPECIALIZE, "export.recover": EXPORT}
+
+
+def check_server(run: Run, names: Sequence[str]) -> None:
+    """Raise an error for the first thing that these stages need and a teacher on a server does not
+    give: its weights, where they are not in `teacher.model` as well; and signals as they must be,
+    for which the server is probed.
+    """
+    if run.recipe.teacher.server is None:
+        return
+    todo = [name for name in names if not is_done(run, name)]
+    for stage, what in _readers_of_weights(run):
+        if stage in todo:
+            check_has_weights(run.recipe.teacher, what)
+    if CACHE.name in todo and run.makes_cache and not run.recipe.cache.unfinished:
+        run.task.runner(run)
+
+
+def _readers_of_weights(run: Run) -> Iterator[tuple[str, str]]:
+    """(stage, what of the recipe reads the teacher's weights in it)."""
+    if run.recipe.student.from_ == "teacher":
+        yield BUILD.name, "`student.from: teacher`"
+    for path, section in run.recipe.learning().items():
+        if reads_from(section, "online"):
+            yield STAGE_OF[path].name, f"`{path}`, which learns from the teacher itself (`online`),"
+    measuring = (
+        "stage `evaluate`, which measures the teacher (the stages before it can be run one by one: "
+        "`distill cache build`, `distill build`, `distill train`, `distill export`),"
+    )
+    yield EVALUATE.name, measuring
