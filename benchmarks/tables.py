@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from instruct_tables import instruct_block
+from plan_table import plan_block
 from preference_tables import preference_quality_block, preference_steps_block
 from remote_table import remote_block
+from rollout_tables import on_policy_block, rloo_block, rollout_speed_block
 
 from attar.files import read_json
 
@@ -46,19 +48,6 @@ def codecs_block(found: dict[str, Any]) -> str:
 
 def _any(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return next(iter(rows.values()))
-
-
-def plan_block(found: dict[str, Any]) -> str:
-    """One line a stage: its peak memory as planned and as measured."""
-    lines = [
-        "| setting | stage | planned MB | measured MB | planned / measured |",
-        "|---|---|---:|---:|---:|",
-    ]
-    for row in found["rows"]:
-        planned, measured = (f"{row[f'{side} MB']:,}" for side in ("planned", "measured"))
-        ratio = f"{row['planned / measured']:.2f}"
-        lines.append(f"| {row['setting']} | {row['stage']} | {planned} | {measured} | {ratio} |")
-    return "\n".join(lines)
 
 
 def layers_block(found: dict[str, Any]) -> str:
@@ -360,6 +349,11 @@ def pages() -> dict[Path, str]:
         "specialize.md": {"memory": memory_block(_result("memory"))},
         "deploy.md": {"deploy": deploy_block(_result("deploy"))},
         "instruct.md": {"instruct": instruct_block(_result("instruct_tiny"), _result("instruct"))},
+        "on_policy.md": {
+            "on-policy": on_policy_block(_result("on_policy")),
+            "rloo": rloo_block(_result("rloo")),
+            "speed": rollout_speed_block(_result("rollout_speed")),
+        },
         "plan.md": {"plan": plan_block(_result("planned"))},
         "preferences.md": {
             "steps": preference_steps_block(_result("preferences")),
