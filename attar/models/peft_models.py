@@ -49,6 +49,8 @@ def adapted_head(module: Any) -> tuple[Tensor, Tensor | None]:
     a constant, section 4.3 of arXiv 2402.09353); (IA)^3 scales rows and bias, or columns.
     """
     weight_VH, bias_V = module.weight, getattr(module, "bias", None)
+    if getattr(module, "disable_adapters", False):
+        return weight_VH, bias_V
     for name in getattr(module, "active_adapters", ()):
         if name in getattr(module, "lora_A", ()):
             weight_VH = weight_VH + module.get_delta_weight(name)

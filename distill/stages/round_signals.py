@@ -25,6 +25,7 @@ from teachers.cache.growing import data_counts_of
 from teachers.cache.joined import JoinedCaches
 from teachers.cache.reader import SignalCache
 from teachers.cache.store import SignalStore
+from teachers.codecs.codec import Assets, SignalColumns
 from teachers.load import TeacherConfig, load_teacher
 from teachers.runners.request import Request, Runner
 
@@ -45,6 +46,7 @@ class RoundSignals:
     cached: SignalCache | None
     reference: Reference | None = None
     _rounds: dict[int, SignalCache] = field(default_factory=dict)
+    _loaded: Runner | None = None
 
     def of_round(self, number: int, texts: Sequence[Example]) -> TeacherSignals:
         """The signals of a round's steps, from its new texts."""
@@ -116,11 +118,45 @@ class RoundSignals:
         free_memory()
 
     def _reference_runner(self) -> Runner:
-        """The student as it started, which is loaded again; or the model that the recipe names."""
+        """The student as it started: without its adapter, where it has one that can be put off, else
+        loaded again and kept in memory; or the model that the recipe names.
+        """
         assert self.reference is not None
-        name = self.reference.config.reference or self.reference.start.source
-        model: Any = load_teacher(TeacherConfig(model=name, dtype="float32"))
-        return self.run.task.runner_of(self.run, model, CODEC)
+        named, student = self.reference.config.reference, self.reference.student
+        if named is None and hasattr(student, "disable_adapter"):
+            return _WithoutAdapter(self.run, student)
+        if self._loaded is None:
+            name = named or self.reference.start.source
+            model: Any = load_teacher(TeacherConfig(model=name, dtype="float32"))
+            self._loaded = self.run.task.runner_of(self.run, model, CODEC)
+        return self._loaded
+
+
+class _WithoutAdapter:
+    """A runner of a student whose adapter is put off while it runs."""
+
+    def __init__(self, run: Run, student: Any) -> None:
+        self._run, self._student = run, student
+        self.padding_mass: float | None = None
+
+    def run(
+        self,
+        requests: Sequence[Request],
+        assets: dict[str, Assets],
+        on_done: Callable[[Sequence[Request]], None] = lambda done: None,
+    ) -> list[SignalColumns]:
+        """Return the columns of each request, in order."""
+        training = self._student.training
+        with self._student.disable_adapter():
+            runner = self._run.task.runner_of(self._run, self._student.eval(), CODEC)
+            found: list[SignalColumns] = runner.run(requests, assets, on_done)
+        self._student.train(training)
+        self.padding_mass = runner.padding_mass
+        return found
+
+    def learn(self, requests: Sequence[Request]) -> dict[str, Assets]:
+        """Return what the cache stores once: nothing."""
+        return {}
 
 
 def _is_of(store: SignalStore, manifest: dict[str, Any]) -> bool:

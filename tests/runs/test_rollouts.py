@@ -5,13 +5,16 @@ import os
 import random
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from distill.rollouts.written import read_round
+from distill.rollouts.written import example_of_answer, read_round
+from teachers.cache.reader import SignalCache
 
 SETTINGS = {
     "data": {"train": "rows.jsonl", "held_out": 0.2, "max_length": 40},
@@ -93,6 +96,26 @@ def test_rewarded_answers_become_more_frequent_at_a_price_in_kl(rows):
     kept = [one.name for one in Path("out/arms/distill/rollouts").glob("*.reference")]
     assert kept == ["00002.reference"]
     assert "0:rloo" in result["history"][0]
+
+
+def test_a_rewarded_adapter_pays_for_the_distance_to_itself_without(rows):
+    special = "specialize={method: lora, rank: 2, max_steps: 2, batch_size: 4, lr: 0.01, precision: float32, objective: [{loss: rloo}], rollouts: {new_tokens: 6, samples: 2, reward: {verifier: {extract: number}, kl: 0.1}}}"  # noqa: E501
+    plain = ("train.objective=[{loss: cross_entropy}]", "train.rollouts=null", special)
+    options = [word for one in (*plain, "train.source=cache") for word in ("--set", one)]
+    for stage in (["cache", "build"], ["build"], ["train"], ["specialize"]):
+        rows(*stage, "recipe.yaml", "--run-dir", "out", *options)
+    folder = Path("out/specialized/run/rollouts")
+    student = AutoModelForCausalLM.from_pretrained("out/arms/distill/student")
+    cache = SignalCache(str(folder / "00001.reference"))
+    for written in chain(*read_round(folder / "00001.arrow").answers):
+        example = example_of_answer(written)
+        ids = torch.from_numpy(example.input_ids)[None]
+        with torch.no_grad():
+            logprobs = student(ids).logits[0].log_softmax(-1)
+        labels = torch.from_numpy(example.counted_labels)
+        wanted = logprobs[torch.from_numpy(example.counted), labels]
+        found = cache.signals([example.key]).label_logprobs(labels)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_an_adapter_writes_and_learns_from_its_text(rows):
