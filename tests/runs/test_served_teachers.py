@@ -126,6 +126,15 @@ def test_a_run_trains_from_a_served_teacher_whose_weights_are_elsewhere(workshop
         assert what in refused.output.replace("\n", " ")
 
 
+def test_a_whole_run_measures_the_teacher_by_weights_that_are_here(workshop, serve):
+    serve("openai")
+    workshop("run", "recipe.yaml", "--run-dir", "run")
+    report = workshop.report("run")
+    assert report["teacher"]["nll"] > 0
+    assert report["recipe"]["teacher"]["server"]["kind"] == "openai"
+    assert SignalStore("run/cache").manifest()["teacher"]["dtype"] == "as served"
+
+
 def test_neither_key_nor_credentials_are_written_anywhere(workshop, serve, monkeypatch):
     server = serve("vllm", key=KEY, asked={"key_env": "TINY_KEY"})
     monkeypatch.setenv("TINY_KEY", "wrong-" + KEY)
