@@ -8,7 +8,7 @@ from typing import Any
 def on_policy_block(found: dict[str, Any]) -> str:
     """A line a way: both columns, and their intervals against the control."""
     lines = [
-        "| way | steps | processor s | KL on held-out text | less the control's | KL on own answers "
+        "| way | steps | processor s | KL on held-out text | less the control's | KL on its own "
         "| less the control's | teacher's nll there | agreement there |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]

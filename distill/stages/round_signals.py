@@ -29,6 +29,8 @@ from teachers.codecs.codec import Assets, SignalColumns
 from teachers.load import TeacherConfig, load_teacher
 from teachers.runners.request import Request, Runner
 
+CHANGING = ("pissa", "olora")  # ways to start an adapter that change the weights below it
+
 
 @dataclass
 class RoundSignals:
@@ -118,12 +120,14 @@ class RoundSignals:
         free_memory()
 
     def _reference_runner(self) -> Runner:
-        """The student as it started: without its adapter, where it has one that can be put off, else
-        loaded again and kept in memory; or the model that the recipe names.
+        """The student as it started: without its adapter, where it has one that can be put off and
+        left the base as it was, else loaded again and kept in memory; or the model that the recipe
+        names.
         """
         assert self.reference is not None
         named, student = self.reference.config.reference, self.reference.student
-        if named is None and hasattr(student, "disable_adapter"):
+        kept = self.reference.start.settings.get("init", "default") not in CHANGING
+        if named is None and kept and hasattr(student, "disable_adapter"):
             return _WithoutAdapter(self.run, student)
         if self._loaded is None:
             name = named or self.reference.start.source

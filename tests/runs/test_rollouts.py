@@ -13,6 +13,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
+from attar.models.tokenizers import load_tokenizer, vocabulary_size
 from distill.rollouts.written import example_of_answer, read_round
 from teachers.cache.reader import SignalCache
 
@@ -107,11 +108,12 @@ def test_a_rewarded_adapter_pays_for_the_distance_to_itself_without(rows):
     folder = Path("out/specialized/run/rollouts")
     student = AutoModelForCausalLM.from_pretrained("out/arms/distill/student")
     cache = SignalCache(str(folder / "00001.reference"))
+    known = vocabulary_size(load_tokenizer("teacher"))
     for written in chain(*read_round(folder / "00001.arrow").answers):
         example = example_of_answer(written)
         ids = torch.from_numpy(example.input_ids)[None]
         with torch.no_grad():
-            logprobs = student(ids).logits[0].log_softmax(-1)
+            logprobs = student(ids).logits[0, :, :known].log_softmax(-1)
         labels = torch.from_numpy(example.counted_labels)
         wanted = logprobs[torch.from_numpy(example.counted), labels]
         found = cache.signals([example.key]).label_logprobs(labels)
