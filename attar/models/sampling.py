@@ -36,6 +36,7 @@ POSITION_STEP = 0x9E3779B97F4A7C15  # between the seeds of two positions
 LARGEST_DIFFERENCE = 0.2  # of logits, in their deviations: 16-bit products differ by 0.05
 
 OnLogits = Callable[[Tensor, list[int], int], None]  # logits (B, V), answers' numbers, position
+OnAnswer = Callable[[int, "Answer"], None]  # an answer's number, and the answer
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,14 @@ class Writer:
         *,
         first_sample: int = 0,
         on_logits: OnLogits | None = None,
+        on_answer: OnAnswer | None = None,
     ) -> list[list[Answer]]:
         """Return `samples` answers to each prompt, all written together.
 
         prompts: ids (T,), at least one each. first_sample: the number of the first answer; others
         count on. on_logits: gets the logits of each answer's next token, before temperature; the
-        number of an answer is prompt x samples + sample.
+        number of an answer is prompt x samples + sample. on_answer: gets each answer once, as soon
+        as the model ended it, else at the end.
         The model is put into evaluation mode, and left there.
         """
         self.model.eval()
@@ -105,20 +108,27 @@ class Writer:
             logits_BV = batch.next_logits()
             if on_logits is not None:
                 on_logits(logits_BV[batch.unfinished], batch.unfinished_numbers, position)
-            batch.append(self._drawn(logits_BV, batch.seeds_B, position), logits_BV)
+            ids_B = draw_at(logits_BV, self.sampling, batch.seeds_B, position)
+            for number in batch.append(ids_B, logits_BV):
+                if on_answer is not None:
+                    on_answer(number, batch.answer(number))
             if not batch.unfinished:
                 break
+        if on_answer is not None:
+            for number in batch.unfinished_numbers:
+                on_answer(number, batch.answer(number))
         found = batch.answers()
         return [found[i : i + samples] for i in range(0, len(found), samples)]
 
-    def _drawn(self, logits_BV: Tensor, seeds_B: np.ndarray, position: int) -> Tensor:
-        """Return an id for each row, (B,)."""
-        if self.sampling.temperature == 0:
-            return logits_BV.argmax(-1)
-        with np.errstate(over="ignore"):
-            seeds_B = seeds_B + np.uint64((position * POSITION_STEP) % (1 << 64))
-        uniform_B1 = torch.from_numpy(uniforms(seeds_B, 1, STREAM)).to(logits_BV.device)
-        return draw_ids(logits_BV, self.sampling, uniform_B1)
+
+def draw_at(logits_BV: Tensor, sampling: Sampling, seeds_B: np.ndarray, position: int) -> Tensor:
+    """Return an id for each row, (B,), of answers with these seeds (`seed_of`) at a position."""
+    if sampling.temperature == 0:
+        return logits_BV.argmax(-1)
+    with np.errstate(over="ignore"):
+        seeds_B = seeds_B + np.uint64((position * POSITION_STEP) % (1 << 64))
+    uniform_B1 = torch.from_numpy(uniforms(seeds_B, 1, STREAM)).to(logits_BV.device)
+    return draw_ids(logits_BV, sampling, uniform_B1)
 
 
 def check_can_write(model: Any, vocabulary: int) -> None:
@@ -277,8 +287,12 @@ class _Batch:
                 last_BH = last_BH.repeat_interleave(self.samples, dim=0)
         return self.writer._head.logits(last_BH)
 
-    def append(self, ids_B: Tensor, logits_BV: Tensor) -> None:
-        """Add an id to each answer that goes on, and drop rows that are finished."""
+    def append(self, ids_B: Tensor, logits_BV: Tensor) -> list[int]:
+        """Add an id to each answer that goes on, and drop rows that are finished.
+
+        Returns the numbers of the answers that end with it.
+        """
+        ending = []
         logprobs = logprobs_of_ids(logits_BV, ids_B).tolist()
         stops = self.writer.stop_ids
         for row, (one, logprob) in enumerate(zip(ids_B.tolist(), logprobs, strict=True)):
@@ -287,11 +301,14 @@ class _Batch:
                 self.ids[number].append(one)
                 self.logprobs[number].append(logprob)
                 self.ended[number] = one in stops
+                if one in stops:
+                    ending.append(number)
         self.next_ids = ids_B.unsqueeze(-1)
         self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(len(ids_B), 1)], dim=-1)
         rows = self.unfinished
         if rows and len(rows) <= len(self.numbers) // 2:
             self._keep(rows)
+        return ending
 
     def _keep(self, rows: list[int]) -> None:
         kept = torch.tensor(rows, device=self.device)
@@ -300,9 +317,11 @@ class _Batch:
         self.seeds_B = self.seeds_B[rows]
         self.numbers = [self.numbers[row] for row in rows]
 
+    def answer(self, number: int) -> Answer:
+        """Return what an answer has so far."""
+        logprobs = np.asarray(self.logprobs[number], np.float32)
+        return Answer(np.asarray(self.ids[number], np.int64), logprobs, self.ended[number])
+
     def answers(self) -> list[Answer]:
         """Return the answers, in their order."""
-        return [
-            Answer(np.asarray(ids, np.int64), np.asarray(logprobs, np.float32), ended)
-            for ids, logprobs, ended in zip(self.ids, self.logprobs, self.ended, strict=True)
-        ]
+        return [self.answer(number) for number in range(len(self.ids))]

@@ -8,6 +8,7 @@ from attar.errors import RecipeError
 from distill.objective.losses import LOSSES
 from distill.objective.preference_forms import FORMS
 from distill.objective.terms import check_online, check_served, reads_from, source_of
+from distill.recipe.answers import check_answers
 from distill.recipe.export import check_possible
 from distill.recipe.schema import Recipe
 from distill.training.config import LoopConfig
@@ -17,6 +18,7 @@ from teachers.codecs.codec import check_gives_label_logprobs
 def check_consistency(recipe: Recipe) -> None:
     """Raise `RecipeError` for the first section that does not fit the others."""
     check_possible(recipe.export, recipe.specialize)
+    check_answers(recipe)
     adapt = recipe.teacher.adapt
     if adapt is not None:
         _check_reference("teacher.adapt", adapt)

@@ -214,7 +214,11 @@ def _specialised(run: Run, measured: Measurements) -> dict[str, Any] | None:
 def cost(run: Run) -> dict[str, Any]:
     """Seconds, tokens, bytes and peak memory of each stage, and bytes a token of the cache."""
     recipe = run.recipe
-    left_out = {"adapt-teacher": recipe.teacher.adapt, "specialize": recipe.specialize}
+    left_out = {
+        "adapt-teacher": recipe.teacher.adapt,
+        "answer": recipe.data.answers,
+        "specialize": recipe.specialize,
+    }
     records = {
         name: run.folder.record(name) for name in STAGES if left_out.get(name, True) is not None
     }

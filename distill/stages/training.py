@@ -45,12 +45,15 @@ def run_training(
     folder: Path,
     start: Start,
     subset: Path | None = None,
+    *,
+    gold: bool = False,
 ) -> Result:
     """Train one model by the keys of a section of the recipe; checkpoints go to `folder`.
 
     `name` is the training's in logs. A training that was stopped goes on from its checkpoint.
     start: what the model is made of, by which the reference of its preferences is known.
     subset: the file with the examples of an unfinished cache, where several trainings share it.
+    gold: learn the data's own answers even where others were written.
     """
     torch.manual_seed(run.recipe.seed)  # projectors are drawn from it
     if config.model_dropout is not None:
@@ -63,7 +66,7 @@ def run_training(
     learner = _learner(run, student, config)
     device = next(student.parameters()).device
     cached = open_cache(run, device) if reads_from(config, "cache") else None
-    train, validation = run.data(data)
+    train, validation = run.data(data, gold=gold)
     if learns_from_unfinished(run, section):
         file = subset or folder / SUBSET_FILE
         train, validation = cached_subset(cached or open_cache(run), file, train, validation)
