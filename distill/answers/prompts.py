@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from distill.data.examples import Example, Examples
-from distill.data.held_out_prompts import last_prompt, prompt_digest
+from distill.data.held_out_prompts import last_prompt, prompt_digest, prompt_text
 from distill.data.tokenize import IGNORE
 
 
@@ -46,7 +46,7 @@ def prompts_of(
     ):
         ids = last_prompt(example)
         if ids.tobytes() not in found:
-            also = prompt_digest(tokenizer.decode(ids)) in held_out
+            also = prompt_digest(prompt_text(tokenizer, ids)) in held_out
             found[ids.tobytes()] = Prompt(ids, document, text, also)
         if len(example.input_ids) < max_length:
             found[ids.tobytes()].targets.append(answer_text(tokenizer, _answer_of(example, ids)))

@@ -31,16 +31,21 @@ def last_prompt(example: Example) -> np.ndarray:
     return prompt
 
 
+def prompt_text(tokenizer: Any, prompt: np.ndarray) -> str:
+    """A prompt as text, without the special tokens of a chat template."""
+    return str(tokenizer.decode(prompt, skip_special_tokens=True))
+
+
 def prompt_digest(prompt: str) -> str:
-    """A digest of a prompt's words: neither case nor white space nor its last mark matters."""
-    words = " ".join(prompt.casefold().split()).rstrip(" .?!:")
-    return hashlib.blake2b(words.encode(), digest_size=12).hexdigest()
+    """A digest of a prompt's words: neither case nor white space nor marks behind them matter."""
+    words = (word.rstrip(".,;:?!") for word in prompt.casefold().split())
+    return hashlib.blake2b(" ".join(filter(None, words)).encode(), digest_size=12).hexdigest()
 
 
 def write_held_out_prompts(folder: Path, tokenizer: Any) -> None:
     """Write the digests of all held-out prompts beside the parts of the data."""
     examples = Examples(part_file(folder, "held_out"))
-    found = {prompt_digest(tokenizer.decode(last_prompt(one))) for one in examples}
+    found = {prompt_digest(prompt_text(tokenizer, last_prompt(one))) for one in examples}
     write_json(folder / PROMPTS_FILE, sorted(found))
 
 

@@ -28,10 +28,17 @@ from distill.data.held_out_prompts import read_held_out_prompts
 from distill.data.verifier import has_answer
 from distill.run.context import Run
 from distill.run.folder import StageRecord, on_first_process
-from distill.stages.answer_writers import answers_of, codec_name, make_writer, writer_settings
+from distill.stages.answer_writers import (
+    answers_of,
+    codec_name,
+    make_writer,
+    writer_settings,
+    writing_model,
+)
 from distill.stages.cache import add_signals, label_logprobs_under_teacher
 from distill.stages.fingerprints import data_inputs, teacher_inputs
 from distill.stages.stage import ANSWER, work
+from teachers.load import teacher_identity
 from teachers.writing.ask import Asked, ask, lacking
 from teachers.writing.known_signals import KnownSignals
 from teachers.writing.request import Failed, WriteRequest, Written, request_key
@@ -44,8 +51,10 @@ WITHOUT_EFFECT = {"batch_size"}  # on which answers are written
 def _inputs(run: Run) -> list[Any]:
     if run.recipe.data.answers is None:
         return []
-    values = answers_of(run).model_dump(exclude=WITHOUT_EFFECT)
-    return [data_inputs(run), teacher_inputs(run), values, writer_settings(run), codec_name(run)]
+    config = answers_of(run)
+    values = config.model_dump(exclude=WITHOUT_EFFECT)
+    other = None if config.from_ == "teacher" else teacher_identity(writing_model(run))
+    return [data_inputs(run), teacher_inputs(run), values, other, codec_name(run)]
 
 
 @work(
