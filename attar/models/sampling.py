@@ -131,6 +131,11 @@ def draw_at(logits_BV: Tensor, sampling: Sampling, seeds_B: np.ndarray, position
     return draw_ids(logits_BV, sampling, uniform_B1)
 
 
+def logprobs_of(logits_V: Tensor, one: int) -> float:
+    """Return the log-probability of an id."""
+    return float(logprobs_of_ids(logits_V[None], torch.tensor([one], device=logits_V.device))[0])
+
+
 def check_can_write(model: Any, vocabulary: int) -> None:
     """Raise `ModelError` for a model that this loop cannot run, or runs otherwise than at once.
 

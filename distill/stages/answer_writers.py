@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from attar.errors import RecipeError
 from attar.files import fingerprint
+from attar.llama_cpp import GGUFModel
+from attar.models.fingerprints import weights_fingerprint
 from attar.models.generation import end_ids, generation_settings, stop_ids
 from attar.models.loading import load_config
 from attar.models.sampling import Sampling, check_can_write
 from attar.models.task_heads import CAUSAL, auto_class_of
 from attar.models.tokenizers import differing_ids, load_tokenizer
 from distill.data.answers_config import AnswersConfig
+from distill.evaluation.tokenizer_check import HARD_TEXTS
 from distill.recipe.answers import keeps_signals
 from distill.run.context import Run
+from distill.runtimes.runtime import check_runtime
 from distill.stages.made_files import check_made
 from teachers.load import TeacherConfig, load_teacher, teacher_identity
+from teachers.writing.gguf import GGUFWriter, check_same_ids
 from teachers.writing.local import LocalWriter
 from teachers.writing.request import AnswerWriter
 
@@ -44,11 +52,23 @@ def writer_settings(run: Run) -> dict[str, Any]:
     config, model = answers_of(run), writing_model(run)
     keys = ("temperature", "top_p", "top_k")
     return {
-        **{key: value for key, value in teacher_identity(model).items() if key != "model"},
+        **_identity(run),
         **{key: getattr(config, key) for key in keys},
         "seed": run.recipe.seed,
         "ends": end_ids(run.tokenizer, [generation_settings(model.model)]),
     }
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    model = writing_model(run)
+    if writes_by_llama_cpp(run):
+        return {"weights": weights_fingerprint(model.model), "by": "llama.cpp"}
+    return {key: value for key, value in teacher_identity(model).items() if key != "model"}
+
+
+def writes_by_llama_cpp(run: Run) -> bool:
+    """Whether a GGUF file writes. As `teacher` it is run by transformers, as everywhere."""
+    return answers_of(run).from_.endswith(".gguf")
 
 
 def codec_name(run: Run) -> str | None:
@@ -60,6 +80,9 @@ def make_writer(run: Run) -> AnswerWriter:
     """Load the model that writes. Raises `ModelError` for one that cannot."""
     config = answers_of(run)
     sampling = Sampling(config.new_tokens, config.temperature, config.top_p, config.top_k)
+    seed = json.dumps(run.recipe.seed)
+    if writes_by_llama_cpp(run):
+        return _gguf_writer(run, sampling, seed)
     model = load_teacher(writing_model(run))
     check_can_write(model, run.vocabulary)
     return LocalWriter(
@@ -67,10 +90,22 @@ def make_writer(run: Run) -> AnswerWriter:
         sampling,
         run.vocabulary,
         stop_ids(model, run.tokenizer),
-        json.dumps(run.recipe.seed),
+        seed,
         config.batch_size,
         run.recipe.cache.codec if keeps_signals(run.recipe) else None,
     )
+
+
+def _gguf_writer(run: Run, sampling: Sampling, seed: str) -> AnswerWriter:
+    model = GGUFModel(Path(answers_of(run).from_).expanduser(), torch.get_num_threads())
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = run.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    check_same_ids(model, encode, run.vocabulary, HARD_TEXTS)
+    ends = list(dict.fromkeys([*end_ids(run.tokenizer), *model.end_ids]))
+    return GGUFWriter(model, sampling, run.vocabulary, ends, seed)
 
 
 def check_writer(run: Run) -> None:
@@ -79,6 +114,11 @@ def check_writer(run: Run) -> None:
     if config is None or config.from_ == "teacher":
         return
     name = config.from_
+    if writes_by_llama_cpp(run):
+        check_runtime("llama.cpp")
+        if not Path(name).expanduser().is_file():
+            raise RecipeError(f"`data.answers.from`: there is no file {name}.")
+        return
     check_made(name)
     if auto_class_of(load_config(name)) != CAUSAL:
         raise RecipeError(f"`data.answers.from` ({name}) does not predict the next token.")
