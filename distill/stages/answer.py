@@ -65,7 +65,7 @@ def _inputs(run: Run) -> list[Any]:
 )
 def answer(run: Run, inputs: str) -> StageRecord:
     """Ask for what is not written yet, and keep what the rules let pass."""
-    prompts = _prompts(run)
+    prompts = prompts_to_answer(run)
     requests = _requests(run, prompts)
     _write(run, [request for _, request in requests])
     with on_first_process() as first:
@@ -77,8 +77,11 @@ def answer(run: Run, inputs: str) -> StageRecord:
     return StageRecord(ANSWER.name, tokens=notes["tokens"], notes=notes)
 
 
-def _prompts(run: Run) -> list[Prompt]:
-    """The prompts of the training part. Raises `DataError` where no right answer can be found."""
+def prompts_to_answer(run: Run) -> list[Prompt]:
+    """The prompts of the training part; the data are prepared.
+
+    Raises `DataError` where none may be answered, and where no right answer can be found.
+    """
     keep = answers_of(run).keep
     held_out = read_held_out_prompts(run.folder.data())
     examples = run.data(gold=True)[0]
