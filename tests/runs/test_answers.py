@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from attar.files import read_json
 from distill.answers.written_part import example_of_answer
 from distill.data.examples import Examples
 from distill.data.held_out_prompts import last_prompt
+from distill.planning.estimate import estimates
 from distill.run.context import Run
 from distill.run.load import load_recipe
 from distill.stages import answer as stage
@@ -198,6 +200,23 @@ def test_failures_are_said_and_asked_again_at_the_next_start(asked, monkeypatch)
     assert numbers()["kept"] == 75
 
 
+def test_a_killed_process_loses_no_finished_answer(asked):
+    commands = asked({"samples": 8, "new_tokens": 30, "batch_size": 4, "keep": {"ended": False}})
+    process = commands.start("answer", "recipe.yaml", "--run-dir", "out")
+    file = Path("out/answers/requests/00000.jsonl")
+    while process.poll() is None and not (file.exists() and file.read_bytes().count(b"\n") > 20):
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    before = dict(store().read())
+    assert 20 < len(before) < 200
+    commands("answer", "recipe.yaml", "--run-dir", "out")
+    after = dict(store().read())
+    assert len(after) == 200
+    assert file.read_bytes().count(b"\n") - 200 in (0, 1)  # but a torn line, none was asked twice
+    assert all(after[key].ids.tolist() == one.ids.tolist() for key, one in before.items())
+
+
 def test_budgets_end_the_asking_and_the_rest_is_learned(asked):
     commands = asked({"keep": {"ended": False}, "max_requests": 30, "batch_size": 6})
     commands("answer", "recipe.yaml", "--run-dir", "out")
@@ -232,3 +251,17 @@ def test_an_example_of_an_answer_counts_the_answer_alone():
     assert example.input_ids.tolist() == [4, 5, 6, 7, 8]
     assert example.labels.tolist() == [-100, -100, 7, 8, -100]
     assert last_prompt(example).tolist() == example.prompt.tolist() == [4, 5, 6]
+
+
+def test_the_plan_has_a_line_for_writing_and_counts_what_is_learned(asked):
+    commands = asked({"keep": {"ended": False, "per_prompt": 2}})
+    before = {one.stage: one for one in estimates(Run(load_recipe("recipe.yaml"), Path("out")))}
+    assert list(before) == ["answer", "cache", "build", "train", "export", "evaluate"]
+    assert before["answer"].note == "3 answers to each of 25 prompts"
+    commands("answer", "recipe.yaml", "--run-dir", "out")
+    run = Run(load_recipe("recipe.yaml"), Path("out"))
+    after = {one.stage: one for one in estimates(run)}
+    assert after["answer"].note.startswith("done; ")
+    train, _ = run.data()
+    assert after["train"].amount == pytest.approx(2 * train.num_tokens, rel=0.05)  # two arms
+    assert after["cache"].amount < train.num_tokens
