@@ -78,9 +78,7 @@ def test_a_file_of_another_tokenizer_is_refused(both):
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     check_same_ids(file, encode, len(tokenizer), ["light falls", "naïve 東京"])
-    with pytest.raises(
-        ModelError, match="reads .light falls. as"
-    ):
+    with pytest.raises(ModelError, match=r"reads .light falls. as"):
         check_same_ids(file, lambda text: encode(text)[::-1], len(tokenizer), ["light falls"])
     with pytest.raises(ModelError, match="ids, and the teacher's tokenizer 9999"):
         check_same_ids(file, encode, 9999, [])
