@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -153,14 +154,25 @@ def _write(run: Run, requests: Sequence[WriteRequest]) -> None:
             free_memory()
     if asked.stopped or (wanted and left <= 0):
         log.warning("answer: `max_tokens: %s` are spent; the rest is not asked", config.max_tokens)
-    if state is not None:
-        state.wait_for_everyone()
-    if asked.failed:
-        reason, number = asked.failed.most_common(1)[0]
+    everyone = _of_all_processes(asked)
+    failed = sum((one.failed for one in everyone), Counter[str]())
+    if failed:
+        reason, number = failed.most_common(1)[0]
         raise RunError(
-            f"{sum(asked.failed.values())} answers could not be written ({number}: {reason}); "
-            f"{asked.written} were, and are kept in {folder}: run again to ask for the others."
+            f"{failed.total()} answers could not be written ({number}: {reason}); "
+            f"{sum(one.written for one in everyone)} were, and are kept in {folder}: run again to "
+            "ask for the others."
         )
+
+
+def _of_all_processes(asked: Asked) -> list[Asked]:
+    """What became of the requests of each process; all wait here for one another."""
+    if is_alone():
+        return [asked]
+    from accelerate.utils import gather_object
+
+    found: list[Asked] = gather_object([asked])
+    return found
 
 
 def _tokens_left(

@@ -1,7 +1,10 @@
 """Runs whose training answers a model writes: from prompts to the report."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -265,3 +268,22 @@ def test_the_plan_has_a_line_for_writing_and_counts_what_is_learned(asked):
     train, _ = run.data()
     assert after["train"].amount == pytest.approx(2 * train.num_tokens, rel=0.05)  # two arms
     assert after["cache"].amount < train.num_tokens
+
+
+def test_two_processes_write_the_same_answers(asked, several_processes):
+    commands = asked({"keep": {"ended": False}, "batch_size": 6})
+    upto_cache(commands)
+    one = Run(load_recipe("recipe.yaml"), Path("out"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m",
+               "distill"]  # fmt: skip
+    for stage_words in (["answer"], ["cache", "build"]):
+        words = [*command, *stage_words, "recipe.yaml", "--run-dir", "two"]
+        done = subprocess.run(words, capture_output=True, text=True,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+    files = sorted(Path("two/answers/requests").glob("*.jsonl"))
+    assert len(files) == 2
+    assert all(file.read_bytes() for file in files)
+    two = Run(load_recipe("recipe.yaml"), Path("two"))
+    assert two.training_examples().keys == one.training_examples().keys
+    assert set(SignalCache(two.cache_url).keys()) == set(SignalCache(one.cache_url).keys())
