@@ -60,7 +60,7 @@ def _sentence(found: dict[str, Any]) -> str:
     reasons = "; ".join(f"{number:,} {reason}" for reason, number in found["by_reason"].items())
     return (
         f"{counted(found['written'], 'answer')} to {counted(found['prompts'], 'prompt')} by "
-        f"`{found['writer']}`, of which {found['kept']:,} to {found['kept_prompts']:,} prompts are "
-        f"learned from{f' (not: {reasons})' if reasons else ''}; "
+        f"`{found['writer']}`, of which {found['kept']:,} (to {found['kept_prompts']:,} prompts) "
+        f"are learned from{f' (not: {reasons})' if reasons else ''}; "
         f"{found['tokens']:,} tokens in {found['seconds']:,.0f} s of writing."
     )

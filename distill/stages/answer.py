@@ -3,7 +3,7 @@
     answers/requests/     every finished request, appended as it comes; none is asked twice
     answers/train.arrow   the training part of the answers that are kept
     answers/answers.jsonl each written answer with its fate, to be read
-    answers/answers.json  the numbers that the report shows
+    answers/result.json  the numbers that the report shows
 
 What is kept is decided anew each time, from all that was written; so other rules of keeping cost no
 writing.
@@ -61,7 +61,7 @@ def _inputs(run: Run) -> list[Any]:
 @work(
     ANSWER,
     inputs=_inputs,
-    outputs=lambda run: [run.folder.written_part, run.folder.answers / "answers.json"],
+    outputs=lambda run: [run.folder.written_part, run.folder.answers / "result.json"],
     skipped=lambda run: run.recipe.data.answers is None,
 )
 def answer(run: Run, inputs: str) -> StageRecord:
@@ -74,7 +74,7 @@ def answer(run: Run, inputs: str) -> StageRecord:
             _keep(run, prompts, requests)
     if codec_name(run) is not None:
         _keep_signals(run, requests)
-    notes = read_json(run.folder.answers / "answers.json")
+    notes = read_json(run.folder.answers / "result.json")
     return StageRecord(ANSWER.name, tokens=notes["tokens"], notes=notes)
 
 
@@ -209,7 +209,7 @@ def _keep(
         )
     part = write_part(run.folder.written_part, prompts, kept.answers, max_length)
     numbers = answer_numbers(config, prompts, [one for *_, one in written], kept, refused, part)
-    write_json(run.folder.answers / "answers.json", numbers)
+    write_json(run.folder.answers / "result.json", numbers)
     _write_readable(run, prompts, written, kept)
     log.info("answer: %s", numbers["sentence"])
 

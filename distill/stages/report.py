@@ -217,7 +217,7 @@ def _answers(run: Run, measured: Measurements) -> dict[str, Any] | None:
     """The numbers of the answers that a model wrote; None where none did."""
     if run.recipe.data.answers is None:
         return None
-    found: dict[str, Any] = read_json(run.folder.answers / "answers.json")
+    found: dict[str, Any] = read_json(run.folder.answers / "result.json")
     return {**found, "beside_gold": beside_gold(measured)}
 
 

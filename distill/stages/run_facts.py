@@ -65,7 +65,7 @@ def _entry(
     """gold: it learned the data's own answers, even where a model wrote others."""
     tokens = data_stats(run, section)["train"]["tokens"]
     if section == "data" and run.recipe.data.answers is not None and not gold:
-        tokens = read_json(run.folder.answers / "answers.json")["kept_tokens"]
+        tokens = read_json(run.folder.answers / "result.json")["kept_tokens"]
     return training_entry(result, config.keep, tokens)
 
 

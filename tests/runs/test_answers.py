@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 from attar.errors import DataError, RunError
 from attar.files import read_json
@@ -21,12 +23,14 @@ from distill.planning.estimate import estimates
 from distill.run.context import Run
 from distill.run.load import load_recipe
 from distill.stages import answer as stage
+from students.artifacts.gguf.writer import write_gguf
 from teachers.cache.reader import SignalCache
 from teachers.runners.next_token import TeacherRunner
 from teachers.runners.request import Request
 from teachers.writing.local import LocalWriter
 from teachers.writing.request import Failed
 from teachers.writing.store import RequestStore
+from tests.conftest import chat_tokenizer
 
 WORDS = ["light", "water", "teacher", "student", "nobody"]
 ANSWERS = {"samples": 3, "new_tokens": 12, "temperature": 1.0}
@@ -73,7 +77,7 @@ def store():
 
 
 def numbers():
-    return read_json(Path("out/answers/answers.json"))
+    return read_json(Path("out/answers/result.json"))
 
 
 def test_every_stage_runs_on_written_answers(asked):
@@ -220,13 +224,43 @@ def test_a_killed_process_loses_no_finished_answer(asked):
     assert all(after[key].ids.tolist() == one.ids.tolist() for key, one in before.items())
 
 
+def test_another_models_answers_are_judged_by_the_teacher_and_cached_as_any_text(
+    asked, make_model, bytes_bpe
+):
+    make_model(5, width=32, vocabulary=320).save_pretrained("other")
+    chat_tokenizer(bytes_bpe).save_pretrained("other")
+    commands = asked({"from": "other", "keep": {"ended": False, "likely": 1e-3}})
+    run = upto_cache(commands)
+    found = numbers()
+    assert 0 < found["by_reason"]["unlikely under the teacher"] < found["written"]
+    teacher = AutoModelForCausalLM.from_pretrained("teacher", dtype=torch.float32)
+    kept = set(run.training_examples().keys)
+    lines = map(json.loads, Path("out/answers/answers.jsonl").read_text().splitlines())
+    assert sum(line["kept"] for line in lines) == found["kept"] == len(kept)
+    for example in run.training_examples():
+        ids = torch.from_numpy(example.input_ids)[None]
+        with torch.no_grad():
+            logprobs = teacher(ids).logits[0, :, : run.vocabulary].log_softmax(-1)
+        own = logprobs[example.counted, example.counted_labels]
+        assert own.mean().exp() > 1e-3 * 0.999
+    assert set(SignalCache(run.cache_url).keys()) == {k for part in run.data() for k in part.keys}
+
+
+def test_a_gguf_file_writes(asked, bytes_bpe):
+    write_gguf(Path("teacher"), Path("teacher.gguf"), "f16")
+    commands = asked({"from": "teacher.gguf", "samples": 2, "keep": {"ended": False}})
+    commands("answer", "recipe.yaml", "--run-dir", "out")
+    assert numbers()["writer"] == "teacher.gguf"
+    assert numbers()["kept"] == len(Run(load_recipe("recipe.yaml"), Path("out")).data()[0]) == 50
+
+
 def test_budgets_end_the_asking_and_the_rest_is_learned(asked):
     commands = asked({"keep": {"ended": False}, "max_requests": 30, "batch_size": 6})
     commands("answer", "recipe.yaml", "--run-dir", "out")
     assert numbers()["written"] == 30
     more = ("--run-dir", "more", "--set", "data.answers.max_tokens=100")
     said = commands("answer", "recipe.yaml", *more).output
-    written = read_json(Path("more/answers/answers.json"))
+    written = read_json(Path("more/answers/result.json"))
     assert 100 <= written["tokens"] <= 100 + 6 * 12
     assert "`max_tokens: 100` are spent" in said
 
