@@ -29,7 +29,7 @@ def check_preferences(run: Run) -> None:
         if config is None:
             continue
         data = run.recipe.data_of(path)
-        train, validation = run.data(data, gold=True)
+        train, validation = run.data(data)
         for part, examples in (("train", train), ("validation", validation)):
             _check_part(path, config, data, part, examples)
         if train.judged.any() and not reads_pairs(config.objective):
