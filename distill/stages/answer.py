@@ -153,7 +153,7 @@ def _write(run: Run, requests: Sequence[WriteRequest]) -> None:
             del writer
             free_memory()
     if asked.stopped or (wanted and left <= 0):
-        log.warning("answer: `max_tokens: %s` are spent; the rest is not asked", config.max_tokens)
+        log.warning("answer: `max_tokens: %s` is spent; the rest is not asked", config.max_tokens)
     everyone = _of_all_processes(asked)
     failed = sum((one.failed for one in everyone), Counter[str]())
     if failed:
@@ -201,16 +201,17 @@ def _keep(
     config, max_length = answers_of(run), run.recipe.data.max_length
     written, refused = _finished(run, requests)
     kept = choose(_candidates(run, prompts, written), config.keep)
+    _write_readable(run, prompts, written, kept)
     if not kept.answers:
         reasons = "; ".join(f"{number} {reason}" for reason, number in kept.by_reason().items())
         raise DataError(
             f"None of {len(written)} written answers is kept ({reasons or 'none was written'}); "
-            "loosen `data.answers.keep`, raise `data.answers.new_tokens`, or take another writer."
+            f"see {run.folder.answers / 'answers.jsonl'}; loosen `data.answers.keep`, raise "
+            "`data.answers.new_tokens`, or take another writer."
         )
     part = write_part(run.folder.written_part, prompts, kept.answers, max_length)
     numbers = answer_numbers(config, prompts, [one for *_, one in written], kept, refused, part)
     write_json(run.folder.answers / "result.json", numbers)
-    _write_readable(run, prompts, written, kept)
     log.info("answer: %s", numbers["sentence"])
 
 

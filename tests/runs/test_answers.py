@@ -262,7 +262,7 @@ def test_budgets_end_the_asking_and_the_rest_is_learned(asked):
     said = commands("answer", "recipe.yaml", *more).output
     written = read_json(Path("more/answers/result.json"))
     assert 100 <= written["tokens"] <= 100 + 6 * 12
-    assert "`max_tokens: 100` are spent" in said
+    assert "`max_tokens: 100` is spent" in said
 
 
 @pytest.mark.parametrize(
