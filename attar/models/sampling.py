@@ -33,6 +33,7 @@ from attar.models.structure import (
 
 STREAM = 8  # of the random numbers; codecs draw from others
 POSITION_STEP = 0x9E3779B97F4A7C15  # between the seeds of two positions
+FEW_IDS = 1024  # that are sorted at first: nearly always enough for `top_p`
 LARGEST_DIFFERENCE = 0.2  # of logits, in their deviations: 16-bit products differ by 0.05
 
 OnLogits = Callable[[Tensor, list[int], int], None]  # logits (B, V), answers' numbers, position
@@ -195,20 +196,44 @@ def draw_ids(logits_BV: Tensor, sampling: Sampling, uniform_B1: Tensor) -> Tenso
     ones have a chance.
     """
     probs_BV = (logits_BV / sampling.temperature).softmax(-1)
-    order_BV = None
-    if sampling.top_p < 1 or sampling.top_k is not None:
-        probs_BV, order_BV = probs_BV.sort(stable=True, dim=-1, descending=True)
-        before_BV = probs_BV.cumsum(-1) - probs_BV
-        probs_BV = probs_BV.masked_fill(before_BV >= sampling.top_p, 0)
-        if sampling.top_k is not None:
-            probs_BV[:, sampling.top_k :] = 0
-    sums_BV = probs_BV.double().cumsum(-1)
-    place_B1 = torch.searchsorted(sums_BV, uniform_B1 * sums_BV[:, -1:], right=True)
-    last_B1 = (probs_BV > 0).long().cumsum(-1).argmax(-1, keepdim=True)  # of those with a chance
-    place_B1 = torch.minimum(place_B1, last_B1)
-    if order_BV is not None:
-        place_B1 = order_BV.gather(-1, place_B1)
-    return place_B1.squeeze(-1)
+    if sampling.top_p == 1 and sampling.top_k is None:
+        return _places(probs_BV, uniform_B1).squeeze(-1)
+    few = min(FEW_IDS if sampling.top_k is None else sampling.top_k, probs_BV.shape[-1])
+    drawn_B, enough_B = _drawn_of_likeliest(probs_BV, few, sampling, uniform_B1)
+    if not bool(enough_B.all()):  # those rows alone, so that neighbours change nothing
+        more_B = ~enough_B
+        rows_BV, size = probs_BV[more_B], probs_BV.shape[-1]
+        drawn_B[more_B] = _drawn_of_likeliest(rows_BV, size, sampling, uniform_B1[more_B])[0]
+    return drawn_B
+
+
+def _drawn_of_likeliest(
+    probs_BV: Tensor, size: int, sampling: Sampling, uniform_B1: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return ids drawn from the `size` most likely ones, (B,), and whether these were enough for
+    `top_p`, or all that `top_k` lets pass. Equal ones stand in the order of their numbers.
+    """
+    if size < probs_BV.shape[-1]:
+        order_BK = probs_BV.topk(size, dim=-1).indices.sort(dim=-1).values
+        probs_BK = probs_BV.gather(-1, order_BK)
+        probs_BK, place_BK = probs_BK.sort(stable=True, dim=-1, descending=True)
+        order_BK = order_BK.gather(-1, place_BK)
+    else:
+        probs_BK, order_BK = probs_BV.sort(stable=True, dim=-1, descending=True)
+    sums_BK = probs_BK.cumsum(-1)
+    whole = sampling.top_k is not None or size == probs_BV.shape[-1]
+    enough_B = torch.full_like(sums_BK[:, -1], whole, dtype=torch.bool)
+    enough_B |= sums_BK[:, -1] >= sampling.top_p
+    probs_BK = probs_BK.masked_fill(sums_BK - probs_BK >= sampling.top_p, 0)
+    return order_BK.gather(-1, _places(probs_BK, uniform_B1)).squeeze(-1), enough_B
+
+
+def _places(probs_BK: Tensor, uniform_B1: Tensor) -> Tensor:
+    """Return where (B, 1) a uniform number falls among probabilities, which need not sum to 1."""
+    sums_BK = probs_BK.double().cumsum(-1)
+    place_B1 = torch.searchsorted(sums_BK, uniform_B1 * sums_BK[:, -1:], right=True)
+    last_B1 = (probs_BK > 0).long().cumsum(-1).argmax(-1, keepdim=True)  # of those with a chance
+    return torch.minimum(place_B1, last_B1)
 
 
 def batches_of_prompts(lengths: Sequence[int], samples: int, batch_size: int) -> list[list[int]]:
