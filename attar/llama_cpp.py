@@ -82,6 +82,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "llama_set_n_threads": (None, [c_void_p, c_int32, c_int32]),
     "llama_get_memory": (c_void_p, [c_void_p]),
     "llama_memory_clear": (None, [c_void_p, c_bool]),
+    "llama_memory_seq_rm": (c_bool, [c_void_p, c_int32, c_int32, c_int32]),
     "llama_batch_init": (_LlamaBatch, [c_int32, c_int32, c_int32]),
     "llama_batch_free": (None, [_LlamaBatch]),
     "llama_decode": (c_int32, [c_void_p, _LlamaBatch]),
@@ -261,6 +262,15 @@ class GGUFModel:
             raise ModelError(f"llama.cpp cannot run {self.file}: {_last_log()}.")
         assert self._library.llama_n_ctx(self._context) >= num_positions
         assert self._library.llama_n_batch(self._context) >= min(BATCH_POSITIONS, num_positions)
+
+    def rewind(self, length: int) -> bool:
+        """Forget all positions but the first `length`; False where the model cannot, whose state is
+        of all positions together.
+        """
+        memory = self._library.llama_get_memory(self._context)
+        done = bool(self._library.llama_memory_seq_rm(memory, 0, length, -1))
+        self._length = length if done else self._length
+        return done
 
     def extend(self, ids: Sequence[int], wanted_T: np.ndarray | None = None) -> np.ndarray:
         """Append ids; float32 logits (n, V) at the wanted positions (None: only the last)."""

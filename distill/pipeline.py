@@ -15,12 +15,13 @@ from attar.models.loading import fetch_weights
 from attar.storage_errors import naming
 from distill.console import log_to_file, show_stage
 from distill.run.context import Run
+from distill.stages.answer import prompts_to_answer
 from distill.stages.other_recipe import check_same_run, say_what_is_replaced
 from distill.stages.preference_checks import check_preferences
 from distill.stages.preflight import check_before_work, check_steps, check_student
 from distill.stages.rollouts import check_rollouts
 from distill.stages.server_checks import check_server
-from distill.stages.stage import BUILD, REPORT, STAGES, WORK
+from distill.stages.stage import ANSWER, BUILD, REPORT, STAGES, WORK
 from distill.stages.status import first_fault, is_done, is_shaped, made_from
 from distill.training.checkpoint import drop_checkpoints
 
@@ -59,8 +60,7 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
             run.write_recipe()
         run.prepare_data()
         check_steps(run, is_shaped(run))
-        check_preferences(run)
-        check_rollouts(run)
+        _check_examples(run)
         planned, number = _stages_to_run(run, names), 0
         for name in names:
             # One that is done again and leaves the same bytes leaves those after it up to date.
@@ -93,6 +93,14 @@ def _fetch_models(run: Run) -> None:
         fetch_weights(run.recipe.teacher.model)
     if isinstance(source, str) and source != "teacher":
         fetch_weights(source)
+
+
+def _check_examples(run: Run) -> None:
+    """Raise a `UserError` where the prepared examples are not what the recipe needs."""
+    check_preferences(run)
+    check_rollouts(run)
+    if not is_done(run, ANSWER.name):  # nor left out of the recipe
+        prompts_to_answer(run)
 
 
 def named_in_recipe(run: Run, names: list[str]) -> list[str]:

@@ -33,9 +33,11 @@ from attar.models.structure import (
 
 STREAM = 8  # of the random numbers; codecs draw from others
 POSITION_STEP = 0x9E3779B97F4A7C15  # between the seeds of two positions
+FEW_IDS = 1024  # that are sorted at first: nearly always enough for `top_p`
 LARGEST_DIFFERENCE = 0.2  # of logits, in their deviations: 16-bit products differ by 0.05
 
 OnLogits = Callable[[Tensor, list[int], int], None]  # logits (B, V), answers' numbers, position
+OnAnswer = Callable[[int, "Answer"], None]  # an answer's number, and the answer
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,14 @@ class Writer:
         *,
         first_sample: int | Sequence[int] = 0,
         on_logits: OnLogits | None = None,
+        on_answer: OnAnswer | None = None,
     ) -> list[list[Answer]]:
         """Return `samples` answers to each prompt, all written together.
 
         prompts: ids (T,), at least one each. first_sample: the number of the first answer, of all
         prompts or of each; others count on. on_logits: gets the logits of each answer's next token,
-        before temperature; the number of an answer is prompt x samples + sample.
+        before temperature; the number of an answer is prompt x samples + sample. on_answer: gets
+        each answer once, as soon as the model ended it, else at the end.
         The model is put into evaluation mode, and left there.
         """
         self.model.eval()
@@ -108,20 +112,32 @@ class Writer:
             logits_BV = batch.next_logits()
             if on_logits is not None:
                 on_logits(logits_BV[batch.unfinished], batch.unfinished_numbers, position)
-            batch.append(self._drawn(logits_BV, batch.seeds_B, position), logits_BV)
+            ids_B = draw_at(logits_BV, self.sampling, batch.seeds_B, position)
+            for number in batch.append(ids_B, logits_BV):
+                if on_answer is not None:
+                    on_answer(number, batch.answer(number))
             if not batch.unfinished:
                 break
+        if on_answer is not None:
+            for number in batch.unfinished_numbers:
+                on_answer(number, batch.answer(number))
         found = batch.answers()
         return [found[i : i + samples] for i in range(0, len(found), samples)]
 
-    def _drawn(self, logits_BV: Tensor, seeds_B: np.ndarray, position: int) -> Tensor:
-        """Return an id for each row, (B,)."""
-        if self.sampling.temperature == 0:
-            return logits_BV.argmax(-1)
-        with np.errstate(over="ignore"):
-            seeds_B = seeds_B + np.uint64((position * POSITION_STEP) % (1 << 64))
-        uniform_B1 = torch.from_numpy(uniforms(seeds_B, 1, STREAM)).to(logits_BV.device)
-        return draw_ids(logits_BV, self.sampling, uniform_B1)
+
+def draw_at(logits_BV: Tensor, sampling: Sampling, seeds_B: np.ndarray, position: int) -> Tensor:
+    """Return an id for each row, (B,), of answers with these seeds (`seed_of`) at a position."""
+    if sampling.temperature == 0:
+        return logits_BV.argmax(-1)
+    with np.errstate(over="ignore"):
+        seeds_B = seeds_B + np.uint64((position * POSITION_STEP) % (1 << 64))
+    uniform_B1 = torch.from_numpy(uniforms(seeds_B, 1, STREAM)).to(logits_BV.device)
+    return draw_ids(logits_BV, sampling, uniform_B1)
+
+
+def logprobs_of(logits_V: Tensor, one: int) -> float:
+    """Return the log-probability of an id."""
+    return float(logprobs_of_ids(logits_V[None], torch.tensor([one], device=logits_V.device))[0])
 
 
 def check_can_write(model: Any, vocabulary: int) -> None:
@@ -183,20 +199,44 @@ def draw_ids(logits_BV: Tensor, sampling: Sampling, uniform_B1: Tensor) -> Tenso
     ones have a chance.
     """
     probs_BV = (logits_BV / sampling.temperature).softmax(-1)
-    order_BV = None
-    if sampling.top_p < 1 or sampling.top_k is not None:
-        probs_BV, order_BV = probs_BV.sort(stable=True, dim=-1, descending=True)
-        before_BV = probs_BV.cumsum(-1) - probs_BV
-        probs_BV = probs_BV.masked_fill(before_BV >= sampling.top_p, 0)
-        if sampling.top_k is not None:
-            probs_BV[:, sampling.top_k :] = 0
-    sums_BV = probs_BV.double().cumsum(-1)
-    place_B1 = torch.searchsorted(sums_BV, uniform_B1 * sums_BV[:, -1:], right=True)
-    last_B1 = (probs_BV > 0).long().cumsum(-1).argmax(-1, keepdim=True)  # of those with a chance
-    place_B1 = torch.minimum(place_B1, last_B1)
-    if order_BV is not None:
-        place_B1 = order_BV.gather(-1, place_B1)
-    return place_B1.squeeze(-1)
+    if sampling.top_p == 1 and sampling.top_k is None:
+        return _places(probs_BV, uniform_B1).squeeze(-1)
+    few = min(FEW_IDS if sampling.top_k is None else sampling.top_k, probs_BV.shape[-1])
+    drawn_B, enough_B = _drawn_of_likeliest(probs_BV, few, sampling, uniform_B1)
+    if not bool(enough_B.all()):  # those rows alone, so that neighbours change nothing
+        more_B = ~enough_B
+        rows_BV, size = probs_BV[more_B], probs_BV.shape[-1]
+        drawn_B[more_B] = _drawn_of_likeliest(rows_BV, size, sampling, uniform_B1[more_B])[0]
+    return drawn_B
+
+
+def _drawn_of_likeliest(
+    probs_BV: Tensor, size: int, sampling: Sampling, uniform_B1: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return ids drawn from the `size` most likely ones, (B,), and whether these were enough for
+    `top_p`, or all that `top_k` lets pass. Equal ones stand in the order of their numbers.
+    """
+    if size < probs_BV.shape[-1]:
+        order_BK = probs_BV.topk(size, dim=-1).indices.sort(dim=-1).values
+        probs_BK = probs_BV.gather(-1, order_BK)
+        probs_BK, place_BK = probs_BK.sort(stable=True, dim=-1, descending=True)
+        order_BK = order_BK.gather(-1, place_BK)
+    else:
+        probs_BK, order_BK = probs_BV.sort(stable=True, dim=-1, descending=True)
+    sums_BK = probs_BK.cumsum(-1)
+    whole = sampling.top_k is not None or size == probs_BV.shape[-1]
+    enough_B = torch.full_like(sums_BK[:, -1], whole, dtype=torch.bool)
+    enough_B |= sums_BK[:, -1] >= sampling.top_p
+    probs_BK = probs_BK.masked_fill(sums_BK - probs_BK >= sampling.top_p, 0)
+    return order_BK.gather(-1, _places(probs_BK, uniform_B1)).squeeze(-1), enough_B
+
+
+def _places(probs_BK: Tensor, uniform_B1: Tensor) -> Tensor:
+    """Return where (B, 1) a uniform number falls among probabilities, which need not sum to 1."""
+    sums_BK = probs_BK.double().cumsum(-1)
+    place_B1 = torch.searchsorted(sums_BK, uniform_B1 * sums_BK[:, -1:], right=True)
+    last_B1 = (probs_BK > 0).long().cumsum(-1).argmax(-1, keepdim=True)  # of those with a chance
+    return torch.minimum(place_B1, last_B1)
 
 
 def batches_of_prompts(lengths: Sequence[int], samples: int, batch_size: int) -> list[list[int]]:
@@ -280,8 +320,12 @@ class _Batch:
                 last_BH = last_BH.repeat_interleave(self.samples, dim=0)
         return self.writer._head.logits(last_BH)
 
-    def append(self, ids_B: Tensor, logits_BV: Tensor) -> None:
-        """Add an id to each answer that goes on, and drop rows that are finished."""
+    def append(self, ids_B: Tensor, logits_BV: Tensor) -> list[int]:
+        """Add an id to each answer that goes on, and drop rows that are finished.
+
+        Returns the numbers of the answers that end with it.
+        """
+        ending = []
         logprobs = logprobs_of_ids(logits_BV, ids_B).tolist()
         stops = self.writer.stop_ids
         for row, (one, logprob) in enumerate(zip(ids_B.tolist(), logprobs, strict=True)):
@@ -290,11 +334,14 @@ class _Batch:
                 self.ids[number].append(one)
                 self.logprobs[number].append(logprob)
                 self.ended[number] = one in stops
+                if one in stops:
+                    ending.append(number)
         self.next_ids = ids_B.unsqueeze(-1)
         self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(len(ids_B), 1)], dim=-1)
         rows = self.unfinished
         if rows and len(rows) <= len(self.numbers) // 2:
             self._keep(rows)
+        return ending
 
     def _keep(self, rows: list[int]) -> None:
         kept = torch.tensor(rows, device=self.device)
@@ -303,9 +350,11 @@ class _Batch:
         self.seeds_B = self.seeds_B[rows]
         self.numbers = [self.numbers[row] for row in rows]
 
+    def answer(self, number: int) -> Answer:
+        """Return what an answer has so far."""
+        logprobs = np.asarray(self.logprobs[number], np.float32)
+        return Answer(np.asarray(self.ids[number], np.int64), logprobs, self.ended[number])
+
     def answers(self) -> list[Answer]:
         """Return the answers, in their order."""
-        return [
-            Answer(np.asarray(ids, np.int64), np.asarray(logprobs, np.float32), ended)
-            for ids, logprobs, ended in zip(self.ids, self.logprobs, self.ended, strict=True)
-        ]
+        return [self.answer(number) for number in range(len(self.ids))]

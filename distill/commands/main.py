@@ -27,7 +27,7 @@ from distill.commands.run import (
 )
 from distill.commands.say import say
 from distill.commands.verify import verify
-from distill.stages.stage import ADAPT_TEACHER, REPORT, SPECIALIZE, STAGES, TRAIN, Stage
+from distill.stages.stage import ADAPT_TEACHER, ANSWER, REPORT, SPECIALIZE, STAGES, TRAIN, Stage
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -111,7 +111,7 @@ def add_stage(stage: Stage) -> None:
         do_stages(open_run(recipe, run_dir, overrides, **show), [stage.name], alone=True)
 
 
-for one in (ADAPT_TEACHER, TRAIN, SPECIALIZE, REPORT):  # the others' commands take options
+for one in (ADAPT_TEACHER, ANSWER, TRAIN, SPECIALIZE, REPORT):  # the others' commands take options
     add_stage(one)
 
 

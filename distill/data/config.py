@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
 from attar.checksums import stamp_of_files
 from attar.models.pooling import PoolingMode
+from distill.data.answers_config import AnswersConfig
 from distill.data.masking import MaskingConfig
 from distill.data.row_formats import RowOptions
 from distill.data.sources import local_files
@@ -42,6 +43,9 @@ class DataConfig(RowOptions):
     train_tokens: int | None = Field(None, ge=1, description="stop at this many counted tokens")
     held_out_tokens: int | None = Field(None, ge=1, description="spread over its documents")
     validation_tokens: int | None = Field(16384, ge=1, description="spread over its documents")
+    answers: AnswersConfig | None = Field(
+        None, description="a model writes the answers that are learned, in place of the data's own"
+    )
     masking: MaskingConfig = Field(default_factory=MaskingConfig)
     pooling: PoolingMode | None = Field(
         None, description="for `task: embedding`; absent: as the teacher's files say"
@@ -64,7 +68,14 @@ class DataConfig(RowOptions):
                 f"`validation` and `held_out` are both `{self.validation}`; name another for "
                 "`validation`, or leave it out: it is a share of the training documents then"
             )
+        if self.answers is not None and self.section != "data":
+            raise ValueError("`answers` are written to the prompts of `data` alone; leave it out")
         return self
+
+    @property
+    def read(self) -> dict[str, Any]:
+        """The keys on which the examples of the data's own rows depend: all but `answers`."""
+        return self.model_dump(exclude={"answers"})
 
 
 def sources_of(config: DataConfig) -> list[str]:

@@ -138,6 +138,12 @@ class Examples:
         """How many texts each example has: 2 of a pair of answers, else 1."""
         return 1 + (self._other_lengths > 0).astype(np.int64)
 
+    @property
+    def row_texts(self) -> list[str]:
+        """Of each example the fingerprint of its row's text."""
+        found: list[str] = self._rows["text"][:]
+        return found
+
     def among(self, keys: Container[str]) -> Examples:
         """Only the examples with these keys."""
         return self._some(np.asarray([i for i, key in enumerate(self.keys) if key in keys], int))

@@ -15,6 +15,7 @@ from attar.errors import DataError, RunError
 from attar.files import fingerprint, read_json, read_json_object, staged_folder, write_json
 from attar.libraries import library_versions
 from distill.data.config import DataConfig, source_stamp, sources_of
+from distill.data.held_out_prompts import write_held_out_prompts
 from distill.data.part_writer import PartWriter
 from distill.data.placed import DATA_PARTS, Placed, part_file
 from distill.data.reader import NextTokenTexts, Reader
@@ -42,7 +43,8 @@ def prepare(
     stay. Raises `DataError` where a part would be empty.
     """
     reader = reader or NextTokenTexts()
-    inputs = [config.model_dump(), tokenizer_id, seed, source_stamp(config), *reader.stamp]
+    inputs = [config.read, tokenizer_id, seed, source_stamp(config), *reader.stamp]
+    inputs += ["held-out prompts"] if config.answers is not None else []
     inputs += [FORMAT, STATS, beside and read_json(beside / RECORD_FILE)["inputs"]]
     wanted = fingerprint([inputs, library_versions("transformers", "tokenizers", "datasets")])
     faults = data_faults(folder)
@@ -56,6 +58,8 @@ def prepare(
         stats = write_parts(corpus, aside)
         if skipped := describe_skipped(corpus.skipped, config.section):
             log.warning("data: of the rows, %s", skipped)
+        if config.answers is not None:
+            write_held_out_prompts(aside, tokenizer)
         more = reader.finish({part: part_file(aside, part) for part in DATA_PARTS})
         stats["left_out"] += more.pop("left_out", [])
         write_json(aside / "stats.json", {"inputs": wanted, **stats, **more})

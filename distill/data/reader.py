@@ -99,6 +99,22 @@ def judged_reading(
     return Reading(layout.columns, read, known=known)
 
 
+def _check_prompts(layouts: Sequence[RowFormat], sources: Sequence[str]) -> None:
+    """Raise `DataError` for a table whose rows are no prompts with one answer each."""
+    for layout, source in zip(layouts, sources, strict=True):
+        if layout.kind == "text":
+            raise DataError(
+                f"`data.answers` writes answers to prompts, and `{source}` has none: its rows are "
+                "plain texts; give rows with `prompt` and `completion`, or with `messages`, or "
+                "leave `data.answers` out."
+            )
+        if layout.kind in ("preference", "rated"):
+            raise DataError(
+                f"`data.answers` writes the answers that are learned, and `{source}` has judged "
+                "ones; give rows with `prompt` and `completion`, or leave `data.answers` out."
+            )
+
+
 class NextTokenTexts:
     """Reader of texts, conversations, and prompts with answers, whose next tokens are predicted."""
 
@@ -114,6 +130,8 @@ class NextTokenTexts:
         for table, source in pairs:
             layouts.append(format_of_table(table, source, config))
             log_unread(table, source, layouts[-1].read)
+        if config.answers is not None:
+            _check_prompts(layouts, sources)
         if not tokenizer.is_fast and any(layout.kind != "text" for layout in layouts):
             raise DataError(
                 "The tokenizer does not say where in a text a token stands (it is not a fast "

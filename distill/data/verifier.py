@@ -59,6 +59,13 @@ def is_right(verifier: Verifier, target: str, text: str) -> bool:
     return same_answer(extract(rule, before_stop(text, verifier.stop)), target)
 
 
+def has_answer(verifier: Verifier, target: str) -> bool:
+    """Whether the verifier finds an answer to compare with in a right answer."""
+    target = final_answer(target)
+    rule = verifier.extract or "line"
+    return number_of(target) is not None or extract(rule, target) is not None
+
+
 def final_answer(target: str) -> str:
     """A right answer without its working, which GSM8K writes before `####`."""
     return target.rpartition(FINAL_MARK)[2].strip()

@@ -18,6 +18,7 @@ from attar.errors import RunError
 from attar.files import fingerprint, read_json_object
 from attar.models.loading import resolve_precision
 from attar.word_lists import counted
+from distill.data.answers_config import AnswersConfig
 from distill.data.config import DataConfig
 from distill.data.reader import NextTokenTexts
 from distill.evaluation.job import OwnAnswersConfig
@@ -33,6 +34,8 @@ from distill.planning.model_cost import EFFICIENCY, ModelCost, flops_per_second,
 from distill.planning.prepared import prepared_copy
 from distill.planning.quantities import Quantities
 from distill.planning.steps import Steps, planned_steps
+from distill.planning.written_answers import with_answers, writing_seconds, written_tokens
+from distill.recipe.answers import keeps_signals
 from distill.run.context import Run
 from distill.stages.cache import held_examples
 from distill.stages.evaluate import baselines_of, measured_models, writers_of
@@ -43,6 +46,7 @@ from teachers.cache.store import SignalStore
 from teachers.load import TeacherConfig
 
 ARTIFACT_BYTES = {"bf16": 2.0, "int8": 1.2, "nf4": 0.8}  # a parameter; others as bf16
+ANSWER_BYTES = 200.0  # a token that is written, with signals
 ARTIFACT_SECONDS = 5.0  # to make one
 READ_SECONDS = 1e-4  # to read a server's answer on one token (benchmarks/speed.md)
 PROCESS_SECONDS = 20.0  # to start a process, load a model and leave
@@ -83,6 +87,8 @@ def _what_remains(run: Run, line: Estimate) -> Estimate:
         return done
     if line.stage != "cache" or run.recipe.teacher.adapt is not None:
         return line
+    if run.recipe.data.answers is not None and not is_done(run, "answer"):
+        return line  # what will be learned is not known
     if SignalStore(run.cache_url).manifest() is None:
         return line
     with prepared_copy(run) as copy:
@@ -112,7 +118,7 @@ def _quantities(run: Run) -> Quantities:
         unit=unit_of(run),
         teacher=teacher,
         student=model_cost(run.student_config, run.task.auto),
-        counts=data_counts(run, recipe.data),
+        counts=with_answers(run, data_counts(run, recipe.data)),
         teacher_bytes=weights_of_teacher(recipe.teacher, teacher.total),
         speed=EFFICIENCY * flops_per_second(resolve_precision(recipe.teacher.dtype)),
         train_speed=EFFICIENCY * flops_per_second(resolve_precision(recipe.train.precision)),
@@ -147,6 +153,8 @@ def _stages(run: Run, known: Quantities) -> Iterator[Estimate]:
     recipe = run.recipe
     if recipe.teacher.adapt is not None:
         yield _adapting(run, known, recipe.teacher.adapt)
+    if recipe.data.answers is not None:
+        yield _answering(run, known, recipe.data.answers)
     if run.makes_cache:
         outcomes = known.counts.outputs or run.vocabulary
         measured = audited_bytes(run.folder.audit, recipe.cache)
@@ -176,6 +184,15 @@ def _adapting(run: Run, known: Quantities, loop: Any) -> Estimate:
     return Estimate("adapt-teacher", amount, teacher.total * 16, memory, seconds, note, steps)
 
 
+def _answering(run: Run, known: Quantities, config: AnswersConfig) -> Estimate:
+    counts = data_counts(run, run.recipe.data)  # of the data's own answers
+    tokens = written_tokens(config, counts.train, counts.counted)
+    seconds = writing_seconds(config, known, counts.train, tokens)
+    memory = libraries() + known.teacher_bytes + 4.0 * run.vocabulary * config.batch_size
+    note = f"{config.samples} answers to each of {counts.train:,} prompts"
+    return Estimate("answer", tokens, tokens * ANSWER_BYTES, memory, seconds, note)
+
+
 def _caching(run: Run, known: Quantities, outcomes: int, measured: float | None) -> Estimate:
     """outcomes: ids or classes of a distribution. measured: bytes of one token's distribution."""
     cache, counts, width = run.recipe.cache, known.counts, known.teacher.width
@@ -183,8 +200,9 @@ def _caching(run: Run, known: Quantities, outcomes: int, measured: float | None)
     distribution = measured or cache.codec.bytes_per_token(outcomes, width)
     bytes_each = counts.counted * distribution + counts.kept * layers
     size = bytes_each * counts.cached
-    amount = known.amount(counts.cached)
-    seconds = known.teacher.forward(known.tokens(counts.cached)) / known.speed
+    asked = counts.validation if keeps_signals(run.recipe) else counts.cached
+    amount = known.amount(asked)
+    seconds = known.teacher.forward(known.tokens(asked)) / known.speed
     a_unit = bytes_each / (counts.counted if known.unit == "tokens" else counts.texts)
     note = f"{a_unit:.0f} bytes a {known.unit[:-1]}{' as measured' if measured else ''}"
     note += f"; {known.unit} {counts.known}"

@@ -24,8 +24,13 @@ def prepared(run: Run) -> Iterator[Run]:
 
 @contextmanager
 def prepared_copy(run: Run) -> Iterator[Run]:
-    """The same recipe in a temporary folder, with its data prepared."""
+    """The same recipe in a temporary folder, with its data prepared; with the answers that a model
+    wrote, where they are there.
+    """
     with TemporaryDirectory() as folder:
         copy = Run(run.recipe, Path(folder))
         copy.prepare_data()
+        if run.folder.written_part.exists():
+            copy.folder.answers.mkdir()
+            copy.folder.written_part.symlink_to(run.folder.written_part.resolve())
         yield copy

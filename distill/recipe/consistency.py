@@ -8,8 +8,9 @@ from attar.errors import RecipeError
 from distill.objective.losses import LOSSES
 from distill.objective.preference_forms import FORMS
 from distill.objective.terms import check_online, check_served, reads_from, source_of
+from distill.recipe.answers import check_answers
 from distill.recipe.export import check_possible
-from distill.recipe.rollout_checks import check_rollout_terms
+from distill.recipe.rollout_checks import check_rollout_data, check_rollout_terms
 from distill.recipe.schema import Recipe
 from distill.training.config import LoopConfig
 from teachers.codecs.codec import check_gives_label_logprobs
@@ -20,6 +21,8 @@ def check_consistency(recipe: Recipe) -> None:
     """Raise `RecipeError` for the first section that does not fit the others."""
     check_possible(recipe.export, recipe.specialize)
     _check_server(recipe)
+    check_answers(recipe)
+    check_rollout_data(recipe)
     adapt = recipe.teacher.adapt
     if adapt is not None:
         _check_reference("teacher.adapt", adapt)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from attar.errors import RecipeError
 from distill.objective.losses import LOSSES
 from distill.objective.terms import source_of
+from distill.recipe.schema import Recipe
 from distill.training.config import LoopConfig
 
 WRITE = ("train", "specialize")  # sections whose student may write
@@ -37,6 +38,18 @@ def check_rollout_terms(path: str, section: LoopConfig) -> None:
             "not write; choose another `method`, such as `lora`."
         )
     _check_what_is_learned(path, section)
+
+
+def check_rollout_data(recipe: Recipe) -> None:
+    """Raise `RecipeError` where rewards would compare with answers that a model wrote."""
+    for path, section in recipe.learning().items():
+        reward = None if section.rollouts is None else section.rollouts.reward
+        data = recipe.data_of(path)
+        if reward is not None and reward.verifier is not None and data.answers is not None:
+            raise RecipeError(
+                f"`{path}.rollouts.reward.verifier` compares with the rows' own answers, and "
+                f"`{data.section}.answers` puts others in their place; leave one of the two out."
+            )
 
 
 def _check_what_is_learned(path: str, section: LoopConfig) -> None:

@@ -197,11 +197,11 @@ def compare(
     """The distilled student against the control `b`, by measures that both have."""
     models = measured.models
     found = {one.key: one.difference(measured, "distill", b) for one in measures}
-    tasks = _task_differences(models["distill"], models[b])
+    tasks = task_differences(models["distill"], models[b])
     return Comparison(measures, models, found, tasks, "distill", b, control, deciding)
 
 
-def _task_differences(one: Numbers, other: Numbers) -> dict[str, Numbers]:
+def task_differences(one: Numbers, other: Numbers) -> dict[str, Numbers]:
     """Differences of accuracy on each downstream task that both models could be asked.
 
     The answers to each question are not kept, so intervals are those of unpaired shares.

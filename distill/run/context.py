@@ -226,13 +226,21 @@ class Run:
         """Whether the examples that `prepare_data` left, if it did, are as it left them."""
         return not any(data_faults(folder) for folder in self.folder.data_folders)
 
-    def data(self, config: DataConfig | None = None) -> tuple[Examples, Examples]:
+    def data(
+        self, config: DataConfig | None = None, *, gold: bool = False
+    ) -> tuple[Examples, Examples]:
         """(train, validation) examples of a section, as `prepare_data` left them.
 
-        The held-out part is opened by the `evaluate` stage alone.
+        Where a model writes the answers that are learned (`data.answers`), and has, the training
+        examples are those it wrote; gold: the data's own. The held-out part is opened by the
+        `evaluate` stage alone.
         """
-        folder = self.folder.data((config or self.recipe.data).section)
-        return Examples(folder / "train.arrow"), Examples(folder / "validation.arrow")
+        config = config or self.recipe.data
+        folder = self.folder.data(config.section)
+        train = folder / "train.arrow"
+        if config.answers is not None and not gold and self.folder.written_part.exists():
+            train = self.folder.written_part
+        return Examples(train), Examples(folder / "validation.arrow")
 
     def training_examples(self) -> Examples:
         """The examples that are learned from."""

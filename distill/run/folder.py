@@ -6,6 +6,7 @@ teacher/     the adapted teacher         cache/       the teacher's signals
 student/     the student before training arms/NAME/   checkpoints, student/, result.json
 specialized/ adapter/ and merged/        artifacts/   what is deployed
 reference/   what preferences are compared with
+answers/     what a model wrote to prompts, and the training part of it
 evaluation/  numbers a model, per-token arrays
 """
 
@@ -140,6 +141,16 @@ class RunFolder:
     def reference(self, section: str) -> Path:
         """Log-probabilities of answers under the reference of a section that learns preferences."""
         return self.path / "reference" / section.replace(".", "-")
+
+    @property
+    def answers(self) -> Path:
+        """What a model wrote to the prompts of the training part."""
+        return self.path / "answers"
+
+    @property
+    def written_part(self) -> Path:
+        """The training part of written answers."""
+        return self.answers / "train.arrow"
 
     @property
     def audit(self) -> Path:

@@ -57,7 +57,9 @@ def adapt_teacher(run: Run, inputs: str) -> StageRecord:
             discard_other(folder, inputs)
     settings = {"reinitialize": config.reinitialize, "seed": run.recipe.seed}
     start, data = Start(teacher.model, settings), run.recipe.data
-    result = run_training(run, "teacher", "teacher.adapt", model, config, data, folder, start)
+    result = run_training(
+        run, "teacher", "teacher.adapt", model, config, data, folder, start, gold=True
+    )
     with on_first_process() as first:
         if first:
             dtype = resolve_precision(teacher.dtype, model.config)

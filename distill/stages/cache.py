@@ -27,12 +27,13 @@ from distill.run.context import Run
 from distill.run.folder import StageRecord, on_first_process
 from distill.stages.fingerprints import data_inputs, specializing_data_inputs, teacher_inputs
 from distill.stages.stage import CACHE, work
-from teachers.cache.config import CacheConfig, manifest_of
+from teachers.cache.config import CacheConfig, HiddenStatesConfig, manifest_of
 from teachers.cache.growing import check_can_grow, data_counts_of, held_tokens
 from teachers.cache.reader import SignalCache
 from teachers.cache.repair import repair_files
 from teachers.cache.store import SignalStore
-from teachers.load import loaded_here, teacher_identity
+from teachers.codecs.label import Label
+from teachers.load import load_teacher, loaded_here, teacher_identity
 from teachers.remote.remote_runner import RemoteRunner
 from teachers.remote.same_teacher import check_same_teacher, record_served
 from teachers.runners.build_cache import WriterProcess, build_cache, grow_cache
@@ -250,6 +251,39 @@ def _forget_answers(run: Run) -> None:
     if is_first_process():
         for path in run.folder.path.glob(f"{ANSWERS}*"):
             path.unlink(missing_ok=True)
+
+
+def add_signals(run: Run, examples: Sequence[Example], make_runner: Callable[[], Runner]) -> None:
+    """Put signals of some examples, which are known from elsewhere, into the run's cache.
+
+    What the recipe needs beside them, `make_cache` adds. A cache that is there keeps what it has.
+    """
+    max_length = run.recipe.data.max_length
+    requests = [run.task.request(run, example) for example in examples]
+    counts = {request.key: len(request.counted) for request in requests}
+    manifest = _manifest(run, data_counts_of(counts, max_length))
+    store = SignalStore(run.cache_url)
+    found = store.manifest()
+    grows = found is not None and _is_grown(store, found, manifest)
+    if grows:
+        _check_serves(store, manifest)
+        held = held_tokens(store.entries(growing=True))
+        if counts.keys() <= held.keys():
+            return
+        check_can_grow(store, _wanted(run))
+        others = (run.task.request(run, one) for one in run.validation_examples())
+        requests += [request for request in others if request.key in held]  # it is of these data
+    shown = "signals of written answers"
+    fill_store(run, store, requests, None if grows else manifest, make_runner, shown)
+
+
+def label_logprobs_under_teacher(run: Run, examples: Sequence[Example]) -> list[np.ndarray]:
+    """The teacher's log-probabilities (N,) of the counted tokens of examples, in their order."""
+    teacher = load_teacher(run.teacher)
+    config = run.recipe.cache.model_copy(update={"codec": Label(), "hidden": HiddenStatesConfig()})
+    runner = run.task.runner_of(run, teacher, config)
+    requests = [run.task.request(run, example) for example in examples]
+    return [columns["label_logprob"] for columns in runner.run(requests, {})]
 
 
 def fill_store(

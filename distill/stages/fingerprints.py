@@ -39,7 +39,7 @@ def data_inputs(run: Run) -> list[Any]:
             FORMAT,
             recipe.task,
             run.task.signal_identity(run),
-            recipe.data.model_dump(),
+            recipe.data.read,
             source_stamp(recipe.data),
             recipe.seed,
             tokenizer_files_fingerprint(recipe.teacher.model),

@@ -56,7 +56,11 @@ def refusal_of(run: Run) -> str | None:
             f"{run.folder} holds trained models ({there} ...), and which recipe made them cannot "
             f"be known: {error} {ways}"
         )
-    other = {key: both for key, both in changes.items() if key.split(".")[0] in OF_THE_RUN}
+    other = {
+        key: both
+        for key, both in changes.items()
+        if key.split(".")[0] in OF_THE_RUN and not key.startswith("data.answers")
+    }
     if not other:
         return None
     return (

@@ -31,6 +31,7 @@ from distill.recipe.schema import Recipe
 from distill.recipe.specialize import without_start
 from distill.run.context import Run
 from distill.runtimes.runtime import check_runtime
+from distill.stages.answer_writers import check_writer
 from distill.stages.artifact_checks import (
     check_forms,
     check_gguf,
@@ -69,6 +70,7 @@ def check_before_work(run: Run) -> None:
         check_positions,
         check_student_vocabulary,
         check_references,
+        check_writer,
         check_artifact_packages,
         check_gguf,
         check_artifact_families,

@@ -22,6 +22,7 @@ from distill.report.preferences import add_moves, preference_sentence
 from distill.report.selection import advise_best
 from distill.report.specializing import specializing_entry
 from distill.report.trainings import overfitted_warnings
+from distill.report.written_answers import beside_gold
 from distill.run.context import Run
 from distill.run.folder import StageRecord
 from distill.stages.evaluate import baselines_of, reference_of
@@ -87,6 +88,7 @@ def assemble(run: Run) -> dict[str, Any]:
         "specialize": _specialised(run, found),
         "verdict": verdict,
         "data": data_facts(run),
+        "answers": _answers(run, found),
         "student": student_facts(run),
         "training": trainings,
         "selection": None if found.parts is None else found.parts.entry(),
@@ -214,10 +216,22 @@ def _specialised(run: Run, measured: Measurements) -> dict[str, Any] | None:
     return {**{key: value for key, value in found.items() if key != "history"}, **entry}
 
 
+def _answers(run: Run, measured: Measurements) -> dict[str, Any] | None:
+    """The numbers of the answers that a model wrote; None where none did."""
+    if run.recipe.data.answers is None:
+        return None
+    found: dict[str, Any] = read_json(run.folder.answers / "result.json")
+    return {**found, "beside_gold": beside_gold(measured)}
+
+
 def cost(run: Run) -> dict[str, Any]:
     """Seconds, tokens, bytes and peak memory of each stage, and bytes a token of the cache."""
     recipe = run.recipe
-    left_out = {"adapt-teacher": recipe.teacher.adapt, "specialize": recipe.specialize}
+    left_out = {
+        "adapt-teacher": recipe.teacher.adapt,
+        "answer": recipe.data.answers,
+        "specialize": recipe.specialize,
+    }
     records = {
         name: run.folder.record(name) for name in STAGES if left_out.get(name, True) is not None
     }

@@ -12,7 +12,7 @@ from distill.report.student_shape import shape_entry
 from distill.report.trainings import training_entry
 from distill.run.context import Run
 from distill.stages.stage import ADAPT_TEACHER
-from distill.training.arms import DISTILL
+from distill.training.arms import ARMS, DISTILL
 from distill.training.config import LoopConfig
 from students.pruning.record import PRUNING_FILE
 
@@ -48,10 +48,10 @@ def training_facts(run: Run) -> dict[str, Any]:
     adapted = run.folder.record(ADAPT_TEACHER.name)
     if recipe.teacher.adapt is not None and adapted is not None and "steps" in adapted.notes:
         result = {**adapted.notes, "tokens": adapted.tokens}
-        found["teacher"] = _entry(run, result, recipe.teacher.adapt, "data")
+        found["teacher"] = _entry(run, result, recipe.teacher.adapt, "data", gold=True)
     for arm in [*recipe.train.arms, DISTILL]:
         result = read_json(run.folder.arm(arm) / "result.json")
-        found[arm] = _entry(run, result, recipe.train, "data")
+        found[arm] = _entry(run, result, recipe.train, "data", gold=ARMS[arm].gold)
     if (special := recipe.specialize) is not None:
         own = "data" if special.data is None else special.data.section
         result = read_json(run.folder.specialized / "result.json")
@@ -59,8 +59,14 @@ def training_facts(run: Run) -> dict[str, Any]:
     return found
 
 
-def _entry(run: Run, result: dict[str, Any], config: LoopConfig, section: str) -> dict[str, Any]:
-    return training_entry(result, config.keep, data_stats(run, section)["train"]["tokens"])
+def _entry(
+    run: Run, result: dict[str, Any], config: LoopConfig, section: str, *, gold: bool = False
+) -> dict[str, Any]:
+    """gold: it learned the data's own answers, even where a model wrote others."""
+    tokens = data_stats(run, section)["train"]["tokens"]
+    if section == "data" and run.recipe.data.answers is not None and not gold:
+        tokens = read_json(run.folder.answers / "result.json")["kept_tokens"]
+    return training_entry(result, config.keep, tokens)
 
 
 def data_stats(run: Run, section: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What a stage is, and the table of stages in the order in which data flows.
 
-    adapt-teacher -> cache -> build -> train -> specialize -> export -> evaluate -> report
+    adapt-teacher -> answer -> cache -> build -> train -> specialize -> export -> evaluate -> report
 
 Each stage reads files and leaves files in the run folder. Its file beside this one has the function
 that does the work, under `@work(STAGE, inputs=..., outputs=...)`. This module imports no heavy
@@ -41,11 +41,22 @@ class Stage:
 ADAPT_TEACHER = Stage(
     "adapt-teacher", "Fine-tune the teacher on the task first (teacher.adapt).", parallel=True
 )
+ANSWER = Stage(
+    "answer",
+    "Let a model write the answers that are learned (data.answers).",
+    ("adapt-teacher",),
+    parallel=True,
+)
 CACHE = Stage(
-    "cache", "Run the teacher once and keep its signals.", ("adapt-teacher",), parallel=True
+    "cache",
+    "Run the teacher once and keep its signals.",
+    ("adapt-teacher", "answer"),
+    parallel=True,
 )
 BUILD = Stage(
-    "build", "Make the student: pretrained, fresh, or cut from the teacher.", ("adapt-teacher",)
+    "build",
+    "Make the student: pretrained, fresh, or cut from the teacher.",
+    ("adapt-teacher", "answer"),
 )
 TRAIN = Stage(
     "train", "Train the distilled student and its control arms.", ("cache", "build"), parallel=True
@@ -62,7 +73,7 @@ REPORT = Stage("report", "Write report.json and report.html.", ("evaluate",))
 STAGES = {
     stage.name: stage
     for stage in (
-        ADAPT_TEACHER, CACHE, BUILD, TRAIN, SPECIALIZE, EXPORT, EVALUATE, REPORT,
+        ADAPT_TEACHER, ANSWER, CACHE, BUILD, TRAIN, SPECIALIZE, EXPORT, EVALUATE, REPORT,
     )
 }  # fmt: skip
 

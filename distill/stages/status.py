@@ -7,6 +7,7 @@ from attar.files import fingerprint
 from distill.run.context import Run
 from distill.stages import (  # noqa: F401  (importing enrols)
     adapt_teacher,
+    answer,
     build,
     cache,
     evaluate,

@@ -121,7 +121,10 @@ def _train_arm(run: Run, arm: str, inputs: str) -> None:
     start = Start(
         str(run.folder.student), {"reinitialize": config.reinitialize, "seed": run.recipe.seed}
     )
-    result = run_training(run, arm, "train", student, arm_config, data, folder, start, subset)
+    gold = ARMS[arm].gold
+    result = run_training(
+        run, arm, "train", student, arm_config, data, folder, start, subset, gold=gold
+    )
     with on_first_process() as first:
         if first:
             save_student(student, run.tokenizer, run.folder.arm_student(arm))

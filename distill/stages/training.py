@@ -48,26 +48,25 @@ def run_training(
     folder: Path,
     start: Start,
     subset: Path | None = None,
+    *,
+    gold: bool = False,
 ) -> Result:
     """Train one model by the keys of a section of the recipe; checkpoints go to `folder`.
 
     `name` is the training's in logs. A training that was stopped goes on from its checkpoint.
     start: what the model is made of, by which the reference of its preferences is known.
     subset: the file with the examples of an unfinished cache, where several trainings share it.
+    gold: learn the data's own answers even where others were written.
     """
     torch.manual_seed(run.recipe.seed)  # projectors are drawn from it
     if config.model_dropout is not None:
         set_dropout(student, config.model_dropout)
-    packing = data.packing and run.task.packs and not prepends(student)
-    if data.packing and run.task.packs and not packing:
-        log.info("%s: nothing is packed, since each text follows learned positions", name)
-    if packing:
-        check_examples_stay_apart(student, run.vocabulary)
+    packing = _packs(run, name, data, student)
     learner = _learner(run, student, config)
     device = next(student.parameters()).device
     cached = open_cache(run, device) if reads_from(config, "cache") else None
     file = subset or folder / SUBSET_FILE if learns_from_unfinished(run, section) else None
-    train, validation = _examples(run, config, data, cached, file)
+    train, validation = _examples(run, config, data, cached, file, gold)
     if not (reads_rejected(config.objective) or learner.readout.rates):
         train, validation = (one.without_rejected() for one in (train, validation))
     plan = _plan(run, train, config, data.max_length, packing)
@@ -98,6 +97,17 @@ def run_training(
     return result
 
 
+def _packs(run: Run, name: str, data: DataConfig, student: torch.nn.Module) -> bool:
+    """Whether several examples share a row. Raises `ModelError` where they would not stay apart."""
+    wanted = data.packing and run.task.packs
+    packing = wanted and not prepends(student)
+    if wanted and not packing:
+        log.info("%s: nothing is packed, since each text follows learned positions", name)
+    if packing:
+        check_examples_stay_apart(student, run.vocabulary)
+    return packing
+
+
 def _batch_source(
     run: Run,
     training: Training,
@@ -113,10 +123,15 @@ def _batch_source(
 
 
 def _examples(
-    run: Run, config: LoopConfig, data: DataConfig, cached: SignalCache | None, file: Path | None
+    run: Run,
+    config: LoopConfig,
+    data: DataConfig,
+    cached: SignalCache | None,
+    file: Path | None,
+    gold: bool,
 ) -> tuple[Examples, Examples]:
     """(train, validation) examples; of an unfinished cache those that it holds, named in `file`."""
-    train, validation = run.data(data)
+    train, validation = run.data(data, gold=gold)
     if file is not None:
         train, validation = cached_subset(cached or open_cache(run), file, train, validation)
         _check_prompts(run, config, train, validation)

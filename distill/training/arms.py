@@ -1,6 +1,7 @@
 """Arms: the variants of a training that a comparison has, each by what it learns from.
 
-An arm trains the same student on the same examples in the same order. Registering one enrols it in
+An arm trains the same student on the same examples in the same order; one that learns the data's
+own answers, where a model wrote others, on those. Registering one enrols it in
 the recipe's schema (`train.arms`) and, where it is a control, in the comparison of the report.
 """
 
@@ -26,23 +27,27 @@ class Arm:
     name of the loss by which the task learns without a teacher.
 
     control: whether a recipe chooses it, to compare with; the arm `distill` is always trained.
+    gold: whether it learns the data's own answers, even where a model wrote others.
     """
 
     name: str
     about: str
     configure: Configure
     control: bool
+    gold: bool = False
 
 
 ARMS: Registry[Arm] = Registry("arm")
 DISTILL = "distill"  # the arm whose student goes on to specialising and export
 
 
-def arm(name: str, about: str, *, control: bool = True) -> Callable[[Configure], Configure]:
+def arm(
+    name: str, about: str, *, control: bool = True, gold: bool = False
+) -> Callable[[Configure], Configure]:
     """Decorator that enrols an arm by the function from the recipe's keys to the arm's own."""
 
     def enrol(configure: Configure) -> Configure:
-        ARMS.add(name)(Arm(name, about, configure, control))
+        ARMS.add(name)(Arm(name, about, configure, control, gold))
         return configure
 
     return enrol
@@ -59,6 +64,12 @@ def finetune(config: LoopConfig, label_loss: str) -> LoopConfig:
     """Train without a teacher: the control that shows what distilling adds."""
     labels_alone = TERM_MODELS[label_loss].model_validate({})
     return config.model_copy(update={"objective": [labels_alone], "rollouts": None})
+
+
+@arm("gold", "learns the data's own answers by the labels alone, beside written ones", gold=True)
+def gold(config: LoopConfig, label_loss: str) -> LoopConfig:
+    """Train without a teacher on the data's own answers: what written answers add shows by it."""
+    return finetune(config, label_loss)
 
 
 def _check_control(name: str) -> str:

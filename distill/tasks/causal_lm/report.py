@@ -68,6 +68,7 @@ from distill.report.verdict import (
     comparison_table,
     comparison_terms,
 )
+from distill.report.written_answers import answers_section
 
 MEASURES = (replace(NLL, digits=4), TOKEN_ACCURACY, KL, TOKEN_AGREEMENT)
 AGAINST = "Distilling against plain fine-tuning, on the same tokens"
@@ -203,7 +204,11 @@ class CausalLMReport(TaskReport):
             middle=_middle(report),
             end=[
                 section
-                for section in (preferences_section(report), samples_section(report))
+                for section in (
+                    answers_section(report),
+                    preferences_section(report),
+                    samples_section(report),
+                )
                 if section is not None
             ],
         )

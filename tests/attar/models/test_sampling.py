@@ -125,6 +125,23 @@ def test_draws_have_the_distribution_of_the_model():
         assert shares.tolist() == pytest.approx(wanted.tolist(), abs=2e-4)
 
 
+@pytest.mark.parametrize("keys", [{"top_p": 0.95}, {"top_p": 0.3}, {"top_k": 5}, {"top_k": 99},
+                                  {"top_p": 0.5, "top_k": 6}])  # fmt: skip
+def test_sorting_a_few_ids_first_draws_what_sorting_all_does(monkeypatch, keys):
+    scales = torch.tensor([[0.1], [1.0], [3.0], [9.0]]).repeat(20, 1)  # flat and peaked rows
+    logits = torch.randn(80, 60, generator=torch.Generator().manual_seed(0)) * scales
+    logits[:, 7] = logits[:, 3]  # equal ones
+    uniform = torch.rand(80, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = []
+    for few in (4, 10_000):
+        monkeypatch.setattr("attar.models.sampling.FEW_IDS", few)
+        found.append(draw_ids(logits, Sampling(1, **keys), uniform).tolist())
+        alone = [int(draw_ids(logits[i : i + 1], Sampling(1, **keys), uniform[i : i + 1]))
+                 for i in range(80)]  # fmt: skip
+        assert alone == found[-1]
+    assert found[0] == found[1]
+
+
 def test_an_id_without_probability_is_never_drawn():
     logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]])
     for uniform in (0.0, 0.5, 1 - 2**-53):

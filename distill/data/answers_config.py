@@ -1,0 +1,107 @@
+"""The recipe's section `data.answers`: who writes answers to the prompts, and which are kept."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from attar.config import Section
+from distill.data.verifier import Verifier
+
+
+def _by_its_rule(value: Any) -> Any:
+    """A verifier from its rule alone, or from `true`."""
+    if value is True:
+        return {}
+    return {"extract": value} if isinstance(value, str) else value
+
+
+RightRule = Annotated[
+    Verifier, BeforeValidator(_by_its_rule, json_schema_input_type=Verifier | str | Literal[True])
+]
+
+
+class KeepConfig(Section):
+    """Which written answers are learned from."""
+
+    ended: bool = Field(True, description="only answers that the writer ended, not those cut off")
+    right: RightRule | None = Field(
+        None,
+        description="only answers that are right by the row's own: `number`, `line`, `re:PATTERN`, "
+        "or `true` for the rule that fits; or a mapping with `extract` and `stop`",
+    )
+    length: tuple[int, int] | None = Field(
+        None, description="least and most tokens of an answer, its end included"
+    )
+    repeats: float | None = Field(
+        None, gt=0, lt=1, description="most of its runs of 4 tokens that stood in it before"
+    )
+    likely: float | None = Field(
+        None, gt=0, lt=1, description="least probability that the teacher gives a token of it, "
+        "as a geometric mean",
+    )  # fmt: skip
+    pass_rate: tuple[float, float] | None = Field(
+        None, description="share of a prompt's answers that are right, from and to; needs `right`"
+    )
+    per_prompt: int | None = Field(None, ge=1, description="most answers of a prompt")
+    contaminated: Literal["drop", "keep"] = Field(
+        "drop", description="prompts that also stand in the held-out part are not answered"
+    )
+
+    @field_validator("length", "pass_rate")
+    @classmethod
+    def _from_and_to(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0 <= value[0] <= value[1]:
+            raise ValueError(f"{list(value)} is not a least and a most")
+        return value
+
+    @model_validator(mode="after")
+    def _can_be_told(self) -> KeepConfig:
+        if self.pass_rate is not None and self.right is None:
+            raise ValueError("`pass_rate` counts right answers; say with `right` which are")
+        if self.pass_rate is not None and self.pass_rate[1] > 1:
+            raise ValueError("`pass_rate` is a share of the answers, between 0 and 1")
+        return self
+
+
+class AnswersConfig(Section):
+    """Answers that a model writes to the prompts of the training part, to be learned from."""
+
+    from_: str = Field(
+        "teacher", alias="from", min_length=1,
+        description="who writes: `teacher`, or a hub id, folder or .gguf file",
+    )  # fmt: skip
+    samples: int = Field(ge=1, description="answers written to each prompt")
+    temperature: float = Field(0.8, ge=0, description="0 writes the most likely answer")
+    top_p: float = Field(0.95, gt=0, le=1)
+    top_k: int | None = Field(None, ge=1)
+    new_tokens: int = Field(
+        512, ge=1, description="most tokens of an answer, as far as `max_length` allows"
+    )
+    batch_size: int = Field(32, ge=1, description="answers written at once")
+    keep: KeepConfig = Field(default_factory=KeepConfig)
+    signals: bool | None = Field(
+        None,
+        description="whether the teacher's signals are kept as it writes; absent: if they can be",
+    )
+    max_requests: int | None = Field(None, ge=1, description="answers asked for in all, at most")
+    max_tokens: int | None = Field(
+        None, ge=1, description="tokens written in all, after which no more are asked for"
+    )
+
+    @model_validator(mode="after")
+    def _have_an_effect(self) -> AnswersConfig:
+        if self.temperature == 0 and self.samples > 1:
+            raise ValueError(
+                f"`temperature: 0` writes the same answer {self.samples} times; write `samples: 1`"
+            )
+        if self.temperature == 0 and "top_k" in self.model_fields_set and self.top_k is not None:
+            raise ValueError("`top_k` has no effect with `temperature: 0`; leave it out")
+        most = self.keep.per_prompt
+        if most is not None and most >= self.samples:
+            raise ValueError(
+                f"`keep.per_prompt: {most}` has no effect with `samples: {self.samples}`; leave it "
+                "out, or write more answers"
+            )
+        return self

@@ -1,0 +1,252 @@
+"""A server as a writer: what is asked, what of its reply is believed, what fails alone."""
+
+import json
+import threading
+from urllib.request import Request as HTTPRequest
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+import torch
+
+from attar.errors import UserError
+from attar.llama_cpp import GGUFModel, _server
+from attar.models.sampling import Sampling
+from students.artifacts.gguf.writer import write_gguf
+from teachers.cache.config import CacheConfig
+from teachers.writing.ask import ask, lacking
+from teachers.writing.local import encode_logits
+from teachers.writing.request import WriteRequest
+from teachers.writing.served import SERVER_KINDS, VLLM, LlamaServer, ServedWriter, encode_entries
+from teachers.writing.store import RequestStore, StoreWriter
+from tests.conftest import chat_tokenizer
+
+VOCABULARY, END = 40, 2
+TOPK = CacheConfig.model_validate({"codec": {"name": "topk", "k": 4}}).codec
+LABEL = CacheConfig.model_validate({"codec": "label"}).codec
+
+
+def logits_of(seed, number):
+    """Logits (N, V) of an answer that a fake server writes."""
+    return torch.randn(number, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def vllm_reply(logits, ids, k, finish="stop"):
+    logprobs = logits.log_softmax(-1)
+    top = logprobs.topk(k, dim=-1)
+    entries = [
+        {f"token_id:{i}": p for i, p in zip(row.tolist(), values.tolist(), strict=True)}
+        for row, values in zip(top.indices, top.values, strict=True)
+    ]
+    own = [float(logprobs[n, i]) for n, i in enumerate(ids)]
+    said = {"token_logprobs": own, "top_logprobs": entries}
+    return {"choices": [{"token_ids": ids, "finish_reason": finish, "logprobs": said}]}
+
+
+def llama_reply(logits, ids, k, finish="stop"):
+    choice = vllm_reply(logits, ids, k)["choices"][0]["logprobs"]
+    tokens = [
+        {"id": i, "logprob": p, "top_logprobs": [
+            {"id": int(name.removeprefix("token_id:")), "logprob": q} for name, q in top.items()
+        ]}
+        for i, p, top in zip(ids, choice["token_logprobs"], choice["top_logprobs"], strict=True)
+    ]  # fmt: skip
+    stop = {"stop": "eos", "length": "limit"}[finish]
+    return {"tokens": ids, "stop_type": stop, "completion_probabilities": tokens}
+
+
+class FakeServer:
+    """Writes ids that follow from the seed; fails what it is told to, once or for good."""
+
+    def __init__(self, reply, *, fails=(), refuses=(), finish="stop"):
+        self.reply, self.fails, self.refuses, self.finish = reply, set(fails), refuses, finish
+        self.bodies, self._lock = [], threading.Lock()
+
+    def __call__(self, path, body):
+        with self._lock:
+            number = len(self.bodies)
+            self.bodies.append({"path": path, **json.loads(json.dumps(body))})
+        if number in self.fails:
+            raise UserError("The server is full (429).")
+        if number in self.refuses:
+            raise UserError("The server refuses (400).")
+        ids = [*range(5, 8), END] if self.finish == "stop" else [5, 6, 7, 8]
+        k = body.get("n_probs") or body["logprobs"]
+        return self.reply(logits_of(body["seed"], 4), ids, k, self.finish)
+
+
+KINDS = {"vllm": (VLLM("name"), vllm_reply), "llama-server": (LlamaServer(), llama_reply)}
+
+
+def writer(server, kind, codec=None, sampling=None):
+    sampling = sampling or Sampling(8, 0.7, 0.9)
+    return ServedWriter(
+        server,
+        lambda error: "400" in str(error),
+        kind,
+        sampling,
+        VOCABULARY,
+        [END, 3],
+        "0",
+        3,
+        codec,
+    )
+
+
+def requests(number=10):
+    prompt = np.asarray([4, 5, 6])
+    return [WriteRequest(f"{i}", prompt, i, 8) for i in range(number)]
+
+
+def written(made, wanted, folder):
+    store = RequestStore(folder)
+    with StoreWriter(folder, codec="codec") as storing:
+        asked = ask(made, lacking(store, wanted), storing)
+    return asked, dict(store.read()), store
+
+
+def test_every_kind_is_tried_here():
+    assert set(SERVER_KINDS) == set(KINDS)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_all_of_sampling_is_said_and_each_answer_has_a_seed_of_its_own(name, tmp_path):
+    kind, reply = KINDS[name]
+    server = FakeServer(reply)
+    written(writer(server, kind), requests(), tmp_path)
+    assert {body["path"] for body in server.bodies} == {kind.path}
+    assert len({body["seed"] for body in server.bodies}) == 10
+    for body in server.bodies:
+        assert body["prompt"] == [4, 5, 6]
+        assert (body["temperature"], body["top_p"], body["min_p"]) == (0.7, 0.9, 0.0)
+        assert body["top_k"] in (0, -1)
+        assert 8 in (body.get("n_predict"), body.get("max_tokens"))
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("codec", [TOPK, LABEL], ids=["topk", "label"])
+def test_signals_are_those_of_the_servers_own_logits(name, codec, tmp_path):
+    kind, reply = KINDS[name]
+    server = FakeServer(reply)
+    made = writer(server, kind, codec)
+    _, found, store = written(made, requests(4), tmp_path)
+    by_seed = {str(body["seed"]): body for body in server.bodies}
+    assert len(by_seed) == 4
+    columns = [store.signals(line, "codec") for line in store.index().values()]
+    seeds = [body["seed"] for body in server.bodies]
+    wanted = []
+    for seed in seeds:
+        logits = logits_of(seed, 4)
+        own = logits.log_softmax(-1)[range(4), [5, 6, 7, END]]
+        wanted.append(codec.columns(own) if codec is LABEL else encode_logits(codec, logits))
+    for one in columns:  # answers come in any order
+        close = [
+            all(np.allclose(one[n], w[n], atol=2e-3) for n in w if n != "ids")
+            and ("ids" not in w or (one["ids"] == w["ids"]).all())
+            for w in wanted
+        ]
+        assert sum(close) == 1
+    assert all(one.ended and one.ids.tolist() == [5, 6, 7, END] for one in found.values())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_answer_that_was_cut_off_is_not_ended(name, tmp_path):
+    kind, reply = KINDS[name]
+    _, found, _ = written(writer(FakeServer(reply, finish="length"), kind), requests(2), tmp_path)
+    assert not any(one.ended for one in found.values())
+
+
+def test_an_end_that_the_server_keeps_is_put_back_without_signals(tmp_path):
+    def reply(logits, ids, k, finish):
+        found = vllm_reply(logits, ids, k)
+        found["choices"][0]["token_ids"] = ids[:-1]
+        return found
+
+    made = writer(FakeServer(reply), VLLM("name"), TOPK)
+    _, found, store = written(made, requests(1), tmp_path)
+    assert found["0"].ids.tolist() == [5, 6, 7, END]
+    assert found["0"].ended
+    assert found["0"].logprobs is None
+    assert store.has_signals("codec") == set()
+
+
+def test_one_failure_leaves_its_siblings_and_is_asked_again(tmp_path):
+    server = FakeServer(vllm_reply, fails=[2, 5], refuses=[7])
+    asked, found, _ = written(writer(server, VLLM("name")), requests(), tmp_path)
+    assert asked.failed == {"The server is full (429).": 2}
+    assert asked.written == 7
+    assert len(found) == 8  # with the refusal, which stays
+    again = FakeServer(vllm_reply)
+    _, found, _ = written(writer(again, VLLM("name")), requests(), tmp_path)
+    assert len(again.bodies) == 2
+    assert len(found) == 10
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [{}, {"choices": []}, [], None, {"choices": [{"token_ids": ["a"], "finish_reason": "stop"}]},
+     {"choices": [{"token_ids": [], "finish_reason": "stop"}]},
+     {"choices": [{"token_ids": [5, VOCABULARY], "finish_reason": "stop"}]}],
+)  # fmt: skip
+def test_a_reply_that_is_none_fails_and_is_not_believed(reply, tmp_path):
+    asked, found, _ = written(writer(lambda path, body: reply, VLLM("name")), requests(1), tmp_path)
+    assert sum(asked.failed.values()) == 1
+    assert found == {}
+
+
+def test_entries_that_do_not_fill_a_codec_give_no_signals():
+    entries = [{1: -1.0, 2: -2.0, 3: -3.0}]
+    assert encode_entries(TOPK, entries, VOCABULARY) is None
+    assert encode_entries(TOPK, [dict.fromkeys(range(36, 41), -2.0)], VOCABULARY) is None
+    warm = CacheConfig.model_validate({"codec": {"name": "topk", "k": 2, "temperatures": [2.0]}})
+    assert encode_entries(warm.codec, entries, VOCABULARY) is None
+
+
+@torch.no_grad()
+def prefer(model, ids):
+    """Make a model write some ids alone: one channel of its state speaks for them."""
+    model.model.embed_tokens.weight[:, 0] = 4.0
+    model.model.norm.weight[0] = 3.0
+    model.lm_head.weight[:, 0] = -4.0
+    model.lm_head.weight[ids, 0] = 4.0
+
+
+def test_llama_cpps_own_server_writes(make_model, bytes_bpe, tmp_path, local_server):
+    tokenizer = chat_tokenizer(bytes_bpe)
+    size, end = len(tokenizer), tokenizer.eos_token_id
+    model = make_model(3, width=64, layers=3, vocabulary=size)
+    model.config.max_position_embeddings = 256
+    letters = [i for i in range(size) if tokenizer.decode([i]).isascii()]
+    prefer(model, [*letters[:40], end])
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    write_gguf(tmp_path, tmp_path / "model.gguf", "f16")
+    file = GGUFModel(tmp_path / "model.gguf")
+    prompt = np.asarray(tokenizer("light falls")["input_ids"])
+    wanted = [WriteRequest(f"{i}", prompt, i, 40) for i in range(6)]
+    with _server(tmp_path / "model.gguf") as server:
+
+        def post(path, body):
+            data = json.dumps(body).encode()
+            where = f"{server.listening_address}{path}"
+            with urlopen(HTTPRequest(where, data, {"Content-Type": "application/json"})) as reply:
+                return json.loads(reply.read())
+
+        sampling = Sampling(40, 1.0)
+        made = ServedWriter(
+            post, lambda error: False, LlamaServer(), sampling, size, [end], "0", 1, TOPK
+        )
+        asked, found, store = written(made, wanted, tmp_path / "requests")
+    assert asked.failed == {}
+    assert len({str(one.ids) for one in found.values()}) == 6
+    assert any(one.ended for one in found.values())
+    for key, one in found.items():
+        assert one.ended == (one.ids[-1] == end)
+        ids = [*prompt.tolist(), *one.ids.tolist()]
+        file.start(len(ids))
+        logits = torch.from_numpy(file.extend(ids, np.ones(len(ids), bool)))[len(prompt) - 1 : -1]
+        own = logits.log_softmax(-1)[range(len(one.ids)), one.ids]
+        np.testing.assert_allclose(one.logprobs, own.numpy(), atol=0.1)
+        signals = store.signals(store.index()[key], "codec")
+        close = encode_logits(TOPK, logits)
+        np.testing.assert_allclose(signals["logprobs"], close["logprobs"], atol=0.1)
