@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from attar.errors import RecipeError
 from distill.objective.losses import LOSSES
-from distill.objective.terms import source_of
+from distill.objective.terms import reads_from
 from distill.recipe.schema import Recipe
+from distill.rollouts.config import RolloutsConfig
 from distill.training.config import LoopConfig
 
 WRITE = ("train", "specialize")  # sections whose student may write
@@ -68,11 +69,11 @@ def _check_what_is_learned(path: str, section: LoopConfig) -> None:
                 f"`{path}.objective[{i}]`: {term.loss} would teach the student its own answers as "
                 "if they were right; write `on: data`."
             )
-        if source_of(term, section.source) == "cache" and rollouts.every == 1:
-            raise RecipeError(
-                f"`{path}.rollouts.every: 1` with `source: cache` would load the teacher for every "
-                f"step; write `{path}.source: online`, or a larger `every`."
-            )
+    if reads_from(section, "cache") and rollouts.every == 1:
+        raise RecipeError(
+            f"`{path}.rollouts.every: 1` with `source: cache` would load the teacher for every "
+            f"step; write `{path}.source: online`, or a larger `every`."
+        )
     if not counting:
         raise RecipeError(
             f"`{path}.rollouts` has no effect: no term learns from the student's answers; leave "
@@ -84,6 +85,8 @@ def _check_what_is_learned(path: str, section: LoopConfig) -> None:
             f"`{path}.objective[{reads.index('rollouts')}]` reads rewards; say with "
             f"`{path}.rollouts.reward` what answers are worth."
         )
+    if rewarded:
+        _check_policy(path, section, rollouts)
     if not rewarded and rollouts.reward is not None:
         raise RecipeError(
             f"`{path}.rollouts.reward` has no effect: no term reads rewards; add "
@@ -98,3 +101,21 @@ def _check_what_is_learned(path: str, section: LoopConfig) -> None:
             f"`{path}.keep: best` chooses by the objective on the data's text, on which no term "
             "counts; leave it out: the last weights are kept."
         )
+
+
+def _check_policy(path: str, section: LoopConfig, rollouts: RolloutsConfig) -> None:
+    """A policy gradient is of answers drawn from the student as it is, and clips what is old."""
+    for key in ("temperature", "top_p", "top_k"):
+        value = getattr(rollouts, key)
+        if value != type(rollouts).model_fields[key].default:
+            raise RecipeError(
+                f"`{path}.rollouts.{key}: {value}`: rloo learns from answers that are drawn from "
+                "the student as it is; leave it out."
+            )
+    for i, term in enumerate(section.objective):
+        fresh = rollouts.every == rollouts.keep == 1
+        if LOSSES[term.loss].reads == "rollouts" and fresh and "clip" in term.model_fields_set:
+            raise RecipeError(
+                f"`{path}.objective[{i}].clip` has no effect with `every: 1`: answers are learned "
+                "from by the student that wrote them; leave it out."
+            )

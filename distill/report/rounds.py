@@ -57,12 +57,14 @@ def rounds_entry(rounds: Sequence[Numbers], seconds: float) -> Numbers | None:
 
 
 def _means(rounds: Sequence[Numbers]) -> Numbers:
-    """The mean of each number over the rounds that have it."""
+    """The mean of each number over the answers of the rounds that have it."""
     found = {}
     for key, _ in _COLUMNS.values():
-        values = [one[key] for one in rounds if key in one]
+        values = [(one[key], one["answers"]) for one in rounds if key in one and one["answers"]]
         if values:
-            found[key] = sum(values) / len(values)
+            found[key] = sum(value * number for value, number in values) / sum(
+                number for _, number in values
+            )
     return found
 
 

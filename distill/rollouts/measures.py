@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attar.errors import RunError
+from attar.errors import RecipeError, RunError
 from attar.models.structure import head_of
 from distill.data.batching import Batch
 from distill.data.tokenize import IGNORE
@@ -23,6 +23,17 @@ WINDOW = 32  # answers, at least, by which a collapse is seen
 REPEATED, FEW_REPEATED = 0.6, 0.3  # shares of 4-grams: a collapse, and a good beginning
 SHORTER = 8  # times, than in the beginning: a collapse
 ENDED, FEW_ENDED = 0.5, 0.02  # shares of answers: a good beginning, and none that ends
+
+
+def measurable(signals: GivesSignals) -> bool:
+    """Whether a teacher's distributions at temperature 1 are known, all or with their rest: samples
+    of them, and entries of other temperatures, say nothing of a single answer.
+    """
+    try:
+        target = signals.distribution(1.0)
+    except RecipeError:
+        return False
+    return not isinstance(target, SparseDistribution) or target.tail_N is not None
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import Any
 from attar.errors import RunError
 from attar.files import clear, read_json_object, write_json
 from attar.libraries import library_versions
-from attar.models.fingerprints import tokenizer_files_fingerprint
+from attar.models.fingerprints import tokenizer_files_fingerprint, weights_fingerprint
 from distill.data.config import source_stamp
 from distill.data.prepare import FORMAT
 from distill.run.context import Run
@@ -67,13 +67,19 @@ def teacher_inputs(run: Run) -> list[Any]:
 
 
 def reference_inputs(run: Run, config: LoopConfig | None) -> list[Any]:
-    """What a training depends on of the model that its section names as `reference`; empty where it
-    names none, since the student's own start is known from the stages before.
+    """What a training depends on of the models that its section names, as `reference` or to give
+    rewards; empty where it names none, since the student's start is known from the stages before.
     """
-    name = None if config is None else config.reference
-    if name is None:
+    if config is None:
         return []
-    return _once(run, f"reference {name}", lambda: [teacher_identity(TeacherConfig(model=name))])
+    found: list[Any] = []
+    if (name := config.reference) is not None:
+        config_of = TeacherConfig(model=name)
+        found += _once(run, f"reference {name}", lambda: [teacher_identity(config_of)])
+    reward = None if config.rollouts is None else config.rollouts.reward
+    if reward is not None and (judge := reward.model) is not None:
+        found += _once(run, f"reward {judge}", lambda: [weights_fingerprint(judge)])
+    return found
 
 
 def discard_other(folder: Path, wanted: str) -> None:

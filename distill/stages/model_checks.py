@@ -8,8 +8,11 @@ from typing import Any
 from attar.errors import RecipeError
 from attar.models.loading import check_model, load_config
 from attar.models.model_kinds import check_kind, saved_quantization
+from attar.models.structure import usable_positions
+from attar.models.task_heads import is_reward_model
 from attar.models.tokenizers import load_tokenizer, vocabulary_size
 from distill.run.context import Run
+from distill.stages.made_files import check_made
 from teachers.load import has_weights
 
 
@@ -30,6 +33,27 @@ def check_models(run: Run) -> None:
         _check_vocabulary(key, source, tokenizer, config)
         if key == "student.from" or run.recipe.student.from_ == "teacher" or _is_adapted(run):
             _check_plain(key, source, config)
+
+
+def check_reward_models(run: Run) -> None:
+    """A model that gives rewards is one of `task: reward`, and can read whole texts."""
+    for path, section in run.recipe.learning().items():
+        reward = None if section.rollouts is None else section.rollouts.reward
+        if reward is None or reward.model is None:
+            continue
+        key, name = f"{path}.rollouts.reward.model", reward.model
+        check_made(name)
+        config = load_config(name)
+        if not is_reward_model(config):
+            raise RecipeError(
+                f"`{key}` ({name}) does not give a text one number; name a model of `task: reward`."
+            )
+        positions, data = usable_positions(config), run.recipe.data_of(path)
+        if positions is not None and data.max_length > positions:
+            raise RecipeError(
+                f"`{data.section}.max_length` is {data.max_length}; `{key}` ({name}) has "
+                f"{positions} positions for a text; lower it, or name another model."
+            )
 
 
 def _named(run: Run) -> Iterator[tuple[str, str, bool, Any]]:

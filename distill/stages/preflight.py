@@ -40,7 +40,7 @@ from distill.stages.artifact_checks import (
 )
 from distill.stages.cache import check_cache_there
 from distill.stages.made_files import check_made
-from distill.stages.model_checks import check_models
+from distill.stages.model_checks import check_models, check_reward_models
 from distill.stages.status import is_current, is_shaped
 from distill.stages.training_steps import training_steps
 from distill.training.accelerator import check_trackers
@@ -70,6 +70,7 @@ def check_before_work(run: Run) -> None:
         check_positions,
         check_student_vocabulary,
         check_references,
+        check_reward_models,
         check_writer,
         check_artifact_packages,
         check_gguf,

@@ -134,7 +134,7 @@ def _check_prompts(train: Examples, rollouts: RolloutsConfig, data: DataConfig, 
     if long:
         raise RecipeError(
             f"`{where}.new_tokens: {rollouts.new_tokens}`: no prompt of `{data.section}.train` "
-            f"leaves room for so many tokens in `{data.section}.max_length: {data.max_length}`; "
+            f"leaves room for that in `{data.section}.max_length: {data.max_length}`; "
             "lower the one or raise the other."
         )
     raise RecipeError(

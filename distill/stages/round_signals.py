@@ -21,6 +21,7 @@ from distill.run.folder import on_first_process
 from distill.stages.cache import fill_store
 from distill.stages.reference import CODEC, Reference, reference_manifest
 from distill.training.teacher_signals import TeacherSignals
+from students.tuning.trainable import prepare_learning
 from teachers.cache.growing import data_counts_of
 from teachers.cache.joined import JoinedCaches
 from teachers.cache.reader import SignalCache
@@ -132,6 +133,10 @@ class RoundSignals:
         if self._loaded is None:
             name = named or self.reference.start.source
             model: Any = load_teacher(TeacherConfig(model=name, dtype="float32"))
+            settings = self.reference.start.settings
+            if named is None and settings.get("reinitialize") is not None:
+                prepare_learning(model, "all", settings["reinitialize"], settings["seed"])
+                model.requires_grad_(False)
             self._loaded = self.run.task.runner_of(self.run, model, CODEC)
         return self._loaded
 

@@ -23,7 +23,7 @@ from distill.data.prefetch import Prefetch
 from distill.objective.objective import Learner
 from distill.objective.terms import TeacherSource
 from distill.rollouts.config import RolloutsConfig
-from distill.rollouts.measures import check_answers, teacher_measures
+from distill.rollouts.measures import check_answers, measurable, teacher_measures
 from distill.rollouts.plan import RolloutPlan
 from distill.rollouts.rewards import leave_one_out
 from distill.rollouts.written import Round, Written, example_of_answer
@@ -235,6 +235,8 @@ class RoundBatches:
         reader = signals.read(batch, self.learner, self.learner.final_terms())
         batch = batch.to(next(self.learner.parameters()).device)
         said = reader(batch)[self._source]
+        if not measurable(said):
+            return {}
         return teacher_measures(self.learner, batch, said, self.writer.vocabulary, self._chunk)
 
 

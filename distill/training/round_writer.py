@@ -6,7 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ import torch
 
 from attar.distributed import process_state
 from attar.files import read_json, write_json
-from attar.models.sampling import Answer, Writer, batches_of_prompts
+from attar.models.sampling import Writer, batches_of_prompts
 from attar.progress import tracked
-from distill.data.examples import Examples
+from distill.data.examples import Example, Examples
 from distill.objective.objective import Learner
 from distill.rollouts.config import RolloutsConfig
 from distill.rollouts.plan import prompt_of
@@ -50,6 +50,7 @@ class RoundWriter:
         Those that were written before a restart are read. Every process has the same.
         """
         found = read_round(self.file(number))
+        process_state().wait_for_everyone()  # all have looked before one writes
         if found is not None and len(found.answers) == len(prompts):
             return found
         started = time.monotonic()
@@ -92,10 +93,10 @@ class RoundWriter:
             ids.append(prompt)
         samples, times = self.config.samples, Counter[bytes]()
         firsts = []
-        for prompt in ids:  # a prompt that comes twice is answered anew
+        for prompt in ids:  # a prompt that comes twice has other answers
             firsts.append(samples * times[prompt.tobytes()])
             times[prompt.tobytes()] += 1
-        state, mine = process_state(), dict[int, list[Answer]]()
+        state, mine = process_state(), dict[int, list[Written]]()
         batches = batches_of_prompts([len(one) for one in ids], samples, self.config.batch_size)
         own = batches[state.process_index :: state.num_processes]
         writer = Writer(
@@ -110,16 +111,17 @@ class RoundWriter:
                 answers = writer.write(
                     [ids[i] for i in batch], samples, first_sample=[firsts[i] for i in batch]
                 )
-            mine |= dict(zip(batch, answers, strict=True))
-        found = []
-        for i, texts in sorted(_gathered(mine).items()):
-            written = [Written(ids[i], text) for text in texts]
-            if self.judge is not None:
-                rewards = self.judge(examples[prompts[i]], written)
-                pairs = zip(written, rewards, strict=True)
-                written = [Written(one.prompt, one.answer, reward) for one, reward in pairs]
-            found.append(written)
-        return found
+            for i, texts in zip(batch, answers, strict=True):
+                written = [Written(ids[i], text) for text in texts]
+                mine[i] = self._judged(examples[prompts[i]], written)
+        return [written for _, written in sorted(_gathered(mine).items())]
+
+    def _judged(self, example: Example, written: list[Written]) -> list[Written]:
+        """The answers to an example's prompt with their rewards, where something judges them."""
+        if self.judge is None:
+            return written
+        pairs = zip(written, self.judge(example, written), strict=True)
+        return [replace(one, reward=reward) for one, reward in pairs]
 
     def _autocast(self) -> torch.autocast:
         device = next(self.learner.student.parameters()).device
@@ -127,7 +129,7 @@ class RoundWriter:
         return torch.autocast(device.type, self.learner.dtype, enabled=enabled)
 
 
-def _gathered(mine: dict[int, list[Answer]]) -> dict[int, list[Answer]]:
+def _gathered(mine: dict[int, list[Written]]) -> dict[int, list[Written]]:
     """What all processes have."""
     if process_state().num_processes == 1:
         return mine

@@ -45,3 +45,11 @@ def test_a_number_that_only_some_rounds_have_is_their_mean():
     assert (found["first"].get("top1"), found["last"].get("top1")) == (0.25, None)
     markup = rounds_section({"training": {"a": {"rounds": found}}}).markup
     assert "25%" in markup
+
+
+def test_rounds_without_answers_count_nothing():
+    empty = {"round": 1, "step": 2, "answers": 0, "tokens": 0.0, "ended": 0.0, "repeated": 0.0}
+    some = [*rounds(1), empty] * 10
+    found = rounds_entry(some, 0.0)
+    assert found["first"]["tokens"] == 10.0
+    assert found["last"]["ended"] == 0.5
