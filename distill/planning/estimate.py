@@ -50,7 +50,7 @@ ANSWER_BYTES = 200.0  # a token that is written, with signals
 ARTIFACT_SECONDS = 5.0  # to make one
 READ_SECONDS = 1e-4  # to read a server's answer on one token (benchmarks/speed.md)
 PROCESS_SECONDS = 20.0  # to start a process, load a model and leave
-WRITING = 8.0  # times as long as reading, of a token that a model writes; 8 answers at a time
+FEW_WRITING = 8.0  # forwards that take as long as writing a token, 8 answers at a time
 PASSES_TO_MEASURE = {"tokens": 1.2, "texts": 4.0}  # over the held-out examples, timing included
 
 
@@ -285,7 +285,7 @@ def _own_answers_seconds(known: Quantities, own: OwnAnswersConfig) -> float:
     """Time in which a student writes its answers, and both models read them."""
     written = own.prompts * own.new_tokens
     read = written + own.prompts * known.counts.length
-    student = known.student.forward(read) + WRITING * known.student.forward(written)
+    student = known.student.forward(read) + FEW_WRITING * known.student.forward(written)
     return (student + known.teacher.forward(read)) / known.speed
 
 

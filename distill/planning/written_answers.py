@@ -7,11 +7,9 @@ from dataclasses import replace
 from distill.data.answers_config import AnswersConfig
 from distill.data.examples import Examples
 from distill.planning.data_counts import DataCounts
-from distill.planning.quantities import Quantities
+from distill.planning.quantities import WRITING, Quantities
 from distill.run.context import Run
 from distill.stages.status import is_current
-
-WRITING = 5.0  # forwards that take as long as writing a token, 32 answers at a time
 
 
 def with_answers(run: Run, counts: DataCounts) -> DataCounts:
