@@ -22,7 +22,7 @@ from attar.errors import DataError, RunError
 from attar.files import read_json, write_json, write_text
 from attar.progress import progress
 from distill.answers.keep import Candidate, Kept, choose, geometric_mean
-from distill.answers.numbers import answer_numbers
+from distill.answers.numbers import answer_numbers, refused_words
 from distill.answers.prompts import Prompt, answer_text, prompts_of
 from distill.answers.written_part import example_of_answer, write_part
 from distill.data.held_out_prompts import read_held_out_prompts
@@ -204,8 +204,9 @@ def _keep(
     _write_readable(run, prompts, written, kept)
     if not kept.answers:
         reasons = "; ".join(f"{number} {reason}" for reason, number in kept.by_reason().items())
+        reasons = (reasons or "none was written") + refused_words(refused)
         raise DataError(
-            f"None of {len(written)} written answers is kept ({reasons or 'none was written'}); "
+            f"None of {len(written)} written answers is kept ({reasons}); "
             f"see {run.folder.answers / 'answers.jsonl'}; loosen `data.answers.keep`, raise "
             "`data.answers.new_tokens`, or take another writer."
         )
@@ -218,8 +219,8 @@ def _keep(
 Finished = list[tuple[int, WriteRequest, Written]]
 
 
-def _finished(run: Run, requests: Sequence[tuple[int, WriteRequest]]) -> tuple[Finished, int]:
-    """(number of the prompt, request, answer) of what is written; how many were refused."""
+def _finished(run: Run, requests: Sequence[tuple[int, WriteRequest]]) -> tuple[Finished, list[str]]:
+    """(number of the prompt, request, answer) of what is written; why others were refused."""
     store = RequestStore(run.folder.answers / "requests")
     outcomes = dict(store.read())
     found: Finished = []
@@ -227,8 +228,8 @@ def _finished(run: Run, requests: Sequence[tuple[int, WriteRequest]]) -> tuple[F
         outcome = outcomes.get(request.key)
         if isinstance(outcome, Written):
             found.append((number, request, outcome))
-    refused = sum(isinstance(outcomes.get(one.key), Failed) for _, one in requests)
-    return found, refused
+    others = (outcomes.get(request.key) for _, request in requests)
+    return found, [one.reason for one in others if isinstance(one, Failed)]
 
 
 def _candidates(run: Run, prompts: Sequence[Prompt], written: Finished) -> list[Candidate]:

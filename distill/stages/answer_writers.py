@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from attar.errors import RecipeError
+from attar.errors import RecipeError, UserError
 from attar.files import fingerprint
 from attar.llama_cpp import GGUFModel
 from attar.models.fingerprints import weights_fingerprint
@@ -30,6 +30,9 @@ from teachers.writing.gguf import GGUFWriter, check_same_ids
 from teachers.writing.local import LocalWriter
 from teachers.writing.request import AnswerWriter
 from teachers.writing.served import VLLM, ServedWriter
+
+
+REFUSALS = {413, 422}  # statuses of HTTP that are about one request
 
 
 def answers_of(run: Run) -> AnswersConfig:
@@ -101,11 +104,18 @@ def make_writer(run: Run) -> AnswerWriter:
     )
 
 
+def _refuses(error: UserError) -> bool:
+    """Whether a server will never answer this request. A wrong key, name or address is no such
+    refusal: it can be corrected, and the request is asked again then.
+    """
+    return isinstance(error, ServerRefusal) and error.status in REFUSALS
+
+
 def _served_writer(run: Run, server: ServerConfig, sampling: Sampling, seed: str) -> AnswerWriter:
     codec = run.recipe.cache.codec if keeps_signals(run.recipe) else None
     return ServedWriter(
         Client(server).post,
-        lambda error: isinstance(error, ServerRefusal),
+        _refuses,
         VLLM(server.model),
         sampling,
         run.vocabulary,

@@ -17,7 +17,7 @@ from distill.answers.keep import (
     geometric_mean,
     repeated_share,
 )
-from distill.answers.numbers import pass_rate_histogram
+from distill.answers.numbers import pass_rate_histogram, refused_words
 from distill.data.answers_config import AnswersConfig, KeepConfig
 
 ANSWER = Candidate(0, 0, (5, 6, 7, 8, 2), True, "3 + 4 = 7", ("7",), 0.5)
@@ -40,6 +40,7 @@ def fate(answer, config):
         ({"length": [6, 9]}, {}, "shorter than `length`"),
         ({"repeats": 0.5}, {"ids": (1,) * 20}, "repeats itself"),
         ({"likely": 0.2}, {"probability": 0.1}, "unlikely under the teacher"),
+        ({"likely": 0.2}, {"probability": None}, "its probability is not known"),
         ({"right": "number"}, {"text": "3 + 4 = 8"}, "not right"),
         ({"right": True}, {"targets": ()}, NO_TARGET),
         ({"right": True, "pass_rate": [0.1, 0.9]}, {}, PASS_RATE),
@@ -95,6 +96,11 @@ def test_the_order_in_which_answers_come_changes_nothing():
         again = choose(answers, config)
         assert (again.answers, again.fates) == (first.answers, first.fates)
     assert 0 < len(first.answers) < len(answers)
+
+
+def test_refusals_are_counted_with_the_first_reason():
+    assert refused_words([]) == ""
+    assert refused_words(["Too long.", "b"]) == "; 2 requests refused, the first: Too long"
 
 
 def test_repeated_runs_are_counted_over_all_runs():
