@@ -122,6 +122,10 @@ def test_the_mean_probability_is_geometric():
         ({"samples": 2, "keep": {"per_prompt": 2}}, "has no effect with `samples: 2`"),
         ({"samples": 2, "keep": {"pass_rate": [0.1, 0.9]}}, "say with `right`"),
         ({"samples": 2, "keep": {"length": [9, 3]}}, "not a least and a most"),
+        ({"samples": 2, "keep": {"length": [9, 30]}, "new_tokens": 8}, "allows no such answer"),
+        ({"samples": 2, "keep": {"right": True, "pass_rate": [0.6, 0.9]}}, "is no share of right"),
+        ({"samples": 1, "temperature": 0, "top_p": 0.5}, "`top_p` has no effect"),
+        ({"samples": 1, "temperature": 0, "top_k": 4}, "`top_k` has no effect"),
         ({"samples": 2, "keep": {"right": "last"}}, "write `number`, `line`"),
         ({}, "Field required"),
     ],
@@ -129,3 +133,8 @@ def test_the_mean_probability_is_geometric():
 def test_keys_without_effect_are_refused(keys, says):
     with pytest.raises(ValidationError, match=says):
         AnswersConfig.model_validate(keys)
+
+
+def test_a_recipe_that_a_run_wrote_out_is_read_again():
+    config = AnswersConfig.model_validate({"samples": 1, "temperature": 0})
+    assert AnswersConfig.model_validate(config.model_dump(by_alias=True)) == config
