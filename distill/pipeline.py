@@ -88,11 +88,13 @@ def run_stages(run: Run, names: list[str], *, alone: bool = False) -> bool:
 
 def _fetch_models(run: Run) -> None:
     """Download hub models that this run loads; of a teacher on a server, nothing."""
-    source = run.recipe.student.from_
+    source, answers = run.recipe.student.from_, run.recipe.data.answers
     if run.recipe.teacher.server is None:
         fetch_weights(run.recipe.teacher.model)
     if isinstance(source, str) and source != "teacher":
         fetch_weights(source)
+    if answers is not None and answers.from_ != "teacher" and not answers.from_.endswith(".gguf"):
+        fetch_weights(answers.from_)  # a writer is known by its weights
 
 
 def _check_examples(run: Run) -> None:

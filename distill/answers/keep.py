@@ -41,6 +41,7 @@ Rule = Callable[[Candidate, KeepConfig], str | None]
 NO_TARGET = "no answer of the data to compare with"
 PASS_RATE = "a prompt outside `pass_rate`"
 SAME = "the same as another to its prompt"
+NOT_KNOWN = "its probability is not known"
 ENOUGH = "beyond `per_prompt`"
 
 
@@ -72,7 +73,8 @@ def unlikely(answer: Candidate, keep: KeepConfig) -> str | None:
     """Below `likely`."""
     if keep.likely is None:
         return None
-    assert answer.probability is not None, "asked of the teacher before"
+    if answer.probability is None:
+        return NOT_KNOWN
     return None if answer.probability >= keep.likely else "unlikely under the teacher"
 
 

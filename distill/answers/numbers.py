@@ -21,12 +21,12 @@ def answer_numbers(
     prompts: Sequence[Prompt],
     written: Sequence[Written],
     kept: Kept,
-    refused: int,
+    refused: Sequence[str],
     part: dict[str, int],
 ) -> dict[str, Any]:
     """The `answers` of report.json.
 
-    refused: requests that the writer refuses. part: examples and tokens that are learned from.
+    refused: why, of each request that the writer refuses. part: examples and tokens that are learned from.
     seconds: of writing, summed over processes and starts.
     """
     with_answer = {answer.prompt for answer in kept.answers}
@@ -36,7 +36,7 @@ def answer_numbers(
         "prompts": len(prompts),
         "held_out_prompts": sum(prompt.held_out for prompt in prompts),
         "written": len(written),
-        "refused": refused,
+        "refused": len(refused),
         "kept": len(kept.answers),
         "kept_prompts": len(with_answer),
         "kept_tokens": part["tokens"],
@@ -45,7 +45,7 @@ def answer_numbers(
         "tokens": sum(len(one.ids) for one in written),
         "seconds": sum(one.seconds for one in written),
     }
-    return {**found, "sentence": _sentence(found)}
+    return {**found, "sentence": _sentence(found, refused)}
 
 
 def pass_rate_histogram(kept: Kept) -> list[int]:
@@ -56,11 +56,18 @@ def pass_rate_histogram(kept: Kept) -> list[int]:
     return [int(count) for count in counts]
 
 
-def _sentence(found: dict[str, Any]) -> str:
+def refused_words(reasons: Sequence[str]) -> str:
+    """What is added to a sentence where the writer refused requests; nothing where it did not."""
+    if not reasons:
+        return ""
+    return f"; {counted(len(reasons), 'request')} refused, the first: {reasons[0].rstrip('.')}"
+
+
+def _sentence(found: dict[str, Any], refused: Sequence[str]) -> str:
     reasons = "; ".join(f"{number:,} {reason}" for reason, number in found["by_reason"].items())
     return (
         f"{counted(found['written'], 'answer')} to {counted(found['prompts'], 'prompt')} by "
         f"`{found['writer']}`, of which {found['kept']:,} (to {found['kept_prompts']:,} prompts) "
         f"are learned from{f' (not: {reasons})' if reasons else ''}; "
-        f"{found['tokens']:,} tokens in {found['seconds']:,.0f} s of writing."
+        f"{found['tokens']:,} tokens in {found['seconds']:,.0f} s of writing{refused_words(refused)}."
     )

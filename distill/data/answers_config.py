@@ -9,6 +9,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from attar.config import Section
 from distill.data.verifier import Verifier
 
+TOP_P = 0.95  # where a recipe does not say it
+
 
 def _by_its_rule(value: Any) -> Any:
     """A verifier from its rule alone, or from `true`."""
@@ -35,7 +37,10 @@ class KeepConfig(Section):
         None, description="least and most tokens of an answer, its end included"
     )
     repeats: float | None = Field(
-        None, gt=0, lt=1, description="most of its runs of 4 tokens that stood in it before"
+        None,
+        gt=0,
+        lt=1,
+        description="largest share of its runs of 4 tokens that occurred in it before",
     )
     likely: float | None = Field(
         None, gt=0, lt=1, description="least probability that the teacher gives a token of it, "
@@ -74,7 +79,7 @@ class AnswersConfig(Section):
     )  # fmt: skip
     samples: int = Field(ge=1, description="answers written to each prompt")
     temperature: float = Field(0.8, ge=0, description="0 writes the most likely answer")
-    top_p: float = Field(0.95, gt=0, le=1)
+    top_p: float = Field(TOP_P, gt=0, le=1)
     top_k: int | None = Field(None, ge=1)
     new_tokens: int = Field(
         512, ge=1, description="most tokens of an answer, as far as `max_length` allows"
@@ -87,7 +92,10 @@ class AnswersConfig(Section):
     )
     max_requests: int | None = Field(None, ge=1, description="answers asked for in all, at most")
     max_tokens: int | None = Field(
-        None, ge=1, description="tokens written in all, after which no more are asked for"
+        None,
+        ge=1,
+        description="tokens written in all, after which no more answers are asked for; those "
+        "under way are finished",
     )
 
     @model_validator(mode="after")
@@ -96,12 +104,31 @@ class AnswersConfig(Section):
             raise ValueError(
                 f"`temperature: 0` writes the same answer {self.samples} times; write `samples: 1`"
             )
-        if self.temperature == 0 and "top_k" in self.model_fields_set and self.top_k is not None:
+        if self.temperature == 0 and self.top_k is not None:
             raise ValueError("`top_k` has no effect with `temperature: 0`; leave it out")
+        if self.temperature == 0 and self.top_p not in (TOP_P, 1):  # a run writes its defaults out
+            raise ValueError("`top_p` has no effect with `temperature: 0`; leave it out")
         most = self.keep.per_prompt
         if most is not None and most >= self.samples:
             raise ValueError(
                 f"`keep.per_prompt: {most}` has no effect with `samples: {self.samples}`; leave it "
                 "out, or write more answers"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_keep(self) -> AnswersConfig:
+        """Some answers can satisfy the rules."""
+        length, rate = self.keep.length, self.keep.pass_rate
+        if length is not None and length[0] > self.new_tokens:
+            raise ValueError(
+                f"`keep.length` begins at {length[0]} tokens, and `new_tokens: {self.new_tokens}` "
+                "allows no such answer; lower it, or raise `new_tokens`"
+            )
+        shares = (right / self.samples for right in range(1, self.samples + 1))
+        if rate is not None and not any(rate[0] <= share <= rate[1] for share in shares):
+            raise ValueError(
+                f"`keep.pass_rate: {list(rate)}` is no share of right answers, one at least, among "
+                f"`samples: {self.samples}`; widen it, or write more answers"
             )
         return self

@@ -15,14 +15,15 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from attar.distributed import free_memory, is_alone, process_state
 from attar.errors import DataError, RunError
-from attar.files import read_json, write_json, write_text
+from attar.files import clear, read_json, write_json, write_text
 from attar.progress import progress
 from distill.answers.keep import Candidate, Kept, choose, geometric_mean
-from distill.answers.numbers import answer_numbers
+from distill.answers.numbers import answer_numbers, refused_words
 from distill.answers.prompts import Prompt, answer_text, prompts_of
 from distill.answers.written_part import example_of_answer, write_part
 from distill.data.held_out_prompts import read_held_out_prompts
@@ -39,6 +40,8 @@ from distill.stages.answer_writers import (
 from distill.stages.cache import add_signals, label_logprobs_under_teacher
 from distill.stages.fingerprints import data_inputs, teacher_inputs
 from distill.stages.stage import ANSWER, work
+from teachers.cache.growing import held_tokens
+from teachers.cache.store import SignalStore
 from teachers.load import teacher_identity
 from teachers.writing.ask import Asked, ask, lacking
 from teachers.writing.known_signals import KnownSignals
@@ -158,8 +161,9 @@ def _write(run: Run, requests: Sequence[WriteRequest]) -> None:
     failed = sum((one.failed for one in everyone), Counter[str]())
     if failed:
         reason, number = failed.most_common(1)[0]
+        rest = "the rest was not asked for; " if any(one.gave_up for one in everyone) else ""
         raise RunError(
-            f"{failed.total()} answers could not be written ({number}: {reason}); "
+            f"{failed.total()} answers could not be written ({number}: {reason}); {rest}"
             f"{sum(one.written for one in everyone)} were, and are kept in {folder}: run again to "
             "ask for the others."
         )
@@ -204,8 +208,9 @@ def _keep(
     _write_readable(run, prompts, written, kept)
     if not kept.answers:
         reasons = "; ".join(f"{number} {reason}" for reason, number in kept.by_reason().items())
+        reasons = (reasons or "none was written") + refused_words(refused)
         raise DataError(
-            f"None of {len(written)} written answers is kept ({reasons or 'none was written'}); "
+            f"None of {len(written)} written answers is kept ({reasons}); "
             f"see {run.folder.answers / 'answers.jsonl'}; loosen `data.answers.keep`, raise "
             "`data.answers.new_tokens`, or take another writer."
         )
@@ -218,8 +223,8 @@ def _keep(
 Finished = list[tuple[int, WriteRequest, Written]]
 
 
-def _finished(run: Run, requests: Sequence[tuple[int, WriteRequest]]) -> tuple[Finished, int]:
-    """(number of the prompt, request, answer) of what is written; how many were refused."""
+def _finished(run: Run, requests: Sequence[tuple[int, WriteRequest]]) -> tuple[Finished, list[str]]:
+    """(number of the prompt, request, answer) of what is written; why others were refused."""
     store = RequestStore(run.folder.answers / "requests")
     outcomes = dict(store.read())
     found: Finished = []
@@ -227,8 +232,8 @@ def _finished(run: Run, requests: Sequence[tuple[int, WriteRequest]]) -> tuple[F
         outcome = outcomes.get(request.key)
         if isinstance(outcome, Written):
             found.append((number, request, outcome))
-    refused = sum(isinstance(outcomes.get(one.key), Failed) for _, one in requests)
-    return found, refused
+    others = (outcomes.get(request.key) for _, request in requests)
+    return found, [one.reason for one in others if isinstance(one, Failed)]
 
 
 def _candidates(run: Run, prompts: Sequence[Prompt], written: Finished) -> list[Candidate]:
@@ -278,6 +283,23 @@ def _write_readable(run: Run, prompts: Sequence[Prompt], written: Finished, kept
     write_text(run.folder.answers / "answers.jsonl", "".join(lines))
 
 
+def _clear_cache_of_others(run: Run) -> None:
+    """Delete the run's own cache where it holds nothing of what is learned now, but answers that
+    were written otherwise: it could not grow.
+    """
+    if run.recipe.cache.dir is not None:
+        return
+    with on_first_process() as first:
+        store = SignalStore(run.cache_url)
+        if not first or store.manifest() is None:
+            return
+        held = held_tokens(store.entries(growing=True))
+        wanted = {key for examples in run.cached_examples() for key in examples.by_text().keys}
+        if held and not wanted & held.keys():
+            log.info("answer: %s holds none of these answers; it begins anew", store.url)
+            clear(Path(store.url))
+
+
 def _keep_signals(run: Run, requests: Sequence[tuple[int, WriteRequest]]) -> None:
     """Put the signals of the kept answers into the run's cache."""
     codec = codec_name(run)
@@ -293,4 +315,5 @@ def _keep_signals(run: Run, requests: Sequence[tuple[int, WriteRequest]]) -> Non
         example = example_of_answer(request.prompt, one.ids.tolist(), max_length)
         if example.key in kept:
             examples[example.key], lines[example.key] = example, index[request.key]
+    _clear_cache_of_others(run)
     add_signals(run, list(examples.values()), lambda: KnownSignals(store, lines, codec))

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from attar.errors import RecipeError
+from attar.errors import RecipeError, UserError
 from attar.files import fingerprint
 from attar.llama_cpp import GGUFModel
 from attar.models.fingerprints import weights_fingerprint
 from attar.models.generation import end_ids, generation_settings, stop_ids
 from attar.models.loading import load_config
 from attar.models.sampling import Sampling, check_can_write
+from attar.models.structure import usable_positions
 from attar.models.task_heads import CAUSAL, auto_class_of
 from attar.models.tokenizers import differing_ids, load_tokenizer
 from distill.data.answers_config import AnswersConfig
@@ -30,6 +31,8 @@ from teachers.writing.gguf import GGUFWriter, check_same_ids
 from teachers.writing.local import LocalWriter
 from teachers.writing.request import AnswerWriter
 from teachers.writing.served import VLLM, ServedWriter
+
+REFUSALS = {413, 422}  # statuses of HTTP that are about one request
 
 
 def answers_of(run: Run) -> AnswersConfig:
@@ -52,21 +55,29 @@ def writer_settings(run: Run) -> dict[str, Any]:
 
     Where the model lies does not matter, only its weights.
     """
-    config, model = answers_of(run), writing_model(run)
+    config = answers_of(run)
     keys = ("temperature", "top_p", "top_k")
     return {
         **_identity(run),
         **{key: getattr(config, key) for key in keys},
         "seed": run.recipe.seed,
-        "ends": end_ids(run.tokenizer, [generation_settings(model.model)]),
+        "ends": _ends(run),
     }
+
+
+def _ends(run: Run) -> list[int]:
+    """The ids that end an answer, by the tokenizer and the writing model's own settings."""
+    return end_ids(run.tokenizer, [generation_settings(writing_model(run).model)])
 
 
 def _identity(run: Run) -> dict[str, Any]:
     model = writing_model(run)
     if writes_by_llama_cpp(run):
         return {"weights": weights_fingerprint(model.model), "by": "llama.cpp"}
-    return {key: value for key, value in teacher_identity(model).items() if key != "model"}
+    found = teacher_identity(model)
+    if found["weights"] is None and model.server is None:
+        return found  # nothing but the name tells it from another
+    return {key: value for key, value in found.items() if key != "model"}
 
 
 def writes_by_llama_cpp(run: Run) -> bool:
@@ -101,18 +112,29 @@ def make_writer(run: Run) -> AnswerWriter:
     )
 
 
+def _refuses(error: UserError) -> bool:
+    """Whether a server will never answer this request. A wrong key, name or address is no such
+    refusal: it can be corrected, and the request is asked again then.
+    """
+    return isinstance(error, ServerRefusal) and error.status in REFUSALS
+
+
 def _served_writer(run: Run, server: ServerConfig, sampling: Sampling, seed: str) -> AnswerWriter:
     codec = run.recipe.cache.codec if keeps_signals(run.recipe) else None
+    client = Client(server)
     return ServedWriter(
-        Client(server).post,
-        lambda error: isinstance(error, ServerRefusal),
+        client.post,
+        _refuses,
         VLLM(server.model),
         sampling,
         run.vocabulary,
-        end_ids(run.tokenizer),
+        _ends(run),
         seed,
         server.concurrency,
         codec,
+        bounded=answers_of(run).max_tokens is not None,
+        close=client.close,
+        hang_up=client.hang_up,
     )
 
 
@@ -152,8 +174,15 @@ def check_writer(run: Run) -> None:
             raise RecipeError(f"`data.answers.from`: there is no file {name}.")
         return
     check_made(name)
-    if auto_class_of(load_config(name)) != CAUSAL:
+    found = load_config(name)
+    if auto_class_of(found) != CAUSAL:
         raise RecipeError(f"`data.answers.from` ({name}) does not predict the next token.")
+    positions, max_length = usable_positions(found), run.recipe.data.max_length
+    if positions is not None and max_length > positions:
+        raise RecipeError(
+            f"`data.max_length` is {max_length}; the model of `data.answers.from` ({name}) has "
+            f"{positions} positions for a text; lower it."
+        )
     if differ := differing_ids(run.tokenizer, load_tokenizer(name)):
         i, own, other = differ[0]
         raise RecipeError(

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from distill.objective.terms import reads_from
+from distill.recipe.answers import keeps_signals
 from distill.run.context import Run
-from distill.stages.stage import BUILD, CACHE, EVALUATE, EXPORT, SPECIALIZE, TRAIN
+from distill.stages.stage import ANSWER, BUILD, CACHE, EVALUATE, EXPORT, SPECIALIZE, TRAIN
 from distill.stages.status import is_done
+from teachers.cache.config import HiddenStatesConfig
+from teachers.codecs.label import Label
 from teachers.load import check_has_weights
+from teachers.remote.client import Client
+from teachers.remote.probe import connect
 
 STAGE_OF = {"train": TRAIN, "specialize": SPECIALIZE, "export.recover": EXPORT}
 
 
 def check_server(run: Run, names: Sequence[str]) -> None:
     """Raise an error for the first thing that these stages need and a teacher on a server does not
-    give: its weights, where they are not in `teacher.model` as well; and signals as they must be,
-    for which the server is probed.
+    give: its weights, where they are not in `teacher.model` as well; and signals and answers as
+    they must be, for which the server is probed.
     """
     if run.recipe.teacher.server is None:
         return
@@ -26,6 +31,24 @@ def check_server(run: Run, names: Sequence[str]) -> None:
             check_has_weights(run.recipe.teacher, what)
     if CACHE.name in todo and run.makes_cache and not run.recipe.cache.unfinished:
         run.task.runner(run)
+    elif ANSWER.name in todo and writes_answers(run):
+        _probe_writer(run)
+
+
+def writes_answers(run: Run) -> bool:
+    """Whether the teacher writes the answers that are learned."""
+    answers = run.recipe.data.answers
+    return answers is not None and answers.from_ == "teacher"
+
+
+def _probe_writer(run: Run) -> None:
+    """Probe the server for what writing needs: its signals too where they are kept."""
+    server, config = run.recipe.teacher.server, run.recipe.cache
+    assert server is not None
+    if not keeps_signals(run.recipe):
+        config = config.model_copy(update={"codec": Label(), "hidden": HiddenStatesConfig()})
+    longest = run.recipe.data.max_length
+    connect(Client(server), run.tokenizer, run.vocabulary, config, longest)
 
 
 def _readers_of_weights(run: Run) -> Iterator[tuple[str, str]]:

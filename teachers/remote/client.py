@@ -132,7 +132,7 @@ class Client:
         times = f", {failures} times" if failures > 1 else ""
         return (
             f"The teacher's server {self.config.base} (`teacher.server`) {about} ({path}{times}); "
-            "finished shards are kept: see that it runs, or correct `teacher.server`, and run "
+            "what is finished is kept: see that it runs, or correct `teacher.server`, and run "
             "the same command again."
         )
 

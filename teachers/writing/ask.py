@@ -19,13 +19,15 @@ class Asked:
     """What became of the requests of one process.
 
     written: answers that were added. tokens: of these. failed: how many failed, by reason; they are
-    asked again at the next start. stopped: whether the budget of tokens was spent.
+    asked again at the next start. stopped: whether the budget of tokens was spent. gave_up: whether
+    the rest was not asked for, since every request of a batch failed.
     """
 
     written: int = 0
     tokens: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     stopped: bool = False
+    gave_up: bool = False
 
 
 def lacking(store: RequestStore, requests: Sequence[WriteRequest]) -> list[WriteRequest]:
@@ -44,6 +46,9 @@ def ask(
     on_done: Callable[[WriteRequest, int], None] = lambda request, tokens: None,
 ) -> Asked:
     """Ask for answers that are not there yet, and store each as soon as it is.
+
+    Ends after a batch of which every request failed, and after two such batches of one request: the
+    next would wait as long for as little.
 
     part: (number of this process, number of all), which share the batches. max_tokens: of this
     process; no batch begins once it has written as many. on_done: called with each request and the
@@ -67,12 +72,16 @@ def ask(
             storing.add(request.key, outcome)
         on_done(request, tokens)
 
-    number, of = part
+    in_vain, (number, of) = 0, part
     for batch in writer.batches(requests)[number::of]:
         if asked.tokens >= max_tokens:
             asked.stopped = True
             break
-        begun = time.perf_counter()
+        begun, before = time.perf_counter(), asked.failed.total()
         writer.write(batch, store)
         storing.sync()
+        in_vain = in_vain + len(batch) if asked.failed.total() - before == len(batch) else 0
+        if in_vain > 1:
+            asked.gave_up = True
+            break
     return asked

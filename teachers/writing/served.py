@@ -12,6 +12,7 @@ Legend: N tokens of an answer, K entries of a token, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -25,10 +26,14 @@ from attar.models.sampling import Sampling, seed_of
 from attar.registry import Registry
 from teachers.codecs.codec import SignalCodec, SignalColumns, is_label_codec
 from teachers.codecs.top_entries import is_bucket_codec, sort_entries
+from teachers.remote.entries import LEAST_TAIL
 from teachers.writing.request import Failed, OnDone, WriteRequest, Written
 
 SEED_BITS = 31  # of a server's seed
 REQUESTS_A_BATCH = 8  # for each that is asked at once
+
+MOST_OVER = 1e-3  # by which a server's rounding may leave a probability above 1
+OTHER_FORM = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 
 Entries = dict[int, float]  # log-probabilities by id, of the likeliest ids of one token
 
@@ -52,12 +57,20 @@ class ServerKind(Protocol):
     path: ClassVar[str]
 
     def body(
-        self, ids: Sequence[int], limit: int, sampling: Sampling, seed: int, k: int
+        self,
+        ids: Sequence[int],
+        ends: Sequence[int],
+        limit: int,
+        sampling: Sampling,
+        seed: int,
+        k: int,
     ) -> dict[str, Any]:
-        """The request for one answer, with the k likeliest ids of each token."""
+        """The request for one answer, with the k likeliest ids of each token. ends: ids that end
+        it, where the kind of server can be told.
+        """
 
     def read(self, reply: Any) -> Reply:
-        """Raises `KeyError`, `TypeError`, `ValueError` or `IndexError` for another form."""
+        """Raises one of `OTHER_FORM` for another form."""
 
 
 SERVER_KINDS: Registry[type[ServerKind]] = Registry("kind of server that writes")
@@ -70,7 +83,13 @@ class LlamaServer:
     path: ClassVar[str] = "/completion"
 
     def body(
-        self, ids: Sequence[int], limit: int, sampling: Sampling, seed: int, k: int
+        self,
+        ids: Sequence[int],
+        ends: Sequence[int],
+        limit: int,
+        sampling: Sampling,
+        seed: int,
+        k: int,
     ) -> dict[str, Any]:
         """0 switches a sampler off; the prompt's keys and values are kept for the next answer."""
         return {
@@ -111,13 +130,20 @@ class VLLM:
     path: ClassVar[str] = "/v1/completions"
 
     def body(
-        self, ids: Sequence[int], limit: int, sampling: Sampling, seed: int, k: int
+        self,
+        ids: Sequence[int],
+        ends: Sequence[int],
+        limit: int,
+        sampling: Sampling,
+        seed: int,
+        k: int,
     ) -> dict[str, Any]:
         """-1 switches `top_k` off."""
         return {
             "model": self.model,
             "prompt": list(ids),
             "max_tokens": limit,
+            "stop_token_ids": list(ends),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k or -1,
@@ -152,7 +178,9 @@ class ServedWriter:
     post: sends a body to a path and gives the JSON reply; it repeats by itself what may pass, and
     raises a `UserError` when it gives up. refuses: whether such an error is for good. stop_ids: the
     ids that end an answer, the learned end of a turn first. concurrency: requests at once. codec:
-    how signals are kept; None keeps none.
+    how signals are kept; None keeps none. bounded: whether batches are short, since nothing more is
+    asked after one that spends a budget. close: ends the connections for good, also of requests
+    under way; hang_up: until the next request.
     """
 
     post: Callable[[str, Mapping[str, Any]], Any]
@@ -164,33 +192,48 @@ class ServedWriter:
     seed: str
     concurrency: int
     codec: SignalCodec | None = None
+    bounded: bool = False
+    close: Callable[[], None] = lambda: None
+    hang_up: Callable[[], None] = lambda: None
 
     def batches(self, requests: Sequence[WriteRequest]) -> list[list[WriteRequest]]:
-        """Requests in their order, several for each that is asked at once."""
-        size = self.concurrency * REQUESTS_A_BATCH
-        return [list(requests[i : i + size]) for i in range(0, len(requests), size)]
+        """Requests in their order, several for each that is asked at once; the first batch is
+        short, so that a server which gives nothing is soon left alone.
+        """
+        first = self.concurrency
+        size = first if self.bounded else first * REQUESTS_A_BATCH
+        rest = range(first, len(requests), size)
+        parts = [requests[:first], *(requests[i : i + size] for i in rest)]
+        return [list(part) for part in parts if part]
 
     def write(self, batch: Sequence[WriteRequest], on_done: OnDone) -> None:
-        """Ask for all at once; each is given to `on_done` in the order in which they come."""
+        """Ask for all at once; each is given to `on_done` in the order in which they come.
+
+        What ends this early ends the requests under way too.
+        """
         pool = ThreadPoolExecutor(self.concurrency)
         try:
             asked = {pool.submit(self._ask, request): request for request in batch}
             for done in as_completed(asked):
                 on_done(asked[done], done.result())
+        except BaseException:
+            self.close()  # else this would wait for answers that nobody reads
+            raise
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
+            self.hang_up()
 
     def _ask(self, request: WriteRequest) -> Written | Failed:
         limit = min(request.limit, self.sampling.new_tokens)
         seed = seed_of(self.seed, request.prompt, request.sample) % (1 << SEED_BITS)
-        body = self.kind.body(request.prompt.tolist(), limit, self.sampling, seed, self._entries)
+        prompt, ends = request.prompt.tolist(), self.stop_ids
+        body = self.kind.body(prompt, ends, limit, self.sampling, seed, self._entries)
         try:
-            reply = self.kind.read(self.post(self.kind.path, body))
+            return self._written(self.kind.read(self.post(self.kind.path, body)), limit)
         except UserError as error:
             return Failed(str(error), again=not self.refuses(error))
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        except OTHER_FORM:
             return Failed("the server's reply is of another form than that of its kind")
-        return self._written(reply, limit)
 
     @property
     def _entries(self) -> int:
@@ -203,6 +246,10 @@ class ServedWriter:
         ids, ended = reply.ids, reply.ended
         if not ids or not all(0 <= i < self.vocabulary for i in ids):
             return Failed("the server wrote no ids, or ids that the tokenizer does not have")
+        if not _are_logprobs(reply):
+            return Failed("the server's numbers are no log-probabilities")
+        stop = next((n for n, i in enumerate(ids) if i in self.stop_ids), len(ids)) + 1
+        ids, reply = ids[:stop], _first_tokens(reply, stop)  # a server may know fewer ends
         if ended and ids[-1] not in self.stop_ids:  # it keeps the end to itself
             ids, reply = [*ids, self.stop_ids[0]], Reply(ids, ended)
         ended = ids[-1] in self.stop_ids and len(ids) <= limit
@@ -221,6 +268,25 @@ class ServedWriter:
         return encode_entries(self.codec, reply.entries[: len(logprobs)], self.vocabulary)
 
 
+def _first_tokens(reply: Reply, number: int) -> Reply:
+    """The first tokens of a reply; numbers that are not of every token are left out."""
+    logprobs, entries, whole = reply.logprobs, reply.entries, len(reply.ids)
+    logprobs = logprobs[:number] if logprobs is not None and len(logprobs) == whole else None
+    entries = entries[:number] if entries is not None and len(entries) == whole else None
+    return Reply(reply.ids[:number], reply.ended, logprobs, entries)
+
+
+def _are_logprobs(reply: Reply) -> bool:
+    """Whether each number can be a log-probability, and those of a token's entries together."""
+    tokens = [[p] for p in reply.logprobs or []]
+    tokens += [list(token.values()) for token in reply.entries or []]
+    return all(
+        all(p <= MOST_OVER for p in token)  # false of NaN
+        and sum(map(math.exp, token)) <= 1 + MOST_OVER
+        for token in tokens
+    )
+
+
 def encode_entries(
     codec: SignalCodec, entries: Sequence[Entries], vocabulary: int
 ) -> SignalColumns | None:
@@ -235,6 +301,8 @@ def encode_entries(
     largest = [sorted(token.items(), key=lambda one: -one[1])[:k] for token in entries]
     ids_NK = torch.tensor([[i for i, _ in token] for token in largest])
     logprobs_NK = torch.tensor([[p for _, p in token] for token in largest], dtype=torch.float64)
-    rest_N = (1 - logprobs_NK.exp().sum(-1)).clamp(min=0).log()
+    rest_N = (1 - logprobs_NK.exp().sum(-1)).clamp(min=LEAST_TAIL).log()
+    if k == vocabulary:
+        rest_N = torch.full_like(rest_N, -torch.inf)  # every id is an entry
     top = sort_entries(ids_NK, logprobs_NK.float(), {1.0: rest_N.float()})
     return codec.encode_top(top, vocabulary, {})

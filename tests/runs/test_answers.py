@@ -14,7 +14,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from attar.errors import DataError, RunError
+from attar.errors import DataError, RecipeError, RunError
 from attar.files import read_json
 from distill.answers.written_part import example_of_answer
 from distill.data.examples import Examples
@@ -23,6 +23,7 @@ from distill.planning.estimate import estimates
 from distill.run.context import Run
 from distill.run.load import load_recipe
 from distill.stages import answer as stage
+from distill.stages.answer_writers import check_writer
 from students.artifacts.gguf.writer import write_gguf
 from teachers.cache.reader import SignalCache
 from teachers.runners.next_token import TeacherRunner
@@ -254,6 +255,29 @@ def test_a_gguf_file_writes(asked, bytes_bpe):
     assert numbers()["kept"] == len(Run(load_recipe("recipe.yaml"), Path("out")).data()[0]) == 50
 
 
+def test_signals_of_another_sampling_take_the_place_of_those_before(asked):
+    commands = asked({"keep": {"ended": False}})
+    commands("answer", "recipe.yaml", "--run-dir", "out")
+    url = Run(load_recipe("recipe.yaml"), Path("out")).cache_url
+    before = set(SignalCache(url, unfinished=True).keys())
+    more = ("--set", "data.answers.temperature=3.0", "--set", "data.answers.keep.length=[9,12]")
+    commands("answer", "recipe.yaml", "--run-dir", "out", *more)
+    run = Run(load_recipe("recipe.yaml", more[1::2]), Path("out"))
+    held = set(SignalCache(url, unfinished=True).keys())
+    assert held == set(run.training_examples().keys)
+    assert not held & before
+
+
+def test_a_writer_without_room_for_the_texts_is_refused_before_work(asked, make_model, bytes_bpe):
+    small = make_model(5, width=32, vocabulary=320)
+    small.config.max_position_embeddings = 32
+    small.save_pretrained("other")
+    chat_tokenizer(bytes_bpe).save_pretrained("other")
+    asked({"from": "other"})
+    with pytest.raises(RecipeError, match=r"`data.max_length` is 64; .* has 32 positions"):
+        check_writer(Run(load_recipe("recipe.yaml"), Path("out")))
+
+
 def test_budgets_end_the_asking_and_the_rest_is_learned(asked):
     commands = asked({"keep": {"ended": False}, "max_requests": 30, "batch_size": 6})
     commands("answer", "recipe.yaml", "--run-dir", "out")
@@ -270,7 +294,8 @@ def test_budgets_end_the_asking_and_the_rest_is_learned(asked):
     [
         ({"keep": {"right": "number"}}, [{"prompt": f"{i}", "completion": "b"} for i in "abcdefgh"],
          "finds nothing to compare with in any answer"),
-        ({"keep": {"length": [100, 200]}}, None, "None of 75 written answers is kept"),
+        ({"keep": {"length": [100, 200]}, "new_tokens": 100}, None,
+         "None of 75 written answers is kept"),
         ({"keep": {"ended": False}}, [{"prompt": "a", "completion": str(i)} for i in range(20)],
          "also stands in the held-out part"),
     ],

@@ -1,5 +1,6 @@
 """Whole runs whose teacher is on a server: the cache, what needs weights, secrets, mistakes."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -203,3 +204,18 @@ def test_a_server_that_cannot_serve_is_refused_in_one_sentence(
     assert refused.exit_code == 1
     assert words in refused.output.replace("\n", " ")
     assert not Path("run/cache").exists()
+
+
+@pytest.mark.parametrize("signals", [True, False])
+def test_a_server_that_cannot_write_is_refused_before_it_is_asked_to(signals, workshop, serve):
+    server = serve(asked={"model": "other"})
+    rows = [{"prompt": f"{i} is", "completion": "a number"} for i in range(20)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = yaml.safe_load(Path("recipe.yaml").read_text())
+    answers = {"samples": 1, "signals": signals}
+    recipe["data"] = {"train": "rows.jsonl", "max_length": 48, "answers": answers}
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    refused = workshop("answer", "recipe.yaml", "--run-dir", "run", ok=False)
+    assert "does not serve `other`" in refused.output.replace("\n", " ")
+    assert not Path("run/answers").exists()
+    assert not server.asked

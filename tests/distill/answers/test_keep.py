@@ -17,7 +17,7 @@ from distill.answers.keep import (
     geometric_mean,
     repeated_share,
 )
-from distill.answers.numbers import pass_rate_histogram
+from distill.answers.numbers import pass_rate_histogram, refused_words
 from distill.data.answers_config import AnswersConfig, KeepConfig
 
 ANSWER = Candidate(0, 0, (5, 6, 7, 8, 2), True, "3 + 4 = 7", ("7",), 0.5)
@@ -40,6 +40,7 @@ def fate(answer, config):
         ({"length": [6, 9]}, {}, "shorter than `length`"),
         ({"repeats": 0.5}, {"ids": (1,) * 20}, "repeats itself"),
         ({"likely": 0.2}, {"probability": 0.1}, "unlikely under the teacher"),
+        ({"likely": 0.2}, {"probability": None}, "its probability is not known"),
         ({"right": "number"}, {"text": "3 + 4 = 8"}, "not right"),
         ({"right": True}, {"targets": ()}, NO_TARGET),
         ({"right": True, "pass_rate": [0.1, 0.9]}, {}, PASS_RATE),
@@ -97,6 +98,11 @@ def test_the_order_in_which_answers_come_changes_nothing():
     assert 0 < len(first.answers) < len(answers)
 
 
+def test_refusals_are_counted_with_the_first_reason():
+    assert refused_words([]) == ""
+    assert refused_words(["Too long.", "b"]) == "; 2 requests refused, the first: Too long"
+
+
 def test_repeated_runs_are_counted_over_all_runs():
     assert repeated_share([1, 2, 3]) == 0.0
     assert repeated_share([1, 2, 3, 4, 1, 2, 3, 4]) == pytest.approx(1 / 5)
@@ -116,6 +122,10 @@ def test_the_mean_probability_is_geometric():
         ({"samples": 2, "keep": {"per_prompt": 2}}, "has no effect with `samples: 2`"),
         ({"samples": 2, "keep": {"pass_rate": [0.1, 0.9]}}, "say with `right`"),
         ({"samples": 2, "keep": {"length": [9, 3]}}, "not a least and a most"),
+        ({"samples": 2, "keep": {"length": [9, 30]}, "new_tokens": 8}, "allows no such answer"),
+        ({"samples": 2, "keep": {"right": True, "pass_rate": [0.6, 0.9]}}, "is no share of right"),
+        ({"samples": 1, "temperature": 0, "top_p": 0.5}, "`top_p` has no effect"),
+        ({"samples": 1, "temperature": 0, "top_k": 4}, "`top_k` has no effect"),
         ({"samples": 2, "keep": {"right": "last"}}, "write `number`, `line`"),
         ({}, "Field required"),
     ],
@@ -123,3 +133,8 @@ def test_the_mean_probability_is_geometric():
 def test_keys_without_effect_are_refused(keys, says):
     with pytest.raises(ValidationError, match=says):
         AnswersConfig.model_validate(keys)
+
+
+def test_a_recipe_that_a_run_wrote_out_is_read_again():
+    config = AnswersConfig.model_validate({"samples": 1, "temperature": 0})
+    assert AnswersConfig.model_validate(config.model_dump(by_alias=True)) == config

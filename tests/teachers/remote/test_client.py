@@ -37,7 +37,7 @@ def test_what_stays_broken_is_an_error_soon(fault, words, serve, client_of):
 def test_a_server_that_stays_full_is_waited_for_as_long_as_the_recipe_says(serve, client_of):
     server = serve()
     server.always.add("full")
-    with pytest.raises(ServerError, match=r"is full \(429: full\).* times\); finished"):
+    with pytest.raises(ServerError, match=r"is full \(429: full\).* times\); what is finished"):
         client_of(server, timeout=0.3).post(*ASK)
     assert len(server.asked) > 2
 

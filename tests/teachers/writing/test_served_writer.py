@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 from urllib.request import Request as HTTPRequest
 from urllib.request import urlopen
 
@@ -11,13 +12,20 @@ import torch
 
 from attar.errors import UserError
 from attar.llama_cpp import GGUFModel, _server
-from attar.models.sampling import Sampling
+from attar.models.sampling import Sampling, seed_of
 from students.artifacts.gguf.writer import write_gguf
 from teachers.cache.config import CacheConfig
 from teachers.writing.ask import ask, lacking
 from teachers.writing.local import encode_logits
 from teachers.writing.request import WriteRequest
-from teachers.writing.served import SERVER_KINDS, VLLM, LlamaServer, ServedWriter, encode_entries
+from teachers.writing.served import (
+    SEED_BITS,
+    SERVER_KINDS,
+    VLLM,
+    LlamaServer,
+    ServedWriter,
+    encode_entries,
+)
 from teachers.writing.store import RequestStore, StoreWriter
 from tests.conftest import chat_tokenizer
 
@@ -192,6 +200,82 @@ def test_a_reply_that_is_none_fails_and_is_not_believed(reply, tmp_path):
     asked, found, _ = written(writer(lambda path, body: reply, VLLM("name")), requests(1), tmp_path)
     assert sum(asked.failed.values()) == 1
     assert found == {}
+
+
+def changed(**keys):
+    """A reply of four tokens of which some numbers are others."""
+    reply = vllm_reply(logits_of(0, 4), [5, 6, 7, END], 4)
+    reply["choices"][0]["logprobs"].update(keys)
+    return reply
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [changed(token_logprobs=[-1.0, float("nan"), -1.0, -1.0]),
+     changed(token_logprobs=[-1.0, 0.1, -1.0, -1.0]),
+     changed(top_logprobs=[{"token_id:1": -0.1, "token_id:2": -0.1}] * 4),
+     changed(top_logprobs=[None] * 4), changed(top_logprobs=[{"token_id:1": float("nan")}] * 4),
+     {"choices": [{"token_ids": [float("inf")], "finish_reason": "stop"}]}],
+)  # fmt: skip
+def test_numbers_that_cannot_be_fail_alone(reply, tmp_path):
+    good = changed()
+    made = writer(lambda path, body: reply if body["seed"] in bad else good, VLLM("name"), TOPK)
+    bad = {seed_of("0", np.asarray([4, 5, 6]), 1) % (1 << SEED_BITS)}
+    asked, found, _ = written(made, requests(3), tmp_path)
+    assert sum(asked.failed.values()) == 1
+    assert set(found) == {"0", "2"}
+
+
+def test_entries_of_fewer_tokens_give_no_signals(tmp_path):
+    reply = changed(top_logprobs=changed()["choices"][0]["logprobs"]["top_logprobs"][:3])
+    made = writer(lambda path, body: reply, VLLM("name"), TOPK)
+    _, found, store = written(made, requests(1), tmp_path)
+    assert len(found["0"].logprobs) == 4
+    assert store.has_signals("codec") == set()
+
+
+def test_what_stands_behind_the_first_end_is_cut(tmp_path):
+    logits = logits_of(0, 4)
+    reply = vllm_reply(logits, [5, 3, 7, 8], 4, "length")
+    bodies = []
+    made = writer(lambda path, body: bodies.append(body) or reply, VLLM("name"), TOPK)
+    _, found, store = written(made, requests(1), tmp_path)
+    assert (found["0"].ids.tolist(), found["0"].ended) == ([5, 3], True)
+    assert len(found["0"].logprobs) == 2
+    assert len(store.signals(store.index()["0"], "codec")["logprobs"]) == 2
+    assert bodies[0]["stop_token_ids"] == [END, 3]
+
+
+def test_a_server_that_gives_nothing_is_soon_left_alone(tmp_path):
+    server = FakeServer(vllm_reply, fails=range(1000))
+    asked, _, _ = written(writer(server, VLLM("name")), requests(40), tmp_path)
+    assert len(server.bodies) == 3
+    assert asked.gave_up
+
+
+def test_batches_are_short_under_a_budget():
+    made = writer(None, VLLM("name"))
+    assert [len(batch) for batch in made.batches(requests(40))] == [3, 24, 13]
+    bounded = replace(made, bounded=True)
+    assert [len(batch) for batch in bounded.batches(requests(7))] == [3, 3, 1]
+
+
+def test_connections_end_with_what_was_asked():
+    closed, done = [], []
+    made = replace(
+        writer(FakeServer(vllm_reply), VLLM("name")),
+        close=lambda: closed.append("close"),
+        hang_up=lambda: closed.append("hang up"),
+    )
+    made.write(requests(3), lambda request, outcome: done.append(outcome))
+    assert (len(done), closed) == (3, ["hang up"])
+
+    def full(request, outcome):
+        raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        made.write(requests(3), full)
+    assert closed[1:] == ["close", "hang up"]
 
 
 def test_entries_that_do_not_fill_a_codec_give_no_signals():
