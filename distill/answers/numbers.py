@@ -26,8 +26,8 @@ def answer_numbers(
 ) -> dict[str, Any]:
     """The `answers` of report.json.
 
-    refused: why, of each request that the writer refuses. part: examples and tokens that are learned from.
-    seconds: of writing, summed over processes and starts.
+    refused: why, of each request that the writer refuses. part: examples and tokens that are
+    learned from. seconds: of writing, summed over processes and starts.
     """
     with_answer = {answer.prompt for answer in kept.answers}
     found = {
@@ -69,5 +69,6 @@ def _sentence(found: dict[str, Any], refused: Sequence[str]) -> str:
         f"{counted(found['written'], 'answer')} to {counted(found['prompts'], 'prompt')} by "
         f"`{found['writer']}`, of which {found['kept']:,} (to {found['kept_prompts']:,} prompts) "
         f"are learned from{f' (not: {reasons})' if reasons else ''}; "
-        f"{found['tokens']:,} tokens in {found['seconds']:,.0f} s of writing{refused_words(refused)}."
+        f"{found['tokens']:,} tokens in {found['seconds']:,.0f} s of writing"
+        f"{refused_words(refused)}."
     )

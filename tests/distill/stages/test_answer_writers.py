@@ -19,7 +19,10 @@ def test_only_an_error_about_one_request_is_final(status):
 
 
 def run_with(writer):
-    changes = (f"data.answers={{samples: 1, from: {writer}}}", "train.objective=[{loss: cross_entropy}]")
+    changes = (
+        f"data.answers={{samples: 1, from: {writer}}}",
+        "train.objective=[{loss: cross_entropy}]",
+    )
     return Run(load_recipe("recipe.yaml", changes), Path("out"))
 
 
