@@ -21,7 +21,7 @@ import torch
 from attar.errors import ServerError
 from teachers.cache.config import CacheConfig
 from teachers.codecs.codec import Assets, SignalCodec, SignalColumns, is_label_codec, is_token_codec
-from teachers.codecs.top_entries import TopEntries, is_bucket_codec
+from teachers.codecs.top_entries import is_bucket_codec
 from teachers.remote.answer_log import AnswerLog
 from teachers.remote.client import Client, ServerRefusal
 from teachers.remote.entries import SpreadEntries, joined, top_entries
@@ -119,10 +119,10 @@ class RemoteRunner:
         found: list[SignalColumns] = [{} for _ in requests]
         cut = [0.0] * len(requests)
         with self.asker.pool() as pool:
-            asked = {pool.submit(self._columns, r, own): i for i, r in enumerate(requests)}
-            for done in as_completed(asked):
+            asked = {pool.submit(self._score, r): i for i, r in enumerate(requests)}
+            for done in as_completed(asked):  # threads ask alone; tensors are made in this one
                 i = asked[done]
-                found[i], cut[i] = done.result()
+                found[i], cut[i] = self._columns(requests[i], done.result(), own)
                 on_done([requests[i]])
         self.padding_mass = float(np.mean(cut)) if cut else 0.0
         return found
@@ -132,15 +132,17 @@ class RemoteRunner:
         if not is_bucket_codec(self.codec) or not self.codec.learns:
             return {}
         with self.asker.pool() as pool:
-            asked: list[Future[TopEntries]] = [pool.submit(self._entries, r) for r in requests]
-            chunk = SpreadEntries(joined([one.result() for one in asked]), self.vocabulary)
+            asked: list[Future[ScoredPrompt]] = [pool.submit(self._score, r) for r in requests]
+            entries = [
+                top_entries(one.result(), request.counted, self.vocabulary)[0]
+                for one, request in zip(asked, requests, strict=True)
+            ]
+        chunk = SpreadEntries(joined(entries), self.vocabulary)
         return {"distribution": self.codec.learn(chunk)}
 
-    def _entries(self, request: Request) -> TopEntries:
-        return top_entries(self._score(request), request.counted, self.vocabulary)[0]
-
-    def _columns(self, request: Request, assets: Assets) -> tuple[SignalColumns, float]:
-        scored = self._score(request)
+    def _columns(
+        self, request: Request, scored: ScoredPrompt, assets: Assets
+    ) -> tuple[SignalColumns, float]:
         if is_label_codec(self.codec):
             own_N = torch.from_numpy(scored.own_P[request.counted])
             return self.codec.columns(own_N), 0.0
