@@ -30,7 +30,7 @@ from teachers.server_config import ServerConfig
 from teachers.writing.gguf import GGUFWriter, check_same_ids
 from teachers.writing.local import LocalWriter
 from teachers.writing.request import AnswerWriter
-from teachers.writing.served import VLLM, ServedWriter
+from teachers.writing.served import ServedWriter, VLLMWriting
 
 REFUSALS = {413, 422}  # statuses of HTTP that are about one request
 
@@ -125,7 +125,7 @@ def _served_writer(run: Run, server: ServerConfig, sampling: Sampling, seed: str
     return ServedWriter(
         client.post,
         _refuses,
-        VLLM(server.model),
+        VLLMWriting(server.model),
         sampling,
         run.vocabulary,
         _ends(run),

@@ -51,7 +51,7 @@ class Reply:
     entries: list[Entries] | None = None
 
 
-class ServerKind(Protocol):
+class WritingKind(Protocol):
     """How one kind of server is asked, and how its replies are read."""
 
     path: ClassVar[str]
@@ -73,7 +73,7 @@ class ServerKind(Protocol):
         """Raises one of `OTHER_FORM` for another form."""
 
 
-SERVER_KINDS: Registry[type[ServerKind]] = Registry("kind of server that writes")
+SERVER_KINDS: Registry[type[WritingKind]] = Registry("kind of server that writes")
 
 
 @SERVER_KINDS.add("llama-server")
@@ -123,7 +123,7 @@ class LlamaServer:
 
 @SERVER_KINDS.add("vllm")
 @dataclass(frozen=True)
-class VLLM:
+class VLLMWriting:
     """vLLM. model: the name that it serves."""
 
     model: str = ""
@@ -185,7 +185,7 @@ class ServedWriter:
 
     post: Callable[[str, Mapping[str, Any]], Any]
     refuses: Callable[[UserError], bool]
-    kind: ServerKind
+    kind: WritingKind
     sampling: Sampling
     vocabulary: int
     stop_ids: Sequence[int]

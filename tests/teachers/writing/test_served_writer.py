@@ -21,9 +21,9 @@ from teachers.writing.request import WriteRequest
 from teachers.writing.served import (
     SEED_BITS,
     SERVER_KINDS,
-    VLLM,
     LlamaServer,
     ServedWriter,
+    VLLMWriting,
     encode_entries,
 )
 from teachers.writing.store import RequestStore, StoreWriter
@@ -83,7 +83,7 @@ class FakeServer:
         return self.reply(logits_of(body["seed"], 4), ids, k, self.finish)
 
 
-KINDS = {"vllm": (VLLM("name"), vllm_reply), "llama-server": (LlamaServer(), llama_reply)}
+KINDS = {"vllm": (VLLMWriting("name"), vllm_reply), "llama-server": (LlamaServer(), llama_reply)}
 
 
 def writer(server, kind, codec=None, sampling=None):
@@ -170,7 +170,7 @@ def test_an_end_that_the_server_keeps_is_put_back_without_signals(tmp_path):
         found["choices"][0]["token_ids"] = ids[:-1]
         return found
 
-    made = writer(FakeServer(reply), VLLM("name"), TOPK)
+    made = writer(FakeServer(reply), VLLMWriting("name"), TOPK)
     _, found, store = written(made, requests(1), tmp_path)
     assert found["0"].ids.tolist() == [5, 6, 7, END]
     assert found["0"].ended
@@ -180,12 +180,12 @@ def test_an_end_that_the_server_keeps_is_put_back_without_signals(tmp_path):
 
 def test_one_failure_leaves_its_siblings_and_is_asked_again(tmp_path):
     server = FakeServer(vllm_reply, fails=[2, 5], refuses=[7])
-    asked, found, _ = written(writer(server, VLLM("name")), requests(), tmp_path)
+    asked, found, _ = written(writer(server, VLLMWriting("name")), requests(), tmp_path)
     assert asked.failed == {"The server is full (429).": 2}
     assert asked.written == 7
     assert len(found) == 8  # with the refusal, which stays
     again = FakeServer(vllm_reply)
-    _, found, _ = written(writer(again, VLLM("name")), requests(), tmp_path)
+    _, found, _ = written(writer(again, VLLMWriting("name")), requests(), tmp_path)
     assert len(again.bodies) == 2
     assert len(found) == 10
 
@@ -197,7 +197,9 @@ def test_one_failure_leaves_its_siblings_and_is_asked_again(tmp_path):
      {"choices": [{"token_ids": [5, VOCABULARY], "finish_reason": "stop"}]}],
 )  # fmt: skip
 def test_a_reply_that_is_none_fails_and_is_not_believed(reply, tmp_path):
-    asked, found, _ = written(writer(lambda path, body: reply, VLLM("name")), requests(1), tmp_path)
+    asked, found, _ = written(
+        writer(lambda path, body: reply, VLLMWriting("name")), requests(1), tmp_path
+    )
     assert sum(asked.failed.values()) == 1
     assert found == {}
 
@@ -219,7 +221,9 @@ def changed(**keys):
 )  # fmt: skip
 def test_numbers_that_cannot_be_fail_alone(reply, tmp_path):
     good = changed()
-    made = writer(lambda path, body: reply if body["seed"] in bad else good, VLLM("name"), TOPK)
+    made = writer(
+        lambda path, body: reply if body["seed"] in bad else good, VLLMWriting("name"), TOPK
+    )
     bad = {seed_of("0", np.asarray([4, 5, 6]), 1) % (1 << SEED_BITS)}
     asked, found, _ = written(made, requests(3), tmp_path)
     assert sum(asked.failed.values()) == 1
@@ -228,7 +232,7 @@ def test_numbers_that_cannot_be_fail_alone(reply, tmp_path):
 
 def test_entries_of_fewer_tokens_give_no_signals(tmp_path):
     reply = changed(top_logprobs=changed()["choices"][0]["logprobs"]["top_logprobs"][:3])
-    made = writer(lambda path, body: reply, VLLM("name"), TOPK)
+    made = writer(lambda path, body: reply, VLLMWriting("name"), TOPK)
     _, found, store = written(made, requests(1), tmp_path)
     assert len(found["0"].logprobs) == 4
     assert store.has_signals("codec") == set()
@@ -238,7 +242,7 @@ def test_what_stands_behind_the_first_end_is_cut(tmp_path):
     logits = logits_of(0, 4)
     reply = vllm_reply(logits, [5, 3, 7, 8], 4, "length")
     bodies = []
-    made = writer(lambda path, body: bodies.append(body) or reply, VLLM("name"), TOPK)
+    made = writer(lambda path, body: bodies.append(body) or reply, VLLMWriting("name"), TOPK)
     _, found, store = written(made, requests(1), tmp_path)
     assert (found["0"].ids.tolist(), found["0"].ended) == ([5, 3], True)
     assert len(found["0"].logprobs) == 2
@@ -248,13 +252,13 @@ def test_what_stands_behind_the_first_end_is_cut(tmp_path):
 
 def test_a_server_that_gives_nothing_is_soon_left_alone(tmp_path):
     server = FakeServer(vllm_reply, fails=range(1000))
-    asked, _, _ = written(writer(server, VLLM("name")), requests(40), tmp_path)
+    asked, _, _ = written(writer(server, VLLMWriting("name")), requests(40), tmp_path)
     assert len(server.bodies) == 3
     assert asked.gave_up
 
 
 def test_batches_are_short_under_a_budget():
-    made = writer(None, VLLM("name"))
+    made = writer(None, VLLMWriting("name"))
     assert [len(batch) for batch in made.batches(requests(40))] == [3, 24, 13]
     bounded = replace(made, bounded=True)
     assert [len(batch) for batch in bounded.batches(requests(7))] == [3, 3, 1]
@@ -263,7 +267,7 @@ def test_batches_are_short_under_a_budget():
 def test_connections_end_with_what_was_asked():
     closed, done = [], []
     made = replace(
-        writer(FakeServer(vllm_reply), VLLM("name")),
+        writer(FakeServer(vllm_reply), VLLMWriting("name")),
         close=lambda: closed.append("close"),
         hang_up=lambda: closed.append("hang up"),
     )
