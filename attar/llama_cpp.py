@@ -308,8 +308,12 @@ class GGUFModel:
 
 
 @contextmanager
-def _server(file: Path) -> Iterator[Any]:
-    """llama.cpp's server on a file, for features that the C interface lacks."""
+def _server(file: Path) -> Iterator[str]:
+    """The address of llama.cpp's server on a file, for features that the C interface lacks.
+
+    Only this function holds the server: it must end before its log goes to Python again. Else its
+    threads wait for the interpreter's lock, which its destructor holds while it waits for them.
+    """
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
@@ -325,7 +329,7 @@ def _server(file: Path) -> Iterator[Any]:
             f"llama.cpp cannot serve {file} ({error}); its chat template may be the reason."
         ) from None
     try:
-        yield server
+        yield str(server.listening_address)
     finally:
         del server
         _library().llama_log_set(_log_callback, None)  # the server had replaced it
@@ -342,10 +346,10 @@ def chat_prompts(file: Path, conversations: Sequence[list[dict[str, str]]]) -> l
     from urllib.request import Request, urlopen
 
     prompts = []
-    with _server(file) as server:
+    with _server(file) as address:
         for messages in conversations:
             body = json.dumps({"messages": messages}).encode()
-            where = f"{server.listening_address}/apply-template"
+            where = f"{address}/apply-template"
             try:
                 with urlopen(Request(where, body, {"Content-Type": "application/json"})) as reply:
                     prompts.append(str(json.loads(reply.read())["prompt"]))

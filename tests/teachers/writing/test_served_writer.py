@@ -312,11 +312,11 @@ def test_llama_cpps_own_server_writes(make_model, bytes_bpe, tmp_path, local_ser
     file = GGUFModel(tmp_path / "model.gguf")
     prompt = np.asarray(tokenizer("light falls")["input_ids"])
     wanted = [WriteRequest(f"{i}", prompt, i, 40) for i in range(6)]
-    with _server(tmp_path / "model.gguf") as server:
+    with _server(tmp_path / "model.gguf") as address:
 
         def post(path, body):
             data = json.dumps(body).encode()
-            where = f"{server.listening_address}{path}"
+            where = f"{address}{path}"
             with urlopen(HTTPRequest(where, data, {"Content-Type": "application/json"})) as reply:
                 return json.loads(reply.read())
 
