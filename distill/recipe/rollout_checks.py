@@ -113,8 +113,9 @@ def _check_policy(path: str, section: LoopConfig, rollouts: RolloutsConfig) -> N
                 "the student as it is; leave it out."
             )
     for i, term in enumerate(section.objective):
-        fresh = rollouts.every == rollouts.keep == 1
-        if LOSSES[term.loss].reads == "rollouts" and fresh and "clip" in term.model_fields_set:
+        if LOSSES[term.loss].reads != "rollouts" or max(rollouts.every, rollouts.keep) > 1:
+            continue
+        if term.clip != type(term).model_fields["clip"].default:
             raise RecipeError(
                 f"`{path}.objective[{i}].clip` has no effect with `every: 1`: answers are learned "
                 "from by the student that wrote them; leave it out."

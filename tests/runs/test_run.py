@@ -281,13 +281,11 @@ def test_two_processes_train_the_same_student(workshop, several_processes):
         assert (tensor - students[1][name]).abs().max() < 1e-4, name
 
 
-# tests/distill/tasks/sequence_classification/test_runs.py runs it
-OF_CLASSES = "classification.yaml"
+# tests/distill/tasks/sequence_classification/test_runs.py and test_instruct.py run these
+ELSEWHERE = {"classification.yaml", "instruct.yaml"}
 
 
-@pytest.mark.parametrize(
-    "example", sorted({p.name for p in EXAMPLES.glob("*.yaml")} - {OF_CLASSES})
-)
+@pytest.mark.parametrize("example", sorted({p.name for p in EXAMPLES.glob("*.yaml")} - ELSEWHERE))
 def test_every_example_runs_from_end_to_end(workshop, example):
     """With a tiny teacher and little text in the place of its own; all else as it stands."""
     stand_ins = {
