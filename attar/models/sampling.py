@@ -1,4 +1,4 @@
-"""Answers that a model writes to prompts, drawn so that nothing but an answer's own seed decides.
+"""Answers that a model writes to prompts: only an answer's own seed decides what is drawn.
 
 A draw depends on the seed, the prompt's ids, the answer's number and the position, so neighbours,
 the order and the number of processes change no id but through rounding: where a random number falls

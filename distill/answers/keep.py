@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from distill.data.answers_config import KeepConfig
+from distill.data.repetition import repeated_sequences
 from distill.data.verifier import is_right
-
-RUN_LENGTH = 4  # tokens of a run that is looked for again
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,8 @@ def is_right_by(answer: Candidate, keep: KeepConfig) -> bool:
 
 def repeated_share(ids: Sequence[int]) -> float:
     """Share of the runs of 4 ids that stood in the answer before; 0 of a shorter answer."""
-    runs = [tuple(ids[i : i + RUN_LENGTH]) for i in range(len(ids) - RUN_LENGTH + 1)]
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+    repeated, runs = repeated_sequences(ids)
+    return repeated / runs if runs else 0.0
 
 
 def geometric_mean(logprobs: np.ndarray | None) -> float | None:

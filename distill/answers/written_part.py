@@ -16,21 +16,12 @@ from distill.answers.prompts import Prompt
 from distill.data.documents import Document, Piece
 from distill.data.examples import Example, example_of
 from distill.data.part_writer import PartWriter
-from distill.data.tokenize import shifted
+from distill.data.tokenize import answered
 
 
 def example_of_answer(prompt: np.ndarray, ids: Sequence[int], max_length: int) -> Example:
     """The example of a prompt (T,) and an answer: exactly the answer's ids are predicted."""
-    ids, labels = _ids_and_labels(prompt, ids, max_length)
-    return example_of(ids, labels)
-
-
-def _ids_and_labels(
-    prompt: np.ndarray, answer: Sequence[int], max_length: int
-) -> tuple[list[int], list[int]]:
-    answered = [False] * len(prompt) + [True] * len(answer)
-    ids, labels, _ = shifted([*prompt.tolist(), *answer], answered, max_length)
-    return ids, labels
+    return example_of(*answered(prompt.tolist(), ids, max_length))
 
 
 def write_part(
@@ -44,7 +35,7 @@ def write_part(
         writer = PartWriter(aside, None)
         for answer in kept:
             prompt = prompts[answer.prompt]
-            ids, labels = _ids_and_labels(prompt.ids, answer.ids, max_length)
+            ids, labels = answered(prompt.ids.tolist(), answer.ids, max_length)
             piece = Piece(ids, labels, None, 0.0, 1.0)
             writer.add(prompt.document, Document(prompt.text, [piece]))
         writer.close()

@@ -18,7 +18,7 @@ import numpy as np
 
 from attar.files import fingerprint
 from distill.data.counted import Counted
-from distill.data.tokenize import IGNORE, shifted
+from distill.data.tokenize import IGNORE, answered
 
 # The role of a text: not judged, preferred, not preferred, or answered by the student.
 ALONE, CHOSEN, REJECTED, WRITTEN = 0, 1, 2, 3
@@ -310,12 +310,10 @@ class _Mismatches:
         return replace(example, mismatched=first, rejected=rejected)
 
 
-def mismatched_text(asked: Example, answered: Example, max_length: int) -> Example:
+def mismatched_text(asked: Example, other: Example, max_length: int) -> Example:
     """The prompt of one text and the answer of another, its counted tokens; cut at `max_length`."""
-    prompt, answer = asked.prompt.tolist(), answered.counted_labels.tolist()
-    answers = [False] * len(prompt) + [True] * len(answer)
-    ids, labels, _ = shifted(prompt + answer, answers, max_length)
-    return example_of(ids, labels)
+    prompt, answer = asked.prompt.tolist(), other.counted_labels.tolist()
+    return example_of(*answered(prompt, answer, max_length))
 
 
 def has_two_prompts(examples: Examples) -> bool:

@@ -12,7 +12,7 @@ does. Conversations, and prompts with their answers, are truncated; only the ans
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,6 +136,17 @@ def shifted(
     cut, ids = len(ids) > max_length, ids[:max_length]
     following = zip(ids[1:], answered[1:], strict=False)
     return ids, [*(i if counts else IGNORE for i, counts in following), IGNORE][: len(ids)], cut
+
+
+def answered(
+    prompt: Sequence[int], answer: Sequence[int], max_length: int | None = None
+) -> tuple[list[int], list[int]]:
+    """(ids, labels) of a prompt with an answer, cut at `max_length`: exactly the answer's ids are
+    predicted.
+    """
+    ids, counts = [*prompt, *answer], [False] * len(prompt) + [True] * len(answer)
+    ids, labels, _ = shifted(ids, counts, len(ids) if max_length is None else max_length)
+    return ids, labels
 
 
 def tokenize_document(

@@ -36,7 +36,8 @@ from attar.progress import tracked
 from attar.storage_errors import naming, storage_error
 from distill.data.batching import Batch, collate, plan_in_order
 from distill.data.examples import Example, Examples, example_of
-from distill.data.tokenize import shifted
+from distill.data.repetition import repeated_sequences
+from distill.data.tokenize import answered
 from distill.evaluation.bootstrap import SumStatistic, statistic_interval
 from distill.evaluation.fresh_process import run_in_fresh_process
 from distill.evaluation.job import MeasureJob, Numbers, OwnAnswersConfig, PredictionArrays
@@ -49,7 +50,6 @@ from distill.runtimes.runtime import Logits
 log = logging.getLogger(__name__)
 
 KEY = "own_answers"  # in the numbers of a model
-REPEATED_LENGTH = 4  # ids of a sequence that counts as repeated where it stood before
 
 
 @dataclass(frozen=True)
@@ -129,17 +129,7 @@ def write_answers(
 
 def answered_text(prompt: Prompt, answer: Answer) -> Example:
     """A prompt with its answer, of which exactly the answer's ids are predicted."""
-    ids = [*prompt.ids, *answer.ids.tolist()]
-    answers = [False] * len(prompt.ids) + [True] * len(answer.ids)
-    text, labels, _ = shifted(ids, answers, len(ids))
-    return example_of(text, labels)
-
-
-def repeated_sequences(ids: np.ndarray) -> tuple[int, int]:
-    """(sequences of 4 ids of an answer that stood in it before, all its sequences of 4 ids)."""
-    starts = range(len(ids) - REPEATED_LENGTH + 1)
-    found = [tuple(ids[start : start + REPEATED_LENGTH].tolist()) for start in starts]
-    return len(found) - len(set(found)), len(found)
+    return example_of(*answered(prompt.ids, answer.ids.tolist()))
 
 
 # Reading -----------------------------------------------------------------------------------------
@@ -191,7 +181,7 @@ def values_by_answer(
         of_token = np.repeat(numbers, tokens[list(numbers)])
         for name, values_N in values.items():
             np.add.at(sums[name], of_token, values_N)
-    repeats = np.asarray([repeated_sequences(answer.ids) for answer in answers], np.int64)
+    repeats = np.asarray([repeated_sequences(answer.ids.tolist()) for answer in answers], np.int64)
     return {
         **sums,
         "tokens": tokens,

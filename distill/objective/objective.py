@@ -155,7 +155,7 @@ class Learner(nn.Module):
             return {}
         assert batch.mismatched is not None, "judged answers come with mismatched texts"
         labels_N = batch.mismatched.labels_BT[batch.mismatched.labels_BT != IGNORE]
-        with self._autocast(batch):
+        with self.autocast():
             final = self.readout.run(self.student, batch.mismatched)
         logprobs_N = self.readout.label_logprobs(self.student, final, labels_N)
         return {
@@ -187,7 +187,7 @@ class Learner(nn.Module):
 
     def _run_student(self, batch: Batch) -> StudentOutputs:
         with ExitStack() as stack:
-            stack.enter_context(self._autocast(batch))
+            stack.enter_context(self.autocast())
             captured = stack.enter_context(capture_layers(self.student, self.layers))
             attended = stack.enter_context(capture_attention(self.student, self.blocks))
             stack.enter_context(_rows_of_tied_embedding(self.student))
@@ -195,9 +195,10 @@ class Learner(nn.Module):
         labels_N = batch.labels_BT[batch.labels_BT != IGNORE]
         return StudentOutputs(batch, final, labels_N, captured.layers, attended.blocks)
 
-    def _autocast(self, batch: Batch) -> torch.autocast:
-        enabled = self.dtype != torch.float32
-        return torch.autocast(batch.labels_BT.device.type, self.dtype, enabled=enabled)
+    def autocast(self) -> torch.autocast:
+        """Return the context in which its forwards compute."""
+        device, enabled = next(self.student.parameters()).device, self.dtype != torch.float32
+        return torch.autocast(device.type, self.dtype, enabled=enabled)
 
     def _outcome_terms(
         self,

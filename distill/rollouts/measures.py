@@ -50,8 +50,7 @@ def teacher_measures(
     """
     learner.eval()
     student = learner.student
-    enabled = learner.dtype != torch.float32
-    with torch.autocast(batch.labels_BT.device.type, learner.dtype, enabled=enabled):
+    with learner.autocast():
         states_NH = learner.readout.run(student, batch)
     labels_N = batch.labels_BT[batch.labels_BT != IGNORE]
     target, head = signals.distribution(1.0), head_of(student, vocabulary)

@@ -18,7 +18,7 @@ from attar.models.structure import usable_positions
 from attar.models.task_heads import CLASSIFIER, class_logits, padded_texts, set_padding_id
 from attar.models.tokenizers import differing_ids, load_tokenizer, padding_id
 from distill.data.examples import Example, Examples
-from distill.data.verifier import Verifier, extract, final_answer, is_right, number_of
+from distill.data.verifier import Verifier, has_answer, is_right
 from distill.rollouts.config import RewardConfig
 from distill.rollouts.written import Written
 
@@ -60,9 +60,7 @@ def check_verifier(verifier: Verifier, tokenizer: Any, examples: Examples, where
     where: the recipe's path of the verifier.
     """
     for i in range(min(len(examples), LOOKED_AT)):
-        target = final_answer(answer_text(tokenizer, examples[i]))
-        rule = verifier.extract or ("number" if number_of(target) is not None else "line")
-        if extract(rule, target) is not None:
+        if has_answer(verifier, answer_text(tokenizer, examples[i])):
             return
     raise RecipeError(
         f"`{where}`: no answer in the data has what the verifier looks for "

@@ -15,7 +15,8 @@ import numpy as np
 from attar.files import staged_file
 from attar.models.sampling import Answer
 from distill.data.examples import WRITTEN, Example, Rollout, example_of
-from distill.data.tokenize import shifted
+from distill.data.repetition import repeated_sequences
+from distill.data.tokenize import answered
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +46,7 @@ def example_of_answer(written: Written, count_tokens: int | None = None) -> Exam
     `count_tokens` tokens, or all.
     """
     answer = written.answer.ids[:count_tokens].tolist()
-    prompt = written.prompt.tolist()
-    answered = [False] * len(prompt) + [True] * len(answer)
-    ids, labels, _ = shifted(prompt + answer, answered, len(answered))
+    ids, labels = answered(written.prompt.tolist(), answer)
     logprob = float(written.answer.logprobs[:count_tokens].astype(np.float64).sum())
     return replace(example_of(ids, labels, role=WRITTEN), rollout=Rollout(logprob))
 
@@ -112,9 +111,8 @@ def text_measures(answers: Sequence[Answer]) -> dict[str, float]:
     tokens = sum(len(one.ids) for one in answers)
     grams = repeated = 0
     for one in answers:
-        ids = one.ids.tolist()
-        own = [tuple(ids[i : i + 4]) for i in range(len(ids) - 3)]
-        grams, repeated = grams + len(own), repeated + len(own) - len(set(own))
+        again, own = repeated_sequences(one.ids.tolist())
+        grams, repeated = grams + own, repeated + again
     return {
         "answers": len(answers),
         "tokens": tokens / max(1, len(answers)),

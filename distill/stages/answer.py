@@ -5,8 +5,8 @@
     answers/answers.jsonl each written answer with its fate, to be read
     answers/result.json  the numbers that the report shows
 
-What is kept is decided anew each time, from all that was written; so other rules of keeping cost no
-writing.
+What is kept is decided again each time, from all that was written; so other rules of keeping cost
+no writing.
 """
 
 from __future__ import annotations
@@ -296,7 +296,7 @@ def _clear_cache_of_others(run: Run) -> None:
         held = held_tokens(store.entries(growing=True))
         wanted = {key for examples in run.cached_examples() for key in examples.by_text().keys}
         if held and not wanted & held.keys():
-            log.info("answer: %s holds none of these answers; it begins anew", store.url)
+            log.info("answer: %s holds none of these answers; it begins again", store.url)
             clear(Path(store.url))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -56,10 +57,13 @@ class Rows:
 
 @dataclass
 class _Current:
-    """A round that is learned from: its micro-batches by step, its signals, what reads ahead."""
+    """A round that is learned from: its micro-batches and what they count by step, its signals,
+    what reads ahead.
+    """
 
     number: int
     micro: dict[int, list[list[list[Example]]]]
+    counted: dict[int, Counted]
     signals: TeacherSignals
     ahead: Prefetch[list[StepBatch]]
 
@@ -123,8 +127,7 @@ class RoundBatches:
 
     def counted(self, step: int) -> Counted:
         """Return what a step counts, over all micro-batches and processes."""
-        micro = self._entered(step).micro[step]
-        return counted_in(example for rows in micro for row in rows for example in row)
+        return self._entered(step).counted[step]
 
     def batches(self, step: int) -> list[StepBatch]:
         """Return this process's micro-batches of a step; the round's first step writes it."""
@@ -160,7 +163,8 @@ class RoundBatches:
         self._record(number, written.record, signals)
         steps = self.rounds.steps_of(number)
         micro = {step: self._micro(step) for step in steps}
-        return _Current(number, micro, signals, Prefetch(self._read, steps.stop))
+        counted = {step: counted_in(chain(*chain(*rows))) for step, rows in micro.items()}
+        return _Current(number, micro, counted, signals, Prefetch(self._read, steps.stop))
 
     def _example(self, written: Written) -> Example:
         example = example_of_answer(written, self.config.count_tokens)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from attar.distributed import process_state
 from attar.files import read_json, write_json
@@ -107,7 +106,7 @@ class RoundWriter:
             f"{self.seed}/rollouts/{number}",
         )
         for batch in tracked(own, f"round {number + 1}: the student writes", "batches"):
-            with self._autocast():
+            with self.learner.autocast():
                 answers = writer.write(
                     [ids[i] for i in batch], samples, first_sample=[firsts[i] for i in batch]
                 )
@@ -122,11 +121,6 @@ class RoundWriter:
             return written
         pairs = zip(written, self.judge(example, written), strict=True)
         return [replace(one, reward=reward) for one, reward in pairs]
-
-    def _autocast(self) -> torch.autocast:
-        device = next(self.learner.student.parameters()).device
-        enabled = self.learner.dtype != torch.float32
-        return torch.autocast(device.type, self.learner.dtype, enabled=enabled)
 
 
 def _gathered(mine: dict[int, list[Written]]) -> dict[int, list[Written]]:

@@ -10,6 +10,7 @@ from datasets import Dataset
 from attar.errors import ModelError
 from attar.models.sampling import Answer
 from distill.data.batching import collate
+from distill.data.repetition import repeated_sequences
 from distill.data.tokenize import IGNORE
 from distill.evaluation import own_answers
 from distill.evaluation.job import MeasureJob, OwnAnswersConfig
@@ -21,7 +22,6 @@ from distill.evaluation.own_answers import (
     difference_by_prompt,
     measure_own_answers,
     prompts_to_answer,
-    repeated_sequences,
     summary,
     values_by_answer,
     write_answers,
@@ -179,10 +179,10 @@ def test_padding_and_the_place_in_a_batch_do_not_mix_answers():
 
 
 def test_what_is_repeated_within_an_answer_is_counted():
-    assert repeated_sequences(np.asarray([1, 2, 3])) == (0, 0)
-    assert repeated_sequences(np.asarray([1, 2, 3, 4, 5])) == (0, 2)
-    assert repeated_sequences(np.asarray([1, 2, 1, 2, 1, 2])) == (1, 3)
-    assert repeated_sequences(np.full(10, 3)) == (6, 7)
+    assert repeated_sequences([1, 2, 3]) == (0, 0)
+    assert repeated_sequences([1, 2, 3, 4, 5]) == (0, 2)
+    assert repeated_sequences([1, 2, 1, 2, 1, 2]) == (1, 3)
+    assert repeated_sequences([3] * 10) == (6, 7)
 
 
 def arrays_of(kl, tokens):
