@@ -13,17 +13,13 @@ from attar.files import fingerprint
 from attar.llama_cpp import GGUFModel
 from attar.models.fingerprints import weights_fingerprint
 from attar.models.generation import end_ids, generation_settings, stop_ids
-from attar.models.loading import load_config
 from attar.models.sampling import Sampling, check_can_write
-from attar.models.structure import usable_positions
-from attar.models.task_heads import CAUSAL, auto_class_of
-from attar.models.tokenizers import differing_ids, load_tokenizer
 from distill.data.answers_config import AnswersConfig
 from distill.evaluation.tokenizer_check import HARD_TEXTS
 from distill.recipe.answers import keeps_signals
 from distill.run.context import Run
 from distill.runtimes.runtime import check_runtime
-from distill.stages.made_files import check_made
+from distill.stages.model_checks import check_language_model
 from teachers.load import TeacherConfig, load_teacher, teacher_identity
 from teachers.remote.client import Client, ServerRefusal
 from teachers.server_config import ServerConfig
@@ -173,20 +169,12 @@ def check_writer(run: Run) -> None:
         if not Path(name).expanduser().is_file():
             raise RecipeError(f"`data.answers.from`: there is no file {name}.")
         return
-    check_made(name)
-    found = load_config(name)
-    if auto_class_of(found) != CAUSAL:
-        raise RecipeError(f"`data.answers.from` ({name}) does not predict the next token.")
-    positions, max_length = usable_positions(found), run.recipe.data.max_length
-    if positions is not None and max_length > positions:
-        raise RecipeError(
-            f"`data.max_length` is {max_length}; the model of `data.answers.from` ({name}) has "
-            f"{positions} positions for a text; lower it."
-        )
-    if differ := differing_ids(run.tokenizer, load_tokenizer(name)):
-        i, own, other = differ[0]
-        raise RecipeError(
-            f"`data.answers.from` ({name}) has another vocabulary than the teacher: "
-            f"{len(differ)} ids differ (first: id {i} is {other!r} there, {own!r} in the teacher); "
-            "name a model of the same tokenizer."
-        )
+    check_language_model(
+        run,
+        "data.answers.from",
+        name,
+        run.recipe.data,
+        shown=f"`data.answers.from` ({name})",
+        beside="teacher",
+        remedy="name a model of the same tokenizer.",
+    )

@@ -9,8 +9,9 @@ from attar.errors import RecipeError
 from attar.models.loading import check_model, load_config
 from attar.models.model_kinds import check_kind, saved_quantization
 from attar.models.structure import usable_positions
-from attar.models.task_heads import is_reward_model
-from attar.models.tokenizers import load_tokenizer, vocabulary_size
+from attar.models.task_heads import CAUSAL, auto_class_of, is_reward_model
+from attar.models.tokenizers import differing_ids, load_tokenizer, vocabulary_size
+from distill.data.config import DataConfig
 from distill.run.context import Run
 from distill.stages.made_files import check_made
 from teachers.load import has_weights
@@ -35,6 +36,38 @@ def check_models(run: Run) -> None:
             _check_plain(key, source, config)
 
 
+def check_language_model(
+    run: Run, key: str, name: str, data: DataConfig, *, shown: str, beside: str, remedy: str
+) -> None:
+    """A model that a key names predicts the next token, can read the data's texts, and has the ids
+    of the run's tokenizer.
+
+    shown: the key as the message on positions shows it. beside: whose ids those are, in words.
+    remedy: what to do about other ids.
+    """
+    check_made(name)
+    found = load_config(name)
+    if auto_class_of(found) != CAUSAL:
+        raise RecipeError(f"`{key}` ({name}) does not predict the next token.")
+    _check_positions(data, found, f"the model of {shown}")
+    if differ := differing_ids(run.tokenizer, load_tokenizer(name)):
+        i, own, other = differ[0]
+        raise RecipeError(
+            f"`{key}` ({name}) has another vocabulary than the {beside}: {len(differ)} ids differ "
+            f"(first: id {i} is {other!r} there, {own!r} in the {beside}); {remedy}"
+        )
+
+
+def _check_positions(data: DataConfig, config: Any, model: str, otherwise: str = "") -> None:
+    """Raise `RecipeError` where a model, named in words, has too few positions for the data."""
+    positions = usable_positions(config)
+    if positions is not None and data.max_length > positions:
+        raise RecipeError(
+            f"`{data.section}.max_length` is {data.max_length}; {model} has {positions} positions "
+            f"for a text; lower it{otherwise}."
+        )
+
+
 def check_reward_models(run: Run) -> None:
     """A model that gives rewards is one of `task: reward`, and can read whole texts."""
     for path, section in run.recipe.learning().items():
@@ -48,12 +81,8 @@ def check_reward_models(run: Run) -> None:
             raise RecipeError(
                 f"`{key}` ({name}) does not give a text one number; name a model of `task: reward`."
             )
-        positions, data = usable_positions(config), run.recipe.data_of(path)
-        if positions is not None and data.max_length > positions:
-            raise RecipeError(
-                f"`{data.section}.max_length` is {data.max_length}; `{key}` ({name}) has "
-                f"{positions} positions for a text; lower it, or name another model."
-            )
+        data = run.recipe.data_of(path)
+        _check_positions(data, config, f"`{key}` ({name})", ", or name another model")
 
 
 def _named(run: Run) -> Iterator[tuple[str, str, bool, Any]]:

@@ -14,13 +14,12 @@ from attar.device import default_device
 from attar.errors import ModelError, RecipeError
 from attar.models.attention import check_blocks
 from attar.models.head_check import check_head_form
-from attar.models.loading import load_config, skeleton
+from attar.models.loading import skeleton
 from attar.models.structure import check_layers, transforms_states, usable_positions
-from attar.models.task_heads import CAUSAL, MASKED, auto_class_of
+from attar.models.task_heads import CAUSAL, MASKED
 from attar.models.tokenizers import (
     brings_code,
     check_same_vocabulary,
-    differing_ids,
     load_tokenizer,
 )
 from distill.data.config import DataConfig, check_sources
@@ -40,7 +39,11 @@ from distill.stages.artifact_checks import (
 )
 from distill.stages.cache import check_cache_there
 from distill.stages.made_files import check_made
-from distill.stages.model_checks import check_models, check_reward_models
+from distill.stages.model_checks import (
+    check_language_model,
+    check_models,
+    check_reward_models,
+)
 from distill.stages.status import is_current, is_shaped
 from distill.stages.training_steps import training_steps
 from distill.training.accelerator import check_trackers
@@ -220,24 +223,16 @@ def check_references(run: Run) -> None:
         name = config.reference
         if name is None:
             continue
-        check_made(name)
-        found = load_config(name)
-        if auto_class_of(found) != CAUSAL:
-            raise RecipeError(f"`{path}.reference` ({name}) does not predict the next token.")
-        positions, data = usable_positions(found), run.recipe.data_of(path)
-        if positions is not None and data.max_length > positions:
-            raise RecipeError(
-                f"`{data.section}.max_length` is {data.max_length}; the model of "
-                f"`{path}.reference` has {positions} positions for a text; lower it."
-            )
-        if differ := differing_ids(run.tokenizer, load_tokenizer(name)):
-            i, own, other = differ[0]
-            raise RecipeError(
-                f"`{path}.reference` ({name}) has another vocabulary than the student: "
-                f"{len(differ)} ids differ (first: id {i} is {other!r} there, {own!r} in the "
-                "student); name a model of the same tokenizer, or leave it out: the student's own "
-                "start is the reference then."
-            )
+        check_language_model(
+            run,
+            f"{path}.reference",
+            name,
+            run.recipe.data_of(path),
+            shown=f"`{path}.reference`",
+            beside="student",
+            remedy="name a model of the same tokenizer, or leave it out: the student's own start "
+            "is the reference then.",
+        )
 
 
 def check_artifact_packages(run: Run) -> None:
