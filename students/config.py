@@ -42,6 +42,11 @@ class StudentConfig(Widths):
         description="`teacher`, a model id or folder, or the config of a model with random "
         "weights: keys of its transformers config, by default the teacher's",
     )
+    tokenizer: str | None = Field(
+        None,
+        description="with random weights: the model or folder whose tokenizer the student has; "
+        "absent: the teacher's",
+    )
     layers: LayersConfig | None = None
     target: TargetConfig | None = Field(
         None, description="the size limit of a search for the shape, instead of a given shape"
@@ -58,6 +63,22 @@ class StudentConfig(Widths):
         "`refit` uses",
     )
     trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _refuse_tokenizer_of_weights(self) -> StudentConfig:
+        if self.tokenizer is not None and not isinstance(self.from_, dict):
+            raise ValueError(
+                "`tokenizer` is for a student with random weights (`from: {...}`); a model that "
+                "`from` names brings its own: leave it out"
+            )
+        return self
+
+    @property
+    def named_tokenizer(self) -> str | None:
+        """The model whose tokenizer the student has; None: the teacher's."""
+        if isinstance(self.from_, dict):
+            return self.tokenizer
+        return None if self.from_ == "teacher" else self.from_
 
     @property
     def cuts(self) -> bool:

@@ -65,6 +65,19 @@ class Corpus:
             rows = self._open([source], self.config.split)
         return DocumentQueue((row.document() for row in rows), len(rows))
 
+    def documents_of(self, parts: Iterable[str]) -> Iterator[Document]:
+        """All documents of the sources that parts are drawn from; in one order with any tokenizer,
+        and of as many rows, but not divided into parts.
+        """
+        config, named = self.config, []
+        for part in parts:
+            source = None if part == "train" else getattr(config, part)
+            if isinstance(source, str):
+                named.append(source)
+        yield from (row.document() for row in self._open(sources_of(config), config.split))
+        for source in named:
+            yield from self.named(source)
+
     def _open(self, sources: list[str], split: str) -> list[Row | RowsOfPrompt]:
         tables = [load_rows(source, split, self.config.name) for source in sources]
         readings = self.reader.open(self.tokenizer, self.config, tables, sources)

@@ -14,7 +14,12 @@ from torch import Tensor
 
 from attar.files import read_json, write_text
 from attar.models.loading import load_config
-from attar.models.tokenizers import load_tokenizer, tokenizer_fingerprint, vocabulary_size
+from attar.models.tokenizers import (
+    differing_ids,
+    load_tokenizer,
+    tokenizer_fingerprint,
+    vocabulary_size,
+)
 from distill.data.config import DataConfig
 from distill.data.examples import Examples
 from distill.data.prepare import data_faults, prepare
@@ -31,6 +36,7 @@ from teachers.codecs.codec import is_label_codec
 from teachers.load import TeacherConfig, teacher_dtype
 
 BUILD = "build"  # the stage that leaves the student
+SPECIAL = ("bos", "eos", "pad")  # tokens that configs name
 
 
 class Run:
@@ -83,9 +89,33 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The teacher's tokenizer: data is tokenised by it, and students keep it."""
+        """The tokenizer of the data and of students: the teacher's, or the student's own where it
+        has another vocabulary.
+        """
+        return self.teacher_tokenizer if self._other_tokenizer is None else self._other_tokenizer
+
+    @cached_property
+    def teacher_tokenizer(self) -> Any:
+        """The teacher's own tokenizer."""
         teacher = self.recipe.teacher
         return load_tokenizer(teacher.model, trust_remote_code=teacher.trust_remote_code)
+
+    @cached_property
+    def _other_tokenizer(self) -> Any:
+        """The student's tokenizer where an id stands for another string than in the teacher's."""
+        student = self.recipe.student
+        source = student.named_tokenizer
+        if source is None:
+            return None
+        found = load_tokenizer(source, trust_remote_code=student.trust_remote_code)
+        return found if differing_ids(self.teacher_tokenizer, found) else None
+
+    @property
+    def transports(self) -> bool:
+        """Whether the student has another vocabulary than the teacher, whose signals are then
+        transported to the student's ids.
+        """
+        return self._other_tokenizer is not None
 
     @cached_property
     def vocabulary(self) -> int:
@@ -126,10 +156,22 @@ class Run:
         """The `PretrainedConfig` of the student before anything is cut."""
         student = self.recipe.student
         if isinstance(student.from_, dict):
-            return fresh_config(student.from_, self.teacher_config)
+            return fresh_config(self.fresh_values, self.teacher_config)
         if student.from_ == "teacher":
             return self.teacher_config
         return load_config(student.from_, trust_remote_code=student.trust_remote_code)
+
+    @property
+    def fresh_values(self) -> dict[str, Any]:
+        """The keys of a student with random weights; where it has a tokenizer of its own, as many
+        ids as that has, and the special ones that it names, unless the recipe says otherwise.
+        """
+        values = self.recipe.student.from_
+        assert isinstance(values, dict), "the student has random weights"
+        if not self.transports:
+            return values
+        ids = {f"{name}_token_id": getattr(self.tokenizer, f"{name}_token_id") for name in SPECIAL}
+        return {"vocab_size": self.vocabulary, **ids, **values}
 
     @cached_property
     def student_config(self) -> Any:
@@ -260,8 +302,9 @@ class Run:
 
     @property
     def cache_url(self) -> str:
-        """Folder or URL of the signal cache."""
-        return self.recipe.cache.dir or str(self.folder.path / "cache")
+        """Folder or URL of the signal cache, in the student's ids."""
+        own = str(self.folder.path / "cache")
+        return own if self.transports else self.recipe.cache.dir or own
 
     @property
     def reads_cache(self) -> bool:

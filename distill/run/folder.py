@@ -161,6 +161,15 @@ class RunFolder:
         """Tokenised examples of a section: `data`, or `specialize.data`."""
         return self.path / ("data" if section == "data" else "data-specialize")
 
+    def teacher_texts(self, section: str = "data") -> Path:
+        """The texts of a section, or of `held_out`, as a teacher of another tokenizer reads them."""
+        return self.path / "teacher_texts" / section.replace(".", "-")
+
+    @property
+    def teacher_cache(self) -> Path:
+        """The signals of a teacher of another tokenizer, in its own ids."""
+        return self.path / "teacher_cache"
+
     @property
     def data_folders(self) -> list[Path]:
         """Folders of tokenised examples, those that a run may have."""

@@ -49,7 +49,11 @@ class TaskContext(Protocol):
 
     @property
     def tokenizer(self) -> Any:
-        """The teacher's tokenizer."""
+        """The tokenizer of the data."""
+
+    @property
+    def fresh_values(self) -> dict[str, Any]:
+        """The keys of a student with random weights."""
 
     @property
     def vocabulary(self) -> int:

@@ -111,9 +111,7 @@ class CausalLM:
 
     def fresh_student(self, context: TaskContext) -> nn.Module:
         """A causal language model with random weights, by the configuration in the recipe."""
-        config = context.recipe.student.from_
-        assert isinstance(config, dict)
-        model = fresh_model(config, context.teacher_config, context.recipe.seed)
+        model = fresh_model(context.fresh_values, context.teacher_config, context.recipe.seed)
         check_head(model, "student.from")
         return model
 

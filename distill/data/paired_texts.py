@@ -1,0 +1,246 @@
+"""Texts as two tokenizers cut them: which tokens of the teacher and of the student cover which bytes.
+
+Rows are read with either tokenizer. What both predict of a row, a document or an answer, is a
+passage: its bytes, and where in them the tokens of each side end. The passages say which of the
+teacher's predictions a prediction of the student can be made of (`teachers/transport/`), and they
+need no signals, so one file serves every cache of these texts.
+
+Legend: n tokens of a passage on one side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from attar.models.token_bytes import TokenBytes
+from distill.data.documents import Document
+from distill.data.examples import example_key, text_keys
+from distill.data.tokenize import IGNORE
+
+PASSAGE_SIDE = pa.struct(
+    {
+        "ids": pa.list_(pa.int32()),
+        "ends": pa.list_(pa.int32()),
+        "examples": pa.list_(pa.int32()),
+        "places": pa.list_(pa.int32()),
+    }
+)
+PASSAGE_SCHEMA = pa.schema(
+    {
+        "document": pa.int64(),
+        "bytes": pa.binary(),
+        "teacher": PASSAGE_SIDE,
+        "student": PASSAGE_SIDE,
+        "teacher_keys": pa.list_(pa.string()),
+        "student_keys": pa.list_(pa.string()),
+    }
+)
+
+
+@dataclass(frozen=True)
+class PassageSide:
+    """The tokens of one side: ids (n,), int64, and the byte at which each ends (n,).
+
+    examples, places: of each token, the number of its example among the document's, and which of
+    that example's counted tokens it is; -1 of a token that is not predicted.
+    """
+
+    ids: np.ndarray
+    ends: np.ndarray
+    examples: np.ndarray
+    places: np.ndarray
+
+    @property
+    def starts(self) -> np.ndarray:
+        """The byte at which each token begins (n,)."""
+        return np.concatenate([[0], self.ends[:-1]])
+
+    @property
+    def ends_answer(self) -> bool:
+        """Whether the last token stands for no bytes."""
+        return len(self.ids) > 0 and bool(self.ends[-1] == self.starts[-1])
+
+    def only(self, wanted: np.ndarray) -> PassageSide:
+        """The same; tokens that are not wanted (n,) count as not predicted."""
+        columns = (np.where(wanted, one, -1) for one in (self.examples, self.places))
+        return PassageSide(self.ids, self.ends, *columns)
+
+    def between(self, first: int, last: int) -> PassageSide:
+        """The tokens that have a byte between two, counted from the first; tokens without a byte,
+        which end an answer, stay wherever they stand after it.
+        """
+        starts = self.starts
+        inside = (self.ends > first) & (starts < last) | (self.ends == starts) & (starts >= first)
+        ends = np.clip(self.ends, first, last) - first
+        return PassageSide(
+            *(column[inside] for column in (self.ids, ends, self.examples, self.places))
+        )
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Bytes that both sides predict, and the tokens of each.
+
+    teacher_keys, student_keys: of the examples of the whole document.
+    """
+
+    document: int
+    bytes: bytes
+    teacher: PassageSide
+    student: PassageSide
+    teacher_keys: list[str]
+    student_keys: list[str]
+
+
+@dataclass
+class _Stretch:
+    """Tokens of one side that follow one another: an answer, or a whole document."""
+
+    ids: list[int]
+    examples: list[int]
+    places: list[int]
+
+    def side(self, ends: np.ndarray) -> PassageSide:
+        columns = (np.asarray(one, np.int64) for one in (self.ids, self.examples, self.places))
+        ids, examples, places = columns
+        return PassageSide(ids, ends, examples, places)
+
+
+def keys_of(document: Document) -> list[str]:
+    """The keys of a document's texts, of pairs of answers both."""
+    return [
+        key
+        for piece in document.pieces
+        for key in text_keys(example_key(piece.ids, piece.labels, piece.token_types, piece.rejected))
+    ]
+
+
+def _stretches(document: Document, special: frozenset[int]) -> list[_Stretch]:
+    """What is predicted of a document, in order. A window goes on where the one before ended."""
+    found: list[_Stretch] = []
+    texts = [
+        text
+        for piece in document.pieces
+        for text in [(piece.ids, piece.labels), *([piece.rejected] if piece.rejected else [])]
+    ]
+    for number, (ids, labels) in enumerate(texts):
+        counted = np.flatnonzero(np.asarray(labels) != IGNORE)
+        if not len(counted):
+            continue
+        for place, t in enumerate(counted.tolist()):
+            begins = place == 0 or t > counted[place - 1] + 1
+            if begins and not (found and place == 0 and number and t <= 1):
+                # The first token of a document is given; a prompt's last token is no part of it.
+                lead = [i for i in ids[t : t + 1] if t == 0 and i not in special]
+                found.append(_Stretch(lead, [-1] * len(lead), [-1] * len(lead)))
+            found[-1].ids.append(labels[t])
+            found[-1].examples.append(number)
+            found[-1].places.append(place)
+    return found
+
+
+def passages_of(
+    number: int,
+    teacher: Document,
+    student: Document,
+    teacher_bytes: TokenBytes,
+    student_bytes: TokenBytes,
+) -> Iterator[Passage]:
+    """The passages of a row that was read with both tokenizers.
+
+    What the two sides do not say alike, such as an answer that one chat template changes, gives
+    none.
+    """
+    keys = keys_of(teacher), keys_of(student)
+    both = _stretches(teacher, teacher_bytes.special), _stretches(student, student_bytes.special)
+    if len(both[0]) != len(both[1]):
+        return
+    for mine, theirs in zip(*both, strict=True):
+        known = teacher_bytes.ends(mine.ids), student_bytes.ends(theirs.ids)
+        if known[1] is None and known[0] is not None:  # as of WordPiece, which drops white space
+            known = known[0], student_bytes.ends_in(known[0][0], theirs.ids)
+        if known[0] is None or known[1] is None:
+            continue
+        (own, own_ends), (other, other_ends) = known
+        begin, ends = _common(own, other)
+        if ends is None:
+            continue
+        first, second = begin
+        yield Passage(
+            number,
+            own[first : first + ends],
+            mine.side(own_ends).between(first, first + ends),
+            theirs.side(other_ends).between(second, second + ends),
+            *keys,
+        )
+
+
+def _common(one: bytes, other: bytes) -> tuple[tuple[int, int], int | None]:
+    """Where the bytes that two texts share begin in each, and how many they are; None for none.
+
+    One of them may be cut, or have white space at its ends that the other has not.
+    """
+    short, long = sorted((one, other), key=len)
+    core = short.strip()
+    lead = len(short) - len(short.lstrip())
+    at = long.find(core)
+    if not core or at < 0:
+        return (0, 0), None
+    while lead and at and short[lead - 1] == long[at - 1]:
+        lead, at = lead - 1, at - 1
+    size = len(core) + (len(short) - len(short.lstrip()) - lead)
+    while lead + size < len(short) and at + size < len(long) and short[lead + size] == long[at + size]:
+        size += 1
+    begin = (lead, at) if short is one else (at, lead)
+    return begin, size
+
+
+# The file of passages ----------------------------------------------------------------------------
+
+
+def passage_row(passage: Passage) -> dict[str, Any]:
+    """The columns of `PASSAGE_SCHEMA`."""
+    return {
+        "document": passage.document,
+        "bytes": passage.bytes,
+        "teacher": _side_row(passage.teacher),
+        "student": _side_row(passage.student),
+        "teacher_keys": passage.teacher_keys,
+        "student_keys": passage.student_keys,
+    }
+
+
+def _side_row(side: PassageSide) -> dict[str, Any]:
+    return {name: getattr(side, name).tolist() for name in ("ids", "ends", "examples", "places")}
+
+
+def read_passages(file: Path) -> Iterator[list[Passage]]:
+    """The passages that a file holds, those of a document together, in the order of the file."""
+    waiting: list[Passage] = []
+    with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
+        for batch in stream:
+            for row in batch.to_pylist():
+                passage = _passage(row)
+                if waiting and waiting[-1].document != passage.document:
+                    yield waiting
+                    waiting = []
+                waiting.append(passage)
+    if waiting:
+        yield waiting
+
+
+def _passage(row: dict[str, Any]) -> Passage:
+    teacher, student = (
+        PassageSide(
+            *(np.asarray(row[side][name], np.int64) for name in ("ids", "ends", "examples", "places"))
+        )
+        for side in ("teacher", "student")
+    )
+    keys = row["teacher_keys"], row["student_keys"]
+    return Passage(row["document"], row["bytes"], teacher, student, *keys)
