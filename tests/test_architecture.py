@@ -27,6 +27,7 @@ ROOMS = [
     "teachers/remote",
     "teachers/writing",
     "teachers/cache_tools",
+    "teachers/transport",
     "students/layer_inputs",
     "students/dropout",
     "students/quantization",
