@@ -18,19 +18,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from attar.models.token_bytes import TokenBytes
+from attar.models.token_bytes import TokenBytes, spans_of
 from distill.data.documents import Document
 from distill.data.examples import example_key, text_keys
 from distill.data.tokenize import IGNORE
 
-PASSAGE_SIDE = pa.struct(
-    {
-        "ids": pa.list_(pa.int32()),
-        "ends": pa.list_(pa.int32()),
-        "examples": pa.list_(pa.int32()),
-        "places": pa.list_(pa.int32()),
-    }
-)
+SIDE_COLUMNS = ("ids", "ends", "examples", "places")
+PASSAGE_SIDE = pa.struct({name: pa.list_(pa.int32()) for name in SIDE_COLUMNS})
 PASSAGE_SCHEMA = pa.schema(
     {
         "document": pa.int64(),
@@ -70,6 +64,12 @@ class PassageSide:
         """The same; tokens that are not wanted (n,) count as not predicted."""
         columns = (np.where(wanted, one, -1) for one in (self.examples, self.places))
         return PassageSide(self.ids, self.ends, *columns)
+
+    def part(self, low: int, high: int, base: int) -> PassageSide:
+        """The tokens low..high, their bytes counted from `base`."""
+        columns = (self.ids, self.ends - base, self.examples, self.places)
+        ids, ends, *more = (column[low:high].astype(np.int64) for column in columns)
+        return PassageSide(ids, np.maximum(ends, 0), *more)
 
     def between(self, first: int, last: int) -> PassageSide:
         """The tokens that have a byte between two, counted from the first; tokens without a byte,
@@ -117,7 +117,9 @@ def keys_of(document: Document) -> list[str]:
     return [
         key
         for piece in document.pieces
-        for key in text_keys(example_key(piece.ids, piece.labels, piece.token_types, piece.rejected))
+        for key in text_keys(
+            example_key(piece.ids, piece.labels, piece.token_types, piece.rejected)
+        )
     ]
 
 
@@ -151,6 +153,7 @@ def passages_of(
     student: Document,
     teacher_bytes: TokenBytes,
     student_bytes: TokenBytes,
+    student_tokenizer: Any,
 ) -> Iterator[Passage]:
     """The passages of a row that was read with both tokenizers.
 
@@ -162,12 +165,15 @@ def passages_of(
     if len(both[0]) != len(both[1]):
         return
     for mine, theirs in zip(*both, strict=True):
-        known = teacher_bytes.ends(mine.ids), student_bytes.ends(theirs.ids)
-        if known[1] is None and known[0] is not None:  # as of WordPiece, which drops white space
-            known = known[0], student_bytes.ends_in(known[0][0], theirs.ids)
-        if known[0] is None or known[1] is None:
+        known = _ends(mine.ids, teacher_bytes)
+        if known is None:
             continue
-        (own, own_ends), (other, other_ends) = known
+        (own, own_ends), other = known, _ends(theirs.ids, student_bytes)
+        if other is None:
+            other = _ends_in(own, theirs.ids, student_bytes, student_tokenizer)
+        if other is None:
+            continue
+        other, other_ends = other
         begin, ends = _common(own, other)
         if ends is None:
             continue
@@ -179,6 +185,31 @@ def passages_of(
             theirs.side(other_ends).between(second, second + ends),
             *keys,
         )
+
+
+def _ends(ids: Sequence[int], side: TokenBytes) -> tuple[bytes, np.ndarray] | None:
+    """The bytes of some tokens, and where in them each ends; None where ids do not say it, as those
+    of WordPiece, which drops white space.
+    """
+    if side.kind == "wordpiece":
+        return None
+    pieces = [side.bytes_of[i] for i in ids]
+    return b"".join(pieces), np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
+
+
+def _ends_in(
+    text: bytes, ids: Sequence[int], side: TokenBytes, tokenizer: Any
+) -> tuple[bytes, np.ndarray] | None:
+    """The same of tokens that are known to be of a text; None where they are not."""
+    shown = text.decode("utf8", errors="ignore")
+    words = [i for i in ids if i not in side.special]
+    encoded = tokenizer(shown, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    if list(encoded["input_ids"][: len(words)]) != words:  # the text may have been cut
+        return None
+    _, ends = spans_of(side, shown, words, encoded["offset_mapping"][: len(words)])
+    found = np.full(len(ids), ends[-1] if len(ends) else 0, np.int64)
+    found[[n for n, i in enumerate(ids) if i not in side.special]] = ends
+    return shown.encode()[: found[-1]], found
 
 
 def _common(one: bytes, other: bytes) -> tuple[tuple[int, int], int | None]:
@@ -195,7 +226,9 @@ def _common(one: bytes, other: bytes) -> tuple[tuple[int, int], int | None]:
     while lead and at and short[lead - 1] == long[at - 1]:
         lead, at = lead - 1, at - 1
     size = len(core) + (len(short) - len(short.lstrip()) - lead)
-    while lead + size < len(short) and at + size < len(long) and short[lead + size] == long[at + size]:
+    while (
+        lead + size < len(short) and at + size < len(long) and short[lead + size] == long[at + size]
+    ):
         size += 1
     begin = (lead, at) if short is one else (at, lead)
     return begin, size
@@ -217,30 +250,39 @@ def passage_row(passage: Passage) -> dict[str, Any]:
 
 
 def _side_row(side: PassageSide) -> dict[str, Any]:
-    return {name: getattr(side, name).tolist() for name in ("ids", "ends", "examples", "places")}
+    return {name: getattr(side, name).tolist() for name in SIDE_COLUMNS}
 
 
-def read_passages(file: Path) -> Iterator[list[Passage]]:
-    """The passages that a file holds, those of a document together, in the order of the file."""
-    waiting: list[Passage] = []
-    with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
-        for batch in stream:
-            for row in batch.to_pylist():
-                passage = _passage(row)
-                if waiting and waiting[-1].document != passage.document:
-                    yield waiting
-                    waiting = []
-                waiting.append(passage)
-    if waiting:
-        yield waiting
+class Passages:
+    """The passages of a file, memory-mapped, by the keys of the student's examples."""
 
+    def __init__(self, file: Path) -> None:
+        with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
+            self._batches = list(stream)
+        self._where: dict[str, list[tuple[int, int, int]]] = {}
+        for b, batch in enumerate(self._batches):
+            for row, keys in enumerate(batch.column("student_keys")):
+                present = np.unique(self._column(b, row, "student", "examples"))
+                for number in present[present >= 0].tolist():
+                    self._where.setdefault(keys[number].as_py(), []).append((b, row, number))
 
-def _passage(row: dict[str, Any]) -> Passage:
-    teacher, student = (
-        PassageSide(
-            *(np.asarray(row[side][name], np.int64) for name in ("ids", "ends", "examples", "places"))
-        )
-        for side in ("teacher", "student")
-    )
-    keys = row["teacher_keys"], row["student_keys"]
-    return Passage(row["document"], row["bytes"], teacher, student, *keys)
+    def _column(self, batch: int, row: int, side: str, name: str) -> np.ndarray:
+        lists = self._batches[batch].column(side).field(name)
+        begin, end = (lists.offsets[i].as_py() for i in (row, row + 1))
+        values: np.ndarray = lists.values[begin:end].to_numpy()
+        return values
+
+    def of(self, key: str) -> Iterator[tuple[Passage, int]]:
+        """The passages in which an example has tokens, and its number there."""
+        for batch, row, number in self._where.get(key, ()):
+            columns = self._batches[batch]
+            teacher, student = (
+                PassageSide(*(self._column(batch, row, side, name) for name in SIDE_COLUMNS))
+                for side in ("teacher", "student")
+            )
+            keys = [columns.column(f"{side}_keys")[row].as_py() for side in ("teacher", "student")]
+            text = columns.column("bytes")[row].as_buffer().to_pybytes()
+            yield (
+                Passage(columns.column("document")[row].as_py(), text, teacher, student, *keys),
+                number,
+            )

@@ -100,7 +100,7 @@ def prepare_teacher_texts(
         pairs = zip(*(side.documents_of(parts) for side in sides), strict=True)
         for number, (its, own) in enumerate(pairs):
             if writer.wants(own):
-                writer.add(number, its, own, passages_of(number, its, own, *token_bytes))
+                writer.add(number, its, own, passages_of(number, its, own, *token_bytes, student))
         writer.close()
         roles = {str(its): own for its, own in writer.roles().items()}
         record = {"roles": roles, "unpaired": writer.unpaired}
@@ -160,7 +160,9 @@ class _Writer:
                 continue
             kept = np.asarray([i in examples for i in range(len(passage.teacher_keys))] + [False])
             its = passage.teacher.only(kept[passage.teacher.examples])
-            self._rows.append(passage_row(replace(passage, document=number, teacher=its, student=own)))
+            self._rows.append(
+                passage_row(replace(passage, document=number, teacher=its, student=own))
+            )
             self._count_ends(its, own)
             needed |= examples
             paired += int((own.examples >= 0).sum())

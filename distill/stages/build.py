@@ -13,7 +13,6 @@ from attar.models.fingerprints import weights_fingerprint
 from attar.models.generation import end_as_taught, generation_settings
 from attar.models.structure import num_layers
 from attar.models.task_heads import CAUSAL
-from attar.models.tokenizers import check_same_vocabulary, load_tokenizer
 from distill.console import aligned
 from distill.data.calibration import calibration_rows
 from distill.run.context import Run
@@ -49,9 +48,6 @@ def build(run: Run, inputs: str) -> StageRecord:
     """Make the student and save it."""
     config = run.recipe.student
     notes: dict[str, Any] = {}
-    if isinstance(config.from_, str) and config.from_ != "teacher":
-        tokenizer = load_tokenizer(config.from_, trust_remote_code=config.trust_remote_code)
-        check_same_vocabulary(run.tokenizer, tokenizer)
     if config.from_ == "teacher" or config.cuts:
         notes = cut(run)
     elif isinstance(config.from_, str):
@@ -109,8 +105,10 @@ def load_whole(run: Run) -> nn.Module:
 
 
 def _that_ends(run: Run, student: nn.Module) -> nn.Module:
-    """The student, with settings by which it stops where its teacher taught it to."""
-    if run.task.auto == CAUSAL:
+    """The student, with settings by which it stops where its teacher taught it to; one with a
+    tokenizer of its own stops by its own ids.
+    """
+    if run.task.auto == CAUSAL and not run.transports:
         teacher = run.teacher_config.get_text_config(), generation_settings(run.teacher.model)
         end_as_taught(student, run.tokenizer, teacher)
     return student

@@ -25,8 +25,10 @@ from attar.progress import progress
 from distill.data.examples import Example, Examples, text_keys
 from distill.run.context import Run
 from distill.run.folder import StageRecord, on_first_process
+from distill.run.teacher_side import TeacherSide
 from distill.stages.fingerprints import data_inputs, specializing_data_inputs, teacher_inputs
 from distill.stages.stage import CACHE, work
+from distill.stages.transport import TransportRunner, transport_of
 from teachers.cache.config import CacheConfig, HiddenStatesConfig, manifest_of
 from teachers.cache.growing import check_can_grow, data_counts_of, held_tokens
 from teachers.cache.reader import SignalCache
@@ -56,7 +58,8 @@ def _is_made(run: Run) -> bool:
     if not run.makes_cache:
         return True
     store = SignalStore(run.cache_url)
-    if run.recipe.cache.dir is not None or not store.folder.exists("manifest.json"):
+    elsewhere = run.recipe.cache.dir is not None and not run.transports
+    if elsewhere or not store.folder.exists("manifest.json"):
         return store.folder.exists("manifest.json")
     try:
         entries, manifest = store.entries(), store.manifest()
@@ -90,7 +93,10 @@ def cache_manifest(run: Run) -> dict[str, Any]:
 def _manifest(run: Run, data: dict[str, Any]) -> dict[str, Any]:
     tokenizer = tokenizer_identity(run.tokenizer)
     teacher = {**teacher_identity(run.teacher), **run.task.signal_identity(run)}
-    return manifest_of(run.recipe.cache, teacher, tokenizer, data)
+    manifest = manifest_of(run.recipe.cache, teacher, tokenizer, data)
+    if run.transports:
+        manifest["transported"] = {"from": tokenizer_identity(run.teacher_tokenizer)}
+    return manifest
 
 
 def check_cache_there(run: Run) -> None:
@@ -192,9 +198,14 @@ def cached_subset(cache: SignalCache, file: Path, *sets: Examples) -> tuple[Exam
 def make_cache(run: Run) -> dict[str, float]:
     """Make what the cache lacks; return its totals. A cache that fits already stays unchanged.
 
-    One that is of fewer examples grows by the others, and keeps those that it has.
+    One that is of fewer examples grows by the others, and keeps those that it has. Where the student
+    has another tokenizer, the teacher's own cache is made first.
     Raises `CacheError` where a file of a finished shard is missing or not of its size.
     """
+    if run.transports:
+        side = TeacherSide(run)
+        side.prepare_data()
+        make_cache(side)
     manifest, store = cache_manifest(run), SignalStore(run.cache_url)
     found = store.manifest()
     if run.recipe.cache.unfinished:
@@ -236,6 +247,10 @@ def _runner(run: Run, store: SignalStore) -> Runner:
     """The teacher, to fill this cache. One on a server must still give what finished shards hold;
     what its probe found is kept beside them.
     """
+    if run.transports:
+        side = TeacherSide(run)
+        transport = transport_of(side, open_cache(side))
+        return TransportRunner(transport, run.vocabulary, run.recipe.cache.labels)
     runner = run.task.runner(run)
     if isinstance(runner, RemoteRunner):
         check_same_teacher(store.url, runner)

@@ -43,9 +43,16 @@ def data_inputs(run: Run) -> list[Any]:
             source_stamp(recipe.data),
             recipe.seed,
             tokenizer_files_fingerprint(recipe.teacher.model),
+            *_own_tokenizer(run),
             library_versions("transformers", "tokenizers", "datasets"),  # which ids a text becomes
         ],
     )
+
+
+def _own_tokenizer(run: Run) -> list[Any]:
+    """Fingerprint of the student's tokenizer, where it is not the teacher's."""
+    name = run.recipe.student.named_tokenizer
+    return [tokenizer_files_fingerprint(name)] if run.transports and name is not None else []
 
 
 def specializing_data_inputs(run: Run) -> list[Any]:

@@ -30,7 +30,8 @@ def check_models(run: Run) -> None:
         config = load_config(source, trust_remote_code=trust)
         if on_server:
             check_kind(config, source, run.task.auto)
-        tokenizer = run.tokenizer if is_teacher else load_tokenizer(source, trust_remote_code=trust)
+        own = run.teacher_tokenizer
+        tokenizer = own if is_teacher else load_tokenizer(source, trust_remote_code=trust)
         _check_vocabulary(key, source, tokenizer, config)
         if key == "student.from" or run.recipe.student.from_ == "teacher" or _is_adapted(run):
             _check_plain(key, source, config)

@@ -17,11 +17,7 @@ from attar.models.head_check import check_head_form
 from attar.models.loading import skeleton
 from attar.models.structure import check_layers, transforms_states, usable_positions
 from attar.models.task_heads import CAUSAL, MASKED
-from attar.models.tokenizers import (
-    brings_code,
-    check_same_vocabulary,
-    load_tokenizer,
-)
+from attar.models.tokenizers import brings_code
 from distill.data.config import DataConfig, check_sources
 from distill.evaluation.downstream.questions import check_tasks
 from distill.objective.attention_relations import check_relations
@@ -29,6 +25,7 @@ from distill.objective.terms import reads_from
 from distill.recipe.schema import Recipe
 from distill.recipe.specialize import without_start
 from distill.run.context import Run
+from distill.run.teacher_side import TeacherSide
 from distill.runtimes.runtime import check_runtime
 from distill.stages.answer_writers import check_writer
 from distill.stages.artifact_checks import (
@@ -46,6 +43,7 @@ from distill.stages.model_checks import (
 )
 from distill.stages.status import is_current, is_shaped
 from distill.stages.training_steps import training_steps
+from distill.stages.transport_checks import check_transport
 from distill.training.accelerator import check_trackers
 from distill.training.config import LoopConfig
 from distill.training.layerwise_lr import check_rates, lowest_learning
@@ -203,18 +201,19 @@ def check_positions(run: Run) -> None:
 
 
 def check_student_vocabulary(run: Run) -> None:
-    """A student that the recipe names has the teacher's vocabulary."""
+    """A student of another vocabulary can learn from what is transported to its ids; code that
+    comes with a tokenizer that the student keeps is trusted.
+    """
+    if run.transports:
+        check_transport(run)
     student = run.recipe.student
-    if isinstance(student.from_, str) and student.from_ != "teacher":
-        tokenizer = load_tokenizer(student.from_, trust_remote_code=student.trust_remote_code)
-        check_same_vocabulary(run.tokenizer, tokenizer)
-        if brings_code(run.tokenizer) and not run.trusts_student:
-            raise RecipeError(
-                f"The tokenizer of `teacher.model` ({run.recipe.teacher.model}) is code of its "
-                "own, which the student keeps, and `student.trust_remote_code` is not set; set "
-                f"it, if the code of {student.from_} is trusted, or cut the student from the "
-                "teacher."
-            )
+    named = isinstance(student.from_, str) and student.from_ != "teacher"
+    if named and brings_code(run.tokenizer) and not run.trusts_student:
+        raise RecipeError(
+            f"The tokenizer of `teacher.model` ({run.recipe.teacher.model}) is code of its own, "
+            "which the student keeps, and `student.trust_remote_code` is not set; set it, if the "
+            f"code of {student.from_} is trusted, or cut the student from the teacher."
+        )
 
 
 def check_references(run: Run) -> None:
@@ -268,7 +267,7 @@ def check_existing_cache(run: Run) -> None:
     """A cache that is there was made as the recipe asks, as far as that is known before work."""
     adapts = run.recipe.teacher.adapt is not None and not is_current(run, "adapt-teacher")
     if run.makes_cache and not adapts and not is_current(run, "cache"):
-        check_cache_there(run)
+        check_cache_there(TeacherSide(run) if run.transports else run)
 
 
 # The student -----------------------------------------------------------------------------------
