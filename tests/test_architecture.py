@@ -57,6 +57,7 @@ ROOMS = [
     "distill/features",
     "distill/fit_vocabulary",
     "distill/evaluate_models",
+    "distill/transport_cache",
     "distill/chat",
     "distill/push",
     "distill/api",

@@ -26,6 +26,7 @@ from distill.commands.run import (
     print_report,
 )
 from distill.commands.say import say
+from distill.commands.transport import transport
 from distill.commands.verify import verify
 from distill.stages.stage import ADAPT_TEACHER, ANSWER, REPORT, SPECIALIZE, STAGES, TRAIN, Stage
 
@@ -128,3 +129,4 @@ main.add_command(chat)
 main.add_command(push)
 cache.add_command(cache_build)
 cache.add_command(cache_audit)
+cache.add_command(transport)

@@ -1,4 +1,4 @@
-"""Texts as two tokenizers cut them: which tokens of the teacher and of the student cover which bytes.
+"""Texts as two tokenizers cut them: which tokens of teacher and student cover which bytes.
 
 Rows are read with either tokenizer. What both predict of a row, a document or an answer, is a
 passage: its bytes, and where in them the tokens of each side end. The passages say which of the

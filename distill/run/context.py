@@ -32,6 +32,7 @@ from distill.tasks.registry import task_of
 from distill.tasks.task import Task
 from students.fresh import fresh_config
 from students.pruning.record import PRUNING_FILE, channel_map, read_pruning
+from teachers.cache.store import SignalStore
 from teachers.codecs.codec import is_label_codec
 from teachers.load import TeacherConfig, teacher_dtype
 
@@ -304,7 +305,16 @@ class Run:
     def cache_url(self) -> str:
         """Folder or URL of the signal cache, in the student's ids."""
         own = str(self.folder.path / "cache")
-        return own if self.transports else self.recipe.cache.dir or own
+        return own if self.transports_itself else self.recipe.cache.dir or own
+
+    @cached_property
+    def transports_itself(self) -> bool:
+        """Whether the run transports its teacher's signals, since `cache.dir` has not got them in
+        the student's ids already.
+        """
+        if not self.transports or self.recipe.cache.dir is None:
+            return self.transports
+        return "transported" not in (SignalStore(self.recipe.cache.dir).manifest() or {})
 
     @property
     def reads_cache(self) -> bool:

@@ -162,7 +162,7 @@ class RunFolder:
         return self.path / ("data" if section == "data" else "data-specialize")
 
     def teacher_texts(self, section: str = "data") -> Path:
-        """The texts of a section, or of `held_out`, as a teacher of another tokenizer reads them."""
+        """The texts of a section, or of `held_out`, as read by a teacher of another tokenizer."""
         return self.path / "teacher_texts" / section.replace(".", "-")
 
     @property

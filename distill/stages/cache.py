@@ -58,7 +58,7 @@ def _is_made(run: Run) -> bool:
     if not run.makes_cache:
         return True
     store = SignalStore(run.cache_url)
-    elsewhere = run.recipe.cache.dir is not None and not run.transports
+    elsewhere = run.recipe.cache.dir is not None and not run.transports_itself
     if elsewhere or not store.folder.exists("manifest.json"):
         return store.folder.exists("manifest.json")
     try:
@@ -196,16 +196,22 @@ def cached_subset(cache: SignalCache, file: Path, *sets: Examples) -> tuple[Exam
 
 
 def make_cache(run: Run) -> dict[str, float]:
-    """Make what the cache lacks; return its totals. A cache that fits already stays unchanged.
-
-    One that is of fewer examples grows by the others, and keeps those that it has. Where the student
-    has another tokenizer, the teacher's own cache is made first.
-    Raises `CacheError` where a file of a finished shard is missing or not of its size.
+    """Make what the cache lacks, and first the teacher's own cache where the student has another
+    tokenizer; return its totals.
     """
-    if run.transports:
+    if run.transports_itself:
         side = TeacherSide(run)
         side.prepare_data()
-        make_cache(side)
+        fill_cache(side)
+    return fill_cache(run)
+
+
+def fill_cache(run: Run) -> dict[str, float]:
+    """Make what one cache lacks; return its totals. A cache that fits already stays unchanged.
+
+    One that is of fewer examples grows by the others, and keeps those that it has.
+    Raises `CacheError` where a file of a finished shard is missing or not of its size.
+    """
     manifest, store = cache_manifest(run), SignalStore(run.cache_url)
     found = store.manifest()
     if run.recipe.cache.unfinished:
@@ -248,6 +254,12 @@ def _runner(run: Run, store: SignalStore) -> Runner:
     what its probe found is kept beside them.
     """
     if run.transports:
+        if not run.transports_itself:
+            raise CacheError(
+                f"The cache {run.cache_url} lacks examples of this recipe, and was transported from "
+                "another: make it again with `distill cache transport`, or name the teacher's own "
+                "cache in `cache.dir`."
+            )
         side = TeacherSide(run)
         transport = transport_of(side, open_cache(side))
         return TransportRunner(transport, run.vocabulary, run.recipe.cache.labels)

@@ -267,7 +267,7 @@ def check_existing_cache(run: Run) -> None:
     """A cache that is there was made as the recipe asks, as far as that is known before work."""
     adapts = run.recipe.teacher.adapt is not None and not is_current(run, "adapt-teacher")
     if run.makes_cache and not adapts and not is_current(run, "cache"):
-        check_cache_there(TeacherSide(run) if run.transports else run)
+        check_cache_there(TeacherSide(run) if run.transports_itself else run)
 
 
 # The student -----------------------------------------------------------------------------------

@@ -1,0 +1,121 @@
+"""What a transport keeps of the teacher's signals, measured on texts that choose.
+
+The teacher's own words are the measure: by how many nats a byte the transported distributions
+predict the text worse than the teacher's, which read the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from distill.data.examples import first_examples
+from distill.run.context import Run
+from distill.stages.transport import TextTransport, window_of
+from teachers.codecs.label import LABEL_COLUMN
+from teachers.runners.request import Request
+from teachers.transport.transport import ALIGNED, INSIDE, SPANS, UNSERVED
+
+MEASURED_TOKENS = 16384  # of the validation part
+
+
+@dataclass(frozen=True)
+class TransportFidelity:
+    """What some texts get with at most `k` entries a token.
+
+    tokens: the student's counted ones. served: the share that has a target. aligned, inside, spans:
+    the shares that begin where a token of the teacher does, within one, or cover several. kept: the
+    mean probability on entries, of served tokens. nats_per_byte: of the text under the targets;
+    teacher_nats_per_byte: under the teacher, None where its cache does not keep labels.
+    """
+
+    k: int
+    tokens: int
+    served: float
+    aligned: float
+    inside: float
+    spans: float
+    kept: float
+    nats_per_byte: float
+    teacher_nats_per_byte: float | None
+
+    @property
+    def lost(self) -> float | None:
+        """By which share the targets predict the text worse than the teacher; None: not known."""
+        if not self.teacher_nats_per_byte:
+            return None
+        return self.nats_per_byte / self.teacher_nats_per_byte - 1
+
+    def values(self) -> dict[str, Any]:
+        """The numbers as report.json has them."""
+        return {**asdict(self), "lost": self.lost}
+
+
+def transport_fidelity(
+    transport: TextTransport, requests: Sequence[Request], k: int
+) -> TransportFidelity:
+    """Measure the transport on some texts of the student."""
+    made = [transport.text(one.key, len(one.counted), k) for one in requests]
+    case = np.concatenate([one.case_N for one in made])
+    served = case != UNSERVED
+    tail = np.concatenate([one.tail_N for one in made])[served]
+    nats = -np.concatenate([one.label_logprob_N for one in made])[served]
+    sizes = np.concatenate([_sizes(transport, one) for one in requests])
+    return TransportFidelity(
+        k,
+        len(case),
+        float(served.mean()),
+        *(float((case == one).mean()) for one in (ALIGNED, INSIDE, SPANS)),
+        kept=float(1 - np.exp(tail).mean()) if served.any() else 0.0,
+        nats_per_byte=float(nats.sum() / max(1, sizes[served].sum())),
+        teacher_nats_per_byte=_teacher_nats(transport, requests),
+    )
+
+
+def _sizes(transport: TextTransport, request: Request) -> np.ndarray:
+    """How many bytes each counted token of a text covers (N,); 0 of one in no passage."""
+    sizes = np.zeros(len(request.counted), np.int64)
+    for passages in transport.texts:
+        for passage, number in passages.of(request.key):
+            side = passage.student
+            mine = side.examples == number
+            sizes[side.places[mine]] = (side.ends - side.starts)[mine]
+    return sizes
+
+
+def _teacher_nats(transport: TextTransport, requests: Iterable[Request]) -> float | None:
+    """The teacher's nats a byte on the bytes of some texts; None where its labels are not kept."""
+    nats, size = 0.0, 0
+    for request in requests:
+        for passages in transport.texts:
+            for passage, number in passages.of(request.key):
+                its = window_of(passage, number).teacher
+                columns = {
+                    i: transport.cache.columns(passage.teacher_keys[i]).get(LABEL_COLUMN)
+                    for i in np.unique(its.examples[its.examples >= 0]).tolist()
+                }
+                if None in columns.values():
+                    return None
+                for i, labels in columns.items():
+                    mine = its.examples == i
+                    nats -= float(labels[its.places[mine]].astype(np.float64).sum())
+                    size += int((its.ends - its.starts)[mine].sum())
+    return nats / max(1, size)
+
+
+def validation_fidelity(
+    run: Run, transport: TextTransport, shares: Sequence[int] = (1,)
+) -> list[TransportFidelity]:
+    """Measure the transport on the validation part, with all entries of the cache and fewer.
+
+    shares: by what the number of entries is divided.
+    """
+    texts = run.validation_examples().by_text()
+    chosen = [texts[i] for i in first_examples(texts, MEASURED_TOKENS)]
+    requests = [run.task.request(run, one) for one in chosen]
+    most = transport.codec.k
+    sizes = dict.fromkeys(max(1, most // share) for share in shares)
+    return [transport_fidelity(transport, requests, k) for k in sizes]

@@ -1,0 +1,96 @@
+"""`distill cache transport`: a teacher's cache becomes one in the ids of another tokenizer.
+
+The text is read again by the recipe that the cache was made with. No model is run.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from attar.errors import CacheError, RecipeError
+from distill.run.context import Run
+from distill.run.teacher_side import TeacherSide
+from distill.stages.cache import fill_cache, open_cache
+from distill.stages.transport import transport_of
+from distill.stages.transport_checks import check_transport
+from distill.stages.transport_fidelity import TransportFidelity, validation_fidelity
+from students.config import StudentConfig
+from teachers.cache.config import config_of
+from teachers.cache.store import SignalStore
+
+SHARES_OF_K = (1, 2, 4, 8)  # by which the number of entries is divided, to be compared
+
+
+class _Transport(Run):
+    """A recipe whose student is a tokenizer alone, and whose cache is a new one."""
+
+    def __init__(self, of: Run, url: str, to: str, out: str, folder: Path, trust: bool) -> None:
+        manifest = SignalStore(url).manifest()
+        if manifest is None:
+            raise CacheError(f"There is no cache at {url}; run `distill cache build` first.")
+        if "transported" in manifest:
+            raise CacheError(
+                f"The cache {url} was itself transported; name the teacher's own, which it was "
+                "made from."
+            )
+        cache = config_of(manifest).model_copy(update={"dir": url})
+        student = StudentConfig.model_validate({"from": to, "trust_remote_code": trust})
+        recipe = of.recipe.model_copy(update={"student": student, "cache": cache})
+        super().__init__(recipe, folder)
+        self._out = out
+
+    @property
+    def cache_url(self) -> str:
+        """The new cache."""
+        return self._out
+
+    @cached_property
+    def transports_itself(self) -> bool:
+        """Whether the two tokenizers differ."""
+        return self.transports
+
+
+def transport_cache(
+    of: Run, url: str, to: str, out: str, trust: bool
+) -> tuple[dict[str, float], list[TransportFidelity]]:
+    """Write the cache at `url`, in the ids of the model `to`, to `out`; its totals, and what of the
+    signals it keeps on the validation part with fewer and fewer entries a token.
+
+    of: the recipe whose data the cache holds. trust: whether the tokenizer's own code may run.
+    Raises `CacheError` where the cache lacks some of them, and `RecipeError` for one vocabulary.
+    """
+    with TemporaryDirectory(prefix="attar-transport-") as name:
+        run = _Transport(of, url, to, out, Path(name), trust)
+        if not run.transports:
+            raise RecipeError(
+                f"`--to {to}` has the vocabulary of the teacher, {run.recipe.teacher.model}: the "
+                "cache serves such students as it is."
+            )
+        check_transport(run)
+        side = TeacherSide(run)
+        side.prepare_data()
+        cache = open_cache(side)
+        numbers = fill_cache(run)
+        transport = transport_of(side, cache)
+        return numbers, validation_fidelity(run, transport, SHARES_OF_K)
+
+
+def fidelity_table(found: list[TransportFidelity]) -> list[list[str]]:
+    """Header, and one line for each number of entries."""
+    lines = [
+        ["entries", "served", "aligned", "inside", "spans", "mass kept", "nats/byte", "teacher's"]
+    ]
+    for one in found:
+        its = one.teacher_nats_per_byte
+        shares = (one.served, one.aligned, one.inside, one.spans, one.kept)
+        lines.append(
+            [
+                str(one.k),
+                *(f"{share:.1%}" for share in shares),
+                f"{one.nats_per_byte:.4f}",
+                "" if its is None else f"{its:.4f}",
+            ]
+        )
+    return lines
