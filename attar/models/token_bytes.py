@@ -27,7 +27,8 @@ class TokenBytes:
 
     kind: `byte-level` (GPT-2's mapping of bytes), `sentencepiece` (a marker for spaces, with or
     without fallback to bytes) or `wordpiece`. bytes_of: by id, b"" for special tokens and unused
-    ids. special: the ids of special tokens. Raises `ModelError` for other kinds of tokenizers.
+    ids. special: the ids of special tokens. lower_cased: whether the case of text is lost. strings:
+    by id, as the vocabulary has them. Raises `ModelError` for other kinds of tokenizers.
     """
 
     kind: Kind
@@ -47,6 +48,8 @@ class TokenBytes:
         self.kind, self.name = kind, name
         self._backend, self._model = backend, backend.model
         self._byte_fallback = bool(rules["model"].get("byte_fallback"))
+        normalizer = backend.normalizer
+        self.lower_cased = normalizer is not None and normalizer.normalize_str("A") == "a"
         vocabulary: dict[str, int] = tokenizer.get_vocab()
         added = {i: token for i, token in tokenizer.added_tokens_decoder.items()}
         self._added = {t.content.encode(): i for i, t in added.items() if not t.special}
@@ -74,6 +77,10 @@ class TokenBytes:
         if string.startswith("##"):
             return string[2:].encode()
         return (" " * string[:1].isalnum() + string).encode()
+
+    def id_of(self, string: str) -> int | None:
+        """The id of a string of the vocabulary."""
+        return self._vocabulary.get(string)
 
     def first_ids(self, piece: bytes, after_word: bool = False) -> list[int]:
         """The ids of some bytes inside a text, see `pieces`."""
@@ -232,7 +239,7 @@ def check_reversible(
     bytes_at = _bytes_at_characters(text)
     at = 0
     wordpiece = token_bytes.kind == "wordpiece"
-    unknown = token_bytes._vocabulary.get("[UNK]") if wordpiece else None
+    unknown = token_bytes.id_of("[UNK]") if wordpiece else None
     for i, (start, stop) in zip(ids, offsets, strict=True):
         length = _covered(token_bytes, raw, at, i)
         if length is not None:
