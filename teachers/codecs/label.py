@@ -22,6 +22,7 @@ from attar.models.structure import logprobs_of_ids
 from teachers.codecs.codec import CODECS, Assets, Gives, SignalColumns
 from teachers.signals import Distribution, TeacherChunk
 
+LABEL_COLUMN = "label_logprob"
 NO_DISTRIBUTION = (
     "the codec `label` holds the probability of the text's own tokens and no distribution to "
     "compare; use another `cache.codec`, or `source: online`"

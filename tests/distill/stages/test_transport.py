@@ -1,0 +1,100 @@
+"""The student's cache, made of its teacher's in other ids."""
+
+import numpy as np
+import pytest
+import torch
+
+from attar.models.token_bytes import TokenBytes
+from distill.data.paired_texts import Passages
+from distill.stages.transport import TextTransport, TransportRunner
+from distill.stages.transport_fidelity import transport_fidelity
+from teachers.cache.config import CacheConfig
+from teachers.runners.request import Request
+from teachers.transport.token_map import TokenMap
+from teachers.transport.transport import UNSERVED
+from tests.helpers.preparing import write_jsonl
+from tests.helpers.two_tokenizers import other_tokenizer, teacher_texts
+
+WORDS = "light falls on water and nobody says what the teacher learns \U0001f600 1234".split()
+IDS = 320
+
+
+@pytest.fixture
+def transport_to(tokenizer, make_model, make_cache, tmp_path):
+    """`transport_to(other, codec)`: (how signals get there, the requests of the student's texts)."""
+
+    def make(other, codec, labels=True):
+        dice = np.random.default_rng(0)
+        rows = [{"text": " ".join(dice.choice(WORDS, 4 + i % 17))} for i in range(40)]
+        file = write_jsonl(tmp_path / "rows.jsonl", rows)
+        parts, texts = teacher_texts(tokenizer, other, file, tmp_path)
+        config = CacheConfig.model_validate({"codec": codec, "labels": labels})
+        model = make_model(0, vocabulary=IDS)
+        cache = make_cache(tmp_path / "cache", model, list(texts.examples), config, vocabulary=IDS)
+        sides = TokenBytes(tokenizer, "one"), TokenBytes(other, "two")
+        found = TextTransport(cache, TokenMap(*sides, texts.roles), [Passages(texts.passages)])
+        return found, [
+            Request(e.key, e.input_ids, e.counted, labels=e.counted_labels)
+            for examples in parts.values()
+            for e in examples
+        ]
+
+    return make
+
+
+def columns_of(transport, requests, vocabulary, labels=True):
+    runner = TransportRunner(transport, vocabulary, labels)
+    return runner.run(requests, runner.learn(requests))
+
+
+def test_one_tokenizer_gives_the_cache_that_was_there(tokenizer, transport_to):
+    transport, requests = transport_to(tokenizer, {"name": "topk", "k": 16})
+    for request, made in zip(requests, columns_of(transport, requests, IDS), strict=True):
+        stored = transport.cache.columns(request.key)
+        assert made.keys() == stored.keys()
+        for name, column in made.items():
+            assert np.array_equal(column.reshape(-1), stored[name])
+
+
+@pytest.mark.parametrize("codec", [{"name": "topk", "k": IDS}, {"name": "nucleus", "k": 64}])
+def test_targets_are_distributions_over_the_students_ids(codec, transport_to):
+    other = other_tokenizer()
+    transport, requests = transport_to(other, codec)
+    for request in requests:
+        made = transport.text(request.key, len(request.counted), 64)
+        assert (made.case_N != UNSERVED).all()
+        total = np.exp(made.logprobs_NK).sum(1) + np.exp(made.tail_N)
+        assert total == pytest.approx(np.ones(len(total)), abs=1e-4)
+        assert made.ids_NK.max() < len(other)
+
+
+def test_the_order_of_texts_changes_nothing(transport_to):
+    transport, requests = transport_to(other_tokenizer(), {"name": "topk", "k": 8})
+    runner = TransportRunner(transport, 290, False)
+    forth = runner.run(requests, {})
+    back = runner.run(requests[::-1], {})[::-1]
+    for one, other in zip(forth, back, strict=True):
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_nothing_is_lost_where_the_teacher_is_known_whole(transport_to):
+    transport, requests = transport_to(other_tokenizer(), {"name": "topk", "k": IDS})
+    found = transport_fidelity(transport, requests, IDS)
+    assert found.served == 1.0 and found.aligned + found.inside + found.spans == pytest.approx(1)
+    assert 0 < found.nats_per_byte
+    assert found.lost == pytest.approx(0, abs=0.5)
+    less = transport_fidelity(transport, requests, 4)
+    assert less.kept < found.kept
+
+
+def test_without_labels_the_teachers_words_are_read_from_the_entries(transport_to):
+    transport, requests = transport_to(other_tokenizer(), {"name": "topk", "k": IDS}, labels=False)
+    assert transport_fidelity(transport, requests, IDS).teacher_nats_per_byte is None
+    made = columns_of(transport, requests, 290, labels=False)
+    assert all("label_logprob" not in columns for columns in made)
+
+
+def test_a_token_in_no_passage_teaches_nothing(transport_to):
+    transport, _ = transport_to(other_tokenizer(), {"name": "topk", "k": 8})
+    made = transport.text("f" * 32, 3, 8)
+    assert (made.case_N == UNSERVED).all() and torch.from_numpy(made.tail_N).eq(0).all()

@@ -1,0 +1,88 @@
+"""Runs whose student has another tokenizer than its teacher, through the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from teachers.cache.reader import SignalCache
+from tests.helpers.two_tokenizers import other_tokenizer
+
+FRESH = "student={from: {num_hidden_layers: 1, hidden_size: 32, num_attention_heads: 4}, tokenizer: other}"
+OPTIONS = [
+    "--set", FRESH,
+    "--set", "cache={codec: {name: topk, k: 32}, shard_tokens: 400}",
+    "--set", "train.objective=[{loss: forward_kl}]",
+    "--set", "train.arms=[]",
+    "--set", "train.max_steps=6",
+]  # fmt: skip
+
+
+@pytest.fixture
+def two_tokenizers(workshop):
+    """The workshop with a folder that has another tokenizer."""
+    other_tokenizer().save_pretrained("other")
+    return workshop
+
+
+def test_a_student_of_another_tokenizer_learns_from_the_teachers_cache(two_tokenizers):
+    two_tokenizers.upto_train("run", *OPTIONS)
+    history = json.loads(Path("run/arms/distill/result.json").read_text())["history"]
+    assert history[-1]["forward_kl"] < history[0]["forward_kl"]
+    record = json.loads(Path("run/records/cache.json").read_text())
+    kept = record["notes"]["transport"]
+    assert kept["served"] > 0.99 and kept["nats_per_byte"] > 0
+    cache = SignalCache("run/cache")
+    assert cache.manifest["tokenizer"] != SignalCache("run/teacher_cache").manifest["tokenizer"]
+    assert (
+        "Nothing to do"
+        in two_tokenizers("cache", "build", "recipe.yaml", "--run-dir", "run", *OPTIONS).output
+    )
+
+
+def test_the_teachers_cache_serves_a_second_student(two_tokenizers):
+    two_tokenizers("cache", "build", "recipe.yaml", "--run-dir", "run", *OPTIONS)
+    before = {p: p.read_bytes() for p in Path("run/teacher_cache").rglob("*") if p.is_file()}
+    more = [*OPTIONS, "--set", "cache.dir=run/teacher_cache"]
+    two_tokenizers("cache", "build", "recipe.yaml", "--run-dir", "second", *more)
+    assert {p: p.read_bytes() for p in before} == before
+    assert not Path("second/teacher_cache").exists()
+    first, second = SignalCache("run/cache"), SignalCache("second/cache")
+    assert sorted(first.keys()) == sorted(second.keys())
+
+
+def test_a_cache_that_was_transported_serves_a_recipe(two_tokenizers):
+    plain = ["--set", "cache={codec: {name: topk, k: 32}, labels: true}"]
+    objective = ["--set", "train.objective=[{loss: forward_kl}]"]
+    two_tokenizers("cache", "build", "recipe.yaml", "--run-dir", "run", *plain, *objective)
+    said = two_tokenizers("cache", "transport", "run/cache", "there", "--to", "other").output
+    assert "served" in said and "there:" in said
+    more = [*OPTIONS, "--set", "cache={codec: {name: topk, k: 32}, dir: there}"]
+    two_tokenizers.upto_train("second", *more)
+    assert not Path("second/cache").exists() and not Path("second/teacher_cache").exists()
+    twice = two_tokenizers(
+        "cache", "transport", "there", "x", "--to", "teacher", "--data", "run", ok=False
+    )
+    assert "was itself transported" in twice.output
+    same = two_tokenizers("cache", "transport", "run/cache", "x", "--to", "teacher", ok=False)
+    assert "serves such students as it is" in same.output
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("cache.codec=final_hidden", "`cache.codec: final_hidden` cannot be transported"),
+        ("train.source=online", "cannot ask the teacher within the step"),
+        (
+            "cache.codec={name: topk, k: 8, temperatures: [1.0, 2.0]}",
+            "is not known after the transport",
+        ),
+        ("teacher.adapt={lr: 1e-4}", "`teacher.adapt` would read the data in ids"),
+        ("cache.hidden={layers: [2]}", "`cache.hidden` keeps states at tokens"),
+        ("train.objective=[{loss: forward_kl}, {loss: hidden_mse}]", "has no counterpart"),
+    ],
+)
+def test_what_has_no_counterpart_is_refused_before_work(option, says, two_tokenizers):
+    refused = two_tokenizers("plan", "recipe.yaml", *OPTIONS, "--set", option, ok=False)
+    assert refused.exit_code == 1 and says in refused.output
+    assert "The student has another vocabulary than the teacher" in refused.output
