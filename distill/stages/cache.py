@@ -28,7 +28,8 @@ from distill.run.folder import StageRecord, on_first_process
 from distill.run.teacher_side import TeacherSide
 from distill.stages.fingerprints import data_inputs, specializing_data_inputs, teacher_inputs
 from distill.stages.stage import CACHE, work
-from distill.stages.transport import TransportRunner, transport_of
+from distill.stages.transport import TextTransport, TransportRunner, transport_of
+from distill.stages.transport_fidelity import validation_fidelity
 from teachers.cache.config import CacheConfig, HiddenStatesConfig, manifest_of
 from teachers.cache.growing import check_can_grow, data_counts_of, held_tokens
 from teachers.cache.reader import SignalCache
@@ -81,8 +82,23 @@ def cache(run: Run, inputs: str) -> StageRecord:
         return StageRecord(CACHE.name, notes={"tokens": 0, "bytes_per_token": 0.0})
     numbers = make_cache(run)
     tokens = int(numbers["tokens"])
-    notes = {**numbers, "bytes_per_token": numbers["bytes"] / max(1, tokens)}
+    notes: dict[str, Any] = {**numbers, "bytes_per_token": numbers["bytes"] / max(1, tokens)}
+    if run.transports_itself:
+        notes["transport"] = _kept_by_transport(run)
     return StageRecord(CACHE.name, tokens=tokens, bytes=int(numbers["bytes"]), notes=notes)
+
+
+def _kept_by_transport(run: Run) -> dict[str, Any]:
+    """What the transport to the student's ids keeps, on the validation part."""
+    (found,) = validation_fidelity(run, _transport(run))
+    log.info("cache: transported to the student's tokenizer: %s", found.sentence())
+    return found.values()
+
+
+def _transport(run: Run) -> TextTransport:
+    """How the teacher's signals are carried to the student's ids; the teacher's cache is whole."""
+    side = TeacherSide(run)
+    return transport_of(side, open_cache(side))
 
 
 def cache_manifest(run: Run) -> dict[str, Any]:
@@ -256,13 +272,11 @@ def _runner(run: Run, store: SignalStore) -> Runner:
     if run.transports:
         if not run.transports_itself:
             raise CacheError(
-                f"The cache {run.cache_url} lacks examples of this recipe, and was transported from "
-                "another: make it again with `distill cache transport`, or name the teacher's own "
-                "cache in `cache.dir`."
+                f"The cache {run.cache_url} lacks examples of this recipe, and was transported "
+                "from another: make it again with `distill cache transport`, or name the teacher's "
+                "own cache in `cache.dir`."
             )
-        side = TeacherSide(run)
-        transport = transport_of(side, open_cache(side))
-        return TransportRunner(transport, run.vocabulary, run.recipe.cache.labels)
+        return TransportRunner(_transport(run), run.vocabulary, run.recipe.cache.labels)
     runner = run.task.runner(run)
     if isinstance(runner, RemoteRunner):
         check_same_teacher(store.url, runner)

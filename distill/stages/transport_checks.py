@@ -85,7 +85,7 @@ def _of_section(path: str, section: LoopConfig) -> Iterator[str]:
     """What the terms of one training read that is not transported."""
     teaches = any(reads_from(section, source) for source in ("cache", "online"))
     if section.rollouts is not None and teaches:
-        yield f"`{path}.rollouts` would have the teacher read the student's own text; leave them out"
+        yield f"`{path}.rollouts` would have the teacher read the student's text; leave them out"
     for i, term in enumerate(section.objective):
         where, source = f"`{path}.objective[{i}]`", source_of(term, section.source)
         reads = LOSSES[term.loss].reads

@@ -49,6 +49,15 @@ class TransportFidelity:
             return None
         return self.nats_per_byte / self.teacher_nats_per_byte - 1
 
+    def sentence(self) -> str:
+        """The numbers in words."""
+        its = self.teacher_nats_per_byte
+        beside = "" if its is None else f" (the teacher itself {its:.4f})"
+        return (
+            f"{self.served:.1%} of {self.tokens:,} tokens have a target, {self.kept:.1%} of its mass "
+            f"on entries; it predicts the text at {self.nats_per_byte:.4f} nats a byte{beside}"
+        )
+
     def values(self) -> dict[str, Any]:
         """The numbers as report.json has them."""
         return {**asdict(self), "lost": self.lost}
