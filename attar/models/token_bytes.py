@@ -105,7 +105,7 @@ class TokenBytes:
     def _mapped(self, piece: bytes) -> str | None:
         """The text in which the model's vocabulary writes the bytes; None if there is none."""
         if self.kind == "byte-level":
-            return "".join(_CHARACTERS[b] for b in piece)
+            return characters_of(piece)
         try:
             return piece.decode().replace(" ", MARKER)
         except UnicodeDecodeError:
@@ -299,6 +299,11 @@ def _bytes_by_character() -> dict[str, int]:
     known = {chr(byte): byte for byte in kept}
     others = [byte for byte in range(256) if byte not in set(kept)]
     return known | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def characters_of(piece: bytes) -> str:
+    """Bytes as the vocabularies of byte-level BPE write them."""
+    return "".join(_CHARACTERS[byte] for byte in piece)
 
 
 _CHARACTERS = [c for c, _ in sorted(_bytes_by_character().items(), key=lambda one: one[1])]

@@ -38,8 +38,8 @@ class Boundary:
 class Boundaries:
     """The boundaries of one text."""
 
-    def __init__(self, pair: TextPair, kept_share_U: np.ndarray) -> None:
-        self.pair, self._kept_U = pair, kept_share_U
+    def __init__(self, pair: TextPair) -> None:
+        self.pair, self._kept_U = pair, pair.token_map.kept_shares()[0]
         self._found: dict[int, Boundary | None] = {}
         self._excluded: dict[int, np.ndarray | None] = {}
 
@@ -218,6 +218,6 @@ class Boundaries:
             begun = b" " * bool(pair.teacher_marked[r]) + pair.raw[start:end]
             own = int(pair.teacher.ids[r]) if r == holder - 1 else -1
             plain = start in pair.boundary_of and pair.variant(r) == PLAIN
-            if known.others_begin(begun, own, pieces_end=plain) and len(self._alike(r, end)):
+            if known.others_begin(begun, own, pieces_end=plain) and len(self._going_on(r, n)[0]):
                 return True
         return False

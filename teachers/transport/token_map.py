@@ -166,6 +166,7 @@ class TokenMap:
             ends_in_digit = self.student.bytes_of[token][-1:].isdigit()
             self.digits_U[token] = ends_in_digit and any(chr(b).isdigit() for b in after)
         self._seen_U, self._extended_U = np.zeros((2, size))
+        self._kept: tuple[np.ndarray, np.ndarray] | None = None
 
     def extends(self, token: int, text: bytes, after_word: bool) -> bool:
         """Whether a longer token of the student takes the place of one, where this text begins.
@@ -188,6 +189,17 @@ class TokenMap:
         ids = table.first_V[teacher_ids[one]]
         np.add.at(self._seen_U, ids, 1.0)
         np.add.at(self._extended_U, ids, extended[one].astype(float))
+        self._kept = None
+
+    def kept_shares(self) -> tuple[np.ndarray, np.ndarray]:
+        """Share of its mass that a last piece keeps: float64 (U,) by id of the student, and (V,) of
+        the teacher's tokens by their first piece, one where more pieces follow.
+        """
+        if self._kept is None:
+            table, kept_U = self.table(), 1.0 - self.extended_share()
+            alone = table.whole_V & (table.piece_counts() == 1)
+            self._kept = kept_U, np.where(alone, kept_U[table.first_V], 1.0)
+        return self._kept
 
     def extended_share(self) -> np.ndarray:
         """Share of a token's mass that belongs to longer tokens of the student, float64 (U,).

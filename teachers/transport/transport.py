@@ -15,13 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from teachers.codecs.top_entries import TopEntries
-from teachers.transport.boundaries import Boundaries
+from teachers.transport.boundaries import Boundaries, Boundary
 from teachers.transport.entry_lists import Columns, EntryLists
 from teachers.transport.text import TextPair, TokenizedText
 from teachers.transport.token_map import PLAIN, TokenMap
 
 ALIGNED, INSIDE, SPANS, UNSERVED = range(4)
-AT_ONCE = 1 << 23  # entries that are carried in one piece
+AT_ONCE = 1 << 22  # entries that are carried in one piece
+LEAST = -1e4  # the log-probability of a token that the teacher rules out
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def transport_text(
     them.
     """
     pair = TextPair(token_map, raw, teacher, entries, label_logprobs, student)
-    boundaries = Boundaries(pair, 1.0 - token_map.extended_share())
+    boundaries = Boundaries(pair)
     wanted = np.nonzero(student.rows >= 0)[0]
     columns = Columns.unserved(len(wanted), k)
     cases = np.full(len(wanted), UNSERVED, np.uint8)
@@ -72,13 +73,16 @@ def transport_text(
         row = int(student.rows[n])
         if case == ALIGNED and _is_direct(pair, boundaries, n):
             direct.append(n)
-        elif not _add_chain(pair, boundaries, lists, n):
-            continue
+        else:
+            chain = _chain(pair, boundaries, n)
+            if chain is None:
+                continue
+            _add_chain(lists, columns, row, int(student.ids[n]), *chain)
         cases[row] = case
     tails_R = entries.tails[1.0].cpu().numpy()
     step = max(1, AT_ONCE // max(1, pair.ids_RK.shape[1]))
     for start in range(0, len(direct), step):
-        _carry(pair, boundaries, np.array(direct[start : start + step]), tails_R, lists, columns)
+        _carry(pair, np.array(direct[start : start + step]), tails_R, lists, columns)
     lists.write(columns)
     return Transported(columns.ids_NK, columns.logprobs_NK, columns.tail_N, columns.label_N, cases)
 
@@ -122,68 +126,62 @@ def _is_direct(pair: TextPair, boundaries: Boundaries, n: int) -> bool:
     return after >= len(pair.starts) or boundaries.excluded(after) is None
 
 
-def _add_chain(pair: TextPair, boundaries: Boundaries, lists: EntryLists, n: int) -> bool:
-    """Add the distribution at a token by what agrees before and after it; False: it is unknown."""
+def _chain(pair: TextPair, boundaries: Boundaries, n: int) -> tuple[Boundary, float] | None:
+    """(what agrees before a token, its log-probability); None where they are not known."""
     before = boundaries.at(n)
     first, special = int(pair.holders[n]), int(pair.special_at[n])
     stop = int(pair.holders[n + 1]) if special < 0 else special + 1
     if before is None or not pair.known_between(first, stop):
-        return False
+        return None
     if special >= 0:
-        log_after = float(pair.logprob_sum[special + 1])
+        log_after = float(pair.logprob_sum[stop])
     else:
         after = boundaries.at(n + 1)
         if after is None:
-            return False
+            return None
         log_after = after.log_mass
     label = min(0.0, log_after - before.log_mass)
-    if not np.isfinite(label):
-        return False
-    own = int(pair.student.ids[n])
+    return (before, label) if np.isfinite(label) else None
+
+
+def _add_chain(
+    lists: EntryLists, columns: Columns, row: int, own: int, before: Boundary, label: float
+) -> None:
+    """Add the entries of a token that agree before it, its own id as likely as the chain says."""
     others = (before.ids_M >= 0) & (before.ids_M != own)
     ids = np.append(before.ids_M[others], own)
     weights = np.append(before.weights_M[others], np.exp(label))
-    lists.add(int(pair.student.rows[n]), ids, weights, max(0.0, 1.0 - float(weights.sum())), label)
-    return True
+    tail = np.array([max(0.0, 1.0 - float(weights.sum()))])
+    lists.add(np.full(len(ids), row), ids, weights, np.array([row]), tail)
+    columns.label_N[row] = label
 
 
 def _carry(
-    pair: TextPair,
-    boundaries: Boundaries,
-    tokens_F: np.ndarray,
-    tails_R: np.ndarray,
-    lists: EntryLists,
-    columns: Columns,
+    pair: TextPair, tokens_F: np.ndarray, tails_R: np.ndarray, lists: EntryLists, columns: Columns
 ) -> None:
     """Carry entries to their first ids: as they are stored where no two have the same."""
-    table = pair.token_map.table()
     holders_F, rows_F = pair.holders[tokens_F], pair.student.rows[tokens_F]
-    source_F = pair.teacher.rows[holders_F]
-    given_FK, logprobs_FK = pair.ids_RK[source_F], pair.logprobs_RK[source_F]
-    own_F = pair.teacher.ids[holders_F]
+    source_F, own_F = pair.teacher.rows[holders_F], pair.teacher.ids[holders_F, None]
+    given_FK, logprobs_FK, tail_F = pair.ids_RK[source_F], pair.logprobs_RK[source_F], tails_R[source_F]
+    ids_FK = pair.token_map.table().first_V[given_FK]
     used_FK = logprobs_FK > -np.inf
-    ids_FK = table.first_V[given_FK]
-    kept_FK = boundaries.kept_shares(given_FK)
-    kept_FK[given_FK == own_F[:, None]] = 1.0
-    whole_FK = (ids_FK >= 0) & (kept_FK == 1.0)
-    apart_FK = np.where(used_FK & (ids_FK >= 0), ids_FK, -1 - np.arange(ids_FK.shape[1]))
-    apart_FK.sort(-1)
-    same_F = (apart_FK[:, 1:] == apart_FK[:, :-1]).any(-1)
-    simple_F = (whole_FK | ~used_FK).all(-1) & ~same_F
-    labels_F = pair.labels[holders_F]
-    student_F = pair.student.ids[tokens_F]
-    if simple_F.any():
-        columns.put(
-            rows_F[simple_F], ids_FK[simple_F], logprobs_FK[simple_F], tails_R[source_F[simple_F]]
-        )
-        unknown_F = np.isnan(labels_F)
-        columns.label_N[rows_F[simple_F]] = np.where(
-            unknown_F, tails_R[source_F], _own_logprob(ids_FK, logprobs_FK, student_F, labels_F,
-                                                       (given_FK == own_F[:, None]).any(-1))
-        )[simple_F]
-    for f in np.nonzero(~simple_F)[0]:
-        weights = np.exp(logprobs_FK[f].astype(np.float64))
-        known = used_FK[f] & (ids_FK[f] >= 0)
-        shares = weights[known] * kept_FK[f][known]
-        tail = float(np.exp(tails_R[source_F[f]])) + float(weights.sum() - shares.sum())
-        lists.add(int(rows_F[f]), ids_FK[f][known], shares, max(0.0, tail), None)
+    kept_FK = np.where(given_FK == own_F, 1.0, pair.token_map.kept_shares()[1][given_FK])
+    distinct_FK = np.where(used_FK & (ids_FK >= 0), ids_FK, -1 - np.arange(ids_FK.shape[1]))
+    distinct_FK.sort(-1)
+    simple_F = (distinct_FK[:, 1:] != distinct_FK[:, :-1]).all(-1)
+    simple_F &= (((ids_FK >= 0) & (kept_FK == 1.0)) | ~used_FK).all(-1)
+    rest_F = np.nonzero(~simple_F)[0]
+    columns.put(rows_F[simple_F], ids_FK[simple_F], logprobs_FK[simple_F], tail_F[simple_F])
+    if len(rest_F):
+        weights = np.exp(logprobs_FK[rest_F].astype(np.float64))
+        shares = np.where(ids_FK[rest_F] >= 0, weights * kept_FK[rest_F], 0.0)
+        slots = np.nonzero(shares)
+        tail = np.exp(tail_F[rest_F].astype(np.float64)) + (weights - shares).sum(-1)
+        rows = rows_F[rest_F]
+        lists.add(rows[slots[0]], ids_FK[rest_F][slots], shares[slots], rows, tail)
+    # The text's own token, and what else becomes the same id.
+    same_FK = (ids_FK == pair.student.ids[tokens_F, None]) & (given_FK != own_F)
+    others_F = np.where(same_FK, np.exp(logprobs_FK.astype(np.float64)), 0.0).sum(-1)
+    labels_F = np.where(np.isnan(pair.labels[holders_F]), tail_F, pair.labels[holders_F])
+    with np.errstate(divide="ignore"):
+        columns.label_N[rows_F] = np.maximum(np.log(others_F + np.exp(labels_F)), LEAST)
