@@ -5,6 +5,7 @@ The text is read again by the recipe that the cache was made with. No model is r
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,14 +13,16 @@ from tempfile import TemporaryDirectory
 from attar.errors import CacheError, RecipeError
 from distill.run.context import Run
 from distill.run.teacher_side import TeacherSide
-from distill.stages.cache import fill_cache, open_cache
-from distill.stages.transport import transport_of
+from distill.stages.cache import cache_manifest, cached_requests, fill_store, open_cache
+from distill.stages.transport import TextTransport, TransportRunner, transport_of
 from distill.stages.transport_checks import check_transport
 from distill.stages.transport_fidelity import TransportFidelity, validation_fidelity
 from students.config import StudentConfig
 from teachers.cache.config import config_of
 from teachers.cache.store import SignalStore
 
+log = logging.getLogger(__name__)
+MOST_LACKING = 0.5  # of the texts, in a cache of the same data
 SHARES_OF_K = (1, 2, 4, 8)  # by which the number of entries is divided, to be compared
 
 
@@ -71,10 +74,38 @@ def transport_cache(
         check_transport(run)
         side = TeacherSide(run)
         side.prepare_data()
-        cache = open_cache(side)
-        numbers = fill_cache(run)
-        transport = transport_of(side, cache)
-        return numbers, validation_fidelity(run, transport, SHARES_OF_K)
+        transport = transport_of(side, open_cache(side, whole=False))
+        _check_holds(transport, side)
+        store, labels = SignalStore(out), run.recipe.cache.labels
+        fill_store(
+            run,
+            store,
+            cached_requests(run),
+            cache_manifest(run),
+            lambda: TransportRunner(transport, run.vocabulary, labels),
+            "transport",
+        )
+        return store.totals(), validation_fidelity(run, transport, SHARES_OF_K)
+
+
+def _check_holds(transport: TextTransport, side: TeacherSide) -> None:
+    """Raise `CacheError` for a cache with few of the recipe's texts; say how many are lacking.
+
+    A few always may: what is cut at a number of tokens, or repeated, differs by the tokenizer.
+    """
+    keys = [key for examples in side.cached_examples() for key in examples.by_text().keys]
+    lacking = sum(key not in transport.cache for key in keys)
+    if lacking > MOST_LACKING * len(keys):
+        raise CacheError(
+            f"The cache {transport.cache.store.url} lacks {lacking:,} of the {len(keys):,} texts "
+            "that the teacher would read of this recipe: it is of other data; name the recipe that "
+            "it was made with by `--data`."
+        )
+    if lacking:
+        log.warning(
+            "transport: %s of %s texts are not in the cache; the tokens that they cover get no target",
+            f"{lacking:,}", f"{len(keys):,}",
+        )  # fmt: skip
 
 
 def fidelity_table(found: list[TransportFidelity]) -> list[list[str]]:

@@ -152,12 +152,15 @@ def _wanted(run: Run) -> dict[str, int]:
     }
 
 
-def open_cache(run: Run, device: torch.device | None = None) -> SignalCache:
-    """Open the cache for reading. Raises `CacheError`, naming what does not fit this recipe."""
+def open_cache(run: Run, device: torch.device | None = None, *, whole: bool = True) -> SignalCache:
+    """Open the cache for reading. Raises `CacheError`, naming what does not fit this recipe.
+
+    whole: whether it must hold every example, unless the recipe says that it is unfinished.
+    """
     store = SignalStore(run.cache_url)
     _check_serves(store, cache_manifest(run))
     cache = SignalCache(run.cache_url, unfinished=run.recipe.cache.unfinished, device=device)
-    lacking = [key for key in _wanted(run) if key not in cache]
+    lacking = [key for key in _wanted(run) if key not in cache] if whole else []
     if lacking and not run.recipe.cache.unfinished:
         raise CacheError(
             f"The cache {run.cache_url} lacks {len(lacking)} of this recipe's examples; run "
@@ -249,13 +252,7 @@ def fill_cache(run: Run) -> dict[str, float]:
             "cache: %s holds %s of %s examples: the teacher runs over %s",
             run.cache_url, f"{there:,}", f"{len(wanted):,}", f"{len(wanted) - there:,}",
         )  # fmt: skip
-    requests = [
-        run.task.request(run, text)
-        for examples in run.cached_examples()
-        for example in examples
-        for text in example.texts
-    ]
-    requests = list({request.key: request for request in requests}.values())
+    requests = cached_requests(run)
     fill_store(run, store, requests, None if grows else manifest, lambda: _runner(run, store))
     _forget_answers(run)
     numbers = store.totals()
@@ -263,6 +260,17 @@ def fill_cache(run: Run) -> dict[str, float]:
         mass = numbers["padding_mass"]
         log.info("cache: %.2g of the teacher's probability is on ids without a token, cut", mass)
     return numbers
+
+
+def cached_requests(run: Run) -> list[Request]:
+    """What the teacher is asked of every text whose signals some objective reads, each once."""
+    found = (
+        run.task.request(run, text)
+        for examples in run.cached_examples()
+        for example in examples
+        for text in example.texts
+    )
+    return list({request.key: request for request in found}.values())
 
 
 def _runner(run: Run, store: SignalStore) -> Runner:

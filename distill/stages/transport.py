@@ -9,7 +9,7 @@ Legend: N counted tokens of an example, K entries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,7 +63,10 @@ class TextTransport:
         wanted = np.flatnonzero(own.places >= 0)
         rows = np.full(len(own.ids), -1)
         rows[wanted] = np.arange(len(wanted))
-        teacher, entries, labels = self._teacher(piece, k)
+        known = self._teacher(piece, k)
+        if known is None:
+            return
+        teacher, entries, labels = known
         made = transport_text(
             self.token_map,
             piece.bytes,
@@ -82,20 +85,23 @@ class TextTransport:
 
     def _teacher(
         self, piece: Passage, k: int
-    ) -> tuple[TokenizedText, TopEntries, np.ndarray | None]:
+    ) -> tuple[TokenizedText, TopEntries, np.ndarray | None] | None:
         """The teacher's tokens, the entries of those that are predicted, and their log-probability
-        where the cache keeps it.
+        where the cache keeps it; None where the cache has none of them.
         """
         its, columns, counts = piece.teacher, [], []
-        numbers = [i for i in np.unique(its.examples).tolist() if i >= 0]
-        starts = np.full(len(piece.teacher_keys) + 1, 0)
-        for i in numbers:
-            key = piece.teacher_keys[i]
+        starts = np.full(len(piece.teacher_keys) + 1, -1)
+        for i in np.unique(its.examples).tolist():
+            if i < 0 or (key := piece.teacher_keys[i]) not in self.cache:
+                continue
             starts[i] = sum(counts)
             columns.append(self.cache.columns(key))
             counts.append(self.cache.tokens(key))
+        if not columns:
+            return None
         signals = self.cache.assembled(columns, sum(counts))
-        rows = np.where(its.examples >= 0, starts[its.examples] + its.places, -1)
+        begins = starts[its.examples]
+        rows = np.where(begins >= 0, begins + its.places, -1)
         labels = signals.columns.get(LABEL_COLUMN)
         assets = self.cache.assets.get("distribution", {})
         entries = self.codec.decode_top(signals.columns, sum(counts), assets).first(k)
@@ -190,15 +196,22 @@ def _entries(made: Transported) -> TopEntries:
 def transport_of(side: TeacherSide, cache: SignalCache) -> TextTransport:
     """How a teacher's signals are carried to the ids of its student. cache: the teacher's."""
     run, texts = side.student_side, side.texts()
-    roles: dict[int, int] = {}
-    for one in reversed(texts):
-        roles |= one.roles
+    teacher = TokenBytes(run.teacher_tokenizer, run.recipe.teacher.model)
+    student = TokenBytes(run.tokenizer, str(run.recipe.student.named_tokenizer))
+    roles = roles_of(teacher, student, [one.roles for one in texts])
     its, own = (tokenizer.eos_token_id for tokenizer in (run.teacher_tokenizer, run.tokenizer))
     if its is not None and own is not None:
         roles.setdefault(its, own)
-    token_map = TokenMap(
-        TokenBytes(run.teacher_tokenizer, run.recipe.teacher.model),
-        TokenBytes(run.tokenizer, str(run.recipe.student.named_tokenizer)),
-        roles,
-    )
+    token_map = TokenMap(teacher, student, roles)
     return TextTransport(cache, token_map, [Passages(one.passages) for one in texts])
+
+
+def roles_of(
+    teacher: TokenBytes, student: TokenBytes, ends: Sequence[Mapping[int, int]]
+) -> dict[int, int]:
+    """The student's special id for special ids of the teacher: one of the same name, and the one
+    that ends answers where the teacher's does (`ends`, of each set of texts).
+    """
+    names = {student.strings[i]: i for i in student.special}
+    named = {i: names[teacher.strings[i]] for i in teacher.special if teacher.strings[i] in names}
+    return {**named, **{its: own for one in reversed(ends) for its, own in one.items()}}

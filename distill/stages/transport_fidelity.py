@@ -102,11 +102,13 @@ def _teacher_nats(transport: TextTransport, requests: Iterable[Request]) -> floa
         for passages in transport.texts:
             for passage, number in passages.of(request.key):
                 its = window_of(passage, number).teacher
+                keys = {i: passage.teacher_keys[i] for i in set(its.examples.tolist()) - {-1}}
                 columns = {
-                    i: transport.cache.columns(passage.teacher_keys[i]).get(LABEL_COLUMN)
-                    for i in np.unique(its.examples[its.examples >= 0]).tolist()
+                    i: transport.cache.columns(key).get(LABEL_COLUMN)
+                    for i, key in keys.items()
+                    if key in transport.cache
                 }
-                if None in columns.values():
+                if any(labels is None for labels in columns.values()):
                     return None
                 for i, labels in columns.items():
                     mine = its.examples == i
