@@ -38,7 +38,7 @@ class _Transport(Run):
                 f"The cache {url} was itself transported; name the teacher's own, which it was "
                 "made from."
             )
-        cache = config_of(manifest).model_copy(update={"dir": url})
+        cache = config_of(manifest).model_copy(update={"dir": url, "labels": False})
         student = StudentConfig.model_validate({"from": to, "trust_remote_code": trust})
         recipe = of.recipe.model_copy(update={"student": student, "cache": cache})
         super().__init__(recipe, folder)
@@ -103,7 +103,7 @@ def _check_holds(transport: TextTransport, side: TeacherSide) -> None:
         )
     if lacking:
         log.warning(
-            "transport: %s of %s texts are not in the cache; the tokens that they cover get no target",
+            "transport: %s of %s texts are not in the cache, so what they cover gets no target",
             f"{lacking:,}", f"{len(keys):,}",
         )  # fmt: skip
 

@@ -54,8 +54,8 @@ class TransportFidelity:
         its = self.teacher_nats_per_byte
         beside = "" if its is None else f" (the teacher itself {its:.4f})"
         return (
-            f"{self.served:.1%} of {self.tokens:,} tokens have a target, {self.kept:.1%} of its mass "
-            f"on entries; it predicts the text at {self.nats_per_byte:.4f} nats a byte{beside}"
+            f"{self.served:.1%} of {self.tokens:,} tokens have a target, {self.kept:.1%} of its "
+            f"mass on entries; it predicts the text at {self.nats_per_byte:.4f} nats a byte{beside}"
         )
 
     def values(self) -> dict[str, Any]:

@@ -39,7 +39,8 @@ def test_windows_of_a_document_are_one_passage(tokenizer):
     for side, its in ((passage.teacher, tokenizer), (passage.student, other_tokenizer())):
         assert bytes_covered(side, its) == LONG.encode()
         assert side.ends[-1] == len(LONG) == side.starts[-1]  # the end of the text
-        assert side.examples[0] == -1 and (side.examples[1:] >= 0).all()  # nothing predicts it
+        assert side.examples[0] == -1
+        assert (side.examples[1:] >= 0).all()
         counts = np.bincount(side.examples[1:])
         assert [p for n in counts for p in range(n)] == side.places[1:].tolist()
 
@@ -49,7 +50,8 @@ def test_each_answer_of_a_chat_is_a_passage_whatever_its_template(tokenizer):
     answers = [one["content"].encode() for one in CHAT if one["role"] == "assistant"]
     assert [passage.bytes for passage in found] == answers
     for passage in found:
-        assert passage.teacher.ends_answer and passage.student.ends_answer
+        assert passage.teacher.ends_answer
+        assert passage.student.ends_answer
         assert passage.teacher.ids[-1] == tokenizer.eos_token_id
         assert passage.student.ids[-1] == other_tokenizer().eos_token_id
 

@@ -14,13 +14,13 @@ from teachers.transport.transport import UNSERVED
 from tests.helpers.preparing import write_jsonl
 from tests.helpers.two_tokenizers import other_tokenizer, teacher_texts
 
-WORDS = "light falls on water and nobody says what the teacher learns \U0001f600 1234".split()
+WORDS = ["light", "falls", "on", "water", "nobody", "says", "teacher", "\U0001f600", "1234"]
 IDS = 288  # of the tokenizer
 
 
 @pytest.fixture
 def transport_to(tokenizer, make_model, make_cache, tmp_path):
-    """`transport_to(other, codec)`: (how signals get there, the requests of the student's texts)."""
+    """`transport_to(other, codec)`: (how signals get there, requests of the student's texts)."""
 
     def make(other, codec, labels=True):
         dice = np.random.default_rng(0)
@@ -63,7 +63,8 @@ def test_targets_are_distributions_over_the_students_ids(codec, transport_to):
     for request in requests:
         made = transport.text(request.key, len(request.counted), 64)
         first = int((made.case_N != UNSERVED).argmax())  # nothing predicts a text's first token
-        assert first < 8 and (made.case_N[first:] != UNSERVED).all()
+        assert first < 8
+        assert (made.case_N[first:] != UNSERVED).all()
         total = np.exp(made.logprobs_NK).sum(1) + np.exp(made.tail_N)
         assert total == pytest.approx(np.ones(len(total)), abs=0.03)  # as far as it is stored
         assert made.ids_NK.max() < len(other)
@@ -82,8 +83,9 @@ def test_nothing_is_lost_where_the_teacher_is_known_whole(transport_to):
     transport, requests = transport_to(other_tokenizer(), {"name": "topk", "k": IDS})
     found = transport_fidelity(transport, requests, IDS)
     shares = found.aligned, found.inside, found.spans
-    assert found.served > 0.97 and sum(shares) == pytest.approx(found.served)
-    assert 0 < found.nats_per_byte
+    assert found.served > 0.97
+    assert sum(shares) == pytest.approx(found.served)
+    assert found.nats_per_byte > 0
     assert found.lost == pytest.approx(0, abs=0.5)
     less = transport_fidelity(transport, requests, 4)
     assert less.kept < found.kept
@@ -99,4 +101,5 @@ def test_without_labels_the_teachers_words_are_read_from_the_entries(transport_t
 def test_a_token_in_no_passage_teaches_nothing(transport_to):
     transport, _ = transport_to(other_tokenizer(), {"name": "topk", "k": 8})
     made = transport.text("f" * 32, 3, 8)
-    assert (made.case_N == UNSERVED).all() and (made.tail_N == 0).all()
+    assert (made.case_N == UNSERVED).all()
+    assert (made.tail_N == 0).all()
