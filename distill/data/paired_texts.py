@@ -165,15 +165,15 @@ def passages_of(
     if len(both[0]) != len(both[1]):
         return
     for mine, theirs in zip(*both, strict=True):
-        known = _ends(mine.ids, teacher_bytes)
+        its = _ends(mine.ids, teacher_bytes)
+        if its is None:
+            continue
+        known = _ends(theirs.ids, student_bytes)
+        if known is None:
+            known = _ends_in(its[0], theirs.ids, student_bytes, student_tokenizer)
         if known is None:
             continue
-        (own, own_ends), other = known, _ends(theirs.ids, student_bytes)
-        if other is None:
-            other = _ends_in(own, theirs.ids, student_bytes, student_tokenizer)
-        if other is None:
-            continue
-        other, other_ends = other
+        (own, own_ends), (other, other_ends) = its, known
         begin, ends = _common(own, other)
         if ends is None:
             continue

@@ -30,7 +30,7 @@ class TeacherSide(Run):
             self.recipe = run.recipe.model_copy(update={"cache": labels})
 
     @property
-    def tokenizer(self) -> Any:  # type: ignore[override]
+    def tokenizer(self) -> Any:
         """The teacher's tokenizer."""
         return self.student_side.teacher_tokenizer
 

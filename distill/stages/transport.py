@@ -24,7 +24,8 @@ from teachers.codecs.label import LABEL_COLUMN
 from teachers.codecs.top_entries import BucketCodec, TopEntries, is_bucket_codec
 from teachers.runners.request import Request
 from teachers.transport.token_map import TokenMap
-from teachers.transport.transport import UNSERVED, TokenizedText, Transported, transport_text
+from teachers.transport.text import TokenizedText
+from teachers.transport.transport import UNSERVED, Transported, transport_text
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,9 @@ class TextTransport:
         """The teacher's tokens, the entries of those that are predicted, and their log-probability
         where the cache keeps it; None where the cache has none of them.
         """
-        its, columns, counts = piece.teacher, [], []
+        its = piece.teacher
+        columns: list[SignalColumns] = []
+        counts: list[int] = []
         starts = np.full(len(piece.teacher_keys) + 1, -1)
         for i in np.unique(its.examples).tolist():
             if i < 0 or (key := piece.teacher_keys[i]) not in self.cache:

@@ -73,11 +73,14 @@ def transport_fidelity(
     tail = np.concatenate([one.tail_N for one in made])[served]
     nats = -np.concatenate([one.label_logprob_N for one in made])[served]
     sizes = np.concatenate([_sizes(transport, one) for one in requests])
+    aligned, inside, spans = (float((case == one).mean()) for one in (ALIGNED, INSIDE, SPANS))
     return TransportFidelity(
         k,
         len(case),
         float(served.mean()),
-        *(float((case == one).mean()) for one in (ALIGNED, INSIDE, SPANS)),
+        aligned,
+        inside,
+        spans,
         kept=float(1 - np.exp(tail).mean()) if served.any() else 0.0,
         nats_per_byte=float(nats.sum() / max(1, sizes[served].sum())),
         teacher_nats_per_byte=_teacher_nats(transport, requests),
@@ -103,14 +106,12 @@ def _teacher_nats(transport: TextTransport, requests: Iterable[Request]) -> floa
             for passage, number in passages.of(request.key):
                 its = window_of(passage, number).teacher
                 keys = {i: passage.teacher_keys[i] for i in set(its.examples.tolist()) - {-1}}
-                columns = {
-                    i: transport.cache.columns(key).get(LABEL_COLUMN)
-                    for i, key in keys.items()
-                    if key in transport.cache
-                }
-                if any(labels is None for labels in columns.values()):
-                    return None
-                for i, labels in columns.items():
+                for i, key in keys.items():
+                    if key not in transport.cache:
+                        continue
+                    labels = transport.cache.columns(key).get(LABEL_COLUMN)
+                    if labels is None:
+                        return None
                     mine = its.examples == i
                     nats -= float(labels[its.places[mine]].astype(np.float64).sum())
                     size += int((its.ends - its.starts)[mine].sum())

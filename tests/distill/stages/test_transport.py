@@ -29,7 +29,13 @@ def transport_to(tokenizer, make_model, make_cache, tmp_path):
         parts, texts = teacher_texts(tokenizer, other, file, tmp_path)
         config = CacheConfig.model_validate({"codec": codec, "labels": labels})
         model = make_model(0, vocabulary=IDS)
-        cache = make_cache(tmp_path / "cache", model, list(texts.examples), config, vocabulary=IDS)
+        cache = make_cache(
+            tmp_path / "cache",
+            model,
+            list({e.key: e for e in texts.examples}.values()),
+            config,
+            vocabulary=IDS,
+        )
         sides = TokenBytes(tokenizer, "one"), TokenBytes(other, "two")
         token_map = TokenMap(*sides, roles_of(*sides, [texts.roles]))
         found = TextTransport(cache, token_map, [Passages(texts.passages)])
