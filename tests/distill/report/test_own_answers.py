@@ -65,9 +65,7 @@ def test_without_a_fine_tuned_arm_the_verdict_compares_with_the_untrained_studen
     bare = Measurements(measured.models, measured.folder, 200, [], {}, Tolerance())
     verdict = CausalLMReport().verdict(bare)
     assert "of the untrained student (-0.9" in verdict["sentence"]
-    assert verdict["own_answers"].keys() == {
-        "difference", "interval", "documents", "disagrees"
-    }
+    assert verdict["own_answers"].keys() == {"difference", "interval", "documents", "disagrees"}
 
 
 def test_columns_that_disagree_are_both_named(measured):
