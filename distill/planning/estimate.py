@@ -273,20 +273,25 @@ def _evaluating(known: Quantities, models: int, run: Run) -> Estimate:
         seconds += baseline_seconds(known.teacher, counts, known.speed)
         disk, note = feature_bytes(known.teacher, counts), f"{note}; {len(baselines)} are baselines"
     if (own := run.recipe.own_answers()) is not None:
-        writers = len(writers_of(run))
-        seconds += writers * (PROCESS_SECONDS + _own_answers_seconds(known, own))
+        writers = writers_of(run)
+        seconds += sum(
+            PROCESS_SECONDS + _own_answers_seconds(known, own, name == "teacher")
+            for name in writers
+        )
         memory += known.student.head * 4
-        note = f"{note}; own answers of {writers}"
+        note = f"{note}; own answers of {len(writers)}"
     amount, warning = known.amount(examples) * models, few_held_out(counts)
     return Estimate("evaluate", amount, disk, memory, seconds, note, warning=warning)
 
 
-def _own_answers_seconds(known: Quantities, own: OwnAnswersConfig) -> float:
-    """Time in which a student writes its answers, and both models read them."""
-    written = own.prompts * own.new_tokens
-    read = written + own.prompts * known.counts.length
-    student = known.student.forward(read) + FEW_WRITING * known.student.forward(written)
-    return (student + known.teacher.forward(read)) / known.speed
+def _own_answers_seconds(known: Quantities, own: OwnAnswersConfig, by_teacher: bool) -> float:
+    """Time in which a model writes its answers, and it and the teacher read them."""
+    prompts = min(own.prompts, known.counts.held_out)
+    written = prompts * own.new_tokens
+    read = written + prompts * known.counts.length / known.counts.texts
+    writer = known.teacher if by_teacher else known.student
+    work = writer.forward(read) + FEW_WRITING * writer.forward(written)
+    return (work + (0.0 if by_teacher else known.teacher.forward(read))) / known.speed
 
 
 def _training_memory(
