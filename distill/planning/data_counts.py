@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,20 @@ class DataCounts:
     known: str
     held_out_documents: int
     texts: float = 1.0
+    rejected: float = 0.0  # of the counted tokens, those of a pair's rejected answer
 
     @property
     def rows(self) -> int:
         """The most rows that one example takes in a micro-batch."""
         return math.ceil(self.texts)
+
+    @property
+    def of_one_text(self) -> DataCounts:
+        """The same where of each pair the chosen text alone is read; prompts are the uncounted."""
+        counted = self.counted - self.rejected
+        length = (self.length - self.counted) / self.texts + counted
+        kept = self.kept * counted / self.counted if self.counted else self.kept
+        return replace(self, length=length, counted=counted, kept=kept, texts=1.0, rejected=0.0)
 
     @property
     def cached(self) -> int:
@@ -70,6 +79,7 @@ class Sample:
     lengths: np.ndarray
     counts: np.ndarray
     num_texts: np.ndarray
+    rejected: np.ndarray
 
     @property
     def examples(self) -> float:
@@ -156,7 +166,9 @@ def _means(examples: Any, kept_of: Callable[[Any], np.ndarray]) -> dict[str, flo
         "kept": kept_of(examples),
         "texts": examples.num_texts,
     }
-    return {name: float(np.mean(a)) if len(a) else 1.0 for name, a in arrays.items()}
+    rejected = np.where(examples.num_texts > 1, examples.rejected, 0)
+    means = {name: float(np.mean(a)) if len(a) else 1.0 for name, a in arrays.items()}
+    return {**means, "rejected": float(np.mean(rejected)) if len(rejected) else 0.0}
 
 
 def _sample(
@@ -180,16 +192,19 @@ def _sample(
         or []
     ]
     bad.finish(config.section)
-    lengths, counts, num_texts = np.asarray(found, np.int64).reshape(-1, 3).T
     rows = [len(table) for table in tables]
-    return Sample(sum(rows), sum(min(n, SAMPLE_ROWS) for n in rows), lengths, counts, num_texts)
+    arrays = np.asarray(found, np.int64).reshape(-1, 4).T
+    return Sample(sum(rows), sum(min(n, SAMPLE_ROWS) for n in rows), *arrays)
 
 
-def _numbers(read: Sequence[Any]) -> tuple[int, int, int]:
-    """(tokens, counted tokens, texts) of an example as a reader gives it."""
+def _numbers(read: Sequence[Any]) -> tuple[int, int, int, int]:
+    """(tokens, counted tokens, texts, counted tokens of a rejected answer) of an example as a
+    reader gives it.
+    """
     texts = example_of(*read).texts
     return (
         sum(len(text.input_ids) for text in texts),
         sum(len(text.counted) for text in texts),
         len(texts),
+        sum(len(text.counted) for text in texts[1:]),
     )

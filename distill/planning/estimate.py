@@ -195,6 +195,7 @@ def _answering(run: Run, known: Quantities, config: AnswersConfig) -> Estimate:
 
 def _caching(run: Run, known: Quantities, outcomes: int, measured: float | None) -> Estimate:
     """outcomes: ids or classes of a distribution. measured: bytes of one token's distribution."""
+    known = known if run.caches_rejected else replace(known, counts=known.counts.of_one_text)
     cache, counts, width = run.recipe.cache, known.counts, known.teacher.width
     layers = len(cache.hidden.parts) * cache.hidden.codec.bytes_per_token(width)
     distribution = measured or cache.codec.bytes_per_token(outcomes, width)

@@ -19,7 +19,8 @@ from distill.data.config import DataConfig
 from distill.data.examples import Examples
 from distill.data.prepare import data_faults, prepare
 from distill.objective.layer_map import LayerMap
-from distill.objective.terms import reads_from
+from distill.objective.losses import LOSSES
+from distill.objective.terms import reads_from, reads_rejected
 from distill.recipe.export import artifacts_of
 from distill.recipe.schema import Recipe
 from distill.run.folder import RunFolder, on_first_process
@@ -281,8 +282,24 @@ class Run:
         special = self.recipe.specialize
         return special is not None and reads_from(special, "cache")
 
+    @property
+    def caches_rejected(self) -> bool:
+        """Whether the cache holds rejected answers: not where every objective that reads it learns
+        from chosen answers and texts alone, and the task itself does not compare answers.
+        """
+        readers = [one for one in self.recipe.learning().values() if reads_from(one, "cache")]
+        compares = LOSSES[self.task.label_loss].reads == "order"
+        return compares or not readers or any(reads_rejected(one.objective) for one in readers)
+
     def cached_examples(self) -> list[Examples]:
-        """All sets of examples whose signals some objective reads."""
+        """All sets of examples whose signals some objective reads; of pairs with the chosen answer
+        alone where rejected ones are not cached.
+        """
+        sets = self.all_examples()
+        return sets if self.caches_rejected else [one.without_rejected() for one in sets]
+
+    def all_examples(self) -> list[Examples]:
+        """The same sets with both answers of every pair."""
         sets = list(self.data())
         special = self.recipe.specialize
         if special is not None and special.data is not None and self.specialize_reads_cache:

@@ -2,7 +2,8 @@
 
 A cache fits a run when teacher, tokenizer, window length, codec and layers agree and it holds every
 example. It may hold more examples, so that one cache serves many recipes through `cache.dir`;
-examples that it lacks are added to it. Both texts of a pair of answers are examples of their own.
+examples that it lacks are added to it. Both texts of a pair of answers are examples of their own;
+the rejected one is there where some objective that reads the cache reads rejected answers.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,10 @@ import torch
 from torch import nn
 
 from attar.distributed import is_alone, is_first_process, process_state
-from attar.errors import CacheError, RunError
-from attar.files import read_json, write_json
+from attar.errors import CacheError
 from attar.models.tokenizers import tokenizer_identity
 from attar.progress import progress
-from distill.data.examples import Example, Examples, text_keys
+from distill.data.examples import Example
 from distill.run.context import Run
 from distill.run.folder import StageRecord, on_first_process
 from distill.stages.fingerprints import data_inputs, specializing_data_inputs, teacher_inputs
@@ -41,7 +40,7 @@ from teachers.runners.request import Request, Runner
 
 log = logging.getLogger(__name__)
 ANSWERS = "answers-"  # of a server, for the shard that a process fills; by the process's number
-SUBSET_FILE = "examples.json"  # of a training: which examples of an unfinished cache it learns from
+REJECTED = "rejected"  # note of the record: whether rejected answers were cached
 
 
 def _inputs(run: Run) -> list[Any]:
@@ -50,11 +49,14 @@ def _inputs(run: Run) -> list[Any]:
 
 
 def _is_made(run: Run) -> bool:
-    """Whether a cache is there; of the run's own, whether all its files are. It verifies the bytes
-    when it is read.
+    """Whether a cache is there, with rejected answers where they are read; of the run's own cache,
+    whether all files are. It verifies the bytes when it is read.
     """
     if not run.makes_cache:
         return True
+    record = run.folder.record(CACHE.name)  # of a run before such notes: all were cached
+    if run.caches_rejected and record is not None and not record.notes.get(REJECTED, True):
+        return False
     store = SignalStore(run.cache_url)
     if run.recipe.cache.dir is not None or not store.folder.exists("manifest.json"):
         return store.folder.exists("manifest.json")
@@ -78,7 +80,8 @@ def cache(run: Run, inputs: str) -> StageRecord:
         return StageRecord(CACHE.name, notes={"tokens": 0, "bytes_per_token": 0.0})
     numbers = make_cache(run)
     tokens = int(numbers["tokens"])
-    notes = {**numbers, "bytes_per_token": numbers["bytes"] / max(1, tokens)}
+    each = numbers["bytes"] / max(1, tokens)
+    notes = {**numbers, "bytes_per_token": each, REJECTED: run.caches_rejected}
     return StageRecord(CACHE.name, tokens=tokens, bytes=int(numbers["bytes"]), notes=notes)
 
 
@@ -158,35 +161,6 @@ def _check_serves(store: SignalStore, wanted: dict[str, Any]) -> None:
             log.info("The cache %s is of %d teachers together", store.url, len(members))
             wanted["teacher"] = found["teacher"]
     store.check_fits(wanted)
-
-
-def cached_subset(cache: SignalCache, file: Path, *sets: Examples) -> tuple[Examples, ...]:
-    """The examples of each set that an unfinished cache holds, of pairs both texts.
-
-    A run that was stopped goes on with those it started with, which `file` names, even if more were
-    added since.
-    """
-    if not file.exists():
-        held = (
-            key
-            for examples in sets
-            for key in examples.keys
-            if all(text in cache for text in text_keys(key))
-        )
-        write_json(file, sorted(held))
-    keys = read_json(file)
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-        raise RunError(f"{file} is not a list of examples; delete it and run again.")
-    keys = set(keys)
-    found = tuple(examples.among(keys) for examples in sets)
-    for part, whole in zip(found, sets, strict=True):
-        log.info("%d of %d examples are in the unfinished cache", len(part), len(whole))
-        if not len(part):
-            raise CacheError(
-                f"The unfinished cache {cache.store.url} holds no example of one of the sets yet; "
-                "wait for more of it, or leave `cache.unfinished` out."
-            )
-    return found
 
 
 def make_cache(run: Run) -> dict[str, float]:
@@ -377,7 +351,7 @@ def labels_of_examples(run: Run) -> Callable[[list[str]], list[np.ndarray | None
     The data are prepared. `distill cache convert` gives it to a cache, which holds no labels.
     """
     run.prepare_data()
-    sets = [examples.by_text() for examples in run.cached_examples()]
+    sets = [examples.by_text() for examples in run.all_examples()]
     where = {key: (texts, i) for texts in sets for i, key in enumerate(texts.keys)}
 
     def labels(keys: list[str]) -> list[np.ndarray | None]:
