@@ -13,12 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from attar.errors import RecipeError
 from distill.data.batching import collate
-from distill.data.examples import CHOSEN, WRITTEN, Example, Rollout, example_of, key_of
+from distill.data.examples import Example
 from distill.data.tokenize import IGNORE
 from distill.objective.layer_map import LayerMap
 from distill.objective.losses import LOSSES
@@ -28,9 +27,10 @@ from teachers.cache.config import CacheConfig
 from teachers.codecs.codec import CODECS, LAYER_CODECS
 from teachers.online import OnlineTeacher
 from teachers.signals import KnownLogits, SparseDistribution
+from tests.helpers.conformance_texts import VOCABULARY, blank, renamed_text
 from tests.helpers.definitions import KINKED
 
-DEPTH, WIDTH, VOCABULARY = 1, 16, 97
+DEPTH, WIDTH = 1, 16
 LAYERS, BLOCKS = [0, 1], [1]
 SOURCES = {
     "distribution": [*CODECS, "online", "classes"],
@@ -154,45 +154,6 @@ class World:
             ]
             self._permuted = World(*models, *texts, self.make_cache, self.folder / "permuted")
         return self._permuted
-
-
-def with_labels(ids, labels):
-    """An example with a key of its own."""
-    return Example(key_of(list(ids), list(labels)), ids, labels)
-
-
-def paired(chosen, rejected):
-    """A pair of two texts as an example."""
-    other = (rejected.input_ids, rejected.labels)
-    return example_of(chosen.input_ids, chosen.labels, None, CHOSEN, other)
-
-
-def written_answers(texts):
-    """Texts as answers of a student: every other one by an earlier student, to whose probability
-    the clipped ratio is taken.
-    """
-    found = []
-    for i, text in enumerate(texts):
-        earlier = None if i % 2 else -np.log(VOCABULARY) * len(text.counted)
-        found.append(replace(text, role=WRITTEN, rollout=Rollout(earlier, (-1.0, 0.4)[i % 2])))
-    return found
-
-
-def renamed_text(example, renamed):
-    """An example with other names of its ids; of a pair both texts."""
-
-    def labels(text):
-        return np.where(text.labels == IGNORE, IGNORE, renamed[np.maximum(text.labels, 0)])
-
-    texts = [with_labels(renamed[text.input_ids], labels(text)) for text in example.texts]
-    if example.rollout is not None:
-        return replace(texts[0], role=WRITTEN, rollout=example.rollout)
-    return paired(*texts) if example.rejected is not None else texts[0]
-
-
-def blank(example):
-    """The same ids with nothing counted."""
-    return with_labels(example.input_ids, np.full_like(example.labels, IGNORE))
 
 
 @dataclass(frozen=True)

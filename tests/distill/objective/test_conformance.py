@@ -19,14 +19,12 @@ from tests.helpers.conformance import (
     REFUSED,
     SERVED,
     SOURCES,
-    VOCABULARY,
     WIDTH,
     World,
     limit,
-    paired,
     refusal,
-    written_answers,
 )
+from tests.helpers.conformance_texts import VOCABULARY, paired, written_answers
 
 
 @pytest.fixture(scope="module")
