@@ -181,9 +181,7 @@ def parts(tokenizer, tmp_path):
         source = write_jsonl(tmp_path / "rows.jsonl", rows)
         config = DataConfig.model_validate({"train": source, "held_out": 0.2, "validation": 0.2})
         prompts = None if template is None else TeacherPrompts(template, positions)
-        folder = prepare(
-            config, tokenizer, "id", 0, tmp_path / "d", NextTokenTexts(prompts)
-        )
+        folder = prepare(config, tokenizer, "id", 0, tmp_path / "d", NextTokenTexts(prompts))
         found = {part: Examples(folder / f"{part}.arrow") for part in DATA_PARTS}
         return found, json.loads((folder / "stats.json").read_text())
 
