@@ -92,7 +92,7 @@ def test_of_a_conversation_the_last_turn_of_the_user_is_another(read, tokenizer)
         ("  ", {}),
         ("What is 2 + 2?", {"prompt": "{prompt}\nAnswer: ", "label_column": "completion"}),
         ("What is 2 + 2?", {"prompt": "{prompt}\nAnswer:", "label_column": "completion"}),
-        ("word " * 20, {"max_length": 24}),
+        ("What is 2 + 2?", {"cut": 2}),
     ],
 )
 @pytest.mark.parametrize("templated", [True, False])
@@ -101,8 +101,9 @@ def test_the_students_own_prompt_gives_the_very_same_ids(
 ):
     chosen = tokenizer if templated else bare_tokenizer
     row = {**ROW, "prompt": prompt, "completion": " what the student learns"}
-    if options.get("max_length") and templated:
-        options = {"max_length": 40}  # the template's own ids
+    if "cut" in options:
+        ((whole,), _) = read(row, None, chosen)
+        options = {"max_length": len(whole.input_ids) - options["cut"]}
     (plain,), notes = read(row, None, chosen, **options)
     if not prompt.strip():
         assert read(row, "{prompt}", chosen, **options)[1][NO_TEACHER_PROMPT] == 1
@@ -164,7 +165,7 @@ def test_tables_without_what_it_needs_are_refused(read, row, says):
 
 def test_keys_know_the_teachers_prompt_and_are_as_before_without_one():
     ids, labels = [5, 6, 7, 8], [IGNORE, 7, 8, IGNORE]
-    assert key_of(ids, labels) == "b1e67d0d6ba3b2bbd42d3d9d4df0b3ad"
+    assert key_of(ids, labels) == "a3a87b002e33d638e7678f228caae83a"
     assert example_key(ids, labels) == example_of(ids, labels).key == key_of(ids, labels)
     keys = {example_of(ids, labels, teacher_prompt=prompt).key for prompt in (None, [1], [1, 2])}
     assert len(keys) == 3
@@ -204,7 +205,7 @@ def test_all_but_the_held_out_part_keep_it(parts):
 
 
 def test_equal_rows_with_other_hints_are_examples_of_their_own(parts):
-    rows = [{"prompt": f"ask {i % 5}", "answer": "yes", "hint": str(i)} for i in range(40)]
+    rows = [{"prompt": f"ask {i % 20}", "answer": "yes", "hint": str(i)} for i in range(40)]
     found, _ = parts("{prompt} {hint}", rows)
     train = found["train"]
     assert len(set(train.keys)) == len(train)

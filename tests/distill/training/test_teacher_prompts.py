@@ -1,4 +1,4 @@
-"""A teacher that reads a prompt of its own: its signals in the step, from a cache, and of rounds."""
+"""A teacher with a prompt of its own: its signals in the step, from a cache, and of rounds."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -84,14 +84,14 @@ def test_in_the_step_signals_are_those_after_the_teachers_prompt(make_examples, 
         for i, one in enumerate(make_examples(6, seed=3))
     ]
     batch = collate([examples[:4], examples[4:]] if packed else [[one] for one in examples])
-    teacher = OnlineTeacher(models[1], VOCABULARY, [1], [0])
+    teacher = OnlineTeacher(models[1], VOCABULARY, [1], [1])
     found = asked(teacher, batch)
     alone = [asked(teacher, collate([[as_teacher_reads(one)]])) for one in examples]
     close = {"rtol": 1e-4, "atol": 1e-4}
     for one, wanted in (
         (found.final_NH, [one.final_NH for one in alone]),
         (found.hidden(1), [one.hidden(1) for one in alone]),
-        (found.attention(0).keys_ND, [one.attention(0).keys_ND for one in alone]),
+        (found.attention(1).keys_ND, [one.attention(1).keys_ND for one in alone]),
     ):
         torch.testing.assert_close(one, torch.cat(wanted), **close)
     wanted = []
@@ -198,8 +198,8 @@ def test_the_reference_of_a_reward_reads_the_students_prompts(examples_of, monke
     )
 
 
-def test_a_teacher_that_is_shown_the_answer_finds_it_likelier(shared_data):
-    folder = str(shared_data("models/glassllm-en"))
+def test_a_teacher_that_is_shown_the_answer_finds_it_likelier(demo_teacher):
+    folder = str(demo_teacher)
     tokenizer = load_tokenizer(folder)
     model = load_causal_lm(folder, dtype=torch.float32).requires_grad_(False)
     config = DataConfig(train="rows", max_length=128)
