@@ -62,8 +62,8 @@ def teacher_inputs(run: Run) -> list[Any]:
     """What the teacher depends on."""
     teacher = run.recipe.teacher
     versions = library_versions("torch", "transformers")  # what a model computes
-    unread = {"adapt": WITHOUT_EFFECT, "server": ASKING, "prompt": True}  # `data_inputs` has it
-    values = teacher.model_dump(exclude=unread)
+    elsewhere: Any = {"adapt": WITHOUT_EFFECT, "server": ASKING, "prompt": True}
+    values = teacher.model_dump(exclude=elsewhere)
     if teacher.server is None:
         values.pop("server", None)
     return _once(run, "teacher", lambda: [teacher_identity(teacher), values, versions])

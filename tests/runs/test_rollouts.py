@@ -94,17 +94,15 @@ def test_a_model_that_is_told_more_teaches_itself(rows):
     plain = train(rows, "plain", *same, 'teacher.prompt="{prompt}"')
     assert plain["history"][0]["0:reverse_kl"] == pytest.approx(0, abs=1e-5)
     same += ['teacher.prompt="{prompt}, and it is {answer}"']
+    same.append("train.rollouts={new_tokens: 8, every: 2}")
     told = train(rows, "told", *same)
     assert told["history"][0]["0:reverse_kl"] > 1e-3
-    every = ["train.source=cache", "train.rollouts={new_tokens: 8, every: 2}"]
-    cached = train(rows, "cached", *same, *every)
+    cached = train(rows, "cached", *same, "train.source=cache")
     for name in ("answers", "tokens", "reverse_kl", "top1", "teacher_nll"):
         assert cached["rounds"][0][name] == pytest.approx(told["rounds"][0][name], rel=1e-2)
     first, other = told["history"][0], cached["history"][0]
     assert first["0:reverse_kl"] == pytest.approx(other["0:reverse_kl"], rel=1e-2)
-    again = rows("cache", "build", "recipe.yaml", "--run-dir", "cached", "--set", same[-1])
-    assert "the teacher runs" not in again.output, "the cache has the signals after this prompt"
-    shown = rows("data", "recipe.yaml", "--run-dir", "cached", "--rows", "1", "--set", same[-1])
+    shown = rows("data", "recipe.yaml", "--run-dir", "cached", "--rows", "1", "--set", same[2])
     assert re.search(r"the teacher's prompt: .*the teacher says .*, and it is ", shown.output)
 
 
