@@ -20,7 +20,6 @@ from attar.models.loading import resolve_precision
 from attar.word_lists import counted
 from distill.data.answers_config import AnswersConfig
 from distill.data.config import DataConfig
-from distill.data.reader import NextTokenTexts
 from distill.evaluation.job import OwnAnswersConfig
 from distill.objective.terms import reads_from
 from distill.planning.alternatives import Trainee
@@ -135,9 +134,7 @@ def data_counts(run: Run, config: DataConfig) -> DataCounts:
     found = prepared_counts(folder, kept_of)
     if found is not None:
         return found
-    adapted = run.recipe.teacher.adapt is not None
-    reader = run.task.reader(run.teacher_config, adapted, run.recipe.seed) or NextTokenTexts()
-    return estimated_counts(config, reader, run.tokenizer, kept_of)
+    return estimated_counts(config, run.reader(config), run.tokenizer, kept_of)
 
 
 def weights_of_teacher(config: TeacherConfig, parameters: int) -> float:
@@ -203,7 +200,7 @@ def _caching(run: Run, known: Quantities, outcomes: int, measured: float | None)
     size = bytes_each * counts.cached
     asked = counts.validation if keeps_signals(run.recipe) else counts.cached
     amount = known.amount(asked)
-    seconds = known.teacher.forward(known.tokens(asked)) / known.speed
+    seconds = known.teacher.forward(known.teacher_tokens(asked)) / known.speed
     a_unit = bytes_each / (counts.counted if known.unit == "tokens" else counts.texts)
     note = f"{a_unit:.0f} bytes a {known.unit[:-1]}{' as measured' if measured else ''}"
     note += f"; {known.unit} {counts.known}"
@@ -212,7 +209,7 @@ def _caching(run: Run, known: Quantities, outcomes: int, measured: float | None)
     file = 0.0 if stored == dtype else float(stored.itemsize * known.teacher.total)
     weights = known.teacher_bytes
     if run.recipe.teacher.server is not None:
-        weights, file, seconds = 0.0, 0.0, READ_SECONDS * known.tokens(counts.cached)
+        weights, file, seconds = 0.0, 0.0, READ_SECONDS * known.teacher_tokens(counts.cached)
         note += "; time to read answers alone: the server's is not known"
     work = CacheWork(known.teacher, weights, file, dtype, counts, outcomes)
     return Estimate("cache", amount, size, work.peak(cache), seconds, note)
@@ -224,7 +221,7 @@ def _training(run: Run, known: Quantities) -> Estimate:
     seconds = arms * known.training_seconds(student, loop, data)
     memory = _training_memory(run, run.student_config, student, loop, known.counts)
     if reads_from(loop, "online"):
-        seconds += known.teacher.forward(known.tokens(examples)) / known.speed
+        seconds += known.teacher.forward(known.teacher_tokens(examples)) / known.speed
     memory += _teacher_memory(run, known, loop)
     steps = planned_steps(run, "train", loop, known.counts)
     each = f" for each of {arms} arms" if arms > 1 else ""

@@ -14,10 +14,13 @@ from torch import Tensor
 
 from attar.files import read_json, write_text
 from attar.models.loading import load_config
+from attar.models.structure import usable_positions
 from attar.models.tokenizers import load_tokenizer, tokenizer_fingerprint, vocabulary_size
 from distill.data.config import DataConfig
 from distill.data.examples import Examples
 from distill.data.prepare import data_faults, prepare
+from distill.data.reader import NextTokenTexts, Reader
+from distill.data.teacher_prompts import TeacherPrompts
 from distill.objective.layer_map import LayerMap
 from distill.objective.losses import LOSSES
 from distill.objective.terms import reads_from, reads_rejected
@@ -76,7 +79,7 @@ class Run:
     def teacher(self) -> TeacherConfig:
         """The teacher as used: the adapted one where the recipe adapts it."""
         config = self.recipe.teacher
-        values = config.model_dump(exclude={"adapt"})
+        values = config.model_dump(exclude={"adapt", "prompt"})
         if config.adapt is not None:
             dtype = str(teacher_dtype(TeacherConfig(**values))).removeprefix("torch.")
             values.update(model=str(self.folder.teacher), dtype=dtype)
@@ -216,12 +219,22 @@ class Run:
         with on_first_process():
             for config in (self.recipe.data, special):
                 if config is not None:
-                    folder = self.folder.data(config.section)
-                    adapted = self.recipe.teacher.adapt is not None
-                    reader = self.task.reader(self.teacher_config, adapted, self.recipe.seed)
+                    folder, reader = self.folder.data(config.section), self.reader(config)
                     beside = None if config is self.recipe.data else self.folder.data()
                     seed = self.recipe.seed
                     prepare(config, self.tokenizer, identity, seed, folder, reader, beside)
+
+    def reader(self, config: DataConfig) -> Reader:
+        """How the rows of a section's data become examples."""
+        template, special = self.recipe.teacher.prompt, self.recipe.specialize
+        if config is not self.recipe.data:
+            asks = (reads_from(special, source) for source in ("cache", "online"))
+            template = template if special is not None and any(asks) else None
+        if template is not None:
+            return NextTokenTexts(TeacherPrompts(template, usable_positions(self.teacher_config)))
+        adapted = self.recipe.teacher.adapt is not None
+        own = self.task.reader(self.teacher_config, adapted, self.recipe.seed)
+        return own or NextTokenTexts()
 
     def data_are_whole(self) -> bool:
         """Whether the examples that `prepare_data` left, if it did, are as it left them."""

@@ -10,7 +10,7 @@ from attar.distributed import process_state
 from attar.errors import RecipeError
 from attar.models.generation import stop_ids
 from attar.models.sampling import check_can_write
-from attar.models.structure import unwrap
+from attar.models.structure import unwrap, usable_positions
 from distill.data.config import DataConfig
 from distill.data.examples import Examples
 from distill.objective.chunked_head import tokens_per_chunk
@@ -63,8 +63,9 @@ def round_batches(
     assert rollouts is not None, "the section has rollouts"
     student = learner.student
     check_can_write(student, run.vocabulary)
+    positions = usable_positions(run.teacher_config)
     writable, long = writable_examples(
-        plan.examples, plan.numbers, rollouts, training.data.max_length
+        plan.examples, plan.numbers, rollouts, training.data.max_length, positions
     )
     if long:
         log.info(

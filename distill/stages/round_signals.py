@@ -61,7 +61,9 @@ class RoundSignals:
                 self._rounds[number] = self._teacher_cache(self.cached, number, requests)
             signals = replace(signals, cache=JoinedCaches([self.cached, *self._rounds.values()]))
         if self.reference is not None and requests:
-            signals = replace(signals, of_written=self._reference_cache(number, requests))
+            own = {one.key: replace(one, teacher_prompt=None) for one in texts}
+            plain = [self.run.task.request(self.run, one) for one in own.values()]
+            signals = replace(signals, of_written=self._reference_cache(number, plain))
         return signals
 
     def _forget(self, number: int) -> None:
