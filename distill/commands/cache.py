@@ -77,7 +77,7 @@ def verify(
 def stats(url: str, file: str | None, **show: bool) -> None:
     """Show examples, tokens, bytes a token by part; histograms of entropy, kept mass, entries.
 
-    Of codec `label`: the teacher's perplexity on the text, and a histogram of its tokens.
+    Of labels: the teacher's perplexity on the text, and a histogram of its tokens.
     """
     from attar.device import default_device
     from attar.files import write_json
@@ -145,16 +145,23 @@ def merge(urls: tuple[str, ...], out: str, **show: bool) -> None:
 @click.argument("out")
 @codec_option()
 @click.option("--hidden", metavar="CODEC", help="A codec for the hidden states of layers.")
-@click.option("--data", metavar="RECIPE", help="The recipe or run of the text, for `label`.")
+@click.option("--labels", is_flag=True, help="Add the log-probability of the text's own tokens.")
+@click.option("--data", metavar="RECIPE", help="The recipe or run of the text, for labels.")
 @message_options
 def convert(
-    url: str, out: str, codec: str | None, hidden: str | None, data: str | None, **show: bool
+    url: str,
+    out: str,
+    codec: str | None,
+    hidden: str | None,
+    labels: bool,
+    data: str | None,
+    **show: bool,
 ) -> None:
     """Store the same signals in another codec, where it can be computed. No teacher is run."""
     from attar.errors import RecipeError
 
-    if codec is None and hidden is None:
-        raise RecipeError("Say what to convert to: --codec or --hidden.")
+    if codec is None and hidden is None and not labels:
+        raise RecipeError("Say what to convert to: --codec, --hidden or --labels.")
 
     def draft() -> CacheDraft:
         from attar.device import default_device
@@ -165,14 +172,18 @@ def convert(
         from teachers.codecs.codec import is_label_codec
 
         wanted = codec_of(codec, "--codec") if codec else None
-        if data is not None and (wanted is None or not is_label_codec(wanted)):
-            raise RecipeError("`--data` has no effect: only `--codec label` reads the text.")
+        reads_text = labels or (wanted is not None and is_label_codec(wanted))
+        if data is not None and not reads_text:
+            raise RecipeError(
+                "`--data` has no effect: only `--codec label` and `--labels` read the text."
+            )
         return converted(
             url,
             codec=wanted,
             layer_codec=layer_codec_of(hidden, "--hidden") if hidden else None,
             device=default_device(),
             labels=labels_of_examples(open_run(data, None, (), **show)) if data else None,
+            add_labels=labels,
         )
 
     write_draft(draft, out, show)

@@ -18,7 +18,8 @@ from distill.planning.data_counts import DataCounts
 from distill.planning.memory import ACTIVATION_WIDTHS, libraries
 from distill.planning.model_cost import ModelCost
 from teachers.cache.config import CacheConfig
-from teachers.codecs.codec import is_full_codec, is_label_codec, is_text_codec
+from teachers.codecs.codec import is_full_codec, is_text_codec
+from teachers.codecs.label import LABEL_BYTES
 from teachers.runners.build_cache import LEARN_TOKENS
 
 ID_BYTES = 16  # of a token of the examples, all of which are held: its id and its position
@@ -61,12 +62,12 @@ class CacheWork:
 
     def logits(self, cache: CacheConfig) -> float:
         """Bytes of the logits that exist at once, in float32 and in the dtype of products."""
-        if is_text_codec(cache.codec) or is_full_codec(cache.codec):
+        if is_text_codec(cache.codec) or (is_full_codec(cache.codec) and not cache.labels):
             return 0.0
         rows = min(rows_per_chunk(self.outcomes, default_device()), cache.batch_tokens)
         copies = 4 + (self.dtype.itemsize if self.dtype.itemsize < 4 else 0)
-        if is_label_codec(cache.codec):
-            copies += 4  # their log-softmax
+        if cache.has_labels:
+            copies += 4  # their log-softmax, and after it a copy for the codec beside
         return float(copies * rows * self.outcomes)
 
     def learning(self, cache: CacheConfig) -> float:
@@ -91,6 +92,8 @@ class CacheWork:
         disk, memory = codec.bytes_per_token(self.outcomes, width), float(CODE_BYTES * width)
         if is_text_codec(codec) or not is_full_codec(codec):
             memory = UNPACKED * disk
+        if cache.labels:
+            disk, memory = disk + LABEL_BYTES, memory + LABEL_BYTES
         a_layer = layer.bytes_per_token(width)
         parts = len(cache.hidden.parts)
         memory += parts * (CODE_BYTES * width if layer.learns else a_layer)

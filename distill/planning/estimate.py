@@ -42,6 +42,7 @@ from distill.stages.status import is_done
 from distill.training.config import LoopConfig
 from teachers.cache.config import CacheConfig
 from teachers.cache.store import SignalStore
+from teachers.codecs.label import LABEL_BYTES
 from teachers.load import TeacherConfig
 
 ARTIFACT_BYTES = {"bf16": 2.0, "int8": 1.2, "nf4": 0.8}  # a parameter; others as bf16
@@ -196,6 +197,7 @@ def _caching(run: Run, known: Quantities, outcomes: int, measured: float | None)
     cache, counts, width = run.recipe.cache, known.counts, known.teacher.width
     layers = len(cache.hidden.parts) * cache.hidden.codec.bytes_per_token(width)
     distribution = measured or cache.codec.bytes_per_token(outcomes, width)
+    distribution += LABEL_BYTES if cache.labels else 0.0
     bytes_each = counts.counted * distribution + counts.kept * layers
     size = bytes_each * counts.cached
     asked = counts.validation if keeps_signals(run.recipe) else counts.cached

@@ -142,7 +142,7 @@ def _check_preference(recipe: Recipe, where: str, term: Any, source: str | None)
         )
     if source == "cache":
         try:
-            check_gives_label_logprobs(recipe.cache.codec)
+            check_gives_label_logprobs(recipe.cache.codec, recipe.cache.labels)
         except RecipeError as error:
             raise RecipeError(
                 f"`{where}.source: cache`: {error} Or leave `source` out: the reference is the "

@@ -82,8 +82,11 @@ def writes_by_llama_cpp(run: Run) -> bool:
 
 
 def codec_name(run: Run) -> str | None:
-    """The codec by which signals are kept while writing, in words; None where none are."""
-    return fingerprint(run.recipe.cache.codec.model_dump()) if keeps_signals(run.recipe) else None
+    """What is kept of signals while writing, in a word; None where nothing is."""
+    if not keeps_signals(run.recipe):
+        return None
+    cache = run.recipe.cache
+    return fingerprint(cache.codec.model_dump() | ({"labels": True} if cache.labels else {}))
 
 
 def make_writer(run: Run) -> AnswerWriter:
@@ -105,6 +108,7 @@ def make_writer(run: Run) -> AnswerWriter:
         seed,
         config.batch_size,
         run.recipe.cache.codec if keeps_signals(run.recipe) else None,
+        run.recipe.cache.labels,
     )
 
 
@@ -128,6 +132,7 @@ def _served_writer(run: Run, server: ServerConfig, sampling: Sampling, seed: str
         seed,
         server.concurrency,
         codec,
+        run.recipe.cache.labels,
         bounded=answers_of(run).max_tokens is not None,
         close=client.close,
         hang_up=client.hang_up,

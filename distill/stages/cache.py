@@ -26,12 +26,12 @@ from distill.run.context import Run
 from distill.run.folder import StageRecord, on_first_process
 from distill.stages.fingerprints import data_inputs, specializing_data_inputs, teacher_inputs
 from distill.stages.stage import CACHE, work
-from teachers.cache.config import CacheConfig, HiddenStatesConfig, manifest_of
+from teachers.cache.config import CacheConfig, manifest_of
 from teachers.cache.growing import check_can_grow, data_counts_of, held_tokens
 from teachers.cache.reader import SignalCache
 from teachers.cache.repair import repair_files
 from teachers.cache.store import SignalStore
-from teachers.codecs.label import Label
+from teachers.codecs.label import LABEL_COLUMN, Label
 from teachers.load import load_teacher, loaded_here, teacher_identity
 from teachers.remote.remote_runner import RemoteRunner
 from teachers.remote.same_teacher import check_same_teacher, record_served
@@ -45,7 +45,7 @@ REJECTED = "rejected"  # note of the record: whether rejected answers were cache
 
 def _inputs(run: Run) -> list[Any]:
     data = specializing_data_inputs(run) if run.specialize_reads_cache else data_inputs(run)
-    return [data, teacher_inputs(run), run.recipe.cache.model_dump(exclude={"batch_tokens"})]
+    return [data, teacher_inputs(run), run.recipe.cache.settings_of_signals()]
 
 
 def _is_made(run: Run) -> bool:
@@ -254,10 +254,10 @@ def add_signals(run: Run, examples: Sequence[Example], make_runner: Callable[[],
 def label_logprobs_under_teacher(run: Run, examples: Sequence[Example]) -> list[np.ndarray]:
     """The teacher's log-probabilities (N,) of the counted tokens of examples, in their order."""
     teacher = load_teacher(run.teacher)
-    config = run.recipe.cache.model_copy(update={"codec": Label(), "hidden": HiddenStatesConfig()})
-    runner = run.task.runner_of(run, teacher, config)
+    config = CacheConfig(codec=Label(), batch_tokens=run.recipe.cache.batch_tokens)
     requests = [run.task.request(run, example) for example in examples]
-    return [columns["label_logprob"] for columns in runner.run(requests, {})]
+    rows = run.task.runner_of(run, teacher, config).run(requests, {})
+    return [columns[LABEL_COLUMN] for columns in rows]
 
 
 def fill_store(

@@ -181,7 +181,7 @@ class _WithoutAdapter:
 def _is_of(store: SignalStore, manifest: dict[str, Any]) -> bool:
     """Whether a round's cache, or what a stop left of it, is of these texts."""
     found = store.manifest() or {}
-    return all(found.get(name) == value for name, value in manifest.items())
+    return all(found.get(name) == manifest.get(name) for name in ("labels", *manifest))
 
 
 def _device_of(cache: SignalCache) -> torch.device:

@@ -12,12 +12,21 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     field_validator,
     model_serializer,
+    model_validator,
 )
 
 from attar.config import Section
 from attar.errors import CacheError, RecipeError
 from attar.registry import Registry
-from teachers.codecs.codec import CODECS, LAYER_CODECS, TEXT_CODECS, LayerCodec, SignalCodec
+from teachers.codecs.codec import (
+    CODECS,
+    LAYER_CODECS,
+    TEXT_CODECS,
+    LayerCodec,
+    SignalCodec,
+    is_label_codec,
+    is_text_codec,
+)
 from teachers.codecs.layer_states import Int8
 from teachers.codecs.topk import TopK
 
@@ -85,6 +94,9 @@ class CacheConfig(Section):
 
     codec: AnyCodec = Field(default_factory=TopK, description="a name, or a name and parameters")
     hidden: HiddenStatesConfig = Field(default_factory=HiddenStatesConfig)
+    labels: bool = Field(
+        False, description="keep the log-probability of the text's own tokens beside the codec"
+    )
     dir: str | None = Field(None, description="folder or fsspec URL; RUN/cache when absent")
     unfinished: bool = Field(
         False, description="learn from the finished shards of a cache that is still being built"
@@ -92,17 +104,45 @@ class CacheConfig(Section):
     shard_tokens: int = Field(32768, ge=1, description="counted tokens a shard; a kill loses one")
     batch_tokens: int = Field(2048, ge=1, description="padded tokens in one teacher forward")
 
+    @model_validator(mode="after")
+    def _labels_have_an_effect(self) -> CacheConfig:
+        if self.labels and is_label_codec(self.codec):
+            raise ValueError(
+                f"`labels` has no effect with codec `{self.codec.name}`, which stores the same; "
+                "leave it out"
+            )
+        if self.labels and is_text_codec(self.codec):
+            raise ValueError(
+                f"`labels` keeps probabilities of next tokens, and codec `{self.codec.name}` is of "
+                "whole texts; leave it out"
+            )
+        return self
+
+    def settings_of_signals(self) -> dict[str, Any]:
+        """What the stored signals depend on; `labels` is there only where it is true."""
+        found = self.model_dump(exclude={"batch_tokens"})
+        return {name: value for name, value in found.items() if name != "labels" or value}
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the log-probability of the examples' own tokens is stored."""
+        return self.labels or is_label_codec(self.codec)
+
 
 def manifest_of(
     config: CacheConfig, teacher: dict[str, Any], tokenizer: dict[str, Any], data: dict[str, Any]
 ) -> dict[str, Any]:
-    """The manifest of a cache: the fields in which a cache and its user must agree."""
+    """The manifest of a cache: the fields in which a cache and its user must agree.
+
+    `labels` is there only where it is true.
+    """
     return {
         "teacher": teacher,
         "tokenizer": tokenizer,
         "data": data,
         "codec": config.codec.model_dump(),
         "hidden": config.hidden.model_dump(),
+        **({"labels": True} if config.labels else {}),
         "shard_tokens": config.shard_tokens,
     }
 
@@ -110,9 +150,8 @@ def manifest_of(
 def config_of(manifest: dict[str, Any]) -> CacheConfig:
     """The configuration with which an existing cache was made, from its manifest."""
     try:
-        return CacheConfig.model_validate(
-            {key: manifest[key] for key in ("codec", "hidden", "shard_tokens")}
-        )
+        found = {key: manifest[key] for key in ("codec", "hidden", "shard_tokens")}
+        return CacheConfig.model_validate({**found, "labels": manifest.get("labels", False)})
     except (KeyError, ValueError) as error:
         about = str(error).split("\n")[0]
         raise CacheError(f"The manifest of the cache names no known codec ({about}).") from None

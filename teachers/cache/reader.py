@@ -31,14 +31,18 @@ from teachers.codecs.codec import (
     check_gives_label_logprobs,
     is_label_codec,
 )
+from teachers.codecs.label import LABEL_COLUMN, stored_label_logprobs
 from teachers.codecs.vectors import Vectors
 from teachers.signals import Attention, DenseDistribution, Distribution, SparseDistribution
 
+LABELS = "labels"  # the part of the labels' log-probabilities, whichever codec is beside them
 PART_COLUMN = re.compile(r"((?:layer|attention)_\d+)(_.*)?")
 
 
 def part_of(column: str) -> str | None:
-    """The part of a column, `layer_4` or `attention_7`; None for columns of distributions."""
+    """The part of a column, `layer_4`, `attention_7` or `labels`; None: of distributions."""
+    if column == LABEL_COLUMN:
+        return LABELS
     found = PART_COLUMN.fullmatch(column)
     return found[1] if found else None
 
@@ -69,8 +73,8 @@ class Signals:
     def label_logprobs(self, labels_N: Tensor) -> Tensor:
         """Log-probability of the tokens' labels (N,), float32, stored or from the final states.
 
-        Codec `label` stores those of the examples' own labels, which `labels_N` must be. Raises
-        `RecipeError` for a codec from which they are not known.
+        Stored are those of the examples' own labels, which `labels_N` must be. Raises `RecipeError`
+        for a cache from which they are not known.
         """
         assert labels_N.shape == (self.num_tokens,), f"{labels_N.shape}: {self.num_tokens} tokens"
         known = self._decoded.get("label_logprobs")
@@ -81,19 +85,24 @@ class Signals:
         return result
 
     def _label_logprobs(self, labels_N: Tensor) -> Tensor:
-        check_gives_label_logprobs(self.config.codec)
-        if is_label_codec(self.config.codec):
+        check_gives_label_logprobs(self.config.codec, self.config.labels)
+        if self.config.has_labels:
             return self.stored_logprobs()
         found = self.distribution(1.0)
         assert isinstance(found, DenseDistribution), "the codec says that it is full"
         return label_logprobs(found.hidden_NH, found.head, labels_N)
 
     def stored_logprobs(self) -> Tensor:
-        """Log-probability of the examples' own labels (N,), from a cache of codec `label`."""
+        """Log-probability of the examples' own labels (N,), from a cache that has them."""
         codec = self.config.codec
-        assert is_label_codec(codec), f"codec `{codec.name}` does not store it"
-        with _decoding_with(codec):
-            return codec.logprobs(self.columns, self.num_tokens)
+        assert self.config.has_labels, f"codec `{codec.name}` does not store it"
+        if is_label_codec(codec):
+            with _decoding_with(codec):
+                return codec.logprobs(self.columns, self.num_tokens)
+        if LABEL_COLUMN not in self.columns:
+            raise _missing(f"column `{LABEL_COLUMN}`")
+        with _cache_at_fault(f"column `{LABEL_COLUMN}` does not fit its tokens"):
+            return stored_label_logprobs(self.columns, self.num_tokens)
 
     def vectors(self) -> Tensor:
         """Float32 vectors (B, H) of the texts, from a cache of codec `vectors`."""

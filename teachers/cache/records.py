@@ -108,6 +108,8 @@ def check_manifest(record: CacheRecord, path: str) -> CacheRecord:
     earlier = record.get("grown_from", [])
     if not isinstance(earlier, list) or not all(_short_text(one) for one in earlier):
         raise DamagedFile(f"{path} is damaged (`grown_from` has a wrong value)")
+    if not isinstance(record.get("labels", False), bool):
+        raise DamagedFile(f"{path} is damaged (`labels` has a wrong value)")
     return record
 
 

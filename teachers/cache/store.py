@@ -54,6 +54,7 @@ from teachers.codecs.codec import Assets, SignalColumns
 
 FORMAT_VERSION = 2
 ENTRY_NAME = re.compile(r"[0-9]{5,9}\.json")
+ABSENT = {"labels": False}  # what a field means that a manifest does not have
 PARALLEL_READS = 8  # entries read at once: a remote store is slow for each, but fast in parallel
 
 
@@ -131,8 +132,8 @@ class SignalStore:
         found = self.manifest()
         if found is None:
             raise CacheError(f"There is no cache at {self.url}; run `distill cache build` first.")
-        for key, value in wanted.items():
-            was, now = found.get(key), value
+        for key, value in {**ABSENT, **wanted}.items():
+            was, now = found.get(key, ABSENT.get(key)), value
             if was == value:
                 continue
             if isinstance(value, dict) and isinstance(was, dict):
@@ -141,9 +142,10 @@ class SignalStore:
                     continue
                 field = names[0]
                 key, was, now = f"{key}.{field}", was.get(field), value.get(field)
+            remedy = "write `cache.labels: true`, or " if (key, was) == ("labels", True) else ""
             raise CacheError(
                 f"The cache {self.url} was made with {key} = {was}, the recipe asks for {now}; "
-                "choose another folder with `cache.dir`, or delete that cache."
+                f"{remedy}choose another folder with `cache.dir`, or delete that cache."
             )
 
     # Shards ----------------------------------------------------------------------------------

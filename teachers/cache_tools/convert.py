@@ -2,6 +2,7 @@
 
     final_hidden      -> any codec        the full distribution is known; to `label` with the labels
     label             -> no other codec   the probabilities of other ids are unknown
+    labels beside any -> kept, or `label` with nothing else; added to `final_hidden` with the labels
     topk, nucleus     -> topk, nucleus    with at most as many entries; the others join the tail
     hybrid, sampled   -> no other codec   the ids that were not drawn, and their mass, are unknown
     hidden states     -> any codec        of layers, and attention inputs: decoded and encoded
@@ -22,7 +23,8 @@ from torch import Tensor
 from attar.errors import CacheError
 from attar.models.structure import rows_per_chunk
 from teachers.cache.attention_inputs import projection_assets_among
-from teachers.cache.reader import SignalCache, Signals, part_of
+from teachers.cache.config import CacheConfig
+from teachers.cache.reader import LABELS, SignalCache, Signals, part_of
 from teachers.cache_tools.rewrite import (
     CacheDraft,
     group_keys,
@@ -43,6 +45,7 @@ from teachers.codecs.codec import (
     is_text_codec,
     split_columns,
 )
+from teachers.codecs.label import Label
 from teachers.codecs.top_entries import is_bucket_codec
 from teachers.runners.build_cache import LEARN_TOKENS
 from teachers.runners.next_token import encode_by_chunks
@@ -93,12 +96,14 @@ def converted(
     layer_codec: LayerCodec | None = None,
     device: torch.device | None = None,
     labels: LabelsOf | None = None,
+    add_labels: bool = False,
 ) -> CacheDraft:
     """Draft the cache with its distributions in `codec` and its layers in `layer_codec`.
 
-    None keeps the stored columns, bit for bit. labels: gives the labels of examples, which codec
-    `label` needs and no cache holds. Raises `CacheError` where the cache does not hold
-    the information that the new codec needs.
+    None keeps the stored columns, bit for bit, and so are labels' log-probabilities kept; with
+    `add_labels` they are made. labels: gives the labels of examples, which no cache holds, to make
+    log-probabilities. Raises `CacheError` where the cache does not hold the information that the
+    new cache needs.
     """
     cache = SignalCache(url, device=device)
     config = cache.config
@@ -107,7 +112,7 @@ def converted(
     layer_codec = None if layer_codec == config.hidden.codec else layer_codec
     if layer_codec is not None and not config.hidden.parts:
         raise CacheError(f"The cache {url} has no hidden states of layers to convert.")
-    if codec is None and layer_codec is None:
+    if codec is None and layer_codec is None and not add_labels:
         raise CacheError(f"The cache {url} is in that codec already; there is nothing to convert.")
     if codec is not None:
         if is_text_codec(config.codec):
@@ -115,21 +120,26 @@ def converted(
                 f"The cache {url} holds `{config.codec.name}` of texts, which have no other codec: "
                 "leave `--codec` out."
             )
-        check_convertible(config.codec, codec, url)
-        if is_label_codec(codec) and labels is None:
-            raise CacheError(
-                f"The cache {url} does not hold the text's own tokens, of which `{codec.name}` "
-                "stores the probabilities; name the recipe or run that has them with `--data`."
-            )
+        if not (config.labels and is_label_codec(codec)):
+            check_convertible(config.codec, codec, url)
+    _check_labels(url, config, codec, labels, add_labels)
+    if codec is not None and not is_label_codec(codec) and not add_labels:
+        labels = None  # nothing reads them
     job = _Conversion(cache, codec, layer_codec, device or torch.device("cpu"), labels)
     counts = token_counts(cache)
     new_codec, new_layer_codec = codec or config.codec, layer_codec or config.hidden.codec
     hidden = {**cache.manifest["hidden"], "codec": new_layer_codec.model_dump()}
     was = {"codec": cache.manifest["codec"], "hidden": cache.manifest["hidden"]}
+    beside = add_labels or (config.labels and not is_label_codec(new_codec))
     return CacheDraft(
         sources=[url],
         manifest=manifest_like(
-            cache.manifest, counts, codec=new_codec.model_dump(), hidden=hidden, converted_from=was
+            cache.manifest,
+            counts,
+            codec=new_codec.model_dump(),
+            hidden=hidden,
+            labels=beside or None,
+            converted_from=was,
         ),
         counts=counts,
         learn=job.learn,
@@ -145,6 +155,37 @@ def _with_temperatures(wanted: DistributionCodec, own: SignalCodec) -> Distribut
     if "temperatures" in wanted.model_fields_set:
         return wanted
     return wanted.model_copy(update={"temperatures": own.temperatures})
+
+
+def _check_labels(
+    url: str,
+    config: CacheConfig,
+    codec: DistributionCodec | None,
+    labels: LabelsOf | None,
+    add_labels: bool,
+) -> None:
+    """Raise `CacheError` where labels' log-probabilities cannot be made, or need not be."""
+    to_label = codec is not None and is_label_codec(codec)
+    fault = None
+    if add_labels and is_text_codec(config.codec):
+        fault = f"holds `{config.codec.name}` of texts, which have no next token"
+    elif config.has_labels and (add_labels or labels is not None):
+        fault = "has the log-probabilities of the text's own tokens already"
+    elif add_labels and to_label:
+        fault = "is to be stored in `label`, which is these alone"
+    if fault is not None:
+        option = "--labels" if add_labels else "--data"
+        raise CacheError(f"The cache {url} {fault}; leave `{option}` out.")
+    if add_labels and not is_full_codec(config.codec):
+        raise CacheError(
+            f"The cache {url} holds `{config.codec.name}`, from which the log-probability of every "
+            "token is not known; build it again with `cache.labels: true`."
+        )
+    if labels is None and (add_labels or (to_label and not config.labels)):
+        raise CacheError(
+            f"The cache {url} does not hold the text's own tokens, whose probabilities are to be "
+            "stored; name the recipe or run that has them with `--data`."
+        )
 
 
 def check_convertible(own: SignalCodec, wanted: DistributionCodec, url: str) -> None:
@@ -203,7 +244,7 @@ class _Conversion:
         stored = self.cache.store.assets() or {}
         counts = token_counts(self.cache)
         learned = probe_among(stored, counts)
-        if self.codec is not None and is_label_codec(self.codec):
+        if self.labels is not None:
             learned = self._with_labels(learned)
         for part, own in stored.items():
             changes = (self.codec if part_of(part) is None else self.layer_codec) is not None
@@ -227,19 +268,26 @@ class _Conversion:
         return learned
 
     def rows(self, keys: list[str], assets: dict[str, Assets]) -> list[SignalColumns]:
-        """The new columns of some examples: distributions first, then hidden states."""
+        """The new columns of some examples: distributions, labels, hidden states."""
         signals, tokens = self.cache.signals(keys), [self.cache.tokens(key) for key in keys]
         copied = [self.cache.columns(key) for key in keys]
-        old = [{n: c for n, c in row.items() if part_of(n) is None} for row in copied]
-        old_layers = [{n: c for n, c in row.items() if part_of(n) is not None} for row in copied]
-        new, new_layers = old, old_layers
+        new = [{n: c for n, c in row.items() if part_of(n) is None} for row in copied]
+        labels = [{n: c for n, c in row.items() if part_of(n) == LABELS} for row in copied]
+        layers = [
+            {n: c for n, c in row.items() if part_of(n) not in (None, LABELS)} for row in copied
+        ]
         if self.codec is not None:
-            own = assets.get("distribution", {})
-            new = split_columns(self._encode(self.codec, signals, keys, own), tokens)
+            new = [{} for _ in keys]
+            if not is_label_codec(self.codec):
+                own = assets.get("distribution", {})
+                new = split_columns(self._encode(self.codec, signals, keys, own), tokens)
+        if self.labels is not None:
+            found = self._encode(Label(), signals, keys, {})
+            labels = split_columns(found, tokens)
         if self.layer_codec is not None:
-            layers = self._encode_layers(self.layer_codec, signals, assets)
-            new_layers = split_columns(layers, tokens)
-        return [{**one, **states} for one, states in zip(new, new_layers, strict=True)]
+            states = self._encode_layers(self.layer_codec, signals, assets)
+            layers = split_columns(states, tokens)
+        return [{**one, **own, **s} for one, own, s in zip(new, labels, layers, strict=True)]
 
     def _encode(
         self, codec: DistributionCodec, signals: Signals, keys: list[str], assets: Assets

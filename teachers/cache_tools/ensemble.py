@@ -8,8 +8,9 @@
                       the weighted sum of the tails. So entries and tail sum to one, and an entry is
                       a lower bound of the mixture's probability.
 
-Hidden states of layers, and attention inputs, belong to each teacher's own space and cannot be
-averaged: they are left out.
+Labels that stand beside the members' codecs are mixed as those of codec `label` where all members
+have them, and left out where only some do. Hidden states of layers, and attention inputs, belong to
+each teacher's own space and cannot be averaged: they are left out.
 
 Legend: N tokens counted, E entries of all tokens, M members, V vocabulary.
 """
@@ -34,6 +35,7 @@ from teachers.cache_tools.rewrite import (
     CacheDraft,
     first_difference,
     group_keys,
+    labels_in_all,
     manifest_like,
     token_counts,
     vocabulary_of,
@@ -48,6 +50,7 @@ from teachers.codecs.codec import (
     is_sparse_codec,
     split_columns,
 )
+from teachers.codecs.label import label_columns
 from teachers.codecs.packed_entries import slots_of
 from teachers.codecs.top_entries import TopEntries, is_bucket_codec, sort_entries
 from teachers.codecs.unbiased_entries import encode_weights, is_sampled_codec
@@ -114,7 +117,8 @@ def mixed(
     _check_vocabularies(caches)
     _check_codec(codec, caches)
     counts = _common_counts(caches, common)
-    job = _Ensemble(caches, weights, codec)
+    labels = not is_label_codec(codec) and labels_in_all(caches)
+    job = _Ensemble(caches, weights, codec, labels)
     for cache in caches:
         hidden, url = cache.config.hidden, cache.store.url
         for states, numbers in (
@@ -136,6 +140,7 @@ def mixed(
             teacher={**first["teacher"], "ensemble": teachers},
             codec=codec.model_dump(),
             hidden={"layers": [], "codec": first["hidden"]["codec"]},
+            labels=labels or None,
             converted_from=[{"codec": cache.manifest["codec"]} for cache in caches],
         ),
         counts=counts,
@@ -162,6 +167,8 @@ def _check_vocabularies(caches: list[SignalCache]) -> None:
 
 def _check_codec(codec: DistributionCodec, caches: list[SignalCache]) -> None:
     """Raise `CacheError` where a mixture of the members cannot be stored in the codec."""
+    if is_label_codec(codec) and all(cache.config.has_labels for cache in caches):
+        return
     kinds = {_kind(cache.config.codec): cache for cache in caches}
     if len(kinds) > 1:
         about = ", ".join(f"{one.store.url}: {KINDS[kind]}" for kind, one in kinds.items())
@@ -171,8 +178,6 @@ def _check_codec(codec: DistributionCodec, caches: list[SignalCache]) -> None:
         )
     (kind,) = kinds
     names = " and ".join(sorted({f"`{cache.config.codec.name}`" for cache in caches}))
-    if kind == "label" and is_label_codec(codec):
-        return
     if is_label_codec(codec):
         raise CacheError(
             f"A mixture of {names} cannot be stored as `label`: the caches do not say what the "
@@ -215,9 +220,13 @@ class _Ensemble:
     """Decodes the members of an ensemble and encodes their mixture."""
 
     def __init__(
-        self, caches: list[SignalCache], weights: list[float], codec: DistributionCodec
+        self,
+        caches: list[SignalCache],
+        weights: list[float],
+        codec: DistributionCodec,
+        labels: bool,
     ) -> None:
-        self.caches, self.weights, self.codec = caches, weights, codec
+        self.caches, self.weights, self.codec, self.labels = caches, weights, codec, labels
         self.vocabulary = vocabulary_of(caches[0].manifest)
         self.kind = _kind(caches[0].config.codec)
 
@@ -240,6 +249,8 @@ class _Ensemble:
     def rows(self, keys: list[str], assets: dict[str, Assets]) -> list[SignalColumns]:
         """The columns of some examples."""
         columns = self._encode(keys, assets.get("distribution", {}))
+        if self.labels:
+            columns |= label_columns(self._mixed_labels(keys))
         return split_columns(columns, [self.caches[0].tokens(key) for key in keys])
 
     def _encode(self, keys: list[str], assets: Assets) -> SignalColumns:

@@ -9,6 +9,7 @@ only the shard in flight and the same command continues. At most one shard is he
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +20,14 @@ from attar.errors import CacheError
 from attar.files import fingerprint
 from teachers.cache.attention_inputs import projection_assets_among
 from teachers.cache.config import HiddenStatesConfig
-from teachers.cache.reader import SignalCache, part_of
+from teachers.cache.reader import LABELS, SignalCache, part_of
 from teachers.cache.store import SignalStore
-from teachers.codecs.codec import Assets, SignalColumns
+from teachers.codecs.codec import Assets, SignalColumns, is_label_codec
+from teachers.codecs.label import LABEL_COLUMN
 from teachers.codecs.packed_entries import repack_entries
 from teachers.runners.build_cache import plan_shards
 
+log = logging.getLogger(__name__)
 GROUP_TOKENS = 4096  # counted tokens decoded and encoded at once
 REBUILD_FROM_DATA = "or build one cache of all that data with one recipe"
 
@@ -111,7 +114,7 @@ def group_keys(
 
 
 def manifest_like(source: dict[str, Any], counts: dict[str, int], **changed: Any) -> dict[str, Any]:
-    """The source's manifest for other examples, with some fields changed."""
+    """The source's manifest for other examples, with some fields changed; None leaves one out."""
     data = {
         **source["data"],
         "fingerprint": fingerprint(sorted(counts)),
@@ -119,7 +122,8 @@ def manifest_like(source: dict[str, Any], counts: dict[str, int], **changed: Any
         "tokens": sum(counts.values()),
     }
     kept = {name: value for name, value in source.items() if name not in ("format", "grown_from")}
-    return {**kept, "data": data, **changed}
+    found = {**kept, "data": data, **changed}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def token_counts(cache: SignalCache) -> dict[str, int]:
@@ -181,7 +185,7 @@ def sliced(
     kept_layers = _chosen_numbers(stored.layers, layers, "layer", url)
     kept_blocks = _chosen_numbers(stored.attention, attention, "attention of block", url)
     hidden = HiddenStatesConfig(layers=kept_layers, attention=kept_blocks, codec=codec)
-    wanted = (None, *hidden.parts)
+    wanted = (None, LABELS, *hidden.parts)
     assets = cache.store.assets() or {}
     learned = {part: own for part, own in assets.items() if part != "probe"}
     learned = {part: own for part, own in learned.items() if part_of(part) in wanted}
@@ -242,6 +246,7 @@ def _chosen_numbers(
 def merged(urls: Sequence[str]) -> CacheDraft:
     """Draft a cache of the examples of all caches, each once; shards are as large as the first's.
 
+    Labels beside a codec are left out, with a warning, where only some of the caches have them.
     Raises `CacheError` naming the field in which the caches differ, where it is not their data.
     """
     if len(urls) < 2:
@@ -259,10 +264,14 @@ def merged(urls: Sequence[str]) -> CacheDraft:
     counts = {key: caches[i].tokens(key) for key, i in holder.items()}
     probe = {k: v for own in reversed(assets) for k, v in own.get("probe", {}).items()}
 
-    def rows(keys: list[str], _assets: dict[str, Assets]) -> list[SignalColumns]:
-        return [translate[holder[key]](caches[holder[key]].columns(key)) for key in keys]
+    labels = labels_in_all(caches)
+    left_out = () if labels or is_label_codec(first.config.codec) else (LABEL_COLUMN,)
 
-    manifest = manifest_like(first.manifest, counts)
+    def rows(keys: list[str], _assets: dict[str, Assets]) -> list[SignalColumns]:
+        found = [translate[holder[key]](caches[holder[key]].columns(key)) for key in keys]
+        return [{n: c for n, c in row.items() if n not in left_out} for row in found]
+
+    manifest = manifest_like(first.manifest, counts, labels=labels or None)
     lengths = [cache.manifest["data"].get("max_length") for cache in caches]
     if None not in lengths:
         manifest["data"]["max_length"] = max(lengths)
@@ -278,7 +287,7 @@ def merged(urls: Sequence[str]) -> CacheDraft:
 
 def _check_agrees(first: SignalCache, other: SignalCache) -> None:
     difference = first_difference(
-        first.manifest, other.manifest, ("format", "data", "shard_tokens", "grown_from")
+        first.manifest, other.manifest, ("format", "data", "labels", "shard_tokens", "grown_from")
     )
     if difference:
         field, here, there = difference
@@ -287,6 +296,14 @@ def _check_agrees(first: SignalCache, other: SignalCache) -> None:
             f"{there}), so their signals cannot be in one cache; make them equal with "
             "`distill cache convert` or `slice`, or build them again."
         )
+
+
+def labels_in_all(caches: Sequence[SignalCache]) -> bool:
+    """Whether all caches keep labels beside their codec; warns where only some of them do."""
+    having = [cache.store.url for cache in caches if cache.config.labels]
+    if having and len(having) < len(caches):
+        log.warning("The labels' log-probabilities of %s are left out", ", ".join(having))
+    return len(having) == len(caches)
 
 
 def _translation(

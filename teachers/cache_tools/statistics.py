@@ -66,9 +66,9 @@ class Statistics:
     entropy: of the decoded targets at `temperature`, in nats. A tail counts as one outcome, so it
     is a lower bound; for samples it is the entropy of the drawn entries. kept: mass of the entries
     (for samples: the sum of their weights, 1 on average). entries: entries of a token. The last
-    two are None where the full distribution is stored. nll: of codec `label`, which has this alone:
-    minus the log-probability of the tokens' labels, in nats. impossible: tokens to whose label the
-    teacher gives no probability at all; they are not in `nll`.
+    two are None where the full distribution is stored. nll: where labels' log-probabilities are
+    stored, which of codec `label` is all: minus these, in nats. impossible: tokens to whose label
+    the teacher gives no probability at all; they are not in `nll`.
     """
 
     examples: int
@@ -132,9 +132,10 @@ def statistics(
             for name, size in reader.column_bytes(batch).items():
                 found.columns[name] = found.columns.get(name, 0) + size
             signals = cache.signals(keys)
-            if found.entropy is None:
+            if found.nll is not None:
                 _add_labels(found, signals.stored_logprobs())
-            elif found.kept is not None or found.entropy.tokens < dense_tokens:
+            entropy = found.entropy
+            if entropy is not None and (found.kept is not None or entropy.tokens < dense_tokens):
                 decoded = signals.distribution(found.temperature)
                 _add(found, decoded, vocabulary_of(cache.manifest))
             found.examples += len(keys)
@@ -169,7 +170,7 @@ def _empty(cache: SignalCache) -> Statistics:
         entropy=None if labels else _empty_histogram([i / 2 for i in range(halves + 1)]),
         kept=None if dense else _empty_histogram([*MASS_EDGES, inf]),
         entries=None if dense else _empty_histogram([0.0, *powers, inf], whole=True),
-        nll=_empty_histogram([*NLL_EDGES, inf]) if labels else None,
+        nll=_empty_histogram([*NLL_EDGES, inf]) if cache.config.has_labels else None,
     )
 
 
@@ -177,7 +178,7 @@ def _empty(cache: SignalCache) -> Statistics:
 
 
 def _add_labels(found: Statistics, logprobs_N: Tensor) -> None:
-    assert found.nll is not None, "codec `label`"
+    assert found.nll is not None, "a cache of labels"
     possible_N = logprobs_N > -torch.inf
     found.nll.add(-logprobs_N[possible_N])
     found.impossible += int((~possible_N).sum())

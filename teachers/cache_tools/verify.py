@@ -12,9 +12,9 @@ not bytes: the mean total variation distance between stored and recomputed targe
 change with the last bit of a probability, so for sampled codecs only ids to which the teacher gives
 `LIKELY_PROBABILITY` or more are compared one by one, and all others together. Measured distances:
 SmolLM2-135M in bfloat16 and in float32 0.008 to 0.014, depending on the codec; after three steps of
-fine-tuning 0.05 to 0.07; with one block of thirty removed 0.10 to 0.19. From labels alone the
-distance is estimated (`label_distance`). Hidden states must have a
-mean cosine of at least `MIN_COSINE`, which leaves room for such differences and a coarse codec.
+fine-tuning 0.05 to 0.07; with one block of thirty removed 0.10 to 0.19. From labels, alone or
+beside a codec, the distance is estimated (`label_distance`). Hidden states must have a mean cosine
+of at least `MIN_COSINE`, which leaves room for such differences and a coarse codec.
 
 Legend: N tokens counted, K entries, V vocabulary.
 """
@@ -195,11 +195,11 @@ def _content_fault(cache: SignalCache, keys: list[str]) -> str | None:
     found: Distribution | None = None
     try:
         signals = cache.signals(keys)
-        if is_label_codec(codec):
+        if cache.config.has_labels:
             logprobs_N = signals.stored_logprobs()
             if logprobs_N.isnan().any() or (logprobs_N > MAX_LOGPROB).any():
                 return "a label's log-probability is NaN or above 0"
-        else:
+        if not is_label_codec(codec):
             found = signals.distribution(readable_temperature(codec))
         states = [signals.hidden(layer) for layer in cache.config.hidden.layers]
         for block in cache.config.hidden.attention:
@@ -226,11 +226,14 @@ class TeacherComparison:
     """Stored against recomputed signals of a few examples.
 
     distance: mean total variation distance of the targets. cosines: of hidden states, by part.
+    label_distance: the distance as estimated from labels that stand beside the targets; None where
+    there are none.
     """
 
     tokens: int
     distance: float
     cosines: dict[str, float]
+    label_distance: float | None = None
 
 
 def _teacher_faults(cache: SignalCache, teacher: TeacherConfig) -> list[str]:
@@ -266,6 +269,11 @@ def _teacher_faults(cache: SignalCache, teacher: TeacherConfig) -> list[str]:
         faults.append(
             f"the teacher gives other probabilities: {compared.distance:.3f} of the mass differs, "
             f"at most {allowed:g} is rounding"
+        )
+    if compared.label_distance is not None and not compared.label_distance <= allowed:
+        faults.append(
+            "the teacher gives other probabilities of the text's own tokens: about "
+            f"{compared.label_distance:.3f} of the mass differs, at most {allowed:g} is rounding"
         )
     for part, cosine in compared.cosines.items():
         if not cosine >= MIN_COSINE:
@@ -306,15 +314,19 @@ def compare_with_teacher(cache: SignalCache, model: Any) -> TeacherComparison:
     columns = {n: np.concatenate([row[n].reshape(-1) for row in rows]) for n in rows[0]}
     old = cache.signals([request.key for request in requests])
     new = Signals(columns, old.num_tokens, cache.config, cache.assets)
+    of_labels = None
+    if cache.config.has_labels:
+        of_labels = label_distance(old.stored_logprobs(), new.stored_logprobs())
     if is_label_codec(cache.config.codec):
-        distance = label_distance(old.stored_logprobs(), new.stored_logprobs())
+        assert of_labels is not None
+        distance, of_labels = of_labels, None
     else:
         distance = _distance(old, new, runner.head, runner.final_states(requests))
     cosines = {
         part: float(torch.cosine_similarity(old.states(part), new.states(part)).mean())
         for part in cache.config.hidden.parts
     }
-    return TeacherComparison(old.num_tokens, distance, cosines)
+    return TeacherComparison(old.num_tokens, distance, cosines, of_labels)
 
 
 def _distance(old: Signals, new: Signals, head: Head, final_NH: Tensor) -> float:

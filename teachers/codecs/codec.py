@@ -154,16 +154,18 @@ def is_full_codec(codec: SignalCodec | type[SignalCodec]) -> bool:
     return codec.gives == "distribution" and codec.tail == "none"
 
 
-def check_gives_label_logprobs(codec: SignalCodec) -> None:
-    """Raise `RecipeError` for a codec from which labels' log-probabilities are not known exactly.
+def check_gives_label_logprobs(codec: SignalCodec, labels: bool = False) -> None:
+    """Raise `RecipeError` for a cache from which labels' log-probabilities are not known exactly.
 
-    Stored entries need not hold the label's id, so they do not serve.
+    Stored entries need not hold the label's id, so they do not serve. labels: whether the cache
+    keeps the labels' log-probabilities beside the codec (`cache.labels`).
     """
     serve = [name for name, one in CODECS.items() if one.gives == "label" or is_full_codec(one)]
-    if codec.name not in serve:
+    if not labels and codec.name not in serve:
+        beside = "write `cache.labels: true`, or " if is_token_codec(codec) else ""
         raise RecipeError(
-            f"The codec `{codec.name}` does not hold the log-probability of every label; use "
-            f"{listed([f'`{name}`' for name in serve], 'or')} in `cache.codec`, or "
+            f"The codec `{codec.name}` does not hold the log-probability of every label; {beside}"
+            f"use {listed([f'`{name}`' for name in serve], 'or')} in `cache.codec`, or "
             "`source: online`."
         )
 

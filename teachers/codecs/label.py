@@ -3,7 +3,7 @@
 One float32 a token. Sums over an answer are what preference losses read, and 16 bits are too few
 for them: with beta = 0.1 the margin of a policy that equals its reference would be off by 1e-3 and
 more (benchmarks/codecs.md, "Labels"). -inf, of an id that the teacher's head rules out, is stored
-as it is.
+as it is. With `cache.labels: true` the same column stands beside what another codec stores.
 
 Legend: N tokens counted.
 """
@@ -22,6 +22,8 @@ from attar.models.structure import logprobs_of_ids
 from teachers.codecs.codec import CODECS, Assets, Gives, SignalColumns
 from teachers.signals import Distribution, TeacherChunk
 
+LABEL_COLUMN = "label_logprob"
+LABEL_BYTES = 4.0  # of a token, of which zstd saves little
 NO_DISTRIBUTION = (
     "the codec `label` holds the probability of the text's own tokens and no distribution to "
     "compare; use another `cache.codec`, or `source: online`"
@@ -49,14 +51,11 @@ class Label(Section):
 
     def columns(self, logprobs_N: Tensor) -> SignalColumns:
         """The columns of known log-probabilities."""
-        return {"label_logprob": logprobs_N.float().cpu().numpy()}
+        return label_columns(logprobs_N)
 
     def logprobs(self, columns: SignalColumns, num_tokens: int) -> Tensor:
         """Float32 log-probabilities (N,) from flat columns. Raises `ValueError` for a bad count."""
-        column_N = columns["label_logprob"]
-        if column_N.shape != (num_tokens,):
-            raise ValueError(f"{column_N.size} log-probabilities of {num_tokens} labels")
-        return torch.from_numpy(np.array(column_N, np.float32))
+        return stored_label_logprobs(columns, num_tokens)
 
     def decode(
         self, columns: SignalColumns, num_tokens: int, temperature: float, assets: Assets
@@ -69,8 +68,21 @@ class Label(Section):
         raise RecipeError(NO_DISTRIBUTION)
 
     def bytes_per_token(self, vocabulary: int, width: int) -> float:
-        """Four bytes, of which zstd saves little."""
-        return 4.0
+        """Four bytes."""
+        return LABEL_BYTES
+
+
+def label_columns(logprobs_N: Tensor) -> SignalColumns:
+    """Column `label_logprob` (N,), float32, from known log-probabilities."""
+    return {LABEL_COLUMN: logprobs_N.float().cpu().numpy()}
+
+
+def stored_label_logprobs(columns: SignalColumns, num_tokens: int) -> Tensor:
+    """Float32 log-probabilities (N,) from flat columns. Raises `ValueError` for a bad count."""
+    column_N = columns[LABEL_COLUMN]
+    if column_N.shape != (num_tokens,):
+        raise ValueError(f"{column_N.size} log-probabilities of {num_tokens} labels")
+    return torch.from_numpy(np.array(column_N, np.float32))
 
 
 def label_distance(one_N: Tensor, other_N: Tensor) -> float:

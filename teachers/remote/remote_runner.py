@@ -21,6 +21,7 @@ import torch
 from attar.errors import ServerError
 from teachers.cache.config import CacheConfig
 from teachers.codecs.codec import Assets, SignalCodec, SignalColumns, is_label_codec, is_token_codec
+from teachers.codecs.label import label_columns
 from teachers.codecs.top_entries import is_bucket_codec
 from teachers.remote.answer_log import AnswerLog
 from teachers.remote.client import Client, ServerRefusal
@@ -92,6 +93,7 @@ class RemoteRunner:
         """window: most ids that the server takes, the one that it writes included."""
         assert is_token_codec(config.codec)
         self.asker, self.vocabulary, self.codec = Asker(client), vocabulary, config.codec
+        self.labels = config.labels
         self.window, self.as_served = window, as_served or {}
         self.entries = entries_asked(self.codec, vocabulary)
         self.padding_mass: float | None = None  # mean over a shard, of the entries that were given
@@ -143,12 +145,13 @@ class RemoteRunner:
     def _columns(
         self, request: Request, scored: ScoredPrompt, assets: Assets
     ) -> tuple[SignalColumns, float]:
+        own_N = torch.from_numpy(scored.own_P[request.counted])
         if is_label_codec(self.codec):
-            own_N = torch.from_numpy(scored.own_P[request.counted])
             return self.codec.columns(own_N), 0.0
         entries, cut = top_entries(scored, request.counted, self.vocabulary)
         assert is_bucket_codec(self.codec), "other codecs are refused before"
-        return self.codec.encode_top(entries, self.vocabulary, assets), cut
+        columns = self.codec.encode_top(entries, self.vocabulary, assets)
+        return (columns | label_columns(own_N) if self.labels else columns), cut
 
     def _score(self, request: Request) -> ScoredPrompt:
         """The predictions of an example's text. Raises `ServerError` that names the example."""

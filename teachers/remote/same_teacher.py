@@ -60,7 +60,8 @@ def check_same_teacher(url: str, runner: RemoteRunner) -> None:
 
 def served_distance(cache: SignalCache, runner: RemoteRunner) -> float | None:
     """The mean total variation distance between stored targets and those that the server gives
-    now; None where the cache holds none of the examples whose ids it keeps.
+    now, the larger of two where labels stand beside them; None where the cache holds none of the
+    examples whose ids it keeps.
     """
     assets = cache.store.assets() or {}
     requests = [request for request in probe_requests(assets) if request.key in cache]
@@ -75,7 +76,11 @@ def served_distance(cache: SignalCache, runner: RemoteRunner) -> float | None:
     was, now = old.distribution(1.0), new.distribution(1.0)
     assert isinstance(was, SparseDistribution)
     assert isinstance(now, SparseDistribution)
-    return _distance(was, now, runner.vocabulary)
+    distance = _distance(was, now, runner.vocabulary)
+    if cache.config.labels:
+        own = label_distance(old.stored_logprobs(), new.stored_logprobs())
+        return max(distance, own)
+    return distance
 
 
 def _distance(was: SparseDistribution, now: SparseDistribution, vocabulary: int) -> float:

@@ -14,7 +14,7 @@ from attar.errors import CacheError
 from teachers.cache.config import config_of
 from teachers.cache.growing import begin_growing, held_tokens
 from teachers.cache.store import SignalStore
-from teachers.codecs.codec import Assets, is_label_codec
+from teachers.codecs.codec import Assets
 from teachers.codecs.pca_basis import codes_at_the_limit
 from teachers.runners.request import Request, Runner
 
@@ -157,14 +157,14 @@ def _write_parts(
 def _probe_assets(requests: Sequence[Request], manifest: dict[str, Any]) -> Assets:
     """The ids of some examples, so that `cache verify` can run the teacher again.
 
-    Labels are kept where the codec reads them.
+    Labels are kept where the cache stores something of them.
     """
-    with_labels, probe = is_label_codec(config_of(manifest).codec), {}
+    config, probe = config_of(manifest), {}
     for request in requests:
         probe[f"{request.key}.input_ids"] = torch.from_numpy(np.asarray(request.input_ids).copy())
         probe[f"{request.key}.counted"] = torch.from_numpy(np.asarray(request.counted).copy())
-        if with_labels:
-            assert request.labels is not None, "codec `label` needs requests with labels"
+        if config.has_labels:
+            assert request.labels is not None, "a cache of labels needs requests with labels"
             probe[f"{request.key}.labels"] = torch.from_numpy(np.asarray(request.labels).copy())
     return probe
 

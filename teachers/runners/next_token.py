@@ -9,6 +9,7 @@ Legend: B sequences, T tokens, N tokens counted, V vocabulary, H width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, overload
 
 import numpy as np
@@ -16,7 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from attar.errors import CacheError
-from attar.models.structure import head_of, rows_per_chunk, run_body, unwrap
+from attar.models.structure import (
+    head_of,
+    logprobs_of_ids,
+    rows_per_chunk,
+    run_body,
+    unwrap,
+)
 from teachers.cache.config import CacheConfig
 from teachers.codecs.codec import (
     Assets,
@@ -27,6 +34,7 @@ from teachers.codecs.codec import (
     join_columns,
     split_columns,
 )
+from teachers.codecs.label import label_columns
 from teachers.runners.hidden_states import (
     HiddenStates,
     check_finite,
@@ -52,6 +60,20 @@ def encode_by_chunks(
     """Encode many tokens while the logits of only `size` of them are held at once."""
     starts = range(0, len(chunk.seeds_N), size)
     return join_columns([codec.encode(chunk.rows(start, start + size), assets) for start in starts])
+
+
+def encode_with_labels(
+    codec: DistributionCodec, chunk: TeacherChunk, assets: Assets, size: int
+) -> SignalColumns:
+    """`encode_by_chunks`, and column `label_logprob` from the same logits."""
+    assert chunk.labels_N is not None, "`cache.labels` needs requests with labels"
+    parts = []
+    for start in range(0, len(chunk.seeds_N), size):
+        part = chunk.rows(start, start + size)
+        logits_NV, labels_N = part.logits(), chunk.labels_N[start : start + size]
+        labels = label_columns(logprobs_of_ids(logits_NV, labels_N.to(logits_NV.device)))
+        parts.append({**codec.encode(replace(part, known_NV=logits_NV), assets), **labels})
+    return join_columns(parts)
 
 
 def labels_of(requests: Sequence[Request]) -> Tensor | None:
@@ -171,7 +193,8 @@ class TeacherRunner:
     def _encode(self, hidden_NH: Tensor, group: list[Request], assets: Assets) -> SignalColumns:
         seeds_N = np.concatenate([seeds_of(r.key, len(r.counted)) for r in group])
         chunk = TeacherChunk(hidden_NH, self.head, seeds_N, labels_N=labels_of(group))
-        columns = encode_by_chunks(self.codec, chunk, assets, self.chunk)
+        encode = encode_with_labels if self.config.labels else encode_by_chunks
+        columns = encode(self.codec, chunk, assets, self.chunk)
         finite_N = np.ones(len(hidden_NH), bool)
         for column in columns.values():
             if column.dtype.kind == "f" and len(column) == len(finite_N):

@@ -17,7 +17,8 @@ class Request:
 
     For a labelled text `counted` holds the positions whose hidden states are kept, and
     `token_types` (T,) tells a pair's first text from its second for models that need it.
-    labels: the ids predicted at the counted positions, (N,) int64; codec `label` needs them.
+    labels: the ids predicted at the counted positions, (N,) int64; codec `label` and
+    `cache.labels` need them.
     """
 
     key: str

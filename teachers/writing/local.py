@@ -22,6 +22,7 @@ from teachers.codecs.codec import (
     is_label_codec,
     join_columns,
 )
+from teachers.codecs.label import label_columns
 from teachers.codecs.top_entries import BucketCodec, is_bucket_codec
 from teachers.writing.request import OnDone, WriteRequest, Written
 
@@ -40,7 +41,7 @@ class LocalWriter:
     """A language model, by the sampling loop of `attar.models.sampling`.
 
     seed: names all its draws. batch_size: answers written at once. codec: how signals are kept;
-    None keeps none.
+    None keeps none. labels: whether the written ids' log-probabilities stand beside them.
     """
 
     model: Any
@@ -50,6 +51,7 @@ class LocalWriter:
     seed: str
     batch_size: int
     codec: SignalCodec | None = None
+    labels: bool = False
 
     def batches(self, requests: Sequence[WriteRequest]) -> list[list[WriteRequest]]:
         """Prompts of like length together; answers with consecutive numbers to one prompt too."""
@@ -70,7 +72,7 @@ class LocalWriter:
         limit = min(self.sampling.new_tokens, max(request.limit for request in requests))
         sampling = replace(self.sampling, new_tokens=limit)
         writer = Writer(self.model, sampling, self.vocabulary, self.stop_ids, self.seed)
-        signals = _Signals(self.codec)
+        signals = _Signals(self.codec, self.labels)
 
         def done(number: int, answer: Answer) -> None:
             on_done(requests[number], _cut(answer, requests[number].limit, signals, number))
@@ -112,6 +114,7 @@ class _Signals:
     """What a codec keeps of each token of the answers of a batch, by the answers' numbers."""
 
     codec: SignalCodec | None
+    labels: bool = False
     rows: dict[int, list[SignalColumns]] = field(default_factory=lambda: defaultdict(list))
 
     @property
@@ -132,7 +135,8 @@ class _Signals:
             return None
         if is_label_codec(self.codec):
             return self.codec.columns(torch.from_numpy(logprobs))
-        return join_columns(self.rows.pop(number)[: len(logprobs)])
+        columns = join_columns(self.rows.pop(number)[: len(logprobs)])
+        return columns | label_columns(torch.from_numpy(logprobs)) if self.labels else columns
 
 
 def encode_logits(codec: BucketCodec, logits_BV: Tensor) -> SignalColumns:

@@ -25,6 +25,7 @@ from attar.errors import UserError
 from attar.models.sampling import Sampling, seed_of
 from attar.registry import Registry
 from teachers.codecs.codec import SignalCodec, SignalColumns, is_label_codec
+from teachers.codecs.label import label_columns
 from teachers.codecs.top_entries import is_bucket_codec, sort_entries
 from teachers.remote.entries import LEAST_TAIL
 from teachers.writing.request import Failed, OnDone, WriteRequest, Written
@@ -178,9 +179,10 @@ class ServedWriter:
     post: sends a body to a path and gives the JSON reply; it repeats by itself what may pass, and
     raises a `UserError` when it gives up. refuses: whether such an error is for good. stop_ids: the
     ids that end an answer, the learned end of a turn first. concurrency: requests at once. codec:
-    how signals are kept; None keeps none. bounded: whether batches are short, since nothing more is
-    asked after one that spends a budget. close: ends the connections for good, also of requests
-    under way; hang_up: until the next request.
+    how signals are kept; None keeps none. labels: whether the written ids' log-probabilities stand
+    beside them. bounded: whether batches are short, since nothing more is asked after one that
+    spends a budget. close: ends the connections for good, also of requests under way; hang_up:
+    until the next request.
     """
 
     post: Callable[[str, Mapping[str, Any]], Any]
@@ -192,6 +194,7 @@ class ServedWriter:
     seed: str
     concurrency: int
     codec: SignalCodec | None = None
+    labels: bool = False
     bounded: bool = False
     close: Callable[[], None] = lambda: None
     hang_up: Callable[[], None] = lambda: None
@@ -265,7 +268,10 @@ class ServedWriter:
             return None
         if is_label_codec(self.codec):
             return self.codec.columns(torch.from_numpy(logprobs))
-        return encode_entries(self.codec, reply.entries[: len(logprobs)], self.vocabulary)
+        columns = encode_entries(self.codec, reply.entries[: len(logprobs)], self.vocabulary)
+        if columns is None or not self.labels:
+            return columns
+        return columns | label_columns(torch.from_numpy(logprobs))
 
 
 def _first_tokens(reply: Reply, number: int) -> Reply:

@@ -27,7 +27,6 @@ from distill.stages.answer_writers import check_writer
 from students.artifacts.gguf.writer import write_gguf
 from teachers.cache.reader import SignalCache
 from teachers.runners.next_token import TeacherRunner
-from teachers.runners.request import Request
 from teachers.writing.local import LocalWriter
 from teachers.writing.request import Failed
 from teachers.writing.store import RequestStore
@@ -114,7 +113,8 @@ def test_every_stage_runs_on_written_answers(asked):
 
 
 def test_signals_come_with_the_answers_and_the_teacher_runs_over_the_rest_alone(asked):
-    commands = asked({"keep": {"ended": False}})
+    cache = {"codec": {"name": "topk", "k": 8}, "shard_tokens": 100, "labels": True}
+    commands = asked({"keep": {"ended": False}}, cache=cache)
     said = ""
     for command in ("answer", "cache build"):
         said += commands(*command.split(), "recipe.yaml", "--run-dir", "out").output
@@ -126,8 +126,9 @@ def test_signals_come_with_the_answers_and_the_teacher_runs_over_the_rest_alone(
     runner = run.task.runner(run)
     assert isinstance(runner, TeacherRunner)
     for example in train:
-        request = Request(example.key, example.input_ids, example.counted)
-        (wanted,) = runner.run([request], {})
+        (wanted,) = runner.run([run.task.request(run, example)], {})
+        labels = cache.signals([example.key]).stored_logprobs()
+        np.testing.assert_allclose(labels.numpy(), wanted["label_logprob"], atol=1e-3)
         signals = cache.signals([example.key]).distribution(1.0)
         close = np.asarray(wanted["logprobs"], np.float32)
         order = np.sort(signals.logprobs_NK.numpy(), axis=-1)[:, ::-1]

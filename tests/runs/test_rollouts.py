@@ -76,7 +76,7 @@ def test_a_student_learns_from_its_own_text(rows):
 
 def test_rounds_get_their_signals_from_a_cache_of_their_own(rows):
     more = ["train.source=cache", "train.rollouts={new_tokens: 8, every: 3, share: 0.7}"]
-    result = train(rows, "cached", *more)
+    result = train(rows, "cached", *more, "cache.labels=true")
     online = train(rows, "online", more[1])
     assert len(result["rounds"]) == 2
     for name in ("answers", "tokens", "reverse_kl", "top1", "teacher_nll"):
@@ -85,6 +85,8 @@ def test_rounds_get_their_signals_from_a_cache_of_their_own(rows):
     assert first["0:reverse_kl"] == pytest.approx(other["0:reverse_kl"], rel=1e-2)
     kept = sorted(one.name for one in Path("cached/arms/distill/rollouts").glob("*.signals"))
     assert kept == ["00001.signals"]  # of the rounds that were still learned from
+    written = SignalCache(f"cached/arms/distill/rollouts/{kept[0]}")
+    assert (written.signals(written.keys()).stored_logprobs() < 0).all()
     shown = rows("cache", "verify", "cached/cache")
     assert "whole" in shown.output or shown.exit_code == 0
 

@@ -105,9 +105,12 @@ def builder():
 def cache_of():
     """`cache_of(url, model, examples, codec, ...)`: a cache whose manifest is like a run's."""
 
-    def make(url, model, examples, codec, *, layers=None, name="tiny", tokenizer=None, tokens=60):
+    def make(
+        url, model, examples, codec, *, layers=None, name="tiny", tokenizer=None, tokens=60,
+        labels=False,
+    ):  # fmt: skip
         config = CacheConfig.model_validate(
-            {"codec": codec, "hidden": layers or {}, "shard_tokens": tokens}
+            {"codec": codec, "hidden": layers or {}, "shard_tokens": tokens, "labels": labels}
         )
         counts = {example.key: len(example.counted) for example in examples}
         data = {

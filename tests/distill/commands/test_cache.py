@@ -154,6 +154,27 @@ def test_labels_of_a_converted_cache_come_from_the_run(build, workshop):
     assert ((one.exp() + other.exp()) / 2 - mixed.exp()).abs().max() < 1e-6
 
 
+def test_labels_beside_a_codec_come_with_it(build, workshop):
+    url = build("both", "cache.labels=true")
+    workshop("cache", "verify", url, "--tokenizer", "teacher", "--teacher")
+    output = workshop("cache", "stats", url).output
+    assert "entropy of the targets" in output
+    assert re.search(r"perplexity +\d", output)
+    workshop("cache", "convert", url, "alone", "--codec", "label", "--hidden", "bf16")
+    direct = SignalCache(build("direct", *LABELS))
+    found, keys = SignalCache("alone"), direct.keys()
+    one, other = (cache.signals(keys).stored_logprobs() for cache in (direct, found))
+    assert (one == other).all()
+    said = workshop("cache", "build", "recipe.yaml", "--run-dir", "both", ok=False).output
+    assert "labels = True, the recipe asks for False; write `cache.labels: true`" in said
+    fine = "cache.codec={name: final_hidden, kl: 1e-6}"
+    workshop("cache", "convert", build("full", fine), "added", "--labels", "--data", "full")
+    build("full", fine, "cache.labels=true", "cache.dir=added")
+    workshop("cache", "verify", "added", "--teacher")
+    added = SignalCache("added").signals(keys).stored_logprobs()
+    assert (one - added).abs().mean() < 0.02
+
+
 def test_ensemble_takes_weights_in_the_order_of_the_caches(build, workshop, make_model, tokenizer):
     make_model(3, width=32, vocabulary=320).save_pretrained("second")
     tokenizer.save_pretrained("second")
@@ -193,6 +214,7 @@ def test_ensemble_takes_weights_in_the_order_of_the_caches(build, workshop, make
             ["convert", "CACHE", "out", "--codec", "topk:k=2", "--data", "x"],
             "`--data` has no effect",
         ),
+        (["convert", "CACHE", "out", "--labels"], "build it again with `cache.labels: true`"),
         (["convert", "CACHE", "out", "--hidden", "int9"], "Did you mean `int8`?"),
         (["ensemble", "CACHE", "CACHE", "out", "--codec", "hybrid"], "cannot be stored"),
         (["ensemble", "CACHE", "CACHE", "out", "--codec", "topk", "--weights", "1"], "2 caches"),

@@ -71,6 +71,15 @@ def test_a_shard_of_final_states_is_two_bytes_a_channel_in_memory():
     assert disk < memory
 
 
+@pytest.mark.parametrize("codec", ["topk", "final_hidden"])
+def test_labels_beside_a_codec_are_four_bytes_a_token_and_a_copy_of_logits(codec):
+    plain, labelled = (cache_of(codec=codec, labels=labels) for labels in (False, True))
+    for one, other in zip(WORK.shard(plain), WORK.shard(labelled), strict=True):
+        assert other - one == pytest.approx(4.0 * (32_768 + 256))
+    logits = 4.0 * V * ((64 << 20) // (4 * V))
+    assert WORK.logits(labelled) == 2 * logits
+
+
 def student_of(**layers):
     return StudentConfig.model_validate({"layers": layers})
 

@@ -8,12 +8,12 @@ from distill.recipe.schema import Recipe
 from distill.run.load import check_recipe
 
 
-def recipe(codec="label", **term):
+def recipe(codec="label", labels=False, **term):
     return Recipe.model_validate(
         {
             "data": {"train": "rows.jsonl"},
             "teacher": {"model": "teacher"},
-            "cache": {"codec": {"name": codec}},
+            "cache": {"codec": {"name": codec}, "labels": labels},
             "student": {"from": "teacher"},
             "train": {"objective": [{"loss": "preference", **term}]},
         }
@@ -31,6 +31,14 @@ def test_kto_refuses_the_teachers_cache_whatever_its_codec(codec):
     with pytest.raises(RecipeError, match=says):
         check_consistency(recipe(codec, form="kto", source="cache"))
     check_consistency(recipe(codec, form="sigmoid", source="cache"))
+
+
+@pytest.mark.parametrize("codec", ["topk", "nucleus", "hybrid", "sampled"])
+def test_the_teachers_cache_is_a_reference_where_it_keeps_labels(codec):
+    says = r"objective\[0\].source: cache`: The codec `\w+` .* write `cache.labels: true`, or use"
+    with pytest.raises(RecipeError, match=says):
+        check_consistency(recipe(codec, form="sigmoid", source="cache"))
+    check_consistency(recipe(codec, labels=True, form="sigmoid", source="cache"))
 
 
 @pytest.mark.parametrize(

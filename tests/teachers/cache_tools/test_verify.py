@@ -1,6 +1,7 @@
 """Verification finds and names every fault, and passes intact caches."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -43,12 +44,13 @@ def teacher(make_model, tmp_path_factory):
 def cache(cache_of, teacher, examples, tokenizer, tmp_path):
     """`cache(codec="topk")`: a cache of that teacher, with its real tokenizer in the manifest."""
 
-    def make(codec="topk", *, layers=LAYERS, folder="cache"):
+    def make(codec="topk", *, layers=LAYERS, folder="cache", **more):
         model = load_causal_lm(str(teacher), dtype=torch.float32)
         url, named = tmp_path / folder, tokenizer_identity(tokenizer)
         return cache_of(
-            url, model, examples, {"name": codec}, layers=layers, name=str(teacher), tokenizer=named
-        )
+            url, model, examples, {"name": codec}, layers=layers, name=str(teacher),
+            tokenizer=named, **more,
+        )  # fmt: skip
 
     return make
 
@@ -106,6 +108,44 @@ def test_a_log_probability_that_cannot_be_is_found(cache, monkeypatch):
         Label, "logprobs", lambda *a: read(*a).index_fill(0, torch.tensor([2]), -torch.inf)
     )
     assert verify(url) == []  # a head may rule an id out
+
+
+@pytest.mark.parametrize("codec", ["topk", "hybrid", "final_hidden"])
+def test_labels_beside_a_codec_are_compared_too(cache, codec, monkeypatch):
+    from teachers.cache.reader import Signals
+
+    url = cache(codec, labels=True)
+    assert verify(url, teacher=teacher_of(url)) == []
+    model, read = (
+        load_causal_lm(teacher_of(url).model, dtype=torch.float32),
+        Signals.stored_logprobs,
+    )
+    found = compare_with_teacher(SignalCache(url), model)
+    assert found.label_distance < 1e-3
+    monkeypatch.setattr(Signals, "stored_logprobs", lambda self: read(self) - _of_cache(self))
+    moved = compare_with_teacher(SignalCache(url), model)
+    assert moved.distance == pytest.approx(found.distance, abs=1e-6)
+    assert moved.label_distance == pytest.approx(0.5 * (1 - math.exp(-1)), rel=1e-2)
+    (fault,) = verify(url, teacher=teacher_of(url))
+    assert fault.startswith("the teacher gives other probabilities of the text's own tokens: about")
+
+
+def _of_cache(signals):
+    """1 for signals that were read from a cache, which knows the vocabulary; else 0."""
+    return float(signals.vocabulary is not None)
+
+
+def test_a_log_probability_beside_a_codec_that_cannot_be_is_found(cache, monkeypatch):
+    from teachers.cache.reader import Signals
+
+    url, read = cache("topk", labels=True), Signals.stored_logprobs
+    for wrong in (float("nan"), 0.1):
+        monkeypatch.setattr(
+            Signals,
+            "stored_logprobs",
+            lambda self, wrong=wrong: read(self).index_fill(0, torch.tensor([2]), wrong),
+        )
+        assert "a label's log-probability is NaN or above 0" in verify(url)[0]
 
 
 def test_labels_estimate_the_distance_of_two_teachers():

@@ -51,8 +51,8 @@ def client_of():
 def runner_of(client_of):
     """`runner_of(server, codec, **more)`: a runner that has not probed."""
 
-    def make(server, codec="topk", **more):
-        config = CacheConfig.model_validate({"codec": codec})
+    def make(server, codec="topk", labels=False, **more):
+        config = CacheConfig.model_validate({"codec": codec, "labels": labels})
         return RemoteRunner(client_of(server, **more), server.vocabulary, config)
 
     return make

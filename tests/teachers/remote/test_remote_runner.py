@@ -48,6 +48,45 @@ def test_columns_are_those_of_the_teacher_that_runs_here(
     assert runner.padding_mass == 0
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_beside_entries_are_those_of_codec_label(kind, serve, runner_of, make_requests):
+    requests, server = make_requests(8), serve(kind)
+    rows = {
+        name: runner_of(server, codec, labels).run(requests, {})
+        for name, codec, labels in (
+            ("both", TOPK, True),
+            ("topk", TOPK, False),
+            ("label", "label", False),
+        )
+    }
+    for both, topk, label in zip(*rows.values(), strict=True):
+        assert both.keys() == topk.keys() | label.keys()
+        assert all((both[name] == column).all() for name, column in topk.items())
+        (name,) = label  # servers round an entry's number and the own id's differently
+        np.testing.assert_allclose(both[name], label[name], rtol=0, atol=1e-5)
+
+
+def test_a_server_that_gives_other_labels_is_told(
+    serve, runner_of, make_requests, monkeypatch, tmp_path
+):
+    config = CacheConfig.model_validate({"codec": TOPK, "labels": True})
+    store, requests = SignalStore(str(tmp_path / "cache")), make_requests(9)
+    runner = runner_of(serve(), TOPK, True)
+    manifest = manifest_of(config, {"model": "t"}, {"size": runner.vocabulary}, {"examples": 9})
+    build_cache(store, manifest, requests, lambda: runner)
+    assert served_distance(SignalCache(store.url), runner) == 0
+    run = runner.run
+
+    def less_likely(*arguments):
+        rows = run(*arguments)
+        return [{**row, "label_logprob": row["label_logprob"] - 1} for row in rows]
+
+    monkeypatch.setattr(runner, "run", less_likely)
+    assert served_distance(SignalCache(store.url), runner) == pytest.approx(
+        0.5 * (1 - np.exp(-1)), rel=1e-4
+    )
+
+
 def test_entries_of_ids_that_the_tokenizer_lacks_are_cut(serve, runner_of, make_requests):
     requests = make_requests(5)
     runner = runner_of(serve(vocabulary=320), {"name": "topk", "k": 64})

@@ -29,9 +29,9 @@ def requests(samples=3, limit=10):
     ]
 
 
-def writer(model, codec=None, batch_size=6, stops=STOPS):
+def writer(model, codec=None, batch_size=6, stops=STOPS, labels=False):
     sampling = Sampling(10, temperature=1.0)
-    return LocalWriter(model, sampling, VOCABULARY, stops, "0", batch_size, codec)
+    return LocalWriter(model, sampling, VOCABULARY, stops, "0", batch_size, codec, labels)
 
 
 def write_all(writer, wanted, folder, **how):
@@ -100,16 +100,17 @@ def test_no_batch_begins_once_the_tokens_are_spent(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "codec",
+    ("codec", "labels"),
     [
-        {"name": "topk", "k": 5},
-        {"name": "topk", "k": 97, "temperatures": [1.0, 2.0]},
-        {"name": "label"},
+        ({"name": "topk", "k": 5}, False),
+        ({"name": "topk", "k": 5}, True),
+        ({"name": "topk", "k": 97, "temperatures": [1.0, 2.0]}, False),
+        ({"name": "label"}, False),
     ],
 )
-def test_signals_are_what_a_run_over_the_finished_text_gives(tiny_model, tmp_path, codec):
-    config = CacheConfig.model_validate({"codec": codec})
-    write_all(writer(tiny_model, config.codec), requests(), tmp_path)
+def test_signals_are_what_a_run_over_the_finished_text_gives(tiny_model, tmp_path, codec, labels):
+    config = CacheConfig.model_validate({"codec": codec, "labels": labels})
+    write_all(writer(tiny_model, config.codec, labels=labels), requests(), tmp_path)
     store = RequestStore(tmp_path)
     answers, lines = dict(store.read()), store.index()
     runner = TeacherRunner(tiny_model, VOCABULARY, config)

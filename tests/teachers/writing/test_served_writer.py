@@ -86,7 +86,7 @@ class FakeServer:
 KINDS = {"vllm": (VLLMWriting("name"), vllm_reply), "llama-server": (LlamaServer(), llama_reply)}
 
 
-def writer(server, kind, codec=None, sampling=None):
+def writer(server, kind, codec=None, sampling=None, labels=False):
     sampling = sampling or Sampling(8, 0.7, 0.9)
     return ServedWriter(
         server,
@@ -98,6 +98,7 @@ def writer(server, kind, codec=None, sampling=None):
         "0",
         3,
         codec,
+        labels,
     )
 
 
@@ -132,11 +133,15 @@ def test_all_of_sampling_is_said_and_each_answer_has_a_seed_of_its_own(name, tmp
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("codec", [TOPK, LABEL], ids=["topk", "label"])
-def test_signals_are_those_of_the_servers_own_logits(name, codec, tmp_path):
+@pytest.mark.parametrize(
+    ("codec", "labels"),
+    [(TOPK, False), (TOPK, True), (LABEL, False)],
+    ids=["topk", "both", "label"],
+)
+def test_signals_are_those_of_the_servers_own_logits(name, codec, labels, tmp_path):
     kind, reply = KINDS[name]
     server = FakeServer(reply)
-    made = writer(server, kind, codec)
+    made = writer(server, kind, codec, labels=labels)
     _, found, store = written(made, requests(4), tmp_path)
     by_seed = {str(body["seed"]): body for body in server.bodies}
     assert len(by_seed) == 4
@@ -146,8 +151,10 @@ def test_signals_are_those_of_the_servers_own_logits(name, codec, tmp_path):
     for seed in seeds:
         logits = logits_of(seed, 4)
         own = logits.log_softmax(-1)[range(4), [5, 6, 7, END]]
-        wanted.append(codec.columns(own) if codec is LABEL else encode_logits(codec, logits))
+        wanted.append({} if codec is LABEL else encode_logits(codec, logits))
+        wanted[-1] |= LABEL.columns(own) if codec is LABEL or labels else {}
     for one in columns:  # answers come in any order
+        assert one.keys() == wanted[0].keys()
         close = [
             all(np.allclose(one[n], w[n], atol=2e-3) for n in w if n != "ids")
             and ("ids" not in w or (one["ids"] == w["ids"]).all())
