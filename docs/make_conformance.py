@@ -32,7 +32,8 @@ What every loss and codec was seen to keep. Written by `docs/make_conformance.py
 `tests/distill/objective/test_conformance.py` measured, on a tiny teacher and student with random
 weights, for every registered loss on tokens and on answers and every codec that serves it. A new
 loss or codec is enrolled by being registered. `preference` is tried on pairs of answers, with its
-default form; losses on vectors and on rewards of whole texts have tests of their own.
+default form, `rloo` on answers with rewards; losses on vectors and on rewards of whole texts have
+tests of their own.
 
 ## What every loss keeps
 

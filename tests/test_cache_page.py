@@ -159,3 +159,5 @@ def test_the_key_of_an_example_is_what_its_page_says() -> None:
         b"".join(i.to_bytes(4, "little") for i in ids) + bytes([0b01000000]), digest_size=16
     )
     assert key_of(ids, labels) == told.hexdigest()
+    told.update(b"teacher.prompt" + b"".join(i.to_bytes(4, "little") for i in (9, 70_001)))
+    assert key_of(ids, labels, teacher_prompt=[9, 70_001]) == told.hexdigest()

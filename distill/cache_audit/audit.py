@@ -28,6 +28,7 @@ from attar.models.structure import Head, rows_per_chunk
 from attar.progress import progress
 from distill.cache_audit.fidelity import Fidelity, Measures
 from distill.data.examples import Example, Examples, first_examples
+from distill.data.teacher_prompts import as_teacher_reads
 from distill.objective.losses import LOSSES
 from distill.objective.terms import check_served, terms_reading
 from distill.pipeline import run_stages
@@ -90,19 +91,21 @@ class Slice:
 
 def take_slice(
     requests: list[Request],
+    of_student: list[Request],
     labels_N: Tensor,
     sample: list[Request],
     vocabulary: int,
     get_teacher: Callable[[], Any],
     get_student: Callable[[], Any],
 ) -> Slice:
-    """Run teacher and student, one after the other, over the requests.
+    """Run teacher and student, one after the other, over the requests of each.
 
-    labels_N: the ids that follow the requests' counted tokens. sample: what codecs learn from, run
-    through the teacher alone. Each model is loaded, run and freed before the next.
+    of_student: the same texts as the student reads them, with as many counted tokens. labels_N: the
+    ids that follow the counted tokens. sample: what codecs learn from, run through the teacher
+    alone. Each model is loaded, run and freed before the next.
     """
     teacher_NH, teacher_head, sample_NH = _states(get_teacher(), vocabulary, requests, sample)
-    student_NH, student_head, _ = _states(get_student(), vocabulary, requests, [])
+    student_NH, student_head, _ = _states(get_student(), vocabulary, of_student, [])
     seeds_N = np.concatenate([seeds_of(request.key, len(request.counted)) for request in sample])
     return Slice(
         requests,
@@ -121,7 +124,8 @@ def _request_of(example: Example) -> Request:
 
 def _requests_to_learn_from(train: Examples) -> list[Request]:
     order = sorted(range(len(train)), key=lambda i: train.keys[i])
-    return first_requests([_request_of(train[i]) for i in order[:LEARN_TOKENS]], LEARN_TOKENS)
+    some = [_request_of(as_teacher_reads(train[i])) for i in order[:LEARN_TOKENS]]
+    return first_requests(some, LEARN_TOKENS)
 
 
 def _states(
@@ -245,6 +249,7 @@ def audit_run(run: Run, tokens: int) -> list[Audited]:
     validation = run.validation_examples().by_text()
     examples = [validation[i] for i in first_examples(validation, tokens)]
     part = take_slice(
+        [_request_of(as_teacher_reads(example)) for example in examples],
         [_request_of(example) for example in examples],
         torch.from_numpy(np.concatenate([e.counted_labels for e in examples])),
         _requests_to_learn_from(run.training_examples().by_text()),

@@ -66,10 +66,7 @@ def preview_rows(run: Run, data: DataConfig, number: int) -> Iterator[str]:
 
     A row that is left out says why. Raises `DataError` for data that cannot be read.
     """
-    tokenizer = run.tokenizer
-    adapted = run.recipe.teacher.adapt is not None
-    own = run.task.reader(run.teacher_config, adapted, run.recipe.seed)
-    reader: Reader = own or NextTokenTexts()
+    tokenizer, reader = run.tokenizer, run.reader(data)
     sources = sources_of(data)
     tables = [load_rows(source, data.split, data.name) for source in sources]
     with errors_only(distill.data.__name__):  # what reading says of the data, preparing has said
@@ -89,11 +86,15 @@ def preview_rows(run: Run, data: DataConfig, number: int) -> Iterator[str]:
 
 
 def _shown_texts(reader: Reader, tokenizer: Any, example: Sequence[Any]) -> Iterator[str]:
-    """Lines on an example: its text; of judged answers, each with its judgement before it."""
+    """Lines on an example: its text, and the prompt that the teacher reads in place of its own; of
+    judged answers, each with its judgement before it.
+    """
     ids, labels, *more = example
     _, role, other, *margin = more if len(more) >= 3 else (None, ALONE, None)
     if role == ALONE:
         yield _shown(reader, tokenizer, example)
+        if len(margin) == 2:
+            yield f"the teacher's prompt: {_escaped(tokenizer.decode(margin[1]))}"
         return
     names = ("chosen", "rejected") if other is not None else ("good", "bad")
     better = f", better by {margin[0]:g}" if margin and margin[0] else ""

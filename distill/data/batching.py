@@ -26,6 +26,7 @@ from torch import Tensor
 from attar.models.task_heads import padded_texts
 from distill.data.counted import Counted, Texts
 from distill.data.examples import ALONE, CHOSEN, JUDGED, REJECTED, WRITTEN, Example, Rollout
+from distill.data.teacher_prompts import as_teacher_reads
 from distill.data.tokenize import IGNORE
 
 MicroBatch = list[list[int]]  # rows of example numbers
@@ -44,6 +45,8 @@ class Batch:
     of each pair is better, of whole texts; None without pairs.
     mismatched: the texts of prompts with other prompts' answers, one of every judged text that has
     one; nothing of it is counted here. rollouts: of the texts that the student wrote, in order.
+    of_teacher: the same texts as the teacher reads them, row by row, where it has prompts of its
+    own; what counts in it, in its order, are the same predictions.
     """
 
     input_ids_BT: Tensor
@@ -59,6 +62,7 @@ class Batch:
     margins_P: Tensor | None = None
     mismatched: Batch | None = None
     rollouts: tuple[Rollout, ...] = ()
+    of_teacher: Batch | None = None
 
     @property
     def counted(self) -> Counted:
@@ -268,7 +272,15 @@ def collate(rows: Sequence[Sequence[Example]]) -> Batch:
         judged=judged,
         mismatched=collate(mismatched) if mismatched else None,
         rollouts=tuple(text.rollout for text, _ in counted if text.rollout is not None),
+        of_teacher=_of_teacher(rows),
     )
+
+
+def _of_teacher(rows: Sequence[Sequence[Example]]) -> Batch | None:
+    """Rows of texts as the teacher reads them; None where it reads what the student does."""
+    if all(text.teacher_prompt is None for row in rows for text in row):
+        return None
+    return collate([[as_teacher_reads(text) for text in row] for row in rows])
 
 
 def _mismatched_rows(rows: Sequence[Sequence[Example]]) -> list[list[Example]]:

@@ -26,7 +26,7 @@ SHARE_SLACK = 1e-6  # within which two shares of a text are the same
 class Piece(NamedTuple):
     """One example of a document, and the share of the text that it covers.
 
-    role, rejected, margin: of judged answers, as `example_of` takes them.
+    role, rejected, margin: of judged answers, and teacher_prompt, as `example_of` takes them.
     """
 
     ids: list[int]
@@ -37,6 +37,7 @@ class Piece(NamedTuple):
     role: int = ALONE
     rejected: tuple[list[int], list[int]] | None = None
     margin: float | None = None
+    teacher_prompt: list[int] | None = None
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class Example:
     mismatched: this text's prompt with the answer to another prompt, in a view that has them
     (`Examples.with_mismatched`); nothing is learned from it.
     rollout: of a text that the student wrote, what is known of its answer.
+    teacher_prompt: ids (P,) that the teacher reads in place of the prompt (`teacher_prompts.py`).
     """
 
     key: str
@@ -61,6 +62,7 @@ class Example:
     margin: float = 0.0
     mismatched: Example | None = None
     rollout: Rollout | None = None
+    teacher_prompt: np.ndarray | None = None
 
     @property
     def counted(self) -> np.ndarray:
@@ -97,13 +99,15 @@ def example_of(
     role: int = ALONE,
     rejected: tuple[Sequence[int], Sequence[int]] | None = None,
     margin: float | None = None,
+    teacher_prompt: Sequence[int] | None = None,
 ) -> Example:
     """An example from what a reader gives of a row. rejected: ids and labels of the other text."""
     ids_T, labels_T = np.asarray(ids, np.int64), np.asarray(labels, np.int64)
     types_T = None if token_types is None else np.asarray(token_types)
     other = None if rejected is None else example_of(*rejected, role=REJECTED)
-    key = example_key(ids, labels, token_types, rejected)
-    return Example(key, ids_T, labels_T, types_T, role, other, margin or 0.0)
+    key = example_key(ids, labels, token_types, rejected, teacher_prompt)
+    prompt = None if teacher_prompt is None else np.asarray(teacher_prompt, np.int64)
+    return Example(key, ids_T, labels_T, types_T, role, other, margin or 0.0, teacher_prompt=prompt)
 
 
 class Examples:
@@ -247,7 +251,11 @@ class Examples:
             )
         types = None if types is None else np.asarray(types)
         margin = row.get("margin") or 0.0
-        example = Example(row["key"], ids, labels, types, role, other, margin)
+        prompt = row.get("teacher_prompt")
+        prompt = None if prompt is None else np.asarray(prompt, np.int64)
+        example = Example(
+            row["key"], ids, labels, types, role, other, margin, teacher_prompt=prompt
+        )
         if self._mismatches is not None and role != ALONE:
             example = self._mismatches.added_to(example)
         if self._text is None:
@@ -349,30 +357,24 @@ def first_examples(examples: Examples, tokens: int) -> list[int]:
     return list(range(min(enough, len(examples))))
 
 
-def spread_examples(examples: Examples, tokens: int) -> list[int]:
-    """Numbers of examples that hold at least `tokens` counted tokens, from as many documents as can
-    be: the first of every document, then the second of every one, and so on.
-    """
-    by_document = np.argsort(examples.documents, kind="stable")
-    _, sizes = np.unique(examples.documents, return_counts=True)
-    turn = np.empty(len(examples), np.int64)
-    turn[by_document] = np.concatenate([np.arange(size) for size in sizes] or [np.arange(0)])
-    order = np.argsort(turn, kind="stable")
-    enough = int(np.searchsorted(np.cumsum(examples.counts[order]), tokens)) + 1
-    return sorted(int(i) for i in order[:enough])
-
-
 # Keys --------------------------------------------------------------------------------------------
 
 
 def key_of(
-    ids: Sequence[int], labels: Sequence[int], token_types: Sequence[int] | None = None
+    ids: Sequence[int],
+    labels: Sequence[int],
+    token_types: Sequence[int] | None = None,
+    teacher_prompt: Sequence[int] | None = None,
 ) -> str:
-    """Hash of a text's ids, of which predictions count, and of its token types."""
+    """Hash of a text's ids, of which predictions count, of its token types and of the prompt that
+    the teacher reads in place of its own.
+    """
     digest = hashlib.blake2b(np.asarray(ids, np.int32).tobytes(), digest_size=16)
     digest.update(np.packbits(np.asarray(labels) != IGNORE).tobytes())
     if token_types is not None:
         digest.update(np.asarray(token_types, np.int8).tobytes())
+    if teacher_prompt is not None:
+        digest.update(b"teacher.prompt" + np.asarray(teacher_prompt, np.int32).tobytes())
     return digest.hexdigest()
 
 
@@ -381,9 +383,10 @@ def example_key(
     labels: Sequence[int],
     token_types: Sequence[int] | None = None,
     rejected: tuple[Sequence[int], Sequence[int]] | None = None,
+    teacher_prompt: Sequence[int] | None = None,
 ) -> str:
     """The key of an example: its text's; of a pair both texts' keys, the chosen one's first."""
-    key = key_of(ids, labels, token_types)
+    key = key_of(ids, labels, token_types, teacher_prompt)
     return key if rejected is None else f"{key}-{key_of(*rejected)}"
 
 

@@ -30,6 +30,7 @@ EXAMPLE_SCHEMA = pa.schema(
         "rejected_ids": pa.list_(pa.int32()),  # null unless the example is a pair of answers
         "rejected_labels": pa.list_(pa.int32()),
         "margin": pa.float64(),  # of a pair of answers, where the data say one
+        "teacher_prompt": pa.list_(pa.int32()),  # null unless the teacher has a prompt of its own
     }
 )
 ROWS_A_BATCH = 1000  # examples that wait in memory to be written together
@@ -39,15 +40,24 @@ class PartWriter:
     """Writes examples to an Arrow file until they hold `limit` counted tokens.
 
     apart: what stands in other parts; it is left out and counted in `dropped`. Documents of one
-    text have one number, since they tell no more than one of them.
+    text have one number, since they tell no more than one of them. asks_teacher: whether examples
+    keep the teacher's prompts.
     """
 
-    def __init__(self, path: Path, limit: int | None, apart: Apart | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        limit: int | None,
+        apart: Apart | None = None,
+        *,
+        asks_teacher: bool = True,
+    ) -> None:
         self._file = pa.OSFile(str(path), "wb")
         self._stream = pa.ipc.new_stream(self._file, EXAMPLE_SCHEMA)
         self._rows: list[dict[str, Any]] = []
         self._numbers: dict[str, int] = {}
         self._limit, self._apart = limit, apart or Apart()
+        self._asks_teacher = asks_teacher
         self.written = Apart()
         self.tokens = self.examples = self.dropped = 0
 
@@ -67,13 +77,18 @@ class PartWriter:
         """Write the examples of one document, as far as the limit allows."""
         text, number = document.text, self._numbers.setdefault(document.text, number)
         for piece in document.pieces:
-            key = example_key(piece.ids, piece.labels, piece.token_types, piece.rejected)
-            if self._apart.holds(key, text, piece.end):
+            about = piece.ids, piece.labels, piece.token_types, piece.rejected
+            own = key = example_key(*about)  # a text is the same whatever the teacher reads
+            if not self._asks_teacher:
+                piece = piece._replace(teacher_prompt=None)
+            elif piece.teacher_prompt is not None:
+                key = example_key(*about, piece.teacher_prompt)
+            if self._apart.holds(own, text, piece.end):
                 self.dropped += 1
             elif not self.full:
                 row = example_row(key, piece)
                 self._rows.append({**row, "document": number, "text": text})
-                self.written.add(key, text, piece.begin)
+                self.written.add(own, text, piece.begin)
                 self.tokens += row["count"]
                 self.examples += 1
         if len(self._rows) >= ROWS_A_BATCH:
@@ -110,6 +125,7 @@ def example_row(key: str, piece: Piece) -> dict[str, Any]:
         "rejected_ids": other_ids,
         "rejected_labels": other_labels,
         "margin": piece.margin,
+        "teacher_prompt": piece.teacher_prompt,
     }
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from attar.errors import DataError
 from attar.word_lists import counted
 from distill.data.preference_rows import format_of_table, known_text
-from distill.data.row_formats import RowFormat
+from distill.data.row_formats import RowFormat, check_column
+from distill.data.teacher_prompts import KEY, TeacherPrompts
 from distill.data.tokenize import tokenize_document
 from distill.data.tokenize_answers import tokenize_judged
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Of each example of a row what `example_of` takes: (ids, labels), or (ids, labels, token types or
-# None), or also the role and the rejected text of judged answers.
+# None), or also the role and the rejected text of judged answers, or the teacher's prompt.
 ReadExamples = Sequence[tuple[Any, ...]]
 
 
@@ -115,11 +116,41 @@ def _check_prompts(layouts: Sequence[RowFormat], sources: Sequence[str]) -> None
             )
 
 
+def _check_teacher_prompts(
+    prompts: TeacherPrompts,
+    tables: Sequence[Any],
+    layouts: Sequence[RowFormat],
+    sources: Sequence[str],
+) -> None:
+    """Raise `DataError` for a table without prompts, or without a column of the template."""
+    for table, layout, source in zip(tables, layouts, sources, strict=True):
+        if layout.kind not in ("pair", "messages"):
+            what = "plain texts" if layout.kind == "text" else "judged answers"
+            raise DataError(
+                f"`{KEY}` stands in the place of a row's prompt, and the rows of `{source}` are "
+                f"{what}; give rows with `prompt` and `completion`, or with `messages`, or leave "
+                f"`{KEY}` out."
+            )
+        for name in prompts.columns:
+            check_column(name, table.features, source, KEY)
+
+
 class NextTokenTexts:
-    """Reader of texts, conversations, and prompts with answers, whose next tokens are predicted."""
+    """Reader of texts, conversations, and prompts with answers, whose next tokens are predicted.
+
+    teacher_prompts: what the teacher reads in place of the prompts; None: the prompts.
+    """
 
     counts_all: ClassVar[bool] = True
-    stamp: list[Any] = []  # noqa: RUF012
+
+    def __init__(self, teacher_prompts: TeacherPrompts | None = None) -> None:
+        self.teacher_prompts = teacher_prompts
+
+    @property
+    def stamp(self) -> list[Any]:
+        """What examples depend on beside data, tokenizer and seed."""
+        prompts = self.teacher_prompts
+        return [] if prompts is None else [KEY, prompts.template, prompts.positions]
 
     def open(
         self, tokenizer: Any, config: DataConfig, tables: Sequence[Any], sources: Sequence[str]
@@ -127,9 +158,12 @@ class NextTokenTexts:
         """For each table, the function that reads a row, by the format that its columns have."""
         pairs = zip(tables, sources, strict=True)
         layouts = []
+        asked = self.teacher_prompts.columns if self.teacher_prompts is not None else []
         for table, source in pairs:
             layouts.append(format_of_table(table, source, config))
-            log_unread(table, source, layouts[-1].read)
+            log_unread(table, source, [*layouts[-1].read, *asked])
+        if self.teacher_prompts is not None:
+            _check_teacher_prompts(self.teacher_prompts, tables, layouts, sources)
         if config.answers is not None:
             _check_prompts(layouts, sources)
         if not tokenizer.is_fast and any(layout.kind != "text" for layout in layouts):
@@ -146,7 +180,11 @@ class NextTokenTexts:
         ]
 
     def _reading(self, tokenizer: Any, config: DataConfig, layout: RowFormat) -> Reading:
+        prompts = self.teacher_prompts
+
         def read(row: Mapping[str, Any], tally: Counter[str]) -> ReadExamples:
+            if prompts is not None:
+                return prompts.tokenize(tokenizer, row, layout, config, tally)
             return tokenize_document(tokenizer, row, layout, config, tally)
 
         # A text is the same whatever its class.

@@ -175,7 +175,8 @@ def _write_held_out(corpus: Corpus, training: DocumentQueue, folder: Path) -> Pa
     has an example to learn, one is given back, or the last windows of the only one are held out.
     """
     config = corpus.config
-    writer = PartWriter(part_file(folder, "held_out"), config.held_out_tokens)
+    # Models are measured as they are used, by the prompts of the rows.
+    writer = PartWriter(part_file(folder, "held_out"), config.held_out_tokens, asks_teacher=False)
     if isinstance(config.held_out, str):
         _fill_from_source(corpus, writer, config.held_out, config.held_out_tokens)
     else:

@@ -44,9 +44,15 @@ NO_RATING = "have no rating"
 SAME_ANSWERS = "have the same answer as chosen and rejected, which teaches nothing"
 SAME_BEGINNINGS = "have answers that differ only beyond `{}.max_length`, which teaches nothing"
 SEVERAL_TEXTS = "have an answer that the chat template gives in several texts, as no judgement is"
+SEVERAL_TURNS = "have several turns to learn, and `teacher.prompt` is the prompt of one"
+NO_TEACHER_PROMPT = "have nothing in the columns of `teacher.prompt`"
+NO_TEACHER_ROOM = (
+    "have a `teacher.prompt` that leaves the answer no room in the teacher's positions"
+)
 LEFT_OUT = (
     NO_TEXT, NO_CLASS, NO_ANSWER, NO_ROOM, NO_REPLY,
     ONE_ANSWER, NO_RATING, SAME_ANSWERS, SAME_BEGINNINGS, SEVERAL_TEXTS,
+    SEVERAL_TURNS, NO_TEACHER_PROMPT, NO_TEACHER_ROOM,
 )  # fmt: skip
 
 
@@ -190,12 +196,22 @@ def bare_pair(row: Mapping[str, Any], layout: RowFormat) -> tuple[str, str]:
     What stands before the prompt, a system text and earlier turns, is put before it.
     """
     asked, answer = pair_of(row, layout)
+    prompt = bare_prompt(row, layout, asked)
+    return prompt, bare_text(layout, prompt, answer)
+
+
+def bare_prompt(row: Mapping[str, Any], layout: RowFormat, asked: str) -> str:
+    """What is asked, with what stands before it in a row: a system text and earlier turns."""
     if layout.template is not None:
-        return asked, join(asked, answer)
+        return asked
     system = text_of(row[layout.system]) if layout.system else ""
     earlier = [text for pair in history_of(row, layout) for text in pair]
-    prompt = "\n\n".join(text for text in (system, *earlier, asked) if text)
-    return prompt, prompt + answer
+    return "\n\n".join(text for text in (system, *earlier, asked) if text)
+
+
+def bare_text(layout: RowFormat, prompt: str, answer: str) -> str:
+    """A prompt with its answer; a template says nothing of the space between them."""
+    return prompt + answer if layout.template is None else join(prompt, answer)
 
 
 def _bare_pair(

@@ -42,11 +42,11 @@ from distill.objective.objective import Learner
 from distill.objective.term_protocols import SignalSources
 from distill.objective.terms import TERM_MODELS, reads_from
 from distill.run.context import Run
-from distill.stages.cache import cache_in
+from distill.stages.small_cache import cache_in
 from distill.training.batch_source import planned_batches
 from distill.training.config import LoopConfig
 from distill.training.job import Job
-from distill.training.teacher_signals import TeacherSignals
+from distill.training.teacher_signals import TeacherSignals, asked
 from students.tuning.trainable import prepare_learning
 from teachers.cache.config import CacheConfig
 from teachers.cache.reader import SignalCache
@@ -264,7 +264,7 @@ class DoctorFixture:
 
     def online_sources(self, batch: Batch) -> SignalSources:
         """Return the signals of a batch, all of them from the teacher run on that batch."""
-        signals = self.online.signals(batch.model_inputs(), batch.labels_BT != IGNORE)
+        signals = asked(self.online, batch)
         return {"cache": signals, "online": signals}
 
     # Steps that several checks compare with --------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from attar.errors import ModelError
 from attar.models.generation import stop_ids
 from attar.models.sampling import Writer, check_can_write
+from attar.models.structure import usable_positions
 from distill.data.batching import collate
 from distill.doctor.findings import Finding, check, not_applicable
 from distill.doctor.fixture import DoctorFixture
@@ -37,15 +38,17 @@ def own_answers(fixture: DoctorFixture) -> Finding:
         return Finding("FAIL", str(error))
     train = run.training_examples()
     numbers = range(min(len(train), LOOKED_AT))
-    writable, _ = writable_examples(train, numbers, rollouts, run.recipe.data.max_length)
-    found = (prompt_of(train[int(i)], rollouts) for i in writable.nonzero()[0][:ANSWERS])
+    positions, most = usable_positions(run.teacher_config), run.recipe.data.max_length
+    writable, _ = writable_examples(train, numbers, rollouts, most, positions)
+    asked = [train[int(i)] for i in writable.nonzero()[0][:ANSWERS]]
+    found = (prompt_of(example, rollouts) for example in asked)
     prompts = [prompt for prompt in found if prompt is not None]
     if not prompts:
         return not_applicable("no prompt among the first training examples leaves room to answer")
     ends = stop_ids(student, run.tokenizer)
     writer = Writer(student, rollouts.sampling, run.vocabulary, ends, str(run.recipe.seed))
-    answers = zip(prompts, writer.write(prompts), strict=True)
-    texts = [example_of_answer(Written(prompt, own[0])) for prompt, own in answers]
+    answers = zip(asked, prompts, writer.write(prompts), strict=True)
+    texts = [example_of_answer(Written(prompt, own[0]), asked=one) for one, prompt, own in answers]
     batch = collate([[text] for text in texts]).to(fixture.device)
     signals = fixture.online_sources(batch)["online"]
     chunk = tokens_per_chunk(run.vocabulary, fixture.device)

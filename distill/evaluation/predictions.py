@@ -21,7 +21,7 @@ from attar.models.structure import Head
 from attar.progress import tracked
 from distill.data.batching import Collate, plan_in_order
 from distill.data.batching import collate as collate_tokens
-from distill.data.examples import Examples, spread_examples
+from distill.data.examples import Examples
 from distill.evaluation.job import Batches, MeasureJob, PredictionArrays
 from distill.runtimes.hugging_face import LogitsFromStates
 from distill.runtimes.runtime import Logits, Runtime
@@ -38,6 +38,19 @@ def held_out_batches(examples: Examples, tokens: int, batch_size: int) -> list[l
     lengths = [int(examples.lengths[i]) for i in chosen]
     plan = plan_in_order(lengths, batch_size)
     return [[chosen[row[0]] for row in rows] for rows in plan]
+
+
+def spread_examples(examples: Examples, tokens: int) -> list[int]:
+    """Numbers of examples that hold at least `tokens` counted tokens, from as many documents as can
+    be: the first of every document, then the second of every one, and so on.
+    """
+    by_document = np.argsort(examples.documents, kind="stable")
+    _, sizes = np.unique(examples.documents, return_counts=True)
+    turn = np.empty(len(examples), np.int64)
+    turn[by_document] = np.concatenate([np.arange(size) for size in sizes] or [np.arange(0)])
+    order = np.argsort(turn, kind="stable")
+    enough = int(np.searchsorted(np.cumsum(examples.counts[order]), tokens)) + 1
+    return sorted(int(i) for i in order[:enough])
 
 
 @torch.inference_mode()

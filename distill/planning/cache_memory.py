@@ -50,13 +50,13 @@ class CacheWork:
         if default_device().type != "cpu":
             return self.weights + max(batch, learned)
         shard, written = self.shard(cache)
-        examples = ID_BYTES * self.counts.cached * self.counts.length
+        examples = ID_BYTES * self.counts.cached * self.counts.teacher_length
         working = max(learned, kept + shard + max(batch, SHARD_COPIES * written))
         return libraries() + self.weights + max(self.file, examples + working)
 
     def activations(self, cache: CacheConfig) -> float:
         """Bytes of the teacher's body on one batch, and of the layers that are captured."""
-        tokens = max(cache.batch_tokens, self.counts.length)
+        tokens = max(cache.batch_tokens, self.counts.teacher_length)
         widths = ACTIVATION_WIDTHS + 2 * len(cache.hidden.parts)
         return self.dtype.itemsize * widths * self.teacher.width * tokens
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from attar.files import read_json
 from distill.data.bad_rows import BadRows
 from distill.data.config import DataConfig, sources_of
 from distill.data.documents import documents_in_share
-from distill.data.examples import Examples, example_of
+from distill.data.examples import Example, Examples, example_of
 from distill.data.labelled_texts import LabelledTexts
 from distill.data.placed import DATA_PARTS, part_file
 from distill.data.prepare import data_faults
 from distill.data.reader import Reader
 from distill.data.reward_pairs import RewardPairs
 from distill.data.sources import load_rows
+from distill.data.teacher_prompts import as_teacher_reads
 
 SAMPLE_ROWS = 50  # of each source
 
@@ -49,11 +50,26 @@ class DataCounts:
     known: str
     held_out_documents: int
     texts: float = 1.0
+    rejected: float = 0.0  # of the counted tokens, those of a pair's rejected answer
+    of_teacher: float | None = None  # tokens as the teacher reads it, where it has its own prompts
+
+    @property
+    def teacher_length(self) -> float:
+        """Tokens of one example as the teacher reads it."""
+        return self.length if self.of_teacher is None else self.of_teacher
 
     @property
     def rows(self) -> int:
         """The most rows that one example takes in a micro-batch."""
         return math.ceil(self.texts)
+
+    @property
+    def of_one_text(self) -> DataCounts:
+        """The same where of each pair the chosen text alone is read; prompts are the uncounted."""
+        counted = self.counted - self.rejected
+        length = (self.length - self.counted) / self.texts + counted
+        kept = self.kept * counted / self.counted if self.counted else self.kept
+        return replace(self, length=length, counted=counted, kept=kept, texts=1.0, rejected=0.0)
 
     @property
     def cached(self) -> int:
@@ -70,6 +86,8 @@ class Sample:
     lengths: np.ndarray
     counts: np.ndarray
     num_texts: np.ndarray
+    rejected: np.ndarray
+    of_teacher: float | None
 
     @property
     def examples(self) -> float:
@@ -93,6 +111,7 @@ def prepared_counts(folder: Path, kept_of: Callable[[Any], np.ndarray]) -> DataC
         validation=numbers["validation"],
         held_out=numbers["held_out"],
         **_means(train, kept_of),
+        of_teacher=_mean_of_teacher([train[i] for i in range(min(len(train), SAMPLE_ROWS))]),
         outputs=outputs,
         known="counted",
         held_out_documents=stats["held_out"]["documents"],
@@ -135,6 +154,7 @@ def estimated_counts(
         validation=round(validation),
         held_out=held_out_examples,
         **means,
+        of_teacher=sample.of_teacher,
         outputs=_outputs(reader),
         known=f"estimated from {sample.read} rows",
         held_out_documents=held_out_examples,
@@ -156,7 +176,9 @@ def _means(examples: Any, kept_of: Callable[[Any], np.ndarray]) -> dict[str, flo
         "kept": kept_of(examples),
         "texts": examples.num_texts,
     }
-    return {name: float(np.mean(a)) if len(a) else 1.0 for name, a in arrays.items()}
+    rejected = np.where(examples.num_texts > 1, examples.rejected, 0)
+    means = {name: float(np.mean(a)) if len(a) else 1.0 for name, a in arrays.items()}
+    return {**means, "rejected": float(np.mean(rejected)) if len(rejected) else 0.0}
 
 
 def _sample(
@@ -168,7 +190,7 @@ def _sample(
     for table, source in zip(tables, sources, strict=True):
         bad.expect(source, len(table))
     found = [
-        _numbers(example)
+        example_of(*example)
         for table, source, read in zip(tables, sources, readings, strict=True)
         for i in range(min(len(table), SAMPLE_ROWS))
         for example in bad.try_row(
@@ -180,16 +202,28 @@ def _sample(
         or []
     ]
     bad.finish(config.section)
-    lengths, counts, num_texts = np.asarray(found, np.int64).reshape(-1, 3).T
+    numbers = [_numbers(example) for example in found]
+    lengths, counts, num_texts, rejected = np.asarray(numbers, np.int64).reshape(-1, 4).T
     rows = [len(table) for table in tables]
-    return Sample(sum(rows), sum(min(n, SAMPLE_ROWS) for n in rows), lengths, counts, num_texts)
+    read = sum(min(n, SAMPLE_ROWS) for n in rows)
+    of_teacher = _mean_of_teacher(found)
+    return Sample(sum(rows), read, lengths, counts, num_texts, rejected, of_teacher)
 
 
-def _numbers(read: Sequence[Any]) -> tuple[int, int, int]:
-    """(tokens, counted tokens, texts) of an example as a reader gives it."""
-    texts = example_of(*read).texts
+def _mean_of_teacher(examples: Sequence[Example]) -> float | None:
+    """Mean tokens of examples as the teacher reads them; None where it reads the same prompts."""
+    lengths = [
+        len(as_teacher_reads(one).input_ids) for one in examples if one.teacher_prompt is not None
+    ]
+    return float(np.mean(lengths)) if lengths else None
+
+
+def _numbers(example: Example) -> tuple[int, int, int, int]:
+    """(tokens, counted tokens, texts, counted tokens of a rejected answer) of an example."""
+    texts = example.texts
     return (
         sum(len(text.input_ids) for text in texts),
         sum(len(text.counted) for text in texts),
         len(texts),
+        sum(len(text.counted) for text in texts[1:]),
     )

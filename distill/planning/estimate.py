@@ -20,7 +20,6 @@ from attar.models.loading import resolve_precision
 from attar.word_lists import counted
 from distill.data.answers_config import AnswersConfig
 from distill.data.config import DataConfig
-from distill.data.reader import NextTokenTexts
 from distill.evaluation.job import OwnAnswersConfig
 from distill.objective.terms import reads_from
 from distill.planning.alternatives import Trainee
@@ -136,9 +135,7 @@ def data_counts(run: Run, config: DataConfig) -> DataCounts:
     found = prepared_counts(folder, kept_of)
     if found is not None:
         return found
-    adapted = run.recipe.teacher.adapt is not None
-    reader = run.task.reader(run.teacher_config, adapted, run.recipe.seed) or NextTokenTexts()
-    return estimated_counts(config, reader, run.tokenizer, kept_of)
+    return estimated_counts(config, run.reader(config), run.tokenizer, kept_of)
 
 
 def weights_of_teacher(config: TeacherConfig, parameters: int) -> float:
@@ -196,6 +193,7 @@ def _answering(run: Run, known: Quantities, config: AnswersConfig) -> Estimate:
 
 def _caching(run: Run, known: Quantities, outcomes: int, measured: float | None) -> Estimate:
     """outcomes: ids or classes of a distribution. measured: bytes of one token's distribution."""
+    known = known if run.caches_rejected else replace(known, counts=known.counts.of_one_text)
     cache, counts, width = run.recipe.cache, known.counts, known.teacher.width
     layers = len(cache.hidden.parts) * cache.hidden.codec.bytes_per_token(width)
     distribution = measured or cache.codec.bytes_per_token(outcomes, width)
@@ -204,7 +202,7 @@ def _caching(run: Run, known: Quantities, outcomes: int, measured: float | None)
     size = bytes_each * counts.cached
     asked = counts.validation if keeps_signals(run.recipe) else counts.cached
     amount = known.amount(asked)
-    seconds = known.teacher.forward(known.tokens(asked)) / known.speed
+    seconds = known.teacher.forward(known.teacher_tokens(asked)) / known.speed
     a_unit = bytes_each / (counts.counted if known.unit == "tokens" else counts.texts)
     note = f"{a_unit:.0f} bytes a {known.unit[:-1]}{' as measured' if measured else ''}"
     note += f"; {known.unit} {counts.known}"
@@ -213,7 +211,7 @@ def _caching(run: Run, known: Quantities, outcomes: int, measured: float | None)
     file = 0.0 if stored == dtype else float(stored.itemsize * known.teacher.total)
     weights = known.teacher_bytes
     if run.recipe.teacher.server is not None:
-        weights, file, seconds = 0.0, 0.0, READ_SECONDS * known.tokens(counts.cached)
+        weights, file, seconds = 0.0, 0.0, READ_SECONDS * known.teacher_tokens(counts.cached)
         note += "; time to read answers alone: the server's is not known"
     work = CacheWork(known.teacher, weights, file, dtype, counts, outcomes)
     return Estimate("cache", amount, size, work.peak(cache), seconds, note)
@@ -225,7 +223,7 @@ def _training(run: Run, known: Quantities) -> Estimate:
     seconds = arms * known.training_seconds(student, loop, data)
     memory = _training_memory(run, run.student_config, student, loop, known.counts)
     if reads_from(loop, "online"):
-        seconds += known.teacher.forward(known.tokens(examples)) / known.speed
+        seconds += known.teacher.forward(known.teacher_tokens(examples)) / known.speed
     memory += _teacher_memory(run, known, loop)
     steps = planned_steps(run, "train", loop, known.counts)
     each = f" for each of {arms} arms" if arms > 1 else ""
@@ -275,20 +273,25 @@ def _evaluating(known: Quantities, models: int, run: Run) -> Estimate:
         seconds += baseline_seconds(known.teacher, counts, known.speed)
         disk, note = feature_bytes(known.teacher, counts), f"{note}; {len(baselines)} are baselines"
     if (own := run.recipe.own_answers()) is not None:
-        writers = len(writers_of(run))
-        seconds += writers * (PROCESS_SECONDS + _own_answers_seconds(known, own))
+        writers = writers_of(run)
+        seconds += sum(
+            PROCESS_SECONDS + _own_answers_seconds(known, own, name == "teacher")
+            for name in writers
+        )
         memory += known.student.head * 4
-        note = f"{note}; own answers of {writers}"
+        note = f"{note}; own answers of {len(writers)}"
     amount, warning = known.amount(examples) * models, few_held_out(counts)
     return Estimate("evaluate", amount, disk, memory, seconds, note, warning=warning)
 
 
-def _own_answers_seconds(known: Quantities, own: OwnAnswersConfig) -> float:
-    """Time in which a student writes its answers, and both models read them."""
-    written = own.prompts * own.new_tokens
-    read = written + own.prompts * known.counts.length
-    student = known.student.forward(read) + FEW_WRITING * known.student.forward(written)
-    return (student + known.teacher.forward(read)) / known.speed
+def _own_answers_seconds(known: Quantities, own: OwnAnswersConfig, by_teacher: bool) -> float:
+    """Time in which a model writes its answers, and it and the teacher read them."""
+    prompts = min(own.prompts, known.counts.held_out)
+    written = prompts * own.new_tokens
+    read = written + prompts * known.counts.length / known.counts.texts
+    writer = known.teacher if by_teacher else known.student
+    work = writer.forward(read) + FEW_WRITING * writer.forward(written)
+    return (work + (0.0 if by_teacher else known.teacher.forward(read))) / known.speed
 
 
 def _training_memory(

@@ -44,6 +44,10 @@ class Quantities:
         """Tokens that pass through a model."""
         return examples * self.counts.length
 
+    def teacher_tokens(self, examples: float) -> float:
+        """Tokens that the teacher reads for the signals of examples."""
+        return examples * self.counts.teacher_length
+
     def trained(self, loop: LoopConfig, data: DataConfig) -> float:
         """Examples one training passes over: its epochs, or fewer where `max_steps` ends it."""
         total = float(self.counts.train * loop.epochs)

@@ -13,7 +13,7 @@ from distill.recipe.export import check_possible
 from distill.recipe.rollout_checks import check_rollout_data, check_rollout_terms
 from distill.recipe.schema import Recipe
 from distill.training.config import LoopConfig
-from teachers.codecs.codec import check_gives_label_logprobs
+from teachers.codecs.codec import check_gives_label_logprobs, is_label_codec
 from teachers.codecs.top_entries import is_bucket_codec
 
 
@@ -21,6 +21,7 @@ def check_consistency(recipe: Recipe) -> None:
     """Raise `RecipeError` for the first section that does not fit the others."""
     check_possible(recipe.export, recipe.specialize)
     _check_server(recipe)
+    _check_teacher_prompt(recipe)
     check_answers(recipe)
     check_rollout_data(recipe)
     adapt = recipe.teacher.adapt
@@ -77,6 +78,29 @@ def _check_server(recipe: Recipe) -> None:
         )
     if fault is not None:
         raise RecipeError(f"A server (`teacher.server`) {fault}.")
+
+
+def _check_teacher_prompt(recipe: Recipe) -> None:
+    """Some objective learns from what the teacher says of the rows' own answers, or of the
+    student's, after a prompt of the teacher's own.
+    """
+    if recipe.teacher.prompt is None:
+        return
+    if recipe.task != "causal-lm":
+        raise RecipeError(
+            f"`teacher.prompt` is read before the tokens of an answer; it needs `task: causal-lm`, "
+            f"not {recipe.task}."
+        )
+    if recipe.data.answers is not None:
+        raise RecipeError(
+            "`teacher.prompt` is made of a row that has its own answer, and `data.answers` puts "
+            "others in its place; leave one of the two out."
+        )
+    asks = (reads_from(one, on) for one in recipe.learning().values() for on in ("cache", "online"))
+    if not any(asks) and not is_label_codec(recipe.cache.codec):
+        raise RecipeError(
+            "`teacher.prompt` has no effect: no objective learns from the teacher; leave it out."
+        )
 
 
 def _check_reference(path: str, section: LoopConfig) -> None:

@@ -9,7 +9,14 @@ from distill.evaluation.own_answers import KEY, answers_file, difference_by_prom
 from distill.report.columns import Column, TableColumns, cells
 from distill.report.markup import Section, table_section
 from distill.report.measurements import Measurements
-from distill.report.paired_difference import CLOSENESS, UNTOLD, direction, in_words, negated
+from distill.report.paired_difference import (
+    CLOSENESS,
+    UNTOLD,
+    direction,
+    in_words,
+    negated,
+    paired_difference,
+)
 from distill.training.arms import DISTILL
 
 TITLE = "On the models' own answers"
@@ -101,7 +108,8 @@ def own_answers_section(report: Numbers) -> Section | None:
 
 def own_answers_verdict(measured: Measurements, control: str, words: str) -> Numbers:
     """The difference of the distilled student's KL on its own answers from a control's, called
-    `words`, and a `sentence` on it that begins with a space; {} where it was not measured.
+    `words`; whether it `disagrees` with that of the KL on held-out text; and a `sentence` on both
+    that begins with a space. {} where it was not measured.
     """
     mine, its = (_own(measured.models, name) for name in (DISTILL, control))
     if mine is None or its is None or "difference" not in its:
@@ -114,4 +122,19 @@ def own_answers_verdict(measured: Measurements, control: str, words: str) -> Num
         f"{mine['reverse_kl']:.3f} nats a token against {its['reverse_kl']:.3f} of {words} "
         f"({in_words(found)}){where}."
     )
-    return {**found, "sentence": sentence}
+    held_out = paired_difference(measured, "kl", DISTILL, control)
+    disagree = {said, direction(held_out)} == {"lower", "higher"}
+    if disagree:
+        sentence += _disagreement(said, held_out, words)
+    return {**found, "disagrees": disagree, "sentence": sentence}
+
+
+def _disagreement(said: str, held_out: Numbers, words: str) -> str:
+    """That the columns `KL` and `own KL` say opposite things; said: the direction of `own KL`."""
+    own, others = ("better", "worse") if said == "lower" else ("worse", "better")
+    return (
+        f" The columns `KL` and `own KL` disagree: on held-out text KL(teacher || student) is "
+        f"{direction(held_out)} than that of {words} ({in_words(held_out)}). The student follows "
+        f"the teacher {own} in its own text and {others} in text that others wrote; which of the "
+        "two counts depends on its use, and `helped` is about held-out text alone."
+    )

@@ -113,17 +113,26 @@ def prompt_of(example: Example, config: RolloutsConfig) -> np.ndarray | None:
 
 
 def writable_examples(
-    examples: Examples, numbers: Iterable[int], config: RolloutsConfig, max_length: int
+    examples: Examples,
+    numbers: Iterable[int],
+    config: RolloutsConfig,
+    max_length: int,
+    teacher_positions: int | None = None,
 ) -> tuple[np.ndarray, int]:
     """(whether the student can answer each example, how many have a prompt that is too long).
 
     numbers: of the examples that are asked; the others are not answered. A prompt is too long where
-    it leaves fewer than `new_tokens` of `max_length`.
+    it leaves fewer than `new_tokens` of `max_length`; the teacher's own, of its positions.
     """
     writable, long = np.zeros(len(examples), bool), 0
     for i in numbers:
-        prompt = prompt_of(examples[i], config)
-        if prompt is not None:
-            writable[i] = len(prompt) + config.new_tokens <= max_length
-            long += not writable[i]
+        example = examples[i]
+        prompt, of_teacher = prompt_of(example, config), example.teacher_prompt
+        if prompt is None:
+            continue
+        writable[i] = len(prompt) + config.new_tokens <= max_length
+        if of_teacher is not None and teacher_positions is not None:
+            more = len(prompt) - len(example.prompt)  # of a text that is continued
+            writable[i] &= len(of_teacher) + more + config.new_tokens <= teacher_positions
+        long += not writable[i]
     return writable, long

@@ -41,14 +41,23 @@ class Round:
     record: dict[str, Any]
 
 
-def example_of_answer(written: Written, count_tokens: int | None = None) -> Example:
+def example_of_answer(
+    written: Written, count_tokens: int | None = None, asked: Example | None = None
+) -> Example:
     """A written answer as an example: the prompt never counts, and of the answer its first
     `count_tokens` tokens, or all.
+
+    asked: the example whose prompt was answered; a prompt of the teacher's own is that of it.
     """
     answer = written.answer.ids[:count_tokens].tolist()
     ids, labels = answered(written.prompt.tolist(), answer)
+    of_teacher = None
+    if asked is not None and asked.teacher_prompt is not None:
+        # where the prompt was continued from the example's answer, so is the teacher's
+        of_teacher = [*asked.teacher_prompt, *written.prompt[len(asked.prompt) :]]
     logprob = float(written.answer.logprobs[:count_tokens].astype(np.float64).sum())
-    return replace(example_of(ids, labels, role=WRITTEN), rollout=Rollout(logprob))
+    example = example_of(ids, labels, role=WRITTEN, teacher_prompt=of_teacher)
+    return replace(example, rollout=Rollout(logprob))
 
 
 def write_round(path: Path, found: Round) -> None:

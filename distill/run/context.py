@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attar.files import read_json, write_text
 from attar.models.loading import load_config
+from attar.models.structure import usable_positions
 from attar.models.tokenizers import (
     differing_ids,
     load_tokenizer,
@@ -23,8 +24,11 @@ from attar.models.tokenizers import (
 from distill.data.config import DataConfig
 from distill.data.examples import Examples
 from distill.data.prepare import data_faults, prepare
+from distill.data.reader import NextTokenTexts, Reader
+from distill.data.teacher_prompts import TeacherPrompts
 from distill.objective.layer_map import LayerMap
-from distill.objective.terms import reads_from
+from distill.objective.losses import LOSSES
+from distill.objective.terms import reads_from, reads_rejected
 from distill.recipe.export import artifacts_of
 from distill.recipe.schema import Recipe
 from distill.run.folder import RunFolder, on_first_process
@@ -33,7 +37,6 @@ from distill.tasks.task import Task
 from students.fresh import fresh_config
 from students.pruning.record import PRUNING_FILE, channel_map, read_pruning
 from teachers.cache.store import SignalStore
-from teachers.codecs.codec import is_label_codec
 from teachers.load import TeacherConfig, teacher_dtype
 
 BUILD = "build"  # the stage that leaves the student
@@ -82,7 +85,7 @@ class Run:
     def teacher(self) -> TeacherConfig:
         """The teacher as used: the adapted one where the recipe adapts it."""
         config = self.recipe.teacher
-        values = config.model_dump(exclude={"adapt"})
+        values = config.model_dump(exclude={"adapt", "prompt"})
         if config.adapt is not None:
             dtype = str(teacher_dtype(TeacherConfig(**values))).removeprefix("torch.")
             values.update(model=str(self.folder.teacher), dtype=dtype)
@@ -258,12 +261,22 @@ class Run:
         with on_first_process():
             for config in (self.recipe.data, special):
                 if config is not None:
-                    folder = self.folder.data(config.section)
-                    adapted = self.recipe.teacher.adapt is not None
-                    reader = self.task.reader(self.teacher_config, adapted, self.recipe.seed)
+                    folder, reader = self.folder.data(config.section), self.reader(config)
                     beside = None if config is self.recipe.data else self.folder.data()
                     seed = self.recipe.seed
                     prepare(config, self.tokenizer, identity, seed, folder, reader, beside)
+
+    def reader(self, config: DataConfig) -> Reader:
+        """How the rows of a section's data become examples."""
+        template, special = self.recipe.teacher.prompt, self.recipe.specialize
+        if config is not self.recipe.data:
+            asks = (reads_from(special, source) for source in ("cache", "online"))
+            template = template if special is not None and any(asks) else None
+        if template is not None:
+            return NextTokenTexts(TeacherPrompts(template, usable_positions(self.teacher_config)))
+        adapted = self.recipe.teacher.adapt is not None
+        own = self.task.reader(self.teacher_config, adapted, self.recipe.seed)
+        return own or NextTokenTexts()
 
     def data_are_whole(self) -> bool:
         """Whether the examples that `prepare_data` left, if it did, are as it left them."""
@@ -326,7 +339,7 @@ class Run:
         """Whether the run has a cache: some objective reads it, or it holds the labels'
         log-probabilities, which say by themselves how well the teacher fits the text.
         """
-        return self.reads_cache or is_label_codec(self.recipe.cache.codec)
+        return self.reads_cache or self.recipe.cache.has_labels
 
     @property
     def specialize_reads_cache(self) -> bool:
@@ -334,8 +347,24 @@ class Run:
         special = self.recipe.specialize
         return special is not None and reads_from(special, "cache")
 
+    @property
+    def caches_rejected(self) -> bool:
+        """Whether the cache holds rejected answers: not where every objective that reads it learns
+        from chosen answers and texts alone, and the task itself does not compare answers.
+        """
+        readers = [one for one in self.recipe.learning().values() if reads_from(one, "cache")]
+        compares = LOSSES[self.task.label_loss].reads == "order"
+        return compares or not readers or any(reads_rejected(one.objective) for one in readers)
+
     def cached_examples(self) -> list[Examples]:
-        """All sets of examples whose signals some objective reads."""
+        """All sets of examples whose signals some objective reads; of pairs with the chosen answer
+        alone where rejected ones are not cached.
+        """
+        sets = self.all_examples()
+        return sets if self.caches_rejected else [one.without_rejected() for one in sets]
+
+    def all_examples(self) -> list[Examples]:
+        """The same sets with both answers of every pair."""
         sets = list(self.data())
         special = self.recipe.specialize
         if special is not None and special.data is not None and self.specialize_reads_cache:

@@ -80,6 +80,6 @@ class TeacherSide(Run):
         folders = [self.folder.teacher_texts(config.section) for config in self._sections()]
         return [TeacherTexts.read(folder) for folder in folders]
 
-    def cached_examples(self) -> list[Examples]:
+    def all_examples(self) -> list[Examples]:
         """The teacher's examples of all texts whose signals some objective reads."""
         return [texts.examples for texts in self.texts()]

@@ -2,27 +2,25 @@
 
 A cache fits a run when teacher, tokenizer, window length, codec and layers agree and it holds every
 example. It may hold more examples, so that one cache serves many recipes through `cache.dir`;
-examples that it lacks are added to it. Both texts of a pair of answers are examples of their own.
+examples that it lacks are added to it. Both texts of a pair of answers are examples of their own;
+the rejected one is there where some objective that reads the cache reads rejected answers.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from attar.distributed import is_alone, is_first_process, process_state
-from attar.errors import CacheError, RunError
-from attar.files import read_json, write_json
+from attar.errors import CacheError
 from attar.models.tokenizers import tokenizer_identity
 from attar.progress import progress
-from distill.data.examples import Example, Examples, text_keys
+from distill.data.examples import Example
 from distill.run.context import Run
 from distill.run.folder import StageRecord, on_first_process
 from distill.run.teacher_side import TeacherSide
@@ -36,7 +34,7 @@ from teachers.cache.reader import SignalCache
 from teachers.cache.repair import repair_files
 from teachers.cache.store import SignalStore
 from teachers.codecs.label import LABEL_COLUMN, Label
-from teachers.load import load_teacher, loaded_here, teacher_identity
+from teachers.load import load_teacher, teacher_identity
 from teachers.remote.remote_runner import RemoteRunner
 from teachers.remote.same_teacher import check_same_teacher, record_served
 from teachers.runners.build_cache import WriterProcess, build_cache, grow_cache
@@ -44,7 +42,7 @@ from teachers.runners.request import Request, Runner
 
 log = logging.getLogger(__name__)
 ANSWERS = "answers-"  # of a server, for the shard that a process fills; by the process's number
-SUBSET_FILE = "examples.json"  # of a training: which examples of an unfinished cache it learns from
+REJECTED = "rejected"  # note of the record: whether rejected answers were cached
 
 
 def _inputs(run: Run) -> list[Any]:
@@ -53,11 +51,14 @@ def _inputs(run: Run) -> list[Any]:
 
 
 def _is_made(run: Run) -> bool:
-    """Whether a cache is there; of the run's own, whether all its files are. It verifies the bytes
-    when it is read.
+    """Whether a cache is there, with rejected answers where they are read; of the run's own cache,
+    whether all files are. It verifies the bytes when it is read.
     """
     if not run.makes_cache:
         return True
+    record = run.folder.record(CACHE.name)  # of a run before such notes: all were cached
+    if run.caches_rejected and record is not None and not record.notes.get(REJECTED, True):
+        return False
     store = SignalStore(run.cache_url)
     elsewhere = run.recipe.cache.dir is not None and not run.transports_itself
     if elsewhere or not store.folder.exists("manifest.json"):
@@ -82,7 +83,8 @@ def cache(run: Run, inputs: str) -> StageRecord:
         return StageRecord(CACHE.name, notes={"tokens": 0, "bytes_per_token": 0.0})
     numbers = make_cache(run)
     tokens = int(numbers["tokens"])
-    notes: dict[str, Any] = {**numbers, "bytes_per_token": numbers["bytes"] / max(1, tokens)}
+    each = numbers["bytes"] / max(1, tokens)
+    notes: dict[str, Any] = {**numbers, "bytes_per_token": each, REJECTED: run.caches_rejected}
     if run.transports_itself:
         notes["transport"] = _kept_by_transport(run)
     return StageRecord(CACHE.name, tokens=tokens, bytes=int(numbers["bytes"]), notes=notes)
@@ -183,35 +185,6 @@ def _check_serves(store: SignalStore, wanted: dict[str, Any]) -> None:
             log.info("The cache %s is of %d teachers together", store.url, len(members))
             wanted["teacher"] = found["teacher"]
     store.check_fits(wanted)
-
-
-def cached_subset(cache: SignalCache, file: Path, *sets: Examples) -> tuple[Examples, ...]:
-    """The examples of each set that an unfinished cache holds, of pairs both texts.
-
-    A run that was stopped goes on with those it started with, which `file` names, even if more were
-    added since.
-    """
-    if not file.exists():
-        held = (
-            key
-            for examples in sets
-            for key in examples.keys
-            if all(text in cache for text in text_keys(key))
-        )
-        write_json(file, sorted(held))
-    keys = read_json(file)
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-        raise RunError(f"{file} is not a list of examples; delete it and run again.")
-    keys = set(keys)
-    found = tuple(examples.among(keys) for examples in sets)
-    for part, whole in zip(found, sets, strict=True):
-        log.info("%d of %d examples are in the unfinished cache", len(part), len(whole))
-        if not len(part):
-            raise CacheError(
-                f"The unfinished cache {cache.store.url} holds no example of one of the sets yet; "
-                "wait for more of it, or leave `cache.unfinished` out."
-            )
-    return found
 
 
 def make_cache(run: Run) -> dict[str, float]:
@@ -386,47 +359,13 @@ def _is_grown(store: SignalStore, found: dict[str, Any], wanted: dict[str, Any])
     return other or "grown_from" in found or store.growing() is not None
 
 
-def cache_in(
-    run: Run,
-    url: str,
-    config: CacheConfig,
-    examples: Iterable[Example],
-    teacher: nn.Module,
-) -> SignalCache:
-    """Make a small cache of some examples, separate from the run's own, and open it.
-
-    It is for searches and checks that hold the teacher in memory. Signals are read to the teacher's
-    device; a text that is given twice is run once.
-    """
-    texts = (text for example in examples for text in example.texts)
-    requests = {
-        t.key: Request(t.key, t.input_ids, t.counted, t.token_types, t.counted_labels)
-        for t in texts
-    }
-    data = {
-        "examples": len(requests),
-        "tokens": sum(len(request.counted) for request in requests.values()),
-        "max_length": run.recipe.data.max_length,
-    }
-    manifest = manifest_of(
-        config, teacher_identity(loaded_here(run.teacher)), tokenizer_identity(run.tokenizer), data
-    )
-    build_cache(
-        SignalStore(url),
-        manifest,
-        list(requests.values()),
-        lambda: run.task.runner_of(run, teacher, config),
-    )
-    return SignalCache(url, device=next(teacher.parameters()).device)
-
-
 def labels_of_examples(run: Run) -> Callable[[list[str]], list[np.ndarray | None]]:
     """A function from keys to the labels (N,) of the run's texts, None of one it does not have.
 
     The data are prepared. `distill cache convert` gives it to a cache, which holds no labels.
     """
     run.prepare_data()
-    sets = [examples.by_text() for examples in run.cached_examples()]
+    sets = [examples.by_text() for examples in run.all_examples()]
     where = {key: (texts, i) for texts in sets for i, key in enumerate(texts.keys)}
 
     def labels(keys: list[str]) -> list[np.ndarray | None]:

@@ -32,6 +32,7 @@ def _once(run: Run, name: str, make: Callable[[], list[Any]]) -> list[Any]:
 def data_inputs(run: Run) -> list[Any]:
     """What the examples depend on."""
     recipe = run.recipe
+    asked = recipe.teacher.prompt is not None
     return _once(
         run,
         "data",
@@ -45,6 +46,7 @@ def data_inputs(run: Run) -> list[Any]:
             tokenizer_files_fingerprint(recipe.teacher.model),
             *_own_tokenizer(run),
             library_versions("transformers", "tokenizers", "datasets"),  # which ids a text becomes
+            *(run.reader(recipe.data).stamp if asked else []),
         ],
     )
 
@@ -67,7 +69,8 @@ def teacher_inputs(run: Run) -> list[Any]:
     """What the teacher depends on."""
     teacher = run.recipe.teacher
     versions = library_versions("torch", "transformers")  # what a model computes
-    values = teacher.model_dump(exclude={"adapt": WITHOUT_EFFECT, "server": ASKING})
+    elsewhere: Any = {"adapt": WITHOUT_EFFECT, "server": ASKING, "prompt": True}
+    values = teacher.model_dump(exclude=elsewhere)
     if teacher.server is None:
         values.pop("server", None)
     return _once(run, "teacher", lambda: [teacher_identity(teacher), values, versions])

@@ -80,6 +80,7 @@ def check_before_work(run: Run) -> None:
         check_int8_packing,
         check_recover,
         check_downstream_tasks,
+        check_own_answers,
         check_existing_cache,
     ):
         check(run)
@@ -261,6 +262,20 @@ def check_recover(run: Run) -> None:
 def check_downstream_tasks(run: Run) -> None:
     """Files of the downstream tasks can be read as questions."""
     check_tasks(run.recipe.evaluate.tasks, run.tokenizer.chat_template is not None)
+
+
+def check_own_answers(run: Run) -> None:
+    """Teacher and student have positions for a prompt and their own answer to it."""
+    own = run.recipe.own_answers()
+    if own is None:
+        return
+    for side, config in (("teacher", run.teacher_config), ("student", run.student_config)):
+        positions = usable_positions(config)
+        if positions is not None and own.new_tokens >= positions:
+            raise RecipeError(
+                f"`evaluate.own_answers.new_tokens` is {own.new_tokens}; the {side} has "
+                f"{positions} positions for a prompt and its answer; lower it."
+            )
 
 
 def check_existing_cache(run: Run) -> None:

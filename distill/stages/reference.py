@@ -85,10 +85,10 @@ class Reference:
         model = self.student
         if prepends(model):
             model = model.get_base_model()  # without the learned positions
-        return _InPrecision(run.task.runner_of(run, model.eval(), CODEC), self.dtype)
+        return InPrecision(run.task.runner_of(run, model.eval(), CODEC), self.dtype)
 
 
-class _InPrecision:
+class InPrecision:
     """A runner whose forwards compute as the training's do, so that both start from one value."""
 
     def __init__(self, runner: Runner, dtype: torch.dtype) -> None:

@@ -10,7 +10,7 @@ from attar.distributed import process_state
 from attar.errors import RecipeError
 from attar.models.generation import stop_ids
 from attar.models.sampling import check_can_write
-from attar.models.structure import unwrap
+from attar.models.structure import unwrap, usable_positions
 from distill.data.config import DataConfig
 from distill.data.examples import Examples
 from distill.objective.chunked_head import tokens_per_chunk
@@ -18,7 +18,7 @@ from distill.objective.losses import LOSSES
 from distill.objective.objective import Learner
 from distill.objective.terms import TeacherSource, source_of
 from distill.rollouts.config import RolloutsConfig
-from distill.rollouts.plan import RolloutPlan, writable_examples
+from distill.rollouts.plan import RolloutPlan, prompt_of, writable_examples
 from distill.rollouts.rewards import check_verifier, judge_of
 from distill.run.context import Run
 from distill.stages.reference import Reference, Start
@@ -63,8 +63,9 @@ def round_batches(
     assert rollouts is not None, "the section has rollouts"
     student = learner.student
     check_can_write(student, run.vocabulary)
+    positions = usable_positions(run.teacher_config)
     writable, long = writable_examples(
-        plan.examples, plan.numbers, rollouts, training.data.max_length
+        plan.examples, plan.numbers, rollouts, training.data.max_length, positions
     )
     if long:
         log.info(
@@ -121,6 +122,7 @@ def check_rollouts(run: Run) -> None:
         train, _ = run.data(data)
         where = f"{path}.rollouts"
         _check_prompts(train, section.rollouts, data, where)
+        _check_texts_of_the_data(train, path, section, data)
         reward = section.rollouts.reward
         if reward is not None and reward.verifier is not None:
             check_verifier(reward.verifier, run.tokenizer, train, f"{where}.reward.verifier")
@@ -140,4 +142,23 @@ def _check_prompts(train: Examples, rollouts: RolloutsConfig, data: DataConfig, 
     raise RecipeError(
         f"`{where}`: `{data.section}.train` has no prompts to answer; give rows with a prompt and "
         f"an answer, or say with `{where}.prompt_tokens` how many tokens of a text are continued."
+    )
+
+
+def _check_texts_of_the_data(
+    train: Examples, path: str, section: LoopConfig, data: DataConfig
+) -> None:
+    """Raise `RecipeError` for a term on the data's texts where the student answers all of them."""
+    rollouts = section.rollouts
+    on_data = [i for i, one in enumerate(section.objective) if getattr(one, "on", "") == "data"]
+    if rollouts is None or rollouts.share < 1 or not on_data:
+        return
+    for i in range(len(train)):  # up to the first that keeps its text
+        prompt = prompt_of(train[i], rollouts)
+        if prompt is None or len(prompt) + rollouts.new_tokens > data.max_length:
+            return
+    raise RecipeError(
+        f"`{path}.objective[{on_data[0]}].on: data` has no effect with `{path}.rollouts.share: 1`: "
+        f"the student's answer replaces every text of `{data.section}.train`; lower `share`, or "
+        "leave the term out."
     )

@@ -19,7 +19,7 @@ from distill.data.examples import Example
 from distill.run.context import Run
 from distill.run.folder import on_first_process
 from distill.stages.cache import fill_store
-from distill.stages.reference import CODEC, Reference, reference_manifest
+from distill.stages.reference import CODEC, InPrecision, Reference, reference_manifest
 from distill.training.teacher_signals import TeacherSignals
 from students.tuning.trainable import prepare_learning
 from teachers.cache.growing import data_counts_of
@@ -61,7 +61,9 @@ class RoundSignals:
                 self._rounds[number] = self._teacher_cache(self.cached, number, requests)
             signals = replace(signals, cache=JoinedCaches([self.cached, *self._rounds.values()]))
         if self.reference is not None and requests:
-            signals = replace(signals, of_written=self._reference_cache(number, requests))
+            own = {one.key: replace(one, teacher_prompt=None) for one in texts}
+            plain = [self.run.task.request(self.run, one) for one in own.values()]
+            signals = replace(signals, of_written=self._reference_cache(number, plain))
         return signals
 
     def _forget(self, number: int) -> None:
@@ -121,24 +123,32 @@ class RoundSignals:
         free_memory()
 
     def _reference_runner(self) -> Runner:
-        """The student as it started: without its adapter, where it has one that can be put off and
-        left the base as it was, else loaded again and kept in memory; or the model that the recipe
-        names.
+        """The model that the recipe names, as preferences read it; or the student as it started, in
+        the precision that answers are written in: without its adapter, where it has one that can be
+        put off and left the base as it was, else loaded again. What is loaded stays in memory.
         """
         assert self.reference is not None
         named, student = self.reference.config.reference, self.reference.student
         kept = self.reference.start.settings.get("init", "default") not in CHANGING
         if named is None and kept and hasattr(student, "disable_adapter"):
-            return _WithoutAdapter(self.run, student)
+            # In another precision, an answer would differ from itself before anything is learned.
+            return InPrecision(_WithoutAdapter(self.run, student), self.reference.dtype)
         if self._loaded is None:
-            name = named or self.reference.start.source
-            model: Any = load_teacher(TeacherConfig(model=name, dtype="float32"))
-            settings = self.reference.start.settings
-            if named is None and settings.get("reinitialize") is not None:
-                prepare_learning(model, "all", settings["reinitialize"], settings["seed"])
-                model.requires_grad_(False)
-            self._loaded = self.run.task.runner_of(self.run, model, CODEC)
+            self._loaded = self.reference.runner(self.run) if named else self._start_again()
         return self._loaded
+
+    def _start_again(self) -> Runner:
+        """The student's start, loaded as the student was: masters of float32."""
+        assert self.reference is not None
+        start, trusted = self.reference.start, self.run.trusts_student
+        model: Any = load_teacher(
+            TeacherConfig(model=start.source, dtype="float32", trust_remote_code=trusted)
+        )
+        if start.settings.get("reinitialize") is not None:
+            prepare_learning(model, "all", start.settings["reinitialize"], start.settings["seed"])
+            model.requires_grad_(False)
+        runner = self.run.task.runner_of(self.run, model, CODEC)
+        return InPrecision(runner, self.reference.dtype)
 
 
 class _WithoutAdapter:

@@ -21,7 +21,7 @@ from distill.objective.chunked_head import tokens_per_chunk
 from distill.objective.objective import Learner
 from distill.objective.terms import TERM_MODELS
 from distill.run.context import Run
-from distill.stages.cache import cache_in
+from distill.stages.small_cache import cache_in
 from distill.training.batch_source import Plan, PlannedBatches
 from distill.training.config import LoopConfig
 from distill.training.job import Job

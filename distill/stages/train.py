@@ -16,11 +16,11 @@ from attar.libraries import library_versions
 from attar.models.task_heads import load_as_saved
 from distill.run.context import Run
 from distill.run.folder import StageRecord, on_first_process
-from distill.stages.cache import SUBSET_FILE
 from distill.stages.fingerprints import discard_other, reference_inputs
 from distill.stages.reference import Start
 from distill.stages.stage import TRAIN, work
 from distill.stages.training import learns_from_unfinished, run_training
+from distill.stages.unfinished_cache import SUBSET_FILE
 from distill.training.arms import ARMS, DISTILL
 from distill.training.checkpoint import drop_checkpoints
 from distill.training.config import WITHOUT_EFFECT, spent

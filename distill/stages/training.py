@@ -20,9 +20,10 @@ from distill.objective.losses import LOSSES
 from distill.objective.objective import Learner
 from distill.objective.terms import rates_answers, reads_from, reads_rejected, terms_reading
 from distill.run.context import Run
-from distill.stages.cache import SUBSET_FILE, cached_subset, open_cache
+from distill.stages.cache import open_cache
 from distill.stages.reference import Reference, Start, reference_cache
 from distill.stages.rollouts import Training, round_batches
+from distill.stages.unfinished_cache import SUBSET_FILE, cached_subset
 from distill.training.batch_source import BatchSource, Plan, PlannedBatches
 from distill.training.config import LoopConfig
 from distill.training.job import Job, Result
@@ -133,7 +134,8 @@ def _examples(
     """(train, validation) examples; of an unfinished cache those that it holds, named in `file`."""
     train, validation = run.data(data, gold=gold)
     if file is not None:
-        train, validation = cached_subset(cached or open_cache(run), file, train, validation)
+        known, rejected = cached or open_cache(run), run.caches_rejected
+        train, validation = cached_subset(known, file, train, validation, rejected=rejected)
         _check_prompts(run, config, train, validation)
     if rates_answers(config.objective):
         train, validation = (one.with_mismatched(data.max_length) for one in (train, validation))

@@ -23,8 +23,8 @@ from teachers.codecs.codec import Assets, SignalColumns
 from teachers.codecs.label import LABEL_COLUMN
 from teachers.codecs.top_entries import BucketCodec, TopEntries, is_bucket_codec
 from teachers.runners.request import Request
-from teachers.transport.token_map import TokenMap
 from teachers.transport.text import TokenizedText
+from teachers.transport.token_map import TokenMap
 from teachers.transport.transport import UNSERVED, Transported, transport_text
 
 

@@ -47,6 +47,8 @@ def _of_data(run: Run) -> Iterator[str]:
             "`teacher.adapt` would read the data in ids that the teacher does not have; adapt it "
             "in a run of its own, and name that run's teacher"
         )
+    if recipe.teacher.prompt is not None:
+        yield "`teacher.prompt` is read in the student's ids, which the teacher does not have"
     answers = recipe.data.answers
     if answers is not None:
         yield (

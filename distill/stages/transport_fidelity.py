@@ -125,7 +125,7 @@ def validation_fidelity(
 
     shares: by what the number of entries is divided.
     """
-    texts = run.validation_examples().by_text()
+    texts = run.cached_examples()[1].by_text()
     chosen = [texts[i] for i in first_examples(texts, MEASURED_TOKENS)]
     requests = [run.task.request(run, one) for one in chosen]
     most = transport.codec.k

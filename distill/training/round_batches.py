@@ -154,8 +154,12 @@ class RoundBatches:
         signals: TeacherSignals | None = None
         for n in range(max(0, oldest), number + 1):
             if n not in self._examples:
-                written = self.writer.round(n, self.rounds.prompts(n))
-                texts = [[self._example(one) for one in samples] for samples in written.answers]
+                prompts = self.rounds.prompts(n)
+                written = self.writer.round(n, prompts)
+                texts = [
+                    [self._example(one, self.plan.examples[i]) for one in samples]
+                    for i, samples in zip(prompts, written.answers, strict=True)
+                ]
                 signals = self._signals_of(n, [one for samples in texts for one in samples])
                 self._examples[n] = self._with_advantages(written.answers, texts, signals)
         assert written is not None  # the last of them is new
@@ -166,8 +170,8 @@ class RoundBatches:
         counted = {step: counted_in(chain(*chain(*rows))) for step, rows in micro.items()}
         return _Current(number, micro, counted, signals, Prefetch(self._read, steps.stop))
 
-    def _example(self, written: Written) -> Example:
-        example = example_of_answer(written, self.config.count_tokens)
+    def _example(self, written: Written, asked: Example) -> Example:
+        example = example_of_answer(written, self.config.count_tokens, asked)
         if self.config.every > 1 or self.config.keep > 1 or example.rollout is None:
             return example
         return replace(example, rollout=replace(example.rollout, logprob=None))

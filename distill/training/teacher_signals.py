@@ -55,9 +55,9 @@ class TeacherSignals:
     def _sources(self, stored: SignalSources, mismatched: bool, batch: Batch) -> SignalSources:
         sources = dict(stored)
         if self.online is not None:
-            sources["online"] = _asked(self.online, batch)
+            sources["online"] = asked(self.online, batch)
             if mismatched and batch.mismatched is not None:
-                sources[OfMismatched("online")] = _asked(self.online, batch.mismatched)
+                sources[OfMismatched("online")] = asked(self.online, batch.mismatched)
         return sources
 
 
@@ -74,6 +74,9 @@ def _of_judged(reference: SignalCache, batch: Batch) -> Signals:
     return Signals(columns, sum(batch.counts), reference.config, reference.assets)
 
 
-def _asked(teacher: OnlineTeacher, batch: Batch) -> OnlineSignals:
-    """The teacher's signals of a batch, from a pass over it."""
-    return teacher.signals(batch.model_inputs(), batch.labels_BT != IGNORE)
+def asked(teacher: OnlineTeacher, batch: Batch) -> OnlineSignals:
+    """The teacher's signals of a batch, from a pass over it, or over the texts as the teacher reads
+    them.
+    """
+    read = batch if batch.of_teacher is None else batch.of_teacher
+    return teacher.signals(read.model_inputs(), read.labels_BT != IGNORE)

@@ -3,7 +3,8 @@
 A pair is a registered loss and a source of the teacher's signals: a registered codec, the teacher
 `online`, `classes` (known logits, as in sequence classification), or the `text` alone. Losses and
 codecs are enrolled by their registries; what a pair cannot have is read from their flags. Losses on
-answers are tried on pairs of answers, with their default form.
+preferences are tried on pairs of answers, with their default form, those on the student's own text
+on answers with rewards.
 docs/make_conformance.py writes the measured errors into docs/reference/conformance.md.
 """
 
@@ -12,12 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from attar.errors import RecipeError
 from distill.data.batching import collate
-from distill.data.examples import CHOSEN, Example, example_of, key_of
+from distill.data.examples import Example
 from distill.data.tokenize import IGNORE
 from distill.objective.layer_map import LayerMap
 from distill.objective.losses import LOSSES
@@ -27,9 +27,10 @@ from teachers.cache.config import CacheConfig
 from teachers.codecs.codec import CODECS, LAYER_CODECS
 from teachers.online import OnlineTeacher
 from teachers.signals import KnownLogits, SparseDistribution
+from tests.helpers.conformance_texts import VOCABULARY, blank, renamed_text
 from tests.helpers.definitions import KINKED
 
-DEPTH, WIDTH, VOCABULARY = 1, 16, 97
+DEPTH, WIDTH = 1, 16
 LAYERS, BLOCKS = [0, 1], [1]
 SOURCES = {
     "distribution": [*CODECS, "online", "classes"],
@@ -41,7 +42,7 @@ SOURCES = {
     "similarity": [],
     "order": [],  # of pairs of answers: test_reward_term.py
     "rewards": [],
-    "rollouts": [],  # of answers that the student wrote: test_policy_term.py
+    "rollouts": ["text"],  # that the student wrote and something rewarded
 }
 PAIRS = [(name, source) for name, loss in LOSSES.items() for source in SOURCES[loss.reads]]
 EXACT = ("online", "classes", "text")  # sources that store nothing
@@ -87,12 +88,15 @@ class Known:
 
 @dataclass
 class World:
-    """A teacher, a student, examples, pairs of answers, and the teacher's signals by source."""
+    """A teacher, a student, examples, pairs of answers, answers that a student wrote, and the
+    teacher's signals by source.
+    """
 
     teacher: torch.nn.Module
     student: torch.nn.Module
     examples: list[Example]
     answers: list[Example]
+    written: list[Example]
     make_cache: Callable
     folder: Path
     settings: dict = field(default_factory=dict)  # of codecs, by name; their defaults else
@@ -146,36 +150,10 @@ class World:
                         table.weight.copy_(table.weight[order].clone())
             texts = [
                 [renamed_text(one, renamed) for one in some]
-                for some in (self.examples, self.answers)
+                for some in (self.examples, self.answers, self.written)
             ]
             self._permuted = World(*models, *texts, self.make_cache, self.folder / "permuted")
         return self._permuted
-
-
-def with_labels(ids, labels):
-    """An example with a key of its own."""
-    return Example(key_of(list(ids), list(labels)), ids, labels)
-
-
-def paired(chosen, rejected):
-    """A pair of two texts as an example."""
-    other = (rejected.input_ids, rejected.labels)
-    return example_of(chosen.input_ids, chosen.labels, None, CHOSEN, other)
-
-
-def renamed_text(example, renamed):
-    """An example with other names of its ids; of a pair both texts."""
-
-    def labels(text):
-        return np.where(text.labels == IGNORE, IGNORE, renamed[np.maximum(text.labels, 0)])
-
-    texts = [with_labels(renamed[text.input_ids], labels(text)) for text in example.texts]
-    return paired(*texts) if example.rejected is not None else texts[0]
-
-
-def blank(example):
-    """The same ids with nothing counted."""
-    return with_labels(example.input_ids, np.full_like(example.labels, IGNORE))
 
 
 @dataclass(frozen=True)
@@ -222,9 +200,9 @@ class Pair:
 
     @property
     def examples(self):
-        """What the loss reads: pairs of answers, or texts."""
-        answers = LOSSES[self.name].reads == "sequence"
-        return self.world.answers if answers else self.world.examples
+        """What the loss reads: pairs of answers, what a student wrote, or texts."""
+        by_kind = {"sequence": self.world.answers, "rollouts": self.world.written}
+        return by_kind.get(LOSSES[self.name].reads, self.world.examples)
 
     @property
     def term(self):
@@ -275,6 +253,8 @@ def no_gradient_at_the_teacher(pair):
 
 def positive_elsewhere(pair):
     """How far below zero the value of an example goes, by the mean."""
+    if LOSSES[pair.name].reads == "rollouts":
+        return None  # an answer that is better than the others lowers it
     values = [pair.step([[row]]).value for row in pair.rows[:2]]
     return max(0.0, -min(values)) / pair.whole.value
 

@@ -8,6 +8,8 @@ import torch
 from distill.data.config import DataConfig
 from distill.data.examples import Examples
 from distill.data.prepare import prepare
+from distill.data.reader import NextTokenTexts
+from distill.data.teacher_prompts import TeacherPrompts
 from distill.objective.objective import Learner
 from distill.rollouts.config import RolloutsConfig
 from distill.rollouts.plan import RolloutPlan, writable_examples
@@ -23,8 +25,11 @@ from tests.helpers.training import VOCABULARY
 MAX_LENGTH = 72
 
 
-def prepared_answers(tokenizer, folder, number=40):
-    """(training, held-out) examples of prompts with short answers."""
+def prepared_answers(tokenizer, folder, number=40, teacher_prompt=None):
+    """(training, held-out) examples of prompts with short answers.
+
+    teacher_prompt: template of what the teacher reads in place of the prompt.
+    """
     rows = [
         {"prompt": f"what is {n} and {n % 7}", "answer": f"it is {n + n % 7}"}
         for n in range(number)
@@ -34,7 +39,8 @@ def prepared_answers(tokenizer, folder, number=40):
     config = DataConfig.model_validate(
         {"train": str(file), "held_out": 0.2, "max_length": MAX_LENGTH}
     )
-    prepare(config, tokenizer, "ids", 0, Path(folder) / "data")
+    prompts = None if teacher_prompt is None else TeacherPrompts(teacher_prompt)
+    prepare(config, tokenizer, "ids", 0, Path(folder) / "data", NextTokenTexts(prompts))
     found = Path(folder) / "data"
     return Examples(found / "train.arrow"), Examples(found / "held_out.arrow")
 

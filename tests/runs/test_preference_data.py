@@ -15,11 +15,11 @@ from distill.run.context import Run
 from distill.run.load import load_recipe
 from distill.stages.cache import (
     cache_manifest,
-    cached_subset,
     held_examples,
     make_cache,
     open_cache,
 )
+from distill.stages.unfinished_cache import cached_subset
 from teachers.cache.reader import SignalCache
 from tests.helpers.judging import preferences, ratings
 
@@ -46,17 +46,42 @@ def opened():
     return run
 
 
-def test_each_text_is_cached_once_as_an_ordinary_example(judged):
+def texts_of(run, rejected):
+    """Counted tokens by key, of both texts of each pair or of the chosen one alone."""
+    examples = [one for part in run.data() for one in part]
+    texts = [text for one in examples for text in (one.texts if rejected else one.texts[:1])]
+    return {text.key: len(text.counted) for text in texts}
+
+
+def learning_on(texts):
+    return {"objective": [{"loss": "forward_kl", "on": texts}], "precision": "float32"}
+
+
+@pytest.mark.parametrize("texts", ["chosen", "all"])
+def test_each_text_that_is_read_is_cached_once_as_an_ordinary_example(judged, texts):
     rows = preferences(10, each=3)
-    judged([*rows, *ratings(9)])
+    judged([*rows, *ratings(9)], train=learning_on(texts))
     run = opened()
-    wanted = {t.key: len(t.counted) for part in run.data() for e in part for t in e.texts}
+    wanted = texts_of(run, texts == "all")
+    assert (wanted == texts_of(run, True)) == (texts == "all")
     assert cache_manifest(run)["data"]["examples"] == len(wanted)
     make_cache(run)
     cache = open_cache(run)
     assert set(cache.keys()) == set(wanted)
     assert cache.signals(list(wanted)).num_tokens == sum(wanted.values())
     assert held_examples(run, run.cache_url) == (len(wanted), len(wanted))
+
+
+def test_a_cache_grows_by_rejected_answers_once_an_objective_reads_them(judged):
+    run_commands = judged(preferences(10), train=learning_on("chosen"))
+    run_commands("cache", "build", "recipe.yaml", "--run-dir", "out")
+    run = opened()
+    assert set(open_cache(run).keys()) == set(texts_of(run, False))
+    judged(preferences(10), train=learning_on("all"))
+    run_commands("cache", "build", "recipe.yaml", "--run-dir", "out")
+    assert set(open_cache(opened()).keys()) == set(texts_of(run, True))
+    judged(preferences(10), train=learning_on("chosen"))
+    assert open_cache(opened()).tokens(next(iter(texts_of(run, False)))) > 0  # more does no harm
 
 
 def test_of_an_unfinished_cache_a_pair_is_there_if_both_texts_are(judged, tmp_path):
@@ -83,10 +108,13 @@ def test_of_an_unfinished_cache_a_pair_is_there_if_both_texts_are(judged, tmp_pa
     assert len(found) == len(train) - len(gone)
     with pytest.raises(CacheError, match="holds no example"):
         cached_subset(Part(False), tmp_path / "none.json", train)
+    file = tmp_path / "chosen.json"
+    (chosen,) = cached_subset(Part(True), file, train, rejected=False)
+    assert len(chosen) == len(train)
 
 
 def test_a_plan_counts_rows_and_bytes_of_both_texts(judged):
-    judged(preferences(40))
+    judged(preferences(40), train=learning_on("all"))
     run = Run(load_recipe("recipe.yaml"), Path("out"))
     before, estimated = {e.stage: e for e in estimates(run)}, data_counts(run, run.recipe.data)
     run.prepare_data()
@@ -103,6 +131,18 @@ def test_a_plan_counts_rows_and_bytes_of_both_texts(judged):
     assert after["train"].memory_bytes > other["train"].memory_bytes
 
 
+def test_a_plan_counts_what_is_cached_of_each_pair(judged):
+    amounts = []
+    for texts in ("all", "chosen"):
+        judged(preferences(40), train=learning_on(texts))
+        run = opened()
+        amounts.append(next(e.amount for e in estimates(run) if e.stage == "cache"))
+        left_out = 0 if texts == "all" else sum(part.rejected.sum() for part in run.data())
+        wanted = sum(part.num_tokens for part in run.data()) - left_out
+        assert amounts[-1] == pytest.approx(wanted, rel=0.15)
+    assert amounts[1] < amounts[0]
+
+
 def test_every_stage_runs_on_preferences(judged):
     run_commands = judged(preferences(40), cache={"codec": {"name": "topk", "k": 16}}, train={
         "objective": [{"loss": "forward_kl"}, {"loss": "cross_entropy", "weight": 0.1}],
@@ -117,9 +157,7 @@ def test_every_stage_runs_on_preferences(judged):
     stats = read_json(Path("out/data/stats.json"))
     assert stats["held_out"]["pairs"] == stats["held_out"]["examples"] == 16
     assert len(np.unique(held_out["example"])) == 8  # the chosen answer of each prompt, once
-    assert len(SignalCache(run.cache_url).keys()) == len(
-        {t.key for part in run.data() for e in part for t in e.texts}
-    )
+    assert set(SignalCache(run.cache_url).keys()) == set(texts_of(run, False))
 
 
 def test_the_doctor_and_the_audit_read_judged_answers(judged):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from itertools import chain
@@ -88,6 +89,23 @@ def test_rounds_get_their_signals_from_a_cache_of_their_own(rows):
     assert (written.signals(written.keys()).stored_logprobs() < 0).all()
     shown = rows("cache", "verify", "cached/cache")
     assert "whole" in shown.output or shown.exit_code == 0
+
+
+def test_a_model_that_is_told_more_teaches_itself(rows):
+    same = ["student={from: teacher}", "train.max_steps=4"]
+    plain = train(rows, "plain", *same, 'teacher.prompt="{prompt}"')
+    assert plain["history"][0]["0:reverse_kl"] == pytest.approx(0, abs=1e-5)
+    same += ['teacher.prompt="{prompt}, and it is {answer}"']
+    same.append("train.rollouts={new_tokens: 8, every: 2}")
+    told = train(rows, "told", *same)
+    assert told["history"][0]["0:reverse_kl"] > 1e-3
+    cached = train(rows, "cached", *same, "train.source=cache")
+    for name in ("answers", "tokens", "reverse_kl", "top1", "teacher_nll"):
+        assert cached["rounds"][0][name] == pytest.approx(told["rounds"][0][name], rel=1e-2)
+    first, other = told["history"][0], cached["history"][0]
+    assert first["0:reverse_kl"] == pytest.approx(other["0:reverse_kl"], rel=1e-2)
+    shown = rows("data", "recipe.yaml", "--run-dir", "cached", "--rows", "1", "--set", same[2])
+    assert re.search(r"the teacher's prompt: .*the teacher says .*, and it is ", shown.output)
 
 
 def test_rewarded_answers_become_more_frequent_at_a_price_in_kl(rows):

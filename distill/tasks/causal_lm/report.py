@@ -128,8 +128,17 @@ class CausalLMReport(TaskReport):
         """Whether distilling beat plain fine-tuning: lower nll, or the same and lower KL, and
         neither nll, accuracy, KL, agreement nor a downstream task significantly worse. Where the
         distilled student learned from preferences, whether it did; where it learned without a
-        teacher and without a control, what changed since its start.
+        teacher and without a control, what changed since its start. Each with what the models' own
+        answers say, where they were measured.
         """
+        control = "finetune" if "finetune" in measured.controls else "init"
+        own = own_answers_verdict(measured, control, CONTROL_WORDS[control])
+        said = own.pop("sentence", "")
+        verdict = self._verdict_on_held_out(measured)
+        more = {KEY: own} if own else {}
+        return {**verdict, **more, "sentence": f"{verdict['sentence']}{said}"}
+
+    def _verdict_on_held_out(self, measured: Measurements) -> Numbers:
         if "distill" in measured.preferences:
             return preference_verdict(measured)
         models = measured.models
@@ -138,23 +147,18 @@ class CausalLMReport(TaskReport):
         result: Numbers = {"helped": None, "teacher_is_better": {}, "warnings": warnings}
         for arm in ["init", *measured.controls]:
             result["teacher_is_better"][arm] = teacher < models[arm]["nll"]
-        control = "finetune" if "finetune" in measured.controls else "init"
-        own = own_answers_verdict(measured, control, CONTROL_WORDS[control])
-        said = own.pop("sentence", "")
-        result |= {KEY: own} if own else {}
-        if control == "init" and not measured.reads_teacher:
-            result["since_start"], sentence = since_start(measured, NLL)
-            result["sentence"] = f"{sentence}{said}"
+        if "finetune" not in measured.controls and not measured.reads_teacher:
+            result["since_start"], result["sentence"] = since_start(measured, NLL)
             return result
-        if control == "init":
+        if "finetune" not in measured.controls:
             result["sentence"] = (
                 "No fine-tuned arm was trained, so whether distilling helped is unknown; add "
-                f"`train.arms: [finetune]`.{said}"
+                "`train.arms: [finetune]`."
             )
             return result
         found = compare(measured, MEASURES, "finetune", "plain fine-tuning", [KL.key])
         result.update(found.entry())
-        result["sentence"] = f"{found.worse_sentence()}{_sentence(measured, found)}{said}"
+        result["sentence"] = f"{found.worse_sentence()}{_sentence(measured, found)}"
         warnings += untold_warnings(found.found["nll"])
         if not result["teacher_is_better"]["init"]:
             warnings.insert(0, "The teacher is no better on this text than the untrained student.")

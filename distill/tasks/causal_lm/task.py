@@ -20,6 +20,7 @@ from distill.data.calibration import calibration_rows
 from distill.data.config import DataConfig
 from distill.data.examples import Example, Examples
 from distill.data.reader import Reader
+from distill.data.teacher_prompts import as_teacher_reads
 from distill.evaluation.job import EvaluateConfig, TaskMetrics
 from distill.objective.model_outputs import Readout
 from distill.recipe.schema import Recipe
@@ -157,9 +158,9 @@ class CausalLM:
         return examples.counts
 
     def request(self, context: TaskContext, example: Example) -> Request:
-        """The example's ids; signals are kept at its counted positions."""
-        labels = example.counted_labels
-        return Request(example.key, example.input_ids, example.counted, labels=labels)
+        """The ids that the teacher reads; signals are kept at the counted positions."""
+        read = as_teacher_reads(example)
+        return Request(read.key, read.input_ids, read.counted, labels=read.counted_labels)
 
     def signal_identity(self, context: TaskContext) -> dict[str, Any]:
         """Return no settings: signals depend on the teacher's weights alone."""

@@ -161,7 +161,7 @@ def test_labels_beside_a_codec_come_with_it(build, workshop):
     assert "entropy of the targets" in output
     assert re.search(r"perplexity +\d", output)
     workshop("cache", "convert", url, "alone", "--codec", "label", "--hidden", "bf16")
-    direct = SignalCache(build("direct", "cache.codec=label"))
+    direct = SignalCache(build("direct", *LABELS))
     found, keys = SignalCache("alone"), direct.keys()
     one, other = (cache.signals(keys).stored_logprobs() for cache in (direct, found))
     assert (one == other).all()

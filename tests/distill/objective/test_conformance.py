@@ -19,13 +19,12 @@ from tests.helpers.conformance import (
     REFUSED,
     SERVED,
     SOURCES,
-    VOCABULARY,
     WIDTH,
     World,
     limit,
-    paired,
     refusal,
 )
+from tests.helpers.conformance_texts import VOCABULARY, paired, written_answers
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +35,8 @@ def pair_of(make_model, make_examples, make_cache, tmp_path_factory):
     texts = make_examples(8, seed=2, shortest=5, longest=11)
     answers = [paired(*texts[i : i + 2]) for i in range(0, 8, 2)]
     world = World(
-        models[0].requires_grad_(False), models[1], examples, answers, make_cache,
-        tmp_path_factory.mktemp("conformance"),
+        models[0].requires_grad_(False), models[1], examples, answers, written_answers(examples),
+        make_cache, tmp_path_factory.mktemp("conformance"),
     )  # fmt: skip
     exact = {"topk": {"k": VOCABULARY}, "final_hidden": {"kl": 1e-7}}
     fine = replace(world, folder=world.folder / "fine", settings=exact, _caches={}, _pairs={})

@@ -194,6 +194,7 @@ def test_own_answers_take_a_process_of_each_model_that_writes(workshop):
     assert few.note.endswith("; own answers of 4")  # teacher, init, finetune, distill
     assert few.seconds > without.seconds + 4 * 19
     assert many.seconds > few.seconds
+    assert many.seconds == evaluating("evaluate.own_answers={prompts: 90000}").seconds
     assert few.memory_bytes > without.memory_bytes
 
 

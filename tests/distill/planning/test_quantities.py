@@ -4,8 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from distill.data.config import DataConfig
+from distill.data.prepare import prepare
+from distill.data.reader import NextTokenTexts
+from distill.data.teacher_prompts import TeacherPrompts
+from distill.planning.data_counts import estimated_counts, prepared_counts
 from distill.planning.quantities import EVALUATIONS, WRITING, Quantities
 from distill.training.config import LoopConfig
+from tests.helpers.preparing import write_jsonl
 
 TRAIN, VALIDATED = 100, 10
 EVALUATED = EVALUATIONS * VALIDATED
@@ -56,3 +62,19 @@ def test_writing_answers_takes_forwards_of_its_own(rollouts, more):
     config = LoopConfig.model_validate({**keys, "rollouts": rollouts})
     data = SimpleNamespace(packing=False, max_length=8)
     assert known.training_seconds(model, config, data) == 3 * 2 * TRAIN + EVALUATED + more
+
+
+def test_a_teacher_with_prompts_of_its_own_reads_more_tokens(tokenizer, tmp_path):
+    rows = [{"prompt": f"ask {i}", "answer": "says", "hint": "x" * 30} for i in range(40)]
+    config = DataConfig(train=write_jsonl(tmp_path / "rows.jsonl", rows), max_length=64)
+    found = []
+    for template in (None, "{prompt}", "{prompt} {hint}"):
+        prompts = None if template is None else TeacherPrompts(template)
+        reader = NextTokenTexts(prompts)
+        counts = estimated_counts(config, reader, tokenizer, lambda examples: examples.counts)
+        prepare(config, tokenizer, "id", 0, tmp_path / "data", reader)
+        read = prepared_counts(tmp_path / "data", lambda examples: examples.counts)
+        assert read.teacher_length == pytest.approx(counts.teacher_length, abs=0.5)
+        found.append((counts.teacher_length, counts.length))
+    assert found[0] == found[1] == (found[0][1], found[0][1])
+    assert found[2] == (found[0][0] + 31, found[0][1])

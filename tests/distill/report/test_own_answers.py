@@ -1,5 +1,6 @@
 """What the report says of the models' own answers."""
 
+from dataclasses import replace
 from html import unescape
 
 import numpy as np
@@ -26,6 +27,13 @@ def arrays_of(above):
     }  # fmt: skip
 
 
+def write_held_out(folder, model, above):
+    """The KL of a model on held-out text, token by token."""
+    noise = np.random.default_rng(len(model)).uniform(-0.02, 0.02, 10 * ANSWERS)
+    kl = np.repeat(HARD, 10) * (1 + noise) + above
+    np.savez(folder / f"{model}.npz", kl=kl, document=np.arange(10 * ANSWERS) // 10)
+
+
 @pytest.fixture
 def measured(tmp_path):
     """Three students, of which the distilled one is the closest to the teacher on its answers."""
@@ -33,6 +41,7 @@ def measured(tmp_path):
     for name, above in (("init", 0.9), ("finetune", 0.3), ("distill", 0.0)):
         arrays = arrays_of(above)
         np.savez(answers_file(tmp_path, name), **arrays)
+        write_held_out(tmp_path, name, above)
         models[name] = {"nll": 3.0, "own_answers": summary(arrays, 200)}
     return Measurements(models, tmp_path, 200, ["finetune"], {}, Tolerance())
 
@@ -57,7 +66,29 @@ def test_without_a_fine_tuned_arm_the_verdict_compares_with_the_untrained_studen
     bare = Measurements(measured.models, measured.folder, 200, [], {}, Tolerance())
     verdict = CausalLMReport().verdict(bare)
     assert "of the untrained student (-0.9" in verdict["sentence"]
-    assert verdict["own_answers"].keys() == {"difference", "interval", "documents"}
+    assert verdict["own_answers"].keys() == {"difference", "interval", "documents", "disagrees"}
+
+
+def test_columns_that_disagree_are_both_named(measured):
+    add_differences(measured)
+    verdict = own_answers_verdict(measured, "finetune", "plain fine-tuning")
+    assert not verdict["disagrees"]
+    write_held_out(measured.folder, "distill", 0.5)  # finetune's is 0.3 above
+    verdict = own_answers_verdict(measured, "finetune", "plain fine-tuning")
+    assert verdict["disagrees"]
+    said = verdict["sentence"]
+    assert "so there it is closer to the teacher. The columns `KL` and `own KL` disagree: " in said
+    assert "KL(teacher || student) is higher than that of plain fine-tuning (+0." in said
+    assert "better in its own text and worse in text that others wrote" in said
+
+
+def test_a_verdict_on_preferences_says_what_own_answers_do(measured):
+    add_differences(measured)
+    learned = replace(measured, preferences=["distill"])
+    verdict = CausalLMReport().verdict(learned)
+    assert verdict["sentence"].startswith("The held-out part has no pairs of answers")
+    assert " On the answers that each wrote itself" in verdict["sentence"]
+    assert verdict["own_answers"]["difference"] == pytest.approx(-0.3, abs=0.02)
 
 
 @pytest.mark.parametrize("missing", ["distill", "finetune"])

@@ -87,3 +87,10 @@ def test_a_prompt_that_leaves_no_room_is_not_answered():
     writable, long = writable_examples(some, range(3), config(), 12)
     assert writable.tolist() == [True, False, False]
     assert long == 1
+
+
+def test_a_prompt_of_the_teachers_leaves_room_in_its_positions():
+    some = [text(6, 3, teacher_prompt=list(range(number))) for number in (16, 17)]
+    found = [writable_examples(some, range(2), config(), 12, most) for most in (None, 20)]
+    assert [one[0].tolist() for one in found] == [[True, True], [True, False]]
+    assert [one[1] for one in found] == [0, 1]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from attar.models.sampling import Answer
-from distill.data.examples import WRITTEN
+from distill.data.examples import WRITTEN, example_of
+from distill.data.teacher_prompts import as_teacher_reads
 from distill.rollouts.written import (
     Round,
     Written,
@@ -33,6 +34,21 @@ def test_only_the_first_tokens_count_where_the_recipe_says_so():
     assert example.counted_labels.tolist() == [8, 9]
     assert example.rollout.logprob == pytest.approx(-2.5)
     assert example.key != example_of_answer(written).key
+
+
+def test_an_answer_has_the_teachers_prompt_of_the_example_that_it_answers():
+    ids, labels = [5, 6, 7, 8], [-100, 7, 8, -100]
+    asked = example_of(ids, labels, teacher_prompt=[1, 2, 3])
+    example = example_of_answer(Written(asked.prompt, answer(9, 2)), asked=asked)
+    read = as_teacher_reads(example)
+    assert read.input_ids.tolist() == [1, 2, 3, 9, 2]
+    assert read.counted_labels.tolist() == example.counted_labels.tolist() == [9, 2]
+    longer = Written(np.array([5, 6, 7]), answer(9, 2))  # the answer's first token is given
+    read = as_teacher_reads(example_of_answer(longer, asked=asked))
+    assert read.input_ids.tolist() == [1, 2, 3, 7, 9, 2]
+    plain = example_of_answer(Written(asked.prompt, answer(9, 2)), asked=example_of(ids, labels))
+    assert plain.teacher_prompt is None
+    assert plain.key != example.key
 
 
 def test_a_round_is_read_as_it_was_written(tmp_path):

@@ -80,7 +80,7 @@ def test_same_recipe_fits(begun):
 
 def test_labels_are_those_of_both_texts_of_a_pair(tokenizer, tmp_path):
     parts, _ = prepare_parts(tokenizer, tmp_path, preferences(12))
-    run = SimpleNamespace(prepare_data=lambda: None, cached_examples=lambda: [parts["train"]])
+    run = SimpleNamespace(prepare_data=lambda: None, all_examples=lambda: [parts["train"]])
     labels = labels_of_examples(run)
     for pair in parts["train"]:
         got = labels([text.key for text in pair.texts])

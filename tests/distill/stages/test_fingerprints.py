@@ -24,8 +24,8 @@ def test_a_training_depends_on_the_weights_of_a_named_reference(make_model, tmp_
 def test_where_a_server_is_and_how_it_is_asked_changes_nothing(make_model, tmp_path):
     make_model(3).save_pretrained(tmp_path)
 
-    def inputs(server):
-        teacher = TeacherSection(model=str(tmp_path), server=server)
+    def inputs(server, **more):
+        teacher = TeacherSection(model=str(tmp_path), server=server, **more)
         return teacher_inputs(
             SimpleNamespace(inputs_read={}, recipe=SimpleNamespace(teacher=teacher))
         )
@@ -38,3 +38,5 @@ def test_where_a_server_is_and_how_it_is_asked_changes_nothing(make_model, tmp_p
     assert inputs({**server, "kind": "sglang"}) != first
     assert inputs(None) != first
     assert "'server'" not in str(inputs(None))  # recipes without one keep their fingerprints
+    assert inputs(None, prompt="{hint}") == inputs(None)  # the examples know it
+    assert "'prompt'" not in str(inputs(None))

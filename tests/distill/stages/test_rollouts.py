@@ -7,7 +7,8 @@ from distill.data.config import DataConfig
 from distill.data.examples import example_of
 from distill.data.tokenize import IGNORE
 from distill.rollouts.config import RolloutsConfig
-from distill.stages.rollouts import _check_prompts
+from distill.stages.rollouts import _check_prompts, _check_texts_of_the_data
+from distill.training.config import LoopConfig
 
 
 def text(prompt, answer):
@@ -36,3 +37,25 @@ def test_prompts_that_leave_room_pass():
 def test_data_that_leave_nothing_to_write_are_refused(examples, said):
     with pytest.raises(RecipeError, match=said):
         check(examples)
+
+
+def texts_of_the_data(examples, **keys):
+    data = DataConfig.model_validate({"train": "a.jsonl", "max_length": 32})
+    section = LoopConfig.model_validate(
+        {
+            "objective": [{"loss": "reverse_kl"}, {"loss": "cross_entropy", "on": "data"}],
+            "source": "online", "rollouts": {"new_tokens": 20, **keys},
+        }
+    )  # fmt: skip
+    _check_texts_of_the_data(examples, "train", section, data)
+
+
+def test_a_term_on_texts_of_the_data_passes_where_some_keep_theirs():
+    texts_of_the_data([text(12, 3)], share=0.9)
+    texts_of_the_data([text(12, 3), text(0, 20)])  # no prompt
+    texts_of_the_data([text(12, 3), text(20, 3)])  # one that leaves no room
+
+
+def test_a_term_on_texts_of_the_data_is_refused_where_the_student_answers_all():
+    with pytest.raises(RecipeError, match=r"objective\[1\].on: data` has no effect .*lower `share"):
+        texts_of_the_data([text(12, 3), text(10, 3)])

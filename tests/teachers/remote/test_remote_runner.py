@@ -49,9 +49,7 @@ def test_columns_are_those_of_the_teacher_that_runs_here(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_labels_beside_entries_are_those_of_codec_label(
-    kind, serve, runner_of, make_requests, tmp_path
-):
+def test_labels_beside_entries_are_those_of_codec_label(kind, serve, runner_of, make_requests):
     requests, server = make_requests(8), serve(kind)
     rows = {
         name: runner_of(server, codec, labels).run(requests, {})
@@ -63,7 +61,9 @@ def test_labels_beside_entries_are_those_of_codec_label(
     }
     for both, topk, label in zip(*rows.values(), strict=True):
         assert both.keys() == topk.keys() | label.keys()
-        assert all((both[name] == column).all() for name, column in {**topk, **label}.items())
+        assert all((both[name] == column).all() for name, column in topk.items())
+        (name,) = label  # servers round an entry's number and the own id's differently
+        np.testing.assert_allclose(both[name], label[name], rtol=0, atol=1e-5)
 
 
 def test_a_server_that_gives_other_labels_is_told(
