@@ -106,22 +106,3 @@ def _check_holds(transport: TextTransport, side: TeacherSide) -> None:
             "transport: %s of %s texts are not in the cache, so what they cover gets no target",
             f"{lacking:,}", f"{len(keys):,}",
         )  # fmt: skip
-
-
-def fidelity_table(found: list[TransportFidelity]) -> list[list[str]]:
-    """Header, and one line for each number of entries."""
-    lines = [
-        ["entries", "served", "aligned", "inside", "spans", "mass kept", "nats/byte", "teacher's"]
-    ]
-    for one in found:
-        its = one.teacher_nats_per_byte
-        shares = (one.served, one.aligned, one.inside, one.spans, one.kept)
-        lines.append(
-            [
-                str(one.k),
-                *(f"{share:.1%}" for share in shares),
-                f"{one.nats_per_byte:.4f}",
-                "" if its is None else f"{its:.4f}",
-            ]
-        )
-    return lines

@@ -125,7 +125,8 @@ def cache_audit(
     """Measure what each codec would cost and lose, before any training.
 
     RECIPE may be a run folder. Runs teacher and student over held-out text; the student is built
-    first where it is not yet. Leaves audit.json and audit.png in the run folder.
+    first where it is not yet. Leaves audit.json and audit.png in the run folder. Where the student
+    has another tokenizer, it shows what the transport to it keeps, by number of entries.
     """
     from attar.errors import RecipeError
     from distill.cache_audit.audit import audit_run, choose, plot, short, table, write_codec
@@ -136,6 +137,18 @@ def cache_audit(
     if write and budget is None:
         raise RecipeError("--write needs --budget: the bytes a token that the codec may take.")
     opened = open_run(recipe, run_dir, overrides, **show)
+    if opened.transports:
+        if budget is not None:
+            raise RecipeError(
+                "--budget chooses among codecs, and the student has another tokenizer, for which "
+                "the entries of `topk` and `nucleus` are transported: choose `cache.codec.k` by "
+                "the table that `distill cache audit` prints without it."
+            )
+        from distill.cache_audit.transport import audit_transport
+        from distill.stages.transport_fidelity import fidelity_table
+
+        print_table(fidelity_table(audit_transport(opened, tokens)))
+        return
     found = audit_run(opened, tokens)
     print_table(table(found))
     plot(found, opened.folder.path / "audit.png")

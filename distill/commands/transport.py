@@ -37,7 +37,8 @@ def transport(
     from attar.errors import RecipeError
     from attar.files import write_json
     from distill.console import print_table
-    from distill.transport_cache import fidelity_table, transport_cache
+    from distill.stages.transport_fidelity import fidelity_table
+    from distill.transport_cache import transport_cache
 
     if data is None:
         own = Path(url).parent

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from attar.distributed import free_memory, is_alone
-from attar.errors import RunError
+from attar.errors import RecipeError, RunError
 from distill.doctor import (  # noqa: F401  (importing them registers their checks, in this order)
     data_checks,
     objective_checks,
@@ -41,6 +41,12 @@ def diagnose(run: Run, tokens: int, on_checked: Callable[[Checked], None]) -> li
     if not is_alone():
         raise RunError("`distill doctor` runs in one process; start it without torchrun.")
     check_next_tokens(run.recipe, "distill doctor")
+    if run.transports:
+        raise RecipeError(
+            "`distill doctor` compares teacher and student on the same ids, and this student has "
+            "another tokenizer. `distill cache audit` shows what its targets keep; a student of "
+            "the teacher's vocabulary can be examined."
+        )
     if learns_preferences(run.recipe.train.objective):
         log.info("doctor: terms on preferences are left out; what is examined are the texts alone")
     run_stages(run, ["adapt-teacher", "build"])

@@ -377,11 +377,16 @@ def labels_of_examples(run: Run) -> Callable[[list[str]], list[np.ndarray | None
 
 def repair_cache(run: Run) -> list[str]:
     """Remove damaged shards, so that the next build makes them again; return what was wrong."""
-    store, faults = SignalStore(run.cache_url), []
-    run.prepare_data()
+    faults: list[str] = []
+    sides = [TeacherSide(run), run] if run.transports_itself else [run]
+    for side in sides:
+        side.prepare_data()
     with on_first_process() as first:
         if first:
-            with run.folder.owned(), store.writing():
-                faults = repair_files(store, cache_manifest(run))
+            with run.folder.owned():
+                for side in sides:
+                    store = SignalStore(side.cache_url)
+                    with store.writing():
+                        faults += repair_files(store, cache_manifest(side))
                 run.folder.forget_record(CACHE.name)
     return faults

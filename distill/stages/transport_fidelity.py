@@ -131,3 +131,22 @@ def validation_fidelity(
     most = transport.codec.k
     sizes = dict.fromkeys(max(1, most // share) for share in shares)
     return [transport_fidelity(transport, requests, k) for k in sizes]
+
+
+def fidelity_table(found: list[TransportFidelity]) -> list[list[str]]:
+    """Header, and one line for each number of entries."""
+    lines = [
+        ["entries", "served", "aligned", "inside", "spans", "mass kept", "nats/byte", "teacher's"]
+    ]
+    for one in found:
+        its = one.teacher_nats_per_byte
+        shares = (one.served, one.aligned, one.inside, one.spans, one.kept)
+        lines.append(
+            [
+                str(one.k),
+                *(f"{share:.1%}" for share in shares),
+                f"{one.nats_per_byte:.4f}",
+                "" if its is None else f"{its:.4f}",
+            ]
+        )
+    return lines

@@ -71,6 +71,13 @@ def test_a_cache_that_was_transported_serves_a_recipe(two_tokenizers):
     assert "serves such students as it is" in same.output
 
 
+def test_commands_that_compare_ids_say_so(two_tokenizers):
+    refused = two_tokenizers("doctor", "recipe.yaml", *OPTIONS, ok=False)
+    assert "this student has another tokenizer" in refused.output
+    refused = two_tokenizers("cache", "audit", "recipe.yaml", "--budget", "9", *OPTIONS, ok=False)
+    assert "--budget chooses among codecs" in refused.output
+
+
 @pytest.mark.parametrize(
     ("option", "says"),
     [
