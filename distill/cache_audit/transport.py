@@ -1,4 +1,4 @@
-"""`distill cache audit` where the student has another tokenizer: what a transport keeps, by entries.
+"""`distill cache audit` for a student of another tokenizer: what a transport keeps, by entries.
 
 The teacher runs over the validation texts and keeps many entries a token; they are then carried to
 the student's ids with more and more of them.
