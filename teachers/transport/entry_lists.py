@@ -30,7 +30,7 @@ class Columns:
             np.zeros((tokens, k), np.int64),
             np.full((tokens, k), -np.inf, np.float32),
             np.zeros(tokens, np.float32),
-            np.full(tokens, np.nan, np.float32),
+            np.full(tokens, np.nan),
         )
 
     def put(
