@@ -78,7 +78,7 @@ class TokenMap:
                 pieces.append(([], []) if role is None else ([role], [0]))
             else:
                 pieces.append(self._pieces_of(token, variant))
-        return piece_table(pieces, self.lengths_V - variant.drops_space)
+        return piece_table(pieces, self.lengths_V - int(variant.drops_space))
 
     def _pieces_of(self, token: int, variant: Variant) -> Pieces:
         found, drops, adds = self.teacher.bytes_of[token], variant.drops_space, variant.adds_space

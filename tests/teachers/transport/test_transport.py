@@ -233,7 +233,9 @@ def test_a_text_is_as_likely_as_the_teacher_says(pool, pair):
 @pytest.mark.parametrize("pair", PAIRS)
 def test_the_label_is_the_probability_of_the_own_entry(pool, pair):
     carried = Carried(*(pool[name] for name in pair))
-    own = carried.probabilities()[np.arange(len(carried.student_text.ids)), carried.student_text.ids]
+    own = carried.probabilities()[
+        np.arange(len(carried.student_text.ids)), carried.student_text.ids
+    ]
     np.testing.assert_allclose(own, np.exp(carried.found.label_logprob_N), rtol=1e-4, atol=1e-12)
 
 
