@@ -42,8 +42,8 @@ class TokenBytes:
         if kind is None:
             raise ModelError(
                 f"The tokenizer of {name} is neither byte-level BPE, SentencePiece nor WordPiece "
-                "in the form of `tokenizers` (a file tokenizer.json), so the bytes that its ids stand "
-                "for are not known; choose another model, or one tokenizer for both models."
+                "in the form of `tokenizers` (a file tokenizer.json), so the bytes that its ids "
+                "stand for are not known; choose another model, or one tokenizer for both models."
             )
         self.kind, self.name = kind, name
         self._backend, self._model = backend, backend.model
