@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +43,6 @@ def from_ranks(ranks: dict[bytes, int], size: int, pattern: str = QWEN) -> Any:
 
 def with_numbers(tokenizer: Any) -> Any:
     """The same tokenizer with a token for each number of two and three digits, three at once."""
-    import json
-
     rules = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     vocabulary, merges = dict(rules["vocab"]), [tuple(pair) for pair in rules["merges"]]
     for length in (2, 3):
@@ -57,7 +57,7 @@ def _parts(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     """The parts of a token before its last merge."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        pairs = [ranks.get(a + b, len(ranks)) for a, b in zip(parts, parts[1:], strict=False)]
+        pairs = [ranks.get(a + b, len(ranks)) for a, b in pairwise(parts)]
         best = min(range(len(pairs)), key=pairs.__getitem__)
         if pairs[best] >= ranks[token]:
             break

@@ -36,14 +36,14 @@ class TokenBytes:
     special: frozenset[int]
 
     def __init__(self, tokenizer: Any, name: str) -> None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
+        backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         rules = json.loads(backend.to_str()) if backend is not None else {}
         kind = _kind_of(rules)
         if kind is None:
             raise ModelError(
-                f"The tokenizer of {name} is neither byte-level BPE, SentencePiece nor WordPiece in "
-                "the form of `tokenizers` (a file tokenizer.json), so the bytes that its ids stand "
-                "for are not known; choose another model, or one tokenizer for both models."
+                f"The tokenizer of {name} is neither byte-level BPE, SentencePiece nor WordPiece "
+                "in the form of `tokenizers` (a file tokenizer.json), so the bytes that its ids "
+                "stand for are not known; choose another model, or one tokenizer for both models."
             )
         self.kind, self.name = kind, name
         self._backend, self._model = backend, backend.model
@@ -51,9 +51,11 @@ class TokenBytes:
         normalizer = backend.normalizer
         self.lower_cased = normalizer is not None and normalizer.normalize_str("A") == "a"
         vocabulary: dict[str, int] = tokenizer.get_vocab()
-        added = {i: token for i, token in tokenizer.added_tokens_decoder.items()}
+        added = dict(tokenizer.added_tokens_decoder.items())
         self._added = {t.content.encode(): i for i, t in added.items() if not t.special}
-        special = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+        special = {i for i, token in added.items() if token.special} | set(
+            tokenizer.all_special_ids
+        )
         self.strings: list[str | None] = [None] * (1 + max(vocabulary.values()))
         self.bytes_of = [b""] * len(self.strings)
         for string, i in vocabulary.items():

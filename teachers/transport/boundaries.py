@@ -39,7 +39,7 @@ class Boundaries:
     """The boundaries of one text."""
 
     def __init__(self, pair: TextPair) -> None:
-        self.pair, self._kept_U = pair, pair.token_map.kept_shares()[0]
+        self.pair, self._kept_U = pair, pair.token_map.kept_share()
         self._found: dict[int, Boundary | None] = {}
         self._excluded: dict[int, np.ndarray | None] = {}
 

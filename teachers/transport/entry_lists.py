@@ -30,7 +30,7 @@ class Columns:
             np.zeros((tokens, k), np.int64),
             np.full((tokens, k), -np.inf, np.float32),
             np.zeros(tokens, np.float32),
-            np.full(tokens, np.nan, np.float32),
+            np.full(tokens, np.nan),
         )
 
     def put(
@@ -80,7 +80,12 @@ class EntryLists:
         sums_G = np.add.reduceat(weights_P[order], starts) if len(starts) else np.zeros(0)
         rows_G, ids_G = rows_P[order][starts], ids_P[order][starts]
         used = sums_G > 0.0
-        rows_G, ids_G, sums_G, first_G = rows_G[used], ids_G[used], sums_G[used], order[starts][used]
+        rows_G, ids_G, sums_G, first_G = (
+            rows_G[used],
+            ids_G[used],
+            sums_G[used],
+            order[starts][used],
+        )
         order = np.lexsort((first_G, -sums_G, rows_G))
         rows_G, ids_G, sums_G = rows_G[order], ids_G[order], sums_G[order]
         n, k = columns.ids_NK.shape

@@ -51,9 +51,9 @@ class PieceTable:
 
 
 def piece_table(
-    pieces: Sequence[tuple[Sequence[int], Sequence[int]]], lengths: Sequence[int]
+    pieces: Sequence[tuple[Sequence[int], Sequence[int]]], lengths_V: np.ndarray
 ) -> PieceTable:
-    """The table of (ids, ends) of each token's pieces. lengths: bytes of each token."""
+    """The table of (ids, ends) of each token's pieces. lengths_V: bytes of each token."""
     counts = np.array([len(ids) for ids, _ in pieces], np.int64)
     starts_V = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
     ids_P = np.array([i for ids, _ in pieces for i in ids], np.int64)
@@ -70,7 +70,7 @@ def piece_table(
     fits = ends_P < MASK_BITS
     bits = np.uint64(1) << ends_P[fits].astype(np.uint64)
     np.bitwise_or.at(boundaries_V, owners[fits], bits)
-    whole_V = has & (last_end_V == np.asarray(lengths))
+    whole_V = has & (last_end_V == lengths_V)
     return PieceTable(
         starts_V, ids_P, ends_P, first_V, second_V, first_end_V, boundaries_V, whole_V
     )

@@ -72,27 +72,26 @@ class TokenMap:
 
     def _make_table(self, variant: Variant) -> PieceTable:
         pieces: list[Pieces] = []
-        lengths = self.lengths_V.copy()
-        for token, found in enumerate(self.teacher.bytes_of):
+        for token in range(len(self.teacher.bytes_of)):
             if token in self.teacher.special:
                 role = self.roles.get(token)
                 pieces.append(([], []) if role is None else ([role], [0]))
-                continue
-            drops = variant.drops_space and found[:1] == b" "
-            lengths[token] -= drops
-            pieces.append(self._pieces_of(token, found[drops:], variant))
-        return piece_table(pieces, lengths)
+            else:
+                pieces.append(self._pieces_of(token, variant))
+        return piece_table(pieces, self.lengths_V - int(variant.drops_space))
 
-    def _pieces_of(self, token: int, found: bytes, variant: Variant) -> Pieces:
-        if variant == PLAIN or variant == Variant(drops_space=True, adds_space=True):
-            same = self._same_token(token)
-            if same is not None:
-                return [same], [len(found)]
-        if not found:
-            return [], []
-        given = b" " + found if variant.adds_space else found
-        ids, ends = self.student.pieces(given, variant.after_word)
-        return ids, [max(0, end - variant.adds_space) for end in ends]
+    def _pieces_of(self, token: int, variant: Variant) -> Pieces:
+        found, drops, adds = self.teacher.bytes_of[token], variant.drops_space, variant.adds_space
+        if drops == adds and (same := self._same_token(token)) is not None:
+            return [same], [max(0, len(found) - drops)]
+        if drops and not adds:
+            if found[:1] != b" ":
+                return [], []  # the teacher does not begin so where it begins with a space
+            found = found[1:]
+        elif adds and not drops:
+            found = b" " + found
+        ids, ends = self.student.pieces(found, variant.after_word) if found else ([], [])
+        return ids, [max(0, end - adds) for end in ends]
 
     def _same_token(self, token: int) -> int | None:
         """The student's id of the same string, for a token that the teacher makes of no bytes.
@@ -166,7 +165,8 @@ class TokenMap:
             ends_in_digit = self.student.bytes_of[token][-1:].isdigit()
             self.digits_U[token] = ends_in_digit and any(chr(b).isdigit() for b in after)
         self._seen_U, self._extended_U = np.zeros((2, size))
-        self._kept: tuple[np.ndarray, np.ndarray] | None = None
+        self._kept_U: np.ndarray | None = None
+        self._kept_V: dict[Variant, np.ndarray] = {}
 
     def extends(self, token: int, text: bytes, after_word: bool) -> bool:
         """Whether a longer token of the student takes the place of one, where this text begins.
@@ -189,17 +189,25 @@ class TokenMap:
         ids = table.first_V[teacher_ids[one]]
         np.add.at(self._seen_U, ids, 1.0)
         np.add.at(self._extended_U, ids, extended[one].astype(float))
-        self._kept = None
+        self._kept_U = None
 
-    def kept_shares(self) -> tuple[np.ndarray, np.ndarray]:
-        """Share of its mass that a last piece keeps: float64 (U,) by id of the student, and (V,) of
-        the teacher's tokens by their first piece, one where more pieces follow.
+    def kept_share(self) -> np.ndarray:
+        """Share of its mass that a last piece keeps, float64 (U,)."""
+        if self._kept_U is None:
+            self._kept_U = 1.0 - self.extended_share()
+            self._kept_V.clear()
+        return self._kept_U
+
+    def kept_share_of_tokens(self, variant: Variant) -> np.ndarray:
+        """Share of the mass of the teacher's tokens that their first piece keeps, float64 (V,): one
+        where more pieces follow.
         """
-        if self._kept is None:
-            table, kept_U = self.table(), 1.0 - self.extended_share()
+        kept_U = self.kept_share()
+        if variant not in self._kept_V:
+            table = self.table(variant)
             alone = table.whole_V & (table.piece_counts() == 1)
-            self._kept = kept_U, np.where(alone, kept_U[table.first_V], 1.0)
-        return self._kept
+            self._kept_V[variant] = np.where(alone, kept_U[table.first_V], 1.0)
+        return self._kept_V[variant]
 
     def extended_share(self) -> np.ndarray:
         """Share of a token's mass that belongs to longer tokens of the student, float64 (U,).

@@ -18,7 +18,7 @@ from teachers.codecs.top_entries import TopEntries
 from teachers.transport.boundaries import Boundaries, Boundary
 from teachers.transport.entry_lists import Columns, EntryLists
 from teachers.transport.text import TextPair, TokenizedText
-from teachers.transport.token_map import PLAIN, TokenMap
+from teachers.transport.token_map import TokenMap, Variant
 
 ALIGNED, INSIDE, SPANS, UNSERVED = range(4)
 AT_ONCE = 1 << 22  # entries that are carried in one piece
@@ -30,7 +30,7 @@ class Transported:
     """Distributions over the student's ids at its wanted tokens.
 
     ids_NK: int64. logprobs_NK: float32, by falling probability, -inf marks an unused slot. tail_N:
-    float32, log of the mass outside the entries. label_logprob_N: float32, log-probability of the
+    float32, log of the mass outside the entries. label_logprob_N: float64, log-probability of the
     student's own token; where the teacher's label is not known and its token not among the entries,
     the tail's; NaN where the token is not served. case_N: uint8, `ALIGNED` (the token starts where
     one of the teacher's does), `INSIDE` (it starts within one), `SPANS` (it starts with one and
@@ -65,14 +65,14 @@ def transport_text(
     columns = Columns.unserved(len(wanted), k)
     cases = np.full(len(wanted), UNSERVED, np.uint8)
     lists = EntryLists(len(token_map.student.bytes_of))
-    direct: list[int] = []
+    direct: dict[Variant, list[int]] = {}
     for n in wanted.tolist():
         case = _case(pair, n)
         if case == UNSERVED:
             continue
         row = int(student.rows[n])
         if case == ALIGNED and _is_direct(pair, boundaries, n):
-            direct.append(n)
+            direct.setdefault(pair.variant(int(pair.holders[n])), []).append(n)
         else:
             chain = _chain(pair, boundaries, n)
             if chain is None:
@@ -81,8 +81,10 @@ def transport_text(
         cases[row] = case
     tails_R = entries.tails[1.0].cpu().numpy()
     step = max(1, AT_ONCE // max(1, pair.ids_RK.shape[1]))
-    for start in range(0, len(direct), step):
-        _carry(pair, np.array(direct[start : start + step]), tails_R, lists, columns)
+    for variant, tokens in direct.items():
+        for start in range(0, len(tokens), step):
+            tokens_F = np.array(tokens[start : start + step])
+            _carry(pair, variant, tokens_F, tails_R, lists, columns)
     lists.write(columns)
     return Transported(columns.ids_NK, columns.logprobs_NK, columns.tail_N, columns.label_N, cases)
 
@@ -117,10 +119,8 @@ def _case(pair: TextPair, n: int) -> int:
 def _is_direct(pair: TextPair, boundaries: Boundaries, n: int) -> bool:
     """Whether each entry's mass belongs to its first id, the text's own token included."""
     holder = int(pair.holders[n])
-    if pair.variant(holder) != PLAIN:
-        return False
-    token = int(pair.teacher.ids[holder])
-    if pair.token_map.table().first_V[token] != pair.student.ids[n] or boundaries.branches(n):
+    token, table = int(pair.teacher.ids[holder]), pair.token_map.table(pair.variant(holder))
+    if table.first_V[token] != pair.student.ids[n] or boundaries.branches(n):
         return False
     after = int(pair.holders[n + 1])
     return after >= len(pair.starts) or boundaries.excluded(after) is None
@@ -157,15 +157,21 @@ def _add_chain(
 
 
 def _carry(
-    pair: TextPair, tokens_F: np.ndarray, tails_R: np.ndarray, lists: EntryLists, columns: Columns
+    pair: TextPair,
+    variant: Variant,
+    tokens_F: np.ndarray,
+    tails_R: np.ndarray,
+    lists: EntryLists,
+    columns: Columns,
 ) -> None:
     """Carry entries to their first ids: as they are stored where no two have the same."""
     holders_F, rows_F = pair.holders[tokens_F], pair.student.rows[tokens_F]
     source_F, own_F = pair.teacher.rows[holders_F], pair.teacher.ids[holders_F, None]
-    given_FK, logprobs_FK, tail_F = pair.ids_RK[source_F], pair.logprobs_RK[source_F], tails_R[source_F]
-    ids_FK = pair.token_map.table().first_V[given_FK]
+    given_FK, logprobs_FK = pair.ids_RK[source_F], pair.logprobs_RK[source_F]
+    tail_F, known = tails_R[source_F], pair.token_map
+    ids_FK = known.table(variant).first_V[given_FK]
     used_FK = logprobs_FK > -np.inf
-    kept_FK = np.where(given_FK == own_F, 1.0, pair.token_map.kept_shares()[1][given_FK])
+    kept_FK = np.where(given_FK == own_F, 1.0, known.kept_share_of_tokens(variant)[given_FK])
     distinct_FK = np.where(used_FK & (ids_FK >= 0), ids_FK, -1 - np.arange(ids_FK.shape[1]))
     distinct_FK.sort(-1)
     simple_F = (distinct_FK[:, 1:] != distinct_FK[:, :-1]).all(-1)
