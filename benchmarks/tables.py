@@ -13,7 +13,7 @@ from typing import Any
 from instruct_tables import instruct_block
 from plan_table import plan_block
 from preference_tables import preference_quality_block, preference_steps_block
-from remote_table import remote_block
+from remote_table import kills_block, remote_block
 from rollout_tables import on_policy_block, rloo_block, rollout_speed_block
 
 from attar.files import read_json
@@ -333,6 +333,7 @@ def pages() -> dict[Path, str]:
         },
         "speed.md": {
             "remote": remote_block(_result("remote")),
+            "kills": kills_block(_result("kills")),
             "steps": steps_block(_result("step"), _result("step_8x1024")),
             "memory": steps_block(_result("step_memory_bf16")),
             "gradients": gradients_block(_result("gradients")),

@@ -93,8 +93,8 @@ def _fetch_models(run: Run) -> None:
         fetch_weights(run.recipe.teacher.model)
     if isinstance(source, str) and source != "teacher":
         fetch_weights(source)
-    if answers is not None and answers.from_ != "teacher" and not answers.from_.endswith(".gguf"):
-        fetch_weights(answers.from_)  # a writer is known by its weights
+    if answers is not None and answers.by_name is not None:
+        fetch_weights(answers.by_name)  # a writer is known by its weights
 
 
 def _check_examples(run: Run) -> None:

@@ -14,7 +14,7 @@ from attar.models.fingerprints import weights_fingerprint
 from attar.models.head_check import check_head
 from attar.models.loading import Precision, Quantization, load_config, load_model, resolve_precision
 from attar.models.task_heads import CAUSAL, MASKED, auto_class_of
-from teachers.server_config import ASKING, ServerConfig
+from teachers.server_config import ASKING, AskedServer, ServerConfig
 
 AS_SERVED = "as served"  # what only the server knows of its model
 
@@ -86,6 +86,16 @@ def loaded_here(config: TeacherConfig) -> TeacherConfig:
     return config.model_copy(update={"server": None})
 
 
+def as_served(server: AskedServer) -> dict[str, Any]:
+    """What is known of a model that a server runs: its kind, and the name there."""
+    return {
+        "weights": None,
+        "dtype": AS_SERVED,
+        "quantization": AS_SERVED,
+        "server": server.model_dump(exclude=ASKING),
+    }
+
+
 def teacher_identity(config: TeacherConfig) -> dict[str, Any]:
     """The teacher as a cache's manifest describes it; caches with the same one are compatible.
 
@@ -93,13 +103,7 @@ def teacher_identity(config: TeacherConfig) -> dict[str, Any]:
     not, since a server that moved gives the same.
     """
     if config.server is not None:
-        return {
-            "model": config.model,
-            "weights": None,
-            "dtype": AS_SERVED,
-            "quantization": AS_SERVED,
-            "server": config.server.model_dump(exclude=ASKING),
-        }
+        return {"model": config.model, **as_served(config.server)}
     return {
         "model": config.model,
         "weights": weights_fingerprint(config.model),

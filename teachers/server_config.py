@@ -1,4 +1,7 @@
-"""The recipe's section on a server that gives the teacher's signals, `teacher.server`.
+"""The recipe's sections on servers: of the teacher, `teacher.server`, and of another writer.
+
+The kinds differ: one that scores a given text gives the teacher's signals, one that names the ids
+that it wrote can write answers, and few do both.
 
 Nothing secret may stand in a recipe, since the run folder keeps it: the key comes from an
 environment variable, and a URL with a user, a password or a query is refused.
@@ -8,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
@@ -16,19 +19,26 @@ from pydantic import Field, model_validator
 from attar.config import Section
 from attar.errors import RecipeError
 
-Kind = Literal["vllm", "sglang", "openai"]
+Kind = Literal["vllm", "sglang", "openai"]  # those that score a given text
+WriterKind = Literal["vllm", "sglang", "llama-server"]  # those that write, by ids
 # Keys that say how the server is asked, and change nothing of what it answers.
 ASKING = {"url", "key_env", "concurrency", "timeout"}
 LLAMA_CPP = {"llama.cpp", "llamacpp", "llama_cpp", "llama-cpp", "llama-server", "llama", "gguf"}
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
-class ServerConfig(Section):
-    """A server that runs the teacher, and how it is asked."""
+class AskedServer(Section):
+    """A server, and how it is asked.
+
+    path: of its section in the recipe. owner: whose server it is, in messages.
+    """
+
+    path: ClassVar[str]
+    owner: ClassVar[str]
 
     url: str = Field(description="such as http://localhost:8000; /v1 at its end may be left out")
-    kind: Kind = Field(description="whose requests and answers it knows")
-    model: str = Field(min_length=1, description="the name under which it serves the teacher")
+    kind: str = Field(description="whose requests and answers it knows")
+    model: str = Field(min_length=1, description="the name under which it serves the model")
     key_env: str | None = Field(
         None, description="environment variable that holds the key; never the key itself"
     )
@@ -49,19 +59,58 @@ class ServerConfig(Section):
                     "`key_env` is the name of an environment variable, in capitals such as "
                     "VLLM_API_KEY, and never the key itself"
                 )
-            kind = values.get("kind")
-            if isinstance(kind, str) and kind.lower() in LLAMA_CPP:
-                raise ValueError(
-                    "`kind`: llama.cpp's server gives no log-probabilities of a given text (it "
-                    "ignores `echo` without a word); name the GGUF file in `teacher.model`, leave "
-                    "`server` out, and it is read in this process"
-                )
+            cls._check_kind(values.get("kind"))
         return values
+
+    @classmethod
+    def _check_kind(cls, kind: Any) -> None:
+        """Raise `ValueError` for a kind that people name and that cannot do the work."""
 
     @property
     def base(self) -> str:
         """The URL without `/v1` and slashes at its end."""
         return self.url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+    @property
+    def words(self) -> str:
+        """The server as messages name it."""
+        return f"The {self.owner}'s server {self.base} (`{self.path}`)"
+
+
+class ServerConfig(AskedServer):
+    """A server that runs the teacher."""
+
+    path: ClassVar[str] = "teacher.server"
+    owner: ClassVar[str] = "teacher"
+
+    kind: Kind = Field(description="whose requests and answers it knows")
+
+    @classmethod
+    def _check_kind(cls, kind: Any) -> None:
+        if isinstance(kind, str) and kind.lower() in LLAMA_CPP:
+            raise ValueError(
+                "`kind`: llama.cpp's server gives no log-probabilities of a given text (it "
+                "ignores `echo` without a word); name the GGUF file in `teacher.model`, leave "
+                "`server` out, and it is read in this process"
+            )
+
+
+class WriterServerConfig(AskedServer):
+    """A server that writes answers, whose model need not be the teacher."""
+
+    path: ClassVar[str] = "data.answers.from.server"
+    owner: ClassVar[str] = "writer"
+
+    kind: WriterKind = Field(description="whose requests and answers it knows")
+
+    @classmethod
+    def _check_kind(cls, kind: Any) -> None:
+        if isinstance(kind, str) and kind.lower() == "openai":
+            raise ValueError(
+                "`kind`: the shape of OpenAI's completions gives text and not the ids that were "
+                "drawn, and text that is tokenised again need not give them; write `vllm`, "
+                "`sglang` or `llama-server`, if it is one of these"
+            )
 
 
 def _check_url(url: Any) -> None:
@@ -89,7 +138,7 @@ def _check_url(url: Any) -> None:
         raise ValueError("`url` has a space or a line break in it; leave it out")
 
 
-def key_of(config: ServerConfig) -> str | None:
+def key_of(config: AskedServer) -> str | None:
     """The key from the environment; None where the recipe names no variable.
 
     Raises `RecipeError` where that variable is not set, or holds what no header can.
@@ -99,12 +148,12 @@ def key_of(config: ServerConfig) -> str | None:
     key = os.environ.get(config.key_env, "").strip()
     if not key:
         raise RecipeError(
-            f"`teacher.server.key_env` names {config.key_env}, which is not set in this "
+            f"`{config.path}.key_env` names {config.key_env}, which is not set in this "
             "environment; export it, or leave `key_env` out for a server without a key."
         )
     if not (key.isascii() and key.isprintable()):
         raise RecipeError(
-            f"The environment variable {config.key_env} (`teacher.server.key_env`) does not hold "
+            f"The environment variable {config.key_env} (`{config.path}.key_env`) does not hold "
             "a key: it has characters that no header can; set it again."
         )
     return key

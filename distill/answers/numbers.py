@@ -31,7 +31,7 @@ def answer_numbers(
     """
     with_answer = {answer.prompt for answer in kept.answers}
     found = {
-        "writer": config.from_,
+        "writer": config.writer,
         "samples": config.samples,
         "prompts": len(prompts),
         "held_out_prompts": sum(prompt.held_out for prompt in prompts),

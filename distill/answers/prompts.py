@@ -22,7 +22,7 @@ class Prompt:
 
     targets: texts of the data's own answers to it, those that are whole. document, text: of the
     first row with this prompt, as its example has them. held_out: whether it also stands in the
-    held-out part.
+    held-out part. asked: what the writer reads (T,), where that is not the prompt alone.
     """
 
     ids: np.ndarray
@@ -30,6 +30,7 @@ class Prompt:
     text: str
     held_out: bool
     targets: list[str] = field(default_factory=list)
+    asked: np.ndarray | None = None
 
 
 def prompts_of(

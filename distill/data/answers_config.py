@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from attar.config import Section
 from distill.data.verifier import Verifier
+from teachers.server_config import WriterServerConfig
 
 TOP_P = 0.95  # where a recipe does not say it
 
@@ -70,17 +71,40 @@ class KeepConfig(Section):
         return self
 
 
+class ServedWriterConfig(Section):
+    """A writer that is on a server, whether or not the teacher is on one."""
+
+    server: WriterServerConfig
+
+
+def _by_form(value: Any) -> str:
+    return "on a server" if isinstance(value, (dict, ServedWriterConfig)) else "by name"
+
+
+WriterName = Annotated[str, Field(min_length=1)]
+WriterChoice = Annotated[
+    Annotated[WriterName, Tag("by name")] | Annotated[ServedWriterConfig, Tag("on a server")],
+    Discriminator(_by_form),
+]
+
+
 class AnswersConfig(Section):
     """Answers that a model writes to the prompts of the training part, to be learned from."""
 
-    from_: str = Field(
-        "teacher", alias="from", min_length=1,
-        description="who writes: `teacher`, or a hub id, folder or .gguf file",
-    )  # fmt: skip
+    from_: WriterChoice = Field(
+        "teacher",
+        alias="from",
+        description="who writes: `teacher`, a hub id, folder or .gguf file, or `{server: ...}`",
+    )
     samples: int = Field(ge=1, description="answers written to each prompt")
     temperature: float = Field(0.8, ge=0, description="0 writes the most likely answer")
     top_p: float = Field(TOP_P, gt=0, le=1)
     top_k: int | None = Field(None, ge=1)
+    system: str | None = Field(
+        None,
+        min_length=1,
+        description="a system text that the writer reads before each prompt; it is not learned",
+    )
     new_tokens: int = Field(
         512, ge=1, description="most tokens of an answer, as far as `max_length` allows"
     )
@@ -97,6 +121,28 @@ class AnswersConfig(Section):
         description="tokens written in all, after which no more answers are asked for; those "
         "under way are finished",
     )
+
+    @property
+    def server(self) -> WriterServerConfig | None:
+        """The server that writes, where the recipe names one here."""
+        return self.from_.server if isinstance(self.from_, ServedWriterConfig) else None
+
+    @property
+    def writer(self) -> str:
+        """Who writes, in words."""
+        return self.from_ if isinstance(self.from_, str) else self.from_.server.model
+
+    @property
+    def by_llama_cpp(self) -> bool:
+        """Whether a GGUF file writes. As `teacher` it is run by transformers, as everywhere."""
+        return isinstance(self.from_, str) and self.from_.endswith(".gguf")
+
+    @property
+    def by_name(self) -> str | None:
+        """The hub id or folder of another model than the teacher, which is loaded here."""
+        if not isinstance(self.from_, str) or self.from_ == "teacher" or self.by_llama_cpp:
+            return None
+        return self.from_
 
     @model_validator(mode="after")
     def _have_an_effect(self) -> AnswersConfig:

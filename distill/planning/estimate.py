@@ -36,6 +36,7 @@ from distill.planning.steps import Steps, planned_steps
 from distill.planning.written_answers import with_answers, writing_seconds, written_tokens
 from distill.recipe.answers import keeps_signals
 from distill.run.context import Run
+from distill.stages.answer_writers import writing_server
 from distill.stages.cache import held_examples
 from distill.stages.evaluate import baselines_of, measured_models, writers_of
 from distill.stages.status import is_done
@@ -188,6 +189,9 @@ def _answering(run: Run, known: Quantities, config: AnswersConfig) -> Estimate:
     seconds = writing_seconds(config, known, counts.train, tokens)
     memory = libraries() + known.teacher_bytes + 4.0 * run.vocabulary * config.batch_size
     note = f"{config.samples} answers to each of {counts.train:,} prompts"
+    if writing_server(run) is not None:
+        memory, seconds = libraries(), READ_SECONDS * tokens
+        note += "; time to read answers alone: the server's is not known"
     return Estimate("answer", tokens, tokens * ANSWER_BYTES, memory, seconds, note)
 
 

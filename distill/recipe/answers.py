@@ -7,7 +7,7 @@ from distill.data.answers_config import AnswersConfig
 from distill.objective.terms import reads_from
 from distill.recipe.schema import Recipe
 from distill.training.arms import ARMS
-from teachers.writing.local import encodes_while_writing
+from teachers.writing.known_signals import encodes_while_writing
 
 
 def check_answers(recipe: Recipe) -> None:
@@ -31,6 +31,7 @@ def check_answers(recipe: Recipe) -> None:
             "`cache.unfinished` is of examples that are known before, and `data.answers` writes "
             "them; leave one of the two out."
         )
+    _check_likely(recipe, config)
     refusal = refusal_of_signals(recipe, config)
     if config.signals and refusal is not None:
         raise RecipeError(f"`data.answers.signals: true`: {refusal}; leave it out.")
@@ -50,12 +51,41 @@ def refusal_of_signals(recipe: Recipe, config: AnswersConfig) -> str | None:
     if not any(reads_from(section, "cache") for section in recipe.learning().values()):
         return "no objective reads the teacher's signals from the cache"
     if config.from_ != "teacher":
-        return f"the cache is of the teacher, and `from: {config.from_}` writes"
+        return f"the cache is of the teacher, and {config.writer} (`from`) writes"
+    if config.system is not None:
+        return "the writer reads `system` before a prompt, and what is learned does not have it"
     if not encodes_while_writing(codec):
         return (
             f"the codec `{codec.name}` cannot encode a token before the answer is finished; "
-            "`topk` and `label` can"
+            "`topk`, `nucleus` and `label` can"
+        )
+    if _tempers(recipe, config):
+        return (
+            "SGLang's log-probabilities are of the `temperature` at which it writes, and the cache "
+            "keeps those of 1"
         )
     if parts:
         return "`cache.hidden` keeps states of layers, which writing does not give"
     return None
+
+
+def _tempers(recipe: Recipe, config: AnswersConfig) -> bool:
+    """Whether the teacher writes on a server whose log-probabilities are of another temperature."""
+    server = recipe.teacher.server
+    return server is not None and server.kind == "sglang" and config.temperature not in (0, 1)
+
+
+def _check_likely(recipe: Recipe, config: AnswersConfig) -> None:
+    """The teacher can say how likely it holds the answers."""
+    if config.keep.likely is None or recipe.teacher.server is None:
+        return
+    if config.from_ != "teacher":
+        raise RecipeError(
+            "`data.answers.keep.likely` asks the teacher about another model's answers, which "
+            "`teacher.server` does not; let the teacher write, or leave `likely` out."
+        )
+    if _tempers(recipe, config):
+        raise RecipeError(
+            "`data.answers.keep.likely`: SGLang's log-probabilities are of the `temperature` at "
+            "which it writes; write `temperature: 1`, or leave `likely` out."
+        )

@@ -27,6 +27,8 @@ def published_recipe(recipe: Recipe) -> dict[str, Any]:
     values: dict[str, Any] = short_form(recipe)
     if recipe.teacher.server is not None:
         values["teacher"]["server"]["url"] = ELSEWHERE
+    if recipe.data.answers is not None and recipe.data.answers.server is not None:
+        values["data"]["answers"]["from"]["server"]["url"] = ELSEWHERE
     names = _short_names({text for text in _texts(values) if _is_elsewhere(text)})
     found: dict[str, Any] = _replaced(values, names)
     return found

@@ -25,6 +25,7 @@ from attar.progress import progress
 from distill.answers.keep import Candidate, Kept, choose, geometric_mean
 from distill.answers.numbers import answer_numbers, refused_words
 from distill.answers.prompts import Prompt, answer_text, prompts_of
+from distill.answers.system_text import place_of, with_system
 from distill.answers.written_part import example_of_answer, write_part
 from distill.data.held_out_prompts import read_held_out_prompts
 from distill.data.verifier import has_answer
@@ -34,22 +35,25 @@ from distill.stages.answer_writers import (
     answers_of,
     codec_name,
     make_writer,
+    writer_identity,
     writer_settings,
-    writing_model,
 )
 from distill.stages.cache import add_signals, label_logprobs_under_teacher
 from distill.stages.fingerprints import data_inputs, teacher_inputs
 from distill.stages.stage import ANSWER, work
 from teachers.cache.growing import held_tokens
 from teachers.cache.store import SignalStore
-from teachers.load import teacher_identity
+from teachers.server_config import ASKING
 from teachers.writing.ask import Asked, ask, lacking
 from teachers.writing.known_signals import KnownSignals
 from teachers.writing.request import Failed, WriteRequest, Written, request_key
 from teachers.writing.store import RequestStore, StoreWriter
 
 log = logging.getLogger(__name__)
-WITHOUT_EFFECT = {"batch_size"}  # on which answers are written
+WITHOUT_EFFECT: dict[str, Any] = {  # on which answers are written
+    "batch_size": True,
+    "from_": {"server": ASKING},
+}
 
 
 def _inputs(run: Run) -> list[Any]:
@@ -57,7 +61,7 @@ def _inputs(run: Run) -> list[Any]:
         return []
     config = answers_of(run)
     values = config.model_dump(exclude=WITHOUT_EFFECT)
-    other = None if config.from_ == "teacher" else teacher_identity(writing_model(run))
+    other = None if config.from_ == "teacher" else writer_identity(run)
     return [data_inputs(run), teacher_inputs(run), values, other, codec_name(run)]
 
 
@@ -104,7 +108,32 @@ def prompts_to_answer(run: Run) -> list[Prompt]:
             "answered; hold out other prompts (`data.held_out`), or write "
             "`data.answers.keep.contaminated: keep`."
         )
+    _add_system(run, prompts)
     return prompts
+
+
+def _add_system(run: Run, prompts: Sequence[Prompt]) -> None:
+    """Put the system text before what the writer reads of each prompt.
+
+    Raises `DataError` where that leaves no prompt room for an answer.
+    """
+    system, max_length = answers_of(run).system, run.recipe.data.max_length
+    if system is None:
+        return
+    place, own = place_of(run.tokenizer, system), 0
+    for prompt in prompts:
+        prompt.asked = with_system(run.tokenizer, place, prompt.ids)
+        own += prompt.asked is None
+    if own:
+        log.info("answer: %d prompts have a system text of their own, and keep it", own)
+    full = sum(len(prompt.asked) >= max_length for prompt in prompts if prompt.asked is not None)
+    if full == len(prompts):
+        raise DataError(
+            f"`data.answers.system` and a prompt fill `data.max_length: {max_length}`, so that no "
+            "token of an answer is left; shorten it, or raise that."
+        )
+    if full:
+        log.warning("answer: %d prompts are too long beside `data.answers.system`", full)
 
 
 def _requests(run: Run, prompts: Sequence[Prompt]) -> list[tuple[int, WriteRequest]]:
@@ -119,9 +148,11 @@ def _requests(run: Run, prompts: Sequence[Prompt]) -> list[tuple[int, WriteReque
         for number, prompt in enumerate(prompts):
             if prompt.held_out and config.keep.contaminated == "drop":
                 continue
-            limit = min(config.new_tokens, max_length - len(prompt.ids))
-            key = request_key(settings, prompt.ids, sample, limit)
-            found.append((number, WriteRequest(key, prompt.ids, sample, limit)))
+            asked = prompt.ids if prompt.asked is None else prompt.asked
+            limit = min(config.new_tokens, max_length - len(asked))
+            if limit > 0:
+                key = request_key(settings, asked, sample, limit)
+                found.append((number, WriteRequest(key, asked, sample, limit)))
     return found[: config.max_requests]
 
 
@@ -241,7 +272,7 @@ def _candidates(run: Run, prompts: Sequence[Prompt], written: Finished) -> list[
     config = answers_of(run)
     means = [geometric_mean(one.logprobs) for *_, one in written]
     if config.keep.likely is not None and config.from_ != "teacher":
-        means = _means_under_teacher(run, written)
+        means = _means_under_teacher(run, prompts, written)
     return [
         Candidate(
             number,
@@ -256,12 +287,14 @@ def _candidates(run: Run, prompts: Sequence[Prompt], written: Finished) -> list[
     ]
 
 
-def _means_under_teacher(run: Run, written: Finished) -> list[float | None]:
+def _means_under_teacher(
+    run: Run, prompts: Sequence[Prompt], written: Finished
+) -> list[float | None]:
     """The geometric mean of what the teacher gives the tokens of another writer's answers."""
     max_length = run.recipe.data.max_length
     examples = [
-        example_of_answer(request.prompt, one.ids.tolist(), max_length)
-        for _, request, one in written
+        example_of_answer(prompts[number].ids, one.ids.tolist(), max_length)
+        for number, _, one in written
     ]
     found = label_logprobs_under_teacher(run, examples)
     return [geometric_mean(logprobs) for logprobs in found]
@@ -316,4 +349,6 @@ def _keep_signals(run: Run, requests: Sequence[tuple[int, WriteRequest]]) -> Non
         if example.key in kept:
             examples[example.key], lines[example.key] = example, index[request.key]
     _clear_cache_of_others(run)
-    add_signals(run, list(examples.values()), lambda: KnownSignals(store, lines, codec))
+    cache = run.recipe.cache
+    known_signals = KnownSignals(store, lines, cache.codec, run.vocabulary, cache.labels)
+    add_signals(run, list(examples.values()), lambda: known_signals)

@@ -1,4 +1,4 @@
-"""Who writes the answers of a run: the teacher, another model, or a GGUF file by llama.cpp."""
+"""Who writes the answers of a run: the teacher, another model, a server, or llama.cpp."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from attar.errors import RecipeError, UserError
-from attar.files import fingerprint
+from attar.errors import RecipeError
 from attar.llama_cpp import GGUFModel
 from attar.models.fingerprints import weights_fingerprint
 from attar.models.generation import end_ids, generation_settings, stop_ids
@@ -20,15 +19,17 @@ from distill.recipe.answers import keeps_signals
 from distill.run.context import Run
 from distill.runtimes.runtime import check_runtime
 from distill.stages.model_checks import check_language_model
-from teachers.load import TeacherConfig, load_teacher, teacher_identity
-from teachers.remote.client import Client, ServerRefusal
-from teachers.server_config import ServerConfig
+from teachers.codecs.codec import SignalCodec
+from teachers.load import TeacherConfig, as_served, load_teacher, teacher_identity
+from teachers.remote.client import Client
+from teachers.server_config import AskedServer
 from teachers.writing.gguf import GGUFWriter, check_same_ids
+from teachers.writing.known_signals import written_codec, written_name
 from teachers.writing.local import LocalWriter
 from teachers.writing.request import AnswerWriter
-from teachers.writing.served import ServedWriter, VLLMWriting
-
-REFUSALS = {413, 422}  # statuses of HTTP that are about one request
+from teachers.writing.served import ServedWriter
+from teachers.writing.server_check import check_writing_server
+from teachers.writing.server_kinds import SERVER_KINDS
 
 
 def answers_of(run: Run) -> AnswersConfig:
@@ -38,55 +39,66 @@ def answers_of(run: Run) -> AnswersConfig:
     return config
 
 
-def writing_model(run: Run) -> TeacherConfig:
-    """The model that writes."""
-    name = answers_of(run).from_
-    if name == "teacher":
-        return run.teacher
-    return TeacherConfig(model=name, dtype=run.recipe.teacher.dtype)
+def writing_model(run: Run) -> TeacherConfig | None:
+    """The model that writes, as it is loaded; None where a server, or llama.cpp, has it."""
+    config = answers_of(run)
+    if config.from_ == "teacher":
+        return run.teacher if run.teacher.server is None else None
+    if config.by_name is None:
+        return None
+    return TeacherConfig(model=config.by_name, dtype=run.recipe.teacher.dtype)
+
+
+def writing_server(run: Run) -> AskedServer | None:
+    """The server that writes: the recipe's own for answers, or the teacher's."""
+    config = answers_of(run)
+    return run.teacher.server if config.from_ == "teacher" else config.server
 
 
 def writer_settings(run: Run) -> dict[str, Any]:
     """What an answer depends on beside its prompt and number: who writes, and how.
 
-    Where the model lies does not matter, only its weights.
+    Where the model lies does not matter, only its weights. At temperature 0 nothing is drawn.
     """
     config = answers_of(run)
-    keys = ("temperature", "top_p", "top_k")
-    return {
-        **_identity(run),
-        **{key: getattr(config, key) for key in keys},
-        "seed": run.recipe.seed,
-        "ends": _ends(run),
-    }
+    found = {**writer_identity(run), "temperature": config.temperature, "ends": _ends(run)}
+    if config.temperature > 0:
+        found |= {"top_p": config.top_p, "top_k": config.top_k, "seed": run.recipe.seed}
+    return found
 
 
 def _ends(run: Run) -> list[int]:
-    """The ids that end an answer, by the tokenizer and the writing model's own settings."""
-    return end_ids(run.tokenizer, [generation_settings(writing_model(run).model)])
-
-
-def _identity(run: Run) -> dict[str, Any]:
+    """The ids that end an answer, by the tokenizer and the model's own settings: of one that is
+    only on a server, by those of the teacher, whose ids it has.
+    """
     model = writing_model(run)
-    if writes_by_llama_cpp(run):
-        return {"weights": weights_fingerprint(model.model), "by": "llama.cpp"}
+    name = run.teacher.model if model is None else model.model
+    settings = [] if answers_of(run).by_llama_cpp else [generation_settings(name)]
+    return end_ids(run.tokenizer, settings)
+
+
+def writer_identity(run: Run) -> dict[str, Any]:
+    """Who writes: its weights and precision, or what is known of a model on a server."""
+    config, model, server = answers_of(run), writing_model(run), writing_server(run)
+    if config.by_llama_cpp:
+        return {"weights": weights_fingerprint(config.writer), "by": "llama.cpp"}
+    if model is None:
+        assert server is not None
+        return as_served(server)
     found = teacher_identity(model)
-    if found["weights"] is None and model.server is None:
+    if found["weights"] is None:
         return found  # nothing but the name tells it from another
     return {key: value for key, value in found.items() if key != "model"}
 
 
-def writes_by_llama_cpp(run: Run) -> bool:
-    """Whether a GGUF file writes. As `teacher` it is run by transformers, as everywhere."""
-    return answers_of(run).from_.endswith(".gguf")
-
-
 def codec_name(run: Run) -> str | None:
     """What is kept of signals while writing, in a word; None where nothing is."""
-    if not keeps_signals(run.recipe):
-        return None
     cache = run.recipe.cache
-    return fingerprint(cache.codec.model_dump() | ({"labels": True} if cache.labels else {}))
+    return written_name(cache.codec, cache.labels) if keeps_signals(run.recipe) else None
+
+
+def _codec(run: Run) -> SignalCodec | None:
+    return written_codec(run.recipe.cache.codec) if keeps_signals(run.recipe) else None
 
 
 def make_writer(run: Run) -> AnswerWriter:
@@ -94,11 +106,13 @@ def make_writer(run: Run) -> AnswerWriter:
     config = answers_of(run)
     sampling = Sampling(config.new_tokens, config.temperature, config.top_p, config.top_k)
     seed = json.dumps(run.recipe.seed)
-    if writes_by_llama_cpp(run):
+    if config.by_llama_cpp:
         return _gguf_writer(run, sampling, seed)
-    if (server := writing_model(run).server) is not None:
+    if (server := writing_server(run)) is not None:
         return _served_writer(run, server, sampling, seed)
-    model = load_teacher(writing_model(run))
+    source = writing_model(run)
+    assert source is not None
+    model = load_teacher(source)
     check_can_write(model, run.vocabulary)
     return LocalWriter(
         model,
@@ -107,31 +121,30 @@ def make_writer(run: Run) -> AnswerWriter:
         stop_ids(model, run.tokenizer),
         seed,
         config.batch_size,
-        run.recipe.cache.codec if keeps_signals(run.recipe) else None,
+        _codec(run),
         run.recipe.cache.labels,
     )
 
 
-def _refuses(error: UserError) -> bool:
-    """Whether a server will never answer this request. A wrong key, name or address is no such
-    refusal: it can be corrected, and the request is asked again then.
-    """
-    return isinstance(error, ServerRefusal) and error.status in REFUSALS
+def check_other_server(run: Run) -> None:
+    """Raise `ServerError` where a server of `data.answers.from` cannot write with these ids."""
+    if (server := answers_of(run).server) is not None:
+        client, longest = Client(server), run.recipe.data.max_length
+        check_writing_server(client, run.tokenizer, run.vocabulary, HARD_TEXTS, longest)
 
 
-def _served_writer(run: Run, server: ServerConfig, sampling: Sampling, seed: str) -> AnswerWriter:
-    codec = run.recipe.cache.codec if keeps_signals(run.recipe) else None
+def _served_writer(run: Run, server: AskedServer, sampling: Sampling, seed: str) -> AnswerWriter:
+    check_other_server(run)
     client = Client(server)
     return ServedWriter(
         client.post,
-        _refuses,
-        VLLMWriting(server.model),
+        SERVER_KINDS[server.kind](server.model),
         sampling,
         run.vocabulary,
         _ends(run),
         seed,
         server.concurrency,
-        codec,
+        _codec(run),
         run.recipe.cache.labels,
         bounded=answers_of(run).max_tokens is not None,
         close=client.close,
@@ -140,7 +153,7 @@ def _served_writer(run: Run, server: ServerConfig, sampling: Sampling, seed: str
 
 
 def _gguf_writer(run: Run, sampling: Sampling, seed: str) -> AnswerWriter:
-    model = GGUFModel(Path(answers_of(run).from_).expanduser(), torch.get_num_threads())
+    model = GGUFModel(Path(answers_of(run).writer).expanduser(), torch.get_num_threads())
 
     def encode(text: str) -> list[int]:
         ids: list[int] = run.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -152,28 +165,26 @@ def _gguf_writer(run: Run, sampling: Sampling, seed: str) -> AnswerWriter:
 
 
 def check_writer(run: Run) -> None:
-    """Raise a `UserError` for a writer that is no language model of the teacher's vocabulary."""
+    """Raise a `UserError` for a writer that is no language model of the teacher's vocabulary.
+
+    A server is asked for its own later, once it is known that it has to write.
+    """
     config, server = run.recipe.data.answers, run.recipe.teacher.server
     if config is None:
         return
-    if server is not None and server.kind != "vllm" and config.from_ == "teacher":
+    if config.from_ == "teacher" and server is not None and server.kind not in SERVER_KINDS:
         raise RecipeError(
             f"`data.answers`: a server of `kind: {server.kind}` is not asked to write; name a "
-            "model with `data.answers.from`, or serve the teacher by vLLM."
+            "model or another server with `data.answers.from`, or serve the teacher by vLLM or "
+            "SGLang."
         )
-    if server is not None and config.keep.likely is not None and config.from_ != "teacher":
-        raise RecipeError(
-            "`data.answers.keep.likely` asks the teacher about another model's answers, which "
-            "`teacher.server` does not; let the teacher write, or leave `likely` out."
-        )
-    if config.from_ == "teacher":
-        return
-    name = config.from_
-    if writes_by_llama_cpp(run):
+    if config.by_llama_cpp:
         check_runtime("llama.cpp")
-        if not Path(name).expanduser().is_file():
-            raise RecipeError(f"`data.answers.from`: there is no file {name}.")
+        if not Path(config.writer).expanduser().is_file():
+            raise RecipeError(f"`data.answers.from`: there is no file {config.writer}.")
+    if config.by_name is None:
         return
+    name = config.by_name
     check_language_model(
         run,
         "data.answers.from",

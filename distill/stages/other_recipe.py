@@ -23,6 +23,7 @@ from teachers.server_config import ASKING
 
 log = logging.getLogger(__name__)
 
+SERVERS = ("teacher.server", "data.answers.from.server")
 OF_THE_RUN = ("task", "seed", "data", "teacher", "student")  # sections that make it another run
 TRAINED = (
     "teacher/config.json", "arms/*/result.json", "arms/*/last", "specialized/result.json",
@@ -115,9 +116,7 @@ def _differing(one: Any, other: Any, path: str) -> Iterator[tuple[str, tuple[Any
     """(key, both values) of every key that differs, but for those without effect."""
     if isinstance(one, dict) and isinstance(other, dict):
         for name in dict.fromkeys([*one, *other]):
-            if name not in (
-                WITHOUT_EFFECT | ASKING if path == "teacher.server" else WITHOUT_EFFECT
-            ):
+            if name not in (WITHOUT_EFFECT | ASKING if path in SERVERS else WITHOUT_EFFECT):
                 yield from _differing(one.get(name), other.get(name), f"{path}.{name}".lstrip("."))
     elif one != other:
         yield path, (one, other)

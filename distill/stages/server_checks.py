@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from distill.objective.terms import reads_from
 from distill.recipe.answers import keeps_signals
 from distill.run.context import Run
+from distill.stages.answer_writers import check_other_server
 from distill.stages.stage import ANSWER, BUILD, CACHE, EVALUATE, EXPORT, SPECIALIZE, TRAIN
 from distill.stages.status import is_done
 from teachers.cache.config import HiddenStatesConfig
@@ -19,13 +20,16 @@ STAGE_OF = {"train": TRAIN, "specialize": SPECIALIZE, "export.recover": EXPORT}
 
 
 def check_server(run: Run, names: Sequence[str]) -> None:
-    """Raise an error for the first thing that these stages need and a teacher on a server does not
-    give: its weights, where they are not in `teacher.model` as well; and signals and answers as
-    they must be, for which the server is probed.
+    """Raise an error for the first thing that these stages need and a server does not give: of a
+    teacher its weights, where they are not in `teacher.model` as well, and signals and answers as
+    they must be, for which the server is probed; of another writer the teacher's ids.
     """
+    todo = [name for name in names if not is_done(run, name)]
+    answers, written = run.recipe.data.answers, (run.folder.answers / "requests").exists()
+    if ANSWER.name in todo and answers is not None and not written:
+        check_other_server(run)  # later only where there is still something to ask
     if run.recipe.teacher.server is None:
         return
-    todo = [name for name in names if not is_done(run, name)]
     for stage, what in _readers_of_weights(run):
         if stage in todo:
             check_has_weights(run.recipe.teacher, what)

@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from attar.errors import ServerError
-from teachers.server_config import ServerConfig, key_of
+from teachers.server_config import AskedServer, key_of
 
 FIRST_WAIT = 0.5  # seconds before a request is repeated
 LONGEST_WAIT = 30.0
@@ -63,7 +63,7 @@ class Client:
     bytes_read: of all answers so far.
     """
 
-    def __init__(self, config: ServerConfig, first_wait: float = FIRST_WAIT) -> None:
+    def __init__(self, config: AskedServer, first_wait: float = FIRST_WAIT) -> None:
         """Raises `RecipeError` where the key's environment variable is not set."""
         self.config, self.first_wait = config, first_wait
         self.bytes_read = 0
@@ -131,9 +131,8 @@ class Client:
     def _given_up(self, path: str, about: str, failures: int) -> str:
         times = f", {failures} times" if failures > 1 else ""
         return (
-            f"The teacher's server {self.config.base} (`teacher.server`) {about} ({path}{times}); "
-            "what is finished is kept: see that it runs, or correct `teacher.server`, and run "
-            "the same command again."
+            f"{self.config.words} {about} ({path}{times}); what is finished is kept: see that it "
+            f"runs, or correct `{self.config.path}`, and run the same command again."
         )
 
     def _exchange(self, method: str, path: str, body: bytes | None) -> Any:
@@ -154,7 +153,7 @@ class Client:
             self._drop(connection)
             raise _Passing(
                 f"did not answer within {self.config.timeout:g} seconds: it is slow or overloaded "
-                "(raise `teacher.server.timeout`, or lower `concurrency`)"
+                f"(raise `{self.config.path}.timeout`, or lower `concurrency`)"
             ) from None
         except ssl.SSLCertVerificationError as error:
             self._drop(connection)
@@ -206,7 +205,7 @@ class Client:
             raise _Passing(f"{about} ({status}{said})", asked_wait=wait)
         if status >= 500:
             raise _Passing(f"fails ({status}{said})", broken=True)
-        where = f"The teacher's server {self.config.base} (`teacher.server`)"
+        where = self.config.words
         if status in (401, 403):
             name = self.config.key_env
             key = f"the key in {name} (`key_env`)" if name else "requests without a key (`key_env`)"

@@ -91,5 +91,5 @@ def joined(parts: Sequence[TopEntries]) -> TopEntries:
     return TopEntries(
         torch.cat([one.ids_NK for one in parts]),
         torch.cat([one.logprobs_NK for one in parts]),
-        {1.0: torch.cat([one.tails[1.0] for one in parts])},
+        {t: torch.cat([one.tails[t] for one in parts]) for t in parts[0].tails},
     )

@@ -29,7 +29,7 @@ from teachers.cache.config import CacheConfig
 from teachers.codecs.codec import is_label_codec
 from teachers.remote.client import Client, ServerRefusal
 from teachers.remote.remote_runner import Asker, RemoteRunner, entries_asked
-from teachers.remote.scored_prompt import BadAnswer, ScoredPrompt, facts_of
+from teachers.remote.scored_prompt import BadAnswer, ScoredPrompt, listed_window
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Probe:
     @property
     def server(self) -> str:
         """The server as messages name it."""
-        return f"The teacher's server {self.asker.client.config.base} (`teacher.server`)"
+        return self.asker.client.config.words
 
     @property
     def k(self) -> int:
@@ -119,13 +119,9 @@ def connect(
 
 def check_model(probe: Probe) -> None:
     """The server is there, and serves the model that the recipe names."""
-    facts, name = facts_of(probe.asker.client, probe.asker.kind), probe.asker.client.config.model
-    if facts.models and name not in facts.models:
-        raise ServerError(
-            f"{probe.server} does not serve `{name}` (`teacher.server.model`); it serves "
-            f"{', '.join(f'`{one}`' for one in facts.models[:5])}: name one of them."
-        )
-    probe.found.update(engine=facts.version, window=facts.window)
+    client = probe.asker.client
+    window = listed_window(client)
+    probe.found.update(engine=probe.asker.kind.version(client), window=window)
 
 
 def check_ids(probe: Probe) -> None:

@@ -31,9 +31,8 @@ from teachers.remote.scored_prompt import BadAnswer, ScoredPrompt, ServerKind
 from teachers.remote.sglang import SGLang
 from teachers.remote.vllm import VLLM
 from teachers.runners.request import Request
-from teachers.server_config import Kind
 
-KINDS: dict[Kind, ServerKind] = {"vllm": VLLM(), "sglang": SGLang(), "openai": OpenAI()}
+KINDS: dict[str, ServerKind] = {"vllm": VLLM(), "sglang": SGLang(), "openai": OpenAI()}
 
 
 def entries_asked(codec: SignalCodec, vocabulary: int) -> int:

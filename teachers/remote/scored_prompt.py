@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from attar.errors import ServerError
 from teachers.remote.client import Client
 
 ROUNDING = 1e-3  # by which a server's probabilities may pass 1
@@ -33,19 +34,6 @@ class ScoredPrompt:
     ids_PK: np.ndarray
     logprobs_PK: np.ndarray
     own_P: np.ndarray
-
-
-@dataclass(frozen=True)
-class ServerFacts:
-    """What a server says of itself; None, or nothing, where it does not say.
-
-    models: names under which it serves. window: most ids of a text and its continuation.
-    version: of its engine.
-    """
-
-    models: list[str]
-    window: int | None
-    version: str | None
 
 
 class ServerKind(Protocol):
@@ -72,15 +60,24 @@ class ServerKind(Protocol):
         """The ids that the server makes of a text, nothing added; None where it cannot be asked."""
 
 
-def facts_of(client: Client, kind: ServerKind) -> ServerFacts:
-    """What the server says of itself. Raises `ServerError` where there is none."""
-    listed = client.get("/v1/models", waits=False)
+def listed_window(client: Client) -> int | None:
+    """Most ids of a text and its continuation, by the server's list of models; None where it does
+    not say.
+
+    Raises `ServerError` where there is no server, and where it lists other models than the one that
+    the recipe names.
+    """
+    listed, name = client.get("/v1/models", waits=False), client.config.model
     cards = listed.get("data") if isinstance(listed, dict) else None
     cards = [card for card in cards or [] if isinstance(card, dict)]
     models = [str(card["id"]) for card in cards if "id" in card]
-    wanted = [card for card in cards if card.get("id") == client.config.model]
-    window = next((card.get("max_model_len") for card in wanted), None)
-    return ServerFacts(models, window if isinstance(window, int) else None, kind.version(client))
+    if models and name not in models:
+        raise ServerError(
+            f"{client.config.words} does not serve `{name}` (`{client.config.path}.model`); it "
+            f"serves {', '.join(f'`{one}`' for one in models[:5])}: name one of them."
+        )
+    window = next((card.get("max_model_len") for card in cards if card.get("id") == name), None)
+    return window if isinstance(window, int) else None
 
 
 def field_of(value: Any, *path: str | int) -> Any:

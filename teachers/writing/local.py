@@ -27,15 +27,6 @@ from teachers.codecs.top_entries import BucketCodec, is_bucket_codec
 from teachers.writing.request import OnDone, WriteRequest, Written
 
 
-def encodes_while_writing(codec: SignalCodec) -> bool:
-    """Whether a codec can encode a token's signals as soon as its logits are there.
-
-    One that learns needs a sample of the teacher's tokens first; one that draws needs the key of
-    the finished example.
-    """
-    return is_label_codec(codec) or (is_bucket_codec(codec) and not codec.learns)
-
-
 @dataclass(frozen=True)
 class LocalWriter:
     """A language model, by the sampling loop of `attar.models.sampling`.

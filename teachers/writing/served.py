@@ -1,11 +1,8 @@
-"""A server writes answers: what each kind is asked, and what of its reply is believed.
+"""A server writes answers: one request is one answer, so that a failed one fails alone.
 
-    llama-server  POST /completion      {"prompt": ids, "n_predict": N, "n_probs": k, ...}
-    vllm          POST /v1/completions  {"prompt": ids, "max_tokens": N, "logprobs": k, ...}
-
-Every number of sampling is given, since servers fill in defaults of their own (a model's
-generation_config.json, a top_k of 40). Ids are asked for, not text: text that is tokenised again
-need not give the ids that were drawn. One request is one answer, so that a failed one fails alone.
+What may pass by itself was repeated by `post` before it fails here. A request that the server will
+not answer is refused for good where it answers others: one more request, as short as can be, tells
+a prompt that is too long from a wrong name or parameter, in whichever words a version says it.
 
 Legend: N tokens of an answer, K entries of a token, V vocabulary.
 """
@@ -16,160 +13,26 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from attar.errors import UserError
 from attar.models.sampling import Sampling, seed_of
-from attar.registry import Registry
 from teachers.codecs.codec import SignalCodec, SignalColumns, is_label_codec
 from teachers.codecs.label import label_columns
 from teachers.codecs.top_entries import is_bucket_codec, sort_entries
+from teachers.remote.client import ServerRefusal
 from teachers.remote.entries import LEAST_TAIL
 from teachers.writing.request import Failed, OnDone, WriteRequest, Written
+from teachers.writing.server_kinds import OTHER_FORM, Entries, Reply, WritingKind
 
 SEED_BITS = 31  # of a server's seed
 REQUESTS_A_BATCH = 8  # for each that is asked at once
+ABOUT_A_REQUEST = {400, 413, 422}  # statuses of HTTP that may be about one request
 
 MOST_OVER = 1e-3  # by which a server's rounding may leave a probability above 1
-OTHER_FORM = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
-
-Entries = dict[int, float]  # log-probabilities by id, of the likeliest ids of one token
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a server wrote: ids, and by token the written id's log-probability and the likeliest
-    ids' ones; None where it does not say that of every token. ended: whether it says that the
-    model ended the answer.
-    """
-
-    ids: list[int]
-    ended: bool
-    logprobs: list[float] | None = None
-    entries: list[Entries] | None = None
-
-
-class WritingKind(Protocol):
-    """How one kind of server is asked, and how its replies are read."""
-
-    path: ClassVar[str]
-
-    def body(
-        self,
-        ids: Sequence[int],
-        ends: Sequence[int],
-        limit: int,
-        sampling: Sampling,
-        seed: int,
-        k: int,
-    ) -> dict[str, Any]:
-        """The request for one answer, with the k likeliest ids of each token. ends: ids that end
-        it, where the kind of server can be told.
-        """
-
-    def read(self, reply: Any) -> Reply:
-        """Raises one of `OTHER_FORM` for another form."""
-
-
-SERVER_KINDS: Registry[type[WritingKind]] = Registry("kind of server that writes")
-
-
-@SERVER_KINDS.add("llama-server")
-class LlamaServer:
-    """llama.cpp's own server."""
-
-    path: ClassVar[str] = "/completion"
-
-    def body(
-        self,
-        ids: Sequence[int],
-        ends: Sequence[int],
-        limit: int,
-        sampling: Sampling,
-        seed: int,
-        k: int,
-    ) -> dict[str, Any]:
-        """0 switches a sampler off; the prompt's keys and values are kept for the next answer."""
-        return {
-            "prompt": list(ids),
-            "n_predict": limit,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k or 0,
-            "min_p": 0.0,
-            "typical_p": 1.0,
-            "repeat_penalty": 1.0,
-            "seed": seed,
-            "n_probs": k,
-            "return_tokens": True,
-            "cache_prompt": True,
-        }
-
-    def read(self, reply: Any) -> Reply:
-        """`tokens`, with the one that ended it; probabilities lack tokens within a character."""
-        ids, tokens = [int(i) for i in reply["tokens"]], reply.get("completion_probabilities")
-        ended = reply["stop_type"] == "eos"
-        if not tokens or [int(token["id"]) for token in tokens] != ids:
-            return Reply(ids, ended)
-        logprobs = [float(token["logprob"]) for token in tokens]
-        entries = [
-            {int(one["id"]): float(one["logprob"]) for one in token["top_logprobs"]}
-            for token in tokens
-        ]
-        return Reply(ids, ended, logprobs, entries)
-
-
-@SERVER_KINDS.add("vllm")
-@dataclass(frozen=True)
-class VLLMWriting:
-    """vLLM. model: the name that it serves."""
-
-    model: str = ""
-    path: ClassVar[str] = "/v1/completions"
-
-    def body(
-        self,
-        ids: Sequence[int],
-        ends: Sequence[int],
-        limit: int,
-        sampling: Sampling,
-        seed: int,
-        k: int,
-    ) -> dict[str, Any]:
-        """-1 switches `top_k` off."""
-        return {
-            "model": self.model,
-            "prompt": list(ids),
-            "max_tokens": limit,
-            "stop_token_ids": list(ends),
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k or -1,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
-            "seed": seed,
-            "logprobs": k,
-            "return_token_ids": True,
-            "return_tokens_as_token_ids": True,
-        }
-
-    def read(self, reply: Any) -> Reply:
-        """`token_ids`, with the one that ended it; entries named `token_id:11`."""
-        choice = reply["choices"][0]
-        ids, said = [int(i) for i in choice["token_ids"]], choice.get("logprobs")
-        ended = choice["finish_reason"] == "stop"
-        if not said or len(said["token_logprobs"]) != len(ids):
-            return Reply(ids, ended)
-        entries = [
-            {int(name.removeprefix("token_id:")): float(p) for name, p in token.items()}
-            for token in said["top_logprobs"]
-        ]
-        return Reply(ids, ended, [float(p) for p in said["token_logprobs"]], entries)
 
 
 @dataclass(frozen=True)
@@ -177,16 +40,15 @@ class ServedWriter:
     """A server as a writer.
 
     post: sends a body to a path and gives the JSON reply; it repeats by itself what may pass, and
-    raises a `UserError` when it gives up. refuses: whether such an error is for good. stop_ids: the
-    ids that end an answer, the learned end of a turn first. concurrency: requests at once. codec:
-    how signals are kept; None keeps none. labels: whether the written ids' log-probabilities stand
-    beside them. bounded: whether batches are short, since nothing more is asked after one that
-    spends a budget. close: ends the connections for good, also of requests under way; hang_up:
-    until the next request.
+    raises a `UserError` when it gives up, a `ServerRefusal` for what the server will not answer.
+    stop_ids: the ids that end an answer, the learned end of a turn first. concurrency: requests at
+    once. codec: how signals are kept; None keeps none. labels: whether the written ids'
+    log-probabilities stand beside them. bounded: whether batches are short, since nothing more is
+    asked after one that spends a budget. close: ends the connections for good, also of requests
+    under way; hang_up: until the next request.
     """
 
     post: Callable[[str, Mapping[str, Any]], Any]
-    refuses: Callable[[UserError], bool]
     kind: WritingKind
     sampling: Sampling
     vocabulary: int
@@ -212,13 +74,25 @@ class ServedWriter:
     def write(self, batch: Sequence[WriteRequest], on_done: OnDone) -> None:
         """Ask for all at once; each is given to `on_done` in the order in which they come.
 
-        What ends this early ends the requests under way too.
+        What ends this early ends the requests under way too. Raises `ServerRefusal` where the
+        server answers no request as these are; those under way are finished before.
         """
         pool = ThreadPoolExecutor(self.concurrency)
+        stopped: ServerRefusal | None = None
         try:
             asked = {pool.submit(self._ask, request): request for request in batch}
             for done in as_completed(asked):
+                if done.cancelled():
+                    continue
+                error = done.exception()
+                if isinstance(error, ServerRefusal):
+                    stopped = stopped or error
+                    for one in asked:
+                        one.cancel()
+                    continue
                 on_done(asked[done], done.result())
+            if stopped is not None:
+                raise stopped
         except BaseException:
             self.close()  # else this would wait for answers that nobody reads
             raise
@@ -228,15 +102,36 @@ class ServedWriter:
 
     def _ask(self, request: WriteRequest) -> Written | Failed:
         limit = min(request.limit, self.sampling.new_tokens)
-        seed = seed_of(self.seed, request.prompt, request.sample) % (1 << SEED_BITS)
-        prompt, ends = request.prompt.tolist(), self.stop_ids
-        body = self.kind.body(prompt, ends, limit, self.sampling, seed, self._entries)
         try:
-            return self._written(self.kind.read(self.post(self.kind.path, body)), limit)
+            reply = self._post(request, request.prompt.tolist(), limit)
+            return self._written(self.kind.read(reply), limit)
+        except ServerRefusal as refusal:
+            return self._refused(request, refusal)
         except UserError as error:
-            return Failed(str(error), again=not self.refuses(error))
+            return Failed(str(error))
         except OTHER_FORM:
             return Failed("the server's reply is of another form than that of its kind")
+
+    def _post(self, request: WriteRequest, prompt: list[int], limit: int) -> Any:
+        seed = seed_of(self.seed, request.prompt, request.sample) % (1 << SEED_BITS)
+        ends, k = self.stop_ids, self._entries
+        body = self.kind.body(prompt, ends, limit, self.sampling, seed, k)
+        return self.post(self.kind.path, body)
+
+    def _refused(self, request: WriteRequest, refusal: ServerRefusal) -> Failed:
+        """What becomes of a request that the server will not answer.
+
+        Raises the refusal where it is not about this request: it would be that of every other.
+        """
+        if refusal.status not in ABOUT_A_REQUEST:
+            raise refusal
+        try:
+            self._post(request, request.prompt[:1].tolist(), 1)
+        except ServerRefusal:
+            raise refusal from None
+        except UserError as error:
+            return Failed(str(error))
+        return Failed(str(refusal), again=False)
 
     @property
     def _entries(self) -> int:
@@ -257,6 +152,8 @@ class ServedWriter:
             ids, reply = [*ids, self.stop_ids[0]], Reply(ids, ended)
         ended = ids[-1] in self.stop_ids and len(ids) <= limit
         ids = ids[:limit]
+        if self.kind.tempers and self.sampling.temperature not in (0, 1):
+            reply = Reply(ids, ended)
         logprobs = None
         if reply.logprobs is not None:
             logprobs = np.asarray(reply.logprobs[:limit], np.float32)

@@ -1,7 +1,8 @@
-"""Doubles of servers that score texts: their requests, answers, errors, and faults on demand.
+"""Doubles of servers that score texts and write: requests, answers, errors, faults on demand.
 
 They run a tiny model as `TeacherRunner` does, so that a cache that is filled by one can be compared
-with a local one bit by bit. The shapes are those of vLLM, SGLang and OpenAI's completions.
+with a local one bit by bit. The shapes are those of vLLM, SGLang, OpenAI's completions, and of
+llama.cpp's server, which only writes.
 
 python tests/helpers/teacher_servers.py FOLDER KIND    serves a folder's model; prints the port
 """
@@ -22,6 +23,12 @@ PLACES = {
     "vllm": ("/v1/completions", "/v1/models", "/version", "/tokenize"),
     "sglang": ("/generate", "/v1/models", "/get_server_info", "/tokenize"),
     "openai": ("/v1/completions", "/v1/models"),
+    "llama-server": ("/completion", "/v1/models", "/tokenize"),
+}
+TOO_LONG = {
+    "vllm": "This model's maximum context length is {} tokens. Please reduce the input.",
+    "sglang": "The input is longer than the model's context length ({} tokens).",
+    "llama-server": "the request exceeds the available context size ({} tokens), try increasing it",
 }
 
 
@@ -29,18 +36,22 @@ class TeacherServer:
     """A server over a model. `faults[NAME] = n` makes the next n answers of scoring faulty.
 
     full (429), starting (503), crashing (500), cut, garbled, nan, short, mass, no_echo, other_ids,
-    slow (`delay` seconds). asked: the bodies of all requests to score. always: faults that stay.
+    slow (`delay` seconds); `write full` and the like are faults of answers that it writes. asked:
+    the bodies of all requests to score or to write. wrote: of those to write that were answered
+    whole. always: faults that stay.
     """
 
     def __init__(
         self, model, tokenizer, kind, *, name="tiny", max_k=64, window=128, key=None, port=0,
-        temperature="ignored", by_id=True, listed=True, delay=0.0, vocabulary=None,
+        temperature="ignored", by_id=True, listed=True, delay=0.0, vocabulary=None, log=None,
     ):  # fmt: skip
         self.model, self.tokenizer, self.kind, self.name = model, tokenizer, kind, name
         self.max_k, self.window, self.key, self.by_id = max_k, window, key, by_id
         self.temperature, self.listed, self.delay = temperature, listed, delay
         self.vocabulary = vocabulary or 1 + max(tokenizer.get_vocab().values())
-        self.asked, self.faults, self.always, self.keys = [], {}, set(), set()
+        self.log = log  # a file that outlives a kill: [ids, seed] of each request, as it comes
+        self.ends = [] if tokenizer is None else [tokenizer.eos_token_id]
+        self.asked, self.wrote, self.faults, self.always, self.keys = [], [], {}, set(), set()
         self.lock = threading.Lock()
         self.connections = set()
         self.start(port)
@@ -94,6 +105,28 @@ class TeacherServer:
         top = top_entries_of(logits, k, [1.0])
         rows = zip(top.ids_NK.tolist(), top.logprobs_NK.tolist(), strict=True)
         return [dict(zip(*row, strict=True)) for row in rows], own
+
+    @torch.inference_mode()
+    def written(self, ids, limit, ends, k, temperature, seed):
+        """(ids, own log-probabilities, the k likeliest of each), without top-p and the like."""
+        dice = torch.Generator().manual_seed(seed)
+        answer, own, rows = [], [], []
+        while len(answer) < limit and not (answer and answer[-1] in ends):
+            tensor = torch.tensor([[*ids, *answer]])
+            with self.lock:
+                hidden = run_body(self.model, {"input_ids": tensor, "attention_mask": None})
+                logits = head_of(self.model, self.vocabulary).logits(hidden[0, -1:].contiguous())
+            weights = (logits[0] / (temperature or 1)).softmax(-1)
+            drawn = (
+                torch.multinomial(weights, 1, generator=dice) if temperature else logits[0].argmax()
+            )
+            answer.append(int(drawn))
+            if self.kind == "sglang":
+                logits = logits / (temperature or 1)
+            own.append(float(logits[0].log_softmax(-1)[answer[-1]]))
+            top = top_entries_of(logits, k, [1.0])
+            rows.append(dict(zip(top.ids_NK[0].tolist(), top.logprobs_NK[0].tolist(), strict=True)))
+        return answer, own, rows
 
     def text_of(self, i):
         return f"<{i}>" if self.tokenizer is None else self.tokenizer.decode([i])
@@ -151,16 +184,56 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path not in PLACES[here.kind]:
             return self.refuse(404, "Not Found")
         if self.path == "/tokenize":
-            ids = here.tokenizer(body["prompt"], add_special_tokens=False)["input_ids"]
+            text = body["content" if here.kind == "llama-server" else "prompt"]
+            ids = here.tokenizer(text, add_special_tokens=False)["input_ids"]
             return self.reply({"count": len(ids), "tokens": ids})
         here.asked.append(body)
+        if here.log is not None:
+            ids = body.get("input_ids") or body["prompt"]
+            ids = ids[0] if isinstance(ids[0], list) else ids
+            with here.lock, here.log.open("a") as file:
+                file.write(json.dumps([ids, body.get("seed")]) + "\n")
+        writes = here.kind == "llama-server" or "stop_token_ids" in body.get(
+            "sampling_params", body
+        )
         if here.takes("slow"):
             time.sleep(here.delay)
         for fault, status in (("full", 429), ("starting", 503), ("crashing", 500)):
-            if here.takes(fault):
+            if here.takes(f"write {fault}" if writes else fault):
                 wait = {"Retry_After": "0"} if fault == "full" else {}
                 return self.reply({"error": {"message": fault}}, status, **wait)
-        return self.score(body)
+        return self.write(body) if writes else self.score(body)
+
+    def write(self, body):
+        here = self.owner
+        settings = body.get("sampling_params", body)
+        ids = body["input_ids" if here.kind == "sglang" else "prompt"]
+        named = {"vllm": "logprobs", "sglang": "top_logprobs_num", "llama-server": "n_probs"}
+        k, ends = body[named[here.kind]], settings.get("stop_token_ids") or here.ends
+        limits = {"vllm": "max_tokens", "sglang": "max_new_tokens", "llama-server": "n_predict"}
+        limit = settings[limits[here.kind]]
+        if len(ids) + limit > here.window:
+            return self.refuse(400, TOO_LONG[here.kind].format(here.window))
+        if here.kind == "vllm" and k > here.max_k:
+            return self.refuse(400, f"Requested sample logprobs of {k}, max is {here.max_k}")
+        if here.kind == "vllm" and body["model"] != here.name:
+            return self.refuse(404, f"The model `{body['model']}` does not exist.")
+        seed = body.get("seed", random.getrandbits(31))
+        answer, own, rows = here.written(ids, limit, ends, k, settings["temperature"], seed)
+        ended = answer[-1] in ends
+        faults = ("other_ids", "nan", "garbled", "cut")
+        fault = next((one for one in faults if here.takes(f"write {one}")), None)
+        if fault == "other_ids":
+            answer = [here.vocabulary + 5, *answer[1:]]
+        if fault == "nan":
+            own = [float("nan")] * len(own)
+        shape = {"vllm": vllm_answer, "sglang": sglang_answer, "llama-server": llama_answer}
+        made = shape[here.kind](answer, own, rows, ended)
+        if fault == "garbled":
+            return self.reply(b"<html>bad gateway</html>")
+        if fault != "cut":
+            here.wrote.append(body)
+        return self.reply(made, cut=fault == "cut")
 
     def score(self, body):
         here = self.owner
@@ -230,6 +303,34 @@ class _Handler(BaseHTTPRequestHandler):
         }
         usage = {"prompt_tokens": len(ids), "completion_tokens": 1}
         return {"choices": [{"index": 0, "text": "", "logprobs": given}], "usage": usage}
+
+
+def vllm_answer(ids, own, rows, ended):
+    entries = [{f"token_id:{i}": p for i, p in row.items()} for row in rows]
+    said = {"token_logprobs": own, "top_logprobs": entries}
+    finish = "stop" if ended else "length"
+    return {"choices": [{"token_ids": ids, "finish_reason": finish, "logprobs": said}]}
+
+
+def sglang_answer(ids, own, rows, ended):
+    finish = (
+        {"type": "stop", "matched": ids[-1]} if ended else {"type": "length", "length": len(ids)}
+    )
+    about = {
+        "finish_reason": finish,
+        "output_token_logprobs": [[p, i, None] for i, p in zip(ids, own, strict=True)],
+        "output_top_logprobs": [[[p, i, None] for i, p in row.items()] for row in rows],
+    }
+    return {"text": "", "output_ids": ids, "meta_info": about}
+
+
+def llama_answer(ids, own, rows, ended):
+    tokens = [
+        {"id": i, "logprob": p, "top_logprobs": [{"id": j, "logprob": q} for j, q in row.items()]}
+        for i, p, row in zip(ids, own, rows, strict=True)
+    ]
+    stop = "eos" if ended else "limit"
+    return {"tokens": ids, "stop_type": stop, "completion_probabilities": tokens}
 
 
 def main():

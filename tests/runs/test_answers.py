@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import subprocess
 import sys
 import time
@@ -31,20 +30,10 @@ from teachers.writing.local import LocalWriter
 from teachers.writing.request import Failed
 from teachers.writing.store import RequestStore
 from tests.conftest import chat_tokenizer
+from tests.helpers.answering import rows, write_recipe
 
-WORDS = ["light", "water", "teacher", "student", "nobody"]
-ANSWERS = {"samples": 3, "new_tokens": 12, "temperature": 1.0}
 ADAPT = {"model": "teacher", "dtype": "float32",
          "adapt": {"epochs": 6, "lr": 3e-3, "batch_size": 4, "precision": "float32"}}  # fmt: skip
-
-
-def rows(number=40, seed=0):
-    dice = random.Random(seed)
-    found = []
-    for i in range(number):
-        words = dice.choices(WORDS, k=3)
-        found.append({"prompt": f"{i}: {' '.join(words)}", "completion": words[0]})
-    return found
 
 
 @pytest.fixture
@@ -52,15 +41,7 @@ def asked(workshop):
     """`asked(answers, given, **sections)`: a workshop whose training answers a model writes."""
 
     def make(answers, given=None, **sections):
-        lines = (json.dumps(row) + "\n" for row in given or rows())
-        Path("rows.jsonl").write_text("".join(lines))
-        recipe = yaml.safe_load(Path("recipe.yaml").read_text())
-        recipe["data"] = {"train": "rows.jsonl", "held_out": 0.2, "validation": 0.2,
-                          "max_length": 64, "answers": {**ANSWERS, **answers}}  # fmt: skip
-        recipe["cache"] = {"codec": {"name": "topk", "k": 8}, "shard_tokens": 100}
-        recipe["train"]["objective"] = [{"loss": "forward_kl"}]
-        recipe |= sections
-        Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+        write_recipe(answers, given, **sections)
         return workshop
 
     return make
@@ -133,6 +114,27 @@ def test_signals_come_with_the_answers_and_the_teacher_runs_over_the_rest_alone(
         close = np.asarray(wanted["logprobs"], np.float32)
         order = np.sort(signals.logprobs_NK.numpy(), axis=-1)[:, ::-1]
         np.testing.assert_allclose(np.exp(order), np.exp(close), atol=3e-3)
+
+
+def test_a_codec_that_learns_is_filled_with_the_answers_too(asked):
+    cache = {"codec": {"name": "nucleus", "k": 16}, "shard_tokens": 100}
+    commands = asked({"keep": {"ended": False}}, cache=cache)
+    run = upto_cache(commands)
+    for command in (["answer"], ["cache", "build"]):
+        commands(
+            *command, "recipe.yaml", "--run-dir", "again", "--set", "data.answers.signals=false"
+        )
+    keys = run.training_examples().keys
+    told, ran = (SignalCache(f"{folder}/cache").signals(keys) for folder in ("out", "again"))
+    one, other = told.distribution(1.0), ran.distribution(1.0)
+    dense = [
+        torch.zeros(len(d.ids_NK), run.vocabulary).scatter_add(1, d.ids_NK, d.logprobs_NK.exp())
+        for d in (one, other)
+    ]
+    off = (dense[0] - dense[1]).abs().sum(-1)  # the entry at which the mass is reached may differ
+    assert float(off.median()) < 0.01
+    assert float(off.max()) < 0.1
+    torch.testing.assert_close(dense[0].sum(-1) + one.tail_N.exp(), torch.ones(len(off)))
 
 
 def test_without_signals_the_cache_stage_runs_the_teacher_over_all(asked):
@@ -347,3 +349,31 @@ def test_two_processes_write_the_same_answers(asked, several_processes):
     two = Run(load_recipe("recipe.yaml"), Path("two"))
     assert two.training_examples().keys == one.training_examples().keys
     assert set(SignalCache(two.cache_url).keys()) == set(SignalCache(one.cache_url).keys())
+
+
+def test_a_system_text_is_read_by_the_writer_and_not_learned(asked):
+    commands = asked({"samples": 1, "temperature": 0, "keep": {"ended": False}})
+    more = ["--set", "data.max_length=120"]
+    commands("answer", "recipe.yaml", "--run-dir", "plain", *more)
+    text = "Nobody says what light is."
+    more += ["--set", f"data.answers.system={text}"]
+    commands("answer", "recipe.yaml", "--run-dir", "out", *more)
+    plain, out = (Run(load_recipe("recipe.yaml"), Path(folder)) for folder in ("plain", "out"))
+    prompts = [
+        {tuple(last_prompt(one).tolist()) for one in run.training_examples()}
+        for run in (plain, out)
+    ]
+    assert prompts[0] == prompts[1]
+    teacher = AutoModelForCausalLM.from_pretrained("teacher", dtype=torch.float32)
+    differ = 0
+    for one in out.training_examples():
+        user = out.tokenizer.decode(last_prompt(one))
+        asked_text = f"<|im_start|>system\n{text}<|im_end|>\n{user}"
+        ids = out.tokenizer(asked_text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        first = int(teacher(ids).logits[0, -1, : out.vocabulary].argmax())
+        assert int(one.counted_labels[0]) == first
+        bare = torch.from_numpy(last_prompt(one))[None]
+        differ += first != int(teacher(bare).logits[0, -1, : out.vocabulary].argmax())
+    assert differ  # else the test could not tell
+    assert store().has_signals("anything") == set()
+    assert not Path("out/cache").exists()

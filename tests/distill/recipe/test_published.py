@@ -73,3 +73,11 @@ def test_the_address_of_a_server_is_not_published():
     found = published_recipe(given)
     assert "intern" not in str(found)
     assert check_recipe(found).teacher.server.model == "big"
+
+
+def test_nor_is_that_of_a_server_that_writes():
+    server = {"url": "https://gpu7.intern:8443/v1", "kind": "llama-server", "model": "big"}
+    answers = {"samples": 1, "from": {"server": server}}
+    found = published_recipe(recipe(data={"train": "org/texts", "answers": answers}))
+    assert "intern" not in str(found)
+    assert check_recipe(found).data.answers.server.model == "big"

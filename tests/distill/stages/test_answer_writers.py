@@ -1,25 +1,17 @@
-"""Who writes, how it is known, and which of a server's errors are final."""
+"""Who writes, and how it is known."""
 
 from pathlib import Path
 
-import pytest
-
-from attar.errors import UserError
 from distill import pipeline
 from distill.run.context import Run
 from distill.run.load import load_recipe
-from distill.stages.answer_writers import _refuses, writer_settings
-from teachers.remote.client import ServerRefusal
+from distill.stages import answer
+from distill.stages.answer_writers import writer_settings
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
-def test_only_an_error_about_one_request_is_final(status):
-    assert _refuses(ServerRefusal("", status, "")) == (status in (413, 422))
-    assert not _refuses(UserError(""))
-
-
-def run_with(writer):
+def run_with(writer, *more):
     changes = (
+        *more,
         f"data.answers={{samples: 1, from: {writer}}}",
         "train.objective=[{loss: cross_entropy}]",
     )
@@ -43,3 +35,30 @@ def test_a_writer_without_known_weights_is_known_by_its_name(workshop, monkeypat
     one, other = (writer_settings(run_with(name)) for name in ("teacher", "someone/model"))
     assert one["model"] == "teacher"
     assert other["model"] == "someone/model"
+
+
+SERVER = "{server: {url: 'http://127.0.0.1:9', kind: vllm, model: big}}"
+
+
+def test_where_a_server_is_and_how_it_is_asked_does_not_tell_it_from_another(workshop):
+    one = run_with(SERVER)
+    moved = run_with(
+        SERVER.replace("127.0.0.1:9", "elsewhere:80").replace("big", "big, timeout: 9")
+    )
+    assert writer_settings(one) == writer_settings(moved)
+    assert answer._inputs(one) == answer._inputs(moved)
+    assert writer_settings(one) != writer_settings(run_with(SERVER.replace("big", "small")))
+    assert writer_settings(one) != writer_settings(run_with(SERVER.replace("vllm", "sglang")))
+
+
+def test_the_teacher_on_a_server_and_the_same_server_as_writer_are_one(workshop):
+    teacher = "teacher.server={url: 'http://127.0.0.1:9', kind: vllm, model: big}"
+    by_teacher = run_with("teacher", teacher, "cache={codec: topk}")
+    assert writer_settings(by_teacher) == writer_settings(run_with(SERVER))
+
+
+def test_nothing_of_drawing_decides_the_most_likely_answer(workshop):
+    greedy = run_with("teacher, temperature: 0")
+    assert writer_settings(greedy) == writer_settings(run_with("teacher, temperature: 0", "seed=7"))
+    assert writer_settings(greedy) == writer_settings(run_with("teacher, temperature: 0, top_p: 1"))
+    assert writer_settings(run_with("teacher")) != writer_settings(run_with("teacher", "seed=7"))

@@ -11,7 +11,8 @@ from teachers.cache.config import CacheConfig
 from teachers.runners.next_token import TeacherRunner
 from teachers.runners.request import Request
 from teachers.writing.ask import ask, lacking
-from teachers.writing.local import LocalWriter, encodes_while_writing
+from teachers.writing.known_signals import encodes_while_writing
+from teachers.writing.local import LocalWriter
 from teachers.writing.request import Failed, WriteRequest, Written, request_key
 from teachers.writing.store import RequestStore, StoreWriter
 
@@ -133,7 +134,7 @@ def test_signals_are_what_a_run_over_the_finished_text_gives(tiny_model, tmp_pat
 
 @pytest.mark.parametrize(
     ("codec", "can"),
-    [("topk", True), ("label", True), ("nucleus", False), ("sampled", False), ("hybrid", False),
+    [("topk", True), ("label", True), ("nucleus", True), ("sampled", False), ("hybrid", False),
      ("final_hidden", False)],
 )  # fmt: skip
 def test_only_codecs_that_need_no_more_than_logits_encode_while_writing(codec, can):

@@ -1,8 +1,8 @@
 """A server as a writer: what is asked, what of its reply is believed, what fails alone."""
 
 import json
-import threading
 from dataclasses import replace
+from typing import get_args
 from urllib.request import Request as HTTPRequest
 from urllib.request import urlopen
 
@@ -15,82 +15,45 @@ from attar.llama_cpp import GGUFModel, _server
 from attar.models.sampling import Sampling, seed_of
 from students.artifacts.gguf.writer import write_gguf
 from teachers.cache.config import CacheConfig
+from teachers.remote.client import ServerRefusal
+from teachers.server_config import WriterKind
 from teachers.writing.ask import ask, lacking
 from teachers.writing.local import encode_logits
 from teachers.writing.request import WriteRequest
-from teachers.writing.served import (
-    SEED_BITS,
+from teachers.writing.served import SEED_BITS, ServedWriter, encode_entries
+from teachers.writing.server_kinds import (
     SERVER_KINDS,
     LlamaServer,
-    ServedWriter,
+    SGLangWriting,
     VLLMWriting,
-    encode_entries,
 )
 from teachers.writing.store import RequestStore, StoreWriter
 from tests.conftest import chat_tokenizer
+from tests.helpers.writing_replies import (
+    END,
+    VOCABULARY,
+    FakeServer,
+    llama_reply,
+    logits_of,
+    sglang_reply,
+    vllm_reply,
+)
 
-VOCABULARY, END = 40, 2
 TOPK = CacheConfig.model_validate({"codec": {"name": "topk", "k": 4}}).codec
 LABEL = CacheConfig.model_validate({"codec": "label"}).codec
 
 
-def logits_of(seed, number):
-    """Logits (N, V) of an answer that a fake server writes."""
-    return torch.randn(number, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 3
-
-
-def vllm_reply(logits, ids, k, finish="stop"):
-    logprobs = logits.log_softmax(-1)
-    top = logprobs.topk(k, dim=-1)
-    entries = [
-        {f"token_id:{i}": p for i, p in zip(row.tolist(), values.tolist(), strict=True)}
-        for row, values in zip(top.indices, top.values, strict=True)
-    ]
-    own = [float(logprobs[n, i]) for n, i in enumerate(ids)]
-    said = {"token_logprobs": own, "top_logprobs": entries}
-    return {"choices": [{"token_ids": ids, "finish_reason": finish, "logprobs": said}]}
-
-
-def llama_reply(logits, ids, k, finish="stop"):
-    choice = vllm_reply(logits, ids, k)["choices"][0]["logprobs"]
-    tokens = [
-        {"id": i, "logprob": p, "top_logprobs": [
-            {"id": int(name.removeprefix("token_id:")), "logprob": q} for name, q in top.items()
-        ]}
-        for i, p, top in zip(ids, choice["token_logprobs"], choice["top_logprobs"], strict=True)
-    ]  # fmt: skip
-    stop = {"stop": "eos", "length": "limit"}[finish]
-    return {"tokens": ids, "stop_type": stop, "completion_probabilities": tokens}
-
-
-class FakeServer:
-    """Writes ids that follow from the seed; fails what it is told to, once or for good."""
-
-    def __init__(self, reply, *, fails=(), refuses=(), finish="stop"):
-        self.reply, self.fails, self.refuses, self.finish = reply, set(fails), refuses, finish
-        self.bodies, self._lock = [], threading.Lock()
-
-    def __call__(self, path, body):
-        with self._lock:
-            number = len(self.bodies)
-            self.bodies.append({"path": path, **json.loads(json.dumps(body))})
-        if number in self.fails:
-            raise UserError("The server is full (429).")
-        if number in self.refuses:
-            raise UserError("The server refuses (400).")
-        ids = [*range(5, 8), END] if self.finish == "stop" else [5, 6, 7, 8]
-        k = body.get("n_probs") or body["logprobs"]
-        return self.reply(logits_of(body["seed"], 4), ids, k, self.finish)
-
-
-KINDS = {"vllm": (VLLMWriting("name"), vllm_reply), "llama-server": (LlamaServer(), llama_reply)}
+KINDS = {
+    "vllm": (VLLMWriting("name"), vllm_reply),
+    "llama-server": (LlamaServer(), llama_reply),
+    "sglang": (SGLangWriting("name"), sglang_reply),
+}
 
 
 def writer(server, kind, codec=None, sampling=None, labels=False):
     sampling = sampling or Sampling(8, 0.7, 0.9)
     return ServedWriter(
         server,
-        lambda error: "400" in str(error),
         kind,
         sampling,
         VOCABULARY,
@@ -115,7 +78,7 @@ def written(made, wanted, folder):
 
 
 def test_every_kind_is_tried_here():
-    assert set(SERVER_KINDS) == set(KINDS)
+    assert set(SERVER_KINDS) == set(KINDS) == set(get_args(WriterKind))
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -124,12 +87,13 @@ def test_all_of_sampling_is_said_and_each_answer_has_a_seed_of_its_own(name, tmp
     server = FakeServer(reply)
     written(writer(server, kind), requests(), tmp_path)
     assert {body["path"] for body in server.bodies} == {kind.path}
-    assert len({body["seed"] for body in server.bodies}) == 10
+    assert len({body.get("seed") for body in server.bodies}) == (1 if name == "sglang" else 10)
     for body in server.bodies:
-        assert body["prompt"] == [4, 5, 6]
-        assert (body["temperature"], body["top_p"], body["min_p"]) == (0.7, 0.9, 0.0)
-        assert body["top_k"] in (0, -1)
-        assert 8 in (body.get("n_predict"), body.get("max_tokens"))
+        settings = body.get("sampling_params", body)
+        assert [4, 5, 6] in (body.get("prompt"), body.get("input_ids"))
+        assert (settings["temperature"], settings["top_p"], settings["min_p"]) == (0.7, 0.9, 0.0)
+        assert settings["top_k"] in (0, -1)
+        assert 8 in map(settings.get, ("n_predict", "max_tokens", "max_new_tokens"))
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -141,12 +105,11 @@ def test_all_of_sampling_is_said_and_each_answer_has_a_seed_of_its_own(name, tmp
 def test_signals_are_those_of_the_servers_own_logits(name, codec, labels, tmp_path):
     kind, reply = KINDS[name]
     server = FakeServer(reply)
-    made = writer(server, kind, codec, labels=labels)
+    made = writer(server, kind, codec, Sampling(8, 1.0, 0.9), labels=labels)
     _, found, store = written(made, requests(4), tmp_path)
-    by_seed = {str(body["seed"]): body for body in server.bodies}
-    assert len(by_seed) == 4
     columns = [store.signals(line, "codec") for line in store.index().values()]
-    seeds = [body["seed"] for body in server.bodies]
+    seeds = [body.get("seed", number) for number, body in enumerate(server.bodies)]
+    assert len(set(seeds)) == 4
     wanted = []
     for seed in seeds:
         logits = logits_of(seed, 4)
@@ -186,15 +149,72 @@ def test_an_end_that_the_server_keeps_is_put_back_without_signals(tmp_path):
 
 
 def test_one_failure_leaves_its_siblings_and_is_asked_again(tmp_path):
-    server = FakeServer(vllm_reply, fails=[2, 5], refuses=[7])
-    asked, found, _ = written(writer(server, VLLMWriting("name")), requests(), tmp_path)
+    server = FakeServer(vllm_reply, fails=[2, 5], refuses=lambda body: body["max_tokens"] == 7)
+    wanted = [*requests(9), replace(requests(10)[9], limit=7)]
+    asked, found, _ = written(writer(server, VLLMWriting("name")), wanted, tmp_path)
     assert asked.failed == {"The server is full (429).": 2}
     assert asked.written == 7
     assert len(found) == 8  # with the refusal, which stays
     again = FakeServer(vllm_reply)
-    _, found, _ = written(writer(again, VLLMWriting("name")), requests(), tmp_path)
+    _, found, _ = written(writer(again, VLLMWriting("name")), wanted, tmp_path)
     assert len(again.bodies) == 2
     assert len(found) == 10
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
+def test_a_refusal_of_every_request_ends_the_asking_with_its_sentence(status, tmp_path):
+    server = FakeServer(vllm_reply, refuses=lambda body: True, status=status)
+    made = writer(server, VLLMWriting("name"))
+    with pytest.raises(ServerRefusal, match=f"refuses \\({status}\\)"):
+        written(made, requests(40), tmp_path)
+    assert len(server.bodies) <= 6  # those that were under way, and whether others are answered
+    assert dict(RequestStore(tmp_path).read()) == {}
+
+
+def test_what_was_answered_beside_a_refusal_of_every_request_is_kept(tmp_path):
+    def post(path, body):
+        if body["max_tokens"] == 7:
+            raise ServerRefusal("The key is no longer valid (401).", 401, "")
+        return vllm_reply(logits_of(0, 4), [5, 6, 7, END], body["logprobs"])
+
+    wanted = [*requests(2), replace(requests(3)[2], limit=7)]
+    made = writer(post, VLLMWriting("name"))
+    with pytest.raises(ServerRefusal, match="no longer valid"):
+        written(made, wanted, tmp_path)
+    assert set(dict(RequestStore(tmp_path).read())) == {"0", "1"}
+
+
+def test_a_request_that_is_refused_while_the_server_goes_away_is_asked_again(tmp_path):
+    def post(path, body):
+        if body["max_tokens"] == 1:
+            raise UserError("The server is away.")
+        raise ServerRefusal("Too long (400).", 400, "")
+
+    asked, found, _ = written(writer(post, VLLMWriting("name")), requests(1), tmp_path)
+    assert asked.failed == {"The server is away.": 1}
+    assert found == {}
+
+
+@pytest.mark.parametrize(("temperature", "known"), [(0.0, True), (1.0, True), (0.7, False)])
+def test_tempered_log_probabilities_of_sglang_are_not_kept(temperature, known, tmp_path):
+    made = writer(FakeServer(sglang_reply), SGLangWriting("name"), TOPK, Sampling(8, temperature))
+    _, found, store = written(made, requests(1), tmp_path)
+    assert found["0"].ended
+    assert (found["0"].logprobs is not None) == known
+    assert bool(store.has_signals("codec")) == known
+
+
+def test_sglangs_older_replies_and_ends_that_it_keeps_are_read():
+    reply = sglang_reply(logits_of(0, 4), [5, 6, 7, END], 4)
+    del reply["output_ids"]
+    assert SGLangWriting("name").read(reply).ids == [5, 6, 7, END]
+    kept = sglang_reply(logits_of(0, 4), [5, 6, 7, END], 4)
+    kept["output_ids"] = [5, 6, 7]
+    found = SGLangWriting("name").read(kept)
+    assert (found.ids, found.ended) == ([5, 6, 7, END], True)
+    kept["meta_info"]["finish_reason"] = {"type": "abort"}
+    with pytest.raises(ValueError, match="gave up"):
+        SGLangWriting("name").read(kept)
 
 
 @pytest.mark.parametrize(
@@ -328,9 +348,7 @@ def test_llama_cpps_own_server_writes(make_model, bytes_bpe, tmp_path, local_ser
                 return json.loads(reply.read())
 
         sampling = Sampling(40, 1.0)
-        made = ServedWriter(
-            post, lambda error: False, LlamaServer(), sampling, size, [end], "0", 1, TOPK
-        )
+        made = ServedWriter(post, LlamaServer(), sampling, size, [end], "0", 1, TOPK)
         asked, found, store = written(made, wanted, tmp_path / "requests")
     assert asked.failed == {}
     assert len({str(one.ids) for one in found.values()}) == 6
