@@ -29,7 +29,7 @@ def inputs_across(
     """
     files = write_same_text(held_out, config.tokens, folder)
     number = max(PROMPTS, config.agreement_prompts)
-    prompts = same_prompts(files, [one.bytes_of for one in held_out], number)
+    prompts = same_prompts(held_out, Examples(files[0]).documents.tolist(), number)
     texts = str(folder / "teacher-texts.json") if has_teacher else None
     found = []
     for i, (one, file) in enumerate(zip(held_out, files, strict=True)):

@@ -17,6 +17,7 @@ from attar.files import read_json, write_json
 from attar.progress import tracked
 from distill.data.examples import Example, Examples
 from distill.evaluation.job import Numbers
+from distill.evaluation.same_text import HeldOut
 from distill.evaluation.samples import (
     LONG_PROMPT,
     MOST_READ,
@@ -33,17 +34,17 @@ SPARE_TOKENS = 4  # beyond those of the teacher's text in the model's own tokens
 
 
 def same_prompts(
-    files: Sequence[Path], bytes_of: Sequence[list[bytes]], number: int
+    held_out: Sequence[HeldOut], documents: Sequence[int], number: int
 ) -> list[list[Prompt]]:
     """For each tokenizer, up to `number` prompts of different documents, long ones last.
 
-    files: of the same documents (`write_same_text`). bytes_of: what each tokenizer's ids stand for.
+    documents: numbers of those that are measured, in the order of the data.
     """
-    examples = [Examples(file).preferred() for file in files]
+    examples = [Examples(one.file).preferred() for one in held_out]
+    bytes_of = [one.bytes_of for one in held_out]
     firsts = [_first_places(one) for one in examples]
-    shared = [place for place in firsts[0] if all(place in one for one in firsts)]
     found: dict[tuple[int, ...], list[Prompt]] = {}
-    for document in shared[: max(MOST_READ, number)]:
+    for document in list(dict.fromkeys(documents))[: max(MOST_READ, number)]:
         texts = [one[first[document]] for one, first in zip(examples, firsts, strict=True)]
         prompts = _prompts(texts, bytes_of, document)
         if prompts:
@@ -51,7 +52,7 @@ def same_prompts(
         if sum(len(ids) <= LONG_PROMPT for ids in found) == number:
             break
     ordered = sorted(found.values(), key=lambda one: max(len(one[0].ids), LONG_PROMPT))[:number]
-    return [[prompts[i] for prompts in ordered] for i in range(len(files))]
+    return [[prompts[i] for prompts in ordered] for i in range(len(held_out))]
 
 
 def _first_places(examples: Examples) -> dict[int, int]:

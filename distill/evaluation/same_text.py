@@ -2,7 +2,8 @@
 
 A limit on tokens, and windows of so many tokens, hold other text for every tokenizer. So the first
 tokenizer chooses the text, as for models that share one; each other one then takes its windows of
-the same documents up to the same byte, and tokens beyond that do not count.
+the same documents up to the same byte. Tokens beyond that byte do not count, nor do those that
+begin before the first token of a text ends, which is read and not predicted, in any of them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from attar.word_lists import listed
 from distill.data.examples import ALONE, Examples, example_key, spread_examples
 from distill.data.part_writer import EXAMPLE_SCHEMA, read_part, write_part
 from distill.data.tokenize import IGNORE
-from distill.evaluation.text_bytes import byte_sizes
 
 # Bytes by which the ends of one text may differ: spaces that tokenizers add or leave out.
 SLACK_BYTES = 8
@@ -45,16 +45,14 @@ class HeldOut:
         """The bytes that each id stands for. Raises `ModelError` where they are not known."""
         return TokenBytes(self.tokenizer, self.name).bytes_of
 
-    @cached_property
-    def sizes(self) -> np.ndarray:
-        """How many they are, int32 (V,)."""
-        return byte_sizes(TokenBytes(self.tokenizer, self.name))
-
 
 class _Row(NamedTuple):
-    """A row of a part, and the byte of its document's text that each counted token reaches."""
+    """A row of a part, and the bytes of its document's text from which and up to which each counted
+    token stands.
+    """
 
     values: dict[str, Any]
+    starts: np.ndarray
     ends: np.ndarray
 
 
@@ -70,10 +68,10 @@ def write_same_text(held_out: Sequence[HeldOut], tokens: int, folder: Path) -> l
     first, *others = held_out
     tables = [read_part(one.file) for one in held_out]
     chosen = spread_examples(Examples(first.file), tokens)
-    found = [_documents(tables[0].take(chosen), first.sizes, {})]
+    found = [_documents(tables[0].take(chosen), first.bytes_of, {})]
     reached = {number: _reached(rows) for number, rows in found[0].items()}
     for one, table in zip(others, tables[1:], strict=True):
-        found.append(_documents(table, one.sizes, reached))
+        found.append(_documents(table, one.bytes_of, reached))
     cut: list[list[dict[str, Any]]] = [[] for _ in held_out]
     for number in found[0]:
         versions = [documents.get(number, []) for documents in found]
@@ -90,7 +88,7 @@ def write_same_text(held_out: Sequence[HeldOut], tokens: int, folder: Path) -> l
     return files
 
 
-def _documents(table: pa.Table, sizes: np.ndarray, wanted: dict[int, int]) -> Documents:
+def _documents(table: pa.Table, bytes_of: Sequence[bytes], wanted: dict[int, int]) -> Documents:
     """The rows of each document in the order of its text, each window once: of the `wanted`
     documents up to these bytes of their texts, where any are given.
     """
@@ -104,23 +102,27 @@ def _documents(table: pa.Table, sizes: np.ndarray, wanted: dict[int, int]) -> Do
         rows, alone = found.setdefault(number, []), roles[i] == ALONE
         if (wanted and number not in wanted) or (alone and window in seen):
             continue
-        start = reached.get(number, 0) if alone else 0
-        if wanted and alone and start > wanted[number] + SLACK_BYTES:
+        start = reached.get(number) if alone else 0
+        if wanted and start is not None and start > wanted.get(number, 0) + SLACK_BYTES:
             continue
         seen.add(window)
         values = table.slice(i, 1).to_pylist()[0]
-        rows.append(_Row(values, _ends(values, sizes, start, is_first=not rows)))
+        rows.append(_row(values, bytes_of, start))
         reached[number] = _reached(rows[-1:])
     return found
 
 
-def _ends(values: dict[str, Any], sizes: np.ndarray, start: int, *, is_first: bool) -> np.ndarray:
-    """Bytes of the text reached after each counted token, in a window that starts at a byte."""
+def _row(values: dict[str, Any], bytes_of: Sequence[bytes], start: int | None) -> _Row:
+    """A window that starts at a byte of its text; None: the first one of a text."""
     labels = np.asarray(values["labels"])
-    if is_first and labels[0] != IGNORE:  # the first token of a plain text is read, not predicted
-        start += int(sizes[values["input_ids"][0]])
-    ends: np.ndarray = start + np.cumsum(sizes[labels[labels != IGNORE]], dtype=np.int64)
-    return ends
+    pieces = [bytes_of[i] for i in labels[labels != IGNORE]]
+    if start is None:
+        read = bytes_of[values["input_ids"][0]] if labels[0] != IGNORE else b""
+        first = next(filter(None, [read, *pieces]), b"")
+        start = len(read) - (len(first) - len(first.lstrip()))  # some put a space before a text
+    ends = start + np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
+    starts = np.concatenate([[start], ends[:-1]]).astype(np.int64)[: len(ends)]
+    return _Row(values, np.maximum(starts, 0), ends)
 
 
 def _reached(rows: Iterable[_Row]) -> int:
@@ -140,19 +142,24 @@ def _same_answers(versions: Sequence[list[_Row]]) -> list[list[dict[str, Any]]]:
 
 
 def _same_bytes(versions: Sequence[list[_Row]]) -> list[list[dict[str, Any]]]:
-    """The windows of a text, of which tokens count up to the last byte that all have."""
+    """The windows of a text, of which tokens count from the first byte that all predict up to the
+    last one that all have.
+    """
+    if not all(versions):
+        return [[] for _ in versions]
+    first = max(int(rows[0].starts[0]) for rows in versions)
     ends = [_reached(rows) for rows in versions]
     last = max(ends) if max(ends) - min(ends) <= SLACK_BYTES else min(ends)
-    return [[values for row in rows if (values := _up_to(row, last))] for rows in versions]
+    return [[one for row in rows if (one := _between(row, first, last))] for rows in versions]
 
 
-def _up_to(row: _Row, last: int) -> dict[str, Any] | None:
-    """A row of which no token counts that ends beyond a byte; None where none is left."""
+def _between(row: _Row, first: int, last: int) -> dict[str, Any] | None:
+    """A row of which only tokens between two bytes count; None where none is left."""
     values, labels = row.values, np.asarray(row.values["labels"])
     counted = np.flatnonzero(labels != IGNORE)
-    labels[counted[row.ends > last]] = IGNORE
+    labels[counted[(row.starts < first) | (row.ends > last)]] = IGNORE
     left = int((labels != IGNORE).sum())
     if left == len(counted):
-        return values if left else None
+        return values
     key = example_key(values["input_ids"], labels.tolist(), values["token_types"])
     return {**values, "key": key, "labels": labels.tolist(), "count": left} if left else None
