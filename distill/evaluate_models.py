@@ -39,7 +39,12 @@ from distill.data.examples import Examples
 from distill.data.labelled_texts import LabelledTexts
 from distill.data.prepare import prepare_whole
 from distill.evaluation.across_tokenizers import inputs_across
-from distill.evaluation.job import EvaluateConfig, MeasureJob, Numbers
+from distill.evaluation.job import (
+    AS_ITS_RUNTIME_SAYS,
+    EvaluateConfig,
+    MeasureJob,
+    Numbers,
+)
 from distill.evaluation.measure import measure_in_fresh_process
 from distill.evaluation.same_text import HeldOut
 from distill.evaluation.text_bytes import known_byte_sizes
@@ -178,6 +183,8 @@ def _inputs(
             versions.append(HeldOut(own / "held_out.arrow", tokenizer, name))
         if len(versions) > 1:
             across = inputs_across(versions, config.evaluate, folder, has_teacher=has_teacher)
+            for keys in across[1:]:  # a GGUF file also names rows of its head that are no tokens
+                keys["vocabulary"] = AS_ITS_RUNTIME_SAYS
             by_name = {one.name: keys for one, keys in zip(versions, across, strict=True)}
             return {model: by_name[read_by[model][0]] for model in measured}
         sizes = known_byte_sizes(folder / "bytes.npy", held_out.tokenizer, held_out.name)
@@ -219,9 +226,12 @@ def _tokenizers(
 
 def _reads_as_first(model: str, own: Any, tokenizer: Any, probes: dict[str, Any]) -> bool:
     """Whether a model reads text as the first one does. A GGUF file is read by llama.cpp, which its
-    probes ask later: here it is enough that it has the same vocabulary.
+    probes ask later: here it is enough that it has the first one's vocabulary, and fillers.
     """
-    if runtime_of(model) == "llama.cpp" and own.get_vocab() == tokenizer.get_vocab():
+    if (
+        runtime_of(model) == "llama.cpp"
+        and tokenizer.get_vocab().items() <= own.get_vocab().items()
+    ):
         return True
     return reads_alike(own, probes)
 

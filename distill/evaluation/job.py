@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Batches = Sequence[Sequence[int]]  # numbers of held-out examples, by batch
 PredictionArrays = dict[str, np.ndarray]  # values by held-out token or text, by name
 Numbers = dict[str, Any]  # what was measured of one model, by name
+AS_ITS_RUNTIME_SAYS = 0  # V of a model that is compared with none by ids
 
 
 class OwnAnswersConfig(Section):
@@ -84,7 +85,7 @@ class MeasureJob:
 
     name: of the model in the report and in messages.
     model: folder, file or hub id that its runtime loads.
-    vocabulary: V; models are compared on ids 0..V-1.
+    vocabulary: V; models are compared on ids 0..V-1; or `AS_ITS_RUNTIME_SAYS`.
     held_out: Arrow file of the held-out examples.
     out: JSON file for the numbers; the arrays go beside it.
     config: values of an `EvaluateConfig`.
