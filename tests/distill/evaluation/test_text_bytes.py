@@ -70,6 +70,26 @@ def test_models_of_other_tokens_are_compared_by_document_and_byte():
     assert by_token["difference"] == pytest.approx(0.4, abs=0.02), "of the same tokens, a token"
 
 
+@pytest.mark.parametrize("documents", [8, 20])
+def test_equally_good_models_of_two_tokenizers_are_called_different_as_often_as_said(
+    documents, full_product
+):
+    dice, trials, claimed = np.random.default_rng(documents), 600, 0
+    for _ in range(trials):
+        lengths, level = dice.integers(40, 400, documents), dice.normal(0.7, 0.2, documents)
+        models = []
+        for size in (3, 4):  # bytes a token
+            number = np.maximum(1, lengths // size)
+            document = np.repeat(np.arange(documents), number)
+            sizes = (lengths / number)[document]
+            own = level + dice.normal(0, 0.1, documents)
+            nll = sizes * own[document] + dice.normal(0, 0.5, len(document))
+            models.append({"document": document, "nll": nll, "bytes": sizes})
+        low, high = difference_by_byte(models[0], models[1], 400)["interval"]
+        claimed += not low <= 0 <= high
+    assert 0.01 < claimed / trials < 0.055 + 3 * (0.05 * 0.95 / trials) ** 0.5
+
+
 def test_only_documents_that_both_read_are_compared():
     one = tokens_of(np.random.default_rng(2))
     other = in_fewer_tokens(one)
