@@ -129,7 +129,10 @@ def test_a_run_whose_teacher_has_another_tokenizer(workshop, twin, monkeypatch):
     for title in ("ppl", "nll", "KL", "top-1"):
         assert f"<th>{title}</th>" not in before_artifacts.split("Distilling against")[0]
     assert "<th>KL</th>" not in page
-    one, other = (np.load(f"out/evaluation/{name}.npz") for name in ("distill", "teacher"))
-    found = difference_by_byte(one, other, 200)
+    arrays = []
+    for name in ("distill", "teacher"):
+        with np.load(f"out/evaluation/{name}.npz") as opened:
+            arrays.append(dict(opened))
+    found = difference_by_byte(*arrays, 200)
     wanted = report["arms"]["distill"]["nats_per_byte"] - report["teacher"]["nats_per_byte"]
     assert found["difference"] == pytest.approx(wanted, rel=1e-3)
