@@ -102,7 +102,8 @@ def prepare_whole(
     written whole, and no others. Raises `DataError` where no token counts.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    corpus = Corpus(config, reader or NextTokenTexts(), tokenizer, seed)
+    reader = reader or NextTokenTexts(logs=documents is None)
+    corpus = Corpus(config, reader, tokenizer, seed)
     limit = config.held_out_tokens if documents is None else None
     writer, read = PartWriter(part_file(folder, "held_out"), limit), corpus.training()
     if documents is None:

@@ -121,6 +121,10 @@ class NextTokenTexts:
     counts_all: ClassVar[bool] = True
     stamp: list[Any] = []  # noqa: RUF012
 
+    def __init__(self, *, logs: bool = True) -> None:
+        """logs: whether columns that are not read are logged; once is enough for all tokenizers."""
+        self._logs = logs
+
     def open(
         self, tokenizer: Any, config: DataConfig, tables: Sequence[Any], sources: Sequence[str]
     ) -> list[Reading]:
@@ -129,7 +133,8 @@ class NextTokenTexts:
         layouts = []
         for table, source in pairs:
             layouts.append(format_of_table(table, source, config))
-            log_unread(table, source, layouts[-1].read)
+            if self._logs:
+                log_unread(table, source, layouts[-1].read)
         if config.answers is not None:
             _check_prompts(layouts, sources)
         if not tokenizer.is_fast and any(layout.kind != "text" for layout in layouts):
