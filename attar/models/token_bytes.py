@@ -27,7 +27,8 @@ class TokenBytes:
 
     kind: `byte-level` (GPT-2's mapping of bytes), `sentencepiece` (a marker for spaces, with or
     without fallback to bytes) or `wordpiece`. bytes_of: by id, b"" for special tokens and unused
-    ids. special: the ids of special tokens. Raises `ModelError` for other kinds of tokenizers.
+    ids. special: the ids of special tokens. lower_cased: whether the case of text is lost. strings:
+    by id, as the vocabulary has them. Raises `ModelError` for other kinds of tokenizers.
     """
 
     kind: Kind
@@ -35,22 +36,26 @@ class TokenBytes:
     special: frozenset[int]
 
     def __init__(self, tokenizer: Any, name: str) -> None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
+        backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         rules = json.loads(backend.to_str()) if backend is not None else {}
         kind = _kind_of(rules)
         if kind is None:
             raise ModelError(
-                f"The tokenizer of {name} is neither byte-level BPE, SentencePiece nor WordPiece in "
-                "the form of `tokenizers` (a file tokenizer.json), so the bytes that its ids stand "
-                "for are not known; choose another model, or one tokenizer for both models."
+                f"The tokenizer of {name} is neither byte-level BPE, SentencePiece nor WordPiece "
+                "in the form of `tokenizers` (a file tokenizer.json), so the bytes that its ids "
+                "stand for are not known; choose another model, or one tokenizer for both models."
             )
         self.kind, self.name = kind, name
         self._backend, self._model = backend, backend.model
         self._byte_fallback = bool(rules["model"].get("byte_fallback"))
+        normalizer = backend.normalizer
+        self.lower_cased = normalizer is not None and normalizer.normalize_str("A") == "a"
         vocabulary: dict[str, int] = tokenizer.get_vocab()
-        added = {i: token for i, token in tokenizer.added_tokens_decoder.items()}
+        added = dict(tokenizer.added_tokens_decoder.items())
         self._added = {t.content.encode(): i for i, t in added.items() if not t.special}
-        special = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+        special = {i for i, token in added.items() if token.special} | set(
+            tokenizer.all_special_ids
+        )
         self.strings: list[str | None] = [None] * (1 + max(vocabulary.values()))
         self.bytes_of = [b""] * len(self.strings)
         for string, i in vocabulary.items():
@@ -75,6 +80,10 @@ class TokenBytes:
             return string[2:].encode()
         return (" " * string[:1].isalnum() + string).encode()
 
+    def id_of(self, string: str) -> int | None:
+        """The id of a string of the vocabulary."""
+        return self._vocabulary.get(string)
+
     def first_ids(self, piece: bytes, after_word: bool = False) -> list[int]:
         """The ids of some bytes inside a text, see `pieces`."""
         return self.pieces(piece, after_word)[0]
@@ -98,7 +107,7 @@ class TokenBytes:
     def _mapped(self, piece: bytes) -> str | None:
         """The text in which the model's vocabulary writes the bytes; None if there is none."""
         if self.kind == "byte-level":
-            return "".join(_CHARACTERS[b] for b in piece)
+            return characters_of(piece)
         try:
             return piece.decode().replace(" ", MARKER)
         except UnicodeDecodeError:
@@ -232,7 +241,7 @@ def check_reversible(
     bytes_at = _bytes_at_characters(text)
     at = 0
     wordpiece = token_bytes.kind == "wordpiece"
-    unknown = token_bytes._vocabulary.get("[UNK]") if wordpiece else None
+    unknown = token_bytes.id_of("[UNK]") if wordpiece else None
     for i, (start, stop) in zip(ids, offsets, strict=True):
         length = _covered(token_bytes, raw, at, i)
         if length is not None:
@@ -292,6 +301,11 @@ def _bytes_by_character() -> dict[str, int]:
     known = {chr(byte): byte for byte in kept}
     others = [byte for byte in range(256) if byte not in set(kept)]
     return known | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def characters_of(piece: bytes) -> str:
+    """Bytes as the vocabularies of byte-level BPE write them."""
+    return "".join(_CHARACTERS[byte] for byte in piece)
 
 
 _CHARACTERS = [c for c, _ in sorted(_bytes_by_character().items(), key=lambda one: one[1])]
