@@ -179,7 +179,10 @@ def _inputs(
         versions = [held_out]
         for number, (name, tokenizer) in enumerate(_distinct(read_by, measured[0]).items()):
             own, documents = folder / f"tokenizer-{number}", set(examples.documents.tolist())
-            prepare_whole(config.data, tokenizer, 0, own, documents=documents)
+            try:
+                prepare_whole(config.data, tokenizer, 0, own, documents=documents)
+            except DataError as error:
+                raise DataError(f"`{name}` has a tokenizer of its own. {error}") from None
             versions.append(HeldOut(own / "held_out.arrow", tokenizer, name))
         if len(versions) > 1:
             across = inputs_across(versions, config.evaluate, folder, has_teacher=has_teacher)

@@ -69,6 +69,17 @@ def test_models_of_one_tokenizer_are_measured_as_ever(workshop):
     assert "greedy_text" not in numbers
 
 
+def test_a_model_that_cannot_read_the_data_is_named_before_any_is_measured(workshop, make_model):
+    tokenizer = space_before_text()
+    make_model(3, vocabulary=len(tokenizer)).save_pretrained("other")
+    tokenizer.save_pretrained("other")
+    said = [{"role": "user", "content": "light"}, {"role": "assistant", "content": "falls"}]
+    Path("talk.jsonl").write_text(json.dumps({"messages": said}) + "\n")
+    shown = workshop("evaluate", "teacher", "other", "--data", "talk.jsonl", ok=False).output
+    assert "`other` has a tokenizer of its own. The data are conversations, and" in shown
+    assert "held-out text" not in shown
+
+
 def test_a_gguf_file_of_another_tokenizer_is_measured_by_its_own(workshop, twin):
     pytest.importorskip("gguf")
     pytest.importorskip("xllamacpp")
