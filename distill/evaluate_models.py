@@ -1,15 +1,16 @@
 """`distill evaluate MODEL --data D`: measure any model folder, id or GGUF file, made here or not.
 
 No recipe is needed. Classifiers are measured on labelled texts, and compared class by class even
-where their classes are in another order. With a teacher, KL and agreement are measured too. All
-models are measured on the ids of one tokenizer (the teacher's, else the first model's); a model
-that reads text as other ids is refused.
+where their classes are in another order. With a teacher, KL and agreement are measured too. Models
+are measured on the ids of one tokenizer (the teacher's, else the first model's). A language model
+that reads text as other ids is measured on the same text in its own ids, and compared by bytes and
+by what it writes; any other model that does so is refused.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,9 +38,17 @@ from distill.data.config import DataConfig, check_sources
 from distill.data.examples import Examples
 from distill.data.labelled_texts import LabelledTexts
 from distill.data.prepare import prepare_whole
-from distill.evaluation.job import EvaluateConfig, MeasureJob
+from distill.evaluation.across_tokenizers import inputs_across
+from distill.evaluation.job import (
+    AS_ITS_RUNTIME_SAYS,
+    EvaluateConfig,
+    MeasureJob,
+    Numbers,
+)
 from distill.evaluation.measure import measure_in_fresh_process
-from distill.evaluation.tokenizer_check import make_probes
+from distill.evaluation.same_text import HeldOut
+from distill.evaluation.text_bytes import known_byte_sizes
+from distill.evaluation.tokenizer_check import make_probes, probes_of, reads_alike
 from distill.runtimes.runtime import check_runtime, runtime_of
 from distill.stages.made_files import check_made
 from distill.tasks.registry import TASKS, task_of_model
@@ -114,41 +123,134 @@ def evaluate_models(
         task: Task = TASKS[task_of_model(model_config)]()
         reader = task.reader(model_config, adapted=False, seed=0)
         folder = prepare_whole(config.data, tokenizer, 0, Path(name), reader)
-        probes = folder / "probes.json"
-        write_json(probes, make_probes(tokenizer, Examples(folder / "held_out.arrow").preferred()))
-        shared: dict[str, Any] = {
-            "vocabulary": vocabulary_size(tokenizer),
-            "held_out": str(folder / "held_out.arrow"),
-            "config": config.evaluate.model_dump(),
-            "probes": str(probes),
-            "metrics": task.metrics,
-        }
-        shared_inputs = task.measure_inputs(tokenizer, config.data, config.evaluate, named, folder)
-        inputs = dict.fromkeys(measured, shared_inputs)
+        held_out = HeldOut(folder / "held_out.arrow", tokenizer, measured[0])
+        inputs = _inputs(measured, held_out, task, config, trusted, has_teacher=teacher is not None)
+        task_inputs = task.measure_inputs(tokenizer, config.data, config.evaluate, named, folder)
         found: dict[str, Any] = {
             "task": task_of_model(model_config), "data": config.data.train, "models": {}
         }  # fmt: skip
+        columns = {}
         if isinstance(reader, LabelledTexts):
             columns = _columns(measured, reader.names, trusted)
-            inputs = {
-                model: {**shared_inputs, "columns": order} for model, order in columns.items()
-            }
+
+        def measure(model: str, out: str, **more: Any) -> Numbers:
+            own = {"columns": columns[model]} if columns else {}
+            job = MeasureJob(
+                more.pop("name", model), model, out=str(folder / out), metrics=task.metrics,
+                task_inputs={**task_inputs, **own}, trust_remote_code=model in trusted,
+                **{**inputs[model], **more},
+            )  # fmt: skip
+            return measure_in_fresh_process(job)
+
         if teacher is not None:
-            out = str(folder / "teacher.json")
-            job = MeasureJob(
-                "teacher", teacher, out=out, is_teacher=True, task_inputs=inputs[teacher],
-                trust_remote_code=teacher in trusted, **shared,
-            )  # fmt: skip
-            found["teacher"] = {"model": teacher, **measure_in_fresh_process(job)}
-            shared["teacher_signals"] = str(folder / "teacher")
+            numbers = measure(teacher, "teacher.json", name="teacher", is_teacher=True)
+            found["teacher"] = {"model": teacher, **numbers}
         for i, model in enumerate(models):
-            out = str(folder / f"model-{i}.json")
-            job = MeasureJob(
-                model, model, out=out, task_inputs=inputs[model],
-                trust_remote_code=model in trusted, **shared,
-            )  # fmt: skip
-            found["models"][model] = {"runtime": runtime_of(model), **measure_in_fresh_process(job)}
+            signals = None
+            if teacher is not None and inputs[model]["held_out"] == inputs[teacher]["held_out"]:
+                signals = str(folder / "teacher")
+            numbers = measure(model, f"model-{i}.json", teacher_signals=signals)
+            found["models"][model] = {"runtime": runtime_of(model), **numbers}
     return found
+
+
+# Tokenizers --------------------------------------------------------------------------------------
+
+
+def _inputs(
+    measured: Sequence[str],
+    held_out: HeldOut,
+    task: Task,
+    config: ModelEvaluation,
+    trusted: Collection[str],
+    *,
+    has_teacher: bool,
+) -> dict[str, dict[str, Any]]:
+    """By model, the keys of its `MeasureJob` that depend on its tokenizer.
+
+    held_out: by the tokenizer of the first model. Where others have tokenizers of their own, and
+    the task can measure such side by side, the same documents are cut by each of these.
+    """
+    folder, examples = held_out.file.parent, Examples(held_out.file)
+    probes = make_probes(held_out.tokenizer, examples.preferred())
+    sizes = {}
+    if task.metrics.by_byte:
+        read_by = _tokenizers(measured, held_out.tokenizer, probes, trusted)
+        versions = [held_out]
+        for number, (name, tokenizer) in enumerate(_distinct(read_by, measured[0]).items()):
+            own, documents = folder / f"tokenizer-{number}", set(examples.documents.tolist())
+            try:
+                prepare_whole(config.data, tokenizer, 0, own, documents=documents)
+            except DataError as error:
+                raise DataError(f"`{name}` has a tokenizer of its own. {error}") from None
+            versions.append(HeldOut(own / "held_out.arrow", tokenizer, name))
+        if len(versions) > 1:
+            across = inputs_across(versions, config.evaluate, folder, has_teacher=has_teacher)
+            for keys in across[1:]:  # a GGUF file also names rows of its head that are no tokens
+                keys["vocabulary"] = AS_ITS_RUNTIME_SAYS
+            by_name = {one.name: keys for one, keys in zip(versions, across, strict=True)}
+            return {model: by_name[read_by[model][0]] for model in measured}
+        sizes = known_byte_sizes(folder / "bytes.npy", held_out.tokenizer, held_out.name)
+    write_json(folder / "probes.json", probes)
+    shared = {
+        "vocabulary": vocabulary_size(held_out.tokenizer),
+        "held_out": str(held_out.file),
+        "config": config.evaluate.model_dump(),
+        "probes": str(folder / "probes.json"),
+        **sizes,
+    }
+    return dict.fromkeys(measured, shared)
+
+
+def _distinct(read_by: Mapping[str, tuple[str, Any]], first: str) -> dict[str, Any]:
+    """The tokenizers of other models than the first, by the name of the first that has each."""
+    return {name: tokenizer for name, tokenizer in read_by.values() if name != first}
+
+
+def _tokenizers(
+    measured: Sequence[str], tokenizer: Any, probes: dict[str, Any], trusted: Collection[str]
+) -> dict[str, tuple[str, Any]]:
+    """By model, (the first model that reads text as it does, the tokenizer of that one)."""
+    known = [(measured[0], tokenizer, probes)]
+    found: dict[str, tuple[str, Any]] = {measured[0]: (measured[0], tokenizer)}
+    for model in measured:
+        own = None if model in found else _tokenizer_of(model, trusted)
+        if own is None or _reads_as_first(model, own, tokenizer, probes):
+            found.setdefault(model, (measured[0], tokenizer))
+            continue
+        alike = (one for one in known[1:] if reads_alike(own, one[2]))
+        first = next(alike, None)
+        if first is None:
+            first = (model, own, probes_of(own, [one["text"] for one in probes["texts"]]))
+            known.append(first)
+        found[model] = first[0], first[1]
+    return found
+
+
+def _reads_as_first(model: str, own: Any, tokenizer: Any, probes: dict[str, Any]) -> bool:
+    """Whether a model reads text as the first one does. A GGUF file is read by llama.cpp, which its
+    probes ask later: here it is enough that it has the first one's vocabulary, and fillers.
+    """
+    if (
+        runtime_of(model) == "llama.cpp"
+        and tokenizer.get_vocab().items() <= own.get_vocab().items()
+    ):
+        return True
+    return reads_alike(own, probes)
+
+
+def _tokenizer_of(model: str, trusted: Collection[str]) -> Any | None:
+    """A model's own tokenizer; None where its files do not have one that can be loaded."""
+    where, files = _checkpoint_of(model), sorted(Path(model).glob("*.gguf"))
+    if runtime_of(model) == "llama.cpp" and len(files) == 1:
+        where = str(files[0])
+    try:
+        return load_tokenizer(where, trust_remote_code=model in trusted)
+    except ModelError:
+        return None
+
+
+# Checks ------------------------------------------------------------------------------------------
 
 
 def _check_models(

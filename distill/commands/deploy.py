@@ -126,7 +126,7 @@ def _evaluate_models(
     from distill.evaluate_models import evaluate_models, evaluation_config
     from distill.recipe.parse import overridden
     from distill.report.speeds import speed_notes
-    from distill.report.tables import evaluation_table
+    from distill.report.tables import evaluation_notes, evaluation_table
     from distill.tasks.registry import TASKS
 
     set_up_logging(**show)
@@ -134,6 +134,8 @@ def _evaluate_models(
     found = evaluate_models(models, teacher, config, trusted)
     report = TASKS[found["task"]].report
     print_table(evaluation_table(found, {**report.columns, **report.extra_columns}))
+    for note in evaluation_notes(found):
+        say(note)
     teacher_row = {"teacher": found["teacher"]} if "teacher" in found else {}
     for note in speed_notes({**teacher_row, **found["models"]}):
         say(note)

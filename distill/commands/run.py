@@ -72,13 +72,14 @@ def print_report(folder: Path) -> None:
     from distill.console import print_table
     from distill.report.selection import failed_lines
     from distill.report.speeds import report_models, speed_notes
-    from distill.report.tables import artifact_table, model_table, read_report
+    from distill.report.tables import artifact_table, model_table, read_report, tokenizer_notes
     from distill.tasks.registry import TASKS
 
     report = read_report(folder)
     of = TASKS[report["recipe"]["task"]].report
     print_table(model_table(report, of.columns))
-    verdict, notes = report["verdict"], speed_notes(report_models(report))
+    verdict = report["verdict"]
+    notes = [*tokenizer_notes(report), *speed_notes(report_models(report))]
     special = report.get("specialize") or {}
     specialising = [special["sentence"]] if "sentence" in special else []  # from schema 8 on
     say("\n".join([*notes, verdict["sentence"], *verdict["warnings"], *specialising, ""]))

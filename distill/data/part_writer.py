@@ -133,6 +133,18 @@ def _counted(labels: list[int]) -> int:
     return sum(label != IGNORE for label in labels)
 
 
+def read_part(file: Path) -> pa.Table:
+    """All examples of a part, in memory, so that the file can be written again."""
+    with pa.OSFile(str(file)) as source:
+        return pa.ipc.open_stream(source).read_all()
+
+
+def write_part(file: Path, examples: pa.Table) -> None:
+    """Write the file of a part from all its examples."""
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, EXAMPLE_SCHEMA) as stream:
+        stream.write_table(examples)
+
+
 def numbers_of(file: Path) -> dict[str, int]:
     """Number of documents, of examples and of counted tokens of a part; `judged`: how many of the
     examples are pairs of answers or rated answers, `pairs`: how many are pairs.

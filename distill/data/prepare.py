@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -87,17 +89,28 @@ def data_faults(folder: Path, *, every_byte: bool = False) -> dict[str, str]:
 
 
 def prepare_whole(
-    config: DataConfig, tokenizer: Any, seed: int, folder: Path, reader: Reader | None = None
+    config: DataConfig,
+    tokenizer: Any,
+    seed: int,
+    folder: Path,
+    reader: Reader | None = None,
+    documents: Collection[int] | None = None,
 ) -> Path:
     """Write all of `train` as held-out examples, to measure models on it; returns the folder.
 
-    Raises `DataError` where no token counts.
+    documents: numbers of those that another tokenizer gave within the limit on tokens; they are
+    written whole, and no others. Raises `DataError` where no token counts.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    corpus = Corpus(config, reader or NextTokenTexts(), tokenizer, seed)
-    writer = PartWriter(part_file(folder, "held_out"), config.held_out_tokens)
-    documents = corpus.training()
-    writer.fill(corpus.spread(documents, documents.left, config.held_out_tokens))
+    reader = reader or NextTokenTexts(logs=documents is None)
+    corpus = Corpus(config, reader, tokenizer, seed)
+    limit = config.held_out_tokens if documents is None else None
+    writer, read = PartWriter(part_file(folder, "held_out"), limit), corpus.training()
+    if documents is None:
+        writer.fill(corpus.spread(read, read.left, limit))
+    else:
+        first = islice(enumerate(read), max(documents) + 1)
+        writer.fill((number, one) for number, one in first if number in documents)
     writer.close()
     corpus.bad.finish(config.section)
     if writer.examples == 0:

@@ -138,13 +138,16 @@ def _check_teacher_prompts(
 class NextTokenTexts:
     """Reader of texts, conversations, and prompts with answers, whose next tokens are predicted.
 
-    teacher_prompts: what the teacher reads in place of the prompts; None: the prompts.
+    teacher_prompts: what the teacher reads in place of the prompts; None: the prompts. logs:
+    whether columns that are not read are logged; once is enough for all tokenizers.
     """
 
     counts_all: ClassVar[bool] = True
 
-    def __init__(self, teacher_prompts: TeacherPrompts | None = None) -> None:
-        self.teacher_prompts = teacher_prompts
+    def __init__(
+        self, teacher_prompts: TeacherPrompts | None = None, *, logs: bool = True
+    ) -> None:
+        self.teacher_prompts, self._logs = teacher_prompts, logs
 
     @property
     def stamp(self) -> list[Any]:
@@ -161,7 +164,8 @@ class NextTokenTexts:
         asked = self.teacher_prompts.columns if self.teacher_prompts is not None else []
         for table, source in pairs:
             layouts.append(format_of_table(table, source, config))
-            log_unread(table, source, [*layouts[-1].read, *asked])
+            if self._logs:
+                log_unread(table, source, [*layouts[-1].read, *asked])
         if self.teacher_prompts is not None:
             _check_teacher_prompts(self.teacher_prompts, tables, layouts, sources)
         if config.answers is not None:

@@ -27,7 +27,7 @@ from attar.errors import DataError
 from distill.data.bad_rows import BadRows
 from distill.data.config import DataConfig, sources_of
 from distill.data.documents import Apart, Document, DocumentQueue, documents_in_share
-from distill.data.part_writer import EXAMPLE_SCHEMA, PartWriter, numbers_of
+from distill.data.part_writer import PartWriter, numbers_of, read_part, write_part
 from distill.data.placed import DATA_PARTS, Placed, Row, RowsOfPrompt, part_file, together
 from distill.data.reader import Reader
 from distill.data.sources import load_rows
@@ -237,14 +237,14 @@ def _validate_on_training_windows(config: DataConfig, folder: Path) -> str:
     """
     assert isinstance(config.validation, float)
     files = part_file(folder, "validation"), part_file(folder, "train")
-    examples = pa.concat_tables([_read_table(file) for file in files])  # one of them is empty
+    examples = pa.concat_tables([read_part(file) for file in files])  # one of them is empty
     examples = examples.sort_by([("document", "ascending"), ("begin", "ascending")])
     windows = list(
         zip(*(examples[name].to_pylist() for name in ("document", "begin")), strict=True)
     )
     if len(set(windows)) < 2:
         for file in files:
-            _write_table(file, examples)
+            write_part(file, examples)
         log.warning(
             "data: there is only one training example, so it is the validation part too: what is "
             "chosen by validation is chosen on text that was learned"
@@ -257,25 +257,14 @@ def _validate_on_training_windows(config: DataConfig, folder: Path) -> str:
             number -= 1
     kept = windows.index(windows[-number]) or windows.count(windows[0])  # a window stays whole
     number = len(examples) - kept
-    _write_table(part_file(folder, "train"), examples.slice(0, kept))
-    _write_table(part_file(folder, "validation"), examples.slice(kept))
+    write_part(part_file(folder, "train"), examples.slice(0, kept))
+    write_part(part_file(folder, "validation"), examples.slice(kept))
     log.warning(
         "data: there are too few documents for a validation part, so it is the last %d of %d "
         "training examples; they are not learned from",
         number, len(examples),
     )  # fmt: skip
     return "windows"
-
-
-def _read_table(file: Path) -> pa.Table:
-    """All examples of a part, in memory, so that the file can be written again."""
-    with pa.OSFile(str(file)) as source:
-        return pa.ipc.open_stream(source).read_all()
-
-
-def _write_table(file: Path, examples: pa.Table) -> None:
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, EXAMPLE_SCHEMA) as stream:
-        stream.write_table(examples)
 
 
 def describe_skipped(skipped: Counter[str], section: str) -> str:

@@ -92,7 +92,7 @@ def prepare_teacher_texts(
     wanted = fingerprint([FORMAT, made, sorted(parts), tokenizer_fingerprint(teacher)])
     if _is_there(folder, wanted):
         return TeacherTexts.read(folder)
-    reader = NextTokenTexts()
+    reader = NextTokenTexts(logs=False)
     sides = [Corpus(config, reader, tokenizer, seed) for tokenizer in (teacher, student)]
     token_bytes = TokenBytes(teacher, "the teacher's"), TokenBytes(student, "the student's")
     with staged_folder(folder) as aside:

@@ -105,6 +105,20 @@ class SumStatistic(NamedTuple):
         return float(self.value(self.parts(arrays).sum(0, keepdims=True))[0][0])
 
 
+def ratio_of(name: str, unit: str) -> SumStatistic:
+    """The sum of one array over the sum of another: a mean by the other's unit."""
+
+    def parts(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.stack([arrays[name], arrays[unit]], axis=1).astype(np.float64)
+
+    def value(sums_R2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        units_R = sums_R2[:, 1]
+        ratio_R = sums_R2[:, 0] / units_R
+        return ratio_R, np.stack([1 / units_R, -ratio_R / units_R], axis=1)
+
+    return SumStatistic(parts, value)
+
+
 def statistic_interval(
     statistic: SumStatistic, models: Sequence[Mapping[str, np.ndarray]], resamples: int
 ) -> list[float] | None:

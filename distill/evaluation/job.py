@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Batches = Sequence[Sequence[int]]  # numbers of held-out examples, by batch
 PredictionArrays = dict[str, np.ndarray]  # values by held-out token or text, by name
 Numbers = dict[str, Any]  # what was measured of one model, by name
+AS_ITS_RUNTIME_SAYS = 0  # V of a model that is compared with none by ids
 
 
 class OwnAnswersConfig(Section):
@@ -65,12 +66,26 @@ class EvaluateConfig(Section):
 
 
 @dataclass(frozen=True)
+class AcrossTokenizers:
+    """What a model is told where models of several tokenizers are measured side by side.
+
+    tokenizer: the name of the first model that reads text as the same ids. prompts: JSON file of
+    prompts in these ids, the same texts for all models. texts: JSON file of the teacher's greedy
+    texts after them, which the teacher writes; absent where no model is the teacher.
+    """
+
+    tokenizer: str
+    prompts: str
+    texts: str | None = None
+
+
+@dataclass(frozen=True)
 class MeasureJob:
     """One model to measure: what the process that measures it needs to know. It must pickle.
 
     name: of the model in the report and in messages.
     model: folder, file or hub id that its runtime loads.
-    vocabulary: V; models are compared on ids 0..V-1.
+    vocabulary: V; models are compared on ids 0..V-1; or `AS_ITS_RUNTIME_SAYS`.
     held_out: Arrow file of the held-out examples.
     out: JSON file for the numbers; the arrays go beside it.
     config: values of an `EvaluateConfig`.
@@ -86,6 +101,8 @@ class MeasureJob:
     reference: JSON file with greedy generations of the same student unquantised.
     is_reference: whether this model is that student, and so writes the file.
     baseline: what is measured in the place of a model's files; `model` is then its name.
+    byte_sizes: .npy file of how many bytes of text each id stands for; absent where not known.
+    across: only where models of several tokenizers are measured side by side.
     """
 
     name: str
@@ -106,6 +123,8 @@ class MeasureJob:
     reference: str | None = None
     is_reference: bool = False
     baseline: FittedBaseline | None = None
+    byte_sizes: str | None = None
+    across: AcrossTokenizers | None = None
 
     @property
     def source(self) -> ModelSource:
@@ -136,9 +155,11 @@ class TaskMetrics(Protocol):
     An instance is pickled for the process that measures, by the name of its class, so it holds no
     state. `runtime` is the loaded model; each task names the kind of runtime that it needs.
     baselines: what trained models are compared with beside each other; none by default.
+    by_byte: whether models of several tokenizers can be measured side by side, by bytes of text.
     """
 
     baselines: ClassVar[Registry[type[Baseline]]] = Registry("baseline")
+    by_byte: ClassVar[bool] = False
 
     def measured(self, examples: Examples) -> Examples:
         """The held-out examples as they are measured: of judged answers, the preferred texts."""

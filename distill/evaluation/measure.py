@@ -58,7 +58,9 @@ def measure_model(job: MeasureJob) -> Numbers:
     }
     with timer:
         speed = metrics.speed(runtime, examples, batches, job, config, timer)
+    across = {} if job.across is None else {"tokenizer": job.across.tokenizer}
     return {
+        **across,
         **quality,
         **speed,
         **timer.numbers(),

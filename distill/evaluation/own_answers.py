@@ -38,7 +38,7 @@ from distill.data.batching import Batch, collate, plan_in_order
 from distill.data.examples import Example, Examples, example_of
 from distill.data.repetition import repeated_sequences
 from distill.data.tokenize import answered
-from distill.evaluation.bootstrap import SumStatistic, statistic_interval
+from distill.evaluation.bootstrap import ratio_of, statistic_interval
 from distill.evaluation.fresh_process import run_in_fresh_process
 from distill.evaluation.job import MeasureJob, Numbers, OwnAnswersConfig, PredictionArrays
 from distill.evaluation.predictions import write_arrays
@@ -195,22 +195,9 @@ def values_by_answer(
 # Numbers -----------------------------------------------------------------------------------------
 
 
-def mean_a_token(name: str) -> SumStatistic:
-    """The mean over tokens of what is kept as a sum over each answer's tokens."""
-
-    def parts(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        return np.stack([arrays[name], arrays["tokens"]], axis=1).astype(np.float64)
-
-    def value(sums_R2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        tokens_R = sums_R2[:, 1]
-        mean_R = sums_R2[:, 0] / tokens_R
-        return mean_R, np.stack([1 / tokens_R, -mean_R / tokens_R], axis=1)
-
-    return SumStatistic(parts, value)
-
-
-REVERSE_KL, TEACHER_NLL = mean_a_token("kl"), mean_a_token("nll")
-AGREEMENT = mean_a_token("agree")
+# Means over tokens of what is kept as a sum over each answer's tokens.
+REVERSE_KL, TEACHER_NLL = ratio_of("kl", "tokens"), ratio_of("nll", "tokens")
+AGREEMENT = ratio_of("agree", "tokens")
 
 
 def summary(arrays: PredictionArrays, resamples: int, *, is_teacher: bool = False) -> Numbers:

@@ -7,6 +7,7 @@ all of a text counts, it is the beginning of the text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -76,9 +77,14 @@ def prompt_of(example: Example) -> Prompt:
 
 
 def write_samples(
-    runtime: Runtime, examples: Examples, end_ids: tuple[int, ...]
+    runtime: Runtime,
+    examples: Examples,
+    end_ids: tuple[int, ...],
+    prompts: Sequence[Prompt] | None = None,
 ) -> list[Numbers] | None:
     """What a model writes after each prompt, greedily, up to an end or `NEW_TOKENS` tokens.
+
+    prompts: instead of those that the held-out examples give.
 
     Each has `prompt`, `written`, `held_out` (what follows in the data), as text; `is_answer`;
     `ended`, whether the model ended by itself. None where a runtime cannot generate.
@@ -86,13 +92,13 @@ def write_samples(
     if not runtime.can_generate:
         return None
     found = []
-    for prompt in held_out_prompts(examples):
+    for prompt in held_out_prompts(examples) if prompts is None else prompts[:PROMPTS]:
         new = NEW_TOKENS
         if runtime.context is not None:
             new = max(1, min(new, runtime.context - len(prompt.ids)))
         written = runtime.generate(prompt.ids, new, stop_ids=end_ids)
-        shown, text = split_text(runtime, prompt.ids, _without_end(written, end_ids))
-        _, expected = split_text(runtime, prompt.ids, _without_end(prompt.following, end_ids))
+        shown, text = split_text(runtime, prompt.ids, without_end(written, end_ids))
+        _, expected = split_text(runtime, prompt.ids, without_end(prompt.following, end_ids))
         found.append(
             {
                 "prompt": shown,
@@ -105,7 +111,8 @@ def write_samples(
     return found
 
 
-def _without_end(ids: list[int], end_ids: tuple[int, ...]) -> list[int]:
+def without_end(ids: list[int], end_ids: tuple[int, ...]) -> list[int]:
+    """The ids that a model wrote without the one that ends them."""
     return ids[:-1] if ids and ids[-1] in end_ids else ids
 
 

@@ -7,6 +7,7 @@ differing id is an error.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -36,6 +37,11 @@ def make_probes(tokenizer: Any, examples: Examples, number: int = 4) -> dict[str
     for i in range(min(number, len(examples))):
         ids = examples[i].input_ids.tolist()
         texts.append(str(tokenizer.decode(ids, skip_special_tokens=True))[:PROBE_CHARACTERS])
+    return probes_of(tokenizer, texts)
+
+
+def probes_of(tokenizer: Any, texts: Sequence[str]) -> dict[str, Any]:
+    """These texts, and a conversation, with the ids that the tokenizer gives."""
     found = [{"text": text, "ids": tokenizer(text, verbose=False)["input_ids"]} for text in texts]
     return {"texts": found, "chats": _chats(tokenizer)}
 
@@ -50,6 +56,21 @@ def _chats(tokenizer: Any) -> list[dict[str, Any]]:
         except TemplateError:
             continue
     return []
+
+
+def reads_alike(tokenizer: Any, probes: dict[str, Any]) -> bool:
+    """Whether a tokenizer gives texts and conversations the ids of another one's probes."""
+    texts = all(
+        tokenizer(one["text"], verbose=False)["input_ids"] == one["ids"] for one in probes["texts"]
+    )
+    if not texts or not probes["chats"]:
+        return texts
+    if tokenizer.chat_template is None:
+        return False
+    try:
+        return all(chat_ids(tokenizer, one["messages"]) == one["ids"] for one in probes["chats"])
+    except TemplateError:
+        return False
 
 
 def check_probes(runtime: Runtime, probes: dict[str, Any], name: str) -> int:

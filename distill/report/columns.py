@@ -7,9 +7,10 @@ under its table.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from attar.word_lists import listed
 from distill.evaluation.job import Numbers
 from distill.report.speeds import timed
 
@@ -34,6 +35,10 @@ class Column(NamedTuple):
 
 
 TableColumns = dict[str, Column]  # by title
+A_TOKEN = ("nll", "perplexity")  # keys of what is a mean over a model's own tokens
+BY_TEACHERS_TOKENS = ("kl_to_teacher", "top1_agreement")
+STUDENTS = "The students"  # in sentences
+OF_OTHER_TOKENS = "-"  # in the place of these for a model that has another tokenizer
 
 
 def _speed(number: Callable[[float], str], key: str, kind: str | None = None) -> Show:
@@ -87,6 +92,10 @@ def _own_kl(row: Numbers) -> str:
     return "" if found is None else f"{found:.3f}"
 
 
+def _bytes_a_token(row: Numbers) -> str:
+    return f"{row['text_bytes'] / row['tokens']:.2f}"
+
+
 # Of language models; tasks on whole texts use some of them.
 MODEL_COLUMNS: TableColumns = {
     "nll": Column(
@@ -101,6 +110,21 @@ MODEL_COLUMNS: TableColumns = {
         "perplexity, exp(nll): among how many equally likely tokens it would be as unsure",
         _perplexity_interval,
         "{:,.2f}".format,
+    ),
+    "nats/byte": Column(
+        "nats_per_byte",
+        lambda r: f"{r['nats_per_byte']:.4f}",
+        "sum of -log p(token) over the bytes of the text, nats a byte; it compares models whatever "
+        "their tokenizers; lower is better",
+        lambda r: r.get("nats_per_byte_interval"),
+        "{:.4f}".format,
+        optional=True,
+    ),
+    "bytes/token": Column(
+        "tokenizer",
+        _bytes_a_token,
+        "bytes of text that a token of the model's own tokenizer stands for, of those measured",
+        optional=True,
     ),
     "KL": Column(
         "kl_to_teacher",
@@ -121,6 +145,13 @@ MODEL_COLUMNS: TableColumns = {
         "top1_agreement",
         lambda r: f"{r['top1_agreement']:.3f}",
         "share of tokens whose most likely token is the teacher's most likely one",
+    ),
+    "greedy text": Column(
+        "greedy_text",
+        lambda r: f"{r['greedy_text']['same']:.3f}",
+        "share of the characters of the teacher's greedy text, after the same held-out prompts, "
+        "that the model's own begins with, up to the first difference; an end counts as one",
+        optional=True,
     ),
     "M params": Column("parameters", lambda r: _millions(r["parameters"]), "million parameters"),
     "MB": Column("bytes", lambda r: _millions(r["bytes"]), "weights on disk"),
@@ -208,16 +239,26 @@ TEXT_SPEED_COLUMNS: TableColumns = {
 }
 
 
-def cells(numbers: Numbers, columns: TableColumns, *, intervals: bool = False) -> list[str]:
+def cells(
+    numbers: Numbers,
+    columns: TableColumns,
+    *,
+    intervals: bool = False,
+    teacher: Numbers | None = None,
+) -> list[str]:
     """The text of each column for one model, empty where the model has no such number.
 
-    intervals: with the 95% intervals of columns that have one. Of an artifact that could not be
-    made or run, the first cell says so.
+    intervals: with the 95% intervals of columns that have one. teacher: the numbers of the teacher;
+    what a model cannot have because its tokenizer is another one is marked. Of an artifact that
+    could not be made or run, the first cell says so.
     """
     if "failed" in numbers:
         return ["failed", *("" for _ in list(columns)[1:])]
+    marked = BY_TEACHERS_TOKENS if not have_one_tokenizer([numbers, teacher or numbers]) else ()
     return [
-        _cell(column, numbers, intervals) if numbers.get(column.key) is not None else ""
+        _cell(column, numbers, intervals)
+        if numbers.get(column.key) is not None
+        else (OF_OTHER_TOKENS if column.key in marked else "")
         for column in columns.values()
     ]
 
@@ -231,15 +272,49 @@ def _cell(column: Column, numbers: Numbers, intervals: bool) -> str:
     return f"{text} ({low} to {high})"
 
 
-def shown_columns(columns: TableColumns, models: Iterable[Numbers]) -> TableColumns:
-    """The columns of a table of these models: without optional ones that none of them fills."""
-    rows = list(models)
+def shown_columns(
+    columns: TableColumns, models: Iterable[Numbers], teacher: Numbers | None = None
+) -> TableColumns:
+    """The columns of a table of these models: without optional ones that none of them fills.
+
+    Where the models have several tokenizers, numbers a token do not stand side by side; where
+    none has the teacher's, nothing is compared with its tokens.
+    """
+    rows = [row for row in models if "failed" not in row]
+    with_teacher = rows if teacher is None else [*rows, teacher]
+    optional = () if have_one_tokenizer(with_teacher) else BY_TEACHERS_TOKENS
+    left_out = () if have_one_tokenizer(rows) else A_TOKEN
     return {
         title: column
         for title, column in columns.items()
-        if not column.optional
-        or any("failed" not in row and cells(row, {title: column})[0] for row in rows)
+        if column.key not in left_out
+        and (
+            not (column.optional or column.key in optional)
+            or any(cells(row, {title: column})[0] for row in rows)
+        )
     }
+
+
+# Tokenizers --------------------------------------------------------------------------------------
+
+
+def have_one_tokenizer(models: Iterable[Numbers]) -> bool:
+    """Whether models were measured on the same tokens; else on the same text."""
+    return len({numbers.get("tokenizer") for numbers in models}) < 2
+
+
+def tokenizer_note(first: str, others: Sequence[str], kl: str) -> str:
+    """Why a table of models with several tokenizers lacks numbers, as one sentence.
+
+    kl: what became of KL and top-1, as in "are left out"; empty where there is no teacher.
+    """
+    many = len(others) > 1 or others[0] == STUDENTS
+    compared = f"KL and top-1, which need the teacher's tokens, {kl}, " if kl else ""
+    return (
+        f"{listed(others)} {'read' if many else 'reads'} the same text as other tokens than "
+        f"{first}: nll and perplexity a token are not shown side by side, {compared}and tokens a "
+        "second are of each model's own tokens."
+    )
 
 
 def terms(columns: TableColumns, models: Iterable[Numbers]) -> dict[str, str]:

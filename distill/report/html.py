@@ -11,7 +11,11 @@ from html import escape
 from typing import Any
 
 from distill.evaluation.job import Numbers
-from distill.report.columns import TableColumns, terms
+from distill.report.columns import (
+    TableColumns,
+    shown_columns,
+    terms,
+)
 from distill.report.data_parts import data_section
 from distill.report.markup import (
     Figure,
@@ -26,7 +30,13 @@ from distill.report.rounds import rounds_section
 from distill.report.selection import failed_lines
 from distill.report.speeds import report_models, speed_notes
 from distill.report.student_shape import shape_section
-from distill.report.tables import Table, artifact_table, downstream_tasks, model_table
+from distill.report.tables import (
+    Table,
+    artifact_table,
+    downstream_tasks,
+    model_table,
+    tokenizer_notes,
+)
 from distill.report.trainings import training_section
 from distill.training.arms import ARMS
 
@@ -132,9 +142,11 @@ def _specialising(report: Numbers) -> str:
 
 def _models(report: Numbers, columns: TableColumns, content: PageContent) -> str:
     models = [report["teacher"], *report["baselines"].values(), *report["arms"].values()]
-    meanings = {**_row_terms(report), **terms(columns, models), **_task_terms(models)}
+    shown = shown_columns(columns, models, report["teacher"])
+    meanings = {**_row_terms(report), **terms(shown, models), **_task_terms(models)}
     return f"""<h2>Measured on {escape(content.measured_on)}</h2>
-{as_table(model_table(report, columns, intervals=True))}{_speeds(report_models(report))}
+{as_table(model_table(report, columns, intervals=True))}{_legend(tokenizer_notes(report))}
+{_speeds(report_models(report))}
 <p class="legend">{INTERVALS}</p>{explanation(meanings)}
 <div class="plots">{as_figures(content.model_figures)}</div>"""
 
@@ -167,8 +179,11 @@ with. {INTERVALS}</p>{explanation(meanings)}
 
 
 def _speeds(models: dict[str, Numbers]) -> str:
-    notes = " ".join(speed_notes(models))
-    return f'<p class="legend">{escape(notes)}</p>' if notes else ""
+    return _legend(speed_notes(models))
+
+
+def _legend(notes: list[str]) -> str:
+    return f'<p class="legend">{escape(" ".join(notes))}</p>' if notes else ""
 
 
 def _sections(sections: list[Section] | list[Section | None]) -> str:

@@ -13,6 +13,8 @@ from distill.evaluation.bootstrap import (
     share_difference_interval,
 )
 from distill.evaluation.job import Numbers
+from distill.evaluation.text_bytes import are_same_tokens, difference_by_byte
+from distill.report.columns import have_one_tokenizer
 from distill.report.measurements import Measurements
 
 UNTOLD = "cannot be told"
@@ -27,7 +29,8 @@ def paired_difference(
     measured: Measurements, name: str, a: str, b: str, *, by_token: bool = False
 ) -> Numbers:
     """Mean of a number of model `a` minus that of `b`, by token or text: `difference`, its 95%
-    `interval` (None where there are too few documents), and over how many `documents`.
+    `interval` (None where there are too few documents), and over how many `documents`. The nll of
+    models with different tokenizers is compared by byte, paired by document.
 
     by_token: of what is right or wrong, that it is of tokens, many to a document.
     """
@@ -44,6 +47,9 @@ def difference_of(
     by_token: bool = False,
 ) -> Numbers:
     """The same of the arrays of two models."""
+    if not are_same_tokens(one, other):
+        assert name == "nll", f"{name} of different tokens"
+        return difference_by_byte(one, other, resamples)
     shares = one[name].dtype == bool and not by_token
     values = one[name].astype(np.float64) - other[name]
     between = share_difference_interval if shares else interval
@@ -53,6 +59,12 @@ def difference_of(
         "interval": between(found, name, resamples),
         "documents": groups_of(one),
     }
+
+
+def has_lower_nll(one: Numbers, other: Numbers) -> bool:
+    """Whether a model has a lower nll than another: a token, or a byte if their tokens differ."""
+    key = "nll" if have_one_tokenizer([one, other]) else "nats_per_byte"
+    return bool(one[key] < other[key])
 
 
 def negated(difference: Numbers) -> Numbers:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from distill.evaluation.job import Numbers
+from distill.report.columns import have_one_tokenizer
 from distill.report.labels import NamedPoint, name_points
 from distill.report.selection import Quality
 from distill.report.speeds import Speed, is_busy
@@ -157,12 +158,14 @@ def marker_words(report: Numbers, across: PlotAxis) -> str:
 
 def _marked_models(report: Numbers, artifacts: bool) -> list[tuple[str, Numbers, str, str]]:
     """(name, numbers, colour, marker) of the models that a plot shows: all but the untrained
-    student, which would squeeze the others together.
+    student, which would squeeze the others together, and a teacher of another tokenizer.
     """
     shown, colors = (
         [("teacher", report["teacher"], COLORS["teacher"], "s")],
         arm_colors(report["arms"]),
     )
+    if not have_one_tokenizer([report["teacher"], *report["arms"].values()]):
+        shown.clear()
     for name, arm in report["arms"].items():
         if name != "init":
             shown.append((name, arm, colors[name], "o"))

@@ -12,6 +12,7 @@ from distill.evaluation.preferences import moved
 from distill.report.columns import Column, TableColumns, cells
 from distill.report.markup import Section, table_section
 from distill.report.measurements import Measurements
+from distill.report.paired_difference import has_lower_nll
 from distill.report.verdict import percent
 
 TITLE = "Preferences, on held-out pairs of answers"
@@ -93,12 +94,13 @@ def preference_verdict(measured: Measurements) -> Numbers:
     """Whether learning from preferences helped: on held-out pairs, the chosen answer gained more
     than the rejected one in more than half of them, by an interval that excludes one half.
     """
-    teacher, models = measured.models["teacher"]["nll"], measured.models
+    models = measured.models
     found = models["distill"].get("preferences", {})
     verdict: Numbers = {
         "helped": None,
         "teacher_is_better": {
-            arm: teacher < models[arm]["nll"] for arm in ["init", *measured.controls]
+            arm: has_lower_nll(models["teacher"], models[arm])
+            for arm in ["init", *measured.controls]
         },
         "warnings": [],
     }

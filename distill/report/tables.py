@@ -7,7 +7,15 @@ from pathlib import Path
 
 from attar.files import read_json_object
 from distill.evaluation.job import Numbers
-from distill.report.columns import TableColumns, cells, shown_columns
+from distill.report.columns import (
+    OF_OTHER_TOKENS,
+    STUDENTS,
+    TableColumns,
+    cells,
+    have_one_tokenizer,
+    shown_columns,
+    tokenizer_note,
+)
 from distill.report.speeds import WITHHELD, is_busy, machine_words
 
 Table = list[list[str]]  # rows of cells, header first
@@ -22,15 +30,25 @@ def model_table(report: Numbers, columns: TableColumns, *, intervals: bool = Fal
 
     def row(name: str, numbers: Numbers) -> list[str]:
         shown = _accuracies(numbers, tasks, intervals)
-        return [name, *cells(numbers, columns, intervals=intervals), *shown]
+        found = cells(numbers, columns, intervals=intervals, teacher=report["teacher"])
+        return [name, *found, *shown]
 
     baselines = report.get("baselines", {})  # reports before schema 6 have none
     models = [report["teacher"], *baselines.values(), *report["arms"].values()]
-    columns = shown_columns(columns, models)
+    columns = shown_columns(columns, models, report["teacher"])
     lines = [["", *columns, *tasks], row("teacher", report["teacher"])]
     for kind, models in (("baseline", baselines), ("arm", report["arms"])):
         lines += [row(f"{kind} {name}", one) for name, one in models.items()]
     return lines
+
+
+def tokenizer_notes(report: Numbers) -> list[str]:
+    """What is to be said below that table: why it lacks numbers where the students have another
+    tokenizer than the teacher.
+    """
+    if have_one_tokenizer([report["teacher"], *report["arms"].values()]):
+        return []
+    return [tokenizer_note("the teacher", [STUDENTS], "are left out")]
 
 
 def artifact_table(report: Numbers, columns: TableColumns, *, intervals: bool = False) -> Table:
@@ -40,6 +58,7 @@ def artifact_table(report: Numbers, columns: TableColumns, *, intervals: bool = 
     """
     artifacts = report["artifacts"]
     tasks = downstream_tasks(artifacts.values())
+    columns = shown_columns(columns, artifacts.values(), report.get("teacher"))
     lines = [["artifact", *columns, *tasks]]
     for name, numbers in artifacts.items():
         shown = _accuracies(numbers, tasks, intervals)
@@ -69,14 +88,34 @@ def evaluation_table(found: Numbers, columns: TableColumns) -> Table:
     """Models measured without a recipe, one a row; the teacher, if any, comes first. There is a
     column more for each downstream task.
     """
-    models = [("teacher", found["teacher"])] if "teacher" in found else []
-    models += found["models"].items()
-    columns = shown_columns(columns, [numbers for _, numbers in models])
+    models = _by_name(found)
+    teacher = found.get("teacher")
+    columns = shown_columns(columns, [numbers for _, numbers in models], teacher)
     tasks = downstream_tasks(numbers for _, numbers in models)
     lines = [["", *columns, *tasks]]
     for name, numbers in models:
-        lines.append([name, *cells(numbers, columns), *_accuracies(numbers, tasks, False)])
+        shown = _accuracies(numbers, tasks, False)
+        lines.append([name, *cells(numbers, columns, teacher=teacher), *shown])
     return lines
+
+
+def evaluation_notes(found: Numbers) -> list[str]:
+    """What is to be said below that table: why models of several tokenizers lack numbers."""
+    models = _by_name(found)
+    first, numbers = models[0]
+    others = [name for name, one in models if not have_one_tokenizer([one, numbers])]
+    if not others:
+        return []
+    if "teacher" not in found:
+        return [tokenizer_note(first, others, "")]
+    marked = any("kl_to_teacher" in one for _, one in models)
+    kl = f"are marked `{OF_OTHER_TOKENS}`" if marked else "are left out"
+    return [tokenizer_note("the teacher", others, kl)]
+
+
+def _by_name(found: Numbers) -> list[tuple[str, Numbers]]:
+    teacher = [("teacher", found["teacher"])] if "teacher" in found else []
+    return [*teacher, *found["models"].items()]
 
 
 def markdown_table(numbers: Numbers, columns: TableColumns) -> str:

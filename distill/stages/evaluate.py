@@ -18,11 +18,14 @@ from attar.libraries import library_versions
 from attar.models.structure import usable_positions
 from attar.progress import progress
 from distill.data.config import stamp_of
+from distill.evaluation.across_tokenizers import inputs_across
 from distill.evaluation.baselines import TrainingTexts
 from distill.evaluation.downstream.questions import task_stamp
-from distill.evaluation.job import MeasureJob, Numbers
+from distill.evaluation.job import MeasureJob, Numbers, OwnAnswersConfig
 from distill.evaluation.measure import measure_in_fresh_process
 from distill.evaluation.own_answers import OwnAnswersJob, add_own_answers, answers_file
+from distill.evaluation.same_text import HeldOut
+from distill.evaluation.text_bytes import known_byte_sizes
 from distill.evaluation.tokenizer_check import make_probes
 from distill.report.tables import markdown_table
 from distill.run.context import Run
@@ -48,7 +51,7 @@ def _inputs(run: Run) -> list[Any]:
     config = run.recipe.evaluate
     pairs = [config.pairs.source] if config.pairs is not None else []
     fitted_by = library_versions("scikit-learn") if baselines_of(run) else {}
-    own, values = run.recipe.own_answers(), config.model_dump(exclude={"own_answers"})
+    own, values = _own_answers(run), config.model_dump(exclude={"own_answers"})
     return [
         data_inputs(run), values, task_stamp(config.tasks), stamp_of(pairs), fitted_by,
         *([own.model_dump()] if own is not None else []),
@@ -64,7 +67,7 @@ def _outputs(run: Run) -> list[Path]:
         for name in measured_models(run)
         for suffix in (".json", ".npz")
     ]
-    if run.recipe.own_answers() is not None:
+    if _own_answers(run) is not None:
         numbers += [answers_file(run.folder.evaluation, name) for name in writers_of(run)]
     return [*numbers, *(run.folder.artifact(name) / MANIFEST_FILE for name in run.artifacts)]
 
@@ -199,26 +202,25 @@ def reference_of(run: Run, artifact: str) -> str:
     return "specialized" if specialised else "distill"
 
 
+def teachers_held_out(run: Run) -> HeldOut | None:
+    """The held-out documents as the teacher's tokenizer cuts them; None where it is the run's."""
+    return None
+
+
 def measure_jobs(run: Run) -> list[MeasureJob]:
     """The jobs of all models; each comes after the jobs whose results it is compared with."""
     folder = run.folder.evaluation
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(
-        folder / "probes.json", make_probes(run.tokenizer, run.validation_examples().preferred())
-    )
+    of_teacher, of_students = _held_out_inputs(run)
     shared: dict[str, Any] = {
-        "vocabulary": run.vocabulary,
-        "held_out": str(run.folder.data() / "held_out.arrow"),
-        "config": run.recipe.evaluate.model_dump(),
         "trust_remote_code": run.trusts_student,
-        "probes": str(folder / "probes.json"),
         "metrics": run.task.metrics,
         "task_inputs": run.task.measure_inputs(
             run.tokenizer, run.recipe.data, run.recipe.evaluate, run.recipe.teacher.model, folder
         ),
     }
-    jobs = [_teacher_job(run, shared)]
-    shared["teacher_signals"] = str(folder / "teacher")
+    jobs = [_teacher_job(run, {**shared, **of_teacher})]
+    shared |= of_students
 
     def add(name: str, model: Path, **more: Any) -> None:
         out = str(folder / f"{name}.json")
@@ -246,9 +248,41 @@ def measure_jobs(run: Run) -> list[MeasureJob]:
     return jobs
 
 
+def _held_out_inputs(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keys of the teacher's `MeasureJob`, and of all others, that depend on the tokenizer.
+
+    Students are compared with the teacher's signals only where they read text as the same ids.
+    """
+    folder, config = run.folder.evaluation, run.recipe.evaluate
+    held_out = run.folder.data() / "held_out.arrow"
+    other = teachers_held_out(run)
+    if other is not None:
+        versions = [HeldOut(held_out, run.tokenizer, "the student"), other]
+        of_students, of_teacher = inputs_across(versions, config, folder, has_teacher=True)
+        return of_teacher, of_students
+    probes = make_probes(run.tokenizer, run.validation_examples().preferred())
+    write_json(folder / "probes.json", probes)
+    sizes = {}
+    if run.task.metrics.by_byte:
+        sizes = known_byte_sizes(folder / "bytes.npy", run.tokenizer, run.recipe.teacher.model)
+    inputs = {
+        "vocabulary": run.vocabulary,
+        "held_out": str(held_out),
+        "config": config.model_dump(),
+        "probes": str(folder / "probes.json"),
+        **sizes,
+    }
+    return inputs, {**inputs, "teacher_signals": str(folder / "teacher")}
+
+
+def _own_answers(run: Run) -> OwnAnswersConfig | None:
+    """How own answers are measured; None also where the teacher cannot read their ids."""
+    return run.recipe.own_answers() if teachers_held_out(run) is None else None
+
+
 def own_answers_jobs(run: Run, jobs: list[MeasureJob]) -> dict[str, OwnAnswersJob]:
     """By name of the model, the measurement of its own answers; none where the recipe has none."""
-    config = run.recipe.own_answers()
+    config = _own_answers(run)
     if config is None:
         return {}
     known = {job.name: job for job in jobs}

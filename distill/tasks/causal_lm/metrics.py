@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -22,7 +23,15 @@ from distill.evaluation.job import (
 )
 from distill.evaluation.predictions import measure_predictions
 from distill.evaluation.preferences import measure_pairs, ranking, text_sums
-from distill.evaluation.samples import write_samples
+from distill.evaluation.same_prompts import (
+    greedy_texts,
+    read_prompts,
+    read_texts,
+    text_agreement,
+    write_texts,
+)
+from distill.evaluation.samples import Prompt, write_samples
+from distill.evaluation.text_bytes import nats_per_byte, read_byte_sizes
 from distill.evaluation.timing import Timer
 from distill.runtimes.runtime import Runtime
 
@@ -31,6 +40,8 @@ log = logging.getLogger(__name__)
 
 class CausalLMMetrics(TaskMetrics):
     """What is measured of models that predict the next token."""
+
+    by_byte: ClassVar[bool] = True
 
     def speed(
         self,
@@ -49,14 +60,18 @@ class CausalLMMetrics(TaskMetrics):
     def arrays(
         self, runtime: Runtime, examples: Examples, batches: Batches, job: MeasureJob
     ) -> PredictionArrays:
-        """nll and KL of every counted token, as `measure_predictions` gives them; and of held-out
-        pairs of answers, as `measure_pairs` does.
+        """nll and KL of every counted token, as `measure_predictions` gives them, and its `bytes`
+        where they are known; and of held-out pairs of answers, as `measure_pairs` does.
         """
         found = measure_predictions(runtime, examples, batches, job)
+        if job.byte_sizes is not None:
+            found["bytes"] = read_byte_sizes(job.byte_sizes)[_counted_labels(examples, batches)]
         return {**found, **measure_pairs(runtime, job, text_sums(examples, found))}
 
     def summary(self, arrays: PredictionArrays, config: EvaluateConfig) -> Numbers:
-        """Means and 95% intervals of nll and KL, perplexity, accuracy, agreement."""
+        """Means and 95% intervals of nll, a token and a byte, and KL; perplexity, accuracy,
+        agreement.
+        """
         nll = float(arrays["nll"].mean())
         numbers: Numbers = {
             "nll": nll,
@@ -64,6 +79,7 @@ class CausalLMMetrics(TaskMetrics):
             "accuracy": float(arrays["correct"].mean()),
             "tokens": len(arrays["nll"]),
             "nll_interval": interval(arrays, "nll", config.bootstrap),
+            **nats_per_byte(arrays, config.bootstrap),
         }
         if "kl" in arrays:
             numbers["kl_to_teacher"] = float(arrays["kl"].mean())
@@ -76,16 +92,26 @@ class CausalLMMetrics(TaskMetrics):
     def more(
         self, runtime: Runtime, examples: Examples, job: MeasureJob, config: EvaluateConfig
     ) -> Numbers:
-        """Greedy generations compared with the reference's, samples of what the model writes, and
-        the recipe's downstream tasks.
+        """Greedy generations compared with the reference's, by ids, and across tokenizers with the
+        teacher's, as text; samples of what the model writes; the recipe's downstream tasks.
         """
         end_ids = _end_ids(runtime, job)
         found = _generation_agreement(runtime, examples, job, config, end_ids)
-        if (samples := write_samples(runtime, examples, end_ids)) is not None:
+        prompts = None
+        if job.across is not None:
+            prompts = read_prompts(Path(job.across.prompts))
+            found |= _greedy_text(runtime, prompts, job, config, end_ids)
+        if (samples := write_samples(runtime, examples, end_ids, prompts)) is not None:
             found["samples"] = samples
         if config.tasks:
             found["tasks"] = _task_accuracies(runtime, config, end_ids)
         return found
+
+
+def _counted_labels(examples: Examples, batches: Batches) -> np.ndarray:
+    """The ids of the counted tokens, in the order in which they are measured."""
+    numbers = [number for batch in batches for number in batch]
+    return np.concatenate([examples[number].counted_labels for number in numbers])
 
 
 def _end_ids(runtime: Runtime, job: MeasureJob) -> tuple[int, ...]:
@@ -115,6 +141,32 @@ def _generation_agreement(
     if mine is None or job.is_reference:
         return {}
     return {"generation_agreement": agreement(mine, read_json(file)["answers"])}
+
+
+def _greedy_text(
+    runtime: Runtime,
+    prompts: list[Prompt],
+    job: MeasureJob,
+    config: EvaluateConfig,
+    end_ids: tuple[int, ...],
+) -> Numbers:
+    """How far greedy text agrees with the teacher's after prompts of the same text; the teacher
+    writes its own.
+    """
+    assert job.across is not None, "the teacher's tokenizer is another"
+    if job.across.texts is None or not runtime.can_generate:
+        return {}
+    file, new, prompts = (
+        Path(job.across.texts),
+        config.agreement_tokens,
+        prompts[: config.agreement_prompts],
+    )
+    if job.is_teacher:
+        write_texts(file, greedy_texts(runtime, prompts, new, end_ids))
+        return {}
+    its = read_texts(file)
+    found = text_agreement(greedy_texts(runtime, prompts, new, end_ids, its), its)
+    return {"greedy_text": found} if found else {}
 
 
 def _task_accuracies(runtime: Runtime, config: EvaluateConfig, end_ids: tuple[int, ...]) -> Numbers:

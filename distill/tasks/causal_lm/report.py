@@ -19,6 +19,7 @@ from distill.report.columns import (
     FIRST_TOKEN_COLUMN,
     MODEL_COLUMNS,
     TableColumns,
+    have_one_tokenizer,
 )
 from distill.report.html import PageContent
 from distill.report.markup import Figure, Section, table_section
@@ -28,6 +29,7 @@ from distill.report.paired_difference import (
     against_fine_tuning,
     at_counts,
     closeness,
+    has_lower_nll,
     in_words,
     paired_difference,
     perplexity_lost,
@@ -71,6 +73,7 @@ from distill.report.verdict import (
 from distill.report.written_answers import answers_section
 
 MEASURES = (replace(NLL, digits=4), TOKEN_ACCURACY, KL, TOKEN_AGREEMENT)
+MEASURES_WITHOUT_TEACHER = MEASURES[:2]  # where it has other tokens than the students
 AGAINST = "Distilling against plain fine-tuning, on the same tokens"
 CONTROL_WORDS = {"finetune": "plain fine-tuning", "init": "the untrained student"}
 ADAPT_MEND = "adapt it first (`teacher.adapt`)"
@@ -142,11 +145,10 @@ class CausalLMReport(TaskReport):
         if "distill" in measured.preferences:
             return preference_verdict(measured)
         models = measured.models
-        teacher = models["teacher"]["nll"]
         warnings = _specialised_for_its_base(measured)
         result: Numbers = {"helped": None, "teacher_is_better": {}, "warnings": warnings}
         for arm in ["init", *measured.controls]:
-            result["teacher_is_better"][arm] = teacher < models[arm]["nll"]
+            result["teacher_is_better"][arm] = has_lower_nll(models["teacher"], models[arm])
         if "finetune" not in measured.controls and not measured.reads_teacher:
             result["since_start"], result["sentence"] = since_start(measured, NLL)
             return result
@@ -156,7 +158,9 @@ class CausalLMReport(TaskReport):
                 "`train.arms: [finetune]`."
             )
             return result
-        found = compare(measured, MEASURES, "finetune", "plain fine-tuning", [KL.key])
+        same = have_one_tokenizer([models["teacher"], models["distill"]])
+        measures = MEASURES if same else MEASURES_WITHOUT_TEACHER
+        found = compare(measured, measures, "finetune", "plain fine-tuning", [KL.key])
         result.update(found.entry())
         result["sentence"] = f"{found.worse_sentence()}{_sentence(measured, found)}"
         warnings += untold_warnings(found.found["nll"])
@@ -186,13 +190,7 @@ class CausalLMReport(TaskReport):
         bytes_axis, rates_axis = BYTES_AXIS, speed_axis(self.speed)
         return PageContent(
             measured_on="held-out text",
-            model_figures=[
-                *_curve_figures(report, curves),
-                (
-                    plot_histograms(_kl_histograms(measured), "KL of a token, nats"),
-                    "KL(teacher || student) token by token: further left is closer to the teacher.",
-                ),
-            ],
+            model_figures=[*_curve_figures(report, curves), *_kl_figures(measured)],
             artifact_figures=[
                 (
                     plot_quality(report, self.quality, bytes_axis),
@@ -271,19 +269,19 @@ def _specialised_for_its_base(measured: Measurements) -> list[str]:
 
 
 def _sentence(measured: Measurements, found: Comparison) -> str:
-    nll, kl = found.found["nll"], found.found["kl_to_teacher"]
+    nll, kl = found.found["nll"], found.found.get(KL.key)
     models, stages, arms = measured.models, measured.costs["stages"], measured.costs["arms"]
     distill, finetune = (arms[arm]["seconds"] for arm in ("distill", "finetune"))
     cache = stages.get("cache", {}).get("seconds", 0.0)
-    values = (
-        f"KL {models['distill']['kl_to_teacher']:.3f} against "
-        f"{models['finetune']['kl_to_teacher']:.3f}"
-    )
+    close = ""
+    if kl is not None:
+        values = " against ".join(f"{models[arm][KL.key]:.3f}" for arm in ("distill", "finetune"))
+        close = f", {closeness(kl, f'KL {values}')}"
     return (
         f"On held-out text, distilling {against_fine_tuning(nll, better='lower')} "
         f"{at_counts(measured, 'tokens')}: perplexity {models['distill']['perplexity']:.2f} "
-        f"against {models['finetune']['perplexity']:.2f} (nll {in_words(nll)}), "
-        f"{closeness(kl, values)}; it took {distill:.0f} s of "
+        f"against {models['finetune']['perplexity']:.2f} (nll {in_words(nll)})"
+        f"{close}; it took {distill:.0f} s of "
         f"training against {finetune:.0f} s, and {cache:.0f} s for the teacher's cache."
     )
 
@@ -296,12 +294,18 @@ def _merges(report: Numbers) -> Table:
     return lines if merges else []
 
 
-def _kl_histograms(measured: Measurements) -> Histograms:
-    """Histograms of log10 of the per-token KL to the teacher, by arm."""
+def _kl_figures(measured: Measurements) -> list[Figure]:
+    """Histograms of log10 of the per-token KL to the teacher, by arm; none where the teacher has
+    other tokens than the arms.
+    """
     edges = np.linspace(-4, 1.2, 53)
-    histograms = {}
+    histograms: Histograms = {}
     for name in ["init", *measured.controls, "distill"]:
-        kl = np.load(measured.folder / f"{name}.npz")["kl"]
+        arrays = np.load(measured.folder / f"{name}.npz")
+        if "kl" not in arrays:
+            return []
+        kl = arrays["kl"]
         counts, _ = np.histogram(np.log10(np.clip(kl, 1e-4, 15)), bins=edges)
         histograms[name] = (counts / len(kl), edges)
-    return histograms
+    caption = "KL(teacher || student) token by token: further left is closer to the teacher."
+    return [(plot_histograms(histograms, "KL of a token, nats"), caption)]

@@ -19,7 +19,8 @@ MODEL = {
     "calibration_error": 0.1, "similarity_error": 0.1, "cosine_to_teacher": 0.9, "spearman": 0.8,
     "tokens_per_second": {"prefill": 10.0, "generate": None}, "seconds_to_first_token": None,
     "texts_per_second": 7.0, "seconds_a_text": 0.1, "sample": "", "chosen_reward": 1.0,
-    "rejected_reward": -1.0, "own_answers": {"reverse_kl": 0.3},
+    "rejected_reward": -1.0, "own_answers": {"reverse_kl": 0.3}, "nats_per_byte": 0.7,
+    "tokenizer": "its", "text_bytes": 8, "tokens": 2, "greedy_text": {"same": 0.5},
 }  # fmt: skip
 STATS = {
     **{p: {"documents": 5, "examples": 6, "tokens": 900} for p in ("train", "validation")},

@@ -215,3 +215,33 @@ def test_vectors_that_are_nearer_in_one_way_and_further_in_the_other_did_not_hel
     said, _ = judge(EmbeddingReport, {**models, "distill": encoder(2, 0.1, 0.7)})
     assert (said["helped"], said["worse"]) == (False, ["cosine_to_teacher"])
     assert "the cosine to the teacher fell from 0.8" in said["sentence"]
+
+
+# A teacher of another tokenizer ------------------------------------------------------------------
+
+
+def test_a_teacher_of_other_tokens_is_compared_by_bytes_alone(judge):
+    dice = np.random.default_rng(0)
+    document, common = np.arange(TEXTS) % 40, dice.normal(3, 1, TEXTS)
+
+    def model(shift, **more):
+        values = common + shift + dice.normal(0, 0.05, TEXTS)
+        return {
+            "document": document, "nll": values, "correct": np.arange(TEXTS) % 2 == 0,
+            "bytes": np.full(TEXTS, 4), **more,
+        }  # fmt: skip
+
+    half = slice(0, TEXTS // 2)  # as if every token of it stood for twice as many bytes
+    teacher = {name: values[half] for name, values in model(-0.4).items()}
+    teacher |= {"nll": 2 * teacher["nll"], "bytes": 2 * teacher["bytes"]}
+    found = {
+        "teacher": teacher, "init": model(1.0), "distill": model(-0.2), "finetune": model(0.0)
+    }  # fmt: skip
+    names = {name: {"tokenizer": "its" if name == "teacher" else "own"} for name in found}
+    verdict, models = judge(CausalLMReport, found, names)
+    assert models["teacher"]["nll"] > models["init"]["nll"], "a token"
+    assert verdict["teacher_is_better"] == {"init": True, "finetune": True}, "a byte"
+    assert verdict["helped"] is True
+    assert verdict["nll"]["difference"] == pytest.approx(-0.2, abs=0.02)
+    assert not {"kl_to_teacher", "top1_agreement"} & set(verdict)
+    assert "teacher" not in verdict["sentence"].replace("the teacher's cache", "")
