@@ -248,7 +248,7 @@ def check_reversible(
             at += length
             continue
         begin, end = int(bytes_at[start]), int(bytes_at[stop])
-        if i in token_bytes.special and token_bytes.strings[i] == text[start:stop] != "":
+        if i in token_bytes.special and token_bytes.strings[i] == text[start:stop].strip() != "":
             same = at == begin
         elif wordpiece:
             same = i != unknown and not raw[at:begin].strip()

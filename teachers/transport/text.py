@@ -12,6 +12,8 @@ import numpy as np
 from teachers.codecs.top_entries import TopEntries
 from teachers.transport.token_map import TokenMap, Variant
 
+LEAST = -100.0  # the log-probability of a token that the teacher rules out
+
 
 @dataclass(frozen=True)
 class TokenizedText:
@@ -62,7 +64,7 @@ class TextPair:
         self.logprobs_RK = entries.logprobs_NK.cpu().numpy()
         end = student.ends[-1:] if len(student.ends) else np.zeros(1, np.int64)
         self.bounds = np.concatenate([student.starts, end])
-        self.boundary_of = {int(b): n for n, b in reversed(list(enumerate(self.bounds)))}
+        self.boundary_of = self._tokens_at_boundaries()
         self.special_at = self._specials()
         self.holders = self._holders()
         self.labels = self._labels(label_logprobs)
@@ -79,11 +81,20 @@ class TextPair:
         has = rows >= 0
         if label_logprobs is not None:
             labels[has] = np.asarray(label_logprobs, np.float64)[rows[has]]
-            return labels
+            return np.maximum(labels, LEAST)
         among = self.ids_RK[rows[has]] == self.teacher.ids[has][:, None]
         found = np.where(among, self.logprobs_RK[rows[has]], -np.inf).max(-1, initial=-np.inf)
         labels[has] = np.where(np.isinf(found), np.nan, found)
         return labels
+
+    def _tokens_at_boundaries(self) -> dict[int, int]:
+        """The student's token that starts at a byte; one with text where there is one."""
+        found: dict[int, int] = {}
+        for n, (start, end) in enumerate(zip(self.bounds[:-1], self.bounds[1:], strict=True)):
+            if end > start or int(start) not in found:
+                found[int(start)] = n
+        found.setdefault(int(self.bounds[-1]), len(self.bounds) - 1)
+        return found
 
     def _specials(self) -> np.ndarray:
         """By token of the student: the teacher's token that has its role and ends where it does."""

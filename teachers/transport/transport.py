@@ -17,12 +17,11 @@ import numpy as np
 from teachers.codecs.top_entries import TopEntries
 from teachers.transport.boundaries import Boundaries, Boundary
 from teachers.transport.entry_lists import Columns, EntryLists
-from teachers.transport.text import TextPair, TokenizedText
+from teachers.transport.text import LEAST, TextPair, TokenizedText
 from teachers.transport.token_map import TokenMap, Variant
 
 ALIGNED, INSIDE, SPANS, UNSERVED = range(4)
 AT_ONCE = 1 << 22  # entries that are carried in one piece
-LEAST = -1e4  # the log-probability of a token that the teacher rules out
 
 
 @dataclass(frozen=True)
@@ -189,5 +188,4 @@ def _carry(
     same_FK = (ids_FK == pair.student.ids[tokens_F, None]) & (given_FK != own_F)
     others_F = np.where(same_FK, np.exp(logprobs_FK.astype(np.float64)), 0.0).sum(-1)
     labels_F = np.where(np.isnan(pair.labels[holders_F]), tail_F, pair.labels[holders_F])
-    with np.errstate(divide="ignore"):
-        columns.label_N[rows_F] = np.maximum(np.log(others_F + np.exp(labels_F)), LEAST)
+    columns.label_N[rows_F] = np.log(np.maximum(others_F + np.exp(labels_F), np.exp(LEAST)))

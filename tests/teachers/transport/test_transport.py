@@ -288,6 +288,34 @@ def test_a_beginning_of_text_on_one_side_only_shifts_nothing(pool):
     np.testing.assert_array_equal(plain.found.logprobs_NK, other.found.logprobs_NK)
 
 
+def test_a_beginning_of_text_of_the_student_shifts_nothing_either(pool):
+    plain = Carried(pool["large"], pool["small"])
+    one = plain.student_text
+    student = TokenizedText(
+        np.append(plain.student.bos, one.ids), np.append(0, one.ends), np.append(-1, one.rows)
+    )
+    found = transport_text(
+        plain.map, plain.raw, plain.teacher_text, plain.entries, plain.labels, student, plain.k
+    )
+    np.testing.assert_array_equal(plain.found.ids_NK, found.ids_NK)
+    np.testing.assert_array_equal(plain.found.logprobs_NK, found.logprobs_NK)
+
+
+def test_a_token_that_the_teacher_rules_out_spoils_no_other(pool):
+    plain = Carried(pool["large"], pool["small"])
+    labels = plain.labels.copy()
+    labels[5] = -np.inf
+    found = transport_text(
+        plain.map, plain.raw, plain.teacher_text, plain.entries, labels, plain.student_text, 40
+    )
+    assert (found.case_N != UNSERVED).all()
+    assert np.isfinite(found.label_logprob_N).all()
+    far = plain.student_text.starts > plain.teacher_text.ends[11]
+    np.testing.assert_allclose(
+        found.label_logprob_N[far], plain.found.label_logprob_N[far], rtol=1e-6
+    )
+
+
 def test_the_end_of_an_answer_becomes_the_students_own(pool):
     carried = Carried(pool["small"], pool["words"])
     row = carried.found
