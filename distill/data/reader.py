@@ -144,9 +144,7 @@ class NextTokenTexts:
 
     counts_all: ClassVar[bool] = True
 
-    def __init__(
-        self, teacher_prompts: TeacherPrompts | None = None, *, logs: bool = True
-    ) -> None:
+    def __init__(self, teacher_prompts: TeacherPrompts | None = None, *, logs: bool = True) -> None:
         self.teacher_prompts, self._logs = teacher_prompts, logs
 
     @property

@@ -38,6 +38,7 @@ from distill.report.tables import (
     tokenizer_notes,
 )
 from distill.report.trainings import training_section
+from distill.report.transport import transport_section
 from distill.training.arms import ARMS
 
 STYLE = """
@@ -121,7 +122,7 @@ def render_report(
 {_artifacts(report, artifact_columns, content)}
 {_sections(content.end)}
 {_sections([training_section(report), rounds_section(report)])}
-{_sections([data_section(report), shape_section(report)])}
+{_sections([data_section(report), transport_section(report), shape_section(report)])}
 {as_section(_cost(report["cost"], content.cache_unit))}
 <h2>Recipe</h2><details><summary>The recipe as checked, defaults filled in</summary>
 <pre>{escape(recipe)}</pre></details>

@@ -18,6 +18,7 @@ from attar.libraries import library_versions
 from attar.models.structure import usable_positions
 from attar.progress import progress
 from distill.data.config import stamp_of
+from distill.data.teacher_texts import TEACHER_FILE
 from distill.evaluation.across_tokenizers import inputs_across
 from distill.evaluation.baselines import TrainingTexts
 from distill.evaluation.downstream.questions import task_stamp
@@ -30,6 +31,7 @@ from distill.evaluation.tokenizer_check import make_probes
 from distill.report.tables import markdown_table
 from distill.run.context import Run
 from distill.run.folder import StageRecord
+from distill.run.teacher_side import TeacherSide
 from distill.stages.export import card_of
 from distill.stages.fingerprints import data_inputs
 from distill.stages.stage import EVALUATE, work
@@ -204,7 +206,10 @@ def reference_of(run: Run, artifact: str) -> str:
 
 def teachers_held_out(run: Run) -> HeldOut | None:
     """The held-out documents as the teacher's tokenizer cuts them; None where it is the run's."""
-    return None
+    if not run.transports:
+        return None
+    texts = TeacherSide(run).held_out()
+    return HeldOut(texts.folder / TEACHER_FILE, run.teacher_tokenizer, "the teacher")
 
 
 def measure_jobs(run: Run) -> list[MeasureJob]:
@@ -277,7 +282,7 @@ def _held_out_inputs(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _own_answers(run: Run) -> OwnAnswersConfig | None:
     """How own answers are measured; None also where the teacher cannot read their ids."""
-    return run.recipe.own_answers() if teachers_held_out(run) is None else None
+    return None if run.transports else run.recipe.own_answers()
 
 
 def own_answers_jobs(run: Run, jobs: list[MeasureJob]) -> dict[str, OwnAnswersJob]:

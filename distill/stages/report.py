@@ -33,7 +33,7 @@ from distill.stages.run_facts import (
     student_facts,
     training_facts,
 )
-from distill.stages.stage import REPORT, STAGES, work
+from distill.stages.stage import CACHE, REPORT, STAGES, work
 from distill.stages.train import arms_of
 from distill.training.arms import DISTILL
 from students.artifacts.artifact import ARTIFACTS
@@ -89,6 +89,7 @@ def assemble(run: Run) -> dict[str, Any]:
         "verdict": verdict,
         "data": data_facts(run),
         "answers": _answers(run, found),
+        "transport": _transported(run),
         "student": student_facts(run),
         "training": trainings,
         "selection": None if found.parts is None else found.parts.entry(),
@@ -222,6 +223,12 @@ def _answers(run: Run, measured: Measurements) -> dict[str, Any] | None:
         return None
     found: dict[str, Any] = read_json(run.folder.answers / "result.json")
     return {**found, "beside_gold": beside_gold(measured)}
+
+
+def _transported(run: Run) -> dict[str, Any] | None:
+    """What the transport to the student's tokenizer keeps; None where nothing was transported."""
+    record = run.folder.record(CACHE.name)
+    return None if record is None else record.notes.get("transport")
 
 
 def cost(run: Run) -> dict[str, Any]:

@@ -41,6 +41,17 @@ def test_a_student_of_another_tokenizer_learns_from_the_teachers_cache(two_token
     )
 
 
+def test_the_report_compares_by_bytes_and_says_what_was_kept(two_tokenizers):
+    two_tokenizers("run", "recipe.yaml", "--run-dir", "run", *OPTIONS)
+    report = json.loads(Path("run/report.json").read_text())
+    student, teacher = report["arms"]["distill"], report["teacher"]
+    assert student["nats_per_byte"] > 0
+    assert teacher["nats_per_byte"] > 0
+    assert "kl_to_teacher" not in student
+    assert report["transport"]["served"] > 0.99
+    assert "transported" in Path("run/report.html").read_text()
+
+
 def test_the_teachers_cache_serves_a_second_student(two_tokenizers):
     two_tokenizers("cache", "build", "recipe.yaml", "--run-dir", "run", *OPTIONS)
     before = {p: p.read_bytes() for p in Path("run/teacher_cache").rglob("*") if p.is_file()}
