@@ -81,7 +81,8 @@ class TextPair:
         has = rows >= 0
         if label_logprobs is not None:
             labels[has] = np.asarray(label_logprobs, np.float64)[rows[has]]
-            return np.maximum(labels, LEAST)
+            labels[labels < LEAST] = LEAST
+            return labels
         among = self.ids_RK[rows[has]] == self.teacher.ids[has][:, None]
         found = np.where(among, self.logprobs_RK[rows[has]], -np.inf).max(-1, initial=-np.inf)
         labels[has] = np.where(np.isinf(found), np.nan, found)

@@ -51,6 +51,9 @@ class TokenMap:
         self._sorted_bytes = [self.folded(teacher.bytes_of[i]) for i in used]
         self.rank_V = np.full(len(teacher.bytes_of), -1)
         self.rank_V[self._sorted_ids] = np.arange(len(used))
+        self._never_made = {
+            i for i, b in enumerate(teacher.bytes_of) if not b or teacher.pieces(b)[0] != [i]
+        }  # of their own bytes
         self._tables: dict[Variant, PieceTable] = {}
         self._ranges: dict[bytes, tuple[int, int]] = {}
         self._others: dict[tuple[bytes, int, bool], bool] = {}
@@ -100,7 +103,7 @@ class TokenMap:
         say more than the id itself.
         """
         string, found = self.teacher.strings[token], self.teacher.bytes_of[token]
-        if string is None or (found and self.teacher.pieces(found)[0] == [token]):
+        if string is None or token not in self._never_made:
             return None
         same = self.student.id_of(string)
         if same is None or same in self.student.special:
