@@ -272,17 +272,21 @@ class Passages:
         values: np.ndarray = lists.values[begin:end].to_numpy()
         return values
 
+    def __iter__(self) -> Iterator[Passage]:
+        for b, batch in enumerate(self._batches):
+            yield from (self._passage(b, row) for row in range(len(batch)))
+
     def of(self, key: str) -> Iterator[tuple[Passage, int]]:
         """The passages in which an example has tokens, and its number there."""
         for batch, row, number in self._where.get(key, ()):
-            columns = self._batches[batch]
-            teacher, student = (
-                PassageSide(*(self._column(batch, row, side, name) for name in SIDE_COLUMNS))
-                for side in ("teacher", "student")
-            )
-            keys = [columns.column(f"{side}_keys")[row].as_py() for side in ("teacher", "student")]
-            text = columns.column("bytes")[row].as_buffer().to_pybytes()
-            yield (
-                Passage(columns.column("document")[row].as_py(), text, teacher, student, *keys),
-                number,
-            )
+            yield self._passage(batch, row), number
+
+    def _passage(self, batch: int, row: int) -> Passage:
+        columns = self._batches[batch]
+        teacher, student = (
+            PassageSide(*(self._column(batch, row, side, name) for name in SIDE_COLUMNS))
+            for side in ("teacher", "student")
+        )
+        keys = [columns.column(f"{side}_keys")[row].as_py() for side in ("teacher", "student")]
+        text = columns.column("bytes")[row].as_buffer().to_pybytes()
+        return Passage(columns.column("document")[row].as_py(), text, teacher, student, *keys)

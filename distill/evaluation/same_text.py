@@ -20,9 +20,10 @@ import pyarrow as pa
 from attar.errors import DataError
 from attar.models.token_bytes import TokenBytes
 from attar.word_lists import listed
-from distill.data.examples import ALONE, Examples, example_key, spread_examples
+from distill.data.examples import ALONE, Examples, example_key
 from distill.data.part_writer import EXAMPLE_SCHEMA, read_part, write_part
 from distill.data.tokenize import IGNORE
+from distill.evaluation.predictions import spread_examples
 
 # Bytes by which the ends of one text may differ: spaces that tokenizers add or leave out.
 SLACK_BYTES = 8

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 
 from attar.models.token_bytes import TokenBytes
-from distill.data.paired_texts import Passage, Passages
+from distill.data.paired_texts import Passage, Passages, PassageSide
 from distill.run.teacher_side import TeacherSide
 from teachers.cache.reader import SignalCache
 from teachers.codecs.codec import Assets, SignalColumns
@@ -25,7 +26,12 @@ from teachers.codecs.top_entries import BucketCodec, TopEntries, is_bucket_codec
 from teachers.runners.request import Request
 from teachers.transport.text import TokenizedText
 from teachers.transport.token_map import TokenMap
-from teachers.transport.transport import UNSERVED, Transported, transport_text
+from teachers.transport.transport import (
+    UNSERVED,
+    Transported,
+    count_extended,
+    transport_text,
+)
 
 
 @dataclass(frozen=True)
@@ -206,7 +212,16 @@ def transport_of(side: TeacherSide, cache: SignalCache) -> TextTransport:
     if its is not None and own is not None:
         roles.setdefault(its, own)
     token_map = TokenMap(teacher, student, roles)
-    return TextTransport(cache, token_map, [Passages(one.passages) for one in texts])
+    passages = [Passages(one.passages) for one in texts]
+    for one in chain(*passages):
+        count_extended(token_map, *(_tokenized(side) for side in (one.teacher, one.student)))
+    return TextTransport(cache, token_map, passages)
+
+
+def _tokenized(side: PassageSide) -> TokenizedText:
+    """The tokens of one side, of which nothing is asked."""
+    ids, ends = (column.astype(np.int64) for column in (side.ids, side.ends))
+    return TokenizedText(ids, ends, np.full(len(ids), -1))
 
 
 def roles_of(

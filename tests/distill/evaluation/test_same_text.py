@@ -8,10 +8,11 @@ import pytest
 from attar.errors import DataError
 from attar.models.token_bytes import TokenBytes
 from distill.data.config import DataConfig
-from distill.data.examples import Examples, spread_examples
+from distill.data.examples import Examples
 from distill.data.part_writer import PartWriter
 from distill.data.prepare import prepare_whole
 from distill.data.tokenize import IGNORE
+from distill.evaluation.predictions import spread_examples
 from distill.evaluation.same_prompts import same_prompts
 from distill.evaluation.same_text import SLACK_BYTES, HeldOut, write_same_text
 from tests.helpers.judging import preferences
