@@ -71,7 +71,7 @@ NAMELESS = {"utils.py", "util.py", "common.py", "helpers.py", "base.py", "misc.p
 # Files that stand in distill/ itself; everything else has a room.
 LONE_FILES = {
     "__init__", "__main__", "api", "classifiers", "console", "evaluate_models", "features",
-    "fit_vocabulary", "pipeline", "progress_display", "push",
+    "fit_vocabulary", "pipeline", "progress_display", "push", "transport_cache",
 }  # fmt: skip
 # Words that a reader of the field would have to learn for this project alone.
 BANNED = {
