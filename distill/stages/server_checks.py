@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from distill.objective.terms import reads_from
 from distill.recipe.answers import keeps_signals
 from distill.run.context import Run
+from distill.run.teacher_side import TeacherSide
 from distill.stages.answer_writers import check_other_server
 from distill.stages.stage import ANSWER, BUILD, CACHE, EVALUATE, EXPORT, SPECIALIZE, TRAIN
 from distill.stages.status import is_done
@@ -34,7 +35,10 @@ def check_server(run: Run, names: Sequence[str]) -> None:
         if stage in todo:
             check_has_weights(run.recipe.teacher, what)
     if CACHE.name in todo and run.makes_cache and not run.recipe.cache.unfinished:
-        run.task.runner(run)
+        if run.transports_itself:
+            run.task.runner(TeacherSide(run))
+        elif not run.transports:
+            run.task.runner(run)
     elif ANSWER.name in todo and writes_answers(run):
         _probe_writer(run)
 

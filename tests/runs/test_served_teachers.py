@@ -13,6 +13,7 @@ from teachers.cache.reader import SignalCache
 from teachers.cache.store import SignalStore
 from teachers.remote.same_teacher import served_builds
 from tests.helpers.teacher_servers import TeacherServer
+from tests.helpers.two_tokenizers import other_tokenizer
 
 KEY = "sk-very-secret-0123456789"
 
@@ -73,6 +74,18 @@ def test_a_cache_by_http_is_the_local_one(kind, workshop, serve):
     before = len(server.asked)
     assert "Nothing to do" in build(workshop, "served", *alone).output
     assert len(server.asked) == before
+
+
+def test_a_server_with_its_own_tokenizer_teaches_a_student_of_another(workshop, serve):
+    serve("vllm")
+    other_tokenizer().save_pretrained("other")
+    student = "student={from: {num_hidden_layers: 1, hidden_size: 32}, tokenizer: other}"
+    more = ["--set", student, "--set", "cache.batch_tokens=1"]
+    build(workshop, "served", *more)
+    build(workshop, "local", *more, "--set", "teacher.server=null")
+    served, local = columns_of("served"), columns_of("local")
+    assert (served["ids"] == local["ids"]).mean() > 0.99  # their tails round otherwise
+    assert Path("served/teacher_cache/as_served.json").exists()
 
 
 def test_labels_by_http_are_the_local_ones_bit_for_bit(workshop, serve):
