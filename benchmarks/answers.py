@@ -1,0 +1,280 @@
+"""What a student learns from: the data's answers or the teacher's, their labels or its signals.
+
+    python benchmarks/answers.py --json benchmarks/results/answers.json --runs runs/answers
+
+Word problems of GSM8K with worked solutions, short ones. The teacher, SmolLM2-135M-Instruct, is
+first adapted on some of them; the student keeps 8 of its 30 blocks, refitted, and first learns from
+the same ones. From there every way takes as many steps of 8 answers to other problems: `gold` the
+data's answers by their labels, `word-level` the same by the teacher's signals (forward KL),
+`sequence-level` answers that the teacher wrote by their labels, `both in one pass` these by labels
+and by the signals that it left while it wrote. Each way is a recipe with a run of its own. A seed
+is one of the draws of the answers and of the order; the held-out problems are the same for all.
+
+Measured on held-out problems: nll and KL(teacher || student) on gold answers and on the teacher's;
+KL(student || teacher) on answers that the student drew, and the teacher's nll of these; how often
+its most likely answer is right, and ends. Intervals are 95%, of differences from `gold`,
+problems and seeds drawn with replacement. `before` is what writing or caching took, `training` what
+the steps took, in seconds of the processor. What is finished stays in the folder `--runs`; the same
+command goes on from there.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from answer_measures import DRAWN, MEASURES, Measure, Table, kept, mean, row_of
+from harness import arguments, record
+
+from attar.distributed import free_memory
+from attar.files import read_json
+from attar.models.tokenizers import load_tokenizer
+from distill.console import set_up_logging
+from distill.pipeline import run_stages
+from distill.run.context import Run
+from distill.run.load import load_recipe
+
+BATCH = 8
+LABELS = [{"loss": "cross_entropy"}]
+SIGNALS = [{"loss": "forward_kl"}]
+BOTH = [{**one, "weight": 0.5} for one in (*SIGNALS, *LABELS)]
+CONTROL, WROTE = "gold", "both in one pass"  # WROTE: its run has the teacher write
+WAYS: dict[str, tuple[bool, list[dict[str, Any]]]] = {  # whether the teacher's answers, objective
+    CONTROL: (False, LABELS),
+    "word-level": (False, SIGNALS),
+    WROTE: (True, BOTH),
+    "sequence-level": (True, LABELS),
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the measurement is. length, new: tokens of a text and of an answer, at most."""
+
+    model: str
+    blocks: list[int]
+    length: int
+    new: int
+    rows: dict[str, int]
+    steps: dict[str, int]
+    rates: dict[str, float]
+    seeds: int
+    ended: bool
+
+
+FULL = Size(
+    ".demo/teacher", [0, 1, 4, 9, 14, 19, 24, 29], 176, 96,
+    {"start": 240, "train": 192, "validation": 8, "held_out": 64},
+    {"teacher": 30, "start": 60, "way": 40},
+    {"teacher": 5e-5, "start": 1e-3, "way": 5e-4}, 3, True,
+)  # fmt: skip
+QUICK = Size(
+    "{data}/models/glassllm-en", [0, 3], 124, 60,
+    {"start": 16, "train": 16, "validation": 8, "held_out": 10},
+    {"teacher": 4, "start": 4, "way": 4},
+    {"teacher": 1e-3, "start": 1e-3, "way": 1e-3}, 2, False,
+)  # fmt: skip
+
+
+# Runs --------------------------------------------------------------------------------------------
+
+
+def write_rows(shared: Path, folder: Path, size: Size, tokenizer: Any) -> None:
+    """The parts as files, of problems short enough; no problem is in two of them."""
+    if (folder / "held_out.jsonl").exists():
+        return
+    for source, parts in (("train", ("start", "train", "validation")), ("test", ("held_out",))):
+        with gzip.open(shared / "gsm8k" / f"{source}.jsonl.gz", "rt", encoding="utf8") as lines:
+            rows = [json.loads(line) for line in lines]
+        random.Random(0).shuffle(rows)
+        short = (row for row in rows if is_short(row, size, tokenizer))
+        for part in parts:
+            found = [next(short) for _ in range(size.rows[part])]
+            kept = ({key: row[key] for key in ("prompt", "response")} for row in found)
+            (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
+def is_short(row: dict[str, str], size: Size, tokenizer: Any) -> bool:
+    """Whether a problem leaves room for an answer, and its own answer is no longer than one."""
+    prompt, response = (row[key] for key in ("prompt", "response"))
+    if tokenizer.chat_template is not None:
+        turns = [{"role": "user", "content": prompt}]
+        prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    asked, answered = (len(tokenizer(text)["input_ids"]) for text in (prompt, response))
+    return asked + size.new + 4 <= size.length and answered + 4 <= size.new
+
+
+def loop(size: Size, of: str, **more: Any) -> dict[str, Any]:
+    """The keys of a training: of the teacher, of the start, or of a way."""
+    return {
+        "max_steps": size.steps[of], "lr": size.rates[of], "batch_size": BATCH, "epochs": 1000,
+        "schedule": "linear", "warmup": 0.1, "precision": "float32", "keep": "last",
+        "evaluate_every": 1_000_000, "evaluate_tokens": 256, **more,
+    }  # fmt: skip
+
+
+def timed(run: Run, *stages: str) -> float:
+    """Do stages of a run, and return their seconds of the processor."""
+    started = time.process_time()
+    run_stages(run, list(stages))
+    return time.process_time() - started
+
+
+def name_of(way: str, seed: int) -> str:
+    """The name of a run."""
+    return f"{way.replace(' ', '-')}-{seed}"
+
+
+@dataclass
+class Bench:
+    """Everything in a folder: what is there is not made again."""
+
+    folder: Path
+    size: Size
+    model: str
+
+    @property
+    def teacher(self) -> Path:
+        """The adapted teacher."""
+        return self.folder / "teacher" / "teacher"
+
+    @property
+    def start(self) -> Path:
+        """The student from which every way starts."""
+        return self.folder / "start" / "arms" / "distill" / "student"
+
+    @cached_property
+    def measure(self) -> Measure:
+        """What measures students; the teacher is there."""
+        held_out = self.folder / "teacher" / "data" / "held_out.arrow"
+        return Measure(held_out, self.teacher, self.size.new)
+
+    def run(self, name: str, part: str, values: dict[str, Any]) -> Run:
+        """A run in a folder of its own that learns from a part of the rows."""
+        parts = {"train": part, "validation": "validation", "held_out": "held_out"}
+        data = {key: str(self.folder / f"{rows}.jsonl") for key, rows in parts.items()}
+        data |= {"max_length": self.size.length, "packing": False}
+        recipe = {**values, "data": {**data, **values.get("data", {})}, "export": {"artifacts": []}}
+        file = self.folder / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(recipe))
+        return Run(load_recipe(str(file)), self.folder / name)
+
+    def adapt(self) -> tuple[Path, dict[str, float]]:
+        """(the adapted teacher, what it took)."""
+        adapt = loop(self.size, "teacher")
+        values = {"teacher": {"model": self.model, "dtype": "float32", "adapt": adapt}}
+        run = self.run("teacher", "start", {**values, "student": {}})
+        return self.teacher, self.once("teacher", timed(run, "adapt-teacher"))
+
+    def begin(self) -> tuple[Path, dict[str, float]]:
+        """(the student that has not yet gone any way, what it took)."""
+        values = {
+            "teacher": {"model": str(self.teacher), "dtype": "float32"},
+            "student": {"layers": {"keep": self.size.blocks}, "refit": True},
+            "train": loop(self.size, "start", objective=BOTH, arms=[]),
+        }
+        run = self.run("start", "start", values)
+        return self.start, self.once("start", timed(run, "cache", "build", "train"))
+
+    def once(self, of: str, seconds: float) -> dict[str, float]:
+        """What the teacher, or the start, took."""
+        answers, steps = self.size.rows["start"], self.size.steps[of]
+        return {"steps": steps, "answers": answers, "before": 0.0, "training": seconds}
+
+    def go(self, way: str, seed: int) -> tuple[Path, dict[str, float]]:
+        """(the student of a way, what it took)."""
+        written, objective = WAYS[way]
+        values: dict[str, Any] = {
+            "seed": seed,
+            "teacher": {"model": str(self.teacher), "dtype": "float32"},
+            "student": {"from": str(self.start)},
+            "train": loop(self.size, "way", objective=objective, arms=[]),
+            "cache": {} if written else {"dir": str(self.folder / "cache")},
+        }
+        if written:
+            keep = {"ended": self.size.ended}
+            answers = {"samples": 1, "new_tokens": self.size.new, "keep": keep, **DRAWN}
+            values["data"] = {"answers": answers}
+        run = self.run(name_of(way, seed), "train", values)
+        if written and way != WROTE:  # answers are known by writer, prompt and seed, not by the run
+            wrote = self.folder / name_of(WROTE, seed) / "answers" / "requests"
+            shutil.copytree(wrote, run.folder.answers / "requests", dirs_exist_ok=True)
+        costs = {"writing": timed(run, "answer"), "caching": timed(run, "cache")}
+        run_stages(run, ["build"])
+        costs["training"] = timed(run, "train")
+        if written:
+            print(read_json(run.folder.answers / "result.json")["sentence"], flush=True)
+        return run.folder.arm_student(), {
+            **costs, "steps": self.size.steps["way"], "answers": len(run.training_examples())
+        }  # fmt: skip
+
+    def table(self, name: str, make: Callable[[], tuple[Path, dict[str, float]]]) -> Table:
+        """What is measured of a model, and what it took; made where its file is not there."""
+
+        def made() -> Table:
+            student, costs = make()
+            found = self.measure.of(student)
+            free_memory()
+            values = {one: round(mean(found[at[0]], at[1]), 3) for one, at in MEASURES.items()}
+            print(time.strftime("%H:%M:%S"), name, costs, values, flush=True)
+            return {**found, **{key: np.asarray(value) for key, value in costs.items()}}
+
+        return kept(self.folder / f"{name}.npz", made)
+
+
+def add_costs(ways: dict[str, list[Table]]) -> None:
+    """What each way took before its training, as if it were alone: of seeds that share a cache the
+    one that made it, and of answers that another way's run wrote what writing took there.
+    """
+    for way, tables in ways.items():
+        for seed, one in enumerate(tables):
+            if WAYS[way][0]:
+                before = float(ways[WROTE][seed]["writing"] + one["caching"])
+            else:
+                before = max(float(other["caching"]) for other in tables)
+            one["before"] = np.asarray(before)
+
+
+def main() -> None:
+    """Train every way from every seed, and measure it; write the rows after each seed."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--data", default="../shared/data", help="folder of the shared data")
+    parser.add_argument("--model", help="the teacher; absent: the demo's")
+    parser.add_argument("--runs", metavar="FOLDER", help="keep the runs there; absent: nowhere")
+    options = parser.parse_args()
+    set_up_logging(quiet=True)
+    torch.set_num_threads(1)
+    size = QUICK if options.quick else FULL
+    model = options.model or size.model.format(data=options.data)
+    with ExitStack() as stack:
+        folder = Path(options.runs or stack.enter_context(tempfile.TemporaryDirectory())).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_rows(Path(options.data), folder, size, load_tokenizer(model))
+        bench = Bench(folder, size, model)
+        first = {"teacher": [bench.table("teacher", bench.adapt)]}
+        first["start"] = [bench.table("start", bench.begin)]
+        ways: dict[str, list[Table]] = {way: [] for way in WAYS}
+        for seed in range(size.seeds):
+            for way, found in ways.items():
+                found.append(bench.table(name_of(way, seed), partial(bench.go, way, seed)))
+            add_costs(ways)
+            rows = [row_of(way, found, None) for way, found in first.items()]
+            rows += [row_of(way, found, ways[CONTROL]) for way, found in ways.items()]
+            record(rows, options.json)
+
+
+if __name__ == "__main__":
+    main()
