@@ -153,4 +153,4 @@ def row_of(way: str, mine: list[Table], control: list[Table] | None) -> dict[str
             row[f"{name} - control"] = f"{low:+.4f} to {high:+.4f}"
     problems = len(mine[0]["right"])
     low, high = proportion_interval(row["right"] * problems, problems)  # type: ignore[arg-type]
-    return {**row, "right 95%": f"{low:.3f} to {high:.3f}"}
+    return {**row, "right 95%": f"{max(0.0, low):.3f} to {high:.3f}"}

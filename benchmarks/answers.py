@@ -77,8 +77,8 @@ class Size:
 
 FULL = Size(
     ".demo/teacher", [0, 1, 4, 9, 14, 19, 24, 29], 176, 96,
-    {"start": 240, "train": 192, "validation": 8, "held_out": 64},
-    {"teacher": 30, "start": 60, "way": 40},
+    {"start": 192, "train": 128, "validation": 8, "held_out": 48},
+    {"teacher": 24, "start": 48, "way": 32},
     {"teacher": 5e-5, "start": 1e-3, "way": 5e-4}, 3, True,
 )  # fmt: skip
 QUICK = Size(
