@@ -76,9 +76,9 @@ class Size:
 
 
 FULL = Size(
-    ".demo/teacher", [0, 1, 4, 9, 14, 19, 24, 29], 176, 96,
-    {"start": 192, "train": 128, "validation": 8, "held_out": 48},
-    {"teacher": 24, "start": 48, "way": 32},
+    ".demo/teacher", [0, 1, 2, 4, 8, 20, 28, 29], 152, 72,
+    {"start": 160, "train": 96, "validation": 8, "held_out": 40},
+    {"teacher": 20, "start": 40, "way": 24},
     {"teacher": 5e-5, "start": 1e-3, "way": 5e-4}, 3, True,
 )  # fmt: skip
 QUICK = Size(
