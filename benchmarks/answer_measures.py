@@ -65,15 +65,15 @@ class Measure:
             name: compared(texts, self.known[name], read(model, texts))
             for name, texts in self.texts.items()
         }
-        own = self.with_answers(self.write(model, Sampling(self.new)))
+        answers = self.write(model, Sampling(self.new))
+        own = self.with_answers(answers)
         found["own"] = compared(own, read(model, own), read(self.teacher, own))
-        likeliest = self.write(model, Sampling(self.new, temperature=0))
         rule = Verifier(extract="number")
         right = [
             is_right(rule, target, self.text(answer.ids))
-            for target, answer in zip(self.targets, likeliest, strict=True)
+            for target, answer in zip(self.targets, answers, strict=True)
         ]
-        ended, ones = [answer.ended for answer in likeliest], np.ones(len(right))
+        ended, ones = [answer.ended for answer in answers], np.ones(len(right))
         found["right"] = np.stack([right, ended, ones], 1).astype(np.float64)
         return found
 

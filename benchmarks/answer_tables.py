@@ -30,7 +30,7 @@ def answer_quality_block(found: dict[str, Any]) -> str:
 
 
 def answer_costs_block(found: dict[str, Any]) -> str:
-    """A line a way: what it learned, what that took, and what its most likely answers are."""
+    """A line a way: what it learned, what that took, and how its own answers end."""
     lines = [
         "| | steps | answers | before, s | training, s | right | 95% | ended | less gold's |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",

@@ -2,17 +2,18 @@
 
     python benchmarks/answers.py --json benchmarks/results/answers.json --runs runs/answers
 
-Word problems of GSM8K with worked solutions, short ones. The teacher, SmolLM2-135M-Instruct, is
-first adapted on some of them; the student keeps 8 of its 30 blocks, refitted, and first learns from
-the same ones. From there every way takes as many steps of 8 answers to other problems: `gold` the
-data's answers by their labels, `word-level` the same by the teacher's signals (forward KL),
-`sequence-level` answers that the teacher wrote by their labels, `both in one pass` these by labels
-and by the signals that it left while it wrote. Each way is a recipe with a run of its own. A seed
-is one of the draws of the answers and of the order; the held-out problems are the same for all.
+Word problems of GSM8K with worked solutions, short ones. The teacher, SmolLM2-135M-Instruct with
+only the ids that such problems use, is first adapted on some of them; the student keeps 8 of its 30
+blocks, refitted, and first learns from the same ones. From there every way takes as many steps of 8
+answers to other problems: `gold` the data's answers by their labels, `word-level` the same by the
+teacher's signals (forward KL), `sequence-level` answers that the teacher wrote by their labels,
+`both in one pass` these by labels and by the signals that it left while it wrote. Each way is a
+recipe with a run of its own. A seed is one of the draws of the answers and of the order; the
+held-out problems are the same for all.
 
 Measured on held-out problems: nll and KL(teacher || student) on gold answers and on the teacher's;
 KL(student || teacher) on answers that the student drew, and the teacher's nll of these; how often
-its most likely answer is right, and ends. Intervals are 95%, of differences from `gold`,
+these are right, and end. Intervals are 95%, of differences from `gold`,
 problems and seeds drawn with replacement. `before` is what writing or caching took, `training` what
 the steps took, in seconds of the processor. What is finished stays in the folder `--runs`; the same
 command goes on from there.
@@ -43,6 +44,8 @@ from attar.distributed import free_memory
 from attar.files import read_json
 from attar.models.tokenizers import load_tokenizer
 from distill.console import set_up_logging
+from distill.data.config import DataConfig
+from distill.fit_vocabulary import fit_vocabulary
 from distill.pipeline import run_stages
 from distill.run.context import Run
 from distill.run.load import load_recipe
@@ -62,9 +65,12 @@ WAYS: dict[str, tuple[bool, list[dict[str, Any]]]] = {  # whether the teacher's 
 
 @dataclass(frozen=True)
 class Size:
-    """How large the measurement is. length, new: tokens of a text and of an answer, at most."""
+    """How large the measurement is. corpus: rows whose ids are kept, 0: all ids are. length, new:
+    tokens of a text and of an answer, at most. ended: whether only answers that end are learned.
+    """
 
     model: str
+    corpus: int
     blocks: list[int]
     length: int
     new: int
@@ -76,13 +82,13 @@ class Size:
 
 
 FULL = Size(
-    ".demo/teacher", [0, 1, 2, 4, 8, 20, 28, 29], 152, 72,
-    {"start": 160, "train": 96, "validation": 8, "held_out": 40},
-    {"teacher": 20, "start": 40, "way": 24},
+    ".demo/teacher", 1500, [0, 1, 2, 4, 8, 20, 28, 29], 152, 72,
+    {"start": 96, "train": 80, "validation": 8, "held_out": 40},
+    {"teacher": 12, "start": 32, "way": 20},
     {"teacher": 5e-5, "start": 1e-3, "way": 5e-4}, 3, True,
 )  # fmt: skip
 QUICK = Size(
-    "{data}/models/glassllm-en", [0, 3], 124, 60,
+    "{data}/models/glassllm-en", 0, [0, 3], 124, 60,
     {"start": 16, "train": 16, "validation": 8, "held_out": 10},
     {"teacher": 4, "start": 4, "way": 4},
     {"teacher": 1e-3, "start": 1e-3, "way": 1e-3}, 2, False,
@@ -101,9 +107,11 @@ def write_rows(shared: Path, folder: Path, size: Size, tokenizer: Any) -> None:
             rows = [json.loads(line) for line in lines]
         random.Random(0).shuffle(rows)
         short = (row for row in rows if is_short(row, size, tokenizer))
-        for part in parts:
-            found = [next(short) for _ in range(size.rows[part])]
-            kept = ({key: row[key] for key in ("prompt", "response")} for row in found)
+        found = {part: [next(short) for _ in range(size.rows[part])] for part in parts}
+        if source == "train":
+            found["corpus"] = rows[: size.corpus]
+        for part, chosen in found.items():
+            kept = ({key: row[key] for key in ("prompt", "response")} for row in chosen)
             (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
 
 
@@ -175,7 +183,13 @@ class Bench:
     def adapt(self) -> tuple[Path, dict[str, float]]:
         """(the adapted teacher, what it took)."""
         adapt = loop(self.size, "teacher")
-        values = {"teacher": {"model": self.model, "dtype": "float32", "adapt": adapt}}
+        model, fitted = self.model, self.folder / "fitted"
+        if self.size.corpus:
+            corpus = {"train": str(self.folder / "corpus.jsonl"), "max_length": 1024}
+            if not fitted.exists():
+                print(fit_vocabulary(model, DataConfig.model_validate(corpus), fitted).sentence())
+            model = str(fitted)
+        values = {"teacher": {"model": model, "dtype": "float32", "adapt": adapt}}
         run = self.run("teacher", "start", {**values, "student": {}})
         return self.teacher, self.once("teacher", timed(run, "adapt-teacher"))
 
