@@ -7,10 +7,10 @@ adapted on some of them; the student is cut from it, refitted, and first learns 
 From there every way takes as many steps of 8 answers to other problems: `gold` the data's answers
 by their labels, `word-level` the same by the teacher's signals (forward KL), `sequence-level`
 answers that the teacher wrote by their labels, `both in one pass` these by labels and by the
-signals that it left while it wrote. Each way is a recipe with a run of its own. A seed is one of
-the draws of the answers and of the order; the held-out problems are the same for all. Two of
-glassllm-en's 4 blocks, or with `--model SmolLM2-135M-Instruct` 8 of its 30, whose vocabulary is
-first fitted.
+signals that it left while it wrote, `word-level, written` by these signals alone. Each way is a
+recipe with a run of its own. A seed is one of the draws of the answers and of the order; the
+held-out problems are the same for all. Two of glassllm-en's 4 blocks, or with `--model
+SmolLM2-135M-Instruct` 8 of its 30, whose vocabulary is first fitted.
 
 Measured on held-out problems: nll and KL(teacher || student) on gold answers and on the teacher's;
 KL(student || teacher) on answers that the student drew, and the teacher's nll of these; how often
@@ -61,6 +61,7 @@ WAYS: dict[str, tuple[bool, list[dict[str, Any]]]] = {  # whether the teacher's 
     "word-level": (False, SIGNALS),
     WROTE: (True, BOTH),
     "sequence-level": (True, LABELS),
+    "word-level, written": (True, SIGNALS),
 }
 
 
@@ -276,6 +277,7 @@ def main() -> None:
     parser.add_argument("--data", default="../shared/data", help="folder of the shared data")
     parser.add_argument("--model", default="glassllm-en", choices=list(SIZES), help="the teacher")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--ways", type=int, default=len(WAYS), help="only the first so many")
     parser.add_argument("--runs", metavar="FOLDER", help="keep the runs there; absent: nowhere")
     options = parser.parse_args()
     set_up_logging(quiet=True)
@@ -289,7 +291,7 @@ def main() -> None:
         bench = Bench(folder, size, model)
         first = {"teacher": [bench.table("teacher", bench.adapt)]}
         first["start"] = [bench.table("start", bench.begin)]
-        ways: dict[str, list[Table]] = {way: [] for way in WAYS}
+        ways: dict[str, list[Table]] = {way: [] for way in list(WAYS)[: options.ways]}
         for seed in range(seeds):
             for way, found in ways.items():
                 found.append(bench.table(name_of(way, seed), partial(bench.go, way, seed)))
