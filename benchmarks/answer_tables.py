@@ -12,7 +12,12 @@ QUALITY = {  # head of a column: measure
 }
 
 
-def answer_quality_block(found: dict[str, Any]) -> str:
+def answer_blocks(tiny: dict[str, Any]) -> dict[str, str]:
+    """The blocks of the page by name."""
+    return {"tiny quality": _quality(tiny), "tiny costs": _costs(tiny)}
+
+
+def _quality(found: dict[str, Any]) -> str:
     """A line a way: numbers of held-out problems, with intervals against the control."""
     heads = [cell for head in QUALITY for cell in (head, "less gold's")]
     lines = [
@@ -29,7 +34,7 @@ def answer_quality_block(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def answer_costs_block(found: dict[str, Any]) -> str:
+def _costs(found: dict[str, Any]) -> str:
     """A line a way: what it learned, what that took, and how its own answers end."""
     lines = [
         "| | steps | answers | before, s | training, s | right | 95% | ended | less gold's |",

@@ -7,17 +7,18 @@ adapted on some of them; the student is cut from it, refitted, and first learns 
 From there every way takes as many steps of 8 answers to other problems: `gold` the data's answers
 by their labels, `word-level` the same by the teacher's signals (forward KL), `sequence-level`
 answers that the teacher wrote by their labels, `both in one pass` these by labels and by the
-signals that it left while it wrote, `word-level, written` by these signals alone. Each way is a
+signals that it left while it wrote, `word-level, written` by these signals alone. Answers are drawn
+as `data.answers` draws them unless told otherwise; for one way at temperature 1. Each way is a
 recipe with a run of its own. A seed is one of the draws of the answers and of the order; the
-held-out problems are the same for all. Two of glassllm-en's 4 blocks, or with `--model
-SmolLM2-135M-Instruct` 8 of its 30, whose vocabulary is first fitted.
+held-out problems are the same for all. The student keeps two of glassllm-en's 4 blocks, or, with
+`--model SmolLM2-135M-Instruct`, 8 of its 30, whose vocabulary is first fitted.
 
 Measured on held-out problems: nll and KL(teacher || student) on gold answers and on the teacher's;
 KL(student || teacher) on answers that the student drew, and the teacher's nll of these; how often
-these are right, and end. Intervals are 95%, of differences from `gold`,
-problems and seeds drawn with replacement. `before` is what writing or caching took, `training` what
-the steps took, in seconds of the processor. What is finished stays in the folder `--runs`; the same
-command goes on from there.
+these are right, and end. Intervals are 95%, of differences from `gold`, problems and seeds drawn
+with replacement. `before` is what writing or caching took, `training` what the steps took, in
+seconds of the processor. What is finished stays in the folder `--runs`; the same command goes on
+from there.
 """
 
 from __future__ import annotations
@@ -56,12 +57,15 @@ LABELS = [{"loss": "cross_entropy"}]
 SIGNALS = [{"loss": "forward_kl"}]
 BOTH = [{**one, "weight": 0.5} for one in (*SIGNALS, *LABELS)]
 CONTROL, WROTE = "gold", "both in one pass"  # WROTE: its run has the teacher write
-WAYS: dict[str, tuple[bool, list[dict[str, Any]]]] = {  # whether the teacher's answers, objective
-    CONTROL: (False, LABELS),
-    "word-level": (False, SIGNALS),
-    WROTE: (True, BOTH),
-    "sequence-level": (True, LABELS),
-    "word-level, written": (True, SIGNALS),
+AT_ONE = {"temperature": 1.0, "top_p": 1.0}  # the teacher's answers as it is, not surer
+WAYS: dict[str, tuple[dict[str, float] | None, list[dict[str, Any]]]] = {
+    # how the teacher's answers are drawn, None: the data's are learned; the objective
+    CONTROL: (None, LABELS),
+    "word-level": (None, SIGNALS),
+    WROTE: (DRAWN, BOTH),
+    "sequence-level": (DRAWN, LABELS),
+    "word-level, written": (DRAWN, SIGNALS),
+    "sequence-level, drawn at 1": (AT_ONE, LABELS),
 }
 
 
@@ -219,26 +223,26 @@ class Bench:
 
     def go(self, way: str, seed: int) -> tuple[Path, dict[str, float]]:
         """(the student of a way, what it took)."""
-        written, objective = WAYS[way]
+        drawn, objective = WAYS[way]
         values: dict[str, Any] = {
             "seed": seed,
             "teacher": {"model": str(self.teacher), "dtype": "float32"},
             "student": {"from": str(self.start)},
             "train": loop(self.size, "way", objective=objective, arms=[]),
-            "cache": {} if written else {"dir": str(self.folder / "cache")},
+            "cache": {} if drawn else {"dir": str(self.folder / "cache")},
         }
-        if written:
+        if drawn:
             keep = {"ended": self.size.ended}
-            answers = {"samples": 1, "new_tokens": self.size.new, "keep": keep, **DRAWN}
+            answers = {"samples": 1, "new_tokens": self.size.new, "keep": keep, **drawn}
             values["data"] = {"answers": answers}
         run = self.run(name_of(way, seed), "train", values)
-        if written and way != WROTE:  # answers are known by writer, prompt and seed, not by the run
+        if drawn == DRAWN and way != WROTE:  # answers are known by writer, prompt, draw; not by run
             wrote = self.folder / name_of(WROTE, seed) / "answers" / "requests"
             shutil.copytree(wrote, run.folder.answers / "requests", dirs_exist_ok=True)
         costs = {"writing": timed(run, "answer"), "caching": timed(run, "cache")}
         run_stages(run, ["build"])
         costs["training"] = timed(run, "train")
-        if written:
+        if drawn:
             print(read_json(run.folder.answers / "result.json")["sentence"], flush=True)
         return run.folder.arm_student(), {
             **costs, "steps": self.size.steps["way"], "answers": len(run.training_examples())
@@ -264,8 +268,10 @@ def add_costs(ways: dict[str, list[Table]]) -> None:
     """
     for way, tables in ways.items():
         for seed, one in enumerate(tables):
-            if WAYS[way][0]:
-                before = float(ways[WROTE][seed]["writing"] + one["caching"])
+            drawn = WAYS[way][0]
+            if drawn:
+                wrote = ways[WROTE][seed] if drawn == DRAWN else one
+                before = float(wrote["writing"] + one["caching"])
             else:
                 before = max(float(other["caching"]) for other in tables)
             one["before"] = np.asarray(before)
