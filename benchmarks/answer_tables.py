@@ -12,9 +12,12 @@ QUALITY = {  # head of a column: measure
 }
 
 
-def answer_blocks(tiny: dict[str, Any]) -> dict[str, str]:
-    """The blocks of the page by name."""
-    return {"tiny quality": _quality(tiny), "tiny costs": _costs(tiny)}
+def answer_blocks(**results: dict[str, Any]) -> dict[str, str]:
+    """Two blocks of the page for each result, by its name: what was measured, what it took."""
+    blocks = {}
+    for name, found in results.items():
+        blocks |= {f"{name} quality": _quality(found), f"{name} costs": _costs(found)}
+    return blocks
 
 
 def _quality(found: dict[str, Any]) -> str:

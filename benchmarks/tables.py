@@ -355,7 +355,7 @@ def pages() -> dict[Path, str]:
             "rloo": rloo_block(_result("rloo")),
             "speed": rollout_speed_block(_result("rollout_speed")),
         },
-        "answers.md": answer_blocks(_result("answers_tiny")),
+        "answers.md": answer_blocks(tiny=_result("answers_tiny")),
         "plan.md": {"plan": plan_block(_result("planned"))},
         "preferences.md": {
             "steps": preference_steps_block(_result("preferences")),
