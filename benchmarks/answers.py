@@ -43,7 +43,7 @@ from answer_measures import DRAWN, MEASURES, Measure, Table, kept, mean, row_of
 from harness import arguments, record
 
 from attar.distributed import free_memory
-from attar.files import read_json
+from attar.files import read_json, write_json
 from attar.models.tokenizers import load_tokenizer
 from distill.console import set_up_logging
 from distill.data.config import DataConfig
@@ -148,10 +148,14 @@ def loop(size: Size, of: str, **more: Any) -> dict[str, Any]:
 
 
 def timed(run: Run, *stages: str) -> float:
-    """Do stages of a run, and return their seconds of the processor."""
+    """Do stages of a run, and return their seconds of the processor, those of earlier calls too."""
+    file = run.folder.path.with_name(f"{run.folder.path.name}-{'-'.join(stages)}.json")
+    before = read_json(file)["seconds"] if file.exists() else 0.0
     started = time.process_time()
     run_stages(run, list(stages))
-    return time.process_time() - started
+    seconds = float(before + time.process_time() - started)
+    write_json(file, {"seconds": seconds})
+    return seconds
 
 
 def name_of(way: str, seed: int) -> str:
