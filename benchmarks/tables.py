@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from answer_tables import answer_blocks
 from instruct_tables import instruct_block
 from plan_table import plan_block
 from preference_tables import preference_quality_block, preference_steps_block
@@ -355,6 +356,7 @@ def pages() -> dict[Path, str]:
             "rloo": rloo_block(_result("rloo")),
             "speed": rollout_speed_block(_result("rollout_speed")),
         },
+        "answers.md": answer_blocks(tiny=_result("answers_tiny")),
         "plan.md": {"plan": plan_block(_result("planned"))},
         "preferences.md": {
             "steps": preference_steps_block(_result("preferences")),
