@@ -17,7 +17,7 @@ import json
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ctypes import POINTER, c_bool, c_char_p, c_int8, c_int32, c_uint32, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -329,10 +329,25 @@ def _server(file: Path) -> Iterator[str]:
             f"llama.cpp cannot serve {file} ({error}); its chat template may be the reason."
         ) from None
     try:
-        yield str(server.listening_address)
+        address = str(server.listening_address)
+        _wait_for_work(address)
+        yield address
     finally:
         del server
         _library().llama_log_set(_log_callback, None)  # the server had replaced it
+
+
+def _wait_for_work(address: str) -> None:
+    """Wait until the server takes work: one that is ended before never ends.
+
+    It listens before the loop over its tasks runs, and a loop that begins after the order to end it
+    goes on. `/slots` is answered from within the loop.
+    """
+    from urllib.error import HTTPError
+    from urllib.request import urlopen
+
+    with suppress(HTTPError), urlopen(f"{address}/slots") as reply:
+        reply.read()
 
 
 def chat_prompts(file: Path, conversations: Sequence[list[dict[str, str]]]) -> list[str]:
