@@ -280,6 +280,8 @@ def add_signals(run: Run, examples: Sequence[Example], make_runner: Callable[[],
 
     What the recipe needs beside them, `make_cache` adds. A cache that is there keeps what it has.
     """
+    if not examples:
+        return  # a codec could learn nothing
     max_length = run.recipe.data.max_length
     requests = [run.task.request(run, example) for example in examples]
     counts = {request.key: len(request.counted) for request in requests}

@@ -145,6 +145,17 @@ def test_without_signals_the_cache_stage_runs_the_teacher_over_all(asked):
     assert cached == {key for part in run.data() for key in part.keys}
 
 
+def test_answers_without_signals_of_a_codec_that_learns_are_left_to_the_teacher(asked):
+    cache = {"codec": {"name": "nucleus", "k": 16}, "shard_tokens": 100}
+    commands = asked({"keep": {"ended": False}}, cache=cache)
+    more = ("--set", "data.answers.signals=false")
+    for command in ("adapt-teacher", "answer"):
+        commands(command, "recipe.yaml", "--run-dir", "out", *more)
+    run = upto_cache(commands)
+    cached = set(SignalCache(run.cache_url).keys())
+    assert cached == {key for part in run.data() for key in part.keys}
+
+
 def test_other_rules_of_keeping_ask_for_nothing_anew(asked, monkeypatch):
     commands = asked({"keep": {"ended": False}})
     upto_cache(commands)
