@@ -36,6 +36,16 @@ ADAPT = {"model": "teacher", "dtype": "float32",
          "adapt": {"epochs": 6, "lr": 3e-3, "batch_size": 4, "precision": "float32"}}  # fmt: skip
 
 
+WITH_SYSTEM = [
+    {"messages": [
+        {"role": "system", "content": "Nobody says it."},
+        {"role": "user", "content": f"{i}"},
+        {"role": "assistant", "content": "light"},
+    ]}
+    for i in range(20)
+]  # fmt: skip
+
+
 @pytest.fixture
 def asked(workshop):
     """`asked(answers, given, **sections)`: a workshop whose training answers a model writes."""
@@ -312,6 +322,7 @@ def test_budgets_end_the_asking_and_the_rest_is_learned(asked):
          "None of 75 written answers is kept"),
         ({"keep": {"ended": False}}, [{"prompt": "a", "completion": str(i)} for i in range(20)],
          "also stands in the held-out part"),
+        ({"system": "Be brief."}, WITH_SYSTEM, "`data.answers.system` has no effect: every prompt"),
     ],
 )  # fmt: skip
 def test_data_that_cannot_serve_are_refused_in_one_sentence(asked, answers, given, says):
