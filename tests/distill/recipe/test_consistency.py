@@ -50,7 +50,7 @@ def test_a_prompt_of_the_teachers_own_serves_a_cache_of_labels_that_no_objective
     values["train"] = {"objective": [{"loss": "cross_entropy"}]}
     check_consistency(Recipe.model_validate(values))
     values["cache"] = {}
-    with pytest.raises(RecipeError, match="`teacher.prompt` has no effect"):
+    with pytest.raises(RecipeError, match=r"`teacher.prompt` has no effect"):
         check_consistency(Recipe.model_validate(values))
 
 
