@@ -75,7 +75,7 @@ def check_has_weights(config: TeacherConfig, what: str) -> None:
     if not has_weights(config):
         raise ModelError(
             f"{what[:1].upper()}{what[1:]} needs the teacher's weights, since `teacher.server` "
-            f"gives nothing but log-probabilities for the cache, and `teacher.model` "
+            f"gives log-probabilities for the cache and written answers alone, and `teacher.model` "
             f"({config.model}) has no weights on this machine; name a folder that has them, or do "
             "without it."
         )

@@ -8,6 +8,7 @@ from distill.objective.terms import reads_from
 from distill.recipe.schema import Recipe
 from distill.training.arms import ARMS
 from teachers.writing.known_signals import encodes_while_writing
+from teachers.writing.server_kinds import of_all_ids
 
 
 def check_answers(recipe: Recipe) -> None:
@@ -61,8 +62,8 @@ def refusal_of_signals(recipe: Recipe, config: AnswersConfig) -> str | None:
         )
     if _tempers(recipe, config):
         return (
-            "SGLang's log-probabilities are of the `temperature` at which it writes, and the cache "
-            "keeps those of 1"
+            "SGLang's log-probabilities are of what it draws from, and the cache keeps those of "
+            "`temperature: 1` with `top_p: 1`"
         )
     if parts:
         return "`cache.hidden` keeps states of layers, which writing does not give"
@@ -70,9 +71,11 @@ def refusal_of_signals(recipe: Recipe, config: AnswersConfig) -> str | None:
 
 
 def _tempers(recipe: Recipe, config: AnswersConfig) -> bool:
-    """Whether the teacher writes on a server whose log-probabilities are of another temperature."""
-    server = recipe.teacher.server
-    return server is not None and server.kind == "sglang" and config.temperature not in (0, 1)
+    """Whether the teacher writes on a server whose log-probabilities are of another temperature, or
+    of fewer ids.
+    """
+    server, whole = recipe.teacher.server, of_all_ids(config.temperature, config.top_p)
+    return server is not None and server.kind == "sglang" and not whole
 
 
 def _check_likely(recipe: Recipe, config: AnswersConfig) -> None:
@@ -86,6 +89,6 @@ def _check_likely(recipe: Recipe, config: AnswersConfig) -> None:
         )
     if _tempers(recipe, config):
         raise RecipeError(
-            "`data.answers.keep.likely`: SGLang's log-probabilities are of the `temperature` at "
-            "which it writes; write `temperature: 1`, or leave `likely` out."
+            "`data.answers.keep.likely`: SGLang's log-probabilities are of what it draws from; "
+            "write `temperature: 1` and `top_p: 1`, or leave `likely` out."
         )

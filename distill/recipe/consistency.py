@@ -13,7 +13,7 @@ from distill.recipe.export import check_possible
 from distill.recipe.rollout_checks import check_rollout_data, check_rollout_terms
 from distill.recipe.schema import Recipe
 from distill.training.config import LoopConfig
-from teachers.codecs.codec import check_gives_label_logprobs, is_label_codec
+from teachers.codecs.codec import check_gives_label_logprobs
 from teachers.codecs.top_entries import is_bucket_codec
 
 
@@ -97,7 +97,7 @@ def _check_teacher_prompt(recipe: Recipe) -> None:
             "others in its place; leave one of the two out."
         )
     asks = (reads_from(one, on) for one in recipe.learning().values() for on in ("cache", "online"))
-    if not any(asks) and not is_label_codec(recipe.cache.codec):
+    if not any(asks) and not recipe.cache.has_labels:
         raise RecipeError(
             "`teacher.prompt` has no effect: no objective learns from the teacher; leave it out."
         )

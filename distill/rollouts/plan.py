@@ -112,6 +112,25 @@ def prompt_of(example: Example, config: RolloutsConfig) -> np.ndarray | None:
     return prompt
 
 
+def leaves_room(
+    example: Example,
+    config: RolloutsConfig,
+    max_length: int,
+    teacher_positions: int | None = None,
+) -> bool | None:
+    """Whether a prompt leaves `new_tokens` of `max_length`, and the teacher's own of its positions;
+    None where there is no prompt.
+    """
+    prompt, of_teacher = prompt_of(example, config), example.teacher_prompt
+    if prompt is None:
+        return None
+    room = len(prompt) + config.new_tokens <= max_length
+    if of_teacher is not None and teacher_positions is not None:
+        more = len(prompt) - len(example.prompt)  # of a text that is continued
+        room &= len(of_teacher) + more + config.new_tokens <= teacher_positions
+    return room
+
+
 def writable_examples(
     examples: Examples,
     numbers: Iterable[int],
@@ -126,13 +145,6 @@ def writable_examples(
     """
     writable, long = np.zeros(len(examples), bool), 0
     for i in numbers:
-        example = examples[i]
-        prompt, of_teacher = prompt_of(example, config), example.teacher_prompt
-        if prompt is None:
-            continue
-        writable[i] = len(prompt) + config.new_tokens <= max_length
-        if of_teacher is not None and teacher_positions is not None:
-            more = len(prompt) - len(example.prompt)  # of a text that is continued
-            writable[i] &= len(of_teacher) + more + config.new_tokens <= teacher_positions
-        long += not writable[i]
+        room = leaves_room(examples[i], config, max_length, teacher_positions)
+        writable[i], long = bool(room), long + (room is False)
     return writable, long

@@ -115,7 +115,7 @@ def prompts_to_answer(run: Run) -> list[Prompt]:
 def _add_system(run: Run, prompts: Sequence[Prompt]) -> None:
     """Put the system text before what the writer reads of each prompt.
 
-    Raises `DataError` where that leaves no prompt room for an answer.
+    Raises `DataError` where no prompt takes it, or has room for an answer then.
     """
     system, max_length = answers_of(run).system, run.recipe.data.max_length
     if system is None:
@@ -124,6 +124,12 @@ def _add_system(run: Run, prompts: Sequence[Prompt]) -> None:
     for prompt in prompts:
         prompt.asked = with_system(run.tokenizer, place, prompt.ids)
         own += prompt.asked is None
+    if own and own == len(prompts):
+        raise DataError(
+            "`data.answers.system` has no effect: every prompt begins with a system text of its "
+            f"own ({run.tokenizer.decode(prompts[0].ids)[:60]!r}); leave it out, or take that out "
+            "of the rows."
+        )
     if own:
         log.info("answer: %d prompts have a system text of their own, and keep it", own)
     full = sum(len(prompt.asked) >= max_length for prompt in prompts if prompt.asked is not None)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -226,7 +227,8 @@ def fill_cache(run: Run) -> dict[str, float]:
             run.cache_url, f"{there:,}", f"{len(wanted):,}", f"{len(wanted) - there:,}",
         )  # fmt: skip
     requests = cached_requests(run)
-    fill_store(run, store, requests, None if grows else manifest, lambda: _runner(run, store))
+    make_runner = partial(_runner, run, store, requests)
+    fill_store(run, store, requests, None if grows else manifest, make_runner)
     _forget_answers(run)
     numbers = store.totals()
     if numbers["padding_mass"] > 0:
@@ -246,9 +248,9 @@ def cached_requests(run: Run) -> list[Request]:
     return list({request.key: request for request in found}.values())
 
 
-def _runner(run: Run, store: SignalStore) -> Runner:
-    """The teacher, to fill this cache. One on a server must still give what finished shards hold;
-    what its probe found is kept beside them.
+def _runner(run: Run, store: SignalStore, requests: Sequence[Request]) -> Runner:
+    """The teacher, to fill this cache. One on a server must still give what finished shards hold,
+    and take every text; what its probe found is kept beside them.
     """
     if run.transports:
         if not run.transports_itself:
@@ -260,6 +262,7 @@ def _runner(run: Run, store: SignalStore) -> Runner:
         return TransportRunner(_transport(run), run.vocabulary, run.recipe.cache.labels)
     runner = run.task.runner(run)
     if isinstance(runner, RemoteRunner):
+        runner.check_room(requests)
         check_same_teacher(store.url, runner)
         if is_first_process():
             record_served(store, runner)
@@ -280,6 +283,8 @@ def add_signals(run: Run, examples: Sequence[Example], make_runner: Callable[[],
 
     What the recipe needs beside them, `make_cache` adds. A cache that is there keeps what it has.
     """
+    if not examples:
+        return  # a codec could learn nothing
     max_length = run.recipe.data.max_length
     requests = [run.task.request(run, example) for example in examples]
     counts = {request.key: len(request.counted) for request in requests}

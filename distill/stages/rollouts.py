@@ -18,7 +18,7 @@ from distill.objective.losses import LOSSES
 from distill.objective.objective import Learner
 from distill.objective.terms import TeacherSource, source_of
 from distill.rollouts.config import RolloutsConfig
-from distill.rollouts.plan import RolloutPlan, prompt_of, writable_examples
+from distill.rollouts.plan import RolloutPlan, leaves_room, writable_examples
 from distill.rollouts.rewards import check_verifier, judge_of
 from distill.run.context import Run
 from distill.stages.reference import Reference, Start
@@ -69,8 +69,8 @@ def round_batches(
     )
     if long:
         log.info(
-            "%s: %s prompts leave no room for `%s.rollouts.new_tokens` in `%s.max_length`: their "
-            "answers stay those of the data",
+            "%s: %s prompts leave no room for `%s.rollouts.new_tokens` in `%s.max_length`, or "
+            "with `teacher.prompt` in the teacher's positions: their answers stay the data's",
             training.section, f"{long:,}", training.section, training.data.section,
         )  # fmt: skip
     reward = rollouts.reward
@@ -121,18 +121,32 @@ def check_rollouts(run: Run) -> None:
         data = run.recipe.data_of(path)
         train, _ = run.data(data)
         where = f"{path}.rollouts"
-        _check_prompts(train, section.rollouts, data, where)
-        _check_texts_of_the_data(train, path, section, data)
+        positions = usable_positions(run.teacher_config)
+        _check_prompts(train, section.rollouts, data, where, positions)
+        _check_texts_of_the_data(train, path, section, data, positions)
         reward = section.rollouts.reward
         if reward is not None and reward.verifier is not None:
             check_verifier(reward.verifier, run.tokenizer, train, f"{where}.reward.verifier")
 
 
-def _check_prompts(train: Examples, rollouts: RolloutsConfig, data: DataConfig, where: str) -> None:
+def _check_prompts(
+    train: Examples,
+    rollouts: RolloutsConfig,
+    data: DataConfig,
+    where: str,
+    positions: int | None = None,
+) -> None:
+    """positions: of the teacher, for what it reads in place of the prompts; None: no limit."""
     some = range(min(len(train), LOOKED_AT))
-    writable, long = writable_examples(train, some, rollouts, data.max_length)
+    writable, long = writable_examples(train, some, rollouts, data.max_length, positions)
     if writable.any():
         return
+    if long and writable_examples(train, some, rollouts, data.max_length)[0].any():
+        raise RecipeError(
+            f"`{where}.new_tokens: {rollouts.new_tokens}`: no `teacher.prompt` of "
+            f"`{data.section}.train` leaves room for that in the teacher's {positions} positions; "
+            "lower it, or shorten that."
+        )
     if long:
         raise RecipeError(
             f"`{where}.new_tokens: {rollouts.new_tokens}`: no prompt of `{data.section}.train` "
@@ -146,7 +160,11 @@ def _check_prompts(train: Examples, rollouts: RolloutsConfig, data: DataConfig, 
 
 
 def _check_texts_of_the_data(
-    train: Examples, path: str, section: LoopConfig, data: DataConfig
+    train: Examples,
+    path: str,
+    section: LoopConfig,
+    data: DataConfig,
+    positions: int | None = None,
 ) -> None:
     """Raise `RecipeError` for a term on the data's texts where the student answers all of them."""
     rollouts = section.rollouts
@@ -154,8 +172,7 @@ def _check_texts_of_the_data(
     if rollouts is None or rollouts.share < 1 or not on_data:
         return
     for i in range(len(train)):  # up to the first that keeps its text
-        prompt = prompt_of(train[i], rollouts)
-        if prompt is None or len(prompt) + rollouts.new_tokens > data.max_length:
+        if not leaves_room(train[i], rollouts, data.max_length, positions):
             return
     raise RecipeError(
         f"`{path}.objective[{on_data[0]}].on: data` has no effect with `{path}.rollouts.share: 1`: "

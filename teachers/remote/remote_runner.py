@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,18 @@ class RemoteRunner:
         config = self.asker.client.config
         self._log = AnswerLog(path, f"{config.kind} {config.model} {self.entries}")
 
+    def check_room(self, requests: Sequence[Request]) -> None:
+        """Raise `ServerError` where the longest text does not fit into the server's window."""
+        if self.window is None or not requests:
+            return
+        ids, longest = max(((len(scored_ids(one)), one) for one in requests), key=itemgetter(0))
+        if ids + 1 > self.window:
+            raise ServerError(
+                f"Example {longest.key} has {ids} ids, and the teacher's server takes at most "
+                f"{self.window - 1} (one is left for what it writes); lower `data.max_length`, "
+                "shorten `teacher.prompt`, if any, or start the server with a longer window."
+            )
+
     def run(
         self,
         requests: Sequence[Request],
@@ -164,12 +177,7 @@ class RemoteRunner:
 
     def _ask(self, request: Request) -> ScoredPrompt:
         ids = scored_ids(request)
-        if self.window is not None and len(ids) + 1 > self.window:
-            raise ServerError(
-                f"Example {request.key} has {len(ids)} ids, and the teacher's server takes at most "
-                f"{self.window - 1} (one is left for what it writes); lower `data.max_length`, or "
-                "start the server with a longer window."
-            )
+        self.check_room([request])
         try:
             scored = self.asker.score(ids, self.entries)
             if is_bucket_codec(self.codec) and scored.ids_PK.shape[1] != self.entries:

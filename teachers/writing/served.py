@@ -26,7 +26,13 @@ from teachers.codecs.top_entries import is_bucket_codec, sort_entries
 from teachers.remote.client import ServerRefusal
 from teachers.remote.entries import LEAST_TAIL
 from teachers.writing.request import Failed, OnDone, WriteRequest, Written
-from teachers.writing.server_kinds import OTHER_FORM, Entries, Reply, WritingKind
+from teachers.writing.server_kinds import (
+    OTHER_FORM,
+    Entries,
+    Reply,
+    WritingKind,
+    of_all_ids,
+)
 
 SEED_BITS = 31  # of a server's seed
 REQUESTS_A_BATCH = 8  # for each that is asked at once
@@ -152,7 +158,7 @@ class ServedWriter:
             ids, reply = [*ids, self.stop_ids[0]], Reply(ids, ended)
         ended = ids[-1] in self.stop_ids and len(ids) <= limit
         ids = ids[:limit]
-        if self.kind.tempers and self.sampling.temperature not in (0, 1):
+        if self.kind.tempers and not of_all_ids(self.sampling.temperature, self.sampling.top_p):
             reply = Reply(ids, ended)
         logprobs = None
         if reply.logprobs is not None:

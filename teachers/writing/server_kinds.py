@@ -41,7 +41,8 @@ class Reply:
 class WritingKind(Protocol):
     """How one kind of server is asked, and how its replies are read.
 
-    tempers: whether its log-probabilities are of the temperature at which it draws, and not of 1.
+    tempers: whether its log-probabilities are of what it draws from (the temperature, and in some
+    versions the ids within `top_p`), and not of temperature 1 over all ids.
     """
 
     path: ClassVar[str]
@@ -71,6 +72,13 @@ class WritingKind(Protocol):
 
 
 SERVER_KINDS: Registry[type[WritingKind]] = Registry("kind of server that writes")
+
+
+def of_all_ids(temperature: float, top_p: float) -> bool:
+    """Whether what is drawn from is the distribution at temperature 1 over all ids; at temperature
+    0 nothing is drawn.
+    """
+    return temperature == 0 or (temperature == 1 and top_p == 1)
 
 
 @SERVER_KINDS.add("llama-server")
@@ -202,12 +210,14 @@ class SGLangWriting:
         seed: int,
         k: int,
     ) -> dict[str, Any]:
-        """-1 switches `top_k` off."""
+        """-1 switches `top_k` off. Nothing is drawn at temperature 0, where some versions would
+        still give log-probabilities within `top_p`.
+        """
         settings = {
             "max_new_tokens": limit,
             "stop_token_ids": list(ends),
             "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
+            "top_p": sampling.top_p if sampling.temperature else 1.0,
             "top_k": sampling.top_k or -1,
             "min_p": 0.0,
             "repetition_penalty": 1.0,

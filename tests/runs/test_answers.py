@@ -36,6 +36,16 @@ ADAPT = {"model": "teacher", "dtype": "float32",
          "adapt": {"epochs": 6, "lr": 3e-3, "batch_size": 4, "precision": "float32"}}  # fmt: skip
 
 
+WITH_SYSTEM = [
+    {"messages": [
+        {"role": "system", "content": "Nobody says it."},
+        {"role": "user", "content": f"{i}"},
+        {"role": "assistant", "content": "light"},
+    ]}
+    for i in range(20)
+]  # fmt: skip
+
+
 @pytest.fixture
 def asked(workshop):
     """`asked(answers, given, **sections)`: a workshop whose training answers a model writes."""
@@ -141,6 +151,17 @@ def test_without_signals_the_cache_stage_runs_the_teacher_over_all(asked):
     commands = asked({"keep": {"ended": False}, "signals": False})
     run = upto_cache(commands)
     assert store().has_signals("anything") == set()
+    cached = set(SignalCache(run.cache_url).keys())
+    assert cached == {key for part in run.data() for key in part.keys}
+
+
+def test_answers_without_signals_of_a_codec_that_learns_are_left_to_the_teacher(asked):
+    cache = {"codec": {"name": "nucleus", "k": 16}, "shard_tokens": 100}
+    commands = asked({"keep": {"ended": False}}, cache=cache)
+    more = ("--set", "data.answers.signals=false")
+    for command in ("adapt-teacher", "answer"):
+        commands(command, "recipe.yaml", "--run-dir", "out", *more)
+    run = upto_cache(commands)
     cached = set(SignalCache(run.cache_url).keys())
     assert cached == {key for part in run.data() for key in part.keys}
 
@@ -301,6 +322,7 @@ def test_budgets_end_the_asking_and_the_rest_is_learned(asked):
          "None of 75 written answers is kept"),
         ({"keep": {"ended": False}}, [{"prompt": "a", "completion": str(i)} for i in range(20)],
          "also stands in the held-out part"),
+        ({"system": "Be brief."}, WITH_SYSTEM, "`data.answers.system` has no effect: every prompt"),
     ],
 )  # fmt: skip
 def test_data_that_cannot_serve_are_refused_in_one_sentence(asked, answers, given, says):

@@ -41,6 +41,19 @@ def test_the_teachers_cache_is_a_reference_where_it_keeps_labels(codec):
     check_consistency(recipe(codec, labels=True, form="sigmoid", source="cache"))
 
 
+@pytest.mark.parametrize(("codec", "labels"), [("topk", True), ("label", False)])
+def test_a_prompt_of_the_teachers_own_serves_a_cache_of_labels_that_no_objective_reads(
+    codec, labels
+):
+    values = recipe(codec, labels).model_dump(exclude_unset=True)
+    values["teacher"]["prompt"] = "{hint}"
+    values["train"] = {"objective": [{"loss": "cross_entropy"}]}
+    check_consistency(Recipe.model_validate(values))
+    values["cache"] = {}
+    with pytest.raises(RecipeError, match=r"`teacher.prompt` has no effect"):
+        check_consistency(Recipe.model_validate(values))
+
+
 @pytest.mark.parametrize(
     ("task", "adapt", "says"),
     [

@@ -171,6 +171,10 @@ def test_a_text_longer_than_the_window_is_named_before_it_is_sent(serve, runner_
     ids = np.arange(32)
     with pytest.raises(ServerError, match=r"Example long has 32 ids.* takes at most 31"):
         runner.run([Request("long", ids, np.arange(31))], {})
+    with pytest.raises(ServerError, match=r"long has 32 ids.* shorten `teacher.prompt`, if"):
+        runner.check_room(
+            [Request("fits", ids[:31], np.arange(30)), Request("long", ids, np.arange(31))]
+        )
     assert not server.asked
     runner_of(server).run([Request("fits", ids[:31], np.arange(30))], {})
 

@@ -105,7 +105,8 @@ def test_all_of_sampling_is_said_and_each_answer_has_a_seed_of_its_own(name, tmp
 def test_signals_are_those_of_the_servers_own_logits(name, codec, labels, tmp_path):
     kind, reply = KINDS[name]
     server = FakeServer(reply)
-    made = writer(server, kind, codec, Sampling(8, 1.0, 0.9), labels=labels)
+    top_p = 1.0 if kind.tempers else 0.9
+    made = writer(server, kind, codec, Sampling(8, 1.0, top_p), labels=labels)
     _, found, store = written(made, requests(4), tmp_path)
     columns = [store.signals(line, "codec") for line in store.index().values()]
     seeds = [body.get("seed", number) for number, body in enumerate(server.bodies)]
@@ -195,10 +196,18 @@ def test_a_request_that_is_refused_while_the_server_goes_away_is_asked_again(tmp
     assert found == {}
 
 
-@pytest.mark.parametrize(("temperature", "known"), [(0.0, True), (1.0, True), (0.7, False)])
-def test_tempered_log_probabilities_of_sglang_are_not_kept(temperature, known, tmp_path):
-    made = writer(FakeServer(sglang_reply), SGLangWriting("name"), TOPK, Sampling(8, temperature))
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "known"),
+    [(0.0, 1.0, True), (0.0, 0.9, True), (1.0, 1.0, True), (1.0, 0.9, False), (0.7, 1.0, False)],
+)
+def test_log_probabilities_of_what_sglang_draws_from_are_not_kept(
+    temperature, top_p, known, tmp_path
+):
+    sampling, server = Sampling(8, temperature, top_p), FakeServer(sglang_reply)
+    made = writer(server, SGLangWriting("name"), TOPK, sampling)
     _, found, store = written(made, requests(1), tmp_path)
+    asked = server.bodies[0]["sampling_params"]["top_p"]
+    assert asked == (top_p if temperature else 1.0)  # some versions cut by it at temperature 0 too
     assert found["0"].ended
     assert (found["0"].logprobs is not None) == known
     assert bool(store.has_signals("codec")) == known
