@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from attar.models.token_bytes import TokenBytes, spans_of
 from distill.data.documents import Document
-from distill.data.examples import example_key, text_keys
+from distill.data.examples import ALONE, example_key, text_keys
 from distill.data.tokenize import IGNORE
 
 SIDE_COLUMNS = ("ids", "ends", "examples", "places")
@@ -70,6 +70,10 @@ class PassageSide:
         columns = (self.ids, self.ends - base, self.examples, self.places)
         ids, ends, *more = (column[low:high].astype(np.int64) for column in columns)
         return PassageSide(ids, np.maximum(ends, 0), *more)
+
+    def whole_before(self, last: int) -> PassageSide:
+        """The same; tokens that go on beyond a byte count as not predicted."""
+        return self.only((self.ends <= last) | (self.ends == self.starts))
 
     def between(self, first: int, last: int) -> PassageSide:
         """The tokens that have a byte between two, counted from the first; tokens without a byte,
@@ -127,17 +131,17 @@ def _stretches(document: Document, special: frozenset[int]) -> list[_Stretch]:
     """What is predicted of a document, in order. A window goes on where the one before ended."""
     found: list[_Stretch] = []
     texts = [
-        text
+        (*text, piece.role == ALONE and piece.begin > 0)
         for piece in document.pieces
         for text in [(piece.ids, piece.labels), *([piece.rejected] if piece.rejected else [])]
     ]
-    for number, (ids, labels) in enumerate(texts):
+    for number, (ids, labels, goes_on) in enumerate(texts):
         counted = np.flatnonzero(np.asarray(labels) != IGNORE)
         if not len(counted):
             continue
         for place, t in enumerate(counted.tolist()):
             begins = place == 0 or t > counted[place - 1] + 1
-            if begins and not (found and place == 0 and number and t <= 1):
+            if begins and not (found and place == 0 and goes_on and t <= 1):
                 # The first token of a document is given; a prompt's last token is no part of it.
                 lead = [i for i in ids[t : t + 1] if t == 0 and i not in special]
                 found.append(_Stretch(lead, [-1] * len(lead), [-1] * len(lead)))
@@ -178,11 +182,13 @@ def passages_of(
         if ends is None:
             continue
         first, second = begin
+        # Of a token that goes on where the teacher's answer is cut, only a beginning is known.
+        student_side = theirs.side(other_ends).whole_before(second + ends)
         yield Passage(
             number,
             own[first : first + ends],
             mine.side(own_ends).between(first, first + ends),
-            theirs.side(other_ends).between(second, second + ends),
+            student_side.between(second, second + ends),
             *keys,
         )
 

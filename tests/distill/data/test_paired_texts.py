@@ -66,6 +66,31 @@ def test_a_text_that_one_side_cuts_is_paired_as_far_as_both_go(tokenizer):
     assert rows[0]["completion"].encode().startswith(passage.bytes.strip())
 
 
+@pytest.mark.parametrize("max_length", range(12, 40, 3))
+def test_a_token_that_goes_on_beyond_the_cut_is_not_predicted(max_length, tokenizer):
+    rows = [{"prompt": "what falls? ", "completion": "light falls on water and " * 9}]
+    other = other_tokenizer(chat=False)
+    tokenizer.chat_template = None
+    for one, two in ((tokenizer, other), (other, tokenizer)):
+        known = TokenBytes(two, "two").bytes_of
+        for passage in pair(rows, one, two, max_length=max_length):
+            side = passage.student
+            wanted = side.examples >= 0
+            spans = zip(side.ids[wanted], side.starts[wanted], side.ends[wanted], strict=True)
+            for i, start, end in list(spans)[1:]:
+                assert passage.bytes[start:end] == known[i]
+
+
+def test_an_answer_to_a_short_prompt_does_not_go_on_from_the_other_answer(tokenizer):
+    rows = [{"prompt": "w", "chosen": " light on water", "rejected": " nobody says"}]
+    other = other_tokenizer(chat=False)
+    tokenizer.chat_template = None
+    found = pair(rows, tokenizer, other, max_length=48)
+    for passage in found:
+        assert len(set(passage.student.examples.tolist()) - {-1}) == 1
+    assert len(found) == 2
+
+
 def test_answers_that_templates_change_give_no_passage(tokenizer):
     other = other_tokenizer()
     other.chat_template = other.chat_template.replace("m.content", "m.content | upper")
