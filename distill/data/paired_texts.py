@@ -75,12 +75,13 @@ class PassageSide:
         """The same; tokens that go on beyond a byte count as not predicted."""
         return self.only((self.ends <= last) | (self.ends == self.starts))
 
-    def between(self, first: int, last: int) -> PassageSide:
-        """The tokens that have a byte between two, counted from the first; tokens without a byte,
-        which end an answer, stay wherever they stand after it.
+    def between(self, first: int, last: int, reach: int) -> PassageSide:
+        """The tokens that have a byte between two, counted from the first; and those without a
+        byte, which end an answer, up to the byte `reach`: white space may stand before them.
         """
         starts = self.starts
-        inside = (self.ends > first) & (starts < last) | (self.ends == starts) & (starts >= first)
+        inside = (self.ends > first) & (starts < last)
+        inside |= (self.ends == starts) & (starts >= first) & (starts <= reach)
         ends = np.clip(self.ends, first, last) - first
         return PassageSide(
             *(column[inside] for column in (self.ids, ends, self.examples, self.places))
@@ -187,8 +188,8 @@ def passages_of(
         yield Passage(
             number,
             own[first : first + ends],
-            mine.side(own_ends).between(first, first + ends),
-            student_side.between(second, second + ends),
+            mine.side(own_ends).between(first, first + ends, _blank_after(own, first + ends)),
+            student_side.between(second, second + ends, _blank_after(other, second + ends)),
             *keys,
         )
 
@@ -238,6 +239,12 @@ def _common(one: bytes, other: bytes) -> tuple[tuple[int, int], int | None]:
         size += 1
     begin = (lead, at) if short is one else (at, lead)
     return begin, size
+
+
+def _blank_after(text: bytes, byte: int) -> int:
+    """Up to which byte a text is blank after one."""
+    rest = text[byte:]
+    return byte + len(rest) - len(rest.lstrip())
 
 
 # The file of passages ----------------------------------------------------------------------------

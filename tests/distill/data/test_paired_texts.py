@@ -76,6 +76,8 @@ def test_a_token_that_goes_on_beyond_the_cut_is_not_predicted(max_length, tokeni
         for passage in pair(rows, one, two, max_length=max_length):
             side = passage.student
             wanted = side.examples >= 0
+            assert not passage.teacher.ends_answer
+            assert not side.ends_answer
             spans = zip(side.ids[wanted], side.starts[wanted], side.ends[wanted], strict=True)
             for i, start, end in list(spans)[1:]:
                 assert passage.bytes[start:end] == known[i]
