@@ -11,7 +11,7 @@ Legend: n tokens of a passage on one side.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +192,65 @@ def passages_of(
             student_side.between(second, second + ends, _blank_after(other, second + ends)),
             *keys,
         )
+
+
+def window_of(passage: Passage, number: int, last_number: int | None = None) -> Passage:
+    """The part of a passage in which an example of the student has tokens, or some in a row up to
+    `last_number`, and the teacher's tokens that share a byte with it, with one before them.
+    """
+    student, teacher = passage.student, passage.teacher
+    numbers = student.examples
+    stop = number if last_number is None else last_number
+    mine = np.flatnonzero((numbers >= number) & (numbers <= stop))
+    first, last = int(mine[0]), int(mine[-1])
+    begins = int(np.searchsorted(teacher.starts, student.starts[first], side="right")) - 1
+    low = max(0, begins - 1)
+    if last == len(student.ids) - 1:
+        high = len(teacher.ids)
+    else:
+        high = int(np.searchsorted(teacher.starts, student.ends[last], side="left"))
+    high = max(high, low + 1)
+    base, end = int(teacher.starts[low]), max(int(teacher.ends[high - 1]), int(student.ends[last]))
+    own = int(np.searchsorted(student.ends, base, side="right"))
+    return Passage(
+        passage.document,
+        passage.bytes[base:end],
+        teacher.part(low, high, base),
+        student.part(min(own, first), last + 1, base),
+        passage.teacher_keys,
+        passage.student_keys,
+    )
+
+
+def parts_of(passage: Passage, most: int) -> Iterator[Passage]:
+    """The passage in parts of at most so many of the student's examples, each with what
+    `window_of` asks of them, so that to read one example takes no longer in a long text.
+    """
+    present = np.unique(passage.student.examples)
+    present = present[present >= 0]
+    if len(present) <= most:
+        yield passage
+        return
+    for i in range(0, len(present), most):
+        some = present[i : i + most]
+        part = window_of(passage, int(some[0]), int(some[-1]))
+        wanted = (part.student.examples >= some[0]) & (part.student.examples <= some[-1])
+        part = replace(part, student=part.student.only(wanted))
+        yield _with_own_keys(part)
+
+
+def _with_own_keys(passage: Passage) -> Passage:
+    """The passage with the keys of examples of which it has tokens, and no others."""
+    sides, keys = [], []
+    for side, every in (
+        (passage.teacher, passage.teacher_keys),
+        (passage.student, passage.student_keys),
+    ):
+        numbers = np.unique(side.examples[side.examples >= 0])
+        examples = np.where(side.examples >= 0, np.searchsorted(numbers, side.examples), -1)
+        sides.append(replace(side, examples=examples))
+        keys.append([every[i] for i in numbers.tolist()])
+    return Passage(passage.document, passage.bytes, *sides, *keys)
 
 
 def _ends(ids: Sequence[int], side: TokenBytes) -> tuple[bytes, np.ndarray] | None:

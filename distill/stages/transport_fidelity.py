@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from distill.data.examples import first_examples
+from distill.data.paired_texts import window_of
 from distill.run.context import Run
-from distill.stages.transport import TextTransport, window_of
+from distill.stages.transport import TextTransport
 from teachers.codecs.label import LABEL_COLUMN
 from teachers.runners.request import Request
 from teachers.transport.transport import ALIGNED, INSIDE, SPANS, UNSERVED

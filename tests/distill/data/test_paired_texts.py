@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from attar.errors import DataError
 from attar.models.token_bytes import TokenBytes
 from distill.data.examples import Examples
-from distill.data.paired_texts import Passages, passages_of
+from distill.data.paired_texts import Passages, parts_of, passages_of, window_of
 from tests.helpers.preparing import write_jsonl
 from tests.helpers.two_tokenizers import other_tokenizer, read_by, teacher_texts
 
@@ -134,3 +135,49 @@ def test_both_answers_of_a_pair_are_paired(judged, tokenizer):
     rows = [{"prompt": "what falls?", "chosen": "light on water", "rejected": "nobody says"}]
     found = pair(rows, tokenizer, other_tokenizer(), max_length=48)
     assert rows[0][judged].encode() in [passage.bytes for passage in found]
+
+
+@pytest.mark.parametrize("most", [1, 3, 100])
+def test_an_example_is_read_from_a_part_of_a_long_text_as_from_all_of_it(most, tokenizer):
+    (whole,) = pair([{"text": LONG}], tokenizer, other_tokenizer())
+    number = 0
+    for part in parts_of(whole, most):
+        for i, key in enumerate(part.student_keys):
+            one, all_of_it = window_of(part, i), window_of(whole, number)
+            assert key == whole.student_keys[number]
+            assert one.bytes == all_of_it.bytes
+            for mine, its in ((one.teacher, all_of_it.teacher), (one.student, all_of_it.student)):
+                assert mine.ids.tolist() == its.ids.tolist()
+                assert mine.ends.tolist() == its.ends.tolist()
+            mine, its = one.student.examples == i, all_of_it.student.examples == number
+            assert one.student.places[mine].tolist() == all_of_it.student.places[its].tolist()
+            sides = (one.teacher, part.teacher_keys), (all_of_it.teacher, whole.teacher_keys)
+            read = [
+                [(keys[n], p) for n, p in zip(side.examples, side.places, strict=True) if n >= 0]
+                for side, keys in sides
+            ]
+            assert read[0] == read[1]
+            number += 1
+    assert number == len(whole.student_keys)
+
+
+def test_a_text_that_stands_twice_is_counted_once(tokenizer, tmp_path):
+    rows = [{"text": "light " * 200}, *({"text": f"{i} {LONG}"} for i in range(9))]
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    _, texts = teacher_texts(tokenizer, other_tokenizer(), file, tmp_path)
+    assert texts.unpaired == 0
+
+
+def test_texts_that_no_side_shares_are_refused(tokenizer, tmp_path):
+    other = other_tokenizer()
+    other.chat_template = other.chat_template.replace("m.content", "m.content | upper")
+    file = write_jsonl(tmp_path / "rows.jsonl", [{"messages": CHAT[:i]} for i in (2, 4)] * 3)
+    with pytest.raises(DataError, match="none of the texts that the student learns"):
+        teacher_texts(tokenizer, other, file, tmp_path, max_length=96)
+
+
+def test_a_teacher_that_cannot_read_conversations_is_named(tokenizer, tmp_path):
+    tokenizer.chat_template = None
+    file = write_jsonl(tmp_path / "rows.jsonl", [{"messages": CHAT[:i]} for i in (2, 4)] * 3)
+    with pytest.raises(DataError, match=r"The teacher has a tokenizer of its own\. The data are"):
+        teacher_texts(tokenizer, other_tokenizer(), file, tmp_path, max_length=96)
