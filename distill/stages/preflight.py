@@ -282,7 +282,9 @@ def check_existing_cache(run: Run) -> None:
     """A cache that is there was made as the recipe asks, as far as that is known before work."""
     adapts = run.recipe.teacher.adapt is not None and not is_current(run, "adapt-teacher")
     if run.makes_cache and not adapts and not is_current(run, "cache"):
-        check_cache_there(TeacherSide(run) if run.transports_itself else run)
+        if run.transports_itself:
+            check_cache_there(TeacherSide(run))
+        check_cache_there(run)
 
 
 # The student -----------------------------------------------------------------------------------
