@@ -55,19 +55,22 @@ class TeacherTexts:
     """The folder that `prepare_teacher_texts` left.
 
     roles: of the teacher's ids that end an answer, the student's id that does. unpaired: how many
-    of the wanted tokens are in no passage.
+    of the wanted tokens are in no passage. begins: by document of which either side's examples do
+    not begin with the text, the bytes of it at which those of the teacher and of the student do.
     """
 
     folder: Path
     roles: dict[int, int]
     unpaired: int
+    begins: dict[int, tuple[int, int]]
 
     @classmethod
     def read(cls, folder: Path) -> TeacherTexts:
         """The texts of a folder."""
         found = read_json(folder / TEXTS_FILE)
         roles = {int(teacher): student for teacher, student in found["roles"].items()}
-        return cls(folder, roles, found["unpaired"])
+        begins = {int(number): (its, own) for number, (its, own) in found["begins"].items()}
+        return cls(folder, roles, found["unpaired"], begins)
 
     @property
     def examples(self) -> Examples:
@@ -116,7 +119,8 @@ def prepare_teacher_texts(
         writer.close()
         _check_paired(writer)
         roles = {str(its): own for its, own in writer.roles().items()}
-        record = {"roles": roles, "unpaired": writer.unpaired}
+        begins = {str(document): both for document, both in writer.begins.items()}
+        record = {"roles": roles, "unpaired": writer.unpaired, "begins": begins}
         write_json(aside / TEXTS_FILE, record)
         files = record_files([aside], aside)
         write_json(aside / RECORD_FILE, {"inputs": wanted, "files": files})
@@ -150,13 +154,15 @@ def _is_there(folder: Path, wanted: str) -> bool:
 class _Writer:
     """Writes the files, document by document, and counts what stands in them.
 
-    wanted, unpaired: tokens of the student, and how many of them are in no passage.
+    wanted, unpaired: tokens of the student, and how many of them are in no passage. begins: as in
+    `TeacherTexts`. _left: counted tokens of every wanted text; 0 once it is written.
     """
 
     folder: Path
     parts: dict[str, Examples]
     wanted: int = 0
     unpaired: int = 0
+    begins: dict[int, tuple[int, int]] = field(default_factory=dict)
     _waiting: int = 0  # tokens
     _numbers: dict[str, int] = field(default_factory=dict)
     _left: dict[str, int] = field(default_factory=dict)
@@ -176,7 +182,7 @@ class _Writer:
 
     def wants(self, document: Document) -> bool:
         """Whether some of the student's texts of a document are wanted, and not yet written."""
-        return any(key in self._left for key in keys_of(document))
+        return any(self._left.get(key) for key in keys_of(document))
 
     def add(
         self, number: int, teacher: Document, student: Document, passages: Iterable[Passage]
@@ -187,7 +193,8 @@ class _Writer:
         first = {key: i for i, key in reversed(list(enumerate(keys_of(student))))}
         for passage in passages:
             own = passage.student
-            wanted = np.asarray([key in self._left for key in passage.student_keys] + [False])
+            left = [bool(self._left.get(key)) for key in passage.student_keys]
+            wanted = np.asarray([*left, False])
             own = own.only(wanted[own.examples])
             cover = _covering(passage.teacher, own)
             examples = set(passage.teacher.examples[cover].tolist()) - {-1}
@@ -199,13 +206,13 @@ class _Writer:
             for part in parts_of(whole, EXAMPLES_A_PASSAGE):
                 self._add_row(part)
             self._count_ends(its, own)
+            self._note_begins(passage, number, min(examples))
             needed |= examples
             mine, numbers = own.examples >= 0, [first[key] for key in passage.student_keys]
             paired.append((np.asarray(numbers)[own.examples[mine]] << 32) + own.places[mine])
         # An example may stand in a text several times.
         self.unpaired -= len(np.unique(np.concatenate(paired)))
-        for key in first:
-            self._left.pop(key, None)
+        self._left.update((key, 0) for key in first if key in self._left)
         self._write_examples(number, teacher, needed)
 
     def _add_row(self, passage: Passage) -> None:
@@ -232,6 +239,14 @@ class _Writer:
         last = [side.ids[-1] for side in (teacher, student) if side.ends_answer]
         if len(last) == 2:
             self._ends[int(last[0]), int(last[1])] += 1
+
+    def _note_begins(self, passage: Passage, number: int, its: int) -> None:
+        """Note where in a text the examples begin. its: the teacher's first one that is kept."""
+        own = next(i for i, key in enumerate(passage.student_keys) if key in self._left)
+        found = passage.teacher.examples == its, passage.student.examples == own
+        if (its or own) and number not in self.begins and found[1].any():
+            starts = passage.teacher.starts[found[0]], passage.student.starts[found[1]]
+            self.begins[number] = int(starts[0][0]), int(starts[1][0])
 
     def roles(self) -> dict[int, int]:
         """Of each id of the teacher that ends answers, the student's that most often does."""

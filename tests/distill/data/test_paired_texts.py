@@ -5,8 +5,12 @@ import pytest
 
 from attar.errors import DataError
 from attar.models.token_bytes import TokenBytes
+from distill.data.config import DataConfig
 from distill.data.examples import Examples
 from distill.data.paired_texts import Passages, parts_of, passages_of, window_of
+from distill.data.prepare import prepare
+from distill.data.teacher_texts import prepare_teacher_texts
+from distill.evaluation.same_text import SLACK_BYTES, HeldOut, write_same_text
 from tests.helpers.preparing import write_jsonl
 from tests.helpers.two_tokenizers import other_tokenizer, read_by, teacher_texts
 
@@ -181,3 +185,29 @@ def test_a_teacher_that_cannot_read_conversations_is_named(tokenizer, tmp_path):
     file = write_jsonl(tmp_path / "rows.jsonl", [{"messages": CHAT[:i]} for i in (2, 4)] * 3)
     with pytest.raises(DataError, match=r"The teacher has a tokenizer of its own\. The data are"):
         teacher_texts(tokenizer, other_tokenizer(), file, tmp_path, max_length=96)
+
+
+def test_the_last_windows_of_one_text_are_compared_from_the_same_byte(tokenizer, tmp_path):
+    dice = np.random.default_rng(0)
+    text = " ".join(dice.choice(LONG.split(), 200))
+    other, file = other_tokenizer(), tmp_path / "text.txt"
+    file.write_text(text)
+    config = DataConfig(train=str(file), held_out=0.5, max_length=24)
+    data = prepare(config, other, "other", 0, tmp_path / "data")
+    held = data / "held_out.arrow"
+    parts = {"held_out": Examples(held)}
+    texts = prepare_teacher_texts(config, other, tokenizer, 0, parts, data, tmp_path / "texts")
+    its, own = ({n: both[i] for n, both in texts.begins.items()} for i in range(2))
+    versions = [
+        HeldOut(held, other, "the student", own),
+        HeldOut(texts.folder / "teacher.arrow", tokenizer, "the teacher", its),
+    ]
+    files = write_same_text(versions, 10_000, tmp_path)
+    found = []
+    for read, by in zip(files, (other, tokenizer), strict=True):
+        known = TokenBytes(by, "it").bytes_of
+        found.append(b"".join(known[i] for one in Examples(read) for i in one.counted_labels))
+    shorter, longer = sorted(found, key=len)
+    assert shorter in longer
+    assert len(longer) - len(shorter) <= 2 * SLACK_BYTES
+    assert len(shorter) > len(text) / 3
