@@ -122,3 +122,9 @@ def test_what_has_no_counterpart_is_refused_before_work(option, says, two_tokeni
     assert refused.exit_code == 1
     assert says in refused.output
     assert "The student has another vocabulary than the teacher" in refused.output
+
+
+def test_a_fresh_student_has_a_row_for_every_id_of_its_tokenizer(two_tokenizers):
+    few = FRESH.replace("hidden_size: 32", "hidden_size: 32, vocab_size: 100")
+    refused = two_tokenizers("plan", "recipe.yaml", *OPTIONS, "--set", few, ok=False)
+    assert "`student.from.vocab_size` is 100, and its tokenizer has 290 ids" in refused.output
