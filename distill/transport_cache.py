@@ -9,17 +9,25 @@ import logging
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from attar.errors import CacheError, RecipeError
 from distill.run.context import Run
 from distill.run.teacher_side import TeacherSide
-from distill.stages.cache import cache_manifest, cached_requests, fill_store, open_cache
+from distill.stages.cache import (
+    cache_manifest,
+    cached_requests,
+    fill_store,
+    manifest_for,
+    open_cache,
+)
 from distill.stages.transport import TextTransport, TransportRunner, transport_of
-from distill.stages.transport_checks import check_transport
+from distill.stages.transport_checks import check_cache_transport
 from distill.stages.transport_fidelity import TransportFidelity, validation_fidelity
 from students.config import StudentConfig
 from teachers.cache.config import config_of
 from teachers.cache.store import SignalStore
+from teachers.cache_tools.rewrite import first_difference
 
 log = logging.getLogger(__name__)
 MOST_LACKING = 0.5  # of the texts, in a cache of the same data
@@ -71,21 +79,37 @@ def transport_cache(
                 f"`--to {to}` has the vocabulary of the teacher, {run.recipe.teacher.model}: the "
                 "cache serves such students as it is."
             )
-        check_transport(run)
+        check_cache_transport(run)
+        store = SignalStore(out)
+        _check_out(store, manifest_for(run, {}), "data")
         side = TeacherSide(run)
         side.prepare_data()
         transport = transport_of(side, open_cache(side, whole=False))
         _check_holds(transport, side)
-        store, labels = SignalStore(out), run.recipe.cache.labels
+        manifest, labels = cache_manifest(run), run.recipe.cache.labels
+        _check_out(store, manifest)
         fill_store(
             run,
             store,
             cached_requests(run),
-            cache_manifest(run),
+            manifest,
             lambda: TransportRunner(transport, run.vocabulary, labels),
             "transport",
         )
         return store.totals(), validation_fidelity(run, transport, SHARES_OF_K)
+
+
+def _check_out(store: SignalStore, manifest: dict[str, Any], *unknown: str) -> None:
+    """Raise `CacheError` where another cache is at the place of the new one; but for fields that
+    are not known yet.
+    """
+    found = store.manifest()
+    if found and (difference := first_difference(found, manifest, ("format", *unknown))):
+        field, was, now = difference
+        raise CacheError(
+            f"There is another cache at {store.url} ({field} = {was}, the new one has {now}); "
+            "write it to another folder, or delete that cache."
+        )
 
 
 def _check_holds(transport: TextTransport, side: TeacherSide) -> None:

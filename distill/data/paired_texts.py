@@ -11,7 +11,7 @@ Legend: n tokens of a passage on one side.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from attar.models.token_bytes import TokenBytes, spans_of
 from distill.data.documents import Document
-from distill.data.examples import example_key, text_keys
+from distill.data.examples import ALONE, example_key, text_keys
 from distill.data.tokenize import IGNORE
 
 SIDE_COLUMNS = ("ids", "ends", "examples", "places")
@@ -71,12 +71,17 @@ class PassageSide:
         ids, ends, *more = (column[low:high].astype(np.int64) for column in columns)
         return PassageSide(ids, np.maximum(ends, 0), *more)
 
-    def between(self, first: int, last: int) -> PassageSide:
-        """The tokens that have a byte between two, counted from the first; tokens without a byte,
-        which end an answer, stay wherever they stand after it.
+    def whole_before(self, last: int) -> PassageSide:
+        """The same; tokens that go on beyond a byte count as not predicted."""
+        return self.only((self.ends <= last) | (self.ends == self.starts))
+
+    def between(self, first: int, last: int, reach: int) -> PassageSide:
+        """The tokens that have a byte between two, counted from the first; and those without a
+        byte, which end an answer, up to the byte `reach`: white space may stand before them.
         """
         starts = self.starts
-        inside = (self.ends > first) & (starts < last) | (self.ends == starts) & (starts >= first)
+        inside = (self.ends > first) & (starts < last)
+        inside |= (self.ends == starts) & (starts >= first) & (starts <= reach)
         ends = np.clip(self.ends, first, last) - first
         return PassageSide(
             *(column[inside] for column in (self.ids, ends, self.examples, self.places))
@@ -127,17 +132,17 @@ def _stretches(document: Document, special: frozenset[int]) -> list[_Stretch]:
     """What is predicted of a document, in order. A window goes on where the one before ended."""
     found: list[_Stretch] = []
     texts = [
-        text
+        (*text, piece.role == ALONE and piece.begin > 0)
         for piece in document.pieces
         for text in [(piece.ids, piece.labels), *([piece.rejected] if piece.rejected else [])]
     ]
-    for number, (ids, labels) in enumerate(texts):
+    for number, (ids, labels, goes_on) in enumerate(texts):
         counted = np.flatnonzero(np.asarray(labels) != IGNORE)
         if not len(counted):
             continue
         for place, t in enumerate(counted.tolist()):
             begins = place == 0 or t > counted[place - 1] + 1
-            if begins and not (found and place == 0 and number and t <= 1):
+            if begins and not (found and place == 0 and goes_on and t <= 1):
                 # The first token of a document is given; a prompt's last token is no part of it.
                 lead = [i for i in ids[t : t + 1] if t == 0 and i not in special]
                 found.append(_Stretch(lead, [-1] * len(lead), [-1] * len(lead)))
@@ -178,13 +183,74 @@ def passages_of(
         if ends is None:
             continue
         first, second = begin
+        # Of a token that goes on where the teacher's answer is cut, only a beginning is known.
+        student_side = theirs.side(other_ends).whole_before(second + ends)
         yield Passage(
             number,
             own[first : first + ends],
-            mine.side(own_ends).between(first, first + ends),
-            theirs.side(other_ends).between(second, second + ends),
+            mine.side(own_ends).between(first, first + ends, _blank_after(own, first + ends)),
+            student_side.between(second, second + ends, _blank_after(other, second + ends)),
             *keys,
         )
+
+
+def window_of(passage: Passage, number: int, last_number: int | None = None) -> Passage:
+    """The part of a passage in which an example of the student has tokens, or some in a row up to
+    `last_number`, and the teacher's tokens that share a byte with it, with one before them.
+    """
+    student, teacher = passage.student, passage.teacher
+    numbers = student.examples
+    stop = number if last_number is None else last_number
+    mine = np.flatnonzero((numbers >= number) & (numbers <= stop))
+    first, last = int(mine[0]), int(mine[-1])
+    begins = int(np.searchsorted(teacher.starts, student.starts[first], side="right")) - 1
+    low = max(0, begins - 1)
+    if last == len(student.ids) - 1:
+        high = len(teacher.ids)
+    else:
+        high = int(np.searchsorted(teacher.starts, student.ends[last], side="left"))
+    high = max(high, low + 1)
+    base, end = int(teacher.starts[low]), max(int(teacher.ends[high - 1]), int(student.ends[last]))
+    own = int(np.searchsorted(student.ends, base, side="right"))
+    return Passage(
+        passage.document,
+        passage.bytes[base:end],
+        teacher.part(low, high, base),
+        student.part(min(own, first), last + 1, base),
+        passage.teacher_keys,
+        passage.student_keys,
+    )
+
+
+def parts_of(passage: Passage, most: int) -> Iterator[Passage]:
+    """The passage in parts of at most so many of the student's examples, each with what
+    `window_of` asks of them, so that to read one example takes no longer in a long text.
+    """
+    present = np.unique(passage.student.examples)
+    present = present[present >= 0]
+    if len(present) <= most:
+        yield passage
+        return
+    for i in range(0, len(present), most):
+        some = present[i : i + most]
+        part = window_of(passage, int(some[0]), int(some[-1]))
+        wanted = (part.student.examples >= some[0]) & (part.student.examples <= some[-1])
+        part = replace(part, student=part.student.only(wanted))
+        yield _with_own_keys(part)
+
+
+def _with_own_keys(passage: Passage) -> Passage:
+    """The passage with the keys of examples of which it has tokens, and no others."""
+    sides, keys = [], []
+    for side, every in (
+        (passage.teacher, passage.teacher_keys),
+        (passage.student, passage.student_keys),
+    ):
+        numbers = np.unique(side.examples[side.examples >= 0])
+        examples = np.where(side.examples >= 0, np.searchsorted(numbers, side.examples), -1)
+        sides.append(replace(side, examples=examples))
+        keys.append([every[i] for i in numbers.tolist()])
+    return Passage(passage.document, passage.bytes, *sides, *keys)
 
 
 def _ends(ids: Sequence[int], side: TokenBytes) -> tuple[bytes, np.ndarray] | None:
@@ -232,6 +298,12 @@ def _common(one: bytes, other: bytes) -> tuple[tuple[int, int], int | None]:
         size += 1
     begin = (lead, at) if short is one else (at, lead)
     return begin, size
+
+
+def _blank_after(text: bytes, byte: int) -> int:
+    """Up to which byte a text is blank after one."""
+    rest = text[byte:]
+    return byte + len(rest) - len(rest.lstrip())
 
 
 # The file of passages ----------------------------------------------------------------------------

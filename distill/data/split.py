@@ -69,12 +69,15 @@ class Corpus:
         """All documents of the sources that parts are drawn from; in one order with any tokenizer,
         and of as many rows, but not divided into parts.
         """
-        config, named = self.config, []
+        config, named, is_drawn = self.config, [], False
         for part in parts:
             source = None if part == "train" else getattr(config, part)
             if isinstance(source, str):
                 named.append(source)
-        yield from (row.document() for row in self._open(sources_of(config), config.split))
+            else:
+                is_drawn = True
+        if is_drawn:
+            yield from (row.document() for row in self._open(sources_of(config), config.split))
         for source in named:
             yield from self.named(source)
 

@@ -10,6 +10,7 @@ of the student are kept, so a cache is made of no more.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from attar.checksums import faults_of, record_files
+from attar.errors import DataError
 from attar.files import fingerprint, read_json, staged_folder, write_json
 from attar.models.token_bytes import TokenBytes
 from attar.models.tokenizers import tokenizer_fingerprint
@@ -31,6 +33,7 @@ from distill.data.paired_texts import (
     Passage,
     PassageSide,
     keys_of,
+    parts_of,
     passage_row,
     passages_of,
 )
@@ -40,7 +43,11 @@ from distill.data.reader import NextTokenTexts
 from distill.data.split import Corpus
 
 TEACHER_FILE, PASSAGES_FILE, TEXTS_FILE = "teacher.arrow", "passages.arrow", "texts.json"
-FORMAT = 1  # of these files
+FORMAT = 2  # of these files
+MANY_UNPAIRED = 0.1  # of the wanted tokens, of which the log tells
+EXAMPLES_A_PASSAGE = 32  # of the student; longer passages are stored in parts
+TOKENS_A_BATCH = 1 << 18  # that wait in memory to be written together
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,19 +55,22 @@ class TeacherTexts:
     """The folder that `prepare_teacher_texts` left.
 
     roles: of the teacher's ids that end an answer, the student's id that does. unpaired: how many
-    of the wanted tokens are in no passage.
+    of the wanted tokens are in no passage. begins: by document of which either side's examples do
+    not begin with the text, the bytes of it at which those of the teacher and of the student do.
     """
 
     folder: Path
     roles: dict[int, int]
     unpaired: int
+    begins: dict[int, tuple[int, int]]
 
     @classmethod
     def read(cls, folder: Path) -> TeacherTexts:
         """The texts of a folder."""
         found = read_json(folder / TEXTS_FILE)
         roles = {int(teacher): student for teacher, student in found["roles"].items()}
-        return cls(folder, roles, found["unpaired"])
+        begins = {int(number): (its, own) for number, (its, own) in found["begins"].items()}
+        return cls(folder, roles, found["unpaired"], begins)
 
     @property
     def examples(self) -> Examples:
@@ -86,7 +96,8 @@ def prepare_teacher_texts(
 
     student, teacher: the tokenizers. parts: by name, the student's examples that are wanted. data:
     the folder that `prepare` left. Raises `ModelError` for a tokenizer whose ids do not tell which
-    bytes they stand for.
+    bytes they stand for, and `DataError` where the teacher cannot read the rows, or the two sides
+    have no text in common.
     """
     made = read_json(data / RECORD_FILE)["inputs"]
     wanted = fingerprint([FORMAT, made, sorted(parts), tokenizer_fingerprint(teacher)])
@@ -94,20 +105,41 @@ def prepare_teacher_texts(
         return TeacherTexts.read(folder)
     reader = NextTokenTexts(logs=False)
     sides = [Corpus(config, reader, tokenizer, seed) for tokenizer in (teacher, student)]
-    token_bytes = TokenBytes(teacher, "the teacher's"), TokenBytes(student, "the student's")
+    token_bytes = TokenBytes(teacher, "the teacher"), TokenBytes(student, "the student")
     with staged_folder(folder) as aside:
         writer = _Writer(aside, parts)
-        pairs = zip(*(side.documents_of(parts) for side in sides), strict=True)
-        for number, (its, own) in enumerate(pairs):
-            if writer.wants(own):
-                writer.add(number, its, own, passages_of(number, its, own, *token_bytes, student))
+        try:
+            pairs = zip(*(side.documents_of(parts) for side in sides), strict=True)
+            for number, (its, own) in enumerate(pairs):
+                if writer.wants(own):
+                    found = passages_of(number, its, own, *token_bytes, student)
+                    writer.add(number, its, own, found)
+        except DataError as error:  # the student's side was read before
+            raise DataError(f"The teacher has a tokenizer of its own. {error}") from None
         writer.close()
+        _check_paired(writer)
         roles = {str(its): own for its, own in writer.roles().items()}
-        record = {"roles": roles, "unpaired": writer.unpaired}
+        begins = {str(document): both for document, both in writer.begins.items()}
+        record = {"roles": roles, "unpaired": writer.unpaired, "begins": begins}
         write_json(aside / TEXTS_FILE, record)
         files = record_files([aside], aside)
         write_json(aside / RECORD_FILE, {"inputs": wanted, "files": files})
     return TeacherTexts.read(folder)
+
+
+def _check_paired(writer: _Writer) -> None:
+    """Say where many tokens have no counterpart. Raises `DataError` where none has."""
+    share = writer.unpaired / max(1, writer.wanted)
+    if share == 1.0:
+        raise DataError(
+            "The teacher reads none of the texts that the student learns as the same bytes, so "
+            "nothing can be transported; where the chat templates change answers, give the "
+            "student's tokenizer the teacher's template, or learn plain texts."
+        )
+    if share > MANY_UNPAIRED:
+        log.warning(
+            "data: %.1f%% of the student's tokens are none that the teacher reads", 100 * share
+        )
 
 
 def _is_there(folder: Path, wanted: str) -> bool:
@@ -120,11 +152,18 @@ def _is_there(folder: Path, wanted: str) -> bool:
 
 @dataclass
 class _Writer:
-    """Writes the files, document by document, and counts what stands in them."""
+    """Writes the files, document by document, and counts what stands in them.
+
+    wanted, unpaired: tokens of the student, and how many of them are in no passage. begins: as in
+    `TeacherTexts`. _left: counted tokens of every wanted text; 0 once it is written.
+    """
 
     folder: Path
     parts: dict[str, Examples]
+    wanted: int = 0
     unpaired: int = 0
+    begins: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _waiting: int = 0  # tokens
     _numbers: dict[str, int] = field(default_factory=dict)
     _left: dict[str, int] = field(default_factory=dict)
     _ends: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -136,23 +175,26 @@ class _Writer:
             texts = examples.by_text()
             self._left.update(zip(texts.keys, texts.counts.tolist(), strict=True))
             self._numbers.update(zip(texts.row_texts, texts.documents.tolist(), strict=True))
+        self.wanted = self.unpaired = sum(self._left.values())
         self._examples = PartWriter(self.folder / TEACHER_FILE, None)
         self._file = pa.OSFile(str(self.folder / PASSAGES_FILE), "wb")
         self._stream = pa.ipc.new_stream(self._file, PASSAGE_SCHEMA)
 
     def wants(self, document: Document) -> bool:
         """Whether some of the student's texts of a document are wanted, and not yet written."""
-        return any(key in self._left for key in keys_of(document))
+        return any(self._left.get(key) for key in keys_of(document))
 
     def add(
         self, number: int, teacher: Document, student: Document, passages: Iterable[Passage]
     ) -> None:
         """Write what covers the wanted texts of a row that both sides have read."""
         number = self._numbers.get(student.text, number)
-        paired, needed = 0, set[int]()
+        paired, needed = [np.zeros(0, np.int64)], set[int]()
+        first = {key: i for i, key in reversed(list(enumerate(keys_of(student))))}
         for passage in passages:
             own = passage.student
-            wanted = np.asarray([key in self._left for key in passage.student_keys] + [False])
+            left = [bool(self._left.get(key)) for key in passage.student_keys]
+            wanted = np.asarray([*left, False])
             own = own.only(wanted[own.examples])
             cover = _covering(passage.teacher, own)
             examples = set(passage.teacher.examples[cover].tolist()) - {-1}
@@ -160,15 +202,23 @@ class _Writer:
                 continue
             kept = np.asarray([i in examples for i in range(len(passage.teacher_keys))] + [False])
             its = passage.teacher.only(kept[passage.teacher.examples])
-            self._rows.append(
-                passage_row(replace(passage, document=number, teacher=its, student=own))
-            )
+            whole = replace(passage, document=number, teacher=its, student=own)
+            for part in parts_of(whole, EXAMPLES_A_PASSAGE):
+                self._add_row(part)
             self._count_ends(its, own)
+            self._note_begins(passage, number, min(examples))
             needed |= examples
-            paired += int((own.examples >= 0).sum())
-        self.unpaired += sum(self._left.pop(key, 0) for key in keys_of(student)) - paired
+            mine, numbers = own.examples >= 0, [first[key] for key in passage.student_keys]
+            paired.append((np.asarray(numbers)[own.examples[mine]] << 32) + own.places[mine])
+        # An example may stand in a text several times.
+        self.unpaired -= len(np.unique(np.concatenate(paired)))
+        self._left.update((key, 0) for key in first if key in self._left)
         self._write_examples(number, teacher, needed)
-        if len(self._rows) >= ROWS_A_BATCH:
+
+    def _add_row(self, passage: Passage) -> None:
+        self._rows.append(passage_row(passage))
+        self._waiting += len(passage.teacher.ids) + len(passage.student.ids)
+        if len(self._rows) >= ROWS_A_BATCH or self._waiting >= TOKENS_A_BATCH:
             self._flush()
 
     def _write_examples(self, number: int, teacher: Document, needed: set[int]) -> None:
@@ -190,6 +240,14 @@ class _Writer:
         if len(last) == 2:
             self._ends[int(last[0]), int(last[1])] += 1
 
+    def _note_begins(self, passage: Passage, number: int, its: int) -> None:
+        """Note where in a text the examples begin. its: the teacher's first one that is kept."""
+        own = next(i for i, key in enumerate(passage.student_keys) if key in self._left)
+        found = passage.teacher.examples == its, passage.student.examples == own
+        if (its or own) and number not in self.begins and found[1].any():
+            starts = passage.teacher.starts[found[0]], passage.student.starts[found[1]]
+            self.begins[number] = int(starts[0][0]), int(starts[1][0])
+
     def roles(self) -> dict[int, int]:
         """Of each id of the teacher that ends answers, the student's that most often does."""
         found: dict[int, int] = {}
@@ -199,7 +257,7 @@ class _Writer:
 
     def _flush(self) -> None:
         self._stream.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=PASSAGE_SCHEMA))
-        self._rows = []
+        self._rows, self._waiting = [], 0
 
     def close(self) -> None:
         """Finish the files."""

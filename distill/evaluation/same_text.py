@@ -8,8 +8,8 @@ begin before the first token of a text ends, which is read and not predicted, in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,12 +34,14 @@ class HeldOut:
     """Held-out documents as a tokenizer cuts them.
 
     file: Arrow, with the same document numbers whatever the tokenizer. name: of the model whose
-    tokenizer it is.
+    tokenizer it is. begins: by document whose first example does not begin with its text, the byte
+    of it at which its first counted token stands.
     """
 
     file: Path
     tokenizer: Any
     name: str
+    begins: Mapping[int, int] = field(default_factory=dict)
 
     @cached_property
     def bytes_of(self) -> list[bytes]:
@@ -69,10 +71,10 @@ def write_same_text(held_out: Sequence[HeldOut], tokens: int, folder: Path) -> l
     first, *others = held_out
     tables = [read_part(one.file) for one in held_out]
     chosen = spread_examples(Examples(first.file), tokens)
-    found = [_documents(tables[0].take(chosen), first.bytes_of, {})]
+    found = [_documents(tables[0].take(chosen), first, {})]
     reached = {number: _reached(rows) for number, rows in found[0].items()}
     for one, table in zip(others, tables[1:], strict=True):
-        found.append(_documents(table, one.bytes_of, reached))
+        found.append(_documents(table, one, reached))
     cut: list[list[dict[str, Any]]] = [[] for _ in held_out]
     for number in found[0]:
         versions = [documents.get(number, []) for documents in found]
@@ -89,7 +91,7 @@ def write_same_text(held_out: Sequence[HeldOut], tokens: int, folder: Path) -> l
     return files
 
 
-def _documents(table: pa.Table, bytes_of: Sequence[bytes], wanted: dict[int, int]) -> Documents:
+def _documents(table: pa.Table, held_out: HeldOut, wanted: dict[int, int]) -> Documents:
     """The rows of each document in the order of its text, each window once: of the `wanted`
     documents up to these bytes of their texts, where any are given.
     """
@@ -103,12 +105,12 @@ def _documents(table: pa.Table, bytes_of: Sequence[bytes], wanted: dict[int, int
         rows, alone = found.setdefault(number, []), roles[i] == ALONE
         if (wanted and number not in wanted) or (alone and window in seen):
             continue
-        start = reached.get(number) if alone else 0
+        start = reached.get(number, held_out.begins.get(number)) if alone else 0
         if wanted and start is not None and start > wanted.get(number, 0) + SLACK_BYTES:
             continue
         seen.add(window)
         values = table.slice(i, 1).to_pylist()[0]
-        rows.append(_row(values, bytes_of, start))
+        rows.append(_row(values, held_out.bytes_of, start))
         reached[number] = _reached(rows[-1:])
     return found
 

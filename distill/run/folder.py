@@ -6,6 +6,7 @@ teacher/     the adapted teacher         cache/       the teacher's signals
 student/     the student before training arms/NAME/   checkpoints, student/, result.json
 specialized/ adapter/ and merged/        artifacts/   what is deployed
 reference/   what preferences are compared with
+teacher_texts/ and teacher_cache/ where the student has another tokenizer
 answers/     what a model wrote to prompts, and the training part of it
 evaluation/  numbers a model, per-token arrays
 """

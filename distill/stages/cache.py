@@ -106,10 +106,11 @@ def _transport(run: Run) -> TextTransport:
 
 def cache_manifest(run: Run) -> dict[str, Any]:
     """The manifest that a cache must have to fit this recipe."""
-    return _manifest(run, data_counts_of(_wanted(run), run.recipe.data.max_length))
+    return manifest_for(run, data_counts_of(_wanted(run), run.recipe.data.max_length))
 
 
-def _manifest(run: Run, data: dict[str, Any]) -> dict[str, Any]:
+def manifest_for(run: Run, data: dict[str, Any]) -> dict[str, Any]:
+    """The same of other examples; data: the field that tells of them."""
     tokenizer = tokenizer_identity(run.tokenizer)
     teacher = {**teacher_identity(run.teacher), **run.task.signal_identity(run)}
     manifest = manifest_of(run.recipe.cache, teacher, tokenizer, data)
@@ -125,7 +126,7 @@ def check_cache_there(run: Run) -> None:
     """
     store = SignalStore(run.cache_url)
     if store.manifest() is not None:
-        _check_serves(store, _manifest(run, {"max_length": run.recipe.data.max_length}))
+        _check_serves(store, manifest_for(run, {"max_length": run.recipe.data.max_length}))
 
 
 def held_examples(run: Run, url: str) -> tuple[int, int]:
@@ -141,6 +142,7 @@ def held_examples(run: Run, url: str) -> tuple[int, int]:
     held = held_tokens(store.entries(growing=True))
     lacking = len(wanted.keys() - held.keys())
     if lacking:
+        _check_transported(run)
         check_can_grow(store, wanted)
     return len(wanted) - lacking, len(wanted)
 
@@ -220,6 +222,7 @@ def fill_cache(run: Run) -> dict[str, float]:
         if wanted.keys() <= held.keys() and len(held) == found["data"].get("examples"):
             log.info("cache: %s holds this recipe's examples, and others", run.cache_url)
             return store.totals()
+        _check_transported(run)
         check_can_grow(store, wanted)
         there = len(wanted.keys() & held_tokens(store.entries(growing=True)).keys())
         log.info(
@@ -252,13 +255,8 @@ def _runner(run: Run, store: SignalStore, requests: Sequence[Request]) -> Runner
     """The teacher, to fill this cache. One on a server must still give what finished shards hold,
     and take every text; what its probe found is kept beside them.
     """
+    _check_transported(run)
     if run.transports:
-        if not run.transports_itself:
-            raise CacheError(
-                f"The cache {run.cache_url} lacks examples of this recipe, and was transported "
-                "from another: make it again with `distill cache transport`, or name the teacher's "
-                "own cache in `cache.dir`."
-            )
         return TransportRunner(_transport(run), run.vocabulary, run.recipe.cache.labels)
     runner = run.task.runner(run)
     if isinstance(runner, RemoteRunner):
@@ -269,6 +267,15 @@ def _runner(run: Run, store: SignalStore, requests: Sequence[Request]) -> Runner
         rank = 0 if is_alone() else process_state().process_index
         runner.log_answers(run.folder.path / f"{ANSWERS}{rank}")
     return runner
+
+
+def _check_transported(run: Run) -> None:
+    """Raise `CacheError` where what is lacking is in a cache that was transported by itself."""
+    if run.transports and not run.transports_itself:
+        raise CacheError(
+            f"The cache {run.cache_url} was transported, and lacks examples of this recipe: make "
+            "it again with `distill cache transport`, or name the teacher's own in `cache.dir`."
+        )
 
 
 def _forget_answers(run: Run) -> None:
@@ -288,7 +295,7 @@ def add_signals(run: Run, examples: Sequence[Example], make_runner: Callable[[],
     max_length = run.recipe.data.max_length
     requests = [run.task.request(run, example) for example in examples]
     counts = {request.key: len(request.counted) for request in requests}
-    manifest = _manifest(run, data_counts_of(counts, max_length))
+    manifest = manifest_for(run, data_counts_of(counts, max_length))
     store = SignalStore(run.cache_url)
     found = store.manifest()
     grows = found is not None and _is_grown(store, found, manifest)

@@ -154,9 +154,15 @@ def check_heads(run: Run) -> None:
 
 
 def check_fresh_student(run: Run) -> None:
-    """A student with random weights has sizes that fit each other."""
+    """A student with random weights has sizes that fit each other, and a row for every id."""
     if isinstance(run.recipe.student.from_, dict):
         check_fresh(run.uncut_config, run.task.auto)
+        rows = getattr(run.uncut_config.get_text_config(), "vocab_size", None)
+        if isinstance(rows, int) and rows < run.vocabulary:
+            raise RecipeError(
+                f"`student.from.vocab_size` is {rows:,}, and its tokenizer has {run.vocabulary:,} "
+                "ids; write at least as many, or leave it out."
+            )
 
 
 def check_block_cut(run: Run) -> None:
@@ -282,7 +288,9 @@ def check_existing_cache(run: Run) -> None:
     """A cache that is there was made as the recipe asks, as far as that is known before work."""
     adapts = run.recipe.teacher.adapt is not None and not is_current(run, "adapt-teacher")
     if run.makes_cache and not adapts and not is_current(run, "cache"):
-        check_cache_there(TeacherSide(run) if run.transports_itself else run)
+        if run.transports_itself:
+            check_cache_there(TeacherSide(run))
+        check_cache_there(run)
 
 
 # The student -----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from attar.models.token_bytes import TokenBytes
-from distill.data.paired_texts import Passage, Passages, PassageSide
+from distill.data.paired_texts import Passage, Passages, PassageSide, window_of
 from distill.run.teacher_side import TeacherSide
 from teachers.cache.reader import SignalCache
 from teachers.codecs.codec import Assets, SignalColumns
@@ -115,32 +115,6 @@ class TextTransport:
         assets = self.cache.assets.get("distribution", {})
         entries = self.codec.decode_top(signals.columns, sum(counts), assets).first(k)
         return TokenizedText(its.ids, its.ends, rows), entries, labels
-
-
-def window_of(passage: Passage, number: int) -> Passage:
-    """The part of a passage in which an example of the student has tokens, and the teacher's tokens
-    that share a byte with it, with one before them.
-    """
-    student, teacher = passage.student, passage.teacher
-    mine = np.flatnonzero(student.examples == number)
-    first, last = int(mine[0]), int(mine[-1])
-    begins = int(np.searchsorted(teacher.starts, student.starts[first], side="right")) - 1
-    low = max(0, begins - 1)
-    if last == len(student.ids) - 1:
-        high = len(teacher.ids)
-    else:
-        high = int(np.searchsorted(teacher.starts, student.ends[last], side="left"))
-    high = max(high, low + 1)
-    base, end = int(teacher.starts[low]), max(int(teacher.ends[high - 1]), int(student.ends[last]))
-    own = int(np.searchsorted(student.ends, base, side="right"))
-    return Passage(
-        passage.document,
-        passage.bytes[base:end],
-        teacher.part(low, high, base),
-        student.part(min(own, first), last + 1, base),
-        passage.teacher_keys,
-        passage.student_keys,
-    )
 
 
 def _unserved(tokens: int, k: int) -> Transported:

@@ -8,8 +8,9 @@ text, and it cannot run on the student's ids.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from attar.errors import RecipeError
+from attar.errors import ModelError, RecipeError
 from attar.models.token_bytes import TokenBytes, check_reversible
 from attar.models.tokenizers import differing_ids
 from distill.evaluation.tokenizer_check import HARD_TEXTS
@@ -33,12 +34,34 @@ def check_transport(run: Run) -> None:
             f"{other}, so {fault}. A student of the teacher's family, or one cut from it with "
             "`student.from: teacher`, has none of these limits."
         )
+    for tokenizer, name in _tokenizers(run):
+        TokenBytes(tokenizer, name)  # models are compared by bytes
     if run.makes_cache:
         _check_tokenizers(run)
 
 
+def check_cache_transport(run: Run) -> None:
+    """The same for a cache that is carried over by itself, whatever learns from it.
+
+    The recipe says of which texts it is; its objective and what it measures do not matter.
+    """
+    for fault in (*_of_texts(run), *_of_cache(run)):
+        raise RecipeError(f"The cache cannot be carried to another tokenizer: {fault}.")
+    _check_tokenizers(run)
+
+
 def _of_data(run: Run) -> Iterator[str]:
     """What asks the teacher to read, or write, in the student's ids."""
+    recipe = run.recipe
+    yield from _of_texts(run)
+    if recipe.student.target is not None:
+        yield "`student.target` cannot compare shapes with the teacher; name the shape"
+    if recipe.own_answers() is not None:
+        yield "`evaluate.own_answers` would have the teacher read them in other ids; set it to null"
+
+
+def _of_texts(run: Run) -> Iterator[str]:
+    """What makes the examples others than the rows' own texts."""
     recipe = run.recipe
     if recipe.task != "causal-lm":
         yield f"`task: {recipe.task}` cannot compare the two; name a student of one vocabulary"
@@ -55,10 +78,6 @@ def _of_data(run: Run) -> Iterator[str]:
             "`data.answers` would be written in other ids than they are learned in; write them "
             "in a run with a student of the teacher's vocabulary, and learn from them as data"
         )
-    if recipe.student.target is not None:
-        yield "`student.target` cannot compare shapes with the teacher; name the shape"
-    if recipe.own_answers() is not None:
-        yield "`evaluate.own_answers` would have the teacher read them in other ids; set it to null"
 
 
 def _of_signals(run: Run) -> Iterator[str]:
@@ -66,9 +85,19 @@ def _of_signals(run: Run) -> Iterator[str]:
     recipe = run.recipe
     for path, section in recipe.learning().items():
         yield from _of_section(path, section)
-    codec, hidden = recipe.cache.codec, recipe.cache.hidden
     if not run.makes_cache:
         return
+    yield from _of_cache(run)
+    if recipe.cache.unfinished and run.transports_itself:
+        yield (
+            "`cache.unfinished` would leave what the teacher's cache still lacks without targets; "
+            "finish that cache first, and leave it out"
+        )
+
+
+def _of_cache(run: Run) -> Iterator[str]:
+    """What a cache keeps that is not transported."""
+    codec, hidden = run.recipe.cache.codec, run.recipe.cache.hidden
     if hidden.parts:
         yield (
             "`cache.hidden` keeps states at tokens that the student's text does not have; leave "
@@ -101,12 +130,24 @@ def _of_section(path: str, section: LoopConfig) -> Iterator[str]:
             )
 
 
-def _check_tokenizers(run: Run) -> None:
-    """Raise `ModelError` for a tokenizer whose ids do not give back the text they were made of."""
+def _tokenizers(run: Run) -> list[tuple[Any, str]]:
+    """Both tokenizers, and of which model each is."""
     named = str(run.recipe.student.named_tokenizer)
-    sides = (run.teacher_tokenizer, run.recipe.teacher.model), (run.tokenizer, named)
-    for tokenizer, name in sides:
+    return [(run.teacher_tokenizer, run.recipe.teacher.model), (run.tokenizer, named)]
+
+
+def _check_tokenizers(run: Run) -> None:
+    """Raise `ModelError` for a tokenizer whose ids do not give back the text they were made of, and
+    for a teacher's of whose ids the bytes are known only beside a text.
+    """
+    for tokenizer, name in _tokenizers(run):
         token_bytes = TokenBytes(tokenizer, name)
+        if token_bytes.kind == "wordpiece" and tokenizer is run.teacher_tokenizer:
+            raise ModelError(
+                f"The tokenizer of {name} is WordPiece, which drops white space, so what its ids "
+                "say cannot be carried to another tokenizer; choose another teacher, or a student "
+                "of its tokenizer."
+            )
         for text in HARD_TEXTS:
             found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             check_reversible(token_bytes, text, found["input_ids"], found["offset_mapping"])

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from distill.data.examples import first_examples
+from distill.data.paired_texts import window_of
 from distill.run.context import Run
-from distill.stages.transport import TextTransport, window_of
+from distill.stages.transport import TextTransport
 from teachers.codecs.label import LABEL_COLUMN
 from teachers.runners.request import Request
+from teachers.transport.text import LEAST
 from teachers.transport.transport import ALIGNED, INSIDE, SPANS, UNSERVED
 
 MEASURED_TOKENS = 16384  # of the validation part
@@ -113,7 +115,8 @@ def _teacher_nats(transport: TextTransport, requests: Iterable[Request]) -> floa
                     if labels is None:
                         return None
                     mine = its.examples == i
-                    nats -= float(labels[its.places[mine]].astype(np.float64).sum())
+                    own = labels[its.places[mine]].astype(np.float64)
+                    nats -= float(np.maximum(own, LEAST).sum())  # as the targets have them
                     size += int((its.ends - its.starts)[mine].sum())
     return nats / max(1, size)
 

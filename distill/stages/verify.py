@@ -11,6 +11,7 @@ from attar.errors import UserError
 from attar.files import read_json_object
 from distill.data.prepare import data_faults
 from distill.run.context import Run
+from distill.run.teacher_side import TeacherSide
 from distill.stages.stage import STAGES
 from distill.training.checkpoint import BEST_FILE, damage_of, step_of_learned
 from students.artifacts.artifact import check_whole, failure_of
@@ -70,13 +71,18 @@ def _data(run: Run) -> Iterator[Verified]:
 
 
 def _cache(run: Run) -> Iterator[Verified]:
-    store = SignalStore(run.cache_url)
-    there = store.folder.exists("manifest.json") or store.folder.names("shards")
-    if not run.makes_cache or not there:
+    if not run.makes_cache:
         return
-    faults = verify_cache(run.cache_url)
-    entries = {} if faults else store.entries()
-    yield Verified("cache", len(entries), sum(one["bytes"] for one in entries.values()), faults)
+    sides = {"cache": run}
+    if run.transports_itself and run.recipe.cache.dir is None:
+        sides["teacher_cache"] = TeacherSide(run)
+    for name, side in sides.items():
+        store = SignalStore(side.cache_url)
+        if store.folder.exists("manifest.json") or store.folder.names("shards"):
+            faults = verify_cache(side.cache_url)
+            entries = {} if faults else store.entries()
+            size = sum(one["bytes"] for one in entries.values())
+            yield Verified(name, len(entries), size, faults)
 
 
 def _checkpoints(run: Run) -> Iterator[Verified]:

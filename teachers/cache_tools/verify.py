@@ -114,9 +114,16 @@ def teacher_of(
 
     server, key_env: where a served teacher is asked. A cache never says so itself: it may come
     from elsewhere, and a key must go only where its owner says. Raises `CacheError` for an
-    ensemble, whose signals no single model gives, and for a served one without an address.
+    ensemble, whose signals no single model gives, for one in ids that are not the teacher's, and
+    for a served one without an address.
     """
-    named = _manifest(SignalStore(url))["teacher"]
+    manifest = _manifest(SignalStore(url))
+    named = manifest["teacher"]
+    if "transported" in manifest:
+        raise CacheError(
+            f"The cache {url} was transported to the ids of another tokenizer, which its teacher "
+            "cannot read; verify the teacher's own cache with `--teacher`."
+        )
     if named.get("ensemble"):
         raise CacheError(
             f"The cache is an ensemble of {len(named['ensemble'])} teachers, and no one of them "

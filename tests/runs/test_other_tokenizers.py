@@ -50,6 +50,7 @@ def test_the_report_compares_by_bytes_and_says_what_was_kept(two_tokenizers):
     assert "kl_to_teacher" not in student
     assert report["transport"]["served"] > 0.99
     assert "transported" in Path("run/report.html").read_text()
+    assert "teacher_cache" in two_tokenizers("verify", "run").output
 
 
 def test_the_teachers_cache_serves_a_second_student(two_tokenizers):
@@ -65,6 +66,7 @@ def test_the_teachers_cache_serves_a_second_student(two_tokenizers):
 
 def test_a_cache_that_was_transported_serves_a_recipe(two_tokenizers):
     plain = ["--set", "cache={codec: {name: topk, k: 32}, labels: true}"]
+    plain += ["--set", "evaluate.own_answers={}"]  # what the run measures does not matter
     objective = ["--set", "train.objective=[{loss: forward_kl}]"]
     two_tokenizers("cache", "build", "recipe.yaml", "--run-dir", "run", *plain, *objective)
     said = two_tokenizers("cache", "transport", "run/cache", "there", "--to", "other").output
@@ -80,6 +82,17 @@ def test_a_cache_that_was_transported_serves_a_recipe(two_tokenizers):
     assert "was itself transported" in twice.output
     same = two_tokenizers("cache", "transport", "run/cache", "x", "--to", "teacher", ok=False)
     assert "serves such students as it is" in same.output
+    taken = two_tokenizers(
+        "cache", "transport", "run/cache", "run/cache", "--to", "other", ok=False
+    )
+    assert "There is another cache at run/cache (tokenizer." in taken.output
+    ids = two_tokenizers("cache", "verify", "there", "--teacher", ok=False)
+    assert "which its teacher cannot read" in ids.output
+    lacking = two_tokenizers(
+        "cache", "build", "recipe.yaml", "--run-dir", "x", *more, "--set", "seed=5", ok=False
+    )
+    assert "was transported, and lacks examples of this recipe" in lacking.output
+    assert not Path("there/growing.json").exists()
 
 
 def test_commands_that_compare_ids_say_so(two_tokenizers):
@@ -99,6 +112,7 @@ def test_commands_that_compare_ids_say_so(two_tokenizers):
             "is not known after the transport",
         ),
         ("teacher.adapt={lr: 1e-4}", "`teacher.adapt` would read the data in ids"),
+        ("cache.unfinished=true", "still lacks without targets"),
         ("cache.hidden={layers: [2]}", "`cache.hidden` keeps states at tokens"),
         ("train.objective=[{loss: forward_kl}, {loss: hidden_mse}]", "has no counterpart"),
     ],
@@ -108,3 +122,9 @@ def test_what_has_no_counterpart_is_refused_before_work(option, says, two_tokeni
     assert refused.exit_code == 1
     assert says in refused.output
     assert "The student has another vocabulary than the teacher" in refused.output
+
+
+def test_a_fresh_student_has_a_row_for_every_id_of_its_tokenizer(two_tokenizers):
+    few = FRESH.replace("hidden_size: 32", "hidden_size: 32, vocab_size: 100")
+    refused = two_tokenizers("plan", "recipe.yaml", *OPTIONS, "--set", few, ok=False)
+    assert "`student.from.vocab_size` is 100, and its tokenizer has 290 ids" in refused.output
