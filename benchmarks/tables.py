@@ -360,7 +360,9 @@ def pages() -> dict[Path, str]:
         "plan.md": {"plan": plan_block(_result("planned"))},
         "preferences.md": {
             "steps": preference_steps_block(_result("preferences")),
-            "quality": preference_quality_block(_result("preference_quality")),
+            "quality": preference_quality_block(
+                _result("preference_quality"), _result("preference_gsm8k")
+            ),
         },
     }
     made = {HERE / name: _filled(HERE / name, own) for name, own in blocks.items()}
