@@ -241,16 +241,16 @@ def parts_of(passage: Passage, most: int) -> Iterator[Passage]:
 
 def _with_own_keys(passage: Passage) -> Passage:
     """The passage with the keys of examples of which it has tokens, and no others."""
-    sides, keys = [], []
-    for side, every in (
-        (passage.teacher, passage.teacher_keys),
-        (passage.student, passage.student_keys),
-    ):
-        numbers = np.unique(side.examples[side.examples >= 0])
-        examples = np.where(side.examples >= 0, np.searchsorted(numbers, side.examples), -1)
-        sides.append(replace(side, examples=examples))
-        keys.append([every[i] for i in numbers.tolist()])
-    return Passage(passage.document, passage.bytes, *sides, *keys)
+    teacher, teacher_keys = _own_keys(passage.teacher, passage.teacher_keys)
+    student, student_keys = _own_keys(passage.student, passage.student_keys)
+    return Passage(passage.document, passage.bytes, teacher, student, teacher_keys, student_keys)
+
+
+def _own_keys(side: PassageSide, every: list[str]) -> tuple[PassageSide, list[str]]:
+    """The same of one side, with its examples numbered anew."""
+    numbers = np.unique(side.examples[side.examples >= 0])
+    examples = np.where(side.examples >= 0, np.searchsorted(numbers, side.examples), -1)
+    return replace(side, examples=examples), [every[i] for i in numbers.tolist()]
 
 
 def _ends(ids: Sequence[int], side: TokenBytes) -> tuple[bytes, np.ndarray] | None:
