@@ -268,8 +268,8 @@ def _not_reversible(
     around = text[max(0, character - 12) : character + 12]
     return ModelError(
         f"The ids of the tokenizer of {token_bytes.name} do not give back the text at character "
-        f"{character} ({around!r}); its probabilities cannot be carried to another tokenizer "
-        "there, so leave the row out, or choose a model whose tokenizer keeps every character."
+        f"{character} ({around!r}); probabilities cannot be carried between tokenizers "
+        "there; choose a model whose tokenizer keeps every character."
     )
 
 
