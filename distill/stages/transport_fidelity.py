@@ -6,6 +6,7 @@ predict the text worse than the teacher's, which read the same bytes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,7 +20,9 @@ from teachers.codecs.label import LABEL_COLUMN
 from teachers.runners.request import Request
 from teachers.transport.transport import ALIGNED, INSIDE, SPANS, UNSERVED
 
+log = logging.getLogger(__name__)
 MEASURED_TOKENS = 16384  # of the validation part
+LEAST_SERVED = 0.9  # share of tokens with a target, below which the log warns
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,20 @@ def validation_fidelity(
     most = transport.codec.k
     sizes = dict.fromkeys(max(1, most // share) for share in shares)
     return [transport_fidelity(transport, requests, k) for k in sizes]
+
+
+def log_fidelity(found: TransportFidelity) -> None:
+    """Log what a transport keeps; warn, with the usual cause, where few tokens have a target."""
+    said = f"cache: transported to the student's tokenizer: {found.sentence()}"
+    if found.served >= LEAST_SERVED:
+        log.info(said)
+        return
+    log.warning(
+        "%s. The others learn nothing from the teacher. Most often a tokenizer lacks a character, "
+        "and a text that has it gets no target at all: take such characters out of the data, or "
+        "choose another tokenizer.",
+        said,
+    )
 
 
 def fidelity_table(found: list[TransportFidelity]) -> list[list[str]]:

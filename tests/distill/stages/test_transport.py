@@ -6,7 +6,11 @@ import pytest
 from attar.models.token_bytes import TokenBytes
 from distill.data.paired_texts import Passages
 from distill.stages.transport import TextTransport, TransportRunner, roles_of
-from distill.stages.transport_fidelity import transport_fidelity
+from distill.stages.transport_fidelity import (
+    TransportFidelity,
+    log_fidelity,
+    transport_fidelity,
+)
 from teachers.cache.config import CacheConfig
 from teachers.runners.request import Request
 from teachers.transport.token_map import TokenMap
@@ -109,3 +113,13 @@ def test_a_token_in_no_passage_teaches_nothing(transport_to):
     made = transport.text("f" * 32, 3, 8)
     assert (made.case_N == UNSERVED).all()
     assert (made.tail_N == 0).all()
+
+
+@pytest.mark.parametrize(("served", "level"), [(0.98, "INFO"), (0.39, "WARNING")])
+def test_the_log_warns_where_few_tokens_have_a_target(served, level, caplog):
+    caplog.set_level("INFO")
+    log_fidelity(TransportFidelity(64, 2765, served, 0.6, 0.3, 0.1, 0.94, 0.66, 0.65))
+    (said,) = caplog.records
+    assert said.levelname == level
+    assert f"{served:.1%} of 2,765 tokens have a target" in said.getMessage()
+    assert ("lacks a character" in said.getMessage()) == (level == "WARNING")
