@@ -15,6 +15,7 @@ from plan_table import plan_block
 from preference_tables import preference_quality_block, preference_steps_block
 from remote_table import remote_block
 from rollout_tables import on_policy_block, rloo_block, rollout_speed_block
+from transport_tables import fidelity_block, transport_block
 
 from attar.files import read_json
 
@@ -149,6 +150,11 @@ def deploy_block(found: dict[str, Any]) -> str:
 def _result(name: str) -> dict[str, Any]:
     found: dict[str, Any] = read_json(RESULTS / f"{name}.json")
     return found
+
+
+def _result_if_there(name: str) -> dict[str, Any] | None:
+    """A result that a page can do without."""
+    return _result(name) if (RESULTS / f"{name}.json").exists() else None
 
 
 def classification_block(*found: dict[str, Any]) -> str:
@@ -355,6 +361,10 @@ def pages() -> dict[Path, str]:
             "speed": rollout_speed_block(_result("rollout_speed")),
         },
         "plan.md": {"plan": plan_block(_result("planned"))},
+        "transport.md": {
+            "transport": transport_block(_result("transport")),
+            "fidelity": fidelity_block(_result_if_there("transport_fidelity")),
+        },
         "preferences.md": {
             "steps": preference_steps_block(_result("preferences")),
             "quality": preference_quality_block(_result("preference_quality")),
