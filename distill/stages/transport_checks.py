@@ -119,7 +119,7 @@ def _check_tokenizers(run: Run) -> None:
             for text in rare:
                 _check_gives_back(token_bytes, tokenizer, text)
         except ModelError as error:
-            log.warning("transport: %s Rows with such characters get no target.", error)
+            log.warning("transport: %s Such characters get no target.", error)
 
 
 def _check_gives_back(token_bytes: TokenBytes, tokenizer: Any, text: str) -> None:

@@ -143,9 +143,8 @@ def log_fidelity(found: TransportFidelity) -> None:
         log.info(said)
         return
     log.warning(
-        "%s. The others learn nothing from the teacher. Most often a tokenizer lacks a character, "
-        "and a text that has it gets no target at all: take such characters out of the data, or "
-        "choose another tokenizer.",
+        "%s. The others learn nothing from the teacher. Most often a tokenizer lacks characters "
+        "of the data, or changes them: take them out, or choose another tokenizer.",
         said,
     )
 
