@@ -152,11 +152,6 @@ def _result(name: str) -> dict[str, Any]:
     return found
 
 
-def _result_if_there(name: str) -> dict[str, Any] | None:
-    """A result that a page can do without."""
-    return _result(name) if (RESULTS / f"{name}.json").exists() else None
-
-
 def classification_block(*found: dict[str, Any]) -> str:
     """A line a data set and student: what is kept of the teacher, mean and range over seeds. Of
     students that several records hold, the last one's.
@@ -363,7 +358,7 @@ def pages() -> dict[Path, str]:
         "plan.md": {"plan": plan_block(_result("planned"))},
         "transport.md": {
             "transport": transport_block(_result("transport")),
-            "fidelity": fidelity_block(_result_if_there("transport_fidelity")),
+            "fidelity": fidelity_block(RESULTS / "transport_fidelity.json"),
         },
         "preferences.md": {
             "steps": preference_steps_block(_result("preferences")),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from attar.files import read_json
 
 
 def transport_block(found: dict[str, Any]) -> str:
@@ -30,16 +33,16 @@ def _unless_itself(row: dict[str, Any]) -> str:
     return "" if row["way"] == "fine-tuning" else str(row["less the control's"])
 
 
-def fidelity_block(found: dict[str, Any] | None) -> str:
-    """A line a pair of tokenizers and number of entries. found: None where none was recorded."""
-    if found is None:
+def fidelity_block(file: Path) -> str:
+    """A line a pair of tokenizers and number of entries, of a result that a page can do without."""
+    if not file.exists():
         return "No result is recorded yet."
     lines = [
         "| from, to | entries | served | aligned | inside | spans | nats/byte, teacher's "
         "| targets' | more | tail | ms/token | map, s |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in found["rows"]:
+    for row in read_json(file)["rows"]:
         shares = " | ".join(f"{row[key]:.1%}" for key in ("served", "aligned", "inside", "spans"))
         lines.append(
             f"| {row['pair']} | {row['k']} | {shares} | {row['teacher']:.4f} "
