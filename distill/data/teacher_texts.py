@@ -40,7 +40,7 @@ from distill.data.reader import NextTokenTexts
 from distill.data.split import Corpus
 
 TEACHER_FILE, PASSAGES_FILE, TEXTS_FILE = "teacher.arrow", "passages.arrow", "texts.json"
-FORMAT = 1  # of these files
+FORMAT = 2  # of these files
 
 
 @dataclass(frozen=True)
