@@ -16,6 +16,7 @@ from plan_table import plan_block
 from preference_tables import preference_quality_block, preference_steps_block
 from remote_table import kills_block, remote_block
 from rollout_tables import on_policy_block, rloo_block, rollout_speed_block
+from transport_tables import fidelity_block, transport_block
 
 from attar.files import read_json
 
@@ -358,6 +359,10 @@ def pages() -> dict[Path, str]:
         },
         "answers.md": answer_blocks(tiny=_result("answers_tiny")),
         "plan.md": {"plan": plan_block(_result("planned"))},
+        "transport.md": {
+            "transport": transport_block(_result("transport")),
+            "fidelity": fidelity_block(RESULTS / "transport_fidelity.json"),
+        },
         "preferences.md": {
             "steps": preference_steps_block(_result("preferences")),
             "quality": preference_quality_block(

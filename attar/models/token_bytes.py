@@ -27,8 +27,9 @@ class TokenBytes:
 
     kind: `byte-level` (GPT-2's mapping of bytes), `sentencepiece` (a marker for spaces, with or
     without fallback to bytes) or `wordpiece`. bytes_of: by id, b"" for special tokens and unused
-    ids. special: the ids of special tokens. lower_cased: whether the case of text is lost. strings:
-    by id, as the vocabulary has them. Raises `ModelError` for other kinds of tokenizers.
+    ids. special: the ids of special tokens. unknown: that of characters without one, or None.
+    lower_cased: whether the case of text is lost. strings: by id, as the vocabulary has them.
+    Raises `ModelError` for other kinds of tokenizers.
     """
 
     kind: Kind
@@ -65,6 +66,7 @@ class TokenBytes:
             elif i not in special:
                 self.bytes_of[i] = self._bytes_of_string(string)
         self.special = frozenset(special)
+        self.unknown = vocabulary.get(rules["model"].get("unk_token"), rules["model"].get("unk_id"))
         self._vocabulary = vocabulary
 
     def _bytes_of_string(self, string: str) -> bytes:
@@ -268,8 +270,8 @@ def _not_reversible(
     around = text[max(0, character - 12) : character + 12]
     return ModelError(
         f"The ids of the tokenizer of {token_bytes.name} do not give back the text at character "
-        f"{character} ({around!r}); its probabilities cannot be carried to another tokenizer "
-        "there, so leave the row out, or choose a model whose tokenizer keeps every character."
+        f"{character} ({around!r}); probabilities cannot be carried between tokenizers "
+        "there; choose a model whose tokenizer keeps every character."
     )
 
 

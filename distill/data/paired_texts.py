@@ -166,7 +166,8 @@ def passages_of(
     none.
     """
     keys = keys_of(teacher), keys_of(student)
-    both = _stretches(teacher, teacher_bytes.special), _stretches(student, student_bytes.special)
+    sides = (teacher, teacher_bytes), (student, student_bytes)
+    both = [_stretches(document, side.special - {side.unknown}) for document, side in sides]
     if len(both[0]) != len(both[1]):
         return
     for mine, theirs in zip(*both, strict=True):
@@ -255,9 +256,9 @@ def _own_keys(side: PassageSide, every: list[str]) -> tuple[PassageSide, list[st
 
 def _ends(ids: Sequence[int], side: TokenBytes) -> tuple[bytes, np.ndarray] | None:
     """The bytes of some tokens, and where in them each ends; None where ids do not say it, as those
-    of WordPiece, which drops white space.
+    of WordPiece, which drops white space, or of characters without an id.
     """
-    if side.kind == "wordpiece":
+    if side.kind == "wordpiece" or side.unknown in ids:
         return None
     pieces = [side.bytes_of[i] for i in ids]
     return b"".join(pieces), np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
@@ -268,13 +269,14 @@ def _ends_in(
 ) -> tuple[bytes, np.ndarray] | None:
     """The same of tokens that are known to be of a text; None where they are not."""
     shown = text.decode("utf8", errors="ignore")
-    words = [i for i in ids if i not in side.special]
+    covering = [n for n, i in enumerate(ids) if i not in side.special or i == side.unknown]
+    words = [ids[n] for n in covering]
     encoded = tokenizer(shown, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     if list(encoded["input_ids"][: len(words)]) != words:  # the text may have been cut
         return None
     _, ends = spans_of(side, shown, words, encoded["offset_mapping"][: len(words)])
     found = np.full(len(ids), ends[-1] if len(ends) else 0, np.int64)
-    found[[n for n, i in enumerate(ids) if i not in side.special]] = ends
+    found[covering] = ends
     return shown.encode()[: found[-1]], found
 
 

@@ -28,7 +28,7 @@ from distill.run.teacher_side import TeacherSide
 from distill.stages.fingerprints import data_inputs, specializing_data_inputs, teacher_inputs
 from distill.stages.stage import CACHE, work
 from distill.stages.transport import TextTransport, TransportRunner, transport_of
-from distill.stages.transport_fidelity import validation_fidelity
+from distill.stages.transport_fidelity import log_fidelity, validation_fidelity
 from teachers.cache.config import CacheConfig, manifest_of
 from teachers.cache.growing import check_can_grow, data_counts_of, held_tokens
 from teachers.cache.reader import SignalCache
@@ -94,7 +94,7 @@ def cache(run: Run, inputs: str) -> StageRecord:
 def _kept_by_transport(run: Run) -> dict[str, Any]:
     """What the transport to the student's ids keeps, on the validation part."""
     (found,) = validation_fidelity(run, _transport(run))
-    log.info("cache: transported to the student's tokenizer: %s", found.sentence())
+    log_fidelity(found)
     return found.values()
 
 

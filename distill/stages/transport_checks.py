@@ -7,6 +7,7 @@ text, and it cannot run on the student's ids.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,8 @@ from distill.objective.terms import reads_from, source_of
 from distill.run.context import Run
 from distill.training.config import LoopConfig
 from teachers.codecs.top_entries import is_bucket_codec
+
+log = logging.getLogger(__name__)
 
 
 def check_transport(run: Run) -> None:
@@ -137,8 +140,9 @@ def _tokenizers(run: Run) -> list[tuple[Any, str]]:
 
 
 def _check_tokenizers(run: Run) -> None:
-    """Raise `ModelError` for a tokenizer whose ids do not give back the text they were made of, and
-    for a teacher's of whose ids the bytes are known only beside a text.
+    """Raise `ModelError` for a tokenizer whose ids do not give back plain text, and for a teacher's
+    of whose ids the bytes are known only beside a text; warn of one that loses rare characters,
+    since texts without them are carried all the same.
     """
     for tokenizer, name in _tokenizers(run):
         token_bytes = TokenBytes(tokenizer, name)
@@ -148,6 +152,15 @@ def _check_tokenizers(run: Run) -> None:
                 "say cannot be carried to another tokenizer; choose another teacher, or a student "
                 "of its tokenizer."
             )
-        for text in HARD_TEXTS:
-            found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-            check_reversible(token_bytes, text, found["input_ids"], found["offset_mapping"])
+        plain, *rare = HARD_TEXTS
+        _check_gives_back(token_bytes, tokenizer, plain)
+        try:
+            for text in rare:
+                _check_gives_back(token_bytes, tokenizer, text)
+        except ModelError as error:
+            log.warning("transport: %s Such characters get no target.", error)
+
+
+def _check_gives_back(token_bytes: TokenBytes, tokenizer: Any, text: str) -> None:
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    check_reversible(token_bytes, text, found["input_ids"], found["offset_mapping"])

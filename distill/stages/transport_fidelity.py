@@ -6,6 +6,7 @@ predict the text worse than the teacher's, which read the same bytes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,7 +22,9 @@ from teachers.runners.request import Request
 from teachers.transport.text import LEAST
 from teachers.transport.transport import ALIGNED, INSIDE, SPANS, UNSERVED
 
+log = logging.getLogger(__name__)
 MEASURED_TOKENS = 16384  # of the validation part
+LEAST_SERVED = 0.9  # share of tokens with a target, below which the log warns
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,19 @@ def validation_fidelity(
     most = transport.codec.k
     sizes = dict.fromkeys(max(1, most // share) for share in shares)
     return [transport_fidelity(transport, requests, k) for k in sizes]
+
+
+def log_fidelity(found: TransportFidelity) -> None:
+    """Log what a transport keeps; warn, with the usual cause, where few tokens have a target."""
+    said = f"cache: transported to the student's tokenizer: {found.sentence()}"
+    if found.served >= LEAST_SERVED:
+        log.info(said)
+        return
+    log.warning(
+        "%s. The others learn nothing from the teacher. Most often a tokenizer lacks characters "
+        "of the data, or changes them: take them out, or choose another tokenizer.",
+        said,
+    )
 
 
 def fidelity_table(found: list[TransportFidelity]) -> list[list[str]]:

@@ -1,6 +1,6 @@
 """Two tokenizers that cut the same text elsewhere, and data that both read."""
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from distill.data.config import DataConfig
@@ -31,6 +31,24 @@ def other_tokenizer(chat=True):
     found = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|end|>", pad_token="<|pad|>")
     found.chat_template = OTHER_CHAT if chat else None
     return found
+
+
+def tokenizer_without_tab(lower_cased=False):
+    """BPE of characters with a marker for spaces, which loses what it has no character for."""
+    made = Tokenizer(models.BPE(unk_token="<unk>"))
+    made.normalizer = normalizers.Lowercase() if lower_cased else None
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    made.decoder = decoders.Metaspace(prepend_scheme="never")
+    trainer = trainers.BpeTrainer(
+        vocab_size=200,
+        special_tokens=["<unk>", "<|end|>"],
+        initial_alphabet=[*map(chr, range(33, 127)), "\n"],
+        show_progress=False,
+    )
+    made.train_from_iterator(["light falls on water"] * 9, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", eos_token="<|end|>", pad_token="<|end|>"
+    )
 
 
 def read_by(tokenizer, rows, **keys):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from teachers.cache.reader import SignalCache
-from tests.helpers.two_tokenizers import other_tokenizer
+from tests.helpers.two_tokenizers import other_tokenizer, tokenizer_without_tab
 
 FRESH = "student={from: {num_hidden_layers: 1, hidden_size: 32}, tokenizer: other}"
 OPTIONS = [
@@ -51,6 +51,18 @@ def test_the_report_compares_by_bytes_and_says_what_was_kept(two_tokenizers):
     assert report["transport"]["served"] > 0.99
     assert "transported" in Path("run/report.html").read_text()
     assert "teacher_cache" in two_tokenizers("verify", "run").output
+
+
+def test_a_tokenizer_without_some_characters_serves_rows_that_have_none(two_tokenizers):
+    tokenizer_without_tab().save_pretrained("other")
+    said = two_tokenizers("cache", "build", "recipe.yaml", "--run-dir", "run", *OPTIONS).output
+    assert "Such characters get no target." in said
+    kept = json.loads(Path("run/records/cache.json").read_text())["notes"]["transport"]
+    assert kept["served"] > 0.99
+    tokenizer_without_tab(lower_cased=True).save_pretrained("lower")
+    more = [*OPTIONS, "--set", "student.tokenizer=lower"]
+    refused = two_tokenizers("plan", "recipe.yaml", *more, ok=False)
+    assert "do not give back the text at character 0 ('Hello, world')" in refused.output
 
 
 def test_the_teachers_cache_serves_a_second_student(two_tokenizers):

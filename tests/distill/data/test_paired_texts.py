@@ -12,7 +12,12 @@ from distill.data.prepare import prepare
 from distill.data.teacher_texts import prepare_teacher_texts
 from distill.evaluation.same_text import SLACK_BYTES, HeldOut, write_same_text
 from tests.helpers.preparing import write_jsonl
-from tests.helpers.two_tokenizers import other_tokenizer, read_by, teacher_texts
+from tests.helpers.two_tokenizers import (
+    other_tokenizer,
+    read_by,
+    teacher_texts,
+    tokenizer_without_tab,
+)
 
 LONG = "light falls on water, nobody says what the teacher learns " * 4
 CHAT = [
@@ -48,6 +53,17 @@ def test_windows_of_a_document_are_one_passage(tokenizer):
         assert (side.examples[1:] >= 0).all()
         counts = np.bincount(side.examples[1:])
         assert [p for n in counts for p in range(n)] == side.places[1:].tolist()
+
+
+def test_a_character_without_an_id_costs_its_own_token_alone(tokenizer):
+    student, text = tokenizer_without_tab(), "light falls\ton water"
+    (passage,) = pair([{"text": text}], tokenizer, student)
+    assert passage.bytes == text.encode()
+    own, known = passage.student, TokenBytes(student, "it")
+    pieces = [text[a:b] for a, b in zip(own.starts, own.ends, strict=True)]
+    assert pieces[own.ids.tolist().index(known.unknown)] == "\t"
+    for piece, i in zip(pieces, own.ids.tolist(), strict=True):
+        assert i in known.special or piece.encode() == known.bytes_of[i]
 
 
 def test_each_answer_of_a_chat_is_a_passage_whatever_its_template(tokenizer):

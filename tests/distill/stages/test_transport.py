@@ -6,13 +6,17 @@ import pytest
 from attar.models.token_bytes import TokenBytes
 from distill.data.paired_texts import Passages
 from distill.stages.transport import TextTransport, TransportRunner, roles_of
-from distill.stages.transport_fidelity import transport_fidelity
+from distill.stages.transport_fidelity import (
+    TransportFidelity,
+    log_fidelity,
+    transport_fidelity,
+)
 from teachers.cache.config import CacheConfig
 from teachers.runners.request import Request
 from teachers.transport.token_map import TokenMap
 from teachers.transport.transport import UNSERVED
 from tests.helpers.preparing import write_jsonl
-from tests.helpers.two_tokenizers import other_tokenizer, teacher_texts
+from tests.helpers.two_tokenizers import other_tokenizer, teacher_texts, tokenizer_without_tab
 
 WORDS = ["light", "falls", "on", "water", "nobody", "says", "teacher", "\U0001f600", "1234"]
 IDS = 288  # of the tokenizer
@@ -109,3 +113,25 @@ def test_a_token_in_no_passage_teaches_nothing(transport_to):
     made = transport.text("f" * 32, 3, 8)
     assert (made.case_N == UNSERVED).all()
     assert (made.tail_N == 0).all()
+
+
+def test_characters_without_an_id_have_no_target_and_the_others_have(tokenizer, transport_to):
+    other = tokenizer_without_tab()
+    transport, requests = transport_to(other, {"name": "topk", "k": 16})
+    labels = np.concatenate([request.labels for request in requests])
+    cases = [transport.text(one.key, len(one.counted), 16).case_N for one in requests]
+    unknown = labels == other.unk_token_id
+    assert unknown.any()
+    unserved = np.concatenate(cases) == UNSERVED
+    assert unserved[unknown].all()
+    assert unserved[~unknown].mean() < 0.05
+
+
+@pytest.mark.parametrize(("served", "level"), [(0.98, "INFO"), (0.39, "WARNING")])
+def test_the_log_warns_where_few_tokens_have_a_target(served, level, caplog):
+    caplog.set_level("INFO")
+    log_fidelity(TransportFidelity(64, 2765, served, 0.6, 0.3, 0.1, 0.94, 0.66, 0.65))
+    (said,) = caplog.records
+    assert said.levelname == level
+    assert f"{served:.1%} of 2,765 tokens have a target" in said.getMessage()
+    assert ("lacks characters" in said.getMessage()) == (level == "WARNING")
