@@ -204,15 +204,20 @@ def reference_of(run: Run, artifact: str) -> str:
     return "specialized" if specialised else "distill"
 
 
-def held_out_across(run: Run) -> list[HeldOut]:
-    """The held-out documents as the tokenizers of student and teacher cut them."""
+def teachers_held_out(run: Run) -> HeldOut | None:
+    """The held-out documents as the teacher's tokenizer cuts them; None where it is the run's."""
+    if not run.transports:
+        return None
     texts = TeacherSide(run).held_out()
-    its, own = ({n: both[i] for n, both in texts.begins.items()} for i in range(2))
-    file = run.folder.data() / "held_out.arrow"
-    return [
-        HeldOut(file, run.tokenizer, "the student", own),
-        HeldOut(texts.folder / TEACHER_FILE, run.teacher_tokenizer, "the teacher", its),
-    ]
+    begins = {number: its for number, (its, _) in texts.begins.items()}
+    return HeldOut(texts.folder / TEACHER_FILE, run.teacher_tokenizer, "the teacher", begins)
+
+
+def _students_begins(run: Run) -> dict[int, int]:
+    """Where the student's examples begin in held-out texts whose beginning they do not have."""
+    if not run.transports:
+        return {}
+    return {number: own for number, (_, own) in TeacherSide(run).held_out().begins.items()}
 
 
 def measure_jobs(run: Run) -> list[MeasureJob]:
@@ -263,8 +268,10 @@ def _held_out_inputs(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     folder, config = run.folder.evaluation, run.recipe.evaluate
     held_out = run.folder.data() / "held_out.arrow"
-    if run.transports:
-        versions = held_out_across(run)
+    other = teachers_held_out(run)
+    if other is not None:
+        own = HeldOut(held_out, run.tokenizer, "the student", _students_begins(run))
+        versions = [own, other]
         of_students, of_teacher = inputs_across(versions, config, folder, has_teacher=True)
         return of_teacher, of_students
     probes = make_probes(run.tokenizer, run.validation_examples().preferred())
