@@ -99,13 +99,15 @@ def test_data_without_a_token_is_refused(bench, rows, says):
     assert says in result.output
 
 
-def test_a_student_of_another_vocabulary_is_refused(bench, make_model, bare_tokenizer):
+def test_a_student_of_another_vocabulary_is_told_what_it_cannot_have(
+    bench, make_model, bare_tokenizer
+):
     make_model(1, vocabulary=320).save_pretrained("other")
     bare_tokenizer.add_tokens(["<new>"])
     bare_tokenizer.save_pretrained("other")
-    result = bench("student={from: other}")
+    result = bench("student={from: other}", "train.source=online")
     assert result.exit_code == 1
-    assert "vocabulary differs" in result.output
+    assert "has another vocabulary than the teacher" in result.output
 
 
 def test_a_tokenizer_without_pad_token_is_no_error(bench, bare_tokenizer):
