@@ -167,7 +167,7 @@ def convert(
         from attar.device import default_device
         from distill.commands.codec_argument import codec_of, layer_codec_of
         from distill.commands.run import open_run
-        from distill.stages.cache import labels_of_examples
+        from distill.stages.small_cache import labels_of_examples
         from teachers.cache_tools.convert import converted
         from teachers.codecs.codec import is_label_codec
 

@@ -196,6 +196,11 @@ def make_cache(run: Run) -> dict[str, float]:
     """
     if run.transports_itself:
         side = TeacherSide(run)
+        log.info(
+            "cache: the student has another tokenizer: the teacher's signals are made in its ids "
+            "(%s), then transported",
+            side.cache_url,
+        )
         side.prepare_data()
         fill_cache(side)
     return fill_cache(run)
@@ -369,22 +374,6 @@ def _is_grown(store: SignalStore, found: dict[str, Any], wanted: dict[str, Any])
     """
     other = found.get("data") != wanted["data"]
     return other or "grown_from" in found or store.growing() is not None
-
-
-def labels_of_examples(run: Run) -> Callable[[list[str]], list[np.ndarray | None]]:
-    """A function from keys to the labels (N,) of the run's texts, None of one it does not have.
-
-    The data are prepared. `distill cache convert` gives it to a cache, which holds no labels.
-    """
-    run.prepare_data()
-    sets = [examples.by_text() for examples in run.all_examples()]
-    where = {key: (texts, i) for texts in sets for i, key in enumerate(texts.keys)}
-
-    def labels(keys: list[str]) -> list[np.ndarray | None]:
-        found = [where.get(key) for key in keys]
-        return [None if at is None else at[0][at[1]].counted_labels for at in found]
-
-    return labels
 
 
 def repair_cache(run: Run) -> list[str]:

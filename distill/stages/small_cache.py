@@ -1,9 +1,12 @@
-"""Small caches of some examples, for searches and checks that hold the teacher in memory."""
+"""Small caches of some examples, for searches and checks that hold the teacher in memory; and the
+labels of a run's texts, which no cache holds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+import numpy as np
 from torch import nn
 
 from attar.models.tokenizers import tokenizer_identity
@@ -49,3 +52,19 @@ def cache_in(
         lambda: run.task.runner_of(run, teacher, config),
     )
     return SignalCache(url, device=next(teacher.parameters()).device)
+
+
+def labels_of_examples(run: Run) -> Callable[[list[str]], list[np.ndarray | None]]:
+    """A function from keys to the labels (N,) of the run's texts, None of one it does not have.
+
+    The data are prepared. `distill cache convert` gives it to a cache, which holds no labels.
+    """
+    run.prepare_data()
+    sets = [examples.by_text() for examples in run.all_examples()]
+    where = {key: (texts, i) for texts in sets for i, key in enumerate(texts.keys)}
+
+    def labels(keys: list[str]) -> list[np.ndarray | None]:
+        found = [where.get(key) for key in keys]
+        return [None if at is None else at[0][at[1]].counted_labels for at in found]
+
+    return labels

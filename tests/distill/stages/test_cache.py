@@ -8,7 +8,8 @@ import pytest
 from attar.errors import CacheError
 from distill.run.context import Run
 from distill.run.load import load_recipe
-from distill.stages.cache import cache_manifest, labels_of_examples, make_cache, open_cache
+from distill.stages.cache import cache_manifest, make_cache, open_cache
+from distill.stages.small_cache import labels_of_examples
 from teachers.cache.store import SignalStore
 from tests.helpers.judging import preferences, prepare_parts
 
