@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from attar.files import read_json
+
+QUALITY = ("preference_quality", "preference_gsm8k")
 
 
 def preference_steps_block(found: dict[str, Any]) -> str:
@@ -22,8 +27,11 @@ def preference_steps_block(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def preference_quality_block(*found: dict[str, Any]) -> str:
-    """A line a model, set and state: what held-out pairs say, with 95% intervals."""
+def preference_quality_block(results: Path) -> str:
+    """A line a model, set and state: what held-out pairs say, with 95% intervals, from a folder of
+    results.
+    """
+    found = [read_json(results / f"{name}.json") for name in QUALITY]
     lines = [
         "| model, pairs | state | ranked right | pair accuracy | chosen gained | rejected gained |",
         "|---|---|---:|---:|---:|---:|",

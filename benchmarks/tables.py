@@ -16,7 +16,7 @@ from plan_table import plan_block
 from preference_tables import preference_quality_block, preference_steps_block
 from remote_table import kills_block, remote_block
 from rollout_tables import on_policy_block, rloo_block, rollout_speed_block
-from transport_tables import fidelity_block, transport_block
+from transport_tables import transport_blocks
 
 from attar.files import read_json
 
@@ -359,15 +359,10 @@ def pages() -> dict[Path, str]:
         },
         "answers.md": answer_blocks(tiny=_result("answers_tiny")),
         "plan.md": {"plan": plan_block(_result("planned"))},
-        "transport.md": {
-            "transport": transport_block(_result("transport")),
-            "fidelity": fidelity_block(RESULTS / "transport_fidelity.json"),
-        },
+        "transport.md": transport_blocks(RESULTS),
         "preferences.md": {
             "steps": preference_steps_block(_result("preferences")),
-            "quality": preference_quality_block(
-                _result("preference_quality"), _result("preference_gsm8k")
-            ),
+            "quality": preference_quality_block(RESULTS),
         },
     }
     made = {HERE / name: _filled(HERE / name, own) for name, own in blocks.items()}

@@ -8,6 +8,15 @@ from typing import Any
 from attar.files import read_json
 
 
+def transport_blocks(results: Path) -> dict[str, str]:
+    """The blocks of benchmarks/transport.md, from a folder of results."""
+    found = read_json(results / "transport.json")
+    return {
+        "transport": transport_block(found),
+        "fidelity": fidelity_block(results / "transport_fidelity.json"),
+    }
+
+
 def transport_block(found: dict[str, Any]) -> str:
     """A line a student and way: bits a byte, and the interval against fine-tuning."""
     lines = [

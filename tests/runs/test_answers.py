@@ -375,27 +375,25 @@ def test_two_processes_write_the_same_answers(asked, several_processes):
 
 def test_a_system_text_is_read_by_the_writer_and_not_learned(asked):
     commands = asked({"samples": 1, "temperature": 0, "keep": {"ended": False}})
-    more = ["--set", "data.max_length=120"]
+    more, text = ["--set", "data.max_length=120"], "Nobody says what light is."
     commands("answer", "recipe.yaml", "--run-dir", "plain", *more)
-    text = "Nobody says what light is."
-    more += ["--set", f"data.answers.system={text}"]
-    commands("answer", "recipe.yaml", "--run-dir", "out", *more)
+    system = ["--set", f"data.answers.system={text}"]
+    commands("answer", "recipe.yaml", "--run-dir", "out", *more, *system)
     plain, out = (Run(load_recipe("recipe.yaml"), Path(folder)) for folder in ("plain", "out"))
-    prompts = [
-        {tuple(last_prompt(one).tolist()) for one in run.training_examples()}
-        for run in (plain, out)
-    ]
-    assert prompts[0] == prompts[1]
+    one, other = (
+        {(*last_prompt(one).tolist(),) for one in run.training_examples()} for run in (plain, out)
+    )
+    assert one == other
     teacher = AutoModelForCausalLM.from_pretrained("teacher", dtype=torch.float32)
     differ = 0
     for one in out.training_examples():
         user = out.tokenizer.decode(last_prompt(one))
         asked_text = f"<|im_start|>system\n{text}<|im_end|>\n{user}"
-        ids = out.tokenizer(asked_text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([out.tokenizer(asked_text, add_special_tokens=False)["input_ids"]])
         first = int(teacher(ids).logits[0, -1, : out.vocabulary].argmax())
         assert int(one.counted_labels[0]) == first
         bare = torch.from_numpy(last_prompt(one))[None]
         differ += first != int(teacher(bare).logits[0, -1, : out.vocabulary].argmax())
     assert differ  # else the test could not tell
-    assert store().has_signals("anything") == set()
+    assert not store().has_signals("anything")
     assert not Path("out/cache").exists()
