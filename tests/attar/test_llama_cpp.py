@@ -28,6 +28,7 @@ def test_the_server_ends_before_its_log_goes_to_python_again(monkeypatch, tmp_pa
     fake = SimpleNamespace(CommonParams=Parameters, Server=Server)
     monkeypatch.setitem(sys.modules, "xllamacpp", fake)
     monkeypatch.setattr(llama_cpp, "_library", lambda: SimpleNamespace(llama_log_set=log_to))
+    monkeypatch.setattr(llama_cpp, "_wait_for_work", lambda address: events.append("works"))
     with llama_cpp._server(tmp_path / "model.gguf") as address:
         assert address == "http://127.0.0.1:1"
-    assert events == ["nowhere", "made", "ended", "python"]
+    assert events == ["nowhere", "made", "works", "ended", "python"]

@@ -2,6 +2,7 @@
 
 import pytest
 
+import distill.doctor.diagnose  # noqa: F401 (it registers the checks)
 from distill.doctor.findings import CHECKS
 from distill.doctor.fixture import DoctorFixture
 

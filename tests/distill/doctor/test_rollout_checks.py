@@ -30,7 +30,8 @@ def test_a_student_that_writes_what_the_teacher_would_passes_and_one_that_writes
 
 def test_a_recipe_whose_student_writes_is_examined_on_the_data(finding):
     terms = "[{loss: reverse_kl, on: rollouts}, {loss: cross_entropy, on: data}]"
-    changes = (*chat_data(), ROLLOUTS[0], ROLLOUTS[2], f"train.objective={terms}")
+    some = "train.rollouts={new_tokens: 8, share: 0.5}"
+    changes = (*chat_data(), some, ROLLOUTS[2], f"train.objective={terms}")
     for name in ("accumulation", "zero at teacher", "resume"):
         found = finding(name, *changes)
         assert found.outcome == "pass", found.says

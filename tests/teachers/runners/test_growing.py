@@ -1,5 +1,6 @@
 """Caches that grow: older shards stay as they are, and a kill leaves what was there readable."""
 
+import copy
 import os
 import shutil
 import signal
@@ -186,7 +187,7 @@ def test_processes_share_a_growth(some, tiny_model):
     meet = threading.Barrier(2, timeout=60)
     others = threading.Thread(
         target=grow,
-        args=(SignalStore(store.url), examples, tiny_model),
+        args=(SignalStore(store.url), examples, copy.deepcopy(tiny_model)),  # as processes have
         kwargs={"process": WriterProcess(1, 2, meet.wait)},
     )
     others.start()
