@@ -86,10 +86,6 @@ class TokenBytes:
         """The id of a string of the vocabulary."""
         return self._vocabulary.get(string)
 
-    def first_ids(self, piece: bytes, after_word: bool = False) -> list[int]:
-        """The ids of some bytes inside a text, see `pieces`."""
-        return self.pieces(piece, after_word)[0]
-
     def pieces(self, piece: bytes, after_word: bool = False) -> tuple[list[int], list[int]]:
         """(ids, the byte of `piece` at which each ends) of bytes inside a text.
 

@@ -1,4 +1,4 @@
-"""Tokenizers: loading, fingerprints, and whether two tokenizers share a vocabulary."""
+"""Tokenizers: loading, fingerprints, and in which ids two tokenizers differ."""
 
 from __future__ import annotations
 
@@ -106,16 +106,3 @@ def differing_ids(one: Any, other: Any) -> list[tuple[int, str | None, str | Non
     strings, others = ({i: t for t, i in each.get_vocab().items()} for each in (one, other))
     ids = sorted(strings.keys() | others.keys())
     return [(i, strings.get(i), others.get(i)) for i in ids if strings.get(i) != others.get(i)]
-
-
-def check_same_vocabulary(teacher: Any, student: Any) -> None:
-    """Raise `ModelError` unless both tokenizers map every id to the same string."""
-    differ = differing_ids(teacher, student)
-    if differ:
-        i, own, other = differ[0]
-        raise ModelError(
-            f"The student's vocabulary differs from the teacher's at {len(differ)} ids (first: id "
-            f"{i} is {other!r} in the student, {own!r} in the teacher); distilling logits needs "
-            "one vocabulary, so choose a student of the same family or cut it from the teacher "
-            "with `student.from: teacher`."
-        )

@@ -13,9 +13,9 @@ import json
 import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from attar.config import Section
 from attar.errors import DataError, nearest
@@ -36,6 +36,14 @@ LABEL_PROMPT = "{%s}\nLabel:"  # of labelled rows, where the recipe has no templ
 Message = dict[str, Any]  # `role` and `content` are text
 
 
+def _checked_template(value: str) -> str:
+    template_columns(value)
+    return value
+
+
+Template = Annotated[str, AfterValidator(_checked_template)]  # of a prompt, over columns of a row
+
+
 class RowOptions(Section):
     """Keys that name the columns of the data, where these do not have usual names."""
 
@@ -52,16 +60,9 @@ class RowOptions(Section):
         min_length=1,
         description="words of the classes 0, 1, ... where the column numbers them",
     )
-    prompt: str | None = Field(
+    prompt: Template | None = Field(
         None, description="template of the prompt, column names in braces: `{text}\\nSentiment:`"
     )
-
-    @field_validator("prompt")
-    @classmethod
-    def _a_template(cls, value: str | None) -> str | None:
-        if value is not None:
-            template_columns(value)
-        return value
 
     @model_validator(mode="after")
     def _each_has_an_effect(self) -> RowOptions:

@@ -5,12 +5,12 @@ The model of each section lives in the module that consumes it; here they are pu
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from attar.config import Section
 from distill.classifiers import FeaturesConfig
 from distill.data.config import DataConfig
-from distill.data.row_formats import template_columns
+from distill.data.row_formats import Template
 from distill.evaluation.job import EvaluateConfig, OwnAnswersConfig
 from distill.objective.terms import AnyTerm, reads_from
 from distill.recipe.export import ExportConfig
@@ -48,18 +48,11 @@ class TeacherSection(TeacherConfig):
     """The teacher, whether it is adapted to the data first, and what it reads of a row."""
 
     adapt: AdaptConfig | None = None
-    prompt: str | None = Field(
+    prompt: Template | None = Field(
         None,
         description="template of what the teacher reads in place of a row's prompt, column names "
         "in braces: `{question}\nReference: {answer}`",
     )
-
-    @field_validator("prompt")
-    @classmethod
-    def _a_template(cls, value: str | None) -> str | None:
-        if value is not None:
-            template_columns(value)
-        return value
 
 
 class Recipe(Section):

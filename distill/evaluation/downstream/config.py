@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from attar.config import Section
-from distill.data.row_formats import template_columns
+from distill.data.row_formats import Template
 from distill.data.verifier import ExtractRule
 
 
@@ -16,7 +16,7 @@ class FileTask(Section):
 
     name: str = Field(min_length=1)
     data: str = Field(description="file or glob of questions: json, jsonl, csv, tsv, parquet")
-    prompt: str | None = Field(
+    prompt: Template | None = Field(
         None, description="template of a question, column names in braces: `Q: {question}\\nA:`"
     )
     answer: str | None = Field(None, description="column of the right answer")
@@ -26,13 +26,6 @@ class FileTask(Section):
         None, description="file of the questions shown; absent: the first ones of `data`"
     )
     limit: int | None = Field(None, ge=1, description="questions asked, evenly over the file")
-
-    @field_validator("prompt")
-    @classmethod
-    def _a_template(cls, value: str | None) -> str | None:
-        if value is not None:
-            template_columns(value)
-        return value
 
     @model_validator(mode="after")
     def _shots_are_shown(self) -> FileTask:

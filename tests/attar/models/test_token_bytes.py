@@ -53,7 +53,7 @@ def test_pieces_of_bytes_say_where_each_ends(tokenizer):
     ids, ends = known.pieces(b" teacher\xf0\x9f")
     assert ends[-1] == len(b" teacher\xf0\x9f")
     assert b"".join(known.bytes_of[i] for i in ids) == b" teacher\xf0\x9f"
-    assert known.first_ids(b"") == []
+    assert known.pieces(b"")[0] == []
 
 
 def test_words_continue_after_a_letter(words):
@@ -61,8 +61,8 @@ def test_words_continue_after_a_letter(words):
     names = words.convert_ids_to_tokens
     assert known.kind == "wordpiece"
     assert known.lower_cased
-    assert names(known.first_ids(b" Playing")) == ["play", "##ing"]
-    assert names(known.first_ids(b"ing, the", after_word=True)) == ["##ing", ",", "the"]
+    assert names(known.pieces(b" Playing")[0]) == ["play", "##ing"]
+    assert names(known.pieces(b"ing, the", after_word=True)[0]) == ["##ing", ",", "the"]
     assert known.pieces(b"ed", after_word=True)[1] == [1, 2]
 
 
