@@ -58,6 +58,7 @@ ROOMS = [
     "distill/fit_vocabulary",
     "distill/evaluate_models",
     "distill/transport_cache",
+    "distill/comparison",
     "distill/chat",
     "distill/push",
     "distill/api",
