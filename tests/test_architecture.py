@@ -52,6 +52,7 @@ ROOMS = [
     "distill/stages",
     "distill/pipeline",
     "distill/planning",
+    "distill/trials",
     "distill/doctor",
     "distill/cache_audit",
     "distill/features",

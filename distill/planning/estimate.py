@@ -223,6 +223,9 @@ def _caching(run: Run, known: Quantities, outcomes: int, measured: float | None)
 
 def _training(run: Run, known: Quantities) -> Estimate:
     loop, data, student = run.recipe.train, run.recipe.data, known.student
+    if not loop.learns:
+        note = "no steps: the student stays as it was built"
+        return Estimate("train", 0, student.total * 4, libraries() + student.total * 4, 1.0, note)
     arms, examples = 1 + len(loop.arms), known.trained(loop, data)
     seconds = arms * known.training_seconds(student, loop, data)
     memory = _training_memory(run, run.student_config, student, loop, known.counts)

@@ -74,7 +74,7 @@ class Recipe(Section):
 
     def learning(self) -> dict[str, LoopConfig]:
         """The sections that learn from the teacher's signals, by name."""
-        found: dict[str, LoopConfig] = {"train": self.train}
+        found: dict[str, LoopConfig] = {"train": self.train} if self.train.learns else {}
         if self.specialize is not None:
             found["specialize"] = self.specialize
         if self.export.recover is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from attar.checksums import faults_of, record_files
 from attar.errors import RunError
@@ -24,6 +25,7 @@ from distill.stages.unfinished_cache import SUBSET_FILE
 from distill.training.arms import ARMS, DISTILL
 from distill.training.checkpoint import drop_checkpoints
 from distill.training.config import WITHOUT_EFFECT, spent
+from distill.training.job import Result
 from distill.training.layerwise_lr import how_much_learns
 from students.pruning.record import copy_pruning
 from students.save import save_student
@@ -105,8 +107,47 @@ def _subset(run: Run, arm: str) -> list[str]:
     return [fingerprint(read_json(_subset_file(run)))] if shared else []
 
 
+def train_to_step(run: Run, arm: str, inputs: str, step: int, into: Path) -> Result:
+    """Train one arm to a step of its schedule, where it pauses; save the student of that step into
+    a folder. The same arm goes on from there. `inputs`: the fingerprint of the stage's.
+
+    Raises `RunError` for a training that is beyond this step.
+    """
+    wanted = fingerprint([inputs, arm, *_subset(run, arm)])
+    if _finished_arm(run, arm, wanted) is not None:
+        raise RunError(
+            f"`{arm}` in {run.folder} is trained to the end and cannot pause at step {step}; "
+            f"delete {run.folder.arm(arm)} to train it again."
+        )
+    student, result = _learn(run, arm, wanted, until=step)
+    with on_first_process() as first:
+        if first:
+            save_student(student, run.tokenizer, into)
+            run.task.write_extra_files(run, into)
+    return result
+
+
 def _train_arm(run: Run, arm: str, inputs: str) -> None:
     """Train one arm from the untrained student, and keep its student and result."""
+    student, result = _learn(run, arm, inputs)
+    with on_first_process() as first:
+        if first:
+            save_student(student, run.tokenizer, run.folder.arm_student(arm))
+            copy_pruning(run.folder.student, run.folder.arm_student(arm))
+            run.task.write_extra_files(run, run.folder.arm_student(arm))
+            files, left = (
+                record_files([run.folder.arm_student(arm)], run.folder.path),
+                asdict(result),
+            )
+            write_json(
+                run.folder.arm(arm) / "result.json", {"inputs": inputs, "files": files, **left}
+            )
+
+
+def _learn(run: Run, arm: str, inputs: str, until: int | None = None) -> tuple[nn.Module, Result]:
+    """(student, result) of one arm's training, from the untrained student or its checkpoint; a
+    student that is to learn nothing stays as it was built.
+    """
     config, folder = run.recipe.train, run.folder.arm(arm)
     with on_first_process() as first:
         if first:
@@ -114,6 +155,9 @@ def _train_arm(run: Run, arm: str, inputs: str) -> None:
     student = load_as_saved(
         str(run.folder.student), dtype=torch.float32, trust_remote_code=run.trusts_student
     )
+    if not config.learns:
+        log.info("%s: no steps (`train.max_steps: 0`), the student stays as it was built", arm)
+        return student, Result(steps=0, tokens=0, seconds=0.0, best_step=0)
     prepare_learning(student, config.trainable, config.reinitialize, run.recipe.seed)
     log.info("%s: %s", arm, how_much_learns(student))
     arm_config = ARMS[arm].configure(config, run.task.label_loss)
@@ -121,14 +165,8 @@ def _train_arm(run: Run, arm: str, inputs: str) -> None:
     start = Start(
         str(run.folder.student), {"reinitialize": config.reinitialize, "seed": run.recipe.seed}
     )
-    gold = ARMS[arm].gold
     result = run_training(
-        run, arm, "train", student, arm_config, data, folder, start, subset, gold=gold
-    )
-    with on_first_process() as first:
-        if first:
-            save_student(student, run.tokenizer, run.folder.arm_student(arm))
-            copy_pruning(run.folder.student, run.folder.arm_student(arm))
-            run.task.write_extra_files(run, run.folder.arm_student(arm))
-            files = record_files([run.folder.arm_student(arm)], run.folder.path)
-            write_json(folder / "result.json", {"inputs": inputs, "files": files, **asdict(result)})
+        run, arm, "train", student, arm_config, data, folder, start, subset,
+        gold=ARMS[arm].gold, until=until,
+    )  # fmt: skip
+    return student, result

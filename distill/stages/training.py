@@ -51,13 +51,15 @@ def run_training(
     subset: Path | None = None,
     *,
     gold: bool = False,
+    until: int | None = None,
 ) -> Result:
     """Train one model by the keys of a section of the recipe; checkpoints go to `folder`.
 
-    `name` is the training's in logs. A training that was stopped goes on from its checkpoint.
+    A training that was stopped goes on from its checkpoint. name: the training's in logs.
     start: what the model is made of, by which the reference of its preferences is known.
     subset: the file with the examples of an unfinished cache, where several trainings share it.
     gold: learn the data's own answers even where others were written.
+    until: pause after this step; None: train to the end.
     """
     torch.manual_seed(run.recipe.seed)  # projectors are drawn from it
     if config.model_dropout is not None:
@@ -90,10 +92,10 @@ def run_training(
         collate=run.task.batching.collate,
         unit=run.task.batching.unit,
         section=section,
+        until=until,
     )
     result = train_loop(job)
-    if isinstance(source, RoundBatches):
-        result.rounds = source.records
+    result.rounds = source.records if isinstance(source, RoundBatches) else []
     free_memory()
     return result
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distill.objective.terms import AnyTerm
 from distill.training.arms import ControlArm
@@ -20,4 +20,28 @@ class TrainConfig(LoopConfig):
     reinitialize: Reinitialized = Field(
         None, description="blocks or head that start from random weights"
     )
+    max_steps: int | None = Field(
+        None,
+        ge=0,
+        description="0: the student stays as it was built, for `specialize` to begin from",
+    )
     arms: list[ControlArm] = Field(default=["finetune"])
+
+    @property
+    def learns(self) -> bool:
+        """Whether the student is trained at all."""
+        return self.max_steps != 0
+
+    @model_validator(mode="after")
+    def _nothing_to_train(self) -> TrainConfig:
+        if self.learns:
+            return self
+        if self.arms:
+            raise ValueError(
+                f"`max_steps: 0` trains nothing, and the control arms ({', '.join(self.arms)}) "
+                "would be the same student; write `arms: []`"
+            )
+        for key in ("reinitialize", "rollouts"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"`{key}` has no effect with `max_steps: 0`; leave it out")
+        return self
