@@ -129,8 +129,9 @@ class Comparison:
             data |= self._columns(task)
         values |= {"task": task, "seed": cell.seed, "data": data}
         values["export"] = {"artifacts": ["bf16"]}
-        values["evaluate"] = {**values.get("evaluate", {}), "own_answers": None}
-        values["evaluate"].pop("tasks", None)
+        evaluate = dict(values.get("evaluate", {}))
+        evaluate.pop("tasks", None)
+        values["evaluate"] = evaluate | ({"own_answers": None} if task == TEXT else {})
         return values
 
     def _columns(self, task: str) -> Values:
