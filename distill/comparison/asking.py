@@ -61,13 +61,15 @@ def prompt_config(comparison: Comparison, run: Run, keys: dict[str, Any] | None)
     """The section `prompt` as arms use it: the recipe's with some keys over it; without keys, what
     a student reads that was trained on the rows, with its chat template where it has one.
     """
-    most = {"dev": len(comparison.parts.validation)}
+    given, most = comparison.recipe.prompt, {"dev": len(comparison.parts.validation)}
     if keys is None:
         chat = run.teacher_tokenizer.chat_template is not None
-        template = {"template": comparison.template} if comparison.labelled else {}
-        plain = {"shots": [0], "instructions": [""], "calibrate": False, "chat": chat}
-        return PromptConfig.model_validate({**most, **plain, **template})
-    given = comparison.recipe.prompt
+        plain = {"shots": [0], "instructions": [""], "chat": chat}
+        if not comparison.labelled:
+            return PromptConfig.model_validate({**most, **plain})
+        words = {"labels": comparison.words or None, "calibrate": False}
+        asked = {"template": comparison.template, **words}
+        return PromptConfig.model_validate({**most, **plain, **asked})
     values = {} if given is None else given.model_dump(mode="json", exclude_unset=True)
     if not any(keys["shots"]):
         values.pop("demonstrations", None)

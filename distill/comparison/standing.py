@@ -88,9 +88,14 @@ class Standing:
         found = self.candidates if names is None else [n for n in names if n in self.whole]
         return min(
             found,
-            key=lambda name: (-round(self.quality(name, part)["value"], 9), self.cost(name), name),
+            key=lambda name: (-round(self.quality(name, part)["value"], 9), *self.prices(name)),
             default=None,
         )
+
+    def prices(self, arm: str) -> tuple[float, float, str]:
+        """What ties are broken by: seconds of learning, tokens a query, the name."""
+        query = [one.query_tokens or 0.0 for one in self.whole[arm]]
+        return self.cost(arm), float(np.mean(query)), arm
 
     def cost(self, arm: str) -> float:
         """Mean seconds of learning."""

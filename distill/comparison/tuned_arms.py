@@ -154,6 +154,7 @@ class Adapted(Tuned):
         for name in ("trainable", "arms", "reinitialize"):
             keys.pop(name, None)
         keys = {k: v for k, v in keys.items() if k != "lr"} | {"lr": keys.get("lr", self.lr)}
+        values.pop("export", None)
         values["specialize"] = {"method": self.method, **keys}
         values["train"] = {"objective": [{"loss": "cross_entropy"}], "max_steps": 0, "arms": []}
         return values

@@ -97,13 +97,16 @@ def measure_job(job: PromptJob) -> None:
     found = choose_prompt(asker, dev, config, wordings, job.seed, search=job.search)
     seconds = time.perf_counter() - start
     on_dev = asker.ask(found.winner, dev.questions)
+    start = time.perf_counter()
     on_unseen = asker.ask(found.winner, questions.unseen.questions)
+    rate = len(questions.unseen) / (time.perf_counter() - start)
     numbers = {
         **summary(on_unseen, questions.unseen),
         "dev_accuracy": float(on_dev.correct.mean()),
         "dev_texts": len(dev),
         "candidates": len(found.candidates),
         "model_tokens": found.tokens,
+        "texts_per_second": rate,
         "query_tokens": float(on_unseen.ids.mean()),
         "seconds": seconds,
         "peak_memory_bytes": peak_memory_bytes(),
