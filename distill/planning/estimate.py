@@ -223,15 +223,18 @@ def _caching(run: Run, known: Quantities, outcomes: int, measured: float | None)
 
 def _training(run: Run, known: Quantities) -> Estimate:
     loop, data, student = run.recipe.train, run.recipe.data, known.student
-    arms, examples = 1 + len(loop.arms), known.trained(loop, data)
-    seconds = arms * known.training_seconds(student, loop, data)
+    loops = [one.over(loop) for one in loop.trainings(run.recipe.seed)]
+    seconds = sum(known.training_seconds(student, one, data) for one in loops)
     memory = _training_memory(run, run.student_config, student, loop, known.counts)
     if reads_from(loop, "online"):
-        seconds += known.teacher.forward(known.teacher_tokens(examples)) / known.speed
+        read = sum(known.trained(one, data) for one in loops[: loop.distilled(run.recipe.seed)])
+        seconds += known.teacher.forward(known.teacher_tokens(read)) / known.speed
     memory += _teacher_memory(run, known, loop)
     steps = planned_steps(run, "train", loop, known.counts)
-    each = f" for each of {arms} arms" if arms > 1 else ""
-    amount, disk = known.amount(examples) * arms, student.total * 16 * arms
+    arms, number = 1 + len(loop.controls), len(loops)
+    each = f" for each of {counted(number, 'training' if number > arms else 'arm')}"
+    amount = sum(known.amount(known.trained(one, data)) for one in loops)
+    each, disk = each if number > 1 else "", student.total * 16 * number
     return Estimate("train", amount, disk, memory, seconds, f"{steps.note()}{each}", steps)
 
 

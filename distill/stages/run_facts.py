@@ -12,6 +12,7 @@ from distill.report.student_shape import shape_entry
 from distill.report.trainings import training_entry
 from distill.run.context import Run
 from distill.stages.stage import ADAPT_TEACHER
+from distill.stages.train import students_of
 from distill.training.arms import ARMS, DISTILL
 from distill.training.config import LoopConfig
 from students.pruning.record import PRUNING_FILE
@@ -49,9 +50,10 @@ def training_facts(run: Run) -> dict[str, Any]:
     if recipe.teacher.adapt is not None and adapted is not None and "steps" in adapted.notes:
         result = {**adapted.notes, "tokens": adapted.tokens}
         found["teacher"] = _entry(run, result, recipe.teacher.adapt, "data", gold=True)
-    for arm in [*recipe.train.arms, DISTILL]:
-        result = read_json(run.folder.arm(arm) / "result.json")
-        found[arm] = _entry(run, result, recipe.train, "data", gold=ARMS[arm].gold)
+    for arm in [*recipe.train.controls, DISTILL]:
+        for name, student in students_of(run, arm).items():
+            result = read_json(student.parent / "result.json")
+            found[name] = _entry(run, result, recipe.train, "data", gold=ARMS[arm].gold)
     if (special := recipe.specialize) is not None:
         own = "data" if special.data is None else special.data.section
         result = read_json(run.folder.specialized / "result.json")
