@@ -58,8 +58,7 @@ def run_training(
     `name` is the training's in logs. A training that was stopped goes on from its checkpoint.
     start: what the model is made of, by which the reference of its preferences is known.
     subset: the file with the examples of an unfinished cache, where several trainings share it.
-    gold: learn the data's own answers even where others were written. seed: of the order of
-    batches and of all that is drawn; the recipe's when absent.
+    gold: learn the data's own answers even where others were written. seed: if not the recipe's.
     """
     seed = run.recipe.seed if seed is None else seed
     torch.manual_seed(seed)  # projectors are drawn from it
