@@ -40,6 +40,7 @@ from distill.report.tables import (
 )
 from distill.report.trainings import training_section
 from distill.report.transport import transport_section
+from distill.report.tuning import tuning_section
 from distill.training.arms import ARMS
 
 STYLE = """
@@ -121,7 +122,7 @@ def render_report(
 <h1>{escape(str(report["teacher"]["model"]))}, distilled</h1>
 <p class="verdict">{escape(verdict["sentence"])}</p>{_warnings(verdict["warnings"])}
 {_specialising(report)}{_models(report, columns, content)}
-{_sections([seeds_section(report, columns)])}{_sections(content.middle)}
+{_sections([seeds_section(report, columns), tuning_section(report)])}{_sections(content.middle)}
 {_artifacts(report, artifact_columns, content)}
 {_sections(content.end)}
 {_sections([training_section(report), rounds_section(report)])}

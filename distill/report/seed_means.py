@@ -127,7 +127,9 @@ def seeds_section(report: Numbers, columns: TableColumns) -> Section | None:
         for seed, one in zip(entry["seeds"], seeds, strict=False):
             lines.append([f"{name}, seed {seed}", *cells(one, own)])
         if seeds:
-            spreads = [_deviation([one.get(column.key) for one in seeds]) for column in own.values()]
+            spreads = [
+                _deviation([one.get(column.key) for one in seeds]) for column in own.values()
+            ]
             lines.append([f"{name}, standard deviation", *spreads])
     return table_section(TITLE, lines, TERMS, lead=entry["sentence"])
 

@@ -28,11 +28,13 @@ from distill.run.context import Run
 from distill.run.folder import StageRecord
 from distill.stages.evaluate import baselines_of, reference_of
 from distill.stages.run_facts import (
+    arm_costs,
     data_facts,
     data_stats,
     own_data_stats,
     student_facts,
     training_facts,
+    tuning_facts,
 )
 from distill.stages.stage import CACHE, REPORT, STAGES, work
 from distill.stages.train import arms_of, seeds_of
@@ -79,6 +81,10 @@ def assemble(run: Run) -> dict[str, Any]:
     of = run.task.report
     trainings, verdict = training_facts(run), of.verdict(found)
     verdict["warnings"] += overfitted_warnings(trainings)
+    tuning = tuning_facts(run)
+    if tuning is not None:
+        verdict["sentence"] += f" {tuning['sentence']}"
+        verdict["warnings"] += tuning.pop("warnings")
     made = {name: one for name, one in baselines.items() if "failed" not in one}
     return {
         "schema": SCHEMA,
@@ -90,6 +96,7 @@ def assemble(run: Run) -> dict[str, Any]:
         "specialize": _specialised(run, found),
         "verdict": verdict,
         **_seeds(run),
+        **({} if tuning is None else {"tuning": tuning}),
         "data": data_facts(run),
         "answers": _answers(run, found),
         "transport": _transported(run),
@@ -269,7 +276,7 @@ def cost(run: Run) -> dict[str, Any]:
         "stages": stages,
         "seconds": sum(stage["seconds"] for stage in stages.values()),
         "cache_bytes_per_token": cache.notes.get("bytes_per_token", 0.0) if cache else 0.0,
-        "arms": train.notes if train else {},
+        "arms": arm_costs(run, train.notes) if train else {},
     }
 
 

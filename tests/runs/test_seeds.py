@@ -36,3 +36,32 @@ def test_arms_of_several_seeds_are_compared_over_seeds_and_texts(workshop):
     assert "distill, standard deviation" in page
     again = workshop("run", "recipe.yaml", "--run-dir", "out", *options, "--set", "train.seeds=2")
     assert "Nothing to do" in again.output
+
+
+def test_the_best_candidates_by_validation_are_compared_and_go_on(workshop):
+    arms = "[finetune, {arm: finetune, name: finetune-still, lr: 1e-9}, " \
+        "{arm: distill, name: distill-high, lr: 5e-3}]"  # fmt: skip
+    options = (*SHORT, "--set", "train.lr=1e-5", "--set", f"train.arms={arms}")
+    said = workshop("run", "recipe.yaml", "--run-dir", "out", *options)
+    report = workshop.report("out")
+    assert set(report["arms"]) == {"init", "finetune", "distill"}
+    chosen = {arm: one["chosen"] for arm, one in report["tuning"]["arms"].items()}
+    assert chosen == {"distill": "distill-high", "finetune": "finetune"}
+    words = "distill at lr 0.005 (`distill-high`), of 2 candidates and finetune at lr 1e-05"
+    assert words in report["verdict"]["sentence"]
+    assert words in said.output
+    warnings = " ".join(report["verdict"]["warnings"])
+    assert "unequal" not in warnings
+    assert "`distill`, 0.005, is the highest that was tried" in warnings
+    own = json.loads(Path("out/arms/distill-high/result.json").read_text())
+    assert report["cost"]["arms"]["distill"]["seconds"] == own["seconds"]
+    assert "finetune-still (not chosen)" in report["cost"]["arms"]
+    assert report["artifacts"]["bf16"]["nll"] == pytest.approx(
+        report["arms"]["distill"]["nll"], abs=0.01
+    )
+    assert "Candidates of the arms" in Path("out/report.html").read_text()
+    again = workshop("run", "recipe.yaml", "--run-dir", "out", *options)
+    assert "Nothing to do" in again.output
+    alone = (*SHORT, "--set", "train.lr=1e-5", "--set", "train.arms=[finetune]")
+    workshop("run", "recipe.yaml", "--run-dir", "out", *alone)
+    assert "tuning" not in workshop.report("out")
