@@ -45,6 +45,7 @@ ROOMS = [
     "distill/training",
     "distill/runtimes",
     "distill/evaluation",
+    "distill/prompting",
     "distill/report",
     "distill/recipe",
     "distill/tasks",
@@ -52,12 +53,15 @@ ROOMS = [
     "distill/stages",
     "distill/pipeline",
     "distill/planning",
+    "distill/trials",
     "distill/doctor",
     "distill/cache_audit",
     "distill/features",
+    "distill/prompt_search",
     "distill/fit_vocabulary",
     "distill/evaluate_models",
     "distill/transport_cache",
+    "distill/comparison",
     "distill/chat",
     "distill/push",
     "distill/api",
@@ -71,7 +75,7 @@ NAMELESS = {"utils.py", "util.py", "common.py", "helpers.py", "base.py", "misc.p
 # Files that stand in distill/ itself; everything else has a room.
 LONE_FILES = {
     "__init__", "__main__", "api", "classifiers", "console", "evaluate_models", "features",
-    "fit_vocabulary", "pipeline", "progress_display", "push", "transport_cache",
+    "fit_vocabulary", "pipeline", "progress_display", "prompt_search", "push", "transport_cache",
 }  # fmt: skip
 # Words that a reader of the field would have to learn for this project alone.
 BANNED = {

@@ -59,16 +59,22 @@ class Corpus:
 
     def named(self, source: str) -> DocumentQueue:
         """Documents of `split:NAME` of the training sources, or of another source."""
-        if source.startswith("split:"):
-            rows = self._open(sources_of(self.config), source.removeprefix("split:"))
-        else:
-            rows = self._open([source], self.config.split)
+        rows = self._named_rows(source)
         return DocumentQueue((row.document() for row in rows), len(rows))
+
+    def _named_rows(self, source: str) -> list[Row | RowsOfPrompt]:
+        if source.startswith("split:"):
+            return self._open(sources_of(self.config), source.removeprefix("split:"))
+        return self._open([source], self.config.split)
 
     def documents_of(self, parts: Iterable[str]) -> Iterator[Document]:
         """All documents of the sources that parts are drawn from; in one order with any tokenizer,
         and of as many rows, but not divided into parts.
         """
+        return (row.document() for row in self.rows_of(parts))
+
+    def rows_of(self, parts: Iterable[str]) -> Iterator[Row | RowsOfPrompt]:
+        """The rows of these documents, in the same order."""
         config, named, is_drawn = self.config, [], False
         for part in parts:
             source = None if part == "train" else getattr(config, part)
@@ -77,9 +83,9 @@ class Corpus:
             else:
                 is_drawn = True
         if is_drawn:
-            yield from (row.document() for row in self._open(sources_of(config), config.split))
+            yield from self._open(sources_of(config), config.split)
         for source in named:
-            yield from self.named(source)
+            yield from self._named_rows(source)
 
     def _open(self, sources: list[str], split: str) -> list[Row | RowsOfPrompt]:
         tables = [load_rows(source, split, self.config.name) for source in sources]

@@ -156,10 +156,14 @@ class TaskMetrics(Protocol):
     state. `runtime` is the loaded model; each task names the kind of runtime that it needs.
     baselines: what trained models are compared with beside each other; none by default.
     by_byte: whether models of several tokenizers can be measured side by side, by bytes of text.
+    trial_value: the array, of which less is better, by which trainings are compared on the way.
+    trials_read_teacher: whether it needs the teacher's signals.
     """
 
     baselines: ClassVar[Registry[type[Baseline]]] = Registry("baseline")
     by_byte: ClassVar[bool] = False
+    trial_value: ClassVar[str] = "nll"
+    trials_read_teacher: ClassVar[bool] = False
 
     def measured(self, examples: Examples) -> Examples:
         """The held-out examples as they are measured: of judged answers, the preferred texts."""

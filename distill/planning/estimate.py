@@ -223,19 +223,20 @@ def _caching(run: Run, known: Quantities, outcomes: int, measured: float | None)
 
 def _training(run: Run, known: Quantities) -> Estimate:
     loop, data, student = run.recipe.train, run.recipe.data, known.student
+    if not loop.learns:
+        note = "no steps: the student stays as it was built"
+        return Estimate("train", 0, student.total * 4, libraries() + student.total * 4, 1.0, note)
     loops = [one.over(loop) for one in loop.trainings(run.recipe.seed)]
     seconds = sum(known.training_seconds(student, one, data) for one in loops)
     memory = _training_memory(run, run.student_config, student, loop, known.counts)
     if reads_from(loop, "online"):
-        read = sum(known.trained(one, data) for one in loops[: loop.distilled(run.recipe.seed)])
-        seconds += known.teacher.forward(known.teacher_tokens(read)) / known.speed
+        seconds += known.online_seconds(loops[: loop.distilled(run.recipe.seed)], data)
     memory += _teacher_memory(run, known, loop)
     steps = planned_steps(run, "train", loop, known.counts)
-    arms, number = 1 + len(loop.controls), len(loops)
-    each = f" for each of {counted(number, 'training' if number > arms else 'arm')}"
-    amount = sum(known.amount(known.trained(one, data)) for one in loops)
-    each, disk = each if number > 1 else "", student.total * 16 * number
-    return Estimate("train", amount, disk, memory, seconds, f"{steps.note()}{each}", steps)
+    what = counted(len(loops), "training" if len(loops) > 1 + len(loop.controls) else "arm")
+    note = f"{steps.note()} for each of {what}" if len(loops) > 1 else steps.note()
+    amount, disk = sum(known.amount(known.trained(one, data)) for one in loops), student.total * 16
+    return Estimate("train", amount, disk * len(loops), memory, seconds, note, steps)
 
 
 def _specializing(run: Run, known: Quantities) -> Estimate:

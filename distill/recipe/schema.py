@@ -13,6 +13,7 @@ from distill.data.config import DataConfig
 from distill.data.row_formats import Template
 from distill.evaluation.job import EvaluateConfig, OwnAnswersConfig
 from distill.objective.terms import AnyTerm, reads_from
+from distill.recipe.compare import CompareConfig
 from distill.recipe.export import ExportConfig
 from distill.recipe.specialize import SpecializeConfig
 from distill.training.config import LoopConfig
@@ -69,10 +70,11 @@ class Recipe(Section):
     features: FeaturesConfig | None = None
     export: ExportConfig = Field(default_factory=ExportConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    compare: CompareConfig | None = None
 
     def learning(self) -> dict[str, LoopConfig]:
         """The sections that learn from the teacher's signals, by name."""
-        found: dict[str, LoopConfig] = {"train": self.train}
+        found: dict[str, LoopConfig] = {"train": self.train} if self.train.learns else {}
         if self.specialize is not None:
             found["specialize"] = self.specialize
         if self.export.recover is not None:

@@ -367,7 +367,8 @@ def _learners(run: Run, shaped: bool) -> Iterator[tuple[str, LoopConfig, Any]]:
     prepare_learning(student, train.trainable, train.reinitialize, 0, "train.")
     if not shaped:
         return
-    yield "train", train, student
+    if train.learns:
+        yield "train", train, student
     if special is not None and not special.prepends:
         student = skeleton(run.student_config, run.task.auto)
         yield "specialize", special, without_start(special).attach(student, 0)

@@ -42,6 +42,12 @@ from distill.training.arms import DISTILL
 from students.artifacts.artifact import ARTIFACTS
 
 SCHEMA = 8
+UNTRAINED: dict[str, Any] = {
+    "helped": None,
+    "worse": [],
+    "sentence": "The student was not trained (`train.max_steps: 0`): it is as it was built.",
+    "warnings": [],
+}
 
 
 @work(
@@ -79,8 +85,9 @@ def assemble(run: Run) -> dict[str, Any]:
         arms["specialized"] = measured["specialized"]
     artifacts, baselines = judged(run, found)
     of = run.task.report
-    trainings, verdict = training_facts(run), of.verdict(found)
-    verdict["warnings"] += overfitted_warnings(trainings)
+    trainings = training_facts(run)
+    verdict = of.verdict(found) if run.recipe.train.learns else dict(UNTRAINED)
+    verdict["warnings"] = [*verdict["warnings"], *overfitted_warnings(trainings)]
     tuning = tuning_facts(run)
     if tuning is not None:
         verdict["sentence"] += f" {tuning['sentence']}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from attar import __version__
 from attar.checksums import faults_of, record_files
@@ -26,6 +27,7 @@ from distill.stages.unfinished_cache import SUBSET_FILE
 from distill.training.arms import ARMS, DISTILL
 from distill.training.checkpoint import drop_checkpoints
 from distill.training.config import WITHOUT_EFFECT, spent
+from distill.training.job import Result
 from distill.training.layerwise_lr import how_much_learns
 from distill.training.train_config import ArmTraining, of_seed
 from students.pruning.record import copy_pruning
@@ -112,9 +114,9 @@ def _before(run: Run) -> str:
 )
 def train(run: Run, inputs: str) -> StageRecord:
     """Train every arm that is not finished; delete its checkpoints before the next one's come."""
-    tokens, notes, before = 0, {}, _before(run)
+    tokens, notes = 0, {}
     for one in trainings_of(run):
-        wanted = fingerprint([before, _own_inputs(one), *_subset(run, one)])
+        wanted = _inputs_of(run, one)
         folder = run.folder.arm(one.name)
         found = _finished_arm(run, one.name, wanted)
         if found is None:
@@ -129,6 +131,11 @@ def train(run: Run, inputs: str) -> StageRecord:
         if first:
             _choose(run)
     return StageRecord(TRAIN.name, tokens=tokens, notes=notes)
+
+
+def _inputs_of(run: Run, training: ArmTraining) -> str:
+    """Fingerprint of all that a training depends on."""
+    return fingerprint([_before(run), _own_inputs(training), *_subset(run, training)])
 
 
 def _finished_arm(run: Run, arm: str, inputs: str) -> dict[str, Any] | None:
@@ -162,35 +169,31 @@ def _subset(run: Run, training: ArmTraining) -> list[str]:
     return [fingerprint(read_json(_subset_file(run)))] if shared else []
 
 
-def _train_arm(run: Run, training: ArmTraining, inputs: str) -> None:
-    """Train one arm from the untrained student, and keep its student and result."""
-    config, folder, arm = run.recipe.train, run.folder.arm(training.name), ARMS[training.arm]
+def train_to_step(run: Run, name: str, step: int, into: Path) -> Result:
+    """Train one arm, by the name of its training, to a step of its schedule, where it pauses; save
+    the student of that step into a folder. The same arm goes on from there.
+
+    Raises `RunError` for a training that is beyond this step.
+    """
+    training = next(one for one in trainings_of(run) if one.name == name)
+    wanted = _inputs_of(run, training)
+    if _finished_arm(run, name, wanted) is not None:
+        raise RunError(
+            f"`{name}` in {run.folder} is trained to the end and cannot pause at step {step}; "
+            f"delete {run.folder.arm(name)} to train it again."
+        )
+    student, result = _learn(run, training, wanted, until=step)
     with on_first_process() as first:
         if first:
-            discard_other(folder, inputs)
-    student = load_as_saved(
-        str(run.folder.student), dtype=torch.float32, trust_remote_code=run.trusts_student
-    )
-    prepare_learning(student, config.trainable, config.reinitialize, training.seed)
-    log.info("%s: %s", training.name, how_much_learns(student))
-    # What a seed does not change is one start, whose reference is made once.
-    start_seed = run.recipe.seed if config.reinitialize is None else training.seed
-    start = Start(
-        str(run.folder.student), {"reinitialize": config.reinitialize, "seed": start_seed}
-    )
-    result = run_training(
-        run,
-        training.name,
-        "train",
-        student,
-        training.config(config, run.task.label_loss),
-        run.recipe.data,
-        folder,
-        start,
-        _subset_file(run),
-        gold=arm.gold,
-        seed=training.seed,
-    )
+            save_student(student, run.tokenizer, into)
+            run.task.write_extra_files(run, into)
+    return result
+
+
+def _train_arm(run: Run, training: ArmTraining, inputs: str) -> None:
+    """Train one arm from the untrained student, and keep its student and result."""
+    student, result = _learn(run, training, inputs)
+    folder = run.folder.arm(training.name)
     with on_first_process() as first:
         if first:
             trained = folder / "student"
@@ -199,6 +202,37 @@ def _train_arm(run: Run, training: ArmTraining, inputs: str) -> None:
             run.task.write_extra_files(run, trained)
             files = record_files([trained], run.folder.path)
             write_json(folder / "result.json", {"inputs": inputs, "files": files, **asdict(result)})
+
+
+def _learn(
+    run: Run, training: ArmTraining, inputs: str, until: int | None = None
+) -> tuple[nn.Module, Result]:
+    """(student, result) of one arm's training, from the untrained student or its checkpoint; a
+    student that is to learn nothing stays as it was built.
+    """
+    config, folder, name = run.recipe.train, run.folder.arm(training.name), training.name
+    with on_first_process() as first:
+        if first:
+            discard_other(folder, inputs)
+    student = load_as_saved(
+        str(run.folder.student), dtype=torch.float32, trust_remote_code=run.trusts_student
+    )
+    if not config.learns:
+        log.info("%s: no steps (`train.max_steps: 0`), the student stays as it was built", name)
+        return student, Result(steps=0, tokens=0, seconds=0.0, best_step=0)
+    prepare_learning(student, config.trainable, config.reinitialize, training.seed)
+    log.info("%s: %s", name, how_much_learns(student))
+    # What a seed does not change is one start, whose reference is made once.
+    start_seed = run.recipe.seed if config.reinitialize is None else training.seed
+    start = Start(
+        str(run.folder.student), {"reinitialize": config.reinitialize, "seed": start_seed}
+    )
+    result = run_training(
+        run, name, "train", student, training.config(config, run.task.label_loss),
+        run.recipe.data, folder, start, _subset_file(run),
+        gold=ARMS[training.arm].gold, seed=training.seed, until=until,
+    )  # fmt: skip
+    return student, result
 
 
 # Candidates --------------------------------------------------------------------------------------

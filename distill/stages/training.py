@@ -52,12 +52,13 @@ def run_training(
     *,
     gold: bool = False,
     seed: int | None = None,
+    until: int | None = None,
 ) -> Result:
     """Train one model by the keys of a section of the recipe; checkpoints go to `folder`.
 
-    `name` is the training's in logs. A training that was stopped goes on from its checkpoint.
+    A training that was stopped goes on from its checkpoint. name: the training's in logs.
     start: what the model is made of, by which the reference of its preferences is known.
-    subset: the file with the examples of an unfinished cache, where several trainings share it.
+    subset: the examples of an unfinished cache that trainings share. until: a step to pause after.
     gold: learn the data's own answers even where others were written. seed: if not the recipe's.
     """
     seed = run.recipe.seed if seed is None else seed
@@ -76,8 +77,7 @@ def run_training(
     signals = TeacherSignals(cached, _online_teacher(run, config, packing))
     if reads_from(config, "reference"):
         reference = Reference(section, config, student, start, learner.dtype)
-        found = _reference_cache(run, reference, plan, validation)
-        signals = replace(signals, reference=found)
+        signals = replace(signals, reference=_reference_cache(run, reference, plan, validation))
     training = Training(section, folder, start, config, data, packing, seed)
     source = _batch_source(run, training, plan, learner, signals, cached)
     job = Job(
@@ -92,10 +92,10 @@ def run_training(
         collate=run.task.batching.collate,
         unit=run.task.batching.unit,
         section=section,
+        until=until,
     )
     result = train_loop(job)
-    if isinstance(source, RoundBatches):
-        result.rounds = source.records
+    result.rounds = source.records if isinstance(source, RoundBatches) else []
     free_memory()
     return result
 

@@ -24,6 +24,8 @@ class Job:
     recipe's, whose keys an error names.
     passing: whether nothing is kept but what the learner learned: no evaluation, no checkpoint,
     and one process alone does it; for the short trainings of a search.
+    until: pause after this step, with a checkpoint from which the training goes on; None: train to
+    the end.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Job:
     unit: str = TOKEN_BATCHING.unit
     section: str = "train"
     passing: bool = False
+    until: int | None = None
 
 
 @dataclass
@@ -62,6 +65,7 @@ class Progress:
 class Result:
     """What a training left: its numbers, and its history for the report's curves.
 
+    steps: how many were done; fewer than the training has where it was paused.
     rounds: the numbers of each round that the student wrote; none where it wrote none.
     """
 

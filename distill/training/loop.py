@@ -25,8 +25,9 @@ from distill.training.state import TrainingState
 def train(job: Job) -> Result:
     """Train to the end, from the last checkpoint if there is one; leave the result in the learner.
 
-    Raises `KeyboardInterrupt` after saving when asked to stop, `RunError` for a loss or a gradient
-    that is not finite.
+    A training that is to pause (`job.until`) leaves the weights of that step instead. Raises
+    `KeyboardInterrupt` after saving when asked to stop, `RunError` for a loss or a gradient that is
+    not finite, and where a training is to pause at a step that it is beyond.
     """
     torch.manual_seed(job.seed)
     state, source = TrainingState(job), job.source
@@ -37,21 +38,21 @@ def train(job: Job) -> Result:
     shown = progress(job.name, source.num_tokens, job.unit)
     with closing(source), stop_requests() as asked, shown as work, peak_memory() as peak:
         work.skip(state.progress.tokens)
-        for number in range(state.progress.step, state.total):
+        for number in range(state.progress.step, state.end):
             record, means = state.step(number)
             stopping = state.any_process(bool(asked))
-            state.after_step(record, started, stopping)
+            state.after_step(record, started, stopping or number + 1 == state.end)
             note = ", ".join(filter(None, (_words_of(means), state.last_validation)))
             work.advance(source.counted(number).tokens, note)
             if stopping:
                 raise StopSignal(asked[0] if asked else signal.SIGINT)
     if job.config.trackers:
         state.accelerator.end_training()
-    if job.config.keep == "best":
+    if job.config.keep == "best" and state.end == state.total:
         state.load_best()
     job.learner.eval()
     return Result(
-        steps=state.total,
+        steps=state.end,
         tokens=state.progress.tokens,
         seconds=state.progress.seconds + time.monotonic() - started,
         best_step=state.progress.best_step,

@@ -48,6 +48,7 @@ class TrainingState:
         )
         self.world = self.accelerator.num_processes
         self.total = job.source.num_steps
+        self.end = self.total if job.until is None else min(job.until, self.total)
         learner = job.learner.to(self.accelerator.device)
         if config.gradient_checkpointing:
             checkpoint_blocks(learner.student)
@@ -89,6 +90,11 @@ class TrainingState:
             raise RunError(
                 f"`{name}` was stopped on {self.progress.world} processes and cannot go on on "
                 f"{self.world}; use as many again, or delete {self.job.folder}."
+            )
+        if self.progress.step > self.end:
+            raise RunError(
+                f"`{name}` is at step {self.progress.step} already and cannot pause at step "
+                f"{self.end}; delete {self.job.folder} to train it again."
             )
         self.checkpoint.load(found)
         restore_paged_state(self.optimizer.optimizer)

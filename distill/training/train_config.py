@@ -54,6 +54,11 @@ class TrainConfig(LoopConfig):
     reinitialize: Reinitialized = Field(
         None, description="blocks or head that start from random weights"
     )
+    max_steps: int | None = Field(
+        None,
+        ge=0,
+        description="0: the student stays as it was built, for `specialize` to begin from",
+    )
     arms: list[AnyArm] = Field(
         default=["finetune"],
         description="control arms, by name; also arms with keys of their own, "
@@ -64,6 +69,11 @@ class TrainConfig(LoopConfig):
         description="every arm is trained with each: a list, or how many, from the recipe's on; "
         "the recipe's alone if absent",
     )
+
+    @property
+    def learns(self) -> bool:
+        """Whether the student is trained at all."""
+        return self.max_steps != 0
 
     @property
     def controls(self) -> list[str]:
@@ -115,4 +125,19 @@ class TrainConfig(LoopConfig):
                 "part, which does not say which is best where the student learns from its own "
                 "answers (`rollouts`); leave them out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_to_train(self) -> TrainConfig:
+        if self.learns:
+            return self
+        names = [one if isinstance(one, str) else one.name for one in self.arms]
+        if names:
+            raise ValueError(
+                f"`max_steps: 0` trains nothing, and the control arms ({', '.join(names)}) "
+                "would be the same student; write `arms: []`"
+            )
+        for key in ("reinitialize", "rollouts", "seeds"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"`{key}` has no effect with `max_steps: 0`; leave it out")
         return self

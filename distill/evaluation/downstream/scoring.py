@@ -11,6 +11,7 @@ choice, so no token is left out. A prompt too long for the model loses its begin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -116,16 +117,25 @@ def _prompt_ids(
 
 def split_choice(runtime: Runtime, prompt: str, choice: str) -> tuple[list[int], int]:
     """(ids of prompt and choice, index of the choice's first id)."""
-    whole = runtime.encode(join(prompt, choice))
-    before = runtime.encode(prompt.rstrip())
-    start = next(
-        (t for t, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b),
-        min(len(before), len(whole) - 1),
-    )
-    return whole, max(1, start)
+    return split_choices(runtime, prompt, [choice])[0]
 
 
-def _after_chat(runtime: Runtime, ids: list[int], choice: str) -> tuple[list[int], int]:
+def split_choices(
+    runtime: Runtime, prompt: str, choices: Sequence[str]
+) -> list[tuple[list[int], int]]:
+    """The same for several choices after one prompt."""
+    before, found = runtime.encode(prompt.rstrip()), []
+    for choice in choices:
+        whole = runtime.encode(join(prompt, choice))
+        start = next(
+            (t for t, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b),
+            min(len(before), len(whole) - 1),
+        )
+        found.append((whole, max(1, start)))
+    return found
+
+
+def after_chat(runtime: Runtime, ids: list[int], choice: str) -> tuple[list[int], int]:
     """(ids of a rendered conversation and a choice, index of the choice's first id).
 
     The choice is tokenised by itself, without the ids that the tokenizer puts before a text.
@@ -194,10 +204,10 @@ def _chooses_right(
     """Whether the right choice is the most likely: by log-probability, and by it per letter."""
     if task.chat:
         ids = _prompt_ids(task, shots, question, runtime)
-        rows = [_after_chat(runtime, ids, choice) for choice in question.choices]
+        rows = [after_chat(runtime, ids, choice) for choice in question.choices]
     else:
         prompt = prompt_text(shots, question)
-        rows = [split_choice(runtime, prompt, choice) for choice in question.choices]
+        rows = split_choices(runtime, prompt, question.choices)
     sums, greedy = likelihoods(runtime, rows)
     if isinstance(task, Cloze) and len(question.choices) == 1:
         return bool(greedy[0]), bool(greedy[0])

@@ -142,7 +142,8 @@ class CausalLM:
         """
         server, recipe = context.teacher.server, context.recipe
         if server is not None:
-            longest = max(recipe.data_of(path).max_length for path in recipe.learning())
+            lengths = (recipe.data_of(path).max_length for path in recipe.learning())
+            longest = max(lengths, default=recipe.data.max_length)
             tokenizer, vocabulary = context.tokenizer, context.vocabulary
             return connect(Client(server), tokenizer, vocabulary, recipe.cache, longest)
         return self.runner_of(context, load_teacher(context.teacher), context.recipe.cache)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -39,6 +40,9 @@ COMPARED_TEXTS = 512  # M: the first held-out texts, with which each text is com
 
 class EmbeddingMetrics(TaskMetrics):
     """What is measured of sentence encoders."""
+
+    trial_value: ClassVar[str] = "similarity_error"
+    trials_read_teacher: ClassVar[bool] = True
 
     def speed(
         self,

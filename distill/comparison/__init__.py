@@ -1,0 +1,1 @@
+"""Ways to do a task compared on a user's own rows: prompting, features, tuning, distilling."""

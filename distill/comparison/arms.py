@@ -1,0 +1,90 @@
+"""Arms of a comparison: one registered class for each way to do a task.
+
+An arm says which recipes it does not fit, and does the task in a cell: it learns what it has to, as
+an ordinary run on the cell's rows, and is measured on the validation and the test rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol
+
+from attar.errors import nearest
+from attar.registry import Registry
+from distill.comparison.cells import Cell, Comparison
+from distill.comparison.outcome import Outcome
+
+Family = Literal["baseline", "prompting", "features", "tuning", "distilling", "ceiling"]
+
+
+@dataclass(frozen=True)
+class ArmWork:
+    """What an arm works on: the comparison, its cell, and the arm's folder there."""
+
+    comparison: Comparison
+    cell: Cell
+    arm: str
+
+    @property
+    def folder(self) -> Path:
+        """Of the arm in this cell."""
+        return self.comparison.cell_folder(self.cell, self.arm)
+
+    def outcome(self) -> Outcome:
+        """An empty outcome of this arm here."""
+        return Outcome(self.arm, self.cell.labels, self.cell.seed)
+
+    def relative(self, path: Path) -> str:
+        """A path as an outcome keeps it."""
+        return str(path.relative_to(self.comparison.folder))
+
+
+class ComparedArm(Protocol):
+    """A way to do a task.
+
+    about: what it is, as a clause. family: by which claims and plots group arms. passes: about how
+    often it reads each training token, a backward counted as two, which orders arms by cost before
+    any is timed; 0 where it learns nothing. grows: whether its cost grows with the training rows.
+    """
+
+    about: ClassVar[str]
+    family: ClassVar[Family]
+    passes: ClassVar[float]
+
+    def refusal(self, comparison: Comparison) -> str | None:
+        """Why it does not fit the recipe; None where it does."""
+
+    def work(self, work: ArmWork) -> Outcome:
+        """Learn and measure it. Raises `UserError` where it cannot be done."""
+
+
+ARMS_COMPARED: Registry[type[ComparedArm]] = Registry("arm")
+Enrol = Callable[[type[ComparedArm]], type[ComparedArm]]
+
+
+def chosen_arms(comparison: Comparison) -> tuple[list[str], dict[str, str]]:
+    """(names of the arms to run, those of the rest with the reason why not).
+
+    Raises `RecipeError` for an arm that does not exist.
+    """
+    wanted = comparison.config.arms or list(ARMS_COMPARED)
+    reasons: dict[str, str] = {}
+    for name in wanted:
+        reason = ARMS_COMPARED[name]().refusal(comparison)
+        if reason is not None:
+            reasons[name] = reason
+    return [name for name in wanted if name not in reasons], reasons
+
+
+def check_settings(comparison: Comparison) -> str | None:
+    """What is wrong with `compare.settings`: a key that names no arm that runs; None if nothing."""
+    names, _ = chosen_arms(comparison)
+    for name in comparison.config.settings:
+        if name not in names:
+            return (
+                f"`compare.settings.{name}` is of an arm that is not compared; the arms are "
+                f"{', '.join(names)}.{nearest(name, names)}"
+            )
+    return None

@@ -1,0 +1,68 @@
+"""Ask a language model in words: the prompts of arms, and students that answer with a class."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.comparison.arms import ArmWork
+from distill.comparison.cells import Cell, Comparison
+from distill.comparison.measuring import SERVING, keep_part, quality_numbers
+from distill.comparison.outcome import Outcome
+from distill.comparison.starts import unlearned_values
+from distill.prompt_search import measure_prompt
+from distill.prompting.config import PromptConfig
+from distill.run.context import Run
+from distill.runtimes.runtime import ModelSource
+
+PART_ARRAYS = {"validation": "dev.npz", "test": "held_out.npz"}
+
+
+def asking_run(comparison: Comparison, cell: Cell) -> Run:
+    """The run whose rows are asked and shown: the cell's, by the student's tokenizer."""
+    values = unlearned_values(comparison, cell, comparison.recipe.task)
+    return comparison.open(values, comparison.cell_folder(cell, "rows"))
+
+
+def ask_in_words(
+    work: ArmWork, source: ModelSource, outcome: Outcome, keys: dict[str, Any] | None = None,
+    *, search: bool = False,
+) -> None:  # fmt: skip
+    """Measure a language model by the words that it finds likely after a prompt, on both parts.
+
+    keys: of the recipe's `prompt`; absent: no instruction and no demonstration, as a student was
+    trained. The cost of a search is the arm's cost of learning.
+    """
+    comparison = work.comparison
+    run = asking_run(comparison, work.cell)
+    run.prepare_data()
+    given = comparison.recipe.prompt
+    values = {} if given is None else given.model_dump(mode="json", exclude_unset=True)
+    if keys is None:
+        plain = {"shots": [0], "template": comparison.template, "instructions": [""]}
+        keys = plain if comparison.labelled else {"shots": [0], "instructions": [""]}
+        values = {}
+    config = PromptConfig.model_validate({**values, **keys})
+    started = time.perf_counter()
+    found = measure_prompt(run, config, source, work.folder / "asked", search=search)
+    seconds = time.perf_counter() - started
+    if search:
+        outcome.seconds, outcome.tokens = found["seconds"], found["model_tokens"]
+        outcome.peak_memory_bytes = found["peak_memory_bytes"]
+    outcome.measuring_seconds += max(0.0, seconds - outcome.seconds if search else seconds)
+    for part, file in PART_ARRAYS.items():
+        with np.load(work.folder / "asked" / file) as arrays:
+            keep_part(work, run, part, {name: arrays[name] for name in arrays.files})
+    outcome.parts["test"] = quality_numbers({k: v for k, v in found.items() if k != "prompt"})
+    outcome.parts["validation"] = {}
+    outcome.serving = {key: found[key] for key in SERVING if key in found}
+    outcome.query_tokens = found["query_tokens"]
+    outcome.details["prompt"] = found["prompt"]
+
+
+def prompt_bytes(folder: Path) -> int:
+    """What a prompt takes on disk."""
+    return (folder / "asked" / "prompt.json").stat().st_size

@@ -1,0 +1,174 @@
+"""Which arms run in which cells: the cheap first, within a budget, without those that fell behind.
+
+Points of the learning curves come with rising numbers of rows. At each, every arm that is left is
+learned and measured, the cheap ones first. After it, an arm is dropped only where its difference
+from the leader, on the same validation rows, lies below zero with all of its 95% interval. An arm
+whose time is beyond what is left of the budget is not run at this point, and says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from attar.errors import RecipeError, UserError
+from attar.files import fingerprint
+from attar.progress import progress
+from distill.comparison.arms import ARMS_COMPARED, ArmWork
+from distill.comparison.cells import Cell, Comparison
+from distill.comparison.outcome import Outcome, read_outcome
+from distill.comparison.standing import Standing
+from distill.evaluation.job import Numbers
+
+log = logging.getLogger(__name__)
+PROCESS_SECONDS = 3.0  # to start a process that measures, and load a small model
+KEPT_BESIDE = ("result.json", "validation.npz", "test.npz", "asked", "recipe.yaml")
+
+
+@dataclass
+class Race:
+    """What ran so far.
+
+    outcomes: by number of rows and arm. dropped: by arm, at which number of rows and by how much.
+    not_run: by number of rows and arm, why not.
+    """
+
+    comparison: Comparison
+    arms: list[str]
+    estimate: Callable[[str, Cell], float]
+    outcomes: dict[int, dict[str, list[Outcome]]] = field(default_factory=dict)
+    dropped: dict[str, Numbers] = field(default_factory=dict)
+    not_run: dict[int, dict[str, str]] = field(default_factory=dict)
+    spent: float = 0.0
+
+    def run(self) -> None:
+        """Run all points."""
+        comparison = self.comparison
+        cells = len(comparison.cells) * len(self.arms)
+        with progress("arms", cells, "arms") as shown:
+            for labels in comparison.sizes:
+                self.outcomes[labels], self.not_run[labels] = {}, {}
+                for arm in self._left(labels):
+                    shown.report(f"{arm}, {labels:,} rows")
+                    self._run_arm(labels, arm)
+                    shown.advance(len(comparison.config.seeds))
+                self._drop(labels)
+
+    def standing(self, labels: int) -> Standing:
+        """How the arms stand at a number of rows."""
+        return Standing(self.comparison, labels, self.outcomes[labels])
+
+    # Costs -------------------------------------------------------------------------------------
+
+    def expected(self, arm: str, cell: Cell) -> float:
+        """Seconds that an arm takes in a cell: as it took at the number of rows before, in
+        proportion to the rows, else as planned.
+        """
+        for labels in reversed([n for n in self.outcomes if n < cell.labels]):
+            found = self.outcomes[labels].get(arm)
+            if found and not any(one.failed for one in found):
+                learning = sum(one.seconds for one in found) / len(found)
+                measuring = sum(one.measuring_seconds for one in found) / len(found)
+                return learning * self._growth(arm, labels, cell.labels) + measuring
+        return self.estimate(arm, cell)
+
+    def _growth(self, arm: str, before: int, labels: int) -> float:
+        """By which factor learning grows with the rows: trainings have a least number of steps."""
+        if ARMS_COMPARED[arm].family in ("prompting", "baseline"):
+            return 1.0
+        train, least = self.comparison.recipe.train, self.comparison.config.least_steps
+        rows = train.batch_size * train.accumulate
+        steps = [max(least, train.epochs * max(1, n // rows)) for n in (before, labels)]
+        return steps[1] / steps[0]
+
+    def _left(self, labels: int) -> Iterator[str]:
+        """Arms that were not dropped, the cheap ones first."""
+        cell = Cell(labels, self.comparison.config.seeds[0])
+        left = [name for name in self.arms if name not in self.dropped]
+        yield from sorted(left, key=lambda name: self.expected(name, cell))
+
+    # Running -----------------------------------------------------------------------------------
+
+    def _run_arm(self, labels: int, arm: str) -> None:
+        budget, seeds = self.comparison.config.budget, self.comparison.config.seeds
+        found: list[Outcome] = []
+        for seed in seeds:
+            cell = Cell(labels, seed)
+            known = self._known(arm, cell)
+            if known is None and budget is not None:
+                expected = self.expected(arm, cell) * (len(seeds) - len(found))
+                if self.spent + expected > budget:
+                    self.not_run[labels][arm] = (
+                        f"about {expected:,.0f} s, and {max(0.0, budget - self.spent):,.0f} s of "
+                        "the budget were left"
+                    )
+                    return
+            outcome = known or self._work(arm, cell)
+            self.spent += outcome.seconds + outcome.measuring_seconds
+            found.append(outcome)
+        self.outcomes[labels][arm] = found
+
+    def _inputs(self, arm: str, cell: Cell) -> str:
+        settings = self.comparison.config.settings
+        own = [settings.get(arm), settings.get("distill") if arm == "teacher" else None]
+        return fingerprint([self.comparison.stamp(cell), arm, own])
+
+    def _known(self, arm: str, cell: Cell) -> Outcome | None:
+        found = read_outcome(self.comparison.cell_folder(cell, arm))
+        return found if found is not None and found.inputs == self._inputs(arm, cell) else None
+
+    def _work(self, arm: str, cell: Cell) -> Outcome:
+        """Learn and measure an arm in a cell; one that fails leaves its reason."""
+        work = ArmWork(self.comparison, cell, arm)
+        work.folder.mkdir(parents=True, exist_ok=True)
+        log.info("compare: %s with %d rows, seed %d", arm, cell.labels, cell.seed)
+        try:
+            outcome = ARMS_COMPARED[arm]().work(work)
+        except UserError as error:
+            log.error("compare: %s failed with %d rows: %s", arm, cell.labels, error)
+            outcome = work.outcome()
+            outcome.failed = str(error)
+        outcome.inputs = self._inputs(arm, cell)
+        outcome.write(work.folder)
+        return outcome
+
+    def _drop(self, labels: int) -> None:
+        """Drop what is below the leader, and delete weights that will not be asked for again."""
+        standing = self.standing(labels)
+        leader = standing.leader()
+        if leader is None:
+            return
+        for name, difference in standing.below(leader).items():
+            if ARMS_COMPARED[name].family == "ceiling":
+                continue
+            self.dropped[name] = {"labels": labels, "leader": leader, **difference}
+            log.info("compare: %s is dropped after %d rows: below %s", name, labels, leader)
+        for arm, found in self.outcomes[labels].items():
+            for one in found if arm != leader else ():
+                delete_weights(self.comparison.cell_folder(Cell(labels, one.seed), arm))
+
+
+def delete_weights(folder: Path) -> None:
+    """Delete an arm's run, whose numbers are kept; the recipe stays."""
+    recipe = folder / "run" / "recipe.yaml"
+    if recipe.is_file():
+        shutil.copyfile(recipe, folder / "recipe.yaml")
+    for path in folder.iterdir():
+        if path.name not in KEPT_BESIDE:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def check_budget(comparison: Comparison, expected: dict[str, float]) -> None:
+    """Raise `RecipeError` where the budget is below what the cheapest arm takes."""
+    budget = comparison.config.budget
+    if budget is None or not expected:
+        return
+    name = min(expected, key=lambda one: expected[one])
+    if expected[name] > budget:
+        raise RecipeError(
+            f"`compare.budget` is {budget:,.0f} s, and the cheapest arm, {name}, takes about "
+            f"{expected[name]:,.0f} s; give more, or fewer `compare.seeds`."
+        )

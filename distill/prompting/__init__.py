@@ -1,0 +1,1 @@
+"""Prompts in place of training: instructions, demonstrations, calibration, and their search."""
