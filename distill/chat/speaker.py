@@ -102,6 +102,8 @@ def _arms(folder: Path) -> dict[str, Speaker]:
     elif holds_adapter(run.adapter):  # of a method that cannot be merged
         found[SPECIALIZED] = Speaker(str(run.arm_student()), {SPECIALIZED: run.adapter})
     students = {path.parent.name: path for path in sorted((folder / "arms").glob("*/student"))}
+    if "distill" in students:
+        students["distill"] = run.arm_student()  # the best of its candidates
     for name in sorted(students, key=lambda name: name != "distill"):
         found[name] = Speaker(str(students[name]))
     return found

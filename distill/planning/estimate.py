@@ -226,16 +226,17 @@ def _training(run: Run, known: Quantities) -> Estimate:
     if not loop.learns:
         note = "no steps: the student stays as it was built"
         return Estimate("train", 0, student.total * 4, libraries() + student.total * 4, 1.0, note)
-    arms, examples = 1 + len(loop.arms), known.trained(loop, data)
-    seconds = arms * known.training_seconds(student, loop, data)
+    loops = [one.over(loop) for one in loop.trainings(run.recipe.seed)]
+    seconds = sum(known.training_seconds(student, one, data) for one in loops)
     memory = _training_memory(run, run.student_config, student, loop, known.counts)
     if reads_from(loop, "online"):
-        seconds += known.teacher.forward(known.teacher_tokens(examples)) / known.speed
+        seconds += known.online_seconds(loops[: loop.distilled(run.recipe.seed)], data)
     memory += _teacher_memory(run, known, loop)
     steps = planned_steps(run, "train", loop, known.counts)
-    each = f" for each of {arms} arms" if arms > 1 else ""
-    amount, disk = known.amount(examples) * arms, student.total * 16 * arms
-    return Estimate("train", amount, disk, memory, seconds, f"{steps.note()}{each}", steps)
+    what = counted(len(loops), "training" if len(loops) > 1 + len(loop.controls) else "arm")
+    note = f"{steps.note()} for each of {what}" if len(loops) > 1 else steps.note()
+    amount, disk = sum(known.amount(known.trained(one, data)) for one in loops), student.total * 16
+    return Estimate("train", amount, disk * len(loops), memory, seconds, note, steps)
 
 
 def _specializing(run: Run, known: Quantities) -> Estimate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,6 +63,11 @@ class Quantities:
         rows = loop.batch_size * loop.accumulate
         packed = self.unit == "tokens" and data.packing
         return rows * max(1.0, data.max_length / self.counts.length if packed else 1)
+
+    def online_seconds(self, loops: Sequence[LoopConfig], data: DataConfig) -> float:
+        """Time in which the teacher reads what trainings learn from, where it runs in every step."""
+        read = sum(self.trained(loop, data) for loop in loops)
+        return self.teacher.forward(self.teacher_tokens(read)) / self.speed
 
     def training_seconds(self, model: ModelCost, loop: LoopConfig, data: DataConfig) -> float:
         """Time of one training and of its evaluations on the validation part."""

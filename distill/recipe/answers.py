@@ -15,7 +15,7 @@ def check_answers(recipe: Recipe) -> None:
     """Raise `RecipeError` where `data.answers` does not fit the recipe."""
     config = recipe.data.answers
     if config is None:
-        arms = [name for name in recipe.train.arms if ARMS[name].gold]
+        arms = [name for name in recipe.train.controls if ARMS[name].gold]
         if arms:
             raise RecipeError(
                 f"`train.arms`: `{arms[0]}` learns the data's own answers beside those that a "

@@ -27,6 +27,7 @@ from distill.report.markup import (
     table_section,
 )
 from distill.report.rounds import rounds_section
+from distill.report.seed_means import seeds_section
 from distill.report.selection import failed_lines
 from distill.report.speeds import report_models, speed_notes
 from distill.report.student_shape import shape_section
@@ -39,6 +40,7 @@ from distill.report.tables import (
 )
 from distill.report.trainings import training_section
 from distill.report.transport import transport_section
+from distill.report.tuning import tuning_section
 from distill.training.arms import ARMS
 
 STYLE = """
@@ -67,6 +69,7 @@ INTERVALS = (
     "texts were measured and not others of the same kind. Where none is shown, there were too few "
     "texts, or none is known."
 )
+OVER_SEEDS = " Of arms with several seeds, it holds what another seed may change, too."
 ARM_WORDS = {
     "init": "the student before it learned",
     "distill": "the distilled student: it learned by the recipe's objective",
@@ -118,7 +121,8 @@ def render_report(
 <style>{STYLE}</style></head><body>
 <h1>{escape(str(report["teacher"]["model"]))}, distilled</h1>
 <p class="verdict">{escape(verdict["sentence"])}</p>{_warnings(verdict["warnings"])}
-{_specialising(report)}{_models(report, columns, content)}{_sections(content.middle)}
+{_specialising(report)}{_models(report, columns, content)}
+{_sections([seeds_section(report, columns), tuning_section(report)])}{_sections(content.middle)}
 {_artifacts(report, artifact_columns, content)}
 {_sections(content.end)}
 {_sections([training_section(report), rounds_section(report)])}
@@ -148,7 +152,7 @@ def _models(report: Numbers, columns: TableColumns, content: PageContent) -> str
     return f"""<h2>Measured on {escape(content.measured_on)}</h2>
 {as_table(model_table(report, columns, intervals=True))}{_legend(tokenizer_notes(report))}
 {_speeds(report_models(report))}
-<p class="legend">{INTERVALS}</p>{explanation(meanings)}
+<p class="legend">{INTERVALS}{OVER_SEEDS if report.get("seeds") else ""}</p>{explanation(meanings)}
 <div class="plots">{as_figures(content.model_figures)}</div>"""
 
 
@@ -159,6 +163,8 @@ def _row_terms(report: Numbers) -> dict[str, str]:
         found[f"baseline {name}"] = str(one["about"])
     for name in report["arms"]:
         found[f"arm {name}"] = ARM_WORDS.get(name) or ARMS[name].about
+        if seeds := report["arms"][name].get("seeds"):
+            found[f"arm {name}"] += f" (mean of {len(seeds)} seeds)"
     return found
 
 

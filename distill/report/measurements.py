@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from distill.evaluation.job import Numbers
@@ -28,7 +28,9 @@ class Measurements:
     learn without it have its knowledge, too; else empty.
     preferences: names of the models that learned from preferences.
     reads_teacher: whether the distilled student's objective reads anything of the teacher.
-    parts: the parts of the data that chose and that were measured; None leaves them unsaid.
+    seeds: by arm, the names of the models of its seeds, the first of which is the arm's own; none
+    where there is one seed. firsts: where `models` has means over seeds, what the first's numbers
+    are. parts: the parts of the data that chose and that were measured; None leaves them unsaid.
     """
 
     models: dict[str, Numbers]
@@ -43,3 +45,18 @@ class Measurements:
     start: str = ""
     preferences: Sequence[str] = ()
     reads_teacher: bool = True
+    seeds: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    firsts: Mapping[str, Numbers] = field(default_factory=dict)
+
+    def pairs(self, a: str, b: str) -> list[tuple[str, str]]:
+        """Names of the models that are compared where `a` is compared with `b`: of each seed, where
+        either has several.
+        """
+        ones, others = (list(self.seeds.get(name, [name])) for name in (a, b))
+        number = max(len(ones), len(others))
+        both = [names * (number if len(names) == 1 else 1) for names in (ones, others)]
+        return list(zip(*both, strict=True))
+
+    def of_first_seed(self) -> Measurements:
+        """The same of the first seed alone, whose student was specialised and exported."""
+        return replace(self, models={**self.models, **self.firsts}, seeds={}, firsts={})

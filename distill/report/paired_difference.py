@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from distill.evaluation.bootstrap import (
     share_difference_interval,
 )
 from distill.evaluation.job import Numbers
+from distill.evaluation.seed_intervals import difference_over_seeds, mean_over_seeds
 from distill.evaluation.text_bytes import are_same_tokens, difference_by_byte
 from distill.report.columns import have_one_tokenizer
 from distill.report.measurements import Measurements
@@ -30,12 +31,28 @@ def paired_difference(
 ) -> Numbers:
     """Mean of a number of model `a` minus that of `b`, by token or text: `difference`, its 95%
     `interval` (None where there are too few documents), and over how many `documents`. The nll of
-    models with different tokenizers is compared by byte, paired by document.
+    models with different tokenizers is compared by byte, paired by document. Of arms with several
+    seeds it is over these, too, and says over how many `seeds`.
 
     by_token: of what is right or wrong, that it is of tokens, many to a document.
     """
-    arrays = [np.load(measured.folder / f"{model}.npz") for model in (a, b)]
-    return difference_of(arrays[0], arrays[1], name, measured.resamples, by_token=by_token)
+    pairs = measured.pairs(a, b)
+    arrays = [[np.load(measured.folder / f"{one}.npz") for one in pair] for pair in pairs]
+    if len(pairs) == 1:
+        ((one, other),) = arrays
+        return difference_of(one, other, name, measured.resamples, by_token=by_token)
+    ones, others = zip(*arrays, strict=True)
+    return difference_over_seeds(ones, others, name, measured.resamples, by_token=by_token)
+
+
+def difference_by_seed(
+    measured: Measurements, a: str, b: str, difference: Callable[[str, str], Numbers]
+) -> Numbers:
+    """A difference of two models that is no mean of paired values; over seeds, where an arm has
+    several. difference: of two models of one seed.
+    """
+    found = [difference(*pair) for pair in measured.pairs(a, b)]
+    return found[0] if len(found) == 1 else mean_over_seeds(found)
 
 
 def difference_of(
@@ -123,7 +140,7 @@ def signed(value: float, digits: int) -> str:
 def _interval_words(difference: Numbers, digits: int, scale: float) -> str:
     if difference["interval"] is not None:
         low, high = (signed(scale * bound, digits) for bound in difference["interval"])
-        return f"95% interval {low} to {high}"
+        return f"95% interval {low} to {high}{_over(difference)}"
     if "pairs" in difference:
         return f"no interval: {difference['pairs']} pairs, and it takes {MIN_DOCUMENTS}"
     number = difference["documents"]
@@ -133,6 +150,15 @@ def _interval_words(difference: Numbers, digits: int, scale: float) -> str:
         f"no interval: the held-out part has {number} document{'s' * (number != 1)}, and fewer "
         f"than {MIN_DOCUMENTS} say nothing of others"
     )
+
+
+def _over(difference: Numbers) -> str:
+    """Over what an interval is, where it is not over texts alone."""
+    if "seeds" not in difference:
+        return ""
+    many = {"documents": "texts", "pairs": "pairs", "examples": "questions"}
+    over = next(f"{difference[key]:,} {what}" for key, what in many.items() if key in difference)
+    return f" over {difference['seeds']} seeds and {over}"
 
 
 def untold_warnings(difference: Numbers) -> list[str]:

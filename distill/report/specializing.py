@@ -42,6 +42,7 @@ def specializing_entry(
     full precision. own_held_out: counted tokens of the held-out part of `specialize.data`; None
     where the run's own data was learned from.
     """
+    measured = measured.of_first_seed()
     nll = paired_difference(measured, "nll", "specialized", "distill")
     # As the control of `compare`, its differences are those of the distilled student to it.
     tasks = {

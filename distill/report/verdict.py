@@ -216,6 +216,7 @@ def task_differences(one: Numbers, other: Numbers) -> dict[str, Numbers]:
             "difference": mine["accuracy"] - its["accuracy"],
             "interval": proportions_difference_interval(*shares),
             "examples": mine["examples"],
+            **({"seeds": mine["seeds"]} if "seeds" in mine else {}),
         }
     return found
 

@@ -4,6 +4,7 @@ recipe.yaml  run.log  report.json  report.html
 data/        tokenised examples          records/     one JSON a finished stage
 teacher/     the adapted teacher         cache/       the teacher's signals
 student/     the student before training arms/NAME/   checkpoints, student/, result.json
+arms/chosen.json  the best candidate of each arm, where arms have several
 specialized/ adapter/ and merged/        artifacts/   what is deployed
 reference/   what preferences are compared with
 teacher_texts/ and teacher_cache/ where the student has another tokenizer
@@ -183,12 +184,22 @@ class RunFolder:
         return [self.data(), self.data("specialize.data")]
 
     def arm(self, name: str) -> Path:
-        """Checkpoints and student of one arm."""
+        """Checkpoints and student of one training of an arm."""
         return self.path / "arms" / name
 
+    @property
+    def chosen(self) -> Path:
+        """Which candidate of each arm the validation part chose; absent where none has several."""
+        return self.path / "arms" / "chosen.json"
+
+    def chosen_of(self, arm: str) -> str:
+        """Name of the training, by the first seed, whose student stands for an arm."""
+        found = read_json_object(self.chosen) if self.chosen.exists() else {}
+        return str(found.get(arm, arm))
+
     def arm_student(self, name: str = "distill") -> Path:
-        """The trained student of one arm."""
-        return self.arm(name) / "student"
+        """The trained student of one arm: by the first seed, of its chosen candidate."""
+        return self.arm(self.chosen_of(name)) / "student"
 
     def artifact(self, name: str) -> Path:
         """One deployable form of the student."""

@@ -35,7 +35,7 @@ from distill.run.teacher_side import TeacherSide
 from distill.stages.export import card_of
 from distill.stages.fingerprints import data_inputs
 from distill.stages.stage import EVALUATE, work
-from distill.stages.train import arms_of
+from distill.stages.train import arms_of, seeds_of, students_of
 from students.artifacts.artifact import (
     ARTIFACTS,
     CARD_FILE,
@@ -76,11 +76,14 @@ def _outputs(run: Run) -> list[Path]:
 
 def measured_models(run: Run) -> list[str]:
     """Names of the models that are measured, in that order."""
-    return [*writers_of(run), *baselines_of(run), *run.artifacts]
+    further = [name for names in seeds_of(run).values() for name in names[1:]]
+    return [*writers_of(run), *further, *baselines_of(run), *run.artifacts]
 
 
 def writers_of(run: Run) -> list[str]:
-    """Names of the measured models whose own answers may be measured: the teacher and students."""
+    """Names of the measured models whose own answers may be measured: the teacher and students, of
+    several seeds the first.
+    """
     special = ["specialized"] if run.recipe.specialize is not None else []
     return ["teacher", "init", *arms_of(run), *special]
 
@@ -242,8 +245,10 @@ def measure_jobs(run: Run) -> list[MeasureJob]:
     add("init", run.folder.student)
     student = run.folder.arm_student()
     add("distill", student, reference=_reference(folder, "distill"), is_reference=True)
-    for arm in run.recipe.train.arms:
-        add(arm, run.folder.arm_student(arm))
+    for arm in arms_of(run):
+        for name, path in students_of(run, arm).items():
+            if name != "distill":
+                add(name, path)
     special = run.recipe.specialize
     if special is not None:
         mine: dict[str, Any] = {"reference": _reference(folder, "specialized")}

@@ -19,6 +19,7 @@ from distill.report.data_parts import DataParts
 from distill.report.measurements import Measurements
 from distill.report.own_answers import add_differences
 from distill.report.preferences import add_moves, preference_sentence
+from distill.report.seed_means import seeds_entry, with_means
 from distill.report.selection import advise_best
 from distill.report.specializing import specializing_entry
 from distill.report.trainings import overfitted_warnings
@@ -27,19 +28,21 @@ from distill.run.context import Run
 from distill.run.folder import StageRecord
 from distill.stages.evaluate import baselines_of, reference_of
 from distill.stages.run_facts import (
+    arm_costs,
     data_facts,
     data_stats,
     own_data_stats,
     student_facts,
     training_facts,
+    tuning_facts,
 )
 from distill.stages.stage import CACHE, REPORT, STAGES, work
-from distill.stages.train import arms_of
+from distill.stages.train import arms_of, seeds_of
 from distill.training.arms import DISTILL
 from students.artifacts.artifact import ARTIFACTS
 
 SCHEMA = 8
-UNTRAINED = {
+UNTRAINED: dict[str, Any] = {
     "helped": None,
     "worse": [],
     "sentence": "The student was not trained (`train.max_steps: 0`): it is as it was built.",
@@ -74,9 +77,10 @@ def assemble(run: Run) -> dict[str, Any]:
     costs = cost(run)
     found = measurements(run, costs)
     add_moves(found, _starts(run))
+    found = with_means(found)
     add_differences(found)
     measured = found.models
-    arms = {name: measured[name] for name in ["init", *run.recipe.train.arms, "distill"]}
+    arms = {name: measured[name] for name in ["init", *run.recipe.train.controls, "distill"]}
     if run.recipe.specialize is not None:
         arms["specialized"] = measured["specialized"]
     artifacts, baselines = judged(run, found)
@@ -84,6 +88,10 @@ def assemble(run: Run) -> dict[str, Any]:
     trainings = training_facts(run)
     verdict = of.verdict(found) if run.recipe.train.learns else dict(UNTRAINED)
     verdict["warnings"] = [*verdict["warnings"], *overfitted_warnings(trainings)]
+    tuning = tuning_facts(run)
+    if tuning is not None:
+        verdict["sentence"] += f" {tuning['sentence']}"
+        verdict["warnings"] += tuning.pop("warnings")
     made = {name: one for name, one in baselines.items() if "failed" not in one}
     return {
         "schema": SCHEMA,
@@ -94,6 +102,8 @@ def assemble(run: Run) -> dict[str, Any]:
         "advice": [*_best_advice(run, found), *of.advise(artifacts, made)],
         "specialize": _specialised(run, found),
         "verdict": verdict,
+        **_seeds(run),
+        **({} if tuning is None else {"tuning": tuning}),
         "data": data_facts(run),
         "answers": _answers(run, found),
         "transport": _transported(run),
@@ -111,6 +121,12 @@ def assemble(run: Run) -> dict[str, Any]:
     }
 
 
+def _seeds(run: Run) -> dict[str, Any]:
+    """The `seeds` of report.json, where arms have several."""
+    found = seeds_entry(seeds_of(run), run.recipe.train.seeds_from(run.recipe.seed))
+    return {} if found is None else {"seeds": found}
+
+
 def measurements(run: Run, costs: dict[str, Any]) -> Measurements:
     """What the evaluate stage left, as the task's report reads it."""
     folder, special = run.folder.evaluation, run.recipe.specialize
@@ -123,7 +139,8 @@ def measurements(run: Run, costs: dict[str, Any]) -> Measurements:
         models=models,
         folder=folder,
         resamples=run.recipe.evaluate.bootstrap,
-        controls=run.recipe.train.arms,
+        controls=run.recipe.train.controls,
+        seeds=seeds_of(run),
         costs=costs,
         tolerance=run.recipe.export.tolerance,
         quantized_base=special.base if merged and special.base != "none" else None,
@@ -149,7 +166,8 @@ def _starts(run: Run) -> dict[str, str]:
     last = DISTILL if "specialized" in _on_preferences(run) else "init"
     special = ["specialized"] if run.recipe.specialize is not None else []
     deployed = dict.fromkeys([*special, *run.artifacts], last)
-    return {**dict.fromkeys(arms_of(run), "init"), **deployed}
+    further = [name for names in seeds_of(run).values() for name in names]
+    return {**dict.fromkeys([*arms_of(run), *further], "init"), **deployed}
 
 
 def _on_preferences(run: Run) -> list[str]:
@@ -172,17 +190,18 @@ def judged(run: Run, measured: Measurements) -> tuple[dict[str, Any], dict[str, 
     references |= dict.fromkeys(baselines_of(run), DISTILL)
     found = {name: dict(measured.models[name]) for name in references}
     for name, numbers in found.items():
-        reference = references[name]
+        reference, beside = references[name], measured
         if name in run.artifacts:
             numbers["runtime"] = ARTIFACTS[name].runtime
+            beside = measured.of_first_seed()  # whose student it was made of
         else:
             numbers["about"] = run.task.metrics.baselines[name].about
         if "failed" in numbers:
             reason = numbers["failed"]
             numbers["fit"] = {"reference": reference, "ships": False, "reason": reason}
             continue
-        numbers["fit"] = of.judge(numbers, measured.models[reference], reference, tolerance)
-        numbers["fit"].update(of.certainty(measured, name, reference))
+        numbers["fit"] = of.judge(numbers, beside.models[reference], reference, tolerance)
+        numbers["fit"].update(of.certainty(beside, name, reference))
         if name in run.artifacts:
             numbers["fit"]["below"] = of.below(measured, name, list(measured.baselines))
     of.mark_pareto({n: one for n, one in found.items() if "failed" not in one}, measured)
@@ -264,7 +283,7 @@ def cost(run: Run) -> dict[str, Any]:
         "stages": stages,
         "seconds": sum(stage["seconds"] for stage in stages.values()),
         "cache_bytes_per_token": cache.notes.get("bytes_per_token", 0.0) if cache else 0.0,
-        "arms": train.notes if train else {},
+        "arms": arm_costs(run, train.notes) if train else {},
     }
 
 
@@ -272,6 +291,6 @@ def cost(run: Run) -> dict[str, Any]:
 
 
 def _history(run: Run, arm: str) -> list[dict[str, float]]:
-    folder = run.folder.specialized if arm == "specialized" else run.folder.arm(arm)
+    folder = run.folder.specialized if arm == "specialized" else run.folder.arm_student(arm).parent
     history: list[dict[str, float]] = read_json(folder / "result.json")["history"]
     return history

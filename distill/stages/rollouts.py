@@ -39,7 +39,7 @@ LOOKED_AT = 1000  # examples in which a prompt is looked for before work
 class Training:
     """Which training writes: its section of the recipe, its folder, and what its model starts as.
 
-    packing: whether rows hold several texts.
+    packing: whether rows hold several texts. seed: of what is drawn.
     """
 
     section: str
@@ -48,6 +48,7 @@ class Training:
     config: LoopConfig
     data: DataConfig
     packing: bool
+    seed: int
 
 
 def round_batches(
@@ -81,7 +82,7 @@ def round_batches(
         training.folder / ROUNDS,
         run.vocabulary,
         stop_ids(unwrap(student), run.tokenizer),
-        run.recipe.seed,
+        training.seed,
         None if reward is None else judge_of(reward, run.tokenizer),
     )
     reference = None
@@ -91,7 +92,7 @@ def round_batches(
     device = next(student.parameters()).device
     return RoundBatches(
         plan,
-        RolloutPlan(plan.steps, writable, rollouts, run.recipe.seed),
+        RolloutPlan(plan.steps, writable, rollouts, training.seed),
         writer,
         of_rounds.of_round,
         Rows(training.data.max_length, training.packing, config.batch_size),

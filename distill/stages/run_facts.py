@@ -10,8 +10,10 @@ from attar.models.loading import load_config
 from distill.report.data_parts import data_entry
 from distill.report.student_shape import shape_entry
 from distill.report.trainings import training_entry
+from distill.report.tuning import tuning_entry
 from distill.run.context import Run
 from distill.stages.stage import ADAPT_TEACHER
+from distill.stages.train import arms_of, students_of, validations
 from distill.training.arms import ARMS, DISTILL
 from distill.training.config import LoopConfig
 from students.pruning.record import PRUNING_FILE
@@ -49,14 +51,46 @@ def training_facts(run: Run) -> dict[str, Any]:
     if recipe.teacher.adapt is not None and adapted is not None and "steps" in adapted.notes:
         result = {**adapted.notes, "tokens": adapted.tokens}
         found["teacher"] = _entry(run, result, recipe.teacher.adapt, "data", gold=True)
-    for arm in [*recipe.train.arms, DISTILL]:
-        result = read_json(run.folder.arm(arm) / "result.json")
-        found[arm] = _entry(run, result, recipe.train, "data", gold=ARMS[arm].gold)
+    for arm in [*recipe.train.controls, DISTILL]:
+        for name, student in students_of(run, arm).items():
+            result = read_json(student.parent / "result.json")
+            found[name] = _entry(run, result, recipe.train, "data", gold=ARMS[arm].gold)
     if (special := recipe.specialize) is not None:
         own = "data" if special.data is None else special.data.section
         result = read_json(run.folder.specialized / "result.json")
         found["specialized"] = _entry(run, result, special, own)
     return found
+
+
+def tuning_facts(run: Run) -> dict[str, Any] | None:
+    """The `tuning` of report.json; None where no arm has candidates."""
+    if not run.folder.chosen.exists():
+        return None
+    config, arms = run.recipe.train, dict[str, list[dict[str, Any]]]()
+    for arm in arms_of(run):
+        known = validations(run, arm)
+        arms[arm] = [
+            {
+                "name": name,
+                "keys": {} if candidate is None else candidate.keys,
+                "lr": config.lr if candidate is None else candidate.over(config).lr,
+                "validation": known[name],
+            }
+            for name, candidate in config.candidates(arm).items()
+        ]
+    return tuning_entry(arms, {arm: run.folder.chosen_of(arm) for arm in arms})
+
+
+def arm_costs(run: Run, notes: dict[str, Any]) -> dict[str, Any]:
+    """By name of the measured model, what its training took; then what the others took."""
+    trained = {
+        name: student.parent.name
+        for arm in arms_of(run)
+        for name, student in students_of(run, arm).items()
+    }
+    found = {name: notes[own] for name, own in trained.items() if own in notes}
+    others = {f"{n} (not chosen)": one for n, one in notes.items() if n not in trained.values()}
+    return {**found, **others}
 
 
 def _entry(

@@ -51,17 +51,18 @@ def run_training(
     subset: Path | None = None,
     *,
     gold: bool = False,
+    seed: int | None = None,
     until: int | None = None,
 ) -> Result:
     """Train one model by the keys of a section of the recipe; checkpoints go to `folder`.
 
     A training that was stopped goes on from its checkpoint. name: the training's in logs.
     start: what the model is made of, by which the reference of its preferences is known.
-    subset: the file with the examples of an unfinished cache, where several trainings share it.
-    gold: learn the data's own answers even where others were written.
-    until: pause after this step; None: train to the end.
+    subset: the examples of an unfinished cache that trainings share. until: a step to pause after.
+    gold: learn the data's own answers even where others were written. seed: if not the recipe's.
     """
-    torch.manual_seed(run.recipe.seed)  # projectors are drawn from it
+    seed = run.recipe.seed if seed is None else seed
+    torch.manual_seed(seed)  # projectors are drawn from it
     if config.model_dropout is not None:
         set_dropout(student, config.model_dropout)
     packing = _packs(run, name, data, student)
@@ -72,13 +73,12 @@ def run_training(
     train, validation = _examples(run, config, data, cached, file, gold)
     if not (reads_rejected(config.objective) or learner.readout.rates):
         train, validation = (one.without_rejected() for one in (train, validation))
-    plan = _plan(run, train, config, data.max_length, packing)
+    plan = _plan(run, train, config, data.max_length, packing, seed)
     signals = TeacherSignals(cached, _online_teacher(run, config, packing))
     if reads_from(config, "reference"):
         reference = Reference(section, config, student, start, learner.dtype)
-        found = _reference_cache(run, reference, plan, validation)
-        signals = replace(signals, reference=found)
-    training = Training(section, folder, start, config, data, packing)
+        signals = replace(signals, reference=_reference_cache(run, reference, plan, validation))
+    training = Training(section, folder, start, config, data, packing, seed)
     source = _batch_source(run, training, plan, learner, signals, cached)
     job = Job(
         name=name,
@@ -88,7 +88,7 @@ def run_training(
         validation=validation,
         signals=signals,
         folder=folder,
-        seed=run.recipe.seed,
+        seed=seed,
         collate=run.task.batching.collate,
         unit=run.task.batching.unit,
         section=section,
@@ -156,14 +156,16 @@ def _check_prompts(run: Run, config: LoopConfig, *parts: Examples) -> None:
         )
 
 
-def _plan(run: Run, train: Examples, config: LoopConfig, max_length: int, packing: bool) -> Plan:
+def _plan(
+    run: Run, train: Examples, config: LoopConfig, max_length: int, packing: bool, seed: int
+) -> Plan:
     """Which examples are in which micro-batch of every step."""
     return Plan(
         train,
         config,
         max_length=max_length,
         packing=packing,
-        seed=run.recipe.seed,
+        seed=seed,
         world=process_state().num_processes,
         batching=run.task.batching,
     )

@@ -72,12 +72,17 @@ def gold(config: LoopConfig, label_loss: str) -> LoopConfig:
     return finetune(config, label_loss)
 
 
-def _check_control(name: str) -> str:
+def check_arm(name: str) -> str:
+    """The name of an arm. Raises `ValueError` where there is none of that name."""
     try:
-        found = ARMS[name]
+        ARMS[name]
     except RecipeError as error:
         raise ValueError(str(error)) from None
-    if not found.control:
+    return name
+
+
+def _check_control(name: str) -> str:
+    if not ARMS[check_arm(name)].control:
         raise ValueError(f"the arm `{name}` is always trained; leave it out of `arms`")
     return name
 

@@ -53,7 +53,7 @@ def advance(run: Run, steps: int, *, arm: str = DISTILL) -> ValidationValues:
         if step == total:
             values = _measured(run, arm, total, folder)
         else:
-            values = _paused(run, arm, made, step, total, folder)
+            values = _paused(run, arm, step, total, folder)
         write_values(file, values, inputs)
     return values
 
@@ -61,18 +61,18 @@ def advance(run: Run, steps: int, *, arm: str = DISTILL) -> ValidationValues:
 def _measured(run: Run, arm: str, total: int, folder: Path) -> ValidationValues:
     """The values of a trained arm's result."""
     left = read_json(run.folder.arm(arm) / "result.json")
-    arrays = measure_on_validation(run, run.folder.arm_student(arm), folder)
+    arrays = measure_on_validation(run, run.folder.arm(arm) / "student", folder)
     name = run.task.metrics.trial_value
     return ValidationValues(total, total, left["tokens"], left["seconds"], name, arrays)
 
 
-def _paused(run: Run, arm: str, made: str, step: int, total: int, folder: Path) -> ValidationValues:
+def _paused(run: Run, arm: str, step: int, total: int, folder: Path) -> ValidationValues:
     """The values of the weights of a step, which are a student on disk while they are measured; the
     checkpoint has them from then on.
     """
     aside = run.folder.arm(arm) / f"paused-{step}"
     try:
-        result = train_to_step(run, arm, made, step, aside)
+        result = train_to_step(run, arm, step, aside)
         arrays = measure_on_validation(run, aside, folder)
     finally:
         clear(aside)

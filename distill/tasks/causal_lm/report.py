@@ -257,7 +257,8 @@ def _specialised_for_its_base(measured: Measurements) -> list[str]:
     """A warning where what was learned on a quantised base does not serve full precision."""
     if measured.quantized_base is None:
         return []
-    before, after = (measured.models[arm]["perplexity"] for arm in ("distill", "specialized"))
+    models = measured.of_first_seed().models
+    before, after = (models[arm]["perplexity"] for arm in ("distill", "specialized"))
     if after <= before * (1 + measured.tolerance.perplexity):
         return []
     return [

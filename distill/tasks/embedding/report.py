@@ -6,6 +6,7 @@ The control is the student before it learned: without labels there is nothing to
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -24,6 +25,7 @@ from distill.report.columns import (
 from distill.report.html import PageContent
 from distill.report.measurements import Measurements
 from distill.report.paired_difference import (
+    difference_by_seed,
     in_words,
     negated,
     paired_difference,
@@ -194,6 +196,10 @@ def _cheaper(student: Numbers, teacher: Numbers) -> str:
 
 def _spearman_difference(measured: Measurements, a: str, b: str) -> Numbers:
     """Correlation of model `a` minus that of `b`, with its 95% interval over the same pairs."""
+    return difference_by_seed(measured, a, b, partial(_difference_of_models, measured))
+
+
+def _difference_of_models(measured: Measurements, a: str, b: str) -> Numbers:
     files = [pairs_file(measured.folder / f"{model}.json") for model in (a, b)]
     pairs = [np.load(file) for file in files]
     values = [spearman(one["cosine"], one["score"]) for one in pairs]

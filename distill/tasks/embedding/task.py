@@ -80,7 +80,7 @@ class Embedding:
         labels = ["pair_column", "label_column", "label_names", "masking"]
         refuse_keys(recipe.data, "data", labels, NAME)
         refuse_keys(recipe.evaluate, "evaluate", ["baselines"], NAME)
-        if recipe.train.arms:
+        if recipe.train.controls:
             raise ValueError(
                 "`train.arms: [finetune]` has nothing to learn from: texts without labels have no "
                 f"vectors to learn. With `task: {NAME}` the control is the student before it "

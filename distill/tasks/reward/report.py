@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -29,6 +30,7 @@ from distill.report.paired_difference import (
     against_fine_tuning,
     at_counts,
     closeness,
+    difference_by_seed,
     untold_warnings,
 )
 from distill.report.plots import CURVE_WORDS, Curves, plot_curves
@@ -103,6 +105,10 @@ REWARD_COLUMNS: TableColumns = {
 
 def _calibration_difference(measured: Measurements, a: str, b: str) -> Numbers:
     """Calibration error of model `a` minus that of `b`, with its 95% interval over prompts."""
+    return difference_by_seed(measured, a, b, partial(_difference_of_models, measured))
+
+
+def _difference_of_models(measured: Measurements, a: str, b: str) -> Numbers:
     arrays = [dict(np.load(measured.folder / f"{model}.npz")) for model in (a, b)]
     return {
         "difference": CALIBRATION_ERROR.of(arrays[0]) - CALIBRATION_ERROR.of(arrays[1]),

@@ -36,6 +36,7 @@ from distill.report.paired_difference import (
     against_fine_tuning,
     at_counts,
     closeness,
+    difference_by_seed,
     untold_warnings,
 )
 from distill.report.plots import CURVE_WORDS, Curves, plot_curves
@@ -118,6 +119,9 @@ def _difference_of(statistic: SumStatistic, between: Between) -> Difference:
     """Differences of a number that is no mean over texts, paired text by text."""
 
     def difference(measured: Measurements, a: str, b: str) -> Numbers:
+        return difference_by_seed(measured, a, b, partial(of_models, measured))
+
+    def of_models(measured: Measurements, a: str, b: str) -> Numbers:
         arrays = [dict(np.load(measured.folder / f"{model}.npz")) for model in (a, b)]
         return {
             "difference": statistic.of(arrays[0]) - statistic.of(arrays[1]),

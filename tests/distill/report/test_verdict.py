@@ -14,6 +14,7 @@ from distill.report.selection import Tolerance
 from distill.stages.report import measurements
 from distill.tasks.causal_lm.metrics import CausalLMMetrics
 from distill.tasks.causal_lm.report import CausalLMReport
+from distill.training.train_config import TrainConfig
 
 KL = TERM_MODELS["forward_kl"]()
 PART = {"examples": 2, "tokens": 9}
@@ -33,7 +34,8 @@ def measure_run(tmp_path):
         recipe = SimpleNamespace(
             specialize=SimpleNamespace(base=base, data=data, objective=[]),
             export=SimpleNamespace(tolerance=Tolerance(perplexity=0.02)),
-            train=SimpleNamespace(arms=[], objective=[KL], source="cache"),
+            train=TrainConfig(objective=[KL], arms=[]),
+            seed=0,
             teacher=SimpleNamespace(adapt=adapt),
             student=SimpleNamespace(from_=source),
             evaluate=SimpleNamespace(bootstrap=100, baselines=True),
