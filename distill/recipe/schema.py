@@ -15,6 +15,7 @@ from distill.evaluation.job import EvaluateConfig, OwnAnswersConfig
 from distill.objective.terms import AnyTerm, reads_from
 from distill.recipe.export import ExportConfig
 from distill.recipe.specialize import SpecializeConfig
+from distill.recipe.sweep import SweepConfig
 from distill.training.config import LoopConfig
 from distill.training.train_config import TrainConfig
 from students.config import StudentConfig
@@ -69,6 +70,7 @@ class Recipe(Section):
     features: FeaturesConfig | None = None
     export: ExportConfig = Field(default_factory=ExportConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    sweep: SweepConfig | None = None
 
     def learning(self) -> dict[str, LoopConfig]:
         """The sections that learn from the teacher's signals, by name."""
