@@ -84,7 +84,7 @@ class SweepConfig(Section):
         rises = all(a < b for a, b in itertools.pairwise(value))
         if not value or not rises or value[0] <= 0 or value[-1] != 1:
             raise ValueError(
-                f"{value} must be shares that rise from above 0 to 1, as in `[0.11, 0.33, 1.0]`"
+                "must be shares that rise from above 0 to 1, as in `[0.11, 0.33, 1.0]`"
             )
         return value
 
@@ -93,8 +93,7 @@ class SweepConfig(Section):
     def _weighs_quality(cls, value: list[Axis]) -> list[Axis]:
         if "quality" not in value or len(value) < 2 or len(set(value)) < len(value):
             raise ValueError(
-                "it must have `quality` and what that is weighed against: `bytes`, `latency`, or "
-                "both"
+                "must have `quality` and what that is weighed against: `bytes`, `latency`, or both"
             )
         return value
 
@@ -103,9 +102,9 @@ class SweepConfig(Section):
     def _as_seconds(cls, value: Any) -> Any:
         if not isinstance(value, str):
             if value is not None and (isinstance(value, bool) or value <= 0):
-                raise ValueError(f"{value!r} is no time; write one such as `90m` or `2h`")
+                raise ValueError("is no time; write one such as `90m` or `2h`")
             return value
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|m|h|d)\s*", value)
         if found is None or float(found[1]) == 0:
-            raise ValueError(f"{value!r} is no time; write one such as `90m` or `2h`")
+            raise ValueError("is no time; write one such as `90m` or `2h`")
         return float(found[1]) * UNITS[found[2]]

@@ -68,8 +68,8 @@ def _with_values(base: Mapping[str, Any], over: Mapping[str, Any]) -> Recipe:
 
 
 def named_error(trial: Trial, error: UserError) -> UserError:
-    """The error of a trial, with its name before it."""
-    return type(error)(f"The trial {trial.name}: {error}")
+    """The error of a trial, with its values before it."""
+    return type(error)(f"`sweep.over`, the trial {trial.words}: {error}")
 
 
 def _slug(over: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from attar.files import read_json_object, stored_weight_bytes, write_json
 from attar.locks import LockFile, hold_lock
 from attar.progress import progress
 from distill.console import log_to_file
+from distill.evaluation.bootstrap import MIN_DOCUMENTS, groups_of
 from distill.pipeline import run_stages
 from distill.planning.model_cost import model_cost
 from distill.recipe.schema import Recipe
@@ -139,14 +141,15 @@ class Sweep:
             log.warning("sweep: %s failed before; delete %s to try again", state.name, file)
             yield False
             return
-        started = time.monotonic()
+        started, before = time.monotonic(), replace(state)
         try:
             yield True
         except (UserError, torch.OutOfMemoryError) as error:
             state.failed, state.failed_at = " ".join(str(error).split()), rung
             log.error("sweep: %s failed: %s", state.name, state.failed)
-        state.seconds += time.monotonic() - started
-        write_state(file, state)
+        if state != before:  # else what was done before was read again
+            state.seconds += time.monotonic() - started
+            write_state(file, state)
 
     def _measure_costs(self, state: TrialState, run: Run) -> None:
         """Bytes and operations of a student that is built, once."""
@@ -175,6 +178,7 @@ class Sweep:
             found = direction(difference(reached[one], reached[other], resamples))
             return found in (UNTOLD, "not distinguishable")
 
+        self._warn_of_few(reached)
         kept = survivors(points, self.config.halve, overlaps)
         if len(kept) > math.ceil(len(points) / self.config.halve):
             log.info("sweep: %d trials go on, since some cannot be told apart", len(kept))
@@ -182,6 +186,15 @@ class Sweep:
             kept = self._within_budget(kept, number)
         log.info("sweep: %d of %d trials go on", len(kept), len(points))
         return kept
+
+    def _warn_of_few(self, reached: dict[str, ValidationValues]) -> None:
+        """Warn where there are too few documents to tell any trial from another."""
+        documents = min(groups_of(values.arrays) for values in reached.values())
+        if documents < MIN_DOCUMENTS:
+            log.warning(
+                "sweep: trials are compared on %d validation documents, too few to tell any apart, "
+                "so none is left behind; raise `data.validation` or `evaluate.tokens`", documents,
+            )  # fmt: skip
 
     def _within_budget(self, kept: list[str], number: int) -> list[str]:
         """Those that the budget is enough for; once decided, the same by every later command."""
@@ -213,4 +226,5 @@ class Sweep:
                 with self._working(self.states[name], len(self.config.rungs)) as goes_on:
                     if goes_on:
                         run_stages(self.runs[name], list(STAGES))
+                        self.states[name].finished = True
                 work.advance()

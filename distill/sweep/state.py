@@ -33,7 +33,8 @@ class TrialState:
     """A trial so far.
 
     parameters, bytes: of its student as built, in float32. operations: floating-point operations of
-    a forward a token, which stand for its latency. seconds: all work on it. failed: why it could
+    a forward a token, which stand for its latency. seconds: all work on it. finished: whether its
+    artifacts were made and measured. failed: why it could
     not go on; failed_at: the number of the rung, from 0, that it did not reach, the number of rungs
     for a finalist.
     """
@@ -45,6 +46,7 @@ class TrialState:
     operations: float = 0.0
     seconds: float = 0.0
     rungs: list[Rung] = field(default_factory=list)
+    finished: bool = False
     failed: str | None = None
     failed_at: int | None = None
 
