@@ -26,7 +26,7 @@ def contest(workshop):
         "cache": {"hidden": {}},
         "train": {"objective": [{"loss": "forward_kl"}, {"loss": "cross_entropy"}]},
         "export": {"artifacts": ["bf16"]},
-        "evaluate": {"tokens": 600},
+        "evaluate": {"tokens": 600, "agreement_prompts": 0},
         "sweep": {
             "over": {"student.layers.keep": [1, 3], "train.lr": [3e-3, 1e-5]},
             "artifacts": ["bf16", "int8"],
