@@ -28,6 +28,7 @@ from distill.commands.run import (
     print_report,
 )
 from distill.commands.say import say
+from distill.commands.sweep import sweep
 from distill.commands.transport import transport
 from distill.commands.verify import verify
 from distill.stages.stage import ADAPT_TEACHER, ANSWER, REPORT, SPECIALIZE, STAGES, TRAIN, Stage
@@ -131,6 +132,7 @@ main.add_command(verify)
 main.add_command(chat)
 main.add_command(prompt)
 main.add_command(push)
+main.add_command(sweep)
 cache.add_command(cache_build)
 cache.add_command(cache_audit)
 cache.add_command(transport)

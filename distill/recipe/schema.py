@@ -17,6 +17,7 @@ from distill.prompting.config import PromptConfig
 from distill.recipe.compare import CompareConfig
 from distill.recipe.export import ExportConfig
 from distill.recipe.specialize import SpecializeConfig
+from distill.recipe.sweep import SweepConfig
 from distill.training.config import LoopConfig
 from distill.training.train_config import TrainConfig
 from students.config import StudentConfig
@@ -73,6 +74,7 @@ class Recipe(Section):
     export: ExportConfig = Field(default_factory=ExportConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     compare: CompareConfig | None = None
+    sweep: SweepConfig | None = None
 
     def learning(self) -> dict[str, LoopConfig]:
         """The sections that learn from the teacher's signals, by name."""
