@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from attar.errors import RecipeError, RunError
 from attar.files import fingerprint, read_json, read_json_object
 from attar.libraries import library_versions
 from attar.models.fingerprints import weights_fingerprint
-from attar.models.loading import fetch_weights, load_config
+from attar.models.loading import fetch_weights, load_config, resolve_precision
 from attar.models.task_heads import CAUSAL, auto_class_of
 from attar.models.tokenizers import load_tokenizer
 from distill.console import log_to_file
@@ -46,7 +47,6 @@ from distill.prompting.make_questions import (
 from distill.prompting.question_set import QuestionSet
 from distill.prompting.search import check_ways
 from distill.run.context import Run
-from distill.run.folder import RunFolder
 from distill.runtimes.runtime import ModelSource, check_runtime, runtime_of
 from distill.stages.made_files import check_made
 from distill.stages.stage import STAGES
@@ -228,8 +228,7 @@ def model_to_ask(run: Run, config: PromptConfig) -> ModelSource:
     else:
         check_made(config.model)
         source = ModelSource(config.model, trust_remote_code=config.trust_remote_code)
-    _check_asked(source, config)
-    return source
+    return _checked(source, config)
 
 
 def writer_of(run: Run) -> ModelSource:
@@ -281,13 +280,16 @@ def _refuse_unmade(run: Run, stage: str, what: str) -> None:
         )
 
 
-def _check_asked(source: ModelSource, config: PromptConfig) -> None:
-    """Raise `RecipeError` for a model that does not predict the next token, or has no template."""
+def _checked(source: ModelSource, config: PromptConfig) -> ModelSource:
+    """The model in the precision in which this machine is fast.
+
+    Raises `RecipeError` for a model that does not predict the next token, or has no template.
+    """
     runtime = runtime_of(source.path)
     check_runtime(runtime)
     check_ways(config, runtime)
     if source.path.endswith(".gguf") or runtime == "llama.cpp":
-        return  # a language model
+        return source  # a language model
     trust = source.trust_remote_code
     found = load_config(source.path, trust_remote_code=trust)
     if auto_class_of(found) != CAUSAL:
@@ -300,8 +302,13 @@ def _check_asked(source: ModelSource, config: PromptConfig) -> None:
         raise RecipeError(
             f"`prompt.chat` needs a chat template, and {source.path} has none; leave it out."
         )
-    if runtime == "transformers":
-        fetch_weights(source.path)
+    if runtime != "transformers":
+        return source
+    fetch_weights(source.path)
+    if source.dtype != "auto" or getattr(found, "quantization_config", None) is not None:
+        return source
+    dtype = str(resolve_precision("auto", found)).removeprefix("torch.")
+    return replace(source, dtype=dtype)
 
 
 def check_prompt(run: Run, config: PromptConfig) -> None:
@@ -320,8 +327,3 @@ def check_prompt(run: Run, config: PromptConfig) -> None:
         if task != CLASSES and getattr(config, key):
             raise RecipeError(f"`prompt.{key}` is of classes (`task: {CLASSES}`); leave it out.")
     check_sources(run.recipe.data)
-
-
-def prompt_of_run(folder: RunFolder) -> Path:
-    """The file of a run's prompt, whether or not it is there."""
-    return folder.prompt / "prompt.json"

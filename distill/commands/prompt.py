@@ -32,7 +32,7 @@ def prompt(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **show:
     _print_rungs(folder)
     low, high = numbers["accuracy_interval"]
     say(
-        f"Unseen questions: accuracy {numbers['accuracy']:.1%} ({low:.1%} to {high:.1%}, "
+        f"Unseen questions: accuracy {numbers['accuracy']:.1%} ({max(0, low):.1%} to {high:.1%}, "
         f"{numbers['texts']:,} questions), nll {numbers['nll']:.3f}."
     )
     say(

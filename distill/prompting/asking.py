@@ -100,7 +100,7 @@ class Asker:
     def _read(
         self, candidate: Candidate, questions: Sequence[Question]
     ) -> list[tuple[AnswerScores, int, np.ndarray, str]]:
-        """Of each question scores, ids of its prompt, scores without content, and what is written."""
+        """Of each question: scores, ids of its prompt, scores without content, what is written."""
         prompts = self.prompts(candidate, questions)
         rows, lengths = [], []
         for prompt, question in zip(prompts, questions, strict=True):

@@ -11,14 +11,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
-from attar.models.pooling import Pooling
-from distill.data.batching import collate_texts
-from distill.data.examples import Example
-from distill.data.tokenize import IGNORE
+from attar.models.structure import run_body
 from distill.evaluation.downstream.questions import Question
 from distill.prompting.config import Way
 from distill.prompting.question_set import in_own_order, question_key
+from distill.runtimes.hugging_face import Transformers
 from distill.runtimes.runtime import Runtime
 
 VECTORS_AT_ONCE = 16
@@ -100,20 +99,27 @@ class Demonstrations:
         return np.stack([self._known[text] for text in texts])
 
 
+@torch.inference_mode()
 def mean_vectors(runtime: Any, texts: Sequence[str]) -> np.ndarray:
     """Vectors (Q, H) of texts: means of the model's final hidden states, float32."""
-    pooling = Pooling("mean", False)
-    ids = [_some_id(runtime.encode(text)[: runtime.context]) for text in texts]
+    ids = [runtime.encode(text)[: runtime.context] or [0] for text in texts]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     found: dict[int, np.ndarray] = {}
     for first in range(0, len(order), VECTORS_AT_ONCE):
         numbers = order[first : first + VECTORS_AT_ONCE]
-        rows = [
-            Example(str(i), np.array(ids[i], np.int64), np.full(len(ids[i]), IGNORE, np.int64))
-            for i in numbers
-        ]
-        vectors_BH = runtime.vectors(collate_texts([[row] for row in rows]), pooling)
-        found.update(zip(numbers, vectors_BH.float().numpy(), strict=True))
+        lengths_B = torch.tensor([len(ids[i]) for i in numbers])
+        ids_BT = torch.zeros(len(numbers), int(lengths_B.max()), dtype=torch.long)
+        for row, i in enumerate(numbers):
+            ids_BT[row, : len(ids[i])] = torch.tensor(ids[i])
+        inputs: dict[str, torch.Tensor | None] = {
+            "input_ids": ids_BT.to(runtime.device),
+            "position_ids": torch.arange(ids_BT.shape[1], device=runtime.device).expand_as(ids_BT),
+            "attention_mask": None,  # no state sees the padding on its right
+        }
+        states_BTH = run_body(runtime.model, inputs).float().cpu()
+        inside_BT1 = (torch.arange(ids_BT.shape[1]) < lengths_B[:, None])[..., None]
+        means_BH = (states_BTH * inside_BT1).sum(1) / lengths_B[:, None]
+        found.update(zip(numbers, means_BH.numpy(), strict=True))
     return np.stack([found[i] for i in range(len(ids))])
 
 
@@ -124,11 +130,6 @@ def _directions(vectors_NH: np.ndarray) -> np.ndarray:
     return found
 
 
-def _some_id(ids: list[int]) -> list[int]:
-    """The ids, or one where the text has none."""
-    return ids or [0]
-
-
 def gives_vectors(runtime: Runtime) -> bool:
     """Whether a runtime gives the states that `nearest` compares."""
-    return hasattr(runtime, "model") and hasattr(runtime, "vectors")
+    return isinstance(runtime, Transformers)

@@ -51,15 +51,19 @@ def halve(
     candidates: int,
     questions: int,
     measure: Measure,
+    groups: Sequence[int] | None = None,
     always: Sequence[int] = (),
     on_rung: Callable[[Rung, list[int]], None] | None = None,
 ) -> list[Rung]:
     """The rungs of a search; the winner is the first of the last.
 
-    always: candidates that no rung leaves out. on_rung: takes each rung, and who goes on.
+    groups: of each candidate the number of its group; what is measured of one candidate costs
+    nothing more of the others, so groups go on together. always: groups that no rung leaves out.
+    on_rung: takes each rung, and the candidates that go on.
     Few questions make many ties, which the nll of the right answers breaks; in the last rung the
     candidate with fewer tokens wins a tie.
     """
+    groups = list(range(candidates)) if groups is None else groups
     going, rungs = list(range(candidates)), []
     sizes = rung_sizes(questions, candidates)
     for step, size in enumerate(sizes):
@@ -71,9 +75,9 @@ def halve(
             standings.append(Standing(number, *means))
         standings.sort(key=_last_order if is_last else _early_order)
         rungs.append(Rung(size, standings))
-        kept = max(2, math.ceil(len(going) / KEPT))
-        best = [one.number for one in standings[:kept]]
-        going = [*best, *(number for number in always if number not in best)]
+        ranked = list(dict.fromkeys(groups[one.number] for one in standings))
+        kept = {*ranked[: max(2, math.ceil(len(ranked) / KEPT))], *always}
+        going = [number for number in going if groups[number] in kept]
         if on_rung is not None:
             on_rung(rungs[-1], going)
     return rungs

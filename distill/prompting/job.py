@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,8 +24,6 @@ from attar.storage_errors import naming, storage_error
 from distill.evaluation.bootstrap import interval, proportion_interval
 from distill.evaluation.fresh_process import run_in_fresh_process
 from distill.evaluation.predictions import write_arrays
-from distill.prompting.asking import Asker
-from distill.prompting.candidate import Candidate
 from distill.prompting.config import PromptConfig
 from distill.prompting.prompt_file import (
     PROMPT_FILE,

@@ -5,6 +5,7 @@ Everything that can be wrong with them is found here, before any model is loaded
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ from distill.prompting.config import PromptConfig
 from distill.prompting.prompt import TEXT
 from distill.prompting.question_set import Kind, QuestionPart, QuestionSet, in_own_order
 
+log = logging.getLogger(__name__)
 TEXT_COLUMN = TEXT.strip("{}")  # stands for the column of the texts, whatever its name
 SHARES = {"train": 0.25, "dev": 0.25}  # of a task's questions; the others are unseen
 
@@ -50,6 +52,12 @@ def words_of_classes(config: PromptConfig, classes: Sequence[str]) -> tuple[str,
                 f"{_some(classes)}.{nearest(name, classes)}"
             )
     found = tuple(words.get(name, name) for name in classes)
+    if all(word.isdecimal() for word in found):
+        log.warning(
+            "prompt: the classes are called %s, which says nothing to a model; name them with "
+            "`data.label_names`, or with `prompt.labels`",
+            _some(found),
+        )
     if len(set(found)) < len(found):
         raise RecipeError("`prompt.labels` gives two classes one word; write another for one.")
     return found
@@ -245,8 +253,8 @@ def task_questions(task: TaskConfig, config: PromptConfig) -> QuestionSet:
     parts["unseen"] = _part(asked, order[end:][:limit])
     if not len(parts["unseen"]):
         raise DataError(
-            f"`{task.data}` of the task `{task.name}` has {len(asked)} questions, too few to choose "
-            "a prompt and to report it; give 4 or more."
+            f"`{task.data}` of the task `{task.name}` has {len(asked)} questions, too few to "
+            "choose a prompt and to report it; give 4 or more."
         )
     return QuestionSet(kind, parts["train"], parts["dev"], parts["unseen"])
 

@@ -110,6 +110,9 @@ def choose_prompt(
     candidates = candidates_of(config, asker.kind, wordings, ways, seed)
     measure = _measure(asker, dev, candidates)
 
+    reads = list(dict.fromkeys(one.read for one in candidates))
+    groups = [reads.index(one.read) for one in candidates]
+
     def on_rung(rung: Rung, going: list[int]) -> None:
         best = rung.standings[0]
         log.info(
@@ -117,13 +120,10 @@ def choose_prompt(
             len(rung.standings), rung.questions, best.accuracy,
             candidates[best.number].describe(),
         )  # fmt: skip
-        reads = {candidates[number].read for number in going}
-        for candidate in candidates:
-            if candidate.read not in reads:
-                asker.forget(candidate)
+        for read in set(reads) - {candidates[number].read for number in going}:
+            asker.forget(read)
 
-    always = [i for i, one in enumerate(candidates) if one.read == candidates[0].read]
-    with progress("prompt", len({one.read for one in candidates}), "prompts") as work:
+    with progress("prompt", len(reads), "prompts") as work:
         done: set[Candidate] = set()
 
         def counted(number: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -133,7 +133,7 @@ def choose_prompt(
                 work.advance(1)
             return found
 
-        rungs = halve(len(candidates), len(dev), counted, always, on_rung)
+        rungs = halve(len(candidates), len(dev), counted, groups, (0,), on_rung)
     winner = candidates[rungs[-1].standings[0].number]
     return SearchResult(winner, candidates, rungs, asker.scorer.tokens_read)
 
