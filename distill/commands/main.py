@@ -15,6 +15,7 @@ from distill.commands.deploy import evaluate, export
 from distill.commands.features import features
 from distill.commands.group import Group
 from distill.commands.options import recipe_options, stage_options
+from distill.commands.prompt import prompt
 from distill.commands.push import push
 from distill.commands.run import (
     cache_audit,
@@ -126,6 +127,7 @@ main.add_command(cache)
 main.add_command(doctor)
 main.add_command(verify)
 main.add_command(chat)
+main.add_command(prompt)
 main.add_command(push)
 cache.add_command(cache_build)
 cache.add_command(cache_audit)

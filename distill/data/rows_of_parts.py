@@ -27,7 +27,7 @@ class PartRow:
 
     example: its number in the part. document: the number of its document. label: the first label of
     the example: of a labelled text the number of its class. values: the row's columns.
-    source: where the row stands. features: the columns of its table and their types.
+    source, table: where the row stands.
     """
 
     example: int
@@ -35,7 +35,7 @@ class PartRow:
     label: int
     values: Mapping[str, Any]
     source: str
-    features: Mapping[str, Any]
+    table: Any
 
 
 def rows_of_parts(
@@ -70,7 +70,7 @@ def rows_of_parts(
             for part, number in places.pop(key, []):
                 examples = parts[part]
                 label = int(examples[number].labels[0])
-                about = (row.table[row.number], row.source, row.table.features)
+                about = (row.table[row.number], row.source, row.table)
                 document = int(examples.documents[number])
                 found[part].append(PartRow(number, document, label, *about))
     if places:

@@ -117,7 +117,9 @@ class SharedPrefixScorer:
         without their beginning.
         """
         found: dict[int, AnswerScores] = {}
-        fitting = [i for i, rows in enumerate(questions) if self._fits(max(len(r) for r, _ in rows))]
+        fitting = [
+            i for i, rows in enumerate(questions) if self._fits(max(len(r) for r, _ in rows))
+        ]
         if others := sorted(set(range(len(questions))) - set(fitting)):
             scores = self._plain.score([questions[i] for i in others])
             found.update(zip(others, scores, strict=True))
@@ -168,9 +170,7 @@ class SharedPrefixScorer:
             return DynamicCache()
         return DynamicCache([tuple(t.expand(rows, -1, -1, -1) for t in pair) for pair in kept])
 
-    def _states(
-        self, ids_BL: Tensor, positions_BL: Tensor, sees: Tensor, cache: Any
-    ) -> Tensor:
+    def _states(self, ids_BL: Tensor, positions_BL: Tensor, sees: Tensor, cache: Any) -> Tensor:
         """Final hidden states (B, L, H). sees: (B, L, all positions), bool."""
         device = self.runtime.device
         least = torch.finfo(self._dtype).min
@@ -281,7 +281,9 @@ class SharedPrefixScorer:
         seen_BT = torch.arange(longest) < lengths_B[:, None]
         before = torch.ones(len(rows), prefix, dtype=torch.bool)
         causal = torch.ones(longest, longest, dtype=torch.bool).tril()
-        sees = torch.cat([before[:, None].expand(-1, longest, -1), causal.expand(len(rows), -1, -1)], -1)
+        sees = torch.cat(
+            [before[:, None].expand(-1, longest, -1), causal.expand(len(rows), -1, -1)], -1
+        )
         positions = (prefix + torch.arange(longest)).expand(len(rows), -1)
         cache = self._cache(kept, len(rows))
         states_BLH = self._states(ids_BL, positions, sees, cache)
