@@ -39,13 +39,7 @@ def ask_in_words(
     comparison = work.comparison
     run = asking_run(comparison, work.cell)
     run.prepare_data()
-    given = comparison.recipe.prompt
-    values = {} if given is None else given.model_dump(mode="json", exclude_unset=True)
-    if keys is None:
-        plain = {"shots": [0], "template": comparison.template, "instructions": [""]}
-        keys = plain if comparison.labelled else {"shots": [0], "instructions": [""]}
-        values = {}
-    config = PromptConfig.model_validate({**values, **keys})
+    config = prompt_config(comparison, keys)
     started = time.perf_counter()
     found = measure_prompt(run, config, source, work.folder / "asked", search=search)
     seconds = time.perf_counter() - started
@@ -61,6 +55,17 @@ def ask_in_words(
     outcome.serving = {key: found[key] for key in SERVING if key in found}
     outcome.query_tokens = found["query_tokens"]
     outcome.details["prompt"] = found["prompt"]
+
+
+def prompt_config(comparison: Comparison, keys: dict[str, Any] | None) -> PromptConfig:
+    """The recipe's `prompt` with some keys; without any, as a student that was trained is asked."""
+    given = comparison.recipe.prompt
+    values = {} if given is None else given.model_dump(mode="json", exclude_unset=True)
+    if keys is None:
+        plain = {"shots": [0], "template": comparison.template, "instructions": [""]}
+        keys = plain if comparison.labelled else {"shots": [0], "instructions": [""]}
+        values = {}
+    return PromptConfig.model_validate({**values, **keys})
 
 
 def prompt_bytes(folder: Path) -> int:
