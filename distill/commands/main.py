@@ -10,6 +10,7 @@ import click
 from distill.commands.build import build, vocabulary
 from distill.commands.cache import cache
 from distill.commands.chat import chat
+from distill.commands.compare import compare
 from distill.commands.data import data
 from distill.commands.deploy import evaluate, export
 from distill.commands.features import features
@@ -118,6 +119,7 @@ for one in (ADAPT_TEACHER, ANSWER, TRAIN, SPECIALIZE, REPORT):  # the others' co
 
 
 main.add_command(data)
+main.add_command(compare)
 main.add_command(build)
 main.add_command(export)
 main.add_command(evaluate)

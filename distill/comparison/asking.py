@@ -39,7 +39,7 @@ def ask_in_words(
     comparison = work.comparison
     run = asking_run(comparison, work.cell)
     run.prepare_data()
-    config = prompt_config(comparison, keys)
+    config = prompt_config(comparison, run, keys)
     started = time.perf_counter()
     found = measure_prompt(run, config, source, work.folder / "asked", search=search)
     seconds = time.perf_counter() - started
@@ -57,15 +57,21 @@ def ask_in_words(
     outcome.details["prompt"] = found["prompt"]
 
 
-def prompt_config(comparison: Comparison, keys: dict[str, Any] | None) -> PromptConfig:
-    """The recipe's `prompt` with some keys; without any, as a student that was trained is asked."""
+def prompt_config(comparison: Comparison, run: Run, keys: dict[str, Any] | None) -> PromptConfig:
+    """The section `prompt` as arms use it: the recipe's with some keys over it; without keys, what
+    a student reads that was trained on the rows, with its chat template where it has one.
+    """
+    most = {"dev": len(comparison.parts.validation)}
+    if keys is None:
+        chat = run.teacher_tokenizer.chat_template is not None
+        template = {"template": comparison.template} if comparison.labelled else {}
+        plain = {"shots": [0], "instructions": [""], "calibrate": False, "chat": chat}
+        return PromptConfig.model_validate({**most, **plain, **template})
     given = comparison.recipe.prompt
     values = {} if given is None else given.model_dump(mode="json", exclude_unset=True)
-    if keys is None:
-        plain = {"shots": [0], "template": comparison.template, "instructions": [""]}
-        keys = plain if comparison.labelled else {"shots": [0], "instructions": [""]}
-        values = {}
-    return PromptConfig.model_validate({**values, **keys})
+    if not any(keys["shots"]):
+        values.pop("demonstrations", None)
+    return PromptConfig.model_validate({**most, **values, **keys})
 
 
 def prompt_bytes(folder: Path) -> int:

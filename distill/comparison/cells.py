@@ -35,6 +35,8 @@ from distill.run.load import check_recipe, short_form
 
 CLASSES, TEXT = "sequence-classification", "causal-lm"  # tasks that can be compared
 OTHER_SECTIONS = ("compare", "prompt", "sweep", "tune", "features", "specialize", "export")
+ALL = 2**31  # tokens: every row of a part is measured
+ALL = 2**31  # tokens: every row of a part is measured
 Values = dict[str, Any]
 
 
@@ -129,8 +131,11 @@ class Comparison:
             data |= self._columns(task)
         values |= {"task": task, "seed": cell.seed, "data": data}
         values["export"] = {"artifacts": ["bf16"]}
-        values["evaluate"] = {**values.get("evaluate", {}), "own_answers": None}
-        values["evaluate"].pop("tasks", None)
+        evaluate = dict(values.get("evaluate", {}))
+        evaluate.pop("tasks", None)
+        evaluate["tokens"] = ALL
+        evaluate["tokens"] = ALL
+        values["evaluate"] = evaluate | ({"own_answers": None} if task == TEXT else {})
         return values
 
     def _columns(self, task: str) -> Values:

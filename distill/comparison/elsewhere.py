@@ -145,7 +145,7 @@ def measure_elsewhere_in_words(
     folder = comparison.cell_folder(work.cell, "rows-elsewhere")
     own = run_elsewhere(comparison, values, folder)
     asked = work.folder / "asked-elsewhere"
-    config = prompt_config(comparison, keys)
+    config = prompt_config(comparison, own, keys)
     found = measure_prompt(own, config, source, asked, search=search)
     with np.load(asked / "held_out.npz") as arrays:
         _keep(work, own, {name: arrays[name] for name in arrays.files})

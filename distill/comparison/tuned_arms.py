@@ -23,6 +23,7 @@ from distill.comparison.starts import language_model_refusal, values_from_start
 from distill.pipeline import run_stages
 from distill.run.context import Run
 from distill.runtimes.runtime import ModelSource
+from distill.training.arms import DISTILL
 from students.tuning.trainable import choose_trainable
 
 LAST_BLOCKS = 2
@@ -66,7 +67,7 @@ class Tuned:
         run = work.comparison.open(self.values(work), work.folder / "run")
         run_stages(run, ["build", "train"])
         outcome = work.outcome()
-        add_training(outcome, run.folder.arm() / "result.json")
+        add_training(outcome, run.folder.arm(DISTILL) / "result.json")
         student = run.folder.arm_student()
         outcome.model = work.relative(student)
         outcome.trained = trained_parameters(run)

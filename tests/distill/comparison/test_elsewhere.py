@@ -1,5 +1,7 @@
 """Rows of another source: matched by the names of classes, in the comparison's own columns."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -115,9 +117,10 @@ def test_a_search_is_made_again_with_the_arms_keys(opened, monkeypatch):
 
     class Prepared:
         recipe = comparison.recipe
+        teacher_tokenizer = SimpleNamespace(chat_template=None)
 
     monkeypatch.setattr(elsewhere, "measure_prompt", measure)
-    monkeypatch.setattr(elsewhere, "run_elsewhere", lambda *_: Prepared)
+    monkeypatch.setattr(elsewhere, "run_elsewhere", lambda *_: Prepared())
     outcome = work.outcome()
     measure_elsewhere_in_words(work, ModelSource("m"), outcome, {"shots": [0, 2]}, search=True)
     assert seen == {"shots": [0, 2], "search": True}
