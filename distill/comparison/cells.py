@@ -127,8 +127,7 @@ class Comparison:
         for key in ("name", "split", "train_tokens", "held_out_tokens", "text_column", "prompt"):
             data.pop(key, None)
         if self.labelled:
-            data |= {"label_column": LABEL, "label_names": self.parts.classes}
-            data |= self._columns(task)
+            data |= {"label_column": LABEL, **self._columns(task)}
         values |= {"task": task, "seed": cell.seed, "data": data}
         values["export"] = {"artifacts": ["bf16"]}
         evaluate = dict(values.get("evaluate", {}))
@@ -143,8 +142,8 @@ class Comparison:
         columns = self.parts.columns
         if task == CLASSES:
             pair = {"pair_column": columns[1]} if len(columns) > 1 else {"pair_column": None}
-            return {"text_column": columns[0], **pair}
-        return {"prompt": self.template, "pair_column": None}
+            return {"text_column": columns[0], "label_names": self.parts.classes, **pair}
+        return {"prompt": self.template, "pair_column": None, "label_names": None}
 
     @property
     def template(self) -> str:

@@ -20,7 +20,7 @@ from attar.errors import DataError, nearest
 from distill.comparison.arms import ArmWork
 from distill.comparison.asking import prompt_config
 from distill.comparison.cells import Comparison
-from distill.comparison.measuring import ALL, quality_numbers
+from distill.comparison.measuring import quality_numbers
 from distill.comparison.outcome import Outcome, write_rows_of_quality
 from distill.comparison.rows import LABEL, Row, read_rows, write_rows
 from distill.comparison.starts import unlearned_values
@@ -98,9 +98,7 @@ def _text(row: Row, names: Sequence[str]) -> str:
 
 def elsewhere_file(comparison: Comparison) -> Path:
     """The file of the rows, written where it is not there yet."""
-    return write_rows(
-        comparison.folder / "data" / f"{ELSEWHERE}.jsonl", elsewhere_rows(comparison)
-    )
+    return write_rows(comparison.folder / "data" / f"{ELSEWHERE}.jsonl", elsewhere_rows(comparison))
 
 
 def row_order(comparison: Comparison, seed: int) -> list[int]:
@@ -171,8 +169,7 @@ def measure_class_elsewhere(work: ArmWork, name: str, outcome: Outcome) -> None:
 def run_elsewhere(comparison: Comparison, values: Mapping[str, Any], folder: Path) -> Run:
     """A run of some recipe's values that holds out these rows, its data prepared."""
     data = {**values["data"], "held_out": str(elsewhere_file(comparison))}
-    evaluate = {**values.get("evaluate", {}), "tokens": ALL}
-    run = comparison.open({**values, "data": data, "evaluate": evaluate}, folder)
+    run = comparison.open({**values, "data": data}, folder)
     run.prepare_data()
     return run
 

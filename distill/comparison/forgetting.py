@@ -259,8 +259,9 @@ def pieces_of(config: ForgetConfig, runtime: Runtime) -> tuple[np.ndarray, list[
     """
     texts = texts_of(config)
     few = len(texts) < MIN_DOCUMENTS
-    size = min(PIECE_TOKENS, runtime.context or PIECE_TOKENS, max(2, config.tokens // PARTS_OF_TEXT))
-    most = config.tokens if few else max(size, config.tokens // PARTS_OF_TEXT)
+    part = max(2, config.tokens // PARTS_OF_TEXT)
+    size = min(PIECE_TOKENS, part, runtime.context or PIECE_TOKENS)
+    most = config.tokens if few else part
     documents, pieces, left = [], [], config.tokens
     for number, text in enumerate(texts):
         ids = runtime.encode(text)[: min(most, left)]

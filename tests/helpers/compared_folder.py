@@ -1,4 +1,4 @@
-"""A folder with a tiny language model, labelled rows and what a comparison of ways to do them needs."""
+"""A folder with a tiny language model, labelled rows, and the comparison of ways to do them."""
 
 import json
 from pathlib import Path
