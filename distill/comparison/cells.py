@@ -36,7 +36,11 @@ from distill.run.load import check_recipe, short_form
 
 CLASSES, TEXT = "sequence-classification", "causal-lm"  # tasks that can be compared
 OTHER_SECTIONS = ("compare", "prompt", "sweep", "tune", "features", "specialize", "export")
+EVALUATIONS = 2  # of a training on the validation part: half way, and at the end
+TEMPLATE_TOKENS = 64  # of a chat template and the question's own words, beside a text's
 ALL = 2**31  # tokens: every row of a part is measured
+EVALUATIONS = 2  # of a training on the validation part: half way, and at the end
+TEMPLATE_TOKENS = 64  # of a chat template and the question's own words, beside a text's
 ALL = 2**31  # tokens: every row of a part is measured
 Values = dict[str, Any]
 
@@ -146,6 +150,8 @@ class Comparison:
             data |= self._columns(task)
         values |= {"task": task, "seed": cell.seed, "data": data}
         values["export"] = {"artifacts": ["bf16"]}
+        if task == TEXT and self.labelled:
+            data["max_length"] = self.recipe.data.max_length + TEMPLATE_TOKENS
         evaluate = dict(values.get("evaluate", {}))
         evaluate.pop("tasks", None)
         evaluate["tokens"] = ALL
@@ -179,6 +185,7 @@ class Comparison:
         train = self.recipe.train
         rows = max(1, math.ceil(cell.labels / (train.batch_size * train.accumulate)))
         keys["epochs"] = max(train.epochs, math.ceil(self.config.least_steps / rows))
+        keys.setdefault("evaluate_every", max(1, math.ceil(keys["epochs"] * rows / EVALUATIONS)))
         return {**keys, **self.config.settings.get(arm, {})}
 
     def open(self, values: Values, folder: Path) -> Run:

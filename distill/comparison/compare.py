@@ -18,7 +18,9 @@ from distill.comparison.advice import advice_of
 from distill.comparison.arms import ARMS_COMPARED
 from distill.comparison.cells import Cell, Comparison
 from distill.comparison.claims import claims_of
+from distill.comparison.elsewhere import elsewhere_file
 from distill.comparison.estimate import Estimator
+from distill.comparison.forgetting import check_forgetting
 from distill.comparison.page import render_comparison
 from distill.comparison.race import Race, check_budget
 from distill.comparison.registry import check_settings, chosen_arms
@@ -42,6 +44,9 @@ def compare(comparison: Comparison) -> Numbers:
     if not arms:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         raise RecipeError(f"No arm of `compare.arms` fits the recipe ({reasons}).")
+    check_forgetting(comparison)
+    if comparison.config.elsewhere is not None:
+        elsewhere_file(comparison)
     estimate = Estimator(comparison)
     first = Cell(comparison.sizes[0], comparison.config.seeds[0])
     check_budget(comparison, {name: estimate(name, first) for name in arms})

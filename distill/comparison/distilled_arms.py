@@ -7,12 +7,20 @@ from typing import Any, ClassVar
 
 from distill.comparison.arms import ARMS_COMPARED, ArmWork, Family
 from distill.comparison.cells import Comparison, Values
-from distill.comparison.measuring import job_of, measure_parts, weights_of
+from distill.comparison.measuring import weights_of
 from distill.comparison.outcome import Outcome
-from distill.comparison.tuned_arms import FLOAT_BYTES, Tuned, add_training, trained_parameters
+from distill.comparison.tuned_arms import (
+    FLOAT_BYTES,
+    Tuned,
+    add_training,
+    measure_model,
+    measure_tuned,
+    trained_parameters,
+)
 from distill.pipeline import run_stages
 from distill.run.context import Run
 from distill.run.load import short_form
+from distill.runtimes.runtime import ModelSource
 from distill.training.arms import DISTILL
 
 OWN_STAGES = ("adapt-teacher", "answer", "cache")  # whose time is part of what distilling costs
@@ -58,7 +66,7 @@ class Distilled:
         outcome.model = work.relative(student)
         outcome.trained = trained_parameters(run)
         outcome.task_bytes = FLOAT_BYTES * outcome.trained
-        measure_parts(work, run, job_of(run, "distill"), outcome)
+        measure_tuned(work, run, DISTILL, ModelSource(str(student)), outcome)
         return outcome
 
 
@@ -141,7 +149,7 @@ class Teacher(Distilled):
             add_stage(outcome, run, "adapt-teacher")
         outcome.task_bytes = weights_of(run.folder.teacher) or None
         outcome.model = run.teacher.model
-        measure_parts(work, run, job_of(run, "teacher"), outcome)
+        measure_model(work, run, "teacher", outcome)
         return outcome
 
 

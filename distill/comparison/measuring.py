@@ -11,11 +11,17 @@ import numpy as np
 
 from distill.comparison.arms import ArmWork
 from distill.comparison.outcome import Outcome, write_rows_of_quality
-from distill.evaluation.job import MeasureJob, Numbers
+from distill.data.examples import Examples
+from distill.evaluation.job import Batches, EvaluateConfig, MeasureJob, Numbers, TaskMetrics
 from distill.evaluation.measure import measure_in_fresh_process
+from distill.evaluation.text_speed import measure_text_speed
+from distill.evaluation.timing import Timer
 from distill.run.context import Run
+from distill.runtimes.runtime import ClassRuntime
 from distill.stages.evaluate import measure_jobs
+from distill.tasks.sequence_classification.metrics import ClassificationMetrics
 
+TIMED_TEXTS = 32
 PART_FILES = {"validation": "validation.arrow", "test": "held_out.arrow"}
 SERVING = (
     "texts_per_second", "texts_per_second_range", "seconds_a_text", "seconds_a_text_range",
@@ -34,13 +40,47 @@ def job_of(run: Run, name: str) -> MeasureJob:
     )  # fmt: skip
 
 
+class SeldomTimed(ClassificationMetrics):
+    """Classifiers, timed on a few of the texts: of ten arms, a second each is enough."""
+
+    def speed(
+        self, runtime: ClassRuntime, examples: Examples, batches: Batches, job: MeasureJob,
+        config: EvaluateConfig, timer: Timer,
+    ) -> Numbers:  # fmt: skip
+        """The same of about `TIMED_TEXTS` texts of all lengths."""
+        held = sum(len(batch) for batch in batches)
+        chosen = batches[:: max(1, held // TIMED_TEXTS)]
+        return measure_text_speed(runtime.classes, examples, chosen, timer)
+
+
+class Untimed(ClassificationMetrics):
+    """Classifiers, whose speed is known already."""
+
+    def speed(
+        self, runtime: ClassRuntime, examples: Examples, batches: Batches, job: MeasureJob,
+        config: EvaluateConfig, timer: Timer,
+    ) -> Numbers:  # fmt: skip
+        """Nothing."""
+        return {}
+
+
+def metrics_for(part: str, metrics: TaskMetrics) -> TaskMetrics:
+    """What is measured of a part: speed on the test part alone, and of classifiers little of it."""
+    if not isinstance(metrics, ClassificationMetrics):
+        return metrics
+    return SeldomTimed() if part == "test" else Untimed()
+
+
 def measure_parts(work: ArmWork, run: Run, job: MeasureJob, outcome: Outcome) -> None:
     """Measure a job on both parts; leave the numbers in the outcome, the rows beside it."""
     started = time.perf_counter()
     for part, file in PART_FILES.items():
         where = run.folder.data() / file
         out = work.folder / "measured" / f"{part}.json"
-        found = measure_in_fresh_process(replace(job, held_out=str(where), out=str(out)))
+        own = replace(
+            job, held_out=str(where), out=str(out), metrics=metrics_for(part, job.metrics)
+        )
+        found = measure_in_fresh_process(own)
         with np.load(out.with_suffix(".npz")) as arrays:
             keep_part(work, run, part, {name: arrays[name] for name in arrays.files})
         outcome.parts[part] = quality_numbers(found)
@@ -68,8 +108,6 @@ def quality_numbers(found: Numbers) -> Numbers:
 
 def mean_tokens(run: Run) -> float:
     """Mean number of tokens of a test row, as a model of the run reads it."""
-    from distill.data.examples import Examples
-
     return float(np.mean(Examples(run.folder.data() / "held_out.arrow").lengths))
 
 

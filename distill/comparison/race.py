@@ -25,7 +25,9 @@ from distill.evaluation.job import Numbers
 
 log = logging.getLogger(__name__)
 PROCESS_SECONDS = 3.0  # to start a process that measures, and load a small model
-KEPT_BESIDE = ("result.json", "validation.npz", "test.npz", "asked", "recipe.yaml")
+KEPT_BESIDE = (
+    "result.json", "validation.npz", "test.npz", "elsewhere.npz", "asked", "recipe.yaml",
+)  # fmt: skip
 
 
 @dataclass

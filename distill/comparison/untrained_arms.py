@@ -14,6 +14,11 @@ from attar.errors import ModelError
 from distill.comparison.arms import ARMS_COMPARED, ArmWork, Family
 from distill.comparison.asking import ask_in_words, asking_run, prompt_bytes
 from distill.comparison.cells import CLASSES, Comparison
+from distill.comparison.elsewhere import (
+    measure_class_elsewhere,
+    measure_elsewhere,
+    measure_elsewhere_in_words,
+)
 from distill.comparison.measuring import job_of, keep_part, measure_parts
 from distill.comparison.outcome import PARTS, Outcome
 from distill.comparison.rows import LABEL
@@ -63,6 +68,7 @@ class Majority:
                 "accuracy": right / number,
                 "accuracy_interval": list(proportion_interval(right, number)),
             }
+        measure_class_elsewhere(work, classes[chosen], outcome)
         outcome.task_bytes, outcome.query_tokens = 0, 0.0
         outcome.details = {"class": classes[chosen]}
         return outcome
@@ -106,6 +112,7 @@ class Fitted:
         outcome.shares_base = outcome.mixes = self.shares
         job = replace(job_of(run, "init"), baseline=fitted, probes=None)
         measure_parts(work, run, job, outcome)
+        measure_elsewhere(work, run, job, outcome)
         return outcome
 
 
@@ -154,7 +161,9 @@ class Prompted:
     def work(self, work: ArmWork) -> Outcome:
         """Ask it."""
         outcome, source = work.outcome(), self.source(work)
-        ask_in_words(work, source, outcome, self.keys(work), search=self.search)
+        keys = self.keys(work)
+        ask_in_words(work, source, outcome, keys, search=self.search)
+        measure_elsewhere_in_words(work, source, outcome, keys, search=self.search)
         outcome.shares_base = outcome.mixes = True
         outcome.model = source.path
         outcome.task_bytes = prompt_bytes(work.folder)
