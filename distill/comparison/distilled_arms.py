@@ -7,13 +7,12 @@ from typing import Any, ClassVar
 
 from distill.comparison.arms import ARMS_COMPARED, ArmWork, Family
 from distill.comparison.cells import Comparison, Values
-from distill.comparison.measuring import weights_of
+from distill.comparison.measuring import job_of, measure_parts, weights_of
 from distill.comparison.outcome import Outcome
 from distill.comparison.tuned_arms import (
     FLOAT_BYTES,
     Tuned,
     add_training,
-    measure_model,
     measure_tuned,
     trained_parameters,
 )
@@ -149,7 +148,7 @@ class Teacher(Distilled):
             add_stage(outcome, run, "adapt-teacher")
         outcome.task_bytes = weights_of(run.folder.teacher) or None
         outcome.model = run.teacher.model
-        measure_model(work, run, "teacher", outcome)
+        measure_parts(work, run, job_of(run, "teacher"), outcome)
         return outcome
 
 

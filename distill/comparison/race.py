@@ -2,7 +2,7 @@
 
 Points of the learning curves come with rising numbers of rows. At each, every arm that is left is
 learned and measured, the cheap ones first. After it, an arm is dropped only where its difference
-from the leader, on the same validation rows, lies below zero with all of its 95% interval. An arm
+from the leader, on the same selection rows, lies below zero with all of its 95% interval. An arm
 whose time is beyond what is left of the budget is not run at this point, and says so.
 """
 
@@ -26,7 +26,7 @@ from distill.evaluation.job import Numbers
 log = logging.getLogger(__name__)
 PROCESS_SECONDS = 3.0  # to start a process that measures, and load a small model
 KEPT_BESIDE = (
-    "result.json", "validation.npz", "test.npz", "elsewhere.npz", "asked", "recipe.yaml",
+    "result.json", "selection.npz", "test.npz", "elsewhere.npz", "asked", "recipe.yaml",
 )  # fmt: skip
 
 

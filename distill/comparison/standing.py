@@ -1,6 +1,6 @@
 """How arms stand against each other at a number of rows: means, intervals, who is dropped.
 
-Every arm is compared with the leader, row by row and seed by seed. What chooses is the validation
+Every arm is compared with the leader, row by row and seed by seed. What chooses is the selection
 part; the test part only reports. Quality is higher where an arm is better: 1 for a right answer, or
 minus the nll of the right one.
 """
@@ -83,7 +83,7 @@ class Standing:
         """The arms that can be recommended: all but the ceilings."""
         return [name for name in self.whole if ARMS_COMPARED[name].family != "ceiling"]
 
-    def leader(self, part: str = "validation", names: Sequence[str] | None = None) -> str | None:
+    def leader(self, part: str = "selection", names: Sequence[str] | None = None) -> str | None:
         """The arm of the highest quality; of equals the one that costs least to learn."""
         found = self.candidates if names is None else [n for n in names if n in self.whole]
         return min(
@@ -101,7 +101,7 @@ class Standing:
         """Mean seconds of learning."""
         return float(np.mean([one.seconds for one in self.whole[arm]]))
 
-    def below(self, leader: str, part: str = "validation") -> dict[str, Numbers]:
+    def below(self, leader: str, part: str = "selection") -> dict[str, Numbers]:
         """The arms whose difference from the leader is distinguishably negative, and it."""
         found = {}
         for name in self.whole:

@@ -12,7 +12,7 @@ from distill.comparison.standing import Standing
 from distill.evaluation.job import Numbers
 from distill.report.paired_difference import direction
 
-CHOOSES, REPORTS = "validation", "test"
+CHOOSES, REPORTS = "selection", "test"
 
 
 def summary_of(race: Race, labels: int) -> Numbers:

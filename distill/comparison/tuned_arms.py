@@ -17,7 +17,6 @@ from attar.models.loading import skeleton
 from distill.comparison.arms import ARMS_COMPARED, ArmWork, Family
 from distill.comparison.asking import ask_in_words
 from distill.comparison.cells import CLASSES, TEXT, Comparison, Values
-from distill.comparison.elsewhere import measure_elsewhere, measure_elsewhere_in_words
 from distill.comparison.forgetting import measure_forgetting
 from distill.comparison.measuring import job_of, measure_parts
 from distill.comparison.outcome import Outcome
@@ -246,21 +245,13 @@ def measure_tuned(
     """
     if work.comparison.labelled and run.recipe.task != CLASSES:
         ask_in_words(work, source, outcome)
-        measure_elsewhere_in_words(work, source, outcome)
     else:
-        measure_model(work, run, name, outcome)
+        measure_parts(work, run, job_of(run, name), outcome)
     comparison, seed = work.comparison, work.cell.seed
     outcome.forgets = measure_forgetting(comparison, seed, source, work.folder / "forgets")
     if outcome.mixes and seed == comparison.config.seeds[0]:
         found = measure_sharing(source, requests_of(run), work.folder / "sharing")
         outcome.serving["mixed_batch"] = found
-
-
-def measure_model(work: ArmWork, run: Run, name: str, outcome: Outcome) -> None:
-    """Measure a run's model by its task, on both parts and on rows from elsewhere."""
-    job = job_of(run, name)
-    measure_parts(work, run, job, outcome)
-    measure_elsewhere(work, run, job, outcome)
 
 
 def trained_parameters(run: Run) -> int:
