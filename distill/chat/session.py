@@ -9,6 +9,7 @@ from pathlib import Path
 from attar.errors import RunError, UserError, nearest
 from distill.chat.history import Write
 from distill.chat.models import Conversation, open_conversation
+from distill.chat.prompted import PromptedConversation
 from distill.chat.speaker import Speaker, adapters_line, find_adapters, find_speaker
 from distill.chat.system_message import system_message_of
 from distill.run.folder import is_run
@@ -78,13 +79,19 @@ def chat(
     ask: Ask,
     write: Write,
     remark: Write,
+    prompt_file: Path | None = None,
 ) -> None:
     """Answer the prompts; without prompts, every text that `ask` gives until it gives None.
 
     about_system: a line on the system message. write: takes answers, and what commands of a session
-    say; remark: lines on who speaks, and on a conversation that grew too long.
+    say; remark: lines on who speaks, and on a conversation that grew too long. prompt_file: a file
+    of `distill prompt`, by which every text is asked by itself.
     """
-    conversation = open_conversation(speaker, trust_remote_code, remark)
+    conversation: Conversation
+    if prompt_file is not None:
+        conversation = PromptedConversation(speaker, prompt_file, trust_remote_code)
+    else:
+        conversation = open_conversation(speaker, trust_remote_code, remark)
     for line in (speaker.why, about_system):
         if line:
             remark(f"{line}\n")

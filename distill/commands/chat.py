@@ -6,6 +6,7 @@ Heavy modules are imported inside the function, so that help and errors appear a
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
@@ -38,6 +39,11 @@ ADAPTER_HELP = (
 @click.option(
     "--prompt", "prompts", multiple=True, help="Send this instead of asking for input; repeatable."
 )
+@click.option(
+    "--prompt-file",
+    type=click.Path(dir_okay=False),
+    help="Ask each text with this prompt.json of `distill prompt`.",
+)
 @click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True)
 @trust_option()
 def chat(
@@ -47,6 +53,7 @@ def chat(
     adapters: tuple[str, ...],
     system: str | None,
     prompts: tuple[str, ...],
+    prompt_file: str | None,
     max_tokens: int,
     trust_remote_code: bool,
 ) -> None:
@@ -57,14 +64,21 @@ def chat(
     from distill.chat.session import chat as start_chat
     from distill.chat.session import choose_speaker, first_system_message
 
+    if prompt_file is not None and system is not None:
+        from attar.errors import RunError
+
+        raise RunError("Give either --prompt-file or --system: a prompt has its own instruction.")
     speaker = choose_speaker(run_or_model, artifacts, arms, adapters)
     if not prompts and not sys.stdin.isatty():
         prompts = (_piped(),)
-    system, about_system = first_system_message(run_or_model, system)
+    about_system = ""
+    if prompt_file is None:
+        system, about_system = first_system_message(run_or_model, system)
     start_chat(
         speaker, system=system, about_system=about_system, prompts=prompts, max_tokens=max_tokens,
         trust_remote_code=trust_remote_code, ask=_typed, write=lambda text: say(text, nl=False),
         remark=lambda text: say(text, nl=False, err=True),
+        prompt_file=Path(prompt_file) if prompt_file is not None else None,
     )  # fmt: skip
 
 

@@ -10,11 +10,13 @@ import click
 from distill.commands.build import build, vocabulary
 from distill.commands.cache import cache
 from distill.commands.chat import chat
+from distill.commands.compare import compare
 from distill.commands.data import data
 from distill.commands.deploy import evaluate, export
 from distill.commands.features import features
 from distill.commands.group import Group
 from distill.commands.options import recipe_options, stage_options
+from distill.commands.prompt import prompt
 from distill.commands.push import push
 from distill.commands.run import (
     cache_audit,
@@ -26,6 +28,7 @@ from distill.commands.run import (
     print_report,
 )
 from distill.commands.say import say
+from distill.commands.sweep import sweep
 from distill.commands.transport import transport
 from distill.commands.verify import verify
 from distill.stages.stage import ADAPT_TEACHER, ANSWER, REPORT, SPECIALIZE, STAGES, TRAIN, Stage
@@ -117,6 +120,7 @@ for one in (ADAPT_TEACHER, ANSWER, TRAIN, SPECIALIZE, REPORT):  # the others' co
 
 
 main.add_command(data)
+main.add_command(compare)
 main.add_command(build)
 main.add_command(export)
 main.add_command(evaluate)
@@ -126,7 +130,9 @@ main.add_command(cache)
 main.add_command(doctor)
 main.add_command(verify)
 main.add_command(chat)
+main.add_command(prompt)
 main.add_command(push)
+main.add_command(sweep)
 cache.add_command(cache_build)
 cache.add_command(cache_audit)
 cache.add_command(transport)

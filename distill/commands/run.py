@@ -20,13 +20,11 @@ def open_run(
     run_dir: str | None,
     overrides: tuple[str, ...],
     *,
-    features_alone: bool = False,
+    alone: str | None = None,
     overwrite: bool = False,
     **show: bool,
 ) -> Any:
-    """The run that a command's arguments name; features_alone: see `load_recipe`; overwrite: see
-    `Run`.
-    """
+    """The run that a command's arguments name; alone: see `load_recipe`; overwrite: see `Run`."""
     from distill.console import set_up_logging
     from distill.run.context import Run
     from distill.run.load import load_recipe
@@ -34,7 +32,7 @@ def open_run(
     set_up_logging(**show)
     if Path(recipe).is_dir():  # a run folder, which holds its recipe
         recipe, run_dir = str(Path(recipe) / "recipe.yaml"), run_dir or recipe
-    loaded = load_recipe(recipe, overrides, features_alone=features_alone)
+    loaded = load_recipe(recipe, overrides, alone=alone)
     folder = Path(run_dir) if run_dir else Path("runs") / Path(recipe).stem
     return Run(loaded, folder, overwrite)
 

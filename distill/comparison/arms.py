@@ -6,17 +6,16 @@ an ordinary run on the cell's rows, and is measured on the validation and the te
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, get_args
 
-from attar.errors import nearest
 from attar.registry import Registry
 from distill.comparison.cells import Cell, Comparison
 from distill.comparison.outcome import Outcome
 
 Family = Literal["baseline", "prompting", "features", "tuning", "distilling", "ceiling"]
+FAMILIES: tuple[Family, ...] = get_args(Family)  # in the order of tables
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class ComparedArm(Protocol):
 
     about: what it is, as a clause. family: by which claims and plots group arms. passes: about how
     often it reads each training token, a backward counted as two, which orders arms by cost before
-    any is timed; 0 where it learns nothing. grows: whether its cost grows with the training rows.
+    any is timed; 0 where it learns nothing.
     """
 
     about: ClassVar[str]
@@ -61,30 +60,3 @@ class ComparedArm(Protocol):
 
 
 ARMS_COMPARED: Registry[type[ComparedArm]] = Registry("arm")
-Enrol = Callable[[type[ComparedArm]], type[ComparedArm]]
-
-
-def chosen_arms(comparison: Comparison) -> tuple[list[str], dict[str, str]]:
-    """(names of the arms to run, those of the rest with the reason why not).
-
-    Raises `RecipeError` for an arm that does not exist.
-    """
-    wanted = comparison.config.arms or list(ARMS_COMPARED)
-    reasons: dict[str, str] = {}
-    for name in wanted:
-        reason = ARMS_COMPARED[name]().refusal(comparison)
-        if reason is not None:
-            reasons[name] = reason
-    return [name for name in wanted if name not in reasons], reasons
-
-
-def check_settings(comparison: Comparison) -> str | None:
-    """What is wrong with `compare.settings`: a key that names no arm that runs; None if nothing."""
-    names, _ = chosen_arms(comparison)
-    for name in comparison.config.settings:
-        if name not in names:
-            return (
-                f"`compare.settings.{name}` is of an arm that is not compared; the arms are "
-                f"{', '.join(names)}.{nearest(name, names)}"
-            )
-    return None

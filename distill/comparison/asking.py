@@ -39,13 +39,7 @@ def ask_in_words(
     comparison = work.comparison
     run = asking_run(comparison, work.cell)
     run.prepare_data()
-    given = comparison.recipe.prompt
-    values = {} if given is None else given.model_dump(mode="json", exclude_unset=True)
-    if keys is None:
-        plain = {"shots": [0], "template": comparison.template, "instructions": [""]}
-        keys = plain if comparison.labelled else {"shots": [0], "instructions": [""]}
-        values = {}
-    config = PromptConfig.model_validate({**values, **keys})
+    config = prompt_config(comparison, run, keys)
     started = time.perf_counter()
     found = measure_prompt(run, config, source, work.folder / "asked", search=search)
     seconds = time.perf_counter() - started
@@ -61,6 +55,25 @@ def ask_in_words(
     outcome.serving = {key: found[key] for key in SERVING if key in found}
     outcome.query_tokens = found["query_tokens"]
     outcome.details["prompt"] = found["prompt"]
+
+
+def prompt_config(comparison: Comparison, run: Run, keys: dict[str, Any] | None) -> PromptConfig:
+    """The section `prompt` as arms use it: the recipe's with some keys over it; without keys, what
+    a student reads that was trained on the rows, with its chat template where it has one.
+    """
+    given, most = comparison.recipe.prompt, {"dev": len(comparison.parts.validation)}
+    if keys is None:
+        chat = run.teacher_tokenizer.chat_template is not None
+        plain = {"shots": [0], "instructions": [""], "chat": chat}
+        if not comparison.labelled:
+            return PromptConfig.model_validate({**most, **plain})
+        words = {"labels": comparison.words or None, "calibrate": False}
+        asked = {"template": comparison.template, **words}
+        return PromptConfig.model_validate({**most, **plain, **asked})
+    values = {} if given is None else given.model_dump(mode="json", exclude_unset=True)
+    if not any(keys["shots"]):
+        values.pop("demonstrations", None)
+    return PromptConfig.model_validate({**most, **values, **keys})
 
 
 def prompt_bytes(folder: Path) -> int:

@@ -22,6 +22,7 @@ from attar.errors import RecipeError
 from attar.files import fingerprint
 from distill.comparison.rows import (
     LABEL,
+    WORD,
     RowParts,
     learning_order,
     row_parts,
@@ -35,6 +36,8 @@ from distill.run.load import check_recipe, short_form
 
 CLASSES, TEXT = "sequence-classification", "causal-lm"  # tasks that can be compared
 OTHER_SECTIONS = ("compare", "prompt", "sweep", "tune", "features", "specialize", "export")
+ALL = 2**31  # tokens: every row of a part is measured
+ALL = 2**31  # tokens: every row of a part is measured
 Values = dict[str, Any]
 
 
@@ -94,11 +97,25 @@ class Comparison:
 
     def file_of(self, part: str) -> Path:
         """The rows of `validation` or `test`, written where they are not there yet."""
-        return write_rows(self.folder / "data" / f"{part}.jsonl", getattr(self.parts, part))
+        rows = self._with_words(getattr(self.parts, part))
+        return write_rows(self.folder / "data" / f"{part}.jsonl", rows)
 
     def training_file(self, cell: Cell) -> Path:
         """The rows that a cell learns from."""
-        return write_rows(self.folder / "data" / f"{cell.name}.jsonl", self.training_rows(cell))
+        rows = self._with_words(self.training_rows(cell))
+        return write_rows(self.folder / "data" / f"{cell.name}.jsonl", rows)
+
+    def _with_words(self, rows: list[Any]) -> list[Any]:
+        """Rows with the words that language models say for their classes, where these differ."""
+        if not self.words:
+            return rows
+        return [{**row, WORD: self.words.get(row[LABEL], row[LABEL])} for row in rows]
+
+    @property
+    def words(self) -> dict[str, str]:
+        """The recipe's words for classes, by class."""
+        prompt = self.recipe.prompt
+        return (prompt.labels if prompt is not None and self.labelled else None) or {}
 
     def training_rows(self, cell: Cell) -> list[Any]:
         """The first rows of the seed's order."""
@@ -125,21 +142,26 @@ class Comparison:
         for key in ("name", "split", "train_tokens", "held_out_tokens", "text_column", "prompt"):
             data.pop(key, None)
         if self.labelled:
-            data |= {"label_column": LABEL, "label_names": self.parts.classes}
+            data.pop("label_names", None)
             data |= self._columns(task)
         values |= {"task": task, "seed": cell.seed, "data": data}
         values["export"] = {"artifacts": ["bf16"]}
-        values["evaluate"] = {**values.get("evaluate", {}), "own_answers": None}
-        values["evaluate"].pop("tasks", None)
+        evaluate = dict(values.get("evaluate", {}))
+        evaluate.pop("tasks", None)
+        evaluate["tokens"] = ALL
+        evaluate["tokens"] = ALL
+        values["evaluate"] = evaluate | ({"own_answers": None} if task == TEXT else {})
         return values
 
     def _columns(self, task: str) -> Values:
         """Where a labelled row's text is: a column, or the template that a language model reads."""
         columns = self.parts.columns
         if task == CLASSES:
-            pair = {"pair_column": columns[1]} if len(columns) > 1 else {"pair_column": None}
-            return {"text_column": columns[0], **pair}
-        return {"prompt": self.template, "pair_column": None}
+            pair = columns[1] if len(columns) > 1 else None
+            names = {"label_column": LABEL, "label_names": self.parts.classes}
+            return {"text_column": columns[0], "pair_column": pair, **names}
+        column = WORD if self.words else LABEL
+        return {"prompt": self.template, "pair_column": None, "label_column": column}
 
     @property
     def template(self) -> str:

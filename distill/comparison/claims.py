@@ -72,7 +72,8 @@ def _better(standing: Standing, one: Sequence[str], other: Sequence[str],
     mine, its = _best(standing, one), _best(standing, other)
     if missing := _missing(mine, words[0], its, words[1]):
         return missing
-    assert mine is not None and its is not None, "both are there"
+    assert mine is not None, "none is missing"
+    assert its is not None, "none is missing"
     found = standing.difference(mine, its, TEST)
     scale, unit = (100.0, " points") if standing.comparison.labelled else (1.0, " nats")
     shown = in_words(found, 2, scale, unit)
@@ -152,16 +153,12 @@ def thin_travels_better(standing: Standing) -> Evidence:
     lost = []
     for name in names:
         outcomes = standing.whole.get(name or "", [])
-        if not outcomes or any(
-            "accuracy" not in one.parts.get("elsewhere", {}) for one in outcomes
-        ):
+        elsewhere = [one.parts.get("elsewhere", {}) for one in outcomes]
+        if not outcomes or not all("accuracy" in one for one in elsewhere):
             return Evidence(
                 "not measured", "it takes both kinds of arms, and rows in `compare.elsewhere`"
             )
-        falls = [
-            standing.quality(str(name), TEST)["value"] - one.parts["elsewhere"]["accuracy"]
-            for one in outcomes
-        ]
+        falls = [standing.quality(str(name), TEST)["value"] - one["accuracy"] for one in elsewhere]
         lost.append(sum(falls) / len(falls))
     words = (
         f"{names[0]} loses {100 * lost[0]:.1f} points on the other rows, {names[1]} "

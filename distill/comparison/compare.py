@@ -10,17 +10,18 @@ import logging
 from typing import Any
 
 from attar import __version__
-from attar.errors import RecipeError
+from attar.errors import RecipeError, RunError
 from attar.files import write_json, write_text
 from attar.libraries import library_versions
-from attar.locks import hold_lock
+from attar.locks import LockFile, hold_lock
 from distill.comparison.advice import advice_of
-from distill.comparison.arms import ARMS_COMPARED, check_settings, chosen_arms
+from distill.comparison.arms import ARMS_COMPARED
 from distill.comparison.cells import Cell, Comparison
 from distill.comparison.claims import claims_of
 from distill.comparison.estimate import Estimator
 from distill.comparison.page import render_comparison
 from distill.comparison.race import Race, check_budget
+from distill.comparison.registry import check_settings, chosen_arms
 from distill.comparison.summary import summary_of
 from distill.console import log_to_file
 from distill.evaluation.job import Numbers
@@ -45,7 +46,9 @@ def compare(comparison: Comparison) -> Numbers:
     first = Cell(comparison.sizes[0], comparison.config.seeds[0])
     check_budget(comparison, {name: estimate(name, first) for name in arms})
     comparison.folder.mkdir(parents=True, exist_ok=True)
-    with hold_lock(comparison.folder / "writer.lock"), log_to_file(comparison.folder / "run.log"):
+    lock = LockFile(comparison.folder / "compare.lock")
+    held = hold_lock(lock, f"The comparison {comparison.folder}", RunError)
+    with held, log_to_file(comparison.folder / "run.log"):
         race = Race(comparison, arms, estimate)
         race.run()
         found = report_of(race, refused)

@@ -13,6 +13,7 @@ from distill.comparison.tuned_arms import FLOAT_BYTES, Tuned, add_training, trai
 from distill.pipeline import run_stages
 from distill.run.context import Run
 from distill.run.load import short_form
+from distill.training.arms import DISTILL
 
 OWN_STAGES = ("adapt-teacher", "answer", "cache")  # whose time is part of what distilling costs
 
@@ -52,7 +53,7 @@ class Distilled:
         outcome = work.outcome()
         for stage in OWN_STAGES:
             add_stage(outcome, run, stage)
-        add_training(outcome, run.folder.arm() / "result.json")
+        add_training(outcome, run.folder.arm(DISTILL) / "result.json")
         student = run.folder.arm_student()
         outcome.model = work.relative(student)
         outcome.trained = trained_parameters(run)

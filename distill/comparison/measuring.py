@@ -17,7 +17,6 @@ from distill.run.context import Run
 from distill.stages.evaluate import measure_jobs
 
 PART_FILES = {"validation": "validation.arrow", "test": "held_out.arrow"}
-ALL = 2**31  # tokens: every row of a part is measured
 SERVING = (
     "texts_per_second", "texts_per_second_range", "seconds_a_text", "seconds_a_text_range",
     "prefill_tokens_per_second", "generate_tokens_per_second", "tokens_per_second", "busy_share",
@@ -28,7 +27,7 @@ SERVING = (
 def job_of(run: Run, name: str) -> MeasureJob:
     """The job that measures a run's model by itself, compared with no other."""
     found = next(job for job in measure_jobs(run) if job.name == name)
-    config = {**found.config, "tokens": ALL, "agreement_prompts": 0, "tasks": []}
+    config = {**found.config, "agreement_prompts": 0, "tasks": []}
     return replace(
         found, config=config, teacher_signals=None, reference=None, is_reference=False,
         is_teacher=False,

@@ -123,7 +123,7 @@ def _front_words(kind: str) -> str:
 
 
 def plot_learning_curves(found: Numbers) -> str:
-    """Quality by number of rows, a line an arm; a point with its interval where there is one size."""
+    """Quality by number of rows with its interval, a line an arm."""
     figure, axes = new_figure()
     figure.set_size_inches(9, 5)
     quality, styles = quality_of(found), {}

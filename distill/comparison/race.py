@@ -55,7 +55,14 @@ class Race:
                     shown.report(f"{arm}, {labels:,} rows")
                     self._run_arm(labels, arm)
                     shown.advance(len(comparison.config.seeds))
+                self._refuse_none(labels)
                 self._drop(labels)
+
+    def _refuse_none(self, labels: int) -> None:
+        """Raise `RecipeError` where every arm that ran failed, with the first reason."""
+        found = [one for ran in self.outcomes[labels].values() for one in ran]
+        if found and all(one.failed for one in found):
+            raise RecipeError(f"No arm could be run; {found[0].arm} failed: {found[0].failed}")
 
     def standing(self, labels: int) -> Standing:
         """How the arms stand at a number of rows."""
@@ -118,7 +125,9 @@ class Race:
 
     def _known(self, arm: str, cell: Cell) -> Outcome | None:
         found = read_outcome(self.comparison.cell_folder(cell, arm))
-        return found if found is not None and found.inputs == self._inputs(arm, cell) else None
+        if found is None or found.failed is not None or found.inputs != self._inputs(arm, cell):
+            return None
+        return found
 
     def _work(self, arm: str, cell: Cell) -> Outcome:
         """Learn and measure an arm in a cell; one that fails leaves its reason."""

@@ -24,6 +24,7 @@ from distill.data.sources import load_rows
 Row = Mapping[str, Any]
 MOST_OF_TRAINING = 0.25  # share of the training rows that a part may take of them
 LABEL = "label"  # column of the class's name in the written rows
+WORD = "label_word"  # column of the word that stands for the class where a model writes
 
 
 @dataclass(frozen=True)

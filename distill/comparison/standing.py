@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from distill.comparison.arms import ARMS_COMPARED
-from distill.comparison.cells import Comparison
+from distill.comparison.cells import Cell, Comparison
 from distill.comparison.outcome import QUALITY, Outcome, on_same_rows, read_rows_of_quality
 from distill.evaluation.bootstrap import proportion_interval
 from distill.evaluation.job import Numbers
@@ -50,7 +50,7 @@ class Standing:
         """Values by row, of each seed."""
         found = []
         for one in self.whole[arm]:
-            folder = self.comparison.cell_folder(_cell(one), arm)
+            folder = self.comparison.cell_folder(Cell(one.labels, one.seed), arm)
             found.append(read_rows_of_quality(folder, part))
         return found
 
@@ -63,6 +63,8 @@ class Standing:
             bounds: list[float] | None = list(proportion_interval(int(values.sum()), len(values)))
         else:
             bounds = interval_over_seeds(_shared(arrays), QUALITY, RESAMPLES)
+            if bounds is not None and self.comparison.labelled:
+                bounds = [max(0.0, bounds[0]), min(1.0, bounds[1])]
         return {"value": value, "interval": bounds, "rows": len(arrays[0][QUALITY])}
 
     def difference(self, one: str, other: str, part: str) -> Numbers:
@@ -86,9 +88,14 @@ class Standing:
         found = self.candidates if names is None else [n for n in names if n in self.whole]
         return min(
             found,
-            key=lambda name: (-round(self.quality(name, part)["value"], 9), self.cost(name), name),
+            key=lambda name: (-round(self.quality(name, part)["value"], 9), *self.prices(name)),
             default=None,
         )
+
+    def prices(self, arm: str) -> tuple[float, float, str]:
+        """What ties are broken by: seconds of learning, tokens a query, the name."""
+        query = [one.query_tokens or 0.0 for one in self.whole[arm]]
+        return self.cost(arm), float(np.mean(query)), arm
 
     def cost(self, arm: str) -> float:
         """Mean seconds of learning."""
@@ -103,18 +110,6 @@ class Standing:
                 if direction(difference) == "lower":
                     found[name] = difference
         return found
-
-    def recommended(self) -> str | None:
-        """What to take: by validation the leader, or of the arms that cannot be told from it the
-        one with the higher mean over all parts that chose; ties go to what costs less.
-        """
-        return self.leader()
-
-
-def _cell(outcome: Outcome):  # type: ignore[no-untyped-def]
-    from distill.comparison.cells import Cell
-
-    return Cell(outcome.labels, outcome.seed)
 
 
 def _shared(arrays: list[Arrays]) -> list[Arrays]:

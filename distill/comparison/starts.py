@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from attar.errors import UserError
+from attar.files import fingerprint, read_json, write_json
 from attar.models.loading import load_config
 from attar.models.task_heads import CAUSAL, auto_class_of
-from distill.comparison.cells import CLASSES, TEXT, Cell, Comparison, Values
+from distill.comparison.cells import CLASSES, Cell, Comparison, Values
 from distill.pipeline import run_stages
 from distill.run.load import short_form
 
@@ -63,11 +64,19 @@ def unlearned_values(comparison: Comparison, cell: Cell, task: str) -> Values:
 
 
 def start_of(comparison: Comparison, seed: int, task: str) -> Path:
-    """The folder of the student before it learns: as the recipe builds it, by a seed."""
+    """The folder of the student before it learns: as the recipe builds it, by a seed.
+
+    The teacher that the recipe names is not adapted for it, so the stage by itself is never done;
+    the file beside it says what it was built from.
+    """
     cell = Cell(comparison.sizes[-1], seed)
     folder = comparison.folder / "starts" / f"{task}-seed{seed}"
-    run = comparison.open(unlearned_values(comparison, cell, task), folder)
-    run_stages(run, ["build"])
+    values = unlearned_values(comparison, cell, task)
+    run, made = comparison.open(values, folder), folder / "built.json"
+    wanted = {"from": fingerprint([values, comparison.stamp(cell)])}
+    if not made.is_file() or read_json(made) != wanted or run.folder.faults("build"):
+        run_stages(run, ["build"])
+        write_json(made, wanted)
     return run.folder.student
 
 
@@ -80,8 +89,3 @@ def values_from_start(comparison: Comparison, cell: Cell, task: str) -> Values:
     values["teacher"] = {"model": start, **trust}
     values["student"] = {"from": start, **trust}
     return values
-
-
-def is_text(task: str) -> bool:
-    """Whether a task's model reads and writes text."""
-    return task == TEXT

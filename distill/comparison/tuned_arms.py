@@ -23,6 +23,7 @@ from distill.comparison.starts import language_model_refusal, values_from_start
 from distill.pipeline import run_stages
 from distill.run.context import Run
 from distill.runtimes.runtime import ModelSource
+from distill.training.arms import DISTILL
 from students.tuning.trainable import choose_trainable
 
 LAST_BLOCKS = 2
@@ -66,7 +67,7 @@ class Tuned:
         run = work.comparison.open(self.values(work), work.folder / "run")
         run_stages(run, ["build", "train"])
         outcome = work.outcome()
-        add_training(outcome, run.folder.arm() / "result.json")
+        add_training(outcome, run.folder.arm(DISTILL) / "result.json")
         student = run.folder.arm_student()
         outcome.model = work.relative(student)
         outcome.trained = trained_parameters(run)
@@ -153,6 +154,7 @@ class Adapted(Tuned):
         for name in ("trainable", "arms", "reinitialize"):
             keys.pop(name, None)
         keys = {k: v for k, v in keys.items() if k != "lr"} | {"lr": keys.get("lr", self.lr)}
+        values.pop("export", None)
         values["specialize"] = {"method": self.method, **keys}
         values["train"] = {"objective": [{"loss": "cross_entropy"}], "max_steps": 0, "arms": []}
         return values

@@ -26,7 +26,6 @@ from distill.comparison.starts import (
 from distill.data.examples import Examples
 from distill.evaluation.baselines import BASELINES, TrainingTexts
 from distill.evaluation.bootstrap import proportion_interval
-from distill.pipeline import run_stages
 from distill.runtimes.runtime import ModelSource
 from teachers.load import TeacherConfig
 
@@ -88,8 +87,8 @@ class Fitted:
         """Fit and measure it."""
         values = values_from_start(work.comparison, work.cell, CLASSES)
         run = work.comparison.open(values, work.folder / "run")
-        run_stages(run, ["build"])
-        model = TeacherConfig(model=str(run.folder.student), trust_remote_code=run.trusts_student)
+        run.prepare_data()
+        model = TeacherConfig(model=run.teacher.model, trust_remote_code=run.trusts_student)
         outcome, started = work.outcome(), time.perf_counter()
         texts = TrainingTexts(
             examples=run.training_examples(), classes=len(run.classes), teacher=model,

@@ -7,7 +7,8 @@ parts are exactly those that `prepare` drew.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import logging
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from attar.errors import DataError
 from distill.data.config import DataConfig
 from distill.data.documents import Document
 from distill.data.examples import Examples, example_key
-from distill.data.placed import DATA_PARTS, Row, part_file
+from distill.data.placed import DATA_PARTS, Row, RowsOfPrompt, part_file
 from distill.data.reader import Reader
 from distill.data.split import Corpus
+
+PACKAGE = __name__.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class PartRow:
 
     example: its number in the part. document: the number of its document. label: the first label of
     the example: of a labelled text the number of its class. values: the row's columns.
-    source: where the row stands. features: the columns of its table and their types.
+    source, table: where the row stands.
     """
 
     example: int
@@ -35,7 +38,7 @@ class PartRow:
     label: int
     values: Mapping[str, Any]
     source: str
-    features: Mapping[str, Any]
+    table: Any
 
 
 def rows_of_parts(
@@ -58,7 +61,7 @@ def rows_of_parts(
         for number in numbers:
             places.setdefault(parts[part].keys[number], []).append((part, number))
     found: dict[str, list[PartRow]] = {part: [] for part in wanted}
-    for row in Corpus(config, reader, tokenizer, seed).rows_of(DATA_PARTS):
+    for row in _rows(Corpus(config, reader, tokenizer, seed)):
         if not places:
             break
         if not isinstance(row, Row):
@@ -70,7 +73,7 @@ def rows_of_parts(
             for part, number in places.pop(key, []):
                 examples = parts[part]
                 label = int(examples[number].labels[0])
-                about = (row.table[row.number], row.source, row.table.features)
+                about = (row.table[row.number], row.source, row.table)
                 document = int(examples.documents[number])
                 found[part].append(PartRow(number, document, label, *about))
     if places:
@@ -80,6 +83,17 @@ def rows_of_parts(
             "any more; run the command again: the examples are then made again."
         )
     return {part: sorted(rows, key=lambda row: row.example) for part, rows in found.items()}
+
+
+def _rows(corpus: Corpus) -> Iterator[Row | RowsOfPrompt]:
+    """The rows of all parts; what is odd in them was logged when the parts were made."""
+    logger = logging.getLogger(PACKAGE)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield from corpus.rows_of(DATA_PARTS)
+    finally:
+        logger.setLevel(before)
 
 
 def _keys(document: Document) -> list[str]:

@@ -61,28 +61,35 @@ def _set(values: dict[str, Any], override: str) -> None:
     path, sign, text = override.partition("=")
     if not sign or not path:
         raise RecipeError(f"`--set {override}` must be KEY=VALUE, e.g. `--set train.lr=1e-4`.")
+    where = f"--set {path}"
+    put(values, path, parse_yaml(text, where), where)
+
+
+def put(values: dict[str, Any], path: str, value: Any, where: str) -> None:
+    """Put a value at a path of the recipe, in place; items of lists by number. where: what an error
+    names.
+    """
     *parents, last = path.split(".")
     here: Any = values
     for key in parents:
         if isinstance(here, list):
-            here = _item(here, key, path)
+            here = _item(here, key, where)
             continue
         if not isinstance(here, dict):
-            raise RecipeError(f"`--set {path}`: `{key}` stands below a single value.")
+            raise RecipeError(f"`{where}`: `{key}` stands below a single value.")
         if not isinstance(here.get(key), (dict, list)):
             here[key] = {}
         here = here[key]
-    value = parse_yaml(text, f"--set {path}")
     if isinstance(here, list):
-        _item(here, last, path)
+        _item(here, last, where)
         here[int(last)] = value
     elif isinstance(here, dict):
         here[last] = value
     else:
-        raise RecipeError(f"`--set {path}`: `{last}` stands below a single value.")
+        raise RecipeError(f"`{where}`: `{last}` stands below a single value.")
 
 
-def _item(values: list[Any], key: str, path: str) -> Any:
+def _item(values: list[Any], key: str, where: str) -> Any:
     if not key.isdigit() or int(key) >= len(values):
-        raise RecipeError(f"`--set {path}`: `{key}` is not one of the {len(values)} items.")
+        raise RecipeError(f"`{where}`: `{key}` is not one of the {len(values)} items.")
     return values[int(key)]

@@ -13,9 +13,11 @@ from distill.data.config import DataConfig
 from distill.data.row_formats import Template
 from distill.evaluation.job import EvaluateConfig, OwnAnswersConfig
 from distill.objective.terms import AnyTerm, reads_from
+from distill.prompting.config import PromptConfig
 from distill.recipe.compare import CompareConfig
 from distill.recipe.export import ExportConfig
 from distill.recipe.specialize import SpecializeConfig
+from distill.recipe.sweep import SweepConfig
 from distill.training.config import LoopConfig
 from distill.training.train_config import TrainConfig
 from students.config import StudentConfig
@@ -68,9 +70,11 @@ class Recipe(Section):
     train: TrainConfig = Field(default_factory=lambda: TrainConfig.model_validate({}))
     specialize: SpecializeConfig = None
     features: FeaturesConfig | None = None
+    prompt: PromptConfig | None = None
     export: ExportConfig = Field(default_factory=ExportConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     compare: CompareConfig | None = None
+    sweep: SweepConfig | None = None
 
     def learning(self) -> dict[str, LoopConfig]:
         """The sections that learn from the teacher's signals, by name."""

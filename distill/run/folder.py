@@ -9,6 +9,7 @@ specialized/ adapter/ and merged/        artifacts/   what is deployed
 reference/   what preferences are compared with
 teacher_texts/ and teacher_cache/ where the student has another tokenizer
 answers/     what a model wrote to prompts, and the training part of it
+prompt/      what `distill prompt` chose and measured
 evaluation/  numbers a model, per-token arrays
 """
 
@@ -124,6 +125,11 @@ class RunFolder:
     def features(self) -> Path:
         """Frozen features and the classifier on them."""
         return self.path / "features"
+
+    @property
+    def prompt(self) -> Path:
+        """The prompt that `distill prompt` chose, and what it was measured on."""
+        return self.path / "prompt"
 
     @property
     def log(self) -> Path:

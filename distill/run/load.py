@@ -15,22 +15,20 @@ from distill.recipe.schema import Recipe
 from distill.tasks.registry import TASKS, task_of, with_defaults
 
 
-def load_recipe(
-    path: str, overrides: tuple[str, ...] = (), *, features_alone: bool = False
-) -> Recipe:
+def load_recipe(path: str, overrides: tuple[str, ...] = (), *, alone: str | None = None) -> Recipe:
     """Read, override and check a recipe. Every mistake is a `RecipeError` naming key and mend.
 
-    features_alone: only its section `features` is asked for, so it needs no student, and no teacher
-    where that section names another model.
+    alone: the only section that is asked for, `features` or `prompt`, so it needs no student, and
+    no teacher where that section names another model.
     """
     values = overridden(read_values(path), overrides)
-    return check_recipe(_with_models(values) if features_alone else values)
+    return check_recipe(values if alone is None else _with_models(values, alone))
 
 
-def _with_models(values: dict[str, Any]) -> dict[str, Any]:
+def _with_models(values: dict[str, Any], alone: str) -> dict[str, Any]:
     """The values, with a student and a teacher where they are absent and nothing asks for them."""
-    features = values.get("features")
-    model = features.get("model", "teacher") if isinstance(features, dict) else "teacher"
+    section, usual = values.get(alone), "teacher" if alone == "features" else "student"
+    model = section.get("model", usual) if isinstance(section, dict) else usual
     needed: dict[str, Any] = {"student": {}} if model != "student" else {}
     if model not in ("teacher", "student"):
         needed["teacher"] = {"model": model}

@@ -1,0 +1,1 @@
+"""Many students from one cache, of which the weak ones are not trained to the end."""
