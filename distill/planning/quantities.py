@@ -65,7 +65,7 @@ class Quantities:
         return rows * max(1.0, data.max_length / self.counts.length if packed else 1)
 
     def online_seconds(self, loops: Sequence[LoopConfig], data: DataConfig) -> float:
-        """Time in which the teacher reads what trainings learn from, where it runs in every step."""
+        """Time in which the teacher reads what is learned, where it runs in every step."""
         read = sum(self.trained(loop, data) for loop in loops)
         return self.teacher.forward(self.teacher_tokens(read)) / self.speed
 

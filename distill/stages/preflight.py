@@ -129,6 +129,8 @@ def check_training_tools(run: Run) -> None:
     for path, config in _trainings(run.recipe).items():
         check_trackers(f"{path}.trackers", config.trackers)
         check_optimizer(f"{path}.optimizer", config.optimizer, default_device())
+    for path, optimizer in run.recipe.train.own_optimizers.items():
+        check_optimizer(path, optimizer, default_device())
 
 
 def check_task(run: Run) -> None:

@@ -89,6 +89,12 @@ class TrainConfig(LoopConfig):
         named = [one for one in self.arms if isinstance(one, Candidate) and one.arm == arm]
         return {**found, **{one.name: one for one in named}}
 
+    @property
+    def own_optimizers(self) -> dict[str, str]:
+        """The optimisers of candidates that have one of their own, by the path of the key."""
+        named = [(i, one) for i, one in enumerate(self.arms) if isinstance(one, Candidate)]
+        return {f"train.arms[{i}].optimizer": one.optimizer for i, one in named if one.optimizer}
+
     def seeds_from(self, seed: int) -> list[int]:
         """The seeds of every arm, the first of which gives the student that goes on. seed: the
         recipe's.
