@@ -183,7 +183,7 @@ def test_a_prompt_is_used_in_chat(classes, questions):
         ("prompt.template='{text} {kid}'", "Did you mean `kind`"),
         ("prompt.labels={lihgt: x}", "Did you mean `light`"),
         ("prompt.labels={light: water}", "gives two classes one word"),
-        ("prompt.task=picks", "`prompt.task: picks` is not in `evaluate.tasks`; it has none"),
+        ("prompt.task=picks", "`labels` are words of classes"),
         ("prompt.shots=[2, 2]", "each once"),
         ("data.label_column=kid", "Did you mean `kind`"),
         ("student.from={num_hidden_layers: 1}", "random weights"),
@@ -193,6 +193,12 @@ def test_what_cannot_be_is_refused_before_a_model_is_loaded(classes, change, say
     result = classes("prompt", "classes.yaml", "--run-dir", "out", "--set", change, ok=False)
     assert result.exit_code == 1
     assert says in result.output
+
+
+def test_a_task_is_one_of_the_evaluation(questions):
+    change = ("--set", "prompt.task=picks")
+    result = questions("prompt", "questions.yaml", "--run-dir", "out", *change, ok=False)
+    assert "`prompt.task: picks` is not in `evaluate.tasks`; it has none" in result.output
 
 
 def test_a_trained_student_is_asked_for_by_name(questions):
