@@ -92,20 +92,23 @@ def read_comparison(folder: Path) -> dict[str, Any]:
 
 
 def arm_rows(advice: Advice) -> Table:
-    """What each arm takes, as a table of text, header first; then those that do not fit."""
+    """What each arm takes, as a table of text, header first."""
     fits = "fits" if advice.limit is None else f"fits {shown_bytes(advice.limit)}"
-    table = [["arm", "trained", "memory", fits, "time", "one more task", "query", "one base", ""]]
+    table = [["arm", "trained", "memory", fits, "time", "one more task", "query", "one base"]]
     for one in advice.costs:
-        if one.refused is not None:
-            table.append([one.arm, *[""] * 7, f"does not fit: {one.refused}"])
-            continue
-        query = "-" if one.query_tokens is None else f"{one.query_tokens:,.0f} tokens"
-        table.append([
-            one.arm, _number(one.trained), _bytes(one.memory), _yes(one.fits),
-            _time(one.seconds), _bytes(one.task_bytes), query,
-            "mixed" if one.mixes else "yes" if one.shares else "no", "",
-        ])  # fmt: skip
+        if one.refused is None:
+            query = "-" if one.query_tokens is None else f"{one.query_tokens:,.0f} tokens"
+            table.append([
+                one.arm, _number(one.trained), _bytes(one.memory), _yes(one.fits),
+                _time(one.seconds), _bytes(one.task_bytes), query,
+                "mixed" if one.mixes else "yes" if one.shares else "no",
+            ])  # fmt: skip
     return table
+
+
+def refusals(advice: Advice) -> list[str]:
+    """The arms that do not fit the recipe, a sentence each."""
+    return [f"{one.arm} does not fit: {one.refused}." for one in advice.costs if one.refused]
 
 
 def measured_rows(advice: Advice) -> Table:

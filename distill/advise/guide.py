@@ -121,7 +121,8 @@ def _compared(known: Known) -> tuple[list[str], str] | None:
 def number_of_tasks(known: Known) -> Answer:
     """One more task costs what does not share the base."""
     thin = known.open(THIN)
-    whole = known.costs["full"].task_bytes
+    full = known.costs.get("full")
+    whole = None if full is None else full.task_bytes
     if thin and whole is not None:
         least = min(thin, key=lambda name: known.costs[name].task_bytes or 0.0)
         size = known.costs[least].task_bytes or 0.0
@@ -202,12 +203,17 @@ def larger_teacher(known: Known) -> Answer:
     where = "on a server" if known.subject.recipe.teacher.server is not None else "here"
     if ratio >= LARGER:
         answer = f"yes, {where}: {ratio:.1f} times the student's parameters"
-        arms, why = ("distill", "distill-answers"), (
-            "on sst2 every distilled classifier was 1.3 to 6.6 points better than its twin on "
-            "labels, on banking77 0.4 at most: it adds what the labels leave open"
+        arms, why = (
+            ("distill", "distill-answers"),
+            (
+                "on sst2 every distilled classifier was 1.3 to 6.6 points better than its twin on "
+                "labels, on banking77 0.4 at most: it adds what the labels leave open"
+            ),
         )
-        return Answer("Is a larger teacher there?", answer, known.open(arms), why,
-                      "measured on similar")  # fmt: skip
+        fitting = known.open(arms)
+        if not fitting:
+            why += "; learning from it does not fit the memory"
+        return Answer("Is a larger teacher there?", answer, fitting, why, "measured on similar")
     answer = f"no: it has {ratio:.1f} times the student's parameters"
     why = "a student that is as large as its teacher learns little from it beside the labels"
     return Answer("Is a larger teacher there?", answer, known.open(("full", "lora")), why,

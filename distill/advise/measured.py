@@ -52,7 +52,7 @@ def shown_size(parameters: float) -> str:
 
 
 def nearest_measured(kind: Kind, parameters: float, labels: int) -> list[Measured]:
-    """Groups of the same kind of task, the nearest in size first, at most `MOST`.
+    """Groups of the same kind of task, the nearest of each data set, at most `MOST`.
 
     parameters: of the student. The teacher of a group is another model, which does not count.
     """
@@ -68,7 +68,11 @@ def nearest_measured(kind: Kind, parameters: float, labels: int) -> list[Measure
         away += UNKNOWN if number is None else abs(math.log2(number / labels))
         teachers = [one for one in shipped if one["arm"] == "teacher" and _setting(one) == setting]
         found.append(Measured(wanted, setting[0], size, number, away, [*teachers[:1], *rows]))
-    return sorted(found, key=lambda one: one.distance)[:MOST]
+    found.sort(key=lambda one: one.distance)
+    by_data: dict[str, Measured] = {}
+    for one in found:
+        by_data.setdefault(one.data, one)
+    return list(by_data.values())[:MOST]
 
 
 def _setting(row: dict[str, Any]) -> list[str]:

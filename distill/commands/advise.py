@@ -36,6 +36,7 @@ def advise(
         measured_rows,
         question_rows,
         reasons,
+        refusals,
     )
     from distill.advise.advise import advise as find_advice
     from distill.advise.memory_limit import machine_memory, memory_of
@@ -54,12 +55,14 @@ def advise(
     for sentence in found.sentences():
         say(f"Compared: {sentence}")
     print_table(arm_rows(found))
+    for line in refusals(found):
+        say(line)
     say()
-    print_table(question_rows(found))
+    print_table(question_rows(found), left=range(4))
     for line in reasons(found):
         say(line)
     if found.measured:
         say()
-        print_table(measured_rows(found))
+        print_table(measured_rows(found), left=(0, 1, 2, 3, 7))
         for line in distances(found):
             say(line)
