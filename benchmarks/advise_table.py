@@ -20,6 +20,8 @@ from attar.files import read_json, write_json
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 SHIPPED = HERE.parent / "distill" / "advise" / "measured.json"
+GUIDE = HERE.parent / "docs" / "guides" / "advise.md"
+BEGIN, END = "<!-- advise: begin -->", "<!-- advise: end -->"
 OVER_SEEDS, WITHIN = "lowest and highest of the seeds", "95%"
 LABELS = {"sst2": 6920, "banking77": 10003}  # training rows of classification.py
 MINILM, SMALL_BERT, GLASS, SMOL = 22_700_000, 4_200_000, 850_000, 134_500_000  # parameters
@@ -59,8 +61,9 @@ def weak_teacher(found: Row) -> Iterator[Row]:
             groups[row["data"], arms[row["setting"]]].append(row["accuracy"])
     for (data, arm), values in groups.items():
         yield {
-            "kind": "classes", "data": f"{data}, one class rare", "rows": FEW, "model": "small BERT",
-            "parameters": SMALL_BERT, "arm": arm, "measure": "accuracy", **over_seeds(values),
+            "kind": "classes", "data": f"{data}, one class rare", "rows": FEW, "arm": arm,
+            "model": "small BERT", "parameters": SMALL_BERT, "measure": "accuracy",
+            **over_seeds(values),
         }  # fmt: skip
 
 
@@ -160,14 +163,47 @@ def measured_rows() -> list[Row]:
     return rows
 
 
+def guide_block(rows: list[Row]) -> str:
+    """One line a data set, model and number of rows: every way's quality with its interval."""
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        key = (row["data"], row["model"].split(",")[0], row["parameters"], row["rows"])
+        groups[(*key, row["measure"])].append(row)
+    lines = [
+        "| data | model | parameters | rows | measure | arms |",
+        "|---|---|---:|---:|---|---|",
+    ]
+    for (data, model, size, number, measure), found in groups.items():
+        ways = "; ".join(f"`{one['arm']}` {_quality(one)}" for one in found)
+        shown = "-" if number is None else f"{number:,}"
+        lines.append(f"| {data} | {model} | {size / 1e6:.1f} M | {shown} | {measure} | {ways} |")
+    return "\n".join(lines)
+
+
+def _quality(row: Row) -> str:
+    if row["interval"] is None:
+        return f"{row['quality']:.3f}"
+    low, high = row["interval"]
+    return f"{row['quality']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def with_block(page: str, rows: list[Row]) -> str:
+    """The guide with its table written again."""
+    before, _, rest = page.partition(BEGIN)
+    return f"{before}{BEGIN}\n{guide_block(rows)}\n{END}{rest.partition(END)[2]}"
+
+
 def main() -> None:
-    """Write the file, or say that it is stale."""
+    """Write the file and the guide's table, or say that they are stale."""
     found = {"rows": measured_rows()}
+    page = GUIDE.read_text(encoding="utf8")
+    text = with_block(page, found["rows"])
     if "--check" in sys.argv[1:]:
-        if not SHIPPED.is_file() or read_json(SHIPPED) != found:
-            sys.exit(f"{SHIPPED} is stale: python benchmarks/advise_table.py writes it")
+        if not SHIPPED.is_file() or read_json(SHIPPED) != found or text != page:
+            sys.exit(f"{SHIPPED} or {GUIDE} is stale: python benchmarks/advise_table.py")
         return
     write_json(SHIPPED, found)
+    GUIDE.write_text(text, encoding="utf8")
     print(f"{SHIPPED}: {len(found['rows'])} rows")
 
 

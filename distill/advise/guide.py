@@ -109,7 +109,7 @@ def number_of_labels(known: Known) -> Answer:
 
 
 def _compared(known: Known) -> tuple[list[str], str] | None:
-    """(the arm that a comparison recommends for about as many labels, in words), if there is one."""
+    """(the arm that a comparison recommends for about as many labels, in words), or None."""
     if known.comparison is None:
         return None
     points = known.comparison["points"]
@@ -177,8 +177,8 @@ def latency(known: Known) -> Answer:
         times = shown.query_tokens / plain
         answer = f"{plain:,.0f} tokens a query, {shown.query_tokens:,.0f} with demonstrations"
         why = (
-            f"reading takes {times:.1f} times as long unless the prompt's keys and values are kept; "
-            "what is learned needs no demonstrations"
+            f"reading takes {times:.1f} times as long unless the prompt's keys and values are "
+            "kept; what is learned needs no demonstrations"
         )
     arms = known.open(("full", "lora", "distill", "zero-shot"))
     return Answer("Do long prompts cost too much time?", answer, arms, why, "plain arithmetic")

@@ -121,7 +121,7 @@ def test_a_comparison_of_these_rows_comes_first(recipe, tmp_path):
 
 
 def test_a_folder_without_a_comparison_is_refused(tmp_path):
-    with pytest.raises(RunError, match="There is no comparison.json"):
+    with pytest.raises(RunError, match=r"There is no comparison\.json"):
         read_comparison(tmp_path)
 
 

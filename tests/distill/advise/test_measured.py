@@ -15,7 +15,10 @@ BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 def test_the_file_is_what_the_benchmarks_found(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     table = importlib.import_module("advise_table")
-    assert read_json(FILE)["rows"] == table.measured_rows()
+    rows = table.measured_rows()
+    assert read_json(FILE)["rows"] == rows
+    page = table.GUIDE.read_text(encoding="utf8")
+    assert table.with_block(page, rows) == page
 
 
 def test_every_row_is_of_an_arm_and_has_its_source():
