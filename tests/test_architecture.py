@@ -63,6 +63,7 @@ ROOMS = [
     "distill/evaluate_models",
     "distill/transport_cache",
     "distill/comparison",
+    "distill/advise",
     "distill/chat",
     "distill/push",
     "distill/api",

@@ -52,7 +52,7 @@ def _labelled(
     missing = {key: None for key, name in named.items() if name not in features}
     own = config.model_copy(update=missing)
     found = columns_of(features, source, own)
-    rows = []
+    rows: list[Row] = []
     for row in read_rows(own, source, "train", labelled=True):
         if row[LABEL] not in classes:
             raise DataError(
