@@ -44,6 +44,7 @@ EVALUATIONS = 2  # of a training on the validation part: half way, and at the en
 TEMPLATE_TOKENS = 64  # of a chat template and the question's own words, beside a text's
 ALL = 2**31  # tokens: every row of a part is measured
 LEARNED_POSITIONS = 24  # before the text, of prefixes and soft prompts
+WITHOUT_EFFECT = {"arms", "labels", "seeds", "budget", "settings", "drop"}  # on one arm's numbers
 Values = dict[str, Any]
 
 
@@ -245,5 +246,5 @@ class Comparison:
         """Changes with anything that all arms of a cell depend on."""
         recipe = self.recipe.model_dump(mode="json", exclude={"compare", "sweep"})
         rows = [self.training_rows(cell), self.parts.validation, self.measured_rows]
-        config = self.config.model_dump(exclude={"arms", "labels", "seeds", "budget", "settings"})
+        config = self.config.model_dump(exclude=WITHOUT_EFFECT)
         return fingerprint([recipe, config, rows, self.parts.classes])

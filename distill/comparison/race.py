@@ -152,7 +152,8 @@ class Race:
         leader = standing.leader()
         if leader is None:
             return
-        for name, difference in standing.below(leader).items():
+        behind = standing.below(leader) if self.comparison.config.drop else {}
+        for name, difference in behind.items():
             if ARMS_COMPARED[name].family == "ceiling":
                 continue
             self.dropped[name] = {"labels": labels, "leader": leader, **difference}

@@ -55,6 +55,9 @@ class CompareConfig(Section):
     budget: Duration | None = Field(
         None, description="time for all arms: seconds, `90s`, `30m` or `2h`; no limit when absent"
     )
+    drop: bool = Field(
+        True, description="whether an arm that fell behind the leader is left out with more rows"
+    )
     test: int = Field(400, ge=8, description="rows that are reported on, at most")
     selection: int = Field(
         200, ge=8, description="rows by which arms are compared and dropped, at most"
