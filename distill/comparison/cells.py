@@ -178,6 +178,8 @@ class Comparison:
         values["export"] = {"artifacts": ["bf16"]}
         if task == TEXT and self.labelled:
             data["max_length"] = self.recipe.data.max_length + self._template_room()
+        if task == TEXT:
+            data["packing"] = False  # so that a row is a row, and steps can be counted
         evaluate = dict(values.get("evaluate", {}))
         evaluate.pop("tasks", None)
         evaluate["tokens"] = ALL

@@ -22,6 +22,7 @@ from distill.run.load import short_form
 from distill.runtimes.runtime import ModelSource
 from distill.training.arms import DISTILL
 
+ANSWERS = {"samples": 1}  # keys of `data.answers` where the recipe has none
 OWN_STAGES = ("adapt-teacher", "answer", "cache")  # whose time is part of what distilling costs
 
 
@@ -90,7 +91,7 @@ class DistilledOnAnswers(Distilled):
     def values(self, work: ArmWork) -> Values:
         """The recipe of its run."""
         values = super().values(work)
-        values["data"] = {**values["data"], "answers": values["data"].get("answers") or {}}
+        values["data"] = {**values["data"], "answers": values["data"].get("answers") or ANSWERS}
         return values
 
 

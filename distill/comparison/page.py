@@ -192,9 +192,10 @@ def arm_table(found: Numbers, labels: str) -> Table:
         "a task", "query", "texts/s", "one base", *(["forgets"] if forgets else []),
     ]  # fmt: skip
     lines = [head]
-    for name in sorted(arms, key=lambda one: -arms[one]["selection"]["value"]):
+    best = point["recommended"]
+    for name in sorted(arms, key=lambda one: (one != best, -arms[one]["selection"]["value"])):
         arm = arms[name]
-        mark = " (recommended)" if name == point["recommended"] else ""
+        mark = " (recommended)" if name == best else ""
         lines.append([f"{name}{mark}", *_cells(found, arm, forgets)])
     return lines
 
