@@ -104,8 +104,7 @@ def test_answers_in_words_are_compared_by_their_nll(folder):
 
 
 def test_the_command_prints_a_table_and_goes_on(folder):
-    arguments = ["compare", "recipe.yaml", "--arms", "majority,tf-idf", "--dir", "out"]
-    done = invoke(arguments)
+    done = invoke("compare recipe.yaml --arms majority,tf-idf --dir out")
     assert done.exit_code == 0, done.output
     assert "(recommended)" in done.output
     assert "With 12 labels:" in done.output

@@ -140,6 +140,17 @@ def test_equal_arms_are_told_apart_by_what_they_cost(folder, monkeypatch):
     assert summary_of(race_of(folder, arms), 8)["recommended"] == "cheap"
 
 
+def test_several_seeds_widen_what_can_be_told(folder, monkeypatch):
+    arms = {"best": planted(0.9), "near": planted(0.7)}
+    plant(monkeypatch, arms)
+    one = summary_of(race_of(folder / "one", arms), 4)["arms"]["near"]["against_leader"]
+    several = race_of(folder / "two", arms, seeds=[0, 1, 2])
+    found = summary_of(several, 4)["arms"]["near"]["against_leader"]
+    assert (one["test"]["seeds"], found["test"]["seeds"]) == (1, 3)
+    assert found["test"]["difference"] == pytest.approx(one["test"]["difference"])
+    assert len(several.outcomes[4]["best"]) == 3
+
+
 def test_weights_are_deleted_but_the_leaders(folder, monkeypatch):
     arms = {"best": planted(0.9), "near": planted(0.8)}
     for arm in arms.values():
