@@ -54,6 +54,7 @@ ROOMS = [
     "distill/pipeline",
     "distill/planning",
     "distill/trials",
+    "distill/tune",
     "distill/sweep",
     "distill/doctor",
     "distill/cache_audit",

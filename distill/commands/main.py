@@ -31,6 +31,7 @@ from distill.commands.run import (
 from distill.commands.say import say
 from distill.commands.sweep import sweep
 from distill.commands.transport import transport
+from distill.commands.tune import tune
 from distill.commands.verify import verify
 from distill.stages.stage import ADAPT_TEACHER, ANSWER, REPORT, SPECIALIZE, STAGES, TRAIN, Stage
 
@@ -127,6 +128,7 @@ main.add_command(build)
 main.add_command(export)
 main.add_command(evaluate)
 main.add_command(features)
+main.add_command(tune)
 main.add_command(vocabulary)
 main.add_command(cache)
 main.add_command(doctor)

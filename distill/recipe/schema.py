@@ -18,6 +18,7 @@ from distill.recipe.compare import CompareConfig
 from distill.recipe.export import ExportConfig
 from distill.recipe.specialize import SpecializeConfig
 from distill.recipe.sweep import SweepConfig
+from distill.recipe.tune import TuneConfig
 from distill.training.config import LoopConfig
 from distill.training.train_config import TrainConfig
 from students.config import StudentConfig
@@ -75,6 +76,7 @@ class Recipe(Section):
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     compare: CompareConfig | None = None
     sweep: SweepConfig | None = None
+    tune: TuneConfig | None = None
 
     def learning(self) -> dict[str, LoopConfig]:
         """The sections that learn from the teacher's signals, by name."""

@@ -1,0 +1,1 @@
+"""A search for the keys of each arm's training, judged on the validation part."""
