@@ -7,8 +7,8 @@ The teacher is `glassllm-en` (0.9 million parameters, 4 blocks), adapted to para
 `shapes` (1, 2 or 3 blocks; a quarter or three quarters of the neurons; 96 or all 128 channels) and
 `rates` (the same blocks and neurons; two learning rates, 8 times apart). `halved` is `distill
 sweep` with its defaults, `front kept` with `keep_front`, and the grid all 12 trained to their end.
-It goes on in the folder of `halved`: a trial that was left goes on from where it paused, and ends
-as it would have alone.
+All three are in one folder, one after the other: a trial that was left goes on from where it
+paused, and ends as it would have alone; tokens are those that each sweep would take by itself.
 
 `front`: on the grid's front of held-out nll and bytes, by the paired 95% interval, of all 24
 artifacts. A member is found by a sweep where the lowest nll of the sweep's artifacts that are no
@@ -45,8 +45,8 @@ GRIDS: dict[str, dict[str, list[Any]]] = {
 }
 RATE = 3e-3  # where it is not swept over
 SWEEPS: dict[str, tuple[str, dict[str, Any]]] = {  # folder, keys of the section
+    "front kept": ("sweep", {"keep_front": True}),
     "halved": ("sweep", {}),
-    "front kept": ("front", {"keep_front": True}),
 }
 GRID: tuple[str, dict[str, Any]] = ("sweep", {"rungs": [1.0]})
 Swept = dict[str, Any]  # the content of sweep.json
