@@ -3,14 +3,14 @@
     python benchmarks/sweep.py --json benchmarks/results/sweep.json
 
 The teacher is `glassllm-en` (0.9 million parameters, 4 blocks), adapted to paragraphs of Wikipedia
-(lm_wiki89). Students are cut out of it, each exported as bf16 and nf4. Two grids of 12 trials:
-`shapes` (1, 2 or 3 blocks; a quarter or three quarters of the neurons; 96 or all 128 channels) and
-`rates` (the same blocks and neurons; two learning rates, 8 times apart). `halved` is `distill
-sweep` with its defaults, `front kept` with `keep_front`, and the grid all 12 trained to their end.
+(lm_wiki89). Students are cut out of it, each exported as bf16 and nf4. Two grids: `shapes`, 6
+trials (1, 2 or 3 blocks; a quarter or three quarters of the neurons), and `rates`, 12 (the same,
+with two learning rates, 8 times apart). `halved` is `distill sweep` with its defaults, `front kept`
+with `keep_front`, and the grid all of them trained to their end.
 All three are in one folder, one after the other: a trial that was left goes on from where it
 paused, and ends as it would have alone; tokens are those that each sweep would take by itself.
 
-`front`: on the grid's front of held-out nll and bytes, by the paired 95% interval, of all 24
+`front`: on the grid's front of held-out nll and bytes, by the paired 95% interval, of all
 artifacts. A member is found by a sweep where the lowest nll of the sweep's artifacts that are no
 larger is not distinguishably higher: the 95% interval of the difference, paired over paragraphs, is
 not above 0. With `--runs FOLDER` what is finished stays there, and the same command goes on.
@@ -40,7 +40,7 @@ SOURCES = {"train": "train", "validation": "validation", "held_out": "test"}
 LETTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,;:'()-?!")
 CUTS = {"student.layers.keep": [1, 2, 3], "student.feed_forward.keep": [0.25, 0.75]}
 GRIDS: dict[str, dict[str, list[Any]]] = {
-    "shapes": {**CUTS, "student.hidden.keep": [96, 128]},
+    "shapes": CUTS,
     "rates": {**CUTS, "train.lr": [5e-4, 4e-3]},
 }
 RATE = 3e-3  # where it is not swept over
