@@ -16,6 +16,7 @@ from plan_table import plan_block
 from preference_tables import preference_quality_block, preference_steps_block
 from remote_table import kills_block, remote_block
 from rollout_tables import on_policy_block, rloo_block, rollout_speed_block
+from sweep_tables import sweep_blocks
 from transport_tables import transport_blocks
 
 from attar.files import read_json
@@ -342,10 +343,7 @@ def pages() -> dict[Path, str]:
         },
         "pruning.md": {
             "pruning": pruning_block(
-                _result("pruning"),
-                _result("pruning_heal"),
-                _result("soup_shrink"),
-                _result("soup_heal"),
+                *map(_result, ("pruning", "pruning_heal", "soup_shrink", "soup_heal"))
             )
         },
         "transfer.md": {"trainable": trainable_block(_result("trainable"))},
@@ -360,6 +358,7 @@ def pages() -> dict[Path, str]:
         "answers.md": answer_blocks(tiny=_result("answers_tiny")),
         "plan.md": {"plan": plan_block(_result("planned"))},
         "transport.md": transport_blocks(RESULTS),
+        "sweep.md": sweep_blocks(RESULTS),
         "preferences.md": {
             "steps": preference_steps_block(_result("preferences")),
             "quality": preference_quality_block(RESULTS),

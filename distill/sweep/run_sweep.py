@@ -179,8 +179,9 @@ class Sweep:
             return found in (UNTOLD, "not distinguishable")
 
         self._warn_of_few(reached)
-        kept = survivors(points, self.config.halve, overlaps)
-        if len(kept) > math.ceil(len(points) / self.config.halve):
+        whole = self.config.keep_front
+        kept = survivors(points, self.config.halve, overlaps, keep_front=whole)
+        if not whole and len(kept) > math.ceil(len(points) / self.config.halve):
             log.info("sweep: %d trials go on, since some cannot be told apart", len(kept))
         if self.config.budget is not None:
             kept = self._within_budget(kept, number)
