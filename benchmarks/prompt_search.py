@@ -248,7 +248,7 @@ def by_dspy(
 
     model = LocalModel(runtime)
 
-    class Local(dspy.BaseLM):  # type: ignore[misc]
+    class Local(dspy.BaseLM):
         def __init__(self) -> None:
             super().__init__("local/model", model_type="chat", max_tokens=NEW_TOKENS, cache=False)
 
