@@ -205,7 +205,7 @@ def _questions_of_task(
     task = task_named(config.task, run.recipe.evaluate.tasks)
     questions = task_questions(task, config)
     config = possible_shots(config, len(questions.train), f"questions of `{task.name}` to show")
-    used = {"chat": config.chat or bool(getattr(task, "chat", False))}
+    used: dict[str, Any] = {"chat": config.chat or bool(getattr(task, "chat", False))}
     if isinstance(task, ExactMatch):
         rule = Verifier(extract=task.extract, stop=stop_of(task))
         used |= {"verifier": config.verifier or rule, "new_tokens": task.new_tokens}

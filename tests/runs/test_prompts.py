@@ -201,6 +201,24 @@ def test_a_task_is_one_of_the_evaluation(questions):
     assert "`prompt.task: picks` is not in `evaluate.tasks`; it has none" in result.output
 
 
+def test_the_card_says_how_to_ask_and_publishes_no_row(workshop):
+    rows = [{"prompt": f"what says {i}", "completion": "water"} for i in range(40)]
+    write_rows("asked.jsonl", rows)
+    recipe = yaml.safe_load(Path("recipe.yaml").read_text())
+    recipe["data"] = {"train": "asked.jsonl", "held_out": 0.1, "validation": 0.1, "max_length": 48}
+    recipe["cache"]["hidden"]["layers"], recipe["train"]["objective"] = [], [{"loss": "forward_kl"}]
+    recipe["train"] |= {"max_steps": 1, "arms": []}
+    recipe["prompt"] = {"shots": [2], "candidates": 2, "new_tokens": 2, "instructions": ["Say it."]}
+    Path("asked.yaml").write_text(yaml.safe_dump(recipe))
+    for stage in ("cache build", "build", "train", "prompt", "export"):
+        workshop(*stage.split(), "asked.yaml", "--run-dir", "out")
+    card = Path("out/artifacts/bf16/README.md").read_text()
+    assert "## Prompt" in card
+    assert "{text}" in card
+    assert not any(row["prompt"] in card for row in rows)
+    assert "prompt " in workshop("verify", "out").output
+
+
 def test_a_trained_student_is_asked_for_by_name(questions):
     change = ("--set", "prompt.model=student")
     result = questions("prompt", "questions.yaml", "--run-dir", "out", *change, ok=False)
