@@ -95,8 +95,8 @@ def number_of_labels(known: Known) -> Answer:
     if labels <= FEW:
         arms = ("prompt", "few-shot", "features", "lora")
         why = (
-            "words of a language model are worth hundreds of labels against a new head (Le Scao and "
-            "Rush 2021, 2103.08493); a linear classifier on features learns from few"
+            "words of a language model are worth hundreds of labels against a new head (Le Scao "
+            "and Rush 2021, 2103.08493); a linear classifier on features learns from few"
         )
     elif labels < SOME:
         arms = ("lora", "features", "prompt", "full")
