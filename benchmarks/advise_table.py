@@ -24,7 +24,9 @@ GUIDE = HERE.parent / "docs" / "guides" / "advise.md"
 BEGIN, END = "<!-- advise: begin -->", "<!-- advise: end -->"
 OVER_SEEDS, WITHIN = "lowest and highest of the seeds", "95%"
 LABELS = {"sst2": 6920, "banking77": 10003}  # training rows of classification.py
-MINILM, SMALL_BERT, GLASS, SMOL = 22_700_000, 4_200_000, 850_000, 134_500_000  # parameters
+# Parameters; `CUT` is six of SmolLM2's thirty blocks.
+MINILM, SMALL_BERT, GLASS = 22_700_000, 4_200_000, 850_000
+SMOL, CUT = 134_500_000, 49_600_000
 FEW = 1500  # training rows of weak_teacher.py
 Row = dict[str, Any]
 
@@ -118,16 +120,21 @@ def preferences(found: Row) -> Iterator[Row]:
 
 
 def compared(found: Row) -> Iterator[Row]:
-    """Arms of `distill compare`, as its benchmark records them: one row a data set, number of
-    labels and arm.
-    """
-    for row in found["rows"]:
-        if row.get("quality") is None:
-            continue
-        keys = ("kind", "data", "model", "parameters", "arm", "measure", "seeds", "seconds")
+    """Arms of `distill compare` with several numbers of labels (compare.py)."""
+    for row in found.get("arms", ()):
+        is_text = row["data"] == "gsm8k"
+        student = ("SmolLM2-135M-Instruct, 6 blocks", CUT) if is_text else ("glassllm-en", GLASS)
+        teacher = ("SmolLM2-135M-Instruct", SMOL) if is_text else student
+        model, size = teacher if row["family"] == "ceiling" else student
+        sign = -1 if is_text else 1  # of text, what is compared is minus nll
+        bounds = row["interval"]
         yield {
-            **{key: row.get(key) for key in keys}, "rows": row["labels"],
-            "quality": row["quality"], "interval": row.get("interval"), "interval_of": WITHIN,
+            "kind": "text" if is_text else "classes", "data": row["data"], "rows": row["labels"],
+            "measure": "nll" if is_text else "accuracy", "model": model, "parameters": size,
+            "arm": row["arm"], "quality": round(sign * row["quality"], 4),
+            "interval": None if bounds is None else sorted(round(sign * b, 4) for b in bounds),
+            "interval_of": None if bounds is None else WITHIN, "seeds": 1,
+            "seconds": round(row["seconds"], 1),
         }  # fmt: skip
 
 

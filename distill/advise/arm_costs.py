@@ -124,31 +124,33 @@ class _Costs:
 
     def _tuned(self, cost: ArmCost, arm: Tuned) -> ArmCost:
         work = ArmWork(self._comparison, self._subject.cell, cost.arm)
-        lengths = self._subject.lengths
         if isinstance(arm, Adapted):
-            section = self._section(cost.arm, arm)
-            footprint = self._trainee.memory_with_method(section, self._data)
-            trained = round(footprint.gradients / FLOAT_BYTES)
-            positions = int(getattr(section, "virtual_tokens", 0))
-            return replace(
-                cost, trained=trained, memory=footprint.peak, shares=True, mixes=arm.mixes,
-                query_tokens=lengths.query + positions, task_bytes=float(FLOAT_BYTES * trained),
-            )  # fmt: skip
+            return self._adapted(cost, arm)
         if arm.task(work) == TEXT:
-            loop = self._comparison.recipe.train
-            trainee = self._trainee
-            if isinstance(arm, Preferred):
-                trainee = replace(trainee, rows=2)
+            rows = 2 if isinstance(arm, Preferred) else 1
+            trainee, loop = replace(self._trainee, rows=rows), self._comparison.recipe.train
             footprint = trainee.memory(loop, self._data, arm.trainable(work))
             trained = round(footprint.gradients / FLOAT_BYTES)
-            memory = footprint.peak
-        else:
-            trained = self._trained(arm.trainable(work))
-            blocks = {"head": 0, "last-2": LAST_BLOCKS}.get(cost.arm, self._subject.student.depth)
-            memory = self._partial_bytes(trained, blocks)
+            return replace(cost, trained=trained, memory=footprint.peak,
+                           task_bytes=float(FLOAT_BYTES * trained))  # fmt: skip
+        learning = self._trained(arm.trainable(work))
+        if learning is None:
+            return replace(cost, trained=None, memory=None)
+        blocks = {"head": 0, "last-2": LAST_BLOCKS}.get(cost.arm, self._subject.student.depth)
         return replace(
-            cost, trained=trained, memory=memory, task_bytes=float(FLOAT_BYTES * trained),
-            shares=isinstance(arm, HeadAlone),
+            cost, trained=learning, memory=self._partial_bytes(learning, blocks),
+            task_bytes=float(FLOAT_BYTES * learning), shares=isinstance(arm, HeadAlone),
+        )  # fmt: skip
+
+    def _adapted(self, cost: ArmCost, arm: Adapted) -> ArmCost:
+        section = self._section(cost.arm, arm)
+        footprint = self._trainee.memory_with_method(section, self._data)
+        trained = round(footprint.gradients / FLOAT_BYTES)
+        positions = int(getattr(section, "virtual_tokens", 0))
+        return replace(
+            cost, trained=trained, memory=footprint.peak, shares=True, mixes=arm.mixes,
+            query_tokens=self._subject.lengths.query + positions,
+            task_bytes=float(FLOAT_BYTES * trained),
         )  # fmt: skip
 
     def _distilled(self, cost: ArmCost) -> ArmCost:
@@ -173,15 +175,13 @@ class _Costs:
         model = skeleton(self._subject.student_config, CLASSIFIER)
         return None if model is None else choose_trainable(model, parts)
 
-    def _partial_bytes(self, trained: int | None, blocks: int) -> float | None:
+    def _partial_bytes(self, trained: int, blocks: int) -> float:
         """Peak of training a classifier some of whose blocks keep their activations."""
-        if trained is None:
-            return None
         student, loop = self._subject.student, self._comparison.recipe.train
         tokens = loop.batch_size * min(self._data.max_length, 2 * self._subject.lengths.row)
         kept = FLOAT_BYTES * ACTIVATION_WIDTHS * student.width * max(1, blocks) * tokens
         weights = FLOAT_BYTES * (student.total + (STATES - 1) * trained)
-        return libraries() + HEAP * (weights + kept)
+        return float(libraries() + HEAP * (weights + kept))
 
     @property
     def _data(self) -> Any:

@@ -81,7 +81,8 @@ def kind_of_task(known: Known) -> Answer:
     words = KIND_WORDS[kind]
     if kind == "classes":
         words = f"{words}, {known.subject.classes} of them"
-    return Answer("What kind of task is it?", words, known.open(arms), why, "literature")
+    sure: Sure = "plain arithmetic" if kind == "classes" else "literature"
+    return Answer("What kind of task is it?", words, known.open(arms), why, sure)
 
 
 def number_of_labels(known: Known) -> Answer:
@@ -90,21 +91,22 @@ def number_of_labels(known: Known) -> Answer:
     if (found := _compared(known)) is not None:
         return Answer("How many labels are there?", f"{labels:,}", found[0], found[1],
                       "measured here")  # fmt: skip
+    arms: tuple[str, ...]
     if labels <= FEW:
         arms = ("prompt", "few-shot", "features", "lora")
         why = (
-            "a prompt is worth hundreds of labels (Le Scao and Rush 2021, 2103.08493); a linear "
-            "classifier on features learns from few"
+            "words of a language model are worth hundreds of labels against a new head (Le Scao "
+            "and Rush 2021, 2103.08493); a linear classifier on features learns from few"
         )
     elif labels < SOME:
-        arms = ("features", "lora", "prompt", "full")
+        arms = ("lora", "features", "prompt", "full")
         why = (
-            "tuned adapters pass prompts of the same labels about here, and cost less a query "
-            "(Liu et al. 2022, 2205.05638); where the curves cross has to be measured"
+            "adapters beat prompts of the same few labels, at less a query (Liu et al. 2022, "
+            "2205.05638); where the curves of a small student cross has to be measured"
         )
     else:
         arms = ("full", "lora", "distill")
-        why = "with a thousand labels tuning leads; a teacher adds most where the student is small"
+        why = "with many labels tuning leads; a teacher adds most where the student is small"
     return Answer("How many labels are there?", f"{labels:,}", known.open(arms), why, "literature")
 
 

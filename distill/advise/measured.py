@@ -52,7 +52,7 @@ def shown_size(parameters: float) -> str:
 
 
 def nearest_measured(kind: Kind, parameters: float, labels: int) -> list[Measured]:
-    """Groups of the same kind of task, the nearest of each data set, at most `MOST`.
+    """The nearest group of each data set of the same kind of task, at most `MOST`, nearest first.
 
     parameters: of the student. The teacher of a group is another model, which does not count.
     """
@@ -60,19 +60,24 @@ def nearest_measured(kind: Kind, parameters: float, labels: int) -> list[Measure
     shipped = [row for row in read_json(FILE)["rows"] if row["kind"] == wanted]
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in shipped:
-        if row["arm"] != "teacher":
+        if not _is_of_teacher(row):
             groups[(*_setting(row), row["parameters"], row["rows"])].append(row)
     found = []
     for (*setting, size, number), rows in groups.items():
         away = abs(math.log2(size / parameters))
         away += UNKNOWN if number is None else abs(math.log2(number / labels))
-        teachers = [one for one in shipped if one["arm"] == "teacher" and _setting(one) == setting]
-        found.append(Measured(wanted, setting[0], size, number, away, [*teachers[:1], *rows]))
+        teachers = [r for r in shipped if _is_of_teacher(r) and _setting(r) == setting]
+        near = [row for row in teachers if row["rows"] == number] or teachers[:1]
+        found.append(Measured(wanted, setting[0], size, number, away, [*near, *rows]))
     found.sort(key=lambda one: one.distance)
     by_data: dict[str, Measured] = {}
     for one in found:
         by_data.setdefault(one.data, one)
     return list(by_data.values())[:MOST]
+
+
+def _is_of_teacher(row: dict[str, Any]) -> bool:
+    return str(row["arm"]).startswith("teacher")
 
 
 def _setting(row: dict[str, Any]) -> list[str]:
