@@ -30,6 +30,8 @@ FAMILY_COLORS = {
 }  # fmt: skip
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (5, 2, 1, 2)))
 TERMS = {
+    "recommended": "the cheapest to learn of those within one standard error of the leader, by the "
+    "selection rows",
     "selection": "quality on the rows that choose: who leads, who is dropped",
     "test": "quality on rows that nothing but this table reads",
     "against the leader": "difference on the same test rows, over rows and seeds",
