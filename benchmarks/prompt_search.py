@@ -1,17 +1,21 @@
 """Accuracy of the search of prompts, and the tokens it reads, beside random searches.
 
-    python benchmarks/prompt_search.py --json benchmarks/results/prompt_search.json
+    python benchmarks/prompt_search.py --sets sst2 --json benchmarks/results/prompt_search.json
+    python benchmarks/prompt_search.py --sets banking77 \\
+        --json benchmarks/results/prompt_search_banking77.json
+    python benchmarks/prompt_search.py --sets sst2 --sides dspy \\
+        --json benchmarks/results/prompt_search_dspy.json
 
 SmolLM2-135M-Instruct is asked for the classes of sst2 (2) and of banking77 (its first 16): 200
 training rows to show, 64 that choose the prompt, 200 unseen ones that report it. Sides:
 
 - `zero-shot`: the first shipped instruction, not searched;
-- `halving`: the search of `distill prompt` over 16 prompts, as it is;
-- `random, scored`: dspy's random search by this project's means: no demonstrations, and 15 sets of
+- `halving`: the search of `distill prompt` over 12 prompts, as it is;
+- `random, scored`: dspy's random search by this project's means: no demonstrations, and 11 sets of
   drawn ones, each candidate on all 64 questions, classes chosen by log-probability as above;
-- `dspy`: BootstrapFewShotWithRandomSearch of dspy 3.4.1 (run this script by a Python that has it),
-  zero-shot, labelled, bootstrapped and 3 drawn candidates, up to 4 demonstrations, each on all 64
-  questions; the model writes the answer after the prompts of dspy's ChatAdapter.
+- `dspy`: BootstrapFewShotWithRandomSearch of dspy 3.4.1 (by a Python that has it): zero-shot,
+  labelled, bootstrapped and 2 drawn candidates, up to 4 demonstrations of 24 training rows, each on
+  all 64 questions; the model writes the answer after the prompts of dspy's ChatAdapter.
 
 Tokens: ids that a search gives the model or has it write, every prompt counted whole, as a server
 without a cache reads it; `shared`: the ids that were computed, a shared beginning counted once.
@@ -21,7 +25,6 @@ Accuracy with the 95% interval of Wilson's score.
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 import os
 import random
@@ -51,8 +54,9 @@ from distill.runtimes.runtime import ModelSource, open_runtime
 
 CLASSES = 16  # of banking77
 SHOTS = 4
-DRAWN = 3  # candidates that dspy draws
+DRAWN = 2  # candidates that dspy draws
 NEW_TOKENS = 24
+BOOTSTRAPPED = 24  # training rows whose answers dspy tries to have written
 STOP = "[[ ## completed ## ]]"
 
 
@@ -248,7 +252,7 @@ def by_dspy(
 
     model = LocalModel(runtime)
 
-    class Local(dspy.BaseLM):  # type: ignore[misc]
+    class Local(dspy.BaseLM):
         def __init__(self) -> None:
             super().__init__("local/model", model_type="chat", max_tokens=NEW_TOKENS, cache=False)
 
@@ -277,7 +281,9 @@ def by_dspy(
     )  # fmt: skip
     dev, start = dev_of(questions, config, 0), time.perf_counter()
     program = search.compile(
-        dspy.Predict(signature), trainset=examples(questions.train), valset=examples(dev)
+        dspy.Predict(signature),
+        trainset=examples(questions.train)[:BOOTSTRAPPED],
+        valset=examples(dev),
     )
     numbers = {"tokens": model.tokens, "shared": model.shared}
     seconds = time.perf_counter() - start
@@ -299,26 +305,26 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--model", default=".demo/teacher")
     parser.add_argument("--data", default="../shared/data", type=Path)
+    parser.add_argument("--sets", nargs="+", default=["sst2", "banking77"], metavar="SET")
+    parser.add_argument("--sides", nargs="+", default=["own"], choices=["own", "dspy"])
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    model, sizes, seeds = options.model, (200, 64, 200), (0, 1)
+    model, sizes = options.model, (200, 64, 200)
     if options.quick:
-        model, sizes, seeds = str(options.data / "models" / "glassllm-en"), (24, 16, 16), (0,)
+        model, sizes = str(options.data / "models" / "glassllm-en"), (24, 16, 16)
     runtime = open_runtime(ModelSource(model, dtype="float32"))
     config = PromptConfig(
-        shots=[0, SHOTS], candidates=6 if options.quick else 16, dev=sizes[1], pool=sizes[0]
+        shots=[0, SHOTS], candidates=6 if options.quick else 12, dev=sizes[1], pool=sizes[0]
     )
     rows = []
-    for name in ("sst2", "banking77"):
+    for name in options.sets:
         questions = questions_of(options.data, name, sizes)
-        for seed in seeds:
-            rows += searched(runtime, name, questions, seed, config)
-            rows.append(random_scored(runtime, name, questions, seed, config))
-            print(*rows[-3:], sep="\n", flush=True)
-        if not options.quick and importlib.util.find_spec("dspy") is not None:
+        if "own" in options.sides:
+            rows += searched(runtime, name, questions, 0, config)
+            rows.append(random_scored(runtime, name, questions, 0, config))
+        if "dspy" in options.sides and not options.quick:
             rows.append(by_dspy(runtime, name, questions, config))
-            print(rows[-1], flush=True)
     record(rows, options.json)
 
 

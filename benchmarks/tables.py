@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from answer_tables import answer_blocks
+from codec_tables import codecs_block, layers_block, students_block
 from instruct_tables import instruct_block
 from plan_table import plan_block
 from preference_tables import preference_quality_block, preference_steps_block
+from prompt_tables import prompt_block
 from remote_table import kills_block, remote_block
 from rollout_tables import on_policy_block, rloo_block, rollout_speed_block
+from sweep_tables import sweep_blocks
 from transport_tables import transport_blocks
 
 from attar.files import read_json
@@ -23,60 +26,6 @@ from attar.files import read_json
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 CHOOSING = HERE.parent / "docs" / "guides" / "choose.md"
-
-
-def codecs_block(found: dict[str, Any]) -> str:
-    """One line a codec, cheapest first; both students' errors."""
-    by_codec: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in found["rows"]:
-        by_codec.setdefault(row["codec"], {})[row["student"]] = row
-    lines = [
-        "| codec | bytes/token | KL | error, one token | error, summed | top-1 kept |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for name, rows in sorted(by_codec.items(), key=lambda pair: _any(pair[1])["bytes/token"]):
-        one = _any(rows)
-        kl = one["KL"] if isinstance(one["KL"], str) else f"{one['KL']:.4f}"
-        errors, sums = (
-            " / ".join(f"{rows[student][measure]:.3f}" for student in rows)
-            for measure in ("error", "summed error")
-        )
-        lines.append(
-            f"| {name} | {one['bytes/token']:.1f} | {kl} | {errors} | {sums} "
-            f"| {one['top-1 kept']:.3f} |"
-        )
-    return "\n".join(lines)
-
-
-def _any(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return next(iter(rows.values()))
-
-
-def layers_block(found: dict[str, Any]) -> str:
-    """One line a codec of hidden states: bits a channel and cosine, means over the layers."""
-    lines = ["| codec | bits/channel | cosine | worst 1% |", "|---|---:|---:|---:|"]
-    for name in dict.fromkeys(row["codec"] for row in found["rows"]):
-        mine = [row for row in found["rows"] if row["codec"] == name]
-        bits, cosine, worst = (
-            sum(row[key] for row in mine) / len(mine)
-            for key in ("bits/channel", "cosine", "worst 1%")
-        )
-        lines.append(f"| {name} | {bits:.2f} | {cosine:.5f} | {worst:.5f} |")
-    return "\n".join(lines)
-
-
-def students_block(found: dict[str, Any]) -> str:
-    """Perplexity relative to dense, by seed, and calibration."""
-    lines = [
-        "| cache | bytes/token | seed | perplexity | calibration error |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {row['cache']} | {row['bytes/token']:.1f} | {row['seed']} | {row['perplexity']:.3f} "
-        f"| {row['calibration_error']:.4f} |"
-        for row in found["rows"]
-    ]
-    return "\n".join(lines)
 
 
 def steps_block(*found: dict[str, Any]) -> str:
@@ -342,10 +291,7 @@ def pages() -> dict[Path, str]:
         },
         "pruning.md": {
             "pruning": pruning_block(
-                _result("pruning"),
-                _result("pruning_heal"),
-                _result("soup_shrink"),
-                _result("soup_heal"),
+                *map(_result, ("pruning", "pruning_heal", "soup_shrink", "soup_heal"))
             )
         },
         "transfer.md": {"trainable": trainable_block(_result("trainable"))},
@@ -359,7 +305,9 @@ def pages() -> dict[Path, str]:
         },
         "answers.md": answer_blocks(tiny=_result("answers_tiny")),
         "plan.md": {"plan": plan_block(_result("planned"))},
+        "prompting.md": {"search": prompt_block(_result("prompt_search"))},
         "transport.md": transport_blocks(RESULTS),
+        "sweep.md": sweep_blocks(RESULTS),
         "preferences.md": {
             "steps": preference_steps_block(_result("preferences")),
             "quality": preference_quality_block(RESULTS),

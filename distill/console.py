@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -97,13 +97,13 @@ class _LogFile(logging.FileHandler):
             super().close()
 
 
-def print_table(lines: list[list[str]]) -> None:
-    """Print a table, header first, as wide as its content."""
+def print_table(lines: list[list[str]], left: Collection[int] = (0,)) -> None:
+    """Print a table, header first, as wide as its content; `left`: columns aligned to the left."""
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for i, head in enumerate(lines[0]):
-        table.add_column(printable(head), justify="left" if i in (0,) else "right", no_wrap=True)
+        table.add_column(printable(head), justify="left" if i in left else "right", no_wrap=True)
     for line in lines[1:]:
         table.add_row(*map(printable, line))
     width = None if Console().is_terminal else 400  # a file has no edge

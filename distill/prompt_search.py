@@ -39,8 +39,8 @@ from distill.prompting.job import (
 )
 from distill.prompting.make_questions import (
     answer_questions,
-    check_shots,
     class_questions,
+    possible_shots,
     task_named,
     task_questions,
 )
@@ -182,7 +182,7 @@ def questions_to_ask(run: Run, config: PromptConfig) -> tuple[PromptConfig, Ques
     folder = run.folder.data()
     stats = read_json(folder / "stats.json")
     parts = {part: Examples(part_file(folder, part)) for part in DATA_PARTS}
-    check_shots(config, len(parts["train"]), "training rows")
+    config = possible_shots(config, len(parts["train"]), "training rows")
     wanted: dict[str, Collection[int]] = {
         "train": range(min(len(parts["train"]), config.pool)),
         "validation": range(len(parts["validation"])),
@@ -204,8 +204,8 @@ def _questions_of_task(
     assert config.task is not None
     task = task_named(config.task, run.recipe.evaluate.tasks)
     questions = task_questions(task, config)
-    check_shots(config, len(questions.train), f"questions of `{task.name}` to show")
-    used = {"chat": config.chat or bool(getattr(task, "chat", False))}
+    config = possible_shots(config, len(questions.train), f"questions of `{task.name}` to show")
+    used: dict[str, Any] = {"chat": config.chat or bool(getattr(task, "chat", False))}
     if isinstance(task, ExactMatch):
         rule = Verifier(extract=task.extract, stop=stop_of(task))
         used |= {"verifier": config.verifier or rule, "new_tokens": task.new_tokens}

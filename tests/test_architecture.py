@@ -64,6 +64,7 @@ ROOMS = [
     "distill/evaluate_models",
     "distill/transport_cache",
     "distill/comparison",
+    "distill/advise",
     "distill/chat",
     "distill/push",
     "distill/api",

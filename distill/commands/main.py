@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from distill.commands.advise import advise
 from distill.commands.build import build, vocabulary
 from distill.commands.cache import cache
 from distill.commands.chat import chat
@@ -121,6 +122,7 @@ for one in (ADAPT_TEACHER, ANSWER, TRAIN, SPECIALIZE, REPORT):  # the others' co
 
 
 main.add_command(data)
+main.add_command(advise)
 main.add_command(compare)
 main.add_command(build)
 main.add_command(export)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -39,7 +40,7 @@ def sweep(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **show: 
         sys.exit(EXIT_FAILED_ARTIFACT)
 
 
-def print_sweep(found: dict[str, object], folder: Path) -> None:
+def print_sweep(found: dict[str, Any], folder: Path) -> None:
     """A finished sweep's tables and sentences."""
     from distill.console import print_table
     from distill.sweep.page import training_words
@@ -48,7 +49,7 @@ def print_sweep(found: dict[str, object], folder: Path) -> None:
 
     print_table(trial_table(found))
     say(f"{training_words(found)}\n")
-    print_table(front_table(found, TASKS[str(found["task"])].report.artifact_columns))
+    print_table(front_table(found, TASKS[found["task"]].report.artifact_columns))
     for line in found["advice"]:
-        say(str(line))
+        say(line)
     say(f"Sweep: {folder / 'sweep.html'}")

@@ -36,14 +36,14 @@ def advice_of(found: Numbers) -> list[Numbers]:
     for words, fits in constraints:
         names = [name for name, arm in known.items() if fits(arm)]
         if names:
-            best = min(names, key=lambda name: -known[name]["validation"]["value"])
+            best = min(names, key=lambda name: -known[name]["selection"]["value"])
             advice.append(_sentence(found, words, best, known[best]))
     for words, price in (
         ("the least time of learning", lambda arm: arm["cost"]["seconds"]),
         ("the fewest tokens a query", lambda arm: arm["query_tokens"]),
         ("the fastest answer to one text", lambda arm: arm["serving"].get("seconds_a_text")),
     ):
-        if (cheap := _cheapest_tied(known, point["recommended"], price)) is not None:
+        if (cheap := _cheapest_tied(known, point["leader"], price)) is not None:
             advice.append(
                 _sentence(found, f"as good as the best, with {words}", cheap, known[cheap])
             )
@@ -60,14 +60,14 @@ def _measured(found: Numbers, point: Numbers) -> dict[str, Any]:
 
 
 def _cheapest_tied(known: dict[str, Any], best: str | None, price: Price) -> str | None:
-    """The cheapest of the arms that cannot be told from the best by validation; None where it is
+    """The cheapest of the arms that cannot be told from the best by selection; None where it is
     the best, or a price is not known.
     """
     if best is None:
         return None
     tied = [best]
     for name, arm in known.items():
-        interval = arm.get("against_leader", {}).get("validation", {}).get("interval")
+        interval = arm.get("against_leader", {}).get("selection", {}).get("interval")
         if name != best and (interval is None or interval[1] >= 0):
             tied.append(name)
     priced = {name: price(known[name]) for name in tied}

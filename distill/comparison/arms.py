@@ -1,7 +1,7 @@
 """Arms of a comparison: one registered class for each way to do a task.
 
 An arm says which recipes it does not fit, and does the task in a cell: it learns what it has to, as
-an ordinary run on the cell's rows, and is measured on the validation and the test rows.
+an ordinary run on the cell's rows, and is measured on the rows that all arms are measured on.
 """
 
 from __future__ import annotations

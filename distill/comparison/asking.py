@@ -10,15 +10,17 @@ import numpy as np
 
 from distill.comparison.arms import ArmWork
 from distill.comparison.cells import Cell, Comparison
-from distill.comparison.measuring import SERVING, keep_part, quality_numbers
+from distill.comparison.measuring import SERVING, keep_parts
 from distill.comparison.outcome import Outcome
 from distill.comparison.starts import unlearned_values
+from distill.evaluation.bootstrap import proportion_interval
+from distill.evaluation.job import Numbers, PredictionArrays
 from distill.prompt_search import measure_prompt
 from distill.prompting.config import PromptConfig
 from distill.run.context import Run
 from distill.runtimes.runtime import ModelSource
 
-PART_ARRAYS = {"validation": "dev.npz", "test": "held_out.npz"}
+ANSWERS = "held_out.npz"  # of measure_prompt: arrays by question
 
 
 def asking_run(comparison: Comparison, cell: Cell) -> Run:
@@ -47,11 +49,10 @@ def ask_in_words(
         outcome.seconds, outcome.tokens = found["seconds"], found["model_tokens"]
         outcome.peak_memory_bytes = found["peak_memory_bytes"]
     outcome.measuring_seconds += max(0.0, seconds - outcome.seconds if search else seconds)
-    for part, file in PART_ARRAYS.items():
-        with np.load(work.folder / "asked" / file) as arrays:
-            keep_part(work, run, part, {name: arrays[name] for name in arrays.files})
-    outcome.parts["test"] = quality_numbers({k: v for k, v in found.items() if k != "prompt"})
-    outcome.parts["validation"] = {}
+    with np.load(work.folder / "asked" / ANSWERS) as arrays:
+        parts = keep_parts(work, run, {name: arrays[name] for name in arrays.files})
+    for part, values in parts.items():
+        outcome.parts[part] = numbers_of_answers(values)
     outcome.serving = {key: found[key] for key in SERVING if key in found}
     outcome.query_tokens = found["query_tokens"]
     outcome.details["prompt"] = found["prompt"]
@@ -74,6 +75,17 @@ def prompt_config(comparison: Comparison, run: Run, keys: dict[str, Any] | None)
     if not any(keys["shots"]):
         values.pop("demonstrations", None)
     return PromptConfig.model_validate({**most, **values, **keys})
+
+
+def numbers_of_answers(arrays: PredictionArrays) -> Numbers:
+    """Accuracy with its interval, and nll, of answers to questions."""
+    right, number = int(arrays["correct"].sum()), len(arrays["correct"])
+    return {
+        "accuracy": right / number,
+        "accuracy_interval": list(proportion_interval(right, number)),
+        "nll": float(arrays["nll"].mean()),
+        "texts": number,
+    }
 
 
 def prompt_bytes(folder: Path) -> int:

@@ -1,12 +1,12 @@
 """One comparison in a folder: its rows as files, its cells, and the recipes of runs in them.
 
 A cell is a number of training rows and a seed. Every arm of a cell is an ordinary run on the cell's
-rows; the validation and the test rows are those of all cells.
+rows; the other rows are those of all cells.
 
 comparison.json  comparison.html  recipe.yaml  run.log
 data/            rows of the parts, and of every subset
 starts/          students before they learn, which all arms of a seed begin from
-cells/n128-seed0/ARM/   run/, result.json, validation.npz, test.npz
+cells/n128-seed0/ARM/   run/, result.json, selection.npz, test.npz
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ from typing import Any
 
 from attar.errors import RecipeError
 from attar.files import fingerprint
+from attar.models.loading import load_config
+from attar.models.structure import usable_positions
+from distill.comparison.elsewhere import elsewhere_rows
 from distill.comparison.rows import (
     LABEL,
+    SOURCES,
     WORD,
     RowParts,
     learning_order,
@@ -36,8 +40,11 @@ from distill.run.load import check_recipe, short_form
 
 CLASSES, TEXT = "sequence-classification", "causal-lm"  # tasks that can be compared
 OTHER_SECTIONS = ("compare", "prompt", "sweep", "tune", "features", "specialize", "export")
+EVALUATIONS = 2  # of a training on the validation part: half way, and at the end
+TEMPLATE_TOKENS = 64  # of a chat template and the question's own words, beside a text's
 ALL = 2**31  # tokens: every row of a part is measured
-ALL = 2**31  # tokens: every row of a part is measured
+LEARNED_POSITIONS = 24  # before the text, of prefixes and soft prompts
+WITHOUT_EFFECT = {"arms", "labels", "seeds", "budget", "settings", "drop"}  # on one arm's numbers
 Values = dict[str, Any]
 
 
@@ -82,8 +89,8 @@ class Comparison:
     @cached_property
     def parts(self) -> RowParts:
         """The rows."""
-        config = self.config
-        return row_parts(self.recipe.data, self.labelled, config.test, config.validation)
+        sizes = {name: getattr(self.config, name) for name in SOURCES}
+        return row_parts(self.recipe.data, self.labelled, sizes)
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -95,10 +102,33 @@ class Comparison:
         """All cells, those with few rows first."""
         return [Cell(n, seed) for n in self.sizes for seed in self.config.seeds]
 
-    def file_of(self, part: str) -> Path:
-        """The rows of `validation` or `test`, written where they are not there yet."""
-        rows = self._with_words(getattr(self.parts, part))
-        return write_rows(self.folder / "data" / f"{part}.jsonl", rows)
+    @property
+    def measured_rows(self) -> list[Any]:
+        """The rows that every arm is measured on, part after part."""
+        return [row for rows in self.measured_parts.values() for row in rows]
+
+    @cached_property
+    def measured_parts(self) -> dict[str, list[Any]]:
+        """The parts that every arm is measured on: those that choose, report, and are from
+        elsewhere where the section names such.
+        """
+        found = {"selection": self.parts.selection, "test": self.parts.test}
+        source = self.config.elsewhere
+        if source is not None:
+            found["elsewhere"] = elsewhere_rows(
+                self.recipe.data, source, self.config.test, self.parts, labelled=self.labelled
+            )
+        return found
+
+    def validation_file(self) -> Path:
+        """The rows by which an arm chooses for itself, written where they are not there yet."""
+        rows = self._with_words(self.parts.validation)
+        return write_rows(self.folder / "data" / "validation.jsonl", rows)
+
+    def measured_file(self) -> Path:
+        """The rows that every arm is measured on."""
+        rows = self._with_words(self.measured_rows)
+        return write_rows(self.folder / "data" / "measured.jsonl", rows)
 
     def training_file(self, cell: Cell) -> Path:
         """The rows that a cell learns from."""
@@ -135,8 +165,8 @@ class Comparison:
         data = {
             **values["data"],
             "train": str(self.training_file(cell)),
-            "validation": str(self.file_of("validation")),
-            "held_out": str(self.file_of("test")),
+            "validation": str(self.validation_file()),
+            "held_out": str(self.measured_file()),
             "validation_tokens": None,
         }
         for key in ("name", "split", "train_tokens", "held_out_tokens", "text_column", "prompt"):
@@ -146,12 +176,28 @@ class Comparison:
             data |= self._columns(task)
         values |= {"task": task, "seed": cell.seed, "data": data}
         values["export"] = {"artifacts": ["bf16"]}
+        if task == TEXT and self.labelled:
+            data["max_length"] = self.recipe.data.max_length + self._template_room()
+        if task == TEXT:
+            data["packing"] = False  # so that a row is a row, and steps can be counted
         evaluate = dict(values.get("evaluate", {}))
         evaluate.pop("tasks", None)
         evaluate["tokens"] = ALL
         evaluate["tokens"] = ALL
         values["evaluate"] = evaluate | ({"own_answers": None} if task == TEXT else {})
         return values
+
+    def _template_room(self) -> int:
+        """Tokens that a labelled text may take beyond its own where a language model reads it."""
+        student, teacher = self.recipe.student, self.recipe.teacher
+        named = isinstance(student.from_, str) and student.from_ != "teacher"
+        source = str(student.from_) if named else teacher.model
+        trust = student.trust_remote_code if named else teacher.trust_remote_code
+        positions = usable_positions(load_config(source, trust_remote_code=trust))
+        if positions is None:
+            return TEMPLATE_TOKENS
+        left = positions - LEARNED_POSITIONS - self.recipe.data.max_length
+        return max(0, min(TEMPLATE_TOKENS, left))
 
     def _columns(self, task: str) -> Values:
         """Where a labelled row's text is: a column, or the template that a language model reads."""
@@ -179,6 +225,7 @@ class Comparison:
         train = self.recipe.train
         rows = max(1, math.ceil(cell.labels / (train.batch_size * train.accumulate)))
         keys["epochs"] = max(train.epochs, math.ceil(self.config.least_steps / rows))
+        keys.setdefault("evaluate_every", max(1, math.ceil(keys["epochs"] * rows / EVALUATIONS)))
         return {**keys, **self.config.settings.get(arm, {})}
 
     def open(self, values: Values, folder: Path) -> Run:
@@ -189,17 +236,17 @@ class Comparison:
         """Where an arm leaves what it is in a cell."""
         return self.folder / "cells" / cell.name / arm
 
-    def row_order(self, part: str, seed: int) -> list[int]:
-        """For each document of a run's part, which row of the part's file it is: the rows as
-        preparing the data shuffles them.
+    def row_order(self, seed: int) -> list[int]:
+        """For each held-out document of a run, which of the measured rows it is: preparing the data
+        shuffles them.
         """
-        order = list(range(len(getattr(self.parts, part))))
+        order = list(range(len(self.measured_rows)))
         random.Random(seed).shuffle(order)
         return order
 
     def stamp(self, cell: Cell) -> str:
         """Changes with anything that all arms of a cell depend on."""
         recipe = self.recipe.model_dump(mode="json", exclude={"compare", "sweep"})
-        rows = [self.training_rows(cell), self.parts.validation, self.parts.test]
-        config = self.config.model_dump(exclude={"arms", "labels", "seeds", "budget", "settings"})
+        rows = [self.training_rows(cell), self.parts.validation, self.measured_rows]
+        config = self.config.model_dump(exclude=WITHOUT_EFFECT)
         return fingerprint([recipe, config, rows, self.parts.classes])

@@ -53,7 +53,7 @@ def claims_of(race: Race) -> list[Numbers]:
 
 
 def _best(standing: Standing, names: Sequence[str]) -> str | None:
-    """The best by validation of some arms, as a user would choose it."""
+    """The best by selection of some arms, as a user would choose it."""
     return standing.leader(names=names)
 
 

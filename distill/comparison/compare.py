@@ -19,9 +19,11 @@ from distill.comparison.arms import ARMS_COMPARED
 from distill.comparison.cells import Cell, Comparison
 from distill.comparison.claims import claims_of
 from distill.comparison.estimate import Estimator
+from distill.comparison.forgetting import check_forgetting
 from distill.comparison.page import render_comparison
 from distill.comparison.race import Race, check_budget
 from distill.comparison.registry import check_settings, chosen_arms
+from distill.comparison.rows import SOURCES
 from distill.comparison.summary import summary_of
 from distill.console import log_to_file
 from distill.evaluation.job import Numbers
@@ -42,6 +44,8 @@ def compare(comparison: Comparison) -> Numbers:
     if not arms:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         raise RecipeError(f"No arm of `compare.arms` fits the recipe ({reasons}).")
+    check_forgetting(comparison)
+    comparison.measured_file()
     estimate = Estimator(comparison)
     first = Cell(comparison.sizes[0], comparison.config.seeds[0])
     check_budget(comparison, {name: estimate(name, first) for name in arms})
@@ -66,10 +70,7 @@ def report_of(race: Race, refused: dict[str, str]) -> Numbers:
         "measure": "accuracy" if comparison.labelled else "minus nll",
         "sizes": comparison.sizes,
         "seeds": comparison.config.seeds,
-        "rows": {
-            "validation": len(comparison.parts.validation),
-            "test": len(comparison.parts.test),
-        },
+        "rows": {name: len(getattr(comparison.parts, name)) for name in SOURCES},
         "classes": comparison.parts.classes,
         "about": {name: ARMS_COMPARED[name].about for name in race.arms},
         "families": {name: ARMS_COMPARED[name].family for name in race.arms},

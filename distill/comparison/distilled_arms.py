@@ -9,12 +9,20 @@ from distill.comparison.arms import ARMS_COMPARED, ArmWork, Family
 from distill.comparison.cells import Comparison, Values
 from distill.comparison.measuring import job_of, measure_parts, weights_of
 from distill.comparison.outcome import Outcome
-from distill.comparison.tuned_arms import FLOAT_BYTES, Tuned, add_training, trained_parameters
+from distill.comparison.tuned_arms import (
+    FLOAT_BYTES,
+    Tuned,
+    add_training,
+    measure_tuned,
+    trained_parameters,
+)
 from distill.pipeline import run_stages
 from distill.run.context import Run
 from distill.run.load import short_form
+from distill.runtimes.runtime import ModelSource
 from distill.training.arms import DISTILL
 
+ANSWERS = {"samples": 1}  # keys of `data.answers` where the recipe has none
 OWN_STAGES = ("adapt-teacher", "answer", "cache")  # whose time is part of what distilling costs
 
 
@@ -58,7 +66,7 @@ class Distilled:
         outcome.model = work.relative(student)
         outcome.trained = trained_parameters(run)
         outcome.task_bytes = FLOAT_BYTES * outcome.trained
-        measure_parts(work, run, job_of(run, "distill"), outcome)
+        measure_tuned(work, run, DISTILL, ModelSource(str(student)), outcome)
         return outcome
 
 
@@ -83,7 +91,7 @@ class DistilledOnAnswers(Distilled):
     def values(self, work: ArmWork) -> Values:
         """The recipe of its run."""
         values = super().values(work)
-        values["data"] = {**values["data"], "answers": values["data"].get("answers") or {}}
+        values["data"] = {**values["data"], "answers": values["data"].get("answers") or ANSWERS}
         return values
 
 

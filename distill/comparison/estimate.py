@@ -38,7 +38,7 @@ class Estimator:
         comparison, kind = self._comparison, ARMS_COMPARED[arm]
         if kind.family == "baseline":
             return PROCESS_SECONDS
-        measured = len(comparison.parts.test) + len(comparison.parts.validation)
+        measured = len(comparison.measured_rows)
         if kind.family == "prompting":
             read = measured * (1 + kind.passes * comparison.config.shots)
         else:

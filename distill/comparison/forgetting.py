@@ -262,7 +262,9 @@ def pieces_of(config: ForgetConfig, runtime: Runtime) -> tuple[np.ndarray, list[
     part = max(2, config.tokens // PARTS_OF_TEXT)
     size = min(PIECE_TOKENS, part, runtime.context or PIECE_TOKENS)
     most = config.tokens if few else part
-    documents, pieces, left = [], [], config.tokens
+    documents: list[int] = []
+    pieces: list[list[int]] = []
+    left = config.tokens
     for number, text in enumerate(texts):
         ids = runtime.encode(text)[: min(most, left)]
         for first in range(0, len(ids), size):

@@ -16,7 +16,7 @@ from attar.files import read_json_object, write_json
 from distill.evaluation.job import Numbers, PredictionArrays
 from distill.evaluation.predictions import write_arrays
 
-PARTS = ("validation", "test")
+PARTS = ("selection", "test")
 RESULT_FILE = "result.json"
 QUALITY = "quality"  # the array that is compared: 1 and 0 of right and wrong, or minus nll
 
@@ -26,9 +26,10 @@ class Outcome:
     """One arm in one cell.
 
     inputs: fingerprint of what it was made from. failed: why there is nothing else. parts: numbers
-    by part (`accuracy`, `macro_f1`, `nll` ... as the task measures them). seconds, tokens: of
-    learning, all stages that are this arm's own. peak_memory_bytes: while learning. trained:
-    parameters that learned. task_bytes: what one more task takes on disk, beside the shared model.
+    by part, `selection`, `test` and perhaps `elsewhere`, as the task measures them. seconds,
+    tokens: of learning, all stages that are this arm's own. peak_memory_bytes: while learning.
+    trained: parameters that learned. task_bytes: what one more task takes on disk, beside the
+    shared model.
     query_tokens: read for one query, on average. serving: speed, memory and bytes when used.
     shares_base: whether several tasks are served by one loaded model; mixes: in one batch.
     model, adapter: what can be loaded, relative to the comparison, where it is kept.
@@ -78,24 +79,23 @@ def read_outcome(folder: Path) -> Outcome | None:
 
 
 def write_rows_of_quality(
-    folder: Path, part: str, arrays: PredictionArrays, order: list[int]
+    folder: Path, part: str, arrays: PredictionArrays, rows_N: np.ndarray
 ) -> None:
-    """Write a part's arrays, one value a row of the part's file, as NAME.npz.
+    """Write a part's arrays, one value a row, as NAME.npz.
 
-    order: which row of the file each document is. `document` is the row's number, in rising order;
-    of tokens, a row has their mean.
+    rows_N: the row of each value. In the file `document` is the row, in rising order; of tokens, a
+    row has their mean.
     """
-    if "quality" not in arrays:
-        values = arrays["correct"] if "label" in arrays else -arrays["nll"]
-        arrays = {**arrays, QUALITY: values.astype(np.float64)}
-    rows_N, index = np.unique(np.asarray(order)[arrays["document"]], return_inverse=True)
-    counts_N = np.bincount(index)
+    values = arrays["correct"] if "label" in arrays else -arrays["nll"]
+    arrays = {**arrays, QUALITY: values.astype(np.float64)}
+    rows, index = np.unique(rows_N, return_inverse=True)
+    counts = np.bincount(index)
     means = {
-        name: np.bincount(index, weights=values.astype(np.float64)) / counts_N
+        name: np.bincount(index, weights=values.astype(np.float64)) / counts
         for name, values in arrays.items()
         if name in (QUALITY, "correct", "nll")
     }
-    write_arrays(folder / f"{part}.npz", {"document": rows_N, **means})
+    write_arrays(folder / f"{part}.npz", {"document": rows, **means})
 
 
 def read_rows_of_quality(folder: Path, part: str) -> dict[str, np.ndarray]:

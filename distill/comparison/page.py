@@ -30,7 +30,9 @@ FAMILY_COLORS = {
 }  # fmt: skip
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (5, 2, 1, 2)))
 TERMS = {
-    "validation": "quality on the rows that choose: who leads, who is dropped",
+    "recommended": "the cheapest to learn of those within one standard error of the leader, by the "
+    "selection rows",
+    "selection": "quality on the rows that choose: who leads, who is dropped",
     "test": "quality on rows that nothing but this table reads",
     "against the leader": "difference on the same test rows, over rows and seeds",
     "learning": "seconds of what this arm alone has to do before it can answer",
@@ -53,7 +55,7 @@ def render_comparison(found: Numbers) -> str:
     rows = found["rows"]
     lead = (
         f"{len(found['about'])} ways to do one task, learned from {_sizes(found)} rows with "
-        f"{seeds} seed{'s' * (seeds != 1)}, chosen by {rows['validation']:,} validation rows and "
+        f"{seeds} seed{'s' * (seeds != 1)}, chosen by {rows['selection']:,} selection rows and "
         f"reported on {rows['test']:,} test rows. Intervals are of 95%, over rows and seeds."
     )
     sections = [_table(found, largest), _curve_table(found), _claims(found), _left_out(found)]
@@ -188,13 +190,14 @@ def arm_table(found: Numbers, labels: str) -> Table:
     arms = {name: arm for name, arm in point["arms"].items() if "test" in arm}
     forgets = any("forgets" in arm for arm in arms.values())
     head = [
-        "", "validation", "test", "against the leader", "learning, s", "peak, MB", "trained",
+        "", "selection", "test", "against the leader", "learning, s", "peak, MB", "trained",
         "a task", "query", "texts/s", "one base", *(["forgets"] if forgets else []),
     ]  # fmt: skip
     lines = [head]
-    for name in sorted(arms, key=lambda one: -arms[one]["validation"]["value"]):
+    best = point["recommended"]
+    for name in sorted(arms, key=lambda one: (one != best, -arms[one]["selection"]["value"])):
         arm = arms[name]
-        mark = " (recommended)" if name == point["recommended"] else ""
+        mark = " (recommended)" if name == best else ""
         lines.append([f"{name}{mark}", *_cells(found, arm, forgets)])
     return lines
 
@@ -206,7 +209,7 @@ def _cells(found: Numbers, arm: Numbers, forgets: bool) -> list[str]:
     peak, size, query = cost["peak_memory_bytes"], arm["task_bytes"], arm["query_tokens"]
     rate = serving.get("texts_per_second")
     return [
-        f"{scale * arm['validation']['value']:.{digits}f}",
+        f"{scale * arm['selection']['value']:.{digits}f}",
         _with_interval(arm["test"], scale, digits),
         "" if against is None else _difference(against, abs(scale), digits),
         f"{cost['seconds']:,.1f}",
@@ -307,7 +310,7 @@ def _left_out(found: Numbers) -> Section | None:
                 scale = 100.0 if found["measure"] == "accuracy" else 1.0
                 words = _difference(drop, scale, 1 if scale > 1 else 3)
                 lines.append([name, labels, f"dropped after {drop['labels']:,}: {words} against "
-                              f"{drop['leader']} on the validation rows"])  # fmt: skip
+                              f"{drop['leader']} on the selection rows"])  # fmt: skip
     if len(lines) == 1:
         return None
     return Section("Without a number", as_table(lines, text=True))

@@ -1,4 +1,7 @@
-"""The rows of a comparison: one test part, one validation part, nested subsets to learn from.
+"""The rows of a comparison: three parts that are measured, nested subsets to learn from.
+
+An arm chooses for itself, its best step or its prompt, by the validation rows; arms are chosen by
+the selection rows, so that one which tries much is not the better for it; the test rows report.
 
 They are written as files of JSON rows, so that every arm is an ordinary run on the same rows. A
 subset of n rows is the first n of one order, which a seed draws, so subsets are nested.
@@ -23,6 +26,7 @@ from distill.data.sources import load_rows
 
 Row = Mapping[str, Any]
 MOST_OF_TRAINING = 0.25  # share of the training rows that a part may take of them
+SOURCES = {"test": "held_out", "validation": "validation", "selection": "validation"}
 LABEL = "label"  # column of the class's name in the written rows
 WORD = "label_word"  # column of the word that stands for the class where a model writes
 
@@ -36,9 +40,15 @@ class RowParts:
 
     train: list[Row]
     validation: list[Row]
+    selection: list[Row]
     test: list[Row]
     classes: list[str]
     columns: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> tuple[list[Row], ...]:
+        """Every part."""
+        return self.train, self.validation, self.selection, self.test
 
 
 def read_rows(config: DataConfig, source: str, split: str, labelled: bool) -> list[Row]:
@@ -71,12 +81,13 @@ def text_columns(config: DataConfig, labelled: bool) -> tuple[str, ...]:
     return (found.text,) if found.pair is None else (found.text, found.pair)
 
 
-def row_parts(config: DataConfig, labelled: bool, test: int, validation: int) -> RowParts:
-    """The three parts, without a text in two of them.
+def row_parts(config: DataConfig, labelled: bool, sizes: Mapping[str, int]) -> RowParts:
+    """The parts, without a text in two of them.
 
-    Parts with sources of their own take up to `test` and `validation` rows of these, others up to a
-    quarter of the training rows. Raises `DataError` where no row is left to learn from, and of
-    labelled rows where they have one class.
+    sizes: most rows of `test`, `selection` and `validation`. Test rows come from the source of
+    `held_out`, the other two from that of `validation`; where these have none of their own, from up
+    to a quarter of the training rows each. Raises `DataError` where no row is left to learn from,
+    and of labelled rows where they have one class.
     """
     columns = text_columns(config, labelled)
     pool: list[Row] = []
@@ -86,19 +97,20 @@ def row_parts(config: DataConfig, labelled: bool, test: int, validation: int) ->
     most = max(1, int(MOST_OF_TRAINING * len(pool)))
     seen: set[str] = set()
     parts: dict[str, list[Row]] = {}
-    for name, limit in (("held_out", test), ("validation", validation)):
-        own = getattr(config, name)
+    for name, key in SOURCES.items():
+        own, limit = getattr(config, key), sizes[name]
         rows = _named(config, own, labelled) if isinstance(own, str) else pool
         limit = limit if isinstance(own, str) else min(limit, most)
         parts[name] = _first_new(rows, limit, seen, columns)
     train = _first_new(pool, len(pool), seen, columns)
-    if not train or not parts["held_out"] or not parts["validation"]:
+    if not train or not all(parts.values()):
         raise DataError(
             f"`{config.section}.train` ({', '.join(sources_of(config))}) has {len(pool)} rows that "
-            "can be used, too few for a training, a validation and a test part; give more."
+            "can be used, too few for what is learned, two parts that choose, and a test part; "
+            "give more."
         )
     classes = _classes(config, train) if labelled else []
-    return RowParts(train, parts["validation"], parts["held_out"], classes, columns)
+    return RowParts(**parts, train=train, classes=classes, columns=columns)
 
 
 def _named(config: DataConfig, source: str, labelled: bool) -> list[Row]:

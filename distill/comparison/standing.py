@@ -1,6 +1,6 @@
 """How arms stand against each other at a number of rows: means, intervals, who is dropped.
 
-Every arm is compared with the leader, row by row and seed by seed. What chooses is the validation
+Every arm is compared with the leader, row by row and seed by seed. What chooses is the selection
 part; the test part only reports. Quality is higher where an arm is better: 1 for a right answer, or
 minus the nll of the right one.
 """
@@ -22,6 +22,7 @@ from distill.evaluation.seed_intervals import difference_over_seeds, interval_ov
 from distill.report.paired_difference import direction
 
 RESAMPLES = 1000
+QUANTILE = 1.96  # standard errors from the middle of a 95% interval to its end
 Arrays = dict[str, np.ndarray]
 
 
@@ -83,7 +84,7 @@ class Standing:
         """The arms that can be recommended: all but the ceilings."""
         return [name for name in self.whole if ARMS_COMPARED[name].family != "ceiling"]
 
-    def leader(self, part: str = "validation", names: Sequence[str] | None = None) -> str | None:
+    def leader(self, part: str = "selection", names: Sequence[str] | None = None) -> str | None:
         """The arm of the highest quality; of equals the one that costs least to learn."""
         found = self.candidates if names is None else [n for n in names if n in self.whole]
         return min(
@@ -91,6 +92,25 @@ class Standing:
             key=lambda name: (-round(self.quality(name, part)["value"], 9), *self.prices(name)),
             default=None,
         )
+
+    def recommended(self) -> str | None:
+        """The cheapest to learn of the arms that are within one standard error of the leader, row
+        by row (the rule of one standard error: Breiman et al. 1984, section 3.4.3).
+        """
+        leader = self.leader()
+        if leader is None:
+            return None
+        near = [name for name in self.candidates if self._is_near(name, leader)]
+        return min(near, key=self.prices)
+
+    def _is_near(self, name: str, leader: str) -> bool:
+        if name == leader:
+            return True
+        found = self.difference(name, leader, "selection")
+        if found["interval"] is None:
+            return bool(found["difference"] >= 0)
+        low, high = found["interval"]
+        return bool(found["difference"] >= -(high - low) / (2 * QUANTILE))
 
     def prices(self, arm: str) -> tuple[float, float, str]:
         """What ties are broken by: seconds of learning, tokens a query, the name."""
@@ -101,7 +121,7 @@ class Standing:
         """Mean seconds of learning."""
         return float(np.mean([one.seconds for one in self.whole[arm]]))
 
-    def below(self, leader: str, part: str = "validation") -> dict[str, Numbers]:
+    def below(self, leader: str, part: str = "selection") -> dict[str, Numbers]:
         """The arms whose difference from the leader is distinguishably negative, and it."""
         found = {}
         for name in self.whole:

@@ -17,8 +17,10 @@ from attar.models.loading import skeleton
 from distill.comparison.arms import ARMS_COMPARED, ArmWork, Family
 from distill.comparison.asking import ask_in_words
 from distill.comparison.cells import CLASSES, TEXT, Comparison, Values
+from distill.comparison.forgetting import measure_forgetting
 from distill.comparison.measuring import job_of, measure_parts
 from distill.comparison.outcome import Outcome
+from distill.comparison.sharing import measure_sharing, requests_of
 from distill.comparison.starts import language_model_refusal, values_from_start
 from distill.pipeline import run_stages
 from distill.run.context import Run
@@ -245,6 +247,11 @@ def measure_tuned(
         ask_in_words(work, source, outcome)
     else:
         measure_parts(work, run, job_of(run, name), outcome)
+    comparison, seed = work.comparison, work.cell.seed
+    outcome.forgets = measure_forgetting(comparison, seed, source, work.folder / "forgets")
+    if outcome.mixes and seed == comparison.config.seeds[0]:
+        found = measure_sharing(source, requests_of(run), work.folder / "sharing")
+        outcome.serving["mixed_batch"] = found
 
 
 def trained_parameters(run: Run) -> int:

@@ -14,8 +14,8 @@ from attar.errors import ModelError
 from distill.comparison.arms import ARMS_COMPARED, ArmWork, Family
 from distill.comparison.asking import ask_in_words, asking_run, prompt_bytes
 from distill.comparison.cells import CLASSES, Comparison
-from distill.comparison.measuring import job_of, keep_part, measure_parts
-from distill.comparison.outcome import PARTS, Outcome
+from distill.comparison.measuring import job_of, keep_parts, measure_parts
+from distill.comparison.outcome import Outcome
 from distill.comparison.rows import LABEL
 from distill.comparison.starts import (
     causal_refusal,
@@ -52,13 +52,12 @@ class Majority:
         counts = Counter(row[LABEL] for row in comparison.training_rows(work.cell))
         classes = comparison.parts.classes
         chosen = classes.index(max(classes, key=lambda name: counts[name]))
-        for part, file in zip(PARTS, ("validation", "held_out"), strict=True):
-            examples = Examples(run.folder.data() / f"{file}.arrow")
-            label_N = np.asarray([int(one.labels[0]) for one in examples])
-            correct_N = label_N == chosen
-            arrays = {"document": examples.documents, "label": label_N, "correct": correct_N}
-            keep_part(work, run, part, arrays)
-            right, number = int(correct_N.sum()), len(correct_N)
+        examples = Examples(run.folder.data() / "held_out.arrow")
+        label_N = np.asarray([int(one.labels[0]) for one in examples])
+        correct_N = label_N == chosen
+        arrays = {"document": examples.documents, "label": label_N, "correct": correct_N}
+        for part, values in keep_parts(work, run, arrays).items():
+            right, number = int(values["correct"].sum()), len(values["correct"])
             outcome.parts[part] = {
                 "accuracy": right / number,
                 "accuracy_interval": list(proportion_interval(right, number)),

@@ -65,7 +65,7 @@ def answer_tree(rows: Sequence[Row], prefix: int) -> AnswerTree:
     return AnswerTree(np.array(ids, np.int64), sees.sum(1) - 1, sees, scored)
 
 
-def common_prefix(texts: Sequence[Sequence[int]], limit: int) -> int:
+def common_prefix(texts: Sequence[list[int]], limit: int) -> int:
     """How many first ids all texts share, at most `limit`."""
     first, last = min(texts), max(texts)  # all others stand between them in the alphabet of ids
     shared = 0

@@ -80,13 +80,6 @@ class Asker:
         scored = [scores.logprobs for scores, *_ in found]
         return Answers(np.array(right, bool), np.array(nll, np.float64), scored, ids)
 
-    def without_content(self, candidate: Candidate, questions: Sequence[Question]) -> np.ndarray:
-        """Log-probabilities of the classes' words after a candidate's prompt without a question,
-        (C,); of the nearest demonstrations, those of the first question.
-        """
-        prompts = self.prompts(candidate, questions)
-        return self._without_content(candidate, prompts, questions)[0]
-
     def forget(self, candidate: Candidate) -> None:
         """Free what is remembered of a candidate that is not asked any more."""
         self._known.pop(candidate.read, None)
@@ -107,33 +100,44 @@ class Asker:
             answers = [question.shown] if self.kind == "generation" else question.choices
             rows.append(prompt.rows(self.runtime, question.prompt, answers))
             lengths.append(min(start for _, start in rows[-1]))
-        scores = self.scorer.score(rows)
-        free = self._without_content(candidate, prompts, questions)
+        if self.calibrates and candidate.way == "nearest":
+            scores, free = self._with_and_without(prompts, questions, rows)
+        else:
+            scores = self.scorer.score(rows)
+            free = [self.without_content(candidate, questions)] * len(questions)
         texts = [""] * len(questions)
         if self.kind == "generation":
             asked = [p.ids(self.runtime, q.prompt) for p, q in zip(prompts, questions, strict=True)]
             texts = self.scorer.generate(asked, self.new_tokens, self.verifier.stop)
         return list(zip(scores, lengths, free, texts, strict=True))
 
-    def _without_content(
-        self, candidate: Candidate, prompts: Sequence[Prompt], questions: Sequence[Question]
-    ) -> list[np.ndarray]:
-        """Scores of the classes' words after each prompt without a question; each prompt once."""
+    def _with_and_without(
+        self,
+        prompts: Sequence[Prompt],
+        questions: Sequence[Question],
+        rows: Sequence[Sequence[Row]],
+    ) -> tuple[list[AnswerScores], list[np.ndarray]]:
+        """Scores of each question, and those without it, where each has a prompt of its own: both
+        are read together, behind the same demonstrations.
+        """
+        both = [
+            [*own, *prompt.rows(self.runtime, NO_CONTENT, question.choices)]
+            for own, prompt, question in zip(rows, prompts, questions, strict=True)
+        ]
+        pairs = list(zip(self.scorer.score(both), map(len, rows), strict=True))
+        return [one.some(0, n) for one, n in pairs], [one.logprobs[n:] for one, n in pairs]
+
+    def without_content(self, candidate: Candidate, questions: Sequence[Question]) -> np.ndarray:
+        """Log-probabilities of the classes' words after a candidate's prompt without a question,
+        (C,); of the nearest demonstrations, those of the first question.
+        """
         if not self.calibrates:
-            return [np.zeros(0)] * len(questions)
-        rows: dict[Prompt, list[Row]] = {}
-        for prompt, question in zip(prompts, questions, strict=True):
-            if candidate.way != "nearest" and candidate.read in self._free:
-                break
-            if prompt not in rows:
-                rows[prompt] = prompt.rows(self.runtime, NO_CONTENT, question.choices)
-        scores = [one.logprobs for one in self.scorer.score(list(rows.values()))] if rows else []
-        by_prompt = dict(zip(rows, scores, strict=True))
-        if candidate.way == "nearest":
-            return [by_prompt[prompt] for prompt in prompts]
-        if rows:
-            self._free[candidate.read] = scores[0]
-        return [self._free[candidate.read]] * len(questions)
+            return np.zeros(0)
+        if candidate.read not in self._free:
+            (prompt, *_), choices = self.prompts(candidate, questions[:1]), questions[0].choices
+            (scores,) = self.scorer.score([prompt.rows(self.runtime, NO_CONTENT, choices)])
+            self._free[candidate.read] = scores.logprobs
+        return self._free[candidate.read]
 
     # Judging -------------------------------------------------------------------------------------
 

@@ -103,10 +103,10 @@ def check_template(
         if name != TEXT_COLUMN:
             check_column(name, columns, source, "prompt.template")
     if not {TEXT_COLUMN, *asked} & set(named):
-        columns_asked = " and ".join(f"`{{{name}}}`" for name in asked if name is not None)
+        places = dict.fromkeys([TEXT, *(f"{{{name}}}" for name in asked if name is not None)])
         raise RecipeError(
-            f"`prompt.template` does not hold the question: put `{TEXT}`"
-            f"{f' or {columns_asked}' if columns_asked else ''} where the text of a row goes."
+            "`prompt.template` does not hold the question: put "
+            f"{' or '.join(f'`{place}`' for place in places)} where the text of a row goes."
         )
 
 
@@ -186,18 +186,21 @@ def question_set(
     )
 
 
-def check_shots(config: PromptConfig, rows: int, where: str) -> None:
-    """Raise `RecipeError` where a prompt would show more rows than may be shown.
+def possible_shots(config: PromptConfig, rows: int, where: str) -> PromptConfig:
+    """The section with numbers of demonstrations that there are: defaults that are too large are
+    left out. Raises `RecipeError` where the recipe itself asks for more rows than may be shown.
 
     where: the rows that may be shown, in words.
     """
-    most = max(config.shots)
-    room = min(rows, config.pool)
-    if most > room:
-        few = f"there are {rows} {where}" if rows < config.pool else f"`prompt.pool` is {room}"
-        raise RecipeError(
-            f"`prompt.shots` asks for {most} demonstrations, and {few}; write {room} or fewer."
-        )
+    most, room = max(config.shots), min(rows, config.pool)
+    if most <= room:
+        return config
+    if "shots" not in config.model_fields_set:
+        return config.model_copy(update={"shots": [n for n in config.shots if n <= room]})
+    few = f"there are {rows} {where}" if rows < config.pool else f"`prompt.pool` is {room}"
+    raise RecipeError(
+        f"`prompt.shots` asks for {most} demonstrations, and {few}; write {room} or fewer."
+    )
 
 
 # Downstream tasks --------------------------------------------------------------------------------

@@ -177,7 +177,7 @@ class PromptedModel:
                 )
             pool = [Question(text, (answer,), 0, answer) for text, answer in kept.demonstrations]
             vectors, no_order = (lambda texts: mean_vectors(runtime, texts)), (lambda pool: pool)
-            self._pool = Demonstrations(pool, 0, vectors, no_order)  # type: ignore[arg-type]
+            self._pool = Demonstrations(pool, 0, vectors, no_order)
 
     def answer(self, text: str, new_tokens: int | None = None) -> str:
         """The class, or the written answer, for one text."""

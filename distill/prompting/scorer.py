@@ -26,6 +26,11 @@ class AnswerScores:
     greedy: np.ndarray
     lengths: np.ndarray
 
+    def some(self, first: int, last: int) -> AnswerScores:
+        """Only some of the answers."""
+        part = slice(first, last)
+        return AnswerScores(self.logprobs[part], self.greedy[part], self.lengths[part])
+
 
 class AnswerScorer(Protocol):
     """Reads prompts with a loaded model. tokens_read: ids that the model has read or written."""

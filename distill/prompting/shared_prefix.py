@@ -107,6 +107,7 @@ class SharedPrefixScorer:
 
     @tokens_read.setter
     def tokens_read(self, value: int) -> None:
+        """Count from another number."""
         self._read, self._plain.tokens_read = value, 0
 
     # Scores --------------------------------------------------------------------------------------
@@ -153,7 +154,8 @@ class SharedPrefixScorer:
             return None
         from transformers import DynamicCache
 
-        cache, device = DynamicCache(), self.runtime.device
+        cache: Any = DynamicCache()
+        device = self.runtime.device
         self._body(
             input_ids=torch.tensor([list(ids)], device=device),
             position_ids=torch.arange(len(ids), device=device)[None],
@@ -255,7 +257,7 @@ class SharedPrefixScorer:
             texts = self._plain.generate([prompts[i] for i in others], new, stop)
             found.update(zip(others, texts, strict=True))
         if fitting:
-            asked = [prompts[i] for i in fitting]
+            asked = [list(prompts[i]) for i in fitting]
             prefix = common_prefix(asked, min(map(len, asked)) - 1)
             kept = self._prefix(asked[0][:prefix])
             rest = {i: prompts[i][prefix:] for i in fitting}

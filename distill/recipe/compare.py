@@ -55,8 +55,18 @@ class CompareConfig(Section):
     budget: Duration | None = Field(
         None, description="time for all arms: seconds, `90s`, `30m` or `2h`; no limit when absent"
     )
+    drop: bool = Field(
+        True, description="whether an arm that fell behind the leader is left out with more rows"
+    )
     test: int = Field(400, ge=8, description="rows that are reported on, at most")
-    validation: int = Field(200, ge=8, description="rows that choose, at most")
+    selection: int = Field(
+        200, ge=8, description="rows by which arms are compared and dropped, at most"
+    )
+    validation: int = Field(
+        100,
+        ge=8,
+        description="rows by which an arm chooses for itself, its best step or prompt, at most",
+    )
     least_steps: int = Field(
         30,
         ge=1,

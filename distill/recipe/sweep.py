@@ -37,6 +37,9 @@ class SweepConfig(Section):
     front: list[Axis] = Field(
         ["quality", "bytes", "latency"], description="what the survivors of a rung are best in"
     )
+    keep_front: bool = Field(
+        False, description="every trial that no other one beats goes on, however many there are"
+    )
     budget: float | None = Field(
         None, description="time for everything, as `90m` or `2h`; without it no limit"
     )

@@ -18,6 +18,8 @@ from attar.libraries import library_versions
 from attar.progress import progress
 from distill.data.calibration import calibration_rows
 from distill.data.config import sources_of
+from distill.prompting.prompt import TEXT
+from distill.prompting.prompt_file import PROMPT_FILE, read_prompt
 from distill.run.context import Run
 from distill.run.folder import StageRecord
 from distill.run.published import hub_data, hub_models, published_name, published_recipe
@@ -151,4 +153,27 @@ def card_of(run: Run, name: str, measured: str) -> str:
         datasets=hub_data(run.recipe),
         license=run.recipe.export.license,
         measured=measured,
+        prompt=_prompt_section(run),
+    )
+
+
+def _prompt_section(run: Run) -> str:
+    """How to ask the student, where `distill prompt` found a prompt for it; else empty.
+
+    Demonstrations are rows of the user's data, which a card does not publish.
+    """
+    config, file = run.recipe.prompt, run.folder.prompt / PROMPT_FILE
+    if config is None or config.model != "student" or not file.is_file():
+        return ""
+    try:
+        kept, _ = read_prompt(file)
+    except RunError as error:
+        log.warning("export: the cards do not say how to ask the student: %s", error)
+        return ""
+    rows = f", after {kept.shots} training rows with their answers" if kept.shots else ""
+    lines = kept.prompt([]).text(kept.template if kept.template != kept.wrapping else TEXT)
+    accuracy = kept.numbers["accuracy"]
+    return (
+        f"## Prompt\n\nOf the prompts that were compared, this one was best{rows}; accuracy "
+        f"{accuracy:.1%} on questions that did not choose it.\n\n```text\n{lines}\n```\n\n"
     )

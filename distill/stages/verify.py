@@ -30,10 +30,10 @@ class Verified:
 
 
 def verify_run(run: Run) -> list[Verified]:
-    """What each stage left, the data, the cache, checkpoints, artifacts, features; parts that are
-    not there are left out.
+    """What each stage left, the data, the cache, checkpoints, artifacts, features, prompt; parts
+    that are not there are left out.
     """
-    parts = (_stages, _data, _cache, _checkpoints, _artifacts, _features)
+    parts = (_stages, _data, _cache, _checkpoints, _artifacts, _features, _prompt)
     return [one for part in parts for one in part(run)]
 
 
@@ -111,13 +111,21 @@ def _artifacts(run: Run) -> Iterator[Verified]:
 
 
 def _features(run: Run) -> Iterator[Verified]:
-    folder = run.folder.features
-    if not (folder / "metrics.json").is_file():
+    yield from _listed("features", run.folder.features, "metrics.json")
+
+
+def _prompt(run: Run) -> Iterator[Verified]:
+    yield from _listed("prompt", run.folder.prompt, "numbers.json")
+
+
+def _listed(part: str, folder: Path, record: str) -> Iterator[Verified]:
+    """The files that the record of a command that is no stage lists, where there is one."""
+    if not (folder / record).is_file():
         return
     try:
-        files = read_json_object(folder / "metrics.json", "files")["files"]
+        files = read_json_object(folder / record, "files")["files"]
         faults = faults_of(files, folder, every_byte=True)
         sentences = [f"{folder / name} {fault}" for name, fault in faults.items()]
-        yield _checked("features", [folder / name for name in files], sentences)
+        yield _checked(part, [folder / name for name in files], sentences)
     except UserError as error:
-        yield Verified("features", 0, 0, [str(error)])
+        yield Verified(part, 0, 0, [str(error)])

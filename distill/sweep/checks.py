@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from attar.distributed import is_alone
@@ -11,6 +12,10 @@ from distill.recipe.sweep import SweepConfig
 from distill.run.context import Run
 from distill.stages.preflight import check_before_work
 from distill.sweep.grid import Trial, named_error
+
+log = logging.getLogger(__name__)
+RATES = ("lr", "schedule", "warmup", "lr_floor", "weight_decay", "batch_size", "accumulate")
+EARLY = 0.5  # share of the steps before which a rate has hardly fallen
 
 
 def section_of(recipe: Recipe) -> SweepConfig:
@@ -38,6 +43,19 @@ def check_sweep(recipe: Recipe) -> None:
             "`sweep.over` has no key of `student` or `train`, so that all trials would be the same "
             "on every rung; add one, or use `distill run` with `--set`."
         )
+    _warn_of_rates(config)
+
+
+def _warn_of_rates(config: SweepConfig) -> None:
+    """Warn where an early rung would choose between learning rates."""
+    swept = [path for path in config.over if path in {f"train.{key}" for key in RATES}]
+    if swept and config.rungs[0] < EARLY:
+        log.warning(
+            "sweep: trials differ in %s, and the first rung is at %.0f%% of the steps, where the "
+            "rate has hardly fallen: a high one looks worse there than it ends. Sweep over shapes "
+            "with one rate, or begin `sweep.rungs` at %g.",
+            ", ".join(f"`{path}`" for path in swept), 100 * config.rungs[0], EARLY,
+        )  # fmt: skip
 
 
 def check_trials(runs: Sequence[tuple[Trial, Run]]) -> None:

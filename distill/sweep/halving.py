@@ -55,11 +55,17 @@ def ranked(points: Points) -> list[str]:
     return order
 
 
-def survivors(points: Points, halve: int, overlaps: Overlaps) -> list[str]:
+def survivors(
+    points: Points, halve: int, overlaps: Overlaps, *, keep_front: bool = False
+) -> list[str]:
     """Names of the trials that go on, the best first: one of `halve`, rounded up, and every other
     one that cannot be told from the last of these.
+
+    keep_front: also all that no other one beats.
     """
     order = ranked(points)
     number = math.ceil(len(order) / halve)
+    if keep_front:
+        number = max(number, len(fronts(points)[0]))
     kept, others = order[:number], order[number:]
     return kept + [name for name in others if overlaps(name, kept[-1])]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from distill.evaluation.job import Numbers
 from distill.recipe.schema import Recipe
 from distill.report.measurements import Measurements
 from distill.report.selection import Quality
+from distill.sweep.checks import section_of
 from distill.sweep.grid import Trial
 from distill.sweep.page import render_page
-from distill.sweep.state import TrialState
+from distill.sweep.state import TrialState, steps_at
 from distill.tasks.registry import TASKS
 
 SCHEMA = 1
@@ -46,7 +47,7 @@ def write_results(
         "trials": {name: _trial(trials[name], states[name], left_at[name]) for name in trials},
         "artifacts": artifacts,
         "advice": advice(made, trials, of.quality),
-        "training": _training(states),
+        "training": _training(states, left_at, section_of(recipe).rungs),
         "compared": TASKS[recipe.task].metrics.trial_value,
         "recipe": recipe.model_dump(mode="json", by_alias=True),
     }
@@ -78,16 +79,20 @@ def _trial(trial: Trial, state: TrialState, left_at: int | None) -> Numbers:
     return {**asdict(state), "words": trial.words, "left_at": left_at}
 
 
-def _training(states: Mapping[str, TrialState]) -> Numbers:
-    """`tokens` that all trials were trained on, those that training every trial to its end would
-    take (`whole`, by the tokens a step so far), and the `share`.
+def _training(
+    states: Mapping[str, TrialState], left_at: Mapping[str, int | None], rungs: Sequence[float]
+) -> Numbers:
+    """`tokens` of all trials up to where they were left, those of training every trial to its end
+    (`whole`, by the tokens a step so far), and the `share`.
     """
     tokens = whole = 0.0
-    for state in states.values():
-        if state.rungs:
-            last = state.rungs[-1]
-            tokens += last.tokens
-            whole += last.tokens * last.total / last.step if last.step else 0
+    for name, state in states.items():
+        left = left_at[name]
+        share = 1.0 if left is None else rungs[left]
+        known = [one for one in state.rungs if one.step <= steps_at(share, one.total)]
+        if known and known[-1].step:
+            tokens += known[-1].tokens
+            whole += state.rungs[-1].tokens * state.rungs[-1].total / state.rungs[-1].step
     share = tokens / whole if whole else 1.0
     return {"tokens": round(tokens), "whole": round(whole), "share": share}
 

@@ -35,7 +35,7 @@ from distill.sweep.checks import check_sweep, check_trials, section_of
 from distill.sweep.grid import trials_of
 from distill.sweep.halving import ranked, survivors
 from distill.sweep.results import write_results
-from distill.sweep.state import Rung, TrialState, read_state, write_state
+from distill.sweep.state import Rung, TrialState, read_state, steps_at, write_state
 from distill.trials.advance import advance, total_steps
 from distill.trials.shared import shared_base
 from distill.trials.values import ValidationValues, difference
@@ -128,7 +128,7 @@ class Sweep:
         with self._working(state, number) as goes_on:
             if goes_on:
                 total = total_steps(run)
-                values = advance(run, total if share == 1 else max(1, round(share * total)))
+                values = advance(run, steps_at(share, total))
                 self._measure_costs(state, run)
                 state.reached(Rung(values.step, total, values.tokens, values.seconds, values.mean))
         return values
@@ -179,8 +179,9 @@ class Sweep:
             return found in (UNTOLD, "not distinguishable")
 
         self._warn_of_few(reached)
-        kept = survivors(points, self.config.halve, overlaps)
-        if len(kept) > math.ceil(len(points) / self.config.halve):
+        whole = self.config.keep_front
+        kept = survivors(points, self.config.halve, overlaps, keep_front=whole)
+        if not whole and len(kept) > math.ceil(len(points) / self.config.halve):
             log.info("sweep: %d trials go on, since some cannot be told apart", len(kept))
         if self.config.budget is not None:
             kept = self._within_budget(kept, number)

@@ -60,6 +60,11 @@ class TrialState:
             self.rungs = sorted([*self.rungs, rung], key=lambda one: one.step)
 
 
+def steps_at(share: float, total: int) -> int:
+    """Optimiser steps up to a rung at this share of all of them, at least one."""
+    return total if share == 1 else max(1, round(share * total))
+
+
 def read_state(file: Path, name: str, over: Mapping[str, Any]) -> TrialState:
     """The state of a trial; a new one where its file is not there or is damaged."""
     try:

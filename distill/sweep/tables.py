@@ -7,6 +7,7 @@ from typing import Any
 from distill.evaluation.job import Numbers
 from distill.report.columns import TableColumns
 from distill.report.tables import Table, artifact_table
+from distill.sweep.state import steps_at
 
 TRIAL_TERMS = {
     "M parameters": "million parameters of the student as built",
@@ -25,15 +26,18 @@ def trial_table(found: Numbers) -> Table:
     lines = [["trial", "M parameters", *heads, "tokens", "seconds", ""]]
     order = sorted(found["trials"].values(), key=_place)
     for one in order:
-        values = [f"{rung['value']:.4f}" for rung in one["rungs"]]
-        values += [""] * (len(shares) - len(values))
+        values = [_value_at(one, share) for share in shares]
         tokens = f"{one['rungs'][-1]['tokens']:,}" if one["rungs"] else ""
         size = f"{one['parameters'] / 1e6:.3g}" if one["parameters"] else ""
-        lines.append(
-            [one["words"], size, *values[: len(shares)], tokens, f"{one['seconds']:,.0f}",
-             outcome(one, shares)]
-        )  # fmt: skip
+        seconds, became = f"{one['seconds']:,.0f}", outcome(one, shares)
+        lines.append([one["words"], size, *values, tokens, seconds, became])
     return lines
+
+
+def _value_at(trial: Numbers, share: float) -> str:
+    """What a trial was worth at a rung; empty where it did not reach it."""
+    found = (one for one in trial["rungs"] if one["step"] == steps_at(share, one["total"]))
+    return next((f"{one['value']:.4f}" for one in found), "")
 
 
 def _place(trial: Numbers) -> tuple[Any, ...]:

@@ -26,11 +26,13 @@ def model_card(
     specialized_on: Sequence[str] = (),
     base_models: Sequence[str] = (),
     datasets: Sequence[str] = (),
+    prompt: str = "",
 ) -> str:
     """Return a card with licence, provenance, how to load it, measurements, and the recipe.
 
     teacher, data: names for readers. specialized_on: the same of data that the specialisation alone
-    learned from. base_models, datasets: ids of the hub, for its index.
+    learned from. base_models, datasets: ids of the hub, for its index. prompt: how to ask the
+    model, where that was searched.
     """
     found = ARTIFACTS[name]
     usage = found.usage(given) if callable(found.usage) else found.usage
@@ -56,7 +58,7 @@ Attar is not needed. `PATH` is this folder: of a repository, what `hf download R
 
 {usage.strip()}
 
-## Measured on held-out text
+{prompt}## Measured on held-out text
 
 {measured}
 

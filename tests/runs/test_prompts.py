@@ -183,7 +183,7 @@ def test_a_prompt_is_used_in_chat(classes, questions):
         ("prompt.template='{text} {kid}'", "Did you mean `kind`"),
         ("prompt.labels={lihgt: x}", "Did you mean `light`"),
         ("prompt.labels={light: water}", "gives two classes one word"),
-        ("prompt.task=picks", "`prompt.task: picks` is not in `evaluate.tasks`; it has none"),
+        ("prompt.task=picks", "`labels` are words of classes"),
         ("prompt.shots=[2, 2]", "each once"),
         ("data.label_column=kid", "Did you mean `kind`"),
         ("student.from={num_hidden_layers: 1}", "random weights"),
@@ -193,6 +193,30 @@ def test_what_cannot_be_is_refused_before_a_model_is_loaded(classes, change, say
     result = classes("prompt", "classes.yaml", "--run-dir", "out", "--set", change, ok=False)
     assert result.exit_code == 1
     assert says in result.output
+
+
+def test_a_task_is_one_of_the_evaluation(questions):
+    change = ("--set", "prompt.task=picks")
+    result = questions("prompt", "questions.yaml", "--run-dir", "out", *change, ok=False)
+    assert "`prompt.task: picks` is not in `evaluate.tasks`; it has none" in result.output
+
+
+def test_the_card_says_how_to_ask_and_publishes_no_row(workshop):
+    rows = [{"prompt": f"what says {i}", "completion": "water"} for i in range(40)]
+    write_rows("asked.jsonl", rows)
+    recipe = yaml.safe_load(Path("recipe.yaml").read_text())
+    recipe["data"] = {"train": "asked.jsonl", "held_out": 0.1, "validation": 0.1, "max_length": 48}
+    recipe["cache"]["hidden"]["layers"], recipe["train"]["objective"] = [], [{"loss": "forward_kl"}]
+    recipe["train"] |= {"max_steps": 1, "arms": []}
+    recipe["prompt"] = {"shots": [2], "candidates": 2, "new_tokens": 2, "instructions": ["Say it."]}
+    Path("asked.yaml").write_text(yaml.safe_dump(recipe))
+    for stage in ("cache build", "build", "train", "prompt", "export"):
+        workshop(*stage.split(), "asked.yaml", "--run-dir", "out")
+    card = Path("out/artifacts/bf16/README.md").read_text()
+    assert "## Prompt" in card
+    assert "{text}" in card
+    assert not any(row["prompt"] in card for row in rows)
+    assert "prompt " in workshop("verify", "out").output
 
 
 def test_a_trained_student_is_asked_for_by_name(questions):

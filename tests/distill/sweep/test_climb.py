@@ -11,6 +11,7 @@ from distill.recipe.sweep import SweepConfig
 from distill.run.load import check_recipe, short_form
 from distill.sweep import run_sweep
 from distill.sweep.budget import affordable, check_budget, words
+from distill.sweep.checks import check_sweep
 from distill.sweep.grid import trials_of
 from distill.sweep.run_sweep import Sweep
 from distill.sweep.state import Rung, TrialState, read_state, write_state
@@ -209,3 +210,12 @@ def test_as_many_go_on_as_the_time_left_is_enough_for():
     assert going_on(None) == going_on(281) == ["a", "b", "c"]
     assert going_on(279) == going_on(171) == ["a", "b"]
     assert going_on(169) == going_on(1) == ["a"]
+
+
+def test_rates_on_an_early_rung_are_warned_of(caplog):
+    check_sweep(recipe())
+    assert "trials differ in `train.lr`" in caplog.text
+    caplog.clear()
+    check_sweep(recipe(rungs=[0.5, 1.0]))
+    check_sweep(recipe(over={"student.layers.keep": [1, 2]}))
+    assert not caplog.text

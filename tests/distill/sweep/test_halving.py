@@ -49,6 +49,11 @@ def test_one_of_so_many_goes_on_rounded_up():
     assert survivors({"only": (1.0, 1.0)}, 3, never) == ["only"]
 
 
+def test_the_whole_front_goes_on_where_the_recipe_keeps_it():
+    assert survivors(PLANTED, 7, never, keep_front=True) == ["large", "small", "near", "middle"]
+    assert len(survivors(PLANTED, 1, never, keep_front=True)) == len(PLANTED)
+
+
 def test_a_trial_that_cannot_be_told_from_the_last_one_kept_is_never_dropped():
     def overlaps(one, other):
         return abs(PLANTED[one][0] - PLANTED[other][0]) < 0.5
