@@ -39,7 +39,7 @@ from distill.training.arms import DISTILL
 from students.artifacts.artifact import ARTIFACTS
 
 SCHEMA = 8
-UNTRAINED = {
+UNTRAINED: dict[str, Any] = {
     "helped": None,
     "worse": [],
     "sentence": "The student was not trained (`train.max_steps: 0`): it is as it was built.",
