@@ -128,7 +128,8 @@ def plot_learning_curves(found: Numbers) -> str:
     """Quality by number of rows with its interval, a line an arm."""
     figure, axes = new_figure()
     figure.set_size_inches(9, 5)
-    quality, styles = quality_of(found), {}
+    quality = quality_of(found)
+    styles: dict[str, int] = {}
     for name, family in found["families"].items():
         points = []
         for labels in found["sizes"]:
