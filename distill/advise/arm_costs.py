@@ -161,7 +161,8 @@ class _Costs:
             memory = max([memory, *(line.memory_bytes for line in adapted)])
             size = float(FLOAT_BYTES * subject.teacher.total) if adapted else None
             trained = subject.teacher.total if adapted else 0
-            return replace(cost, trained=trained, memory=memory, task_bytes=size)
+            seconds = cost.seconds if adapted else None  # nothing is learned
+            return replace(cost, trained=trained, memory=memory, task_bytes=size, seconds=seconds)
         return replace(
             cost,
             trained=subject.student.total,
