@@ -21,6 +21,7 @@ from attar.files import fingerprint, write_json
 from attar.locks import LockFile, hold_lock
 from attar.progress import progress
 from distill.console import log_to_file
+from distill.objective.terms import learns_preferences
 from distill.recipe.schema import Recipe
 from distill.recipe.tune import Range, TuneConfig
 from distill.run.context import Run
@@ -68,6 +69,12 @@ def check_tune(recipe: Recipe, folder: Path) -> tuple[TuneConfig, list[str]]:
         raise RecipeError(
             "`data.answers` would be written again in every trial of `tune`; write them in a run "
             "of its own, and learn from them as data."
+        )
+    if recipe.train.rollouts is not None or learns_preferences(recipe.train.objective):
+        raise RecipeError(
+            "`distill tune` compares trials by the validation part's own text, which does not say "
+            "which is best where the student learns preferences or from its own answers; leave "
+            "`preference` and `train.rollouts` out, or choose by `distill run` with `--set`."
         )
     arms: list[str] = [DISTILL] if config.arms is None else list(config.arms)
     if config.arms is None and "finetune" in recipe.train.controls and config.over_of("finetune"):
