@@ -104,10 +104,12 @@ def rows_of(runs: Path, grid: Swept, swept: dict[str, Swept]) -> list[dict[str, 
     """One row an artifact of the whole grid, the smallest first."""
     found = []
     for name, one in sorted(grid["artifacts"].items(), key=lambda item: item[1]["bytes"]):
-        trial = grid["trials"][one["trial"]]["words"]
+        of = grid["trials"][one["trial"]]
+        trial, rungs = of["words"], of["rungs"]
         row = {
             "student": trial, "artifact": one["artifact"], "MB": one["bytes"] / 1e6,
             "nll": one["nll"], "front": one["pareto"]["bytes"],
+            "first rung": rungs[0]["value"], "end": rungs[-1]["value"],
         }  # fmt: skip
         for sweep_name, its in swept.items():
             row[f"{sweep_name}: left at"] = _left_at(its, trial)
@@ -176,13 +178,14 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--data", default="../shared/data", help="small data sets and models")
     parser.add_argument("--runs", help="a folder in which what is finished stays")
+    parser.add_argument("--grids", nargs="+", default=list(GRIDS), choices=list(GRIDS))
     options = parser.parse_args()
     set_up_logging(quiet=True)
     with ExitStack() as stack:
         runs = Path(options.runs or stack.enter_context(tempfile.TemporaryDirectory()))
-        found = [measured(runs / grid, options, grid) for grid in GRIDS]
+        found = [measured(runs / grid, options, grid) for grid in options.grids]
     record([row for sweeps, _ in found for row in sweeps], options.json)
-    for grid, (_, rows) in zip(GRIDS, found, strict=True):
+    for grid, (_, rows) in zip(options.grids, found, strict=True):
         file = options.json and f"{options.json.removesuffix('.json')}_{grid}.json"
         record(rows, file)
 

@@ -37,7 +37,10 @@ def all_sections():
 
 
 SECTIONS = all_sections()
-VALID = {"url": "http://localhost:8000", "key_env": "BIG_KEY"}  # few words would do by chance
+VALID = {  # few values would do by chance
+    "url": "http://localhost:8000", "key_env": "BIG_KEY", "over": {"train.lr": [1e-3, 1e-4]},
+    "rungs": [0.25, 1.0], "front": ["quality", "bytes"], "budget": "90m",
+}  # fmt: skip
 WORDS = ["all", "last", "last:2", "head", "0.5", "60%", "finetune", "bf16", "topk", "x"]
 
 
