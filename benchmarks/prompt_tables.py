@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from attar.files import read_json
+
+PARTS = ("", "_banking77", "_dspy")  # of the results: those that are recorded make the table
+
+
+def prompt_results(folder: Path) -> list[dict[str, Any]]:
+    """The results that there are."""
+    files = [folder / f"prompt_search{part}.json" for part in PARTS]
+    return [read_json(file) for file in files if file.exists()]
 
 
 def prompt_block(*found: dict[str, Any]) -> str:

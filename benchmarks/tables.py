@@ -15,7 +15,7 @@ from codec_tables import codecs_block, layers_block, students_block
 from instruct_tables import instruct_block
 from plan_table import plan_block
 from preference_tables import preference_quality_block, preference_steps_block
-from prompt_tables import prompt_block
+from prompt_tables import prompt_block, prompt_results
 from remote_table import kills_block, remote_block
 from rollout_tables import on_policy_block, rloo_block, rollout_speed_block
 from sweep_tables import sweep_blocks
@@ -305,7 +305,7 @@ def pages() -> dict[Path, str]:
         },
         "answers.md": answer_blocks(tiny=_result("answers_tiny")),
         "plan.md": {"plan": plan_block(_result("planned"))},
-        "prompting.md": {"search": prompt_block(_result("prompt_search"))},
+        "prompting.md": {"search": prompt_block(*prompt_results(RESULTS))},
         "transport.md": transport_blocks(RESULTS),
         "sweep.md": sweep_blocks(RESULTS),
         "preferences.md": {

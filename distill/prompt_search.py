@@ -91,6 +91,7 @@ def measure_prompt(
     `dev_accuracy` chose the prompt and so is optimistic, `model_tokens` are ids that the search
     read, `query_tokens` ids of input a question on average.
     """
+    check_ways(config, runtime_of(model.path))
     folder.mkdir(parents=True, exist_ok=True)
     config, questions, data = questions_to_ask(run, config)
     identity = _identity(model)
