@@ -2,6 +2,7 @@
 #
 #   make demo        fetch a teacher and text, run examples/demo.yaml into runs/demo
 #   make demo-classification   the same for classes of texts: an encoder, movie reviews
+#   make demo-compare    prompts, features, tuned layers, an adapter on the same rows; one page
 #   make check       format, lint, types, stale documents, the house rules
 #   make test        unit and run tests: the gate of a change
 #   make test-fast   unit tests alone: tiny models in memory, no whole runs; within a minute
@@ -24,7 +25,7 @@ PYTEST = $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope
 	--max-worker-restart 1
 SCRIPTS = $(filter-out %/results_table.py %/tables.py %/preference_tables.py %/instruct_tables.py %/remote_table.py %/plan_table.py %/rollout_tables.py %/peak.py %/step_sides.py %/harness.py %/distillkit.py %/held_out.py %/soup_shrink.py %/transport_tokenizers.py %/answer_tables.py %/answer_measures.py %/transport_tables.py %/sweep_tables.py %/aligned_losses.py %/codec_tables.py %/prompt_tables.py,$(wildcard benchmarks/*.py))
 
-.PHONY: demo demo-classification test test-fast test-slow test-all check bench docs site results clean
+.PHONY: demo demo-classification demo-compare test test-fast test-slow test-all check bench docs site results clean
 
 # torch first and alone: pip then takes the build its settings offer (a CPU one, say), and the
 # second command leaves it as it is.
@@ -41,6 +42,11 @@ demo: $(STAMP)
 demo-classification: $(STAMP)
 	$(BIN)/python examples/get_classification_demo.py .demo/classification
 	$(BIN)/distill run examples/classification.yaml --run-dir runs/classification
+
+demo-compare: $(STAMP)
+	$(BIN)/python examples/get_demo.py .demo
+	$(BIN)/python examples/get_classification_demo.py .demo/classification
+	$(BIN)/distill compare examples/compare.yaml --dir runs/comparison
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow" $(TEST_OPTIONS)

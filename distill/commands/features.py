@@ -26,7 +26,7 @@ def features(
 
     The features are kept, so that another classifier on them takes seconds.
     """
-    run = open_run(recipe, run_dir, overrides, alone="features", **show)
+    run = open_run(recipe, run_dir, overrides, "features", **show)
     from distill.console import print_table
     from distill.features import fit_classifier, load_feature_classifier, metric_rows
 

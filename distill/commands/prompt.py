@@ -21,7 +21,7 @@ def prompt(recipe: str, run_dir: str | None, overrides: tuple[str, ...], **show:
 
     Validation rows choose the prompt; held-out rows, which the search does not read, report it.
     """
-    run = open_run(recipe, run_dir, overrides, alone="prompt", **show)
+    run = open_run(recipe, run_dir, overrides, "prompt", **show)
     from distill.prompt_search import prompt_run
 
     numbers, has_worked = prompt_run(run)

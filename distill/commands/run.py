@@ -19,8 +19,9 @@ def open_run(
     recipe: str,
     run_dir: str | None,
     overrides: tuple[str, ...],
-    *,
     alone: str | None = None,
+    /,
+    *,
     overwrite: bool = False,
     **show: bool,
 ) -> Any:

@@ -43,7 +43,7 @@ def advice_of(found: Numbers) -> list[Numbers]:
         ("the fewest tokens a query", lambda arm: arm["query_tokens"]),
         ("the fastest answer to one text", lambda arm: arm["serving"].get("seconds_a_text")),
     ):
-        if (cheap := _cheapest_tied(known, point["recommended"], price)) is not None:
+        if (cheap := _cheapest_tied(known, point["leader"], price)) is not None:
             advice.append(
                 _sentence(found, f"as good as the best, with {words}", cheap, known[cheap])
             )

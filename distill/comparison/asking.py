@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from attar.errors import RecipeError
+from attar.word_lists import counted
 from distill.comparison.arms import ArmWork
 from distill.comparison.cells import Cell, Comparison
 from distill.comparison.measuring import SERVING, keep_parts
@@ -15,7 +18,7 @@ from distill.comparison.outcome import Outcome
 from distill.comparison.starts import unlearned_values
 from distill.evaluation.bootstrap import proportion_interval
 from distill.evaluation.job import Numbers, PredictionArrays
-from distill.prompt_search import measure_prompt
+from distill.prompt_search import check_prompt, measure_prompt, questions_to_ask
 from distill.prompting.config import PromptConfig
 from distill.run.context import Run
 from distill.runtimes.runtime import ModelSource
@@ -27,6 +30,22 @@ def asking_run(comparison: Comparison, cell: Cell) -> Run:
     """The run whose rows are asked and shown: the cell's, by the student's tokenizer."""
     values = unlearned_values(comparison, cell, comparison.recipe.task)
     return comparison.open(values, comparison.cell_folder(cell, "rows"))
+
+
+def check_prompts(comparison: Comparison, arms: Sequence[str]) -> None:
+    """Raise `RecipeError` or `DataError` where the arms that ask cannot: more demonstrations than
+    rows, or a template without the text.
+    """
+    smallest, shots = comparison.sizes[0], comparison.config.shots
+    if "few-shot" in arms and shots > smallest:
+        raise RecipeError(
+            f"`compare.shots` is {shots}, and the first of `compare.labels` has "
+            f"{counted(smallest, 'row')} to show; lower one or raise the other."
+        )
+    if comparison.recipe.prompt is not None and comparison.labelled:
+        run = asking_run(comparison, comparison.cells[0])
+        check_prompt(run, comparison.recipe.prompt)
+        questions_to_ask(run, prompt_config(comparison, run, {"shots": [0]}))
 
 
 def ask_in_words(

@@ -66,15 +66,20 @@ def _missing(one: str | None, what: str, other: str | None, against: str) -> Evi
     return Evidence("not measured", f"there is no {' and no '.join(gone)} here") if gone else None
 
 
-def _better(standing: Standing, one: Sequence[str], other: Sequence[str],
-            words: tuple[str, str]) -> Evidence:  # fmt: skip
-    """Whether the best of some arms is better than the best of others."""
+def _better(
+    standing: Standing,
+    one: Sequence[str],
+    other: Sequence[str],
+    words: tuple[str, str],
+    part: str = TEST,
+) -> Evidence:
+    """Whether the best of some arms is better than the best of others, on a part's rows."""
     mine, its = _best(standing, one), _best(standing, other)
     if missing := _missing(mine, words[0], its, words[1]):
         return missing
     assert mine is not None, "none is missing"
     assert its is not None, "none is missing"
-    found = standing.difference(mine, its, TEST)
+    found = standing.difference(mine, its, part)
     scale, unit = (100.0, " points") if standing.comparison.labelled else (1.0, " nats")
     shown = in_words(found, 2, scale, unit)
     return Evidence(SAID[direction(found)], f"{mine} against {its}: {shown}")
@@ -148,23 +153,10 @@ def adapters_mix(standing: Standing) -> Evidence:
 
 
 def thin_travels_better(standing: Standing) -> Evidence:
-    """Of rows from elsewhere: whether adapters lose less of their accuracy than full tuning."""
-    names = _best(standing, THIN), _best(standing, FULL)
-    lost = []
-    for name in names:
-        outcomes = standing.whole.get(name or "", [])
-        elsewhere = [one.parts.get("elsewhere", {}) for one in outcomes]
-        if not outcomes or not all("accuracy" in one for one in elsewhere):
-            return Evidence(
-                "not measured", "it takes both kinds of arms, and rows in `compare.elsewhere`"
-            )
-        falls = [standing.quality(str(name), TEST)["value"] - one["accuracy"] for one in elsewhere]
-        lost.append(sum(falls) / len(falls))
-    words = (
-        f"{names[0]} loses {100 * lost[0]:.1f} points on the other rows, {names[1]} "
-        f"{100 * lost[1]:.1f}; no interval"
-    )
-    return Evidence("open", words)
+    """Adapters against full tuning, on rows from elsewhere."""
+    if standing.comparison.config.elsewhere is None:
+        return Evidence("not measured", "`compare.elsewhere` names no rows")
+    return _better(standing, THIN, FULL, ("adapter", "fully tuned student"), "elsewhere")
 
 
 CLAIMS: list[tuple[str, Judge]] = [

@@ -16,6 +16,7 @@ from attar.libraries import library_versions
 from attar.locks import LockFile, hold_lock
 from distill.comparison.advice import advice_of
 from distill.comparison.arms import ARMS_COMPARED
+from distill.comparison.asking import check_prompts
 from distill.comparison.cells import Cell, Comparison
 from distill.comparison.claims import claims_of
 from distill.comparison.estimate import Estimator
@@ -46,6 +47,7 @@ def compare(comparison: Comparison) -> Numbers:
         raise RecipeError(f"No arm of `compare.arms` fits the recipe ({reasons}).")
     check_forgetting(comparison)
     comparison.measured_file()
+    check_prompts(comparison, arms)
     estimate = Estimator(comparison)
     first = Cell(comparison.sizes[0], comparison.config.seeds[0])
     check_budget(comparison, {name: estimate(name, first) for name in arms})

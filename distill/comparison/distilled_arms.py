@@ -43,6 +43,9 @@ class Distilled:
         keys = comparison.training_keys(work.cell, work.arm)
         values["train"] = {**keys, "arms": []}
         adapt = comparison.recipe.teacher.adapt
+        if adapt is None and comparison.recipe.cache.dir is None:  # one cache for all cells
+            shared = {"dir": str(comparison.folder / "cache")}
+            values["cache"] = {**values.get("cache", {}), **shared}
         if adapt is not None:
             own = short_form(comparison.recipe)["teacher"]["adapt"]
             steps = math.ceil(work.cell.labels / (adapt.batch_size * adapt.accumulate))

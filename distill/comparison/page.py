@@ -8,6 +8,7 @@ from html import escape
 import yaml
 
 from distill.comparison.advice import shown_bytes
+from distill.comparison.arms import FAMILIES
 from distill.evaluation.job import Numbers
 from distill.report.html import STYLE
 from distill.report.labels import NamedPoint
@@ -20,7 +21,7 @@ from distill.report.markup import (
     explanation,
     table_section,
 )
-from distill.report.plots import as_svg, draw_quality, new_figure
+from distill.report.plots import as_svg, draw_quality, new_figure, new_panels
 from distill.report.selection import Quality
 from distill.report.tables import Table
 
@@ -28,8 +29,19 @@ FAMILY_COLORS = {
     "baseline": "#8c6d46", "prompting": "#c2528b", "features": "#6b7f2a", "tuning": "#d08a1d",
     "distilling": "#2c6fbb", "ceiling": "#444444",
 }  # fmt: skip
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (5, 2, 1, 2)))
+PANEL_COLORS = (
+    "#2c6fbb",
+    "#d08a1d",
+    "#2e8b57",
+    "#c2528b",
+    "#7b4bb3",
+    "#8c6d46",
+    "#3a9d9d",
+    "#444444",
+)
 TERMS = {
+    "recommended": "the cheapest to learn of those within one standard error of the leader, by the "
+    "selection rows",
     "selection": "quality on the rows that choose: who leads, who is dropped",
     "test": "quality on rows that nothing but this table reads",
     "against the leader": "difference on the same test rows, over rows and seeds",
@@ -123,34 +135,63 @@ def _front_words(kind: str) -> str:
 
 
 def plot_learning_curves(found: Numbers) -> str:
-    """Quality by number of rows with its interval, a line an arm."""
+    """Quality by number of rows, a panel a family, the other families in grey; of one number of
+    rows, every arm with its interval.
+    """
+    if len(found["sizes"]) == 1:
+        return plot_intervals(found)
+    families = [one for one in FAMILIES if one in found["families"].values()]
+    columns = min(3, len(families))
+    figure, axes = new_panels(-(-len(families) // columns), columns)
+    curves = {name: _curve(found, name) for name in found["families"]}
+    for panel, family in zip(axes, families, strict=False):
+        colors = iter(PANEL_COLORS)
+        for name, (xs, ys, bars) in curves.items():
+            if found["families"][name] != family:
+                panel.plot(xs, ys, color="#d5dae1", linewidth=1, zorder=1)
+            elif xs:
+                panel.errorbar(
+                    xs, ys, yerr=list(zip(*bars, strict=True)), color=next(colors), label=name,
+                    marker="o", markersize=3, linewidth=1.5, elinewidth=0.6, zorder=2,
+                )  # fmt: skip
+        panel.set_title(family, fontsize=10)
+        panel.set_xscale("log")
+        panel.set_xticks(found["sizes"], [f"{n:,}" for n in found["sizes"]])
+        panel.minorticks_off()
+        if panel.get_legend_handles_labels()[1]:
+            panel.legend(fontsize=7, frameon=False)
+    for panel in axes[len(families) :]:
+        panel.set_visible(False)
+    figure.supxlabel("training rows", fontsize=10)
+    figure.supylabel(quality_of(found).axis, fontsize=10)
+    return as_svg(figure)
+
+
+Curve = tuple[list[int], list[float], list[tuple[float, float]]]  # rows, quality, bars around it
+
+
+def _curve(found: Numbers, name: str) -> Curve:
+    scale = quality_of(found).scale
+    points = {n: found["points"][str(n)]["arms"][name] for n in found["sizes"]}
+    measured = {n: arm["test"] for n, arm in points.items() if "test" in arm}
+    values = [scale * one["value"] for one in measured.values()]
+    return list(measured), values, [_bar(one, scale) for one in measured.values()]
+
+
+def plot_intervals(found: Numbers) -> str:
+    """Every arm with its interval, the best at the top."""
     figure, axes = new_figure()
-    figure.set_size_inches(9, 5)
-    quality, styles = quality_of(found), {}
-    for name, family in found["families"].items():
-        points = []
-        for labels in found["sizes"]:
-            arm = found["points"][str(labels)]["arms"][name]
-            if "test" in arm:
-                points.append((labels, arm["test"]))
-        if not points:
-            continue
-        number = styles[family] = styles.get(family, -1) + 1
-        xs = [x for x, _ in points]
-        ys = [quality.scale * one["value"] for _, one in points]
-        bars = [_bar(one, quality.scale) for _, one in points]
-        axes.errorbar(
-            xs, ys, yerr=list(zip(*bars, strict=True)), color=FAMILY_COLORS[family], label=name,
-            linestyle=LINES[number % len(LINES)], marker="o", markersize=3, linewidth=1.3,
-            elinewidth=0.5, capsize=0,
-        )  # fmt: skip
-    if len(found["sizes"]) > 1:
-        axes.set_xscale("log")
-    axes.set_xticks(found["sizes"], [f"{n:,}" for n in found["sizes"]])
-    axes.minorticks_off()
-    axes.set_xlabel("training rows")
-    axes.set_ylabel(quality.axis)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
+    curves = {name: _curve(found, name) for name in found["families"]}
+    shown = {name: curve for name, curve in curves.items() if curve[0]}
+    better = 1 if quality_of(found).higher else -1
+    names = sorted(shown, key=lambda name: better * shown[name][1][0])
+    figure.set_size_inches(6, 1.2 + 0.22 * len(names))
+    for height, name in enumerate(names):
+        _, (value,), ((below, above),) = shown[name]
+        color = FAMILY_COLORS[found["families"][name]]
+        axes.errorbar(value, height, xerr=[[below], [above]], color=color, marker="o", markersize=4)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel(quality_of(found).axis)
     return as_svg(figure)
 
 

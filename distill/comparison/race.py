@@ -1,17 +1,23 @@
 """Which arms run in which cells: the cheap first, within a budget, without those that fell behind.
 
 Points of the learning curves come with rising numbers of rows. At each, every arm that is left is
-learned and measured, the cheap ones first. After it, an arm is dropped only where its difference
-from the leader, on the same selection rows, lies below zero with all of its 95% interval. An arm
-whose time is beyond what is left of the budget is not run at this point, and says so.
+learned and measured. After it, an arm is dropped only where its difference from the leader, on the
+same selection rows, lies below zero with all of its 95% interval.
+
+A budget is divided among the points by what their arms are expected to take. Within a point, arms
+that take little of it come first, then by turns the best of the point before and the cheapest of
+those that were not run there. An arm whose time is beyond what is left is not run at this point,
+and says so.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 from attar.errors import RecipeError, UserError
@@ -25,6 +31,7 @@ from distill.evaluation.job import Numbers
 
 log = logging.getLogger(__name__)
 PROCESS_SECONDS = 3.0  # to start a process that measures, and load a small model
+LITTLE_SHARE = 0.05  # of a point's budget: arms that take less come first
 KEPT_BESIDE = (
     "result.json", "selection.npz", "test.npz", "elsewhere.npz", "asked", "recipe.yaml",
 )  # fmt: skip
@@ -52,10 +59,12 @@ class Race:
         cells = len(comparison.cells) * len(self.arms)
         with progress("arms", cells, "arms") as shown:
             for labels in comparison.sizes:
+                allowed = self._allowed(labels)
+                order = self._order(labels, allowed)
                 self.outcomes[labels], self.not_run[labels] = {}, {}
-                for arm in self._left(labels):
+                for arm in order:
                     shown.report(f"{arm}, {labels:,} rows")
-                    self._run_arm(labels, arm)
+                    self._run_arm(labels, arm, allowed)
                     shown.advance(len(comparison.config.seeds))
                 self._refuse_none(labels)
                 self._drop(labels)
@@ -93,26 +102,57 @@ class Race:
         steps = [max(least, train.epochs * max(1, n // rows)) for n in (before, labels)]
         return steps[1] / steps[0]
 
-    def _left(self, labels: int) -> Iterator[str]:
-        """Arms that were not dropped, the cheap ones first."""
-        cell = Cell(labels, self.comparison.config.seeds[0])
-        left = [name for name in self.arms if name not in self.dropped]
-        yield from sorted(left, key=lambda name: self.expected(name, cell))
+    @property
+    def left(self) -> list[str]:
+        """Arms that were not dropped."""
+        return [name for name in self.arms if name not in self.dropped]
+
+    def _expected_of_point(self, labels: int) -> dict[str, float]:
+        """Seconds of each arm that is left, all seeds together."""
+        seeds = self.comparison.config.seeds
+        cell = Cell(labels, seeds[0])
+        return {name: len(seeds) * self.expected(name, cell) for name in self.left}
+
+    def _allowed(self, labels: int) -> float:
+        """Seconds up to which this point may spend: its share of what is left of the budget."""
+        budget, sizes = self.comparison.config.budget, self.comparison.sizes
+        if budget is None:
+            return math.inf
+        ahead = [sum(self._expected_of_point(n).values()) for n in sizes if n >= labels]
+        share = ahead[0] / sum(ahead) if sum(ahead) > 0 else 1.0
+        return self.spent + share * max(0.0, budget - self.spent)
+
+    def _order(self, labels: int, allowed: float) -> list[str]:
+        """The arms that are left in the order in which they run."""
+        expected = self._expected_of_point(labels)
+        cheap_first = sorted(self.left, key=lambda name: expected[name])
+        before = [n for n in self.outcomes if n < labels]
+        if allowed == math.inf or not before:
+            return cheap_first
+        standing = self.standing(before[-1])
+        little = LITTLE_SHARE * (allowed - self.spent)
+        first = [name for name in cheap_first if expected[name] <= little]
+        known = [name for name in cheap_first if name in standing.whole and name not in first]
+        known.sort(key=lambda name: -standing.quality(name, "selection")["value"])
+        unknown = [name for name in cheap_first if name not in first and name not in known]
+        by_turns = [name for pair in zip_longest(known, unknown) for name in pair if name]
+        return [*first, *by_turns]
 
     # Running -----------------------------------------------------------------------------------
 
-    def _run_arm(self, labels: int, arm: str) -> None:
-        budget, seeds = self.comparison.config.budget, self.comparison.config.seeds
+    def _run_arm(self, labels: int, arm: str, allowed: float) -> None:
+        """Run an arm with every seed, unless that takes the race beyond `allowed` seconds."""
+        seeds = self.comparison.config.seeds
         found: list[Outcome] = []
         for seed in seeds:
             cell = Cell(labels, seed)
             known = self._known(arm, cell)
-            if known is None and budget is not None:
+            if known is None:
                 expected = self.expected(arm, cell) * (len(seeds) - len(found))
-                if self.spent + expected > budget:
+                if self.spent + expected > allowed:
                     self.not_run[labels][arm] = (
-                        f"about {expected:,.0f} s, and {max(0.0, budget - self.spent):,.0f} s of "
-                        "the budget were left"
+                        f"about {expected:,.0f} s, and {max(0.0, allowed - self.spent):,.0f} s of "
+                        "the budget were left for this number of rows"
                     )
                     return
             outcome = known or self._work(arm, cell)

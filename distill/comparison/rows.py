@@ -61,7 +61,7 @@ def read_rows(config: DataConfig, source: str, split: str, labelled: bool) -> li
         return [dict(row) for row in table]
     columns = columns_of(table.features, source, config)
     name_of = cell_names(table.features[columns.label], config.label_names)
-    found = []
+    found: list[Row] = []
     for row in table:
         try:
             name = name_of(row[columns.label])

@@ -22,6 +22,7 @@ from distill.evaluation.seed_intervals import difference_over_seeds, interval_ov
 from distill.report.paired_difference import direction
 
 RESAMPLES = 1000
+QUANTILE = 1.96  # standard errors from the middle of a 95% interval to its end
 Arrays = dict[str, np.ndarray]
 
 
@@ -91,6 +92,25 @@ class Standing:
             key=lambda name: (-round(self.quality(name, part)["value"], 9), *self.prices(name)),
             default=None,
         )
+
+    def recommended(self) -> str | None:
+        """The cheapest to learn of the arms that are within one standard error of the leader, row
+        by row (the rule of one standard error: Breiman et al. 1984, section 3.4.3).
+        """
+        leader = self.leader()
+        if leader is None:
+            return None
+        near = [name for name in self.candidates if self._is_near(name, leader)]
+        return min(near, key=self.prices)
+
+    def _is_near(self, name: str, leader: str) -> bool:
+        if name == leader:
+            return True
+        found = self.difference(name, leader, "selection")
+        if found["interval"] is None:
+            return bool(found["difference"] >= 0)
+        low, high = found["interval"]
+        return bool(found["difference"] >= -(high - low) / (2 * QUANTILE))
 
     def prices(self, arm: str) -> tuple[float, float, str]:
         """What ties are broken by: seconds of learning, tokens a query, the name."""

@@ -18,15 +18,16 @@ CHOOSES, REPORTS = "selection", "test"
 def summary_of(race: Race, labels: int) -> Numbers:
     """Every arm at a number of rows, the leader, and what is recommended there."""
     standing = race.standing(labels)
-    leader = standing.leader()
+    leader, chosen = standing.leader(), standing.recommended()
     found: Numbers = {
         "arms": {name: _arm(race, standing, name, leader) for name in race.arms},
-        "recommended": leader,
+        "leader": leader,
+        "recommended": chosen,
     }
-    if leader is not None:
+    if leader is not None and chosen is not None:
         best = standing.leader(REPORTS)
         assert best is not None, "the leader is one that can be"
-        difference = standing.difference(leader, best, REPORTS)
+        difference = standing.difference(chosen, best, REPORTS)
         found |= {
             "best_on_test": best,
             "recommended_against_best": difference,

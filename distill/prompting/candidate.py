@@ -57,7 +57,7 @@ def candidates_of(
         for shots in config.shots
         if shots
         for way in ways
-        for draw in range(config.draws if way in ("random", "balanced") else 1)
+        for draw in range(config.sets if way in ("random", "balanced") else 1)
         for wording in wordings
     ]
     random.Random(seed).shuffle(shown)

@@ -35,7 +35,9 @@ class PromptConfig(Section):
         "question, `hardest` for the model; absent: `balanced` and `nearest`, or `random` and "
         "`nearest` where there are no classes, `nearest` only with transformers",
     )
-    draws: int = Field(3, ge=1, description="sets drawn of each number, `random` or `balanced`")
+    sets: int = Field(
+        3, ge=1, description="drawn of demonstrations of each number, `random` or `balanced`"
+    )
     pool: int = Field(256, ge=1, description="training rows that demonstrations are chosen from")
     instructions: list[str] | None = Field(
         None, min_length=1, description="to try; absent: an empty one and some shipped ones"

@@ -50,6 +50,15 @@ def new_figure() -> Any:
     return pyplot.subplots(figsize=(6, 3.8), layout="constrained")
 
 
+def new_panels(rows: int, columns: int) -> tuple[Any, list[Any]]:
+    """An empty figure of several panels with the same axes, and these from left to right."""
+    figure, first = new_figure()
+    first.remove()
+    figure.set_size_inches(3.4 * columns, 2.7 * rows)
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    return figure, list(axes.flat)
+
+
 def as_svg(figure: Any) -> str:
     """A figure as inline SVG, with the same bytes for the same figure; the figure is closed."""
     from matplotlib import pyplot

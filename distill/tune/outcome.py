@@ -13,10 +13,12 @@ from attar.errors import RecipeError
 from attar.files import write_text
 from distill.recipe.parse import put, read_values
 from distill.recipe.schema import Recipe
-from distill.recipe.tune import Range, TuneConfig
+from distill.recipe.tune import OBJECTIVE, Range, TuneConfig
 from distill.report.tables import Table
 from distill.run.load import check_recipe
+from distill.tasks.registry import task_of
 from distill.training.arms import DISTILL
+from distill.tune.trial_runs import objective_of
 
 SIGNIFICANT = 3  # digits of a number in the recipe: more would say nothing
 END = 0.1  # share of a range within which a best value is at its end
@@ -37,14 +39,11 @@ def outcome_of(recipe: Recipe, config: TuneConfig, studies: Mapping[str, Any]) -
             "keys": {path: rounded(value) for path, value in best.params.items()},
             "warnings": _at_the_end(arm, config.over_of(arm), best.params),
         }
-    return {"number": recipe_number(recipe), "arms": arms}
-
-
-def recipe_number(recipe: Recipe) -> str:
-    """Name of what trials are compared by."""
-    from distill.tasks.registry import task_of
-
-    return task_of(recipe).metrics.trial_value
+    return {
+        "number": task_of(recipe).metrics.trial_value,
+        "objective": objective_of(recipe),
+        "arms": arms,
+    }
 
 
 def _entry(trial: Any) -> dict[str, Any]:
@@ -98,14 +97,15 @@ def tuned_values(values: dict[str, Any], found: Mapping[str, Any]) -> dict[str, 
     """Plain values of a recipe with the best keys of each arm, in place: those of `distill` as the
     recipe's own, those of a control in an entry of `train.arms` that takes its place.
     """
-    for arm, one in found["arms"].items():
-        if arm == DISTILL:
-            for path, value in one["keys"].items():
-                put(values, path, value, path)
+    own = found["arms"].get(DISTILL, {"keys": {}})["keys"]
+    if any(path.startswith(OBJECTIVE) for path in own):
+        values.setdefault("train", {}).setdefault("objective", found["objective"])
+    for path, value in own.items():
+        put(values, path, value, path)
     for arm, one in found["arms"].items():
         if arm != DISTILL:
-            own = {path.removeprefix("train."): value for path, value in one["keys"].items()}
-            entry = {"arm": arm, "name": f"{arm}-tuned", **own}
+            keys = {path.removeprefix("train."): value for path, value in one["keys"].items()}
+            entry = {"arm": arm, "name": f"{arm}-tuned", **keys}
             train = values.setdefault("train", {})
             others = [x for x in train.get("arms", [arm]) if not _is_of(x, arm)]
             train["arms"] = [*others, entry]
@@ -134,14 +134,7 @@ def check_new(file: Path) -> None:
 
 def printed(found: Mapping[str, Any]) -> str:
     """The part of a recipe that has the best keys, as YAML."""
-    values: dict[str, Any] = {}
-    for path, value in found["arms"].get(DISTILL, {"keys": {}})["keys"].items():
-        if path.startswith("train.objective."):
-            values.setdefault(path, value)  # of a list, by its path: `--set` takes it
-        else:
-            put(values, path, value, path)
-    controls = {"arms": {k: v for k, v in found["arms"].items() if k != DISTILL}}
-    return yaml.safe_dump(tuned_values(values, controls), sort_keys=False).rstrip()
+    return yaml.safe_dump(tuned_values({}, found), sort_keys=False).rstrip()
 
 
 def trial_table(found: Mapping[str, Any]) -> Table:

@@ -69,7 +69,7 @@ def check_tune(recipe: Recipe, folder: Path) -> tuple[TuneConfig, list[str]]:
             "`data.answers` would be written again in every trial of `tune`; write them in a run "
             "of its own, and learn from them as data."
         )
-    arms: list[str] = [*(config.arms or [DISTILL])]
+    arms: list[str] = [DISTILL] if config.arms is None else list(config.arms)
     if config.arms is None and "finetune" in recipe.train.controls and config.over_of("finetune"):
         arms.append("finetune")
     base = base_values(recipe, {})

@@ -28,7 +28,16 @@ def base_values(recipe: Recipe, shared: Mapping[str, Any]) -> dict[str, Any]:
     """Plain values of the recipe of all trials: one seed, no other arms. shared: laid over it."""
     plain = {key: one for key, one in short_form(recipe).items() if key not in OTHER_SECTIONS}
     train = {k: v for k, v in plain.get("train", {}).items() if k not in ("arms", "seeds")}
-    return laid_over({**plain, "train": {**train, "arms": []}}, shared)
+    train = {**train, "objective": objective_of(recipe), "arms": []}
+    return laid_over({**plain, "train": train}, shared)
+
+
+def objective_of(recipe: Recipe) -> list[dict[str, Any]]:
+    """The terms with all of their keys, so that paths find them where the recipe has defaults."""
+    found: list[dict[str, Any]] = recipe.model_dump(mode="json", by_alias=True)["train"][
+        "objective"
+    ]
+    return found
 
 
 def trial_recipe(

@@ -41,7 +41,7 @@ def classes(workshop):
         "teacher": {"model": "teacher"},
         "student": {"from": "teacher"},
         "prompt": {
-            "shots": [0, 1], "draws": 1, "candidates": 5, "dev": 9, "labels": {"light": "what"},
+            "shots": [0, 1], "sets": 1, "candidates": 5, "dev": 9, "labels": {"light": "what"},
         },
     }  # fmt: skip
     Path("classes.yaml").write_text(yaml.safe_dump(recipe))

@@ -39,6 +39,8 @@ def test_each_arm_gets_as_many_trials_and_the_best_keys_are_written(tuned):
         stopped = [trial for trial in one["trials"] if trial["ended"] == "stopped"]
         assert all(list(trial["steps"]) == ["2"] for trial in stopped)
     assert len(list(Path("out").rglob("manifest.json"))) == 1, "one cache"
+    for arm in ("distill", "finetune"):
+        assert "build: up to date" in Path(f"out/trials/{arm}-1/run.log").read_text()
     written = load_recipe("tuned.yaml")
     (entry,) = written.train.arms
     assert (entry.arm, entry.name) == ("finetune", "finetune-tuned")

@@ -16,7 +16,7 @@ from distill.prompting.shared_prefix import open_scorer
 from distill.runtimes.runtime import ModelSource, open_runtime
 from tests.helpers.prompting import question_set
 
-CONFIG = PromptConfig(shots=[0, 1], draws=1, candidates=3, dev=9)
+CONFIG = PromptConfig(shots=[0, 1], sets=1, candidates=3, dev=9)
 
 
 @pytest.fixture

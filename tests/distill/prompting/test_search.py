@@ -19,7 +19,7 @@ from distill.prompting.shared_prefix import open_scorer
 from distill.prompting.wordings import wordings_of
 from tests.helpers.prompting import class_question, question_set
 
-CONFIG = PromptConfig(shots=[0, 2], draws=2, candidates=8, dev=18)
+CONFIG = PromptConfig(shots=[0, 2], sets=2, candidates=8, dev=18)
 
 
 # Calibration -------------------------------------------------------------------------------------

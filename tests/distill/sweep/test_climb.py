@@ -3,6 +3,8 @@
 Trainings are planted here; whole sweeps are in tests/runs/test_sweep.py.
 """
 
+import logging
+
 import numpy as np
 import pytest
 
@@ -212,7 +214,8 @@ def test_as_many_go_on_as_the_time_left_is_enough_for():
     assert going_on(169) == going_on(1) == ["a"]
 
 
-def test_rates_on_an_early_rung_are_warned_of(caplog):
+def test_rates_on_an_early_rung_are_warned_of(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("distill"), "propagate", True)
     check_sweep(recipe())
     assert "trials differ in `train.lr`" in caplog.text
     caplog.clear()
