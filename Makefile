@@ -23,7 +23,7 @@ TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 HF_HUB_OF
 # Two workers of one thread each; a file stays with one of them, and with it what its tests share.
 PYTEST = $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 	--max-worker-restart 1
-SCRIPTS = $(filter-out %/results_table.py %/tables.py %/preference_tables.py %/instruct_tables.py %/remote_table.py %/plan_table.py %/rollout_tables.py %/peak.py %/step_sides.py %/harness.py %/distillkit.py %/held_out.py %/soup_shrink.py %/transport_tokenizers.py %/answer_tables.py %/answer_measures.py %/transport_tables.py %/sweep_tables.py %/aligned_losses.py %/codec_tables.py %/prompt_tables.py,$(wildcard benchmarks/*.py))
+SCRIPTS = $(filter-out %/results_table.py %/tables.py %/preference_tables.py %/instruct_tables.py %/remote_table.py %/plan_table.py %/rollout_tables.py %/peak.py %/step_sides.py %/harness.py %/distillkit.py %/held_out.py %/soup_shrink.py %/transport_tokenizers.py %/answer_tables.py %/answer_measures.py %/transport_tables.py %/sweep_tables.py %/compare_tables.py %/aligned_losses.py %/codec_tables.py %/prompt_tables.py,$(wildcard benchmarks/*.py))
 
 .PHONY: demo demo-classification demo-compare test test-fast test-slow test-all check bench docs site results clean
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from answer_tables import answer_blocks
 from codec_tables import codecs_block, layers_block, students_block
+from compare_tables import compare_blocks
 from instruct_tables import instruct_block
 from plan_table import plan_block
 from preference_tables import preference_quality_block, preference_steps_block
@@ -308,6 +309,7 @@ def pages() -> dict[Path, str]:
         "prompting.md": {"search": prompt_block(*prompt_results(RESULTS))},
         "transport.md": transport_blocks(RESULTS),
         "sweep.md": sweep_blocks(RESULTS),
+        "compare.md": compare_blocks(RESULTS),
         "preferences.md": {
             "steps": preference_steps_block(_result("preferences")),
             "quality": preference_quality_block(RESULTS),

@@ -144,7 +144,7 @@ def adapters_mix(standing: Standing) -> Evidence:
     for name in THIN:
         for one in standing.whole.get(name, [])[:1]:
             found = one.serving.get("mixed_batch")
-            if found is not None:
+            if found is not None and "ratio" in found:  # else only why rows cannot be mixed
                 shown.append(f"{name}: {found['ratio']:.2f} times the texts a second")
                 faster.append(found["ratio"] > 1)
     if not shown:
