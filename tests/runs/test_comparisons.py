@@ -17,6 +17,7 @@ from tests.helpers.command_line import invoke
 from tests.helpers.compared_folder import NAMES, fill_folder, values
 
 pytestmark = pytest.mark.usefixtures("whole_stages", "child_process", "saved_models")
+ROOT = Path(__file__).parents[2]
 SECTION = {"labels": [12], "test": 24, "selection": 16, "validation": 8, "least_steps": 2}
 
 
@@ -104,7 +105,7 @@ def test_answers_in_words_are_compared_by_their_nll(folder):
 
 
 def test_the_command_prints_a_table_and_goes_on(folder):
-    done = invoke("compare recipe.yaml --arms majority,tf-idf --dir out")
+    done = invoke("compare", "recipe.yaml", "--arms", "majority,tf-idf", "--dir", "out")
     assert done.exit_code == 0, done.output
     assert "(recommended)" in done.output
     assert "With 12 labels:" in done.output
@@ -123,3 +124,20 @@ def test_an_encoder_is_compared_without_prompts(folder):
     found = compared("arms=[head, lora, zero-shot, teacher-few-shot]")
     assert set(found["points"]["12"]["arms"]) == {"head"}
     assert "no language model that writes" in found["refused"]["zero-shot"]
+
+
+def test_the_example_runs_as_it_stands(folder):
+    """With a tiny model and few rows in the place of its own."""
+    rows = [{"text": text, "label": "positive" if good else "negative"}
+            for text, good in sentences(160)]  # fmt: skip
+    write_rows(folder / "rows.jsonl", rows)
+    stand_ins = {
+        "teacher.model": "model", "student.from": "model", "data.train": "rows.jsonl",
+        "data.held_out": "0.2", "data.max_length": "24", "compare.labels": "[4, 12]",
+        "compare.test": "24", "compare.selection": "16", "compare.validation": "8",
+        "compare.least_steps": "2",
+    }  # fmt: skip
+    changes = [word for key, value in stand_ins.items() for word in ("--set", f"{key}={value}")]
+    done = invoke("compare", str(ROOT / "examples" / "compare.yaml"), "--dir", "out", *changes)
+    assert done.exit_code == 0, done.output
+    assert "With 12 labels:" in done.output

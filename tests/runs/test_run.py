@@ -281,8 +281,9 @@ def test_two_processes_train_the_same_student(workshop, several_processes):
         assert (tensor - students[1][name]).abs().max() < 1e-4, name
 
 
-# tests/distill/tasks/sequence_classification/test_runs.py and test_instruct.py run these
-ELSEWHERE = {"classification.yaml", "instruct.yaml"}
+# tests/distill/tasks/sequence_classification/test_runs.py, test_instruct.py and
+# test_comparisons.py run these
+ELSEWHERE = {"classification.yaml", "compare.yaml", "instruct.yaml"}
 
 
 @pytest.mark.parametrize("example", sorted({p.name for p in EXAMPLES.glob("*.yaml")} - ELSEWHERE))
