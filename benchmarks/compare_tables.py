@@ -46,7 +46,7 @@ def _difference(row: dict[str, Any]) -> str:
 
 
 def arms_block(found: dict[str, Any]) -> str:
-    """A line an arm: quality on the test rows in every cell, and seconds of learning in the last."""
+    """A line an arm: quality on the test rows in every cell, and the most seconds of learning."""
     rows = found["arms"]
     cells = list(dict.fromkeys((row["data"], row["labels"]) for row in rows))
     known = {(row["data"], row["labels"], row["arm"]): row for row in rows}

@@ -43,10 +43,9 @@ def check_sweep(recipe: Recipe) -> None:
             "`sweep.over` has no key of `student` or `train`, so that all trials would be the same "
             "on every rung; add one, or use `distill run` with `--set`."
         )
-    _warn_of_rates(config)
 
 
-def _warn_of_rates(config: SweepConfig) -> None:
+def warn_of_rates(config: SweepConfig) -> None:
     """Warn where an early rung would choose between learning rates."""
     swept = [path for path in config.over if path in {f"train.{key}" for key in RATES}]
     if swept and config.rungs[0] < EARLY:

@@ -31,7 +31,7 @@ from distill.report.paired_difference import UNTOLD, direction
 from distill.run.context import Run
 from distill.stages.stage import STAGES
 from distill.sweep.budget import affordable, check_budget, planned_seconds
-from distill.sweep.checks import check_sweep, check_trials, section_of
+from distill.sweep.checks import check_sweep, check_trials, section_of, warn_of_rates
 from distill.sweep.grid import trials_of
 from distill.sweep.halving import ranked, survivors
 from distill.sweep.results import write_results
@@ -60,6 +60,7 @@ def sweep(recipe: Recipe, folder: Path) -> dict[str, Any]:
     config = section_of(recipe)
     if config.budget is not None:  # of the teacher as it is before it is adapted
         check_budget(config, {one.name: planned_seconds(run) for one, run in first})
+    warn_of_rates(config)
     folder.mkdir(parents=True, exist_ok=True)
     lock = LockFile(folder / "sweep.lock")
     with hold_lock(lock, f"The sweep folder {folder}", RunError), log_to_file(folder / "sweep.log"):

@@ -14,6 +14,7 @@ from distill.stages.evaluate import baselines_of, measure_baseline, measured_mod
 from distill.stages.report import judged
 from distill.tasks.causal_lm.task import CausalLM
 from distill.tasks.sequence_classification.task import SequenceClassification
+from distill.training.train_config import TrainConfig
 from teachers.load import TeacherConfig
 
 
@@ -22,7 +23,7 @@ def run_of(tmp_path, task, baselines=True):
     teacher = TeacherConfig(model="teacher")
     recipe = SimpleNamespace(
         teacher=teacher, seed=0, specialize=None, cache=SimpleNamespace(batch_tokens=64),
-        evaluate=SimpleNamespace(baselines=baselines), train=SimpleNamespace(arms=["finetune"]),
+        evaluate=SimpleNamespace(baselines=baselines), train=TrainConfig.model_validate({}),
         export=SimpleNamespace(tolerance=Tolerance()),
     )  # fmt: skip
     return SimpleNamespace(

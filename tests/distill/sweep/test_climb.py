@@ -13,7 +13,7 @@ from distill.recipe.sweep import SweepConfig
 from distill.run.load import check_recipe, short_form
 from distill.sweep import run_sweep
 from distill.sweep.budget import affordable, check_budget, words
-from distill.sweep.checks import check_sweep
+from distill.sweep.checks import section_of, warn_of_rates
 from distill.sweep.grid import trials_of
 from distill.sweep.run_sweep import Sweep
 from distill.sweep.state import Rung, TrialState, read_state, write_state
@@ -216,9 +216,9 @@ def test_as_many_go_on_as_the_time_left_is_enough_for():
 
 def test_rates_on_an_early_rung_are_warned_of(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("distill"), "propagate", True)
-    check_sweep(recipe())
+    warn_of_rates(section_of(recipe()))
     assert "trials differ in `train.lr`" in caplog.text
     caplog.clear()
-    check_sweep(recipe(rungs=[0.5, 1.0]))
-    check_sweep(recipe(over={"student.layers.keep": [1, 2]}))
+    warn_of_rates(section_of(recipe(rungs=[0.5, 1.0])))
+    warn_of_rates(section_of(recipe(over={"student.layers.keep": [1, 2]})))
     assert not caplog.text
