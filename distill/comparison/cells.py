@@ -18,8 +18,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from attar import __version__
 from attar.errors import RecipeError
 from attar.files import fingerprint
+from attar.libraries import library_versions
 from attar.models.loading import load_config
 from attar.models.structure import usable_positions
 from distill.comparison.elsewhere import elsewhere_rows
@@ -42,6 +44,7 @@ CLASSES, TEXT = "sequence-classification", "causal-lm"  # tasks that can be comp
 OTHER_SECTIONS = ("compare", "prompt", "sweep", "tune", "features", "specialize", "export")
 EVALUATIONS = 2  # of a training on the validation part: half way, and at the end
 TEMPLATE_TOKENS = 64  # of a chat template and the question's own words, beside a text's
+LIBRARIES = ("torch", "transformers", "peft", "datasets")  # on whose versions numbers depend
 ALL = 2**31  # tokens: every row of a part is measured
 LEARNED_POSITIONS = 24  # before the text, of prefixes and soft prompts
 WITHOUT_EFFECT = {"arms", "labels", "seeds", "budget", "settings", "drop"}  # on one arm's numbers
@@ -249,4 +252,5 @@ class Comparison:
         recipe = self.recipe.model_dump(mode="json", exclude={"compare", "sweep"})
         rows = [self.training_rows(cell), self.parts.validation, self.measured_rows]
         config = self.config.model_dump(exclude=WITHOUT_EFFECT)
-        return fingerprint([recipe, config, rows, self.parts.classes])
+        versions = [__version__, library_versions(*LIBRARIES)]
+        return fingerprint([versions, recipe, config, rows, self.parts.classes])

@@ -17,7 +17,7 @@ from attar.locks import LockFile, hold_lock
 from distill.comparison.advice import advice_of
 from distill.comparison.arms import ARMS_COMPARED
 from distill.comparison.asking import check_prompts
-from distill.comparison.cells import Cell, Comparison
+from distill.comparison.cells import LIBRARIES, Cell, Comparison
 from distill.comparison.claims import claims_of
 from distill.comparison.estimate import Estimator
 from distill.comparison.forgetting import check_forgetting
@@ -31,7 +31,6 @@ from distill.evaluation.job import Numbers
 
 log = logging.getLogger(__name__)
 SCHEMA = 1  # of comparison.json
-LIBRARIES = ("torch", "transformers", "peft", "datasets")
 
 
 def compare(comparison: Comparison) -> Numbers:

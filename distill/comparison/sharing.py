@@ -19,7 +19,6 @@ from torch import Tensor
 from attar.errors import ModelError
 from attar.files import read_json, write_json
 from attar.storage_errors import storage_error
-from distill.comparison.outcome import Outcome
 from distill.data.examples import Examples
 from distill.evaluation.fresh_process import run_in_fresh_process
 from distill.evaluation.job import Numbers
@@ -71,16 +70,6 @@ def requests_of(run: Run) -> list[list[int]]:
     """Ids of the held-out rows of a run, as many as there are tasks."""
     examples = Examples(run.folder.data() / "held_out.arrow")
     return [examples[i].input_ids.tolist() for i in range(min(TASKS, len(examples)))]
-
-
-def models_to_load(outcome: Outcome, tasks: int = TASKS) -> Numbers:
-    """How many models are loaded to serve several tasks of an arm, and why."""
-    if outcome.mixes:
-        return {"tasks": tasks, "models": 1, "reason": "rows of several tasks share a batch"}
-    if outcome.shares_base:
-        reason = "one body is shared, and a batch is read by one task's own part at a time"
-        return {"tasks": tasks, "models": 1, "reason": reason}
-    return {"tasks": tasks, "models": tasks, "reason": "every task has weights of its own"}
 
 
 # In a fresh process ------------------------------------------------------------------------------

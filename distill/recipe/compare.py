@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from attar.config import Section
 from distill.evaluation.downstream.config import TaskConfig
-
-DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)")
-SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-
-
-def seconds_of(value: Any) -> Any:
-    """`90s`, `30m` or `2h` in seconds; a number stays as it is. Raises `ValueError` for others."""
-    if not isinstance(value, str):
-        return value
-    found = DURATION.fullmatch(value.strip())
-    if found is None:
-        raise ValueError(f"`{value}` is not a time; write seconds, or `90s`, `30m`, `2h`")
-    return float(found[1]) * SECONDS[found[2]]
-
-
-Duration = Annotated[float, BeforeValidator(seconds_of), Field(gt=0)]
+from distill.recipe.budgets import Duration
 
 
 class ForgetConfig(Section):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-import re
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from attar.config import Section
 from attar.errors import RecipeError
+from distill.recipe.budgets import Duration, Rungs
 from students.artifacts.artifact import ARTIFACTS
 
 SWEPT = ("student", "train", "specialize", "export")  # sections that trials may differ in
@@ -17,7 +16,6 @@ SHARED = (
     "trials share the teacher, its cache and the data: sweep over keys of "
     f"{', '.join(f'`{name}`' for name in SWEPT)}"
 )
-UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 Axis = Literal["quality", "bytes", "latency"]
 
 
@@ -30,7 +28,7 @@ class SweepConfig(Section):
     artifacts: list[str] | None = Field(
         None, description="made of every finalist; those of `export` when absent"
     )
-    rungs: list[float] = Field(
+    rungs: Rungs = Field(
         [0.11, 0.33, 1.0], description="shares of the steps after which trials are compared"
     )
     halve: int = Field(3, ge=2, description="at each rung one of so many trials goes on")
@@ -40,7 +38,7 @@ class SweepConfig(Section):
     keep_front: bool = Field(
         False, description="every trial that no other one beats goes on, however many there are"
     )
-    budget: float | None = Field(
+    budget: Duration | None = Field(
         None, description="time for everything, as `90m` or `2h`; without it no limit"
     )
 
@@ -81,16 +79,6 @@ class SweepConfig(Section):
                 raise ValueError(str(error)) from None
         return value
 
-    @field_validator("rungs")
-    @classmethod
-    def _ascend(cls, value: list[float]) -> list[float]:
-        rises = all(a < b for a, b in itertools.pairwise(value))
-        if not value or not rises or value[0] <= 0 or value[-1] != 1:
-            raise ValueError(
-                "must be shares that rise from above 0 to 1, as in `[0.11, 0.33, 1.0]`"
-            )
-        return value
-
     @field_validator("front")
     @classmethod
     def _weighs_quality(cls, value: list[Axis]) -> list[Axis]:
@@ -99,15 +87,3 @@ class SweepConfig(Section):
                 "must have `quality` and what that is weighed against: `bytes`, `latency`, or both"
             )
         return value
-
-    @field_validator("budget", mode="before")
-    @classmethod
-    def _as_seconds(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            if value is not None and (isinstance(value, bool) or value <= 0):
-                raise ValueError("is no time; write one such as `90m` or `2h`")
-            return value
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|m|h|d)\s*", value)
-        if found is None or float(found[1]) == 0:
-            raise ValueError("is no time; write one such as `90m` or `2h`")
-        return float(found[1]) * UNITS[found[2]]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from attar.config import Section
+from distill.recipe.budgets import Rungs
 from distill.training.candidates import Candidate
 
 OWN_KEYS = [name for name in Candidate.model_fields if name not in ("arm", "name")]
@@ -42,7 +42,7 @@ class TuneConfig(Section):
     arms: list[TunedArm] | None = Field(
         None, min_length=1, description="`distill` and, where `train.arms` has it, `finetune`"
     )
-    rungs: list[float] = Field(
+    rungs: Rungs = Field(
         [0.2, 0.5, 1.0], description="shares of the steps after which trials are compared"
     )
     halve: int = Field(3, ge=2, description="at each rung one of so many trials goes on")
@@ -71,14 +71,6 @@ class TuneConfig(Section):
                 )
             if isinstance(choices, list) and len(choices) < 2:
                 raise ValueError(f"`{path}` has nothing to choose from; give two values or more")
-        return value
-
-    @field_validator("rungs")
-    @classmethod
-    def _ascend(cls, value: list[float]) -> list[float]:
-        rises = all(a < b for a, b in itertools.pairwise(value))
-        if not value or not rises or value[0] <= 0 or value[-1] != 1:
-            raise ValueError("must be shares that rise from above 0 to 1, as in `[0.2, 0.5, 1.0]`")
         return value
 
     @model_validator(mode="after")

@@ -3,22 +3,13 @@
 import pytest
 import torch
 
-from distill.comparison.outcome import Outcome
-from distill.comparison.sharing import TASKS, measure_sharing, models_to_load
+from distill.comparison.sharing import TASKS, measure_sharing
 from distill.runtimes.runtime import ModelSource
 from students.tuning.adapters import save_adapter
 from students.tuning.method import METHODS
 from tests.helpers.compared_folder import tiny_decoder
 
 ROWS = [[4, 5, 6, 7], [8, 9], [10, 11, 12]]
-
-
-def test_models_to_load_follow_from_what_is_shared():
-    whole = Outcome("full", 8, 0)
-    head = Outcome("head", 8, 0, shares_base=True)
-    adapter = Outcome("lora", 8, 0, shares_base=True, mixes=True)
-    assert [models_to_load(one)["models"] for one in (whole, head, adapter)] == [TASKS, 1, 1]
-    assert models_to_load(whole, 20)["models"] == 20
 
 
 @pytest.mark.usefixtures("child_process", "saved_models")
