@@ -31,6 +31,7 @@ def compare(
     Every arm learns from the same rows, of several numbers, and is measured on the same rows. It
     goes on where it was stopped. Leaves comparison.json and comparison.html.
     """
+    from distill.comparison.advice import largest_point
     from distill.comparison.cells import Comparison
     from distill.comparison.compare import compare as run_comparison
     from distill.comparison.page import arm_table, report_lines
@@ -44,7 +45,7 @@ def compare(
     where = Path(folder) if folder else Path("runs") / f"{Path(recipe).stem}-comparison"
     found = run_comparison(Comparison(loaded, where))
     if not show["quiet"]:
-        print_table(arm_table(found, str(found["sizes"][-1])))
+        print_table(arm_table(found, largest_point(found)))
         for line in report_lines(found):
             say(line)
     say(f"Page: {where / 'comparison.html'}")

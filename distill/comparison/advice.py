@@ -14,7 +14,7 @@ Price = Callable[[Numbers], float | None]
 
 def advice_of(found: Numbers) -> list[Numbers]:
     """Advice by constraint; those that no arm answers are left out."""
-    largest = str(found["sizes"][-1])
+    largest = largest_point(found)
     advice: list[Numbers] = []
     for labels in map(str, found["sizes"]):
         point = found["points"][labels]
@@ -48,6 +48,15 @@ def advice_of(found: Numbers) -> list[Numbers]:
                 _sentence(found, f"as good as the best, with {words}", cheap, known[cheap])
             )
     return advice
+
+
+def largest_point(found: Numbers) -> str:
+    """The largest number of rows at which any arm was measured, as `points` names it; the smallest
+    of all where none was.
+    """
+    points = found["points"]
+    measured = [n for n in found["sizes"] if points[str(n)]["recommended"] is not None]
+    return str(measured[-1] if measured else found["sizes"][0])
 
 
 def _measured(found: Numbers, point: Numbers) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from html import escape
 
 import yaml
 
-from distill.comparison.advice import shown_bytes
+from distill.comparison.advice import largest_point, shown_bytes
 from distill.comparison.arms import FAMILIES
 from distill.evaluation.job import Numbers
 from distill.report.html import STYLE
@@ -57,7 +57,7 @@ Across = Callable[[Numbers], float | None]
 
 def render_comparison(found: Numbers) -> str:
     """The page, from what comparison.json holds."""
-    largest = str(found["sizes"][-1])
+    largest = largest_point(found)
     recipe = yaml.safe_dump(found["recipe"], sort_keys=False)
     environment = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
     advice = "".join(f"<li>{escape(one['sentence'])}</li>" for one in found["advice"])
@@ -100,7 +100,7 @@ def quality_of(found: Numbers) -> Quality:
 
 def figures(found: Numbers) -> list[Figure]:
     """The curves, and quality against what is paid at the largest number of rows."""
-    largest = str(found["sizes"][-1])
+    largest = largest_point(found)
     arms = {n: a for n, a in found["points"][largest]["arms"].items() if "test" in a}
     ways: list[tuple[str, str, Across]] = [
         ("seconds of learning", "learning", lambda arm: max(arm["cost"]["seconds"], 0.01)),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from distill.comparison.advice import advice_of, shown_bytes
+from distill.comparison.advice import advice_of, largest_point, shown_bytes
 from distill.comparison.claims import claims_of
 from distill.comparison.compare import report_of
 from distill.comparison.page import arm_table, curve_rows, render_comparison, report_lines
@@ -92,6 +92,16 @@ def test_a_page_of_one_size_and_few_arms(race):
     found = report_of(race({"features": planted(0.5, family="features")}, labels=[8]), {})
     assert "8 training rows" in render_comparison(found)
     assert advice_of(found)
+
+
+def test_where_the_budget_ended_early_the_table_is_of_the_largest_point_with_numbers(race):
+    arms = {"features": planted(0.5, family="features"), "full": planted(0.6, 30.0)}
+    found = report_of(race(arms, budget=2.5, labels=[4, 8]), {})
+    for name in arms:
+        found["points"]["8"]["arms"][name] = {"not_run": "no time was left"}
+    found["points"]["8"]["recommended"] = None
+    assert largest_point(found) == "4"
+    assert "All arms with 4 training rows" in render_comparison(found)
 
 
 def test_sizes_in_words():
