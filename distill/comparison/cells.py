@@ -76,6 +76,7 @@ class Comparison:
             )
         self.recipe, self.folder = recipe, folder
         self.config = recipe.compare or CompareConfig()
+        self._orders: dict[int, list[Any]] = {}  # of training rows, by seed
 
     @property
     def labelled(self) -> bool:
@@ -155,10 +156,9 @@ class Comparison:
         return self._order(cell.seed)[: cell.labels]
 
     def _order(self, seed: int) -> list[Any]:
-        known: dict[int, list[Any]] = self.__dict__.setdefault("_orders", {})
-        if seed not in known:
-            known[seed] = learning_order(self.parts.train, seed)
-        return known[seed]
+        if seed not in self._orders:
+            self._orders[seed] = learning_order(self.parts.train, seed)
+        return self._orders[seed]
 
     # Recipes -----------------------------------------------------------------------------------
 

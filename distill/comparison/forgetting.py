@@ -37,7 +37,7 @@ from distill.evaluation.bootstrap import (
 )
 from distill.evaluation.downstream.questions import check_tasks, task_stamp
 from distill.evaluation.downstream.scoring import likelihoods, score_task
-from distill.evaluation.fresh_process import run_in_fresh_process
+from distill.evaluation.fresh_process import numbers_from_fresh_process
 from distill.evaluation.job import Numbers, PredictionArrays
 from distill.evaluation.predictions import write_arrays
 from distill.recipe.compare import ForgetConfig
@@ -168,17 +168,8 @@ def measure_abilities(job: AbilityJob) -> Numbers:
 
     Raises `ModelError` with the reason where the model cannot be loaded and run.
     """
-    out = Path(job.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.unlink(missing_ok=True)
-    run_in_fresh_process(_measure_to_file, job)
-    if not out.exists():
-        raise ModelError(f"{job.body or job.source.path} could not be run: its process died.")
-    found: Numbers = read_json(out)
-    if "error" in found:
-        out.unlink()
-        raise ModelError(f"{job.body or job.source.path} could not be run: {found['error']}")
-    return found
+    failure = f"{job.body or job.source.path} could not be run"
+    return numbers_from_fresh_process(_measure_to_file, job, Path(job.out), failure)
 
 
 def _measure_to_file(job: AbilityJob) -> None:

@@ -52,6 +52,7 @@ class Race:
     dropped: dict[str, Numbers] = field(default_factory=dict)
     not_run: dict[int, dict[str, str]] = field(default_factory=dict)
     spent: float = 0.0
+    _standings: dict[int, Standing] = field(default_factory=dict)
 
     def run(self) -> None:
         """Run all points."""
@@ -76,8 +77,10 @@ class Race:
             raise RecipeError(f"No arm could be run; {found[0].arm} failed: {found[0].failed}")
 
     def standing(self, labels: int) -> Standing:
-        """How the arms stand at a number of rows."""
-        return Standing(self.comparison, labels, self.outcomes[labels])
+        """How the arms stand at a number of rows, all of which ran."""
+        if labels not in self._standings:
+            self._standings[labels] = Standing(self.comparison, labels, self.outcomes[labels])
+        return self._standings[labels]
 
     # Costs -------------------------------------------------------------------------------------
 

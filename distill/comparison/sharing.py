@@ -16,11 +16,10 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from attar.errors import ModelError
-from attar.files import read_json, write_json
+from attar.files import write_json
 from attar.storage_errors import storage_error
 from distill.data.examples import Examples
-from distill.evaluation.fresh_process import run_in_fresh_process
+from distill.evaluation.fresh_process import numbers_from_fresh_process
 from distill.evaluation.job import Numbers
 from distill.run.context import Run
 from distill.runtimes.runtime import ModelSource
@@ -57,13 +56,8 @@ def measure_sharing(source: ModelSource, rows: Sequence[Sequence[int]], folder: 
     """
     requests = [list(rows[i % len(rows)])[-MOST_TOKENS:] for i in range(TASKS)]
     out = folder / "sharing.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.unlink(missing_ok=True)
-    run_in_fresh_process(_measure_to_file, SharingJob(source, requests, str(out)))
-    if not out.exists():
-        raise ModelError(f"{source.path} could not be served: its process died.")
-    found: Numbers = read_json(out)
-    return found
+    job, failure = SharingJob(source, requests, str(out)), f"{source.path} could not be served"
+    return numbers_from_fresh_process(_measure_to_file, job, out, failure)
 
 
 def requests_of(run: Run) -> list[list[int]]:

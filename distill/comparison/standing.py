@@ -8,7 +8,7 @@ minus the nll of the right one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -30,12 +30,14 @@ Arrays = dict[str, np.ndarray]
 class Standing:
     """The arms that were measured with some number of training rows, every seed of each.
 
-    outcomes: by arm, one a seed, in the order of the seeds.
+    outcomes: by arm, one a seed, in the order of the seeds. Fronts, claims and advice ask for the
+    same qualities and differences, so these are taken once.
     """
 
     comparison: Comparison
     labels: int
     outcomes: dict[str, list[Outcome]]
+    _known: dict[tuple[str, ...], Numbers] = field(default_factory=dict)
 
     @cached_property
     def whole(self) -> dict[str, list[Outcome]]:
@@ -57,6 +59,11 @@ class Standing:
 
     def quality(self, arm: str, part: str) -> Numbers:
         """Mean quality over rows and seeds, `value`, and its 95% `interval`."""
+        if (arm, part) not in self._known:
+            self._known[arm, part] = self._quality(arm, part)
+        return self._known[arm, part]
+
+    def _quality(self, arm: str, part: str) -> Numbers:
         arrays = self.arrays(arm, part)
         value = float(np.mean([one[QUALITY].mean() for one in arrays]))
         if len(arrays) == 1 and self.comparison.labelled:
@@ -70,6 +77,11 @@ class Standing:
 
     def difference(self, one: str, other: str, part: str) -> Numbers:
         """Quality of one arm minus that of another on the same rows, over rows and seeds."""
+        if (one, other, part) not in self._known:
+            self._known[one, other, part] = self._difference(one, other, part)
+        return self._known[one, other, part]
+
+    def _difference(self, one: str, other: str, part: str) -> Numbers:
         pairs = [
             on_same_rows(a, b)
             for a, b in zip(self.arrays(one, part), self.arrays(other, part), strict=True)

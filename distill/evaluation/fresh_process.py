@@ -17,8 +17,11 @@ from contextlib import contextmanager
 from logging.handlers import QueueHandler
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any, cast
 
+from attar.errors import ModelError
+from attar.files import read_json
 from attar.models import silenced
 from attar.progress import Relay, Replay, set_listener
 from attar.storage_errors import storage_error
@@ -39,6 +42,26 @@ PROCESS_GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE
 def preloaded(function: Callable[[Any], None]) -> list[str]:
     """Names of the modules that the fork server imports before it runs a function."""
     return [SILENCER, function.__module__, *PRELOADED_LIBRARIES]
+
+
+def numbers_from_fresh_process(
+    function: Callable[[Any], None], argument: Any, out: Path, failure: str
+) -> dict[str, Any]:
+    """What `function(argument)` writes into the JSON file `out`, called in a child.
+
+    failure: the beginning of the sentence on a child that failed. Raises `ModelError` where it left
+    nothing, or an object with an `error`, whose file is deleted.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.unlink(missing_ok=True)
+    run_in_fresh_process(function, argument)
+    if not out.exists():
+        raise ModelError(f"{failure}: its process died.")
+    found: dict[str, Any] = read_json(out)
+    if "error" in found:
+        out.unlink()
+        raise ModelError(f"{failure}: {found['error']}")
+    return found
 
 
 def run_in_fresh_process(function: Callable[[Any], None], argument: Any) -> int:

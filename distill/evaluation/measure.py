@@ -19,7 +19,7 @@ from attar.errors import ModelError
 from attar.files import read_json, stored_weight_bytes, write_json
 from attar.storage_errors import naming, storage_error
 from distill.data.examples import Examples
-from distill.evaluation.fresh_process import run_in_fresh_process
+from distill.evaluation.fresh_process import numbers_from_fresh_process
 from distill.evaluation.job import EvaluateConfig, MeasureJob, Numbers, PredictionArrays
 from distill.evaluation.predictions import held_out_batches, write_arrays
 from distill.evaluation.timing import Timer, machine_of
@@ -98,17 +98,8 @@ def measure_in_fresh_process(job: MeasureJob) -> Numbers:
 
     Raises `ModelError` with the reason where the model cannot be loaded and run.
     """
-    out = Path(job.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.unlink(missing_ok=True)
-    run_in_fresh_process(_measure_to_file, job)
-    if not out.exists():
-        raise ModelError(f"`{job.name}` ({job.model}) could not be run: its process died.")
-    found: Numbers = read_json(out)
-    if "error" in found:
-        out.unlink()
-        raise ModelError(f"`{job.name}` ({job.model}) could not be run: {found['error']}")
-    return found
+    failure = f"`{job.name}` ({job.model}) could not be run"
+    return numbers_from_fresh_process(_measure_to_file, job, Path(job.out), failure)
 
 
 def _measure_to_file(job: MeasureJob) -> None:

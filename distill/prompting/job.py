@@ -11,7 +11,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +19,10 @@ import torch
 from attar.checksums import record_files
 from attar.device import peak_memory_bytes
 from attar.errors import ModelError
-from attar.files import fingerprint, read_json, write_json, write_text
+from attar.files import fingerprint, write_json, write_text
 from attar.storage_errors import naming, storage_error
 from distill.evaluation.bootstrap import interval, proportion_interval
-from distill.evaluation.fresh_process import run_in_fresh_process
+from distill.evaluation.fresh_process import numbers_from_fresh_process
 from distill.evaluation.predictions import write_arrays
 from distill.prompting.config import PromptConfig
 from distill.prompting.prompt_file import (
@@ -208,17 +208,8 @@ def run_apart(job: PromptJob | WritingJob, out: Path) -> dict[str, Any]:
 
     Raises `ModelError` with the reason where the model cannot be loaded and asked.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.unlink(missing_ok=True)
-    run_in_fresh_process(_do, (job, str(out)))
-    name = job.source.path
-    if not out.exists():
-        raise ModelError(f"{name} could not be asked: its process died.")
-    found = cast(dict[str, Any], read_json(out))
-    if "error" in found:
-        out.unlink()
-        raise ModelError(f"{name} could not be asked: {found['error']}")
-    return found
+    failure = f"{job.source.path} could not be asked"
+    return numbers_from_fresh_process(_do, (job, str(out)), out, failure)
 
 
 def _do(argument: tuple[PromptJob | WritingJob, str]) -> None:
